@@ -1,0 +1,109 @@
+//! Time and chance, the only place they come from.
+//! In: nothing, or a test's hand. Out: wall time in milliseconds, monotonic time, seeded dice.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+/// Milliseconds since the Unix epoch.
+pub type Millis = u64;
+
+/// The clock of a process, or of a simulated one.
+#[derive(Clone, Debug)]
+pub struct Clock(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    System,
+    Virtual(Arc<AtomicU64>),
+}
+
+impl Clock {
+    /// The machine's clock.
+    pub fn system() -> Self {
+        Self(Kind::System)
+    }
+
+    /// A clock that stands still until [`Clock::advance`] moves it; `start` in milliseconds since the epoch.
+    pub fn manual(start: Millis) -> Self {
+        Self(Kind::Virtual(Arc::new(AtomicU64::new(start))))
+    }
+
+    /// Wall time now.
+    #[expect(clippy::disallowed_methods, reason = "this is the one reader of wall time")]
+    pub fn now(&self) -> Millis {
+        match &self.0 {
+            Kind::System => SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+            Kind::Virtual(now) => now.load(Ordering::Acquire),
+        }
+    }
+
+    /// Moves a manual clock on; the machine's clock ignores it.
+    pub fn advance(&self, by: Duration) {
+        if let Kind::Virtual(now) = &self.0 {
+            let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+            now.fetch_add(by, Ordering::AcqRel);
+        }
+    }
+}
+
+/// A point of monotonic time, for measuring how long something took.
+#[derive(Clone, Copy, Debug)]
+pub struct Stopwatch(Instant);
+
+impl Stopwatch {
+    /// Starts measuring.
+    #[expect(clippy::disallowed_methods, reason = "this is the one reader of monotonic time")]
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Time since the start.
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// Waits in real time. Everything that waits goes through here, so that waiting is easy to find.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that sleeps")]
+pub async fn sleep(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
+/// A source of chance that repeats itself when it is given the same seed.
+#[derive(Clone, Debug)]
+pub struct Dice(SmallRng);
+
+impl Dice {
+    /// Dice that fall the same way for the same seed.
+    pub fn seeded(seed: u64) -> Self {
+        Self(SmallRng::seed_from_u64(seed))
+    }
+
+    /// Dice seeded by the operating system.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that asks the system for chance")]
+    pub fn from_system() -> Self {
+        Self::seeded(rand::random())
+    }
+
+    /// Uniform in `[0, 1)`.
+    pub fn unit(&mut self) -> f64 {
+        self.0.random()
+    }
+
+    /// Uniform in `[0, bound)`; 0 when `bound` is 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        if bound == 0 { 0 } else { self.0.random_range(0..bound) }
+    }
+}
+
+/// Milliseconds as RFC 3339 text in UTC, for people and for logs.
+pub fn rfc3339(at: Millis) -> String {
+    let millis = i64::try_from(at).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(millis).map_or_else(|_| at.to_string(), |stamp| stamp.to_string())
+}

@@ -1,0 +1,18 @@
+//! Perkey: an actor-based event-processing runtime in which each message takes effect exactly once.
+
+// values
+pub mod clock;
+pub mod handler;
+pub mod message;
+pub mod settings;
+
+// the pipeline
+pub mod pipeline;
+
+// the edges
+pub mod store;
+pub mod transport;
+
+pub use handler::{AfterDeadLetter, Column, ColumnKind, Fault, Handler, Row, Table, Turn};
+pub use message::{Key, Message};
+pub use pipeline::retry::RetryPolicy;

@@ -1,0 +1,3 @@
+//! The stages of a message, in the order in which it meets them.
+
+pub mod retry;

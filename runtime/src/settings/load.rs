@@ -1,0 +1,1 @@
+//! Reads settings from defaults, a file, the environment and flags.

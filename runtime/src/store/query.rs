@@ -1,0 +1,218 @@
+//! What operators and tools ask of a store, and the little they may write.
+//! In: filters. Out: rows to show; commands and imports that the shards' owners pick up.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{Counters, DeadLetter, Epoch, Event, HistoryRow, LogRow, PendingRow, SourcePositions, StoreFuture};
+use crate::clock::Millis;
+use crate::message::ShardNo;
+
+/// Which dead letters are meant. Empty fields match all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeadFilter {
+    /// Of this service.
+    pub service: Option<String>,
+    /// Of this key.
+    pub key: Option<String>,
+    /// With this message id.
+    pub id: Option<String>,
+    /// Given up at or after this time.
+    pub since: Option<Millis>,
+    /// Given up at or before this time: keeps a command from chasing what it replayed.
+    pub until: Option<Millis>,
+    /// Whose error contains this text.
+    pub error: Option<String>,
+}
+
+impl DeadFilter {
+    /// Whether `letter` is meant.
+    pub fn matches(&self, letter: &DeadLetter) -> bool {
+        self.service.as_deref().is_none_or(|service| service == &*letter.service)
+            && self.key.as_deref().is_none_or(|key| key == &*letter.key)
+            && self.id.as_deref().is_none_or(|id| id == letter.message.id())
+            && self.since.is_none_or(|since| letter.at >= since)
+            && self.until.is_none_or(|until| letter.at <= until)
+            && self.error.as_deref().is_none_or(|text| letter.error.contains(text))
+    }
+}
+
+/// What an operator wants done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Dead letters become pending again.
+    Replay,
+    /// Dead letters are removed.
+    Discard,
+}
+
+/// A command to be recorded: also the audit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewCommand {
+    /// What.
+    pub action: Action,
+    /// On which dead letters.
+    pub filter: DeadFilter,
+    /// Who asked.
+    pub who: String,
+    /// Why.
+    pub why: String,
+    /// How many it matched when it was asked.
+    pub matched: u64,
+    /// When.
+    pub at: Millis,
+}
+
+/// A command that the owner of a shard has still to execute there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenCommand {
+    /// Its number.
+    pub id: i64,
+    /// What.
+    pub action: Action,
+    /// On which dead letters.
+    pub filter: DeadFilter,
+    /// Who asked.
+    pub who: String,
+}
+
+/// How far a command is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CommandState {
+    /// Shards that are done with it.
+    pub shards_done: u32,
+    /// Shards in all.
+    pub shards: u32,
+    /// Messages changed so far.
+    pub affected: u64,
+}
+
+/// A shard as an operator sees it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ShardRow {
+    /// The shard.
+    pub shard: ShardNo,
+    /// Its owner, if any.
+    pub owner: Option<String>,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Its last commit.
+    pub commit_no: u64,
+    /// Unclean takeovers in a row.
+    pub unclean: u32,
+    /// Unread messages in its embedded log (whole rows: a row half read counts whole).
+    pub unread: u64,
+    /// Rows in `pending`.
+    pub pending: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
+    /// Keys held by a dead letter.
+    pub held_keys: u64,
+    /// Where its sources stand.
+    pub positions: SourcePositions,
+    /// Totals over all its owners.
+    pub counters: Counters,
+}
+
+/// A commit that took or caused something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitRow {
+    /// The shard.
+    pub shard: ShardNo,
+    /// Its number.
+    pub no: u64,
+    /// Under which epoch.
+    pub epoch: Epoch,
+    /// When.
+    pub at: Millis,
+}
+
+/// An event with its place in the outbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventRow {
+    /// The commit that holds it.
+    pub commit: CommitRow,
+    /// Its number in the shard's outbox.
+    pub seq: u64,
+    /// The event.
+    pub event: Event,
+}
+
+/// All that is known of a message or a key.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Story {
+    /// Commits that took the id, with the service's name.
+    pub taken: Vec<(CommitRow, Arc<str>)>,
+    /// Events that its turns emitted.
+    pub events: Vec<EventRow>,
+    /// Faults, restarts, dead-letter moves.
+    pub history: Vec<HistoryRow>,
+    /// Where it waits.
+    pub pending: Vec<PendingRow>,
+    /// Where it was given up.
+    pub dead: Vec<DeadLetter>,
+    /// Log rows that still hold it: origin and number.
+    pub log: Vec<(ShardNo, Arc<str>, u64)>,
+    /// The key's states: service, version, JSON.
+    pub states: Vec<(Arc<str>, u32, Bytes)>,
+}
+
+/// An import's progress: a row of its own, written with the messages it counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ImportProgress {
+    /// Lines read, header and bad ones included.
+    pub lines: u64,
+    /// Messages appended.
+    pub messages: u64,
+    /// Lines refused.
+    pub rejects: u64,
+    /// Length of the rejects file in bytes.
+    pub rejects_bytes: u64,
+    /// Hash over the lines read, so that a changed file is noticed (hex).
+    pub lines_hash: String,
+}
+
+/// A batch of an import.
+#[derive(Clone, Debug)]
+pub struct ImportBatch {
+    /// The service.
+    pub service: Arc<str>,
+    /// What is imported (`--source`).
+    pub source: String,
+    /// Rows for the log's `import` lane, one per target shard.
+    pub rows: Vec<LogRow>,
+    /// The progress after it.
+    pub progress: ImportProgress,
+    /// When.
+    pub at: Millis,
+}
+
+/// The questions.
+pub trait Queries: Send + Sync {
+    /// The shards.
+    fn shards(&self) -> StoreFuture<'_, Vec<ShardRow>>;
+    /// Dead letters, newest first, at most `limit`.
+    fn peek(&self, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<(ShardNo, DeadLetter)>>;
+    /// How many dead letters match.
+    fn count_dead(&self, filter: DeadFilter) -> StoreFuture<'_, u64>;
+    /// What is known of a message id or a key (`text` is looked up as both).
+    fn explain(&self, text: String) -> StoreFuture<'_, Story>;
+    /// Events of a shard with a number above `after`, in order, at most `limit` commits' worth.
+    fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>>;
+    /// Messages of the `import` lane that are not read yet.
+    fn unread_imports(&self) -> StoreFuture<'_, u64>;
+    /// An import's progress so far.
+    fn import_progress(&self, service: String, source: String) -> StoreFuture<'_, ImportProgress>;
+    /// Appends a batch to the log and records the progress, in one transaction.
+    fn append_import(&self, batch: ImportBatch) -> StoreFuture<'_, ()>;
+    /// Records a command for the shards' owners; gives its number.
+    fn command(&self, command: NewCommand) -> StoreFuture<'_, i64>;
+    /// Commands that `shard` has still to execute.
+    fn open_commands(&self, shard: ShardNo) -> StoreFuture<'_, Vec<OpenCommand>>;
+    /// How far a command is.
+    fn command_state(&self, id: i64) -> StoreFuture<'_, CommandState>;
+}

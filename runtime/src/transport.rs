@@ -1,0 +1,91 @@
+//! Where messages come from: the contract of every source.
+//! In: positions to start from. Out: deliveries in each origin's order, at most as many as there are credits.
+
+pub mod embedded;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::message::{Message, ShardNo};
+
+/// A place in an ordered log: the record's number, then the message's index within the record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Position {
+    /// The record (a log row, a Kafka offset), from 1.
+    pub no: u64,
+    /// The message within it, from 0.
+    pub index: u32,
+}
+
+/// Of each origin (a log lane, a Kafka partition, a stream) the last position all of whose predecessors are taken.
+pub type Positions = BTreeMap<Arc<str>, Position>;
+
+/// A message as a source handed it over.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// The ordered log within the source that it came from.
+    pub origin: Arc<str>,
+    /// Its place there.
+    pub position: Position,
+    /// What was said, or why it cannot be read.
+    pub content: Content,
+}
+
+/// What a delivery holds.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// A message for a service, by its name.
+    For(Arc<str>, Message),
+    /// A message that the settings' bindings are to route.
+    Unrouted(Message),
+    /// Bytes that are no usable message; kept as a dead letter with the reason.
+    Unreadable {
+        /// What can be shown of it.
+        message: Message,
+        /// Why it cannot be used.
+        reason: String,
+    },
+}
+
+/// A source failed; the ingress is restarted by its policy.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The source cannot be reached now; trying again may help.
+    #[error("source {name} cannot be read: {reason}")]
+    Unavailable {
+        /// The source.
+        name: String,
+        /// What it said.
+        reason: String,
+    },
+    /// Positions cannot be continued from; an operator has to decide.
+    #[error("source {name} lost its place: {reason}")]
+    Lost {
+        /// The source.
+        name: String,
+        /// What is wrong, and the ways on.
+        reason: String,
+    },
+}
+
+/// A kind of transport: opens sources for shards.
+pub trait Transport: Send + Sync + 'static {
+    /// Its name in settings, positions and metrics.
+    fn name(&self) -> &str;
+
+    /// Opens the source of one shard; it hands over what lies *after* `from`. Origins not named there start at their beginning.
+    fn open(&self, shard: ShardNo, from: Positions) -> BoxFuture<'_, Result<Box<dyn Source>, SourceError>>;
+}
+
+/// One shard's end of a transport.
+pub trait Source: Send + 'static {
+    /// Waits for deliveries and gives at most `max` of them, each origin's in order, each once per opening.
+    /// Dropping the future loses nothing.
+    fn fetch(&mut self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>, SourceError>>;
+
+    /// Tells the source what is committed, so that it may acknowledge or trim. Never needed for correctness.
+    fn committed(&mut self, positions: &Positions);
+}
