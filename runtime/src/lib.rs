@@ -6,8 +6,9 @@ pub mod handler;
 pub mod message;
 pub mod settings;
 
-// the pipeline
+// the pipeline, and who restarts its parts
 pub mod pipeline;
+pub mod supervision;
 
 // the edges
 pub mod store;
