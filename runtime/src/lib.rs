@@ -14,6 +14,9 @@ pub mod supervision;
 pub mod store;
 pub mod transport;
 
+// what is seen from outside
+pub mod metrics;
+
 pub use handler::{AfterDeadLetter, Column, ColumnKind, Fault, Handler, Row, Table, Turn};
 pub use message::{Key, Message};
 pub use pipeline::retry::RetryPolicy;
