@@ -16,6 +16,7 @@ pub mod transport;
 
 // what is seen from outside
 pub mod metrics;
+pub mod telemetry;
 
 pub use handler::{AfterDeadLetter, Column, ColumnKind, Fault, Handler, Row, Table, Turn};
 pub use message::{Key, Message};
