@@ -20,7 +20,7 @@ RETURNING shard;
 
 INSERT INTO commits (shard, commit_no, epoch, at, first_seq, ids, events)
 SELECT value->>0, value->>2, value->>1, value->>3, value->>4,
-    substr(?, value->>11, value->>12), substr(?, value->>13, value->>14)
+    coalesce(substr(?, value->>11, value->>12), x''), coalesce(substr(?, value->>13, value->>14), x'')
 FROM json_each(?) WHERE value->>12 > 0 OR value->>14 > 0;
 
 -- States.
@@ -30,7 +30,8 @@ ON CONFLICT (service, key) DO UPDATE SET version = excluded.version, state = exc
 
 -- Log.
 INSERT INTO log (target, origin, no, count, messages)
-SELECT value->>0, value->>1, value->>2, value->>3, substr(?, value->>4, value->>5) FROM json_each(?);
+SELECT value->>0, value->>1, value->>2, value->>3, coalesce(substr(?, value->>4, value->>5), x'')
+FROM json_each(?);
 
 -- Pending rows written, then those settled.
 INSERT INTO pending (shard, seq, service, key, kind, due_at, taken_id, message_id, taken_at, attempt, history, message)
