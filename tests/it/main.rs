@@ -4,4 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
 mod fixture;
+mod sqlite_store;
 mod store_contract;
+mod transport_contract;
