@@ -6,12 +6,17 @@ pub mod handler;
 pub mod message;
 pub mod settings;
 
-// the pipeline
+// the pipeline, and who restarts its parts
 pub mod pipeline;
+pub mod supervision;
 
 // the edges
 pub mod store;
 pub mod transport;
+
+// what is seen from outside
+pub mod metrics;
+pub mod telemetry;
 
 pub use handler::{AfterDeadLetter, Column, ColumnKind, Fault, Handler, Row, Table, Turn};
 pub use message::{Key, Message};

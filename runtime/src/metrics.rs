@@ -1,0 +1,488 @@
+//! What is measured, and the functions that record it: call sites never build a label.
+//! In: facts from the pipeline and the supervisors. Out: text in the OpenMetrics format.
+//!
+//! Handles are resolved once, when a service is bound or a shard is taken; recording is then an atomic addition.
+//! Labels come from closed sets. No key, id or payload is ever one.
+
+mod families;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::message::ShardNo;
+use crate::store::Outcome;
+use families::{Catalogue, Families, Labels};
+
+/// Media type of [`Metrics::encode`]'s text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The highest value of the label `attempt`; it stands for all attempts from there on.
+pub const ATTEMPT_LABEL_MAX: u32 = 16;
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)* }
+
+        impl $name {
+            /// All of them, in the order of their declaration.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The word in metrics and logs.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+        }
+    };
+}
+
+words! {
+    /// What recognised a delivery as already taken.
+    DedupSource {
+        /// It lies at or before its source's position.
+        Position = "position",
+        /// Its id is in the inbox.
+        Inbox = "inbox",
+    }
+}
+
+words! {
+    /// A kind of child of the supervision tree.
+    Child {
+        /// A key's actor.
+        KeyActor = "key_actor",
+        /// An ingress.
+        Ingress = "ingress",
+        /// A committer.
+        Committer = "committer",
+        /// A shard with all its children.
+        Shard = "shard",
+    }
+}
+
+words! {
+    /// Why a child was restarted.
+    RestartReason {
+        /// It panicked.
+        Panicked = "panicked",
+        /// It said that it cannot go on.
+        Failed = "failed",
+        /// It ended without being asked to.
+        Ended = "ended",
+        /// A child of it used up its restarts.
+        Escalated = "escalated",
+        /// A commit failed for good: the shard's memory was thrown away.
+        CommitLost = "commit_lost",
+    }
+}
+
+words! {
+    /// What an operator has to know of; `docs/operations.md` says what to do about each.
+    Alarm {
+        /// The dedup window in force is shorter than `dedup.window_min`.
+        DedupWindowBelowMin = "dedup_window_below_min",
+        /// A key or a shard has as many pending rows as it may: sources pause.
+        PendingBoundReached = "pending_bound_reached",
+        /// The store cannot be written: nothing is lost, nothing moves.
+        StoreUnavailable = "store_unavailable",
+        /// Keys wait for an operator.
+        HeldKeys = "held_keys",
+    }
+}
+
+words! {
+    /// How a commit ended, as a label.
+    CommitWord {
+        /// See [`Outcome::Committed`].
+        Committed = "committed",
+        /// See [`Outcome::Fenced`].
+        Fenced = "fenced",
+        /// See [`Outcome::Refused`].
+        Refused = "refused",
+        /// See [`Outcome::Unavailable`].
+        Unavailable = "unavailable",
+        /// See [`Outcome::Unknown`].
+        Unknown = "unknown",
+    }
+}
+
+impl From<&Outcome> for CommitWord {
+    fn from(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Committed => Self::Committed,
+            Outcome::Fenced => Self::Fenced,
+            Outcome::Refused { .. } => Self::Refused,
+            Outcome::Unavailable(_) => Self::Unavailable,
+            Outcome::Unknown(_) => Self::Unknown,
+        }
+    }
+}
+
+/// All metrics of a process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    exposed: Vec<String>,
+    families: Families,
+    dedup_hits: Vec<Counter>,
+    retries: Vec<Counter>,
+    commits: Vec<Counter>,
+}
+
+impl Metrics {
+    /// Registers every family.
+    pub fn new() -> Arc<Self> {
+        let mut catalogue = Catalogue::default();
+        let families = Families::register(&mut catalogue);
+        let dedup_hits = DedupSource::ALL.iter().map(|source| one("source", source.as_str()));
+        let retries = (1..=ATTEMPT_LABEL_MAX).map(|attempt| one("attempt", &attempt.to_string()));
+        let commits = CommitWord::ALL.iter().map(|word| one("outcome", word.as_str()));
+        Arc::new(Self {
+            dedup_hits: dedup_hits.map(|labels| families.dedup_hits.get_or_create_owned(&labels)).collect(),
+            retries: retries.map(|labels| families.retries.get_or_create_owned(&labels)).collect(),
+            commits: commits.map(|labels| families.commits.get_or_create_owned(&labels)).collect(),
+            registry: catalogue.registry,
+            exposed: catalogue.exposed,
+            families,
+        })
+    }
+
+    /// All metrics as text, of the type [`CONTENT_TYPE`].
+    pub fn encode(&self) -> String {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry).expect("writing to a String cannot fail");
+        out
+    }
+
+    /// The names of all families as they are exposed, also of those that have nothing to show yet.
+    pub fn names(&self) -> &[String] {
+        &self.exposed
+    }
+
+    /// The handles of a service, by its public name.
+    pub fn service(&self, name: &str) -> ServiceMetrics {
+        let labels = one("service", name);
+        ServiceMetrics {
+            processed: self.families.processed.get_or_create_owned(&labels),
+            dead_letters: self.families.dead_letters.get_or_create_owned(&labels),
+            turn_seconds: self.families.turn_seconds.get_or_create_owned(&labels),
+        }
+    }
+
+    /// The handles of a shard that this process has taken.
+    pub fn shard(&self, no: ShardNo) -> ShardMetrics {
+        let labels = one("shard", &no.to_string());
+        let alarms = Alarm::ALL.iter().map(|alarm| alarm_labels(*alarm, no));
+        let shard = &self.families.shard;
+        ShardMetrics {
+            activations: shard.activations.get_or_create_owned(&labels),
+            passivations: shard.passivations.get_or_create_owned(&labels),
+            dead_letter_depth: shard.dead_letter_depth.get_or_create_owned(&labels),
+            resident_actors: shard.resident_actors.get_or_create_owned(&labels),
+            waiting_keys: shard.waiting_keys.get_or_create_owned(&labels),
+            held_keys: shard.held_keys.get_or_create_owned(&labels),
+            pending_rows: shard.pending_rows.get_or_create_owned(&labels),
+            credits_in_use: shard.credits_in_use.get_or_create_owned(&labels),
+            unread: shard.unread.get_or_create_owned(&labels),
+            inbox_ids: shard.inbox_ids.get_or_create_owned(&labels),
+            dedup_window: shard.dedup_window.get_or_create_owned(&labels),
+            epoch: shard.epoch.get_or_create_owned(&labels),
+            commit_no: shard.commit_no.get_or_create_owned(&labels),
+            alarms: alarms.map(|labels| self.families.alarms.get_or_create_owned(&labels)).collect(),
+        }
+    }
+
+    /// Stops showing a shard that this process no longer owns; handles still held record into nothing.
+    pub fn forget_shard(&self, no: ShardNo) {
+        self.families.shard.remove(&one("shard", &no.to_string()));
+        for alarm in Alarm::ALL {
+            self.families.alarms.remove(&alarm_labels(*alarm, no));
+        }
+    }
+
+    /// `count` deliveries were dropped as already taken.
+    pub fn add_dedup_hits(&self, source: DedupSource, count: u64) {
+        self.dedup_hits[source as usize].inc_by(count);
+    }
+
+    /// `count` messages matched no binding.
+    pub fn add_unbound(&self, count: u64) {
+        self.families.unbound.inc_by(count);
+    }
+
+    /// A message is tried again after `delay`; `attempt` is the number of the attempt to come, 2 for the first retry.
+    pub fn record_retry(&self, attempt: u32, delay: Duration) {
+        self.retries[attempt.clamp(1, ATTEMPT_LABEL_MAX) as usize - 1].inc();
+        self.families.retry_delay.observe(delay.as_secs_f64());
+    }
+
+    /// A commit of `turns` turns came back from the store after `elapsed`.
+    pub fn record_commit(&self, outcome: &Outcome, turns: u64, elapsed: Duration) {
+        let word = CommitWord::from(outcome);
+        self.commits[word as usize].inc();
+        self.families.commit_seconds.observe(elapsed.as_secs_f64());
+        if word == CommitWord::Committed {
+            self.families.commit_turns.observe(turns as f64);
+        }
+    }
+
+    /// A child is restarted.
+    pub fn record_restart(&self, child: Child, reason: RestartReason) {
+        let labels = vec![("child", child.as_str().into()), ("reason", reason.as_str().into())];
+        self.families.restarts.get_or_create(&labels).inc();
+    }
+}
+
+/// What is recorded for one service.
+#[derive(Clone, Debug)]
+pub struct ServiceMetrics {
+    processed: Counter,
+    dead_letters: Counter,
+    turn_seconds: Histogram,
+}
+
+impl ServiceMetrics {
+    /// The outcomes of `count` messages are committed.
+    pub fn add_processed(&self, count: u64) {
+        self.processed.inc_by(count);
+    }
+
+    /// `count` messages became dead letters.
+    pub fn add_dead_letters(&self, count: u64) {
+        self.dead_letters.inc_by(count);
+    }
+
+    /// A run of `turns` turns took `elapsed`: one observation of its mean. A run without turns is none.
+    pub fn record_run(&self, turns: u64, elapsed: Duration) {
+        if turns > 0 {
+            self.turn_seconds.observe(elapsed.as_secs_f64() / turns as f64);
+        }
+    }
+}
+
+/// What is recorded for one shard.
+#[derive(Clone, Debug)]
+pub struct ShardMetrics {
+    activations: Counter,
+    passivations: Counter,
+    dead_letter_depth: Gauge,
+    resident_actors: Gauge,
+    waiting_keys: Gauge,
+    held_keys: Gauge,
+    pending_rows: Gauge,
+    credits_in_use: Gauge,
+    unread: Gauge,
+    inbox_ids: Gauge,
+    dedup_window: Gauge,
+    epoch: Gauge,
+    commit_no: Gauge,
+    alarms: Vec<Gauge>,
+}
+
+impl ShardMetrics {
+    /// `count` keys were given an actor.
+    pub fn add_activations(&self, count: u64) {
+        self.activations.inc_by(count);
+    }
+
+    /// `count` keys gave their actor back.
+    pub fn add_passivations(&self, count: u64) {
+        self.passivations.inc_by(count);
+    }
+
+    /// Dead letters in the store.
+    pub fn set_dead_letter_depth(&self, count: u64) {
+        set(&self.dead_letter_depth, count);
+    }
+
+    /// Actors that have a key.
+    pub fn set_resident_actors(&self, count: u64) {
+        set(&self.resident_actors, count);
+    }
+
+    /// Keys that wait for a retry.
+    pub fn set_waiting_keys(&self, count: u64) {
+        set(&self.waiting_keys, count);
+    }
+
+    /// Keys that wait for an operator.
+    pub fn set_held_keys(&self, count: u64) {
+        set(&self.held_keys, count);
+    }
+
+    /// Rows in `pending`.
+    pub fn set_pending_rows(&self, count: u64) {
+        set(&self.pending_rows, count);
+    }
+
+    /// Deliveries in hand.
+    pub fn set_credits_in_use(&self, count: u64) {
+        set(&self.credits_in_use, count);
+    }
+
+    /// Messages between the sources' positions and their ends.
+    pub fn set_unread(&self, count: u64) {
+        set(&self.unread, count);
+    }
+
+    /// Ids in the inbox.
+    pub fn set_inbox_ids(&self, count: u64) {
+        set(&self.inbox_ids, count);
+    }
+
+    /// The dedup window in force.
+    pub fn set_dedup_window(&self, window: Duration) {
+        set(&self.dedup_window, window.as_secs());
+    }
+
+    /// The epoch under which the shard is owned.
+    pub fn set_epoch(&self, epoch: u64) {
+        set(&self.epoch, epoch);
+    }
+
+    /// The number of its last commit.
+    pub fn set_commit_no(&self, no: u64) {
+        set(&self.commit_no, no);
+    }
+
+    /// Raises or clears an alarm of this shard.
+    pub fn set_alarm(&self, alarm: Alarm, raised: bool) {
+        self.alarms[alarm as usize].set(raised.into());
+    }
+}
+
+fn one(name: &'static str, value: &str) -> Labels {
+    vec![(name, value.into())]
+}
+
+fn alarm_labels(alarm: Alarm, shard: ShardNo) -> Labels {
+    vec![("alarm", alarm.as_str().into()), ("shard", shard.to_string().into())]
+}
+
+fn set(gauge: &Gauge, value: u64) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    fn exercised() -> Arc<Metrics> {
+        let metrics = Metrics::new();
+        let service = metrics.service("balances");
+        service.add_processed(3);
+        service.add_dead_letters(1);
+        service.record_run(4, Duration::from_micros(8));
+        metrics.shard(7).set_alarm(Alarm::HeldKeys, true);
+        metrics.record_restart(Child::Committer, RestartReason::Panicked);
+        metrics
+    }
+
+    /// Name of each family in the text, with its type.
+    fn families(text: &str) -> BTreeMap<&str, &str> {
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect()
+    }
+
+    #[test]
+    fn the_text_is_well_formed() {
+        let text = exercised().encode();
+        let known = families(&text);
+        assert_eq!(text.lines().last(), Some("# EOF"));
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+            let name = series.split('{').next().unwrap();
+            let bare = ["_total", "_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+            assert!(known.contains_key(name) || bare.is_some_and(|bare| known.contains_key(bare)), "{line}");
+        }
+    }
+
+    #[test]
+    fn counters_end_in_total_once() {
+        let text = exercised().encode();
+        assert!(!text.contains("_total_total"));
+        assert!(text.contains("consumer_processed_total{service=\"balances\"} 3\n"), "{text}");
+        assert!(text.contains("dlq_messages_total{service=\"balances\"} 1\n"), "{text}");
+    }
+
+    #[test]
+    fn names_are_those_of_the_text_and_of_the_documents() {
+        let metrics = exercised();
+        let text = metrics.encode();
+        let shown: BTreeSet<String> = families(&text)
+            .into_iter()
+            .map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.to_owned() })
+            .collect();
+        let named: BTreeSet<String> = metrics.names().iter().cloned().collect();
+        assert_eq!(shown, named);
+        let documented: BTreeSet<String> = include_str!("../../docs/metrics.md")
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned()))
+            .collect();
+        assert_eq!(documented, named);
+    }
+
+    #[test]
+    fn the_attempt_label_is_capped() {
+        let metrics = Metrics::new();
+        metrics.record_retry(2, Duration::from_millis(100));
+        metrics.record_retry(16, Duration::ZERO);
+        metrics.record_retry(u32::MAX, Duration::ZERO);
+        let text = metrics.encode();
+        assert!(text.contains("retry_attempt_total{attempt=\"2\"} 1\n"), "{text}");
+        assert!(text.contains("retry_attempt_total{attempt=\"16\"} 2\n"), "{text}");
+        assert!(text.contains("retry_delay_seconds_count 3\n"), "{text}");
+    }
+
+    #[test]
+    fn only_commits_that_count_are_sized() {
+        let metrics = Metrics::new();
+        metrics.record_commit(&Outcome::Committed, 10, Duration::from_millis(1));
+        metrics.record_commit(&Outcome::Fenced, 10, Duration::from_millis(1));
+        let text = metrics.encode();
+        assert!(text.contains("perkey_commits_total{outcome=\"fenced\"} 1\n"), "{text}");
+        assert!(text.contains("perkey_commit_turns_sum 10.0\n"), "{text}");
+        assert!(text.contains("perkey_commit_seconds_count 2\n"), "{text}");
+    }
+
+    #[test]
+    fn a_run_is_one_observation_of_its_mean() {
+        let metrics = Metrics::new();
+        let service = metrics.service("balances");
+        service.record_run(4, Duration::from_secs(2));
+        service.record_run(0, Duration::from_secs(2));
+        let text = metrics.encode();
+        assert!(text.contains("perkey_turn_seconds_sum{service=\"balances\"} 0.5\n"), "{text}");
+        assert!(text.contains("perkey_turn_seconds_count{service=\"balances\"} 1\n"), "{text}");
+    }
+
+    #[test]
+    fn handles_of_one_name_count_together() {
+        let metrics = Metrics::new();
+        metrics.service("balances").add_processed(1);
+        metrics.service("balances").add_processed(1);
+        assert!(metrics.encode().contains("consumer_processed_total{service=\"balances\"} 2\n"));
+    }
+
+    #[test]
+    fn a_shard_that_was_given_up_is_no_longer_shown() {
+        let metrics = Metrics::new();
+        let (kept, gone) = (metrics.shard(1), metrics.shard(2));
+        kept.set_pending_rows(5);
+        gone.set_pending_rows(6);
+        gone.set_alarm(Alarm::PendingBoundReached, true);
+        metrics.forget_shard(2);
+        let text = metrics.encode();
+        assert!(text.contains("perkey_pending_rows{shard=\"1\"} 5\n"), "{text}");
+        assert!(!text.contains("shard=\"2\""), "{text}");
+    }
+}

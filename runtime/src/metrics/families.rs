@@ -1,0 +1,156 @@
+//! Every metric family by its name: the one place that knows names, help texts, labels and buckets.
+//! In: nothing. Out: families that are registered, for [`super::Metrics`] to resolve.
+//!
+//! The registry adds `_total` to the name of a counter. `docs/metrics.md` says what each of them means.
+
+use std::sync::Arc;
+
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Metric, Registry};
+
+/// Labels of one member of a family: values come from closed sets, never from a message.
+pub(super) type Labels = Vec<(&'static str, Arc<str>)>;
+pub(super) type Counters = Family<Labels, Counter>;
+pub(super) type Gauges = Family<Labels, Gauge>;
+pub(super) type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
+
+/// A registry that remembers the names it exposes.
+#[derive(Debug, Default)]
+pub(super) struct Catalogue {
+    pub(super) registry: Registry,
+    pub(super) exposed: Vec<String>,
+}
+
+impl Catalogue {
+    fn add<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
+        let suffix = if matches!(metric.metric_type(), MetricType::Counter) { "_total" } else { "" };
+        self.exposed.push(format!("{name}{suffix}"));
+        self.registry.register(name, help, metric.clone());
+        metric
+    }
+}
+
+/// The families of a process.
+#[derive(Debug)]
+pub(super) struct Families {
+    pub(super) processed: Counters,
+    pub(super) dedup_hits: Counters,
+    pub(super) dead_letters: Counters,
+    pub(super) unbound: Counter,
+    pub(super) retries: Counters,
+    pub(super) retry_delay: Histogram,
+    pub(super) turn_seconds: Histograms,
+    pub(super) commits: Counters,
+    pub(super) commit_turns: Histogram,
+    pub(super) commit_seconds: Histogram,
+    pub(super) restarts: Counters,
+    pub(super) alarms: Gauges,
+    pub(super) shard: ShardFamilies,
+}
+
+/// The families whose members belong to a shard: they go when the shard goes.
+#[derive(Debug)]
+pub(super) struct ShardFamilies {
+    pub(super) activations: Counters,
+    pub(super) passivations: Counters,
+    pub(super) dead_letter_depth: Gauges,
+    pub(super) resident_actors: Gauges,
+    pub(super) waiting_keys: Gauges,
+    pub(super) held_keys: Gauges,
+    pub(super) pending_rows: Gauges,
+    pub(super) credits_in_use: Gauges,
+    pub(super) unread: Gauges,
+    pub(super) inbox_ids: Gauges,
+    pub(super) dedup_window: Gauges,
+    pub(super) epoch: Gauges,
+    pub(super) commit_no: Gauges,
+}
+
+impl Families {
+    #[rustfmt::skip] // one family a line reads as the table that it is
+    pub(super) fn register(to: &mut Catalogue) -> Self {
+        Self {
+            processed: to.add("consumer_processed", "Messages whose outcome is committed", Counters::default()),
+            dedup_hits: to.add("consumer_dedup_hits", "Deliveries dropped as already taken", Counters::default()),
+            dead_letters: to.add("dlq_messages", "Messages that became dead letters", Counters::default()),
+            unbound: to.add("perkey_unbound_messages", "Messages that no binding matched", Counter::default()),
+            retries: to.add("retry_attempt", "Retries put off, by the attempt to come", Counters::default()),
+            retry_delay: to.add("retry_delay_seconds", "Delay before a retry", waits()),
+            turn_seconds: to.add("perkey_turn_seconds", "Mean time of a turn, per run", turns()),
+            commits: to.add("perkey_commits", "Commits, by how they ended", Counters::default()),
+            commit_turns: to.add("perkey_commit_turns", "Turns in a commit", sizes()),
+            commit_seconds: to.add("perkey_commit_seconds", "Time of a commit at the store", commit_times()),
+            restarts: to.add("perkey_restarts", "Restarts, by child and reason", Counters::default()),
+            alarms: to.add("perkey_alarm", "1 while the alarm is raised", Gauges::default()),
+            shard: ShardFamilies::register(to),
+        }
+    }
+}
+
+impl ShardFamilies {
+    #[rustfmt::skip] // one family a line reads as the table that it is
+    fn register(to: &mut Catalogue) -> Self {
+        Self {
+            activations: to.add("perkey_activations", "Keys that were given an actor", Counters::default()),
+            passivations: to.add("perkey_passivations", "Keys that gave their actor back", Counters::default()),
+            dead_letter_depth: to.add("dead_letter_queue_depth", "Dead letters in the store", Gauges::default()),
+            resident_actors: to.add("perkey_resident_actors", "Actors that have a key", Gauges::default()),
+            waiting_keys: to.add("perkey_waiting_keys", "Keys that wait for a retry", Gauges::default()),
+            held_keys: to.add("perkey_held_keys", "Keys that wait for an operator", Gauges::default()),
+            pending_rows: to.add("perkey_pending_rows", "Messages that wait durably", Gauges::default()),
+            credits_in_use: to.add("perkey_credits_in_use", "Deliveries in hand", Gauges::default()),
+            unread: to.add("perkey_unread_messages", "Messages behind which the sources are", Gauges::default()),
+            inbox_ids: to.add("perkey_inbox_ids", "Ids in the inbox", Gauges::default()),
+            dedup_window: to.add("perkey_dedup_window_seconds", "Dedup window in force", Gauges::default()),
+            epoch: to.add("perkey_shard_epoch", "Epoch under which the shard is owned", Gauges::default()),
+            commit_no: to.add("perkey_shard_commit_no", "Number of the last commit", Gauges::default()),
+        }
+    }
+
+    /// Drops the members of one shard.
+    pub(super) fn remove(&self, labels: &Labels) {
+        for counters in [&self.activations, &self.passivations] {
+            counters.remove(labels);
+        }
+        let gauges = [
+            &self.dead_letter_depth,
+            &self.resident_actors,
+            &self.waiting_keys,
+            &self.held_keys,
+            &self.pending_rows,
+            &self.credits_in_use,
+            &self.unread,
+            &self.inbox_ids,
+            &self.dedup_window,
+            &self.epoch,
+            &self.commit_no,
+        ];
+        for gauges in gauges {
+            gauges.remove(labels);
+        }
+    }
+}
+
+/// 10 ms to about 80 s: delays are drawn from `[0, 30 s]` by default.
+fn waits() -> Histogram {
+    Histogram::new(exponential_buckets(0.01, 2.0, 14))
+}
+
+/// 1 µs to about 4 s: a turn may be arithmetic or a call to another service.
+fn turns() -> Histograms {
+    Histograms::new_with_constructor(|| Histogram::new(exponential_buckets(1e-6, 4.0, 12)))
+}
+
+/// 1 to 4,096 turns, the default bound of a commit.
+fn sizes() -> Histogram {
+    Histogram::new(exponential_buckets(1.0, 2.0, 13))
+}
+
+/// 100 µs to about 3 s: from a fast disk to a store in trouble.
+fn commit_times() -> Histogram {
+    Histogram::new(exponential_buckets(1e-4, 2.0, 16))
+}
