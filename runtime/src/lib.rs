@@ -3,6 +3,7 @@
 // values
 pub mod clock;
 pub mod handler;
+pub mod handlers;
 pub mod message;
 pub mod settings;
 

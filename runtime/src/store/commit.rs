@@ -1,0 +1,260 @@
+//! What one commit carries, and how it may end. Plain values.
+//! In: what the ledger decided. Out: what a store writes, all of it or nothing.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{Counters, Epoch, SourcePositions, StoreError};
+use crate::clock::Millis;
+use crate::handler::RowWrite;
+use crate::message::{Message, ShardNo, TakenId};
+
+/// One commit: many turns of many keys of one shard.
+#[derive(Clone, Debug, Default)]
+pub struct Commit {
+    /// The shard.
+    pub shard: ShardNo,
+    /// The epoch it is written under.
+    pub epoch: Epoch,
+    /// Its number: the shard's `commit_no` before it, plus one.
+    pub no: u64,
+    /// Wall time when it was formed.
+    pub at: Millis,
+    /// Where the sources stand after it.
+    pub positions: SourcePositions,
+    /// The shard's totals after it.
+    pub counters: Counters,
+    /// Number of its first event in the shard's outbox; its events are numbered on from there.
+    pub first_seq: u64,
+    /// The effects, grouped by what must be committed together.
+    pub parts: Vec<Part>,
+    /// Rows for the embedded log: the events that bindings route to services, one row per target shard.
+    pub log: Vec<LogRow>,
+    /// Ownership of the shard is given up with this commit.
+    pub release: bool,
+    /// `shards.unclean` is set to 0 with this commit: what was in flight at an unclean takeover has been passed.
+    pub clean: bool,
+}
+
+impl Commit {
+    /// All events of the commit, in order.
+    pub fn events(&self) -> impl Iterator<Item = &Event> {
+        self.parts.iter().flat_map(|part| &part.events)
+    }
+
+    /// All ids that the commit takes.
+    pub fn ids(&self) -> impl Iterator<Item = &TakenId> {
+        self.parts.iter().flat_map(|part| &part.ids)
+    }
+}
+
+/// What one key's settled turns write.
+#[derive(Clone, Debug, Default)]
+pub struct Part {
+    /// Ids taken.
+    pub ids: Vec<TakenId>,
+    /// The key's new state.
+    pub state: Option<StateWrite>,
+    /// Events, in order.
+    pub events: Vec<Event>,
+    /// Rows added to or replaced in `pending`, by their `seq`.
+    pub pending: Vec<PendingRow>,
+    /// Rows deleted from `pending`, by their `seq`.
+    pub settled: Vec<u64>,
+    /// Dead letters added.
+    pub dead: Vec<DeadLetter>,
+    /// Dead letters that were replayed or discarded, by their number.
+    pub undead: Vec<u64>,
+    /// What `explain` reads: faults, restarts and dead-letter moves.
+    pub history: Vec<HistoryRow>,
+    /// Rows of handlers' tables, in turn order.
+    pub rows: Vec<RowWrite>,
+    /// An operator command's result on this shard.
+    pub command: Option<CommandResult>,
+}
+
+/// A key's state as stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateWrite {
+    /// The service's name.
+    pub service: Arc<str>,
+    /// The key.
+    pub key: Arc<str>,
+    /// `STATE_VERSION` of the handler that wrote it.
+    pub version: u32,
+    /// JSON text.
+    pub json: Bytes,
+}
+
+/// An event of the outbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The service that emitted it.
+    pub service: Arc<str>,
+    /// Digest of the id of the message whose turn emitted it.
+    pub cause: [u8; 16],
+    /// The event as a message: its id is derived from its cause, so a repeat has the same.
+    pub message: Message,
+}
+
+/// A row for the embedded log of another (or the same) shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogRow {
+    /// The shard that is to read it.
+    pub target: ShardNo,
+    /// Number of messages in it.
+    pub count: u32,
+    /// Messages for services, see [`crate::transport::embedded::encode`].
+    pub messages: Bytes,
+}
+
+/// Why a row waits in `pending`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PendingKind {
+    /// A message that is tried again at `due_at`.
+    Retry,
+    /// A message behind one of its key that waits.
+    Follower,
+    /// A dead letter that an operator replayed.
+    Replay,
+}
+
+impl PendingKind {
+    /// The word in SQL and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Follower => "follower",
+            Self::Replay => "replay",
+        }
+    }
+}
+
+impl std::str::FromStr for PendingKind {
+    type Err = StoreError;
+
+    fn from_str(word: &str) -> Result<Self, StoreError> {
+        [Self::Retry, Self::Follower, Self::Replay]
+            .into_iter()
+            .find(|kind| kind.as_str() == word)
+            .ok_or_else(|| StoreError::Corrupt(format!("unknown kind of pending row {word:?}")))
+    }
+}
+
+/// A message that waits durably. Rows of a key are handled in the order of `seq`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PendingRow {
+    /// Order, unique in its shard, from 1.
+    pub seq: u64,
+    /// The service's name.
+    pub service: Arc<str>,
+    /// The key.
+    pub key: Arc<str>,
+    /// Why it waits.
+    pub kind: PendingKind,
+    /// When it may run; `None` for a follower, which runs after the rows before it.
+    pub due_at: Option<Millis>,
+    /// Its id in the inbox.
+    pub id: TakenId,
+    /// When Perkey took it: bounds how long it may be deferred.
+    pub taken_at: Millis,
+    /// Attempts spent.
+    pub attempt: u32,
+    /// The message.
+    pub message: Message,
+    /// The failed attempts.
+    pub history: Vec<Attempt>,
+}
+
+/// One failed attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Which attempt, from 1; a deferral repeats the number.
+    pub attempt: u32,
+    /// When it ended.
+    pub at: Millis,
+    /// Generation of the key's actor.
+    pub generation: u64,
+    /// What went wrong.
+    pub error: String,
+}
+
+/// A message that was given up on, with its whole attempt history.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetter {
+    /// Number, unique in its shard; also its place in the key's order (a held one goes back there).
+    pub seq: u64,
+    /// The service's name; empty where none could be worked out.
+    pub service: Arc<str>,
+    /// The key; empty where it has none.
+    pub key: Arc<str>,
+    /// Its id in the inbox.
+    pub id: TakenId,
+    /// When it was given up.
+    pub at: Millis,
+    /// When Perkey took it.
+    pub taken_at: Millis,
+    /// Why.
+    pub error: String,
+    /// Whether the key waits for it.
+    pub holds_key: bool,
+    /// The failed attempts, the last one included.
+    pub history: Vec<Attempt>,
+    /// The message.
+    pub message: Message,
+}
+
+/// A line of what happened to a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryRow {
+    /// The service's name.
+    pub service: Arc<str>,
+    /// The key.
+    pub key: Arc<str>,
+    /// The message's id as text.
+    pub id: String,
+    /// When.
+    pub at: Millis,
+    /// Attempts spent at that time.
+    pub attempt: u32,
+    /// Generation of the key's actor.
+    pub generation: u64,
+    /// What happened: `fault`, `deferred`, `dead_letter`, `replayed`, `discarded`, `restarted`.
+    pub what: String,
+    /// The error, or empty.
+    pub error: String,
+}
+
+/// How an operator command ended on one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommandResult {
+    /// The command.
+    pub command: i64,
+    /// Messages that it changed with this commit.
+    pub affected: u64,
+    /// Whether the shard has nothing more to do for it.
+    pub done: bool,
+}
+
+/// How a commit ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is durable.
+    Committed,
+    /// The epoch or the number was not the shard's: another owner has it. Nothing was written.
+    Fenced,
+    /// The database refused the data. Nothing was written.
+    Refused {
+        /// Whether the same data will be refused again (a value out of range), or might pass later (a violated constraint).
+        permanent: bool,
+        /// What the database said.
+        error: String,
+    },
+    /// Nothing was written, because the store cannot be written now (busy, full, read-only, away).
+    Unavailable(String),
+    /// It may or may not have been written: the answer was lost.
+    Unknown(String),
+}
