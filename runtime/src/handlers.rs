@@ -17,6 +17,8 @@ use crate::message::{Draft, Key, Message, digest};
 use crate::pipeline::ledger::{RunItem, Stored, TurnEnd, TurnFault};
 use crate::pipeline::retry::RetryPolicy;
 use crate::store::Event;
+use crate::supervision::HandlerPanic;
+use crate::telemetry::MessageFields;
 
 /// The handlers that a program runs.
 #[derive(Clone, Default)]
@@ -94,7 +96,7 @@ pub(crate) struct Settled {
     pub(crate) turns: Vec<TurnEnd>,
     pub(crate) state: Stored,
     /// The last turn panicked: its actor is to die after it answered.
-    pub(crate) panic: Option<String>,
+    pub(crate) panic: Option<HandlerPanic>,
 }
 
 /// A handler without its types.
@@ -236,7 +238,7 @@ async fn run<H: Handler>(
                 *state = before;
                 let reason = panic_text(panic.as_ref());
                 settled.turns.push(TurnEnd::Fault(TurnFault::Retry(format!("the handler panicked: {reason}"))));
-                settled.panic = Some(reason);
+                settled.panic = Some(panicked(&item.message, reason));
                 true
             }
         };
@@ -268,7 +270,11 @@ fn close<H: Handler>(settled: &mut Settled, state: &H::State, changed: bool) {
         // None of them counts: the actor's copy is given up with it.
         Err(fault) => {
             settled.turns = vec![TurnEnd::Fault(fault)];
-            settled.panic.get_or_insert_with(|| "the state does not encode".to_owned());
+            settled.panic.get_or_insert_with(|| HandlerPanic {
+                message_id: String::new(),
+                trace_id: None,
+                reason: "the state does not encode".to_owned(),
+            });
         }
     }
 }
@@ -304,6 +310,11 @@ fn events(service: &str, cause: &Message, effects: &Effects, context: &RunContex
         Some(Event { service: service.clone(), cause: cause_id, message })
     });
     made.collect()
+}
+
+fn panicked(message: &Message, reason: String) -> HandlerPanic {
+    let ids = MessageFields::of(message);
+    HandlerPanic { message_id: ids.message_id.to_owned(), trace_id: ids.trace_id.map(str::to_owned), reason }
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {
