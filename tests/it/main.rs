@@ -5,6 +5,7 @@
 
 mod engine;
 mod fixture;
+mod simulation;
 mod sqlite_store;
 mod store_contract;
 mod support;
