@@ -279,7 +279,7 @@ impl Ledger {
         if !part.settled.is_empty() {
             self.waiting.sleep(slot);
         }
-        slot.rows.page_after_commit = false;
+        slot.rows.unwritten = slot.rows.unwritten.saturating_sub(1);
         if slot.uncommitted == 0 && slot.warm {
             slot.newest = Newest::Elsewhere;
         }

@@ -131,6 +131,7 @@ impl Ledger {
             history: letter.history.clone(),
         };
         self.group(ix).part.pending.push(row);
+        self.await_commits(ix);
     }
 
     /// A part with an operator's result is durable: the command goes on, or is done.

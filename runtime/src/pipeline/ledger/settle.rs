@@ -145,6 +145,7 @@ impl Ledger {
         group.part.pending.push(row);
         group.items.push(item);
         group.turns += 1;
+        self.await_commits(ix);
         self.follow_queue(ix);
     }
 
@@ -234,6 +235,12 @@ impl Ledger {
         let mut behind = slot.running.as_mut().map(|running| std::mem::take(&mut running.items)).unwrap_or_default();
         behind.append(&mut slot.queue);
         self.follow_all(ix, behind);
+    }
+
+    /// The key's rows are not to be read before everything of it that is gathered by now is durable.
+    pub(super) fn await_commits(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        slot.rows.unwritten = slot.uncommitted;
     }
 
     fn add_row(&mut self, ix: SlotIx, item: &Item) -> u64 {
