@@ -377,7 +377,9 @@ impl Ledger {
             self.undo(&group);
             items.extend(group.items);
         }
+        self.slots.renew(ix);
         let slot = &mut self.slots[ix];
+        slot.loading = false;
         if let Some(running) = slot.running.as_mut() {
             running.stale = true;
             items.extend(running.items.drain(..));

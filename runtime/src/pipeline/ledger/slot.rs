@@ -199,6 +199,13 @@ impl Slots {
         ix
     }
 
+    /// Answers to what was asked for a slot until now are void.
+    pub(crate) fn renew(&mut self, ix: SlotIx) {
+        self.next_token += 1;
+        let token = self.next_token;
+        self[ix].token = token;
+    }
+
     /// Forgets a slot.
     pub(crate) fn remove(&mut self, ix: SlotIx) {
         if let Some(slot) = self.slots.get_mut(ix as usize).and_then(Option::take) {
