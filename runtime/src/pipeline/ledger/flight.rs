@@ -347,7 +347,8 @@ impl Ledger {
             return self.stop(&format!("the store refuses a record that belongs to no key: {error}"));
         };
         let alone = group.turns <= 1;
-        let head = group.items.first().map(|item| item.id);
+        // Messages that only followed may be recorded before it.
+        let head = group.first;
         let recorded = group.part.pending.iter().any(|row| Some(row.id) == head)
             || group.part.dead.iter().any(|letter| Some(letter.id) == head);
         if alone && recorded {

@@ -9,6 +9,7 @@ use super::slot::{From, Item, Newest, SlotIx, Ticket};
 use super::{FaultNote, Ledger, Stored};
 use crate::clock::Millis;
 use crate::handler::{AfterDeadLetter, Fault};
+use crate::message::TakenId;
 use crate::store::{Attempt, DeadLetter, HistoryRow, Part, PendingKind, PendingRow, StateWrite};
 
 /// Failed attempts kept with a message: the first of them and the newest.
@@ -24,6 +25,15 @@ pub(crate) struct Group {
     /// Deliveries that its commit settles.
     pub(crate) tickets: Vec<Ticket>,
     pub(crate) turns: usize,
+    /// The message of its first turn.
+    pub(crate) first: Option<TakenId>,
+}
+
+impl Group {
+    fn turn(&mut self, id: TakenId) {
+        self.turns += 1;
+        self.first.get_or_insert(id);
+    }
 }
 
 impl Ledger {
@@ -38,7 +48,7 @@ impl Ledger {
                     let group = self.group(ix);
                     group.part.events.extend(events);
                     group.part.rows.extend(rows);
-                    group.turns += 1;
+                    group.turn(item.id);
                     self.settle_item(ix, item);
                 }
                 TurnEnd::Fault(fault) => self.fault(ix, item, fault, now),
@@ -143,8 +153,8 @@ impl Ledger {
         let row = self.row(ix, &item, seq, PendingKind::Retry, Some(due));
         let group = self.group(ix);
         group.part.pending.push(row);
+        group.turn(item.id);
         group.items.push(item);
-        group.turns += 1;
         self.await_commits(ix);
         self.follow_queue(ix);
     }
@@ -170,8 +180,8 @@ impl Ledger {
         let letter = dead_letter(&item, seq, key.service, key.key, error, holds_key, now);
         let group = self.group(ix);
         group.part.dead.push(letter);
+        group.turn(item.id);
         group.items.push(item);
-        group.turns += 1;
         if holds_key {
             let slot = &mut self.slots[ix];
             slot.held = true;
