@@ -98,6 +98,8 @@ impl Ledger {
     /// A turn failed, or a message is refused without being run.
     pub(super) fn fault(&mut self, ix: SlotIx, mut item: Item, fault: TurnFault, now: Millis) {
         let generation = self.slots[ix].actor.map_or(0, |actor| self.actors.generation(actor));
+        // As it is handled again if this fault cannot be recorded.
+        let before = item.clone();
         let policy = self.policy(self.slots[ix].service).retry;
         let attempt = item.attempt + u32::from(!matches!(fault, TurnFault::Defer(_)));
         let error = match &fault {
@@ -128,17 +130,17 @@ impl Ledger {
                     self.count("retries", 1);
                 }
                 self.note(ix, &item, attempt, generation, what, &error, now);
-                self.retry_later(ix, item, now + delay);
+                self.retry_later(ix, (item, before), now + delay);
             }
             Err(reason) => {
                 self.note(ix, &item, attempt, generation, "dead_letter", &reason, now);
-                self.give_up(ix, item, reason, now);
+                self.give_up(ix, (item, before), reason, now);
             }
         }
     }
 
     /// The message waits in the table until `due`; what is behind it in memory follows it there.
-    fn retry_later(&mut self, ix: SlotIx, item: Item, due: Millis) {
+    fn retry_later(&mut self, ix: SlotIx, (item, before): (Item, Item), due: Millis) {
         let seq = match item.from {
             From::Row(seq) => seq,
             From::Live(ticket) => {
@@ -154,13 +156,13 @@ impl Ledger {
         let group = self.group(ix);
         group.part.pending.push(row);
         group.turn(item.id);
-        group.items.push(item);
+        group.items.push(before);
         self.await_commits(ix);
         self.follow_queue(ix);
     }
 
     /// The message becomes a dead letter.
-    fn give_up(&mut self, ix: SlotIx, item: Item, error: String, now: Millis) {
+    fn give_up(&mut self, ix: SlotIx, (item, before): (Item, Item), error: String, now: Millis) {
         let holds_key = self.policy(self.slots[ix].service).after_dead_letter == AfterDeadLetter::HoldKey;
         let seq = match item.from {
             From::Row(seq) => {
@@ -181,7 +183,7 @@ impl Ledger {
         let group = self.group(ix);
         group.part.dead.push(letter);
         group.turn(item.id);
-        group.items.push(item);
+        group.items.push(before);
         if holds_key {
             let slot = &mut self.slots[ix];
             slot.held = true;
@@ -301,8 +303,8 @@ impl Ledger {
         if !blamed && head.refusal.is_none() {
             return false;
         }
-        let Some(mut head) = slot.queue.pop_front() else { return false };
-        let fault = match (slot.blame.take_if(|_| blamed), head.refusal.take()) {
+        let Some(head) = slot.queue.pop_front() else { return false };
+        let fault = match (slot.blame.take_if(|_| blamed), head.refusal.clone()) {
             (Some((_, Fault::Reject(reason))), _) | (None, Some(reason)) => TurnFault::Reject(reason),
             (Some((_, Fault::Retry(reason))), _) => TurnFault::Retry(reason),
             (Some((_, Fault::Defer(delay))), _) => TurnFault::Defer(millis(delay)),
