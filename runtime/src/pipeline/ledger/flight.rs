@@ -9,7 +9,7 @@ use super::slot::{From, Newest, SlotIx, Ticket};
 use super::{Action, Defect, Ledger, planted};
 use crate::clock::Millis;
 use crate::handler::Fault;
-use crate::store::{Commit, Epoch, Outcome, Part, StoreError, TakenShard, Trim};
+use crate::store::{Commit, Epoch, Outcome, Part, PendingKind, StoreError, TakenShard, Trim};
 
 /// Commits between two rounds of trimming.
 const TRIM_EVERY: u64 = 32;
@@ -442,6 +442,10 @@ impl Ledger {
         for ticket in group.tickets.iter().filter(|ticket| !own.contains(ticket)) {
             self.drop_ticket(*ticket);
         }
+        // A replayed letter's pin is the letter's again.
+        let replayed = group.part.pending.iter().filter(|row| row.kind == PendingKind::Replay);
+        self.waiting.rows = self.waiting.rows.saturating_sub(replayed.count() as u64);
+        group.discarded.iter().for_each(|id| self.inbox.pin(*id));
         self.command_undone(&group.part);
     }
 

@@ -98,7 +98,11 @@ impl Ledger {
                 slot.held = false;
                 slot.rows.loaded = if operation.action == Wanted::Replay { letter.seq - 1 } else { letter.seq };
             }
-            let part = &mut self.group(ix).part;
+            let group = self.group(ix);
+            if operation.action == Wanted::Discard {
+                group.discarded.push(letter.id);
+            }
+            let part = &mut group.part;
             part.undead.push(letter.seq);
             part.history.push(history(&operation, what, now));
             merge(part, CommandResult { command: operation.command, affected: 1, done: false });

@@ -27,6 +27,8 @@ pub(crate) struct Group {
     pub(crate) turns: usize,
     /// The message of its first turn.
     pub(crate) first: Option<TakenId>,
+    /// Dead letters that it removes for good.
+    pub(crate) discarded: Vec<TakenId>,
 }
 
 impl Group {
