@@ -96,7 +96,9 @@ impl Ledger {
             if releases {
                 let slot = &mut self.slots[ix];
                 slot.held = false;
-                slot.rows.loaded = if operation.action == Wanted::Replay { letter.seq - 1 } else { letter.seq };
+                if operation.action == Wanted::Replay {
+                    slot.rows.loaded = slot.rows.loaded.min(letter.seq - 1);
+                }
             }
             let group = self.group(ix);
             if operation.action == Wanted::Discard {
