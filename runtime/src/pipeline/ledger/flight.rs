@@ -401,6 +401,8 @@ impl Ledger {
         }
         items.extend(slot.queue.drain(..).chain(slot.overflow.drain(..)));
         items.retain(|item| matches!(item.from, From::Live(_)));
+        // One that was appended behind a row may have settled before those that were in memory then.
+        items.sort_by_key(|item| item.arrival);
         slot.queue = items.into();
         slot.uncommitted = 0;
         slot.solo = true;

@@ -41,6 +41,8 @@ pub(crate) struct Item {
     pub(crate) message: Message,
     pub(crate) id: TakenId,
     pub(crate) from: From,
+    /// Number of its arrival, for live ones.
+    pub(crate) arrival: u64,
     /// When Perkey took it, or will.
     pub(crate) taken_at: Millis,
     /// Attempts spent.
