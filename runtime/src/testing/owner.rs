@@ -48,7 +48,7 @@ pub(super) enum Told {
 #[derive(Default)]
 pub(super) struct Ingress {
     pub(super) source: Option<Box<dyn Source>>,
-    pub(super) credits: usize,
+    pub(super) credits: isize,
     pub(super) fetching: bool,
     /// Rises when it dies with deliveries that it had not handed over.
     pub(super) generation: u32,
