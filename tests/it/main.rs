@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What the parts promise together: one binary, so one link step.
+
+mod tidy;
