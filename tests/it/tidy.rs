@@ -37,8 +37,8 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// Words that have another one here.
 const SYNONYMS: &[(&str, &str)] = &[
-    ("job", "message, turn or run"),
-    ("jobs", "messages, turns or runs"),
+    ("job", "message, turn, run or write"),
+    ("jobs", "messages, turns, runs or writes"),
     ("poison", "dead letter"),
     ("poisoned", "dead letter"),
     ("parked", "pending or held"),
@@ -47,7 +47,6 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("graveyard", "dead letters"),
     ("hibernate", "passivate"),
     ("failover", "takeover"),
-    ("respawn", "restart"),
     ("task_queue", "ledger"),
     ("fencing_token", "epoch"),
 ];
