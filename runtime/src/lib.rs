@@ -3,10 +3,12 @@
 // values
 pub mod clock;
 pub mod handler;
+pub mod handlers;
 pub mod message;
 pub mod settings;
 
 // the pipeline, and who restarts its parts
+pub mod engine;
 pub mod pipeline;
 pub mod supervision;
 
@@ -18,6 +20,8 @@ pub mod transport;
 pub mod metrics;
 pub mod telemetry;
 
+pub use engine::Engine;
 pub use handler::{AfterDeadLetter, Column, ColumnKind, Fault, Handler, Row, Table, Turn};
+pub use handlers::Handlers;
 pub use message::{Key, Message};
 pub use pipeline::retry::RetryPolicy;

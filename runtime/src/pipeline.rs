@@ -1,3 +1,17 @@
 //! The stages of a message, in the order in which it meets them.
+//! In: deliveries of sources. Out: commits, and what follows from them.
+
+pub(crate) mod ingress;
+
+pub mod bindings;
+pub mod ledger;
+
+pub(crate) mod shard;
+
+pub(crate) mod reader;
+
+pub(crate) mod key_actor;
+
+pub(crate) mod committer;
 
 pub mod retry;

@@ -7,6 +7,7 @@ mod commit;
 pub mod memory;
 pub mod query;
 pub mod sqlite;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -211,6 +212,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Rows of the embedded log for `target` after `from`: of each origin in order, at most about `limit` messages.
     fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>>;
+
+    /// Resolves when something may have been appended for `target` by this process since the last call. It may resolve
+    /// for nothing, it never misses an append; one waiter per target.
+    fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()>;
 
     /// Removes what is no longer needed: log rows that every reader has passed (`positions`), commits below
     /// `commits_below`, history before `history_before`. Bounded work per call.

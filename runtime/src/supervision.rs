@@ -1,4 +1,106 @@
-//! Who is restarted when, and when a failure becomes the supervisor's own.
-//! In: how children ended. Out: restarts after a delay, or escalations.
+//! The tree: who is restarted when, and when a failure becomes the supervisor's own.
+//! In: how children ended. Out: restarts after a delay, each a span, a metric and a log line; or escalations.
+//!
+//! Root → a supervisor per shard → ingress per source, shard, readers, committer, key supervisor → key actors.
 
+pub(crate) mod keys;
 pub mod policy;
+pub(crate) mod root;
+pub(crate) mod shard;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{ActorCell, ActorId, SupervisionEvent};
+use tracing::{Span, info_span, warn};
+
+use crate::clock::Clock;
+use crate::handler::TurnLimits;
+use crate::handlers::{Handlers, RunContext};
+use crate::message::ShardNo;
+use crate::metrics::{Child, Metrics, RestartReason, ServiceMetrics};
+use crate::pipeline::bindings::Bindings;
+use crate::pipeline::ledger::ServiceInfo;
+use crate::settings::Settings;
+use crate::store::{Identity, Store};
+use crate::transport::Transport;
+
+/// What every actor of the tree shares.
+pub(crate) struct Env {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) handlers: Handlers,
+    pub(crate) services: Arc<[ServiceInfo]>,
+    pub(crate) service_metrics: Vec<ServiceMetrics>,
+    pub(crate) bindings: Arc<Bindings>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) transports: Vec<Arc<dyn Transport>>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Clock,
+    pub(crate) identity: Identity,
+    /// This process, as the store names owners.
+    pub(crate) owner: String,
+}
+
+impl Env {
+    pub(crate) fn run_context(&self) -> RunContext {
+        let limits = &self.settings.limits;
+        RunContext {
+            clock: self.clock.clone(),
+            limits: TurnLimits {
+                rows_max: limits.turn_rows_max,
+                events_max: limits.turn_events_max,
+                bytes_max: limits.turn_bytes_max,
+            },
+            slice: self.settings.actors.slice,
+            hash_key: self.identity.hash_key,
+        }
+    }
+}
+
+/// A handler panicked: what its key's actor ends with.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the handler panicked on message {message_id}: {reason}")]
+pub(crate) struct HandlerPanic {
+    pub(crate) message_id: String,
+    pub(crate) trace_id: Option<String>,
+    pub(crate) reason: String,
+}
+
+/// How a child ended.
+#[derive(Clone, Debug)]
+pub(crate) struct End {
+    pub(crate) id: ActorId,
+    pub(crate) word: RestartReason,
+    pub(crate) reason: String,
+    /// The trace of the message that caused it, where one did.
+    pub(crate) trace_id: Option<String>,
+}
+
+impl End {
+    /// The end that an event tells of, if it tells of one.
+    pub(crate) fn of(event: &SupervisionEvent) -> Option<Self> {
+        let end = |cell: &ActorCell, word, reason: String| Self { id: cell.get_id(), word, reason, trace_id: None };
+        match event {
+            SupervisionEvent::ActorTerminated(cell, _, reason) => {
+                let reason = reason.clone().unwrap_or_else(|| "it stopped".to_owned());
+                Some(end(cell, RestartReason::Ended, reason))
+            }
+            SupervisionEvent::ActorFailed(cell, error) => {
+                let panic = error.downcast_ref::<HandlerPanic>();
+                let word = if panic.is_some() { RestartReason::Panicked } else { RestartReason::Failed };
+                let trace_id = panic.and_then(|panic| panic.trace_id.clone());
+                Some(Self { trace_id, ..end(cell, word, error.to_string()) })
+            }
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => None,
+        }
+    }
+}
+
+/// The span of a restart, with its log line. It carries the trace of the message that caused it.
+pub(crate) fn restart_span(child: Child, shard: ShardNo, end: &End, after: Duration) -> Span {
+    let (child, word) = (child.as_str(), end.word.as_str());
+    let span = info_span!("restart", child, shard, reason = word, trace_id = end.trace_id);
+    let delay_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+    span.in_scope(|| warn!(child, shard, reason = word, error = end.reason, delay_ms, "child is restarted"));
+    span
+}

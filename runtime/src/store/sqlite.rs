@@ -1,1 +1,289 @@
-//! Being written.
+//! The store in one SQLite file: one process runs it, others look and leave requests.
+//! In: `store.url`. Out: [`Store`] and [`Queries`] over one writing connection and a few that read.
+
+mod args;
+mod decode;
+mod explain;
+mod failure;
+mod group;
+mod place;
+mod queries;
+mod read;
+mod schema;
+mod tables;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection, query};
+
+use self::failure::open_error;
+use self::group::Piece;
+use self::read::signed;
+use self::writer::{Writer, failed};
+use super::query::{DeadFilter, Queries};
+use super::watch::LogWatch;
+use super::{
+    Commit, DeadLetter, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup, Store,
+    StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
+};
+use crate::clock::Millis;
+use crate::message::ShardNo;
+use crate::transport::Positions;
+
+/// How long a connection waits for another one's write.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections that read.
+const READERS_MAX: u32 = 4;
+/// Rows of each kind that one [`Store::trim`] removes.
+const TRIM_ROWS: i64 = 1_000;
+
+/// What a process may do with the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Run its shards: one process at a time.
+    Run,
+    /// Look, and leave commands and imports for the process that runs it.
+    Tool,
+}
+
+/// A store in a SQLite file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    access: Access,
+    path: PathBuf,
+    writer: Writer,
+    readers: SqlitePool,
+    services: OnceLock<BTreeMap<Arc<str>, u16>>,
+    watch: Arc<LogWatch>,
+}
+
+impl SqliteStore {
+    /// Opens the store at `url`. With [`Access::Run`] the file is made if it is missing, and locked until the store is
+    /// closed; with [`Access::Tool`] it must have been prepared by a process that ran it.
+    pub async fn open(url: &str, access: Access) -> Result<Self, StoreError> {
+        let path = place::path(url)?;
+        let mut options = SqliteConnectOptions::new()
+            .filename(&path)
+            .busy_timeout(BUSY_TIMEOUT)
+            .row_buffer_size(256)
+            .pragma("cache_size", "-20000")
+            .pragma("temp_store", "memory")
+            .disable_statement_logging();
+        let readers = options.clone().read_only(true);
+        options = options.synchronous(SqliteSynchronous::Full);
+        let (connection, lock) = match access {
+            Access::Run => {
+                let lock = place::lock(&path).await?;
+                options = options.create_if_missing(true).journal_mode(SqliteJournalMode::Wal);
+                let connection = connect_to_run(&options).await;
+                (Some(connection.map_err(|error| open_error(&path, &error))?), Some(lock))
+            }
+            Access::Tool if !path.exists() => {
+                let path = path.display();
+                return Err(StoreError::Unavailable(format!(
+                    "there is no store at {path} yet: it is made by the process that runs it; or store.url names another file"
+                )));
+            }
+            Access::Tool => (None, None),
+        };
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS_MAX)
+            .min_connections(0)
+            .acquire_timeout(BUSY_TIMEOUT)
+            .test_before_acquire(false)
+            .connect_lazy_with(readers);
+        let watch = Arc::new(LogWatch::default());
+        let writer = Writer::start(connection, options, lock, Arc::clone(&watch));
+        let store = Self { access, path, writer, readers, services: OnceLock::new(), watch };
+        match store.check_format().await {
+            Ok(()) => Ok(store),
+            Err(error) => {
+                store.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether a process runs the store at `url` now.
+    pub fn is_running(url: &str) -> bool {
+        place::path(url).is_ok_and(|path| place::is_locked(&path))
+    }
+
+    /// Writes what was handed over, closes the file and gives the lock up. Without it the same happens a little later.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    /// Bounds the file's size in pages (of 4 KiB) while this store is open: at the bound it answers as on a full disk.
+    pub async fn limit_pages(&self, pages: u32) -> Result<(), StoreError> {
+        let bound = self.writer.call(move |connection| {
+            let sql = AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+            Box::pin(async move { query(sql).execute(connection).await.map(drop).map_err(failed) })
+        });
+        bound.await
+    }
+
+    async fn check_format(&self) -> Result<(), StoreError> {
+        let mut reader = match self.readers.acquire().await {
+            Ok(reader) => reader,
+            Err(error) => return Err(open_error(&self.path, &error)),
+        };
+        let found = schema::format(&mut reader).await.map_err(|error| open_error(&self.path, &error))?;
+        match (schema::known(found)?, self.access) {
+            (0, Access::Tool) => Err(StoreError::Unavailable(format!(
+                "{} is no store yet: it is prepared by the process that runs it; or store.url names another file",
+                self.path.display()
+            ))),
+            (_, Access::Tool | Access::Run) => Ok(()),
+        }
+    }
+
+    fn only_looks(&self) -> bool {
+        self.access == Access::Tool
+    }
+
+    fn takeover(&self, sql: String, shard: ShardNo, missing: StoreError) -> StoreFuture<'static, TakenShard> {
+        if self.only_looks() {
+            return Box::pin(async { Err(StoreError::Unavailable(LOOKS.to_owned())) });
+        }
+        self.writer.call(move |connection| {
+            Box::pin(async move {
+                // To its end: a statement that is reset before may not have been written.
+                let rows = query(AssertSqlSafe(sql)).bind(shard).fetch_all(connection).await.map_err(failed)?;
+                rows.first().map_or(Err(missing), decode::shard)
+            })
+        })
+    }
+}
+
+const LOOKS: &str = "it was opened to look, not to run its shards";
+
+async fn connect_to_run(options: &SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
+    let mut connection = SqliteConnection::connect_with(options).await?;
+    // A file that cannot be written is noticed now, not at the first commit.
+    query("BEGIN IMMEDIATE; ROLLBACK").execute(&mut connection).await?;
+    Ok(connection)
+}
+
+impl Store for SqliteStore {
+    fn prepare(&self, setup: Setup) -> StoreFuture<'_, Identity> {
+        Box::pin(async move {
+            if self.only_looks() {
+                return Err(StoreError::Unavailable(LOOKS.to_owned()));
+            }
+            let identity = self
+                .writer
+                .call(|connection| Box::pin(async move { schema::prepare(connection, &setup).await }))
+                .await?;
+            // A second call brings the same numbers.
+            let _ = self.services.set(identity.services.clone());
+            Ok(identity)
+        })
+    }
+
+    fn take(&self, shard: ShardNo, owner: &str) -> StoreFuture<'_, TakenShard> {
+        if self.only_looks() {
+            return Box::pin(async { Err(StoreError::Unavailable(LOOKS.to_owned())) });
+        }
+        let owner = owner.to_owned();
+        self.writer.call(move |connection| {
+            Box::pin(async move {
+                let sql = format!(
+                    "UPDATE shards SET epoch = epoch + 1, unclean = unclean + (owner IS NOT NULL), owner = ?2
+                     WHERE shard = ?1 RETURNING {}",
+                    decode::SHARD
+                );
+                let rows = query(AssertSqlSafe(sql)).bind(shard).bind(owner).fetch_all(connection).await;
+                let missing = StoreError::Corrupt(format!("there is no shard {shard}"));
+                rows.map_err(failed)?.first().map_or(Err(missing), decode::shard)
+            })
+        })
+    }
+
+    fn retake(&self, shard: ShardNo, epoch: Epoch) -> StoreFuture<'_, TakenShard> {
+        let sql = format!(
+            "UPDATE shards SET epoch = epoch + 1 WHERE shard = ?1 AND epoch = {epoch} RETURNING {}",
+            decode::SHARD
+        );
+        self.takeover(sql, shard, StoreError::Fenced(shard))
+    }
+
+    fn inbox(&self, shard: ShardNo, since: Millis, max: usize) -> StoreFuture<'_, InboxRows> {
+        Box::pin(read::inbox(&self.readers, shard, since, max))
+    }
+
+    fn load(&self, shard: ShardNo, keys: Vec<ServiceKey>) -> StoreFuture<'_, Vec<KeyRow>> {
+        Box::pin(async move { read::load(&self.readers, shard, &keys).await })
+    }
+
+    fn due(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, Due> {
+        Box::pin(read::due(&self.readers, shard, now, limit))
+    }
+
+    fn orphans(&self, shard: ShardNo, after: Option<ServiceKey>, limit: usize) -> StoreFuture<'_, Vec<ServiceKey>> {
+        Box::pin(read::orphans(&self.readers, shard, after, limit))
+    }
+
+    fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {
+        Box::pin(read::page(&self.readers, shard, key, after, limit))
+    }
+
+    fn dead(&self, shard: ShardNo, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<DeadLetter>> {
+        Box::pin(read::dead(&self.readers, shard, filter, limit))
+    }
+
+    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
+        if self.only_looks() {
+            return Box::pin(async { Outcome::Unavailable(LOOKS.to_owned()) });
+        }
+        let Some(services) = self.services.get() else {
+            return Box::pin(async { Outcome::Unavailable("it was not prepared".to_owned()) });
+        };
+        match Piece::of(commit, services) {
+            Ok(piece) => self.writer.commit(piece),
+            Err(name) => {
+                let error = format!("an event of service {name:?}, which the store was not prepared for");
+                Box::pin(async { Outcome::Refused { permanent: true, error } })
+            }
+        }
+    }
+
+    fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>> {
+        Box::pin(async move { read::read_log(&self.readers, target, &from, limit).await })
+    }
+
+    fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()> {
+        Box::pin(self.watch.changed(target))
+    }
+
+    fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()> {
+        if self.only_looks() {
+            return Box::pin(async { Err(StoreError::Unavailable(LOOKS.to_owned())) });
+        }
+        let mut passed = args::Rows::default();
+        for (origin, position) in &trim.log {
+            passed.row().put(&**origin).put(position.no).put(u64::from(position.index) + 1);
+        }
+        let passed = passed.finish().0;
+        self.writer.call(move |connection| {
+            Box::pin(async move {
+                let sql = query(include_str!("sqlite/trim.sql"));
+                let sql = sql.bind(shard).bind(passed).bind(TRIM_ROWS);
+                let sql = sql.bind(shard).bind(signed(trim.commits_below)).bind(TRIM_ROWS);
+                let sql = sql.bind(shard).bind(signed(trim.history_before)).bind(TRIM_ROWS);
+                sql.execute(connection).await.map(drop).map_err(failed)
+            })
+        })
+    }
+
+    fn queries(&self) -> &dyn Queries {
+        self
+    }
+}

@@ -1,1 +1,211 @@
-//! Being written.
+//! The embedded log: messages between services, in the same store and the same commit as what caused them.
+//! In: messages for services, as rows of the log. Out: deliveries of one shard, each origin's in order.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+
+use super::{Content, Delivery, Position, Positions, Source, SourceError, Transport};
+use crate::message::{Draft, Message, ShardNo};
+use crate::store::{Store, StoreError, StoredLogRow};
+
+/// The transport's name in settings, positions and metrics.
+pub const NAME: &str = "embedded";
+
+const VERSION: u8 = 1;
+/// Messages that are read ahead of what was asked for.
+const READ_AHEAD: usize = 2_048;
+/// What is shown of a row that does not decode.
+const SHOWN_BYTES: usize = 4_096;
+
+/// Messages for services as one row of the log: a version, the services' names once each, then per message the
+/// number of its service's name and its frame.
+pub fn encode(messages: &[(&str, &Message)]) -> Bytes {
+    let mut names: Vec<&str> = Vec::new();
+    let mut row = BytesMut::with_capacity(64 + messages.iter().map(|(_, m)| 6 + m.frame().len()).sum::<usize>());
+    let mut body = Vec::with_capacity(messages.len());
+    for (name, message) in messages {
+        let number = names.iter().position(|known| known == name).unwrap_or_else(|| {
+            names.push(name);
+            names.len() - 1
+        });
+        body.push((number, message));
+    }
+    row.put_u8(VERSION);
+    row.put_u16_le(u16::try_from(names.len()).expect("a program has fewer than 65536 services"));
+    for name in names {
+        row.put_u16_le(u16::try_from(name.len()).expect("a service's name is short"));
+        row.put_slice(name.as_bytes());
+    }
+    for (number, message) in body {
+        row.put_u16_le(u16::try_from(number).expect("a program has fewer than 65536 services"));
+        row.put_u32_le(u32::try_from(message.frame().len()).expect("a frame is shorter than 4 GiB"));
+        row.put_slice(message.frame());
+    }
+    row.freeze()
+}
+
+/// A row of the log that does not decode.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the row of the log does not decode: {0}")]
+pub struct RowError(String);
+
+/// What [`encode`] made; the messages share the row's bytes.
+pub fn decode(mut row: Bytes) -> Result<Vec<(Arc<str>, Message)>, RowError> {
+    if row.is_empty() || row.get_u8() != VERSION {
+        return Err(RowError("unknown version".to_owned()));
+    }
+    let mut names: Vec<Arc<str>> = Vec::new();
+    for _ in 0..short(&mut row)? {
+        let length = short(&mut row)? as usize;
+        let name = cut(&mut row, length)?;
+        let name = std::str::from_utf8(&name).map_err(|_| RowError("a service's name is not UTF-8".to_owned()))?;
+        names.push(Arc::from(name));
+    }
+    let mut messages = Vec::new();
+    while !row.is_empty() {
+        let number = short(&mut row)? as usize;
+        let name = names.get(number).ok_or_else(|| RowError("a service's name is missing".to_owned()))?;
+        let length = row.try_get_u32_le().map_err(|_| RowError("cut short".to_owned()))? as usize;
+        let frame = cut(&mut row, length)?;
+        let message = Message::from_frame(frame).map_err(|error| RowError(error.to_string()))?;
+        messages.push((Arc::clone(name), message));
+    }
+    Ok(messages)
+}
+
+fn short(row: &mut Bytes) -> Result<u16, RowError> {
+    row.try_get_u16_le().map_err(|_| RowError("cut short".to_owned()))
+}
+
+fn cut(row: &mut Bytes, length: usize) -> Result<Bytes, RowError> {
+    if row.len() < length { Err(RowError("cut short".to_owned())) } else { Ok(row.split_to(length)) }
+}
+
+/// The log of a store, as a transport.
+pub struct EmbeddedLog {
+    store: Arc<dyn Store>,
+    poll: Duration,
+}
+
+impl EmbeddedLog {
+    /// The log of `store`; every `poll` it looks for what other processes appended.
+    pub fn new(store: Arc<dyn Store>, poll: Duration) -> Self {
+        Self { store, poll }
+    }
+}
+
+impl Transport for EmbeddedLog {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn open(&self, shard: ShardNo, from: Positions) -> BoxFuture<'_, Result<Box<dyn Source>, SourceError>> {
+        let source = LogSource {
+            store: Arc::clone(&self.store),
+            poll: self.poll,
+            shard,
+            read: from.clone(),
+            from,
+            ready: VecDeque::new(),
+            names: HashMap::new(),
+        };
+        Box::pin(async move { Ok(Box::new(source) as Box<dyn Source>) })
+    }
+}
+
+struct LogSource {
+    store: Arc<dyn Store>,
+    poll: Duration,
+    shard: ShardNo,
+    /// Where the opening began: a row may be partly taken.
+    from: Positions,
+    /// Up to where rows were read.
+    read: Positions,
+    /// Read, not handed over.
+    ready: VecDeque<Delivery>,
+    /// Services' names as they were first met.
+    names: HashMap<Arc<str>, Arc<str>>,
+}
+
+impl Source for LogSource {
+    fn fetch(&mut self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>, SourceError>> {
+        Box::pin(async move {
+            // Nothing is awaited between taking from `ready` and returning it: a dropped fetch loses nothing.
+            while self.ready.is_empty() || max == 0 {
+                if max > 0 {
+                    let limit = max.max(READ_AHEAD);
+                    let rows = self.store.read_log(self.shard, self.read.clone(), limit).await.map_err(unavailable)?;
+                    if !rows.is_empty() {
+                        self.take_in(rows);
+                        continue;
+                    }
+                }
+                tokio::select! {
+                    () = self.store.log_changed(self.shard) => {}
+                    () = crate::clock::sleep(self.poll) => {}
+                }
+            }
+            let count = max.min(self.ready.len());
+            Ok(self.ready.drain(..count).collect())
+        })
+    }
+
+    fn committed(&mut self, _positions: &Positions) {
+        // The shard trims the log by the positions it has committed.
+    }
+}
+
+impl LogSource {
+    fn take_in(&mut self, rows: Vec<StoredLogRow>) {
+        for row in rows {
+            let passed =
+                self.from.get(&row.origin).filter(|from| from.no == row.no).map_or(0, |from| u64::from(from.index) + 1);
+            // Behind every message of the row, whatever their number.
+            self.read.insert(Arc::clone(&row.origin), Position { no: row.no, index: u32::MAX });
+            let messages = match decode(row.messages.clone()) {
+                Ok(messages) => messages,
+                Err(error) => {
+                    self.ready.push_back(unreadable(&row, &error));
+                    continue;
+                }
+            };
+            for (index, (service, message)) in (0_u32..).zip(messages) {
+                if u64::from(index) < passed {
+                    continue;
+                }
+                let service = self.name(service);
+                self.ready.push_back(Delivery {
+                    origin: Arc::clone(&row.origin),
+                    position: Position { no: row.no, index },
+                    content: Content::For(service, message),
+                });
+            }
+        }
+    }
+
+    /// The same `Arc` for the same name, whichever row it came with.
+    fn name(&mut self, name: Arc<str>) -> Arc<str> {
+        Arc::clone(self.names.entry(Arc::clone(&name)).or_insert(name))
+    }
+}
+
+/// One delivery for a whole row: its bytes, kept to be looked at. Its place is the row's end.
+fn unreadable(row: &StoredLogRow, error: &RowError) -> Delivery {
+    let shown = &row.messages[..row.messages.len().min(SHOWN_BYTES)];
+    let id = format!("{}/{}", row.origin, row.no);
+    let draft = Draft { id: &id, source: NAME, payload: shown, ..Draft::default() };
+    let message = draft.build_unchecked().expect("4 KiB of payload and a short id fit a frame");
+    Delivery {
+        origin: Arc::clone(&row.origin),
+        position: Position { no: row.no, index: u32::MAX },
+        content: Content::Unreadable { message, reason: error.to_string() },
+    }
+}
+
+fn unavailable(error: StoreError) -> SourceError {
+    SourceError::Unavailable { name: NAME.to_owned(), reason: error.to_string() }
+}

@@ -1,0 +1,208 @@
+//! Binds handlers to sources, starts the tree, drains it in order.
+//! In: settings, handlers, a store. Out: a running engine, until it is drained or gives up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use ractor::{Actor, ActorRef, call_t};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::clock::{Clock, Stopwatch, sleep};
+use crate::handlers::Handlers;
+use crate::metrics::{Child, Metrics};
+use crate::pipeline::bindings::{Bindings, describe};
+use crate::settings::Settings;
+use crate::store::{Setup, Store, StoreError};
+use crate::supervision::Env;
+use crate::supervision::root::{Root, RootArgs, RootMessage};
+use crate::supervision::shard::ShardSupervisorMessage;
+use crate::transport::Transport;
+use crate::transport::embedded::EmbeddedLog;
+
+/// How long a shard may take to answer a question.
+const ANSWER_MS: u64 = 5_000;
+
+/// How long a shard's last commits may take once its runs have ended.
+const LAST_COMMITS: Duration = Duration::from_secs(4);
+
+/// A running engine.
+pub struct Engine {
+    env: Arc<Env>,
+    root: ActorRef<RootMessage>,
+    failed: watch::Receiver<Option<String>>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("owner", &self.env.owner).finish_non_exhaustive()
+    }
+}
+
+/// Whether an engine can do its work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// It owns all its shards and nothing stands in its way.
+    pub ready: bool,
+    /// What does.
+    pub problems: Vec<String>,
+}
+
+/// An engine could not start, or not leave in order.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The settings do not fit the handlers.
+    #[error("the settings do not fit: {0}")]
+    Settings(String),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The tree did not start.
+    #[error("the runtime did not start: {0}")]
+    Start(String),
+    /// Some shards did not give up their ownership in time; the next owner takes over from where they stood.
+    #[error("shards {0:?} did not end in time; what was not committed is handled again by the next start")]
+    Drain(Vec<usize>),
+}
+
+impl Engine {
+    /// Prepares the store, takes all shards and starts handling. The embedded log is always a source.
+    pub async fn start(
+        settings: &Settings,
+        handlers: Handlers,
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, EngineError> {
+        let log = Arc::new(EmbeddedLog::new(store.clone(), settings.log.poll));
+        Self::start_with(settings, handlers, store, metrics, vec![log]).await
+    }
+
+    /// [`Engine::start`] with these sources.
+    pub async fn start_with(
+        settings: &Settings,
+        handlers: Handlers,
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+        transports: Vec<Arc<dyn Transport>>,
+    ) -> Result<Self, EngineError> {
+        let problems = settings.problems();
+        if !problems.is_empty() {
+            return Err(EngineError::Settings(problems.join("; ")));
+        }
+        let bindings = Bindings::new(settings, handlers.clone()).map_err(EngineError::Settings)?;
+        let setup =
+            Setup { shards: settings.ownership.shards, services: handlers.services(), tables: handlers.tables() };
+        let identity = store.prepare(setup).await?;
+        let services: Arc<[_]> = describe(&handlers, &identity.services, settings).into();
+        let env = Arc::new(Env {
+            service_metrics: services.iter().map(|service| metrics.service(&service.name)).collect(),
+            services,
+            settings: Arc::new(settings.clone()),
+            handlers,
+            bindings: Arc::new(bindings),
+            store,
+            transports,
+            metrics,
+            clock: Clock::system(),
+            identity,
+            owner: format!("pid {}", std::process::id()),
+        });
+        let (failed, watch) = watch::channel(None);
+        let args = RootArgs { env: env.clone(), failed };
+        let (root, _) =
+            Actor::spawn(None, Root, args).await.map_err(|error| EngineError::Start(error.to_string()))?;
+        info!(shards = settings.ownership.shards, "engine started");
+        Ok(Self { env, root, failed: watch })
+    }
+
+    /// Whether it can do its work.
+    pub async fn health(&self) -> Health {
+        let shards = self.shards().await;
+        let mut problems: Vec<String> = self.failed.borrow().iter().cloned().collect();
+        let gone = shards.iter().enumerate().filter(|(_, shard)| shard.is_none());
+        problems.extend(gone.map(|(no, _)| format!("shard {no} is being taken again")));
+        Health { ready: problems.is_empty() && !shards.is_empty(), problems }
+    }
+
+    /// Resolves when nothing is unread, in hand or being committed. What waits for its time does not count.
+    pub async fn idle(&self) {
+        let mut quiet = 0;
+        while quiet < 2 {
+            quiet = if self.is_idle().await { quiet + 1 } else { 0 };
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn is_idle(&self) -> bool {
+        let shards = self.shards().await;
+        if shards.is_empty() || shards.iter().any(Option::is_none) {
+            return false;
+        }
+        let answers = shards.iter().flatten().map(async |shard| call_t!(shard, ShardSupervisorMessage::IsIdle, ANSWER_MS));
+        if !join_all(answers).await.into_iter().all(|answer| answer.unwrap_or(false)) {
+            return false;
+        }
+        let rows = self.env.store.queries().shards().await.unwrap_or_default();
+        !rows.is_empty() && rows.iter().all(|row| row.unread == 0)
+    }
+
+    /// Resolves with the reason when the tree gave up: the process should end, non-zero.
+    pub async fn failed(&self) -> String {
+        let mut failed = self.failed.clone();
+        match failed.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => "the runtime's root ended".to_owned(),
+        }
+    }
+
+    /// Ends a child of one shard, as a fault would: for chaos tests.
+    pub async fn kill(&self, shard: usize, child: Child) {
+        if let Some(Some(supervisor)) = self.shards().await.get(shard) {
+            drop(supervisor.cast(ShardSupervisorMessage::Kill(child)));
+        }
+    }
+
+    /// Leaves in order: sources stop, runs end, everything settled is committed, the shards are given up.
+    pub async fn drain(self) -> Result<(), EngineError> {
+        drop(self.root.cast(RootMessage::Draining));
+        let shards = self.shards().await;
+        let exit = self.env.settings.drain.exit;
+        let drains = shards.iter().map(async |shard| match shard {
+            Some(shard) => drain(shard, exit).await,
+            None => false,
+        });
+        let drained = join_all(drains).await;
+        let left: Vec<_> = drained.iter().enumerate().filter(|(_, done)| !**done).map(|(no, _)| no).collect();
+        if self.root.get_cell().stop_and_wait(None, Some(Duration::from_millis(500))).await.is_err() {
+            self.root.get_cell().kill();
+        }
+        if left.is_empty() {
+            info!("engine drained");
+            return Ok(());
+        }
+        warn!(shards = ?left, "shards did not drain in time");
+        Err(EngineError::Drain(left))
+    }
+
+    async fn shards(&self) -> Vec<Option<ActorRef<ShardSupervisorMessage>>> {
+        call_t!(self.root, RootMessage::Shards, ANSWER_MS).unwrap_or_default()
+    }
+}
+
+async fn drain(shard: &ActorRef<ShardSupervisorMessage>, exit: Duration) -> bool {
+    let watch = Stopwatch::start();
+    let (reply, drained) = tokio::sync::oneshot::channel();
+    if shard.cast(ShardSupervisorMessage::Drain(reply.into())).is_err() {
+        return false;
+    }
+    let mut drained = std::pin::pin!(drained);
+    if let Ok(answer) = tokio::time::timeout(exit, drained.as_mut()).await {
+        return answer.is_ok();
+    }
+    // Runs that outlast the drain end here; their messages were not taken and come again.
+    drop(shard.cast(ShardSupervisorMessage::KillRuns));
+    let answer = tokio::time::timeout(LAST_COMMITS, drained).await;
+    info!(elapsed_ms = watch.elapsed().as_millis(), "runs were ended to drain");
+    matches!(answer, Ok(Ok(())))
+}

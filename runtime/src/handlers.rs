@@ -1,0 +1,323 @@
+//! The handlers of a program, behind one face: typed inside, bytes outside.
+//! In: handlers; runs of messages. Out: what each turn did, the state after them.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Either, select};
+
+use crate::clock::{Clock, Stopwatch, sleep};
+use crate::handler::{AfterDeadLetter, Effects, Fault, Handler, Table, Turn, TurnLimits};
+use crate::message::{Draft, Key, Message, digest};
+use crate::pipeline::ledger::{RunItem, Stored, TurnEnd, TurnFault};
+use crate::pipeline::retry::RetryPolicy;
+use crate::store::Event;
+use crate::supervision::HandlerPanic;
+use crate::telemetry::MessageFields;
+
+/// The handlers that a program runs.
+#[derive(Clone, Default)]
+pub struct Handlers {
+    services: Vec<Arc<dyn Service>>,
+}
+
+impl std::fmt::Debug for Handlers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.services.iter().map(|service| service.name())).finish()
+    }
+}
+
+impl Handlers {
+    /// No handlers yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a handler; one of the same service replaces the earlier one.
+    #[must_use]
+    pub fn with<H: Handler>(mut self, handler: H) -> Self {
+        self.services.retain(|service| service.name() != H::SERVICE);
+        self.services.push(Arc::new(Typed(handler)));
+        self
+    }
+
+    /// The services' names, in the order of their indices.
+    pub fn services(&self) -> Vec<Arc<str>> {
+        self.services.iter().map(|service| service.name().into()).collect()
+    }
+
+    /// The tables of all handlers.
+    pub fn tables(&self) -> Vec<Table> {
+        self.services.iter().flat_map(|service| service.tables()).collect()
+    }
+
+    /// The key that `service`'s handler gives a payload; the error says why it does not decode, or which services exist.
+    pub fn key_of(&self, service: &str, payload: &[u8]) -> Result<Key, String> {
+        let found = self.services.iter().find(|known| known.name() == service);
+        found.ok_or_else(|| self.unknown(service))?.key_of(payload)
+    }
+
+    /// The index of a service.
+    pub fn index_of(&self, service: &str) -> Option<u16> {
+        self.services.iter().position(|known| known.name() == service).and_then(|at| u16::try_from(at).ok())
+    }
+
+    /// Says that there is no such service, and which there are.
+    pub fn unknown(&self, service: &str) -> String {
+        let known = self.services();
+        format!("there is no service {service:?}; this program has: {}", known.join(", "))
+    }
+
+    pub(crate) fn all(&self) -> &[Arc<dyn Service>] {
+        &self.services
+    }
+}
+
+/// A key's state in its actor's hands.
+pub(crate) type Cell = Option<Box<dyn Any + Send>>;
+
+/// What a run needs besides its messages.
+#[derive(Clone)]
+pub(crate) struct RunContext {
+    pub(crate) clock: Clock,
+    pub(crate) limits: TurnLimits,
+    pub(crate) slice: Duration,
+    pub(crate) hash_key: [u8; 32],
+}
+
+/// What settled of a run so far.
+#[derive(Debug, Default)]
+pub(crate) struct Settled {
+    pub(crate) turns: Vec<TurnEnd>,
+    pub(crate) state: Stored,
+    /// The last turn panicked: its actor is to die after it answered.
+    pub(crate) panic: Option<HandlerPanic>,
+}
+
+/// A handler without its types.
+pub(crate) trait Service: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn after_dead_letter(&self) -> AfterDeadLetter;
+    fn retry(&self) -> Option<RetryPolicy>;
+    fn tables(&self) -> Vec<Table>;
+    fn key_of(&self, payload: &[u8]) -> Result<Key, String>;
+    /// Runs messages in order. `early` is told what has settled when a turn outlasts the slice, once.
+    fn run<'a>(
+        &'a self,
+        cell: &'a mut Cell,
+        state: Option<Stored>,
+        items: Vec<RunItem>,
+        context: &'a RunContext,
+        early: &'a (dyn Fn(Settled) + Send + Sync),
+    ) -> BoxFuture<'a, Settled>;
+}
+
+struct Typed<H>(H);
+
+impl<H: Handler> Service for Typed<H> {
+    fn name(&self) -> &'static str {
+        H::SERVICE
+    }
+
+    fn after_dead_letter(&self) -> AfterDeadLetter {
+        self.0.after_dead_letter()
+    }
+
+    fn retry(&self) -> Option<RetryPolicy> {
+        self.0.retry()
+    }
+
+    fn tables(&self) -> Vec<Table> {
+        self.0.tables()
+    }
+
+    fn key_of(&self, payload: &[u8]) -> Result<Key, String> {
+        let message = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
+        Ok(self.0.key(&message))
+    }
+
+    fn run<'a>(
+        &'a self,
+        cell: &'a mut Cell,
+        state: Option<Stored>,
+        items: Vec<RunItem>,
+        context: &'a RunContext,
+        early: &'a (dyn Fn(Settled) + Send + Sync),
+    ) -> BoxFuture<'a, Settled> {
+        if let Some(state) = state {
+            match decode::<H>(state) {
+                Ok(state) => *cell = Some(Box::new(state)),
+                Err(error) => {
+                    *cell = None;
+                    let fault = TurnEnd::Fault(TurnFault::Retry(error));
+                    return Box::pin(async { Settled { turns: vec![fault], ..Settled::default() } });
+                }
+            }
+        }
+        Box::pin(async move {
+            let state = match cell.as_mut().and_then(|cell| cell.downcast_mut::<H::State>()) {
+                Some(state) => state,
+                None => {
+                    let fault = TurnFault::Retry("the key's actor lost its state".to_owned());
+                    return Settled { turns: vec![TurnEnd::Fault(fault)], ..Settled::default() };
+                }
+            };
+            run(&self.0, state, items, context, early).await
+        })
+    }
+}
+
+fn decode<H: Handler>(stored: Stored) -> Result<H::State, String> {
+    let Some((version, json)) = stored else { return Ok(H::State::default()) };
+    serde_json::from_slice(&json).map_err(|error| {
+        let (service, now) = (H::SERVICE, H::STATE_VERSION);
+        format!("the stored state (version {version}; {service} writes version {now}) does not decode: {error}")
+    })
+}
+
+fn encode<H: Handler>(state: &H::State) -> Result<Bytes, TurnFault> {
+    match serde_json::to_vec(state) {
+        Ok(json) => Ok(json.into()),
+        Err(error) => Err(TurnFault::Reject(format!("the state after this turn does not encode: {error}"))),
+    }
+}
+
+/// One run of one key: turns in order, until one has to be tried later, panics, or the slice is over.
+async fn run<H: Handler>(
+    handler: &H,
+    state: &mut H::State,
+    items: Vec<RunItem>,
+    context: &RunContext,
+    early: &(dyn Fn(Settled) + Send + Sync),
+) -> Settled {
+    let watch = Stopwatch::start();
+    let mut settled = Settled::default();
+    let mut changed = false;
+    let hold = handler.after_dead_letter() == AfterDeadLetter::HoldKey;
+    let mut told = false;
+    for item in items {
+        let before = state.clone();
+        let mut turn = Turn::new(item.message.clone(), item.attempt, context.clock.now(), context.limits);
+        let end = {
+            let attempt = AssertUnwindSafe(attempt(handler, state, &mut turn)).catch_unwind();
+            let mut attempt = pin!(attempt);
+            match attempt.as_mut().now_or_never() {
+                Some(end) => end,
+                None if told || settled.turns.is_empty() => attempt.await,
+                None => match select(attempt.as_mut(), pin!(sleep(context.slice))).await {
+                    Either::Left((end, _)) => end,
+                    Either::Right(((), _)) => {
+                        told = true;
+                        let mut part = std::mem::take(&mut settled);
+                        close::<H>(&mut part, &before, std::mem::take(&mut changed));
+                        early(part);
+                        attempt.await
+                    }
+                },
+            }
+        };
+        let stop = match end {
+            Ok(Ok(())) => {
+                changed = true;
+                let events = events(H::SERVICE, &item.message, turn.effects(), context);
+                settled.turns.push(TurnEnd::done(turn.into_effects(), events));
+                false
+            }
+            Ok(Err(fault)) => {
+                *state = before;
+                let stop = hold || !matches!(fault, TurnFault::Reject(_));
+                settled.turns.push(TurnEnd::Fault(fault));
+                stop
+            }
+            Err(panic) => {
+                *state = before;
+                let reason = panic_text(panic.as_ref());
+                settled.turns.push(TurnEnd::Fault(TurnFault::Retry(format!("the handler panicked: {reason}"))));
+                settled.panic = Some(panicked(&item.message, reason));
+                true
+            }
+        };
+        if stop || watch.elapsed() >= context.slice {
+            break;
+        }
+    }
+    close::<H>(&mut settled, state, changed);
+    settled
+}
+
+async fn attempt<H: Handler>(handler: &H, state: &mut H::State, turn: &mut Turn) -> Result<(), TurnFault> {
+    let message = serde_json::from_slice(turn.message().payload())
+        .map_err(|error| TurnFault::Reject(format!("the payload does not decode: {error}")))?;
+    handler.handle(state, message, turn).await.map_err(|fault| match fault {
+        Fault::Retry(error) => TurnFault::Retry(error),
+        Fault::Reject(reason) => TurnFault::Reject(reason),
+        Fault::Defer(delay) => TurnFault::Defer(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
+    })
+}
+
+/// Encodes the state, once for all turns of a run.
+fn close<H: Handler>(settled: &mut Settled, state: &H::State, changed: bool) {
+    if !changed {
+        return;
+    }
+    match encode::<H>(state) {
+        Ok(json) => settled.state = Some((H::STATE_VERSION, json)),
+        // None of them counts: the actor's copy is given up with it.
+        Err(fault) => {
+            settled.turns = vec![TurnEnd::Fault(fault)];
+            settled.panic.get_or_insert_with(|| HandlerPanic {
+                message_id: String::new(),
+                trace_id: None,
+                reason: "the state does not encode".to_owned(),
+            });
+        }
+    }
+}
+
+/// Events as messages. Their ids are derived from the message that caused them, so a repeat has the same.
+fn events(service: &str, cause: &Message, effects: &Effects, context: &RunContext) -> Vec<Event> {
+    if effects.events.is_empty() {
+        return Vec::new();
+    }
+    let cause_id = digest(cause.id(), &context.hash_key);
+    let source = format!("perkey:{service}");
+    let headers: Vec<_> =
+        cause.headers().filter(|(name, _)| matches!(*name, "traceparent" | "tracestate" | "sagaid")).collect();
+    let service: Arc<str> = service.into();
+    let made = effects.events.iter().enumerate().filter_map(|(ordinal, event)| {
+        let mut hasher = blake3::Hasher::new_keyed(&context.hash_key);
+        hasher.update(&cause_id).update(cause.key().as_bytes()).update(service.as_bytes());
+        hasher.update(&(ordinal as u64).to_le_bytes());
+        let mut raw = [0; 16];
+        raw.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        let mut buffer = uuid::Uuid::encode_buffer();
+        let draft = Draft {
+            id: uuid::Uuid::new_v8(raw).hyphenated().encode_lower(&mut buffer),
+            key: cause.key(),
+            kind: &event.kind,
+            source: &source,
+            time: context.clock.now(),
+            headers: &headers,
+            payload: &event.payload,
+        };
+        // A turn's bytes are bounded far below what a frame can hold.
+        let message = draft.build_unchecked().ok()?;
+        Some(Event { service: service.clone(), cause: cause_id, message })
+    });
+    made.collect()
+}
+
+fn panicked(message: &Message, reason: String) -> HandlerPanic {
+    let ids = MessageFields::of(message);
+    HandlerPanic { message_id: ids.message_id.to_owned(), trace_id: ids.trace_id.map(str::to_owned), reason }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a value that is no text".to_owned())
+}

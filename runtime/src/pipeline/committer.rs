@@ -1,0 +1,81 @@
+//! Takes a shard's commits to the store, one at a time.
+//! In: commits. Out: their outcomes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use super::retry::RetryPolicy;
+use super::shard::ShardMessage;
+use crate::clock::{Dice, Stopwatch, sleep};
+use crate::settings::RetrySettings;
+use crate::store::Commit;
+use crate::supervision::Env;
+
+/// What a committer is asked for.
+pub(crate) enum CommitterMessage {
+    /// Say when the store has room: everything that settled until then goes into the next commit.
+    Gate,
+    /// Write this; the number counts the tries that found the store unavailable.
+    Write(Arc<Commit>, u32),
+}
+
+/// A shard's committer.
+pub(crate) struct Committer;
+
+/// What it holds.
+pub(crate) struct CommitterState {
+    env: Arc<Env>,
+    shard: ActorRef<ShardMessage>,
+    dice: Dice,
+}
+
+impl Actor for Committer {
+    type Msg = CommitterMessage;
+    type State = CommitterState;
+    type Arguments = (Arc<Env>, ActorRef<ShardMessage>);
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<CommitterMessage>,
+        (env, shard): Self::Arguments,
+    ) -> Result<CommitterState, ActorProcessingErr> {
+        shard.cast(ShardMessage::Committer(myself))?;
+        Ok(CommitterState { env, shard, dice: Dice::from_system() })
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<CommitterMessage>,
+        message: CommitterMessage,
+        state: &mut CommitterState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            // Whatever the shard's mailbox holds by now is decided before this arrives there: batches grow with load.
+            CommitterMessage::Gate => state.shard.cast(ShardMessage::Gate)?,
+            CommitterMessage::Write(commit, tries) => {
+                if tries > 0 {
+                    sleep(pause(tries, &mut state.dice)).await;
+                }
+                let watch = Stopwatch::start();
+                let outcome = state.env.store.commit(&commit).await;
+                let turns = commit.parts.iter().map(|part| part.ids.len() + part.settled.len()).sum::<usize>();
+                state.env.metrics.record_commit(&outcome, turns as u64, watch.elapsed());
+                state.shard.cast(ShardMessage::CommitEnded(commit.epoch, commit.no, outcome))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pause before the store is tried again, while it is not available.
+fn pause(tries: u32, dice: &mut Dice) -> Duration {
+    let settings = RetrySettings {
+        base: Duration::from_millis(20),
+        factor: 2.0,
+        cap: Duration::from_secs(1),
+        ..RetrySettings::default()
+    };
+    RetryPolicy::from(&settings).delay(tries, dice)
+}

@@ -1,0 +1,434 @@
+//! A shard's record of what is in hand, and every decision about it. Pure: no await, no clock, no I/O.
+//! In: deliveries, answers of actors and of the store, the time. Out: actions, performed by the shard's actors or by
+//! the simulator.
+//!
+//! A message's way through it: [`intake`] → [`runs`] → [`settle`] → [`flight`]; [`waiting`] has what waits on disk,
+//! [`actors`] who runs, [`operator`] what operators ask.
+
+mod actors;
+mod flight;
+mod inbox;
+mod intake;
+mod operator;
+mod runs;
+mod settle;
+mod slot;
+mod tracker;
+mod waiting;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+
+pub use self::intake::{Arrival, What};
+pub use self::runs::{RunItem, RunOrder, RunReport, TurnEnd, TurnFault};
+pub use self::slot::{ActorIx, SlotIx};
+
+use self::inbox::Inbox;
+use self::slot::Slots;
+use self::tracker::Tracker;
+use super::bindings::Bindings;
+use super::retry::RetryPolicy;
+use crate::clock::{Dice, Millis};
+use crate::handler::AfterDeadLetter;
+use crate::message::ShardNo;
+use crate::settings::Settings;
+use crate::store::query::DeadFilter;
+use crate::store::{Commit, Counters, Epoch, InboxRows, ServiceKey, TakenShard, Trim};
+use crate::transport::Positions;
+
+/// Defects that the simulator plants in itself to prove that it would find them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Defect {
+    /// Sources are told before the commit.
+    AcknowledgeBeforeCommit,
+    /// A restarted actor is given the store's state although a newer one is not committed yet.
+    ReloadUncommitted,
+    /// Messages behind one that waits run at once.
+    FollowersNotAppended,
+    /// An id counts only once its turn has run.
+    IdTakenAfterRun,
+    /// The highest finished position is stored instead of the contiguous one.
+    HighestPosition,
+}
+
+#[cfg(feature = "planted-defects")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Defect>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a defect in the ledgers of this thread.
+#[cfg(feature = "planted-defects")]
+pub fn plant(defect: Option<Defect>) {
+    PLANTED.with(|planted| planted.set(defect));
+}
+
+#[cfg(feature = "planted-defects")]
+fn planted(defect: Defect) -> bool {
+    PLANTED.with(|planted| planted.get() == Some(defect))
+}
+
+#[cfg(not(feature = "planted-defects"))]
+const fn planted(_: Defect) -> bool {
+    false
+}
+
+/// What the ledger knows of a service.
+#[derive(Clone, Debug)]
+pub struct ServiceInfo {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its number in the store: part of its ids.
+    pub number: u16,
+    /// Its retry policy.
+    pub retry: RetryPolicy,
+    /// What happens behind a dead letter.
+    pub after_dead_letter: AfterDeadLetter,
+}
+
+/// What a shard's ledger is made with.
+#[derive(Clone, Debug)]
+pub struct LedgerConfig {
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// The services, in the order of their indices.
+    pub services: Arc<[ServiceInfo]>,
+    /// Names of the sources, in the order of their indices.
+    pub sources: Arc<[Arc<str>]>,
+    /// Where events go within the store.
+    pub bindings: Arc<Bindings>,
+    /// Key under which ids are hashed.
+    pub hash_key: [u8; 32],
+    /// Actors that this shard may have.
+    pub actors_max: u32,
+    /// Seed of the jitter.
+    pub seed: u64,
+}
+
+/// What the ledger wants done.
+#[derive(Debug)]
+pub enum Action {
+    /// Read what the store has of these keys; answer with [`Ledger::loaded`].
+    Load(Vec<(SlotIx, u64)>, Vec<ServiceKey>),
+    /// Hand a run to an actor; it answers with [`Ledger::ran`].
+    Run(ActorIx, RunOrder),
+    /// Start this many more actors; each answers with [`Ledger::actor_ready`].
+    Spawn(u32),
+    /// Something is to be committed: call [`Ledger::gate`] when the store has room for a commit.
+    CommitReady,
+    /// Write this; answer with [`Ledger::commit_ended`].
+    Commit(Arc<Commit>),
+    /// The store cannot write now: try [`Action::Commit`] again after a pause; the number counts the tries.
+    CommitLater(Arc<Commit>, u32),
+    /// Take the shard over from oneself; answer with [`Ledger::retaken`].
+    Retake(Epoch),
+    /// Ask for keys that are due, at most this many; answer with [`Ledger::due`].
+    FetchDue(usize),
+    /// Ask for keys whose head was settled before a crash; answer with [`Ledger::orphans`].
+    FetchOrphans(Option<ServiceKey>, usize),
+    /// Read rows of a key after a number, at most so many; answer with [`Ledger::paged`].
+    Page(SlotIx, u64, ServiceKey, u64, usize),
+    /// Find dead letters for an operator's command; answer with [`Ledger::dead_found`].
+    FindDead(i64, DeadFilter, usize),
+    /// The source may hand over this many deliveries more.
+    Credit(u16, usize),
+    /// The source's deliveries up to these positions are durable.
+    Acknowledge(u16, Positions),
+    /// Remove what is no longer needed.
+    Trim(Trim),
+    /// The shard is given up: its last commit is durable.
+    Drained,
+    /// Stop the shard and drop its memory: another owner has it, or it cannot go on.
+    Stop(String),
+}
+
+/// What happened since it was last asked, for metrics and logs.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Turns that settled, by service index.
+    pub processed: HashMap<u16, u64>,
+    /// Duplicates dropped by the inbox.
+    pub duplicates: u64,
+    /// Deliveries dropped because their position was passed.
+    pub passed: u64,
+    /// Messages that no binding wanted.
+    pub unbound: u64,
+    /// Dead letters, by service index; `None` where there is no service.
+    pub dead: Vec<Option<u16>>,
+    /// Retries: attempt that failed, delay chosen in milliseconds.
+    pub retries: Vec<(u32, Millis)>,
+    /// Keys that gave their actor to another.
+    pub passivations: u64,
+    /// Keys that were given an actor and a state.
+    pub activations: u64,
+    /// Faults, for the log: message id, key's service, error, attempt.
+    pub faults: Vec<FaultNote>,
+}
+
+/// A fault, as the log is told of it.
+#[derive(Clone, Debug)]
+pub struct FaultNote {
+    /// The message.
+    pub message: crate::message::Message,
+    /// The service.
+    pub service: Arc<str>,
+    /// Attempts spent.
+    pub attempt: u32,
+    /// What went wrong.
+    pub error: String,
+    /// What happens to it.
+    pub what: &'static str,
+}
+
+/// How full the ledger is, for gauges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gauges {
+    /// Keys in hand.
+    pub slots: usize,
+    /// Actors.
+    pub actors: u32,
+    /// Deliveries in hand.
+    pub credits_used: usize,
+    /// Rows in `pending`.
+    pub pending: u64,
+    /// Keys in hand that wait or are held.
+    pub waiting: usize,
+    /// Keys in hand that a dead letter holds.
+    pub held: usize,
+    /// Ids remembered.
+    pub inbox_ids: usize,
+    /// Age in milliseconds of the oldest id remembered, 0 when nothing was forgotten for lack of room.
+    pub window: Millis,
+    /// A bound of `pending` was reached.
+    pub pending_full: bool,
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The last commit.
+    pub commit_no: u64,
+}
+
+#[derive(Debug)]
+struct SourceTrack {
+    origins: BTreeMap<Arc<str>, u16>,
+    names: Vec<Arc<str>>,
+    trackers: Vec<Tracker>,
+    /// Deliveries in hand.
+    used: usize,
+    /// Credits that are free but not granted, because the source is too far ahead of its position.
+    owed: usize,
+}
+
+/// The ledger of one shard under one epoch.
+#[derive(Debug)]
+pub struct Ledger {
+    config: LedgerConfig,
+    shard: ShardNo,
+    epoch: Epoch,
+    commit_no: u64,
+    outbox_seq: u64,
+    last_seq: u64,
+    unclean: u32,
+    /// Non-duplicate deliveries still to pass before the shard counts as clean again.
+    until_clean: u64,
+    counters: BTreeMap<&'static str, u64>,
+    inbox: Inbox,
+    sources: Vec<SourceTrack>,
+    slots: Slots,
+    actors: actors::Pool,
+    runs: u64,
+    batches: flight::Batches,
+    waiting: waiting::Waiting,
+    command: Option<operator::Progress>,
+    dice: Dice,
+    draining: bool,
+    stopped: bool,
+    to_load: Vec<SlotIx>,
+    to_advance: VecDeque<SlotIx>,
+    out: Vec<Action>,
+    tally: Tally,
+}
+
+impl Ledger {
+    /// The ledger of a shard that was just taken over; `inbox` was read after its epoch was raised.
+    pub fn new(config: LedgerConfig, taken: TakenShard, inbox: InboxRows) -> Self {
+        let sources = config.sources.iter().map(|name| {
+            let stored = taken.positions.get(name).cloned().unwrap_or_default();
+            SourceTrack::restore(stored, 0)
+        });
+        let sources = sources.collect();
+        let credits = config.settings.ingress.credits as u64;
+        let mut ledger = Self {
+            shard: taken.shard,
+            epoch: taken.epoch,
+            commit_no: taken.commit_no,
+            outbox_seq: taken.outbox_seq,
+            last_seq: taken.last_seq,
+            unclean: taken.unclean,
+            until_clean: if taken.unclean > 0 { credits } else { 0 },
+            counters: restore_counters(&taken.counters),
+            waiting: waiting::Waiting::new(inbox.pending),
+            inbox: Inbox::restore(inbox),
+            sources,
+            slots: Slots::default(),
+            actors: actors::Pool::new(config.actors_max),
+            runs: 0,
+            batches: flight::Batches::default(),
+            command: None,
+            dice: Dice::seeded(config.seed),
+            draining: false,
+            stopped: false,
+            to_load: Vec::new(),
+            to_advance: VecDeque::new(),
+            out: Vec::new(),
+            tally: Tally::default(),
+            config,
+        };
+        for source in 0..ledger.sources.len() {
+            let source = u16::try_from(source).expect("there are few sources");
+            ledger.out.push(Action::Credit(source, ledger.config.settings.ingress.credits));
+        }
+        ledger.out.push(Action::FetchOrphans(None, ledger.config.settings.pending.page));
+        ledger.out.push(Action::FetchDue(ledger.config.settings.pending.page));
+        ledger
+    }
+
+    /// The actions decided since the last call, in order.
+    pub fn actions(&mut self) -> Vec<Action> {
+        self.settle_down();
+        if self.stopped {
+            self.out.drain(..).filter(|a| matches!(a, Action::Stop(_))).collect()
+        } else {
+            std::mem::take(&mut self.out)
+        }
+    }
+
+    /// What happened since the last call.
+    pub fn tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
+    }
+
+    /// Where each origin of a source was last read: a restarted ingress goes on from there.
+    pub fn received(&self, source: u16) -> Positions {
+        let source = &self.sources[source as usize];
+        let read = source.names.iter().zip(&source.trackers);
+        read.filter_map(|(name, tracker)| Some((name.clone(), tracker.received()?))).collect()
+    }
+
+    /// Credits that a restarted ingress starts with.
+    pub fn credits_free(&self, source: u16) -> usize {
+        let source = &self.sources[source as usize];
+        self.config.settings.ingress.credits.saturating_sub(source.used + source.owed)
+    }
+
+    /// Whether nothing is in hand or being committed. What waits on disk for its time does not count.
+    pub fn is_idle(&self) -> bool {
+        self.batches.is_empty()
+            && self.sources.iter().all(|source| source.used == 0)
+            && self.waiting.awake == 0
+            && self.command.is_none()
+            && self.waiting.next.is_none_or(|next| next > self.waiting.now)
+            && !self.waiting.fetching
+    }
+
+    /// How full it is.
+    pub fn gauges(&self, now: Millis) -> Gauges {
+        let full = self.inbox.len() >= self.config.settings.dedup.max_ids;
+        Gauges {
+            slots: self.slots.len(),
+            actors: self.actors.len(),
+            credits_used: self.sources.iter().map(|source| source.used).sum(),
+            pending: self.waiting.rows,
+            waiting: self.slots.iter().filter(|slot| slot.must_follow()).count(),
+            held: self.slots.iter().filter(|slot| slot.held).count(),
+            inbox_ids: self.inbox.len(),
+            window: self.inbox.oldest().filter(|_| full).map_or(0, |(_, at)| now.saturating_sub(at)),
+            pending_full: self.waiting.full,
+            epoch: self.epoch,
+            commit_no: self.commit_no,
+        }
+    }
+
+    /// Leaves in order: no new runs; when those under way have ended and everything settled is durable, the shard is
+    /// given up with a last commit.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Time passes.
+    pub fn tick(&mut self, now: Millis) {
+        self.waiting.now = now;
+        self.fetch_due(now);
+        self.passivate_idle(now);
+        for source in 0..self.sources.len() {
+            self.grant(u16::try_from(source).expect("there are few sources"), 0, now);
+        }
+    }
+
+    fn policy(&self, service: u16) -> &ServiceInfo {
+        &self.config.services[service as usize]
+    }
+
+    fn count(&mut self, counter: &'static str, by: u64) {
+        *self.counters.entry(counter).or_insert(0) += by;
+    }
+
+    fn next_seq(&mut self) -> u64 {
+        self.last_seq += 1;
+        self.last_seq
+    }
+
+    /// Lets every key that something happened to go on, until nothing more can be decided.
+    fn settle_down(&mut self) {
+        while let Some(slot) = self.to_advance.pop_front() {
+            self.advance(slot);
+        }
+        if !self.to_load.is_empty() {
+            self.request_loads();
+        }
+        self.request_commit();
+    }
+}
+
+impl SourceTrack {
+    fn restore(stored: Positions, owed: usize) -> Self {
+        let mut track = Self { origins: BTreeMap::new(), names: Vec::new(), trackers: Vec::new(), used: 0, owed };
+        for (origin, position) in stored {
+            track.add(origin, Tracker::from(Some(position)));
+        }
+        track
+    }
+
+    fn add(&mut self, origin: Arc<str>, tracker: Tracker) -> u16 {
+        let ix = u16::try_from(self.names.len()).expect("a source has fewer than 65536 origins");
+        self.origins.insert(origin.clone(), ix);
+        self.names.push(origin);
+        self.trackers.push(tracker);
+        ix
+    }
+
+    fn origin(&mut self, name: &Arc<str>) -> u16 {
+        match self.origins.get(name) {
+            Some(ix) => *ix,
+            None => self.add(name.clone(), Tracker::from(None)),
+        }
+    }
+
+    fn positions(&mut self) -> Positions {
+        let read = self.names.iter().zip(&mut self.trackers);
+        read.filter_map(|(name, tracker)| Some((name.clone(), tracker.position()?))).collect()
+    }
+}
+
+const COUNTERS: [&str; 6] = ["taken", "duplicates", "dead_letters", "retries", "unbound", "takeovers"];
+
+fn restore_counters(stored: &Counters) -> BTreeMap<&'static str, u64> {
+    let known = COUNTERS.iter().map(|name| (*name, stored.get(*name).copied().unwrap_or(0)));
+    let mut counters: BTreeMap<_, _> = known.collect();
+    *counters.entry("takeovers").or_insert(0) += 1;
+    counters
+}
+
+/// A state as an order carries it: version and JSON, or nothing stored yet.
+pub type Stored = Option<(u32, Bytes)>;

@@ -1,0 +1,455 @@
+//! Batches on their way to the store: gathered, sent one at a time, finished, or taken apart when refused.
+//! In: groups of settled turns, the store's outcomes. Out: commits; acknowledgements and credits once they are durable.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::settle::{Group, millis};
+use super::slot::{From, Newest, SlotIx, Ticket};
+use super::{Action, Defect, Ledger, planted};
+use crate::clock::Millis;
+use crate::handler::Fault;
+use crate::store::{Commit, Epoch, Outcome, Part, StoreError, TakenShard, Trim};
+
+/// Commits between two rounds of trimming.
+const TRIM_EVERY: u64 = 32;
+
+#[derive(Debug, Default)]
+struct Batch {
+    groups: Vec<Group>,
+    /// A commit of the fence alone passed after this batch was refused: it is the data.
+    proven: bool,
+}
+
+#[derive(Debug)]
+struct Flight {
+    batch: Batch,
+    /// Refused batches that wait for the fence alone to pass.
+    suspects: Vec<Batch>,
+    release: bool,
+    unavailable: u32,
+    commit: Arc<Commit>,
+    /// Its outcome is being found out.
+    unknown: bool,
+}
+
+/// All batches of a shard.
+#[derive(Debug, Default)]
+pub(crate) struct Batches {
+    gathering: Batch,
+    loose: Group,
+    queue: VecDeque<Batch>,
+    flight: Option<Flight>,
+    gate_asked: bool,
+    released: bool,
+}
+
+impl Batches {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.nothing_gathered() && self.queue.is_empty() && self.flight.is_none()
+    }
+
+    fn nothing_gathered(&self) -> bool {
+        self.gathering.groups.is_empty() && self.loose.tickets.is_empty() && self.loose.part.command.is_none()
+    }
+
+    /// The group of what belongs to no key.
+    pub(crate) fn loose(&mut self) -> &mut Group {
+        &mut self.loose
+    }
+
+    pub(crate) fn gathered(&mut self, at: u32) -> &mut Group {
+        &mut self.gathering.groups[at as usize]
+    }
+
+    pub(crate) fn add(&mut self, slot: SlotIx) -> (u32, &mut Group) {
+        let at = self.gathering.groups.len();
+        self.gathering.groups.push(Group { slot: Some(slot), ..Group::default() });
+        (u32::try_from(at).expect("credits bound a batch"), &mut self.gathering.groups[at])
+    }
+}
+
+impl Ledger {
+    /// Asks for the gate when there is something to commit and nothing on its way.
+    pub(super) fn request_commit(&mut self) {
+        if self.stopped || self.batches.flight.is_some() || self.batches.gate_asked {
+            return;
+        }
+        let drained = self.draining && !self.batches.released && self.batches.is_empty() && self.nothing_runs();
+        if !self.batches.queue.is_empty() || !self.batches.nothing_gathered() || drained {
+            self.batches.gate_asked = true;
+            self.out.push(Action::CommitReady);
+        }
+    }
+
+    fn nothing_runs(&self) -> bool {
+        self.slots.iter().all(|slot| slot.running.is_none())
+    }
+
+    /// The store has room for a commit.
+    pub fn gate(&mut self, now: Millis) {
+        self.waiting.now = now;
+        self.settle_down();
+        self.batches.gate_asked = false;
+        if self.stopped || self.batches.flight.is_some() {
+            return;
+        }
+        let batch = match self.batches.queue.pop_front() {
+            Some(batch) => batch,
+            None => self.seal(),
+        };
+        let empty = batch.groups.is_empty();
+        let release = empty && self.draining && !self.batches.released && self.nothing_runs();
+        if !empty || release {
+            self.send(batch, Vec::new(), release, now);
+        }
+    }
+
+    /// Closes the gathered batch; what is above `commit.turns_max` becomes batches of its own.
+    fn seal(&mut self) -> Batch {
+        let mut groups = std::mem::take(&mut self.batches.gathering.groups);
+        for group in &groups {
+            if let Some(ix) = group.slot {
+                self.slots[ix].group = None;
+            }
+        }
+        let loose = std::mem::take(&mut self.batches.loose);
+        if !loose.tickets.is_empty() || loose.part.command.is_some() {
+            groups.push(loose);
+        }
+        let max = self.config.settings.commit.turns_max;
+        let mut batch = Batch::default();
+        let mut turns = 0;
+        for group in groups {
+            if turns >= max {
+                self.batches.queue.push_back(std::mem::take(&mut batch));
+                turns = 0;
+            }
+            turns += group.turns.max(1);
+            batch.groups.push(group);
+        }
+        match self.batches.queue.pop_front() {
+            Some(first) => {
+                self.batches.queue.push_back(batch);
+                first
+            }
+            None => batch,
+        }
+    }
+
+    fn send(&mut self, mut batch: Batch, suspects: Vec<Batch>, release: bool, now: Millis) {
+        for ticket in batch.groups.iter().flat_map(|group| &group.tickets) {
+            self.tracker(*ticket).mark(ticket.seq);
+        }
+        let parts: Vec<Part> = batch.groups.iter_mut().map(|group| std::mem::take(&mut group.part)).collect();
+        let names = self.config.sources.clone();
+        let positions = names.iter().cloned().zip(self.sources.iter_mut().map(super::SourceTrack::positions));
+        let clean = self.unclean > 0 && self.until_clean == 0;
+        let commit = Commit {
+            shard: self.shard,
+            epoch: self.epoch,
+            no: self.commit_no + 1,
+            at: now,
+            positions: positions.collect(),
+            counters: self.counters.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+            first_seq: self.outbox_seq + 1,
+            log: self.config.bindings.log_rows(&parts),
+            parts,
+            release,
+            clean,
+        };
+        if planted(Defect::AcknowledgeBeforeCommit) {
+            self.acknowledge(&commit);
+        }
+        let commit = Arc::new(commit);
+        self.out.push(Action::Commit(commit.clone()));
+        self.batches.flight = Some(Flight { batch, suspects, release, unavailable: 0, commit, unknown: false });
+    }
+
+    fn tracker(&mut self, ticket: Ticket) -> &mut super::Tracker {
+        &mut self.sources[ticket.source as usize].trackers[ticket.origin as usize]
+    }
+
+    /// The store's answer to [`Action::Commit`] for the commit of this epoch and number.
+    pub fn commit_ended(&mut self, epoch: Epoch, no: u64, outcome: Outcome, now: Millis) {
+        let Some(flight) = self.batches.flight.as_mut() else { return };
+        if flight.unknown || (flight.commit.epoch, flight.commit.no) != (epoch, no) {
+            return;
+        }
+        match outcome {
+            Outcome::Committed => self.finish(now),
+            Outcome::Fenced => self.stop("another owner has the shard: its epoch or commit number moved on"),
+            Outcome::Unavailable(_) => {
+                flight.unavailable += 1;
+                self.out.push(Action::CommitLater(flight.commit.clone(), flight.unavailable));
+            }
+            Outcome::Unknown(_) => self.commit_lost(),
+            Outcome::Refused { permanent, error } => self.refused(permanent, &error, now),
+        }
+    }
+
+    /// The committer was lost, maybe with a commit in hand: whether that was written has to be found out.
+    pub fn commit_lost(&mut self) {
+        self.batches.gate_asked = false;
+        if let Some(flight) = self.batches.flight.as_mut()
+            && !flight.unknown
+        {
+            flight.unknown = true;
+            self.out.push(Action::Retake(self.epoch));
+        }
+    }
+
+    /// The store's answer to [`Action::Retake`].
+    pub fn retaken(&mut self, answer: Result<TakenShard, StoreError>, now: Millis) {
+        let Some(flight) = self.batches.flight.as_mut().filter(|flight| flight.unknown) else { return };
+        flight.unknown = false;
+        match answer {
+            Ok(taken) => {
+                self.epoch = taken.epoch;
+                if taken.commit_no == flight.commit.no {
+                    self.finish(now);
+                } else if taken.commit_no + 1 == flight.commit.no {
+                    // It never will be written: its epoch is shut out. The same batch goes out under the new one.
+                    let again = Commit { epoch: taken.epoch, ..Commit::clone(&flight.commit) };
+                    flight.commit = Arc::new(again);
+                    self.out.push(Action::Commit(flight.commit.clone()));
+                } else {
+                    self.stop("the shard's commit number is not the one that was left behind");
+                }
+            }
+            Err(error) => self.stop(&format!("the outcome of a commit could not be found out: {error}")),
+        }
+    }
+
+    /// A commit is durable: now, and only now, the world hears of it.
+    fn finish(&mut self, now: Millis) {
+        let Some(flight) = self.batches.flight.take() else { return };
+        let commit = &flight.commit;
+        self.commit_no = commit.no;
+        self.outbox_seq += commit.events().count() as u64;
+        if commit.clean {
+            self.unclean = 0;
+        }
+        for source in &mut self.sources {
+            source.trackers.iter_mut().for_each(|tracker| tracker.committed(commit.no));
+        }
+        if !planted(Defect::AcknowledgeBeforeCommit) {
+            self.acknowledge(commit);
+        }
+        self.inbox.committed(commit.no, commit.at, commit.ids().copied().collect());
+        self.free_credits(&flight.batch, now);
+        for (group, part) in flight.batch.groups.iter().zip(&commit.parts) {
+            self.finish_group(group.slot, part);
+        }
+        self.age(now);
+        if flight.release {
+            self.batches.released = true;
+            self.out.push(Action::Drained);
+        }
+        for mut suspect in flight.suspects {
+            suspect.proven = true;
+            self.take_apart(suspect, None);
+        }
+    }
+
+    fn acknowledge(&mut self, commit: &Commit) {
+        for (source, positions) in (0..).zip(commit.positions.values()) {
+            self.out.push(Action::Acknowledge(source, positions.clone()));
+        }
+    }
+
+    fn free_credits(&mut self, batch: &Batch, now: Millis) {
+        let mut freed = vec![0; self.sources.len()];
+        for ticket in batch.groups.iter().flat_map(|group| &group.tickets) {
+            freed[ticket.source as usize] += 1;
+        }
+        for (source, freed) in freed.into_iter().enumerate().filter(|(_, freed)| *freed > 0) {
+            self.grant(u16::try_from(source).expect("there are few sources"), freed, now);
+        }
+    }
+
+    fn finish_group(&mut self, slot: Option<SlotIx>, part: &Part) {
+        if let Some(due) = part.pending.iter().filter_map(|row| row.due_at).min() {
+            self.waiting.at(due);
+        }
+        self.command_committed(part);
+        let Some(ix) = slot else { return };
+        let slot = &mut self.slots[ix];
+        slot.uncommitted -= 1;
+        if !part.settled.is_empty() {
+            self.waiting.sleep(slot);
+        }
+        slot.rows.page_after_commit = false;
+        if slot.uncommitted == 0 && slot.warm {
+            slot.newest = Newest::Elsewhere;
+        }
+        self.to_advance.push_back(ix);
+    }
+
+    fn age(&mut self, now: Millis) {
+        let settings = &self.config.settings;
+        let floors = self.sources.iter().flat_map(|source| &source.trackers).filter_map(super::Tracker::floor);
+        let floor = floors.min().unwrap_or(u64::MAX);
+        let max_ids = match settings.dedup.overflow {
+            crate::settings::Overflow::Shrink => settings.dedup.max_ids,
+            crate::settings::Overflow::Pause => usize::MAX,
+        };
+        self.inbox.age(now.saturating_sub(millis(settings.dedup.window)), max_ids, floor);
+        if self.commit_no.is_multiple_of(TRIM_EVERY) {
+            let embedded = self.config.sources.iter().position(|name| &**name == crate::transport::embedded::NAME);
+            let log = embedded.map(|at| self.sources[at].positions()).unwrap_or_default();
+            self.out.push(Action::Trim(Trim {
+                log,
+                commits_below: self.inbox.oldest().map_or(self.commit_no, |(no, _)| no),
+                history_before: now.saturating_sub(millis(settings.history.keep)),
+            }));
+        }
+    }
+
+    /// The database refused the data: find out whose.
+    fn refused(&mut self, permanent: bool, error: &str, now: Millis) {
+        let Some(mut flight) = self.batches.flight.take() else { return };
+        let parts = Arc::try_unwrap(flight.commit).map_or_else(|shared| shared.parts.clone(), |commit| commit.parts);
+        for ticket in flight.batch.groups.iter().flat_map(|group| &group.tickets) {
+            self.tracker(*ticket).unmark(ticket.seq);
+        }
+        if flight.batch.groups.is_empty() {
+            return self.stop(&format!("the store refuses even an empty commit: {error}"));
+        }
+        for (group, part) in flight.batch.groups.iter_mut().zip(parts) {
+            group.part = part;
+        }
+        if flight.batch.proven {
+            self.take_apart(flight.batch, Some((permanent, error)));
+        } else {
+            // If the fence alone is refused too, it is the store and not the data.
+            self.send(Batch::default(), vec![flight.batch], false, now);
+        }
+    }
+
+    /// Halves a refused batch, or blames the key that stands alone in it.
+    fn take_apart(&mut self, mut batch: Batch, refusal: Option<(bool, &str)>) {
+        if batch.groups.len() > 1 {
+            let rest = batch.groups.split_off(batch.groups.len() / 2);
+            self.batches.queue.push_front(Batch { groups: rest, proven: true });
+            self.batches.queue.push_front(batch);
+            return;
+        }
+        match (batch.groups.pop(), refusal) {
+            (Some(group), Some((permanent, error))) => self.blame(group, permanent, error),
+            (Some(group), None) => self.batches.queue.push_front(Batch { groups: vec![group], proven: true }),
+            (None, _) => {}
+        }
+    }
+
+    fn blame(&mut self, group: Group, permanent: bool, error: &str) {
+        let Some(ix) = group.slot else {
+            return self.stop(&format!("the store refuses a record that belongs to no key: {error}"));
+        };
+        let alone = group.turns <= 1;
+        let head = group.items.first().map(|item| item.id);
+        let recorded = group.part.pending.iter().any(|row| Some(row.id) == head)
+            || group.part.dead.iter().any(|letter| Some(letter.id) == head);
+        if alone && recorded {
+            return self.stop(&format!("the store refuses the record of a fault: {error}"));
+        }
+        self.reset(ix, group);
+        if let (true, Some(id)) = (alone, head) {
+            let reason = format!("the database refused what this message wrote: {error}");
+            let fault = if permanent { Fault::Reject(reason) } else { Fault::Retry(reason) };
+            self.slots[ix].blame = Some((id, fault));
+        }
+    }
+
+    /// Everything of a key that is not durable is undone; its messages are handled again, one per commit.
+    fn reset(&mut self, ix: SlotIx, refused: Group) {
+        let mut groups = vec![refused];
+        for batch in &mut self.batches.queue {
+            groups.extend(batch.groups.extract_if(.., |group| group.slot == Some(ix)));
+        }
+        self.batches.queue.retain(|batch| !batch.groups.is_empty());
+        if let Some(at) = self.slots[ix].group.take() {
+            let gathered = std::mem::take(&mut self.batches.gathering.groups[at as usize]);
+            groups.push(gathered);
+        }
+        let mut items = Vec::new();
+        for group in groups {
+            self.undo(&group);
+            items.extend(group.items);
+        }
+        let slot = &mut self.slots[ix];
+        if let Some(running) = slot.running.as_mut() {
+            running.stale = true;
+            items.extend(running.items.drain(..));
+        }
+        items.extend(slot.queue.drain(..).chain(slot.overflow.drain(..)));
+        items.retain(|item| matches!(item.from, From::Live(_)));
+        slot.queue = items.into();
+        slot.uncommitted = 0;
+        slot.solo = true;
+        slot.warm = false;
+        slot.known = false;
+        slot.held = false;
+        slot.waits = false;
+        slot.newest = Newest::Elsewhere;
+        slot.rows = super::slot::Rows::default();
+        self.waiting.sleep(slot);
+        if slot.running.is_none() {
+            self.reset_done(ix);
+        }
+    }
+
+    /// Nothing of the reset key runs any more: it starts from what the store has.
+    pub(super) fn reset_done(&mut self, ix: SlotIx) {
+        self.waiting.woken.insert(ix);
+        self.load(ix);
+    }
+
+    /// Takes a group's effects on ids, rows and counters back.
+    fn undo(&mut self, group: &Group) {
+        let mut own = Vec::with_capacity(group.items.len());
+        for item in &group.items {
+            let pending = group.part.pending.iter().any(|row| row.id == item.id);
+            let dead = group.part.dead.iter().any(|letter| letter.id == item.id);
+            if dead {
+                self.uncount("dead_letters");
+            }
+            match item.from {
+                From::Live(ticket) => {
+                    own.push(ticket);
+                    self.uncount("taken");
+                    if pending || dead {
+                        self.inbox.unpin(item.id);
+                    }
+                    if pending {
+                        self.waiting.rows = self.waiting.rows.saturating_sub(1);
+                    }
+                    self.inbox.unsettle(item.id, Vec::new());
+                }
+                From::Row(_) if pending => {}
+                From::Row(_) => {
+                    self.waiting.rows += 1;
+                    if !dead {
+                        self.inbox.pin(item.id);
+                    }
+                }
+            }
+        }
+        // Copies that came with these are duplicates whatever happens to the original.
+        for ticket in group.tickets.iter().filter(|ticket| !own.contains(ticket)) {
+            self.drop_ticket(*ticket);
+        }
+        self.command_undone(&group.part);
+    }
+
+    fn uncount(&mut self, counter: &'static str) {
+        if let Some(count) = self.counters.get_mut(counter) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    pub(super) fn stop(&mut self, reason: &str) {
+        self.stopped = true;
+        self.out.push(Action::Stop(reason.to_owned()));
+    }
+}

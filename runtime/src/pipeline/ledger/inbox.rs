@@ -1,0 +1,178 @@
+//! The ids that a shard has taken, exact within the dedup window.
+//! In: ids as they arrive, settle and commit. Out: new, or a duplicate; which commits have left the window.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
+
+use super::slot::Ticket;
+use crate::clock::Millis;
+use crate::message::TakenId;
+use crate::store::InboxRows;
+
+/// What the inbox says of an arriving id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// Never seen within the window: it is in hand now.
+    New,
+    /// In hand, not settled: the copy is settled together with it.
+    InHand,
+    /// Taken: the copy is dropped.
+    Taken,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    InHand,
+    Taken,
+}
+
+/// The owner's inbox.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    ids: HashMap<TakenId, Mark>,
+    copies: HashMap<TakenId, Vec<Ticket>>,
+    /// Ids of pending rows and dead letters count at any age.
+    pinned: HashMap<TakenId, u32>,
+    commits: VecDeque<(u64, Millis, Box<[TakenId]>)>,
+    taken: usize,
+}
+
+impl Inbox {
+    /// The inbox as read at a takeover.
+    pub(crate) fn restore(rows: InboxRows) -> Self {
+        let mut inbox = Self::default();
+        for commit in rows.commits {
+            for id in &commit.ids {
+                inbox.ids.insert(*id, Mark::Taken);
+            }
+            inbox.taken += commit.ids.len();
+            inbox.commits.push_back((commit.no, commit.at, commit.ids.into_boxed_slice()));
+        }
+        for id in rows.pinned {
+            inbox.pin(id);
+        }
+        inbox
+    }
+
+    /// An id arrives with a delivery.
+    pub(crate) fn arrive(&mut self, id: TakenId, ticket: Ticket) -> Arrival {
+        if !self.pinned.is_empty() && self.pinned.contains_key(&id) {
+            return Arrival::Taken;
+        }
+        match self.ids.entry(id) {
+            Entry::Vacant(_) if super::planted(super::Defect::IdTakenAfterRun) => Arrival::New,
+            Entry::Vacant(place) => {
+                place.insert(Mark::InHand);
+                Arrival::New
+            }
+            Entry::Occupied(place) => match place.get() {
+                Mark::Taken => Arrival::Taken,
+                Mark::InHand => {
+                    self.copies.entry(id).or_default().push(ticket);
+                    Arrival::InHand
+                }
+            },
+        }
+    }
+
+    /// An id is settled: taken with the next commit. Gives the copies that are settled with it.
+    pub(crate) fn settle(&mut self, id: TakenId) -> Vec<Ticket> {
+        self.ids.insert(id, Mark::Taken);
+        if self.copies.is_empty() { Vec::new() } else { self.copies.remove(&id).unwrap_or_default() }
+    }
+
+    /// A settled id is in hand again: its commit was refused.
+    pub(crate) fn unsettle(&mut self, id: TakenId, copies: Vec<Ticket>) {
+        self.ids.insert(id, Mark::InHand);
+        if !copies.is_empty() {
+            self.copies.entry(id).or_default().extend(copies);
+        }
+    }
+
+    /// The id's row or dead letter exists.
+    pub(crate) fn pin(&mut self, id: TakenId) {
+        *self.pinned.entry(id).or_insert(0) += 1;
+    }
+
+    /// The id's row or dead letter is gone.
+    pub(crate) fn unpin(&mut self, id: TakenId) {
+        if let Entry::Occupied(mut count) = self.pinned.entry(id) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
+    /// A commit took these ids.
+    pub(crate) fn committed(&mut self, no: u64, at: Millis, ids: Box<[TakenId]>) {
+        self.taken += ids.len();
+        self.commits.push_back((no, at, ids));
+    }
+
+    /// Forgets commits older than `since`, and the oldest above `max_ids`; never one at or above `floor`.
+    pub(crate) fn age(&mut self, since: Millis, max_ids: usize, floor: u64) {
+        while let Some((no, at, ids)) = self.commits.front() {
+            let over = *at < since || self.taken > max_ids;
+            if !over || *no >= floor {
+                return;
+            }
+            self.taken -= ids.len();
+            for id in ids {
+                self.ids.remove(id);
+            }
+            self.commits.pop_front();
+        }
+    }
+
+    /// The oldest commit within the window.
+    pub(crate) fn oldest(&self) -> Option<(u64, Millis)> {
+        self.commits.front().map(|(no, at, _)| (*no, *at))
+    }
+
+    /// Ids of committed messages that are remembered.
+    pub(crate) fn len(&self) -> usize {
+        self.taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TICKET: Ticket = Ticket { source: 0, origin: 0, seq: 0 };
+
+    fn id(n: u8) -> TakenId {
+        TakenId([n; TakenId::BYTES])
+    }
+
+    #[test]
+    fn a_copy_in_hand_is_settled_with_its_original() {
+        let mut inbox = Inbox::default();
+        assert_eq!(inbox.arrive(id(1), TICKET), Arrival::New);
+        assert_eq!(inbox.arrive(id(1), Ticket { seq: 7, ..TICKET }), Arrival::InHand);
+        assert_eq!(inbox.settle(id(1)), [Ticket { seq: 7, ..TICKET }]);
+        assert_eq!(inbox.arrive(id(1), TICKET), Arrival::Taken);
+    }
+
+    #[test]
+    fn ids_age_out_by_time_and_number_but_never_above_the_floor_or_while_pinned() {
+        let mut inbox = Inbox::default();
+        for n in 1..=4 {
+            inbox.arrive(id(n), TICKET);
+            inbox.settle(id(n));
+            inbox.committed(u64::from(n), u64::from(n) * 100, Box::new([id(n)]));
+        }
+        inbox.pin(id(1));
+        inbox.age(150, 100, u64::MAX);
+        assert_eq!(inbox.arrive(id(1), TICKET), Arrival::Taken, "pinned");
+        inbox.unpin(id(1));
+        assert_eq!(inbox.arrive(id(1), TICKET), Arrival::New, "out of the window");
+        inbox.age(0, 1, 3);
+        assert_eq!(inbox.oldest(), Some((3, 300)), "the floor keeps 3");
+        inbox.age(0, 1, u64::MAX);
+        assert_eq!((inbox.oldest(), inbox.len()), (Some((4, 400)), 1));
+    }
+}

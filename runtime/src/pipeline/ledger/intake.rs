@@ -1,0 +1,196 @@
+//! Deliveries come in: known or new, for a key in hand or not.
+//! In: deliveries of a source, answers to loads. Out: items in their slots' queues, duplicates settled at once.
+
+use super::inbox::Arrival as Seen;
+use super::slot::{From, Item, Newest, SlotIx, Ticket};
+use super::{Action, Ledger};
+use crate::clock::Millis;
+use crate::message::{Message, TakenId};
+use crate::settings::Overflow;
+use crate::store::{KeyRow, ServiceKey};
+use crate::transport::Position;
+use std::sync::Arc;
+
+/// A delivery as the ingress passes it on.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// The ordered log within the source.
+    pub origin: Arc<str>,
+    /// Its place there.
+    pub position: Position,
+    /// Whether it is the last one of its position (a message for several services comes once for each).
+    pub last: bool,
+    /// What it is.
+    pub what: What,
+}
+
+/// What a delivery is.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// A message for a service, by its index.
+    Message(u16, Message),
+    /// A message that is not run but becomes a dead letter with a reason; of a service, if it could be worked out.
+    Refused(Option<u16>, Message, String),
+    /// A message that no binding wants: its position passes.
+    Unbound,
+}
+
+impl Ledger {
+    /// A source handed over deliveries, each origin's in order. Each uses one credit.
+    pub fn fetched(&mut self, source: u16, arrivals: Vec<Arrival>, now: Millis) {
+        let mut unused = 0;
+        self.sources[source as usize].used += arrivals.len();
+        for arrival in arrivals {
+            let track = &mut self.sources[source as usize];
+            let origin = track.origin(&arrival.origin);
+            let tracker = &mut track.trackers[origin as usize];
+            let Some(seq) = tracker.receive(arrival.position, arrival.last) else {
+                self.tally.passed += 1;
+                unused += 1;
+                continue;
+            };
+            self.arrive(Ticket { source, origin, seq }, arrival.what, now);
+        }
+        if unused > 0 {
+            self.grant(source, unused, now);
+        }
+    }
+
+    fn arrive(&mut self, ticket: Ticket, what: What, now: Millis) {
+        let (service, message, refusal) = match what {
+            What::Message(service, message) => (Some(service), message, None),
+            What::Refused(service, message, reason) => (service, message, Some(reason)),
+            What::Unbound => {
+                self.tally.unbound += 1;
+                self.count("unbound", 1);
+                return self.drop_ticket(ticket);
+            }
+        };
+        let number = service.map_or(u16::MAX, |service| self.policy(service).number);
+        let id = TakenId::of(&message, number, &self.config.hash_key);
+        match self.inbox.arrive(id, ticket) {
+            Seen::New => {}
+            Seen::InHand => return self.count_duplicate(),
+            Seen::Taken => {
+                self.count_duplicate();
+                return self.drop_ticket(ticket);
+            }
+        }
+        self.until_clean = self.until_clean.saturating_sub(1);
+        let from = From::Live(ticket);
+        let item = Item { message, id, from, taken_at: now, attempt: 0, history: Vec::new(), refusal };
+        match service {
+            Some(service) if !item.message.key().is_empty() => self.queue(service, item),
+            _ => self.refuse_unkeyed(service, item, now),
+        }
+    }
+
+    fn count_duplicate(&mut self) {
+        self.tally.duplicates += 1;
+        self.count("duplicates", 1);
+    }
+
+    fn queue(&mut self, service: u16, item: Item) {
+        let ix = self.slot_for(service, item.message.key());
+        let slot = &mut self.slots[ix];
+        if !slot.known {
+            slot.queue.push_back(item);
+        } else if !slot.overflow.is_empty() {
+            slot.overflow.push_back(item);
+        } else if slot.must_follow() && !super::planted(super::Defect::FollowersNotAppended) {
+            self.follow(ix, item);
+        } else {
+            slot.queue.push_back(item);
+            self.to_advance.push_back(ix);
+        }
+    }
+
+    /// The slot of a key; a new one asks the store what it knows.
+    pub(super) fn slot_for(&mut self, service: u16, key: &str) -> SlotIx {
+        if let Some(ix) = self.slots.find(service, key) {
+            return ix;
+        }
+        let ix = self.slots.insert(service, key);
+        self.load(ix);
+        ix
+    }
+
+    pub(super) fn load(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        if !slot.loading {
+            slot.loading = true;
+            self.to_load.push(ix);
+        }
+    }
+
+    pub(super) fn request_loads(&mut self) {
+        let wanted = std::mem::take(&mut self.to_load);
+        for chunk in wanted.chunks(1_000) {
+            let slots = chunk.iter().map(|ix| (*ix, self.slots[*ix].token)).collect();
+            let keys = chunk.iter().map(|ix| self.service_key(*ix)).collect();
+            self.out.push(Action::Load(slots, keys));
+        }
+    }
+
+    pub(super) fn service_key(&self, ix: SlotIx) -> ServiceKey {
+        let slot = &self.slots[ix];
+        ServiceKey { service: self.policy(slot.service).name.clone(), key: slot.key.clone() }
+    }
+
+    /// The store's answer to [`Action::Load`].
+    pub fn loaded(&mut self, slots: &[(SlotIx, u64)], rows: Vec<KeyRow>) {
+        for ((ix, token), row) in slots.iter().zip(rows) {
+            if !self.slots.current(*ix, *token) {
+                continue;
+            }
+            let slot = &mut self.slots[*ix];
+            slot.loading = false;
+            if slot.newest == Newest::Elsewhere {
+                slot.newest = Newest::Here(row.state);
+                slot.warm = false;
+            }
+            if !slot.known {
+                slot.known = true;
+                self.know(*ix, row.held, row.pending);
+            }
+            self.to_advance.push_back(*ix);
+        }
+    }
+
+    /// What the store knows of a key's rows, read once: later changes are all made here.
+    fn know(&mut self, ix: SlotIx, held: bool, pending: Option<(u64, u64)>) {
+        let woken = self.waiting.woken.remove(&ix);
+        let slot = &mut self.slots[ix];
+        slot.held = held;
+        if let Some((first, last)) = pending {
+            slot.rows.loaded = first - 1;
+            slot.rows.last = last;
+            slot.waits = !woken;
+            if woken && !held {
+                slot.awake = true;
+                self.waiting.awake += 1;
+            }
+        }
+        if slot.must_follow() && !super::planted(super::Defect::FollowersNotAppended) {
+            for item in std::mem::take(&mut slot.queue) {
+                self.follow(ix, item);
+            }
+        }
+    }
+
+    /// Frees credits and grants what may be granted.
+    pub(super) fn grant(&mut self, source: u16, freed: usize, now: Millis) {
+        let dedup = &self.config.settings.dedup;
+        let window_min = u64::try_from(dedup.window_min.as_millis()).unwrap_or(u64::MAX);
+        let young = self.inbox.oldest().is_some_and(|(_, at)| now.saturating_sub(at) < window_min);
+        let full = dedup.overflow == Overflow::Pause && self.inbox.len() >= dedup.max_ids && young;
+        let track = &mut self.sources[source as usize];
+        track.used -= freed;
+        track.owed += freed;
+        let far = track.trackers.iter().map(super::tracker::Tracker::len).sum::<usize>();
+        if track.owed > 0 && !full && far <= self.config.settings.ingress.ahead_max {
+            let granted = std::mem::take(&mut track.owed);
+            self.out.push(Action::Credit(source, granted));
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Operators' commands, executed by the owner of the shard within its commits, one at a time.
+//! In: commands, the dead letters they mean. Out: rows that are pending again, letters removed, results.
+
+use super::slot::SlotIx;
+use super::{Action, Ledger};
+use crate::clock::Millis;
+use crate::store::query::{Action as Wanted, OpenCommand};
+use crate::store::{CommandResult, DeadLetter, HistoryRow, Part, PendingKind, PendingRow};
+
+/// Dead letters looked up at once.
+const FIND_MAX: usize = 500;
+
+/// One dead letter that an operator acts on.
+#[derive(Clone, Debug)]
+pub(crate) struct Operation {
+    command: i64,
+    action: Wanted,
+    who: String,
+    letter: DeadLetter,
+}
+
+/// The command on its way.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    command: OpenCommand,
+    /// Letters found whose operations are not durable.
+    outstanding: usize,
+}
+
+impl Ledger {
+    /// A command is to be executed on this shard. Ignored while another one is: it is still open when that is done.
+    pub fn command(&mut self, command: OpenCommand) {
+        if self.draining || self.command.is_some() {
+            return;
+        }
+        self.out.push(Action::FindDead(command.id, command.filter.clone(), FIND_MAX));
+        self.command = Some(Progress { command, outstanding: 0 });
+    }
+
+    /// The store's answer to [`Action::FindDead`].
+    pub fn dead_found(&mut self, id: i64, letters: Vec<DeadLetter>, now: Millis) {
+        let Some(progress) = self.command.as_ref().filter(|progress| progress.command.id == id) else { return };
+        let (action, who) = (progress.command.action, progress.command.who.clone());
+        let mut outstanding = 0;
+        for letter in letters {
+            let service = self.config.services.iter().position(|service| service.name == letter.service);
+            let service = service.and_then(|service| u16::try_from(service).ok());
+            let operation = Operation { command: id, action, who: who.clone(), letter };
+            match (service, action) {
+                (Some(service), _) if !operation.letter.key.is_empty() => {
+                    let ix = self.slot_for(service, &operation.letter.key);
+                    self.slots[ix].operations.push(operation);
+                    self.to_advance.push_back(ix);
+                    outstanding += 1;
+                }
+                // Of no service, or without a key: there is nowhere to replay it to.
+                (_, Wanted::Replay) => {}
+                (_, Wanted::Discard) => {
+                    self.discard_unkeyed(&operation, now);
+                    outstanding += 1;
+                }
+            }
+        }
+        if let Some(progress) = self.command.as_mut() {
+            progress.outstanding = outstanding;
+        }
+        if outstanding == 0 {
+            merge(&mut self.batches.loose().part, CommandResult { command: id, affected: 0, done: true });
+        }
+    }
+
+    fn discard_unkeyed(&mut self, operation: &Operation, now: Millis) {
+        self.inbox.unpin(operation.letter.id);
+        let part = &mut self.batches.loose().part;
+        part.undead.push(operation.letter.seq);
+        part.history.push(history(operation, "discarded", now));
+        merge(part, CommandResult { command: operation.command, affected: 1, done: false });
+    }
+
+    /// Executes what operators want of a key, before its next run.
+    pub(super) fn operate(&mut self, ix: SlotIx) {
+        let now = self.waiting.now;
+        for operation in std::mem::take(&mut self.slots[ix].operations) {
+            let letter = &operation.letter;
+            let releases = self.slots[ix].held && letter.holds_key;
+            let what = match operation.action {
+                Wanted::Replay => {
+                    self.replay(ix, letter, releases, now);
+                    "replayed"
+                }
+                Wanted::Discard => {
+                    self.inbox.unpin(letter.id);
+                    "discarded"
+                }
+            };
+            if releases {
+                let slot = &mut self.slots[ix];
+                slot.held = false;
+                slot.rows.loaded = if operation.action == Wanted::Replay { letter.seq - 1 } else { letter.seq };
+            }
+            let part = &mut self.group(ix).part;
+            part.undead.push(letter.seq);
+            part.history.push(history(&operation, what, now));
+            merge(part, CommandResult { command: operation.command, affected: 1, done: false });
+        }
+        self.to_advance.push_back(ix);
+    }
+
+    /// Dead becomes pending: at its old place when it held the key, else behind everything that waits. No due time is
+    /// needed: the key is in hand, and after a crash it is found as one whose head has none.
+    fn replay(&mut self, ix: SlotIx, letter: &DeadLetter, releases: bool, now: Millis) {
+        let seq = if releases { letter.seq } else { self.next_seq() };
+        self.waiting.rows += 1;
+        let slot = &mut self.slots[ix];
+        slot.rows.count += 1;
+        if !slot.rows.behind() {
+            slot.rows.loaded = seq - 1;
+        }
+        slot.rows.last = slot.rows.last.max(seq);
+        // The letter's pin in the inbox becomes the row's.
+        let row = PendingRow {
+            seq,
+            service: letter.service.clone(),
+            key: letter.key.clone(),
+            kind: PendingKind::Replay,
+            due_at: None,
+            id: letter.id,
+            taken_at: now,
+            attempt: 0,
+            message: letter.message.clone(),
+            history: letter.history.clone(),
+        };
+        self.group(ix).part.pending.push(row);
+    }
+
+    /// A part with an operator's result is durable: the command goes on, or is done.
+    pub(super) fn command_committed(&mut self, part: &Part) {
+        match &part.command {
+            Some(result) if result.done => self.command = None,
+            Some(_) => self.command_step(part.undead.len()),
+            None => {}
+        }
+    }
+
+    /// A part with an operator's result was refused: its letters are found again.
+    pub(super) fn command_undone(&mut self, part: &Part) {
+        if part.command.is_some() {
+            self.command_step(part.undead.len());
+        }
+    }
+
+    fn command_step(&mut self, operations: usize) {
+        let Some(progress) = self.command.as_mut() else { return };
+        progress.outstanding = progress.outstanding.saturating_sub(operations);
+        if progress.outstanding == 0 {
+            let (id, filter) = (progress.command.id, progress.command.filter.clone());
+            self.out.push(Action::FindDead(id, filter, FIND_MAX));
+        }
+    }
+}
+
+fn merge(part: &mut Part, result: CommandResult) {
+    match &mut part.command {
+        Some(sum) => {
+            sum.affected += result.affected;
+            sum.done |= result.done;
+        }
+        None => part.command = Some(result),
+    }
+}
+
+fn history(operation: &Operation, what: &str, at: Millis) -> HistoryRow {
+    let letter = &operation.letter;
+    HistoryRow {
+        service: letter.service.clone(),
+        key: letter.key.clone(),
+        id: letter.message.id().to_owned(),
+        at,
+        attempt: letter.history.last().map_or(0, |attempt| attempt.attempt),
+        generation: 0,
+        what: what.to_owned(),
+        error: format!("by {} (command {})", operation.who, operation.command),
+    }
+}

@@ -1,0 +1,230 @@
+//! Keys are given actors and runs; actors answer.
+//! In: keys with queued items, actors' reports. Out: run orders; settled turns.
+
+use std::collections::VecDeque;
+
+use super::actors::Place;
+use super::slot::{ActorIx, Item, Newest, Running, SlotIx};
+use super::{Action, Ledger, Stored};
+use crate::clock::Millis;
+use crate::handler::{Effects, RowWrite};
+use crate::message::Message;
+use crate::store::Event;
+
+/// A run: consecutive turns of one key handed over together.
+#[derive(Debug)]
+pub struct RunOrder {
+    /// The key's slot.
+    pub slot: SlotIx,
+    /// Number of the run.
+    pub no: u64,
+    /// The service's index.
+    pub service: u16,
+    /// The state to start from; `None`: the one the actor has.
+    pub state: Option<Stored>,
+    /// The messages, in order.
+    pub items: Vec<RunItem>,
+}
+
+/// A message of a run.
+#[derive(Clone, Debug)]
+pub struct RunItem {
+    /// The message.
+    pub message: Message,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+}
+
+/// What an actor answers for a run: for each turn in order, up to the one where it stopped.
+#[derive(Debug)]
+pub struct RunReport {
+    /// The actor.
+    pub actor: ActorIx,
+    /// The key's slot.
+    pub slot: SlotIx,
+    /// Number of the run.
+    pub no: u64,
+    /// The turns that ended.
+    pub turns: Vec<TurnEnd>,
+    /// The state after them, if a turn succeeded: version and JSON.
+    pub state: Stored,
+    /// Whether the run is over; otherwise a turn of it is still under way.
+    pub done: bool,
+}
+
+/// How a turn ended.
+#[derive(Debug)]
+pub enum TurnEnd {
+    /// It succeeded.
+    Done {
+        /// Its events, as messages.
+        events: Vec<Event>,
+        /// Its rows.
+        rows: Vec<RowWrite>,
+    },
+    /// It failed; nothing of it counts.
+    Fault(TurnFault),
+}
+
+/// How a turn failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TurnFault {
+    /// To be tried again.
+    Retry(String),
+    /// Never to be tried again.
+    Reject(String),
+    /// To be tried after so many milliseconds, without spending an attempt.
+    Defer(Millis),
+}
+
+impl TurnEnd {
+    /// A success with these effects.
+    pub fn done(effects: Effects, events: Vec<Event>) -> Self {
+        Self::Done { events, rows: effects.rows }
+    }
+}
+
+impl Ledger {
+    /// Decides what a key does next.
+    pub(super) fn advance(&mut self, ix: SlotIx) {
+        let Some(slot) = self.slots.get(ix) else { return };
+        if slot.loading || !slot.known || slot.running.is_some() || slot.queued {
+            return;
+        }
+        if !slot.operations.is_empty() {
+            return self.operate(ix);
+        }
+        let slot = &mut self.slots[ix];
+        if slot.queue.is_empty() && !slot.rows.behind() && !slot.held && !slot.waits {
+            slot.queue = std::mem::take(&mut slot.overflow);
+        }
+        if (slot.held || slot.waits) && !super::planted(super::Defect::FollowersNotAppended) {
+            return self.rest(ix);
+        }
+        if slot.queue.is_empty() {
+            return if slot.rows.behind() { self.page(ix) } else { self.rest(ix) };
+        }
+        if slot.solo && slot.uncommitted > 0 || self.draining {
+            return;
+        }
+        if self.fault_at_head(ix) {
+            self.to_advance.push_back(ix);
+            return;
+        }
+        let slot = &mut self.slots[ix];
+        let reload = super::planted(super::Defect::ReloadUncommitted) && slot.uncommitted > 0;
+        if !slot.warm && (slot.newest == Newest::Elsewhere || reload) {
+            slot.newest = Newest::Elsewhere;
+            return self.load(ix);
+        }
+        self.place(ix);
+    }
+
+    /// Finds an actor for a key that can run.
+    fn place(&mut self, ix: SlotIx) {
+        let place = match self.slots[ix].actor {
+            Some(actor) => Place::Actor(actor),
+            None => self.find_actor(),
+        };
+        match place {
+            Place::Actor(actor) => self.start(ix, actor),
+            Place::Wait => {
+                self.slots[ix].queued = true;
+                self.actors.starved.push_back(ix);
+            }
+        }
+    }
+
+    pub(super) fn start(&mut self, ix: SlotIx, actor: ActorIx) {
+        self.runs += 1;
+        let no = self.runs;
+        let settings = &self.config.settings;
+        let slot = &mut self.slots[ix];
+        slot.queued = false;
+        let most = if slot.solo { 1 } else { settings.actors.run_max };
+        let runnable = slot.queue.iter().take(most).take_while(|item| item.refusal.is_none()).count();
+        let items: VecDeque<Item> = slot.queue.drain(..runnable).collect();
+        let orders = items.iter().map(|item| RunItem { message: item.message.clone(), attempt: item.attempt + 1 });
+        let orders = orders.collect();
+        let state = if slot.warm {
+            None
+        } else {
+            self.tally.activations += 1;
+            match &slot.newest {
+                Newest::Here(state) => Some(state.clone()),
+                Newest::Elsewhere => Some(None),
+            }
+        };
+        slot.actor = Some(actor);
+        slot.warm = true;
+        if slot.uncommitted == 0 {
+            slot.newest = Newest::Elsewhere;
+        }
+        slot.running = Some(Running { no, items, stale: false });
+        let service = slot.service;
+        self.actors.assign(actor, ix);
+        self.out.push(Action::Run(actor, RunOrder { slot: ix, no, service, state, items: orders }));
+    }
+
+    /// An actor's answer to [`Action::Run`].
+    pub fn ran(&mut self, report: RunReport, now: Millis) {
+        let Some(running) = self.slots.get(report.slot).and_then(|slot| slot.running.as_ref()) else { return };
+        if running.no != report.no {
+            return;
+        }
+        if running.stale {
+            if report.done {
+                self.slots[report.slot].running = None;
+                self.reset_done(report.slot);
+            }
+            return;
+        }
+        self.settle_run(report.slot, report.turns, report.state, now);
+        if report.done {
+            self.end_run(report.slot);
+        }
+        self.to_advance.push_back(report.slot);
+    }
+
+    /// A run is over: what it did not get to goes back to the head of the queue.
+    fn end_run(&mut self, ix: SlotIx) {
+        let Some(running) = self.slots[ix].running.take() else { return };
+        let mut rest = running.items;
+        let slot = &mut self.slots[ix];
+        if (slot.held || slot.waits) && !super::planted(super::Defect::FollowersNotAppended) {
+            let behind = std::mem::take(&mut slot.queue);
+            rest.extend(behind);
+            self.follow_all(ix, rest);
+        } else {
+            rest.append(&mut slot.queue);
+            slot.queue = rest;
+        }
+    }
+
+    /// An actor is ready: newly started, or started again.
+    pub fn actor_ready(&mut self, actor: ActorIx) {
+        self.actors.ready(actor);
+        self.feed_starved();
+    }
+
+    /// An actor died. Its key goes on with another, from the newest settled state; unanswered turns run again.
+    pub fn actor_died(&mut self, actor: ActorIx, reason: &str, now: Millis) {
+        let Some(ix) = self.actors.died(actor) else { return };
+        let generation = self.actors.generation(actor);
+        let slot = &mut self.slots[ix];
+        slot.actor = None;
+        slot.warm = false;
+        match slot.running.take() {
+            Some(running) if running.stale => self.reset_done(ix),
+            Some(mut running) => {
+                running.items.append(&mut slot.queue);
+                slot.queue = running.items;
+                if let Some(head) = slot.queue.front().cloned() {
+                    self.note(ix, &head, head.attempt, generation, "restarted", reason, now);
+                }
+            }
+            None => {}
+        }
+        self.to_advance.push_back(ix);
+    }
+}

@@ -1,0 +1,357 @@
+//! Turns settle: each outcome becomes part of the batch that is being gathered.
+//! In: outcomes of turns. Out: groups of the batch: ids taken, states, events, rows, pending rows, dead letters.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::runs::{TurnEnd, TurnFault};
+use super::slot::{From, Item, Newest, SlotIx, Ticket};
+use super::{FaultNote, Ledger, Stored};
+use crate::clock::Millis;
+use crate::handler::{AfterDeadLetter, Fault};
+use crate::store::{Attempt, DeadLetter, HistoryRow, Part, PendingKind, PendingRow, StateWrite};
+
+/// Failed attempts kept with a message: the first of them and the newest.
+const ATTEMPTS_KEPT: usize = 50;
+
+/// What one key (or nothing keyed) has in a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    pub(crate) slot: Option<SlotIx>,
+    pub(crate) part: Part,
+    /// What settled with it, in order: handled again if the store refuses the group.
+    pub(crate) items: Vec<Item>,
+    /// Deliveries that its commit settles.
+    pub(crate) tickets: Vec<Ticket>,
+    pub(crate) turns: usize,
+}
+
+impl Ledger {
+    pub(super) fn settle_run(&mut self, ix: SlotIx, turns: Vec<TurnEnd>, state: Stored, now: Millis) {
+        for end in turns {
+            let running = self.slots[ix].running.as_mut();
+            let Some(item) = running.and_then(|running| running.items.pop_front()) else { break };
+            let service = self.slots[ix].service;
+            *self.tally.processed.entry(service).or_insert(0) += 1;
+            match end {
+                TurnEnd::Done { events, rows } => {
+                    let group = self.group(ix);
+                    group.part.events.extend(events);
+                    group.part.rows.extend(rows);
+                    group.turns += 1;
+                    self.settle_item(ix, item);
+                }
+                TurnEnd::Fault(fault) => self.fault(ix, item, fault, now),
+            }
+        }
+        if let Some((version, json)) = state {
+            let service = self.policy(self.slots[ix].service).name.clone();
+            let slot = &mut self.slots[ix];
+            slot.newest = Newest::Here(Some((version, json.clone())));
+            let key = slot.key.clone();
+            self.group(ix).part.state = Some(StateWrite { service, key, version, json });
+        }
+    }
+
+    /// A message is done with: its id is taken, or its row deleted.
+    fn settle_item(&mut self, ix: SlotIx, item: Item) {
+        match item.from {
+            From::Live(ticket) => self.take(Some(ix), &item, ticket),
+            From::Row(seq) => {
+                self.inbox.unpin(item.id);
+                self.drop_row(ix, seq);
+            }
+        }
+        self.group(ix).items.push(item);
+    }
+
+    /// The id is taken in the batch's commit, its copies with it.
+    fn take(&mut self, slot: Option<SlotIx>, item: &Item, ticket: Ticket) {
+        let copies = self.inbox.settle(item.id);
+        self.count("taken", 1);
+        let group = match slot {
+            Some(ix) => self.group(ix),
+            None => self.batches.loose(),
+        };
+        group.part.ids.push(item.id);
+        group.tickets.push(ticket);
+        group.tickets.extend(copies);
+    }
+
+    fn drop_row(&mut self, ix: SlotIx, seq: u64) {
+        self.group(ix).part.settled.push(seq);
+        self.waiting.rows = self.waiting.rows.saturating_sub(1);
+        let slot = &mut self.slots[ix];
+        slot.rows.count = slot.rows.count.saturating_sub(1);
+    }
+
+    /// A turn failed, or a message is refused without being run.
+    pub(super) fn fault(&mut self, ix: SlotIx, mut item: Item, fault: TurnFault, now: Millis) {
+        let generation = self.slots[ix].actor.map_or(0, |actor| self.actors.generation(actor));
+        let policy = self.policy(self.slots[ix].service).retry;
+        let attempt = item.attempt + u32::from(!matches!(fault, TurnFault::Defer(_)));
+        let error = match &fault {
+            TurnFault::Retry(error) | TurnFault::Reject(error) => error.clone(),
+            TurnFault::Defer(delay) => format!("deferred for {delay} ms"),
+        };
+        if item.history.len() >= ATTEMPTS_KEPT {
+            item.history.remove(1);
+        }
+        item.history.push(Attempt { attempt: attempt.max(1), at: now, generation, error: error.clone() });
+        item.attempt = attempt;
+        let due = match fault {
+            TurnFault::Reject(_) => Err(error.clone()),
+            TurnFault::Retry(_) => match policy.next(attempt, &mut self.dice) {
+                Some(delay) => Ok(millis(delay)),
+                None => Err(error.clone()),
+            },
+            TurnFault::Defer(delay) if now.saturating_sub(item.taken_at) + delay > millis(policy.give_up_after) => {
+                Err(format!("deferred for longer than retry.give_up_after: {error}"))
+            }
+            TurnFault::Defer(delay) => Ok(delay),
+        };
+        match due {
+            Ok(delay) => {
+                let what = if matches!(fault, TurnFault::Defer(_)) { "deferred" } else { "fault" };
+                if what == "fault" {
+                    self.tally.retries.push((attempt, delay));
+                    self.count("retries", 1);
+                }
+                self.note(ix, &item, attempt, generation, what, &error, now);
+                self.retry_later(ix, item, now + delay);
+            }
+            Err(reason) => {
+                self.note(ix, &item, attempt, generation, "dead_letter", &reason, now);
+                self.give_up(ix, item, reason, now);
+            }
+        }
+    }
+
+    /// The message waits in the table until `due`; what is behind it in memory follows it there.
+    fn retry_later(&mut self, ix: SlotIx, item: Item, due: Millis) {
+        let seq = match item.from {
+            From::Row(seq) => seq,
+            From::Live(ticket) => {
+                self.take(Some(ix), &item, ticket);
+                self.add_row(ix, &item)
+            }
+        };
+        let slot = &mut self.slots[ix];
+        slot.rows.loaded = seq - 1;
+        slot.waits = true;
+        self.waiting.sleep(slot);
+        let row = self.row(ix, &item, seq, PendingKind::Retry, Some(due));
+        let group = self.group(ix);
+        group.part.pending.push(row);
+        group.items.push(item);
+        group.turns += 1;
+        self.follow_queue(ix);
+    }
+
+    /// The message becomes a dead letter.
+    fn give_up(&mut self, ix: SlotIx, item: Item, error: String, now: Millis) {
+        let holds_key = self.policy(self.slots[ix].service).after_dead_letter == AfterDeadLetter::HoldKey;
+        let seq = match item.from {
+            From::Row(seq) => {
+                // The row's pin becomes the dead letter's.
+                self.drop_row(ix, seq);
+                seq
+            }
+            From::Live(ticket) => {
+                self.take(Some(ix), &item, ticket);
+                self.inbox.pin(item.id);
+                self.next_seq()
+            }
+        };
+        self.tally.dead.push(Some(self.slots[ix].service));
+        self.count("dead_letters", 1);
+        let key = self.service_key(ix);
+        let letter = dead_letter(&item, seq, key.service, key.key, error, holds_key, now);
+        let group = self.group(ix);
+        group.part.dead.push(letter);
+        group.items.push(item);
+        group.turns += 1;
+        if holds_key {
+            let slot = &mut self.slots[ix];
+            slot.held = true;
+            slot.rows.loaded = seq;
+            slot.rows.last = slot.rows.last.max(seq);
+            self.waiting.sleep(slot);
+            self.follow_queue(ix);
+        }
+    }
+
+    /// A message without a usable service or key becomes a dead letter at once.
+    pub(super) fn refuse_unkeyed(&mut self, service: Option<u16>, item: Item, now: Millis) {
+        let From::Live(ticket) = item.from else { return };
+        self.take(None, &item, ticket);
+        self.inbox.pin(item.id);
+        let seq = self.next_seq();
+        self.tally.dead.push(service);
+        self.count("dead_letters", 1);
+        let name: Arc<str> = service.map_or_else(|| Arc::from(""), |service| self.policy(service).name.clone());
+        let error = item.refusal.clone().unwrap_or_else(|| "the message has no key".to_owned());
+        let key = Arc::from(item.message.key());
+        let letter = dead_letter(&item, seq, name, key, error, false, now);
+        self.batches.loose().part.dead.push(letter);
+    }
+
+    /// A delivery is settled without anything to write: a duplicate, or unbound.
+    pub(super) fn drop_ticket(&mut self, ticket: Ticket) {
+        self.batches.loose().tickets.push(ticket);
+    }
+
+    /// A live message is appended behind its key's rows, or waits in memory where the table has no room.
+    pub(super) fn follow(&mut self, ix: SlotIx, item: Item) {
+        let From::Live(ticket) = item.from else { return };
+        let bounds = &self.config.settings.pending;
+        let room = self.slots[ix].rows.count < bounds.max_per_key && self.waiting.rows < bounds.max_per_shard;
+        self.waiting.full = !room;
+        if !room || !self.slots[ix].overflow.is_empty() {
+            self.slots[ix].overflow.push_back(item);
+            return;
+        }
+        self.take(Some(ix), &item, ticket);
+        let seq = self.add_row(ix, &item);
+        let row = self.row(ix, &item, seq, PendingKind::Follower, None);
+        let group = self.group(ix);
+        group.part.pending.push(row);
+        group.items.push(item);
+    }
+
+    /// Everything queued behind a message that waits: rows stay on disk, live ones follow.
+    pub(super) fn follow_all(&mut self, ix: SlotIx, items: VecDeque<Item>) {
+        for item in items {
+            self.follow(ix, item);
+        }
+    }
+
+    fn follow_queue(&mut self, ix: SlotIx) {
+        if super::planted(super::Defect::FollowersNotAppended) {
+            return;
+        }
+        let slot = &mut self.slots[ix];
+        let mut behind = slot.running.as_mut().map(|running| std::mem::take(&mut running.items)).unwrap_or_default();
+        behind.append(&mut slot.queue);
+        self.follow_all(ix, behind);
+    }
+
+    fn add_row(&mut self, ix: SlotIx, item: &Item) -> u64 {
+        self.inbox.pin(item.id);
+        let seq = self.next_seq();
+        self.waiting.rows += 1;
+        let slot = &mut self.slots[ix];
+        slot.rows.count += 1;
+        slot.rows.last = seq;
+        seq
+    }
+
+    fn row(&self, ix: SlotIx, item: &Item, seq: u64, kind: PendingKind, due_at: Option<Millis>) -> PendingRow {
+        let key = self.service_key(ix);
+        PendingRow {
+            seq,
+            service: key.service,
+            key: key.key,
+            kind,
+            due_at,
+            id: item.id,
+            taken_at: item.taken_at,
+            attempt: item.attempt,
+            message: item.message.clone(),
+            history: item.history.clone(),
+        }
+    }
+
+    /// The key's group in the batch that is being gathered.
+    pub(super) fn group(&mut self, ix: SlotIx) -> &mut Group {
+        let slot = &mut self.slots[ix];
+        match slot.group {
+            Some(at) => self.batches.gathered(at),
+            None => {
+                slot.uncommitted += 1;
+                let (at, group) = self.batches.add(ix);
+                slot.group = Some(at);
+                group
+            }
+        }
+    }
+
+    /// The item at the head is refused or blamed: it faults without being run. Says whether it was.
+    pub(super) fn fault_at_head(&mut self, ix: SlotIx) -> bool {
+        let slot = &mut self.slots[ix];
+        let Some(head) = slot.queue.front() else { return false };
+        let blamed = slot.blame.as_ref().is_some_and(|(id, _)| *id == head.id);
+        if !blamed && head.refusal.is_none() {
+            return false;
+        }
+        let Some(mut head) = slot.queue.pop_front() else { return false };
+        let fault = match (slot.blame.take_if(|_| blamed), head.refusal.take()) {
+            (Some((_, Fault::Reject(reason))), _) | (None, Some(reason)) => TurnFault::Reject(reason),
+            (Some((_, Fault::Retry(reason))), _) => TurnFault::Retry(reason),
+            (Some((_, Fault::Defer(delay))), _) => TurnFault::Defer(millis(delay)),
+            (None, None) => return false,
+        };
+        slot.solo = slot.solo && !blamed;
+        let now = self.waiting.now;
+        self.fault(ix, head, fault, now);
+        true
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a history row has these fields")]
+    pub(super) fn note(
+        &mut self,
+        ix: SlotIx,
+        item: &Item,
+        attempt: u32,
+        generation: u64,
+        what: &'static str,
+        error: &str,
+        at: Millis,
+    ) {
+        let key = self.service_key(ix);
+        self.tally.faults.push(FaultNote {
+            message: item.message.clone(),
+            service: key.service.clone(),
+            attempt,
+            error: error.to_owned(),
+            what,
+        });
+        self.group(ix).part.history.push(HistoryRow {
+            service: key.service,
+            key: key.key,
+            id: item.message.id().to_owned(),
+            at,
+            attempt,
+            generation,
+            what: what.to_owned(),
+            error: error.to_owned(),
+        });
+    }
+}
+
+fn dead_letter(
+    item: &Item,
+    seq: u64,
+    service: Arc<str>,
+    key: Arc<str>,
+    error: String,
+    holds_key: bool,
+    at: Millis,
+) -> DeadLetter {
+    DeadLetter {
+        seq,
+        service,
+        key,
+        id: item.id,
+        at,
+        taken_at: item.taken_at,
+        error,
+        holds_key,
+        history: item.history.clone(),
+        message: item.message.clone(),
+    }
+}
+
+pub(super) fn millis(duration: std::time::Duration) -> Millis {
+    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
+}

@@ -1,0 +1,240 @@
+//! A key in hand: its queue, its newest state, what waits for it on disk.
+//! In: nothing; plain data. Out: the same, indexed by key.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+
+use crate::clock::Millis;
+use crate::handler::Fault;
+use crate::message::{Message, TakenId};
+use crate::store::Attempt;
+
+/// Index of a slot; reused, so answers carry the slot's token as well.
+pub type SlotIx = u32;
+
+/// Index of a key actor in the shard's pool.
+pub type ActorIx = u32;
+
+/// Place of a delivery in its origin's tracker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    pub(crate) source: u16,
+    pub(crate) origin: u16,
+    pub(crate) seq: u64,
+}
+
+/// Where an item came from, which is also where it goes back to after a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    /// A source's delivery that is not taken yet.
+    Live(Ticket),
+    /// A pending row.
+    Row(u64),
+}
+
+/// A message in hand.
+#[derive(Clone, Debug)]
+pub(crate) struct Item {
+    pub(crate) message: Message,
+    pub(crate) id: TakenId,
+    pub(crate) from: From,
+    /// When Perkey took it, or will.
+    pub(crate) taken_at: Millis,
+    /// Attempts spent.
+    pub(crate) attempt: u32,
+    pub(crate) history: Vec<Attempt>,
+    /// Why it is refused without being run.
+    pub(crate) refusal: Option<String>,
+}
+
+/// A run that an actor has in hand.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// Number of the run: an answer to another one is ignored.
+    pub(crate) no: u64,
+    /// What it was given and has not answered for.
+    pub(crate) items: VecDeque<Item>,
+    /// Its answers are to be thrown away: the state it started from is void.
+    pub(crate) stale: bool,
+}
+
+/// The key's newest state, as far as the ledger has it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum Newest {
+    /// Only the store (or a warm actor) has it.
+    #[default]
+    Elsewhere,
+    /// This: version and JSON, or nothing stored yet.
+    Here(Option<(u32, Bytes)>),
+}
+
+/// A key's pending rows: those up to `loaded` are in memory or settled, those up to `last` exist.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rows {
+    pub(crate) loaded: u64,
+    pub(crate) last: u64,
+    /// Rows that are not settled.
+    pub(crate) count: u64,
+    /// A page is on its way.
+    pub(crate) paging: bool,
+    /// The next page has to wait for a commit.
+    pub(crate) page_after_commit: bool,
+}
+
+impl Rows {
+    /// Whether rows exist that are not in memory.
+    pub(crate) fn behind(&self) -> bool {
+        self.loaded < self.last
+    }
+}
+
+/// A key in hand.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    pub(crate) service: u16,
+    pub(crate) key: Arc<str>,
+    pub(crate) token: u64,
+    /// What the store knows of the key is on its way.
+    pub(crate) loading: bool,
+    /// What the store knows of the key was read once.
+    pub(crate) known: bool,
+    pub(crate) queue: VecDeque<Item>,
+    /// Live items behind rows that may not grow further: they keep their credits.
+    pub(crate) overflow: VecDeque<Item>,
+    pub(crate) running: Option<Running>,
+    /// It is in the queue for an actor.
+    pub(crate) queued: bool,
+    /// A dead letter holds the key.
+    pub(crate) held: bool,
+    /// Its head row is not due.
+    pub(crate) waits: bool,
+    /// Its head row was found due and has not been settled.
+    pub(crate) awake: bool,
+    pub(crate) rows: Rows,
+    pub(crate) actor: Option<ActorIx>,
+    /// The actor holds the newest state.
+    pub(crate) warm: bool,
+    pub(crate) newest: Newest,
+    /// Groups of batches that hold something of it.
+    pub(crate) uncommitted: u32,
+    /// Its group in the batch that is being gathered.
+    pub(crate) group: Option<u32>,
+    /// One turn per commit: a commit with several was refused.
+    pub(crate) solo: bool,
+    /// The turn that the store refused, and the fault that it becomes.
+    pub(crate) blame: Option<(TakenId, Fault)>,
+    /// Dead letters that an operator acts on.
+    pub(crate) operations: Vec<super::operator::Operation>,
+    /// When it was last put among the idle.
+    pub(crate) idle_stamp: u64,
+    pub(crate) idle_since: Millis,
+}
+
+impl Slot {
+    /// Whether live messages must be appended to the table instead of being queued.
+    pub(crate) fn must_follow(&self) -> bool {
+        self.held || self.waits || self.rows.behind()
+    }
+
+    /// Whether nothing of it is under way, so that it may be forgotten.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+            && self.overflow.is_empty()
+            && self.running.is_none()
+            && self.uncommitted == 0
+            && self.operations.is_empty()
+            && self.blame.is_none()
+            && !self.loading
+            && !self.rows.paging
+            && (!self.rows.behind() || self.held || self.waits)
+    }
+}
+
+/// All slots, by index and by key.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    slots: Vec<Option<Slot>>,
+    free: Vec<SlotIx>,
+    index: HashMap<(u16, Arc<str>), SlotIx>,
+    next_token: u64,
+}
+
+#[derive(Hash)]
+struct SlotName<'a>(u16, &'a str);
+
+impl hashbrown::Equivalent<(u16, Arc<str>)> for SlotName<'_> {
+    fn equivalent(&self, other: &(u16, Arc<str>)) -> bool {
+        self.0 == other.0 && *self.1 == *other.1
+    }
+}
+
+impl Slots {
+    /// The slot of a key, if it is in hand.
+    pub(crate) fn find(&self, service: u16, key: &str) -> Option<SlotIx> {
+        self.index.get(&SlotName(service, key)).copied()
+    }
+
+    /// A new slot for a key that is not in hand.
+    pub(crate) fn insert(&mut self, service: u16, key: &str) -> SlotIx {
+        self.next_token += 1;
+        let key: Arc<str> = key.into();
+        let slot = Slot { service, key: key.clone(), token: self.next_token, ..Slot::default() };
+        let ix = match self.free.pop() {
+            Some(ix) => {
+                self.slots[ix as usize] = Some(slot);
+                ix
+            }
+            None => {
+                self.slots.push(Some(slot));
+                SlotIx::try_from(self.slots.len() - 1).expect("credits bound the slots far below 2^32")
+            }
+        };
+        self.index.insert((service, key), ix);
+        ix
+    }
+
+    /// Forgets a slot.
+    pub(crate) fn remove(&mut self, ix: SlotIx) {
+        if let Some(slot) = self.slots.get_mut(ix as usize).and_then(Option::take) {
+            self.index.remove(&SlotName(slot.service, &slot.key));
+            self.free.push(ix);
+        }
+    }
+
+    /// The slot, if the index is still the one that had `token`.
+    pub(crate) fn current(&self, ix: SlotIx, token: u64) -> bool {
+        self.slots.get(ix as usize).and_then(Option::as_ref).is_some_and(|slot| slot.token == token)
+    }
+
+    /// The slot, if there is one at the index.
+    pub(crate) fn get(&self, ix: SlotIx) -> Option<&Slot> {
+        self.slots.get(ix as usize).and_then(Option::as_ref)
+    }
+
+    /// Number of keys in hand.
+    pub(crate) fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// All slots.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().flatten()
+    }
+}
+
+impl std::ops::Index<SlotIx> for Slots {
+    type Output = Slot;
+
+    fn index(&self, ix: SlotIx) -> &Slot {
+        self.slots[ix as usize].as_ref().expect("slots are forgotten only when nothing refers to them")
+    }
+}
+
+impl std::ops::IndexMut<SlotIx> for Slots {
+    fn index_mut(&mut self, ix: SlotIx) -> &mut Slot {
+        self.slots[ix as usize].as_mut().expect("slots are forgotten only when nothing refers to them")
+    }
+}

@@ -1,0 +1,169 @@
+//! How far an origin is taken: the position all of whose predecessors are.
+//! In: positions as received, in order; tickets as they commit, in any order. Out: the position to store.
+
+use std::collections::VecDeque;
+
+use crate::transport::Position;
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    position: Position,
+    /// Last delivery at this position (a message for several services has several).
+    last: bool,
+    done: bool,
+}
+
+/// One origin's deliveries that the stored position has not passed.
+#[derive(Debug, Default)]
+pub(crate) struct Tracker {
+    entries: VecDeque<Entry>,
+    /// Number of the first entry.
+    first: u64,
+    /// Entries from the front that are done with the commit under way.
+    passed: usize,
+    /// Where the stored position stands.
+    stored: Option<Position>,
+    /// Last position received.
+    received: Option<Position>,
+    /// Entries that are done and not passed.
+    ahead: usize,
+    /// No commit at or above this may leave the inbox: it took ids above the position.
+    floor: Option<u64>,
+}
+
+impl Tracker {
+    /// A tracker that goes on from a stored position.
+    pub(crate) fn from(stored: Option<Position>) -> Self {
+        Self { stored, received: stored, ..Self::default() }
+    }
+
+    /// A delivery was received; `None` when its position was passed before.
+    pub(crate) fn receive(&mut self, position: Position, last: bool) -> Option<u64> {
+        if self.stored.is_some_and(|stored| position <= stored) {
+            return None;
+        }
+        self.received = self.received.max(Some(position));
+        self.entries.push_back(Entry { position, last, done: false });
+        Some(self.first + self.entries.len() as u64 - 1)
+    }
+
+    /// The ticket is part of the commit under way.
+    pub(crate) fn mark(&mut self, seq: u64) {
+        self.set(seq, true);
+    }
+
+    /// The commit under way does not count for this ticket.
+    pub(crate) fn unmark(&mut self, seq: u64) {
+        self.set(seq, false);
+        self.passed = 0;
+    }
+
+    fn set(&mut self, seq: u64, done: bool) {
+        let at = seq.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        if let Some(entry) = at.and_then(|at| self.entries.get_mut(at)) {
+            if entry.done != done {
+                self.ahead = if done { self.ahead + 1 } else { self.ahead - 1 };
+            }
+            entry.done = done;
+        }
+    }
+
+    /// The position to store with the commit under way.
+    pub(crate) fn position(&mut self) -> Option<Position> {
+        while self.entries.get(self.passed).is_some_and(|entry| entry.done) {
+            self.passed += 1;
+        }
+        if super::planted(super::Defect::HighestPosition) {
+            let highest = self.entries.iter().filter(|entry| entry.done).map(|entry| entry.position).max();
+            return highest.or(self.stored);
+        }
+        let passed = self.entries.range(..self.passed);
+        passed.rev().find(|entry| entry.last).map(|entry| entry.position).or(self.stored)
+    }
+
+    /// The commit under way, with this number, is durable.
+    pub(crate) fn committed(&mut self, no: u64) {
+        self.stored = self.position();
+        for _ in 0..self.passed {
+            self.entries.pop_front();
+        }
+        self.first += self.passed as u64;
+        self.ahead -= self.passed;
+        self.passed = 0;
+        self.floor = if self.ahead == 0 { None } else { self.floor.or(Some(no)) };
+    }
+
+    /// Deliveries received and not passed.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Last position received: where a restarted ingress goes on.
+    pub(crate) fn received(&self) -> Option<Position> {
+        self.received
+    }
+
+    /// The oldest commit that may hold ids above the position.
+    pub(crate) fn floor(&self) -> Option<u64> {
+        self.floor
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(no: u64) -> Position {
+        Position { no, index: 0 }
+    }
+
+    #[test]
+    fn a_message_for_two_services_is_passed_when_both_have_taken_it() {
+        let mut tracker = Tracker::default();
+        let first = tracker.receive(at(1), false).unwrap();
+        let second = tracker.receive(at(1), true).unwrap();
+        tracker.mark(first);
+        assert_eq!(tracker.position(), None);
+        tracker.mark(second);
+        assert_eq!(tracker.position(), Some(at(1)));
+    }
+
+    #[test]
+    fn a_refused_commit_takes_its_marks_back() {
+        let mut tracker = Tracker::default();
+        let first = tracker.receive(at(1), true).unwrap();
+        let second = tracker.receive(at(2), true).unwrap();
+        tracker.mark(first);
+        tracker.mark(second);
+        assert_eq!(tracker.position(), Some(at(2)));
+        tracker.unmark(first);
+        tracker.committed(1);
+        assert_eq!((tracker.position(), tracker.floor()), (None, Some(1)));
+        tracker.mark(first);
+        tracker.committed(2);
+        assert_eq!((tracker.position(), tracker.len(), tracker.floor()), (Some(at(2)), 0, None));
+        assert_eq!(tracker.receive(at(2), true), None, "passed");
+    }
+
+    proptest! {
+        #[test]
+        fn the_position_is_the_longest_done_prefix(order in Just((0u64..40).collect::<Vec<_>>()).prop_shuffle(), cuts: [bool; 40]) {
+            let mut tracker = Tracker::default();
+            for no in 1..=40 {
+                tracker.receive(at(no), true).unwrap();
+            }
+            let mut done = [false; 40];
+            for (step, seq) in order.into_iter().enumerate() {
+                tracker.mark(seq);
+                done[seq as usize] = true;
+                if cuts[step] {
+                    tracker.committed(step as u64 + 1);
+                }
+                let prefix = done.iter().take_while(|done| **done).count() as u64;
+                prop_assert_eq!(tracker.position(), (prefix > 0).then(|| at(prefix)));
+            }
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What waits on disk: when to look for it, and reading it back in pages.
+//! In: the store's answers, the time. Out: keys woken, items in their queues.
+
+use hashbrown::HashSet;
+
+use super::slot::{From, Item, Slot, SlotIx};
+use super::{Action, Ledger};
+use crate::clock::Millis;
+use crate::store::{Due, PendingRow, ServiceKey};
+
+/// Pause before the store is asked again while all that is due is already in hand.
+const AGAIN_MS: Millis = 100;
+
+/// What the ledger knows of the `pending` table.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    /// Time, as last told.
+    pub(crate) now: Millis,
+    /// Rows in the table, those on their way included.
+    pub(crate) rows: u64,
+    /// A bound of the table was reached.
+    pub(crate) full: bool,
+    /// When something is due next, as far as known.
+    pub(crate) next: Option<Millis>,
+    /// The store was asked for what is due.
+    pub(crate) fetching: bool,
+    /// Keys whose head row was found due and is not settled.
+    pub(crate) awake: usize,
+    /// Keys found due while they were being loaded.
+    pub(crate) woken: HashSet<SlotIx>,
+}
+
+impl Waiting {
+    pub(crate) fn new(rows: u64) -> Self {
+        // The first look is asked for when the ledger is made.
+        Self { rows, fetching: true, ..Self::default() }
+    }
+
+    /// Something is due at `at`.
+    pub(crate) fn at(&mut self, at: Millis) {
+        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+    }
+
+    /// The key's head is no longer awake: settled, or waiting again.
+    pub(crate) fn sleep(&mut self, slot: &mut Slot) {
+        if std::mem::take(&mut slot.awake) {
+            self.awake -= 1;
+        }
+    }
+}
+
+impl Ledger {
+    pub(super) fn fetch_due(&mut self, now: Millis) {
+        if !self.waiting.fetching && !self.draining && self.waiting.next.is_some_and(|next| next <= now) {
+            self.waiting.fetching = true;
+            self.waiting.next = None;
+            self.out.push(Action::FetchDue(self.config.settings.pending.page + self.waiting.awake));
+        }
+    }
+
+    /// The store's answer to [`Action::FetchDue`].
+    pub fn due(&mut self, due: Due, now: Millis) {
+        self.waiting.fetching = false;
+        if let Some(next) = due.next {
+            self.waiting.at(next.max(now + AGAIN_MS.min(next.saturating_sub(now))));
+        }
+        let woken = due.keys.iter().filter(|key| self.wake(key)).count();
+        if !due.keys.is_empty() {
+            // What was not woken is in hand already, or its newer time is not committed yet.
+            self.waiting.at(if woken > 0 { now } else { now + AGAIN_MS });
+        }
+    }
+
+    /// The store's answer to [`Action::FetchOrphans`].
+    pub fn orphans(&mut self, keys: Vec<ServiceKey>) {
+        let page = self.config.settings.pending.page;
+        for key in &keys {
+            self.wake(key);
+        }
+        if keys.len() >= page {
+            self.out.push(Action::FetchOrphans(keys.into_iter().next_back(), page));
+        }
+    }
+
+    fn wake(&mut self, key: &ServiceKey) -> bool {
+        let service = self.config.services.iter().position(|service| service.name == key.service);
+        // Rows of a service that this program does not have wait for one that has it.
+        let Some(service) = service.and_then(|service| u16::try_from(service).ok()) else { return false };
+        let ix = self.slot_for(service, &key.key);
+        let slot = &mut self.slots[ix];
+        if !slot.known {
+            return self.waiting.woken.insert(ix);
+        }
+        if slot.held || !slot.waits || slot.uncommitted > 0 {
+            return false;
+        }
+        slot.waits = false;
+        slot.awake = true;
+        self.waiting.awake += 1;
+        self.to_advance.push_back(ix);
+        true
+    }
+
+    /// Asks for the next rows of a key.
+    pub(super) fn page(&mut self, ix: SlotIx) {
+        if self.draining {
+            return;
+        }
+        let key = self.service_key(ix);
+        let slot = &mut self.slots[ix];
+        if slot.rows.paging || slot.rows.page_after_commit {
+            return;
+        }
+        slot.rows.paging = true;
+        let after = slot.rows.loaded;
+        self.out.push(Action::Page(ix, slot.token, key, after, self.config.settings.pending.page));
+    }
+
+    /// The store's answer to [`Action::Page`].
+    pub fn paged(&mut self, ix: SlotIx, token: u64, rows: Vec<PendingRow>, now: Millis) {
+        if !self.slots.current(ix, token) {
+            return;
+        }
+        let slot = &mut self.slots[ix];
+        slot.rows.paging = false;
+        self.to_advance.push_back(ix);
+        if slot.held || slot.waits || slot.loading {
+            return;
+        }
+        let limit = self.config.settings.pending.page;
+        if rows.is_empty() {
+            if slot.uncommitted > 0 {
+                slot.rows.page_after_commit = true;
+            } else {
+                slot.rows.loaded = slot.rows.last;
+                self.waiting.sleep(slot);
+            }
+            return;
+        }
+        let whole = rows.len() < limit;
+        for row in rows {
+            if row.due_at.is_some_and(|due| due > now) && slot.queue.is_empty() {
+                // Its time was moved after it was found due.
+                slot.waits = true;
+                self.waiting.at(row.due_at.unwrap_or(now));
+                self.waiting.sleep(slot);
+                return;
+            }
+            if row.seq > slot.rows.loaded {
+                slot.rows.loaded = row.seq;
+                slot.queue.push_back(item(row));
+            }
+        }
+        let last_on_disk = whole && slot.uncommitted == 0;
+        if last_on_disk {
+            slot.rows.last = slot.rows.loaded;
+        }
+        slot.rows.count = slot.rows.count.max(slot.queue.len() as u64);
+    }
+}
+
+fn item(row: PendingRow) -> Item {
+    Item {
+        message: row.message,
+        id: row.id,
+        from: From::Row(row.seq),
+        taken_at: row.taken_at,
+        attempt: row.attempt,
+        history: row.history,
+        refusal: None,
+    }
+}

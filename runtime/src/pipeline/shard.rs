@@ -1,0 +1,328 @@
+//! Owns a shard's ledger and performs what it decides.
+//! In: what the shard's other actors have to say. Out: the ledger's actions, passed to those who perform them.
+
+use std::sync::Arc;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use tracing::{info, warn};
+
+use super::committer::CommitterMessage;
+use super::ingress::IngressMessage;
+use super::ledger::{Action, ActorIx, Arrival, FaultNote, Ledger, RunOrder, RunReport, SlotIx};
+use super::reader::Question;
+use crate::message::ShardNo;
+use crate::metrics::{Alarm, DedupSource, ShardMetrics};
+use crate::store::query::OpenCommand;
+use crate::store::{DeadLetter, Due, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard};
+use crate::supervision::Env;
+use crate::supervision::keys::KeysMessage;
+use crate::telemetry::MessageFields;
+
+/// Ticks between two looks at operators' commands and two updates of the gauges.
+const TICKS_PER_LOOK: u64 = 10;
+
+/// What a shard is told.
+pub(crate) enum ShardMessage {
+    /// The shard's other children, once.
+    Wire { keys: ActorRef<KeysMessage>, loader: ActorRef<Question>, clerk: ActorRef<Question> },
+    /// A committer is there, for the first time or again.
+    Committer(ActorRef<CommitterMessage>),
+    /// An ingress is there, for the first time or again.
+    Ingress(u16, ActorRef<IngressMessage>),
+    /// A key actor is there, for the first time or again.
+    Actor(ActorIx, ActorRef<RunOrder>),
+    /// A key actor died.
+    ActorDied(ActorIx, String),
+    Fetched(u16, Vec<Arrival>),
+    Ran(RunReport),
+    Gate,
+    CommitEnded(Epoch, u64, Outcome),
+    Retaken(Result<TakenShard, StoreError>),
+    Loaded(Vec<(SlotIx, u64)>, Vec<KeyRow>),
+    Due(Due),
+    Orphans(Vec<ServiceKey>),
+    Paged(SlotIx, u64, Vec<PendingRow>),
+    Commands(Vec<OpenCommand>),
+    DeadFound(i64, Vec<DeadLetter>),
+    Tick,
+    /// Whether nothing is in hand.
+    IsIdle(RpcReplyPort<bool>),
+    /// Leave in order; answered when the last commit is durable.
+    Drain(RpcReplyPort<()>),
+}
+
+/// A shard.
+pub(crate) struct Shard;
+
+/// What it holds.
+pub(crate) struct ShardState {
+    no: ShardNo,
+    env: Arc<Env>,
+    ledger: Ledger,
+    metrics: ShardMetrics,
+    keys: Option<ActorRef<KeysMessage>>,
+    loader: Option<ActorRef<Question>>,
+    clerk: Option<ActorRef<Question>>,
+    committer: Option<ActorRef<CommitterMessage>>,
+    ingresses: Vec<Option<ActorRef<IngressMessage>>>,
+    actors: Vec<Option<ActorRef<RunOrder>>>,
+    waiting_for_committer: Vec<CommitterMessage>,
+    early: Vec<Action>,
+    drained: Option<RpcReplyPort<()>>,
+    ticks: u64,
+}
+
+impl Actor for Shard {
+    type Msg = ShardMessage;
+    type State = ShardState;
+    type Arguments = (Arc<Env>, Ledger, ShardNo);
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<ShardMessage>,
+        (env, ledger, no): Self::Arguments,
+    ) -> Result<ShardState, ActorProcessingErr> {
+        Ok(ShardState {
+            no,
+            metrics: env.metrics.shard(no),
+            ingresses: env.transports.iter().map(|_| None).collect(),
+            env,
+            ledger,
+            keys: None,
+            loader: None,
+            clerk: None,
+            committer: None,
+            actors: Vec::new(),
+            waiting_for_committer: Vec::new(),
+            early: Vec::new(),
+            drained: None,
+            ticks: 0,
+        })
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<ShardMessage>,
+        message: ShardMessage,
+        state: &mut ShardState,
+    ) -> Result<(), ActorProcessingErr> {
+        state.decide(message);
+        state.record();
+        for action in state.ledger.actions() {
+            state.perform(action)?;
+        }
+        Ok(())
+    }
+}
+
+impl ShardState {
+    /// Tells the ledger what happened.
+    fn decide(&mut self, message: ShardMessage) {
+        let now = self.env.clock.now();
+        let ledger = &mut self.ledger;
+        match message {
+            ShardMessage::Fetched(source, arrivals) => ledger.fetched(source, arrivals, now),
+            ShardMessage::Ran(report) => ledger.ran(report, now),
+            ShardMessage::Gate => ledger.gate(now),
+            ShardMessage::CommitEnded(epoch, no, outcome) => self.commit_ended(epoch, no, outcome, now),
+            ShardMessage::Retaken(answer) => ledger.retaken(answer, now),
+            ShardMessage::Loaded(slots, rows) => ledger.loaded(&slots, rows),
+            ShardMessage::Due(due) => ledger.due(due, now),
+            ShardMessage::Orphans(keys) => ledger.orphans(keys),
+            ShardMessage::Paged(slot, token, rows) => ledger.paged(slot, token, rows, now),
+            ShardMessage::Commands(commands) => commands.into_iter().for_each(|command| ledger.command(command)),
+            ShardMessage::DeadFound(command, letters) => ledger.dead_found(command, letters, now),
+            ShardMessage::Tick => self.tick(now),
+            ShardMessage::IsIdle(reply) => drop(reply.send(ledger.is_idle())),
+            ShardMessage::Drain(reply) => {
+                self.drained = Some(reply);
+                ledger.drain();
+            }
+            ShardMessage::ActorDied(ix, reason) => {
+                if let Some(place) = self.actors.get_mut(ix as usize) {
+                    *place = None;
+                }
+                ledger.actor_died(ix, &reason, now);
+            }
+            ShardMessage::Actor(ix, actor) => {
+                let at = ix as usize;
+                if self.actors.len() <= at {
+                    self.actors.resize(at + 1, None);
+                }
+                self.actors[at] = Some(actor);
+                ledger.actor_ready(ix);
+            }
+            wiring => self.wire(wiring),
+        }
+    }
+
+    fn wire(&mut self, message: ShardMessage) {
+        match message {
+            ShardMessage::Wire { keys, loader, clerk } => {
+                (self.keys, self.loader, self.clerk) = (Some(keys), Some(loader), Some(clerk));
+                for action in std::mem::take(&mut self.early) {
+                    // The children were just started: a refusal would be seen as their death.
+                    drop(self.perform(action));
+                }
+            }
+            ShardMessage::Committer(committer) => {
+                if self.committer.replace(committer).is_some() {
+                    self.waiting_for_committer.clear();
+                    self.ledger.commit_lost();
+                }
+                for message in std::mem::take(&mut self.waiting_for_committer) {
+                    self.commit(message);
+                }
+            }
+            ShardMessage::Ingress(source, ingress) => {
+                let begin = IngressMessage::Begin(self.ledger.received(source), self.ledger.credits_free(source));
+                drop(ingress.cast(begin));
+                self.ingresses[source as usize] = Some(ingress);
+            }
+            _ => {}
+        }
+    }
+
+    fn commit_ended(&mut self, epoch: Epoch, no: u64, outcome: Outcome, now: crate::clock::Millis) {
+        match &outcome {
+            Outcome::Committed => self.metrics.set_alarm(Alarm::StoreUnavailable, false),
+            Outcome::Unavailable(error) => {
+                warn!(shard = self.no, error, "store cannot be written, trying again");
+                self.metrics.set_alarm(Alarm::StoreUnavailable, true);
+            }
+            Outcome::Refused { error, .. } => {
+                info!(shard = self.no, commit_no = no, error, "commit was refused, looking for the turn at fault");
+            }
+            Outcome::Unknown(error) => warn!(shard = self.no, commit_no = no, error, "outcome of a commit is unknown"),
+            Outcome::Fenced => warn!(shard = self.no, commit_no = no, "commit was fenced off"),
+        }
+        self.ledger.commit_ended(epoch, no, outcome, now);
+    }
+
+    fn tick(&mut self, now: crate::clock::Millis) {
+        self.ledger.tick(now);
+        self.ticks += 1;
+        if !self.ticks.is_multiple_of(TICKS_PER_LOOK) {
+            return;
+        }
+        if let Some(clerk) = &self.clerk {
+            drop(clerk.cast(Question::Commands));
+        }
+        let gauges = self.ledger.gauges(now);
+        self.metrics.set_resident_actors(u64::from(gauges.actors));
+        self.metrics.set_waiting_keys(gauges.waiting as u64);
+        self.metrics.set_held_keys(gauges.held as u64);
+        self.metrics.set_pending_rows(gauges.pending);
+        self.metrics.set_credits_in_use(gauges.credits_used as u64);
+        self.metrics.set_inbox_ids(gauges.inbox_ids as u64);
+        self.metrics.set_epoch(gauges.epoch);
+        self.metrics.set_commit_no(gauges.commit_no);
+        let dedup = &self.env.settings.dedup;
+        let window = match gauges.window {
+            0 => dedup.window,
+            millis => std::time::Duration::from_millis(millis),
+        };
+        self.metrics.set_dedup_window(window);
+        self.metrics.set_alarm(Alarm::DedupWindowBelowMin, window < dedup.window_min);
+        self.metrics.set_alarm(Alarm::PendingBoundReached, gauges.pending_full);
+        self.metrics.set_alarm(Alarm::HeldKeys, gauges.held > 0);
+    }
+
+    /// Tells metrics and the log what the ledger counted.
+    fn record(&mut self) {
+        let tally = self.ledger.tally();
+        let metrics = &self.env.metrics;
+        for (service, count) in tally.processed {
+            self.env.service_metrics[service as usize].add_processed(count);
+        }
+        for service in tally.dead.into_iter().flatten() {
+            self.env.service_metrics[service as usize].add_dead_letters(1);
+        }
+        if tally.duplicates > 0 {
+            metrics.add_dedup_hits(DedupSource::Inbox, tally.duplicates);
+        }
+        if tally.passed > 0 {
+            metrics.add_dedup_hits(DedupSource::Position, tally.passed);
+        }
+        if tally.unbound > 0 {
+            metrics.add_unbound(tally.unbound);
+        }
+        if tally.activations > 0 {
+            self.metrics.add_activations(tally.activations);
+        }
+        if tally.passivations > 0 {
+            self.metrics.add_passivations(tally.passivations);
+        }
+        for (attempt, delay) in tally.retries {
+            metrics.record_retry(attempt + 1, std::time::Duration::from_millis(delay));
+        }
+        tally.faults.iter().for_each(|note| log_fault(self.no, note));
+    }
+
+    fn perform(&mut self, action: Action) -> Result<(), ActorProcessingErr> {
+        if self.keys.is_none() {
+            self.early.push(action);
+            return Ok(());
+        }
+        match action {
+            Action::Run(actor, order) => match self.actors.get(actor as usize).and_then(Option::as_ref) {
+                // An actor that is gone by now is reported by its supervisor; the order's items run again.
+                Some(actor) => drop(actor.cast(order)),
+                None => warn!(shard = self.no, actor, "run ordered from an actor that is gone"),
+            },
+            Action::Load(..) => ask(self.loader.as_ref(), action)?,
+            Action::FetchDue(_)
+            | Action::FetchOrphans(..)
+            | Action::Page(..)
+            | Action::FindDead(..)
+            | Action::Retake(_)
+            | Action::Trim(_) => ask(self.clerk.as_ref(), action)?,
+            Action::Spawn(more) => {
+                if let Some(keys) = &self.keys {
+                    keys.cast(KeysMessage::Spawn(more))?;
+                }
+            }
+            Action::CommitReady => self.commit(CommitterMessage::Gate),
+            Action::Commit(commit) => self.commit(CommitterMessage::Write(commit, 0)),
+            Action::CommitLater(commit, tries) => self.commit(CommitterMessage::Write(commit, tries)),
+            Action::Credit(source, more) => self.tell(source, IngressMessage::Credit(more)),
+            Action::Acknowledge(source, positions) => self.tell(source, IngressMessage::Acknowledge(positions)),
+            Action::Drained => {
+                if let Some(reply) = self.drained.take() {
+                    drop(reply.send(()));
+                }
+            }
+            Action::Stop(reason) => return Err(reason.into()),
+        }
+        Ok(())
+    }
+
+    /// Hands over to the committer, or to the next one when this one is gone.
+    fn commit(&mut self, message: CommitterMessage) {
+        match &self.committer {
+            Some(committer) => drop(committer.cast(message)),
+            None => self.waiting_for_committer.push(message),
+        }
+    }
+
+    fn tell(&self, source: u16, message: IngressMessage) {
+        // A restarted ingress asks for its credits anew.
+        if let Some(ingress) = &self.ingresses[source as usize] {
+            drop(ingress.cast(message));
+        }
+    }
+}
+
+fn ask(reader: Option<&ActorRef<Question>>, action: Action) -> Result<(), ActorProcessingErr> {
+    match reader {
+        Some(reader) => Ok(reader.cast(Question::Ledger(action))?),
+        None => Ok(()),
+    }
+}
+
+fn log_fault(shard: ShardNo, note: &FaultNote) {
+    let FaultNote { message, service, attempt, error, what } = note;
+    let ids = MessageFields::of(message);
+    let (message_id, saga_id, trace_id) = (ids.message_id, ids.saga_id, ids.trace_id);
+    warn!(shard, %service, message_id, saga_id, trace_id, attempt, what, error, "message did not succeed");
+}

@@ -1,0 +1,59 @@
+//! Rows as JSON arrays for `json_each`, with their binary values in one blob beside them.
+//! In: values in column order. Out: one JSON text and one blob, however many rows: two arguments of one statement.
+
+use serde::Serialize;
+
+/// Rows of one statement. Blobs are referred to by (start, length), for SQL's `substr`.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    json: Vec<u8>,
+    blob: Vec<u8>,
+    in_row: bool,
+}
+
+impl Rows {
+    /// Begins the next row.
+    pub(super) fn row(&mut self) -> &mut Self {
+        self.json.extend_from_slice(if self.json.is_empty() { b"[[" } else { b"],[" });
+        self.in_row = false;
+        self
+    }
+
+    /// A number, text, truth value or null.
+    pub(super) fn put(&mut self, value: impl Serialize) -> &mut Self {
+        if self.in_row {
+            self.json.push(b',');
+        }
+        self.in_row = true;
+        serde_json::to_writer(&mut self.json, &value).expect("numbers and texts always have a JSON form");
+        self
+    }
+
+    /// Binary, or text that is to be taken byte for byte: two values, the place in the blob.
+    pub(super) fn put_blob(&mut self, bytes: &[u8]) -> &mut Self {
+        let start = self.blob.len() + 1;
+        self.blob.extend_from_slice(bytes);
+        self.put(start).put(bytes.len())
+    }
+
+    /// The two arguments.
+    pub(super) fn finish(mut self) -> (String, Vec<u8>) {
+        self.json.extend_from_slice(if self.json.is_empty() { b"[]" } else { b"]]" });
+        (String::from_utf8(self.json).expect("the serializer writes UTF-8"), self.blob)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_become_arrays_and_blobs_places() {
+        let mut rows = Rows::default();
+        rows.row().put(1).put_blob(b"ab").row().put("x\"\0").put(None::<u8>).put_blob(b"c");
+        let (json, blob) = rows.finish();
+        assert_eq!(json, r#"[[1,1,2],["x\"\u0000",null,3,1]]"#);
+        assert_eq!(blob, b"abc");
+        assert_eq!(Rows::default().finish().0, "[]");
+    }
+}

@@ -1,0 +1,62 @@
+
+-- Arguments are in the order of their places: the driver numbers them on from statement to statement.
+
+-- Commits. The fence: only shards that still have the commit's epoch, and the number before it.
+UPDATE shards SET
+    commit_no = f.no,
+    outbox_seq = coalesce(f.outbox_seq, shards.outbox_seq),
+    last_seq = max(shards.last_seq, f.last_seq),
+    positions = f.positions,
+    counters = f.counters,
+    owner = CASE WHEN f.release THEN NULL ELSE shards.owner END,
+    unclean = CASE WHEN f.release OR f.clean THEN 0 ELSE shards.unclean END
+FROM (
+    SELECT value->>0 AS shard, value->>1 AS epoch, value->>2 AS no, value->>5 AS outbox_seq, value->>6 AS last_seq,
+        value->>7 AS positions, value->>8 AS counters, value->>9 AS release, value->>10 AS clean
+    FROM json_each(?)
+) AS f
+WHERE shards.shard = f.shard AND shards.epoch = f.epoch AND shards.commit_no = f.no - 1
+RETURNING shard;
+
+INSERT INTO commits (shard, commit_no, epoch, at, first_seq, ids, events)
+SELECT value->>0, value->>2, value->>1, value->>3, value->>4,
+    substr(?, value->>11, value->>12), substr(?, value->>13, value->>14)
+FROM json_each(?) WHERE value->>12 > 0 OR value->>14 > 0;
+
+-- States.
+INSERT INTO states (service, key, version, state)
+SELECT value->>0, value->>1, value->>2, CAST(substr(?, value->>3, value->>4) AS TEXT) FROM json_each(?) WHERE true
+ON CONFLICT (service, key) DO UPDATE SET version = excluded.version, state = excluded.state;
+
+-- Log.
+INSERT INTO log (target, origin, no, count, messages)
+SELECT value->>0, value->>1, value->>2, value->>3, substr(?, value->>4, value->>5) FROM json_each(?);
+
+-- Pending rows written, then those settled.
+INSERT INTO pending (shard, seq, service, key, kind, due_at, taken_id, message_id, taken_at, attempt, history, message)
+SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, unhex(value->>6), value->>7,
+    value->>8, value->>9, value->>10, substr(?, value->>11, value->>12)
+FROM json_each(?) WHERE true
+ON CONFLICT (shard, seq) DO UPDATE SET service = excluded.service, key = excluded.key, kind = excluded.kind,
+    due_at = excluded.due_at, taken_id = excluded.taken_id, message_id = excluded.message_id,
+    taken_at = excluded.taken_at, attempt = excluded.attempt, history = excluded.history, message = excluded.message;
+DELETE FROM pending WHERE (shard, seq) IN (SELECT value->>0, value->>1 FROM json_each(?));
+
+-- Dead letters written, then those replayed or discarded.
+INSERT INTO dead_letters
+    (shard, seq, service, key, taken_id, message_id, at, taken_at, error, holds_key, history, message)
+SELECT value->>0, value->>1, value->>2, value->>3, unhex(value->>4), value->>5, value->>6, value->>7,
+    value->>8, value->>9, value->>10, substr(?, value->>11, value->>12)
+FROM json_each(?) WHERE true
+ON CONFLICT (shard, seq) DO UPDATE SET service = excluded.service, key = excluded.key, taken_id = excluded.taken_id,
+    message_id = excluded.message_id, at = excluded.at, taken_at = excluded.taken_at, error = excluded.error,
+    holds_key = excluded.holds_key, history = excluded.history, message = excluded.message;
+DELETE FROM dead_letters WHERE (shard, seq) IN (SELECT value->>0, value->>1 FROM json_each(?));
+
+-- History, and results of operator commands.
+INSERT INTO history (shard, service, key, id, at, attempt, generation, what, error)
+SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7, value->>8
+FROM json_each(?);
+INSERT INTO operator_results (command, shard, affected, done)
+SELECT value->>0, value->>1, value->>2, value->>3 FROM json_each(?) WHERE true
+ON CONFLICT (command, shard) DO UPDATE SET affected = affected + excluded.affected, done = max(done, excluded.done);

@@ -1,0 +1,155 @@
+//! Rows of SQLite as the store's own values.
+//! In: rows. Out: values, or what does not decode.
+
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use serde::de::DeserializeOwned;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Decode, Row, Sqlite, Type};
+
+use crate::message::{Message, TakenId};
+use crate::store::query::{CommitRow, EventRow};
+use crate::store::{DeadLetter, Event, HistoryRow, PendingRow, StoreError, TakenShard};
+
+pub(super) const SHARD: &str = "shard, epoch, commit_no, outbox_seq, last_seq, unclean, positions, counters";
+pub(super) const PENDING: &str = "seq, service, key, kind, due_at, taken_id, taken_at, attempt, message, history";
+pub(super) const DEAD: &str = "seq, service, key, taken_id, at, taken_at, error, holds_key, history, message";
+pub(super) const HISTORY: &str = "service, key, id, at, attempt, generation, what, error";
+
+/// A column, of whatever type it should have.
+pub(super) fn get<'r, T: Decode<'r, Sqlite> + Type<Sqlite>>(row: &'r SqliteRow, at: usize) -> Result<T, StoreError> {
+    row.try_get(at).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+/// A number that is never negative.
+pub(super) fn number<T: TryFrom<i64>>(row: &SqliteRow, at: usize) -> Result<T, StoreError> {
+    let raw: i64 = get(row, at)?;
+    T::try_from(raw).map_err(|_| StoreError::Corrupt(format!("number {raw} in column {at}")))
+}
+
+/// A number that may be missing.
+pub(super) fn maybe<T: TryFrom<i64>>(row: &SqliteRow, at: usize) -> Result<Option<T>, StoreError> {
+    let raw: Option<i64> = get(row, at)?;
+    let Some(raw) = raw else { return Ok(None) };
+    T::try_from(raw).map(Some).map_err(|_| StoreError::Corrupt(format!("number {raw} in column {at}")))
+}
+
+pub(super) fn text(row: &SqliteRow, at: usize) -> Result<Arc<str>, StoreError> {
+    get::<&str>(row, at).map(Arc::from)
+}
+
+pub(super) fn blob(row: &SqliteRow, at: usize) -> Result<Bytes, StoreError> {
+    get::<&[u8]>(row, at).map(Bytes::copy_from_slice)
+}
+
+pub(super) fn json<T: DeserializeOwned>(row: &SqliteRow, at: usize) -> Result<T, StoreError> {
+    serde_json::from_str(get(row, at)?).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+pub(super) fn message(frame: Bytes) -> Result<Message, StoreError> {
+    Message::from_frame(frame).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+fn id(row: &SqliteRow, at: usize) -> Result<TakenId, StoreError> {
+    let raw: &[u8] = get(row, at)?;
+    raw.try_into().map(TakenId).map_err(|_| StoreError::Corrupt(format!("an id of {} bytes", raw.len())))
+}
+
+/// The ids of a `commits.ids` blob.
+pub(super) fn ids(blob: &[u8]) -> Result<Vec<TakenId>, StoreError> {
+    let (ids, rest) = blob.as_chunks::<{ TakenId::BYTES }>();
+    if rest.is_empty() {
+        return Ok(ids.iter().map(|raw| TakenId(*raw)).collect());
+    }
+    Err(StoreError::Corrupt(format!("a list of ids of {} bytes", blob.len())))
+}
+
+/// The events of a `commits.events` blob, numbered from `first_seq`.
+pub(super) fn events(
+    commit: &CommitRow,
+    first_seq: u64,
+    mut blob: Bytes,
+    name: impl Fn(u16) -> Option<Arc<str>>,
+) -> Result<Vec<EventRow>, StoreError> {
+    let cut = || StoreError::Corrupt(format!("events of commit {} of shard {} are cut short", commit.no, commit.shard));
+    let mut events = Vec::new();
+    while !blob.is_empty() {
+        if blob.len() < 22 {
+            return Err(cut());
+        }
+        let number = blob.get_u16_le();
+        let service =
+            name(number).ok_or_else(|| StoreError::Corrupt(format!("there is no service number {number}")))?;
+        let mut cause = [0; 16];
+        blob.copy_to_slice(&mut cause);
+        let length = blob.get_u32_le() as usize;
+        if blob.len() < length {
+            return Err(cut());
+        }
+        let message = message(blob.split_to(length))?;
+        let seq = first_seq + events.len() as u64;
+        events.push(EventRow { commit: commit.clone(), seq, event: Event { service, cause, message } });
+    }
+    Ok(events)
+}
+
+/// A row of [`SHARD`].
+pub(super) fn shard(row: &SqliteRow) -> Result<TakenShard, StoreError> {
+    Ok(TakenShard {
+        shard: number(row, 0)?,
+        epoch: number(row, 1)?,
+        commit_no: number(row, 2)?,
+        outbox_seq: number(row, 3)?,
+        last_seq: number(row, 4)?,
+        unclean: number(row, 5)?,
+        positions: json(row, 6)?,
+        counters: json(row, 7)?,
+    })
+}
+
+/// A row of [`PENDING`].
+pub(super) fn pending(row: &SqliteRow) -> Result<PendingRow, StoreError> {
+    Ok(PendingRow {
+        seq: number(row, 0)?,
+        service: text(row, 1)?,
+        key: text(row, 2)?,
+        kind: get::<&str>(row, 3)?.parse()?,
+        due_at: maybe(row, 4)?,
+        id: id(row, 5)?,
+        taken_at: number(row, 6)?,
+        attempt: number(row, 7)?,
+        message: message(blob(row, 8)?)?,
+        history: json(row, 9)?,
+    })
+}
+
+/// A row of [`DEAD`].
+pub(super) fn dead(row: &SqliteRow) -> Result<DeadLetter, StoreError> {
+    Ok(DeadLetter {
+        seq: number(row, 0)?,
+        service: text(row, 1)?,
+        key: text(row, 2)?,
+        id: id(row, 3)?,
+        at: number(row, 4)?,
+        taken_at: number(row, 5)?,
+        error: get(row, 6)?,
+        holds_key: get(row, 7)?,
+        history: json(row, 8)?,
+        message: message(blob(row, 9)?)?,
+    })
+}
+
+/// A row of [`HISTORY`].
+pub(super) fn history(row: &SqliteRow) -> Result<HistoryRow, StoreError> {
+    Ok(HistoryRow {
+        service: text(row, 0)?,
+        key: text(row, 1)?,
+        id: get(row, 2)?,
+        at: number(row, 3)?,
+        attempt: number(row, 4)?,
+        generation: number(row, 5)?,
+        what: get(row, 6)?,
+        error: get(row, 7)?,
+    })
+}

@@ -1,0 +1,218 @@
+//! Commits as the arguments of a handful of statements, however many turns and shards they hold.
+//! In: commits. Out: one text of SQL for everything but handlers' tables, and its arguments.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::BufMut;
+use sqlx::Sqlite;
+use sqlx::query::Query;
+use sqlx::sqlite::SqliteArguments;
+
+use super::args::Rows;
+use crate::handler::RowWrite;
+use crate::message::ShardNo;
+use crate::store::{CommandResult, Commit, DeadLetter, HistoryRow, LogRow, PendingRow, StateWrite};
+
+/// A commit, owned and with its bytes laid out as they are stored.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) shard: ShardNo,
+    epoch: u64,
+    no: u64,
+    at: u64,
+    first_seq: u64,
+    events_count: u64,
+    last_seq: u64,
+    positions: String,
+    counters: String,
+    release: bool,
+    clean: bool,
+    ids: Vec<u8>,
+    events: Vec<u8>,
+    states: Vec<StateWrite>,
+    pending: BTreeMap<u64, Option<PendingRow>>,
+    dead: BTreeMap<u64, Option<DeadLetter>>,
+    history: Vec<HistoryRow>,
+    results: Vec<CommandResult>,
+    pub(super) log: Vec<LogRow>,
+    pub(super) rows: Vec<RowWrite>,
+}
+
+impl Piece {
+    /// Lays `commit` out; `Err` names a service that has no number.
+    pub(super) fn of(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) -> Result<Self, Arc<str>> {
+        let mut piece = Self {
+            shard: commit.shard,
+            epoch: commit.epoch,
+            no: commit.no,
+            at: commit.at,
+            first_seq: commit.first_seq,
+            events_count: 0,
+            last_seq: 0,
+            positions: serde_json::to_string(&commit.positions).expect("maps of numbers always have a JSON form"),
+            counters: serde_json::to_string(&commit.counters).expect("maps of numbers always have a JSON form"),
+            release: commit.release,
+            clean: commit.clean,
+            ids: Vec::new(),
+            events: Vec::new(),
+            states: Vec::with_capacity(commit.parts.len()),
+            pending: BTreeMap::new(),
+            dead: BTreeMap::new(),
+            history: Vec::new(),
+            results: Vec::new(),
+            log: commit.log.clone(),
+            rows: Vec::new(),
+        };
+        for id in commit.ids() {
+            piece.ids.extend_from_slice(&id.0);
+        }
+        for event in commit.events() {
+            let number = services.get(&event.service).ok_or_else(|| Arc::clone(&event.service))?;
+            let frame = event.message.frame();
+            piece.events.put_u16_le(*number);
+            piece.events.put_slice(&event.cause);
+            piece.events.put_u32_le(u32::try_from(frame.len()).expect("a frame is shorter than 4 GiB"));
+            piece.events.put_slice(frame);
+            piece.events_count += 1;
+        }
+        for part in &commit.parts {
+            piece.states.extend(part.state.clone());
+            piece.pending.extend(part.pending.iter().map(|row| (row.seq, Some(row.clone()))));
+            piece.pending.extend(part.settled.iter().map(|seq| (*seq, None)));
+            piece.dead.extend(part.dead.iter().map(|letter| (letter.seq, Some(letter.clone()))));
+            piece.dead.extend(part.undead.iter().map(|seq| (*seq, None)));
+            piece.history.extend(part.history.iter().cloned());
+            piece.results.extend(part.command.clone());
+            piece.rows.extend(part.rows.iter().cloned());
+        }
+        let seqs =
+            [piece.pending.last_key_value().map(|(seq, _)| *seq), piece.dead.last_key_value().map(|(seq, _)| *seq)];
+        piece.last_seq = seqs.into_iter().flatten().max().unwrap_or(0);
+        Ok(piece)
+    }
+}
+
+// The driver runs all statements of a text in one call, and a call costs more than most of them.
+
+/// Opens the transaction of a whole group and writes it.
+pub(super) const ALL: &str = concat!("BEGIN IMMEDIATE;", include_str!("commit.sql"));
+/// Writes one commit of a group so that it alone can be undone.
+pub(super) const ONE: &str = concat!("SAVEPOINT perkey_commit;", include_str!("commit.sql"));
+
+/// The arguments of [`ALL`] or [`ONE`] for `pieces`, whose shards differ.
+pub(super) fn arguments(sql: &'static str, pieces: &[&Piece]) -> Query<'static, Sqlite, SqliteArguments> {
+    let (commits, ids, events) = commits(pieces);
+    let (states, states_blob) = states(pieces).finish();
+    let (log, log_blob) = log(pieces).finish();
+    let ((pending, pending_blob), settled) = pending(pieces);
+    let ((dead, dead_blob), undead) = dead(pieces);
+    let query = sqlx::query(sql).bind(commits.clone()).bind(ids).bind(events).bind(commits);
+    let query = query.bind(states_blob).bind(states).bind(log_blob).bind(log);
+    let query = query.bind(pending_blob).bind(pending).bind(settled).bind(dead_blob).bind(dead).bind(undead);
+    query.bind(history(pieces).finish().0).bind(results(pieces).finish().0)
+}
+
+fn commits(pieces: &[&Piece]) -> (String, Vec<u8>, Vec<u8>) {
+    let mut rows = Rows::default();
+    let mut events = Vec::with_capacity(pieces.iter().map(|piece| piece.events.len()).sum());
+    for piece in pieces {
+        let outbox_seq = (piece.events_count > 0).then(|| piece.first_seq + piece.events_count - 1);
+        rows.row().put(piece.shard).put(piece.epoch).put(piece.no).put(piece.at).put(piece.first_seq).put(outbox_seq);
+        rows.put(piece.last_seq).put(&piece.positions).put(&piece.counters).put(piece.release).put(piece.clean);
+        rows.put_blob(&piece.ids).put(events.len() + 1).put(piece.events.len());
+        events.extend_from_slice(&piece.events);
+    }
+    let (json, ids) = rows.finish();
+    (json, ids, events)
+}
+
+fn states(pieces: &[&Piece]) -> Rows {
+    let mut states: Vec<&StateWrite> = pieces.iter().flat_map(|piece| &piece.states).collect();
+    // In the order of the primary key, so that neighbours share a page; of several of one key the last is the newest.
+    states.sort_by(|a, b| (&a.service, &a.key).cmp(&(&b.service, &b.key)));
+    let mut rows = Rows::default();
+    for (at, state) in states.iter().enumerate() {
+        if states.get(at + 1).is_some_and(|next| next.key == state.key && next.service == state.service) {
+            continue;
+        }
+        rows.row().put(&*state.service).put(&*state.key).put(state.version).put_blob(&state.json);
+    }
+    rows
+}
+
+fn log(pieces: &[&Piece]) -> Rows {
+    let mut rows = Rows::default();
+    for piece in pieces {
+        let origin = piece.shard.to_string();
+        for row in &piece.log {
+            rows.row().put(row.target).put(&origin).put(piece.no).put(row.count).put_blob(&row.messages);
+        }
+    }
+    rows
+}
+
+fn pending(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
+    let mut written = Rows::default();
+    let mut settled = Rows::default();
+    for piece in pieces {
+        for (seq, row) in &piece.pending {
+            let Some(row) = row else {
+                settled.row().put(piece.shard).put(seq);
+                continue;
+            };
+            written.row().put(piece.shard).put(seq).put(&*row.service).put(&*row.key).put(row.kind.as_str());
+            written.put(row.due_at).put(hex(&row.id.0)).put(row.message.id()).put(row.taken_at).put(row.attempt);
+            written.put(json(&row.history)).put_blob(row.message.frame());
+        }
+    }
+    (written.finish(), settled.finish().0)
+}
+
+fn dead(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
+    let mut written = Rows::default();
+    let mut undead = Rows::default();
+    for piece in pieces {
+        for (seq, letter) in &piece.dead {
+            let Some(letter) = letter else {
+                undead.row().put(piece.shard).put(seq);
+                continue;
+            };
+            written.row().put(piece.shard).put(seq).put(&*letter.service).put(&*letter.key).put(hex(&letter.id.0));
+            written.put(letter.message.id()).put(letter.at).put(letter.taken_at).put(&letter.error);
+            written.put(letter.holds_key).put(json(&letter.history)).put_blob(letter.message.frame());
+        }
+    }
+    (written.finish(), undead.finish().0)
+}
+
+fn history(pieces: &[&Piece]) -> Rows {
+    let mut rows = Rows::default();
+    for piece in pieces {
+        for line in &piece.history {
+            rows.row().put(piece.shard).put(&*line.service).put(&*line.key).put(&line.id).put(line.at);
+            rows.put(line.attempt).put(line.generation).put(&line.what).put(&line.error);
+        }
+    }
+    rows
+}
+
+fn results(pieces: &[&Piece]) -> Rows {
+    let mut rows = Rows::default();
+    for piece in pieces {
+        for result in &piece.results {
+            rows.row().put(result.command).put(piece.shard).put(result.affected).put(result.done);
+        }
+    }
+    rows
+}
+
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+fn json(attempts: &[crate::store::Attempt]) -> String {
+    serde_json::to_string(attempts).expect("attempts always have a JSON form")
+}

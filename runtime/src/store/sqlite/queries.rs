@@ -1,0 +1,268 @@
+//! What operators and tools ask of a SQLite store, and the little they write.
+//! In: filters, commands, imports. Out: rows; writes that are one transaction each.
+
+use std::sync::Arc;
+
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::{AssertSqlSafe, query, query_scalar};
+
+use super::args::Rows;
+use super::read::{FILTER, bind_filter, count, signed};
+use super::writer::{Writer, failed};
+use super::{SqliteStore, decode, explain};
+use crate::message::ShardNo;
+use crate::store::query::{
+    CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Queries,
+    ShardRow, Story,
+};
+use crate::store::{DeadLetter, StoreError, StoreFuture};
+
+/// Commands that a shard is given at once.
+const COMMANDS_MAX: i64 = 100;
+
+/// Positions of the embedded log, one row per shard and origin.
+const POSITIONS: &str = "positions (shard, origin, no, passed) AS MATERIALIZED (
+    SELECT s.shard, p.key, p.value->>'no', (p.value->>'index') + 1
+    FROM shards s, json_each(s.positions, '$.embedded') p)";
+
+impl Queries for SqliteStore {
+    fn shards(&self) -> StoreFuture<'_, Vec<ShardRow>> {
+        Box::pin(shards(&self.readers))
+    }
+
+    fn peek(&self, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<(ShardNo, DeadLetter)>> {
+        Box::pin(async move {
+            let sql = format!(
+                "SELECT {}, shard FROM dead_letters WHERE {FILTER} ORDER BY at DESC, shard, seq DESC LIMIT ?7",
+                decode::DEAD
+            );
+            let rows = bind_filter!(query(AssertSqlSafe(sql)), filter).bind(count(limit));
+            let rows = rows.fetch_all(&self.readers).await.map_err(failed)?;
+            rows.iter().map(|row| Ok((decode::number(row, 10)?, decode::dead(row)?))).collect()
+        })
+    }
+
+    fn count_dead(&self, filter: DeadFilter) -> StoreFuture<'_, u64> {
+        Box::pin(async move {
+            let sql = format!("SELECT count(*) FROM dead_letters WHERE {FILTER}");
+            let row = bind_filter!(query(AssertSqlSafe(sql)), filter).fetch_one(&self.readers).await;
+            decode::number(&row.map_err(failed)?, 0)
+        })
+    }
+
+    fn explain(&self, text: String) -> StoreFuture<'_, Story> {
+        Box::pin(async move { explain::story(&self.readers, &text).await })
+    }
+
+    fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>> {
+        Box::pin(events(&self.readers, shard, after, limit))
+    }
+
+    fn unread_imports(&self) -> StoreFuture<'_, u64> {
+        Box::pin(async move {
+            let sql = format!(
+                "WITH {POSITIONS}
+                 SELECT coalesce(sum(l.count), 0) FROM shards s
+                 LEFT JOIN positions p ON p.shard = s.shard AND p.origin = 'import'
+                 JOIN log l ON l.target = s.shard AND l.origin = 'import' AND l.no >= coalesce(p.no, 0)
+                     AND (l.no > coalesce(p.no, 0) OR l.count > coalesce(p.passed, 0))"
+            );
+            decode::number(&query(AssertSqlSafe(sql)).fetch_one(&self.readers).await.map_err(failed)?, 0)
+        })
+    }
+
+    fn import_progress(&self, service: String, source: String) -> StoreFuture<'_, ImportProgress> {
+        Box::pin(async move {
+            let row = query(
+                "SELECT lines, messages, rejects, rejects_bytes, lines_hash FROM imports
+                 WHERE service = ?1 AND source = ?2",
+            );
+            let row = row.bind(service).bind(source).fetch_optional(&self.readers).await.map_err(failed)?;
+            row.as_ref().map_or_else(|| Ok(ImportProgress::default()), progress)
+        })
+    }
+
+    fn append_import(&self, batch: ImportBatch) -> StoreFuture<'_, ()> {
+        let targets: Vec<ShardNo> = batch.rows.iter().map(|row| row.target).collect();
+        let written = append_import(&self.writer, batch);
+        Box::pin(async move {
+            written.await?;
+            self.watch.appended(targets);
+            Ok(())
+        })
+    }
+
+    fn command(&self, command: NewCommand) -> StoreFuture<'_, i64> {
+        self.writer.call(move |connection| {
+            Box::pin(async move {
+                let made = query(
+                    "INSERT INTO operator_commands (action, filter, who, why, matched, at)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                );
+                let made = made.bind(json(&command.action)?).bind(json(&command.filter)?).bind(command.who);
+                let made = made.bind(command.why).bind(signed(command.matched)).bind(signed(command.at));
+                Ok(made.execute(connection).await.map_err(failed)?.last_insert_rowid())
+            })
+        })
+    }
+
+    fn open_commands(&self, shard: ShardNo) -> StoreFuture<'_, Vec<OpenCommand>> {
+        Box::pin(async move {
+            let rows = query(
+                "SELECT id, action, filter, who FROM operator_commands c WHERE NOT EXISTS (
+                     SELECT 1 FROM operator_results r WHERE r.command = c.id AND r.shard = ?1 AND r.done = 1)
+                 ORDER BY id LIMIT ?2",
+            );
+            let rows = rows.bind(shard).bind(COMMANDS_MAX).fetch_all(&self.readers).await.map_err(failed)?;
+            let open = |row: &SqliteRow| {
+                Ok(OpenCommand {
+                    id: decode::get(row, 0)?,
+                    action: decode::json(row, 1)?,
+                    filter: decode::json(row, 2)?,
+                    who: decode::get(row, 3)?,
+                })
+            };
+            rows.iter().map(open).collect()
+        })
+    }
+
+    fn command_state(&self, id: i64) -> StoreFuture<'_, CommandState> {
+        Box::pin(async move {
+            let row = query(
+                "SELECT coalesce(sum(done), 0), (SELECT count(*) FROM shards), coalesce(sum(affected), 0)
+                 FROM operator_results WHERE command = ?1",
+            );
+            let row = row.bind(id).fetch_one(&self.readers).await.map_err(failed)?;
+            Ok(CommandState {
+                shards_done: decode::number(&row, 0)?,
+                shards: decode::number(&row, 1)?,
+                affected: decode::number(&row, 2)?,
+            })
+        })
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+fn progress(row: &SqliteRow) -> Result<ImportProgress, StoreError> {
+    Ok(ImportProgress {
+        lines: decode::number(row, 0)?,
+        messages: decode::number(row, 1)?,
+        rejects: decode::number(row, 2)?,
+        rejects_bytes: decode::number(row, 3)?,
+        lines_hash: decode::get(row, 4)?,
+    })
+}
+
+async fn shards(pool: &SqlitePool) -> Result<Vec<ShardRow>, StoreError> {
+    let sql = format!(
+        "WITH {POSITIONS},
+         unread (shard, messages) AS (
+             SELECT l.target, sum(l.count) FROM log l
+             LEFT JOIN positions p ON p.shard = l.target AND p.origin = l.origin
+             WHERE l.no > coalesce(p.no, 0) OR (l.no = p.no AND l.count > p.passed) GROUP BY l.target)
+         SELECT {}, owner, coalesce((SELECT messages FROM unread u WHERE u.shard = s.shard), 0),
+             (SELECT count(*) FROM pending p WHERE p.shard = s.shard),
+             (SELECT count(*) FROM dead_letters d WHERE d.shard = s.shard),
+             (SELECT count(*) FROM (SELECT DISTINCT service, key FROM dead_letters d
+                 WHERE d.shard = s.shard AND holds_key = 1))
+         FROM shards s ORDER BY shard",
+        decode::SHARD
+    );
+    let rows = query(AssertSqlSafe(sql)).fetch_all(pool).await.map_err(failed)?;
+    let show = |row: &SqliteRow| {
+        let shard = decode::shard(row)?;
+        Ok(ShardRow {
+            shard: shard.shard,
+            owner: decode::get(row, 8)?,
+            epoch: shard.epoch,
+            commit_no: shard.commit_no,
+            unclean: shard.unclean,
+            unread: decode::number(row, 9)?,
+            pending: decode::number(row, 10)?,
+            dead_letters: decode::number(row, 11)?,
+            held_keys: decode::number(row, 12)?,
+            positions: shard.positions,
+            counters: shard.counters,
+        })
+    };
+    rows.iter().map(show).collect()
+}
+
+async fn events(pool: &SqlitePool, shard: ShardNo, after: u64, limit: usize) -> Result<Vec<EventRow>, StoreError> {
+    let names = explain::names(pool).await?;
+    // Numbers rise with commits: the first commit of interest is the last one that begins at or below `after + 1`.
+    let first: Option<i64> = query_scalar(
+        "SELECT max(commit_no) FROM commits WHERE shard = ?1 AND first_seq <= ?2 + 1 AND length(events) > 0",
+    )
+    .bind(shard)
+    .bind(signed(after).saturating_sub(1))
+    .fetch_one(pool)
+    .await
+    .map_err(failed)?;
+    let rows = query(
+        "SELECT shard, commit_no, epoch, at, first_seq, events FROM commits
+         WHERE shard = ?1 AND commit_no >= ?2 AND length(events) > 0 ORDER BY commit_no LIMIT ?3",
+    );
+    let rows = rows.bind(shard).bind(first.unwrap_or(0)).bind(count(limit.saturating_add(1)));
+    let rows = rows.fetch_all(pool).await.map_err(failed)?;
+    let mut found = Vec::new();
+    let mut commits = 0;
+    for row in &rows {
+        let commit = commit(row)?;
+        let events =
+            decode::events(&commit, decode::number(row, 4)?, decode::blob(row, 5)?, |no| names.get(&no).cloned())?;
+        let before = found.len();
+        found.extend(events.into_iter().filter(|event| event.seq > after));
+        commits += usize::from(found.len() > before);
+        if commits == limit {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// A row that begins with shard, commit_no, epoch, at.
+pub(super) fn commit(row: &SqliteRow) -> Result<CommitRow, StoreError> {
+    Ok(CommitRow {
+        shard: decode::number(row, 0)?,
+        no: decode::number(row, 1)?,
+        epoch: decode::number(row, 2)?,
+        at: decode::number(row, 3)?,
+    })
+}
+
+fn append_import(writer: &Writer, batch: ImportBatch) -> StoreFuture<'static, ()> {
+    let mut rows = Rows::default();
+    for row in &batch.rows {
+        rows.row().put(row.target).put(row.count).put_blob(&row.messages);
+    }
+    let (json, blob) = rows.finish();
+    let progress = batch.progress;
+    let service: Arc<str> = batch.service;
+    writer.call(move |connection| {
+        Box::pin(async move {
+            // The lane's row is locked until the commit, so numbers become visible in their order.
+            let query = query(
+                "BEGIN IMMEDIATE;
+                 INSERT INTO lanes (origin, no) VALUES ('import', 1) ON CONFLICT (origin) DO UPDATE SET no = no + 1;
+                 INSERT INTO log (target, origin, no, count, messages)
+                 SELECT value->>0, 'import', (SELECT no FROM lanes WHERE origin = 'import'), value->>1,
+                     substr(?, value->>2, value->>3)
+                 FROM json_each(?);
+                 INSERT INTO imports (service, source, lines, messages, rejects, rejects_bytes, lines_hash, at)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+                 ON CONFLICT (service, source) DO UPDATE SET lines = excluded.lines, messages = excluded.messages,
+                     rejects = excluded.rejects, rejects_bytes = excluded.rejects_bytes,
+                     lines_hash = excluded.lines_hash, at = excluded.at;
+                 COMMIT",
+            );
+            let query = query.bind(blob).bind(json).bind(service).bind(batch.source).bind(signed(progress.lines));
+            let query = query.bind(signed(progress.messages)).bind(signed(progress.rejects));
+            let query = query.bind(signed(progress.rejects_bytes)).bind(progress.lines_hash).bind(signed(batch.at));
+            query.execute(connection).await.map(drop).map_err(failed)
+        })
+    })
+}

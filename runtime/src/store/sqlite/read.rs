@@ -1,0 +1,267 @@
+//! What a shard reads back: its inbox, states, waiting messages, dead letters and the embedded log.
+//! In: a shard and bounds. Out: rows; every statement is bounded and follows an index.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use sqlx::sqlite::SqlitePool;
+use sqlx::{AssertSqlSafe, query};
+
+use super::args::Rows;
+use super::decode;
+use super::writer::failed;
+use crate::clock::Millis;
+use crate::message::ShardNo;
+use crate::store::query::DeadFilter;
+use crate::store::{CommitIds, DeadLetter, Due, InboxRows, KeyRow, PendingRow, ServiceKey, StoreError, StoredLogRow};
+use crate::transport::Positions;
+
+pub(super) async fn inbox(
+    pool: &SqlitePool,
+    shard: ShardNo,
+    since: Millis,
+    max: usize,
+) -> Result<InboxRows, StoreError> {
+    let mut found = InboxRows::default();
+    let mut count = 0;
+    let mut rows = query(
+        "SELECT commit_no, at, ids FROM commits
+         WHERE shard = ?1 AND at >= ?2 AND length(ids) > 0 ORDER BY commit_no DESC",
+    )
+    .bind(shard)
+    .bind(signed(since))
+    .fetch(pool);
+    while count < max
+        && let Some(row) = rows.try_next().await.map_err(failed)?
+    {
+        let ids = decode::ids(decode::get(&row, 2)?)?;
+        count += ids.len();
+        found.commits.push(CommitIds { no: decode::number(&row, 0)?, at: decode::number(&row, 1)?, ids });
+    }
+    drop(rows);
+    found.commits.reverse();
+    let rows = query("SELECT taken_id, 1 FROM pending WHERE shard = ?1 UNION ALL SELECT taken_id, 0 FROM dead_letters WHERE shard = ?1")
+        .bind(shard)
+        .fetch_all(pool)
+        .await
+        .map_err(failed)?;
+    for row in &rows {
+        found.pinned.extend(decode::ids(decode::get(row, 0)?)?);
+        found.pending += decode::number::<u64>(row, 1)?;
+    }
+    Ok(found)
+}
+
+pub(super) async fn load(pool: &SqlitePool, shard: ShardNo, keys: &[ServiceKey]) -> Result<Vec<KeyRow>, StoreError> {
+    let mut asked = Rows::default();
+    for key in keys {
+        asked.row().put(&*key.service).put(&*key.key);
+    }
+    // Keys of which nothing is stored give no row: a row costs more to hand over than to find.
+    let rows = query(
+        "SELECT at, version, state, held, first, last FROM (
+             SELECT e.key AS at, s.version, s.state,
+                 EXISTS (SELECT 1 FROM dead_letters d
+                     WHERE d.shard = ?1 AND d.service = e.value->>0 AND d.key = e.value->>1 AND d.holds_key = 1) AS held,
+                 (SELECT min(seq) FROM pending p
+                     WHERE p.shard = ?1 AND p.service = e.value->>0 AND p.key = e.value->>1) AS first,
+                 (SELECT max(seq) FROM pending p
+                     WHERE p.shard = ?1 AND p.service = e.value->>0 AND p.key = e.value->>1) AS last
+             FROM json_each(?2) e LEFT JOIN states s ON s.service = e.value->>0 AND s.key = e.value->>1
+         ) WHERE version IS NOT NULL OR held OR first IS NOT NULL",
+    )
+    .bind(shard)
+    .bind(asked.finish().0)
+    .fetch_all(pool)
+    .await
+    .map_err(failed)?;
+    let mut found = vec![KeyRow::default(); keys.len()];
+    for row in &rows {
+        let at: usize = decode::number(row, 0)?;
+        let version: Option<u32> = decode::maybe(row, 1)?;
+        let state = match version {
+            Some(version) => Some((version, Bytes::copy_from_slice(decode::get::<&str>(row, 2)?.as_bytes()))),
+            None => None,
+        };
+        let pending = decode::maybe(row, 4)?.zip(decode::maybe(row, 5)?);
+        if let Some(slot) = found.get_mut(at) {
+            *slot = KeyRow { state, held: decode::get(row, 3)?, pending };
+        }
+    }
+    Ok(found)
+}
+
+pub(super) async fn due(pool: &SqlitePool, shard: ShardNo, now: Millis, limit: usize) -> Result<Due, StoreError> {
+    // One more than asked for: its due time is the next.
+    let rows = query(
+        "SELECT service, key, due_at FROM pending
+         WHERE shard = ?1 AND due_at IS NOT NULL AND seq IS NOT NULL ORDER BY due_at, seq LIMIT ?2",
+    )
+    .bind(shard)
+    .bind(count(limit.saturating_add(1)))
+    .fetch_all(pool)
+    .await
+    .map_err(failed)?;
+    let mut due = Due::default();
+    for row in &rows {
+        let due_at = decode::number(row, 2)?;
+        if due_at > now || due.keys.len() == limit {
+            due.next = Some(due_at);
+            break;
+        }
+        due.keys.push(ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? });
+    }
+    Ok(due)
+}
+
+pub(super) async fn orphans(
+    pool: &SqlitePool,
+    shard: ShardNo,
+    after: Option<ServiceKey>,
+    limit: usize,
+) -> Result<Vec<ServiceKey>, StoreError> {
+    let (service, key) = after.map_or((None, None), |after| (Some(after.service), Some(after.key)));
+    let rows = query(
+        "SELECT service, key FROM pending
+         WHERE shard = ?1 AND seq IS NOT NULL AND (?2 IS NULL OR (service, key) > (?2, ?3))
+         GROUP BY service, key HAVING max(due_at) IS NULL ORDER BY service, key LIMIT ?4",
+    )
+    .bind(shard)
+    .bind(service)
+    .bind(key)
+    .bind(count(limit))
+    .fetch_all(pool)
+    .await
+    .map_err(failed)?;
+    rows.iter().map(|row| Ok(ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? })).collect()
+}
+
+pub(super) async fn page(
+    pool: &SqlitePool,
+    shard: ShardNo,
+    key: ServiceKey,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<PendingRow>, StoreError> {
+    let sql = format!(
+        "SELECT {} FROM pending WHERE shard = ?1 AND service = ?2 AND key = ?3 AND seq > ?4 ORDER BY seq LIMIT ?5",
+        decode::PENDING
+    );
+    let rows = query(AssertSqlSafe(sql))
+        .bind(shard)
+        .bind(key.service)
+        .bind(key.key)
+        .bind(signed(after))
+        .bind(count(limit))
+        .fetch_all(pool)
+        .await
+        .map_err(failed)?;
+    rows.iter().map(decode::pending).collect()
+}
+
+/// The conditions of a [`DeadFilter`] over arguments ?1 to ?6.
+pub(super) const FILTER: &str = "(?1 IS NULL OR service = ?1) AND (?2 IS NULL OR key = ?2)
+    AND (?3 IS NULL OR message_id = ?3) AND (?4 IS NULL OR at >= ?4) AND (?5 IS NULL OR at <= ?5)
+    AND (?6 IS NULL OR instr(error, ?6) > 0)";
+
+/// Binds a [`DeadFilter`] as [`FILTER`] expects it.
+macro_rules! bind_filter {
+    ($query:expr, $filter:expr) => {{
+        let filter: DeadFilter = $filter;
+        $query
+            .bind(filter.service)
+            .bind(filter.key)
+            .bind(filter.id)
+            .bind(filter.since.map($crate::store::sqlite::read::signed))
+            .bind(filter.until.map($crate::store::sqlite::read::signed))
+            .bind(filter.error)
+    }};
+}
+pub(super) use bind_filter;
+
+pub(super) async fn dead(
+    pool: &SqlitePool,
+    shard: ShardNo,
+    filter: DeadFilter,
+    limit: usize,
+) -> Result<Vec<DeadLetter>, StoreError> {
+    let sql =
+        format!("SELECT {} FROM dead_letters WHERE shard = ?7 AND {FILTER} ORDER BY key, seq LIMIT ?8", decode::DEAD);
+    let rows = bind_filter!(query(AssertSqlSafe(sql)), filter)
+        .bind(shard)
+        .bind(count(limit))
+        .fetch_all(pool)
+        .await
+        .map_err(failed)?;
+    rows.iter().map(decode::dead).collect()
+}
+
+/// The origins of a target, found by hopping from one to the next in the index.
+const ORIGINS: &str = "origins (origin) AS (
+    SELECT min(origin) FROM log WHERE target = ?1
+    UNION ALL
+    SELECT (SELECT min(l.origin) FROM log l WHERE l.target = ?1 AND l.origin > o.origin)
+    FROM origins o WHERE o.origin IS NOT NULL)";
+
+pub(super) async fn read_log(
+    pool: &SqlitePool,
+    target: ShardNo,
+    from: &Positions,
+    limit: usize,
+) -> Result<Vec<StoredLogRow>, StoreError> {
+    let mut known = Rows::default();
+    for (origin, position) in from {
+        known.row().put(&**origin).put(position.no).put(u64::from(position.index) + 1);
+    }
+    // From each origin's first unread row on, row by row, until their messages reach the limit: each origin gets its
+    // share, so that a busy one does not keep the others waiting.
+    let sql = format!(
+        "WITH RECURSIVE {ORIGINS},
+         known (origin, no, passed) AS (SELECT value->>0, value->>1, value->>2 FROM json_each(?2)),
+         starts (origin, no, share) AS (
+             SELECT o.origin, (
+                 SELECT l.no FROM log l
+                 WHERE l.target = ?1 AND l.origin = o.origin AND l.no >= coalesce(k.no, 0)
+                     AND (l.no > coalesce(k.no, 0) OR l.count > coalesce(k.passed, 0))
+                 ORDER BY l.no LIMIT 1
+             ), max(1, ?3 / (SELECT count(*) FROM origins))
+             FROM origins o LEFT JOIN known k ON k.origin = o.origin WHERE o.origin IS NOT NULL),
+         picked (origin, no, share, sum) AS (
+             SELECT s.origin, s.no, s.share,
+                 (SELECT l.count FROM log l WHERE l.target = ?1 AND l.origin = s.origin AND l.no = s.no)
+             FROM starts s WHERE s.no IS NOT NULL
+             UNION ALL
+             SELECT p.origin, l.no, p.share, p.sum + l.count
+             FROM picked p JOIN log l ON l.target = ?1 AND l.origin = p.origin AND l.no = (
+                 SELECT min(n.no) FROM log n WHERE n.target = ?1 AND n.origin = p.origin AND n.no > p.no)
+             WHERE p.sum < p.share)
+         SELECT l.origin, l.no, l.messages FROM picked p
+         CROSS JOIN log l ON l.target = ?1 AND l.origin = p.origin AND l.no = p.no"
+    );
+    let rows = query(AssertSqlSafe(sql))
+        .bind(target)
+        .bind(known.finish().0)
+        .bind(count(limit))
+        .fetch_all(pool)
+        .await
+        .map_err(failed)?;
+    let mut found = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let origin: &str = decode::get(row, 0)?;
+        let origin = from.get_key_value(origin).map_or_else(|| Arc::from(origin), |(origin, _)| Arc::clone(origin));
+        found.push(StoredLogRow { origin, no: decode::number(row, 1)?, messages: decode::blob(row, 2)? });
+    }
+    found.sort_by(|a, b| (&a.origin, a.no).cmp(&(&b.origin, b.no)));
+    Ok(found)
+}
+
+/// A number as SQLite has it; one that is too large is larger than all that is stored either way.
+pub(super) fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// A bound as SQLite has it.
+pub(super) fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

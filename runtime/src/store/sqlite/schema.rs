@@ -1,0 +1,110 @@
+//! Brings a store into shape: migrations, shards, services' numbers, handlers' tables.
+//! In: a connection and what the program brings. Out: what the store recorded at first start.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::{Connection, Row, SqliteConnection, query, query_scalar};
+
+use super::failure::store_error;
+use super::{decode, tables};
+use crate::store::{Identity, Setup, StoreError};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// The format that the store has, 0 for an empty file; refuses one that is newer than this program.
+pub(super) async fn format(connection: &mut SqliteConnection) -> Result<u32, sqlx::Error> {
+    let there: i64 = query_scalar("SELECT count(*) FROM sqlite_master WHERE name IN ('_sqlx_migrations', 'shards')")
+        .fetch_one(&mut *connection)
+        .await?;
+    if there < 2 {
+        return Ok(0);
+    }
+    let found: Option<i64> = query_scalar("SELECT max(version) FROM _sqlx_migrations").fetch_one(connection).await?;
+    Ok(found.map_or(0, |found| u32::try_from(found).unwrap_or(u32::MAX)))
+}
+
+/// Refuses a format that this program does not know.
+pub(super) fn known(found: u32) -> Result<u32, StoreError> {
+    let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+    let known = u32::try_from(known).unwrap_or(u32::MAX);
+    if found > known { Err(StoreError::Newer { found, known }) } else { Ok(found) }
+}
+
+/// Does all of it; nothing but migrations happens when something is refused.
+pub(super) async fn prepare(connection: &mut SqliteConnection, setup: &Setup) -> Result<Identity, StoreError> {
+    known(format(connection).await.map_err(|error| store_error(&error))?)?;
+    MIGRATIONS.run_direct(None, &mut *connection, false).await.map_err(|error| match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => store_error(&error),
+        other => StoreError::Corrupt(format!("the store's format cannot be brought up to date: {other}")),
+    })?;
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(|error| store_error(&error))?;
+    shards(&mut transaction, setup.shards).await?;
+    let services = services(&mut transaction, &setup.services).await?;
+    for table in &setup.tables {
+        tables::prepare(&mut transaction, table).await?;
+    }
+    let hash_key = hash_key(&mut transaction).await?;
+    transaction.commit().await.map_err(|error| store_error(&error))?;
+    Ok(Identity { hash_key, services })
+}
+
+async fn shards(connection: &mut SqliteConnection, wanted: u32) -> Result<(), StoreError> {
+    let recorded: u32 = query_scalar("SELECT count(*) FROM shards")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(|error| store_error(&error))?;
+    if recorded == wanted {
+        return Ok(());
+    }
+    if recorded > 0 {
+        return Err(StoreError::Shards { recorded, wanted });
+    }
+    query(
+        "WITH RECURSIVE numbers (no) AS (SELECT 0 UNION ALL SELECT no + 1 FROM numbers WHERE no + 1 < ?1)
+         INSERT INTO shards (shard) SELECT no FROM numbers;
+         INSERT INTO meta (name, value) VALUES ('hash_key', hex(randomblob(32)))",
+    )
+    .bind(wanted)
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(|error| store_error(&error))
+}
+
+async fn services(
+    connection: &mut SqliteConnection,
+    wanted: &[Arc<str>],
+) -> Result<BTreeMap<Arc<str>, u16>, StoreError> {
+    for name in wanted {
+        // Rows are never deleted, so the next number was never used.
+        query(
+            "INSERT INTO services (number, name) SELECT coalesce(max(number), 0) + 1, ?1 FROM services WHERE true
+             ON CONFLICT (name) DO NOTHING",
+        )
+        .bind(&**name)
+        .execute(&mut *connection)
+        .await
+        .map_err(|error| store_error(&error))?;
+    }
+    numbers(connection).await
+}
+
+/// The services' numbers by their names.
+pub(super) async fn numbers(connection: &mut SqliteConnection) -> Result<BTreeMap<Arc<str>, u16>, StoreError> {
+    let rows =
+        query("SELECT name, number FROM services").fetch_all(connection).await.map_err(|error| store_error(&error))?;
+    rows.iter().map(|row| Ok((decode::text(row, 0)?, decode::number(row, 1)?))).collect()
+}
+
+/// The key that ids are hashed under.
+pub(super) async fn hash_key(connection: &mut SqliteConnection) -> Result<[u8; 32], StoreError> {
+    let row = query("SELECT unhex(value) FROM meta WHERE name = 'hash_key'")
+        .fetch_optional(connection)
+        .await
+        .map_err(|error| store_error(&error))?
+        .ok_or_else(|| StoreError::Corrupt("the key that ids are hashed under is missing".to_owned()))?;
+    let raw: Vec<u8> = row.try_get(0).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+    raw.try_into().map_err(|_| StoreError::Corrupt("the key that ids are hashed under is cut".to_owned()))
+}

@@ -1,0 +1,304 @@
+//! The one writer of a SQLite store: a task that nobody cancels, with the one connection that writes.
+//! In: commits and other writes, in order. Out: an answer to each; waiting commits share one transaction.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection, SqliteConnection};
+use tokio::sync::{mpsc, oneshot};
+
+use super::failure::{Failure, store_error};
+use super::group::{self, Piece};
+use super::tables;
+use crate::store::watch::LogWatch;
+use crate::store::{Outcome, StoreError};
+
+/// Writes that may wait: commits of all shards and a few calls.
+const WRITES_MAX: usize = 4_096;
+/// Commits in one transaction.
+const GROUP_MAX: usize = 64;
+
+/// A write that is no commit; answers whether it succeeded, so that what is left of it can be undone.
+type Call = Box<dyn for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, bool> + Send>;
+
+enum Write {
+    Commit(Box<Piece>, oneshot::Sender<Outcome>),
+    Call(Call),
+    Close(oneshot::Sender<()>),
+}
+
+/// The way to the writer.
+#[derive(Clone)]
+pub(super) struct Writer {
+    writes: mpsc::Sender<Write>,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").finish_non_exhaustive()
+    }
+}
+
+impl Writer {
+    /// Starts the writer. It holds `lock` until it has closed its connection; it connects when it is first needed.
+    #[expect(clippy::disallowed_methods, reason = "the writer outlives every actor that waits for a commit")]
+    pub(super) fn start(
+        connection: Option<SqliteConnection>,
+        options: SqliteConnectOptions,
+        lock: Option<File>,
+        watch: Arc<LogWatch>,
+    ) -> Self {
+        let (writes, inbox) = mpsc::channel(WRITES_MAX);
+        let mut task = Task { connection, options, watch };
+        tokio::spawn(async move {
+            let mut inbox = inbox;
+            let closing = task.run(&mut inbox).await;
+            drop(lock);
+            drop(closing);
+        });
+        Self { writes }
+    }
+
+    /// Hands a commit over now; the answer may be waited for or not.
+    pub(super) fn commit(&self, piece: Piece) -> BoxFuture<'static, Outcome> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.writes.try_send(Write::Commit(Box::new(piece), reply));
+        Box::pin(async move {
+            match sent {
+                Ok(()) => answer.await.unwrap_or_else(|_| Outcome::Unknown("the store's writer ended".to_owned())),
+                Err(error) => Outcome::Unavailable(refused(&error)),
+            }
+        })
+    }
+
+    /// Runs `call` on the writing connection, after everything that was handed over before it.
+    pub(super) fn call<T, F>(&self, call: F) -> BoxFuture<'static, Result<T, StoreError>>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, StoreError>> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let write: Call = Box::new(move |connection| {
+            Box::pin(async move {
+                let result = call(connection).await;
+                let fine = result.is_ok();
+                // Nobody waits any more: the write stands all the same.
+                let _ = reply.send(result);
+                fine
+            })
+        });
+        let sent = self.writes.try_send(Write::Call(write));
+        Box::pin(async move {
+            sent.map_err(|error| StoreError::Unavailable(refused(&error)))?;
+            answer.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the store cannot be opened".to_owned())))
+        })
+    }
+
+    /// Writes what was handed over, closes the connection and gives the lock up.
+    pub(super) async fn close(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.writes.send(Write::Close(reply)).await.is_ok() {
+            // The sender is dropped when the lock has been given up, which is all that is waited for.
+            let _ = answer.await;
+        }
+    }
+}
+
+fn refused(error: &mpsc::error::TrySendError<Write>) -> String {
+    match error {
+        mpsc::error::TrySendError::Full(_) => "too many writes wait for the store".to_owned(),
+        mpsc::error::TrySendError::Closed(_) => "the store is closed".to_owned(),
+    }
+}
+
+struct Task {
+    connection: Option<SqliteConnection>,
+    options: SqliteConnectOptions,
+    watch: Arc<LogWatch>,
+}
+
+impl Task {
+    /// Works until all senders are gone or the store is closed; gives whoever waits for that.
+    async fn run(&mut self, inbox: &mut mpsc::Receiver<Write>) -> Option<oneshot::Sender<()>> {
+        let mut kept = None;
+        let mut closing = None;
+        while let Some(write) = match kept.take() {
+            Some(write) => Some(write),
+            None => inbox.recv().await,
+        } {
+            match write {
+                Write::Commit(piece, reply) => {
+                    let mut group = vec![(piece, reply)];
+                    kept = gather(&mut group, inbox);
+                    self.commit(group).await;
+                }
+                Write::Call(call) => self.call(call).await,
+                Write::Close(reply) => {
+                    closing = Some(reply);
+                    break;
+                }
+            }
+        }
+        if let Some(connection) = self.connection.take()
+            && let Err(error) = connection.close().await
+        {
+            tracing::warn!(%error, "the store was not closed in order; it recovers when it is opened");
+        }
+        closing
+    }
+
+    async fn connect(&mut self) -> Result<&mut SqliteConnection, sqlx::Error> {
+        match self.connection.take() {
+            Some(connection) => Ok(self.connection.insert(connection)),
+            None => Ok(self.connection.insert(SqliteConnection::connect_with(&self.options).await?)),
+        }
+    }
+
+    async fn call(&mut self, call: Call) {
+        match self.connect().await {
+            Ok(connection) => {
+                if !call(connection).await {
+                    self.undo().await;
+                }
+            }
+            // Dropping the call tells whoever waits.
+            Err(error) => tracing::warn!(%error, "the store cannot be opened for writing"),
+        }
+    }
+
+    async fn commit(&mut self, group: Vec<(Box<Piece>, oneshot::Sender<Outcome>)>) {
+        let (pieces, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        let outcomes = self.outcomes(&pieces).await;
+        for ((outcome, reply), piece) in outcomes.into_iter().zip(replies).zip(&pieces) {
+            if matches!(outcome, Outcome::Committed | Outcome::Unknown(_)) {
+                self.watch.appended(piece.log.iter().map(|row| row.target));
+            }
+            // Nobody waits any more: the commit stands all the same.
+            let _ = reply.send(outcome);
+        }
+    }
+
+    /// All in one, or, when one of them must not pass, one by one in one transaction.
+    async fn outcomes(&mut self, pieces: &[Box<Piece>]) -> Vec<Outcome> {
+        let whole: Vec<&Piece> = pieces.iter().map(|piece| &**piece).collect();
+        let connection = match self.connect().await {
+            Ok(connection) => connection,
+            Err(error) => return all(pieces.len(), &Outcome::Unavailable(error.to_string())),
+        };
+        match write(connection, group::ALL, &whole).await {
+            Ok(true) => return self.finish(pieces.iter().map(|_| Outcome::Committed).collect()).await,
+            Ok(false) if whole.len() == 1 => {
+                self.undo().await;
+                return vec![Outcome::Fenced];
+            }
+            Err(failure) if whole.len() == 1 || !matches!(failure, Failure::Refused { .. }) => {
+                self.undo().await;
+                return all(pieces.len(), &failure.outcome());
+            }
+            Ok(false) | Err(_) => self.undo().await,
+        }
+        self.one_by_one(&whole).await
+    }
+
+    async fn one_by_one(&mut self, pieces: &[&Piece]) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(pieces.len());
+        let result = async {
+            let connection = self.connect().await.map_err(|error| Failure::of(&error))?;
+            execute(connection, "BEGIN IMMEDIATE").await?;
+            for piece in pieces {
+                let (outcome, end) = match write(connection, group::ONE, &[piece]).await {
+                    Ok(true) => (Outcome::Committed, "RELEASE perkey_commit"),
+                    Ok(false) => (Outcome::Fenced, "ROLLBACK TO perkey_commit; RELEASE perkey_commit"),
+                    Err(failure @ Failure::Refused { .. }) => {
+                        (failure.outcome(), "ROLLBACK TO perkey_commit; RELEASE perkey_commit")
+                    }
+                    Err(failure @ (Failure::Unavailable(_) | Failure::Lost(_))) => return Err(failure),
+                };
+                execute(connection, end).await?;
+                outcomes.push(outcome);
+            }
+            Ok(())
+        };
+        match result.await {
+            Ok(()) => self.finish(outcomes).await,
+            Err(failure) => {
+                self.undo().await;
+                all(pieces.len(), &failure.outcome())
+            }
+        }
+    }
+
+    /// Makes `outcomes` durable, or says why those that would have committed did not.
+    async fn finish(&mut self, outcomes: Vec<Outcome>) -> Vec<Outcome> {
+        let Some(connection) = self.connection.as_mut() else { return outcomes };
+        let Err(error) = sqlx::query("COMMIT").execute(connection).await else { return outcomes };
+        self.undo().await;
+        let failed = Failure::of_commit(&error).outcome();
+        outcomes
+            .into_iter()
+            .map(|outcome| if matches!(outcome, Outcome::Committed) { copy(&failed) } else { outcome })
+            .collect()
+    }
+
+    /// Leaves no transaction open; a connection that cannot even do that is opened anew.
+    async fn undo(&mut self) {
+        if let Some(connection) = self.connection.as_mut()
+            && let Err(error) = sqlx::query("ROLLBACK").execute(connection).await
+            && error.as_database_error().is_none()
+        {
+            self.connection = None;
+        }
+    }
+}
+
+/// Takes what waits behind the first commit, as long as it is commits of other shards; gives back what is not.
+fn gather(group: &mut Vec<(Box<Piece>, oneshot::Sender<Outcome>)>, inbox: &mut mpsc::Receiver<Write>) -> Option<Write> {
+    while group.len() < GROUP_MAX {
+        match inbox.try_recv() {
+            Ok(Write::Commit(piece, reply)) if group.iter().all(|(other, _)| other.shard != piece.shard) => {
+                group.push((piece, reply));
+            }
+            Ok(write) => return Some(write),
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+/// Writes `pieces` into the open transaction; `false` when a fence did not match.
+async fn write(connection: &mut SqliteConnection, sql: &'static str, pieces: &[&Piece]) -> Result<bool, Failure> {
+    let query = group::arguments(sql, pieces);
+    let fenced = query.fetch_all(&mut *connection).await.map_err(|error| Failure::of(&error))?;
+    if fenced.len() != pieces.len() {
+        return Ok(false);
+    }
+    for query in tables::writes(pieces.iter().flat_map(|piece| &piece.rows)) {
+        query.execute(&mut *connection).await.map_err(|error| Failure::of(&error))?;
+    }
+    Ok(true)
+}
+
+async fn execute(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), Failure> {
+    sqlx::query(sql).execute(connection).await.map(drop).map_err(|error| Failure::of(&error))
+}
+
+fn all(count: usize, outcome: &Outcome) -> Vec<Outcome> {
+    (0..count).map(|_| copy(outcome)).collect()
+}
+
+fn copy(outcome: &Outcome) -> Outcome {
+    match outcome {
+        Outcome::Committed => Outcome::Committed,
+        Outcome::Fenced => Outcome::Fenced,
+        Outcome::Refused { permanent, error } => Outcome::Refused { permanent: *permanent, error: error.clone() },
+        Outcome::Unavailable(text) => Outcome::Unavailable(text.clone()),
+        Outcome::Unknown(text) => Outcome::Unknown(text.clone()),
+    }
+}
+
+/// The error of a statement, for calls.
+pub(super) fn failed(error: sqlx::Error) -> StoreError {
+    store_error(&error)
+}

@@ -1,0 +1,121 @@
+//! Supervises a shard's key actors: starts them, and starts them again.
+//! In: how many are wanted; how they ended. Out: actors for the shard, news of deaths.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+
+use super::policy::{RestartBudget, Verdict};
+use super::{Env, End, restart_span};
+use crate::clock::Dice;
+use crate::message::ShardNo;
+use crate::metrics::Child;
+use crate::pipeline::key_actor::{KeyActor, KeyActorArgs};
+use crate::pipeline::ledger::{ActorIx, RunOrder};
+use crate::pipeline::shard::ShardMessage;
+
+/// What a key supervisor is told.
+pub(crate) enum KeysMessage {
+    /// Start this many more.
+    Spawn(u32),
+    /// Start this one again.
+    Respawn(ActorIx),
+    /// End all runs now: their time to drain is over.
+    KillAll,
+    /// End one, as a chaos test would.
+    KillOne,
+}
+
+/// A shard's key supervisor.
+pub(crate) struct Keys;
+
+/// What it is started with.
+pub(crate) struct KeysArgs {
+    pub(crate) env: Arc<Env>,
+    pub(crate) shard_no: ShardNo,
+    pub(crate) shard: ActorRef<ShardMessage>,
+    pub(crate) live: Arc<AtomicUsize>,
+}
+
+/// What it holds.
+pub(crate) struct KeysState {
+    args: KeysArgs,
+    actors: Vec<Option<ActorRef<RunOrder>>>,
+    by_id: HashMap<ActorId, ActorIx>,
+    budget: RestartBudget,
+    dice: Dice,
+}
+
+impl Actor for Keys {
+    type Msg = KeysMessage;
+    type State = KeysState;
+    type Arguments = KeysArgs;
+
+    async fn pre_start(&self, _: ActorRef<KeysMessage>, args: KeysArgs) -> Result<KeysState, ActorProcessingErr> {
+        let budget = RestartBudget::new(args.env.settings.supervision.key_actor.clone());
+        Ok(KeysState { args, actors: Vec::new(), by_id: HashMap::new(), budget, dice: Dice::from_system() })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<KeysMessage>,
+        message: KeysMessage,
+        state: &mut KeysState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            KeysMessage::Spawn(more) => {
+                for _ in 0..more {
+                    state.actors.push(None);
+                    let ix = ActorIx::try_from(state.actors.len() - 1)?;
+                    state.start(&myself, ix).await?;
+                }
+            }
+            KeysMessage::Respawn(ix) => state.start(&myself, ix).await?,
+            KeysMessage::KillAll => state.actors.iter().flatten().for_each(|actor| actor.get_cell().kill()),
+            KeysMessage::KillOne => {
+                let alive: Vec<_> = state.actors.iter().flatten().collect();
+                if !alive.is_empty() {
+                    alive[state.dice.below(alive.len() as u64) as usize].get_cell().kill();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    // ractor's own default would stop this supervisor.
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<KeysMessage>,
+        event: SupervisionEvent,
+        state: &mut KeysState,
+    ) -> Result<(), ActorProcessingErr> {
+        let Some(end) = End::of(&event) else { return Ok(()) };
+        let Some(ix) = state.by_id.remove(&end.id) else { return Ok(()) };
+        state.actors[ix as usize] = None;
+        state.args.shard.cast(ShardMessage::ActorDied(ix, end.reason.clone()))?;
+        let now = state.args.env.clock.now();
+        match state.budget.on_failure(now, &mut state.dice) {
+            Verdict::Restart(after) => {
+                let _span = restart_span(Child::KeyActor, state.args.shard_no, &end, after).entered();
+                state.args.env.metrics.record_restart(Child::KeyActor, end.word);
+                myself.send_after(after, move || KeysMessage::Respawn(ix));
+                Ok(())
+            }
+            Verdict::Escalate => Err(format!("key actors were restarted too often, the last one ended: {}", end.reason).into()),
+        }
+    }
+}
+
+impl KeysState {
+    async fn start(&mut self, myself: &ActorRef<KeysMessage>, ix: ActorIx) -> Result<(), ActorProcessingErr> {
+        let KeysArgs { env, shard, live, .. } = &self.args;
+        let args = KeyActorArgs { ix, env: env.clone(), shard: shard.clone(), live: live.clone() };
+        let (actor, _) = Actor::spawn_linked(None, KeyActor, args, myself.get_cell()).await?;
+        self.by_id.insert(actor.get_id(), ix);
+        self.actors[ix as usize] = Some(actor.clone());
+        shard.cast(ShardMessage::Actor(ix, actor))?;
+        Ok(())
+    }
+}

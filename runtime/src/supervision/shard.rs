@@ -1,0 +1,249 @@
+//! Supervises one shard: takes it, starts its actors broker end first, restarts them by their policies.
+//! In: how they ended; orders to drain. Out: restarts; its own failure when they are spent, which drops the shard's
+//! memory and has it taken again under a new epoch.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use tracing::info;
+
+use super::keys::{Keys, KeysArgs, KeysMessage};
+use super::policy::{RestartBudget, Verdict};
+use super::{End, Env, restart_span};
+use crate::clock::{Dice, Millis, rfc3339};
+use crate::message::ShardNo;
+use crate::metrics::Child;
+use crate::pipeline::committer::{Committer, CommitterMessage};
+use crate::pipeline::ingress::{Ingress, IngressArgs, IngressMessage};
+use crate::pipeline::ledger::{Ledger, LedgerConfig};
+use crate::pipeline::reader::{Question, Reader};
+use crate::pipeline::shard::{Shard, ShardMessage};
+
+/// How often a shard looks at the time.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What a shard supervisor is told.
+pub(crate) enum ShardSupervisorMessage {
+    RestartIngress(u16),
+    RestartCommitter,
+    IsIdle(RpcReplyPort<bool>),
+    Drain(RpcReplyPort<()>),
+    /// The time to drain is over: runs under way are ended.
+    KillRuns,
+    /// End a child, as a chaos test would.
+    Kill(Child),
+}
+
+/// A shard's supervisor.
+pub(crate) struct ShardSupervisor;
+
+/// What it is started with.
+#[derive(Clone)]
+pub(crate) struct ShardSupervisorArgs {
+    pub(crate) env: Arc<Env>,
+    pub(crate) shard: ShardNo,
+    pub(crate) live: Arc<AtomicUsize>,
+}
+
+struct Children {
+    shard: ActorRef<ShardMessage>,
+    keys: ActorRef<KeysMessage>,
+    committer: ActorRef<CommitterMessage>,
+    ingresses: Vec<Option<ActorRef<IngressMessage>>>,
+}
+
+/// What it holds.
+pub(crate) struct ShardSupervisorState {
+    args: ShardSupervisorArgs,
+    children: Children,
+    ingress_budget: RestartBudget,
+    committer_budget: RestartBudget,
+    dice: Dice,
+    draining: bool,
+}
+
+impl Actor for ShardSupervisor {
+    type Msg = ShardSupervisorMessage;
+    type State = ShardSupervisorState;
+    type Arguments = ShardSupervisorArgs;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<ShardSupervisorMessage>,
+        args: ShardSupervisorArgs,
+    ) -> Result<ShardSupervisorState, ActorProcessingErr> {
+        let ledger = take(&args).await?;
+        let children = start(&myself, &args, ledger).await?;
+        let supervision = &args.env.settings.supervision;
+        Ok(ShardSupervisorState {
+            ingress_budget: RestartBudget::new(supervision.ingress.clone()),
+            committer_budget: RestartBudget::new(supervision.committer.clone()),
+            children,
+            args,
+            dice: Dice::from_system(),
+            draining: false,
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<ShardSupervisorMessage>,
+        message: ShardSupervisorMessage,
+        state: &mut ShardSupervisorState,
+    ) -> Result<(), ActorProcessingErr> {
+        let ShardSupervisorState { args, children, .. } = state;
+        match message {
+            ShardSupervisorMessage::RestartIngress(source) if !state.draining => {
+                children.ingresses[source as usize] = Some(ingress(&myself, args, &children.shard, source).await?);
+            }
+            ShardSupervisorMessage::RestartIngress(_) => {}
+            ShardSupervisorMessage::RestartCommitter => {
+                children.committer = committer(&myself, args, &children.shard).await?;
+            }
+            ShardSupervisorMessage::IsIdle(reply) => children.shard.cast(ShardMessage::IsIdle(reply))?,
+            ShardSupervisorMessage::Drain(reply) => {
+                state.draining = true;
+                // Dropping a fetch loses nothing: what was not passed on is fetched again by the next owner.
+                children.ingresses.iter().flatten().for_each(|ingress| ingress.get_cell().kill());
+                children.shard.cast(ShardMessage::Drain(reply))?;
+            }
+            ShardSupervisorMessage::KillRuns => children.keys.cast(KeysMessage::KillAll)?,
+            ShardSupervisorMessage::Kill(child) => match child {
+                Child::KeyActor => children.keys.cast(KeysMessage::KillOne)?,
+                Child::Ingress => children.ingresses.iter().flatten().for_each(|ingress| ingress.get_cell().kill()),
+                Child::Committer => children.committer.get_cell().kill(),
+                Child::Shard => children.shard.get_cell().kill(),
+            },
+        }
+        Ok(())
+    }
+
+    // ractor's own default would stop this supervisor without a word.
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<ShardSupervisorMessage>,
+        event: SupervisionEvent,
+        state: &mut ShardSupervisorState,
+    ) -> Result<(), ActorProcessingErr> {
+        let Some(end) = End::of(&event) else { return Ok(()) };
+        let now = state.args.env.clock.now();
+        let is = |cell: ActorCell| cell.get_id() == end.id;
+        let source = state.children.ingresses.iter().flatten().position(|ingress| is(ingress.get_cell()));
+        if let Some(source) = source {
+            if state.draining {
+                return Ok(());
+            }
+            let after = spend(&mut state.ingress_budget, now, &mut state.dice, Child::Ingress, &end)?;
+            let source = u16::try_from(source)?;
+            restarted(&state.args, Child::Ingress, &end, after);
+            myself.send_after(after, move || ShardSupervisorMessage::RestartIngress(source));
+            return Ok(());
+        }
+        if is(state.children.committer.get_cell()) {
+            let after = spend(&mut state.committer_budget, now, &mut state.dice, Child::Committer, &end)?;
+            restarted(&state.args, Child::Committer, &end, after);
+            myself.send_after(after, || ShardSupervisorMessage::RestartCommitter);
+            return Ok(());
+        }
+        // The ledger, its readers and the key supervisor hold what only a new start can rebuild.
+        Err(end.reason.into())
+    }
+}
+
+fn spend(
+    budget: &mut RestartBudget,
+    now: Millis,
+    dice: &mut Dice,
+    child: Child,
+    end: &End,
+) -> Result<Duration, ActorProcessingErr> {
+    match budget.on_failure(now, dice) {
+        Verdict::Restart(after) => Ok(after),
+        Verdict::Escalate => {
+            Err(format!("{} was restarted too often, it last ended: {}", child.as_str(), end.reason).into())
+        }
+    }
+}
+
+fn restarted(args: &ShardSupervisorArgs, child: Child, end: &End, after: Duration) {
+    let _span = restart_span(child, args.shard, end, after).entered();
+    args.env.metrics.record_restart(child, end.word);
+}
+
+/// Takes the shard: raises its epoch, then reads its inbox.
+async fn take(args: &ShardSupervisorArgs) -> Result<Ledger, ActorProcessingErr> {
+    let env = &args.env;
+    let taken = env.store.take(args.shard, &env.owner).await?;
+    let window = u64::try_from(env.settings.dedup.window.as_millis()).unwrap_or(u64::MAX);
+    let since = env.clock.now().saturating_sub(window);
+    let inbox = env.store.inbox(args.shard, since, env.settings.dedup.max_ids).await?;
+    let ids = inbox.commits.iter().map(|commit| commit.ids.len()).sum::<usize>();
+    info!(
+        shard = args.shard,
+        epoch = taken.epoch,
+        commit_no = taken.commit_no,
+        inbox_ids = ids,
+        pending = inbox.pending,
+        unclean = taken.unclean,
+        since = rfc3339(since),
+        "shard taken"
+    );
+    let shards = env.settings.ownership.shards;
+    let actors_max = env.settings.actors.resident_max / shards as usize;
+    let config = LedgerConfig {
+        settings: env.settings.clone(),
+        services: env.services.clone(),
+        sources: env.transports.iter().map(|transport| Arc::from(transport.name())).collect(),
+        bindings: env.bindings.clone(),
+        hash_key: env.identity.hash_key,
+        actors_max: u32::try_from(actors_max.max(1)).unwrap_or(u32::MAX),
+        seed: Dice::from_system().below(u64::MAX),
+    };
+    Ok(Ledger::new(config, taken, inbox))
+}
+
+/// Starts the children, the one nearest to the broker last: it is the first to stop.
+async fn start(
+    myself: &ActorRef<ShardSupervisorMessage>,
+    args: &ShardSupervisorArgs,
+    ledger: Ledger,
+) -> Result<Children, ActorProcessingErr> {
+    let (env, no) = (args.env.clone(), args.shard);
+    let sources = u16::try_from(env.transports.len())?;
+    let me = || myself.get_cell();
+    let (shard, _) = Actor::spawn_linked(None, Shard, (env.clone(), ledger, no), me()).await?;
+    let reader = || Actor::spawn_linked(None, Reader, (env.clone(), no, shard.clone()), me());
+    let (loader, _): (ActorRef<Question>, _) = reader().await?;
+    let (clerk, _): (ActorRef<Question>, _) = reader().await?;
+    let keys = KeysArgs { env: env.clone(), shard_no: no, shard: shard.clone(), live: args.live.clone() };
+    let (keys, _) = Actor::spawn_linked(None, Keys, keys, me()).await?;
+    let committer = committer(myself, args, &shard).await?;
+    shard.cast(ShardMessage::Wire { keys: keys.clone(), loader, clerk })?;
+    let mut ingresses = Vec::new();
+    for source in 0..sources {
+        ingresses.push(Some(ingress(myself, args, &shard, source).await?));
+    }
+    shard.send_interval(TICK, || ShardMessage::Tick);
+    Ok(Children { shard, keys, committer, ingresses })
+}
+
+async fn committer(
+    myself: &ActorRef<ShardSupervisorMessage>,
+    args: &ShardSupervisorArgs,
+    shard: &ActorRef<ShardMessage>,
+) -> Result<ActorRef<CommitterMessage>, ActorProcessingErr> {
+    let with = (args.env.clone(), shard.clone());
+    Ok(Actor::spawn_linked(None, Committer, with, myself.get_cell()).await?.0)
+}
+
+async fn ingress(
+    myself: &ActorRef<ShardSupervisorMessage>,
+    args: &ShardSupervisorArgs,
+    shard: &ActorRef<ShardMessage>,
+    source: u16,
+) -> Result<ActorRef<IngressMessage>, ActorProcessingErr> {
+    let with = IngressArgs { env: args.env.clone(), shard_no: args.shard, source, shard: shard.clone() };
+    Ok(Actor::spawn_linked(None, Ingress, with, myself.get_cell()).await?.0)
+}
