@@ -131,6 +131,8 @@ struct Line<'a> {
     timestamp: String,
     level: &'a str,
     target: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Value>,
     #[serde(flatten)]
     fields: Map<String, Value>,
 }
@@ -162,6 +164,7 @@ where
             timestamp: rfc3339(self.0.now()),
             level: event.metadata().level().as_str(),
             target: event.metadata().target(),
+            message: fields.0.remove("message"),
             fields: fields.0,
         };
         writeln!(writer, "{}", serde_json::to_string(&line).map_err(|_| fmt::Error)?)

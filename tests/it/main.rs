@@ -8,4 +8,5 @@ mod fixture;
 mod sqlite_store;
 mod store_contract;
 mod support;
+mod tidy;
 mod transport_contract;
