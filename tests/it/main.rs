@@ -5,6 +5,7 @@
 
 mod engine;
 mod fixture;
+mod operator;
 mod sqlite_store;
 mod store_contract;
 mod support;

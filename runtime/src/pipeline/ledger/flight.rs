@@ -280,6 +280,12 @@ impl Ledger {
             self.waiting.sleep(slot);
         }
         slot.rows.page_after_commit = false;
+        if !part.undead.is_empty()
+            && let Some(before) = slot.release.take()
+        {
+            // A held key that was read from the store waits, too: whether its next row is due is seen when it is read.
+            (slot.held, slot.waits, slot.rows.loaded) = (false, false, before);
+        }
         if slot.uncommitted == 0 && slot.warm {
             slot.newest = Newest::Elsewhere;
         }
@@ -390,6 +396,7 @@ impl Ledger {
         slot.warm = false;
         slot.known = false;
         slot.held = false;
+        slot.release = None;
         slot.waits = false;
         slot.newest = Newest::Elsewhere;
         slot.rows = super::slot::Rows::default();

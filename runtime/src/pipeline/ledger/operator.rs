@@ -94,9 +94,9 @@ impl Ledger {
                 }
             };
             if releases {
-                let slot = &mut self.slots[ix];
-                slot.held = false;
-                slot.rows.loaded = if operation.action == Wanted::Replay { letter.seq - 1 } else { letter.seq };
+                // Not before this is durable: until then the rows that are read lack the replayed one, or the key is held.
+                let before = if operation.action == Wanted::Replay { letter.seq - 1 } else { letter.seq };
+                self.slots[ix].release = Some(before);
             }
             let part = &mut self.group(ix).part;
             part.undead.push(letter.seq);

@@ -109,6 +109,8 @@ pub(crate) struct Slot {
     pub(crate) queued: bool,
     /// A dead letter holds the key.
     pub(crate) held: bool,
+    /// It is held no longer once the operator's action is durable; its rows are then read from here.
+    pub(crate) release: Option<u64>,
     /// Its head row is not due.
     pub(crate) waits: bool,
     /// Its head row was found due and has not been settled.
