@@ -1,1 +1,45 @@
-//! Placeholder.
+//! Budget Manager's handlers: what runs for each account. Start with [`balances`], the smallest complete one.
+//! In: messages, one key's at a time. Out: states, rows, events and replies that commit together.
+
+pub mod balances;
+pub mod money;
+pub mod posting;
+pub mod transactions;
+
+use perkey::handlers::Handlers;
+
+pub use balances::Balances;
+pub use transactions::Transactions;
+
+/// All of them, ready for an engine.
+pub fn handlers() -> Handlers {
+    Handlers::new().with(Balances).with(Transactions)
+}
+
+#[cfg(test)]
+mod tests {
+    use perkey::handler::TurnLimits;
+    use perkey::message::Draft;
+    use perkey::{Fault, Turn};
+    use serde::de::DeserializeOwned;
+
+    /// A message of account `acct-1` with more `fields`, decoded, and its turn.
+    pub(crate) fn turn_of<M: DeserializeOwned>(id: &str, fields: &str) -> (M, Turn) {
+        let payload = format!(r#"{{"account":"acct-1","at":"2026-01-31",{fields}}}"#);
+        let draft = Draft { id, key: "acct-1", kind: "test", payload: payload.as_bytes(), ..Draft::default() };
+        let turn = Turn::new(draft.build().unwrap(), 1, 0, TurnLimits::default());
+        (serde_json::from_str(&payload).unwrap(), turn)
+    }
+
+    /// Checks that a handler never wants to see the message again, and says why.
+    pub(crate) fn rejected(result: Result<(), Fault>, reason: &str) {
+        let Err(Fault::Reject(said)) = result else { panic!("not rejected: {result:?}") };
+        assert!(said.contains(reason), "{said}");
+    }
+
+    #[test]
+    fn both_services_can_be_bound() {
+        let services = super::handlers().services();
+        assert_eq!(services.iter().map(|name| &**name).collect::<Vec<_>>(), ["balances", "transactions"]);
+    }
+}

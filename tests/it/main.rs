@@ -1,8 +1,7 @@
-//! What the parts promise together, one binary.
-//! In: the crates as a user has them. Out: promises kept, on every driver.
+//! What the parts promise together, in one binary.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests may")]
-
+mod engine;
 mod fixture;
 mod store_contract;
+mod support;
 mod tidy;

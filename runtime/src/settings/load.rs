@@ -1,1 +1,439 @@
-//! Reads settings from defaults, a file, the environment and flags.
+//! Reads settings from defaults, a file, the environment and flags; each overrules the ones before it.
+//! In: where to look. Out: checked settings and where each came from, or every problem at once, with its origin.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use super::{Bind, KeyFrom, Settings};
+
+/// What a setting's environment variable starts with; `__` separates section and name.
+pub const ENV_PREFIX: &str = "BUDGET_";
+
+/// Variables with that start that are no settings: they say where settings are and how to log.
+pub const ENV_OTHERS: [&str; 4] = ["BUDGET_CONFIG", "BUDGET_LOG", "BUDGET_LOG_FORMAT", "BUDGET_OUTPUT"];
+
+/// Where settings come from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// What holds where nothing else is said.
+    pub defaults: Settings,
+    /// A TOML file.
+    pub file: Option<PathBuf>,
+    /// The environment; variables that do not start with [`ENV_PREFIX`] are passed over.
+    pub env: Vec<(String, String)>,
+    /// Flags, in the order given.
+    pub flags: Vec<Flag>,
+}
+
+/// A setting given on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flag {
+    /// The flag as the user knows it: `--store-url`.
+    pub flag: String,
+    /// The setting: `store.url`.
+    pub setting: String,
+    /// Its value.
+    pub value: String,
+}
+
+/// Checked settings.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The settings.
+    pub settings: Settings,
+    /// Each setting with its value (secrets redacted) and its origin, sorted by name.
+    pub origins: Vec<Origin>,
+}
+
+/// Where a setting's value came from.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Origin {
+    /// The setting: `store.url`.
+    pub setting: String,
+    /// Its value as TOML, without secrets.
+    pub value: String,
+    /// `default`, `file x.toml`, `environment BUDGET_STORE__URL`, `flag --store-url`.
+    pub origin: String,
+}
+
+/// Loads settings, or says everything that is wrong with them.
+pub fn load(sources: &Sources) -> Result<Loaded, Vec<String>> {
+    let defaults = Value::try_from(&sources.defaults).map_err(|error| vec![format!("defaults: {error}")])?;
+    let mut loading = Loading { layers: Vec::new(), problems: Vec::new(), known: leaves(&defaults), merged: defaults };
+    for leaf in loading.known.clone() {
+        loading.layers.push((leaf, "default".to_owned()));
+    }
+    if let Some(file) = &sources.file {
+        loading.file(file);
+    }
+    let mut env: Vec<_> = sources.env.iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
+    env.sort();
+    for (name, value) in env {
+        if !ENV_OTHERS.contains(&name.as_str()) {
+            let setting = name[ENV_PREFIX.len()..].to_lowercase().replace("__", ".");
+            loading.text(&setting, value, format!("environment {name}"));
+        }
+    }
+    for flag in &sources.flags {
+        loading.text(&flag.setting, &flag.value, format!("flag {}", flag.flag));
+    }
+    loading.finish()
+}
+
+/// The value of a setting as it may be shown: passwords in URLs and whatever is named a secret become `***`.
+pub fn redact(setting: &str, value: &str) -> String {
+    let name = setting.rsplit('.').next().unwrap_or(setting);
+    if ["password", "token", "secret"].iter().any(|word| name.contains(word)) {
+        return "***".to_owned();
+    }
+    let mut shown = value.to_owned();
+    if let Some(start) = shown.find("://").map(|at| at + 3) {
+        let end = shown[start..].find(['/', '?']).map_or(shown.len(), |at| start + at);
+        if let Some(at) = shown[start..end].rfind('@').map(|at| start + at)
+            && let Some(colon) = shown[start..at].find(':').map(|colon| start + colon)
+        {
+            shown.replace_range(colon + 1..at, "***");
+        }
+    }
+    if let Some(start) = shown.find("password=").map(|at| at + "password=".len()) {
+        let end = shown[start..].find(['&', '"']).map_or(shown.len(), |at| start + at);
+        shown.replace_range(start..end, "***");
+    }
+    shown
+}
+
+/// The entry of `known` that `word` was most likely meant to be.
+pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let near = known.into_iter().map(|candidate| (distance(word, candidate), candidate)).min()?;
+    (near.0 <= (word.len() / 3).max(1)).then_some(near.1)
+}
+
+struct Loading {
+    known: Vec<String>,
+    merged: Value,
+    /// Setting and origin; the last one for a setting counts.
+    layers: Vec<(String, String)>,
+    problems: Vec<String>,
+}
+
+impl Loading {
+    fn file(&mut self, path: &Path) {
+        let origin = format!("file {}", path.display());
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => return self.problems.push(format!("cannot read the settings: {error} ({origin})")),
+        };
+        match text.parse::<Table>() {
+            Ok(table) => self.table("", &table, &origin),
+            // Not the whole error: it quotes the line, which may hold a secret.
+            Err(error) => {
+                let before = error.span().map_or("", |span| &text[..span.start.min(text.len())]);
+                let line = before.matches('\n').count() + 1;
+                self.problems.push(format!("no TOML at line {line}: {} ({origin})", error.message().trim_end()));
+            }
+        }
+    }
+
+    fn table(&mut self, prefix: &str, table: &Table, origin: &str) {
+        for (name, value) in table {
+            let setting = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+            let section = self.known.iter().any(|known| in_section(known, &setting));
+            match value {
+                Value::Table(inner) if section => self.table(&setting, inner, origin),
+                _ if section => self.problems.push(format!("{setting}: is a section, not a value ({origin})")),
+                _ if setting == "bind" => self.binds(value, origin),
+                _ => self.set(&setting, value.clone(), origin),
+            }
+        }
+    }
+
+    fn binds(&mut self, value: &Value, origin: &str) {
+        let Value::Array(entries) = value else {
+            return self.problems.push(format!("bind: write each binding as a [[bind]] section ({origin})"));
+        };
+        let before = self.problems.len();
+        for (no, entry) in (1..).zip(entries) {
+            for name in entry.as_table().into_iter().flat_map(Table::keys) {
+                let fields = ["source", "type", "service", "key"];
+                if !fields.contains(&name.as_str()) {
+                    let unknown = Unknown {
+                        what: "setting",
+                        name: format!("bind[{no}].{name}"),
+                        near: did_you_mean(name, fields),
+                    };
+                    self.problems.push(format!("{unknown} ({origin})"));
+                }
+            }
+            // A name that is unknown is already reported: only what else is wrong is still to be said.
+            match entry.clone().try_into::<Bind>() {
+                Err(error) if !error.message().contains("unknown field") => {
+                    self.problems.push(format!("bind[{no}]: {} ({origin})", error.message()));
+                }
+                Ok(_) | Err(_) => {}
+            }
+        }
+        if before == self.problems.len() {
+            self.set("bind", value.clone(), origin);
+        }
+    }
+
+    /// Sets a value that came as text: its default says how to read it.
+    fn text(&mut self, setting: &str, text: &str, origin: String) {
+        if setting == "bind" || setting.starts_with("bind.") {
+            return self.problems.push(format!("{setting}: bindings can only be set in a file ({origin})"));
+        }
+        let value = match at(&self.merged, setting) {
+            Some(Value::Integer(_)) => text.replace('_', "").parse().map(Value::Integer).ok(),
+            Some(Value::Float(_)) => text.parse().map(Value::Float).ok(),
+            Some(Value::Boolean(_)) => text.parse().map(Value::Boolean).ok(),
+            Some(_) | None => None,
+        };
+        self.set(setting, value.unwrap_or_else(|| Value::String(text.to_owned())), &origin);
+    }
+
+    /// Sets a value, unless it alone already does not fit.
+    fn set(&mut self, setting: &str, value: Value, origin: &str) {
+        let Some(place) = at_mut(&mut self.merged, setting).filter(|place| !place.is_table()) else {
+            let near = did_you_mean(setting, self.known.iter().map(String::as_str));
+            let unknown = Unknown { what: "setting", name: setting.to_owned(), near };
+            return self.problems.push(format!("{unknown} ({origin})"));
+        };
+        let before = std::mem::replace(place, value);
+        if let Err(error) = self.merged.clone().try_into::<Settings>() {
+            let refused = at_mut(&mut self.merged, setting).map(|place| std::mem::replace(place, before));
+            let shown = refused.map_or_else(String::new, |value| redact(setting, &value.to_string()));
+            let reason = error.message().trim_end();
+            return self.problems.push(format!("{setting}: {shown} cannot be used: {reason} ({origin})"));
+        }
+        self.layers.push((setting.to_owned(), origin.to_owned()));
+    }
+
+    fn finish(mut self) -> Result<Loaded, Vec<String>> {
+        let settings: Settings = match self.merged.clone().try_into() {
+            Ok(settings) => settings,
+            Err(error) => {
+                self.problems.push(error.message().to_owned());
+                return Err(self.problems);
+            }
+        };
+        for problem in settings.problems() {
+            let words = problem.split(|c: char| !(c.is_alphanumeric() || c == '.' || c == '_'));
+            let mut about: Vec<_> = words.filter(|word| self.known.iter().any(|known| known == word)).collect();
+            about.dedup();
+            let origins: Vec<_> = about.iter().map(|name| format!("{name}: {}", self.origin(name))).collect();
+            self.problems.push(format!("{problem} ({})", origins.join(", ")));
+        }
+        if !self.problems.is_empty() {
+            return Err(self.problems);
+        }
+        let shown = |name: &str| match name {
+            "bind" => shown_binds(&settings.bind),
+            _ => at(&self.merged, name).map_or_else(String::new, |value| redact(name, &value.to_string())),
+        };
+        let origins = self.known.iter().map(|name| Origin {
+            setting: name.clone(),
+            value: shown(name),
+            origin: self.origin(name).to_owned(),
+        });
+        let origins = origins.collect();
+        Ok(Loaded { settings, origins })
+    }
+
+    fn origin(&self, setting: &str) -> &str {
+        let found = self.layers.iter().rev().find(|(name, _)| name == setting);
+        found.map_or("default", |(_, origin)| origin.as_str())
+    }
+}
+
+struct Unknown<'a> {
+    what: &'static str,
+    name: String,
+    near: Option<&'a str>,
+}
+
+impl fmt::Display for Unknown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: there is no such {}", self.name, self.what)?;
+        self.near.map_or(Ok(()), |near| write!(f, "; did you mean {near}?"))
+    }
+}
+
+fn shown_binds(binds: &[Bind]) -> String {
+    let shown = binds.iter().map(|bind| {
+        let key = match bind.key {
+            KeyFrom::Record => "record",
+            KeyFrom::Handler => "handler",
+        };
+        format!("{} {} -> {} (key = {key})", bind.source, bind.kind, bind.service)
+    });
+    shown.collect::<Vec<_>>().join("; ")
+}
+
+/// Dotted names of all values, sorted; a list is a value.
+fn leaves(value: &Value) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut todo = vec![(String::new(), value)];
+    while let Some((name, value)) = todo.pop() {
+        match value {
+            Value::Table(table) => {
+                let inner = |key: &String| if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                todo.extend(table.iter().map(|(key, value)| (inner(key), value)));
+            }
+            Value::String(_)
+            | Value::Integer(_)
+            | Value::Float(_)
+            | Value::Boolean(_)
+            | Value::Datetime(_)
+            | Value::Array(_) => names.push(name),
+        }
+    }
+    names.sort();
+    names
+}
+
+fn in_section(setting: &str, section: &str) -> bool {
+    setting.strip_prefix(section).is_some_and(|rest| rest.starts_with('.'))
+}
+
+fn at<'a>(value: &'a Value, setting: &str) -> Option<&'a Value> {
+    setting.split('.').try_fold(value, |value, name| value.get(name))
+}
+
+fn at_mut<'a>(value: &'a mut Value, setting: &str) -> Option<&'a mut Value> {
+    setting.split('.').try_fold(value, |value, name| value.get_mut(name))
+}
+
+/// Levenshtein distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flag(setting: &str, value: &str) -> Flag {
+        Flag { flag: "--set".to_owned(), setting: setting.to_owned(), value: value.to_owned() }
+    }
+
+    fn env(name: &str, value: &str) -> (String, String) {
+        (name.to_owned(), value.to_owned())
+    }
+
+    fn file(text: &str) -> (tempfile::TempDir, Option<PathBuf>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.toml");
+        std::fs::write(&path, text).unwrap();
+        (folder, Some(path))
+    }
+
+    fn origin(loaded: &Loaded, setting: &str) -> (String, String) {
+        let found = loaded.origins.iter().find(|origin| origin.setting == setting).unwrap();
+        (found.value.clone(), found.origin.clone())
+    }
+
+    #[test]
+    fn each_source_overrules_the_ones_before_it() {
+        let (_folder, file) = file("[ingress]\ncredits = 100\nbatch_max = 10\n[commit]\nturns_max = 7\n");
+        let sources = Sources {
+            file: file.clone(),
+            env: vec![
+                env("BUDGET_INGRESS__BATCH_MAX", "2_000"),
+                env("BUDGET_COMMIT__TURNS_MAX", "8"),
+                env("HOME", "/"),
+            ],
+            flags: vec![flag("commit.turns_max", "9"), flag("retry.factor", "2"), flag("actors.slice", "7ms")],
+            ..Sources::default()
+        };
+        let loaded = load(&sources).unwrap();
+        let settings = &loaded.settings;
+        assert_eq!((settings.ingress.credits, settings.ingress.batch_max, settings.commit.turns_max), (100, 2_000, 9));
+        assert_eq!(settings.actors.slice, std::time::Duration::from_millis(7));
+        assert_eq!(origin(&loaded, "ingress.credits").1, format!("file {}", file.unwrap().display()));
+        assert_eq!(origin(&loaded, "ingress.batch_max").1, "environment BUDGET_INGRESS__BATCH_MAX");
+        assert_eq!(origin(&loaded, "commit.turns_max"), ("9".to_owned(), "flag --set".to_owned()));
+        assert_eq!(origin(&loaded, "log.max_unread").1, "default");
+    }
+
+    #[test]
+    fn all_problems_come_together_each_with_its_origin() {
+        let (_folder, file) = file(
+            "colour = 1\nstore = 3\n[ingress]\ncredit = 5\ncredits = \"many\"\n[ownership]\nshards = 0\n\
+             [[bind]]\ntype = \"a\"\nservise = \"b\"\n",
+        );
+        let sources = Sources {
+            file,
+            env: vec![env("BUDGET_RETRY__BASE", "soon"), env("BUDGET_STROE__URL", "x"), env("BUDGET_BIND", "x")],
+            flags: vec![flag("ingress.unbound", "drop"), flag("ingress", "1")],
+            ..Sources::default()
+        };
+        let problems = load(&sources).unwrap_err();
+        let said = |parts: &[&str]| {
+            let found = problems.iter().any(|problem| parts.iter().all(|part| problem.contains(part)));
+            assert!(found, "{parts:?} is not in {problems:#?}");
+        };
+        said(&["colour: there is no such setting", "x.toml"]);
+        said(&["store: is a section", "x.toml"]);
+        said(&["ingress.credit: there is no such setting; did you mean ingress.credits?", "x.toml"]);
+        said(&["ingress.credits: \"many\" cannot be used", "x.toml"]);
+        said(&["ownership.shards must be 1 to 1024", "x.toml"]);
+        said(&["bind[1].servise: there is no such setting; did you mean service?", "x.toml"]);
+        said(&["retry.base: \"soon\" cannot be used", "environment BUDGET_RETRY__BASE"]);
+        said(&["stroe.url", "did you mean store.url?", "environment BUDGET_STROE__URL"]);
+        said(&["bind: bindings can only be set in a file", "environment BUDGET_BIND"]);
+        said(&["ingress.unbound: \"drop\" cannot be used", "flag --set"]);
+        said(&["ingress: there is no such setting", "flag --set"]);
+        assert_eq!(problems.len(), 11, "{problems:#?}");
+    }
+
+    #[test]
+    fn a_file_that_is_missing_or_no_toml_is_one_problem() {
+        let missing = Sources { file: Some("/nowhere/x.toml".into()), ..Sources::default() };
+        assert!(load(&missing).unwrap_err()[0].contains("(file /nowhere/x.toml)"));
+        let (_folder, file) = file("[ingress\n");
+        let problems = load(&Sources { file, ..Sources::default() }).unwrap_err();
+        assert!(problems.len() == 1 && problems[0].contains("line 1"), "{problems:?}");
+    }
+
+    #[test]
+    fn bindings_of_a_file_replace_the_defaults() {
+        let bind = |service: &str| Bind {
+            source: "embedded".to_owned(),
+            kind: "transaction.posted".to_owned(),
+            service: service.to_owned(),
+            key: KeyFrom::Record,
+        };
+        let defaults = Settings { bind: vec![bind("balances")], ..Settings::default() };
+        let built_in = load(&Sources { defaults: defaults.clone(), ..Sources::default() }).unwrap();
+        assert_eq!(built_in.settings, defaults);
+        let (_folder, file) = file("[[bind]]\ntype = \"transaction.posted\"\nservice = \"other\"\n");
+        let loaded = load(&Sources { defaults, file, ..Sources::default() }).unwrap();
+        assert_eq!(loaded.settings.bind, [bind("other")]);
+        assert_eq!(origin(&loaded, "bind").0, "embedded transaction.posted -> other (key = record)");
+    }
+
+    #[test]
+    fn secrets_are_never_shown() {
+        let url = "postgres://me:hun@ter2@db:5432/x?sslmode=require";
+        let loaded = load(&Sources { flags: vec![flag("store.url", url)], ..Sources::default() }).unwrap();
+        assert_eq!(loaded.settings.store.url, url);
+        assert_eq!(origin(&loaded, "store.url").0, "\"postgres://me:***@db:5432/x?sslmode=require\"");
+        assert_eq!(redact("kafka.sasl_password", "hunter2"), "***");
+        assert_eq!(redact("store.url", "postgres:///x?password=hunter2&a=b"), "postgres:///x?password=***&a=b");
+        assert_eq!(redact("store.url", "sqlite:///a@b:c.db"), "sqlite:///a@b:c.db");
+        let refused = load(&Sources { flags: vec![flag("stor.url", url)], ..Sources::default() }).unwrap_err();
+        assert!(!refused[0].contains("hun"), "{refused:?}");
+    }
+}

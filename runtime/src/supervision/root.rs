@@ -80,7 +80,7 @@ impl Actor for Root {
             RootMessage::Shards(reply) => {
                 drop(reply.send(state.shards.iter().map(|shard| shard.supervisor.clone()).collect()));
             }
-            RootMessage::Retake(shard) if state.draining => drop(shard),
+            RootMessage::Retake(_) if state.draining => {}
             RootMessage::Retake(shard) => {
                 let owned = &mut state.shards[shard as usize];
                 if !runs_ended(&owned.live).await {

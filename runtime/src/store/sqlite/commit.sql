@@ -20,7 +20,7 @@ RETURNING shard;
 
 INSERT INTO commits (shard, commit_no, epoch, at, first_seq, ids, events)
 SELECT value->>0, value->>2, value->>1, value->>3, value->>4,
-    substr(?, value->>11, value->>12), substr(?, value->>13, value->>14)
+    coalesce(substr(?, value->>11, value->>12), x''), coalesce(substr(?, value->>13, value->>14), x'')
 FROM json_each(?) WHERE value->>12 > 0 OR value->>14 > 0;
 
 -- States.

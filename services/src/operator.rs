@@ -1,0 +1,6 @@
+//! What operators use: the command line, imports, and the listener for metrics and health.
+//! In: commands and probes. Out: an engine that runs, rows for its owner, answers.
+
+pub mod admin;
+pub mod cli;
+pub mod import;

@@ -1,0 +1,111 @@
+//! The admin listener: `/metrics`, `/livez`, `/readyz`.
+//! In: probes. Out: OpenMetrics text, and whether messages are being handled, with the problems if not.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use perkey::engine::Engine;
+use perkey::metrics::Metrics;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+/// A probe that waits longer tells nothing to whoever sent it.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// What the listener answers from.
+#[derive(Debug)]
+pub struct Admin {
+    metrics: Arc<Metrics>,
+    stage: Mutex<Stage>,
+}
+
+/// Where the process is in its life.
+#[derive(Clone, Debug)]
+pub enum Stage {
+    /// The engine is not up yet.
+    Starting,
+    /// The engine runs. Held weakly: whoever drains it has to own it.
+    Running(Weak<Engine>),
+    /// The engine is being drained.
+    Draining,
+}
+
+impl Admin {
+    /// For an engine that is to start.
+    pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { metrics, stage: Mutex::new(Stage::Starting) })
+    }
+
+    /// Tells where the process is now.
+    pub fn set(&self, stage: Stage) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    }
+
+    async fn readiness(&self) -> (bool, Vec<String>) {
+        let stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let engine = match stage {
+            Stage::Starting => return not_ready("the engine is starting"),
+            Stage::Running(engine) => engine.upgrade(),
+            Stage::Draining => None,
+        };
+        let Some(engine) = engine else { return not_ready("the engine is being drained") };
+        match tokio::time::timeout(ANSWER_WITHIN, engine.health()).await {
+            Ok(health) => (health.ready, health.problems),
+            Err(_) => not_ready("the engine does not answer"),
+        }
+    }
+}
+
+/// Answers until it is dropped.
+pub async fn serve(listener: TcpListener, admin: Arc<Admin>) -> std::io::Result<()> {
+    let routes = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(readyz))
+        .with_state(admin);
+    axum::serve(listener, routes).await
+}
+
+fn not_ready(problem: &str) -> (bool, Vec<String>) {
+    (false, vec![problem.to_owned()])
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], admin.metrics.encode()).into_response()
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
+    let (ready, problems) = admin.readiness().await;
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({ "ready": ready, "problems": problems }).to_string();
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_is_ready_only_while_its_engine_runs() {
+        let admin = Admin::new(Metrics::new());
+        for stage in [Stage::Starting, Stage::Running(Weak::new()), Stage::Draining] {
+            admin.set(stage);
+            let answer = readyz(State(Arc::clone(&admin))).await;
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        }
+        assert_eq!(admin.readiness().await.1, ["the engine is being drained"]);
+    }
+
+    #[tokio::test]
+    async fn metrics_are_openmetrics() {
+        let answer = metrics(State(Admin::new(Metrics::new()))).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert!(answer.headers()[header::CONTENT_TYPE].to_str().unwrap().starts_with("application/openmetrics-text"));
+    }
+}

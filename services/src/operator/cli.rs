@@ -1,0 +1,186 @@
+//! The command line: finds out what is asked, does it, and says how it ended.
+//! In: arguments. Out: text or JSON on standard output, problems on standard error, an exit code.
+
+pub mod args;
+pub mod config;
+pub mod dlq;
+pub mod explain;
+pub mod output;
+pub mod status;
+pub mod up;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use perkey::engine::EngineError;
+use perkey::settings::Settings;
+use perkey::settings::load::{Loaded, Sources, load};
+use perkey::store::StoreError;
+use perkey::store::sqlite::{Access, SqliteStore};
+use perkey::telemetry;
+
+use self::args::{Cli, Command, DlqCommand, Global};
+use self::output::{Out, complain};
+use crate::operator::import;
+
+/// How a command ended when nothing stood in its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// All of it was done.
+    All,
+    /// It was done, but some of the input was refused.
+    SomeRefused,
+    /// There was nothing to do it to.
+    NothingFound,
+    /// It was told to stop; what it did so far is kept.
+    Interrupted,
+}
+
+/// Why a command could not do what was asked.
+#[derive(Debug)]
+pub enum Failure {
+    /// Something went wrong.
+    Failed(String),
+    /// The store is not available.
+    Store(String),
+    /// The arguments make no sense together.
+    Usage(String),
+    /// The settings are wrong.
+    Settings(Vec<String>),
+}
+
+/// How a command ended.
+pub type Ended = Result<Done, Failure>;
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let text = error.to_string();
+        match error {
+            StoreError::Unavailable(_) | StoreError::Newer { .. } => Self::Store(text),
+            StoreError::Locked(_) => Self::Store(format!(
+                "{text}: stop it first, or use a command that works beside it (import, status, dlq)"
+            )),
+            StoreError::Url(_) | StoreError::Shards { .. } => Self::Settings(vec![text]),
+            StoreError::Fenced(_) | StoreError::Table { .. } | StoreError::Corrupt(_) => Self::Failed(text),
+        }
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Store(error) => error.into(),
+            EngineError::Settings(problem) => Self::Settings(vec![problem]),
+            EngineError::Start(_) | EngineError::Drain(_) => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+/// Does what the arguments ask.
+pub async fn run(argv: Vec<OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args::rewritten(argv)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A pipe that was closed is no reason to end with another code.
+            error.print().ok();
+            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+        }
+    };
+    let ended = execute(cli).await;
+    ExitCode::from(code_of(ended))
+}
+
+fn code_of(ended: Ended) -> u8 {
+    match ended {
+        Ok(Done::All) => 0,
+        Ok(Done::Interrupted) => 1,
+        Ok(Done::SomeRefused) => 2,
+        Ok(Done::NothingFound) => 3,
+        Err(Failure::Failed(text)) => told(&text, 1),
+        Err(Failure::Store(text)) => told(&text, 4),
+        Err(Failure::Usage(text)) => told(&text, 64),
+        Err(Failure::Settings(problems)) => told(&problems.join("\n"), 78),
+    }
+}
+
+fn told(text: &str, code: u8) -> u8 {
+    text.lines().for_each(complain);
+    code
+}
+
+async fn execute(cli: Cli) -> Ended {
+    let out = Out::new(cli.global.output);
+    if let Command::Completions { shell } = cli.command {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "budget-manager", &mut script);
+        out.text(String::from_utf8_lossy(&script).trim_end());
+        return Ok(Done::All);
+    }
+    let filter = if matches!(cli.command, Command::Up) { "info" } else { "warn" };
+    telemetry::init(cli.global.log_format.into(), filter)
+        .map_err(|error| Failure::Settings(vec![error.to_string()]))?;
+    let loaded = settings(&cli.global)?;
+    let settings = &loaded.settings;
+    match cli.command {
+        Command::Up => up::up(settings).await,
+        Command::Import(asked) => Box::pin(import::import(settings, &asked, out)).await,
+        Command::Dlq(DlqCommand::Peek(asked)) => dlq::peek(settings, &asked, out).await,
+        Command::Dlq(DlqCommand::Replay(asked)) => dlq::replay(settings, &asked, out).await,
+        Command::Dlq(DlqCommand::Discard(asked)) => dlq::discard(settings, &asked, out).await,
+        Command::Explain { id_or_key } => explain::explain(settings, id_or_key, out).await,
+        Command::Status => status::status(settings, out).await,
+        Command::Config(asked) => config::config(&loaded, &asked, out),
+        Command::Completions { .. } => Ok(Done::All),
+    }
+}
+
+fn settings(global: &Global) -> Result<Loaded, Failure> {
+    let sources = Sources {
+        defaults: crate::defaults::settings(),
+        file: global.config.clone(),
+        env: std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect(),
+        flags: global.flags(),
+    };
+    let loaded = load(&sources).map_err(Failure::Settings)?;
+    let services = budget_actors::handlers().services();
+    let unknown = loaded.settings.bind.iter().filter(|bind| !services.contains(&bind.service.as_str().into()));
+    let problems: Vec<_> = unknown
+        .map(|bind| format!("bind: there is no service {:?}; there are {}", bind.service, services.join(", ")))
+        .collect();
+    if problems.is_empty() { Ok(loaded) } else { Err(Failure::Settings(problems)) }
+}
+
+/// Opens the store for a command that works beside a running process, or without one.
+pub(crate) async fn open_beside(settings: &Settings) -> Result<SqliteStore, Failure> {
+    Ok(SqliteStore::open(&settings.store.url, Access::Tool).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_the_help() {
+        let unavailable = StoreError::Unavailable("no such file".to_owned());
+        let newer = StoreError::Newer { found: 9, known: 1 };
+        let shards = StoreError::Shards { recorded: 8, wanted: 4 };
+        for (ended, code) in [
+            (Ok(Done::All), 0),
+            (Ok(Done::Interrupted), 1),
+            (Err(StoreError::Corrupt("x".to_owned()).into()), 1),
+            (Ok(Done::SomeRefused), 2),
+            (Ok(Done::NothingFound), 3),
+            (Err(unavailable.into()), 4),
+            (Err(newer.into()), 4),
+            (Err(StoreError::Locked("pid 1".to_owned()).into()), 4),
+            (Err(Failure::Usage("x".to_owned())), 64),
+            (Err(shards.into()), 78),
+        ] {
+            assert!(args::EXIT_CODES.contains(&format!("\n  {code} ")), "{code} is not in the help");
+            assert_eq!(code_of(ended), code);
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! The arguments: commands, their flags, and the colon spelling of grouped commands.
+//! In: the argument vector. Out: one typed command.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use perkey::settings::load::Flag;
+use perkey::telemetry;
+
+use super::output::Form;
+
+/// The exit codes, as the help shows them.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0   done
+  1   failed, or interrupted (what was done so far is kept)
+  2   done, but some of the input was refused
+  3   nothing found
+  4   the store is not available: missing, locked by another process, or from a newer version
+  64  wrong usage
+  78  wrong settings";
+
+/// The options that take a value and may stand before the command.
+const GLOBAL_WITH_VALUE: [&str; 5] = ["--config", "--store-url", "--output", "--set", "--log-format"];
+
+/// Commands with commands of their own: `dlq peek` may be written `dlq:peek`.
+const GROUPS: [&str; 2] = ["dlq", "config"];
+
+/// Budget Manager: accounts as per-key actors on Perkey, each message taking effect exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "budget-manager", version, after_help = EXIT_CODES, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What every command understands.
+    #[command(flatten)]
+    pub global: Global,
+    /// What is to be done.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command understands.
+#[derive(Args, Debug)]
+pub struct Global {
+    /// A settings file (TOML)
+    #[arg(long, global = true, value_name = "FILE", env = "BUDGET_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// The store: sqlite:///path/to.db (setting store.url)
+    #[arg(long, global = true, value_name = "URL")]
+    pub store_url: Option<String>,
+    /// How results are written
+    #[arg(long, global = true, value_enum, default_value_t = Form::Table, env = "BUDGET_OUTPUT")]
+    pub output: Form,
+    /// A setting by its name, such as retry.attempts=3; may be repeated
+    #[arg(long, global = true, value_name = "SETTING=VALUE", value_parser = set)]
+    pub set: Vec<(String, String)>,
+    /// How the log on standard error is written
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Auto, env = "BUDGET_LOG_FORMAT")]
+    pub log_format: LogFormat,
+}
+
+impl Global {
+    /// The settings among them.
+    pub fn flags(&self) -> Vec<Flag> {
+        let named = self.set.iter().map(|(setting, value)| ("--set", setting.as_str(), value));
+        let url = self.store_url.iter().map(|url| ("--store-url", "store.url", url));
+        let flag = |(flag, setting, value): (&str, &str, &String)| Flag {
+            flag: flag.to_owned(),
+            setting: setting.to_owned(),
+            value: value.clone(),
+        };
+        named.chain(url).map(flag).collect()
+    }
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise
+    Auto,
+    /// One JSON object a line
+    Json,
+    /// Text
+    Text,
+}
+
+impl From<LogFormat> for telemetry::Format {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Auto => Self::Auto,
+            LogFormat::Json => Self::Json,
+            LogFormat::Text => Self::Text,
+        }
+    }
+}
+
+/// What is to be done.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything in this process until it is told to stop
+    Up,
+    /// Import messages from a file; killed and run again it goes on without a duplicate
+    Import(ImportArgs),
+    /// Look at dead letters and decide about them (dlq peek may be written dlq:peek)
+    #[command(subcommand)]
+    Dlq(DlqCommand),
+    /// Tell in time order what happened to a message, or to a key's messages
+    Explain {
+        /// A message's id, or a key
+        #[arg(value_name = "MESSAGE-ID|KEY")]
+        id_or_key: String,
+    },
+    /// Show the shards and what waits in them
+    Status,
+    /// Show or check the settings
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a completion script
+    Completions {
+        /// For which shell
+        shell: Shell,
+    },
+}
+
+/// What to do with the settings.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Show them, without secrets
+    Show {
+        /// And where each comes from
+        #[arg(long)]
+        origins: bool,
+    },
+    /// Say everything that is wrong with them
+    Check,
+}
+
+/// What is imported, and how.
+#[derive(Args, Clone, Debug)]
+pub struct ImportArgs {
+    /// CSV with a header (account, amount, currency, at; id and memo may be left out), or NDJSON with the same fields;
+    /// - reads standard input
+    pub file: String,
+    /// The service that handles the messages
+    #[arg(long)]
+    pub service: String,
+    /// What the input is called: its progress and the ids of lines without one depend on it [default: the file's name]
+    #[arg(long)]
+    pub source: Option<String>,
+    /// Read every line again, also those of an earlier run; repeats are dropped by their id
+    #[arg(long)]
+    pub from_start: bool,
+    /// The input's format
+    #[arg(long, value_enum, default_value_t = ImportFormat::Auto)]
+    pub format: ImportFormat,
+}
+
+/// The format of an import.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ImportFormat {
+    /// By the file's extension, else by its first character
+    Auto,
+    /// Comma-separated values with a header
+    Csv,
+    /// One JSON object a line
+    Ndjson,
+}
+
+/// What to do with dead letters.
+#[derive(Debug, Subcommand)]
+pub enum DlqCommand {
+    /// Show them, newest first
+    Peek(PeekArgs),
+    /// Run them again, in key order
+    Replay(ChangeArgs),
+    /// Remove them; a held key goes on
+    Discard(ChangeArgs),
+}
+
+/// Which dead letters.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Filter {
+    /// Of this service
+    #[arg(long)]
+    pub service: Option<String>,
+    /// Of this key
+    #[arg(long)]
+    pub key: Option<String>,
+    /// With this message id
+    #[arg(long)]
+    pub id: Option<String>,
+    /// Given up since: 15m, 2h, or a time such as 2026-01-31T10:00:00Z
+    #[arg(long)]
+    pub since: Option<String>,
+    /// Whose error contains this text
+    #[arg(long, value_name = "TEXT")]
+    pub error: Option<String>,
+}
+
+/// Which dead letters are shown.
+#[derive(Args, Debug)]
+pub struct PeekArgs {
+    /// Which.
+    #[command(flatten)]
+    pub filter: Filter,
+    /// How many at most
+    #[arg(long, default_value_t = 20)]
+    pub limit: usize,
+}
+
+/// Which dead letters are changed, and how.
+#[derive(Args, Debug)]
+pub struct ChangeArgs {
+    /// Which.
+    #[command(flatten)]
+    pub filter: Filter,
+    /// All of them: needed to discard without a filter
+    #[arg(long)]
+    pub all: bool,
+    /// Only say exactly how many
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Why; kept with the command
+    #[arg(long, default_value = "")]
+    pub reason: String,
+    /// How long to wait until it is done
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    pub wait: std::time::Duration,
+    /// Run the engine here just long enough to do it, when no process runs the store
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// The arguments with `dlq:peek` written as `dlq peek`, wherever the command stands.
+pub fn rewritten(argv: Vec<OsString>) -> Vec<OsString> {
+    let mut rewritten = Vec::with_capacity(argv.len() + 1);
+    let mut argv = argv.into_iter();
+    rewritten.extend(argv.next());
+    while let Some(arg) = argv.next() {
+        let text = arg.to_str().unwrap_or_default();
+        if text.starts_with('-') {
+            let takes_value = GLOBAL_WITH_VALUE.contains(&text);
+            rewritten.push(arg);
+            rewritten.extend(takes_value.then(|| argv.next()).flatten());
+            continue;
+        }
+        match text.split_once(':').filter(|(group, _)| GROUPS.contains(group)) {
+            Some((group, command)) => rewritten.extend([group.into(), command.into()]),
+            None => rewritten.push(arg),
+        }
+        break;
+    }
+    rewritten.extend(argv);
+    rewritten
+}
+
+fn set(text: &str) -> Result<(String, String), String> {
+    let (setting, value) = text.split_once('=').ok_or("write it as SETTING=VALUE")?;
+    Ok((setting.trim().to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn grouped_commands_have_two_spellings() {
+        for (colon, spaces) in [
+            ("budget-manager dlq:peek --limit 3", "budget-manager dlq peek --limit 3"),
+            ("budget-manager --output json dlq:replay", "budget-manager --output json dlq replay"),
+            ("budget-manager --output=json config:check", "budget-manager --output=json config check"),
+            ("budget-manager --set x=dlq:peek status", "budget-manager --set x=dlq:peek status"),
+            ("budget-manager explain dlq:peek", "budget-manager explain dlq:peek"),
+            ("budget-manager account:1", "budget-manager account:1"),
+            ("budget-manager", "budget-manager"),
+        ] {
+            assert_eq!(rewritten(words(colon)), words(spaces));
+        }
+    }
+
+    #[test]
+    fn every_global_option_with_a_value_is_known_to_the_rewriting() {
+        let command = Cli::command();
+        let with_value = command.get_arguments().filter(|arg| arg.get_action().takes_values());
+        let names: Vec<_> = with_value.filter_map(|arg| arg.get_long()).map(|long| format!("--{long}")).collect();
+        assert_eq!(names, GLOBAL_WITH_VALUE);
+    }
+
+    #[test]
+    fn the_arguments_make_sense_to_clap() {
+        Cli::command().debug_assert();
+        let line = "budget-manager import --service transactions f.csv --store-url sqlite:///x.db --set a.b=c=d";
+        let cli = Cli::try_parse_from(words(line)).unwrap();
+        let settings: Vec<_> =
+            cli.global.flags().into_iter().map(|flag| (flag.flag, flag.setting, flag.value)).collect();
+        let expected = [("--set", "a.b", "c=d"), ("--store-url", "store.url", "sqlite:///x.db")];
+        assert_eq!(settings, expected.map(|(a, b, c)| (a.to_owned(), b.to_owned(), c.to_owned())));
+        assert!(Cli::try_parse_from(words("budget-manager status --set nothing")).is_err());
+    }
+}

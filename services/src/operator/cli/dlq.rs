@@ -1,0 +1,267 @@
+//! `dlq:peek`, `dlq:replay`, `dlq:discard`: dead letters looked at, and commands about them for the shards' owners.
+//! In: a filter. Out: the dead letters, or a recorded command and how far it got.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use perkey::clock::{Clock, Millis, Stopwatch, rfc3339, sleep};
+use perkey::engine::Engine;
+use perkey::message::ShardNo;
+use perkey::metrics::Metrics;
+use perkey::settings::Settings;
+use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand};
+use perkey::store::sqlite::{Access, SqliteStore};
+use perkey::store::{DeadLetter, Store};
+use serde::Serialize;
+
+use super::args::{ChangeArgs, Filter, PeekArgs};
+use super::output::{Out, complain, table};
+use super::up::{Signals, drain};
+use super::{Done, Ended, Failure, open_beside};
+
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// A dead letter as it is shown.
+#[derive(Serialize)]
+struct Shown {
+    shard: ShardNo,
+    seq: u64,
+    at: String,
+    service: String,
+    key: String,
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    source: String,
+    holds_key: bool,
+    error: String,
+    attempts: Vec<ShownAttempt>,
+    payload: String,
+}
+
+/// A failed attempt as it is shown.
+#[derive(Serialize)]
+struct ShownAttempt {
+    attempt: u32,
+    at: String,
+    generation: u64,
+    error: String,
+}
+
+/// What became of a command.
+#[derive(Debug, Serialize)]
+struct Changed {
+    action: Action,
+    matched: u64,
+    dry_run: bool,
+    /// The command's number; none was recorded for a dry run or when nothing matched.
+    command: Option<i64>,
+    /// Whether every shard is done with it.
+    done: bool,
+    affected: u64,
+    /// Whether a process runs the store, and so executes it.
+    running: bool,
+}
+
+/// Shows dead letters.
+pub async fn peek(settings: &Settings, asked: &PeekArgs, out: Out) -> Ended {
+    let filter = filter(&asked.filter, Clock::system().now(), None)?;
+    let store = open_beside(settings).await?;
+    let letters = store.queries().peek(filter, asked.limit).await?;
+    let found = !letters.is_empty();
+    let letters: Vec<_> = letters.into_iter().map(|(shard, letter)| shown(shard, &letter)).collect();
+    out.show(&letters, |letters| {
+        if letters.is_empty() {
+            return "No dead letter matches.".to_owned();
+        }
+        let head = ["at", "service", "key", "id", "attempts", "holds key", "error"];
+        let row = |letter: &Shown| {
+            let held = if letter.holds_key { "yes" } else { "no" };
+            let attempts = letter.attempts.len().to_string();
+            let texts = [&letter.at, &letter.service, &letter.key, &letter.id, &attempts, held, &letter.error];
+            texts.map(str::to_owned).to_vec()
+        };
+        table(&head, letters.iter().map(row))
+    });
+    Ok(if found { Done::All } else { Done::NothingFound })
+}
+
+/// Asks the owners to run dead letters again.
+pub async fn replay(settings: &Settings, asked: &ChangeArgs, out: Out) -> Ended {
+    change(settings, Action::Replay, asked, out).await
+}
+
+/// Asks the owners to remove dead letters.
+pub async fn discard(settings: &Settings, asked: &ChangeArgs, out: Out) -> Ended {
+    let filter = &asked.filter;
+    let given = [&filter.service, &filter.key, &filter.id, &filter.since, &filter.error];
+    if !asked.all && given.iter().all(|part| part.is_none()) {
+        let text = "discarding cannot be undone: name a filter (--service, --key, --id, --since, --error), or --all";
+        return Err(Failure::Usage(text.to_owned()));
+    }
+    change(settings, Action::Discard, asked, out).await
+}
+
+async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Out) -> Ended {
+    let now = Clock::system().now();
+    // Nothing given up after this instant is meant: a command must not chase what it replays.
+    let filter = filter(&asked.filter, now, Some(now))?;
+    let url = &settings.store.url;
+    let access = if asked.offline && !asked.dry_run { Access::Run } else { Access::Tool };
+    let store = Arc::new(SqliteStore::open(url, access).await?);
+    let matched = store.queries().count_dead(filter.clone()).await?;
+    let running = asked.offline || SqliteStore::is_running(url);
+    let mut changed =
+        Changed { action, matched, dry_run: asked.dry_run, command: None, done: matched == 0, affected: 0, running };
+    let mut ended = Ok(if matched == 0 { Done::NothingFound } else { Done::All });
+    if matched > 0 && !asked.dry_run {
+        let command = NewCommand { action, filter, who: who(), why: asked.reason.clone(), matched, at: now };
+        if asked.offline {
+            ended = offline(settings, store, command, asked.wait, &mut changed).await;
+        } else {
+            let id = store.queries().command(command).await?;
+            let wait = if running { asked.wait } else { Duration::ZERO };
+            watch(&*store, id, wait, &mut changed).await?;
+        }
+    }
+    out.show(&changed, text);
+    ended
+}
+
+/// Executes a command with an engine of its own: for a store that no process runs.
+async fn offline(
+    settings: &Settings,
+    store: Arc<SqliteStore>,
+    command: NewCommand,
+    wait: Duration,
+    changed: &mut Changed,
+) -> Ended {
+    let mut signals = Signals::take()?;
+    let shared: Arc<dyn Store> = Arc::<SqliteStore>::clone(&store);
+    let engine = Engine::start(settings, budget_actors::handlers(), shared, Metrics::new()).await?;
+    let id = store.queries().command(command).await?;
+    tokio::select! {
+        watched = watch(&*store, id, wait, changed) => watched?,
+        reason = engine.failed() => return Err(Failure::Failed(format!("the engine gave up: {reason}"))),
+        () = signals.next() => complain("told to stop; the command stays recorded"),
+    }
+    let ended = drain(engine, &mut signals).await?;
+    Ok(if changed.done { ended } else { Done::Interrupted })
+}
+
+/// Waits until all shards are done with a command, or `wait` is over.
+async fn watch(store: &impl Store, id: i64, wait: Duration, changed: &mut Changed) -> Result<(), Failure> {
+    changed.command = Some(id);
+    let since = Stopwatch::start();
+    loop {
+        let CommandState { shards_done, shards, affected } = store.queries().command_state(id).await?;
+        changed.affected = affected;
+        changed.done = shards_done >= shards;
+        if changed.done || since.elapsed() >= wait {
+            return Ok(());
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+fn text(changed: &Changed) -> String {
+    let Changed { matched, affected, .. } = changed;
+    let (verb, past) = match changed.action {
+        Action::Replay => ("replay", "replayed"),
+        Action::Discard => ("discard", "discarded"),
+    };
+    let letters = if *matched == 1 { "dead letter" } else { "dead letters" };
+    let Some(id) = changed.command else {
+        return match matched {
+            0 => "No dead letter matches.".to_owned(),
+            _ => format!("{matched} {letters} would be {past}."),
+        };
+    };
+    if changed.done {
+        return format!("Command {id}: {affected} of {matched} {letters} {past}.");
+    }
+    let what = format!("Command {id} to {verb} {matched} {letters} is recorded");
+    if changed.running {
+        return format!("{what}; {affected} are done so far, the rest follows.");
+    }
+    format!("{what}, but no process runs the store: start `budget-manager up`, or use --offline next time.")
+}
+
+fn filter(asked: &Filter, now: Millis, until: Option<Millis>) -> Result<DeadFilter, Failure> {
+    let since = asked.since.as_deref().map(|text| since(text, now)).transpose().map_err(Failure::Usage)?;
+    let Filter { service, key, id, error, .. } = asked.clone();
+    Ok(DeadFilter { service, key, id, since, until, error })
+}
+
+/// An instant: so long ago, a time, or the start of a day in UTC.
+fn since(text: &str, now: Millis) -> Result<Millis, String> {
+    if let Ok(ago) = humantime::parse_duration(text) {
+        return Ok(now.saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)));
+    }
+    let day = || text.parse::<Date>().ok()?.to_zoned(TimeZone::UTC).ok().map(|day| day.timestamp());
+    let at = text.parse::<Timestamp>().ok().or_else(day);
+    let at =
+        at.ok_or_else(|| format!("--since {text:?} is neither a duration (15m) nor a time (2026-01-31T10:00:00Z)"))?;
+    Ok(u64::try_from(at.as_millisecond()).unwrap_or_default())
+}
+
+fn who() -> String {
+    let named = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|who| !who.is_empty()));
+    named.unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn shown(shard: ShardNo, letter: &DeadLetter) -> Shown {
+    let attempts = letter.history.iter().map(|failed| ShownAttempt {
+        attempt: failed.attempt,
+        at: rfc3339(failed.at),
+        generation: failed.generation,
+        error: failed.error.clone(),
+    });
+    Shown {
+        shard,
+        seq: letter.seq,
+        at: rfc3339(letter.at),
+        service: letter.service.to_string(),
+        key: letter.key.to_string(),
+        id: letter.message.id().to_owned(),
+        kind: letter.message.kind().to_owned(),
+        source: letter.message.source().to_owned(),
+        holds_key: letter.holds_key,
+        error: letter.error.clone(),
+        attempts: attempts.collect(),
+        payload: String::from_utf8_lossy(letter.message.payload()).into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_is_a_duration_a_time_or_a_day() {
+        let now = 1_000_000_000_000;
+        assert_eq!(since("15m", now), Ok(now - 900_000));
+        assert_eq!(since("1h 30m", now), Ok(now - 5_400_000));
+        assert_eq!(since("1970-01-01T00:00:01Z", now), Ok(1_000));
+        assert_eq!(since("1970-01-01T01:00:01+01:00", now), Ok(1_000));
+        assert_eq!(since("1970-01-02", now), Ok(86_400_000));
+        for bad in ["", "yesterday", "15", "2026-13-01"] {
+            assert!(since(bad, now).unwrap_err().contains("--since"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_command_says_what_became_of_it() {
+        let changed = |command: Option<i64>, done, running| {
+            let action = Action::Replay;
+            text(&Changed { action, matched: 3, dry_run: command.is_none(), command, done, affected: 2, running })
+        };
+        assert_eq!(changed(None, false, true), "3 dead letters would be replayed.");
+        assert_eq!(changed(Some(7), true, true), "Command 7: 2 of 3 dead letters replayed.");
+        assert!(changed(Some(7), false, true).contains("2 are done so far"));
+        assert!(changed(Some(7), false, false).contains("no process runs the store"));
+    }
+}

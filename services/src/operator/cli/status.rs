@@ -1,0 +1,122 @@
+//! `status`: the shards and what waits in them.
+//! In: a store. Out: a row per shard, and the totals.
+
+use std::collections::BTreeMap;
+
+use perkey::settings::Settings;
+use perkey::settings::load::redact;
+use perkey::store::Store;
+use perkey::store::query::ShardRow;
+use perkey::store::sqlite::SqliteStore;
+use serde::Serialize;
+
+use super::output::{Out, table};
+use super::{Done, Ended, open_beside};
+
+#[derive(Serialize)]
+struct Status {
+    store: String,
+    running: bool,
+    shards: Vec<ShardRow>,
+    totals: Totals,
+}
+
+/// Sums over shards.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// Commits.
+    pub commits: u64,
+    /// Unread messages in the embedded log.
+    pub unread: u64,
+    /// Rows in `pending`.
+    pub pending: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
+    /// Keys held by a dead letter.
+    pub held_keys: u64,
+    /// What the shards counted, by name.
+    pub counters: BTreeMap<String, u64>,
+}
+
+impl Totals {
+    /// The sums over `shards`.
+    pub fn of(shards: &[ShardRow]) -> Self {
+        let mut totals = Self::default();
+        for shard in shards {
+            totals.commits += shard.commit_no;
+            totals.unread += shard.unread;
+            totals.pending += shard.pending;
+            totals.dead_letters += shard.dead_letters;
+            totals.held_keys += shard.held_keys;
+            for (name, count) in &shard.counters {
+                *totals.counters.entry(name.clone()).or_default() += count;
+            }
+        }
+        totals
+    }
+
+    /// What the shards counted under `name`.
+    pub fn counter(&self, name: &str) -> u64 {
+        self.counters.get(name).copied().unwrap_or_default()
+    }
+}
+
+/// Shows the shards.
+pub async fn status(settings: &Settings, out: Out) -> Ended {
+    let store = open_beside(settings).await?;
+    let shards = store.queries().shards().await?;
+    let status = Status {
+        store: redact("store.url", &settings.store.url),
+        running: SqliteStore::is_running(&settings.store.url),
+        totals: Totals::of(&shards),
+        shards,
+    };
+    out.show(&status, text);
+    Ok(Done::All)
+}
+
+fn text(status: &Status) -> String {
+    let head = ["shard", "owner", "epoch", "commit_no", "unread", "pending", "dead_letters", "held_keys"];
+    let row = |shard: &ShardRow| {
+        let owner = shard.owner.clone().unwrap_or_else(|| "-".to_owned());
+        let counts = [shard.epoch, shard.commit_no, shard.unread, shard.pending, shard.dead_letters, shard.held_keys];
+        let counts = counts.iter().map(u64::to_string);
+        [shard.shard.to_string(), owner].into_iter().chain(counts).collect()
+    };
+    let totals = &status.totals;
+    let sums = [totals.commits, totals.unread, totals.pending, totals.dead_letters, totals.held_keys];
+    let blank = ["all".to_owned(), String::new(), String::new()];
+    let sums: Vec<_> = blank.into_iter().chain(sums.iter().map(u64::to_string)).collect();
+    let shards = table(&head, status.shards.iter().map(row).chain([sums]));
+    let counters: Vec<_> = totals.counters.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    let running = if status.running { "a process runs it" } else { "no process runs it" };
+    format!("{}: {running}\n\n{shards}\n\n{}", status.store, counters.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shard(shard: u32, count: u64) -> ShardRow {
+        ShardRow {
+            shard,
+            owner: None,
+            epoch: 1,
+            commit_no: count,
+            unclean: 0,
+            unread: count,
+            pending: count,
+            dead_letters: count,
+            held_keys: count,
+            positions: BTreeMap::new(),
+            counters: [("taken".to_owned(), count)].into(),
+        }
+    }
+
+    #[test]
+    fn totals_are_sums_over_the_shards() {
+        let totals = Totals::of(&[shard(0, 3), shard(1, 4)]);
+        let sums = [totals.commits, totals.unread, totals.pending, totals.dead_letters, totals.held_keys];
+        assert_eq!((sums, totals.counter("taken"), totals.counter("other")), ([7; 5], 7, 0));
+    }
+}

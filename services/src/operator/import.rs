@@ -1,0 +1,282 @@
+//! `import`: a file's lines become messages, each once, however often the import is killed or repeated.
+//! In: CSV or NDJSON. Out: rows in the embedded log, handled by the process that runs the store, or by this one.
+
+pub mod append;
+pub mod bar;
+pub mod ids;
+pub mod lines;
+pub mod reader;
+pub mod record;
+pub mod rejects;
+
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use perkey::clock::sleep;
+use perkey::engine::Engine;
+use perkey::metrics::Metrics;
+use perkey::settings::Settings;
+use perkey::store::query::ImportProgress;
+use perkey::store::sqlite::{Access, SqliteStore};
+use perkey::store::{Store, StoreError};
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use self::append::Append;
+use self::bar::{Bar, rate};
+use self::reader::{Input, Plan, Read};
+use self::rejects::Rejects;
+use crate::operator::cli::args::ImportArgs;
+use crate::operator::cli::output::{Out, complain};
+use crate::operator::cli::status::Totals;
+use crate::operator::cli::up::{Signals, drain};
+use crate::operator::cli::{Done, Ended, Failure, open_beside};
+
+/// Batches that may lie between the reader and the log.
+const BATCHES_AHEAD: usize = 4;
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// What was done.
+#[derive(Debug, Serialize)]
+struct Summary {
+    service: String,
+    source: String,
+    /// Lines read by this run and earlier ones.
+    lines: u64,
+    /// Messages appended by this run.
+    imported: u64,
+    /// Messages that an earlier run had appended.
+    skipped: u64,
+    /// Lines refused by this run and earlier ones.
+    rejected: u64,
+    rejects_file: Option<PathBuf>,
+    seconds: f64,
+    messages_per_second: f64,
+    /// What this process's own engine did; null when another process runs the store.
+    engine: Option<Handled>,
+}
+
+#[derive(Debug, Serialize)]
+struct Handled {
+    duplicates: u64,
+    dead_letters: u64,
+    waiting: u64,
+}
+
+/// Imports a file.
+pub async fn import(settings: &Settings, asked: &ImportArgs, out: Out) -> Ended {
+    let mut signals = Signals::take()?;
+    let services = budget_actors::handlers().services();
+    if !services.iter().any(|service| **service == asked.service) {
+        let text = format!("there is no service {:?}; there are {}", asked.service, services.join(", "));
+        return Err(Failure::Usage(text));
+    }
+    let (input, source) = input(asked);
+    let bytes = match &input {
+        Input::Stdin => None,
+        Input::File(path) => {
+            let found = std::fs::metadata(path);
+            let found = found.map_err(|error| Failure::Failed(format!("cannot read {}: {error}", path.display())))?;
+            found.is_file().then_some(found.len())
+        }
+    };
+    let (store, engine) = open(settings).await?;
+    let store = Arc::new(store);
+    let engine = if engine {
+        let store: Arc<dyn Store> = Arc::<SqliteStore>::clone(&store);
+        Some(Engine::start(settings, budget_actors::handlers(), store, Metrics::new()).await?)
+    } else {
+        None
+    };
+    let mut import = Import { settings, asked, input, source, bytes };
+    let ended = import.run(&store, engine.as_ref(), &mut signals, out).await;
+    match engine {
+        Some(engine) => drain(engine, &mut signals).await.and(ended),
+        None => ended,
+    }
+}
+
+/// The store, and whether this process is to run it.
+async fn open(settings: &Settings) -> Result<(SqliteStore, bool), Failure> {
+    let url = &settings.store.url;
+    if !SqliteStore::is_running(url) {
+        match SqliteStore::open(url, Access::Run).await {
+            Ok(store) => return Ok((store, true)),
+            // A process came first after all.
+            Err(StoreError::Locked(_)) => (),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let store = open_beside(settings).await?;
+    let recorded = u32::try_from(store.queries().shards().await?.len()).unwrap_or(u32::MAX);
+    let wanted = settings.ownership.shards;
+    if recorded == wanted { Ok((store, false)) } else { Err(StoreError::Shards { recorded, wanted }.into()) }
+}
+
+fn input(asked: &ImportArgs) -> (Input, String) {
+    let (input, name) = if asked.file == "-" {
+        (Input::Stdin, "stdin".to_owned())
+    } else {
+        let path = PathBuf::from(&asked.file);
+        let name = path.file_name().map_or_else(|| asked.file.clone(), |name| name.to_string_lossy().into_owned());
+        (Input::File(path), name)
+    };
+    (input, asked.source.clone().unwrap_or(name))
+}
+
+struct Import<'a> {
+    settings: &'a Settings,
+    asked: &'a ImportArgs,
+    input: Input,
+    source: String,
+    bytes: Option<u64>,
+}
+
+impl Import<'_> {
+    async fn run(
+        &mut self,
+        store: &Arc<SqliteStore>,
+        engine: Option<&Engine>,
+        signals: &mut Signals,
+        out: Out,
+    ) -> Ended {
+        let store: &dyn Store = &**store;
+        let before = Totals::of(&store.queries().shards().await?);
+        let progress = self.progress(store).await?;
+        let rejects = self.rejects_path();
+        let rejects = Rejects::open(rejects.clone(), progress.rejects_bytes)
+            .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", rejects.display())))?;
+        let mut told = self.start_reading(&progress)?;
+        let names = (self.asked.service.as_str().into(), self.source.clone());
+        let mut append = Append::new((store, self.settings), names, progress, rejects, Bar::new(self.bytes));
+        let work = async {
+            append.run(&mut told).await?;
+            if let Some(engine) = engine {
+                handle(engine, store, &append.bar).await?;
+            }
+            Ok(Done::All)
+        };
+        let failed = async {
+            match engine {
+                Some(engine) => engine.failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = work => ended,
+            reason = failed => Err(Failure::Failed(format!("the engine gave up: {reason}"))),
+            () = signals.next() => Ok(Done::Interrupted),
+        };
+        append.bar.end();
+        let ended = ended?;
+        let after = engine.is_some().then_some(store.queries().shards().await?);
+        let handled = after.map(|after| handled(&before, &Totals::of(&after)));
+        let summary = self.summary(&append, handled);
+        out.show(&summary, text);
+        if ended == Done::Interrupted {
+            complain("interrupted; the same command goes on from here");
+            return Ok(ended);
+        }
+        Ok(match (summary.lines, summary.rejected) {
+            (0, _) => Done::NothingFound,
+            (_, 0) => Done::All,
+            _ => Done::SomeRefused,
+        })
+    }
+
+    /// Where an earlier run of this import stopped. Standard input cannot be compared with what it was then.
+    async fn progress(&self, store: &dyn Store) -> Result<ImportProgress, Failure> {
+        if self.asked.from_start || self.input == Input::Stdin {
+            return Ok(ImportProgress::default());
+        }
+        Ok(store.queries().import_progress(self.asked.service.clone(), self.source.clone()).await?)
+    }
+
+    fn start_reading(&self, progress: &ImportProgress) -> Result<mpsc::Receiver<Read>, Failure> {
+        let plan = Plan {
+            input: self.input.clone(),
+            format: self.asked.format,
+            service: self.asked.service.as_str().into(),
+            source: self.source.clone(),
+            shards: self.settings.ownership.shards,
+            longest: self.settings.ingress.message_bytes_max,
+            done: (progress.lines > 0).then(|| (progress.lines, progress.lines_hash.clone())),
+        };
+        let (tell, told) = mpsc::channel(BATCHES_AHEAD);
+        // A thread, not a task: reading standard input cannot be cut short, and must not keep the process from ending.
+        let thread = std::thread::Builder::new().name("import".to_owned());
+        let read = move || reader::read(plan, &budget_actors::handlers(), &tell);
+        thread.spawn(read).map_err(|error| Failure::Failed(format!("cannot start a thread: {error}")))?;
+        Ok(told)
+    }
+
+    fn rejects_path(&self) -> PathBuf {
+        match &self.input {
+            Input::Stdin => PathBuf::from("stdin.rejects.ndjson"),
+            Input::File(path) => {
+                let mut name = path.clone().into_os_string();
+                name.push(".rejects.ndjson");
+                name.into()
+            }
+        }
+    }
+
+    fn summary(&self, append: &Append<'_>, engine: Option<Handled>) -> Summary {
+        let elapsed = append.bar.elapsed();
+        let progress = append.progress();
+        Summary {
+            service: self.asked.service.clone(),
+            source: self.source.clone(),
+            lines: progress.lines,
+            imported: append.appended,
+            skipped: append.skipped,
+            rejected: progress.rejects,
+            rejects_file: (progress.rejects > 0).then(|| append.rejects().path().to_owned()),
+            seconds: elapsed.as_secs_f64(),
+            messages_per_second: rate(append.appended, elapsed),
+            engine,
+        }
+    }
+}
+
+/// Waits until this process's engine has handled everything.
+async fn handle(engine: &Engine, store: &dyn Store, bar: &Bar) -> Result<(), Failure> {
+    let mut idle = pin!(engine.idle());
+    loop {
+        tokio::select! {
+            () = &mut idle => return Ok(()),
+            () = sleep(LOOK_EVERY) => bar.handling(store.queries().unread_imports().await?),
+        }
+    }
+}
+
+fn handled(before: &Totals, after: &Totals) -> Handled {
+    Handled {
+        duplicates: after.counter("duplicates").saturating_sub(before.counter("duplicates")),
+        dead_letters: after.dead_letters.saturating_sub(before.dead_letters),
+        waiting: after.pending,
+    }
+}
+
+fn text(summary: &Summary) -> String {
+    let Summary { service, source, lines, imported, skipped, rejected, .. } = summary;
+    let mut text = format!(
+        "{service} from {source}: {lines} lines, {imported} imported, {skipped} imported before, {rejected} refused"
+    );
+    if let Some(file) = &summary.rejects_file {
+        text.push_str(&format!("\nrefused lines are in {}", file.display()));
+    }
+    let (seconds, rate) = (summary.seconds, summary.messages_per_second);
+    match &summary.engine {
+        Some(Handled { duplicates, dead_letters, waiting }) => text.push_str(&format!(
+            "\nhandled in {seconds:.1} s ({rate:.0} messages/s): {duplicates} duplicates dropped, \
+             {dead_letters} dead letters, {waiting} waiting"
+        )),
+        None => text.push_str(&format!(
+            "\nappended in {seconds:.1} s ({rate:.0} messages/s); the process that runs the store handles them"
+        )),
+    }
+    text
+}

@@ -1,0 +1,152 @@
+//! Appends batches to the embedded log, and records the progress with them.
+//! In: batches. Out: rows that a shard's owner reads; refused lines in their file.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use perkey::clock::{Clock, Stopwatch, sleep};
+use perkey::settings::Settings;
+use perkey::store::query::{ImportBatch, ImportProgress};
+use perkey::store::sqlite::SqliteStore;
+use perkey::store::{Store, StoreError};
+use tokio::sync::mpsc::Receiver;
+
+use super::bar::Bar;
+use super::reader::{Batch, Read};
+use super::rejects::Rejects;
+use crate::operator::cli::Failure;
+
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// After this long a wait for room is explained.
+const SAY_AFTER: Duration = Duration::from_secs(5);
+/// How often an append is tried while the store is busy beyond its own patience.
+const TRIES: u32 = 5;
+
+/// Appends what a reader tells.
+pub struct Append<'a> {
+    store: &'a dyn Store,
+    settings: &'a Settings,
+    service: Arc<str>,
+    source: String,
+    progress: ImportProgress,
+    rejects: Rejects,
+    /// How many messages may be appended before the log has to be looked at again.
+    room: u64,
+    /// Messages appended by this run.
+    pub appended: u64,
+    /// Messages that an earlier run had appended, of lines that were not read again.
+    pub skipped: u64,
+    /// What is shown meanwhile.
+    pub bar: Bar,
+}
+
+impl<'a> Append<'a> {
+    /// Goes on from `progress`.
+    pub fn new(
+        (store, settings): (&'a dyn Store, &'a Settings),
+        (service, source): (Arc<str>, String),
+        progress: ImportProgress,
+        rejects: Rejects,
+        bar: Bar,
+    ) -> Self {
+        let skipped = progress.messages;
+        Self { store, settings, service, source, progress, rejects, room: 0, appended: 0, skipped, bar }
+    }
+
+    /// Appends until the input ends.
+    pub async fn run(&mut self, told: &mut Receiver<Read>) -> Result<(), Failure> {
+        while let Some(read) = told.recv().await {
+            match read {
+                Read::GoesOn(bytes) => {
+                    let lines = self.progress.lines;
+                    self.bar.say(&format!("{lines} lines were imported before; going on after them"));
+                    self.bar.skip(bytes);
+                }
+                Read::Changed => {
+                    self.bar.say("the lines imported before have changed: reading all again, repeats are dropped");
+                    self.restart()?;
+                }
+                Read::Batch(batch) => self.batch(batch).await?,
+                Read::End => return Ok(()),
+                Read::Failed(reason) => return Err(Failure::Failed(reason)),
+            }
+        }
+        Err(Failure::Failed("the reader ended without a word".to_owned()))
+    }
+
+    /// How far the import is.
+    pub fn progress(&self) -> &ImportProgress {
+        &self.progress
+    }
+
+    /// The file of refused lines.
+    pub fn rejects(&self) -> &Rejects {
+        &self.rejects
+    }
+
+    fn restart(&mut self) -> Result<(), Failure> {
+        self.progress = ImportProgress::default();
+        self.skipped = 0;
+        let path = self.rejects.path().to_owned();
+        self.rejects = Rejects::open(path, 0).map_err(|error| self.refused(&error))?;
+        Ok(())
+    }
+
+    async fn batch(&mut self, batch: Batch) -> Result<(), Failure> {
+        self.rejects.add(&batch.rejects).map_err(|error| self.refused(&error))?;
+        self.wait_for_room(batch.messages).await?;
+        let progress = ImportProgress {
+            lines: batch.lines,
+            messages: self.progress.messages + batch.messages,
+            rejects: self.progress.rejects + batch.rejects.len() as u64,
+            rejects_bytes: self.rejects.bytes(),
+            lines_hash: batch.hash,
+        };
+        let rows = ImportBatch {
+            service: Arc::clone(&self.service),
+            source: self.source.clone(),
+            rows: batch.rows,
+            progress: progress.clone(),
+            at: Clock::system().now(),
+        };
+        self.append(rows).await?;
+        self.progress = progress;
+        self.room -= batch.messages.min(self.room);
+        self.appended += batch.messages;
+        self.bar.at(batch.bytes, batch.messages);
+        Ok(())
+    }
+
+    async fn append(&self, rows: ImportBatch) -> Result<(), Failure> {
+        for _ in 1..TRIES {
+            match self.store.queries().append_import(rows.clone()).await {
+                // Whether or not it was written: a batch that is there twice is dropped by its ids.
+                Err(StoreError::Unavailable(_)) => sleep(LOOK_EVERY).await,
+                done => return Ok(done?),
+            }
+        }
+        Ok(self.store.queries().append_import(rows).await?)
+    }
+
+    async fn wait_for_room(&mut self, messages: u64) -> Result<(), Failure> {
+        let since = Stopwatch::start();
+        let mut said = false;
+        while self.room < messages {
+            let unread = self.store.queries().unread_imports().await?;
+            self.room = self.settings.log.max_unread.saturating_sub(unread);
+            if self.room >= messages {
+                break;
+            }
+            if !said && since.elapsed() >= SAY_AFTER && !SqliteStore::is_running(&self.settings.store.url) {
+                said = true;
+                self.bar.say("log.max_unread is reached and no process runs the store: start `budget-manager up`");
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
+    fn refused(&self, error: &std::io::Error) -> Failure {
+        Failure::Failed(format!("cannot write the refused lines to {}: {error}", self.rejects.path().display()))
+    }
+}

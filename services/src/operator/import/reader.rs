@@ -1,0 +1,369 @@
+//! Reads an input on a thread of its own and makes batches of it.
+//! In: lines. Out: rows for the embedded log, grouped by target shard, and the lines that were refused.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use perkey::Message;
+use perkey::clock::Clock;
+use perkey::handlers::Handlers;
+use perkey::message::{Draft, shard_of};
+use perkey::store::LogRow;
+use perkey::transport::embedded;
+use tokio::sync::mpsc::Sender;
+
+use super::ids::Ids;
+use super::lines::{Line, Lines};
+use super::record::{Format, raw};
+use super::rejects::Reject;
+use crate::operator::cli::args::ImportFormat;
+
+/// Lines in a batch.
+const BATCH_LINES: u64 = 1_000;
+/// How much of a refused line is shown.
+const SHOWN_MAX: usize = 4_096;
+
+/// Where lines come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Standard input: read once.
+    Stdin,
+    /// A file.
+    File(PathBuf),
+}
+
+/// What is to be read, and as what.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where from.
+    pub input: Input,
+    /// In which format.
+    pub format: ImportFormat,
+    /// For which service.
+    pub service: Arc<str>,
+    /// What the input is called.
+    pub source: String,
+    /// Into how many shards.
+    pub shards: u32,
+    /// Bytes of the longest line and of the largest message.
+    pub longest: usize,
+    /// Lines that an earlier run has done, and the hash over them.
+    pub done: Option<(u64, String)>,
+}
+
+/// What the thread tells.
+#[derive(Debug)]
+pub enum Read {
+    /// The lines that an earlier run has done are there unchanged; this many bytes.
+    GoesOn(u64),
+    /// They are not: all lines are read again.
+    Changed,
+    /// Up to 1,000 more lines.
+    Batch(Batch),
+    /// The input ended.
+    End,
+    /// The input cannot be read.
+    Failed(String),
+}
+
+/// Some lines.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Rows for the log, one per target shard.
+    pub rows: Vec<LogRow>,
+    /// Messages in them.
+    pub messages: u64,
+    /// Lines that were refused.
+    pub rejects: Vec<Reject>,
+    /// Lines read so far, all batches together.
+    pub lines: u64,
+    /// Hash over them.
+    pub hash: String,
+    /// Bytes read so far.
+    pub bytes: u64,
+}
+
+/// Reads all that `plan` names and tells it to `told`; ends early when nobody listens any more.
+pub fn read(plan: Plan, handlers: &Handlers, told: &Sender<Read>) {
+    let ids = Ids::new(&plan.service, &plan.source);
+    let mut reader = Reader { plan, handlers, told, ids, format: None };
+    let last = match reader.run() {
+        Ok(()) => Read::End,
+        Err(Stop::Failed(reason)) => Read::Failed(reason),
+        Err(Stop::NobodyListens) => return,
+    };
+    // A listener that has gone knows how the import ended.
+    told.blocking_send(last).ok();
+}
+
+enum Stop {
+    Failed(String),
+    NobodyListens,
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(format!("cannot read the input: {error}"))
+    }
+}
+
+struct Reader<'a> {
+    plan: Plan,
+    handlers: &'a Handlers,
+    told: &'a Sender<Read>,
+    ids: Ids,
+    /// Known from the first line on.
+    format: Option<Format>,
+}
+
+impl Reader<'_> {
+    fn run(&mut self) -> Result<(), Stop> {
+        let mut lines = self.open()?;
+        if let Some((count, hash)) = self.plan.done.clone() {
+            if self.skip(&mut lines, count)? && lines.hash() == hash {
+                self.tell(Read::GoesOn(lines.bytes()))?;
+            } else {
+                self.tell(Read::Changed)?;
+                self.ids.forget();
+                self.format = None;
+                lines = self.open()?;
+            }
+        }
+        let mut text = Vec::new();
+        while self.batch(&mut lines, &mut text)? {}
+        Ok(())
+    }
+
+    fn open(&self) -> Result<Lines<Box<dyn BufRead>>, Stop> {
+        let input: Box<dyn BufRead> = match &self.plan.input {
+            Input::Stdin => Box::new(BufReader::new(io::stdin())),
+            Input::File(path) => {
+                let file = File::open(path);
+                let file = file.map_err(|error| Stop::Failed(format!("cannot read {}: {error}", path.display())))?;
+                Box::new(BufReader::with_capacity(1 << 16, file))
+            }
+        };
+        Ok(Lines::new(input, self.plan.longest))
+    }
+
+    /// Passes the first `count` lines, counting occurrences; false when there are fewer.
+    fn skip(&mut self, lines: &mut Lines<Box<dyn BufRead>>, count: u64) -> Result<bool, Stop> {
+        let mut text = Vec::new();
+        while lines.lines() < count {
+            let Some(line) = lines.next(&mut text)? else { return Ok(false) };
+            if self.is_record(line, &text)?
+                && let Some(format) = &self.format
+                && let Ok(said) = self.text(line, &text)
+                && let Ok((None, _)) = format.read(said)
+            {
+                self.ids.count(&text);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads and tells a batch; false at the end of the input.
+    fn batch(&mut self, lines: &mut Lines<Box<dyn BufRead>>, text: &mut Vec<u8>) -> Result<bool, Stop> {
+        let mut batch = Batch::default();
+        let mut shards: BTreeMap<u32, Vec<Message>> = BTreeMap::new();
+        let first = lines.lines();
+        let mut ended = false;
+        while lines.lines() - first < BATCH_LINES {
+            let Some(line) = lines.next(text)? else {
+                ended = true;
+                break;
+            };
+            if !self.is_record(line, text)? {
+                continue;
+            }
+            match self.message(line, text) {
+                Ok(message) => {
+                    shards.entry(shard_of(message.key(), self.plan.shards)).or_default().push(message);
+                    batch.messages += 1;
+                }
+                Err(reason) => batch.rejects.push(Reject { line: line.no, reason, text: shown(text) }),
+            }
+        }
+        if lines.lines() > first {
+            batch.rows = shards.iter().map(|(shard, messages)| self.row(*shard, messages)).collect();
+            (batch.lines, batch.hash, batch.bytes) = (lines.lines(), lines.hash(), lines.bytes());
+            self.tell(Read::Batch(batch))?;
+        }
+        Ok(!ended)
+    }
+
+    /// Whether a line is to be read as a record: a header and blank lines are not.
+    fn is_record(&mut self, line: Line, text: &[u8]) -> Result<bool, Stop> {
+        if text.trim_ascii().is_empty() {
+            return Ok(false);
+        }
+        if self.format.is_some() {
+            return Ok(true);
+        }
+        let csv = match self.plan.format {
+            ImportFormat::Csv => true,
+            ImportFormat::Ndjson => false,
+            ImportFormat::Auto => match &self.plan.input {
+                Input::File(path) if path.extension().is_some_and(|end| end == "csv") => true,
+                Input::File(path) if path.extension().is_some_and(|end| end == "ndjson" || end == "jsonl") => false,
+                Input::File(_) | Input::Stdin => !text.trim_ascii_start().starts_with(b"{"),
+            },
+        };
+        if !csv {
+            self.format = Some(Format::Ndjson);
+            return Ok(true);
+        }
+        let header =
+            self.text(line, text).map_err(|reason| Stop::Failed(format!("the header cannot be read: {reason}")))?;
+        self.format = Some(Format::csv(header).map_err(Stop::Failed)?);
+        Ok(false)
+    }
+
+    fn text<'t>(&self, line: Line, text: &'t [u8]) -> Result<&'t str, String> {
+        let longest = self.plan.longest;
+        if line.bytes > longest as u64 {
+            let bytes = line.bytes;
+            return Err(format!(
+                "the line has {bytes} bytes, at most {longest} are allowed (ingress.message_bytes_max)"
+            ));
+        }
+        std::str::from_utf8(text)
+            .map_err(|error| format!("the line is not valid UTF-8 from byte {}", error.valid_up_to() + 1))
+    }
+
+    fn message(&mut self, line: Line, text: &[u8]) -> Result<Message, String> {
+        let said = self.text(line, text)?;
+        let format = self.format.as_ref().ok_or("the format is not known yet")?;
+        let (id, mut fields) = format.read(said)?;
+        let id = id.unwrap_or_else(|| {
+            let occurrence = self.ids.count(text);
+            self.ids.id(text, occurrence).to_string()
+        });
+        fields.insert("id".to_owned(), raw(&id)?);
+        let payload = serde_json::to_vec(&fields).map_err(|error| error.to_string())?;
+        let key = self.handlers.key_of(&self.plan.service, &payload)?;
+        let draft = Draft {
+            id: &id,
+            key: key.as_str(),
+            kind: &format!("{}.import", self.plan.service),
+            source: &format!("import:{}", self.plan.source),
+            time: Clock::system().now(),
+            headers: &[("importline", &line.no.to_string())],
+            payload: &payload,
+        };
+        let message = draft.build().map_err(|error| error.to_string())?;
+        let (bytes, longest) = (message.frame().len(), self.plan.longest);
+        if bytes > longest {
+            return Err(format!(
+                "the message has {bytes} bytes, at most {longest} are allowed (ingress.message_bytes_max)"
+            ));
+        }
+        Ok(message)
+    }
+
+    fn row(&self, target: u32, messages: &[Message]) -> LogRow {
+        let named: Vec<_> = messages.iter().map(|message| (&*self.plan.service, message)).collect();
+        let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);
+        LogRow { target, count, messages: embedded::encode(&named) }
+    }
+
+    fn tell(&self, what: Read) -> Result<(), Stop> {
+        self.told.blocking_send(what).map_err(|_| Stop::NobodyListens)
+    }
+}
+
+fn shown(text: &[u8]) -> String {
+    String::from_utf8_lossy(&text[..text.len().min(SHOWN_MAX)]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(plan: Plan) -> Vec<Read> {
+        let (told, mut listen) = tokio::sync::mpsc::channel(100);
+        read(plan, &budget_actors::handlers(), &told);
+        drop(told);
+        std::iter::from_fn(|| listen.try_recv().ok()).collect()
+    }
+
+    fn plan(path: PathBuf, done: Option<(u64, String)>) -> Plan {
+        Plan {
+            input: Input::File(path),
+            format: ImportFormat::Auto,
+            service: "transactions".into(),
+            source: "f.csv".to_owned(),
+            shards: 8,
+            longest: 300,
+            done,
+        }
+    }
+
+    fn batches(told: &[Read]) -> Vec<&Batch> {
+        told.iter().filter_map(|read| if let Read::Batch(batch) = read { Some(batch) } else { None }).collect()
+    }
+
+    #[test]
+    fn bad_lines_are_refused_with_number_and_reason_and_the_rest_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f.csv");
+        let long = "x".repeat(400);
+        let mut text = b"account,amount,currency,at,id\r\na,1,EUR,2026-01-31,\r\n\r\n,1,EUR,2026-01-31,\n".to_vec();
+        text.extend_from_slice(b"a,1,EUR,2026-01-31,\xff\n");
+        text.extend_from_slice(
+            format!("{long},1,EUR,2026-01-31,\na,1,euro,2026-01-31,\nb,2,EUR,2026-01-31,m-1").as_bytes(),
+        );
+        std::fs::write(&path, text).unwrap();
+        let told = run(plan(path, None));
+        let [batch] = batches(&told)[..] else { panic!("{told:?}") };
+        assert_eq!((batch.messages, batch.lines), (2, 8));
+        let rejects: Vec<_> = batch.rejects.iter().map(|reject| (reject.line, reject.reason.as_str())).collect();
+        assert_eq!(rejects.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [4, 5, 6, 7]);
+        for (found, part) in rejects.iter().zip(["the account is empty", "UTF-8 from byte 20", "418 bytes", "euro"]) {
+            assert!(found.1.contains(part), "{found:?} lacks {part}");
+        }
+        assert!(matches!(told.last(), Some(Read::End)));
+    }
+
+    #[test]
+    fn a_second_run_reads_only_what_is_new() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f.ndjson");
+        let line = r#"{"account":"a","amount":1,"currency":"EUR","at":"2026-01-31"}"#;
+        std::fs::write(&path, format!("{line}\n").repeat(1_500)).unwrap();
+        let told = run(plan(path.clone(), None));
+        let first = batches(&told);
+        assert_eq!(
+            first.iter().map(|batch| (batch.lines, batch.messages)).collect::<Vec<_>>(),
+            [(1_000, 1_000), (1_500, 500)]
+        );
+
+        std::fs::write(&path, format!("{line}\n").repeat(1_501)).unwrap();
+        let told = run(plan(path.clone(), Some((1_500, first[1].hash.clone()))));
+        assert!(matches!(told[0], Read::GoesOn(_)));
+        assert_eq!(batches(&told).iter().map(|batch| (batch.lines, batch.messages)).collect::<Vec<_>>(), [(1_501, 1)]);
+
+        for done in [(1_500, "other".to_owned()), (9_999, first[1].hash.clone())] {
+            let told = run(plan(path.clone(), Some(done)));
+            assert!(matches!(told[0], Read::Changed));
+            assert_eq!(batches(&told).iter().map(|batch| batch.messages).sum::<u64>(), 1_501);
+        }
+    }
+
+    #[test]
+    fn a_missing_file_and_a_header_that_does_not_fit_end_the_import() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f.csv");
+        let failed = |told: Vec<Read>, part: &str| {
+            assert!(matches!(&told[..], [Read::Failed(reason)] if reason.contains(part)), "{told:?}");
+        };
+        failed(run(plan(path.clone(), None)), "cannot read");
+        std::fs::write(&path, "account,amount\n").unwrap();
+        failed(run(plan(path.clone(), None)), "lacks currency, at");
+        std::fs::write(&path, b"\xff\n").unwrap();
+        failed(run(plan(path, None)), "UTF-8");
+    }
+}

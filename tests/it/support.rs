@@ -1,0 +1,88 @@
+//! What the suites share: small handlers, messages, an engine over a fresh store.
+//! In: names and numbers. Out: engines, messages.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use perkey::message::{Draft, shard_of};
+use perkey::metrics::Metrics;
+use perkey::settings::Settings;
+use perkey::store::LogRow;
+use perkey::store::query::{ImportBatch, ImportProgress};
+use perkey::store::sqlite::{Access, SqliteStore};
+use perkey::transport::embedded;
+use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
+use serde::{Deserialize, Serialize};
+
+/// Counts the messages of each key and emits the count.
+pub struct Counting;
+
+#[derive(Deserialize)]
+pub struct Count {
+    pub key: String,
+    #[serde(default)]
+    pub fail: Option<String>,
+}
+
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct Counted {
+    pub n: u64,
+}
+
+impl Handler for Counting {
+    const SERVICE: &'static str = "counting";
+    type Message = Count;
+    type State = Counted;
+
+    fn key(&self, message: &Count) -> Key {
+        message.key.as_str().into()
+    }
+
+    async fn handle(&self, counted: &mut Counted, message: Count, turn: &mut Turn) -> Result<(), Fault> {
+        counted.n += 1;
+        turn.emit("counted", &serde_json::json!({ "id": turn.id(), "n": counted.n }))?;
+        match message.fail.as_deref() {
+            None => Ok(()),
+            Some("panic") => panic!("as told"),
+            Some("reject") => Err(Fault::reject("as told")),
+            Some("once") if turn.attempt() > 1 => Ok(()),
+            Some(_) => Err(Fault::retry("as told")),
+        }
+    }
+}
+
+pub fn handlers() -> Handlers {
+    Handlers::new().with(Counting)
+}
+
+/// A message for `counting`.
+pub fn count(id: &str, key: &str, fail: Option<&str>) -> Message {
+    let payload = serde_json::json!({ "key": key, "fail": fail }).to_string();
+    Draft { id, key, kind: "count", source: "test", payload: payload.as_bytes(), ..Draft::default() }.build().unwrap()
+}
+
+pub async fn open(path: &Path) -> Arc<SqliteStore> {
+    let url = format!("sqlite://{}", path.display());
+    Arc::new(SqliteStore::open(&url, Access::Run).await.unwrap())
+}
+
+pub async fn start(settings: &Settings, store: Arc<SqliteStore>, handlers: Handlers) -> Engine {
+    Engine::start(settings, handlers, store, Metrics::new()).await.unwrap()
+}
+
+/// Appends messages for a service to the log's import lane.
+pub async fn append(store: &dyn perkey::store::Store, shards: u32, service: &str, messages: &[Message]) {
+    for chunk in messages.chunks(1_000) {
+        let mut rows = Vec::new();
+        for target in 0..shards {
+            let mine: Vec<_> =
+                chunk.iter().filter(|m| shard_of(m.key(), shards) == target).map(|m| (service, m)).collect();
+            if !mine.is_empty() {
+                rows.push(LogRow { target, count: mine.len() as u32, messages: embedded::encode(&mine) });
+            }
+        }
+        let progress = ImportProgress::default();
+        let batch = ImportBatch { service: service.into(), source: "test".to_owned(), rows, progress, at: 0 };
+        store.queries().append_import(batch).await.unwrap();
+    }
+}
