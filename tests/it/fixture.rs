@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use perkey::handler::{Column, ColumnKind, RowWrite, Table};
 use perkey::message::{Draft, Message, TakenId};
+use perkey::store::memory::MemoryStore;
 use perkey::store::query::{DeadFilter, Story};
 use perkey::store::sqlite::{Access, SqliteStore};
 use perkey::store::{
@@ -47,6 +48,31 @@ pub(crate) const POSTINGS: Table = Table {
 
 pub(crate) fn setup() -> Setup {
     Setup { shards: SHARDS, services: vec!["balances".into(), "audit".into()], tables: vec![POSTINGS] }
+}
+
+/// A store in memory; it outlives its "process".
+pub(crate) struct MemoryPlace(Arc<MemoryStore>);
+
+impl MemoryPlace {
+    pub(crate) async fn new() -> Box<Self> {
+        let store = Arc::new(MemoryStore::new());
+        store.prepare(setup()).await.unwrap();
+        Box::new(Self(store))
+    }
+}
+
+impl Place for MemoryPlace {
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.0) as Arc<dyn Store>
+    }
+
+    fn restart(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn rows(&self, table: &'static str) -> BoxFuture<'_, Vec<Value>> {
+        Box::pin(std::future::ready(self.0.rows(table)))
+    }
 }
 
 /// A store in a SQLite file of its own directory.

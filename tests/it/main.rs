@@ -1,7 +1,12 @@
-//! What the parts promise together, in one binary.
+//! What the parts promise together, one binary.
+//! In: the crates as a user has them. Out: promises kept, on every driver.
+
+#![expect(clippy::unwrap_used, reason = "tests may")]
 
 mod engine;
 mod fixture;
+mod sqlite_store;
 mod store_contract;
 mod support;
 mod tidy;
+mod transport_contract;

@@ -1,9 +1,23 @@
 //! What every store promises, written once and run on each driver.
 //! In: a place with a prepared store. Out: the same behaviour everywhere.
 
-use crate::fixture::{Place, committed, everything, full, setup};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use perkey::store::Outcome;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use perkey::handler::{Column, ColumnKind, Table};
+use perkey::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand};
+use perkey::store::{
+    CommandResult, Commit, Epoch, Identity, LogRow, Outcome, Part, PendingKind, Setup, Store, StoreError, Trim,
+};
+use perkey::transport::{Position, Positions};
+use serde_json::json;
+
+use crate::fixture::{
+    POSTINGS, Place, SHARDS, commit, committed, everything, full, letter, message, pending, posting, row_write,
+    service_key, setup, state, taken,
+};
 
 /// Runs each promise on each driver.
 macro_rules! contract {
@@ -12,41 +26,620 @@ macro_rules! contract {
     };
     (@driver $driver:ident, $place:expr, [$($promise:ident),* $(,)?]) => {
         mod $driver {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            $(#[tokio::test]
             async fn $promise() {
                 super::$promise($place.await).await;
             })*
         }
     };
 }
+pub(crate) use contract;
 
 contract! {
+    memory: crate::fixture::MemoryPlace::new();
     sqlite: crate::fixture::SqlitePlace::new();
     => [
-        a_commit_is_complete,
+        a_commit_is_complete_and_survives_a_restart,
         a_stale_epoch_writes_nothing,
+        a_wrong_number_writes_nothing,
+        commits_of_many_shards_stand_alone,
+        a_refused_row_undoes_its_whole_commit,
+        retake_shuts_out_and_tells_the_number,
+        release_and_clean_end_an_unclean_series,
+        the_inbox_is_the_window_and_what_is_pinned,
+        load_answers_in_the_order_asked,
+        due_gives_keys_longest_due_first,
+        orphans_have_no_row_that_is_due,
+        a_page_is_a_key_in_order,
+        dead_letters_are_found_by_every_filter,
+        the_log_is_read_per_origin_in_order,
+        the_log_gives_each_origin_its_share,
+        trim_removes_only_what_was_passed,
+        a_dropped_commit_lands_all_the_same,
+        numbers_of_services_and_seqs_are_never_reused,
+        another_number_of_shards_is_refused,
+        tables_that_do_not_fit_are_refused,
+        of_several_rows_of_a_key_the_last_counts,
+        odd_text_survives,
+        large_values_survive,
+        an_import_is_written_with_its_progress,
+        a_command_is_open_until_its_shard_is_done,
+        events_are_numbered_on_and_paged,
     ]
 }
 
-async fn a_commit_is_complete(mut place: Box<impl Place>) {
+async fn begin(place: &dyn Place, shard: u32) -> (Arc<dyn Store>, Identity, Epoch) {
     let store = place.store();
     let identity = store.prepare(setup()).await.unwrap();
-    let epoch = store.take(1, "me").await.unwrap().epoch;
-    committed(&store, &full(&identity, 1, epoch, 1, "a")).await;
+    let epoch = store.take(shard, "me").await.unwrap().epoch;
+    (store, identity, epoch)
+}
+
+fn with(part: Part, commit: Commit) -> Commit {
+    Commit { parts: vec![part], ..commit }
+}
+
+fn seqs<T>(rows: &[T], seq: impl Fn(&T) -> u64) -> Vec<u64> {
+    rows.iter().map(seq).collect()
+}
+
+async fn a_commit_is_complete_and_survives_a_restart(mut place: Box<impl Place>) {
+    let (store, identity, epoch) = begin(&*place, 1).await;
+    let written = full(&identity, 1, epoch, 1, "a");
+    committed(&store, &written).await;
+    let part = &written.parts[0];
+    let shard = store.queries().shards().await.unwrap().swap_remove(1);
+    assert_eq!((shard.owner.as_deref(), shard.commit_no, shard.epoch), (Some("me"), 1, epoch));
+    assert_eq!((shard.pending, shard.dead_letters, shard.held_keys), (1, 1, 1));
+    assert_eq!((&shard.positions, &shard.counters), (&written.positions, &written.counters));
+    let inbox = store.inbox(1, 0, 100).await.unwrap();
+    assert_eq!(inbox.commits[0].ids, part.ids);
+    let keys = vec![service_key("acct-a"), service_key("wait-a"), service_key("dead-a")];
+    let loaded = store.load(1, keys).await.unwrap();
+    assert_eq!(loaded[0].state, Some((3, Bytes::from_static(b"{\"balance\":1}"))));
+    assert_eq!((loaded[1].pending, loaded[2].held), (Some((11, 11)), true));
+    let events = store.queries().events(1, 0, 10).await.unwrap();
+    assert_eq!((events[0].seq, &events[0].event), (1, &part.events[0]));
+    assert_eq!(store.page(1, service_key("wait-a"), 0, 9).await.unwrap(), part.pending);
+    assert_eq!(store.dead(1, DeadFilter::default(), 9).await.unwrap(), part.dead);
+    let log = store.read_log(2, Positions::new(), 9).await.unwrap();
+    assert_eq!((&*log[0].origin, log[0].no, &log[0].messages), ("1", 1, &written.log[0].messages));
+    assert_eq!(store.queries().command_state(1).await.unwrap().affected, 3);
+    let story = store.queries().explain("p-12".to_owned()).await.unwrap();
+    assert_eq!((story.history, story.dead), (part.history.clone(), part.dead.clone()));
+    let taken = store.queries().explain("m-a".to_owned()).await.unwrap();
+    assert_eq!((taken.taken[0].0.no, &*taken.taken[0].1, taken.events.len()), (1, "balances", 1));
+    let extra = json!({"a": [1]});
+    let row = json!({"id": "m-a", "account": "acct-a", "amount": 5, "rate": null, "open": true, "extra": extra});
+    assert_eq!(place.rows("postings").await, [row]);
+
     let before = everything(&*place, &["a"]).await;
-    println!("{before}");
     drop(store);
     place.restart().await;
     assert_eq!(before, everything(&*place, &["a"]).await);
 }
 
 async fn a_stale_epoch_writes_nothing(place: Box<impl Place>) {
-    let store = place.store();
-    let identity = store.prepare(setup()).await.unwrap();
-    let stale = store.take(1, "me").await.unwrap().epoch;
+    let (store, identity, stale) = begin(&*place, 1).await;
     store.take(1, "you").await.unwrap();
     let before = everything(&*place, &["a"]).await;
     let outcome = store.commit(&full(&identity, 1, stale, 1, "a")).await;
     assert!(matches!(outcome, Outcome::Fenced), "{outcome:?}");
     assert_eq!(before, everything(&*place, &["a"]).await);
+}
+
+async fn a_wrong_number_writes_nothing(place: Box<impl Place>) {
+    let (store, identity, epoch) = begin(&*place, 1).await;
+    committed(&store, &full(&identity, 1, epoch, 1, "a")).await;
+    let before = everything(&*place, &["a", "b"]).await;
+    for no in [0, 1, 3] {
+        let outcome = store.commit(&full(&identity, 1, epoch, no, "b")).await;
+        assert!(matches!(outcome, Outcome::Fenced), "{no}: {outcome:?}");
+    }
+    assert_eq!(before, everything(&*place, &["a", "b"]).await);
+    committed(&store, &full(&identity, 1, epoch, 2, "b")).await;
+}
+
+async fn commits_of_many_shards_stand_alone(place: Box<impl Place>) {
+    let store = place.store();
+    let identity = store.prepare(setup()).await.unwrap();
+    let mut commits = Vec::new();
+    for (shard, tag) in (0..SHARDS).zip(["a", "b", "c", "d"]) {
+        let epoch = store.take(shard, "me").await.unwrap().epoch;
+        commits.push(full(&identity, shard, epoch, 1, tag));
+    }
+    commits[1].parts[0].rows.push(row_write(
+        "acct-b",
+        "bad",
+        Some(json!({"id": "bad", "account": "acct-b"}).to_string()),
+    ));
+    commits[2].epoch += 1;
+    // All are handed over before the first is awaited.
+    let outcomes = join_all(commits.iter().map(|commit| store.commit(commit)).collect::<Vec<_>>()).await;
+    assert!(matches!(outcomes[0], Outcome::Committed), "{outcomes:?}");
+    assert!(matches!(outcomes[1], Outcome::Refused { permanent: false, .. }), "{outcomes:?}");
+    assert!(matches!(outcomes[2], Outcome::Fenced), "{outcomes:?}");
+    assert!(matches!(outcomes[3], Outcome::Committed), "{outcomes:?}");
+    let numbers: Vec<u64> = store.queries().shards().await.unwrap().iter().map(|shard| shard.commit_no).collect();
+    assert_eq!(numbers, [1, 0, 0, 1]);
+    for (tag, there) in [("a", true), ("b", false), ("c", false), ("d", true)] {
+        let story = store.queries().explain(format!("acct-{tag}")).await.unwrap();
+        let seen = (!story.states.is_empty(), !story.events.is_empty(), !story.log.is_empty());
+        assert_eq!(seen, (there, there, there), "{tag}");
+    }
+    let accounts: Vec<_> = place.rows("postings").await.iter().map(|row| row["account"].clone()).collect();
+    assert_eq!(accounts, ["acct-a", "acct-d"]);
+    assert_eq!(store.queries().command_state(1).await.unwrap().shards_done, 2);
+}
+
+async fn a_refused_row_undoes_its_whole_commit(place: Box<impl Place>) {
+    let (store, identity, epoch) = begin(&*place, 0).await;
+    let before = everything(&*place, &["a"]).await;
+    for (column, value) in
+        [("amount", json!(null)), ("amount", json!("much")), ("amount", json!(1.5)), ("open", json!(7))]
+    {
+        let mut row = json!({"id": "x", "account": "acct-a", "amount": 1, "open": true});
+        row[column] = value;
+        let mut refused = full(&identity, 0, epoch, 1, "a");
+        refused.parts[0].rows.push(row_write("acct-a", "x", Some(row.to_string())));
+        let outcome = store.commit(&refused).await;
+        assert!(
+            matches!(&outcome, Outcome::Refused { error, .. } if error.contains("postings")),
+            "{outcome:?} for {row}"
+        );
+    }
+    assert_eq!(before, everything(&*place, &["a"]).await);
+    committed(&store, &full(&identity, 0, epoch, 1, "a")).await;
+}
+
+async fn retake_shuts_out_and_tells_the_number(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 2).await;
+    let first = commit(2, epoch, 1);
+    let under_way = store.commit(&first);
+    let taken = store.retake(2, epoch).await.unwrap();
+    assert_eq!((taken.commit_no, taken.epoch, taken.unclean), (1, epoch + 1, 0));
+    assert!(matches!(under_way.await, Outcome::Committed));
+    assert!(matches!(store.commit(&commit(2, epoch, 2)).await, Outcome::Fenced));
+    committed(&store, &commit(2, taken.epoch, 2)).await;
+    assert_eq!(store.retake(2, epoch).await, Err(StoreError::Fenced(2)));
+}
+
+async fn release_and_clean_end_an_unclean_series(place: Box<impl Place>) {
+    let (store, _, first) = begin(&*place, 3).await;
+    let second = store.take(3, "b").await.unwrap();
+    assert_eq!((second.epoch, second.unclean), (first + 1, 1));
+    let third = store.take(3, "c").await.unwrap();
+    assert_eq!(third.unclean, 2);
+    committed(&store, &Commit { clean: true, ..commit(3, third.epoch, 1) }).await;
+    let fourth = store.take(3, "d").await.unwrap();
+    assert_eq!((fourth.unclean, fourth.commit_no), (1, 1));
+    committed(&store, &Commit { release: true, ..commit(3, fourth.epoch, 2) }).await;
+    assert_eq!(store.queries().shards().await.unwrap()[3].owner, None);
+    let fifth = store.take(3, "e").await.unwrap();
+    assert_eq!((fifth.unclean, fifth.positions), (0, commit(3, 0, 2).positions));
+    assert_eq!(fifth.counters["taken"], 20);
+}
+
+async fn the_inbox_is_the_window_and_what_is_pinned(place: Box<impl Place>) {
+    let (store, identity, epoch) = begin(&*place, 0).await;
+    for no in 1..=4 {
+        let ids = (0..3).map(|at| taken(&identity, &message(&format!("m-{no}-{at}"), "k", b""))).collect();
+        let mut part = Part { ids, ..Part::default() };
+        if no == 1 {
+            part.pending = vec![pending(1, "waits", None)];
+            part.dead = vec![letter(2, "dead", false)];
+        }
+        committed(&store, &with(part, commit(0, epoch, no))).await;
+    }
+    committed(&store, &commit(0, epoch, 5)).await;
+    let numbers = |rows: &perkey::store::InboxRows| rows.commits.iter().map(|commit| commit.no).collect::<Vec<_>>();
+    let all = store.inbox(0, 0, 1_000).await.unwrap();
+    assert_eq!(numbers(&all), [1, 2, 3, 4]);
+    assert_eq!((all.commits[2].at, all.commits[2].ids.len(), all.pending), (1_003, 3, 1));
+    assert_eq!(all.commits[2].ids[1], taken(&identity, &message("m-3-1", "k", b"")));
+    assert_eq!(all.pinned, [pending(1, "waits", None).id, letter(2, "dead", false).id]);
+    let recent = store.inbox(0, 1_003, 1_000).await.unwrap();
+    assert_eq!((numbers(&recent), recent.pinned.len()), (vec![3, 4], 2), "pinned ids count at any age");
+    assert_eq!(numbers(&store.inbox(0, 0, 4).await.unwrap()), [3, 4], "the newest");
+    assert_eq!(store.inbox(1, 0, 1_000).await.unwrap(), perkey::store::InboxRows::default());
+}
+
+async fn load_answers_in_the_order_asked(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let mut other = state("a", "{\"of\":\"audit\"}");
+    other.service = "audit".into();
+    let parts = vec![
+        Part { state: Some(state("a", "{\"n\":1}")), ..Part::default() },
+        Part { state: Some(state("a", "{\"n\":2}")), dead: vec![letter(9, "a", false)], ..Part::default() },
+        Part { state: Some(other), ..Part::default() },
+        Part { pending: [4, 6, 5].map(|seq| pending(seq, "b", None)).to_vec(), ..Part::default() },
+        Part { dead: vec![letter(7, "c", true)], ..Part::default() },
+    ];
+    committed(&store, &Commit { parts, ..commit(0, epoch, 1) }).await;
+    let asked = ["c", "none", "b", "a", "a"].map(service_key).to_vec();
+    let found = store.load(0, asked).await.unwrap();
+    assert_eq!(found.len(), 5);
+    assert_eq!((found[0].held, &found[0].state, found[0].pending), (true, &None, None));
+    assert_eq!(found[1], perkey::store::KeyRow::default());
+    assert_eq!((found[2].held, found[2].pending), (false, Some((4, 6))));
+    assert_eq!((found[3].held, &found[3].state), (false, &Some((3, Bytes::from_static(b"{\"n\":2}")))));
+    assert_eq!(found[4], found[3]);
+    let mut audit = service_key("a");
+    audit.service = "audit".into();
+    assert_eq!(
+        store.load(0, vec![audit]).await.unwrap()[0].state,
+        Some((3, Bytes::from_static(b"{\"of\":\"audit\"}")))
+    );
+    assert!(store.load(0, Vec::new()).await.unwrap().is_empty());
+    let thousand = (0..1_000).map(|n| service_key(&format!("k{n}"))).chain([service_key("b")]).collect();
+    assert_eq!(store.load(0, thousand).await.unwrap()[1_000].pending, Some((4, 6)));
+}
+
+async fn due_gives_keys_longest_due_first(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let rows = vec![
+        pending(1, "late", Some(300)),
+        pending(2, "first", Some(100)),
+        pending(3, "first", None),
+        pending(4, "second", Some(200)),
+        pending(5, "orphan", None),
+    ];
+    committed(&store, &with(Part { pending: rows, ..Part::default() }, commit(0, epoch, 1))).await;
+    let names = |due: &perkey::store::Due| due.keys.iter().map(|key| key.key.to_string()).collect::<Vec<_>>();
+    let due = store.due(0, 200, 10).await.unwrap();
+    assert_eq!((names(&due), due.next), (vec!["first".to_owned(), "second".to_owned()], Some(300)));
+    let due = store.due(0, 200, 1).await.unwrap();
+    assert_eq!((names(&due), due.next), (vec!["first".to_owned()], Some(200)), "what the limit left is next");
+    let due = store.due(0, 1_000, 10).await.unwrap();
+    assert_eq!((due.keys.len(), due.next), (3, None));
+    assert_eq!(store.due(0, 99, 10).await.unwrap().next, Some(100));
+    assert_eq!(store.due(1, 1_000, 10).await.unwrap(), perkey::store::Due::default());
+    // A retry is written again with its new time; a settled one is gone.
+    let part = Part { pending: vec![pending(2, "first", Some(900))], settled: vec![4], ..Part::default() };
+    committed(&store, &with(part, commit(0, epoch, 2))).await;
+    let due = store.due(0, 300, 10).await.unwrap();
+    assert_eq!((names(&due), due.next), (vec!["late".to_owned()], Some(900)));
+}
+
+async fn orphans_have_no_row_that_is_due(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let rows = vec![
+        pending(1, "c", None),
+        pending(2, "a", None),
+        pending(3, "a", None),
+        pending(4, "waits", Some(50)),
+        pending(5, "waits", None),
+        pending(6, "b", None),
+    ];
+    committed(&store, &with(Part { pending: rows, ..Part::default() }, commit(0, epoch, 1))).await;
+    let first = store.orphans(0, None, 2).await.unwrap();
+    assert_eq!(first, [service_key("a"), service_key("b")]);
+    assert_eq!(store.orphans(0, first.last().cloned(), 2).await.unwrap(), [service_key("c")]);
+    assert!(store.orphans(0, Some(service_key("c")), 2).await.unwrap().is_empty());
+}
+
+async fn a_page_is_a_key_in_order(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let rows: Vec<_> = [5, 2, 9, 7].into_iter().map(|seq| pending(seq, "k", (seq == 2).then_some(10))).collect();
+    let other = pending(3, "other", None);
+    let part = Part { pending: rows.into_iter().chain([other]).collect(), ..Part::default() };
+    committed(&store, &with(part, commit(0, epoch, 1))).await;
+    let page = store.page(0, service_key("k"), 0, 3).await.unwrap();
+    assert_eq!(seqs(&page, |row| row.seq), [2, 5, 7]);
+    assert_eq!(page[0], pending(2, "k", Some(10)), "every field comes back");
+    assert_eq!(page[1].kind, PendingKind::Follower);
+    assert_eq!(seqs(&store.page(0, service_key("k"), 7, 3).await.unwrap(), |row| row.seq), [9]);
+    // Added and settled by the same commit: it never was.
+    let parts = vec![
+        Part { pending: vec![pending(20, "k", None)], settled: vec![9], ..Part::default() },
+        Part { settled: vec![20], ..Part::default() },
+    ];
+    committed(&store, &Commit { parts, ..commit(0, epoch, 2) }).await;
+    assert_eq!(seqs(&store.page(0, service_key("k"), 0, 9).await.unwrap(), |row| row.seq), [2, 5, 7]);
+}
+
+async fn dead_letters_are_found_by_every_filter(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let dead = vec![letter(4, "b", false), letter(1, "b", true), letter(3, "a", false), letter(2, "c", true)];
+    committed(&store, &with(Part { dead, ..Part::default() }, commit(0, epoch, 1))).await;
+    let found = async |filter: DeadFilter, limit| seqs(&store.dead(0, filter, limit).await.unwrap(), |row| row.seq);
+    let any = DeadFilter::default;
+    assert_eq!(found(any(), 9).await, [3, 1, 4, 2], "by key, then seq");
+    assert_eq!(found(any(), 2).await, [3, 1]);
+    assert_eq!(found(DeadFilter { key: Some("b".into()), ..any() }, 9).await, [1, 4]);
+    assert_eq!(found(DeadFilter { service: Some("audit".into()), ..any() }, 9).await, [0; 0]);
+    assert_eq!(found(DeadFilter { id: Some("p-2".into()), ..any() }, 9).await, [2]);
+    assert_eq!(found(DeadFilter { since: Some(2_003), ..any() }, 9).await, [3, 4]);
+    assert_eq!(found(DeadFilter { until: Some(2_002), ..any() }, 9).await, [1, 2]);
+    assert_eq!(found(DeadFilter { error: Some("100% of 4".into()), ..any() }, 9).await, [4]);
+    assert_eq!(found(DeadFilter { error: Some("1%0".into()), ..any() }, 9).await, [0; 0], "% is no wildcard");
+    let queries = store.queries();
+    let peeked: Vec<_> = queries.peek(any(), 3).await.unwrap().iter().map(|(shard, row)| (*shard, row.seq)).collect();
+    assert_eq!(peeked, [(0, 4), (0, 3), (0, 2)], "newest first");
+    assert_eq!(queries.count_dead(DeadFilter { key: Some("b".into()), ..any() }).await.unwrap(), 2);
+    committed(&store, &with(Part { undead: vec![2, 3], ..Part::default() }, commit(0, epoch, 2))).await;
+    assert_eq!(found(any(), 9).await, [1, 4]);
+    let loaded = store.load(0, vec![service_key("b"), service_key("c")]).await.unwrap();
+    assert_eq!((loaded[0].held, loaded[1].held), (true, false));
+}
+
+fn log_row(target: u32, count: u32, text: &str) -> LogRow {
+    LogRow { target, count, messages: Bytes::copy_from_slice(text.as_bytes()) }
+}
+
+fn places(rows: &[perkey::store::StoredLogRow]) -> Vec<(&str, u64)> {
+    rows.iter().map(|row| (&*row.origin, row.no)).collect()
+}
+
+async fn the_log_is_read_per_origin_in_order(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let other = store.take(1, "me").await.unwrap().epoch;
+    for no in 1..=3 {
+        let log = vec![log_row(2, 2, "to two"), log_row(3, 1, "to three")];
+        committed(&store, &Commit { log, ..commit(0, epoch, no) }).await;
+    }
+    assert_eq!(places(&store.read_log(2, Positions::new(), 100).await.unwrap()), [("0", 1), ("0", 2), ("0", 3)]);
+    committed(&store, &Commit { log: vec![log_row(2, 5, "late")], ..commit(1, other, 1) }).await;
+    let at = |no, index| Positions::from([(Arc::from("0"), Position { no, index })]);
+    for (from, expected) in [
+        (at(1, 1), vec![("0", 2), ("0", 3), ("1", 1)]),
+        (at(2, 0), vec![("0", 2), ("0", 3), ("1", 1)]),
+        (at(3, 1), vec![("1", 1)]),
+        (at(3, u32::MAX), vec![("1", 1)]),
+        (at(9, 0), vec![("1", 1)]),
+    ] {
+        assert_eq!(places(&store.read_log(2, from.clone(), 100).await.unwrap()), expected, "{from:?}");
+    }
+    assert_eq!(store.read_log(3, Positions::new(), 100).await.unwrap()[0].messages, "to three");
+    assert!(store.read_log(0, Positions::new(), 100).await.unwrap().is_empty());
+}
+
+async fn the_log_gives_each_origin_its_share(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let other = store.take(1, "me").await.unwrap().epoch;
+    for no in 1..=20 {
+        committed(&store, &Commit { log: vec![log_row(2, 10, "busy")], ..commit(0, epoch, no) }).await;
+    }
+    committed(&store, &Commit { log: vec![log_row(2, 10, "quiet")], ..commit(1, other, 1) }).await;
+    let rows = store.read_log(2, Positions::new(), 40).await.unwrap();
+    assert_eq!(places(&rows), [("0", 1), ("0", 2), ("1", 1)]);
+    assert_eq!(store.read_log(2, Positions::new(), 1).await.unwrap().len(), 2, "a row is never cut");
+    assert_eq!(store.read_log(2, Positions::new(), 10_000).await.unwrap().len(), 21);
+}
+
+async fn trim_removes_only_what_was_passed(place: Box<impl Place>) {
+    let (store, identity, epoch) = begin(&*place, 0).await;
+    for no in 1..=4 {
+        let mut written = full(&identity, 0, epoch, no, &no.to_string());
+        written.parts[0].history[0].at = 100 * no;
+        written.log = vec![log_row(0, 2, "mine"), log_row(1, 2, "theirs")];
+        committed(&store, &written).await;
+    }
+    let log = Positions::from([(Arc::from("0"), Position { no: 3, index: 0 })]);
+    store.trim(0, Trim { log, commits_below: 3, history_before: 300 }).await.unwrap();
+    assert_eq!(places(&store.read_log(0, Positions::new(), 100).await.unwrap()), [("0", 3), ("0", 4)]);
+    assert_eq!(store.read_log(1, Positions::new(), 100).await.unwrap().len(), 4, "another reader's rows stay");
+    let kept: Vec<u64> = store.inbox(0, 0, 100).await.unwrap().commits.iter().map(|commit| commit.no).collect();
+    assert_eq!(kept, [3, 4]);
+    for (no, lines) in [(2, 0), (3, 1)] {
+        assert_eq!(store.queries().explain(format!("dead-{no}")).await.unwrap().history.len(), lines, "{no}");
+    }
+    let log = Positions::from([(Arc::from("0"), Position { no: 4, index: 1 })]);
+    store.trim(0, Trim { log, ..Trim::default() }).await.unwrap();
+    assert!(store.read_log(0, Positions::new(), 100).await.unwrap().is_empty());
+    committed(&store, &commit(0, epoch, 5)).await;
+}
+
+async fn a_dropped_commit_lands_all_the_same(place: Box<impl Place>) {
+    let (store, identity, epoch) = begin(&*place, 1).await;
+    drop(store.commit(&full(&identity, 1, epoch, 1, "a")));
+    assert_eq!(store.retake(1, epoch).await.unwrap().commit_no, 1);
+    assert_eq!(store.queries().explain("acct-a".to_owned()).await.unwrap().states.len(), 1);
+}
+
+async fn numbers_of_services_and_seqs_are_never_reused(mut place: Box<impl Place>) {
+    let (store, identity, epoch) = begin(&*place, 0).await;
+    let fewer = Setup { services: vec!["new".into(), "audit".into()], ..setup() };
+    let later = store.prepare(fewer).await.unwrap();
+    assert_eq!(later.hash_key, identity.hash_key);
+    assert_eq!(later.services["balances"], identity.services["balances"]);
+    assert_eq!(later.services["audit"], identity.services["audit"]);
+    assert!(!identity.services.values().any(|number| *number == later.services["new"]));
+    let part = Part { pending: vec![pending(41, "k", None)], dead: vec![letter(42, "k", false)], ..Part::default() };
+    committed(&store, &with(part, commit(0, epoch, 1))).await;
+    let part = Part { settled: vec![41], undead: vec![42], ..Part::default() };
+    committed(&store, &with(part, commit(0, epoch, 2))).await;
+    drop(store);
+    place.restart().await;
+    let taken = place.store().take(0, "me").await.unwrap();
+    assert_eq!((taken.last_seq, taken.commit_no), (42, 2));
+}
+
+async fn another_number_of_shards_is_refused(place: Box<impl Place>) {
+    let refused = place.store().prepare(Setup { shards: SHARDS * 2, ..setup() }).await.unwrap_err();
+    assert_eq!(refused, StoreError::Shards { recorded: SHARDS, wanted: SHARDS * 2 });
+    assert!(refused.to_string().contains("shards = 4"), "{refused}");
+    assert!(place.store().take(SHARDS, "me").await.is_err());
+}
+
+async fn tables_that_do_not_fit_are_refused(place: Box<impl Place>) {
+    let store = place.store();
+    const SPACED: &[Column] = &[Column::new("a b", ColumnKind::Text)];
+    const OTHER_KIND: &[Column] = &[
+        Column::new("id", ColumnKind::Text),
+        Column::new("account", ColumnKind::Text),
+        Column::new("amount", ColumnKind::Text),
+        Column::nullable("rate", ColumnKind::Real),
+        Column::nullable("open", ColumnKind::Boolean),
+        Column::nullable("extra", ColumnKind::Json),
+    ];
+    for (table, word) in [
+        (Table { columns: OTHER_KIND, ..POSTINGS }, "amount"),
+        (Table { columns: &POSTINGS.columns[..3], ..POSTINGS }, "rate"),
+        (Table { primary_key: &["id", "account"], ..POSTINGS }, "primary key"),
+        (Table { name: "commits", ..POSTINGS }, "store's own"),
+        (Table { name: "Postings; --", ..POSTINGS }, "lower-case"),
+        (Table { name: "others", columns: SPACED, ..POSTINGS }, "lower-case"),
+        (Table { name: "others", primary_key: &["nothing"], ..POSTINGS }, "not declared"),
+        (Table { name: "others", primary_key: &["rate"], key_column: None, ..POSTINGS }, "nullable"),
+    ] {
+        let refused = store.prepare(Setup { tables: vec![table], ..setup() }).await.unwrap_err();
+        assert!(matches!(&refused, StoreError::Table { reason, .. } if reason.contains(word)), "{word}: {refused}");
+    }
+    store.prepare(setup()).await.unwrap();
+}
+
+async fn of_several_rows_of_a_key_the_last_counts(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let parts = vec![
+        Part { rows: vec![posting("a", "1", 1), posting("a", "2", 1), posting("a", "3", 1)], ..Part::default() },
+        Part {
+            rows: vec![row_write("a", "2", None), posting("a", "1", 2), row_write("a", "3", None)],
+            ..Part::default()
+        },
+        Part { rows: vec![posting("a", "3", 3)], ..Part::default() },
+    ];
+    committed(&store, &Commit { parts, ..commit(0, epoch, 1) }).await;
+    let seen = async || {
+        let rows = place.rows("postings").await;
+        rows.iter()
+            .map(|row| (row["id"].as_str().unwrap().to_owned(), row["amount"].as_i64().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(seen().await, [("1".to_owned(), 2), ("3".to_owned(), 3)]);
+    let rows = vec![row_write("a", "1", None), row_write("a", "none", None), posting("a", "3", 4)];
+    committed(&store, &with(Part { rows, ..Part::default() }, commit(0, epoch, 2))).await;
+    assert_eq!(seen().await, [("3".to_owned(), 4)]);
+}
+
+async fn odd_text_survives(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let json = "{ \"nul\" : \"\\u0000\", \"n\": 1e400, \"big\":12345678901234567890123, \"é\":\"\u{1F600}'\\\"--\" }";
+    let key = "k'\"\\ \u{1F600}; DROP TABLE states --";
+    let error = "e'\"\\\u{0}\u{1F600}\n";
+    let row = json!({"id": "\u{0}'\"", "account": key, "amount": i64::MIN, "rate": 0.1, "open": false, "extra": {"a": "\u{0}"}});
+    let mut dead = letter(1, key, true);
+    dead.error = error.to_owned();
+    let part = Part {
+        state: Some(state(key, json)),
+        dead: vec![dead.clone()],
+        rows: vec![row_write(key, "\u{0}'\"", Some(row.to_string()))],
+        ..Part::default()
+    };
+    committed(&store, &with(part, commit(0, epoch, 1))).await;
+    let loaded = store.load(0, vec![service_key(key)]).await.unwrap();
+    assert_eq!(loaded[0].state, Some((3, Bytes::copy_from_slice(json.as_bytes()))), "byte for byte");
+    assert!(loaded[0].held);
+    assert_eq!(
+        store.dead(0, DeadFilter { key: Some(key.to_owned()), ..DeadFilter::default() }, 9).await.unwrap(),
+        [dead]
+    );
+    assert_eq!(place.rows("postings").await, [row]);
+}
+
+async fn large_values_survive(place: Box<impl Place>) {
+    let (store, identity, epoch) = begin(&*place, 0).await;
+    let large = message("large", "k", &vec![b'x'; 6 << 20]);
+    let json = format!("\"{}\"", "s".repeat(3 << 20));
+    let mut row = pending(1, "k", Some(1));
+    row.message = large.clone();
+    let mut written = full(&identity, 0, epoch, 1, "a");
+    written.parts[0].events[0].message = large.clone();
+    written.parts[0].pending = vec![row.clone()];
+    written.parts[0].state = Some(state("k", &json));
+    written.log =
+        vec![LogRow { target: 0, count: 1, messages: perkey::transport::embedded::encode(&[("audit", &large)]) }];
+    committed(&store, &written).await;
+    assert_eq!(store.queries().events(0, 0, 9).await.unwrap()[0].event.message, large);
+    assert_eq!(store.page(0, service_key("k"), 0, 9).await.unwrap(), [row]);
+    assert_eq!(store.load(0, vec![service_key("k")]).await.unwrap()[0].state, Some((3, Bytes::from(json))));
+    assert_eq!(store.read_log(0, Positions::new(), 9).await.unwrap()[0].messages, written.log[0].messages);
+}
+
+async fn an_import_is_written_with_its_progress(mut place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let progress =
+        |lines| ImportProgress { lines, messages: lines - 1, rejects: 1, rejects_bytes: 80, lines_hash: "ab".into() };
+    let batch = |lines, rows| ImportBatch {
+        service: "balances".into(),
+        source: "file.csv".to_owned(),
+        rows,
+        progress: progress(lines),
+        at: 5,
+    };
+    let asked = || store.queries().import_progress("balances".to_owned(), "file.csv".to_owned());
+    assert_eq!(asked().await.unwrap(), ImportProgress::default());
+    store.queries().append_import(batch(11, vec![log_row(0, 7, "x"), log_row(1, 3, "y")])).await.unwrap();
+    store.queries().append_import(batch(21, vec![log_row(0, 10, "z")])).await.unwrap();
+    assert_eq!(asked().await.unwrap(), progress(21));
+    assert_eq!(store.queries().unread_imports().await.unwrap(), 20);
+    assert_eq!(places(&store.read_log(0, Positions::new(), 100).await.unwrap()), [("import", 1), ("import", 2)]);
+    // A batch that cannot be written, here two rows for one place, leaves no progress behind.
+    let twice = batch(31, vec![log_row(2, 5, "x"), log_row(2, 5, "y")]);
+    assert!(store.queries().append_import(twice).await.is_err());
+    assert_eq!(asked().await.unwrap(), progress(21));
+    let read = |no, index| BTreeMap::from([(Arc::from("import"), Position { no, index })]);
+    let positions = BTreeMap::from([(Arc::from("embedded"), read(1, 3))]);
+    committed(&store, &Commit { positions, ..commit(0, epoch, 1) }).await;
+    assert_eq!(store.queries().unread_imports().await.unwrap(), 20, "a row half read counts whole");
+    let positions = BTreeMap::from([(Arc::from("embedded"), read(1, 6))]);
+    committed(&store, &Commit { positions, ..commit(0, epoch, 2) }).await;
+    assert_eq!(store.queries().unread_imports().await.unwrap(), 13);
+    let unread: Vec<u64> = store.queries().shards().await.unwrap().iter().map(|shard| shard.unread).collect();
+    assert_eq!(unread, [10, 3, 0, 0]);
+    store.trim(0, Trim { log: read(2, 9), ..Trim::default() }).await.unwrap();
+    drop(store);
+    place.restart().await;
+    let store = place.store();
+    store.queries().append_import(batch(22, vec![log_row(0, 1, "w")])).await.unwrap();
+    let rows = store.read_log(0, Positions::new(), 100).await.unwrap();
+    assert_eq!(rows.len(), 1);
+    assert!(rows[0].no > 2, "a lane's numbers go on even when its rows are gone: {rows:?}");
+}
+
+async fn a_command_is_open_until_its_shard_is_done(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let filter = DeadFilter { key: Some("k".into()), until: Some(9), ..DeadFilter::default() };
+    let new = NewCommand {
+        action: Action::Replay,
+        filter: filter.clone(),
+        who: "ann".into(),
+        why: "fixed".into(),
+        matched: 2,
+        at: 7,
+    };
+    let id = store.queries().command(new.clone()).await.unwrap();
+    let second = store.queries().command(NewCommand { action: Action::Discard, ..new }).await.unwrap();
+    let open = store.queries().open_commands(0).await.unwrap();
+    assert_eq!(open.iter().map(|command| command.id).collect::<Vec<_>>(), [id, second]);
+    assert_eq!((open[0].action, &open[0].filter, open[0].who.as_str()), (Action::Replay, &filter, "ann"));
+    let result =
+        |affected, done| Part { command: Some(CommandResult { command: id, affected, done }), ..Part::default() };
+    committed(&store, &with(result(2, false), commit(0, epoch, 1))).await;
+    assert_eq!(store.queries().open_commands(0).await.unwrap().len(), 2);
+    committed(&store, &with(result(1, true), commit(0, epoch, 2))).await;
+    assert_eq!(store.queries().open_commands(0).await.unwrap().len(), 1);
+    assert_eq!(store.queries().open_commands(1).await.unwrap().len(), 2);
+    let state = store.queries().command_state(id).await.unwrap();
+    assert_eq!((state.shards_done, state.shards, state.affected), (1, SHARDS, 3));
+}
+
+async fn events_are_numbered_on_and_paged(place: Box<impl Place>) {
+    let (store, identity, epoch) = begin(&*place, 0).await;
+    let mut next = 1;
+    for no in 1..=4 {
+        let mut written = full(&identity, 0, epoch, no, &format!("{no}"));
+        written.first_seq = next;
+        let event = written.parts[0].events[0].clone();
+        written.parts[0].events = vec![event; if no == 2 { 0 } else { 2 }];
+        next += written.events().count() as u64;
+        committed(&store, &written).await;
+    }
+    let found = async |after, limit| seqs(&store.queries().events(0, after, limit).await.unwrap(), |row| row.seq);
+    assert_eq!(found(0, 9).await, [1, 2, 3, 4, 5, 6]);
+    assert_eq!(found(1, 9).await, [2, 3, 4, 5, 6]);
+    assert_eq!(found(2, 1).await, [3, 4]);
+    assert_eq!(found(3, 1).await, [4]);
+    assert_eq!(found(6, 9).await, [0; 0]);
+    assert_eq!(store.take(0, "me").await.unwrap().outbox_seq, 6);
 }

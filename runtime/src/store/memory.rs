@@ -1,1 +1,315 @@
-//! Being written.
+//! The store in memory, for tests: the same contract, no files, nothing that waits.
+//! In: commits. Out: what [`Store`] promises, and everything that a checker wants to see.
+
+mod apply;
+mod queries;
+mod read;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, ready};
+use serde_json::Value;
+
+use super::query::{DeadFilter, ImportProgress, NewCommand, Queries};
+use super::watch::LogWatch;
+use super::{
+    Commit, Counters, DeadLetter, Due, Epoch, Event, HistoryRow, Identity, InboxRows, KeyRow, Outcome, PendingRow,
+    ServiceKey, Setup, SourcePositions, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim, declared,
+};
+use crate::clock::Millis;
+use crate::handler::{Column, ColumnKind, RowWrite, Table};
+use crate::message::{ShardNo, TakenId};
+use crate::transport::Positions;
+
+/// A store in memory. What is committed outlives every owner of a shard, not the process.
+#[derive(Default)]
+pub struct MemoryStore {
+    inner: Mutex<Inner>,
+    watch: LogWatch,
+}
+
+/// Says which rows the store refuses: whether for good, and in which words.
+pub type Refuse = dyn Fn(&RowWrite) -> Option<(bool, String)> + Send;
+
+/// A mistake that the store makes on purpose, so that a simulator can show that it would notice.
+#[cfg(feature = "planted-defects")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Defect {
+    /// Neither epoch nor number of a commit is checked.
+    NoFence,
+    /// Pending rows, dead letters and history are written even when the fence does not match.
+    PartNotFenced,
+}
+
+/// A commit as it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The shard.
+    pub shard: ShardNo,
+    /// Its number.
+    pub no: u64,
+    /// Under which epoch.
+    pub epoch: Epoch,
+    /// When.
+    pub at: Millis,
+    /// Number of its first event.
+    pub first_seq: u64,
+    /// What it took.
+    pub ids: Vec<TakenId>,
+    /// What it emitted.
+    pub events: Vec<Event>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Shard {
+    owner: Option<String>,
+    epoch: Epoch,
+    commit_no: u64,
+    outbox_seq: u64,
+    last_seq: u64,
+    unclean: u32,
+    positions: SourcePositions,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Inner {
+    shards: Vec<Shard>,
+    services: BTreeMap<Arc<str>, u16>,
+    /// All that were ever written, in the order in which they were.
+    journal: Vec<Written>,
+    /// Those that were not trimmed, as places in the journal.
+    commits: BTreeMap<(ShardNo, u64), usize>,
+    states: BTreeMap<(Arc<str>, Arc<str>), (u32, Bytes)>,
+    pending: BTreeMap<(ShardNo, u64), PendingRow>,
+    dead: BTreeMap<(ShardNo, u64), DeadLetter>,
+    history: Vec<(ShardNo, HistoryRow)>,
+    log: BTreeMap<(ShardNo, Arc<str>, u64), (u32, Bytes)>,
+    lanes: BTreeMap<&'static str, u64>,
+    imports: BTreeMap<(String, String), ImportProgress>,
+    commands: Vec<NewCommand>,
+    results: BTreeMap<(i64, ShardNo), (u64, bool)>,
+    tables: BTreeMap<&'static str, (Table, BTreeMap<String, Value>)>,
+    refuse: Option<Box<Refuse>>,
+    #[cfg(feature = "planted-defects")]
+    defect: Option<Defect>,
+}
+
+/// Ids are hashed under the same key in every run: a simulation repeats itself.
+const HASH_KEY: [u8; 32] = [0x50; 32];
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// From now on rows for which `refuse` gives a reason are refused, with the commit that holds them.
+    pub fn refuse_rows(&self, refuse: impl Fn(&RowWrite) -> Option<(bool, String)> + Send + 'static) {
+        self.inner().refuse = Some(Box::new(refuse));
+    }
+
+    /// From now on the store makes this mistake.
+    #[cfg(feature = "planted-defects")]
+    pub fn plant(&self, defect: Defect) {
+        self.inner().defect = Some(defect);
+    }
+
+    /// [`Store::prepare`].
+    pub fn prepare_now(&self, setup: &Setup) -> Result<Identity, StoreError> {
+        let mut inner = self.inner();
+        let recorded = u32::try_from(inner.shards.len()).unwrap_or(u32::MAX);
+        if recorded != 0 && recorded != setup.shards {
+            return Err(StoreError::Shards { recorded, wanted: setup.shards });
+        }
+        for table in &setup.tables {
+            declared::check(table)?;
+            if let Some((there, _)) = inner.tables.get(table.name) {
+                declared::compare(table, kind, &declared::shapes(there, kind))?;
+            }
+        }
+        inner.shards.resize(setup.shards as usize, Shard::default());
+        for service in &setup.services {
+            let next = u16::try_from(inner.services.len() + 1)
+                .map_err(|_| StoreError::Corrupt("more services than there are numbers".to_owned()))?;
+            inner.services.entry(Arc::clone(service)).or_insert(next);
+        }
+        for table in &setup.tables {
+            inner.tables.entry(table.name).or_insert_with(|| (*table, BTreeMap::new()));
+        }
+        Ok(Identity { hash_key: HASH_KEY, services: inner.services.clone() })
+    }
+
+    /// [`Store::commit`]: writes all of it now, or nothing.
+    pub fn apply(&self, commit: &Commit) -> Outcome {
+        let outcome = self.inner().apply(commit);
+        if matches!(outcome, Outcome::Committed) {
+            self.watch.appended(commit.log.iter().map(|row| row.target));
+        }
+        outcome
+    }
+
+    /// [`Store::take`].
+    pub fn take_now(&self, shard: ShardNo, owner: &str) -> Result<TakenShard, StoreError> {
+        self.inner().take(shard, owner)
+    }
+
+    /// [`Store::retake`].
+    pub fn retake_now(&self, shard: ShardNo, epoch: Epoch) -> Result<TakenShard, StoreError> {
+        self.inner().retake(shard, epoch)
+    }
+
+    /// [`Store::inbox`].
+    pub fn inbox_now(&self, shard: ShardNo, since: Millis, max: usize) -> InboxRows {
+        self.inner().inbox(shard, since, max)
+    }
+
+    /// [`Store::load`].
+    pub fn load_now(&self, shard: ShardNo, keys: &[ServiceKey]) -> Vec<KeyRow> {
+        let inner = self.inner();
+        keys.iter().map(|key| inner.load(shard, key)).collect()
+    }
+
+    /// [`Store::due`].
+    pub fn due_now(&self, shard: ShardNo, now: Millis, limit: usize) -> Due {
+        self.inner().due(shard, now, limit)
+    }
+
+    /// [`Store::orphans`].
+    pub fn orphans_now(&self, shard: ShardNo, after: Option<&ServiceKey>, limit: usize) -> Vec<ServiceKey> {
+        self.inner().orphans(shard, after, limit)
+    }
+
+    /// [`Store::page`].
+    pub fn page_now(&self, shard: ShardNo, key: &ServiceKey, after: u64, limit: usize) -> Vec<PendingRow> {
+        self.inner().page(shard, key, after, limit)
+    }
+
+    /// [`Store::dead`].
+    pub fn dead_now(&self, shard: ShardNo, filter: &DeadFilter, limit: usize) -> Vec<DeadLetter> {
+        self.inner().dead_letters(shard, filter, limit)
+    }
+
+    /// [`Store::read_log`].
+    pub fn read_log_now(&self, target: ShardNo, from: &Positions, limit: usize) -> Vec<StoredLogRow> {
+        self.inner().read_log(target, from, limit)
+    }
+
+    /// [`Store::trim`].
+    pub fn trim_now(&self, shard: ShardNo, trim: &Trim) {
+        self.inner().trim(shard, trim);
+    }
+
+    /// The states of all keys: version and JSON by service and key.
+    pub fn states(&self) -> BTreeMap<(Arc<str>, Arc<str>), (u32, Bytes)> {
+        self.inner().states.clone()
+    }
+
+    /// All commits ever written, trimmed ones too, in the order in which they were.
+    pub fn journal(&self) -> Vec<Written> {
+        self.inner().journal.clone()
+    }
+
+    /// All pending rows, by shard and `seq`.
+    pub fn pending(&self) -> BTreeMap<(ShardNo, u64), PendingRow> {
+        self.inner().pending.clone()
+    }
+
+    /// All dead letters, by shard and `seq`.
+    pub fn dead_letters(&self) -> BTreeMap<(ShardNo, u64), DeadLetter> {
+        self.inner().dead.clone()
+    }
+
+    /// All history, in the order in which it was written.
+    pub fn history(&self) -> Vec<(ShardNo, HistoryRow)> {
+        self.inner().history.clone()
+    }
+
+    /// All rows of the log: count and messages by target, origin and number.
+    pub fn log(&self) -> BTreeMap<(ShardNo, Arc<str>, u64), (u32, Bytes)> {
+        self.inner().log.clone()
+    }
+
+    /// The rows of a handler's table, in the order of their primary key's JSON.
+    pub fn rows(&self, table: &str) -> Vec<Value> {
+        self.inner().tables.get(table).map_or_else(Vec::new, |(_, rows)| rows.values().cloned().collect())
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn kind(column: &Column) -> &'static str {
+    match column.kind {
+        ColumnKind::Text => "text",
+        ColumnKind::Integer => "integer",
+        ColumnKind::Real => "real",
+        ColumnKind::Boolean => "boolean",
+        ColumnKind::Json => "json",
+    }
+}
+
+impl Store for MemoryStore {
+    fn prepare(&self, setup: Setup) -> StoreFuture<'_, Identity> {
+        Box::pin(async move { self.prepare_now(&setup) })
+    }
+
+    fn take(&self, shard: ShardNo, owner: &str) -> StoreFuture<'_, TakenShard> {
+        Box::pin(ready(self.take_now(shard, owner)))
+    }
+
+    fn retake(&self, shard: ShardNo, epoch: Epoch) -> StoreFuture<'_, TakenShard> {
+        Box::pin(ready(self.retake_now(shard, epoch)))
+    }
+
+    fn inbox(&self, shard: ShardNo, since: Millis, max: usize) -> StoreFuture<'_, InboxRows> {
+        Box::pin(async move { Ok(self.inbox_now(shard, since, max)) })
+    }
+
+    fn load(&self, shard: ShardNo, keys: Vec<ServiceKey>) -> StoreFuture<'_, Vec<KeyRow>> {
+        Box::pin(async move { Ok(self.load_now(shard, &keys)) })
+    }
+
+    fn due(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, Due> {
+        Box::pin(async move { Ok(self.due_now(shard, now, limit)) })
+    }
+
+    fn orphans(&self, shard: ShardNo, after: Option<ServiceKey>, limit: usize) -> StoreFuture<'_, Vec<ServiceKey>> {
+        Box::pin(async move { Ok(self.orphans_now(shard, after.as_ref(), limit)) })
+    }
+
+    fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {
+        Box::pin(async move { Ok(self.page_now(shard, &key, after, limit)) })
+    }
+
+    fn dead(&self, shard: ShardNo, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<DeadLetter>> {
+        Box::pin(async move { Ok(self.dead_now(shard, &filter, limit)) })
+    }
+
+    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
+        // At once, so that dropping the future does not undo it.
+        Box::pin(ready(self.apply(commit)))
+    }
+
+    fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>> {
+        Box::pin(async move { Ok(self.read_log_now(target, &from, limit)) })
+    }
+
+    fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()> {
+        Box::pin(self.watch.changed(target))
+    }
+
+    fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()> {
+        Box::pin(async move {
+            self.trim_now(shard, &trim);
+            Ok(())
+        })
+    }
+
+    fn queries(&self) -> &dyn Queries {
+        self
+    }
+}

@@ -271,8 +271,8 @@ fn text(summary: &Summary) -> String {
     let (seconds, rate) = (summary.seconds, summary.messages_per_second);
     match &summary.engine {
         Some(Handled { duplicates, dead_letters, waiting }) => text.push_str(&format!(
-            "\nhandled in {seconds:.1} s ({rate:.0} messages/s): {duplicates} duplicates dropped, \
-             {dead_letters} dead letters, {waiting} waiting"
+            "\nhandled in {seconds:.1} s ({rate:.0} messages/s): duplicates dropped {duplicates}, dead letters \
+             {dead_letters}, waiting {waiting}"
         )),
         None => text.push_str(&format!(
             "\nappended in {seconds:.1} s ({rate:.0} messages/s); the process that runs the store handles them"

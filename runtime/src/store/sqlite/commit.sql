@@ -30,7 +30,8 @@ ON CONFLICT (service, key) DO UPDATE SET version = excluded.version, state = exc
 
 -- Log.
 INSERT INTO log (target, origin, no, count, messages)
-SELECT value->>0, value->>1, value->>2, value->>3, substr(?, value->>4, value->>5) FROM json_each(?);
+SELECT value->>0, value->>1, value->>2, value->>3, coalesce(substr(?, value->>4, value->>5), x'')
+FROM json_each(?);
 
 -- Pending rows written, then those settled.
 INSERT INTO pending (shard, seq, service, key, kind, due_at, taken_id, message_id, taken_at, attempt, history, message)

@@ -250,7 +250,7 @@ fn append_import(writer: &Writer, batch: ImportBatch) -> StoreFuture<'static, ()
                  INSERT INTO lanes (origin, no) VALUES ('import', 1) ON CONFLICT (origin) DO UPDATE SET no = no + 1;
                  INSERT INTO log (target, origin, no, count, messages)
                  SELECT value->>0, 'import', (SELECT no FROM lanes WHERE origin = 'import'), value->>1,
-                     substr(?, value->>2, value->>3)
+                     coalesce(substr(?, value->>2, value->>3), x'')
                  FROM json_each(?);
                  INSERT INTO imports (service, source, lines, messages, rejects, rejects_bytes, lines_hash, at)
                  VALUES (?, ?, ?, ?, ?, ?, ?, ?)

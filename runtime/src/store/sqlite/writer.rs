@@ -4,9 +4,10 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{Connection, SqliteConnection};
+use sqlx::{Connection, Either, Executor, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
 use super::failure::{Failure, store_error};
@@ -267,12 +268,25 @@ fn gather(group: &mut Vec<(Box<Piece>, oneshot::Sender<Outcome>)>, inbox: &mut m
     None
 }
 
-/// Writes `pieces` into the open transaction; `false` when a fence did not match.
+/// Writes `pieces`; `false` when a fence did not match, whatever came after it.
 async fn write(connection: &mut SqliteConnection, sql: &'static str, pieces: &[&Piece]) -> Result<bool, Failure> {
-    let query = group::arguments(sql, pieces);
-    let fenced = query.fetch_all(&mut *connection).await.map_err(|error| Failure::of(&error))?;
-    if fenced.len() != pieces.len() {
+    let mut passed = 0;
+    let mut statements = 0;
+    let mut answers = connection.fetch_many(group::arguments(sql, pieces));
+    let failure = loop {
+        match answers.try_next().await {
+            Ok(Some(Either::Left(_done))) => statements += 1,
+            Ok(Some(Either::Right(_shard))) => passed += 1,
+            Ok(None) => break None,
+            Err(error) => break Some(Failure::of(&error)),
+        }
+    };
+    drop(answers);
+    if statements >= group::FENCE && passed < pieces.len() {
         return Ok(false);
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
     }
     for query in tables::writes(pieces.iter().flat_map(|piece| &piece.rows)) {
         query.execute(&mut *connection).await.map_err(|error| Failure::of(&error))?;

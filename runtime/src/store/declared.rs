@@ -1,0 +1,123 @@
+//! What a handler may declare as a table, whatever the store.
+//! In: declarations, and the shape of tables that exist. Out: what does not fit, in words.
+
+use super::StoreError;
+use crate::handler::{Column, Table};
+
+/// Names of the store's own tables.
+const OURS: [&str; 13] = [
+    "meta",
+    "services",
+    "shards",
+    "commits",
+    "states",
+    "pending",
+    "dead_letters",
+    "history",
+    "log",
+    "lanes",
+    "imports",
+    "operator_commands",
+    "operator_results",
+];
+/// The longest name that every database takes.
+const NAME_BYTES_MAX: usize = 60;
+
+/// A column of a table that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its type in the database's words.
+    pub(crate) kind: String,
+    /// Whether it may be NULL.
+    pub(crate) nullable: bool,
+    /// Its place in the primary key from 1; 0 when it has none.
+    pub(crate) place: usize,
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}{}", self.name, self.kind, if self.nullable { "" } else { " NOT NULL" })?;
+        if self.place > 0 { write!(f, " (number {} of the primary key)", self.place) } else { Ok(()) }
+    }
+}
+
+/// The error that says `reason` of `table`.
+pub(crate) fn wrong(table: &Table, reason: impl Into<String>) -> StoreError {
+    StoreError::Table { table: table.name.to_owned(), reason: reason.into() }
+}
+
+/// Whether the declaration can be made a table.
+pub(crate) fn check(table: &Table) -> Result<(), StoreError> {
+    if !named(table.name) || table.name.starts_with("sqlite_") {
+        return Err(wrong(table, "a name has lower-case letters, digits and _, and begins with a letter"));
+    }
+    if OURS.contains(&table.name) {
+        return Err(wrong(table, "this name is one of the store's own: choose another"));
+    }
+    if table.columns.is_empty() || table.primary_key.is_empty() {
+        return Err(wrong(table, "a table needs columns and a primary key"));
+    }
+    for (at, column) in table.columns.iter().enumerate() {
+        let name = column.name;
+        if !named(name) {
+            let rule = "a name has lower-case letters, digits and _, and begins with a letter";
+            return Err(wrong(table, format!("column {name:?}: {rule}")));
+        }
+        if table.columns[..at].iter().any(|other| other.name == name) {
+            return Err(wrong(table, format!("column {name} is declared twice")));
+        }
+    }
+    for name in table.primary_key {
+        match table.columns.iter().find(|column| column.name == *name) {
+            None => return Err(wrong(table, format!("the primary key's column {name} is not declared"))),
+            Some(column) if column.nullable => {
+                return Err(wrong(table, format!("the primary key's column {name} must not be nullable")));
+            }
+            Some(_) => {}
+        }
+    }
+    match table.key_column {
+        Some(name) if !table.primary_key.contains(&name) => {
+            Err(wrong(table, format!("column {name} has the handler's key, so it must be in the primary key")))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Whether the table that is there is the one that is declared; `kind` gives a column's type in the database's words.
+pub(crate) fn compare(table: &Table, kind: fn(&Column) -> &'static str, found: &[Shape]) -> Result<(), StoreError> {
+    let wanted = shapes(table, kind);
+    for (at, wanted) in wanted.iter().enumerate() {
+        match found.get(at) {
+            Some(there) if there == wanted => {}
+            Some(there) => {
+                let reason = format!("column {} is declared as {wanted}, the store has {there}", at + 1);
+                return Err(wrong(table, reason));
+            }
+            None => return Err(wrong(table, format!("the store lacks the declared column {wanted}"))),
+        }
+    }
+    match found.get(wanted.len()) {
+        Some(extra) => Err(wrong(table, format!("the store has a column that is not declared: {extra}"))),
+        None => Ok(()),
+    }
+}
+
+/// The columns that `table` declares.
+pub(crate) fn shapes(table: &Table, kind: fn(&Column) -> &'static str) -> Vec<Shape> {
+    let shape = |column: &Column| Shape {
+        name: column.name.to_owned(),
+        kind: kind(column).to_owned(),
+        nullable: column.nullable,
+        place: table.primary_key.iter().position(|name| *name == column.name).map_or(0, |at| at + 1),
+    };
+    table.columns.iter().map(shape).collect()
+}
+
+fn named(name: &str) -> bool {
+    name.len() <= NAME_BYTES_MAX
+        && name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+}

@@ -1,0 +1,198 @@
+//! What operators and tools ask of the store in memory.
+//! In: filters, commands, imports. Out: rows, in the order in which a database would give them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures_util::future::ready;
+
+use super::read::passed;
+use super::{HASH_KEY, Inner, MemoryStore, Written};
+use crate::message::{ShardNo, TakenId, digest};
+use crate::store::query::{
+    CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Queries,
+    ShardRow, Story,
+};
+use crate::store::{DeadLetter, StoreError, StoreFuture};
+use crate::transport::{Position, embedded};
+
+/// The lane of the log that imports write.
+const IMPORT: &str = "import";
+
+impl Queries for MemoryStore {
+    fn shards(&self) -> StoreFuture<'_, Vec<ShardRow>> {
+        Box::pin(ready(Ok(self.inner().shard_rows())))
+    }
+
+    fn peek(&self, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<(ShardNo, DeadLetter)>> {
+        let inner = self.inner();
+        let found = inner.dead.iter().filter(|(_, letter)| filter.matches(letter));
+        let mut found: Vec<_> = found.map(|((shard, _), letter)| (*shard, letter.clone())).collect();
+        found.sort_by(|(a_shard, a), (b_shard, b)| (b.at, a_shard, b.seq).cmp(&(a.at, b_shard, a.seq)));
+        found.truncate(limit);
+        Box::pin(ready(Ok(found)))
+    }
+
+    fn count_dead(&self, filter: DeadFilter) -> StoreFuture<'_, u64> {
+        Box::pin(ready(Ok(self.inner().dead.values().filter(|letter| filter.matches(letter)).count() as u64)))
+    }
+
+    fn explain(&self, text: String) -> StoreFuture<'_, Story> {
+        Box::pin(ready(Ok(self.inner().story(&text))))
+    }
+
+    fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>> {
+        let inner = self.inner();
+        let commits =
+            inner.commits.range((shard, 0)..=(shard, u64::MAX)).map(|(_, at)| event_rows(&inner.journal[*at]));
+        let commits = commits.map(|mut events| {
+            events.retain(|event| event.seq > after);
+            events
+        });
+        let found = commits.filter(|events| !events.is_empty()).take(limit).flatten().collect();
+        Box::pin(ready(Ok(found)))
+    }
+
+    fn unread_imports(&self) -> StoreFuture<'_, u64> {
+        let inner = self.inner();
+        let unread = inner.log.iter().filter(|((target, origin, no), (count, _))| {
+            &**origin == IMPORT && !passed(inner.position(*target, origin), *no, *count)
+        });
+        Box::pin(ready(Ok(unread.map(|(_, (count, _))| u64::from(*count)).sum())))
+    }
+
+    fn import_progress(&self, service: String, source: String) -> StoreFuture<'_, ImportProgress> {
+        Box::pin(ready(Ok(self.inner().imports.get(&(service, source)).cloned().unwrap_or_default())))
+    }
+
+    fn append_import(&self, batch: ImportBatch) -> StoreFuture<'_, ()> {
+        let targets: BTreeSet<ShardNo> = batch.rows.iter().map(|row| row.target).collect();
+        if targets.len() != batch.rows.len() {
+            let error = "a batch has one row per target".to_owned();
+            return Box::pin(ready(Err(StoreError::Unavailable(error))));
+        }
+        let mut inner = self.inner();
+        let no = inner.lanes.entry(IMPORT).or_default();
+        *no += 1;
+        let no = *no;
+        for row in &batch.rows {
+            inner.log.insert((row.target, IMPORT.into(), no), (row.count, row.messages.clone()));
+        }
+        inner.imports.insert((batch.service.to_string(), batch.source), batch.progress);
+        drop(inner);
+        self.watch.appended(targets);
+        Box::pin(ready(Ok(())))
+    }
+
+    fn command(&self, command: NewCommand) -> StoreFuture<'_, i64> {
+        let mut inner = self.inner();
+        inner.commands.push(command);
+        Box::pin(ready(Ok(i64::try_from(inner.commands.len()).unwrap_or(i64::MAX))))
+    }
+
+    fn open_commands(&self, shard: ShardNo) -> StoreFuture<'_, Vec<OpenCommand>> {
+        let inner = self.inner();
+        let open = (1..)
+            .zip(&inner.commands)
+            .filter(|(id, _)| !inner.results.get(&(*id, shard)).is_some_and(|(_, done)| *done));
+        let open = open.map(|(id, command)| OpenCommand {
+            id,
+            action: command.action,
+            filter: command.filter.clone(),
+            who: command.who.clone(),
+        });
+        Box::pin(ready(Ok(open.collect())))
+    }
+
+    fn command_state(&self, id: i64) -> StoreFuture<'_, CommandState> {
+        let inner = self.inner();
+        let shards = u32::try_from(inner.shards.len()).unwrap_or(u32::MAX);
+        let mut state = CommandState { shards_done: 0, shards, affected: 0 };
+        for (_, (affected, done)) in inner.results.range((id, 0)..=(id, ShardNo::MAX)) {
+            state.shards_done += u32::from(*done);
+            state.affected += affected;
+        }
+        Box::pin(ready(Ok(state)))
+    }
+}
+
+impl Inner {
+    fn position(&self, target: ShardNo, origin: &str) -> Option<Position> {
+        self.shards.get(target as usize)?.positions.get(embedded::NAME)?.get(origin).copied()
+    }
+
+    fn shard_rows(&self) -> Vec<ShardRow> {
+        let row = |(no, shard): (ShardNo, &super::Shard)| {
+            let unread = self.log.iter().filter(|((target, origin, row), (count, _))| {
+                *target == no && !passed(self.position(no, origin), *row, *count)
+            });
+            let held: BTreeSet<_> = self
+                .dead_of(no)
+                .filter(|letter| letter.holds_key)
+                .map(|letter| (&letter.service, &letter.key))
+                .collect();
+            ShardRow {
+                shard: no,
+                owner: shard.owner.clone(),
+                epoch: shard.epoch,
+                commit_no: shard.commit_no,
+                unclean: shard.unclean,
+                unread: unread.map(|(_, (count, _))| u64::from(*count)).sum(),
+                pending: self.pending_of(no).count() as u64,
+                dead_letters: self.dead_of(no).count() as u64,
+                held_keys: held.len() as u64,
+                positions: shard.positions.clone(),
+                counters: shard.counters.clone(),
+            }
+        };
+        (0..).zip(&self.shards).map(row).collect()
+    }
+
+    fn story(&self, text: &str) -> Story {
+        let digest = digest(text, &HASH_KEY);
+        let mut story = Story::default();
+        let mut commits: Vec<&Written> = self.commits.values().map(|at| &self.journal[*at]).collect();
+        commits.sort_by_key(|commit| (commit.at, commit.shard, commit.no));
+        for commit in commits {
+            let ids = commit.ids.iter().filter(|id| id.is(&digest));
+            story.taken.extend(ids.map(|id| (commit_row(commit), self.name_of(id))));
+            story.events.extend(event_rows(commit).into_iter().filter(|row| {
+                let message = &row.event.message;
+                row.event.cause == digest || message.id() == text || message.key() == text
+            }));
+        }
+        let lines = self.history.iter().filter(|(_, line)| line.id == text || &*line.key == text);
+        story.history.extend(lines.map(|(_, line)| line.clone()));
+        story.history.sort_by_key(|line| line.at);
+        let waits = self.pending.values().filter(|row| row.message.id() == text || &*row.key == text);
+        story.pending.extend(waits.cloned());
+        let dead = self.dead.values().filter(|letter| letter.message.id() == text || &*letter.key == text);
+        story.dead.extend(dead.cloned());
+        for ((target, origin, no), (_, row)) in &self.log {
+            let messages = embedded::decode(row.clone()).unwrap_or_default();
+            if messages.iter().any(|(_, message)| message.id() == text || message.key() == text) {
+                story.log.push((*target, Arc::clone(origin), *no));
+            }
+        }
+        for ((service, _), (version, json)) in self.states.iter().filter(|((_, key), _)| &**key == text) {
+            story.states.push((Arc::clone(service), *version, json.clone()));
+        }
+        story
+    }
+
+    fn name_of(&self, id: &TakenId) -> Arc<str> {
+        let number = u16::from_le_bytes([id.0[TakenId::BYTES - 2], id.0[TakenId::BYTES - 1]]);
+        let name = self.services.iter().find(|(_, known)| **known == number);
+        name.map_or_else(|| Arc::from(number.to_string()), |(name, _)| Arc::clone(name))
+    }
+}
+
+fn commit_row(commit: &Written) -> CommitRow {
+    CommitRow { shard: commit.shard, no: commit.no, epoch: commit.epoch, at: commit.at }
+}
+
+fn event_rows(commit: &Written) -> Vec<EventRow> {
+    let row =
+        |(seq, event): (u64, &crate::store::Event)| EventRow { commit: commit_row(commit), seq, event: event.clone() };
+    (commit.first_seq..).zip(&commit.events).map(row).collect()
+}
