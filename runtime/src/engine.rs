@@ -110,8 +110,7 @@ impl Engine {
         });
         let (failed, watch) = watch::channel(None);
         let args = RootArgs { env: env.clone(), failed };
-        let (root, _) =
-            Actor::spawn(None, Root, args).await.map_err(|error| EngineError::Start(error.to_string()))?;
+        let (root, _) = Actor::spawn(None, Root, args).await.map_err(|error| EngineError::Start(error.to_string()))?;
         info!(shards = settings.ownership.shards, "engine started");
         Ok(Self { env, root, failed: watch })
     }
@@ -139,7 +138,8 @@ impl Engine {
         if shards.is_empty() || shards.iter().any(Option::is_none) {
             return false;
         }
-        let answers = shards.iter().flatten().map(async |shard| call_t!(shard, ShardSupervisorMessage::IsIdle, ANSWER_MS));
+        let answers =
+            shards.iter().flatten().map(async |shard| call_t!(shard, ShardSupervisorMessage::IsIdle, ANSWER_MS));
         if !join_all(answers).await.into_iter().all(|answer| answer.unwrap_or(false)) {
             return false;
         }

@@ -67,7 +67,10 @@ fn main() {
             });
             let rate = load.messages.len() as f64 / took.as_secs_f64();
             let micros = cpu * 1e6 / load.messages.len() as f64;
-            println!("round {round}: {name:8} {rate:>9.0} messages/s, {micros:>6.2} CPU-µs a message, RSS {} MiB", rss());
+            println!(
+                "round {round}: {name:8} {rate:>9.0} messages/s, {micros:>6.2} CPU-µs a message, RSS {} MiB",
+                rss()
+            );
             rates[at].push(rate);
         }
     }

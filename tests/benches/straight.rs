@@ -60,7 +60,7 @@ async fn commit(store: &mut SqliteConnection, messages: &[Message]) {
     let postings = messages.iter().filter(|message| new.remove(message.id()));
     let postings: Vec<Posting> =
         postings.map(|message| serde_json::from_slice(message.payload()).expect("a posting")).collect();
-    let mut accounts: Vec<&str> = postings.iter().map(|posting| String::from(posting.account.clone()).as_str()).collect();
+    let mut accounts: Vec<String> = postings.iter().map(|posting| posting.account.clone().into()).collect();
     accounts.sort_unstable();
     accounts.dedup();
     let accounts = serde_json::to_string(&accounts).expect("accounts");
@@ -73,13 +73,13 @@ async fn commit(store: &mut SqliteConnection, messages: &[Message]) {
     let mut balances: HashMap<String, Balance> = stored.collect();
     let mut events: Vec<(String, String)> = Vec::new();
     for posting in postings {
-        let state = balances.entry(String::from(posting.account.clone()).as_str().to_owned()).or_default();
+        let state = balances.entry(posting.account.clone().into()).or_default();
         state.currency = Some(posting.currency);
         state.balance = state.balance.plus(posting.amount).expect("no overflow");
         state.n += 1;
         let id = posting.id.unwrap_or_default();
         let event = BalanceChanged { id, account: posting.account, balance: state.balance, n: state.n };
-        let account = event.account.as_str().to_owned();
+        let account = String::from(event.account.clone());
         events.push((account, serde_json::to_string(&event).expect("an event")));
     }
     let states: Vec<(&String, String)> =

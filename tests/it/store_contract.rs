@@ -517,7 +517,10 @@ async fn odd_text_survives(place: Box<impl Place>) {
     let json = "{ \"nul\" : \"\\u0000\", \"n\": 1e400, \"big\":12345678901234567890123, \"é\":\"\u{1F600}'\\\"--\" }";
     let key = "k'\"\\ \u{1F600}; DROP TABLE states --";
     let error = "e'\"\\\u{0}\u{1F600}\n";
-    let row = json!({"id": "\u{0}'\"", "account": key, "amount": i64::MIN, "rate": 0.1, "open": false, "extra": {"a": "\u{0}"}});
+    let extra = json!({"a": "\u{0}"});
+    let row = json!({
+        "id": "\u{0}'\"", "account": key, "amount": i64::MIN, "rate": 0.1, "open": false, "extra": extra,
+    });
     let mut dead = letter(1, key, true);
     dead.error = error.to_owned();
     let part = Part {

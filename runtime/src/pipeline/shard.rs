@@ -24,7 +24,11 @@ const TICKS_PER_LOOK: u64 = 10;
 /// What a shard is told.
 pub(crate) enum ShardMessage {
     /// The shard's other children, once.
-    Wire { keys: ActorRef<KeysMessage>, loader: ActorRef<Question>, clerk: ActorRef<Question> },
+    Wire {
+        keys: ActorRef<KeysMessage>,
+        loader: ActorRef<Question>,
+        clerk: ActorRef<Question>,
+    },
     /// A committer is there, for the first time or again.
     Committer(ActorRef<CommitterMessage>),
     /// An ingress is there, for the first time or again.

@@ -104,9 +104,10 @@ impl Actor for Root {
         state: &mut RootState,
     ) -> Result<(), ActorProcessingErr> {
         let Some(end) = End::of(&event) else { return Ok(()) };
-        let shard = state.shards.iter().position(|shard| {
-            shard.supervisor.as_ref().is_some_and(|supervisor| supervisor.get_id() == end.id)
-        });
+        let shard = state
+            .shards
+            .iter()
+            .position(|shard| shard.supervisor.as_ref().is_some_and(|supervisor| supervisor.get_id() == end.id));
         if let Some(shard) = shard.and_then(|shard| ShardNo::try_from(shard).ok()) {
             state.shards[shard as usize].supervisor = None;
             if !state.draining {
