@@ -161,7 +161,12 @@ fn every_seed_keeps_every_promise() {
         }
     }
     println!("{sum:?}");
-    assert!(broken.is_empty(), "{} seeds failed; the first ones:\n{}", broken.len(), broken[..broken.len().min(10)].join("\n"));
+    assert!(
+        broken.is_empty(),
+        "{} seeds failed; the first ones:\n{}",
+        broken.len(),
+        broken[..broken.len().min(10)].join("\n")
+    );
     if whole {
         assert_eq!(sum.missing(), Vec::<&str>::new(), "the seeds do not reach these any more");
     }

@@ -229,7 +229,9 @@ impl Witness {
                 if let Some(lost) = ids.iter().find(|id| !self.taken.contains(*id)) {
                     let id = self.expected.get(lost).map_or("", |expected| &expected.id);
                     let name = SOURCES[source];
-                    return Err(format!("{name}/{origin} is passed up to {position:?}, but {id:?} at {at:?} is not taken"));
+                    return Err(format!(
+                        "{name}/{origin} is passed up to {position:?}, but {id:?} at {at:?} is not taken"
+                    ));
                 }
                 track.passed += 1;
             }
@@ -370,7 +372,10 @@ impl Witness {
     pub(super) fn unfinished(&self) -> Option<String> {
         let open = self.expected.values().find(|expected| matches!(expected.end, End::Open | End::Replayed));
         if let Some(open) = open {
-            return Some(format!("{:?} of key {:?} ({:?}) had no effect and is no dead letter", open.id, open.key, open.place));
+            return Some(format!(
+                "{:?} of key {:?} ({:?}) had no effect and is no dead letter",
+                open.id, open.key, open.place
+            ));
         }
         if let Some(id) = self.waiting.values().next() {
             return Some(format!("the row of {} still waits", self.name(id)));
