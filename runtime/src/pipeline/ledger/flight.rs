@@ -9,7 +9,7 @@ use super::slot::{From, Newest, SlotIx, Ticket};
 use super::{Action, Defect, Ledger, planted};
 use crate::clock::Millis;
 use crate::handler::Fault;
-use crate::store::{Commit, Epoch, Outcome, Part, StoreError, TakenShard, Trim};
+use crate::store::{Commit, Epoch, Outcome, Part, PendingKind, StoreError, TakenShard, Trim};
 
 /// Commits between two rounds of trimming.
 const TRIM_EVERY: u64 = 32;
@@ -279,7 +279,7 @@ impl Ledger {
         if !part.settled.is_empty() {
             self.waiting.sleep(slot);
         }
-        slot.rows.page_after_commit = false;
+        slot.rows.unwritten = slot.rows.unwritten.saturating_sub(1);
         if !part.undead.is_empty()
             && let Some(before) = slot.release.take()
         {
@@ -353,7 +353,8 @@ impl Ledger {
             return self.stop(&format!("the store refuses a record that belongs to no key: {error}"));
         };
         let alone = group.turns <= 1;
-        let head = group.items.first().map(|item| item.id);
+        // Messages that only followed may be recorded before it.
+        let head = group.first;
         let recorded = group.part.pending.iter().any(|row| Some(row.id) == head)
             || group.part.dead.iter().any(|letter| Some(letter.id) == head);
         if alone && recorded {
@@ -383,7 +384,9 @@ impl Ledger {
             self.undo(&group);
             items.extend(group.items);
         }
+        self.slots.renew(ix);
         let slot = &mut self.slots[ix];
+        slot.loading = false;
         if let Some(running) = slot.running.as_mut() {
             running.stale = true;
             items.extend(running.items.drain(..));
@@ -446,6 +449,10 @@ impl Ledger {
         for ticket in group.tickets.iter().filter(|ticket| !own.contains(ticket)) {
             self.drop_ticket(*ticket);
         }
+        // A replayed letter's pin is the letter's again.
+        let replayed = group.part.pending.iter().filter(|row| row.kind == PendingKind::Replay);
+        self.waiting.rows = self.waiting.rows.saturating_sub(replayed.count() as u64);
+        group.discarded.iter().for_each(|id| self.inbox.pin(*id));
         self.command_undone(&group.part);
     }
 

@@ -140,11 +140,10 @@ impl Ledger {
     /// The store's answer to [`Action::Load`].
     pub fn loaded(&mut self, slots: &[(SlotIx, u64)], rows: Vec<KeyRow>) {
         for ((ix, token), row) in slots.iter().zip(rows) {
-            if !self.slots.current(*ix, *token) {
+            if !self.slots.current(*ix, *token) || !std::mem::take(&mut self.slots[*ix].loading) {
                 continue;
             }
             let slot = &mut self.slots[*ix];
-            slot.loading = false;
             if slot.newest == Newest::Elsewhere {
                 slot.newest = Newest::Here(row.state);
                 slot.warm = false;

@@ -9,6 +9,7 @@ use super::slot::{From, Item, Newest, SlotIx, Ticket};
 use super::{FaultNote, Ledger, Stored};
 use crate::clock::Millis;
 use crate::handler::{AfterDeadLetter, Fault};
+use crate::message::TakenId;
 use crate::store::{Attempt, DeadLetter, HistoryRow, Part, PendingKind, PendingRow, ServiceKey, StateWrite};
 
 /// Failed attempts kept with a message: the first of them and the newest.
@@ -24,6 +25,17 @@ pub(crate) struct Group {
     /// Deliveries that its commit settles.
     pub(crate) tickets: Vec<Ticket>,
     pub(crate) turns: usize,
+    /// The message of its first turn.
+    pub(crate) first: Option<TakenId>,
+    /// Dead letters that it removes for good.
+    pub(crate) discarded: Vec<TakenId>,
+}
+
+impl Group {
+    fn turn(&mut self, id: TakenId) {
+        self.turns += 1;
+        self.first.get_or_insert(id);
+    }
 }
 
 impl Ledger {
@@ -38,7 +50,7 @@ impl Ledger {
                     let group = self.group(ix);
                     group.part.events.extend(events);
                     group.part.rows.extend(rows);
-                    group.turns += 1;
+                    group.turn(item.id);
                     self.settle_item(ix, item);
                 }
                 TurnEnd::Fault(fault) => self.fault(ix, item, fault, now),
@@ -88,6 +100,8 @@ impl Ledger {
     /// A turn failed, or a message is refused without being run.
     pub(super) fn fault(&mut self, ix: SlotIx, mut item: Item, fault: TurnFault, now: Millis) {
         let generation = self.slots[ix].actor.map_or(0, |actor| self.actors.generation(actor));
+        // As it is handled again if this fault cannot be recorded.
+        let before = item.clone();
         let policy = self.policy(self.slots[ix].service).retry;
         let attempt = item.attempt + u32::from(!matches!(fault, TurnFault::Defer(_)));
         let error = match &fault {
@@ -118,17 +132,17 @@ impl Ledger {
                     self.count("retries", 1);
                 }
                 self.note(ix, &item, attempt, generation, what, &error, now);
-                self.retry_later(ix, item, now + delay);
+                self.retry_later(ix, (item, before), now + delay);
             }
             Err(reason) => {
                 self.note(ix, &item, attempt, generation, "dead_letter", &reason, now);
-                self.give_up(ix, item, reason, now);
+                self.give_up(ix, (item, before), reason, now);
             }
         }
     }
 
     /// The message waits in the table until `due`; what is behind it in memory follows it there.
-    fn retry_later(&mut self, ix: SlotIx, item: Item, due: Millis) {
+    fn retry_later(&mut self, ix: SlotIx, (item, before): (Item, Item), due: Millis) {
         let seq = match item.from {
             From::Row(seq) => seq,
             From::Live(ticket) => {
@@ -143,13 +157,14 @@ impl Ledger {
         let row = self.row(ix, &item, seq, PendingKind::Retry, Some(due));
         let group = self.group(ix);
         group.part.pending.push(row);
-        group.items.push(item);
-        group.turns += 1;
+        group.turn(item.id);
+        group.items.push(before);
+        self.await_commits(ix);
         self.follow_queue(ix);
     }
 
     /// The message becomes a dead letter.
-    fn give_up(&mut self, ix: SlotIx, item: Item, error: String, now: Millis) {
+    fn give_up(&mut self, ix: SlotIx, (item, before): (Item, Item), error: String, now: Millis) {
         let holds_key = self.policy(self.slots[ix].service).after_dead_letter == AfterDeadLetter::HoldKey;
         let seq = match item.from {
             From::Row(seq) => {
@@ -169,8 +184,8 @@ impl Ledger {
         let letter = dead_letter(&item, seq, key, error, holds_key, now);
         let group = self.group(ix);
         group.part.dead.push(letter);
-        group.items.push(item);
-        group.turns += 1;
+        group.turn(item.id);
+        group.items.push(before);
         if holds_key {
             let slot = &mut self.slots[ix];
             slot.held = true;
@@ -236,6 +251,12 @@ impl Ledger {
         self.follow_all(ix, behind);
     }
 
+    /// The key's rows are not to be read before everything of it that is gathered by now is durable.
+    pub(super) fn await_commits(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        slot.rows.unwritten = slot.uncommitted;
+    }
+
     fn add_row(&mut self, ix: SlotIx, item: &Item) -> u64 {
         self.inbox.pin(item.id);
         let seq = self.next_seq();
@@ -284,8 +305,8 @@ impl Ledger {
         if !blamed && head.refusal.is_none() {
             return false;
         }
-        let Some(mut head) = slot.queue.pop_front() else { return false };
-        let fault = match (slot.blame.take_if(|_| blamed), head.refusal.take()) {
+        let Some(head) = slot.queue.pop_front() else { return false };
+        let fault = match (slot.blame.take_if(|_| blamed), head.refusal.clone()) {
             (Some((_, Fault::Reject(reason))), _) | (None, Some(reason)) => TurnFault::Reject(reason),
             (Some((_, Fault::Retry(reason))), _) => TurnFault::Retry(reason),
             (Some((_, Fault::Defer(delay))), _) => TurnFault::Defer(millis(delay)),
