@@ -82,8 +82,11 @@ fn at_rest(rows: &[ShardRow], given: &Postings, verdict: &mut Verdict) {
     let (taken, duplicates) = (total(rows, "taken"), total(rows, "duplicates"));
     let unique = given.unique() as u64;
     verdict.expect(taken == unique, || format!("{taken} messages were taken, {unique} are different"));
+    // What was taken ahead of its source's position comes again after a takeover, and counts as a duplicate, too.
     let repeats = given.repeats();
-    verdict.expect(duplicates == repeats, || format!("{duplicates} were dropped as duplicates, {repeats} are repeats"));
+    let fact = format!("{duplicates} copies dropped by their id, {repeats} of them repeats in the input");
+    verdict.expect(duplicates >= repeats, || fact.clone());
+    verdict.facts.push(fact);
 }
 
 /// Reads a shard's events in the order of their commits, and checks that each key's count rises by one each time.

@@ -43,10 +43,7 @@ pub async fn children(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict,
         for child in &plan.children {
             let killed = kill(&scene, *child, plan.times, &mut dice).await;
             match killed {
-                Ok(fact) => {
-                    say(&fact);
-                    verdict.facts.push(fact);
-                }
+                Ok(fact) => say(&fact),
                 Err(error) => verdict.violations.push(error.to_string()),
             }
         }

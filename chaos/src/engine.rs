@@ -131,6 +131,7 @@ async fn append(store: &dyn Store, shards: u32, messages: &[Message]) -> Result<
         messages: embedded::encode(some),
     });
     let progress = ImportProgress::default();
-    let batch = ImportBatch { service: SERVICE.into(), source: "chaos".to_owned(), rows: rows.collect(), progress, at: 0 };
+    let batch =
+        ImportBatch { service: SERVICE.into(), source: "chaos".to_owned(), rows: rows.collect(), progress, at: 0 };
     store.queries().append_import(batch).await
 }

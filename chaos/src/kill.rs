@@ -158,7 +158,10 @@ impl Scene<'_> {
     async fn strike(&mut self) -> Result<String, ChaosError> {
         let dice = self.dice.unit();
         let mut killed = Vec::new();
-        if dice < 0.65 && let Some(mut up) = self.up.take() && up.kill().await? {
+        if dice < 0.65
+            && let Some(mut up) = self.up.take()
+            && up.kill().await?
+        {
             killed.push(format!("up {}", up.pid));
         }
         if (dice >= 0.5 || self.up.is_none() && killed.is_empty())
