@@ -165,7 +165,8 @@ impl Ledger {
         if let Some((first, last)) = pending {
             slot.rows.loaded = first - 1;
             slot.rows.last = last;
-            slot.waits = !woken;
+            // Behind a dead letter that holds the key, all are followers: only the operator is waited for.
+            slot.waits = !woken && !held;
             if woken && !held {
                 slot.awake = true;
                 self.waiting.awake += 1;

@@ -9,7 +9,7 @@ use super::slot::{From, Item, Newest, SlotIx, Ticket};
 use super::{FaultNote, Ledger, Stored};
 use crate::clock::Millis;
 use crate::handler::{AfterDeadLetter, Fault};
-use crate::store::{Attempt, DeadLetter, HistoryRow, Part, PendingKind, PendingRow, StateWrite};
+use crate::store::{Attempt, DeadLetter, HistoryRow, Part, PendingKind, PendingRow, ServiceKey, StateWrite};
 
 /// Failed attempts kept with a message: the first of them and the newest.
 const ATTEMPTS_KEPT: usize = 50;
@@ -166,7 +166,7 @@ impl Ledger {
         self.tally.dead.push(Some(self.slots[ix].service));
         self.count("dead_letters", 1);
         let key = self.service_key(ix);
-        let letter = dead_letter(&item, seq, key.service, key.key, error, holds_key, now);
+        let letter = dead_letter(&item, seq, key, error, holds_key, now);
         let group = self.group(ix);
         group.part.dead.push(letter);
         group.items.push(item);
@@ -191,8 +191,8 @@ impl Ledger {
         self.count("dead_letters", 1);
         let name: Arc<str> = service.map_or_else(|| Arc::from(""), |service| self.policy(service).name.clone());
         let error = item.refusal.clone().unwrap_or_else(|| "the message has no key".to_owned());
-        let key = Arc::from(item.message.key());
-        let letter = dead_letter(&item, seq, name, key, error, false, now);
+        let key = ServiceKey { service: name, key: item.message.key().into() };
+        let letter = dead_letter(&item, seq, key, error, false, now);
         self.batches.loose().part.dead.push(letter);
     }
 
@@ -329,19 +329,11 @@ impl Ledger {
     }
 }
 
-fn dead_letter(
-    item: &Item,
-    seq: u64,
-    service: Arc<str>,
-    key: Arc<str>,
-    error: String,
-    holds_key: bool,
-    at: Millis,
-) -> DeadLetter {
+fn dead_letter(item: &Item, seq: u64, key: ServiceKey, error: String, holds_key: bool, at: Millis) -> DeadLetter {
     DeadLetter {
         seq,
-        service,
-        key,
+        service: key.service,
+        key: key.key,
         id: item.id,
         at,
         taken_at: item.taken_at,
