@@ -417,7 +417,6 @@ impl Ledger {
 
     /// Takes a group's effects on ids, rows and counters back.
     fn undo(&mut self, group: &Group) {
-        let mut own = Vec::with_capacity(group.items.len());
         for item in &group.items {
             let pending = group.part.pending.iter().any(|row| row.id == item.id);
             let dead = group.part.dead.iter().any(|letter| letter.id == item.id);
@@ -425,8 +424,7 @@ impl Ledger {
                 self.uncount("dead_letters");
             }
             match item.from {
-                From::Live(ticket) => {
-                    own.push(ticket);
+                From::Live(_) => {
                     self.uncount("taken");
                     if pending || dead {
                         self.inbox.unpin(item.id);
@@ -434,7 +432,9 @@ impl Ledger {
                     if pending {
                         self.waiting.rows = self.waiting.rows.saturating_sub(1);
                     }
-                    self.inbox.unsettle(item.id, Vec::new());
+                    // Its copies are in hand with it again: they are acknowledged when it is durable.
+                    let copies = group.copies.iter().filter(|(id, _)| *id == item.id).map(|(_, copy)| *copy);
+                    self.inbox.unsettle(item.id, copies.collect());
                 }
                 From::Row(_) if pending => {}
                 From::Row(_) => {
@@ -444,10 +444,6 @@ impl Ledger {
                     }
                 }
             }
-        }
-        // Copies that came with these are duplicates whatever happens to the original.
-        for ticket in group.tickets.iter().filter(|ticket| !own.contains(ticket)) {
-            self.drop_ticket(*ticket);
         }
         // A replayed letter's pin is the letter's again.
         let replayed = group.part.pending.iter().filter(|row| row.kind == PendingKind::Replay);

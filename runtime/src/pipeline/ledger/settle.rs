@@ -24,6 +24,8 @@ pub(crate) struct Group {
     pub(crate) items: Vec<Item>,
     /// Deliveries that its commit settles.
     pub(crate) tickets: Vec<Ticket>,
+    /// Those of them that are copies, with the id that they share.
+    pub(crate) copies: Vec<(TakenId, Ticket)>,
     pub(crate) turns: usize,
     /// The message of its first turn.
     pub(crate) first: Option<TakenId>,
@@ -87,6 +89,7 @@ impl Ledger {
         };
         group.part.ids.push(item.id);
         group.tickets.push(ticket);
+        group.copies.extend(copies.iter().map(|copy| (item.id, *copy)));
         group.tickets.extend(copies);
     }
 
