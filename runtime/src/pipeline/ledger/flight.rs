@@ -9,6 +9,7 @@ use super::slot::{From, Newest, SlotIx, Ticket};
 use super::{Action, Defect, Ledger, planted};
 use crate::clock::Millis;
 use crate::handler::Fault;
+use crate::message::TakenId;
 use crate::store::{Commit, Epoch, Outcome, Part, PendingKind, StoreError, TakenShard, Trim};
 
 /// Commits between two rounds of trimming.
@@ -56,6 +57,19 @@ impl Batches {
     /// The group of what belongs to no key.
     pub(crate) fn loose(&mut self) -> &mut Group {
         &mut self.loose
+    }
+
+    /// Takes back the copies of a message that would have been acknowledged behind it.
+    fn take_copies(&mut self, id: TakenId) -> Vec<Ticket> {
+        let queued = self.queue.iter_mut().flat_map(|batch| &mut batch.groups).filter(|group| group.slot.is_none());
+        let mut copies = Vec::new();
+        for group in queued.chain([&mut self.loose]) {
+            let taken = group.copies.extract_if(.., |(copy, _)| *copy == id).map(|(_, ticket)| ticket);
+            let taken: Vec<Ticket> = taken.collect();
+            group.tickets.retain(|ticket| !taken.contains(ticket));
+            copies.extend(taken);
+        }
+        copies
     }
 
     pub(crate) fn gathered(&mut self, at: u32) -> &mut Group {
@@ -434,7 +448,8 @@ impl Ledger {
                     }
                     // Its copies are in hand with it again: they are acknowledged when it is durable.
                     let copies = group.copies.iter().filter(|(id, _)| *id == item.id).map(|(_, copy)| *copy);
-                    self.inbox.unsettle(item.id, copies.collect());
+                    let copies = copies.chain(self.batches.take_copies(item.id)).collect();
+                    self.inbox.unsettle(item.id, copies);
                 }
                 From::Row(_) if pending => {}
                 From::Row(_) => {

@@ -73,6 +73,8 @@ impl Ledger {
             Seen::InHand => return self.count_duplicate(),
             Seen::Taken => {
                 self.count_duplicate();
+                // Its original may be on its way to the store: it is found again when that is refused.
+                self.batches.loose().copies.push((id, ticket));
                 return self.drop_ticket(ticket);
             }
         }
