@@ -207,7 +207,7 @@ async fn run<H: Handler>(
     early: &(dyn Fn(Settled) + Send + Sync),
 ) -> Settled {
     let watch = Stopwatch::start();
-    let mut settled = Settled::default();
+    let mut settled = Settled { turns: Vec::with_capacity(items.len()), ..Settled::default() };
     let mut changed = false;
     let handler = &service.handler;
     let hold = handler.after_dead_letter() == AfterDeadLetter::HoldKey;
@@ -299,12 +299,18 @@ fn events<H>(service: &Typed<H>, cause: &Message, effects: &Effects, context: &R
     let cause_id = digest(cause.id(), &context.hash_key);
     let headers: Vec<_> =
         cause.headers().filter(|(name, _)| matches!(*name, "traceparent" | "tracestate" | "sagaid")).collect();
-    let made = effects.events.iter().enumerate().filter_map(|(ordinal, event)| {
-        let mut hasher = blake3::Hasher::new_keyed(&context.hash_key);
-        hasher.update(&cause_id).update(cause.key().as_bytes()).update(service.name.as_bytes());
-        hasher.update(&(ordinal as u64).to_le_bytes());
+    let mut made = Vec::with_capacity(effects.events.len());
+    // What an event's id is derived from: the same for all of them but for its number among them.
+    let mut origin = Vec::with_capacity(cause_id.len() + cause.key().len() + service.name.len() + 8);
+    origin.extend_from_slice(&cause_id);
+    origin.extend_from_slice(cause.key().as_bytes());
+    origin.extend_from_slice(service.name.as_bytes());
+    let same = origin.len();
+    for (ordinal, event) in (0_u64..).zip(&effects.events) {
+        origin.truncate(same);
+        origin.extend_from_slice(&ordinal.to_le_bytes());
         let mut raw = [0; 16];
-        raw.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        raw.copy_from_slice(&blake3::keyed_hash(&context.hash_key, &origin).as_bytes()[..16]);
         let mut buffer = uuid::Uuid::encode_buffer();
         let draft = Draft {
             id: uuid::Uuid::new_v8(raw).hyphenated().encode_lower(&mut buffer),
@@ -316,10 +322,13 @@ fn events<H>(service: &Typed<H>, cause: &Message, effects: &Effects, context: &R
             payload: &event.payload,
         };
         // A turn's bytes are bounded far below what a frame can hold.
-        let message = draft.build_unchecked().ok()?;
-        Some(Event { service: service.name.clone(), cause: cause_id, message })
-    });
-    made.collect()
+        made.extend(draft.build_unchecked().ok().map(|message| Event {
+            service: service.name.clone(),
+            cause: cause_id,
+            message,
+        }));
+    }
+    made
 }
 
 fn panicked(message: &Message, reason: String) -> HandlerPanic {

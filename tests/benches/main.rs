@@ -4,16 +4,23 @@
 #![expect(clippy::print_stdout, reason = "figures are what a bench prints")]
 
 mod balances;
+mod memory;
 mod meter;
+mod poison;
+mod stages;
 mod straight;
 mod workload;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use perkey::store::Store;
 use perkey::store::Setup;
+use perkey::store::Store;
 use perkey::store::sqlite::{Access, SqliteStore};
+
+/// The allocator of the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The command line: a bench's name, then `--name value` pairs.
 struct Options {
@@ -48,6 +55,9 @@ fn main() {
     println!("{}: {}", options.bench, meter::machine());
     match options.bench.as_str() {
         "balances" => balances::run(&runtime, &options),
+        "stages" => stages::run(&runtime, &options),
+        "memory" => memory::run(&runtime, &options),
+        "poison" => poison::run(&runtime, &options),
         other => println!("there is no bench {other:?}; there are: balances, stages, memory, poison"),
     }
     println!("afterwards: {}", meter::machine());

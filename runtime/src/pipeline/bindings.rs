@@ -52,7 +52,8 @@ impl Bindings {
             Content::Unrouted(message) => {
                 let mut whats = self.unrouted(source, &message);
                 let Some(last) = whats.pop() else { return };
-                let firsts = whats.into_iter().map(|what| Arrival { origin: origin.clone(), position, last: false, what });
+                let firsts =
+                    whats.into_iter().map(|what| Arrival { origin: origin.clone(), position, last: false, what });
                 arrivals.extend(firsts);
                 last
             }

@@ -38,10 +38,20 @@ impl Group {
         self.turns += 1;
         self.first.get_or_insert(id);
     }
+
+    /// Makes room for what a run of so many turns brings at the least.
+    fn reserve(&mut self, turns: usize) {
+        room(&mut self.items, turns);
+        room(&mut self.tickets, turns);
+        room(&mut self.part.ids, turns);
+    }
 }
 
 impl Ledger {
     pub(super) fn settle_run(&mut self, ix: SlotIx, turns: Vec<TurnEnd>, state: Stored, now: Millis) {
+        if !turns.is_empty() {
+            self.group(ix).reserve(turns.len());
+        }
         for end in turns {
             let running = self.slots[ix].running.as_mut();
             let Some(item) = running.and_then(|running| running.items.pop_front()) else { break };
@@ -50,8 +60,8 @@ impl Ledger {
             match end {
                 TurnEnd::Done { events, rows } => {
                     let group = self.group(ix);
-                    group.part.events.extend(events);
-                    group.part.rows.extend(rows);
+                    add(&mut group.part.events, events);
+                    add(&mut group.part.rows, rows);
                     group.turn(item.id);
                     self.settle_item(ix, item);
                 }
@@ -350,6 +360,24 @@ impl Ledger {
             what: what.to_owned(),
             error: error.to_owned(),
         });
+    }
+}
+
+/// Exactly what the first ones need; after that as vectors grow.
+fn room<T>(all: &mut Vec<T>, more: usize) {
+    if all.is_empty() {
+        all.reserve_exact(more);
+    } else {
+        all.reserve(more);
+    }
+}
+
+/// Appends `more`, without a copy when it is the first.
+fn add<T>(all: &mut Vec<T>, more: Vec<T>) {
+    if all.is_empty() {
+        *all = more;
+    } else {
+        all.extend(more);
     }
 }
 
