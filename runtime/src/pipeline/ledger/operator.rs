@@ -94,9 +94,11 @@ impl Ledger {
                 }
             };
             if releases {
-                // Not before this is durable: until then the rows that are read lack the replayed one, or the key is held.
-                let before = if operation.action == Wanted::Replay { letter.seq - 1 } else { letter.seq };
-                self.slots[ix].release = Some(before);
+                let slot = &mut self.slots[ix];
+                slot.held = false;
+                if operation.action == Wanted::Replay {
+                    slot.rows.loaded = slot.rows.loaded.min(letter.seq - 1);
+                }
             }
             let group = self.group(ix);
             if operation.action == Wanted::Discard {
