@@ -9,7 +9,7 @@ use ractor::{Actor, ActorRef, call_t};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::clock::{Clock, Stopwatch, sleep};
+use crate::clock::{Clock, Dice, Stopwatch, sleep};
 use crate::handlers::Handlers;
 use crate::metrics::{Child, Metrics};
 use crate::pipeline::bindings::{Bindings, describe};
@@ -107,7 +107,8 @@ impl Engine {
             metrics,
             clock: Clock::system(),
             identity,
-            owner: format!("pid {}", std::process::id()),
+            // Process ids come again: the incarnation tells two of them apart.
+            owner: format!("pid {} ({:08x})", std::process::id(), Dice::from_system().below(1 << 32)),
         });
         let (failed, watch) = watch::channel(None);
         let args = RootArgs { env: env.clone(), failed };

@@ -6,120 +6,87 @@
 //! a row per message for inbox and outbox, bulk statements, one transaction per 1,000 messages. `single` is (b): one
 //! transaction per message.
 
-mod straight;
-mod workload;
-
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use budget_actors::Balances;
+use perkey::clock::Stopwatch;
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
-use perkey::store::sqlite::{Access, SqliteStore};
-use perkey::store::{Setup, Store};
+use perkey::store::Store;
 use perkey::{Engine, Handlers};
+use tokio::runtime::Runtime;
 
-struct Options {
-    messages: usize,
-    rounds: usize,
-    keys: usize,
-    only: Option<String>,
+use super::workload::Workload;
+use super::{Options, meter, open, prepared, straight};
+
+/// Messages of a round of one transaction each.
+const SINGLES: usize = 5_000;
+
+const NAMES: [&str; 3] = ["pipeline", "loop", "single"];
+
+#[derive(Default)]
+struct Figures {
+    rates: Vec<f64>,
+    micros: Vec<f64>,
 }
 
-fn options() -> Options {
-    let mut options = Options { messages: 200_000, rounds: 3, keys: 20_000, only: None };
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        let mut number = || args.next().and_then(|value| value.parse().ok()).expect("a number follows");
-        match arg.as_str() {
-            "--messages" => options.messages = number(),
-            "--rounds" => options.rounds = number(),
-            "--keys" => options.keys = number(),
-            "--only" => options.only = args.next(),
-            _ => {}
-        }
-    }
-    options
-}
-
-fn main() {
-    let options = options();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let workload = workload::Workload::new(options.messages, options.keys, 1);
-    let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
-    let mut rates: [Vec<f64>; 3] = Default::default();
-    for round in 0..options.rounds {
-        for (at, name) in ["pipeline", "loop", "single"].into_iter().enumerate().filter(|(_, name)| wanted(name)) {
-            let few = workload::Workload::new(options.messages.min(10_000), options.keys, 1);
-            let load = if name == "single" { &few } else { &workload };
-            let dir = tempfile::tempdir().expect("a scratch directory");
-            let path = dir.path().join("bench.db");
-            runtime.block_on(fill(&path, load));
-            let (took, cpu) = runtime.block_on(async {
-                let cpu = cpu_seconds();
-                let took = match name {
-                    "pipeline" => pipeline(&path, load).await,
-                    "loop" => straight::run(&path, load, 1_000).await,
-                    _ => straight::run(&path, load, 1).await,
-                };
-                (took, cpu_seconds() - cpu)
-            });
-            let rate = load.messages.len() as f64 / took.as_secs_f64();
-            let micros = cpu * 1e6 / load.messages.len() as f64;
+pub(crate) fn run(runtime: &Runtime, options: &Options) {
+    let (messages, keys) = (options.number("--messages", 200_000), options.number("--keys", 20_000));
+    let whole = Workload::new(messages, keys, 1);
+    let few = Workload::new(messages.min(SINGLES), keys, 1);
+    let mut figures: [Figures; 3] = Default::default();
+    for round in 0..options.number("--rounds", 5) {
+        for (figures, name) in figures.iter_mut().zip(NAMES) {
+            if options.text("--only").is_some_and(|only| only != name) {
+                continue;
+            }
+            let load = if name == "single" { &few } else { &whole };
+            let (rate, micros) = runtime.block_on(once(name, load));
+            let (rss, _) = meter::memory();
             println!(
-                "round {round}: {name:8} {rate:>9.0} messages/s, {micros:>6.2} CPU-µs a message, RSS {} MiB",
-                rss()
+                "round {round}: {name:8} {rate:>9.0} messages/s, {micros:>6.2} CPU-µs a message, RSS {rss:.0} MiB"
             );
-            rates[at].push(rate);
+            figures.rates.push(rate);
+            figures.micros.push(micros);
         }
     }
-    let medians = rates.map(|mut rates| {
-        rates.sort_by(f64::total_cmp);
-        rates.get(rates.len() / 2).copied()
-    });
-    if let [Some(pipeline), a, b] = medians {
-        let ratio = |other: Option<f64>| other.map_or("-".to_owned(), |other| format!("{:.2}", pipeline / other));
-        println!("median: pipeline {pipeline:.0} messages/s = {} x (a) loop = {} x (b) single", ratio(a), ratio(b));
+    let rates = figures.each_ref().map(|figures| meter::median(&figures.rates));
+    for ((name, figures), rate) in NAMES.iter().zip(&figures).zip(rates) {
+        let micros = meter::median(&figures.micros);
+        let ratio = rates[0] / rate;
+        println!("median: {name:8} {rate:>9.0} messages/s, {micros:>6.2} CPU-µs; the pipeline is {ratio:.2} x this");
     }
 }
 
-async fn fill(path: &Path, workload: &workload::Workload) {
-    let store = open(path).await;
-    let setup = Setup { shards: 8, services: vec!["balances".into()], tables: Vec::new() };
-    store.prepare(setup).await.expect("a fresh store");
-    workload.append(&*store, 8).await;
+async fn once(name: &str, load: &Workload) -> (f64, f64) {
+    let dir = tempfile::tempdir().expect("a scratch directory");
+    let path = dir.path().join("bench.db");
+    let store = prepared(&path).await;
+    load.append(&*store, 8).await;
+    store.close().await;
+    let cpu = meter::cpu_seconds();
+    let took = match name {
+        "pipeline" => pipeline(&path, load).await,
+        "loop" => straight::run(&path, load, 1_000).await,
+        _ => straight::run(&path, load, 1).await,
+    };
+    let count = load.messages.len() as f64;
+    (count / took.as_secs_f64(), (meter::cpu_seconds() - cpu) * 1e6 / count)
 }
 
-async fn open(path: &Path) -> Arc<SqliteStore> {
-    let url = format!("sqlite://{}", path.display());
-    Arc::new(SqliteStore::open(&url, Access::Run).await.expect("a store"))
-}
-
-async fn pipeline(path: &Path, workload: &workload::Workload) -> Duration {
+async fn pipeline(path: &Path, workload: &Workload) -> Duration {
     let store = open(path).await;
     let metrics = Metrics::new();
-    let start = Instant::now();
+    let watch = Stopwatch::start();
     let handlers = Handlers::new().with(Balances);
     let engine = Engine::start(&Settings::default(), handlers, store.clone(), metrics).await.expect("an engine");
     engine.idle().await;
-    let took = start.elapsed();
+    let took = watch.elapsed();
     let rows = store.queries().shards().await.expect("rows");
     let taken: u64 = rows.iter().map(|row| row.counters["taken"]).sum();
     assert_eq!(taken, workload.unique, "each message counts once");
     engine.drain().await.expect("a drain");
+    store.close().await;
     took
-}
-
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-    (ticks(11) + ticks(12)) / 100.0
-}
-
-fn rss() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or("");
-    line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) / 1_024
 }

@@ -41,19 +41,25 @@ impl Workload {
 
     pub(crate) async fn append(&self, store: &dyn Store, shards: u32) {
         for chunk in self.messages.chunks(1_000) {
-            let mut rows = Vec::new();
-            for target in 0..shards {
-                let mine = chunk.iter().filter(|m| shard_of(m.key(), shards) == target).map(|m| ("balances", m));
-                let mine: Vec<_> = mine.collect();
-                if !mine.is_empty() {
-                    rows.push(LogRow { target, count: mine.len() as u32, messages: embedded::encode(&mine) });
-                }
-            }
-            let progress = ImportProgress::default();
-            let batch = ImportBatch { service: "balances".into(), source: "bench".into(), rows, progress, at: 0 };
-            store.queries().append_import(batch).await.expect("the log takes it");
+            append(store, "balances", chunk, shards).await;
         }
     }
+}
+
+/// Appends messages for a service to the log, in one transaction.
+pub(crate) async fn append(store: &dyn Store, service: &str, messages: &[Message], shards: u32) {
+    let mut targets: Vec<Vec<(&str, &Message)>> = vec![Vec::new(); shards as usize];
+    for message in messages {
+        targets[shard_of(message.key(), shards) as usize].push((service, message));
+    }
+    let rows = (0..).zip(&targets).filter(|(_, mine)| !mine.is_empty()).map(|(target, mine)| LogRow {
+        target,
+        count: u32::try_from(mine.len()).expect("a small number"),
+        messages: embedded::encode(mine),
+    });
+    let (rows, progress) = (rows.collect(), ImportProgress::default());
+    let batch = ImportBatch { service: service.into(), source: "bench".into(), rows, progress, at: 0 };
+    store.queries().append_import(batch).await.expect("the log takes it");
 }
 
 fn posting(dice: &mut Dice, rank: usize) -> Message {

@@ -38,17 +38,27 @@ impl Bindings {
 
     /// A delivery of `source` as arrivals for the ledger: one for each service that takes it.
     pub fn arrivals(&self, source: &str, delivery: Delivery) -> Vec<Arrival> {
-        let (origin, position) = (delivery.origin, delivery.position);
-        let mut whats = match delivery.content {
-            Content::For(service, message) => vec![self.addressed(&service, message)],
-            Content::Unrouted(message) => self.unrouted(source, &message),
-            Content::Unreadable { message, reason } => vec![What::Refused(None, message, reason)],
-        };
-        let last = whats.pop();
-        let firsts = whats.into_iter().map(|what| Arrival { origin: origin.clone(), position, last: false, what });
-        let mut arrivals: Vec<_> = firsts.collect();
-        arrivals.extend(last.map(|what| Arrival { origin, position, last: true, what }));
+        let mut arrivals = Vec::with_capacity(1);
+        self.route(source, delivery, &mut arrivals);
         arrivals
+    }
+
+    /// [`Bindings::arrivals`], added to those of the deliveries before it.
+    pub(crate) fn route(&self, source: &str, delivery: Delivery, arrivals: &mut Vec<Arrival>) {
+        let Delivery { origin, position, content } = delivery;
+        let last = match content {
+            Content::For(service, message) => self.addressed(&service, message),
+            Content::Unreadable { message, reason } => What::Refused(None, message, reason),
+            Content::Unrouted(message) => {
+                let mut whats = self.unrouted(source, &message);
+                let Some(last) = whats.pop() else { return };
+                let firsts =
+                    whats.into_iter().map(|what| Arrival { origin: origin.clone(), position, last: false, what });
+                arrivals.extend(firsts);
+                last
+            }
+        };
+        arrivals.push(Arrival { origin, position, last: true, what: last });
     }
 
     fn addressed(&self, service: &str, message: Message) -> What {

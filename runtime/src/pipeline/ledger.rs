@@ -176,10 +176,11 @@ impl Ledger {
         read.filter_map(|(name, tracker)| Some((name.clone(), tracker.received()?))).collect()
     }
 
-    /// Credits that a restarted ingress starts with.
-    pub fn credits_free(&self, source: u16) -> usize {
+    /// Credits that a restarted ingress starts with; below 0 when a last delivery was for more services than there
+    /// were credits.
+    pub fn credits_free(&self, source: u16) -> isize {
         let source = &self.sources[source as usize];
-        self.config.settings.ingress.credits.saturating_sub(source.used + source.owed)
+        self.config.settings.ingress.credits.cast_signed() - (source.used + source.owed).cast_signed()
     }
 
     /// Whether nothing is in hand or being committed. What waits on disk for its time does not count.

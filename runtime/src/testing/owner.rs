@@ -24,6 +24,7 @@ pub(super) enum Lane {
 }
 
 /// What a ledger is told.
+#[derive(Debug)]
 pub(super) enum Told {
     Fetched(u16, u32, Vec<Arrival>),
     IngressBack(u16),
@@ -48,7 +49,7 @@ pub(super) enum Told {
 #[derive(Default)]
 pub(super) struct Ingress {
     pub(super) source: Option<Box<dyn Source>>,
-    pub(super) credits: usize,
+    pub(super) credits: isize,
     pub(super) fetching: bool,
     /// Rises when it dies with deliveries that it had not handed over.
     pub(super) generation: u32,

@@ -99,7 +99,8 @@ impl World {
 
     /// An operator acts on dead letters: of one key, or of all.
     fn operate(&mut self, key: Option<(u16, String)>) -> Result<(), String> {
-        let discard = !self.healed && self.dice.below(4) == 0;
+        // Replayed for ever, a message that its handler rejects would hold its key for ever.
+        let discard = self.dice.below(4) == 0;
         let action = if discard { Action::Discard } else { Action::Replay };
         let filter = match key {
             Some((service, key)) => DeadFilter {
@@ -107,8 +108,10 @@ impl World {
                 key: Some(key),
                 ..DeadFilter::default()
             },
-            None => DeadFilter { until: Some(self.clock.now()), ..DeadFilter::default() },
+            None => DeadFilter::default(),
         };
+        // Otherwise it would chase what it replayed.
+        let filter = DeadFilter { until: Some(self.clock.now()), ..filter };
         let (who, why) = ("simulator".to_owned(), "drawn from the seed".to_owned());
         let command = NewCommand { action, filter, who, why, matched: 0, at: self.clock.now() };
         let recorded = self.disk.store.queries().command(command).now_or_never();
@@ -128,19 +131,20 @@ impl World {
         let late = self.now > self.trouble_until + PATIENCE;
         match busy {
             Some(busy) if self.now > self.trouble_until + STUCK => return Err(format!("it never ends: {busy}")),
-            Some(_) if !(late && !self.healed) => {}
+            Some(_) if !late => {}
             None if self.healed && self.witness.held().is_empty() => {
                 self.done = true;
                 return self.witness.unfinished().map_or(Ok(()), Err);
             }
             _ => {
-                self.healed = true;
+                let first = !std::mem::replace(&mut self.healed, true);
                 self.witness.heal();
                 self.refusals.heal();
-                if self.plan.faults.operators && self.dice.below(2) == 0 {
+                if first && self.plan.faults.operators && self.dice.below(2) == 0 {
                     self.operate(None)?;
                 }
-                for key in self.witness.held().into_keys() {
+                let executing = (0..self.plan.shards()).any(|shard| !self.open_commands(shard).is_empty());
+                for key in self.witness.held().into_keys().filter(|_| !executing) {
                     self.operate(Some(key))?;
                 }
             }

@@ -225,6 +225,7 @@ impl World {
         let actions = owner.ledger.actions();
         self.count(id)?;
         for action in actions {
+            if std::env::var("T").is_ok() { let mut t = format!("{action:?}"); t.truncate(700); eprintln!("{} #{id} -> {t}", self.now); }
             let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
             let (now, committer) = (self.now, owner.committer);
             match action {
@@ -254,7 +255,7 @@ impl World {
                 Action::Credit(source, more) => {
                     let ingress = &mut owner.ingresses[source as usize];
                     if ingress.source.is_some() {
-                        ingress.credits += more;
+                        ingress.credits += more.cast_signed();
                         self.fetch_soon(id, source);
                     }
                 }
@@ -419,15 +420,15 @@ impl World {
         let draining = owner.draining;
         let ingress = &mut owner.ingresses[source as usize];
         ingress.fetching = false;
-        let (Some(open), false) = (ingress.source.as_mut(), draining || ingress.credits == 0) else { return Ok(()) };
+        let (Some(open), false) = (ingress.source.as_mut(), draining || ingress.credits <= 0) else { return Ok(()) };
         let _context = self.runtime.enter();
-        let max = usize::try_from(most).unwrap_or(1).min(ingress.credits);
+        let max = usize::try_from(most).unwrap_or(1).min(ingress.credits.unsigned_abs());
         let Some(fetched) = open.fetch(max).now_or_never() else { return Ok(()) };
         let name = &self.plan.sources[source as usize];
         let deliveries = fetched.map_err(|error| error.to_string())?;
         let arrivals: Vec<_> =
             deliveries.into_iter().flat_map(|delivery| self.plan.bindings.arrivals(name, delivery)).collect();
-        ingress.credits = ingress.credits.saturating_sub(arrivals.len());
+        ingress.credits -= arrivals.len().cast_signed();
         let generation = ingress.generation;
         drop(_context);
         self.told(id, Lane::Ingress(source), 1_000, Told::Fetched(source, generation, arrivals));
@@ -439,6 +440,7 @@ impl World {
     fn tell(&mut self, id: OwnerId, told: Told) -> Result<(), String> {
         let now = self.clock.now();
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
+        if std::env::var("T").is_ok() && !matches!(told, Told::Tick) { let mut t = format!("{told:?}"); t.truncate(600); eprintln!("{} #{id} <- {t}", self.now); }
         let ledger = &mut owner.ledger;
         match told {
             Told::Fetched(source, generation, arrivals) => {

@@ -9,6 +9,7 @@ use super::slot::{From, Item, Newest, SlotIx, Ticket};
 use super::{FaultNote, Ledger, Stored};
 use crate::clock::Millis;
 use crate::handler::{AfterDeadLetter, Fault};
+use crate::message::TakenId;
 use crate::store::{Attempt, DeadLetter, HistoryRow, Part, PendingKind, PendingRow, ServiceKey, StateWrite};
 
 /// Failed attempts kept with a message: the first of them and the newest.
@@ -23,11 +24,34 @@ pub(crate) struct Group {
     pub(crate) items: Vec<Item>,
     /// Deliveries that its commit settles.
     pub(crate) tickets: Vec<Ticket>,
+    /// Those of them that are copies, with the id that they share.
+    pub(crate) copies: Vec<(TakenId, Ticket)>,
     pub(crate) turns: usize,
+    /// The message of its first turn.
+    pub(crate) first: Option<TakenId>,
+    /// Dead letters that it removes for good.
+    pub(crate) discarded: Vec<TakenId>,
+}
+
+impl Group {
+    fn turn(&mut self, id: TakenId) {
+        self.turns += 1;
+        self.first.get_or_insert(id);
+    }
+
+    /// Makes room for what a run of so many turns brings at the least.
+    fn reserve(&mut self, turns: usize) {
+        room(&mut self.items, turns);
+        room(&mut self.tickets, turns);
+        room(&mut self.part.ids, turns);
+    }
 }
 
 impl Ledger {
     pub(super) fn settle_run(&mut self, ix: SlotIx, turns: Vec<TurnEnd>, state: Stored, now: Millis) {
+        if !turns.is_empty() {
+            self.group(ix).reserve(turns.len());
+        }
         for end in turns {
             let running = self.slots[ix].running.as_mut();
             let Some(item) = running.and_then(|running| running.items.pop_front()) else { break };
@@ -36,9 +60,9 @@ impl Ledger {
             match end {
                 TurnEnd::Done { events, rows } => {
                     let group = self.group(ix);
-                    group.part.events.extend(events);
-                    group.part.rows.extend(rows);
-                    group.turns += 1;
+                    add(&mut group.part.events, events);
+                    add(&mut group.part.rows, rows);
+                    group.turn(item.id);
                     self.settle_item(ix, item);
                 }
                 TurnEnd::Fault(fault) => self.fault(ix, item, fault, now),
@@ -75,6 +99,7 @@ impl Ledger {
         };
         group.part.ids.push(item.id);
         group.tickets.push(ticket);
+        group.copies.extend(copies.iter().map(|copy| (item.id, *copy)));
         group.tickets.extend(copies);
     }
 
@@ -88,6 +113,8 @@ impl Ledger {
     /// A turn failed, or a message is refused without being run.
     pub(super) fn fault(&mut self, ix: SlotIx, mut item: Item, fault: TurnFault, now: Millis) {
         let generation = self.slots[ix].actor.map_or(0, |actor| self.actors.generation(actor));
+        // As it is handled again if this fault cannot be recorded.
+        let before = item.clone();
         let policy = self.policy(self.slots[ix].service).retry;
         let attempt = item.attempt + u32::from(!matches!(fault, TurnFault::Defer(_)));
         let error = match &fault {
@@ -118,17 +145,17 @@ impl Ledger {
                     self.count("retries", 1);
                 }
                 self.note(ix, &item, attempt, generation, what, &error, now);
-                self.retry_later(ix, item, now + delay);
+                self.retry_later(ix, (item, before), now + delay);
             }
             Err(reason) => {
                 self.note(ix, &item, attempt, generation, "dead_letter", &reason, now);
-                self.give_up(ix, item, reason, now);
+                self.give_up(ix, (item, before), reason, now);
             }
         }
     }
 
     /// The message waits in the table until `due`; what is behind it in memory follows it there.
-    fn retry_later(&mut self, ix: SlotIx, item: Item, due: Millis) {
+    fn retry_later(&mut self, ix: SlotIx, (item, before): (Item, Item), due: Millis) {
         let seq = match item.from {
             From::Row(seq) => seq,
             From::Live(ticket) => {
@@ -143,13 +170,14 @@ impl Ledger {
         let row = self.row(ix, &item, seq, PendingKind::Retry, Some(due));
         let group = self.group(ix);
         group.part.pending.push(row);
-        group.items.push(item);
-        group.turns += 1;
+        group.turn(item.id);
+        group.items.push(before);
+        self.await_commits(ix);
         self.follow_queue(ix);
     }
 
     /// The message becomes a dead letter.
-    fn give_up(&mut self, ix: SlotIx, item: Item, error: String, now: Millis) {
+    fn give_up(&mut self, ix: SlotIx, (item, before): (Item, Item), error: String, now: Millis) {
         let holds_key = self.policy(self.slots[ix].service).after_dead_letter == AfterDeadLetter::HoldKey;
         let seq = match item.from {
             From::Row(seq) => {
@@ -169,8 +197,8 @@ impl Ledger {
         let letter = dead_letter(&item, seq, key, error, holds_key, now);
         let group = self.group(ix);
         group.part.dead.push(letter);
-        group.items.push(item);
-        group.turns += 1;
+        group.turn(item.id);
+        group.items.push(before);
         if holds_key {
             let slot = &mut self.slots[ix];
             slot.held = true;
@@ -236,6 +264,12 @@ impl Ledger {
         self.follow_all(ix, behind);
     }
 
+    /// The key's rows are not to be read before everything of it that is gathered by now is durable.
+    pub(super) fn await_commits(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        slot.rows.unwritten = slot.uncommitted;
+    }
+
     fn add_row(&mut self, ix: SlotIx, item: &Item) -> u64 {
         self.inbox.pin(item.id);
         let seq = self.next_seq();
@@ -284,8 +318,8 @@ impl Ledger {
         if !blamed && head.refusal.is_none() {
             return false;
         }
-        let Some(mut head) = slot.queue.pop_front() else { return false };
-        let fault = match (slot.blame.take_if(|_| blamed), head.refusal.take()) {
+        let Some(head) = slot.queue.pop_front() else { return false };
+        let fault = match (slot.blame.take_if(|_| blamed), head.refusal.clone()) {
             (Some((_, Fault::Reject(reason))), _) | (None, Some(reason)) => TurnFault::Reject(reason),
             (Some((_, Fault::Retry(reason))), _) => TurnFault::Retry(reason),
             (Some((_, Fault::Defer(delay))), _) => TurnFault::Defer(millis(delay)),
@@ -326,6 +360,24 @@ impl Ledger {
             what: what.to_owned(),
             error: error.to_owned(),
         });
+    }
+}
+
+/// Exactly what the first ones need; after that as vectors grow.
+fn room<T>(all: &mut Vec<T>, more: usize) {
+    if all.is_empty() {
+        all.reserve_exact(more);
+    } else {
+        all.reserve(more);
+    }
+}
+
+/// Appends `more`, without a copy when it is the first.
+fn add<T>(all: &mut Vec<T>, more: Vec<T>) {
+    if all.is_empty() {
+        *all = more;
+    } else {
+        all.extend(more);
     }
 }
 
