@@ -1,7 +1,7 @@
 //! Binds handlers to sources, starts the tree, drains it in order.
 //! In: settings, handlers, a store. Out: a running engine, until it is drained or gives up.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -9,7 +9,7 @@ use ractor::{Actor, ActorRef, call_t};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::clock::{Clock, Stopwatch, sleep};
+use crate::clock::{Clock, Dice, Stopwatch, sleep};
 use crate::handlers::Handlers;
 use crate::metrics::{Child, Metrics};
 use crate::pipeline::bindings::{Bindings, describe};
@@ -98,6 +98,7 @@ impl Engine {
         let env = Arc::new(Env {
             service_metrics: services.iter().map(|service| metrics.service(&service.name)).collect(),
             services,
+            stalled: (0..settings.ownership.shards).map(|_| Mutex::default()).collect(),
             settings: Arc::new(settings.clone()),
             handlers,
             bindings: Arc::new(bindings),
@@ -106,7 +107,8 @@ impl Engine {
             metrics,
             clock: Clock::system(),
             identity,
-            owner: format!("pid {}", std::process::id()),
+            // Process ids come again: the incarnation tells two of them apart.
+            owner: format!("pid {} ({:08x})", std::process::id(), Dice::from_system().below(1 << 32)),
         });
         let (failed, watch) = watch::channel(None);
         let args = RootArgs { env: env.clone(), failed };
@@ -121,6 +123,8 @@ impl Engine {
         let mut problems: Vec<String> = self.failed.borrow().iter().cloned().collect();
         let gone = shards.iter().enumerate().filter(|(_, shard)| shard.is_none());
         problems.extend(gone.map(|(no, _)| format!("shard {no} is being taken again")));
+        let stalled = (0..shards.len()).filter_map(|no| Some((no, self.env.stalled(no)?)));
+        problems.extend(stalled.map(|(no, why)| format!("commits of shard {no} cannot be written: {why}")));
         Health { ready: problems.is_empty() && !shards.is_empty(), problems }
     }
 

@@ -20,6 +20,9 @@ pub mod transport;
 pub mod metrics;
 pub mod telemetry;
 
+// how all of it is tested
+pub mod testing;
+
 pub use engine::Engine;
 pub use handler::{AfterDeadLetter, Column, ColumnKind, Fault, Handler, Row, Table, Turn};
 pub use handlers::Handlers;

@@ -5,6 +5,8 @@
 
 mod engine;
 mod fixture;
+mod operator;
+mod simulation;
 mod sqlite_store;
 mod store_contract;
 mod support;

@@ -208,6 +208,8 @@ async fn release_and_clean_end_an_unclean_series(place: Box<impl Place>) {
     let (store, _, first) = begin(&*place, 3).await;
     let second = store.take(3, "b").await.unwrap();
     assert_eq!((second.epoch, second.unclean), (first + 1, 1));
+    let again = store.take(3, "b").await.unwrap();
+    assert_eq!((again.epoch, again.unclean), (first + 2, 1), "a process takes its own shard again");
     let third = store.take(3, "c").await.unwrap();
     assert_eq!(third.unclean, 2);
     committed(&store, &Commit { clean: true, ..commit(3, third.epoch, 1) }).await;

@@ -19,7 +19,7 @@ const AGAIN: Duration = Duration::from_millis(250);
 /// What an ingress is told.
 pub(crate) enum IngressMessage {
     /// Open the source after these positions, with so many credits.
-    Begin(Positions, usize),
+    Begin(Positions, isize),
     /// So many deliveries more.
     Credit(usize),
     /// Deliveries up to these positions are durable.
@@ -45,7 +45,8 @@ pub(crate) struct IngressArgs {
 pub(crate) struct IngressState {
     args: IngressArgs,
     source: Option<Box<dyn Source>>,
-    credits: usize,
+    /// Below 0 after a delivery for more services than there were credits.
+    credits: isize,
     fetching: bool,
 }
 
@@ -75,7 +76,7 @@ impl Actor for Ingress {
                 state.source = Some(transport.open(state.args.shard_no, from).await?);
                 state.credits = credits;
             }
-            IngressMessage::Credit(more) => state.credits += more,
+            IngressMessage::Credit(more) => state.credits += more.cast_signed(),
             IngressMessage::Acknowledge(positions) => {
                 if let Some(source) = state.source.as_mut() {
                     source.committed(&positions);
@@ -97,7 +98,9 @@ impl Actor for Ingress {
 async fn fetch(state: &mut IngressState) -> Result<(), ActorProcessingErr> {
     let IngressState { args, source: Some(source), credits, .. } = state else { return Ok(()) };
     let name = args.env.transports[args.source as usize].name();
-    let most = (*credits).min(args.env.settings.ingress.batch_max);
+    // Deliveries were asked for while there were credits; a delivery may have taken more than one since.
+    let Ok(most @ 1..) = usize::try_from(*credits) else { return Ok(()) };
+    let most = most.min(args.env.settings.ingress.batch_max);
     let deliveries = match source.fetch(most).await {
         Ok(deliveries) => deliveries,
         // An outage is waited for: it spends neither attempts nor restarts.
@@ -112,7 +115,7 @@ async fn fetch(state: &mut IngressState) -> Result<(), ActorProcessingErr> {
     for delivery in deliveries {
         args.env.bindings.route(name, delivery, &mut arrivals);
     }
-    *credits = credits.saturating_sub(arrivals.len());
+    *credits -= arrivals.len().cast_signed();
     args.shard.cast(ShardMessage::Fetched(args.source, arrivals))?;
     Ok(())
 }

@@ -198,7 +198,7 @@ impl Store for SqliteStore {
         self.writer.call(move |connection| {
             Box::pin(async move {
                 let sql = format!(
-                    "UPDATE shards SET epoch = epoch + 1, unclean = unclean + (owner IS NOT NULL), owner = ?2
+                    "UPDATE shards SET epoch = epoch + 1, unclean = unclean + (owner <> ?2 AND owner IS NOT NULL), owner = ?2
                      WHERE shard = ?1 RETURNING {}",
                     decode::SHARD
                 );

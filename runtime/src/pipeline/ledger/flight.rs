@@ -9,7 +9,8 @@ use super::slot::{From, Newest, SlotIx, Ticket};
 use super::{Action, Defect, Ledger, planted};
 use crate::clock::Millis;
 use crate::handler::Fault;
-use crate::store::{Commit, Epoch, Outcome, Part, StoreError, TakenShard, Trim};
+use crate::message::TakenId;
+use crate::store::{Commit, Epoch, Outcome, Part, PendingKind, StoreError, TakenShard, Trim};
 
 /// Commits between two rounds of trimming.
 const TRIM_EVERY: u64 = 32;
@@ -56,6 +57,19 @@ impl Batches {
     /// The group of what belongs to no key.
     pub(crate) fn loose(&mut self) -> &mut Group {
         &mut self.loose
+    }
+
+    /// Takes back the copies of a message that would have been acknowledged behind it.
+    fn take_copies(&mut self, id: TakenId) -> Vec<Ticket> {
+        let queued = self.queue.iter_mut().flat_map(|batch| &mut batch.groups).filter(|group| group.slot.is_none());
+        let mut copies = Vec::new();
+        for group in queued.chain([&mut self.loose]) {
+            let taken = group.copies.extract_if(.., |(copy, _)| *copy == id).map(|(_, ticket)| ticket);
+            let taken: Vec<Ticket> = taken.collect();
+            group.tickets.retain(|ticket| !taken.contains(ticket));
+            copies.extend(taken);
+        }
+        copies
     }
 
     pub(crate) fn gathered(&mut self, at: u32) -> &mut Group {
@@ -279,7 +293,13 @@ impl Ledger {
         if !part.settled.is_empty() {
             self.waiting.sleep(slot);
         }
-        slot.rows.page_after_commit = false;
+        slot.rows.unwritten = slot.rows.unwritten.saturating_sub(1);
+        if !part.undead.is_empty()
+            && let Some(before) = slot.release.take()
+        {
+            // A held key that was read from the store waits, too: whether its next row is due is seen when it is read.
+            (slot.held, slot.waits, slot.rows.loaded) = (false, false, before);
+        }
         if slot.uncommitted == 0 && slot.warm {
             slot.newest = Newest::Elsewhere;
         }
@@ -347,7 +367,8 @@ impl Ledger {
             return self.stop(&format!("the store refuses a record that belongs to no key: {error}"));
         };
         let alone = group.turns <= 1;
-        let head = group.items.first().map(|item| item.id);
+        // Messages that only followed may be recorded before it.
+        let head = group.first;
         let recorded = group.part.pending.iter().any(|row| Some(row.id) == head)
             || group.part.dead.iter().any(|letter| Some(letter.id) == head);
         if alone && recorded {
@@ -377,7 +398,9 @@ impl Ledger {
             self.undo(&group);
             items.extend(group.items);
         }
+        self.slots.renew(ix);
         let slot = &mut self.slots[ix];
+        slot.loading = false;
         if let Some(running) = slot.running.as_mut() {
             running.stale = true;
             items.extend(running.items.drain(..));
@@ -390,6 +413,7 @@ impl Ledger {
         slot.warm = false;
         slot.known = false;
         slot.held = false;
+        slot.release = None;
         slot.waits = false;
         slot.newest = Newest::Elsewhere;
         slot.rows = super::slot::Rows::default();
@@ -407,7 +431,6 @@ impl Ledger {
 
     /// Takes a group's effects on ids, rows and counters back.
     fn undo(&mut self, group: &Group) {
-        let mut own = Vec::with_capacity(group.items.len());
         for item in &group.items {
             let pending = group.part.pending.iter().any(|row| row.id == item.id);
             let dead = group.part.dead.iter().any(|letter| letter.id == item.id);
@@ -415,8 +438,7 @@ impl Ledger {
                 self.uncount("dead_letters");
             }
             match item.from {
-                From::Live(ticket) => {
-                    own.push(ticket);
+                From::Live(_) => {
                     self.uncount("taken");
                     if pending || dead {
                         self.inbox.unpin(item.id);
@@ -424,7 +446,10 @@ impl Ledger {
                     if pending {
                         self.waiting.rows = self.waiting.rows.saturating_sub(1);
                     }
-                    self.inbox.unsettle(item.id, Vec::new());
+                    // Its copies are in hand with it again: they are acknowledged when it is durable.
+                    let copies = group.copies.iter().filter(|(id, _)| *id == item.id).map(|(_, copy)| *copy);
+                    let copies = copies.chain(self.batches.take_copies(item.id)).collect();
+                    self.inbox.unsettle(item.id, copies);
                 }
                 From::Row(_) if pending => {}
                 From::Row(_) => {
@@ -435,10 +460,10 @@ impl Ledger {
                 }
             }
         }
-        // Copies that came with these are duplicates whatever happens to the original.
-        for ticket in group.tickets.iter().filter(|ticket| !own.contains(ticket)) {
-            self.drop_ticket(*ticket);
-        }
+        // A replayed letter's pin is the letter's again.
+        let replayed = group.part.pending.iter().filter(|row| row.kind == PendingKind::Replay);
+        self.waiting.rows = self.waiting.rows.saturating_sub(replayed.count() as u64);
+        group.discarded.iter().for_each(|id| self.inbox.pin(*id));
         self.command_undone(&group.part);
     }
 

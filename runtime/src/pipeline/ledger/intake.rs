@@ -73,6 +73,8 @@ impl Ledger {
             Seen::InHand => return self.count_duplicate(),
             Seen::Taken => {
                 self.count_duplicate();
+                // Its original may be on its way to the store: it is found again when that is refused.
+                self.batches.loose().copies.push((id, ticket));
                 return self.drop_ticket(ticket);
             }
         }
@@ -140,11 +142,10 @@ impl Ledger {
     /// The store's answer to [`Action::Load`].
     pub fn loaded(&mut self, slots: &[(SlotIx, u64)], rows: Vec<KeyRow>) {
         for ((ix, token), row) in slots.iter().zip(rows) {
-            if !self.slots.current(*ix, *token) {
+            if !self.slots.current(*ix, *token) || !std::mem::take(&mut self.slots[*ix].loading) {
                 continue;
             }
             let slot = &mut self.slots[*ix];
-            slot.loading = false;
             if slot.newest == Newest::Elsewhere {
                 slot.newest = Newest::Here(row.state);
                 slot.warm = false;
@@ -165,7 +166,8 @@ impl Ledger {
         if let Some((first, last)) = pending {
             slot.rows.loaded = first - 1;
             slot.rows.last = last;
-            slot.waits = !woken;
+            // Behind a dead letter that holds the key, all are followers: only the operator is waited for.
+            slot.waits = !woken && !held;
             if woken && !held {
                 slot.awake = true;
                 self.waiting.awake += 1;

@@ -94,11 +94,15 @@ impl Ledger {
                 }
             };
             if releases {
-                let slot = &mut self.slots[ix];
-                slot.held = false;
-                slot.rows.loaded = if operation.action == Wanted::Replay { letter.seq - 1 } else { letter.seq };
+                // Not before this is durable: until then the rows that are read lack the replayed one, or the key is held.
+                let before = if operation.action == Wanted::Replay { letter.seq - 1 } else { letter.seq };
+                self.slots[ix].release = Some(before);
             }
-            let part = &mut self.group(ix).part;
+            let group = self.group(ix);
+            if operation.action == Wanted::Discard {
+                group.discarded.push(letter.id);
+            }
+            let part = &mut group.part;
             part.undead.push(letter.seq);
             part.history.push(history(&operation, what, now));
             merge(part, CommandResult { command: operation.command, affected: 1, done: false });
@@ -131,6 +135,7 @@ impl Ledger {
             history: letter.history.clone(),
         };
         self.group(ix).part.pending.push(row);
+        self.await_commits(ix);
     }
 
     /// A part with an operator's result is durable: the command goes on, or is done.

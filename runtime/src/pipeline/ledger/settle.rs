@@ -9,7 +9,8 @@ use super::slot::{From, Item, Newest, SlotIx, Ticket};
 use super::{FaultNote, Ledger, Stored};
 use crate::clock::Millis;
 use crate::handler::{AfterDeadLetter, Fault};
-use crate::store::{Attempt, DeadLetter, HistoryRow, Part, PendingKind, PendingRow, StateWrite};
+use crate::message::TakenId;
+use crate::store::{Attempt, DeadLetter, HistoryRow, Part, PendingKind, PendingRow, ServiceKey, StateWrite};
 
 /// Failed attempts kept with a message: the first of them and the newest.
 const ATTEMPTS_KEPT: usize = 50;
@@ -23,10 +24,21 @@ pub(crate) struct Group {
     pub(crate) items: Vec<Item>,
     /// Deliveries that its commit settles.
     pub(crate) tickets: Vec<Ticket>,
+    /// Those of them that are copies, with the id that they share.
+    pub(crate) copies: Vec<(TakenId, Ticket)>,
     pub(crate) turns: usize,
+    /// The message of its first turn.
+    pub(crate) first: Option<TakenId>,
+    /// Dead letters that it removes for good.
+    pub(crate) discarded: Vec<TakenId>,
 }
 
 impl Group {
+    fn turn(&mut self, id: TakenId) {
+        self.turns += 1;
+        self.first.get_or_insert(id);
+    }
+
     /// Makes room for what a run of so many turns brings at the least.
     fn reserve(&mut self, turns: usize) {
         room(&mut self.items, turns);
@@ -50,7 +62,7 @@ impl Ledger {
                     let group = self.group(ix);
                     add(&mut group.part.events, events);
                     add(&mut group.part.rows, rows);
-                    group.turns += 1;
+                    group.turn(item.id);
                     self.settle_item(ix, item);
                 }
                 TurnEnd::Fault(fault) => self.fault(ix, item, fault, now),
@@ -87,6 +99,7 @@ impl Ledger {
         };
         group.part.ids.push(item.id);
         group.tickets.push(ticket);
+        group.copies.extend(copies.iter().map(|copy| (item.id, *copy)));
         group.tickets.extend(copies);
     }
 
@@ -100,6 +113,8 @@ impl Ledger {
     /// A turn failed, or a message is refused without being run.
     pub(super) fn fault(&mut self, ix: SlotIx, mut item: Item, fault: TurnFault, now: Millis) {
         let generation = self.slots[ix].actor.map_or(0, |actor| self.actors.generation(actor));
+        // As it is handled again if this fault cannot be recorded.
+        let before = item.clone();
         let policy = self.policy(self.slots[ix].service).retry;
         let attempt = item.attempt + u32::from(!matches!(fault, TurnFault::Defer(_)));
         let error = match &fault {
@@ -130,17 +145,17 @@ impl Ledger {
                     self.count("retries", 1);
                 }
                 self.note(ix, &item, attempt, generation, what, &error, now);
-                self.retry_later(ix, item, now + delay);
+                self.retry_later(ix, (item, before), now + delay);
             }
             Err(reason) => {
                 self.note(ix, &item, attempt, generation, "dead_letter", &reason, now);
-                self.give_up(ix, item, reason, now);
+                self.give_up(ix, (item, before), reason, now);
             }
         }
     }
 
     /// The message waits in the table until `due`; what is behind it in memory follows it there.
-    fn retry_later(&mut self, ix: SlotIx, item: Item, due: Millis) {
+    fn retry_later(&mut self, ix: SlotIx, (item, before): (Item, Item), due: Millis) {
         let seq = match item.from {
             From::Row(seq) => seq,
             From::Live(ticket) => {
@@ -155,13 +170,14 @@ impl Ledger {
         let row = self.row(ix, &item, seq, PendingKind::Retry, Some(due));
         let group = self.group(ix);
         group.part.pending.push(row);
-        group.items.push(item);
-        group.turns += 1;
+        group.turn(item.id);
+        group.items.push(before);
+        self.await_commits(ix);
         self.follow_queue(ix);
     }
 
     /// The message becomes a dead letter.
-    fn give_up(&mut self, ix: SlotIx, item: Item, error: String, now: Millis) {
+    fn give_up(&mut self, ix: SlotIx, (item, before): (Item, Item), error: String, now: Millis) {
         let holds_key = self.policy(self.slots[ix].service).after_dead_letter == AfterDeadLetter::HoldKey;
         let seq = match item.from {
             From::Row(seq) => {
@@ -178,11 +194,11 @@ impl Ledger {
         self.tally.dead.push(Some(self.slots[ix].service));
         self.count("dead_letters", 1);
         let key = self.service_key(ix);
-        let letter = dead_letter(&item, seq, key.service, key.key, error, holds_key, now);
+        let letter = dead_letter(&item, seq, key, error, holds_key, now);
         let group = self.group(ix);
         group.part.dead.push(letter);
-        group.items.push(item);
-        group.turns += 1;
+        group.turn(item.id);
+        group.items.push(before);
         if holds_key {
             let slot = &mut self.slots[ix];
             slot.held = true;
@@ -203,8 +219,8 @@ impl Ledger {
         self.count("dead_letters", 1);
         let name: Arc<str> = service.map_or_else(|| Arc::from(""), |service| self.policy(service).name.clone());
         let error = item.refusal.clone().unwrap_or_else(|| "the message has no key".to_owned());
-        let key = Arc::from(item.message.key());
-        let letter = dead_letter(&item, seq, name, key, error, false, now);
+        let key = ServiceKey { service: name, key: item.message.key().into() };
+        let letter = dead_letter(&item, seq, key, error, false, now);
         self.batches.loose().part.dead.push(letter);
     }
 
@@ -246,6 +262,12 @@ impl Ledger {
         let mut behind = slot.running.as_mut().map(|running| std::mem::take(&mut running.items)).unwrap_or_default();
         behind.append(&mut slot.queue);
         self.follow_all(ix, behind);
+    }
+
+    /// The key's rows are not to be read before everything of it that is gathered by now is durable.
+    pub(super) fn await_commits(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        slot.rows.unwritten = slot.uncommitted;
     }
 
     fn add_row(&mut self, ix: SlotIx, item: &Item) -> u64 {
@@ -296,8 +318,8 @@ impl Ledger {
         if !blamed && head.refusal.is_none() {
             return false;
         }
-        let Some(mut head) = slot.queue.pop_front() else { return false };
-        let fault = match (slot.blame.take_if(|_| blamed), head.refusal.take()) {
+        let Some(head) = slot.queue.pop_front() else { return false };
+        let fault = match (slot.blame.take_if(|_| blamed), head.refusal.clone()) {
             (Some((_, Fault::Reject(reason))), _) | (None, Some(reason)) => TurnFault::Reject(reason),
             (Some((_, Fault::Retry(reason))), _) => TurnFault::Retry(reason),
             (Some((_, Fault::Defer(delay))), _) => TurnFault::Defer(millis(delay)),
@@ -359,19 +381,11 @@ fn add<T>(all: &mut Vec<T>, more: Vec<T>) {
     }
 }
 
-fn dead_letter(
-    item: &Item,
-    seq: u64,
-    service: Arc<str>,
-    key: Arc<str>,
-    error: String,
-    holds_key: bool,
-    at: Millis,
-) -> DeadLetter {
+fn dead_letter(item: &Item, seq: u64, key: ServiceKey, error: String, holds_key: bool, at: Millis) -> DeadLetter {
     DeadLetter {
         seq,
-        service,
-        key,
+        service: key.service,
+        key: key.key,
         id: item.id,
         at,
         taken_at: item.taken_at,

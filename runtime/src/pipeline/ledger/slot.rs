@@ -80,8 +80,11 @@ pub(crate) struct Rows {
     pub(crate) count: u64,
     /// A page is on its way.
     pub(crate) paging: bool,
-    /// The next page has to wait for a commit.
-    pub(crate) page_after_commit: bool,
+    /// The last commit when that page was asked for.
+    pub(crate) asked: u64,
+    /// So many commits with something of the key must be durable before its rows may be read: until then the table
+    /// still has what they replace, or lacks what they add.
+    pub(crate) unwritten: u32,
 }
 
 impl Rows {
@@ -109,6 +112,8 @@ pub(crate) struct Slot {
     pub(crate) queued: bool,
     /// A dead letter holds the key.
     pub(crate) held: bool,
+    /// It is held no longer once the operator's action is durable; its rows are then read from here.
+    pub(crate) release: Option<u64>,
     /// Its head row is not due.
     pub(crate) waits: bool,
     /// Its head row was found due and has not been settled.
@@ -194,6 +199,13 @@ impl Slots {
         };
         self.index.insert((service, key), ix);
         ix
+    }
+
+    /// Answers to what was asked for a slot until now are void.
+    pub(crate) fn renew(&mut self, ix: SlotIx) {
+        self.next_token += 1;
+        let token = self.next_token;
+        self[ix].token = token;
     }
 
     /// Forgets a slot.

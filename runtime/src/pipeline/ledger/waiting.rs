@@ -91,7 +91,7 @@ impl Ledger {
         if !slot.known {
             return self.waiting.woken.insert(ix);
         }
-        if slot.held || !slot.waits || slot.uncommitted > 0 {
+        if slot.held || !slot.waits || slot.rows.unwritten > 0 {
             return false;
         }
         slot.waits = false;
@@ -108,10 +108,11 @@ impl Ledger {
         }
         let key = self.service_key(ix);
         let slot = &mut self.slots[ix];
-        if slot.rows.paging || slot.rows.page_after_commit {
+        if slot.rows.paging || slot.rows.unwritten > 0 {
             return;
         }
         slot.rows.paging = true;
+        slot.rows.asked = self.commit_no;
         let after = slot.rows.loaded;
         self.out.push(Action::Page(ix, slot.token, key, after, self.config.settings.pending.page));
     }
@@ -124,20 +125,19 @@ impl Ledger {
         let slot = &mut self.slots[ix];
         slot.rows.paging = false;
         self.to_advance.push_back(ix);
-        if slot.held || slot.waits || slot.loading {
+        if slot.held || slot.waits || slot.loading || slot.rows.unwritten > 0 {
             return;
         }
-        let limit = self.config.settings.pending.page;
         if rows.is_empty() {
             if slot.uncommitted > 0 {
-                slot.rows.page_after_commit = true;
-            } else {
+                slot.rows.unwritten = slot.rows.unwritten.max(1);
+            } else if slot.rows.asked == self.commit_no {
                 slot.rows.loaded = slot.rows.last;
                 self.waiting.sleep(slot);
             }
+            // Otherwise the rows were written after the page was read.
             return;
         }
-        let whole = rows.len() < limit;
         for row in rows {
             if row.due_at.is_some_and(|due| due > now) && slot.queue.is_empty() {
                 // Its time was moved after it was found due.
@@ -150,10 +150,6 @@ impl Ledger {
                 slot.rows.loaded = row.seq;
                 slot.queue.push_back(item(row));
             }
-        }
-        let last_on_disk = whole && slot.uncommitted == 0;
-        if last_on_disk {
-            slot.rows.last = slot.rows.loaded;
         }
         slot.rows.count = slot.rows.count.max(slot.queue.len() as u64);
     }

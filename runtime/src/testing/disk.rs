@@ -1,0 +1,85 @@
+//! The store as a simulated owner reaches it: away at times, its answers lost at times.
+//! In: commits. Out: outcomes; commits that were written, for the witness.
+
+use std::sync::Arc;
+
+use super::plan::Plan;
+use super::witness::Witness;
+use crate::clock::Dice;
+use crate::store::memory::MemoryStore;
+use crate::store::{Commit, Outcome};
+
+/// The store, and the line to it.
+pub(super) struct Disk {
+    pub(super) store: Arc<MemoryStore>,
+    /// Until then (in microseconds) nothing can be read or written.
+    pub(super) away_until: u64,
+}
+
+/// What became of a commit.
+pub(super) struct Attempted {
+    pub(super) outcome: Outcome,
+    /// It is still on its way, although its answer was given up on.
+    pub(super) late: bool,
+}
+
+impl Disk {
+    /// Tries to write a commit, as the faults of the moment allow.
+    pub(super) fn write(
+        &self,
+        plan: &Plan,
+        commit: &Commit,
+        (faulty, now): (bool, u64),
+        dice: &mut Dice,
+        witness: &mut Witness,
+    ) -> Result<Attempted, String> {
+        if now < self.away_until {
+            let outcome = Outcome::Unavailable("simulated: the store is away".to_owned());
+            return Ok(Attempted { outcome, late: false });
+        }
+        let roll = if faulty && plan.faults.store { dice.below(100) } else { 100 };
+        let lost = || Outcome::Unknown("simulated: the answer was lost".to_owned());
+        match roll {
+            0..=2 => {
+                witness.stats.unknown += 1;
+                self.apply(plan, commit, witness)?;
+                Ok(Attempted { outcome: lost(), late: false })
+            }
+            3..=5 => {
+                witness.stats.unknown += 1;
+                Ok(Attempted { outcome: lost(), late: true })
+            }
+            6..=8 => {
+                witness.stats.unavailable += 1;
+                let outcome = Outcome::Unavailable("simulated: the store is busy".to_owned());
+                Ok(Attempted { outcome, late: false })
+            }
+            _ => Ok(Attempted { outcome: self.apply(plan, commit, witness)?, late: false }),
+        }
+    }
+
+    /// Writes a commit, and has the witness look at it.
+    pub(super) fn apply(&self, plan: &Plan, commit: &Commit, witness: &mut Witness) -> Result<Outcome, String> {
+        let stale = witness.epochs.get(&commit.shard) != Some(&commit.epoch);
+        let before = stale.then(|| self.waiting());
+        let outcome = self.store.apply(commit);
+        match &outcome {
+            Outcome::Committed => witness.committed(plan, commit)?,
+            Outcome::Fenced => {
+                witness.stats.fenced += 1;
+                if before.is_some_and(|before| before != self.waiting()) {
+                    return Err(format!("a fenced commit (shard {}, {}) left rows behind", commit.shard, commit.no));
+                }
+            }
+            Outcome::Refused { .. } => {
+                witness.stats.refused += 1;
+            }
+            Outcome::Unavailable(_) | Outcome::Unknown(_) => {}
+        }
+        Ok(outcome)
+    }
+
+    fn waiting(&self) -> (usize, usize, usize) {
+        (self.store.pending().len(), self.store.dead_letters().len(), self.store.history().len())
+    }
+}

@@ -1,0 +1,272 @@
+//! One handler, given / when / then.
+//! In: a handler, a state, messages. Out: what the last turn did, compared with what it should have done.
+
+use std::cell::OnceCell;
+
+use futures_util::FutureExt;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::clock::Millis;
+use crate::handler::{Effects, Fault, Handler, Turn, TurnLimits};
+use crate::message::Draft;
+
+thread_local! {
+    static RUNTIME: OnceCell<tokio::runtime::Runtime> = const { OnceCell::new() };
+}
+
+/// A handler and the state of one of its keys, before a turn.
+///
+/// ```
+/// use perkey::testing::Given;
+/// use perkey::{Fault, Handler, Key, Turn};
+/// use serde::{Deserialize, Serialize};
+/// use serde_json::json;
+///
+/// struct Balances { limit: i64 }
+///
+/// #[derive(Deserialize)]
+/// struct Posted { account: String, amount: i64 }
+///
+/// #[derive(Clone, Default, Serialize, Deserialize)]
+/// struct Balance { cents: i64 }
+///
+/// impl Handler for Balances {
+///     const SERVICE: &'static str = "balances";
+///     type Message = Posted;
+///     type State = Balance;
+///
+///     fn key(&self, message: &Posted) -> Key {
+///         message.account.as_str().into()
+///     }
+///
+///     async fn handle(&self, balance: &mut Balance, message: Posted, turn: &mut Turn) -> Result<(), Fault> {
+///         balance.cents += message.amount;
+///         if balance.cents < self.limit {
+///             return Err(Fault::reject("the limit is reached"));
+///         }
+///         turn.emit("balance.changed", balance)?;
+///         turn.reply(balance)
+///     }
+/// }
+///
+/// Given::handler(Balances { limit: 0 })
+///     .messages([json!({ "account": "a", "amount": 70 })])
+///     .when(json!({ "account": "a", "amount": -20 }))
+///     .then_state(json!({ "cents": 50 }))
+///     .then_events(["balance.changed"])
+///     .then_reply(json!({ "cents": 50 }));
+///
+/// Given::handler(Balances { limit: 0 })
+///     .when(json!({ "account": "a", "amount": -20 }))
+///     .then_rejects("limit")
+///     .then_state(json!({ "cents": 0 }));
+/// ```
+pub struct Given<H: Handler> {
+    handler: H,
+    state: H::State,
+    attempt: u32,
+    now: Millis,
+    limits: TurnLimits,
+    turns: u64,
+}
+
+/// What a turn did.
+pub struct Then<H: Handler> {
+    given: Given<H>,
+    before: Value,
+    effects: Effects,
+    fault: Option<Fault>,
+}
+
+impl<H: Handler> Given<H> {
+    /// This handler, with the state of a key that nothing has happened to.
+    pub fn handler(handler: H) -> Self {
+        Self { handler, state: H::State::default(), attempt: 1, now: 0, limits: TurnLimits::default(), turns: 0 }
+    }
+
+    /// The key's state.
+    #[must_use]
+    pub fn state(mut self, state: H::State) -> Self {
+        self.state = state;
+        self
+    }
+
+    /// Messages that were handled before; each must succeed.
+    #[must_use]
+    #[track_caller]
+    pub fn messages<M: Serialize>(mut self, messages: impl IntoIterator<Item = M>) -> Self {
+        for message in messages {
+            self = self.when(message).then_succeeds().given;
+        }
+        self
+    }
+
+    /// Which attempt the turn is, from 1.
+    #[must_use]
+    pub fn attempt(mut self, attempt: u32) -> Self {
+        self.attempt = attempt;
+        self
+    }
+
+    /// The time of the turn, in milliseconds since the epoch.
+    #[must_use]
+    pub fn now(mut self, now: Millis) -> Self {
+        self.now = now;
+        self
+    }
+
+    /// The bounds of the turn.
+    #[must_use]
+    pub fn limits(mut self, limits: TurnLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Handles this message, given as what becomes its JSON. Its id is `message-1`, or counts on behind those before.
+    #[track_caller]
+    pub fn when(mut self, message: impl Serialize) -> Then<H> {
+        let payload = serde_json::to_vec(&message).expect("a message becomes JSON");
+        let before = value(&self.state);
+        self.turns += 1;
+        let decoded: Result<H::Message, _> = serde_json::from_slice(&payload);
+        let message = match decoded {
+            Ok(message) => message,
+            Err(error) => {
+                let fault = Some(Fault::Reject(format!("the payload does not decode: {error}")));
+                return Then { given: self, before, effects: Effects::default(), fault };
+            }
+        };
+        let (id, key) = (format!("message-{}", self.turns), self.handler.key(&message));
+        let draft = Draft { id: &id, key: key.as_str(), kind: "given", payload: &payload, ..Draft::default() };
+        let frame = draft.build().expect("the handler gives the message a usable key");
+        let mut turn = Turn::new(frame, self.attempt, self.now, self.limits);
+        let mut state = self.state.clone();
+        match complete(self.handler.handle(&mut state, message, &mut turn)) {
+            Ok(()) => {
+                self.state = state;
+                Then { given: self, before, effects: turn.into_effects(), fault: None }
+            }
+            Err(fault) => Then { given: self, before, effects: Effects::default(), fault: Some(fault) },
+        }
+    }
+}
+
+impl<H: Handler> Then<H> {
+    /// The turn succeeded.
+    #[track_caller]
+    pub fn then_succeeds(self) -> Self {
+        assert!(self.fault.is_none(), "the turn failed\n  fault: {:?}\n  state: {}", self.fault, self.before);
+        self
+    }
+
+    /// The key's state after it; a turn that failed left it as it was.
+    #[track_caller]
+    pub fn then_state(self, expected: impl Serialize) -> Self {
+        let state = value(&self.given.state);
+        self.same("state", &state, &value(&expected))
+    }
+
+    /// The types of the events that it emitted, in order.
+    #[track_caller]
+    pub fn then_events<'a>(self, expected: impl IntoIterator<Item = &'a str>) -> Self {
+        let kinds: Vec<_> = self.effects.events.iter().map(|event| event.kind.as_str()).collect();
+        let expected: Vec<_> = expected.into_iter().collect();
+        let (kinds, expected) = (value(&kinds), value(&expected));
+        self.same("events", &kinds, &expected)
+    }
+
+    /// The payload of one of its events, counted from 0.
+    #[track_caller]
+    pub fn then_event(self, at: usize, expected: impl Serialize) -> Self {
+        let event = self.effects.events.get(at).map(|event| parse(&event.payload));
+        self.same(&format!("event {at}"), &value(&event), &value(&expected))
+    }
+
+    /// The rows that it wrote, as JSON objects in order; a row that it deleted is `null`.
+    #[track_caller]
+    pub fn then_rows<R: Serialize>(self, expected: impl IntoIterator<Item = R>) -> Self {
+        let rows = self.effects.rows.iter().map(|row| row.row.as_ref().map(|row| parse(row.as_bytes())));
+        let expected: Vec<_> = expected.into_iter().map(|row| value(&row)).collect();
+        let rows = value(&rows.collect::<Vec<_>>());
+        self.same("rows", &rows, &value(&expected))
+    }
+
+    /// Its reply.
+    #[track_caller]
+    pub fn then_reply(self, expected: impl Serialize) -> Self {
+        let reply = self.effects.reply.as_ref().map(|reply| parse(reply));
+        self.same("reply", &value(&reply), &value(&expected))
+    }
+
+    /// The message was rejected, for a reason that contains `text`.
+    #[track_caller]
+    pub fn then_rejects(self, text: &str) -> Self {
+        let fine = matches!(&self.fault, Some(Fault::Reject(reason)) if reason.contains(text));
+        self.failed(fine, &format!("a rejection with {text:?}"))
+    }
+
+    /// The message is to be tried again, for a reason that contains `text`.
+    #[track_caller]
+    pub fn then_retries(self, text: &str) -> Self {
+        let fine = matches!(&self.fault, Some(Fault::Retry(reason)) if reason.contains(text));
+        self.failed(fine, &format!("a retry with {text:?}"))
+    }
+
+    /// The message was put off for this long.
+    #[track_caller]
+    pub fn then_defers(self, delay: std::time::Duration) -> Self {
+        let fine = matches!(&self.fault, Some(Fault::Defer(found)) if *found == delay);
+        self.failed(fine, &format!("a deferral for {delay:?}"))
+    }
+
+    /// The next message of the same key.
+    #[track_caller]
+    pub fn when(self, message: impl Serialize) -> Self {
+        self.given.when(message)
+    }
+
+    #[track_caller]
+    fn failed(self, fine: bool, expected: &str) -> Self {
+        assert!(fine, "the turn ended otherwise\n  expected: {expected}\n  found:    {}", self.outcome());
+        self
+    }
+
+    #[track_caller]
+    fn same(self, what: &str, found: &Value, expected: &Value) -> Self {
+        assert!(
+            found == expected,
+            "the {what} differs\n  expected: {expected}\n  found:    {found}\n  before:   {}\n  outcome:  {}",
+            self.before,
+            self.outcome()
+        );
+        self
+    }
+
+    fn outcome(&self) -> String {
+        self.fault.as_ref().map_or_else(|| "it succeeded".to_owned(), |fault| format!("{fault:?}"))
+    }
+}
+
+fn value(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).expect("states and expectations become JSON")
+}
+
+fn parse(json: &[u8]) -> Value {
+    serde_json::from_slice(json).expect("a turn keeps JSON")
+}
+
+/// Runs a handler to its end: at once when it never waits, else with timers.
+fn complete<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    RUNTIME.with(|runtime| {
+        let runtime = runtime.get_or_init(|| {
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime for one thread starts")
+        });
+        let first = {
+            let _context = runtime.enter();
+            future.as_mut().now_or_never()
+        };
+        first.unwrap_or_else(|| runtime.block_on(future))
+    })
+}

@@ -1,0 +1,109 @@
+//! One owner of a shard under simulation: its ledger, its actors, its ends of the sources.
+//! In: what the world decided. Out: nothing by itself; the world performs.
+
+use std::collections::HashMap;
+
+use super::work::Worker;
+use crate::message::ShardNo;
+use crate::pipeline::ledger::{ActorIx, Arrival, Ledger, RunReport, SlotIx};
+use crate::store::query::OpenCommand;
+use crate::store::{DeadLetter, Due, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard};
+use crate::transport::Source;
+
+/// An owner's number; never used twice.
+pub(super) type OwnerId = usize;
+
+/// An ordered way between two actors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Lane {
+    Loader(bool),
+    Clerk(bool),
+    Committer(bool),
+    Actor(ActorIx, bool),
+    Ingress(u16),
+}
+
+/// What a ledger is told.
+#[derive(Debug)]
+pub(super) enum Told {
+    Fetched(u16, u32, Vec<Arrival>),
+    IngressBack(u16),
+    Ran(ActorIx, u32, RunReport),
+    ActorReady(ActorIx),
+    ActorDied(ActorIx, String),
+    Gate(u32),
+    CommitEnded(u32, Epoch, u64, Outcome),
+    CommitterBack,
+    Retaken(Result<TakenShard, StoreError>),
+    Loaded(Vec<(SlotIx, u64)>, Vec<KeyRow>),
+    Due(Due),
+    Orphans(Vec<ServiceKey>),
+    Paged(SlotIx, u64, Vec<PendingRow>),
+    Commands(Vec<OpenCommand>),
+    DeadFound(i64, Vec<DeadLetter>),
+    Drain,
+    Tick,
+}
+
+/// One end of a source.
+#[derive(Default)]
+pub(super) struct Ingress {
+    pub(super) source: Option<Box<dyn Source>>,
+    pub(super) credits: isize,
+    pub(super) fetching: bool,
+    /// Rises when it dies with deliveries that it had not handed over.
+    pub(super) generation: u32,
+}
+
+/// An owner of a shard.
+pub(super) struct Owner {
+    pub(super) shard: ShardNo,
+    pub(super) ledger: Ledger,
+    /// Another one took over: it does not know.
+    pub(super) zombie: bool,
+    /// Until then (in microseconds) it stands still.
+    pub(super) frozen_until: u64,
+    pub(super) draining: bool,
+    pub(super) workers: Vec<Worker>,
+    pub(super) ingresses: Vec<Ingress>,
+    /// Rises with each new committer.
+    pub(super) committer: u32,
+    /// The committer is dead and the next one is not there.
+    pub(super) committer_down: bool,
+    pub(super) ticks: u64,
+    lanes: HashMap<Lane, u64>,
+}
+
+impl Owner {
+    pub(super) fn new(shard: ShardNo, ledger: Ledger, sources: usize) -> Self {
+        Self {
+            shard,
+            ledger,
+            zombie: false,
+            frozen_until: 0,
+            draining: false,
+            workers: Vec::new(),
+            ingresses: (0..sources).map(|_| Ingress::default()).collect(),
+            committer: 0,
+            committer_down: false,
+            ticks: 0,
+            lanes: HashMap::new(),
+        }
+    }
+
+    /// When something that is sent now on `lane` and takes `delay` arrives: never before what was sent earlier.
+    pub(super) fn arrival(&mut self, lane: Lane, now: u64, delay: u64) -> u64 {
+        let last = self.lanes.entry(lane).or_insert(0);
+        *last = (*last + 1).max(now + delay);
+        *last
+    }
+
+    /// The actor dies: its state and what it had still to say are gone.
+    pub(super) fn kill(&mut self, actor: ActorIx) -> bool {
+        let Some(worker) = self.workers.get_mut(actor as usize).filter(|worker| worker.alive) else { return false };
+        worker.alive = false;
+        worker.generation += 1;
+        worker.cell = None;
+        true
+    }
+}

@@ -1,0 +1,163 @@
+//! What stays the same while a simulation runs.
+//! In: handlers, settings, which faults are wanted. Out: configurations for ledgers and runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::{Clock, Dice};
+use crate::handler::{Column, ColumnKind, Table, TurnLimits};
+use crate::handlers::{Handlers, RunContext};
+use crate::message::{ShardNo, TakenId};
+use crate::pipeline::bindings::{Bindings, describe};
+use crate::pipeline::ledger::{Ledger, LedgerConfig, ServiceInfo};
+use crate::settings::Settings;
+use crate::store::memory::MemoryStore;
+use crate::store::{InboxRows, Setup, TakenShard};
+use crate::transport::embedded;
+
+/// Names of the simulated sources: the store's log, a log, and a queue that redelivers what was not acknowledged.
+pub(super) const SOURCES: [&str; 3] = [embedded::NAME, "log", "queue"];
+
+/// One row for each turn that counted; the simulator reads from it which turns those were.
+pub(super) const PROBE: Table = Table {
+    name: "simulation_effects",
+    columns: &[
+        Column::new("turn", ColumnKind::Integer),
+        Column::new("service", ColumnKind::Text),
+        Column::new("key", ColumnKind::Text),
+        Column::new("id", ColumnKind::Text),
+    ],
+    primary_key: &["service", "id", "turn"],
+    key_column: None,
+};
+
+/// Which kinds of faults a simulation draws from its seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Faults {
+    /// A shard's owner dies, with a commit in hand or not, and another one takes over.
+    pub crashes: bool,
+    /// An owner stands still, is taken over from, and goes on as if nothing had been.
+    pub freezes: bool,
+    /// Key actors, committers and ingresses die.
+    pub children: bool,
+    /// Answers to commits are lost; the store is away for a while.
+    pub store: bool,
+    /// The store refuses rows of some messages, a few times or always.
+    pub refusals: bool,
+    /// Sources hand over messages again, later or from another source.
+    pub duplicates: bool,
+    /// Turns of some messages fail: tried again, deferred, rejected, or dead with their actor.
+    pub turns: bool,
+    /// Shards are given up in order and taken again.
+    pub drains: bool,
+    /// Operators replay and discard dead letters while everything runs.
+    pub operators: bool,
+}
+
+impl Faults {
+    /// All of them.
+    pub fn all() -> Self {
+        Self {
+            crashes: true,
+            freezes: true,
+            children: true,
+            store: true,
+            refusals: true,
+            duplicates: true,
+            turns: true,
+            drains: true,
+            operators: true,
+        }
+    }
+
+    /// None: everything goes well.
+    pub fn none() -> Self {
+        Self {
+            crashes: false,
+            freezes: false,
+            children: false,
+            store: false,
+            refusals: false,
+            duplicates: false,
+            turns: false,
+            drains: false,
+            operators: false,
+        }
+    }
+}
+
+/// The program under simulation.
+pub(super) struct Plan {
+    pub(super) seed: u64,
+    pub(super) faults: Faults,
+    pub(super) settings: Arc<Settings>,
+    pub(super) handlers: Handlers,
+    pub(super) services: Arc<[ServiceInfo]>,
+    pub(super) sources: Arc<[Arc<str>]>,
+    pub(super) bindings: Arc<Bindings>,
+    pub(super) hash_key: [u8; 32],
+    pub(super) context: RunContext,
+    pub(super) actors_max: u32,
+}
+
+impl Plan {
+    pub(super) fn new(
+        seed: u64,
+        faults: Faults,
+        settings: Settings,
+        handlers: Handlers,
+        store: &MemoryStore,
+        clock: &Clock,
+    ) -> Result<Self, String> {
+        let mut tables = handlers.tables();
+        tables.push(PROBE);
+        let setup = Setup { shards: settings.ownership.shards, services: handlers.services(), tables };
+        let identity = store.prepare_now(&setup).map_err(|error| error.to_string())?;
+        let limits = TurnLimits {
+            rows_max: settings.limits.turn_rows_max,
+            events_max: settings.limits.turn_events_max,
+            bytes_max: settings.limits.turn_bytes_max,
+        };
+        // Slices are cut by the seed and not by the machine's clock.
+        let slice = Duration::from_secs(3_600);
+        Ok(Self {
+            seed,
+            faults,
+            services: describe(&handlers, &identity.services, &settings).into(),
+            sources: SOURCES.iter().map(|name| Arc::from(*name)).collect(),
+            bindings: Arc::new(Bindings::new(&settings, handlers.clone())?),
+            hash_key: identity.hash_key,
+            context: RunContext { clock: clock.clone(), limits, slice, hash_key: identity.hash_key },
+            actors_max: u32::try_from(settings.actors.resident_max / settings.ownership.shards as usize).unwrap_or(1),
+            settings: Arc::new(settings),
+            handlers,
+        })
+    }
+
+    pub(super) fn shards(&self) -> ShardNo {
+        self.settings.ownership.shards
+    }
+
+    pub(super) fn ledger(&self, taken: TakenShard, inbox: InboxRows, dice: &mut Dice) -> Ledger {
+        let config = LedgerConfig {
+            settings: self.settings.clone(),
+            services: self.services.clone(),
+            sources: self.sources.clone(),
+            bindings: self.bindings.clone(),
+            hash_key: self.hash_key,
+            actors_max: self.actors_max,
+            seed: dice.below(u64::MAX),
+        };
+        Ledger::new(config, taken, inbox)
+    }
+
+    pub(super) fn service(&self, name: &str) -> Option<&ServiceInfo> {
+        self.services.iter().find(|service| &*service.name == name)
+    }
+
+    /// The id of a message as `service` takes it; one of no service has a scope of its own.
+    pub(super) fn taken_id(&self, service: Option<u16>, message: &crate::Message) -> TakenId {
+        let number = service.map_or(u16::MAX, |service| self.services[service as usize].number);
+        TakenId::of(message, number, &self.hash_key)
+    }
+}

@@ -1,0 +1,204 @@
+//! What goes wrong in a simulated world, and when it is over.
+//! In: dice. Out: deaths, freezes, outages, operators' commands; the end.
+
+use futures_util::FutureExt;
+
+use super::owner::{Lane, OwnerId, Told};
+use super::world::{Event, World};
+use crate::message::ShardNo;
+use crate::pipeline::ledger::ActorIx;
+use crate::store::Store;
+use crate::store::query::{Action, DeadFilter, NewCommand, OpenCommand, Queries};
+
+/// Between two looks at whether everything is done, in microseconds.
+const LOOK: u64 = 100_000;
+/// How long messages may wait for an operator before one comes.
+const PATIENCE: u64 = 20_000_000;
+/// When a simulation that is not done counts as stuck.
+const STUCK: u64 = 400_000_000;
+
+impl World {
+    /// Something goes wrong, and the next time is set.
+    pub(super) fn trouble(&mut self) -> Result<(), String> {
+        if self.now >= self.trouble_until {
+            return Ok(());
+        }
+        let faults = self.plan.faults;
+        let shard = self.dice.below(u64::from(self.plan.shards())) as usize;
+        let owner = self.current[shard];
+        let roll = self.dice.below(16);
+        match (roll, owner) {
+            (0, Some(id)) if faults.crashes => self.leave(id),
+            (1, Some(id)) if faults.freezes => self.freeze(id),
+            (2, Some(id)) if faults.drains => self.drain(id),
+            (3..=5, Some(id)) if faults.children => self.kill_actor(id),
+            (6, Some(id)) if faults.children => self.kill_committer(id),
+            (7, Some(id)) if faults.children => self.kill_ingress(id),
+            (8, _) if faults.store => self.disk.away_until = self.now + self.dice.below(200_000),
+            (9..=10, _) if faults.operators => self.operate(None)?,
+            _ => {}
+        }
+        let pause = 1_000 + self.dice.below(60_000);
+        self.at(self.now + pause, Event::Trouble);
+        Ok(())
+    }
+
+    fn freeze(&mut self, id: OwnerId) {
+        let still = 50_000 + self.dice.below(1_000_000);
+        let Some(owner) = self.owners[id].as_mut() else { return };
+        let shard = owner.shard;
+        owner.frozen_until = self.now + still;
+        if self.dice.below(4) > 0 {
+            self.soon(still, Event::Take(shard));
+        }
+    }
+
+    fn drain(&mut self, id: OwnerId) {
+        let Some(owner) = self.owners[id].as_mut() else { return };
+        owner.draining = true;
+        for ingress in &mut owner.ingresses {
+            ingress.source = None;
+            ingress.generation += u32::from(self.dice.below(2) == 0);
+        }
+        self.soon(500, Event::Told(id, Told::Drain));
+    }
+
+    fn kill_actor(&mut self, id: OwnerId) {
+        let Some(owner) = self.owners[id].as_mut() else { return };
+        let actor = ActorIx::try_from(self.dice.below(owner.workers.len() as u64)).unwrap_or(0);
+        // What it said before it died arrives before the news of its death; or it had not said it yet.
+        let silent = self.dice.below(2) == 0;
+        let alive = owner.workers.get(actor as usize).is_some_and(|worker| worker.alive);
+        if !alive || silent && !owner.kill(actor) {
+            return;
+        }
+        self.witness.stats.deaths += 1;
+        self.told(id, Lane::Actor(actor, false), 1_000, Told::ActorDied(actor, "killed".to_owned()));
+    }
+
+    fn kill_committer(&mut self, id: OwnerId) {
+        let Some(owner) = self.owners[id].as_mut().filter(|owner| !owner.committer_down) else { return };
+        owner.committer_down = true;
+        self.witness.stats.deaths += 1;
+        self.told(id, Lane::Committer(false), 20_000, Told::CommitterBack);
+    }
+
+    fn kill_ingress(&mut self, id: OwnerId) {
+        let source = self.dice.below(self.transports.len() as u64) as usize;
+        let Some(owner) = self.owners[id].as_mut() else { return };
+        let ingress = &mut owner.ingresses[source];
+        if ingress.source.take().is_none() {
+            return;
+        }
+        // What it had fetched arrives, or dies with it.
+        ingress.generation += u32::from(self.dice.below(2) == 0);
+        self.witness.stats.deaths += 1;
+        let source = u16::try_from(source).unwrap_or(0);
+        self.told(id, Lane::Ingress(source), 20_000, Told::IngressBack(source));
+    }
+
+    /// An operator acts on dead letters: of one key, or of all.
+    fn operate(&mut self, key: Option<(u16, String)>) -> Result<(), String> {
+        // Replayed for ever, a message that its handler rejects would hold its key for ever.
+        let discard = self.dice.below(4) == 0;
+        let action = if discard { Action::Discard } else { Action::Replay };
+        let filter = match key {
+            Some((service, key)) => DeadFilter {
+                service: Some(self.plan.services[service as usize].name.as_ref().to_owned()),
+                key: Some(key),
+                ..DeadFilter::default()
+            },
+            None => DeadFilter::default(),
+        };
+        // Otherwise it would chase what it replayed.
+        let filter = DeadFilter { until: Some(self.clock.now()), ..filter };
+        let (who, why) = ("simulator".to_owned(), "drawn from the seed".to_owned());
+        let command = NewCommand { action, filter, who, why, matched: 0, at: self.clock.now() };
+        let recorded = self.disk.store.queries().command(command).now_or_never();
+        recorded.ok_or("the store in memory answers at once")?.map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    /// Commands that a shard has still to execute.
+    pub(super) fn open_commands(&self, shard: ShardNo) -> Vec<OpenCommand> {
+        let open = Queries::open_commands(&*self.disk.store, shard).now_or_never();
+        open.and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// Looks whether everything is done.
+    pub(super) fn look(&mut self) -> Result<(), String> {
+        let busy = self.busy();
+        let late = self.now > self.trouble_until + PATIENCE;
+        match busy {
+            Some(busy) if self.now > self.trouble_until + STUCK => return Err(format!("it never ends: {busy}")),
+            Some(_) if !late => {}
+            None if self.healed && self.witness.held().is_empty() => {
+                self.done = true;
+                return self.witness.unfinished().map_or(Ok(()), Err);
+            }
+            _ => {
+                let first = !std::mem::replace(&mut self.healed, true);
+                self.witness.heal();
+                self.refusals.heal();
+                if first && self.plan.faults.operators && self.dice.below(2) == 0 {
+                    self.operate(None)?;
+                }
+                let executing = (0..self.plan.shards()).any(|shard| !self.open_commands(shard).is_empty());
+                for key in self.witness.held().into_keys().filter(|_| !executing) {
+                    self.operate(Some(key))?;
+                }
+            }
+        }
+        self.at(self.now + LOOK, Event::Look);
+        Ok(())
+    }
+
+    /// What is still to be done, if anything is.
+    fn busy(&self) -> Option<String> {
+        if !self.witness.all_passed() {
+            let owners = self.current.iter().map(|id| self.describe(*id)).collect::<Vec<_>>();
+            let sources = self.witness.unfinished().unwrap_or_default();
+            return Some(format!("sources are not at their end: {sources}; {}", owners.join("; ")));
+        }
+        let held = self.witness.held();
+        let waits = self.disk.store.pending().into_values().find(|row| {
+            let service = self.plan.handlers.index_of(&row.service).unwrap_or(u16::MAX);
+            !held.contains_key(&(service, row.key.to_string()))
+        });
+        if let Some(row) = waits {
+            return Some(format!("{:?} of key {:?} waits until {:?}", row.message.id(), row.key, row.due_at));
+        }
+        for (shard, owner) in (0..).zip(&self.current) {
+            let Some(owner) = owner.and_then(|id| self.owners[id].as_ref()) else {
+                return Some(format!("shard {shard} has no owner"));
+            };
+            if !owner.ledger.is_idle() || owner.draining || owner.frozen_until > self.now {
+                return Some(format!("shard {shard} is not idle: {}", self.describe(self.current[shard as usize])));
+            }
+            if !self.open_commands(shard).is_empty() {
+                return Some(format!("shard {shard} has a command to execute"));
+            }
+            let in_store = self.disk.store.pending().into_keys().filter(|(of, _)| *of == shard).count() as u64;
+            let gauges = owner.ledger.gauges(self.clock.now());
+            if gauges.pending != in_store {
+                return Some(format!("shard {shard} counts {} waiting rows, there are {in_store}", gauges.pending));
+            }
+            for (source, ingress) in (0..).zip(&owner.ingresses) {
+                let free = owner.ledger.credits_free(source);
+                if ingress.source.is_none() || ingress.credits != free {
+                    let has = ingress.credits;
+                    return Some(format!("shard {shard}: source {source} has {has} credits, the ledger says {free}"));
+                }
+            }
+        }
+        None
+    }
+
+    fn describe(&self, owner: Option<OwnerId>) -> String {
+        let Some((id, owner)) = owner.and_then(|id| Some((id, self.owners[id].as_ref()?))) else {
+            return "nobody".to_owned();
+        };
+        let (gauges, idle) = (owner.ledger.gauges(self.clock.now()), owner.ledger.is_idle());
+        format!("owner {id}: idle {idle}, draining {}, {gauges:?}", owner.draining)
+    }
+}

@@ -1,0 +1,399 @@
+//! Sees every commit as it is written, and checks it against everything written before.
+//! In: commits, acknowledgements, what was delivered. Out: the first promise that was broken.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::fate::Fate;
+use super::plan::{PROBE, Plan, SOURCES};
+use crate::AfterDeadLetter;
+use crate::message::{Message, ShardNo, TakenId};
+use crate::store::{Commit, Epoch, Part};
+use crate::transport::{Position, Positions, embedded};
+
+/// A turn that counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Effect {
+    /// The service.
+    pub service: Arc<str>,
+    /// The key.
+    pub key: String,
+    /// The message's id.
+    pub id: String,
+}
+
+/// How often something happened in a simulation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Commits that were written.
+    pub commits: u64,
+    /// Commits that were fenced off.
+    pub fenced: u64,
+    /// Commits that were refused.
+    pub refused: u64,
+    /// Commits whose answer was lost.
+    pub unknown: u64,
+    /// Commits for which the store was away.
+    pub unavailable: u64,
+    /// Owners that died, drained, or stopped by themselves.
+    pub takeovers: u64,
+    /// Owners that went on after another one took over.
+    pub zombies: u64,
+    /// Key actors, committers and ingresses that died.
+    pub deaths: u64,
+    /// Pages of waiting rows that were read.
+    pub pages: u64,
+    /// Keys that gave their actor to another.
+    pub passivations: u64,
+    /// Times that a bound of the waiting rows was reached.
+    pub overflows: u64,
+    /// Duplicates that were dropped.
+    pub duplicates: u64,
+    /// Attempts that were put off for later.
+    pub retries: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
+    /// Dead letters that were replayed or discarded.
+    pub operations: u64,
+}
+
+impl Seen {
+    /// The sums of two.
+    #[must_use]
+    pub fn plus(mut self, other: &Self) -> Self {
+        for ((_, sum), (_, more)) in self.all().into_iter().zip(other.clone().all()) {
+            *sum += *more;
+        }
+        self
+    }
+
+    /// What never happened.
+    pub fn missing(&self) -> Vec<&'static str> {
+        self.clone().all().into_iter().filter(|(_, count)| **count == 0).map(|(name, _)| name).collect()
+    }
+
+    fn all(&mut self) -> [(&'static str, &mut u64); 15] {
+        [
+            ("commits", &mut self.commits),
+            ("fenced", &mut self.fenced),
+            ("refused", &mut self.refused),
+            ("unknown", &mut self.unknown),
+            ("unavailable", &mut self.unavailable),
+            ("takeovers", &mut self.takeovers),
+            ("zombies", &mut self.zombies),
+            ("deaths", &mut self.deaths),
+            ("pages", &mut self.pages),
+            ("passivations", &mut self.passivations),
+            ("overflows", &mut self.overflows),
+            ("duplicates", &mut self.duplicates),
+            ("retries", &mut self.retries),
+            ("dead_letters", &mut self.dead_letters),
+            ("operations", &mut self.operations),
+        ]
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum End {
+    #[default]
+    Open,
+    Effect,
+    Dead,
+    /// Dead once, and run again.
+    Replayed,
+    Discarded,
+}
+
+/// One message for one service.
+#[derive(Debug)]
+struct Expected {
+    service: Option<u16>,
+    key: String,
+    id: String,
+    /// Where it was first delivered: source, origin, place.
+    place: (u16, Arc<str>, Position),
+    /// It has copies elsewhere, so its place says nothing about its order.
+    unordered: bool,
+    /// It became a dead letter without its fate or its handler having asked for it.
+    may_die: bool,
+    end: End,
+}
+
+/// The row of a turn that counted.
+#[derive(serde::Deserialize)]
+struct Probe {
+    service: Arc<str>,
+    key: String,
+    id: String,
+}
+
+#[derive(Debug, Default)]
+struct Track {
+    entries: Vec<(Position, Vec<TakenId>)>,
+    /// So many from the front are durable.
+    passed: usize,
+}
+
+/// What was seen.
+#[derive(Debug, Default)]
+pub(super) struct Witness {
+    pub(super) stats: Seen,
+    pub(super) effects: Vec<Effect>,
+    pub(super) epochs: HashMap<ShardNo, Epoch>,
+    expected: HashMap<TakenId, Expected>,
+    names: HashMap<(Arc<str>, String, String), TakenId>,
+    tracks: HashMap<(ShardNo, u16, Arc<str>), Track>,
+    taken: HashSet<TakenId>,
+    waiting: HashMap<(ShardNo, u64), TakenId>,
+    dead: HashMap<(ShardNo, u64), (TakenId, bool)>,
+    held: HashMap<(u16, String), u64>,
+    last: HashMap<(u16, String, u16, Arc<str>), Position>,
+    healed: bool,
+}
+
+impl Witness {
+    /// A source has this at a place; for each service that takes it. Nothing is taken of what no binding wants.
+    pub(super) fn delivered(
+        &mut self,
+        plan: &Plan,
+        (shard, source, origin, position): (ShardNo, u16, &Arc<str>, Position),
+        messages: &[(Option<u16>, Message, bool)],
+    ) {
+        let mut ids = Vec::new();
+        for (service, message, may_die) in messages {
+            let id = plan.taken_id(*service, message);
+            ids.push(id);
+            let known = self.expected.entry(id).or_insert_with(|| Expected {
+                service: *service,
+                key: message.key().to_owned(),
+                id: message.id().to_owned(),
+                place: (source, origin.clone(), position),
+                unordered: false,
+                may_die: *may_die,
+                end: End::Open,
+            });
+            known.unordered |= (known.place.0, &known.place.1) != (source, origin);
+            if let Some(service) = service {
+                let name = plan.services[*service as usize].name.clone();
+                self.names.insert((name, message.key().to_owned(), message.id().to_owned()), id);
+            }
+        }
+        self.tracks.entry((shard, source, origin.clone())).or_default().entries.push((position, ids));
+    }
+
+    /// A handler failed by itself: its message may become a dead letter.
+    pub(super) fn failed(&mut self, plan: &Plan, service: u16, message: &Message) {
+        if let Some(expected) = self.expected.get_mut(&plan.taken_id(Some(service), message)) {
+            expected.may_die = true;
+        }
+    }
+
+    /// From now on no fate strikes.
+    pub(super) fn heal(&mut self) {
+        self.healed = true;
+    }
+
+    /// A commit was written.
+    pub(super) fn committed(&mut self, plan: &Plan, commit: &Commit) -> Result<(), String> {
+        let (shard, no) = (commit.shard, commit.no);
+        let at = |problem: String| format!("shard {shard}, commit {no}: {problem}");
+        self.stats.commits += 1;
+        if self.epochs.get(&shard) != Some(&commit.epoch) {
+            return Err(at(format!("written under epoch {}, which was over", commit.epoch)));
+        }
+        for part in &commit.parts {
+            self.part(plan, shard, part).map_err(at)?;
+        }
+        for row in &commit.log {
+            let messages = embedded::decode(row.messages.clone()).map_err(|error| at(error.to_string()))?;
+            for (index, (service, message)) in (0..).zip(messages) {
+                let origin = Arc::from(shard.to_string());
+                let service = plan.handlers.index_of(&service);
+                let place = (row.target, 0, &origin, Position { no, index });
+                self.delivered(plan, place, &[(service, message, false)]);
+            }
+        }
+        for (source, positions) in &commit.positions {
+            self.reached(shard, source, positions).map_err(at)?;
+        }
+        Ok(())
+    }
+
+    /// All of a source up to these positions must be durable.
+    pub(super) fn reached(&mut self, shard: ShardNo, source: &str, positions: &Positions) -> Result<(), String> {
+        let Some(source) = SOURCES.iter().position(|name| *name == source) else { return Ok(()) };
+        for (origin, position) in positions {
+            let place = (shard, u16::try_from(source).unwrap_or(0), origin.clone());
+            let Some(track) = self.tracks.get_mut(&place) else { continue };
+            while let Some((at, ids)) = track.entries.get(track.passed).filter(|(at, _)| at <= position) {
+                if let Some(lost) = ids.iter().find(|id| !self.taken.contains(*id)) {
+                    let id = self.expected.get(lost).map_or("", |expected| &expected.id);
+                    let name = SOURCES[source];
+                    return Err(format!(
+                        "{name}/{origin} is passed up to {position:?}, but {id:?} at {at:?} is not taken"
+                    ));
+                }
+                track.passed += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn part(&mut self, plan: &Plan, shard: ShardNo, part: &Part) -> Result<(), String> {
+        for id in &part.ids {
+            if !self.taken.insert(*id) {
+                return Err(format!("{} is taken twice", self.name(id)));
+            }
+        }
+        // What happens to a message within this part, so that it can be told what must come together.
+        let mut ends: HashSet<TakenId> = HashSet::new();
+        for seq in &part.undead {
+            self.undead(shard, *seq, part)?;
+        }
+        for row in part.rows.iter().filter(|row| row.table.name == PROBE.name) {
+            ends.insert(self.effect(plan, row.row.as_deref().unwrap_or_default())?);
+        }
+        for letter in &part.dead {
+            ends.insert(letter.id);
+            let service = plan.handlers.index_of(&letter.service);
+            self.died(plan, (shard, letter.seq, letter.id), service, letter.holds_key, letter.history.last())?;
+        }
+        for row in &part.pending {
+            ends.insert(row.id);
+            if self.waiting.insert((shard, row.seq), row.id).is_some_and(|other| other != row.id) {
+                return Err(format!("the row {} of {} is written over", row.seq, self.name(&row.id)));
+            }
+        }
+        for seq in &part.settled {
+            let Some(id) = self.waiting.remove(&(shard, *seq)) else {
+                return Err(format!("row {seq} is settled, but there is none"));
+            };
+            if !ends.contains(&id) {
+                return Err(format!("the row of {} is settled, but nothing became of it", self.name(&id)));
+            }
+        }
+        match part.ids.iter().find(|id| !ends.contains(*id)) {
+            Some(id) => Err(format!("{} is taken, but nothing became of it", self.name(id))),
+            None => Ok(()),
+        }
+    }
+
+    fn effect(&mut self, plan: &Plan, probe: &str) -> Result<TakenId, String> {
+        let Probe { service, key, id } = serde_json::from_str(probe).map_err(|error| error.to_string())?;
+        let taken = self.names.get(&(service.clone(), key, id.clone())).copied();
+        let Some((taken, expected)) = taken.and_then(|id| Some((id, self.expected.get_mut(&id)?))) else {
+            return Err(format!("an effect of {id:?}, which was never delivered"));
+        };
+        if !self.taken.contains(&taken) {
+            return Err(format!("{service}: an effect of {id:?}, which is not taken"));
+        }
+        let Some(index) = expected.service else { return Err(format!("{id:?} is of no service")) };
+        let holds = plan.services[index as usize].after_dead_letter == AfterDeadLetter::HoldKey;
+        let fate = Fate::of(plan.seed, plan.faults, &service, &id);
+        if fate.is_deadly() && !self.healed {
+            return Err(format!("{service}: an effect of {id:?}, whose fate is {fate:?}"));
+        }
+        let ordered = match expected.end {
+            End::Open => true,
+            End::Replayed => holds,
+            end => return Err(format!("{service}: an effect of {id:?}, which was {end:?} already")),
+        };
+        expected.end = End::Effect;
+        let key = (index, expected.key.clone());
+        if self.held.contains_key(&key) {
+            return Err(format!("{service}: an effect of {id:?}, but a dead letter holds {:?}", key.1));
+        }
+        if ordered && !expected.unordered {
+            let (source, origin, position) = expected.place.clone();
+            let last = self.last.entry((key.0, key.1, source, origin)).or_default();
+            if position <= *last {
+                return Err(format!("{service}: the effect of {id:?} ({position:?}) comes after that of {last:?}"));
+            }
+            *last = position;
+        }
+        self.effects.push(Effect { service, key: expected.key.clone(), id });
+        Ok(taken)
+    }
+
+    fn died(
+        &mut self,
+        plan: &Plan,
+        (shard, seq, id): (ShardNo, u64, TakenId),
+        service: Option<u16>,
+        holds: bool,
+        last: Option<&crate::store::Attempt>,
+    ) -> Result<(), String> {
+        self.stats.dead_letters += 1;
+        let name = self.name(&id);
+        let Some(expected) = self.expected.get_mut(&id) else { return Err(format!("{name} was never delivered")) };
+        if !matches!(expected.end, End::Open | End::Replayed) {
+            return Err(format!("{name} is dead, but was {:?} already", expected.end));
+        }
+        if let Some(service) = service {
+            let service = &plan.services[service as usize];
+            let fate = Fate::of(plan.seed, plan.faults, &service.name, &expected.id);
+            if !expected.may_die && (!fate.is_deadly() || self.healed && expected.end == End::Replayed) {
+                return Err(format!("{name} is dead, but its fate was {fate:?}: {last:?}"));
+            }
+            let attempts = service.retry.attempts;
+            let spent = last.map_or(0, |attempt| attempt.attempt);
+            if spent > attempts || fate == Fate::Poison && spent != attempts && !expected.may_die {
+                return Err(format!("{name} is dead after {spent} attempts, {attempts} are its bound"));
+            }
+        }
+        expected.end = End::Dead;
+        if holds && let Some(service) = expected.service {
+            self.held.insert((service, expected.key.clone()), seq);
+        }
+        self.dead.insert((shard, seq), (id, holds));
+        Ok(())
+    }
+
+    fn undead(&mut self, shard: ShardNo, seq: u64, part: &Part) -> Result<(), String> {
+        let Some((id, holds)) = self.dead.remove(&(shard, seq)) else {
+            return Err(format!("the dead letter {seq} is taken back, but there is none"));
+        };
+        self.stats.operations += 1;
+        let replayed = part.pending.iter().any(|row| row.id == id);
+        if let Some(expected) = self.expected.get_mut(&id) {
+            expected.end = if replayed { End::Replayed } else { End::Discarded };
+            if holds && let Some(service) = expected.service {
+                self.held.remove(&(service, expected.key.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn name(&self, id: &TakenId) -> String {
+        self.expected.get(id).map_or_else(|| format!("{id:?}"), |expected| format!("{:?}", expected.id))
+    }
+
+    /// What is not as it must be when everything is done.
+    pub(super) fn unfinished(&self) -> Option<String> {
+        let open = self.expected.values().find(|expected| matches!(expected.end, End::Open | End::Replayed));
+        if let Some(open) = open {
+            return Some(format!(
+                "{:?} of key {:?} ({:?}) had no effect and is no dead letter",
+                open.id, open.key, open.place
+            ));
+        }
+        if let Some(id) = self.waiting.values().next() {
+            return Some(format!("the row of {} still waits", self.name(id)));
+        }
+        let behind = self.tracks.iter().find(|(_, track)| track.passed < track.entries.len());
+        behind.map(|((shard, source, origin), track)| {
+            let name = SOURCES[*source as usize];
+            format!("shard {shard}: {name}/{origin} stands at {} of {} deliveries", track.passed, track.entries.len())
+        })
+    }
+
+    /// Whether all that the sources have is durable.
+    pub(super) fn all_passed(&self) -> bool {
+        self.tracks.values().all(|track| track.passed == track.entries.len())
+    }
+
+    /// Keys that dead letters hold, ordered.
+    pub(super) fn held(&self) -> BTreeMap<(u16, String), u64> {
+        self.held.iter().map(|(key, seq)| (key.clone(), *seq)).collect()
+    }
+}

@@ -1,0 +1,147 @@
+//! Runs as key actors perform them, through the handlers' real code, with the faults that the seed puts between.
+//! In: run orders. Out: reports; whether the actor dies of them.
+
+use super::fate::Fate;
+use super::plan::{PROBE, Plan};
+use crate::clock::Dice;
+use crate::handler::RowWrite;
+use crate::handlers::{Cell, Settled};
+use crate::pipeline::ledger::{RunItem, RunOrder, TurnEnd, TurnFault};
+
+/// A key actor.
+#[derive(Default)]
+pub(super) struct Worker {
+    pub(super) cell: Cell,
+    pub(super) alive: bool,
+    /// Rises when it dies: what it had still to say is not said.
+    pub(super) generation: u32,
+}
+
+/// What a run made of its messages: one part, or two when the first turns were told of early.
+#[derive(Default)]
+pub(super) struct Worked {
+    pub(super) parts: Vec<Settled>,
+    pub(super) dies: bool,
+    /// Messages whose handler failed by itself.
+    pub(super) failed: Vec<RunItem>,
+}
+
+/// What a run needs to know of its surroundings.
+pub(super) struct Bench<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) runtime: &'a tokio::runtime::Runtime,
+    pub(super) dice: &'a mut Dice,
+    /// No turn fails any more but by its handler's will.
+    pub(super) healed: bool,
+    /// Turns that were ever run.
+    pub(super) turns: &'a mut u64,
+    /// How often each message was put off.
+    pub(super) deferred: &'a mut std::collections::HashMap<String, u32>,
+}
+
+impl Bench<'_> {
+    /// Performs a run.
+    pub(super) fn work(&mut self, cell: &mut Cell, order: RunOrder) -> Worked {
+        let mut worked = Worked::default();
+        let count = order.items.len() as u64;
+        // Where a slice ends, and where the turns before it were told of while one was still under way.
+        let cut = if self.dice.below(4) == 0 { 1 + self.dice.below(count) } else { count };
+        let early = if self.dice.below(4) == 0 { self.dice.below(count) } else { 0 };
+        let mut state = order.state;
+        let mut part = Settled::default();
+        for (at, item) in (0..).zip(order.items) {
+            if at >= cut {
+                break;
+            }
+            if at > 0 && at == early {
+                worked.parts.push(std::mem::take(&mut part));
+            }
+            let stop = match self.fault(order.service, &item) {
+                Some((fault, dies)) => {
+                    let settled = self.run(cell, order.service, state.take(), Vec::new());
+                    part.turns.extend(settled.turns);
+                    worked.dies |= dies;
+                    let stop = self.stops(order.service, &fault) || dies;
+                    part.turns.push(TurnEnd::Fault(fault));
+                    stop
+                }
+                None => self.turn(cell, order.service, state.take(), item, (&mut part, &mut worked)),
+            };
+            if stop {
+                break;
+            }
+        }
+        worked.parts.push(part);
+        worked
+    }
+
+    fn turn(
+        &mut self,
+        cell: &mut Cell,
+        service: u16,
+        state: Option<crate::pipeline::ledger::Stored>,
+        item: RunItem,
+        (part, worked): (&mut Settled, &mut Worked),
+    ) -> bool {
+        let mut settled = self.run(cell, service, state, vec![item.clone()]);
+        let mut stop = settled.panic.is_some();
+        worked.dies |= stop;
+        for turn in &mut settled.turns {
+            match turn {
+                TurnEnd::Done { rows, .. } => rows.push(self.probe(service, &item)),
+                TurnEnd::Fault(fault) => {
+                    stop |= self.stops(service, fault);
+                    worked.failed.push(item.clone());
+                }
+            }
+        }
+        part.turns.extend(settled.turns);
+        part.state = settled.state.or(part.state.take());
+        stop
+    }
+
+    fn run(
+        &self,
+        cell: &mut Cell,
+        service: u16,
+        state: Option<crate::pipeline::ledger::Stored>,
+        items: Vec<RunItem>,
+    ) -> Settled {
+        let service = &self.plan.handlers.all()[service as usize];
+        self.runtime.block_on(service.run(cell, state, items, &self.plan.context, &|_| ()))
+    }
+
+    fn stops(&self, service: u16, fault: &TurnFault) -> bool {
+        let hold = self.plan.services[service as usize].after_dead_letter == crate::AfterDeadLetter::HoldKey;
+        hold || !matches!(fault, TurnFault::Reject(_))
+    }
+
+    /// The fault that the seed has for this attempt, and whether the actor dies of it.
+    fn fault(&mut self, service: u16, item: &RunItem) -> Option<(TurnFault, bool)> {
+        if self.healed {
+            return None;
+        }
+        let (name, id) = (&self.plan.services[service as usize].name, item.message.id());
+        let retry = |what: &str| TurnFault::Retry(format!("simulated: {what}"));
+        match Fate::of(self.plan.seed, self.plan.faults, name, id) {
+            Fate::Retry(times) if item.attempt <= times => Some((retry("fails for a while"), false)),
+            Fate::Panic(times) if item.attempt <= times => Some((retry("the handler panicked"), true)),
+            Fate::Poison => Some((retry("fails always"), false)),
+            Fate::Reject => Some((TurnFault::Reject("simulated: rejected".to_owned()), false)),
+            Fate::Defer(times) => {
+                let seen = self.deferred.entry(format!("{name}/{id}")).or_insert(0);
+                *seen += 1;
+                (*seen <= times).then(|| (TurnFault::Defer(self.dice.below(300)), false))
+            }
+            _ => None,
+        }
+    }
+
+    fn probe(&mut self, service: u16, item: &RunItem) -> RowWrite {
+        *self.turns += 1;
+        let (name, id, key) = (&*self.plan.services[service as usize].name, item.message.id(), item.message.key());
+        let row = serde_json::json!({ "turn": *self.turns, "service": name, "key": key, "id": id });
+        let place = serde_json::json!([name, id, *self.turns]);
+        RowWrite { table: PROBE, key: place.to_string(), row: Some(row.to_string()) }
+    }
+}

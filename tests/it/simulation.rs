@@ -1,0 +1,212 @@
+//! The pipeline under simulation: hundreds of seeds, each with its own faults; and mistakes that must be noticed.
+//! In: `PERKEY_SEED` for one seed, `PERKEY_SEEDS` for a number of them. Out: every promise kept, or the seed that broke one.
+
+use std::sync::Arc;
+
+use perkey::message::Draft;
+use perkey::pipeline::ledger::{self, Defect};
+use perkey::settings::{Bind, KeyFrom};
+use perkey::store::memory::{self, MemoryStore};
+use perkey::testing::{Report, Seen, Simulation};
+use perkey::transport::Content;
+use perkey::{AfterDeadLetter, Fault, Handler, Key, Message, Turn};
+use serde::{Deserialize, Serialize};
+
+/// Seeds that are run when nothing else is asked for.
+const SEEDS: u64 = 600;
+
+#[derive(Deserialize)]
+struct Step {
+    key: String,
+    #[serde(default)]
+    fail: Option<String>,
+}
+
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Steps {
+    n: u64,
+}
+
+/// Counts, emits the count, and fails as its messages say.
+async fn step(steps: &mut Steps, message: Step, turn: &mut Turn, emits: Option<&str>) -> Result<(), Fault> {
+    steps.n += 1;
+    if let Some(kind) = emits {
+        turn.emit(kind, &serde_json::json!({ "key": message.key, "id": turn.id(), "n": steps.n }))?;
+    }
+    match message.fail.as_deref() {
+        None => Ok(()),
+        Some("reject") => Err(Fault::reject("as told")),
+        Some("once") if turn.attempt() > 1 => Ok(()),
+        // Without the hook that would write every panic of every seed to the log.
+        Some("panic") if turn.attempt() < 3 => std::panic::resume_unwind(Box::new("as told")),
+        Some("once") => Err(Fault::retry("as told")),
+        Some(_) => Ok(()),
+    }
+}
+
+macro_rules! stepping {
+    ($name:ident, $service:literal, $emits:expr, $after:expr) => {
+        struct $name;
+
+        impl Handler for $name {
+            const SERVICE: &'static str = $service;
+            type Message = Step;
+            type State = Steps;
+
+            fn key(&self, message: &Step) -> Key {
+                message.key.as_str().into()
+            }
+
+            async fn handle(&self, steps: &mut Steps, message: Step, turn: &mut Turn) -> Result<(), Fault> {
+                step(steps, message, turn, $emits).await
+            }
+
+            fn after_dead_letter(&self) -> AfterDeadLetter {
+                $after
+            }
+        }
+    };
+}
+
+stepping!(Counting, "counting", Some("counted"), AfterDeadLetter::Continue);
+stepping!(Holding, "holding", Some("held"), AfterDeadLetter::HoldKey);
+stepping!(Watching, "watching", Some("watched"), AfterDeadLetter::Continue);
+
+fn message(id: &str, key: &str, kind: &str, fail: Option<&str>) -> Message {
+    let payload = serde_json::json!({ "key": key, "fail": fail }).to_string();
+    Draft { id, key, kind, source: "test", payload: payload.as_bytes(), ..Draft::default() }.build().unwrap()
+}
+
+fn bind(source: &str, kind: &str, service: &str) -> Bind {
+    Bind { source: source.to_owned(), kind: kind.to_owned(), service: service.to_owned(), key: KeyFrom::Record }
+}
+
+/// Everything at once: three services, events between them, messages for several, for none, and for nobody.
+fn scenario(seed: u64) -> Simulation {
+    let count = 60 + seed % 140;
+    let keys = 1 + seed % 13;
+    let contents = (0..count).map(|n| {
+        let (id, key) = (format!("m{n}"), format!("k{}", (n * 7 + n / 5) % keys));
+        let fail = match (n * 31 + seed) % 60 {
+            0 => Some("reject"),
+            1 => Some("once"),
+            2 => Some("panic"),
+            _ => None,
+        };
+        match (n + seed) % 20 {
+            0 => Content::Unrouted(message(&id, &key, "shared", fail)),
+            1 => Content::Unrouted(message(&id, &key, "nobody's", fail)),
+            2 if n % 3 == 0 => {
+                let shown = Draft { id: &id, payload: b"?", ..Draft::default() }.build_unchecked().unwrap();
+                Content::Unreadable { message: shown, reason: "no JSON".to_owned() }
+            }
+            3..=8 => Content::For("holding".into(), message(&id, &key, "step", fail)),
+            _ => Content::For("counting".into(), message(&id, &key, "step", fail)),
+        }
+    });
+    Simulation::new(seed).handler(Counting).handler(Holding).handler(Watching).contents(contents).settings(|settings| {
+        settings.bind = vec![bind("embedded", "counted", "watching"), bind("embedded", "held", "counting")];
+        for source in ["log", "queue"] {
+            settings.bind.push(bind(source, "shared", "counting"));
+            settings.bind.push(bind(source, "shared", "holding"));
+        }
+    })
+}
+
+/// States and events agree with the effects: no turn worked on a state that was not its predecessor's.
+fn counts(report: &Report) -> Result<(), String> {
+    for (service, kind) in [("counting", "counted"), ("holding", "held"), ("watching", "watched")] {
+        let events = report.events(kind);
+        for (key, events) in &events {
+            let n: Vec<_> = events.iter().map(|event| event["n"].as_u64().unwrap()).collect();
+            if !n.iter().copied().eq(1..=n.len() as u64) {
+                return Err(format!("{service}: the events of {key} count {n:?}"));
+            }
+            let state: Steps = report.state(service, key).unwrap();
+            let effects = report.effects().iter().filter(|effect| &*effect.service == service && effect.key == *key);
+            let effects = effects.count();
+            if (state.n, effects) != (n.len() as u64, n.len()) {
+                let (events, n) = (n.len(), state.n);
+                return Err(format!("{service}: {key} has {n} in its state, {effects} effects, {events} events"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs a seed; says what it broke.
+fn run(seed: u64, store: Arc<MemoryStore>) -> Result<Report, String> {
+    let report = scenario(seed).try_run_on(store).map_err(|broken| broken.to_string())?;
+    counts(&report)?;
+    Ok(report)
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+#[test]
+fn every_seed_keeps_every_promise() {
+    let seeds = match number("PERKEY_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("PERKEY_SEEDS").unwrap_or(SEEDS),
+    };
+    let whole = seeds.end - seeds.start >= SEEDS;
+    let mut sum = Seen::default();
+    let mut broken = Vec::new();
+    for seed in seeds {
+        match run(seed, Arc::new(MemoryStore::new())) {
+            Ok(report) => sum = sum.plus(report.seen()),
+            Err(problem) => broken.push(format!("PERKEY_SEED={seed} cargo test --test it every_seed\n  {problem}")),
+        }
+    }
+    println!("{sum:?}");
+    assert!(
+        broken.is_empty(),
+        "{} seeds failed; the first ones:\n{}",
+        broken.len(),
+        broken[..broken.len().min(10)].join("\n")
+    );
+    if whole {
+        assert_eq!(sum.missing(), Vec::<&str>::new(), "the seeds do not reach these any more");
+    }
+}
+
+/// Seeds until one notices what is wrong.
+fn noticed(store: impl Fn() -> MemoryStore) -> Option<(u64, String)> {
+    (0..60).find_map(|seed| Some((seed, run(seed, Arc::new(store())).err()?)))
+}
+
+#[test]
+fn every_planted_defect_is_noticed() {
+    let defects = [
+        Defect::AcknowledgeBeforeCommit,
+        Defect::ReloadUncommitted,
+        Defect::FollowersNotAppended,
+        Defect::IdTakenAfterRun,
+        Defect::HighestPosition,
+    ];
+    assert_eq!(noticed(MemoryStore::new), None, "without a defect nothing is noticed");
+    let mut missed = Vec::new();
+    for defect in defects {
+        ledger::plant(Some(defect));
+        let found = noticed(MemoryStore::new);
+        ledger::plant(None);
+        println!("{defect:?}: {found:?}");
+        if found.is_none() {
+            missed.push(format!("{defect:?}"));
+        }
+    }
+    for defect in [memory::Defect::NoFence, memory::Defect::PartNotFenced] {
+        let found = noticed(|| {
+            let store = MemoryStore::new();
+            store.plant(defect);
+            store
+        });
+        println!("{defect:?}: {found:?}");
+        if found.is_none() {
+            missed.push(format!("{defect:?}"));
+        }
+    }
+    assert_eq!(missed, Vec::<String>::new());
+}
