@@ -1,12 +1,12 @@
 //! What Perkey costs, measured in a release build: `scripts/bench`.
-//! In: `balances|stages|memory|poison` and options, see each file. Out: figures on standard output.
+//! In: `balances|stages|memory|failing` and options, see each file. Out: figures on standard output.
 
 #![expect(clippy::print_stdout, reason = "figures are what a bench prints")]
 
 mod balances;
+mod failing;
 mod memory;
 mod meter;
-mod poison;
 mod stages;
 mod straight;
 mod workload;
@@ -57,8 +57,8 @@ fn main() {
         "balances" => balances::run(&runtime, &options),
         "stages" => stages::run(&runtime, &options),
         "memory" => memory::run(&runtime, &options),
-        "poison" => poison::run(&runtime, &options),
-        other => println!("there is no bench {other:?}; there are: balances, stages, memory, poison"),
+        "failing" => failing::run(&runtime, &options),
+        other => println!("there is no bench {other:?}; there are: balances, stages, memory, failing"),
     }
     println!("afterwards: {}", meter::machine());
 }
