@@ -1,7 +1,7 @@
 //! Binds handlers to sources, starts the tree, drains it in order.
 //! In: settings, handlers, a store. Out: a running engine, until it is drained or gives up.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -9,7 +9,7 @@ use ractor::{Actor, ActorRef, call_t};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::clock::{Clock, Stopwatch, sleep};
+use crate::clock::{Clock, Dice, Stopwatch, sleep};
 use crate::handlers::Handlers;
 use crate::metrics::{Child, Metrics};
 use crate::pipeline::bindings::{Bindings, describe};
@@ -98,6 +98,7 @@ impl Engine {
         let env = Arc::new(Env {
             service_metrics: services.iter().map(|service| metrics.service(&service.name)).collect(),
             services,
+            stalled: (0..settings.ownership.shards).map(|_| Mutex::default()).collect(),
             settings: Arc::new(settings.clone()),
             handlers,
             bindings: Arc::new(bindings),
@@ -106,12 +107,12 @@ impl Engine {
             metrics,
             clock: Clock::system(),
             identity,
-            owner: format!("pid {}", std::process::id()),
+            // Process ids come again: the incarnation tells two of them apart.
+            owner: format!("pid {} ({:08x})", std::process::id(), Dice::from_system().below(1 << 32)),
         });
         let (failed, watch) = watch::channel(None);
         let args = RootArgs { env: env.clone(), failed };
-        let (root, _) =
-            Actor::spawn(None, Root, args).await.map_err(|error| EngineError::Start(error.to_string()))?;
+        let (root, _) = Actor::spawn(None, Root, args).await.map_err(|error| EngineError::Start(error.to_string()))?;
         info!(shards = settings.ownership.shards, "engine started");
         Ok(Self { env, root, failed: watch })
     }
@@ -122,6 +123,8 @@ impl Engine {
         let mut problems: Vec<String> = self.failed.borrow().iter().cloned().collect();
         let gone = shards.iter().enumerate().filter(|(_, shard)| shard.is_none());
         problems.extend(gone.map(|(no, _)| format!("shard {no} is being taken again")));
+        let stalled = (0..shards.len()).filter_map(|no| Some((no, self.env.stalled(no)?)));
+        problems.extend(stalled.map(|(no, why)| format!("commits of shard {no} cannot be written: {why}")));
         Health { ready: problems.is_empty() && !shards.is_empty(), problems }
     }
 
@@ -139,7 +142,8 @@ impl Engine {
         if shards.is_empty() || shards.iter().any(Option::is_none) {
             return false;
         }
-        let answers = shards.iter().flatten().map(async |shard| call_t!(shard, ShardSupervisorMessage::IsIdle, ANSWER_MS));
+        let answers =
+            shards.iter().flatten().map(async |shard| call_t!(shard, ShardSupervisorMessage::IsIdle, ANSWER_MS));
         if !join_all(answers).await.into_iter().all(|answer| answer.unwrap_or(false)) {
             return false;
         }

@@ -42,7 +42,7 @@ impl Handlers {
     #[must_use]
     pub fn with<H: Handler>(mut self, handler: H) -> Self {
         self.services.retain(|service| service.name() != H::SERVICE);
-        self.services.push(Arc::new(Typed(handler)));
+        self.services.push(Arc::new(Typed::new(handler)));
         self
     }
 
@@ -117,7 +117,18 @@ pub(crate) trait Service: Send + Sync {
     ) -> BoxFuture<'a, Settled>;
 }
 
-struct Typed<H>(H);
+struct Typed<H> {
+    handler: H,
+    name: Arc<str>,
+    /// The CloudEvents source of its events.
+    source: String,
+}
+
+impl<H: Handler> Typed<H> {
+    fn new(handler: H) -> Self {
+        Self { handler, name: H::SERVICE.into(), source: format!("perkey:{}", H::SERVICE) }
+    }
+}
 
 impl<H: Handler> Service for Typed<H> {
     fn name(&self) -> &'static str {
@@ -125,20 +136,20 @@ impl<H: Handler> Service for Typed<H> {
     }
 
     fn after_dead_letter(&self) -> AfterDeadLetter {
-        self.0.after_dead_letter()
+        self.handler.after_dead_letter()
     }
 
     fn retry(&self) -> Option<RetryPolicy> {
-        self.0.retry()
+        self.handler.retry()
     }
 
     fn tables(&self) -> Vec<Table> {
-        self.0.tables()
+        self.handler.tables()
     }
 
     fn key_of(&self, payload: &[u8]) -> Result<Key, String> {
         let message = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
-        Ok(self.0.key(&message))
+        Ok(self.handler.key(&message))
     }
 
     fn run<'a>(
@@ -167,7 +178,7 @@ impl<H: Handler> Service for Typed<H> {
                     return Settled { turns: vec![TurnEnd::Fault(fault)], ..Settled::default() };
                 }
             };
-            run(&self.0, state, items, context, early).await
+            run(self, state, items, context, early).await
         })
     }
 }
@@ -189,15 +200,16 @@ fn encode<H: Handler>(state: &H::State) -> Result<Bytes, TurnFault> {
 
 /// One run of one key: turns in order, until one has to be tried later, panics, or the slice is over.
 async fn run<H: Handler>(
-    handler: &H,
+    service: &Typed<H>,
     state: &mut H::State,
     items: Vec<RunItem>,
     context: &RunContext,
     early: &(dyn Fn(Settled) + Send + Sync),
 ) -> Settled {
     let watch = Stopwatch::start();
-    let mut settled = Settled::default();
+    let mut settled = Settled { turns: Vec::with_capacity(items.len()), ..Settled::default() };
     let mut changed = false;
+    let handler = &service.handler;
     let hold = handler.after_dead_letter() == AfterDeadLetter::HoldKey;
     let mut told = false;
     for item in items {
@@ -224,7 +236,7 @@ async fn run<H: Handler>(
         let stop = match end {
             Ok(Ok(())) => {
                 changed = true;
-                let events = events(H::SERVICE, &item.message, turn.effects(), context);
+                let events = events(service, &item.message, turn.effects(), context);
                 settled.turns.push(TurnEnd::done(turn.into_effects(), events));
                 false
             }
@@ -280,36 +292,43 @@ fn close<H: Handler>(settled: &mut Settled, state: &H::State, changed: bool) {
 }
 
 /// Events as messages. Their ids are derived from the message that caused them, so a repeat has the same.
-fn events(service: &str, cause: &Message, effects: &Effects, context: &RunContext) -> Vec<Event> {
+fn events<H>(service: &Typed<H>, cause: &Message, effects: &Effects, context: &RunContext) -> Vec<Event> {
     if effects.events.is_empty() {
         return Vec::new();
     }
     let cause_id = digest(cause.id(), &context.hash_key);
-    let source = format!("perkey:{service}");
     let headers: Vec<_> =
         cause.headers().filter(|(name, _)| matches!(*name, "traceparent" | "tracestate" | "sagaid")).collect();
-    let service: Arc<str> = service.into();
-    let made = effects.events.iter().enumerate().filter_map(|(ordinal, event)| {
-        let mut hasher = blake3::Hasher::new_keyed(&context.hash_key);
-        hasher.update(&cause_id).update(cause.key().as_bytes()).update(service.as_bytes());
-        hasher.update(&(ordinal as u64).to_le_bytes());
+    let mut made = Vec::with_capacity(effects.events.len());
+    // What an event's id is derived from: the same for all of them but for its number among them.
+    let mut origin = Vec::with_capacity(cause_id.len() + cause.key().len() + service.name.len() + 8);
+    origin.extend_from_slice(&cause_id);
+    origin.extend_from_slice(cause.key().as_bytes());
+    origin.extend_from_slice(service.name.as_bytes());
+    let same = origin.len();
+    for (ordinal, event) in (0_u64..).zip(&effects.events) {
+        origin.truncate(same);
+        origin.extend_from_slice(&ordinal.to_le_bytes());
         let mut raw = [0; 16];
-        raw.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        raw.copy_from_slice(&blake3::keyed_hash(&context.hash_key, &origin).as_bytes()[..16]);
         let mut buffer = uuid::Uuid::encode_buffer();
         let draft = Draft {
             id: uuid::Uuid::new_v8(raw).hyphenated().encode_lower(&mut buffer),
             key: cause.key(),
             kind: &event.kind,
-            source: &source,
+            source: &service.source,
             time: context.clock.now(),
             headers: &headers,
             payload: &event.payload,
         };
         // A turn's bytes are bounded far below what a frame can hold.
-        let message = draft.build_unchecked().ok()?;
-        Some(Event { service: service.clone(), cause: cause_id, message })
-    });
-    made.collect()
+        made.extend(draft.build_unchecked().ok().map(|message| Event {
+            service: service.name.clone(),
+            cause: cause_id,
+            message,
+        }));
+    }
+    made
 }
 
 fn panicked(message: &Message, reason: String) -> HandlerPanic {

@@ -432,6 +432,16 @@ mod tests {
     }
 
     #[test]
+    fn labels_are_of_closed_sets() {
+        let known = ["service", "shard", "child", "reason", "attempt", "source", "outcome", "alarm", "le"];
+        let text = exercised().encode();
+        let series = text.lines().filter_map(|line| Some(line.split_once('{')?.1.rsplit_once('}')?.0));
+        let labels: BTreeSet<&str> =
+            series.flat_map(|labels| labels.split(',')).filter_map(|label| Some(label.split_once('=')?.0)).collect();
+        assert_eq!(labels, BTreeSet::from(known), "a label must be one of a closed set, never a part of a message");
+    }
+
+    #[test]
     fn the_attempt_label_is_capped() {
         let metrics = Metrics::new();
         metrics.record_retry(2, Duration::from_millis(100));

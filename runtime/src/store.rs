@@ -182,7 +182,8 @@ pub trait Store: Send + Sync + 'static {
     /// Brings the store into shape (migrations, shards, services, tables) or says why it cannot.
     fn prepare(&self, setup: Setup) -> StoreFuture<'_, Identity>;
 
-    /// Takes `shard` over from whoever had it: raises its epoch.
+    /// Takes `shard` over from whoever had it: raises its epoch. `owner` names a process and its incarnation: taking a
+    /// shard from another one that did not give it up is unclean, taking it again from oneself is not.
     fn take(&self, shard: ShardNo, owner: &str) -> StoreFuture<'_, TakenShard>;
 
     /// Takes `shard` over from oneself, when a commit's outcome is unknown: waits for that commit and shuts it out.

@@ -1,14 +1,15 @@
 //! The tree: who is restarted when, and when a failure becomes the supervisor's own.
 //! In: how children ended. Out: restarts after a delay, each a span, a metric and a log line; or escalations.
 //!
-//! Root → a supervisor per shard → ingress per source, shard, readers, committer, key supervisor → key actors.
+//! Root → janitor, and a supervisor per shard → ingress per source, shard, readers, committer, key supervisor → key actors.
 
+pub(crate) mod janitor;
 pub(crate) mod keys;
 pub mod policy;
 pub(crate) mod root;
 pub(crate) mod shard;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{ActorCell, ActorId, SupervisionEvent};
@@ -37,11 +38,23 @@ pub(crate) struct Env {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
     pub(crate) identity: Identity,
+    /// Of each shard, why its commits cannot be written now.
+    pub(crate) stalled: Vec<Mutex<Option<String>>>,
     /// This process, as the store names owners.
     pub(crate) owner: String,
 }
 
 impl Env {
+    /// A shard's commits cannot be written now, or can again.
+    pub(crate) fn set_stalled(&self, shard: ShardNo, why: Option<String>) {
+        *self.stalled[shard as usize].lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Why a shard's commits cannot be written now.
+    pub(crate) fn stalled(&self, shard: usize) -> Option<String> {
+        self.stalled[shard].lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(crate) fn run_context(&self) -> RunContext {
         let limits = &self.settings.limits;
         RunContext {

@@ -60,10 +60,11 @@ pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
     let asked = [FILTER_VARIABLE, "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
     let filter = parse(asked.as_deref().unwrap_or(filter))?;
     let terminal = std::io::stderr().is_terminal();
+    let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
-        Format::Text => log.with_ansi(terminal).finish().try_init()?,
-        Format::Auto if terminal => log.with_ansi(true).finish().try_init()?,
+        Format::Text => log.with_ansi(colour).finish().try_init()?,
+        Format::Auto if terminal => log.with_ansi(colour).finish().try_init()?,
         Format::Json | Format::Auto => {
             log.fmt_fields(JsonFields::new()).event_format(JsonLines(Clock::system())).finish().try_init()?;
         }
@@ -131,6 +132,8 @@ struct Line<'a> {
     timestamp: String,
     level: &'a str,
     target: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Value>,
     #[serde(flatten)]
     fields: Map<String, Value>,
 }
@@ -162,6 +165,7 @@ where
             timestamp: rfc3339(self.0.now()),
             level: event.metadata().level().as_str(),
             target: event.metadata().target(),
+            message: fields.0.remove("message"),
             fields: fields.0,
         };
         writeln!(writer, "{}", serde_json::to_string(&line).map_err(|_| fmt::Error)?)

@@ -25,8 +25,7 @@ async fn each_message_counts_once_in_order() {
     let settings = Settings::default();
     let store = open(&dir.path().join("s.db")).await;
     let engine = start(&settings, store.clone(), handlers()).await;
-    let mut messages: Vec<_> =
-        (0..20_000).map(|n| count(&format!("m{n}"), &format!("k{}", n % 700), None)).collect();
+    let mut messages: Vec<_> = (0..20_000).map(|n| count(&format!("m{n}"), &format!("k{}", n % 700), None)).collect();
     messages.extend((0..1_000).map(|n| count(&format!("m{n}"), &format!("k{}", n % 700), None)));
     append(&*store, settings.ownership.shards, "counting", &messages).await;
     engine.idle().await;

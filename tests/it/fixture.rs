@@ -188,7 +188,10 @@ pub(crate) fn letter(seq: u64, key: &str, holds_key: bool) -> DeadLetter {
 }
 
 pub(crate) fn posting(account: &str, id: &str, amount: i64) -> RowWrite {
-    let row = serde_json::json!({"id": id, "account": account, "amount": amount, "rate": null, "open": true, "extra": {"a": [1]}});
+    let extra = serde_json::json!({"a": [1]});
+    let row = serde_json::json!({
+        "id": id, "account": account, "amount": amount, "rate": null, "open": true, "extra": extra,
+    });
     row_write(account, id, Some(row.to_string()))
 }
 

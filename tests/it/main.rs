@@ -1,12 +1,18 @@
-//! What the parts promise together, in one binary.
+//! What the parts promise together, one binary.
 //! In: the crates as a user has them. Out: promises kept, on every driver.
 
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
+mod bad_input;
+mod chaos;
+mod cli;
 mod engine;
 mod fixture;
+mod operator;
+mod refused;
 mod simulation;
 mod sqlite_store;
 mod store_contract;
 mod support;
+mod tidy;
 mod transport_contract;

@@ -208,6 +208,8 @@ async fn release_and_clean_end_an_unclean_series(place: Box<impl Place>) {
     let (store, _, first) = begin(&*place, 3).await;
     let second = store.take(3, "b").await.unwrap();
     assert_eq!((second.epoch, second.unclean), (first + 1, 1));
+    let again = store.take(3, "b").await.unwrap();
+    assert_eq!((again.epoch, again.unclean), (first + 2, 1), "a process takes its own shard again");
     let third = store.take(3, "c").await.unwrap();
     assert_eq!(third.unclean, 2);
     committed(&store, &Commit { clean: true, ..commit(3, third.epoch, 1) }).await;
@@ -517,7 +519,10 @@ async fn odd_text_survives(place: Box<impl Place>) {
     let json = "{ \"nul\" : \"\\u0000\", \"n\": 1e400, \"big\":12345678901234567890123, \"é\":\"\u{1F600}'\\\"--\" }";
     let key = "k'\"\\ \u{1F600}; DROP TABLE states --";
     let error = "e'\"\\\u{0}\u{1F600}\n";
-    let row = json!({"id": "\u{0}'\"", "account": key, "amount": i64::MIN, "rate": 0.1, "open": false, "extra": {"a": "\u{0}"}});
+    let extra = json!({"a": "\u{0}"});
+    let row = json!({
+        "id": "\u{0}'\"", "account": key, "amount": i64::MIN, "rate": 0.1, "open": false, "extra": extra,
+    });
     let mut dead = letter(1, key, true);
     dead.error = error.to_owned();
     let part = Part {

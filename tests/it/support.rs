@@ -15,18 +15,18 @@ use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
 use serde::{Deserialize, Serialize};
 
 /// Counts the messages of each key and emits the count.
-pub struct Counting;
+pub(crate) struct Counting;
 
 #[derive(Deserialize)]
-pub struct Count {
-    pub key: String,
+pub(crate) struct Count {
+    pub(crate) key: String,
     #[serde(default)]
-    pub fail: Option<String>,
+    pub(crate) fail: Option<String>,
 }
 
 #[derive(Clone, Default, Serialize, Deserialize)]
-pub struct Counted {
-    pub n: u64,
+pub(crate) struct Counted {
+    pub(crate) n: u64,
 }
 
 impl Handler for Counting {
@@ -51,27 +51,27 @@ impl Handler for Counting {
     }
 }
 
-pub fn handlers() -> Handlers {
+pub(crate) fn handlers() -> Handlers {
     Handlers::new().with(Counting)
 }
 
 /// A message for `counting`.
-pub fn count(id: &str, key: &str, fail: Option<&str>) -> Message {
+pub(crate) fn count(id: &str, key: &str, fail: Option<&str>) -> Message {
     let payload = serde_json::json!({ "key": key, "fail": fail }).to_string();
     Draft { id, key, kind: "count", source: "test", payload: payload.as_bytes(), ..Draft::default() }.build().unwrap()
 }
 
-pub async fn open(path: &Path) -> Arc<SqliteStore> {
+pub(crate) async fn open(path: &Path) -> Arc<SqliteStore> {
     let url = format!("sqlite://{}", path.display());
     Arc::new(SqliteStore::open(&url, Access::Run).await.unwrap())
 }
 
-pub async fn start(settings: &Settings, store: Arc<SqliteStore>, handlers: Handlers) -> Engine {
+pub(crate) async fn start(settings: &Settings, store: Arc<SqliteStore>, handlers: Handlers) -> Engine {
     Engine::start(settings, handlers, store, Metrics::new()).await.unwrap()
 }
 
 /// Appends messages for a service to the log's import lane.
-pub async fn append(store: &dyn perkey::store::Store, shards: u32, service: &str, messages: &[Message]) {
+pub(crate) async fn append(store: &dyn perkey::store::Store, shards: u32, service: &str, messages: &[Message]) {
     for chunk in messages.chunks(1_000) {
         let mut rows = Vec::new();
         for target in 0..shards {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::ledger::{Arrival, What};
 use crate::handlers::Handlers;
-use crate::message::{Draft, Message, ShardNo, shard_of};
+use crate::message::{Draft, Message, ShardNo, check_name, shard_of};
 use crate::settings::{Bind, KeyFrom, Settings, Unbound};
 use crate::store::{LogRow, Part};
 use crate::transport::{Content, Delivery, embedded};
@@ -38,17 +38,27 @@ impl Bindings {
 
     /// A delivery of `source` as arrivals for the ledger: one for each service that takes it.
     pub fn arrivals(&self, source: &str, delivery: Delivery) -> Vec<Arrival> {
-        let (origin, position) = (delivery.origin, delivery.position);
-        let mut whats = match delivery.content {
-            Content::For(service, message) => vec![self.addressed(&service, message)],
-            Content::Unrouted(message) => self.unrouted(source, &message),
-            Content::Unreadable { message, reason } => vec![What::Refused(None, message, reason)],
-        };
-        let last = whats.pop();
-        let firsts = whats.into_iter().map(|what| Arrival { origin: origin.clone(), position, last: false, what });
-        let mut arrivals: Vec<_> = firsts.collect();
-        arrivals.extend(last.map(|what| Arrival { origin, position, last: true, what }));
+        let mut arrivals = Vec::with_capacity(1);
+        self.route(source, delivery, &mut arrivals);
         arrivals
+    }
+
+    /// [`Bindings::arrivals`], added to those of the deliveries before it.
+    pub(crate) fn route(&self, source: &str, delivery: Delivery, arrivals: &mut Vec<Arrival>) {
+        let Delivery { origin, position, content } = delivery;
+        let last = match content {
+            Content::For(service, message) => self.addressed(&service, message),
+            Content::Unreadable { message, reason } => What::Refused(None, message, reason),
+            Content::Unrouted(message) => {
+                let mut whats = self.unrouted(source, &message);
+                let Some(last) = whats.pop() else { return };
+                let firsts =
+                    whats.into_iter().map(|what| Arrival { origin: origin.clone(), position, last: false, what });
+                arrivals.extend(firsts);
+                last
+            }
+        };
+        arrivals.push(Arrival { origin, position, last: true, what: last });
     }
 
     fn addressed(&self, service: &str, message: Message) -> What {
@@ -63,6 +73,11 @@ impl Bindings {
         if bytes > max {
             let reason = format!("the message has {bytes} bytes, at most {max} are taken (ingress.message_bytes_max)");
             return What::Refused(Some(service), message, reason);
+        }
+        // A missing key is the ledger's to refuse: it knows where to keep what belongs to no key.
+        let key = (!message.key().is_empty()).then(|| check_name("key", message.key().as_bytes()));
+        if let Some(Err(error)) = key {
+            return What::Refused(None, message, error.to_string());
         }
         What::Message(service, message)
     }

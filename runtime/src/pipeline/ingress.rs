@@ -111,8 +111,10 @@ async fn fetch(state: &mut IngressState) -> Result<(), ActorProcessingErr> {
         }
         Err(error @ SourceError::Lost { .. }) => return Err(error.into()),
     };
-    let arrivals: Vec<_> =
-        deliveries.into_iter().flat_map(|delivery| args.env.bindings.arrivals(name, delivery)).collect();
+    let mut arrivals = Vec::with_capacity(deliveries.len());
+    for delivery in deliveries {
+        args.env.bindings.route(name, delivery, &mut arrivals);
+    }
     *credits -= arrivals.len().cast_signed();
     args.shard.cast(ShardMessage::Fetched(args.source, arrivals))?;
     Ok(())

@@ -6,6 +6,8 @@
 //! [`actors`] who runs, [`operator`] what operators ask.
 
 mod actors;
+mod config;
+mod defect;
 mod flight;
 mod inbox;
 mod intake;
@@ -13,6 +15,7 @@ mod operator;
 mod runs;
 mod settle;
 mod slot;
+mod tally;
 mod tracker;
 mod waiting;
 
@@ -20,92 +23,25 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hashbrown::HashMap;
 
+pub use self::config::{LedgerConfig, ServiceInfo};
+pub use self::defect::Defect;
+#[cfg(feature = "planted-defects")]
+pub use self::defect::plant;
 pub use self::intake::{Arrival, What};
 pub use self::runs::{RunItem, RunOrder, RunReport, TurnEnd, TurnFault};
 pub use self::slot::{ActorIx, SlotIx};
+pub use self::tally::{FaultNote, Gauges, Tally};
 
+use self::defect::planted;
 use self::inbox::Inbox;
 use self::slot::Slots;
-use self::tracker::Tracker;
-use super::bindings::Bindings;
-use super::retry::RetryPolicy;
+use self::tracker::{SourceTrack, Tracker};
 use crate::clock::{Dice, Millis};
-use crate::handler::AfterDeadLetter;
 use crate::message::ShardNo;
-use crate::settings::Settings;
 use crate::store::query::DeadFilter;
 use crate::store::{Commit, Counters, Epoch, InboxRows, ServiceKey, TakenShard, Trim};
 use crate::transport::Positions;
-
-/// Defects that the simulator plants in itself to prove that it would find them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Defect {
-    /// Sources are told before the commit.
-    AcknowledgeBeforeCommit,
-    /// A restarted actor is given the store's state although a newer one is not committed yet.
-    ReloadUncommitted,
-    /// Messages behind one that waits run at once.
-    FollowersNotAppended,
-    /// An id counts only once its turn has run.
-    IdTakenAfterRun,
-    /// The highest finished position is stored instead of the contiguous one.
-    HighestPosition,
-}
-
-#[cfg(feature = "planted-defects")]
-thread_local! {
-    static PLANTED: std::cell::Cell<Option<Defect>> = const { std::cell::Cell::new(None) };
-}
-
-/// Plants a defect in the ledgers of this thread.
-#[cfg(feature = "planted-defects")]
-pub fn plant(defect: Option<Defect>) {
-    PLANTED.with(|planted| planted.set(defect));
-}
-
-#[cfg(feature = "planted-defects")]
-fn planted(defect: Defect) -> bool {
-    PLANTED.with(|planted| planted.get() == Some(defect))
-}
-
-#[cfg(not(feature = "planted-defects"))]
-const fn planted(_: Defect) -> bool {
-    false
-}
-
-/// What the ledger knows of a service.
-#[derive(Clone, Debug)]
-pub struct ServiceInfo {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Its number in the store: part of its ids.
-    pub number: u16,
-    /// Its retry policy.
-    pub retry: RetryPolicy,
-    /// What happens behind a dead letter.
-    pub after_dead_letter: AfterDeadLetter,
-}
-
-/// What a shard's ledger is made with.
-#[derive(Clone, Debug)]
-pub struct LedgerConfig {
-    /// The settings.
-    pub settings: Arc<Settings>,
-    /// The services, in the order of their indices.
-    pub services: Arc<[ServiceInfo]>,
-    /// Names of the sources, in the order of their indices.
-    pub sources: Arc<[Arc<str>]>,
-    /// Where events go within the store.
-    pub bindings: Arc<Bindings>,
-    /// Key under which ids are hashed.
-    pub hash_key: [u8; 32],
-    /// Actors that this shard may have.
-    pub actors_max: u32,
-    /// Seed of the jitter.
-    pub seed: u64,
-}
 
 /// What the ledger wants done.
 #[derive(Debug)]
@@ -142,82 +78,6 @@ pub enum Action {
     Drained,
     /// Stop the shard and drop its memory: another owner has it, or it cannot go on.
     Stop(String),
-}
-
-/// What happened since it was last asked, for metrics and logs.
-#[derive(Clone, Debug, Default)]
-pub struct Tally {
-    /// Turns that settled, by service index.
-    pub processed: HashMap<u16, u64>,
-    /// Duplicates dropped by the inbox.
-    pub duplicates: u64,
-    /// Deliveries dropped because their position was passed.
-    pub passed: u64,
-    /// Messages that no binding wanted.
-    pub unbound: u64,
-    /// Dead letters, by service index; `None` where there is no service.
-    pub dead: Vec<Option<u16>>,
-    /// Retries: attempt that failed, delay chosen in milliseconds.
-    pub retries: Vec<(u32, Millis)>,
-    /// Keys that gave their actor to another.
-    pub passivations: u64,
-    /// Keys that were given an actor and a state.
-    pub activations: u64,
-    /// Faults, for the log: message id, key's service, error, attempt.
-    pub faults: Vec<FaultNote>,
-}
-
-/// A fault, as the log is told of it.
-#[derive(Clone, Debug)]
-pub struct FaultNote {
-    /// The message.
-    pub message: crate::message::Message,
-    /// The service.
-    pub service: Arc<str>,
-    /// Attempts spent.
-    pub attempt: u32,
-    /// What went wrong.
-    pub error: String,
-    /// What happens to it.
-    pub what: &'static str,
-}
-
-/// How full the ledger is, for gauges.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Gauges {
-    /// Keys in hand.
-    pub slots: usize,
-    /// Actors.
-    pub actors: u32,
-    /// Deliveries in hand.
-    pub credits_used: usize,
-    /// Rows in `pending`.
-    pub pending: u64,
-    /// Keys in hand that wait or are held.
-    pub waiting: usize,
-    /// Keys in hand that a dead letter holds.
-    pub held: usize,
-    /// Ids remembered.
-    pub inbox_ids: usize,
-    /// Age in milliseconds of the oldest id remembered, 0 when nothing was forgotten for lack of room.
-    pub window: Millis,
-    /// A bound of `pending` was reached.
-    pub pending_full: bool,
-    /// The epoch.
-    pub epoch: Epoch,
-    /// The last commit.
-    pub commit_no: u64,
-}
-
-#[derive(Debug)]
-struct SourceTrack {
-    origins: BTreeMap<Arc<str>, u16>,
-    names: Vec<Arc<str>>,
-    trackers: Vec<Tracker>,
-    /// Deliveries in hand.
-    used: usize,
-    /// Credits that are free but not granted, because the source is too far ahead of its position.
-    owed: usize,
 }
 
 /// The ledger of one shard under one epoch.
@@ -391,36 +251,6 @@ impl Ledger {
             self.request_loads();
         }
         self.request_commit();
-    }
-}
-
-impl SourceTrack {
-    fn restore(stored: Positions, owed: usize) -> Self {
-        let mut track = Self { origins: BTreeMap::new(), names: Vec::new(), trackers: Vec::new(), used: 0, owed };
-        for (origin, position) in stored {
-            track.add(origin, Tracker::from(Some(position)));
-        }
-        track
-    }
-
-    fn add(&mut self, origin: Arc<str>, tracker: Tracker) -> u16 {
-        let ix = u16::try_from(self.names.len()).expect("a source has fewer than 65536 origins");
-        self.origins.insert(origin.clone(), ix);
-        self.names.push(origin);
-        self.trackers.push(tracker);
-        ix
-    }
-
-    fn origin(&mut self, name: &Arc<str>) -> u16 {
-        match self.origins.get(name) {
-            Some(ix) => *ix,
-            None => self.add(name.clone(), Tracker::from(None)),
-        }
-    }
-
-    fn positions(&mut self) -> Positions {
-        let read = self.names.iter().zip(&mut self.trackers);
-        read.filter_map(|(name, tracker)| Some((name.clone(), tracker.position()?))).collect()
     }
 }
 

@@ -24,7 +24,11 @@ const TICKS_PER_LOOK: u64 = 10;
 /// What a shard is told.
 pub(crate) enum ShardMessage {
     /// The shard's other children, once.
-    Wire { keys: ActorRef<KeysMessage>, loader: ActorRef<Question>, clerk: ActorRef<Question> },
+    Wire {
+        keys: ActorRef<KeysMessage>,
+        loader: ActorRef<Question>,
+        clerk: ActorRef<Question>,
+    },
     /// A committer is there, for the first time or again.
     Committer(ActorRef<CommitterMessage>),
     /// An ingress is there, for the first time or again.
@@ -69,6 +73,8 @@ pub(crate) struct ShardState {
     waiting_for_committer: Vec<CommitterMessage>,
     early: Vec<Action>,
     drained: Option<RpcReplyPort<()>>,
+    /// Commits cannot be written now.
+    stalled: bool,
     ticks: u64,
 }
 
@@ -96,6 +102,7 @@ impl Actor for Shard {
             waiting_for_committer: Vec::new(),
             early: Vec::new(),
             drained: None,
+            stalled: false,
             ticks: 0,
         })
     }
@@ -106,8 +113,12 @@ impl Actor for Shard {
         message: ShardMessage,
         state: &mut ShardState,
     ) -> Result<(), ActorProcessingErr> {
+        // Between two commits nothing is told: metrics and log lines cost more than the turns they are about.
+        let milestone = matches!(message, ShardMessage::Gate | ShardMessage::CommitEnded(..) | ShardMessage::Tick);
         state.decide(message);
-        state.record();
+        if milestone {
+            state.record();
+        }
         for action in state.ledger.actions() {
             state.perform(action)?;
         }
@@ -185,10 +196,11 @@ impl ShardState {
 
     fn commit_ended(&mut self, epoch: Epoch, no: u64, outcome: Outcome, now: crate::clock::Millis) {
         match &outcome {
-            Outcome::Committed => self.metrics.set_alarm(Alarm::StoreUnavailable, false),
+            Outcome::Committed if self.stalled => self.stall(None),
+            Outcome::Committed => {}
             Outcome::Unavailable(error) => {
                 warn!(shard = self.no, error, "store cannot be written, trying again");
-                self.metrics.set_alarm(Alarm::StoreUnavailable, true);
+                self.stall(Some(error.clone()));
             }
             Outcome::Refused { error, .. } => {
                 info!(shard = self.no, commit_no = no, error, "commit was refused, looking for the turn at fault");
@@ -197,6 +209,12 @@ impl ShardState {
             Outcome::Fenced => warn!(shard = self.no, commit_no = no, "commit was fenced off"),
         }
         self.ledger.commit_ended(epoch, no, outcome, now);
+    }
+
+    fn stall(&mut self, why: Option<String>) {
+        self.stalled = why.is_some();
+        self.metrics.set_alarm(Alarm::StoreUnavailable, self.stalled);
+        self.env.set_stalled(self.no, why);
     }
 
     fn tick(&mut self, now: crate::clock::Millis) {

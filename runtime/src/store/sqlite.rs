@@ -40,6 +40,9 @@ use crate::transport::Positions;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that read.
 const READERS_MAX: u32 = 4;
+/// Pages (of 4 KiB) in the write-ahead log before they are copied into the file. A hot state is copied once per this
+/// many pages instead of with every other commit, which would be most of a commit's system time.
+const CHECKPOINT_PAGES: &str = "8000";
 /// Rows of each kind that one [`Store::trim`] removes.
 const TRIM_ROWS: i64 = 1_000;
 
@@ -76,7 +79,7 @@ impl SqliteStore {
             .pragma("temp_store", "memory")
             .disable_statement_logging();
         let readers = options.clone().read_only(true);
-        options = options.synchronous(SqliteSynchronous::Full);
+        options = options.synchronous(SqliteSynchronous::Full).pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
         let (connection, lock) = match access {
             Access::Run => {
                 let lock = place::lock(&path).await?;
@@ -86,9 +89,8 @@ impl SqliteStore {
             }
             Access::Tool if !path.exists() => {
                 let path = path.display();
-                return Err(StoreError::Unavailable(format!(
-                    "there is no store at {path} yet: it is made by the process that runs it; or store.url names another file"
-                )));
+                let why = "it is made by the process that runs it; or store.url names another file";
+                return Err(StoreError::Unavailable(format!("there is no store at {path} yet: {why}")));
             }
             Access::Tool => (None, None),
         };
@@ -196,7 +198,7 @@ impl Store for SqliteStore {
         self.writer.call(move |connection| {
             Box::pin(async move {
                 let sql = format!(
-                    "UPDATE shards SET epoch = epoch + 1, unclean = unclean + (owner IS NOT NULL), owner = ?2
+                    "UPDATE shards SET epoch = epoch + 1, unclean = unclean + (owner <> ?2 AND owner IS NOT NULL), owner = ?2
                      WHERE shard = ?1 RETURNING {}",
                     decode::SHARD
                 );

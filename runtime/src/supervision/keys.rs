@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicUsize;
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 
 use super::policy::{RestartBudget, Verdict};
-use super::{Env, End, restart_span};
+use super::{End, Env, restart_span};
 use crate::clock::Dice;
 use crate::message::ShardNo;
 use crate::metrics::Child;
@@ -103,7 +103,9 @@ impl Actor for Keys {
                 myself.send_after(after, move || KeysMessage::Respawn(ix));
                 Ok(())
             }
-            Verdict::Escalate => Err(format!("key actors were restarted too often, the last one ended: {}", end.reason).into()),
+            Verdict::Escalate => {
+                Err(format!("key actors were restarted too often, the last one ended: {}", end.reason).into())
+            }
         }
     }
 }

@@ -5,19 +5,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SpawnErr, SupervisionEvent};
 use tokio::sync::watch;
-use tracing::error;
+use tracing::{error, warn};
 
+use super::janitor::Janitor;
 use super::policy::{RestartBudget, Verdict};
 use super::shard::{ShardSupervisor, ShardSupervisorArgs, ShardSupervisorMessage};
 use super::{End, Env, restart_span};
 use crate::clock::{Dice, Stopwatch, sleep};
 use crate::message::ShardNo;
 use crate::metrics::{Child, RestartReason};
+use crate::store::StoreError;
 
 /// How long a shard's last runs may take to end before it is taken again.
 const RUNS_END_WITHIN: Duration = Duration::from_secs(5);
+
+/// Pause before a shard is taken again while the store is not available.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// What the root is told.
 pub(crate) enum RootMessage {
@@ -27,6 +32,8 @@ pub(crate) enum RootMessage {
     Shards(RpcReplyPort<Vec<Option<ActorRef<ShardSupervisorMessage>>>>),
     /// No shard is taken again from now on.
     Draining,
+    /// Start the janitor again.
+    RestartJanitor,
 }
 
 /// The root.
@@ -49,6 +56,7 @@ struct Owned {
 pub(crate) struct RootState {
     args: RootArgs,
     shards: Vec<Owned>,
+    janitor: ActorId,
     dice: Dice,
     draining: bool,
 }
@@ -66,7 +74,8 @@ impl Actor for Root {
             let budget = RestartBudget::new(args.env.settings.supervision.shard.clone());
             shards.push(Owned { supervisor: Some(supervisor), budget, live });
         }
-        Ok(RootState { args, shards, dice: Dice::from_system(), draining: false })
+        let janitor = janitor(&myself, &args.env).await?;
+        Ok(RootState { args, shards, janitor, dice: Dice::from_system(), draining: false })
     }
 
     async fn handle(
@@ -77,6 +86,7 @@ impl Actor for Root {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             RootMessage::Draining => state.draining = true,
+            RootMessage::RestartJanitor => state.janitor = janitor(&myself, &state.args.env).await?,
             RootMessage::Shards(reply) => {
                 drop(reply.send(state.shards.iter().map(|shard| shard.supervisor.clone()).collect()));
             }
@@ -89,6 +99,11 @@ impl Actor for Root {
                 }
                 match take(&myself, &state.args.env, shard, &owned.live).await {
                     Ok(supervisor) => owned.supervisor = Some(supervisor),
+                    // An outage is waited for: it spends no restarts.
+                    Err(SpawnErr::StartupFailed(error)) if is_outage(error.as_ref()) => {
+                        warn!(shard, %error, "shard cannot be taken, trying again");
+                        myself.send_after(AGAIN, move || RootMessage::Retake(shard));
+                    }
                     Err(error) => state.failed(&myself, shard, RestartReason::Failed, &error.to_string()),
                 }
             }
@@ -104,9 +119,14 @@ impl Actor for Root {
         state: &mut RootState,
     ) -> Result<(), ActorProcessingErr> {
         let Some(end) = End::of(&event) else { return Ok(()) };
-        let shard = state.shards.iter().position(|shard| {
-            shard.supervisor.as_ref().is_some_and(|supervisor| supervisor.get_id() == end.id)
-        });
+        if end.id == state.janitor {
+            myself.send_after(AGAIN, || RootMessage::RestartJanitor);
+            return Ok(());
+        }
+        let shard = state
+            .shards
+            .iter()
+            .position(|shard| shard.supervisor.as_ref().is_some_and(|supervisor| supervisor.get_id() == end.id));
         if let Some(shard) = shard.and_then(|shard| ShardNo::try_from(shard).ok()) {
             state.shards[shard as usize].supervisor = None;
             if !state.draining {
@@ -137,6 +157,10 @@ impl RootState {
     }
 }
 
+fn is_outage(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    matches!(error.downcast_ref::<StoreError>(), Some(StoreError::Unavailable(_)))
+}
+
 /// An old run could still call the outside: a shard is not taken again while one is under way.
 async fn runs_ended(live: &AtomicUsize) -> bool {
     let watch = Stopwatch::start();
@@ -154,7 +178,11 @@ async fn take(
     env: &Arc<Env>,
     shard: ShardNo,
     live: &Arc<AtomicUsize>,
-) -> Result<ActorRef<ShardSupervisorMessage>, ActorProcessingErr> {
+) -> Result<ActorRef<ShardSupervisorMessage>, SpawnErr> {
     let args = ShardSupervisorArgs { env: env.clone(), shard, live: live.clone() };
     Ok(Actor::spawn_linked(None, ShardSupervisor, args, myself.get_cell()).await?.0)
+}
+
+async fn janitor(myself: &ActorRef<RootMessage>, env: &Arc<Env>) -> Result<ActorId, SpawnErr> {
+    Ok(Actor::spawn_linked(None, Janitor, env.clone(), myself.get_cell()).await?.0.get_id())
 }

@@ -173,11 +173,20 @@ impl LogSource {
                     continue;
                 }
             };
+            // Neighbours mostly are for the same service: its name is looked up once.
+            let mut known: Option<(Arc<str>, Arc<str>)> = None;
             for (index, (service, message)) in (0_u32..).zip(messages) {
                 if u64::from(index) < passed {
                     continue;
                 }
-                let service = self.name(service);
+                let service = match &known {
+                    Some((in_row, known)) if Arc::ptr_eq(in_row, &service) => Arc::clone(known),
+                    Some(_) | None => {
+                        let name = self.name(Arc::clone(&service));
+                        known = Some((service, Arc::clone(&name)));
+                        name
+                    }
+                };
                 self.ready.push_back(Delivery {
                     origin: Arc::clone(&row.origin),
                     position: Position { no: row.no, index },

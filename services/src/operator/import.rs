@@ -14,7 +14,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::clock::sleep;
+use perkey::clock::{Stopwatch, sleep};
 use perkey::engine::Engine;
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
@@ -37,6 +37,8 @@ use crate::operator::cli::{Done, Ended, Failure, open_beside};
 /// Batches that may lie between the reader and the log.
 const BATCHES_AHEAD: usize = 4;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How long a process that just started may take to prepare its store.
+const PREPARED_WITHIN: Duration = Duration::from_secs(5);
 
 /// What was done.
 #[derive(Debug, Serialize)]
@@ -109,10 +111,29 @@ async fn open(settings: &Settings) -> Result<(SqliteStore, bool), Failure> {
             Err(error) => return Err(error.into()),
         }
     }
-    let store = open_beside(settings).await?;
-    let recorded = u32::try_from(store.queries().shards().await?.len()).unwrap_or(u32::MAX);
+    let (store, recorded) = open_prepared(settings).await?;
     let wanted = settings.ownership.shards;
     if recorded == wanted { Ok((store, false)) } else { Err(StoreError::Shards { recorded, wanted }.into()) }
+}
+
+/// A store that another process runs, and its number of shards; that process may still be preparing it.
+async fn open_prepared(settings: &Settings) -> Result<(SqliteStore, u32), Failure> {
+    let since = Stopwatch::start();
+    loop {
+        let patient = since.elapsed() < PREPARED_WITHIN;
+        match open_beside(settings).await {
+            Err(Failure::Store(_)) if patient => (),
+            Err(failure) => return Err(failure),
+            Ok(store) => {
+                let recorded = store.queries().shards().await?.len();
+                if recorded > 0 || !patient {
+                    return Ok((store, u32::try_from(recorded).unwrap_or(u32::MAX)));
+                }
+                store.close().await;
+            }
+        }
+        sleep(LOOK_EVERY).await;
+    }
 }
 
 fn input(asked: &ImportArgs) -> (Input, String) {
@@ -271,8 +292,8 @@ fn text(summary: &Summary) -> String {
     let (seconds, rate) = (summary.seconds, summary.messages_per_second);
     match &summary.engine {
         Some(Handled { duplicates, dead_letters, waiting }) => text.push_str(&format!(
-            "\nhandled in {seconds:.1} s ({rate:.0} messages/s): {duplicates} duplicates dropped, \
-             {dead_letters} dead letters, {waiting} waiting"
+            "\nhandled in {seconds:.1} s ({rate:.0} messages/s): duplicates dropped {duplicates}, dead letters \
+             {dead_letters}, waiting {waiting}"
         )),
         None => text.push_str(&format!(
             "\nappended in {seconds:.1} s ({rate:.0} messages/s); the process that runs the store handles them"

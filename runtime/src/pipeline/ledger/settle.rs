@@ -10,7 +10,7 @@ use super::{FaultNote, Ledger, Stored};
 use crate::clock::Millis;
 use crate::handler::{AfterDeadLetter, Fault};
 use crate::message::TakenId;
-use crate::store::{Attempt, DeadLetter, HistoryRow, Part, PendingKind, PendingRow, StateWrite};
+use crate::store::{Attempt, DeadLetter, HistoryRow, Part, PendingKind, PendingRow, ServiceKey, StateWrite};
 
 /// Failed attempts kept with a message: the first of them and the newest.
 const ATTEMPTS_KEPT: usize = 50;
@@ -38,10 +38,20 @@ impl Group {
         self.turns += 1;
         self.first.get_or_insert(id);
     }
+
+    /// Makes room for what a run of so many turns brings at the least.
+    fn reserve(&mut self, turns: usize) {
+        room(&mut self.items, turns);
+        room(&mut self.tickets, turns);
+        room(&mut self.part.ids, turns);
+    }
 }
 
 impl Ledger {
     pub(super) fn settle_run(&mut self, ix: SlotIx, turns: Vec<TurnEnd>, state: Stored, now: Millis) {
+        if !turns.is_empty() {
+            self.group(ix).reserve(turns.len());
+        }
         for end in turns {
             let running = self.slots[ix].running.as_mut();
             let Some(item) = running.and_then(|running| running.items.pop_front()) else { break };
@@ -50,8 +60,8 @@ impl Ledger {
             match end {
                 TurnEnd::Done { events, rows } => {
                     let group = self.group(ix);
-                    group.part.events.extend(events);
-                    group.part.rows.extend(rows);
+                    add(&mut group.part.events, events);
+                    add(&mut group.part.rows, rows);
                     group.turn(item.id);
                     self.settle_item(ix, item);
                 }
@@ -186,7 +196,7 @@ impl Ledger {
         self.tally.dead.push(Some(self.slots[ix].service));
         self.count("dead_letters", 1);
         let key = self.service_key(ix);
-        let letter = dead_letter(&item, seq, key.service, key.key, error, holds_key, now);
+        let letter = dead_letter(&item, seq, key, error, holds_key, now);
         let group = self.group(ix);
         group.part.dead.push(letter);
         group.turn(item.id);
@@ -214,8 +224,8 @@ impl Ledger {
         self.count("dead_letters", 1);
         let name: Arc<str> = service.map_or_else(|| Arc::from(""), |service| self.policy(service).name.clone());
         let error = item.refusal.clone().unwrap_or_else(|| "the message has no key".to_owned());
-        let key = Arc::from(item.message.key());
-        let letter = dead_letter(&item, seq, name, key, error, false, now);
+        let key = ServiceKey { service: name, key: item.message.key().into() };
+        let letter = dead_letter(&item, seq, key, error, false, now);
         self.batches.loose().part.dead.push(letter);
     }
 
@@ -358,19 +368,29 @@ impl Ledger {
     }
 }
 
-fn dead_letter(
-    item: &Item,
-    seq: u64,
-    service: Arc<str>,
-    key: Arc<str>,
-    error: String,
-    holds_key: bool,
-    at: Millis,
-) -> DeadLetter {
+/// Exactly what the first ones need; after that as vectors grow.
+fn room<T>(all: &mut Vec<T>, more: usize) {
+    if all.is_empty() {
+        all.reserve_exact(more);
+    } else {
+        all.reserve(more);
+    }
+}
+
+/// Appends `more`, without a copy when it is the first.
+fn add<T>(all: &mut Vec<T>, more: Vec<T>) {
+    if all.is_empty() {
+        *all = more;
+    } else {
+        all.extend(more);
+    }
+}
+
+fn dead_letter(item: &Item, seq: u64, key: ServiceKey, error: String, holds_key: bool, at: Millis) -> DeadLetter {
     DeadLetter {
         seq,
-        service,
-        key,
+        service: key.service,
+        key: key.key,
         id: item.id,
         at,
         taken_at: item.taken_at,

@@ -1,9 +1,10 @@
 //! How far an origin is taken: the position all of whose predecessors are.
 //! In: positions as received, in order; tickets as they commit, in any order. Out: the position to store.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
-use crate::transport::Position;
+use crate::transport::{Position, Positions};
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -106,6 +107,47 @@ impl Tracker {
     /// The oldest commit that may hold ids above the position.
     pub(crate) fn floor(&self) -> Option<u64> {
         self.floor
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct SourceTrack {
+    pub(crate) origins: BTreeMap<Arc<str>, u16>,
+    pub(crate) names: Vec<Arc<str>>,
+    pub(crate) trackers: Vec<Tracker>,
+    /// Deliveries in hand.
+    pub(crate) used: usize,
+    /// Credits that are free but not granted, because the source is too far ahead of its position.
+    pub(crate) owed: usize,
+}
+
+impl SourceTrack {
+    pub(crate) fn restore(stored: Positions, owed: usize) -> Self {
+        let mut track = Self { origins: BTreeMap::new(), names: Vec::new(), trackers: Vec::new(), used: 0, owed };
+        for (origin, position) in stored {
+            track.add(origin, Tracker::from(Some(position)));
+        }
+        track
+    }
+
+    pub(crate) fn add(&mut self, origin: Arc<str>, tracker: Tracker) -> u16 {
+        let ix = u16::try_from(self.names.len()).expect("a source has fewer than 65536 origins");
+        self.origins.insert(origin.clone(), ix);
+        self.names.push(origin);
+        self.trackers.push(tracker);
+        ix
+    }
+
+    pub(crate) fn origin(&mut self, name: &Arc<str>) -> u16 {
+        match self.origins.get(name) {
+            Some(ix) => *ix,
+            None => self.add(name.clone(), Tracker::from(None)),
+        }
+    }
+
+    pub(crate) fn positions(&mut self) -> Positions {
+        let read = self.names.iter().zip(&mut self.trackers);
+        read.filter_map(|(name, tracker)| Some((name.clone(), tracker.position()?))).collect()
     }
 }
 

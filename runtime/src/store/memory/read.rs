@@ -19,7 +19,7 @@ impl Inner {
         let row = self.shards.get_mut(shard as usize);
         let row = row.ok_or_else(|| StoreError::Corrupt(format!("there is no shard {shard}")))?;
         row.epoch += 1;
-        row.unclean += u32::from(row.owner.is_some());
+        row.unclean += u32::from(row.owner.as_deref().is_some_and(|before| before != owner));
         row.owner = Some(owner.to_owned());
         Ok(taken(shard, row))
     }

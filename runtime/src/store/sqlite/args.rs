@@ -12,6 +12,11 @@ pub(super) struct Rows {
 }
 
 impl Rows {
+    /// No rows yet, and room for this many bytes of values and of blobs.
+    pub(super) fn with_capacity(json: usize, blob: usize) -> Self {
+        Self { json: Vec::with_capacity(json), blob: Vec::with_capacity(blob), in_row: false }
+    }
+
     /// Begins the next row.
     pub(super) fn row(&mut self) -> &mut Self {
         self.json.extend_from_slice(if self.json.is_empty() { b"[[" } else { b"],[" });

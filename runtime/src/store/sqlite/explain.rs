@@ -1,5 +1,5 @@
 //! All that a SQLite store knows of a message or a key.
-//! In: an id or a key as text. Out: what took it, what it caused, where it is; a scan, for people, not for the pipeline.
+//! In: an id or a key as text. Out: what took it, what it caused, where it is. It scans: for people, not for handlers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

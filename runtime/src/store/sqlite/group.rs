@@ -11,8 +11,11 @@ use sqlx::sqlite::SqliteArguments;
 
 use super::args::Rows;
 use crate::handler::RowWrite;
-use crate::message::ShardNo;
+use crate::message::{ShardNo, TakenId};
 use crate::store::{CommandResult, Commit, DeadLetter, HistoryRow, LogRow, PendingRow, StateWrite};
+
+/// Bytes before an event's frame: its service's number, its cause, the frame's length.
+const EVENT_HEAD: usize = 2 + 16 + 4;
 
 /// A commit, owned and with its bytes laid out as they are stored.
 #[derive(Debug)]
@@ -54,8 +57,8 @@ impl Piece {
             counters: serde_json::to_string(&commit.counters).expect("maps of numbers always have a JSON form"),
             release: commit.release,
             clean: commit.clean,
-            ids: Vec::new(),
-            events: Vec::new(),
+            ids: Vec::with_capacity(commit.ids().count() * TakenId::BYTES),
+            events: Vec::with_capacity(commit.events().map(|event| EVENT_HEAD + event.message.frame().len()).sum()),
             states: Vec::with_capacity(commit.parts.len()),
             pending: BTreeMap::new(),
             dead: BTreeMap::new(),
@@ -130,11 +133,15 @@ fn commits(pieces: &[&Piece]) -> (String, Vec<u8>, Vec<u8>) {
     (json, ids, events)
 }
 
+/// Characters of a state's row beside its key, about.
+const STATE_ROW: usize = 40;
+
 fn states(pieces: &[&Piece]) -> Rows {
     let mut states: Vec<&StateWrite> = pieces.iter().flat_map(|piece| &piece.states).collect();
     // In the order of the primary key, so that neighbours share a page; of several of one key the last is the newest.
     states.sort_by(|a, b| (&a.service, &a.key).cmp(&(&b.service, &b.key)));
-    let mut rows = Rows::default();
+    let bytes: usize = states.iter().map(|state| state.json.len()).sum();
+    let mut rows = Rows::with_capacity(states.iter().map(|state| STATE_ROW + state.key.len()).sum(), bytes);
     for (at, state) in states.iter().enumerate() {
         if states.get(at + 1).is_some_and(|next| next.key == state.key && next.service == state.service) {
             continue;

@@ -41,11 +41,14 @@ pub(super) async fn inbox(
     }
     drop(rows);
     found.commits.reverse();
-    let rows = query("SELECT taken_id, 1 FROM pending WHERE shard = ?1 UNION ALL SELECT taken_id, 0 FROM dead_letters WHERE shard = ?1")
-        .bind(shard)
-        .fetch_all(pool)
-        .await
-        .map_err(failed)?;
+    let rows = query(
+        "SELECT taken_id, 1 FROM pending WHERE shard = ?1
+         UNION ALL SELECT taken_id, 0 FROM dead_letters WHERE shard = ?1",
+    )
+    .bind(shard)
+    .fetch_all(pool)
+    .await
+    .map_err(failed)?;
     for row in &rows {
         found.pinned.extend(decode::ids(decode::get(row, 0)?)?);
         found.pending += decode::number::<u64>(row, 1)?;
@@ -63,7 +66,8 @@ pub(super) async fn load(pool: &SqlitePool, shard: ShardNo, keys: &[ServiceKey])
         "SELECT at, version, state, held, first, last FROM (
              SELECT e.key AS at, s.version, s.state,
                  EXISTS (SELECT 1 FROM dead_letters d
-                     WHERE d.shard = ?1 AND d.service = e.value->>0 AND d.key = e.value->>1 AND d.holds_key = 1) AS held,
+                     WHERE d.shard = ?1 AND d.service = e.value->>0 AND d.key = e.value->>1
+                         AND d.holds_key = 1) AS held,
                  (SELECT min(seq) FROM pending p
                      WHERE p.shard = ?1 AND p.service = e.value->>0 AND p.key = e.value->>1) AS first,
                  (SELECT max(seq) FROM pending p

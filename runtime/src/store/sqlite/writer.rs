@@ -16,15 +16,15 @@ use super::tables;
 use crate::store::watch::LogWatch;
 use crate::store::{Outcome, StoreError};
 
-/// Jobs that may wait: commits of all shards and a few calls.
-const JOBS_MAX: usize = 4_096;
+/// Writes that may wait: commits of all shards and a few calls.
+const WRITES_MAX: usize = 4_096;
 /// Commits in one transaction.
 const GROUP_MAX: usize = 64;
 
 /// A write that is no commit; answers whether it succeeded, so that what is left of it can be undone.
 type Call = Box<dyn for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, bool> + Send>;
 
-enum Job {
+enum Write {
     Commit(Box<Piece>, oneshot::Sender<Outcome>),
     Call(Call),
     Close(oneshot::Sender<()>),
@@ -33,7 +33,7 @@ enum Job {
 /// The way to the writer.
 #[derive(Clone)]
 pub(super) struct Writer {
-    jobs: mpsc::Sender<Job>,
+    writes: mpsc::Sender<Write>,
 }
 
 impl std::fmt::Debug for Writer {
@@ -51,7 +51,7 @@ impl Writer {
         lock: Option<File>,
         watch: Arc<LogWatch>,
     ) -> Self {
-        let (jobs, inbox) = mpsc::channel(JOBS_MAX);
+        let (writes, inbox) = mpsc::channel(WRITES_MAX);
         let mut task = Task { connection, options, watch };
         tokio::spawn(async move {
             let mut inbox = inbox;
@@ -59,13 +59,13 @@ impl Writer {
             drop(lock);
             drop(closing);
         });
-        Self { jobs }
+        Self { writes }
     }
 
     /// Hands a commit over now; the answer may be waited for or not.
     pub(super) fn commit(&self, piece: Piece) -> BoxFuture<'static, Outcome> {
         let (reply, answer) = oneshot::channel();
-        let sent = self.jobs.try_send(Job::Commit(Box::new(piece), reply));
+        let sent = self.writes.try_send(Write::Commit(Box::new(piece), reply));
         Box::pin(async move {
             match sent {
                 Ok(()) => answer.await.unwrap_or_else(|_| Outcome::Unknown("the store's writer ended".to_owned())),
@@ -81,7 +81,7 @@ impl Writer {
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, StoreError>> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        let job: Call = Box::new(move |connection| {
+        let write: Call = Box::new(move |connection| {
             Box::pin(async move {
                 let result = call(connection).await;
                 let fine = result.is_ok();
@@ -90,7 +90,7 @@ impl Writer {
                 fine
             })
         });
-        let sent = self.jobs.try_send(Job::Call(job));
+        let sent = self.writes.try_send(Write::Call(write));
         Box::pin(async move {
             sent.map_err(|error| StoreError::Unavailable(refused(&error)))?;
             answer.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the store cannot be opened".to_owned())))
@@ -100,14 +100,14 @@ impl Writer {
     /// Writes what was handed over, closes the connection and gives the lock up.
     pub(super) async fn close(&self) {
         let (reply, answer) = oneshot::channel();
-        if self.jobs.send(Job::Close(reply)).await.is_ok() {
+        if self.writes.send(Write::Close(reply)).await.is_ok() {
             // The sender is dropped when the lock has been given up, which is all that is waited for.
             let _ = answer.await;
         }
     }
 }
 
-fn refused(error: &mpsc::error::TrySendError<Job>) -> String {
+fn refused(error: &mpsc::error::TrySendError<Write>) -> String {
     match error {
         mpsc::error::TrySendError::Full(_) => "too many writes wait for the store".to_owned(),
         mpsc::error::TrySendError::Closed(_) => "the store is closed".to_owned(),
@@ -122,21 +122,21 @@ struct Task {
 
 impl Task {
     /// Works until all senders are gone or the store is closed; gives whoever waits for that.
-    async fn run(&mut self, inbox: &mut mpsc::Receiver<Job>) -> Option<oneshot::Sender<()>> {
+    async fn run(&mut self, inbox: &mut mpsc::Receiver<Write>) -> Option<oneshot::Sender<()>> {
         let mut kept = None;
         let mut closing = None;
-        while let Some(job) = match kept.take() {
-            Some(job) => Some(job),
+        while let Some(write) = match kept.take() {
+            Some(write) => Some(write),
             None => inbox.recv().await,
         } {
-            match job {
-                Job::Commit(piece, reply) => {
+            match write {
+                Write::Commit(piece, reply) => {
                     let mut group = vec![(piece, reply)];
                     kept = gather(&mut group, inbox);
                     self.commit(group).await;
                 }
-                Job::Call(call) => self.call(call).await,
-                Job::Close(reply) => {
+                Write::Call(call) => self.call(call).await,
+                Write::Close(reply) => {
                     closing = Some(reply);
                     break;
                 }
@@ -255,13 +255,13 @@ impl Task {
 }
 
 /// Takes what waits behind the first commit, as long as it is commits of other shards; gives back what is not.
-fn gather(group: &mut Vec<(Box<Piece>, oneshot::Sender<Outcome>)>, inbox: &mut mpsc::Receiver<Job>) -> Option<Job> {
+fn gather(group: &mut Vec<(Box<Piece>, oneshot::Sender<Outcome>)>, inbox: &mut mpsc::Receiver<Write>) -> Option<Write> {
     while group.len() < GROUP_MAX {
         match inbox.try_recv() {
-            Ok(Job::Commit(piece, reply)) if group.iter().all(|(other, _)| other.shard != piece.shard) => {
+            Ok(Write::Commit(piece, reply)) if group.iter().all(|(other, _)| other.shard != piece.shard) => {
                 group.push((piece, reply));
             }
-            Ok(job) => return Some(job),
+            Ok(write) => return Some(write),
             Err(_) => return None,
         }
     }

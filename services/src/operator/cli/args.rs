@@ -30,7 +30,8 @@ const GROUPS: [&str; 2] = ["dlq", "config"];
 
 /// Budget Manager: accounts as per-key actors on Perkey, each message taking effect exactly once.
 #[derive(Debug, Parser)]
-#[command(name = "budget-manager", version, after_help = EXIT_CODES, subcommand_required = true, arg_required_else_help = true)]
+#[command(name = "budget-manager", version, after_help = EXIT_CODES)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
 pub struct Cli {
     /// What every command understands.
     #[command(flatten)]

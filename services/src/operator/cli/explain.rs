@@ -4,8 +4,8 @@
 use perkey::clock::{Millis, rfc3339};
 use perkey::message::Message;
 use perkey::settings::Settings;
-use perkey::store::Store;
 use perkey::store::query::{CommitRow, Story};
+use perkey::store::{DeadLetter, HistoryRow, Store};
 use serde::Serialize;
 
 use super::output::{Out, table};
@@ -63,25 +63,25 @@ fn lines(story: &Story, asked: &str) -> Vec<Line> {
         sources.push(from);
         let due = row.due_at.map_or_else(|| "behind the one before it".to_owned(), |at| format!("due {}", rfc3339(at)));
         let what = format!("waits ({})", row.kind.as_str());
-        let detail = format!("{due}; {} attempts spent", row.attempt);
+        let detail = format!("{due}; taken {}, attempts spent: {}", rfc3339(row.taken_at), row.attempt);
         // What still waits is told last: its time is yet to come.
-        let at = row.due_at.unwrap_or(Millis::MAX);
-        lines.push(Line { millis: at, ..line(row.taken_at, &what, (&row.service, &row.message), detail) });
+        let waits = line(row.taken_at, &what, (&row.service, &row.message), detail);
+        lines.push(Line { millis: Millis::MAX, at: String::new(), ..waits });
     }
     for letter in &story.dead {
         sources.push(sent(&letter.service, &letter.message));
         let held = if letter.holds_key { "; its key waits for an operator" } else { "" };
-        let detail = format!("{}{held}", letter.error);
+        let attempts = letter.history.len();
+        let detail = format!("{}{held}; failed attempts: {attempts}", letter.error);
         lines.push(line(letter.at, "dead letter", (&letter.service, &letter.message), detail));
     }
     for (commit, service) in &story.taken {
-        let id = if story.states.is_empty() { asked.to_owned() } else { String::new() };
         lines.push(Line {
             millis: commit.at,
             at: rfc3339(commit.at),
             what: "taken".to_owned(),
             service: service.to_string(),
-            id,
+            id: asked.to_owned(),
             detail: place(commit),
             ..Line::default()
         });
@@ -91,7 +91,12 @@ fn lines(story: &Story, asked: &str) -> Vec<Line> {
         let detail = format!("{} as event {} of {}", message.kind(), row.seq, place(&row.commit));
         lines.push(line(row.commit.at, "emitted", (&row.event.service, message), detail));
     }
-    for row in &story.history {
+    // A dead letter that is still one has been told already, with more.
+    let told = |row: &HistoryRow| {
+        let same = |letter: &DeadLetter| letter.at == row.at && letter.message.id() == row.id;
+        row.what == "dead_letter" && story.dead.iter().any(same)
+    };
+    for row in story.history.iter().filter(|row| !told(row)) {
         let error = if row.error.is_empty() { String::new() } else { format!(": {}", row.error) };
         lines.push(Line {
             millis: row.at,
@@ -105,7 +110,7 @@ fn lines(story: &Story, asked: &str) -> Vec<Line> {
     }
     for (shard, origin, no) in &story.log {
         let detail = format!("row {no} of lane {origin} for shard {shard}");
-        lines.push(Line { what: "in the log".to_owned(), id: asked.to_owned(), detail, ..Line::default() });
+        lines.push(Line { what: "in the log".to_owned(), detail, ..Line::default() });
     }
     lines.extend(sources);
     // The same instant is told in the order in which things must have happened.
@@ -168,8 +173,8 @@ fn text(shown: &Shown) -> String {
 #[cfg(test)]
 mod tests {
     use perkey::message::{Draft, TakenId};
+    use perkey::store::Event;
     use perkey::store::query::EventRow;
-    use perkey::store::{DeadLetter, Event, HistoryRow};
 
     use super::*;
 
@@ -228,7 +233,7 @@ mod tests {
                 ("fault", "attempt 1, generation 4: boom"),
                 ("taken", "commit 12 of shard 3 under epoch 2"),
                 ("emitted", "transactions.import as event 9 of commit 12 of shard 3 under epoch 2"),
-                ("dead letter", "boom; its key waits for an operator"),
+                ("dead letter", "boom; its key waits for an operator; failed attempts: 0"),
             ]
         );
     }

@@ -1,0 +1,117 @@
+//! The binary `perkey-chaos`: runs one scenario.
+//! In: its name, a seed, its size. Out: what happened, the verdict, the command that runs it again; 1 on a violation.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use perkey::metrics::Child;
+use perkey_chaos::{ChaosError, Verdict, children, flood, kill, process};
+
+const USAGE: &str = "\
+usage: perkey-chaos kill [--mode import|up] [--binary PATH] [--kills 50] [--lines 100000] [--accounts 5000] [--seed 1]
+       perkey-chaos children [--times 100] [--child key_actor|ingress|committer|shard|all] [--seed 1]
+       perkey-chaos flood [--seconds 60] [--seed 1]";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return told(&format!("cannot start: {error}"), 1),
+    };
+    match runtime.block_on(run(&args)) {
+        Ok(Some(verdict)) => report(&args, &verdict),
+        Ok(None) => told(USAGE, 64),
+        Err(error) => told(&format!("the scenario did not run to its end: {error}"), 1),
+    }
+}
+
+/// Runs what `args` name; nothing when they make no sense.
+async fn run(args: &[String]) -> Result<Option<Verdict>, ChaosError> {
+    let Some((scenario, options)) = args.split_first() else { return Ok(None) };
+    let Some(options) = Options::parse(options) else { return Ok(None) };
+    let Options { seed, times, .. } = options;
+    match scenario.as_str() {
+        "kill" => {
+            let binary = match options.binary {
+                Some(path) => path.canonicalize()?,
+                None => process::built()?,
+            };
+            let Options { mode, kills, lines, accounts, .. } = options;
+            let plan = kill::Plan { binary, mode, kills, lines, accounts, seed };
+            kill::kill(&plan, &mut say).await.map(Some)
+        }
+        "children" => {
+            let plan = children::Plan { children: options.children, times, seed };
+            children::children(&plan, &mut say).await.map(Some)
+        }
+        "flood" => flood::flood(&flood::Plan { seconds: options.seconds, seed }).await.map(Some),
+        _ => Ok(None),
+    }
+}
+
+struct Options {
+    mode: kill::Mode,
+    binary: Option<PathBuf>,
+    kills: u32,
+    lines: usize,
+    accounts: u64,
+    seed: u64,
+    times: u32,
+    children: Vec<Child>,
+    seconds: u64,
+}
+
+impl Options {
+    fn parse(args: &[String]) -> Option<Self> {
+        let mut options = Self {
+            mode: kill::Mode::Import,
+            binary: None,
+            kills: 50,
+            lines: 100_000,
+            accounts: 5_000,
+            seed: 1,
+            times: 100,
+            children: Child::ALL.to_vec(),
+            seconds: 60,
+        };
+        for pair in args.chunks(2) {
+            let [name, value] = pair else { return None };
+            match name.as_str() {
+                "--mode" if value == "import" => options.mode = kill::Mode::Import,
+                "--mode" if value == "up" => options.mode = kill::Mode::Up,
+                "--binary" => options.binary = Some(value.into()),
+                "--kills" => options.kills = value.parse().ok()?,
+                "--lines" => options.lines = value.parse().ok()?,
+                "--accounts" => options.accounts = value.parse().ok()?,
+                "--seed" => options.seed = value.parse().ok()?,
+                "--times" => options.times = value.parse().ok()?,
+                "--seconds" => options.seconds = value.parse().ok()?,
+                "--child" if value == "all" => options.children = Child::ALL.to_vec(),
+                "--child" => options.children = vec![*Child::ALL.iter().find(|child| child.as_str() == value)?],
+                _ => return None,
+            }
+        }
+        Some(options)
+    }
+}
+
+fn report(args: &[String], verdict: &Verdict) -> ExitCode {
+    let Verdict { facts, violations } = verdict;
+    facts.iter().for_each(|fact| say(fact));
+    violations.iter().for_each(|violation| say(&format!("VIOLATION {violation}")));
+    say(if violations.is_empty() { "verdict: everything holds" } else { "verdict: it does not hold" });
+    let seed = if args.iter().any(|arg| arg == "--seed") { "" } else { " --seed 1" };
+    say(&format!("again: perkey-chaos {}{seed}", args.join(" ")));
+    ExitCode::from(u8::from(!violations.is_empty()))
+}
+
+fn say(line: &str) {
+    // A pipe that was closed is no reason to end.
+    writeln!(std::io::stdout(), "{line}").ok();
+}
+
+fn told(text: &str, code: u8) -> ExitCode {
+    writeln!(std::io::stderr(), "{text}").ok();
+    ExitCode::from(code)
+}

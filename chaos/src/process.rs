@@ -1,0 +1,161 @@
+//! The real binary as a process: found, started, killed, told to end.
+//! In: arguments and a store. Out: a child that dies with whoever started it, and what it said in a file.
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use perkey::clock::{Stopwatch, sleep};
+use tokio::process::{Child, Command};
+
+use crate::ChaosError;
+
+/// How often something that cannot be waited for is looked at.
+pub const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+static BUILT: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// The binary beside this executable, of the same profile; built first, which takes no time when it is fresh.
+pub fn built() -> Result<PathBuf, ChaosError> {
+    let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(path) = &*built {
+        return Ok(path.clone());
+    }
+    let exe = std::env::current_exe()?;
+    let outside = || ChaosError::Stuck(format!("{} is in no target directory; name the binary", exe.display()));
+    let folder = exe.parent().ok_or_else(outside)?;
+    let folder = if folder.ends_with("deps") { folder.parent().ok_or_else(outside)? } else { folder };
+    let target = folder.parent().ok_or_else(outside)?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = std::process::Command::new(cargo);
+    // The whole workspace is named so that dependencies keep the features, and the builds, that they have already.
+    command.args(["build", "--quiet", "--locked", "--workspace", "--bin", "budget-manager"]);
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).env("CARGO_TARGET_DIR", target);
+    if folder.ends_with("release") {
+        command.arg("--release");
+    }
+    let path = folder.join("budget-manager");
+    if !command.status()?.success() || !path.is_file() {
+        return Err(ChaosError::Stuck(format!("{} could not be built", path.display())));
+    }
+    *built = Some(path.clone());
+    Ok(path)
+}
+
+/// Where processes run: the binary, the store that they share, and the file that they write to.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The binary.
+    pub binary: PathBuf,
+    /// Holds the store and everything else.
+    pub folder: PathBuf,
+    /// `store.url`.
+    pub url: String,
+}
+
+impl Place {
+    /// A place in `folder`.
+    pub fn new(binary: &Path, folder: &Path) -> Self {
+        let url = format!("sqlite://{}", folder.join("store.db").display());
+        Self { binary: binary.to_owned(), folder: folder.to_owned(), url }
+    }
+
+    /// A command of the binary on this place's store; no setting comes from the surroundings.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.args(args).current_dir(&self.folder).stdin(Stdio::null()).kill_on_drop(true);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("BUDGET_") {
+                command.env_remove(name);
+            }
+        }
+        command.env("BUDGET_STORE__URL", &self.url).env("BUDGET_LOG_FORMAT", "text");
+        command
+    }
+
+    /// Starts `args`; what it says is added to the file `log`.
+    pub fn start(&self, log: &str, args: &[&str]) -> Result<Running, ChaosError> {
+        let file = OpenOptions::new().create(true).append(true).open(self.folder.join(log))?;
+        let errors: File = file.try_clone()?;
+        let child = self.command(args).stdout(file).stderr(errors).spawn()?;
+        let pid = child.id().unwrap_or_default();
+        Ok(Running { child, pid })
+    }
+
+    /// Runs `args` to the end, at most this long.
+    pub async fn run(&self, args: &[&str], within: Duration) -> Result<std::process::Output, ChaosError> {
+        let output = tokio::time::timeout(within, self.command(args).output()).await;
+        output.map_err(|_| stuck(&format!("{} did not end", args.join(" ")), within))?.map_err(ChaosError::from)
+    }
+
+    /// The end of what was written to `log`, for a report.
+    pub fn tail(&self, log: &str) -> String {
+        let text = std::fs::read_to_string(self.folder.join(log)).unwrap_or_default();
+        let from = text.lines().count().saturating_sub(5);
+        text.lines().skip(from).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// A process that was started here. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    /// Its id.
+    pub pid: u32,
+}
+
+impl Running {
+    /// Whether it has not ended yet.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> Result<ExitStatus, ChaosError> {
+        Ok(self.child.wait().await?)
+    }
+
+    /// Waits for its end, at most this long.
+    pub async fn ends(&mut self, within: Duration) -> Result<ExitStatus, ChaosError> {
+        let ended = tokio::time::timeout(within, self.child.wait()).await;
+        ended.map_err(|_| stuck(&format!("process {} did not end", self.pid), within))?.map_err(ChaosError::from)
+    }
+
+    /// Ends it with SIGKILL; false when it had ended by itself.
+    pub async fn kill(&mut self) -> Result<bool, ChaosError> {
+        if !self.is_alive() {
+            return Ok(false);
+        }
+        self.child.start_kill()?;
+        let status = self.child.wait().await?;
+        // It may have ended by itself in the instant between.
+        Ok(status.code().is_none())
+    }
+
+    /// Sends it SIGTERM.
+    pub async fn terminate(&mut self) -> Result<(), ChaosError> {
+        let pid = self.pid.to_string();
+        if self.is_alive() && !Command::new("kill").args(["-TERM", &pid]).status().await?.success() {
+            return Err(ChaosError::Stuck(format!("SIGTERM did not reach process {pid}")));
+        }
+        Ok(())
+    }
+}
+
+/// Waits until `holds`, at most this long.
+pub async fn until(what: &str, within: Duration, mut holds: impl AsyncFnMut() -> bool) -> Result<(), ChaosError> {
+    let watch = Stopwatch::start();
+    while !holds().await {
+        if watch.elapsed() > within {
+            return Err(stuck(what, within));
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}
+
+fn stuck(what: &str, within: Duration) -> ChaosError {
+    ChaosError::Stuck(format!("{what} within {within:?}"))
+}

@@ -1,0 +1,36 @@
+//! Keeps the gauges that only the store can tell: dead letters, unread messages.
+//! In: the time. Out: gauges per shard.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use super::Env;
+
+/// How often it looks.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// The janitor.
+pub(crate) struct Janitor;
+
+impl Actor for Janitor {
+    type Msg = ();
+    type State = Arc<Env>;
+    type Arguments = Arc<Env>;
+
+    async fn pre_start(&self, myself: ActorRef<()>, env: Arc<Env>) -> Result<Arc<Env>, ActorProcessingErr> {
+        myself.send_interval(EVERY, || ());
+        Ok(env)
+    }
+
+    async fn handle(&self, _: ActorRef<()>, (): (), env: &mut Arc<Env>) -> Result<(), ActorProcessingErr> {
+        // While the store cannot be read the gauges keep their last values; its alarm says why.
+        for row in env.store.queries().shards().await.unwrap_or_default() {
+            let shard = env.metrics.shard(row.shard);
+            shard.set_dead_letter_depth(row.dead_letters);
+            shard.set_unread(row.unread);
+        }
+        Ok(())
+    }
+}
