@@ -12,6 +12,7 @@ mod flight;
 mod inbox;
 mod intake;
 mod operator;
+mod refusal;
 mod runs;
 mod settle;
 mod slot;

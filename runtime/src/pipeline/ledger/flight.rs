@@ -4,32 +4,63 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::settle::{Group, millis};
-use super::slot::{From, Newest, SlotIx, Ticket};
+use super::settle::millis;
+use super::slot::{Item, Newest, SlotIx, Ticket};
 use super::{Action, Defect, Ledger, planted};
 use crate::clock::Millis;
-use crate::handler::Fault;
 use crate::message::TakenId;
-use crate::store::{Commit, Epoch, Outcome, Part, PendingKind, StoreError, TakenShard, Trim};
+use crate::store::{Commit, Epoch, Outcome, Part, StoreError, TakenShard, Trim};
 
 /// Commits between two rounds of trimming.
 const TRIM_EVERY: u64 = 32;
 
+/// What one key (or nothing keyed) has in a batch.
 #[derive(Debug, Default)]
-struct Batch {
-    groups: Vec<Group>,
+pub(crate) struct Group {
+    pub(crate) slot: Option<SlotIx>,
+    pub(crate) part: Part,
+    /// What settled with it, in order: handled again if the store refuses the group.
+    pub(crate) items: Vec<Item>,
+    /// Deliveries that its commit settles.
+    pub(crate) tickets: Vec<Ticket>,
+    /// Those of them that are copies, with the id that they share.
+    pub(crate) copies: Vec<(TakenId, Ticket)>,
+    pub(crate) turns: usize,
+    /// The message of its first turn.
+    pub(crate) first: Option<TakenId>,
+    /// Dead letters that it removes for good.
+    pub(crate) discarded: Vec<TakenId>,
+}
+
+impl Group {
+    pub(super) fn turn(&mut self, id: TakenId) {
+        self.turns += 1;
+        self.first.get_or_insert(id);
+    }
+
+    /// Makes room for what a run of so many turns brings at the least.
+    pub(super) fn reserve(&mut self, turns: usize) {
+        room(&mut self.items, turns);
+        room(&mut self.tickets, turns);
+        room(&mut self.part.ids, turns);
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) groups: Vec<Group>,
     /// A commit of the fence alone passed after this batch was refused: it is the data.
-    proven: bool,
+    pub(super) proven: bool,
 }
 
 #[derive(Debug)]
-struct Flight {
-    batch: Batch,
+pub(super) struct Flight {
+    pub(super) batch: Batch,
     /// Refused batches that wait for the fence alone to pass.
     suspects: Vec<Batch>,
     release: bool,
     unavailable: u32,
-    commit: Arc<Commit>,
+    pub(super) commit: Arc<Commit>,
     /// Its outcome is being found out.
     unknown: bool,
 }
@@ -37,10 +68,10 @@ struct Flight {
 /// All batches of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct Batches {
-    gathering: Batch,
+    pub(super) gathering: Batch,
     loose: Group,
-    queue: VecDeque<Batch>,
-    flight: Option<Flight>,
+    pub(super) queue: VecDeque<Batch>,
+    pub(super) flight: Option<Flight>,
     gate_asked: bool,
     released: bool,
 }
@@ -60,7 +91,7 @@ impl Batches {
     }
 
     /// Takes back the copies of a message that would have been acknowledged behind it.
-    fn take_copies(&mut self, id: TakenId) -> Vec<Ticket> {
+    pub(super) fn take_copies(&mut self, id: TakenId) -> Vec<Ticket> {
         let queued = self.queue.iter_mut().flat_map(|batch| &mut batch.groups).filter(|group| group.slot.is_none());
         let mut copies = Vec::new();
         for group in queued.chain([&mut self.loose]) {
@@ -80,6 +111,15 @@ impl Batches {
         let at = self.gathering.groups.len();
         self.gathering.groups.push(Group { slot: Some(slot), ..Group::default() });
         (u32::try_from(at).expect("credits bound a batch"), &mut self.gathering.groups[at])
+    }
+}
+
+/// Exactly what the first ones need; after that as vectors grow.
+fn room<T>(all: &mut Vec<T>, more: usize) {
+    if all.is_empty() {
+        all.reserve_exact(more);
+    } else {
+        all.reserve(more);
     }
 }
 
@@ -151,7 +191,7 @@ impl Ledger {
         }
     }
 
-    fn send(&mut self, mut batch: Batch, suspects: Vec<Batch>, release: bool, now: Millis) {
+    pub(super) fn send(&mut self, mut batch: Batch, suspects: Vec<Batch>, release: bool, now: Millis) {
         for ticket in batch.groups.iter().flat_map(|group| &group.tickets) {
             self.tracker(*ticket).mark(ticket.seq);
         }
@@ -180,7 +220,7 @@ impl Ledger {
         self.batches.flight = Some(Flight { batch, suspects, release, unavailable: 0, commit, unknown: false });
     }
 
-    fn tracker(&mut self, ticket: Ticket) -> &mut super::Tracker {
+    pub(super) fn tracker(&mut self, ticket: Ticket) -> &mut super::Tracker {
         &mut self.sources[ticket.source as usize].trackers[ticket.origin as usize]
     }
 
@@ -317,154 +357,6 @@ impl Ledger {
                 commits_below: self.inbox.oldest().map_or(self.commit_no, |(no, _)| no),
                 history_before: now.saturating_sub(millis(settings.history.keep)),
             }));
-        }
-    }
-
-    /// The database refused the data: find out whose.
-    fn refused(&mut self, permanent: bool, error: &str, now: Millis) {
-        let Some(mut flight) = self.batches.flight.take() else { return };
-        let parts = Arc::try_unwrap(flight.commit).map_or_else(|shared| shared.parts.clone(), |commit| commit.parts);
-        for ticket in flight.batch.groups.iter().flat_map(|group| &group.tickets) {
-            self.tracker(*ticket).unmark(ticket.seq);
-        }
-        if flight.batch.groups.is_empty() {
-            return self.stop(&format!("the store refuses even an empty commit: {error}"));
-        }
-        for (group, part) in flight.batch.groups.iter_mut().zip(parts) {
-            group.part = part;
-        }
-        if flight.batch.proven {
-            self.take_apart(flight.batch, Some((permanent, error)));
-        } else {
-            // If the fence alone is refused too, it is the store and not the data.
-            self.send(Batch::default(), vec![flight.batch], false, now);
-        }
-    }
-
-    /// Halves a refused batch, or blames the key that stands alone in it.
-    fn take_apart(&mut self, mut batch: Batch, refusal: Option<(bool, &str)>) {
-        if batch.groups.len() > 1 {
-            let rest = batch.groups.split_off(batch.groups.len() / 2);
-            self.batches.queue.push_front(Batch { groups: rest, proven: true });
-            self.batches.queue.push_front(batch);
-            return;
-        }
-        match (batch.groups.pop(), refusal) {
-            (Some(group), Some((permanent, error))) => self.blame(group, permanent, error),
-            (Some(group), None) => self.batches.queue.push_front(Batch { groups: vec![group], proven: true }),
-            (None, _) => {}
-        }
-    }
-
-    fn blame(&mut self, group: Group, permanent: bool, error: &str) {
-        let Some(ix) = group.slot else {
-            return self.stop(&format!("the store refuses a record that belongs to no key: {error}"));
-        };
-        let alone = group.turns <= 1;
-        // Messages that only followed may be recorded before it.
-        let head = group.first;
-        let recorded = group.part.pending.iter().any(|row| Some(row.id) == head)
-            || group.part.dead.iter().any(|letter| Some(letter.id) == head);
-        if alone && recorded {
-            return self.stop(&format!("the store refuses the record of a fault: {error}"));
-        }
-        self.reset(ix, group);
-        if let (true, Some(id)) = (alone, head) {
-            let reason = format!("the database refused what this message wrote: {error}");
-            let fault = if permanent { Fault::Reject(reason) } else { Fault::Retry(reason) };
-            self.slots[ix].blame = Some((id, fault));
-        }
-    }
-
-    /// Everything of a key that is not durable is undone; its messages are handled again, one per commit.
-    fn reset(&mut self, ix: SlotIx, refused: Group) {
-        let mut groups = vec![refused];
-        for batch in &mut self.batches.queue {
-            groups.extend(batch.groups.extract_if(.., |group| group.slot == Some(ix)));
-        }
-        self.batches.queue.retain(|batch| !batch.groups.is_empty());
-        if let Some(at) = self.slots[ix].group.take() {
-            let gathered = std::mem::take(&mut self.batches.gathering.groups[at as usize]);
-            groups.push(gathered);
-        }
-        let mut items = Vec::new();
-        for group in groups {
-            self.undo(&group);
-            items.extend(group.items);
-        }
-        self.slots.renew(ix);
-        let slot = &mut self.slots[ix];
-        slot.loading = false;
-        if let Some(running) = slot.running.as_mut() {
-            running.stale = true;
-            items.extend(running.items.drain(..));
-        }
-        items.extend(slot.queue.drain(..).chain(slot.overflow.drain(..)));
-        items.retain(|item| matches!(item.from, From::Live(_)));
-        // One that was appended behind a row may have settled before those that were in memory then.
-        items.sort_by_key(|item| item.arrival);
-        slot.queue = items.into();
-        slot.uncommitted = 0;
-        slot.solo = true;
-        slot.warm = false;
-        slot.known = false;
-        slot.held = false;
-        slot.waits = false;
-        slot.newest = Newest::Elsewhere;
-        slot.rows = super::slot::Rows::default();
-        self.waiting.sleep(slot);
-        if slot.running.is_none() {
-            self.reset_done(ix);
-        }
-    }
-
-    /// Nothing of the reset key runs any more: it starts from what the store has.
-    pub(super) fn reset_done(&mut self, ix: SlotIx) {
-        self.waiting.woken.insert(ix);
-        self.load(ix);
-    }
-
-    /// Takes a group's effects on ids, rows and counters back.
-    fn undo(&mut self, group: &Group) {
-        for item in &group.items {
-            let pending = group.part.pending.iter().any(|row| row.id == item.id);
-            let dead = group.part.dead.iter().any(|letter| letter.id == item.id);
-            if dead {
-                self.uncount("dead_letters");
-            }
-            match item.from {
-                From::Live(_) => {
-                    self.uncount("taken");
-                    if pending || dead {
-                        self.inbox.unpin(item.id);
-                    }
-                    if pending {
-                        self.waiting.rows = self.waiting.rows.saturating_sub(1);
-                    }
-                    // Its copies are in hand with it again: they are acknowledged when it is durable.
-                    let copies = group.copies.iter().filter(|(id, _)| *id == item.id).map(|(_, copy)| *copy);
-                    let copies = copies.chain(self.batches.take_copies(item.id)).collect();
-                    self.inbox.unsettle(item.id, copies);
-                }
-                From::Row(_) if pending => {}
-                From::Row(_) => {
-                    self.waiting.rows += 1;
-                    if !dead {
-                        self.inbox.pin(item.id);
-                    }
-                }
-            }
-        }
-        // A replayed letter's pin is the letter's again.
-        let replayed = group.part.pending.iter().filter(|row| row.kind == PendingKind::Replay);
-        self.waiting.rows = self.waiting.rows.saturating_sub(replayed.count() as u64);
-        group.discarded.iter().for_each(|id| self.inbox.pin(*id));
-        self.command_undone(&group.part);
-    }
-
-    fn uncount(&mut self, counter: &'static str) {
-        if let Some(count) = self.counters.get_mut(counter) {
-            *count = count.saturating_sub(1);
         }
     }
 
