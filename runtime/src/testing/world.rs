@@ -225,7 +225,11 @@ impl World {
         let actions = owner.ledger.actions();
         self.count(id)?;
         for action in actions {
-            if std::env::var("T").is_ok() { let mut t = format!("{action:?}"); t.truncate(700); eprintln!("{} #{id} -> {t}", self.now); }
+            if std::env::var("T").is_ok() {
+                let mut t = format!("{action:?}");
+                t.truncate(700);
+                eprintln!("{} #{id} -> {t}", self.now);
+            }
             let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
             let (now, committer) = (self.now, owner.committer);
             match action {
@@ -440,7 +444,11 @@ impl World {
     fn tell(&mut self, id: OwnerId, told: Told) -> Result<(), String> {
         let now = self.clock.now();
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
-        if std::env::var("T").is_ok() && !matches!(told, Told::Tick) { let mut t = format!("{told:?}"); t.truncate(600); eprintln!("{} #{id} <- {t}", self.now); }
+        if std::env::var("T").is_ok() && !matches!(told, Told::Tick) {
+            let mut t = format!("{told:?}");
+            t.truncate(600);
+            eprintln!("{} #{id} <- {t}", self.now);
+        }
         let ledger = &mut owner.ledger;
         match told {
             Told::Fetched(source, generation, arrivals) => {
