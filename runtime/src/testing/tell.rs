@@ -116,7 +116,15 @@ impl World {
         }
         let parts = worked.parts.len();
         for (part, settled) in (1..).zip(worked.parts) {
-            let report = RunReport { actor, slot, no, turns: settled.turns, state: settled.state, done: part == parts };
+            let report = RunReport {
+                actor,
+                slot,
+                no,
+                turns: settled.turns,
+                state: settled.state,
+                alone: false,
+                done: part == parts,
+            };
             self.told(id, Lane::Actor(actor, false), 800, Told::Ran(actor, generation, report));
         }
         if worked.dies {

@@ -4,47 +4,17 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::settle::millis;
-use super::slot::{Item, Newest, SlotIx, Ticket};
+use super::inbox::Aging;
+use super::settle::{Group, millis};
+use super::slot::{Newest, SlotIx, Ticket};
 use super::{Action, Defect, Ledger, planted};
 use crate::clock::Millis;
 use crate::message::TakenId;
+use crate::settings::Overflow;
 use crate::store::{Commit, Epoch, Outcome, Part, StoreError, TakenShard, Trim};
 
 /// Commits between two rounds of trimming.
 const TRIM_EVERY: u64 = 32;
-
-/// What one key (or nothing keyed) has in a batch.
-#[derive(Debug, Default)]
-pub(crate) struct Group {
-    pub(crate) slot: Option<SlotIx>,
-    pub(crate) part: Part,
-    /// What settled with it, in order: handled again if the store refuses the group.
-    pub(crate) items: Vec<Item>,
-    /// Deliveries that its commit settles.
-    pub(crate) tickets: Vec<Ticket>,
-    /// Those of them that are copies, with the id that they share.
-    pub(crate) copies: Vec<(TakenId, Ticket)>,
-    pub(crate) turns: usize,
-    /// The message of its first turn.
-    pub(crate) first: Option<TakenId>,
-    /// Dead letters that it removes for good.
-    pub(crate) discarded: Vec<TakenId>,
-}
-
-impl Group {
-    pub(super) fn turn(&mut self, id: TakenId) {
-        self.turns += 1;
-        self.first.get_or_insert(id);
-    }
-
-    /// Makes room for what a run of so many turns brings at the least.
-    pub(super) fn reserve(&mut self, turns: usize) {
-        room(&mut self.items, turns);
-        room(&mut self.tickets, turns);
-        room(&mut self.part.ids, turns);
-    }
-}
 
 #[derive(Debug, Default)]
 pub(super) struct Batch {
@@ -57,7 +27,7 @@ pub(super) struct Batch {
 pub(super) struct Flight {
     pub(super) batch: Batch,
     /// Refused batches that wait for the fence alone to pass.
-    suspects: Vec<Batch>,
+    pub(super) suspects: Vec<Batch>,
     release: bool,
     unavailable: u32,
     pub(super) commit: Arc<Commit>,
@@ -111,15 +81,6 @@ impl Batches {
         let at = self.gathering.groups.len();
         self.gathering.groups.push(Group { slot: Some(slot), ..Group::default() });
         (u32::try_from(at).expect("credits bound a batch"), &mut self.gathering.groups[at])
-    }
-}
-
-/// Exactly what the first ones need; after that as vectors grow.
-fn room<T>(all: &mut Vec<T>, more: usize) {
-    if all.is_empty() {
-        all.reserve_exact(more);
-    } else {
-        all.reserve(more);
     }
 }
 
@@ -293,7 +254,7 @@ impl Ledger {
         self.inbox.committed(commit.no, commit.at, commit.ids().copied().collect());
         self.free_credits(&flight.batch, now);
         for (group, part) in flight.batch.groups.iter().zip(&commit.parts) {
-            self.finish_group(group.slot, part);
+            self.finish_group(group, part);
         }
         self.age(now);
         if flight.release {
@@ -307,8 +268,13 @@ impl Ledger {
     }
 
     fn acknowledge(&mut self, commit: &Commit) {
-        for (source, positions) in (0..).zip(commit.positions.values()) {
-            self.out.push(Action::Acknowledge(source, positions.clone()));
+        for (at, name) in (0..).zip(self.config.sources.iter()) {
+            let Some(positions) = commit.positions.get(name) else { continue };
+            let track = &mut self.sources[usize::from(at)];
+            if track.acknowledged != *positions {
+                track.acknowledged.clone_from(positions);
+                self.out.push(Action::Acknowledge(at, positions.clone()));
+            }
         }
     }
 
@@ -322,13 +288,15 @@ impl Ledger {
         }
     }
 
-    fn finish_group(&mut self, slot: Option<SlotIx>, part: &Part) {
+    fn finish_group(&mut self, group: &Group, part: &Part) {
         if let Some(due) = part.pending.iter().filter_map(|row| row.due_at).min() {
             self.waiting.at(due);
         }
         self.command_committed(part);
-        let Some(ix) = slot else { return };
+        let Some(ix) = group.slot else { return };
         let slot = &mut self.slots[ix];
+        let settled = (part.ids.len() - group.recorded + part.settled.len()) as u64;
+        *self.tally.processed.entry(slot.service).or_insert(0) += settled;
         slot.uncommitted -= 1;
         if !part.settled.is_empty() {
             self.waiting.sleep(slot);
@@ -344,11 +312,13 @@ impl Ledger {
         let settings = &self.config.settings;
         let floors = self.sources.iter().flat_map(|source| &source.trackers).filter_map(super::Tracker::floor);
         let floor = floors.min().unwrap_or(u64::MAX);
-        let max_ids = match settings.dedup.overflow {
-            crate::settings::Overflow::Shrink => settings.dedup.max_ids,
-            crate::settings::Overflow::Pause => usize::MAX,
+        // While sources would rather pause, no id younger than the shortest window is given up for room.
+        let old_enough = match settings.dedup.overflow {
+            Overflow::Shrink => Millis::MAX,
+            Overflow::Pause => now.saturating_sub(millis(settings.dedup.window_min)),
         };
-        self.inbox.age(now.saturating_sub(millis(settings.dedup.window)), max_ids, floor);
+        let window = millis(settings.dedup.window);
+        self.inbox.age(Aging { now, window, max_ids: settings.dedup.max_ids, old_enough, floor });
         if self.commit_no.is_multiple_of(TRIM_EVERY) {
             let embedded = self.config.sources.iter().position(|name| &**name == crate::transport::embedded::NAME);
             let log = embedded.map(|at| self.sources[at].positions()).unwrap_or_default();

@@ -1,10 +1,11 @@
-//! A commit that the store refuses because of its data: whose it is, and what is undone of that key.
-//! In: refused batches. Out: smaller batches; keys that start again from what is durable, with the turn at fault blamed.
+//! A commit that the database refused is taken apart until the turn at fault stands alone.
+//! In: refused batches. Out: smaller batches; keys that start again from what the store has, with the fault of the turn.
 
 use std::sync::Arc;
 
 use super::Ledger;
-use super::flight::{Batch, Group};
+use super::flight::Batch;
+use super::settle::Group;
 use super::slot::{From, Newest, SlotIx};
 use crate::clock::Millis;
 use crate::handler::Fault;
