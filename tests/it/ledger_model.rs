@@ -1,0 +1,429 @@
+//! The pure ledger against the plainest model there is: one queue for each key, handled from its head.
+//! In: interleavings of arrivals, answers, faults, takeovers. Out: states that list what was handled, in order.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use perkey::message::{Draft, Message};
+use perkey::pipeline::bindings::Bindings;
+use perkey::pipeline::ledger::{
+    Action, ActorIx, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, ServiceInfo, TurnEnd, TurnFault, What,
+};
+use perkey::settings::Settings;
+use perkey::store::memory::MemoryStore;
+use perkey::store::{Commit, Event, Outcome, Setup};
+use perkey::transport::Position;
+use perkey::{AfterDeadLetter, Fault, Handler, Handlers, Key, RetryPolicy, Turn};
+use proptest::prelude::*;
+
+struct Listing;
+
+impl Handler for Listing {
+    const SERVICE: &'static str = "listing";
+    type Message = ();
+    type State = ();
+
+    fn key(&self, (): &()) -> Key {
+        "never asked".into()
+    }
+
+    async fn handle(&self, (): &mut (), (): (), _: &mut Turn) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+/// What a message does; it travels as the message's type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Succeeds,
+    FailsTwice,
+    Defers,
+    Rejects,
+    FailsAlways,
+    Unwritable,
+}
+
+impl Fate {
+    const ALL: [(&'static str, Self); 6] = [
+        ("succeeds", Self::Succeeds),
+        ("fails twice", Self::FailsTwice),
+        ("defers", Self::Defers),
+        ("rejects", Self::Rejects),
+        ("fails always", Self::FailsAlways),
+        ("unwritable", Self::Unwritable),
+    ];
+
+    fn of(message: &Message) -> Self {
+        Self::ALL.into_iter().find(|(name, _)| *name == message.kind()).unwrap().1
+    }
+
+    fn counts(self) -> bool {
+        matches!(self, Self::Succeeds | Self::FailsTwice | Self::Defers)
+    }
+}
+
+/// One thing that happens.
+#[derive(Clone, Debug)]
+enum Op {
+    /// A message arrives for one of a few keys.
+    Arrive(u8, usize),
+    /// An earlier message arrives again.
+    Again(prop::sample::Index),
+    /// The next of what was asked is done: loads, questions, commits, or the run of an actor.
+    Load,
+    Answer,
+    Commit(Ending),
+    Work(u8, bool),
+    Die(u8),
+    Tick(u64),
+    /// Another owner takes the shard over: all that was not durable comes again.
+    Takeover,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    Well,
+    Unavailable,
+    Unknown { written: bool },
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let ending = prop_oneof![
+        6 => Just(Ending::Well),
+        1 => Just(Ending::Unavailable),
+        1 => any::<bool>().prop_map(|written| Ending::Unknown { written }),
+    ];
+    let fate = prop_oneof![6 => Just(0usize), 5 => 1usize..6];
+    prop_oneof![
+        6 => (0u8..4, fate).prop_map(|(key, fate)| Op::Arrive(key, fate)),
+        1 => any::<prop::sample::Index>().prop_map(Op::Again),
+        4 => Just(Op::Load),
+        4 => Just(Op::Answer),
+        6 => ending.prop_map(Op::Commit),
+        8 => (any::<u8>(), prop::bool::weighted(0.7)).prop_map(|(actor, all)| Op::Work(actor, all)),
+        1 => any::<u8>().prop_map(Op::Die),
+        3 => (0u64..400).prop_map(Op::Tick),
+        1 => Just(Op::Takeover),
+    ]
+}
+
+struct World {
+    store: Arc<MemoryStore>,
+    config: LedgerConfig,
+    ledger: Ledger,
+    now: u64,
+    /// The source: everything that was ever delivered, in order.
+    log: Vec<Message>,
+    read: usize,
+    credits: usize,
+    loads: VecDeque<Action>,
+    questions: VecDeque<Action>,
+    commits: VecDeque<Action>,
+    runs: BTreeMap<ActorIx, VecDeque<RunOrder>>,
+    /// What the actors hold.
+    held: BTreeMap<ActorIx, Vec<String>>,
+    spawned: u32,
+    /// Put off once.
+    deferred: BTreeSet<String>,
+}
+
+fn config(store: &MemoryStore, small: [u64; 3]) -> LedgerConfig {
+    let mut settings = Settings::default();
+    settings.ownership.shards = 1;
+    settings.ingress.credits = 16;
+    settings.actors.run_max = 1 + usize::try_from(small[0] % 4).unwrap();
+    settings.pending.max_per_key = 2 + small[1] % 6;
+    settings.pending.max_per_shard = settings.pending.max_per_key + 6;
+    settings.pending.page = 1 + usize::try_from(small[2] % 4).unwrap();
+    settings.commit.turns_max = 3;
+    settings.actors.passivate_after = Duration::from_millis(200);
+    settings.retry.base = Duration::from_millis(20);
+    settings.retry.cap = Duration::from_millis(100);
+    settings.retry.attempts = 4;
+    let services = vec![Arc::from("listing")];
+    let identity = store.prepare_now(&Setup { shards: 1, services, tables: Vec::new() }).unwrap();
+    LedgerConfig {
+        services: Arc::new([ServiceInfo {
+            name: "listing".into(),
+            number: identity.services["listing"],
+            retry: RetryPolicy::from(&settings.retry),
+            after_dead_letter: AfterDeadLetter::Continue,
+        }]),
+        sources: Arc::new(["log".into()]),
+        bindings: Arc::new(Bindings::new(&settings, Handlers::new().with(Listing)).unwrap()),
+        hash_key: identity.hash_key,
+        actors_max: 2,
+        seed: small[0],
+        settings: Arc::new(settings),
+    }
+}
+
+impl World {
+    fn new(small: [u64; 3]) -> Self {
+        let store = Arc::new(MemoryStore::new());
+        let config = config(&store, small);
+        let ledger = Self::owner(&store, &config);
+        let mut world = Self {
+            store,
+            config,
+            ledger,
+            now: 1_000,
+            log: Vec::new(),
+            read: 0,
+            credits: 0,
+            loads: VecDeque::new(),
+            questions: VecDeque::new(),
+            commits: VecDeque::new(),
+            runs: BTreeMap::new(),
+            held: BTreeMap::new(),
+            spawned: 0,
+            deferred: BTreeSet::new(),
+        };
+        world.perform();
+        world
+    }
+
+    fn owner(store: &MemoryStore, config: &LedgerConfig) -> Ledger {
+        Ledger::new(config.clone(), store.take_now(0, "owner").unwrap(), store.inbox_now(0, 0, 1_000_000))
+    }
+
+    fn happen(&mut self, op: Op) {
+        match op {
+            Op::Arrive(key, fate) => {
+                let (id, key) = (format!("m{}", self.log.len()), format!("k{key}"));
+                let kind = Fate::ALL[fate].0;
+                let draft = Draft { id: &id, key: &key, kind, payload: b"null", ..Draft::default() };
+                self.log.push(draft.build().unwrap());
+                self.fetch();
+            }
+            Op::Again(which) => {
+                if !self.log.is_empty() {
+                    self.log.push(which.get(&self.log).clone());
+                    self.fetch();
+                }
+            }
+            Op::Load => self.load(),
+            Op::Answer => self.answer(),
+            Op::Commit(ending) => self.commit(ending),
+            Op::Work(actor, all) => {
+                let busy: Vec<_> = self.runs.iter().filter(|(_, runs)| !runs.is_empty()).map(|(ix, _)| *ix).collect();
+                if let Some(actor) = busy.get(usize::from(actor) % busy.len().max(1)) {
+                    self.work(*actor, all);
+                }
+            }
+            Op::Die(actor) if self.spawned > 0 => {
+                let actor = u32::from(actor) % self.spawned;
+                self.runs.remove(&actor);
+                self.ledger.actor_died(actor, "killed", self.now);
+                self.perform();
+                self.ledger.actor_ready(actor);
+            }
+            Op::Die(_) => {}
+            Op::Tick(by) => {
+                self.now += by;
+                self.ledger.tick(self.now);
+            }
+            Op::Takeover => {
+                let credits = self.config.settings.ingress.credits;
+                self.ledger = Self::owner(&self.store, &self.config);
+                (self.loads, self.questions, self.commits) = Default::default();
+                (self.runs, self.held, self.spawned, self.credits) = Default::default();
+                let stored = self.ledger.received(0).get("one").map_or(0, |position| position.no);
+                self.read = usize::try_from(stored).unwrap();
+                self.perform();
+                assert_eq!(self.credits, credits, "all credits are free");
+            }
+        }
+        self.perform();
+        self.fetch();
+    }
+
+    /// The source hands over what there are credits for.
+    fn fetch(&mut self) {
+        let end = self.log.len().min(self.read + self.credits);
+        let arrivals = (self.read..end).map(|at| Arrival {
+            origin: "one".into(),
+            position: Position { no: at as u64 + 1, index: 0 },
+            last: true,
+            what: What::Message(0, self.log[at].clone()),
+        });
+        let arrivals: Vec<_> = arrivals.collect();
+        self.credits -= arrivals.len();
+        self.read = end;
+        self.ledger.fetched(0, arrivals, self.now);
+        self.perform();
+    }
+
+    fn perform(&mut self) {
+        for action in self.ledger.actions() {
+            match action {
+                Action::Load(..) => self.loads.push_back(action),
+                Action::Run(actor, order) => self.runs.entry(actor).or_default().push_back(order),
+                Action::Spawn(more) => {
+                    (self.spawned..self.spawned + more).for_each(|actor| self.ledger.actor_ready(actor));
+                    self.spawned += more;
+                    self.perform();
+                }
+                Action::CommitReady | Action::Commit(_) | Action::CommitLater(..) => self.commits.push_back(action),
+                Action::Credit(_, more) => self.credits += more,
+                Action::Acknowledge(_, positions) => {
+                    let durable = self.store.take_positions();
+                    for (origin, position) in positions {
+                        assert!(
+                            durable.get(&origin).is_some_and(|stored| *stored >= position),
+                            "{origin} {position:?}"
+                        );
+                    }
+                }
+                Action::Stop(reason) => panic!("the ledger stopped: {reason}"),
+                other => self.questions.push_back(other),
+            }
+        }
+    }
+
+    fn load(&mut self) {
+        if let Some(Action::Load(slots, keys)) = self.loads.pop_front() {
+            self.ledger.loaded(&slots, self.store.load_now(0, &keys));
+        }
+    }
+
+    fn answer(&mut self) {
+        match self.questions.pop_front() {
+            Some(Action::FetchDue(limit)) => self.ledger.due(self.store.due_now(0, self.now, limit), self.now),
+            Some(Action::FetchOrphans(after, limit)) => {
+                self.ledger.orphans(self.store.orphans_now(0, after.as_ref(), limit));
+            }
+            Some(Action::Page(slot, token, key, after, limit)) => {
+                self.ledger.paged(slot, token, self.store.page_now(0, &key, after, limit), self.now);
+            }
+            Some(Action::Retake(epoch)) => self.ledger.retaken(self.store.retake_now(0, epoch), self.now),
+            Some(Action::Trim(trim)) => self.store.trim_now(0, &trim),
+            Some(other) => panic!("nobody asked for {other:?}"),
+            None => {}
+        }
+    }
+
+    fn commit(&mut self, ending: Ending) {
+        match self.commits.pop_front() {
+            Some(Action::CommitReady) => self.ledger.gate(self.now),
+            Some(Action::Commit(commit) | Action::CommitLater(commit, _)) => {
+                let outcome = match ending {
+                    Ending::Well => self.write(&commit),
+                    Ending::Unavailable => Outcome::Unavailable("away".to_owned()),
+                    Ending::Unknown { written } => {
+                        if written {
+                            self.write(&commit);
+                        }
+                        Outcome::Unknown("lost".to_owned())
+                    }
+                };
+                self.ledger.commit_ended(commit.epoch, commit.no, outcome, self.now);
+            }
+            _ => {}
+        }
+    }
+
+    fn write(&self, commit: &Commit) -> Outcome {
+        if commit.events().any(|event| Fate::of(&event.message) == Fate::Unwritable) {
+            return Outcome::Refused { permanent: true, error: "unwritable".to_owned() };
+        }
+        self.store.apply(commit)
+    }
+
+    /// An actor performs a run: all of it, or only its first turn.
+    fn work(&mut self, actor: ActorIx, all: bool) {
+        let Some(order) = self.runs.get_mut(&actor).and_then(VecDeque::pop_front) else { return };
+        if let Some(stored) = order.state {
+            let list = stored.map_or_else(Vec::new, |(_, json)| serde_json::from_slice(&json).unwrap());
+            self.held.insert(actor, list);
+        }
+        let list = self.held.get_mut(&actor).unwrap();
+        let mut turns = Vec::new();
+        for item in order.items.into_iter().take(if all { usize::MAX } else { 1 }) {
+            let fault = match Fate::of(&item.message) {
+                Fate::FailsTwice if item.attempt <= 2 => TurnFault::Retry("fails twice".to_owned()),
+                Fate::FailsAlways => TurnFault::Retry("fails always".to_owned()),
+                Fate::Rejects => TurnFault::Reject("rejects".to_owned()),
+                Fate::Defers if self.deferred.insert(item.message.id().to_owned()) => TurnFault::Defer(50),
+                _ => {
+                    list.push(item.message.id().to_owned());
+                    let event = Event { service: "listing".into(), cause: [0; 16], message: item.message };
+                    turns.push(TurnEnd::Done { events: vec![event], rows: Vec::new() });
+                    continue;
+                }
+            };
+            let stop = !matches!(fault, TurnFault::Reject(_));
+            turns.push(TurnEnd::Fault(fault));
+            if stop {
+                break;
+            }
+        }
+        let changed = turns.iter().any(|turn| matches!(turn, TurnEnd::Done { .. }));
+        let state = changed.then(|| (1, serde_json::to_vec(list).unwrap().into()));
+        self.ledger
+            .ran(RunReport { actor, slot: order.slot, no: order.no, turns, state, alone: false, done: true }, self.now);
+    }
+
+    /// Everything that is left is done, and goes well.
+    fn finish(&mut self) {
+        for round in 0.. {
+            assert!(round < 5_000, "it never ends: {:?}", self.ledger.gauges(self.now));
+            let read = self.read == self.log.len() && self.ledger.is_idle();
+            if read && self.store.pending().is_empty() && self.commits.is_empty() {
+                return;
+            }
+            for op in [Op::Load, Op::Answer, Op::Work(0, true), Op::Work(1, true), Op::Tick(7)] {
+                self.happen(op);
+            }
+            self.happen(Op::Commit(Ending::Well));
+        }
+    }
+
+    /// What each key should have handled, by the model.
+    fn expected(&self) -> BTreeMap<String, Vec<String>> {
+        let mut expected: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for message in self.log.iter().filter(|message| Fate::of(message).counts()) {
+            let list = expected.entry(message.key().to_owned()).or_default();
+            if !list.iter().any(|id| id == message.id()) {
+                list.push(message.id().to_owned());
+            }
+        }
+        expected
+    }
+
+    fn found(&self) -> BTreeMap<String, Vec<String>> {
+        let states = self.store.states().into_iter();
+        states.map(|((_, key), (_, json))| (key.to_string(), serde_json::from_slice(&json).unwrap())).collect()
+    }
+}
+
+trait Positions {
+    fn take_positions(&self) -> perkey::transport::Positions;
+}
+
+impl Positions for MemoryStore {
+    /// Where the source stands, as the store has it.
+    fn take_positions(&self) -> perkey::transport::Positions {
+        let rows = futures_util::FutureExt::now_or_never(perkey::store::query::Queries::shards(self)).unwrap().unwrap();
+        rows[0].positions.get("log").cloned().unwrap_or_default()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn each_key_is_handled_like_a_queue(ops in prop::collection::vec(op(), 1..160), small: [u64; 3]) {
+        let mut world = World::new(small);
+        for op in ops {
+            world.happen(op);
+        }
+        world.finish();
+        prop_assert_eq!(world.found(), world.expected());
+        let dead = world.store.dead_letters().into_values().filter(|letter| Fate::of(&letter.message).counts()).count();
+        prop_assert_eq!(dead, 0, "only what must die does");
+        prop_assert_eq!(world.credits, 16, "all credits are back");
+        prop_assert_eq!(world.ledger.gauges(world.now).pending, 0);
+    }
+}
