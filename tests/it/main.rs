@@ -1,7 +1,7 @@
 //! What the parts promise together, one binary.
 //! In: the crates as a user has them. Out: promises kept, on every driver.
 
-#![expect(clippy::unwrap_used, reason = "tests may")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests may")]
 
 mod bad_input;
 mod chaos;
