@@ -190,3 +190,39 @@ async fn states(
     verdict.violations.append(&mut wrong);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(found: &[(u32, i64)], given: &[(u32, i64)]) -> Vec<String> {
+        let courses = |course: &[(u32, i64)]| HashMap::from([("acct-1".to_owned(), course.to_vec())]);
+        let mut verdict = Verdict::default();
+        compare(&courses(found), &courses(given), &mut verdict);
+        verdict.violations
+    }
+
+    #[test]
+    fn what_is_lost_repeated_out_of_order_or_wrong_is_found() {
+        let given = [(0, 10), (3, 15), (7, 5)];
+        assert_eq!(told(&given, &given), [""; 0]);
+        for (found, word) in [
+            (&given[..2], "2 events for 3 postings; the one at 3 is None"),
+            (&[(0, 10), (3, 15), (3, 20), (7, 5)][..], "the one at 3 is Some((3, 20))"),
+            (&[(3, 5), (0, 15), (7, 5)][..], "the one at 1 is Some((3, 5))"),
+            (&[(0, 10), (3, 15), (7, 6)][..], "the one at 3 is Some((7, 6))"),
+            (&[(0, 10), (3, 15), (7, 5), (8, 6)][..], "4 events for 3 postings; the one at 4"),
+        ] {
+            let told = told(found, &given);
+            assert!(told.len() == 1 && told[0].contains(word), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn an_account_that_was_given_nothing_is_found() {
+        let found = HashMap::from([("acct-9".to_owned(), vec![(0, 1)])]);
+        let mut verdict = Verdict::default();
+        compare(&found, &HashMap::new(), &mut verdict);
+        assert_eq!(verdict.violations, ["acct-9 has events and was given nothing"]);
+    }
+}

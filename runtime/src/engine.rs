@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use ractor::{Actor, ActorRef, call_t};
+use ractor::{Actor, ActorRef, SpawnErr, call_t};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -112,7 +112,7 @@ impl Engine {
         });
         let (failed, watch) = watch::channel(None);
         let args = RootArgs { env: env.clone(), failed };
-        let (root, _) = Actor::spawn(None, Root, args).await.map_err(|error| EngineError::Start(error.to_string()))?;
+        let (root, _) = Actor::spawn(None, Root, args).await.map_err(start_error)?;
         info!(shards = settings.ownership.shards, "engine started");
         Ok(Self { env, root, failed: watch })
     }
@@ -170,8 +170,17 @@ impl Engine {
     /// Leaves in order: sources stop, runs end, everything settled is committed, the shards are given up.
     pub async fn drain(self) -> Result<(), EngineError> {
         drop(self.root.cast(RootMessage::Draining));
-        let shards = self.shards().await;
         let exit = self.env.settings.drain.exit;
+        let watch = Stopwatch::start();
+        let mut shards = self.shards().await;
+        while shards.is_empty() && watch.elapsed() < exit {
+            // The root is taking a shard again: it answers when that is done.
+            shards = self.shards().await;
+        }
+        if shards.is_empty() {
+            self.root.get_cell().kill();
+            return Err(EngineError::Drain((0..self.env.settings.ownership.shards as usize).collect()));
+        }
         let drains = shards.iter().map(async |shard| match shard {
             Some(shard) => drain(shard, exit).await,
             None => false,
@@ -191,6 +200,20 @@ impl Engine {
 
     async fn shards(&self) -> Vec<Option<ActorRef<ShardSupervisorMessage>>> {
         call_t!(self.root, RootMessage::Shards, ANSWER_MS).unwrap_or_default()
+    }
+}
+
+/// What a start that failed in the tree failed of: a store keeps its own words.
+fn start_error(error: SpawnErr) -> EngineError {
+    match error {
+        SpawnErr::StartupFailed(cause) => match cause.downcast::<SpawnErr>() {
+            Ok(inner) => start_error(*inner),
+            Err(cause) => match cause.downcast::<StoreError>() {
+                Ok(error) => EngineError::Store(*error),
+                Err(cause) => EngineError::Start(cause.to_string()),
+            },
+        },
+        SpawnErr::ActorAlreadyStarted | SpawnErr::ActorAlreadyRegistered(_) => EngineError::Start(error.to_string()),
     }
 }
 

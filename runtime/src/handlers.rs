@@ -97,6 +97,9 @@ pub(crate) struct Settled {
     pub(crate) state: Stored,
     /// The last turn panicked: its actor is to die after it answered.
     pub(crate) panic: Option<HandlerPanic>,
+    /// The state after several turns does not encode: they are to be run one at a time, so that the one at fault is
+    /// found.
+    pub(crate) alone: bool,
 }
 
 /// A handler without its types.
@@ -149,7 +152,9 @@ impl<H: Handler> Service for Typed<H> {
 
     fn key_of(&self, payload: &[u8]) -> Result<Key, String> {
         let message = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
-        Ok(self.handler.key(&message))
+        // Keys are worked out by the shard's own actor, which a panic must not end.
+        let key = std::panic::catch_unwind(AssertUnwindSafe(|| self.handler.key(&message)));
+        key.map_err(|panic| format!("the handler panicked: {}", panic_text(panic.as_ref())))
     }
 
     fn run<'a>(
@@ -225,9 +230,12 @@ async fn run<H: Handler>(
                     Either::Left((end, _)) => end,
                     Either::Right(((), _)) => {
                         told = true;
-                        let mut part = std::mem::take(&mut settled);
-                        close::<H>(&mut part, &before, std::mem::take(&mut changed));
-                        early(part);
+                        // A state that does not encode is dealt with when the run ends.
+                        if !changed || encode::<H>(&before).is_ok() {
+                            let mut part = std::mem::take(&mut settled);
+                            close::<H>(&mut part, &before, std::mem::take(&mut changed));
+                            early(part);
+                        }
                         attempt.await
                     }
                 },
@@ -281,7 +289,11 @@ fn close<H: Handler>(settled: &mut Settled, state: &H::State, changed: bool) {
         Ok(json) => settled.state = Some((H::STATE_VERSION, json)),
         // None of them counts: the actor's copy is given up with it.
         Err(fault) => {
-            settled.turns = vec![TurnEnd::Fault(fault)];
+            settled.alone = settled.turns.len() > 1;
+            settled.turns.clear();
+            if !settled.alone {
+                settled.turns.push(TurnEnd::Fault(fault));
+            }
             settled.panic.get_or_insert_with(|| HandlerPanic {
                 message_id: String::new(),
                 trace_id: None,

@@ -352,9 +352,9 @@ impl ShardMetrics {
         set(&self.commit_no, no);
     }
 
-    /// Raises or clears an alarm of this shard.
-    pub fn set_alarm(&self, alarm: Alarm, raised: bool) {
-        self.alarms[alarm as usize].set(raised.into());
+    /// Raises or clears an alarm of this shard; says whether that changed it.
+    pub fn set_alarm(&self, alarm: Alarm, raised: bool) -> bool {
+        self.alarms[alarm as usize].set(raised.into()) != i64::from(raised)
     }
 }
 

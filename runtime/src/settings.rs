@@ -302,7 +302,7 @@ impl Settings {
                 problems.push(problem.to_owned());
             }
         };
-        check((1..=1_024).contains(&self.ownership.shards), "ownership.shards must be 1 to 1024");
+        check((1..=256).contains(&self.ownership.shards), "ownership.shards must be 1 to 256");
         check(self.ingress.credits >= 16, "ingress.credits must be at least 16");
         check(self.ingress.batch_max >= 1, "ingress.batch_max must be at least 1");
         check(self.ingress.ahead_max >= self.ingress.credits, "ingress.ahead_max must be at least ingress.credits");
@@ -333,7 +333,7 @@ impl Settings {
         check(self.retry.cap >= self.retry.base, "retry.cap must be at least retry.base");
         check(self.log.max_unread >= 1_000, "log.max_unread must be at least 1000: an import appends 1000 at a time");
         check(!self.log.poll.is_zero(), "log.poll must be above 0");
-        check(self.drain.exit <= Duration::from_secs(24), "drain.exit must be at most 24s: a drain ends within 25s");
+        check(self.drain.exit <= Duration::from_secs(20), "drain.exit must be at most 20s: a drain ends within 25s");
         problems
     }
 }

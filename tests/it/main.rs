@@ -3,9 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "tests may")]
 
+mod bad_input;
+mod chaos;
+mod cli;
 mod engine;
 mod fixture;
 mod operator;
+mod refused;
 mod simulation;
 mod sqlite_store;
 mod store_contract;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::ledger::{Arrival, What};
 use crate::handlers::Handlers;
-use crate::message::{Draft, Message, ShardNo, shard_of};
+use crate::message::{Draft, Message, ShardNo, check_name, shard_of};
 use crate::settings::{Bind, KeyFrom, Settings, Unbound};
 use crate::store::{LogRow, Part};
 use crate::transport::{Content, Delivery, embedded};
@@ -73,6 +73,11 @@ impl Bindings {
         if bytes > max {
             let reason = format!("the message has {bytes} bytes, at most {max} are taken (ingress.message_bytes_max)");
             return What::Refused(Some(service), message, reason);
+        }
+        // A missing key is the ledger's to refuse: it knows where to keep what belongs to no key.
+        let key = (!message.key().is_empty()).then(|| check_name("key", message.key().as_bytes()));
+        if let Some(Err(error)) = key {
+            return What::Refused(None, message, error.to_string());
         }
         What::Message(service, message)
     }

@@ -16,6 +16,9 @@ use crate::transport::{Positions, Source, SourceError};
 /// Pause after a source could not be read.
 const AGAIN: Duration = Duration::from_millis(250);
 
+/// How long a fetch may wait for deliveries.
+const WAIT: Duration = Duration::from_millis(500);
+
 /// What an ingress is told.
 pub(crate) enum IngressMessage {
     /// Open the source after these positions, with so many credits.
@@ -101,7 +104,10 @@ async fn fetch(state: &mut IngressState) -> Result<(), ActorProcessingErr> {
     // Deliveries were asked for while there were credits; a delivery may have taken more than one since.
     let Ok(most @ 1..) = usize::try_from(*credits) else { return Ok(()) };
     let most = most.min(args.env.settings.ingress.batch_max);
-    let deliveries = match source.fetch(most).await {
+    // Not for ever: acknowledgements wait behind it in the mailbox. Dropping a fetch loses nothing.
+    let fetched = tokio::time::timeout(WAIT, source.fetch(most)).await;
+    let deliveries = match fetched.unwrap_or(Ok(Vec::new())) {
+        Ok(deliveries) if deliveries.is_empty() => return Ok(()),
         Ok(deliveries) => deliveries,
         // An outage is waited for: it spends neither attempts nor restarts.
         Err(error @ SourceError::Unavailable { .. }) => {

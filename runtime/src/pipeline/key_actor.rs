@@ -60,8 +60,8 @@ impl Actor for KeyActor {
         let _live = Live(&args.live);
         let report = |settled: Settled, done: bool| {
             let RunOrder { slot, no, .. } = order;
-            let Settled { turns, state, .. } = settled;
-            ShardMessage::Ran(RunReport { actor: args.ix, slot, no, turns, state, done })
+            let Settled { turns, state, alone, .. } = settled;
+            ShardMessage::Ran(RunReport { actor: args.ix, slot, no, turns, state, alone, done })
         };
         // The shard outlives its key actors but for the moment in which all of them are being stopped.
         let early = |settled| drop(args.shard.cast(report(settled, false)));

@@ -228,8 +228,6 @@ impl ShardState {
         }
         let gauges = self.ledger.gauges(now);
         self.metrics.set_resident_actors(u64::from(gauges.actors));
-        self.metrics.set_waiting_keys(gauges.waiting as u64);
-        self.metrics.set_held_keys(gauges.held as u64);
         self.metrics.set_pending_rows(gauges.pending);
         self.metrics.set_credits_in_use(gauges.credits_used as u64);
         self.metrics.set_inbox_ids(gauges.inbox_ids as u64);
@@ -241,9 +239,13 @@ impl ShardState {
             millis => std::time::Duration::from_millis(millis),
         };
         self.metrics.set_dedup_window(window);
-        self.metrics.set_alarm(Alarm::DedupWindowBelowMin, window < dedup.window_min);
-        self.metrics.set_alarm(Alarm::PendingBoundReached, gauges.pending_full);
-        self.metrics.set_alarm(Alarm::HeldKeys, gauges.held > 0);
+        if self.metrics.set_alarm(Alarm::DedupWindowBelowMin, window < dedup.window_min) {
+            warn!(shard = self.no, window = ?window, "dedup window crossed dedup.window_min");
+        }
+        if self.metrics.set_alarm(Alarm::PendingBoundReached, gauges.pending_full) {
+            let (shard, full, rows) = (self.no, gauges.pending_full, gauges.pending);
+            warn!(shard, full, rows, "bound of waiting messages was reached or left; at the bound sources pause");
+        }
     }
 
     /// Tells metrics and the log what the ledger counted.

@@ -108,6 +108,8 @@ pub struct ShardRow {
     pub unread: u64,
     /// Rows in `pending`.
     pub pending: u64,
+    /// Keys with rows in `pending`.
+    pub waiting_keys: u64,
     /// Dead letters.
     pub dead_letters: u64,
     /// Keys held by a dead letter.

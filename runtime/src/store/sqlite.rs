@@ -44,7 +44,7 @@ const READERS_MAX: u32 = 4;
 /// many pages instead of with every other commit, which would be most of a commit's system time.
 const CHECKPOINT_PAGES: &str = "8000";
 /// Rows of each kind that one [`Store::trim`] removes.
-const TRIM_ROWS: i64 = 1_000;
+const TRIM_ROWS: i64 = 10_000;
 
 /// What a process may do with the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

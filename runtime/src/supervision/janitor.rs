@@ -1,12 +1,14 @@
-//! Keeps the gauges that only the store can tell: dead letters, unread messages.
+//! Keeps the gauges that only the store can tell: dead letters, waiting and held keys, unread messages.
 //! In: the time. Out: gauges per shard.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tracing::{info, warn};
 
 use super::Env;
+use crate::metrics::Alarm;
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_secs(2);
@@ -30,6 +32,16 @@ impl Actor for Janitor {
             let shard = env.metrics.shard(row.shard);
             shard.set_dead_letter_depth(row.dead_letters);
             shard.set_unread(row.unread);
+            shard.set_waiting_keys(row.waiting_keys);
+            shard.set_held_keys(row.held_keys);
+            let held = row.held_keys > 0;
+            if shard.set_alarm(Alarm::HeldKeys, held) {
+                let (shard, keys) = (row.shard, row.held_keys);
+                match held {
+                    true => warn!(shard, keys, "keys wait for an operator: look at the dead letters that hold them"),
+                    false => info!(shard, "no key waits for an operator any more"),
+                }
+            }
         }
         Ok(())
     }

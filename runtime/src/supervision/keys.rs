@@ -46,6 +46,8 @@ pub(crate) struct KeysState {
     by_id: HashMap<ActorId, ActorIx>,
     budget: RestartBudget,
     dice: Dice,
+    /// The actors were told to end: none is started again.
+    draining: bool,
 }
 
 impl Actor for Keys {
@@ -55,7 +57,14 @@ impl Actor for Keys {
 
     async fn pre_start(&self, _: ActorRef<KeysMessage>, args: KeysArgs) -> Result<KeysState, ActorProcessingErr> {
         let budget = RestartBudget::new(args.env.settings.supervision.key_actor.clone());
-        Ok(KeysState { args, actors: Vec::new(), by_id: HashMap::new(), budget, dice: Dice::from_system() })
+        Ok(KeysState {
+            args,
+            actors: Vec::new(),
+            by_id: HashMap::new(),
+            budget,
+            dice: Dice::from_system(),
+            draining: false,
+        })
     }
 
     async fn handle(
@@ -73,7 +82,10 @@ impl Actor for Keys {
                 }
             }
             KeysMessage::Respawn(ix) => state.start(&myself, ix).await?,
-            KeysMessage::KillAll => state.actors.iter().flatten().for_each(|actor| actor.get_cell().kill()),
+            KeysMessage::KillAll => {
+                state.draining = true;
+                state.actors.iter().flatten().for_each(|actor| actor.get_cell().kill());
+            }
             KeysMessage::KillOne => {
                 let alive: Vec<_> = state.actors.iter().flatten().collect();
                 if !alive.is_empty() {
@@ -95,6 +107,9 @@ impl Actor for Keys {
         let Some(ix) = state.by_id.remove(&end.id) else { return Ok(()) };
         state.actors[ix as usize] = None;
         state.args.shard.cast(ShardMessage::ActorDied(ix, end.reason.clone()))?;
+        if state.draining {
+            return Ok(());
+        }
         let now = state.args.env.clock.now();
         match state.budget.on_failure(now, &mut state.dice) {
             Verdict::Restart(after) => {

@@ -24,7 +24,6 @@ pub(super) enum Lane {
 }
 
 /// What a ledger is told.
-#[derive(Debug)]
 pub(super) enum Told {
     Fetched(u16, u32, Vec<Arrival>),
     IngressBack(u16),

@@ -151,10 +151,6 @@ impl Plan {
         Ledger::new(config, taken, inbox)
     }
 
-    pub(super) fn service(&self, name: &str) -> Option<&ServiceInfo> {
-        self.services.iter().find(|service| &*service.name == name)
-    }
-
     /// The id of a message as `service` takes it; one of no service has a scope of its own.
     pub(super) fn taken_id(&self, service: Option<u16>, message: &crate::Message) -> TakenId {
         let number = service.map_or(u16::MAX, |service| self.services[service as usize].number);

@@ -236,8 +236,7 @@ impl<'a> Stock<'a> {
     }
 
     fn append(&mut self, place: u32, at: u64, content: &Content) {
-        let source = if place % 2 == 0 { &self.log } else { &self.queue };
-        let index = if place % 2 == 0 { 1 } else { 2 };
+        let (index, source) = if place.is_multiple_of(2) { (1, &self.log) } else { (2, &self.queue) };
         let origin: Arc<str> = format!("origin-{}", place / 2 % 3).into();
         let shard = shard_of(key(content), self.plan.shards());
         let position = source.append(shard, &origin, START + at, content.clone());

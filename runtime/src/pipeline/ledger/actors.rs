@@ -130,6 +130,13 @@ impl Ledger {
     pub(super) fn rest(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
         if !slot.is_idle() {
+            // One that waits may wait for long, with live messages that the table has no room for.
+            let waits = (slot.held || slot.waits) && slot.running.is_none();
+            if let Some(actor) = slot.actor.take_if(|_| waits) {
+                slot.warm = false;
+                self.actors.release(actor);
+                self.feed_starved();
+            }
             return;
         }
         slot.solo = false;

@@ -294,12 +294,6 @@ impl Ledger {
             self.waiting.sleep(slot);
         }
         slot.rows.unwritten = slot.rows.unwritten.saturating_sub(1);
-        if !part.undead.is_empty()
-            && let Some(before) = slot.release.take()
-        {
-            // A held key that was read from the store waits, too: whether its next row is due is seen when it is read.
-            (slot.held, slot.waits, slot.rows.loaded) = (false, false, before);
-        }
         if slot.uncommitted == 0 && slot.warm {
             slot.newest = Newest::Elsewhere;
         }
@@ -407,13 +401,14 @@ impl Ledger {
         }
         items.extend(slot.queue.drain(..).chain(slot.overflow.drain(..)));
         items.retain(|item| matches!(item.from, From::Live(_)));
+        // One that was appended behind a row may have settled before those that were in memory then.
+        items.sort_by_key(|item| item.arrival);
         slot.queue = items.into();
         slot.uncommitted = 0;
         slot.solo = true;
         slot.warm = false;
         slot.known = false;
         slot.held = false;
-        slot.release = None;
         slot.waits = false;
         slot.newest = Newest::Elsewhere;
         slot.rows = super::slot::Rows::default();

@@ -80,7 +80,9 @@ impl Ledger {
         }
         self.until_clean = self.until_clean.saturating_sub(1);
         let from = From::Live(ticket);
-        let item = Item { message, id, from, taken_at: now, attempt: 0, history: Vec::new(), refusal };
+        self.arrivals += 1;
+        let arrival = self.arrivals;
+        let item = Item { message, id, from, arrival, taken_at: now, attempt: 0, history: Vec::new(), refusal };
         match service {
             Some(service) if !item.message.key().is_empty() => self.queue(service, item),
             _ => self.refuse_unkeyed(service, item, now),

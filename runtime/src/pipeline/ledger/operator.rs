@@ -1,7 +1,7 @@
 //! Operators' commands, executed by the owner of the shard within its commits, one at a time.
 //! In: commands, the dead letters they mean. Out: rows that are pending again, letters removed, results.
 
-use super::slot::SlotIx;
+use super::slot::{From, SlotIx};
 use super::{Action, Ledger};
 use crate::clock::Millis;
 use crate::store::query::{Action as Wanted, OpenCommand};
@@ -94,9 +94,11 @@ impl Ledger {
                 }
             };
             if releases {
-                // Not before this is durable: until then the rows that are read lack the replayed one, or the key is held.
-                let before = if operation.action == Wanted::Replay { letter.seq - 1 } else { letter.seq };
-                self.slots[ix].release = Some(before);
+                let slot = &mut self.slots[ix];
+                slot.held = false;
+                if operation.action == Wanted::Replay {
+                    slot.rows.loaded = slot.rows.loaded.min(letter.seq - 1);
+                }
             }
             let group = self.group(ix);
             if operation.action == Wanted::Discard {
@@ -113,6 +115,11 @@ impl Ledger {
     /// Dead becomes pending: at its old place when it held the key, else behind everything that waits. No due time is
     /// needed: the key is in hand, and after a crash it is found as one whose head has none.
     fn replay(&mut self, ix: SlotIx, letter: &DeadLetter, releases: bool, now: Millis) {
+        if !releases && self.slots[ix].queue.front().is_some_and(|item| matches!(item.from, From::Live(_))) {
+            // What is in memory gets its rows first: if one of it fails, those behind it are not to overtake it.
+            let queue = std::mem::take(&mut self.slots[ix].queue);
+            self.follow_all(ix, queue);
+        }
         let seq = if releases { letter.seq } else { self.next_seq() };
         self.waiting.rows += 1;
         let slot = &mut self.slots[ix];

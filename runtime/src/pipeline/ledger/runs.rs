@@ -48,6 +48,8 @@ pub struct RunReport {
     pub turns: Vec<TurnEnd>,
     /// The state after them, if a turn succeeded: version and JSON.
     pub state: Stored,
+    /// The messages that were not answered for are to be run one at a time.
+    pub alone: bool,
     /// Whether the run is over; otherwise a turn of it is still under way.
     pub done: bool,
 }
@@ -180,6 +182,7 @@ impl Ledger {
             return;
         }
         self.settle_run(report.slot, report.turns, report.state, now);
+        self.slots[report.slot].solo |= report.alone;
         if report.done {
             self.end_run(report.slot);
         }

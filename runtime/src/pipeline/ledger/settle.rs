@@ -164,7 +164,8 @@ impl Ledger {
             }
         };
         let slot = &mut self.slots[ix];
-        slot.rows.loaded = seq - 1;
+        // Rows before it were replayed while it was in memory.
+        slot.rows.loaded = slot.rows.loaded.min(seq - 1);
         slot.waits = true;
         self.waiting.sleep(slot);
         let row = self.row(ix, &item, seq, PendingKind::Retry, Some(due));
@@ -179,6 +180,7 @@ impl Ledger {
     /// The message becomes a dead letter.
     fn give_up(&mut self, ix: SlotIx, (item, before): (Item, Item), error: String, now: Millis) {
         let holds_key = self.policy(self.slots[ix].service).after_dead_letter == AfterDeadLetter::HoldKey;
+        let row = matches!(item.from, From::Row(_));
         let seq = match item.from {
             From::Row(seq) => {
                 // The row's pin becomes the dead letter's.
@@ -202,7 +204,10 @@ impl Ledger {
         if holds_key {
             let slot = &mut self.slots[ix];
             slot.held = true;
-            slot.rows.loaded = seq;
+            // What is in memory behind it is on disk, or follows there now.
+            if row || !slot.rows.behind() {
+                slot.rows.loaded = seq;
+            }
             slot.rows.last = slot.rows.last.max(seq);
             self.waiting.sleep(slot);
             self.follow_queue(ix);

@@ -41,6 +41,8 @@ pub(crate) struct Item {
     pub(crate) message: Message,
     pub(crate) id: TakenId,
     pub(crate) from: From,
+    /// Number of its arrival, for live ones.
+    pub(crate) arrival: u64,
     /// When Perkey took it, or will.
     pub(crate) taken_at: Millis,
     /// Attempts spent.
@@ -112,8 +114,6 @@ pub(crate) struct Slot {
     pub(crate) queued: bool,
     /// A dead letter holds the key.
     pub(crate) held: bool,
-    /// It is held no longer once the operator's action is durable; its rows are then read from here.
-    pub(crate) release: Option<u64>,
     /// Its head row is not due.
     pub(crate) waits: bool,
     /// Its head row was found due and has not been settled.

@@ -160,6 +160,7 @@ fn item(row: PendingRow) -> Item {
         message: row.message,
         id: row.id,
         from: From::Row(row.seq),
+        arrival: 0,
         taken_at: row.taken_at,
         attempt: row.attempt,
         history: row.history,

@@ -131,6 +131,7 @@ impl Inner {
                 .filter(|letter| letter.holds_key)
                 .map(|letter| (&letter.service, &letter.key))
                 .collect();
+            let waiting: BTreeSet<_> = self.pending_of(no).map(|row| (&row.service, &row.key)).collect();
             ShardRow {
                 shard: no,
                 owner: shard.owner.clone(),
@@ -139,6 +140,7 @@ impl Inner {
                 unclean: shard.unclean,
                 unread: unread.map(|(_, (count, _))| u64::from(*count)).sum(),
                 pending: self.pending_of(no).count() as u64,
+                waiting_keys: waiting.len() as u64,
                 dead_letters: self.dead_of(no).count() as u64,
                 held_keys: held.len() as u64,
                 positions: shard.positions.clone(),

@@ -165,6 +165,7 @@ async fn shards(pool: &SqlitePool) -> Result<Vec<ShardRow>, StoreError> {
              WHERE l.no > coalesce(p.no, 0) OR (l.no = p.no AND l.count > p.passed) GROUP BY l.target)
          SELECT {}, owner, coalesce((SELECT messages FROM unread u WHERE u.shard = s.shard), 0),
              (SELECT count(*) FROM pending p WHERE p.shard = s.shard),
+             (SELECT count(*) FROM (SELECT DISTINCT service, key FROM pending p WHERE p.shard = s.shard)),
              (SELECT count(*) FROM dead_letters d WHERE d.shard = s.shard),
              (SELECT count(*) FROM (SELECT DISTINCT service, key FROM dead_letters d
                  WHERE d.shard = s.shard AND holds_key = 1))
@@ -182,8 +183,9 @@ async fn shards(pool: &SqlitePool) -> Result<Vec<ShardRow>, StoreError> {
             unclean: shard.unclean,
             unread: decode::number(row, 9)?,
             pending: decode::number(row, 10)?,
-            dead_letters: decode::number(row, 11)?,
-            held_keys: decode::number(row, 12)?,
+            waiting_keys: decode::number(row, 11)?,
+            dead_letters: decode::number(row, 12)?,
+            held_keys: decode::number(row, 13)?,
             positions: shard.positions,
             counters: shard.counters,
         })

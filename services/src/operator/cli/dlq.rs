@@ -111,6 +111,8 @@ async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Ou
     let filter = filter(&asked.filter, now, Some(now))?;
     let url = &settings.store.url;
     let access = if asked.offline && !asked.dry_run { Access::Run } else { Access::Tool };
+    // A tool never makes a store: a mistyped name is an error, with `--offline` too.
+    drop(SqliteStore::open(url, Access::Tool).await?);
     let store = Arc::new(SqliteStore::open(url, access).await?);
     let matched = store.queries().count_dead(filter.clone()).await?;
     let running = asked.offline || SqliteStore::is_running(url);

@@ -49,6 +49,8 @@ impl Signals {
 /// Runs everything in this process.
 pub async fn up(settings: &Settings) -> Ended {
     let mut signals = Signals::take()?;
+    // First of all: whether another process runs the store matters more than its port.
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&settings.store.url, Access::Run).await?);
     let listen = &settings.admin.listen;
     let listener = TcpListener::bind(listen).await.map_err(|error| {
         Failure::Failed(format!(
@@ -60,8 +62,6 @@ pub async fn up(settings: &Settings) -> Ended {
     let metrics = Metrics::new();
     let admin = Admin::new(Arc::clone(&metrics));
     let engine = async {
-        let store = SqliteStore::open(&settings.store.url, Access::Run).await?;
-        let store: Arc<dyn Store> = Arc::new(store);
         let engine = Engine::start(settings, budget_actors::handlers(), store, metrics).await?;
         let engine = Arc::new(engine);
         admin.set(Stage::Running(Arc::downgrade(&engine)));

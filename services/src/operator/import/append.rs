@@ -17,6 +17,11 @@ use super::rejects::Rejects;
 use crate::operator::cli::Failure;
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Why an import of a changed file does not go on by itself.
+const CHANGED: &str = "the lines imported before have changed since: nothing was imported. With --from-start all lines are \
+    read again; those that are unchanged are dropped as repeats only while their ids are remembered (dedup.window and \
+    dedup.max_ids), so import what is new from a file of its own when the first import is older";
+
 /// After this long a wait for room is explained.
 const SAY_AFTER: Duration = Duration::from_secs(5);
 /// How often an append is tried while the store is busy beyond its own patience.
@@ -63,8 +68,7 @@ impl<'a> Append<'a> {
                     self.bar.skip(bytes);
                 }
                 Read::Changed => {
-                    self.bar.say("the lines imported before have changed: reading all again, repeats are dropped");
-                    self.restart()?;
+                    return Err(Failure::Failed(CHANGED.to_owned()));
                 }
                 Read::Batch(batch) => self.batch(batch).await?,
                 Read::End => return Ok(()),
@@ -82,14 +86,6 @@ impl<'a> Append<'a> {
     /// The file of refused lines.
     pub fn rejects(&self) -> &Rejects {
         &self.rejects
-    }
-
-    fn restart(&mut self) -> Result<(), Failure> {
-        self.progress = ImportProgress::default();
-        self.skipped = 0;
-        let path = self.rejects.path().to_owned();
-        self.rejects = Rejects::open(path, 0).map_err(|error| self.refused(&error))?;
-        Ok(())
     }
 
     async fn batch(&mut self, batch: Batch) -> Result<(), Failure> {

@@ -59,7 +59,7 @@ pub struct Plan {
 pub enum Read {
     /// The lines that an earlier run has done are there unchanged; this many bytes.
     GoesOn(u64),
-    /// They are not: all lines are read again.
+    /// They are not: nothing more is read.
     Changed,
     /// Up to 1,000 more lines.
     Batch(Batch),
@@ -126,10 +126,7 @@ impl Reader<'_> {
             if self.skip(&mut lines, count)? && lines.hash() == hash {
                 self.tell(Read::GoesOn(lines.bytes()))?;
             } else {
-                self.tell(Read::Changed)?;
-                self.ids.forget();
-                self.format = None;
-                lines = self.open()?;
+                return self.tell(Read::Changed);
             }
         }
         let mut text = Vec::new();
@@ -348,8 +345,7 @@ mod tests {
 
         for done in [(1_500, "other".to_owned()), (9_999, first[1].hash.clone())] {
             let told = run(plan(path.clone(), Some(done)));
-            assert!(matches!(told[0], Read::Changed));
-            assert_eq!(batches(&told).iter().map(|batch| batch.messages).sum::<u64>(), 1_501);
+            assert!(matches!(told[..], [Read::Changed]), "nothing more is read");
         }
     }
 

@@ -1,0 +1,167 @@
+//! What happens around a ledger: it is told things, its actors work, its sources are read.
+//! In: events of the world. Out: decisions of ledgers, performed; runs; deliveries.
+
+use futures_util::FutureExt;
+
+use super::owner::{Lane, OwnerId, Told};
+use super::work::Bench;
+use super::world::{Event, TICK, World};
+use crate::clock::Millis;
+use crate::pipeline::ledger::{ActorIx, RunOrder, RunReport};
+
+/// Ticks between two looks at operators' commands.
+const TICKS_PER_LOOK: u64 = 5;
+
+impl World {
+    /// A ledger is told something, and what it decides is performed.
+    pub(super) fn tell(&mut self, id: OwnerId, told: Told) -> Result<(), String> {
+        let now = self.clock.now();
+        let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
+        let ledger = &mut owner.ledger;
+        match told {
+            Told::Fetched(source, generation, arrivals) => {
+                if owner.ingresses[source as usize].generation == generation {
+                    ledger.fetched(source, arrivals, now);
+                }
+            }
+            Told::IngressBack(source) => self.open(id, source)?,
+            Told::Ran(actor, generation, report) => {
+                if owner.workers[actor as usize].generation == generation {
+                    ledger.ran(report, now);
+                }
+            }
+            Told::ActorReady(actor) => {
+                owner.workers[actor as usize].alive = true;
+                ledger.actor_ready(actor);
+            }
+            Told::ActorDied(actor, reason) => {
+                owner.kill(actor);
+                owner.ledger.actor_died(actor, &reason, now);
+                self.told(id, Lane::Actor(actor, false), 20_000, Told::ActorReady(actor));
+            }
+            Told::Gate(committer) if owner.committer == committer => ledger.gate(now),
+            Told::Gate(_) => {}
+            Told::CommitEnded(committer, epoch, no, outcome) => {
+                if owner.committer == committer {
+                    ledger.commit_ended(epoch, no, outcome, now);
+                }
+            }
+            Told::CommitterBack => {
+                owner.committer += 1;
+                owner.committer_down = false;
+                ledger.commit_lost();
+            }
+            Told::Retaken(answer) => ledger.retaken(answer, now),
+            Told::Loaded(slots, rows) => ledger.loaded(&slots, rows),
+            Told::Due(due) => ledger.due(due, now),
+            Told::Orphans(keys) => ledger.orphans(keys),
+            Told::Paged(slot, token, rows) => ledger.paged(slot, token, rows, now),
+            Told::Commands(commands) => commands.into_iter().for_each(|command| ledger.command(command)),
+            Told::DeadFound(command, letters) => ledger.dead_found(command, letters, now),
+            Told::Drain => ledger.drain(),
+            Told::Tick => self.tick(id, now),
+        }
+        self.perform(id)
+    }
+
+    fn open(&mut self, id: OwnerId, source: u16) -> Result<(), String> {
+        let Some(owner) = self.owners[id].as_mut().filter(|owner| !owner.draining) else { return Ok(()) };
+        let _context = self.runtime.enter();
+        let from = owner.ledger.received(source);
+        let opened = self.transports[source as usize].open(owner.shard, from).now_or_never();
+        let opened = opened.ok_or("a simulated source opens at once")?;
+        let credits = owner.ledger.credits_free(source);
+        let ingress = &mut owner.ingresses[source as usize];
+        ingress.source = Some(opened.map_err(|error| error.to_string())?);
+        ingress.credits = credits;
+        ingress.generation += 1;
+        drop(_context);
+        self.fetch_soon(id, source);
+        Ok(())
+    }
+
+    fn tick(&mut self, id: OwnerId, now: Millis) {
+        let Some(owner) = self.owners[id].as_mut() else { return };
+        owner.ledger.tick(now);
+        owner.ticks += 1;
+        self.witness.stats.overflows += u64::from(owner.ledger.gauges(now).pending_full);
+        let (shard, look) = (owner.shard, owner.ticks.is_multiple_of(TICKS_PER_LOOK));
+        for source in 0..self.transports.len() {
+            self.fetch_soon(id, u16::try_from(source).unwrap_or(0));
+        }
+        if look {
+            let commands = self.open_commands(shard);
+            if !commands.is_empty() {
+                self.told(id, Lane::Clerk(false), 500, Told::Commands(commands));
+            }
+        }
+        self.at(self.now + TICK, Event::Told(id, Told::Tick));
+    }
+
+    pub(super) fn work(&mut self, id: OwnerId, actor: ActorIx, order: RunOrder) -> Result<(), String> {
+        let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
+        let Some(worker) = owner.workers.get_mut(actor as usize).filter(|worker| worker.alive) else { return Ok(()) };
+        let (slot, no, service, generation) = (order.slot, order.no, order.service, worker.generation);
+        let mut bench = Bench {
+            plan: &self.plan,
+            runtime: &self.runtime,
+            dice: &mut self.dice,
+            healed: self.healed,
+            turns: &mut self.turns,
+            deferred: &mut self.deferred,
+        };
+        let worked = bench.work(&mut worker.cell, order);
+        for item in &worked.failed {
+            self.witness.failed(&self.plan, service, &item.message);
+        }
+        let parts = worked.parts.len();
+        for (part, settled) in (1..).zip(worked.parts) {
+            let report = RunReport {
+                actor,
+                slot,
+                no,
+                turns: settled.turns,
+                state: settled.state,
+                alone: false,
+                done: part == parts,
+            };
+            self.told(id, Lane::Actor(actor, false), 800, Told::Ran(actor, generation, report));
+        }
+        if worked.dies {
+            self.told(id, Lane::Actor(actor, false), 200, Told::ActorDied(actor, "its handler panicked".to_owned()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn fetch_soon(&mut self, id: OwnerId, source: u16) {
+        let delay = self.dice.below(1_000);
+        let Some(owner) = self.owners[id].as_mut() else { return };
+        let ingress = &mut owner.ingresses[source as usize];
+        if ingress.credits > 0 && !ingress.fetching && ingress.source.is_some() {
+            ingress.fetching = true;
+            self.at(self.now + delay, Event::Fetch(id, source));
+        }
+    }
+
+    pub(super) fn fetch(&mut self, id: OwnerId, source: u16) -> Result<(), String> {
+        let most = 1 + self.dice.below(8);
+        let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
+        let draining = owner.draining;
+        let ingress = &mut owner.ingresses[source as usize];
+        ingress.fetching = false;
+        let (Some(open), false) = (ingress.source.as_mut(), draining || ingress.credits <= 0) else { return Ok(()) };
+        let _context = self.runtime.enter();
+        let max = usize::try_from(most).unwrap_or(1).min(ingress.credits.unsigned_abs());
+        let Some(fetched) = open.fetch(max).now_or_never() else { return Ok(()) };
+        let name = &self.plan.sources[source as usize];
+        let deliveries = fetched.map_err(|error| error.to_string())?;
+        let arrivals: Vec<_> =
+            deliveries.into_iter().flat_map(|delivery| self.plan.bindings.arrivals(name, delivery)).collect();
+        ingress.credits -= arrivals.len().cast_signed();
+        let generation = ingress.generation;
+        drop(_context);
+        self.told(id, Lane::Ingress(source), 1_000, Told::Fetched(source, generation, arrivals));
+        self.fetch_soon(id, source);
+        Ok(())
+    }
+}

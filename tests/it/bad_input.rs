@@ -1,0 +1,256 @@
+//! Bad input and a bad world, tried as a user would meet them.
+//! In: keys, payloads, bytes and files that cannot be used, a full disk. Out: a reason for each, and everything else done.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use perkey::message::{Draft, shard_of};
+use perkey::metrics::Metrics;
+use perkey::settings::Settings;
+use perkey::store::query::{DeadFilter, ImportBatch, ImportProgress};
+use perkey::store::{LogRow, Store};
+use perkey::transport::embedded;
+use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
+use perkey_chaos::process::until;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection, SqliteConnection};
+use tokio::sync::Semaphore;
+
+use crate::cli::Cli;
+use crate::support::{Count, Counted, append, count, handlers, open};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// One row of the log with these messages, as an outside writer might append it.
+async fn append_row(store: &dyn Store, messages: Bytes, count: u32) {
+    let rows = vec![LogRow { target: 0, count, messages }];
+    let progress = ImportProgress::default();
+    let batch = ImportBatch { service: "counting".into(), source: "test".to_owned(), rows, progress, at: 0 };
+    store.queries().append_import(batch).await.unwrap();
+}
+
+fn unchecked(id: &str, key: &str, payload: &[u8]) -> Message {
+    Draft { id, key, kind: "count", source: "test", payload, ..Draft::default() }.build_unchecked().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_cannot_be_used_become_dead_letters_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = Settings::default();
+    settings.ingress.message_bytes_max = 10_000;
+    let store = open(&dir.path().join("s.db")).await;
+    let engine = Engine::start(&settings, handlers(), store.clone(), Metrics::new()).await.unwrap();
+    let shards = settings.ownership.shards;
+    let mine = (0..).map(|n| format!("k{n}")).find(|key| shard_of(key, shards) == 0).unwrap();
+    let fine = format!(r#"{{"key":"{mine}"}}"#);
+    let long = "k".repeat(300);
+    let large = format!(r#"{{"key":"{mine}","fail":"{}"}}"#, "x".repeat(10_000));
+    let bad = [
+        ("no-json", unchecked("no-json", &mine, b"{"), "counting"),
+        ("no-utf8", unchecked("no-utf8", &mine, b"{\"key\":\"\xff\"}"), "counting"),
+        ("other-fields", unchecked("other-fields", &mine, b"{\"name\":\"x\"}"), "counting"),
+        ("too-large", unchecked("too-large", &mine, large.as_bytes()), "counting"),
+        ("nobodys", unchecked("nobodys", &mine, fine.as_bytes()), "nobody"),
+        ("empty-key", unchecked("empty-key", "", fine.as_bytes()), "counting"),
+        ("long-key", unchecked("long-key", &long, fine.as_bytes()), "counting"),
+        ("nul-key", unchecked("nul-key", "a\0b", fine.as_bytes()), "counting"),
+    ];
+    for (no, (_, message, service)) in bad.iter().enumerate() {
+        let good = count(&format!("good-{no}"), &mine, None);
+        append_row(&*store, embedded::encode(&[("counting", &good), (service, message)]), 2).await;
+    }
+    // A row whose bytes are no messages at all, and one whose key is no UTF-8.
+    append_row(&*store, Bytes::from_static(b"\x07nonsense"), 1).await;
+    let mut bytes = embedded::encode(&[("counting", &count("xxxx", &mine, None))]).to_vec();
+    let at = bytes.windows(4).position(|part| part == b"xxxx").unwrap();
+    bytes[at] = 0xff;
+    append_row(&*store, bytes.into(), 1).await;
+    append_row(&*store, embedded::encode(&[("counting", &count("last", &mine, None))]), 1).await;
+    tokio::time::timeout(SOON, engine.idle()).await.expect("nothing of this stops the shard");
+    let dead = store.queries().peek(DeadFilter::default(), 100).await.unwrap();
+    let reasons: HashMap<_, _> =
+        dead.iter().map(|(_, letter)| (letter.message.id().to_owned(), letter.error.clone())).collect();
+    for (id, reason) in [
+        ("no-json", "EOF"),
+        ("no-utf8", "unicode"),
+        ("other-fields", "key"),
+        ("too-large", "ingress.message_bytes_max"),
+        ("nobodys", "nobody"),
+        ("empty-key", "no key"),
+        ("long-key", "300 bytes, at most 256"),
+        ("nul-key", "NUL"),
+    ] {
+        assert!(reasons.get(id).is_some_and(|error| error.contains(reason)), "{id}: {reasons:#?}");
+    }
+    let unreadable = reasons.iter().filter(|(id, _)| id.starts_with("import/")).count();
+    assert_eq!((unreadable, dead.len()), (2, 10), "nonsense and no UTF-8: {reasons:#?}");
+    let story = store.queries().explain(mine).await.unwrap();
+    let state: Counted = serde_json::from_slice(&story.states[0].2).unwrap();
+    assert_eq!(state.n, 9, "the good ones counted");
+    engine.drain().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_that_cannot_be_used_are_refused_with_number_and_reason() {
+    let cli = Cli::new().await;
+    let mut file = b"id,account,amount,currency,at\n".to_vec();
+    let long = format!("l-2,{},1,EUR,2026-01-31", "a".repeat(300));
+    let huge = format!("l-3,{},1,EUR,2026-01-31", "a".repeat(2 << 20));
+    let lines: [&[u8]; 10] = [
+        b"l-1,,1,EUR,2026-01-31",
+        long.as_bytes(),
+        huge.as_bytes(),
+        b"l-4,a\xff,1,EUR,2026-01-31",
+        b"l-5,a\0b,1,EUR,2026-01-31",
+        b"l-6,a,1.234,EUR,2026-01-31",
+        b"l-7,a,99999999999999999999,EUR,2026-01-31",
+        b"l-8,a,1,euro,2026-01-31",
+        b"l-9,a,1,EUR,yesterday",
+        b"l-10,a,1,EUR",
+    ];
+    for (no, line) in lines.iter().enumerate() {
+        file.extend_from_slice(line);
+        file.extend_from_slice(format!("\ngood-{no},fine,1,EUR,2026-01-31\n").as_bytes());
+    }
+    cli.file("f.csv", &file);
+    let said = cli.json(&["import", "--service", "balances", "f.csv"]).await.ends(2);
+    assert_eq!((&said["imported"], &said["rejected"]), (&10.into(), &10.into()), "{said}");
+    assert_eq!(said["engine"]["dead_letters"], 0, "{said}");
+    let rejects = std::fs::read_to_string(cli.place.folder.join("f.csv.rejects.ndjson")).unwrap();
+    let rejects: Vec<serde_json::Value> = rejects.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let reasons: Vec<_> = rejects.iter().map(|reject| reject["reason"].as_str().unwrap()).collect();
+    let numbers: Vec<_> = rejects.iter().map(|reject| reject["line"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (1..=10).map(|no| 2 * no).collect::<Vec<_>>());
+    let words = ["empty", "256", "1048576", "UTF-8", "NUL", "1.234", "out of range", "euro", "yesterday", "4 values"];
+    for (reason, word) in reasons.iter().zip(words) {
+        assert!(reason.contains(word), "it does not say {word}: {reason}");
+    }
+    let status = cli.json(&["status"]).await.ends(0);
+    assert_eq!(status["totals"]["counters"]["taken"], 10, "{status}");
+
+    cli.run(&["import", "--service", "nobody", "f.csv"]).await.fails(64, &["nobody", "balances, transactions"]);
+    cli.file("other.csv", "name,amount\nx,1\n");
+    cli.run(&["import", "--service", "balances", "other.csv"]).await.fails(1, &["header", "account"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_cannot_be_used_says_what_to_do() {
+    let cli = Cli::new().await;
+    cli.file("f.csv", "account,amount,currency,at\na,1,EUR,2026-01-31\n");
+    let import = ["import", "--service", "balances", "f.csv"];
+    cli.json(&import).await.ends(0);
+
+    let shards = cli.run(&[&import[..], &["--set", "ownership.shards=4"]].concat()).await;
+    shards.fails(78, &["8 shards", "4", "set shards = 8"]);
+    let at = ["up", "--set", "admin.listen=127.0.0.1:0", "--set"];
+    cli.run(&[&at[..], &["ownership.shards=4"]].concat()).await.fails(78, &["set shards = 8"]);
+    cli.file("text.db", "This is no database, it is a text that is long enough to be told from one. ".repeat(20));
+    cli.run(&["status", "--store-url", "sqlite://text.db"]).await.fails(78, &["not a SQLite database"]);
+    cli.run(&[&at[..3], &["--store-url", "sqlite://text.db"]].concat()).await.fails(78, &["not a SQLite database"]);
+    cli.run(&["status", "--store-url", "sqlite://no/such/folder/x.db"]).await.fails(78, &["no directory", "create it"]);
+    cli.run(&["status", "--store-url", "postgres://x"]).await.fails(78, &["postgres", "sqlite:///"]);
+    // Nobody can write there, not even root.
+    cli.run(&[&at[..3], &["--store-url", "sqlite:///proc/x.db"]].concat()).await.fails(4, &["must be writable"]);
+
+    let options = SqliteConnectOptions::new().filename(cli.place.folder.join("store.db"));
+    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (99, 'later', 1, x'00', 0)",
+    )
+    .execute(&mut connection)
+    .await
+    .unwrap();
+    connection.close().await.unwrap();
+    for args in [&["status"][..], &import, &at[..3], &["dlq:peek"]] {
+        cli.run(args).await.fails(4, &["format 99", "newer"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_may_only_be_read_says_so() {
+    let cli = Cli::new().await;
+    cli.file("f.csv", "account,amount,currency,at\na,1,EUR,2026-01-31\n");
+    let import = ["import", "--service", "balances", "f.csv"];
+    cli.json(&import).await.ends(0);
+    let path = cli.place.folder.join("store.db");
+    let mut only_read = std::fs::metadata(&path).unwrap().permissions();
+    only_read.set_readonly(true);
+    std::fs::set_permissions(&path, only_read).unwrap();
+    if std::fs::OpenOptions::new().append(true).open(&path).is_ok() {
+        eprintln!("skipped: this user may write into files that may only be read");
+        return;
+    }
+    cli.run(&import).await.fails(4, &["store.db"]);
+    cli.json(&["status"]).await.ends(0);
+}
+
+/// Counts as `counting` does, once it is let.
+struct Gated(Arc<Semaphore>);
+
+impl Handler for Gated {
+    const SERVICE: &'static str = "counting";
+    type Message = Count;
+    type State = Counted;
+
+    fn key(&self, message: &Count) -> Key {
+        message.key.as_str().into()
+    }
+
+    async fn handle(&self, counted: &mut Counted, _: Count, turn: &mut Turn) -> Result<(), Fault> {
+        drop(self.0.acquire().await?);
+        counted.n += 1;
+        turn.emit("counted", &counted.n)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_stops_nothing_but_the_commits() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings::default();
+    let store = open(&dir.path().join("s.db")).await;
+    let metrics = Metrics::new();
+    let gate = Arc::new(Semaphore::new(0));
+    let handlers = Handlers::new().with(Gated(gate.clone()));
+    let engine = Engine::start(&settings, handlers, store.clone(), metrics.clone()).await.unwrap();
+    let messages: Vec<_> = (0..5_000).map(|n| count(&format!("m{n}"), &format!("k{}", n % 900), None)).collect();
+    append(&*store, settings.ownership.shards, "counting", &messages).await;
+    // No page more than there are.
+    store.limit_pages(1).await.unwrap();
+    gate.add_permits(4);
+    let raised = || {
+        let text = metrics.encode();
+        let mut alarms = text.lines().filter(|line| line.starts_with("perkey_alarm{"));
+        alarms.any(|line| line.contains("store_unavailable") && line.ends_with(" 1"))
+    };
+    until("the alarm is not raised", SOON, async || raised()).await.unwrap();
+    assert_eq!(tokio::time::timeout(Duration::from_millis(500), engine.failed()).await.ok(), None, "it keeps running");
+    assert!(
+        store
+            .queries()
+            .append_import(ImportBatch {
+                service: "counting".into(),
+                source: "test".to_owned(),
+                rows: vec![LogRow { target: 0, count: 1, messages: vec![0; 1 << 20].into() }],
+                progress: ImportProgress::default(),
+                at: 0,
+            })
+            .await
+            .is_err_and(|error| error.to_string().contains("full"))
+    );
+
+    store.limit_pages(1_000_000).await.unwrap();
+    tokio::time::timeout(SOON, engine.idle()).await.expect("it goes on when there is room again");
+    assert!(!raised(), "the alarm is over");
+    let rows = store.queries().shards().await.unwrap();
+    assert_eq!(rows.iter().map(|row| row.counters["taken"]).sum::<u64>(), 5_000);
+    assert_eq!(rows.iter().map(|row| row.dead_letters + row.pending).sum::<u64>(), 0);
+    let mut counted = 0;
+    for shard in 0..settings.ownership.shards {
+        counted += store.queries().events(shard, 0, 100_000).await.unwrap().len();
+    }
+    assert_eq!(counted, 5_000);
+    engine.drain().await.unwrap();
+}
