@@ -9,6 +9,7 @@ mod actors;
 mod config;
 mod defect;
 mod flight;
+mod group;
 mod inbox;
 mod intake;
 mod operator;
