@@ -9,7 +9,6 @@ mod actors;
 mod config;
 mod defect;
 mod flight;
-mod group;
 mod inbox;
 mod intake;
 mod operator;

@@ -4,8 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::group::Group;
-use super::settle::millis;
+use super::settle::{Group, millis};
 use super::slot::{From, Newest, SlotIx, Ticket};
 use super::{Action, Defect, Ledger, planted};
 use crate::clock::Millis;

@@ -4,16 +4,48 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::group::{Group, add};
 use super::runs::{TurnEnd, TurnFault};
 use super::slot::{From, Item, Newest, SlotIx, Ticket};
 use super::{FaultNote, Ledger, Stored};
 use crate::clock::Millis;
 use crate::handler::{AfterDeadLetter, Fault};
-use crate::store::{Attempt, DeadLetter, HistoryRow, PendingKind, PendingRow, ServiceKey, StateWrite};
+use crate::message::TakenId;
+use crate::store::{Attempt, DeadLetter, HistoryRow, Part, PendingKind, PendingRow, ServiceKey, StateWrite};
 
 /// Failed attempts kept with a message: the first of them and the newest.
 const ATTEMPTS_KEPT: usize = 50;
+
+/// What one key (or nothing keyed) has in a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    pub(crate) slot: Option<SlotIx>,
+    pub(crate) part: Part,
+    /// What settled with it, in order: handled again if the store refuses the group.
+    pub(crate) items: Vec<Item>,
+    /// Deliveries that its commit settles.
+    pub(crate) tickets: Vec<Ticket>,
+    /// Those of them that are copies, with the id that they share.
+    pub(crate) copies: Vec<(TakenId, Ticket)>,
+    pub(crate) turns: usize,
+    /// The message of its first turn.
+    pub(crate) first: Option<TakenId>,
+    /// Dead letters that it removes for good.
+    pub(crate) discarded: Vec<TakenId>,
+}
+
+impl Group {
+    fn turn(&mut self, id: TakenId) {
+        self.turns += 1;
+        self.first.get_or_insert(id);
+    }
+
+    /// Makes room for what a run of so many turns brings at the least.
+    fn reserve(&mut self, turns: usize) {
+        room(&mut self.items, turns);
+        room(&mut self.tickets, turns);
+        room(&mut self.part.ids, turns);
+    }
+}
 
 impl Ledger {
     pub(super) fn settle_run(&mut self, ix: SlotIx, turns: Vec<TurnEnd>, state: Stored, now: Millis) {
@@ -333,6 +365,24 @@ impl Ledger {
             what: what.to_owned(),
             error: error.to_owned(),
         });
+    }
+}
+
+/// Exactly what the first ones need; after that as vectors grow.
+fn room<T>(all: &mut Vec<T>, more: usize) {
+    if all.is_empty() {
+        all.reserve_exact(more);
+    } else {
+        all.reserve(more);
+    }
+}
+
+/// Appends `more`, without a copy when it is the first.
+fn add<T>(all: &mut Vec<T>, more: Vec<T>) {
+    if all.is_empty() {
+        *all = more;
+    } else {
+        all.extend(more);
     }
 }
 
