@@ -91,6 +91,12 @@ impl Engine {
             return Err(EngineError::Settings(problems.join("; ")));
         }
         let bindings = Bindings::new(settings, handlers.clone()).map_err(EngineError::Settings)?;
+        let names: Vec<&str> = transports.iter().map(|transport| transport.name()).collect();
+        if let Some(bind) = settings.bind.iter().find(|bind| !names.contains(&bind.source.as_str())) {
+            let (source, kind, names) = (&bind.source, &bind.kind, names.join(", "));
+            let problem = format!("bind of type {kind:?}: there is no source {source:?}; there are: {names}");
+            return Err(EngineError::Settings(problem));
+        }
         let setup =
             Setup { shards: settings.ownership.shards, services: handlers.services(), tables: handlers.tables() };
         let identity = store.prepare(setup).await?;

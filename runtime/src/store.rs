@@ -84,8 +84,19 @@ pub struct KeyRow {
     pub state: Option<(u32, Bytes)>,
     /// Whether a dead letter holds it.
     pub held: bool,
-    /// Lowest and highest `seq` of its pending rows.
-    pub pending: Option<(u64, u64)>,
+    /// Its pending rows, if it has any.
+    pub pending: Option<RowSpan>,
+}
+
+/// The pending rows of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowSpan {
+    /// The lowest `seq`.
+    pub first: u64,
+    /// The highest `seq`.
+    pub last: u64,
+    /// How many there are.
+    pub count: u64,
 }
 
 /// A key of a service.

@@ -308,3 +308,25 @@ impl Store for Strict {
         self.0.queries()
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_large_behind_a_message_that_waits_is_never_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = quick();
+    settings.ingress.message_bytes_max = 5_000;
+    let make = |id: String, row: Kind, pad: usize| {
+        let payload = json!({ "key": "k", "row": row, "pad": "x".repeat(pad) }).to_string();
+        let draft =
+            Draft { id: &id, key: "k", kind: "write", source: "t", payload: payload.as_bytes(), ..Draft::default() };
+        draft.build().unwrap()
+    };
+    let given: Vec<_> = (0..100)
+        .flat_map(|no| {
+            let large = make(format!("large{no}"), Kind::Fits, 6_000);
+            [(make(format!("bad{no}"), Kind::Text, 0), Kind::Text), (large, Kind::Never)]
+        })
+        .collect();
+    let store = open(&dir.path().join("s.db")).await;
+    let found = handled(store, &settings, &given).await;
+    assert!(found.events.values().flatten().all(|(id, _)| !id.starts_with("large")));
+}

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use perkey::handler::{Column, ColumnKind, Table};
 use perkey::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand};
 use perkey::store::{
-    CommandResult, Commit, Epoch, Identity, LogRow, Outcome, Part, PendingKind, Setup, Store, StoreError, Trim,
+    CommandResult, Commit, Epoch, Identity, LogRow, Outcome, Part, PendingKind, RowSpan, Setup, Store, StoreError, Trim,
 };
 use perkey::transport::{Position, Positions};
 use serde_json::json;
@@ -97,7 +97,7 @@ async fn a_commit_is_complete_and_survives_a_restart(mut place: Box<impl Place>)
     let keys = vec![service_key("acct-a"), service_key("wait-a"), service_key("dead-a")];
     let loaded = store.load(1, keys).await.unwrap();
     assert_eq!(loaded[0].state, Some((3, Bytes::from_static(b"{\"balance\":1}"))));
-    assert_eq!((loaded[1].pending, loaded[2].held), (Some((11, 11)), true));
+    assert_eq!((loaded[1].pending, loaded[2].held), (Some(RowSpan { first: 11, last: 11, count: 1 }), true));
     let events = store.queries().events(1, 0, 10).await.unwrap();
     assert_eq!((events[0].seq, &events[0].event), (1, &part.events[0]));
     assert_eq!(store.page(1, service_key("wait-a"), 0, 9).await.unwrap(), part.pending);
@@ -263,7 +263,7 @@ async fn load_answers_in_the_order_asked(place: Box<impl Place>) {
     assert_eq!(found.len(), 5);
     assert_eq!((found[0].held, &found[0].state, found[0].pending), (true, &None, None));
     assert_eq!(found[1], perkey::store::KeyRow::default());
-    assert_eq!((found[2].held, found[2].pending), (false, Some((4, 6))));
+    assert_eq!((found[2].held, found[2].pending), (false, Some(RowSpan { first: 4, last: 6, count: 3 })));
     assert_eq!((found[3].held, &found[3].state), (false, &Some((3, Bytes::from_static(b"{\"n\":2}")))));
     assert_eq!(found[4], found[3]);
     let mut audit = service_key("a");
@@ -274,7 +274,7 @@ async fn load_answers_in_the_order_asked(place: Box<impl Place>) {
     );
     assert!(store.load(0, Vec::new()).await.unwrap().is_empty());
     let thousand = (0..1_000).map(|n| service_key(&format!("k{n}"))).chain([service_key("b")]).collect();
-    assert_eq!(store.load(0, thousand).await.unwrap()[1_000].pending, Some((4, 6)));
+    assert_eq!(store.load(0, thousand).await.unwrap()[1_000].pending, Some(RowSpan { first: 4, last: 6, count: 3 }));
 }
 
 async fn due_gives_keys_longest_due_first(place: Box<impl Place>) {

@@ -68,10 +68,15 @@ impl Bindings {
         }
     }
 
-    fn sized(&self, service: u16, message: Message) -> What {
+    /// Why a message is not run, if it is not.
+    pub(crate) fn refusal(&self, message: &Message) -> Option<String> {
         let (bytes, max) = (message.frame().len(), self.message_bytes_max);
-        if bytes > max {
-            let reason = format!("the message has {bytes} bytes, at most {max} are taken (ingress.message_bytes_max)");
+        (bytes > max)
+            .then(|| format!("the message has {bytes} bytes, at most {max} are taken (ingress.message_bytes_max)"))
+    }
+
+    fn sized(&self, service: u16, message: Message) -> What {
+        if let Some(reason) = self.refusal(&message) {
             return What::Refused(Some(service), message, reason);
         }
         // A missing key is the ledger's to refuse: it knows where to keep what belongs to no key.

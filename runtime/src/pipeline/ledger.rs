@@ -6,12 +6,13 @@
 //! [`actors`] who runs, [`operator`] what operators ask.
 
 mod actors;
-mod config;
 mod defect;
 mod flight;
 mod inbox;
 mod intake;
 mod operator;
+mod record;
+mod refusal;
 mod runs;
 mod settle;
 mod slot;
@@ -24,7 +25,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use self::config::{LedgerConfig, ServiceInfo};
 pub use self::defect::Defect;
 #[cfg(feature = "planted-defects")]
 pub use self::defect::plant;
@@ -37,11 +37,47 @@ use self::defect::planted;
 use self::inbox::Inbox;
 use self::slot::Slots;
 use self::tracker::{SourceTrack, Tracker};
+use super::bindings::Bindings;
+use super::retry::RetryPolicy;
 use crate::clock::{Dice, Millis};
+use crate::handler::AfterDeadLetter;
 use crate::message::ShardNo;
+use crate::settings::Settings;
 use crate::store::query::DeadFilter;
 use crate::store::{Commit, Counters, Epoch, InboxRows, ServiceKey, TakenShard, Trim};
 use crate::transport::Positions;
+
+/// What the ledger knows of a service.
+#[derive(Clone, Debug)]
+pub struct ServiceInfo {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its number in the store: part of its ids.
+    pub number: u16,
+    /// Its retry policy.
+    pub retry: RetryPolicy,
+    /// What happens behind a dead letter.
+    pub after_dead_letter: AfterDeadLetter,
+}
+
+/// What a shard's ledger is made with.
+#[derive(Clone, Debug)]
+pub struct LedgerConfig {
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// The services, in the order of their indices.
+    pub services: Arc<[ServiceInfo]>,
+    /// Names of the sources, in the order of their indices.
+    pub sources: Arc<[Arc<str>]>,
+    /// Where events go within the store.
+    pub bindings: Arc<Bindings>,
+    /// Key under which ids are hashed.
+    pub hash_key: [u8; 32],
+    /// Actors that this shard may have.
+    pub actors_max: u32,
+    /// Seed of the jitter.
+    pub seed: u64,
+}
 
 /// What the ledger wants done.
 #[derive(Debug)]
@@ -197,7 +233,6 @@ impl Ledger {
 
     /// How full it is.
     pub fn gauges(&self, now: Millis) -> Gauges {
-        let full = self.inbox.len() >= self.config.settings.dedup.max_ids;
         Gauges {
             slots: self.slots.len(),
             actors: self.actors.len(),
@@ -206,8 +241,9 @@ impl Ledger {
             waiting: self.slots.iter().filter(|slot| slot.must_follow()).count(),
             held: self.slots.iter().filter(|slot| slot.held).count(),
             inbox_ids: self.inbox.len(),
-            window: self.inbox.oldest().filter(|_| full).map_or(0, |(_, at)| now.saturating_sub(at)),
-            pending_full: self.waiting.full,
+            window: self.inbox.oldest().filter(|_| self.inbox.is_short()).map_or(0, |(_, at)| now.saturating_sub(at)),
+            pending_full: self.waiting.rows >= self.config.settings.pending.max_per_shard
+                || self.slots.iter().any(|slot| !slot.overflow.is_empty()),
             epoch: self.epoch,
             commit_no: self.commit_no,
         }

@@ -255,8 +255,11 @@ impl ShardState {
         for (service, count) in tally.processed {
             self.env.service_metrics[service as usize].add_processed(count);
         }
-        for service in tally.dead.into_iter().flatten() {
-            self.env.service_metrics[service as usize].add_dead_letters(1);
+        for service in tally.dead {
+            match service {
+                Some(service) => self.env.service_metrics[service as usize].add_dead_letters(1),
+                None => metrics.service("unknown").add_dead_letters(1),
+            }
         }
         if tally.duplicates > 0 {
             metrics.add_dedup_hits(DedupSource::Inbox, tally.duplicates);

@@ -12,7 +12,7 @@ use tracing::info;
 use super::keys::{Keys, KeysArgs, KeysMessage};
 use super::policy::{RestartBudget, Verdict};
 use super::{End, Env, restart_span};
-use crate::clock::{Dice, Millis, rfc3339};
+use crate::clock::{Dice, Millis};
 use crate::message::ShardNo;
 use crate::metrics::Child;
 use crate::pipeline::committer::{Committer, CommitterMessage};
@@ -176,9 +176,8 @@ fn restarted(args: &ShardSupervisorArgs, child: Child, end: &End, after: Duratio
 async fn take(args: &ShardSupervisorArgs) -> Result<Ledger, ActorProcessingErr> {
     let env = &args.env;
     let taken = env.store.take(args.shard, &env.owner).await?;
-    let window = u64::try_from(env.settings.dedup.window.as_millis()).unwrap_or(u64::MAX);
-    let since = env.clock.now().saturating_sub(window);
-    let inbox = env.store.inbox(args.shard, since, env.settings.dedup.max_ids).await?;
+    // Of any age: the ledger forgets by the time in which somebody ran, which a long downtime is not.
+    let inbox = env.store.inbox(args.shard, 0, env.settings.dedup.max_ids).await?;
     let ids = inbox.commits.iter().map(|commit| commit.ids.len()).sum::<usize>();
     info!(
         shard = args.shard,
@@ -187,7 +186,6 @@ async fn take(args: &ShardSupervisorArgs) -> Result<Ledger, ActorProcessingErr> 
         inbox_ids = ids,
         pending = inbox.pending,
         unclean = taken.unclean,
-        since = rfc3339(since),
         "shard taken"
     );
     let shards = env.settings.ownership.shards;

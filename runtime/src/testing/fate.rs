@@ -24,7 +24,7 @@ pub(super) enum Fate {
     /// It is rejected.
     Reject,
     /// All its attempts fail.
-    Poison,
+    Hopeless,
     /// The store refuses what it wrote, so many times.
     Refused(u32),
     /// The store refuses what it wrote, always; and says whether it is for good.
@@ -42,7 +42,7 @@ impl Fate {
             14..=18 if faults.turns => Self::Defer(times),
             19..=23 if faults.turns => Self::Panic(times),
             24..=30 if faults.turns => Self::Reject,
-            31..=33 if faults.turns => Self::Poison,
+            31..=33 if faults.turns => Self::Hopeless,
             34..=37 if faults.refusals => Self::Refused(times),
             38..=41 if faults.refusals => Self::Unwritable(roll < 40),
             _ => Self::Fine,
@@ -52,7 +52,7 @@ impl Fate {
     /// Whether it can only end as a dead letter.
     pub(super) fn is_deadly(self) -> bool {
         match self {
-            Self::Reject | Self::Poison | Self::Unwritable(_) => true,
+            Self::Reject | Self::Hopeless | Self::Unwritable(_) => true,
             Self::Fine | Self::Retry(_) | Self::Defer(_) | Self::Panic(_) | Self::Refused(_) => false,
         }
     }

@@ -66,12 +66,12 @@ const START: u64 = 1_000_000;
 /// });
 /// let report = Simulation::new(7).handler(Balances).messages("balances", messages).run();
 ///
-/// let dead = report.dead_letters();
+/// // Some messages ended as dead letters, as the seed said: all others counted once.
 /// for n in 0..5 {
 ///     let key = format!("account-{n}");
-///     let died = dead.iter().filter(|message| message.key() == key).count() as i64;
+///     let counted = report.effects().iter().filter(|effect| effect.key == key).count() as i64;
 ///     let balance: Option<Balance> = report.state("balances", &key);
-///     assert_eq!(balance.unwrap_or_default().cents, 10 - died);
+///     assert_eq!(balance.unwrap_or_default().cents, counted);
 /// }
 /// ```
 pub struct Simulation {

@@ -337,7 +337,7 @@ impl Witness {
             }
             let attempts = service.retry.attempts;
             let spent = last.map_or(0, |attempt| attempt.attempt);
-            if spent > attempts || fate == Fate::Poison && spent != attempts && !expected.may_die {
+            if spent > attempts || fate == Fate::Hopeless && spent != attempts && !expected.may_die {
                 return Err(format!("{name} is dead after {spent} attempts, {attempts} are its bound"));
             }
         }

@@ -126,7 +126,7 @@ impl Bench<'_> {
         match Fate::of(self.plan.seed, self.plan.faults, name, id) {
             Fate::Retry(times) if item.attempt <= times => Some((retry("fails for a while"), false)),
             Fate::Panic(times) if item.attempt <= times => Some((retry("the handler panicked"), true)),
-            Fate::Poison => Some((retry("fails always"), false)),
+            Fate::Hopeless => Some((retry("fails always"), false)),
             Fate::Reject => Some((TurnFault::Reject("simulated: rejected".to_owned()), false)),
             Fate::Defer(times) => {
                 let seen = self.deferred.entry(format!("{name}/{id}")).or_insert(0);

@@ -4,32 +4,33 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::inbox::Aging;
 use super::settle::{Group, millis};
-use super::slot::{From, Newest, SlotIx, Ticket};
+use super::slot::{Newest, SlotIx, Ticket};
 use super::{Action, Defect, Ledger, planted};
 use crate::clock::Millis;
-use crate::handler::Fault;
 use crate::message::TakenId;
-use crate::store::{Commit, Epoch, Outcome, Part, PendingKind, StoreError, TakenShard, Trim};
+use crate::settings::Overflow;
+use crate::store::{Commit, Epoch, Outcome, Part, StoreError, TakenShard, Trim};
 
 /// Commits between two rounds of trimming.
 const TRIM_EVERY: u64 = 32;
 
 #[derive(Debug, Default)]
-struct Batch {
-    groups: Vec<Group>,
+pub(super) struct Batch {
+    pub(super) groups: Vec<Group>,
     /// A commit of the fence alone passed after this batch was refused: it is the data.
-    proven: bool,
+    pub(super) proven: bool,
 }
 
 #[derive(Debug)]
-struct Flight {
-    batch: Batch,
+pub(super) struct Flight {
+    pub(super) batch: Batch,
     /// Refused batches that wait for the fence alone to pass.
-    suspects: Vec<Batch>,
+    pub(super) suspects: Vec<Batch>,
     release: bool,
     unavailable: u32,
-    commit: Arc<Commit>,
+    pub(super) commit: Arc<Commit>,
     /// Its outcome is being found out.
     unknown: bool,
 }
@@ -37,10 +38,10 @@ struct Flight {
 /// All batches of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct Batches {
-    gathering: Batch,
+    pub(super) gathering: Batch,
     loose: Group,
-    queue: VecDeque<Batch>,
-    flight: Option<Flight>,
+    pub(super) queue: VecDeque<Batch>,
+    pub(super) flight: Option<Flight>,
     gate_asked: bool,
     released: bool,
 }
@@ -60,7 +61,7 @@ impl Batches {
     }
 
     /// Takes back the copies of a message that would have been acknowledged behind it.
-    fn take_copies(&mut self, id: TakenId) -> Vec<Ticket> {
+    pub(super) fn take_copies(&mut self, id: TakenId) -> Vec<Ticket> {
         let queued = self.queue.iter_mut().flat_map(|batch| &mut batch.groups).filter(|group| group.slot.is_none());
         let mut copies = Vec::new();
         for group in queued.chain([&mut self.loose]) {
@@ -151,7 +152,7 @@ impl Ledger {
         }
     }
 
-    fn send(&mut self, mut batch: Batch, suspects: Vec<Batch>, release: bool, now: Millis) {
+    pub(super) fn send(&mut self, mut batch: Batch, suspects: Vec<Batch>, release: bool, now: Millis) {
         for ticket in batch.groups.iter().flat_map(|group| &group.tickets) {
             self.tracker(*ticket).mark(ticket.seq);
         }
@@ -180,7 +181,7 @@ impl Ledger {
         self.batches.flight = Some(Flight { batch, suspects, release, unavailable: 0, commit, unknown: false });
     }
 
-    fn tracker(&mut self, ticket: Ticket) -> &mut super::Tracker {
+    pub(super) fn tracker(&mut self, ticket: Ticket) -> &mut super::Tracker {
         &mut self.sources[ticket.source as usize].trackers[ticket.origin as usize]
     }
 
@@ -253,7 +254,7 @@ impl Ledger {
         self.inbox.committed(commit.no, commit.at, commit.ids().copied().collect());
         self.free_credits(&flight.batch, now);
         for (group, part) in flight.batch.groups.iter().zip(&commit.parts) {
-            self.finish_group(group.slot, part);
+            self.finish_group(group, part);
         }
         self.age(now);
         if flight.release {
@@ -267,8 +268,13 @@ impl Ledger {
     }
 
     fn acknowledge(&mut self, commit: &Commit) {
-        for (source, positions) in (0..).zip(commit.positions.values()) {
-            self.out.push(Action::Acknowledge(source, positions.clone()));
+        for (at, name) in (0..).zip(self.config.sources.iter()) {
+            let Some(positions) = commit.positions.get(name) else { continue };
+            let track = &mut self.sources[usize::from(at)];
+            if track.acknowledged != *positions {
+                track.acknowledged.clone_from(positions);
+                self.out.push(Action::Acknowledge(at, positions.clone()));
+            }
         }
     }
 
@@ -282,13 +288,15 @@ impl Ledger {
         }
     }
 
-    fn finish_group(&mut self, slot: Option<SlotIx>, part: &Part) {
+    fn finish_group(&mut self, group: &Group, part: &Part) {
         if let Some(due) = part.pending.iter().filter_map(|row| row.due_at).min() {
             self.waiting.at(due);
         }
         self.command_committed(part);
-        let Some(ix) = slot else { return };
+        let Some(ix) = group.slot else { return };
         let slot = &mut self.slots[ix];
+        let settled = (part.ids.len() - group.recorded + part.settled.len()) as u64;
+        *self.tally.processed.entry(slot.service).or_insert(0) += settled;
         slot.uncommitted -= 1;
         if !part.settled.is_empty() {
             self.waiting.sleep(slot);
@@ -304,11 +312,13 @@ impl Ledger {
         let settings = &self.config.settings;
         let floors = self.sources.iter().flat_map(|source| &source.trackers).filter_map(super::Tracker::floor);
         let floor = floors.min().unwrap_or(u64::MAX);
-        let max_ids = match settings.dedup.overflow {
-            crate::settings::Overflow::Shrink => settings.dedup.max_ids,
-            crate::settings::Overflow::Pause => usize::MAX,
+        // While sources would rather pause, no id younger than the shortest window is given up for room.
+        let old_enough = match settings.dedup.overflow {
+            Overflow::Shrink => Millis::MAX,
+            Overflow::Pause => now.saturating_sub(millis(settings.dedup.window_min)),
         };
-        self.inbox.age(now.saturating_sub(millis(settings.dedup.window)), max_ids, floor);
+        let window = millis(settings.dedup.window);
+        self.inbox.age(Aging { now, window, max_ids: settings.dedup.max_ids, old_enough, floor });
         if self.commit_no.is_multiple_of(TRIM_EVERY) {
             let embedded = self.config.sources.iter().position(|name| &**name == crate::transport::embedded::NAME);
             let log = embedded.map(|at| self.sources[at].positions()).unwrap_or_default();
@@ -317,154 +327,6 @@ impl Ledger {
                 commits_below: self.inbox.oldest().map_or(self.commit_no, |(no, _)| no),
                 history_before: now.saturating_sub(millis(settings.history.keep)),
             }));
-        }
-    }
-
-    /// The database refused the data: find out whose.
-    fn refused(&mut self, permanent: bool, error: &str, now: Millis) {
-        let Some(mut flight) = self.batches.flight.take() else { return };
-        let parts = Arc::try_unwrap(flight.commit).map_or_else(|shared| shared.parts.clone(), |commit| commit.parts);
-        for ticket in flight.batch.groups.iter().flat_map(|group| &group.tickets) {
-            self.tracker(*ticket).unmark(ticket.seq);
-        }
-        if flight.batch.groups.is_empty() {
-            return self.stop(&format!("the store refuses even an empty commit: {error}"));
-        }
-        for (group, part) in flight.batch.groups.iter_mut().zip(parts) {
-            group.part = part;
-        }
-        if flight.batch.proven {
-            self.take_apart(flight.batch, Some((permanent, error)));
-        } else {
-            // If the fence alone is refused too, it is the store and not the data.
-            self.send(Batch::default(), vec![flight.batch], false, now);
-        }
-    }
-
-    /// Halves a refused batch, or blames the key that stands alone in it.
-    fn take_apart(&mut self, mut batch: Batch, refusal: Option<(bool, &str)>) {
-        if batch.groups.len() > 1 {
-            let rest = batch.groups.split_off(batch.groups.len() / 2);
-            self.batches.queue.push_front(Batch { groups: rest, proven: true });
-            self.batches.queue.push_front(batch);
-            return;
-        }
-        match (batch.groups.pop(), refusal) {
-            (Some(group), Some((permanent, error))) => self.blame(group, permanent, error),
-            (Some(group), None) => self.batches.queue.push_front(Batch { groups: vec![group], proven: true }),
-            (None, _) => {}
-        }
-    }
-
-    fn blame(&mut self, group: Group, permanent: bool, error: &str) {
-        let Some(ix) = group.slot else {
-            return self.stop(&format!("the store refuses a record that belongs to no key: {error}"));
-        };
-        let alone = group.turns <= 1;
-        // Messages that only followed may be recorded before it.
-        let head = group.first;
-        let recorded = group.part.pending.iter().any(|row| Some(row.id) == head)
-            || group.part.dead.iter().any(|letter| Some(letter.id) == head);
-        if alone && recorded {
-            return self.stop(&format!("the store refuses the record of a fault: {error}"));
-        }
-        self.reset(ix, group);
-        if let (true, Some(id)) = (alone, head) {
-            let reason = format!("the database refused what this message wrote: {error}");
-            let fault = if permanent { Fault::Reject(reason) } else { Fault::Retry(reason) };
-            self.slots[ix].blame = Some((id, fault));
-        }
-    }
-
-    /// Everything of a key that is not durable is undone; its messages are handled again, one per commit.
-    fn reset(&mut self, ix: SlotIx, refused: Group) {
-        let mut groups = vec![refused];
-        for batch in &mut self.batches.queue {
-            groups.extend(batch.groups.extract_if(.., |group| group.slot == Some(ix)));
-        }
-        self.batches.queue.retain(|batch| !batch.groups.is_empty());
-        if let Some(at) = self.slots[ix].group.take() {
-            let gathered = std::mem::take(&mut self.batches.gathering.groups[at as usize]);
-            groups.push(gathered);
-        }
-        let mut items = Vec::new();
-        for group in groups {
-            self.undo(&group);
-            items.extend(group.items);
-        }
-        self.slots.renew(ix);
-        let slot = &mut self.slots[ix];
-        slot.loading = false;
-        if let Some(running) = slot.running.as_mut() {
-            running.stale = true;
-            items.extend(running.items.drain(..));
-        }
-        items.extend(slot.queue.drain(..).chain(slot.overflow.drain(..)));
-        items.retain(|item| matches!(item.from, From::Live(_)));
-        // One that was appended behind a row may have settled before those that were in memory then.
-        items.sort_by_key(|item| item.arrival);
-        slot.queue = items.into();
-        slot.uncommitted = 0;
-        slot.solo = true;
-        slot.warm = false;
-        slot.known = false;
-        slot.held = false;
-        slot.waits = false;
-        slot.newest = Newest::Elsewhere;
-        slot.rows = super::slot::Rows::default();
-        self.waiting.sleep(slot);
-        if slot.running.is_none() {
-            self.reset_done(ix);
-        }
-    }
-
-    /// Nothing of the reset key runs any more: it starts from what the store has.
-    pub(super) fn reset_done(&mut self, ix: SlotIx) {
-        self.waiting.woken.insert(ix);
-        self.load(ix);
-    }
-
-    /// Takes a group's effects on ids, rows and counters back.
-    fn undo(&mut self, group: &Group) {
-        for item in &group.items {
-            let pending = group.part.pending.iter().any(|row| row.id == item.id);
-            let dead = group.part.dead.iter().any(|letter| letter.id == item.id);
-            if dead {
-                self.uncount("dead_letters");
-            }
-            match item.from {
-                From::Live(_) => {
-                    self.uncount("taken");
-                    if pending || dead {
-                        self.inbox.unpin(item.id);
-                    }
-                    if pending {
-                        self.waiting.rows = self.waiting.rows.saturating_sub(1);
-                    }
-                    // Its copies are in hand with it again: they are acknowledged when it is durable.
-                    let copies = group.copies.iter().filter(|(id, _)| *id == item.id).map(|(_, copy)| *copy);
-                    let copies = copies.chain(self.batches.take_copies(item.id)).collect();
-                    self.inbox.unsettle(item.id, copies);
-                }
-                From::Row(_) if pending => {}
-                From::Row(_) => {
-                    self.waiting.rows += 1;
-                    if !dead {
-                        self.inbox.pin(item.id);
-                    }
-                }
-            }
-        }
-        // A replayed letter's pin is the letter's again.
-        let replayed = group.part.pending.iter().filter(|row| row.kind == PendingKind::Replay);
-        self.waiting.rows = self.waiting.rows.saturating_sub(replayed.count() as u64);
-        group.discarded.iter().for_each(|id| self.inbox.pin(*id));
-        self.command_undone(&group.part);
-    }
-
-    fn uncount(&mut self, counter: &'static str) {
-        if let Some(count) = self.counters.get_mut(counter) {
-            *count = count.saturating_sub(1);
         }
     }
 

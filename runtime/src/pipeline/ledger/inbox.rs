@@ -37,12 +37,32 @@ pub(crate) struct Inbox {
     pinned: HashMap<TakenId, u32>,
     commits: VecDeque<(u64, Millis, Box<[TakenId]>)>,
     taken: usize,
+    /// When the last commit was written that was read at the takeover, until ids age for the first time.
+    restored: Option<Millis>,
+    /// Time between that and the takeover.
+    pause: Millis,
+    /// The last commit that was forgotten had to go for lack of room.
+    short: bool,
+}
+
+/// What may be forgotten.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Aging {
+    pub(crate) now: Millis,
+    /// Commits older than this, by the time in which somebody ran.
+    pub(crate) window: Millis,
+    /// The oldest above this many ids, if they were written before `old_enough`.
+    pub(crate) max_ids: usize,
+    pub(crate) old_enough: Millis,
+    /// Never a commit at or above this.
+    pub(crate) floor: u64,
 }
 
 impl Inbox {
     /// The inbox as read at a takeover.
     pub(crate) fn restore(rows: InboxRows) -> Self {
-        let mut inbox = Self::default();
+        let restored = rows.commits.last().map(|commit| commit.at);
+        let mut inbox = Self { restored, ..Self::default() };
         for commit in rows.commits {
             for id in &commit.ids {
                 inbox.ids.insert(*id, Mark::Taken);
@@ -112,13 +132,19 @@ impl Inbox {
         self.commits.push_back((no, at, ids));
     }
 
-    /// Forgets commits older than `since`, and the oldest above `max_ids`; never one at or above `floor`.
-    pub(crate) fn age(&mut self, since: Millis, max_ids: usize, floor: u64) {
+    /// Forgets commits that have left the window, and the oldest that there is no room for.
+    pub(crate) fn age(&mut self, aging: Aging) {
+        if let Some(last) = self.restored.take() {
+            // Time in which nobody ran does not count: what was redelivered since is still to be recognised.
+            self.pause = aging.now.saturating_sub(last);
+        }
+        let since = aging.now.saturating_sub(self.pause).saturating_sub(aging.window);
         while let Some((no, at, ids)) = self.commits.front() {
-            let over = *at < since || self.taken > max_ids;
-            if !over || *no >= floor {
+            let over = self.taken > aging.max_ids && *at < aging.old_enough;
+            if !(*at < since || over) || *no >= aging.floor {
                 return;
             }
+            self.short = *at >= since;
             self.taken -= ids.len();
             for id in ids {
                 self.ids.remove(id);
@@ -130,6 +156,11 @@ impl Inbox {
     /// The oldest commit within the window.
     pub(crate) fn oldest(&self) -> Option<(u64, Millis)> {
         self.commits.front().map(|(no, at, _)| (*no, *at))
+    }
+
+    /// Whether ids had to be forgotten before they left the window.
+    pub(crate) fn is_short(&self) -> bool {
+        self.short
     }
 
     /// Ids of committed messages that are remembered.
@@ -166,13 +197,16 @@ mod tests {
             inbox.committed(u64::from(n), u64::from(n) * 100, Box::new([id(n)]));
         }
         inbox.pin(id(1));
-        inbox.age(150, 100, u64::MAX);
+        let aging = |window, max_ids, floor| Aging { now: 450, window, max_ids, old_enough: Millis::MAX, floor };
+        inbox.age(aging(300, 100, u64::MAX));
+        assert!(!inbox.is_short());
         assert_eq!(inbox.arrive(id(1), TICKET), Arrival::Taken, "pinned");
         inbox.unpin(id(1));
         assert_eq!(inbox.arrive(id(1), TICKET), Arrival::New, "out of the window");
-        inbox.age(0, 1, 3);
+        inbox.age(aging(450, 1, 3));
+        assert!(inbox.is_short());
         assert_eq!(inbox.oldest(), Some((3, 300)), "the floor keeps 3");
-        inbox.age(0, 1, u64::MAX);
+        inbox.age(aging(450, 1, u64::MAX));
         assert_eq!((inbox.oldest(), inbox.len()), (Some((4, 400)), 1));
     }
 }

@@ -7,7 +7,7 @@ use super::{Action, Ledger};
 use crate::clock::Millis;
 use crate::message::{Message, TakenId};
 use crate::settings::Overflow;
-use crate::store::{KeyRow, ServiceKey};
+use crate::store::{KeyRow, RowSpan, ServiceKey};
 use crate::transport::Position;
 use std::sync::Arc;
 
@@ -161,13 +161,14 @@ impl Ledger {
     }
 
     /// What the store knows of a key's rows, read once: later changes are all made here.
-    fn know(&mut self, ix: SlotIx, held: bool, pending: Option<(u64, u64)>) {
+    fn know(&mut self, ix: SlotIx, held: bool, pending: Option<RowSpan>) {
         let woken = self.waiting.woken.remove(&ix);
         let slot = &mut self.slots[ix];
         slot.held = held;
-        if let Some((first, last)) = pending {
+        if let Some(RowSpan { first, last, count }) = pending {
             slot.rows.loaded = first - 1;
             slot.rows.last = last;
+            slot.rows.count = count;
             // Behind a dead letter that holds the key, all are followers: only the operator is waited for.
             slot.waits = !woken && !held;
             if woken && !held {
@@ -192,7 +193,8 @@ impl Ledger {
         track.used -= freed;
         track.owed += freed;
         let far = track.trackers.iter().map(super::tracker::Tracker::len).sum::<usize>();
-        if track.owed > 0 && !full && far <= self.config.settings.ingress.ahead_max {
+        let room = self.waiting.rows < self.config.settings.pending.max_per_shard;
+        if track.owed > 0 && !full && room && far <= self.config.settings.ingress.ahead_max {
             let granted = std::mem::take(&mut track.owed);
             self.out.push(Action::Credit(source, granted));
         }

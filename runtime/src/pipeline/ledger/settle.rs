@@ -4,13 +4,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::record::dead_letter;
 use super::runs::{TurnEnd, TurnFault};
 use super::slot::{From, Item, Newest, SlotIx, Ticket};
-use super::{FaultNote, Ledger, Stored};
+use super::{Ledger, Stored};
 use crate::clock::Millis;
 use crate::handler::{AfterDeadLetter, Fault};
 use crate::message::TakenId;
-use crate::store::{Attempt, DeadLetter, HistoryRow, Part, PendingKind, PendingRow, ServiceKey, StateWrite};
+use crate::store::{Attempt, Part, PendingKind, PendingRow, ServiceKey, StateWrite};
 
 /// Failed attempts kept with a message: the first of them and the newest.
 const ATTEMPTS_KEPT: usize = 50;
@@ -27,6 +28,8 @@ pub(crate) struct Group {
     /// Those of them that are copies, with the id that they share.
     pub(crate) copies: Vec<(TakenId, Ticket)>,
     pub(crate) turns: usize,
+    /// Ids taken that wait in `pending` now.
+    pub(crate) recorded: usize,
     /// The message of its first turn.
     pub(crate) first: Option<TakenId>,
     /// Dead letters that it removes for good.
@@ -55,8 +58,6 @@ impl Ledger {
         for end in turns {
             let running = self.slots[ix].running.as_mut();
             let Some(item) = running.and_then(|running| running.items.pop_front()) else { break };
-            let service = self.slots[ix].service;
-            *self.tally.processed.entry(service).or_insert(0) += 1;
             match end {
                 TurnEnd::Done { events, rows } => {
                     let group = self.group(ix);
@@ -132,7 +133,9 @@ impl Ledger {
                 Some(delay) => Ok(millis(delay)),
                 None => Err(error.clone()),
             },
-            TurnFault::Defer(delay) if now.saturating_sub(item.taken_at) + delay > millis(policy.give_up_after) => {
+            TurnFault::Defer(delay)
+                if now.saturating_sub(item.taken_at).saturating_add(delay) > millis(policy.give_up_after) =>
+            {
                 Err(format!("deferred for longer than retry.give_up_after: {error}"))
             }
             TurnFault::Defer(delay) => Ok(delay),
@@ -145,7 +148,7 @@ impl Ledger {
                     self.count("retries", 1);
                 }
                 self.note(ix, &item, attempt, generation, what, &error, now);
-                self.retry_later(ix, (item, before), now + delay);
+                self.retry_later(ix, (item, before), now.saturating_add(delay));
             }
             Err(reason) => {
                 self.note(ix, &item, attempt, generation, "dead_letter", &reason, now);
@@ -239,7 +242,6 @@ impl Ledger {
         let From::Live(ticket) = item.from else { return };
         let bounds = &self.config.settings.pending;
         let room = self.slots[ix].rows.count < bounds.max_per_key && self.waiting.rows < bounds.max_per_shard;
-        self.waiting.full = !room;
         if !room || !self.slots[ix].overflow.is_empty() {
             self.slots[ix].overflow.push_back(item);
             return;
@@ -279,6 +281,7 @@ impl Ledger {
         self.inbox.pin(item.id);
         let seq = self.next_seq();
         self.waiting.rows += 1;
+        self.group(ix).recorded += 1;
         let slot = &mut self.slots[ix];
         slot.rows.count += 1;
         slot.rows.last = seq;
@@ -335,37 +338,6 @@ impl Ledger {
         self.fault(ix, head, fault, now);
         true
     }
-
-    #[expect(clippy::too_many_arguments, reason = "a history row has these fields")]
-    pub(super) fn note(
-        &mut self,
-        ix: SlotIx,
-        item: &Item,
-        attempt: u32,
-        generation: u64,
-        what: &'static str,
-        error: &str,
-        at: Millis,
-    ) {
-        let key = self.service_key(ix);
-        self.tally.faults.push(FaultNote {
-            message: item.message.clone(),
-            service: key.service.clone(),
-            attempt,
-            error: error.to_owned(),
-            what,
-        });
-        self.group(ix).part.history.push(HistoryRow {
-            service: key.service,
-            key: key.key,
-            id: item.message.id().to_owned(),
-            at,
-            attempt,
-            generation,
-            what: what.to_owned(),
-            error: error.to_owned(),
-        });
-    }
 }
 
 /// Exactly what the first ones need; after that as vectors grow.
@@ -383,21 +355,6 @@ fn add<T>(all: &mut Vec<T>, more: Vec<T>) {
         *all = more;
     } else {
         all.extend(more);
-    }
-}
-
-fn dead_letter(item: &Item, seq: u64, key: ServiceKey, error: String, holds_key: bool, at: Millis) -> DeadLetter {
-    DeadLetter {
-        seq,
-        service: key.service,
-        key: key.key,
-        id: item.id,
-        at,
-        taken_at: item.taken_at,
-        error,
-        holds_key,
-        history: item.history.clone(),
-        message: item.message.clone(),
     }
 }
 

@@ -119,11 +119,20 @@ pub(crate) struct SourceTrack {
     pub(crate) used: usize,
     /// Credits that are free but not granted, because the source is too far ahead of its position.
     pub(crate) owed: usize,
+    /// Positions that the source was last told.
+    pub(crate) acknowledged: Positions,
 }
 
 impl SourceTrack {
     pub(crate) fn restore(stored: Positions, owed: usize) -> Self {
-        let mut track = Self { origins: BTreeMap::new(), names: Vec::new(), trackers: Vec::new(), used: 0, owed };
+        let mut track = Self {
+            origins: BTreeMap::new(),
+            names: Vec::new(),
+            trackers: Vec::new(),
+            used: 0,
+            owed,
+            acknowledged: Positions::new(),
+        };
         for (origin, position) in stored {
             track.add(origin, Tracker::from(Some(position)));
         }

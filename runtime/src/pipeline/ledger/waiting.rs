@@ -6,6 +6,7 @@ use hashbrown::HashSet;
 use super::slot::{From, Item, Slot, SlotIx};
 use super::{Action, Ledger};
 use crate::clock::Millis;
+use crate::pipeline::bindings::Bindings;
 use crate::store::{Due, PendingRow, ServiceKey};
 
 /// Pause before the store is asked again while all that is due is already in hand.
@@ -18,14 +19,14 @@ pub(crate) struct Waiting {
     pub(crate) now: Millis,
     /// Rows in the table, those on their way included.
     pub(crate) rows: u64,
-    /// A bound of the table was reached.
-    pub(crate) full: bool,
     /// When something is due next, as far as known.
     pub(crate) next: Option<Millis>,
     /// The store was asked for what is due.
     pub(crate) fetching: bool,
     /// Keys whose head row was found due and is not settled.
     pub(crate) awake: usize,
+    /// Keys found due whose service this program does not have.
+    pub(crate) foreign: usize,
     /// Keys found due while they were being loaded.
     pub(crate) woken: HashSet<SlotIx>,
 }
@@ -54,7 +55,8 @@ impl Ledger {
         if !self.waiting.fetching && !self.draining && self.waiting.next.is_some_and(|next| next <= now) {
             self.waiting.fetching = true;
             self.waiting.next = None;
-            self.out.push(Action::FetchDue(self.config.settings.pending.page + self.waiting.awake));
+            self.out
+                .push(Action::FetchDue(self.config.settings.pending.page + self.waiting.awake + self.waiting.foreign));
         }
     }
 
@@ -64,6 +66,9 @@ impl Ledger {
         if let Some(next) = due.next {
             self.waiting.at(next.max(now + AGAIN_MS.min(next.saturating_sub(now))));
         }
+        // Rows of services that this program does not have stay due: the next look goes past them.
+        let known = |key: &&ServiceKey| self.config.services.iter().any(|service| service.name == key.service);
+        self.waiting.foreign = due.keys.len() - due.keys.iter().filter(known).count();
         let woken = due.keys.iter().filter(|key| self.wake(key)).count();
         if !due.keys.is_empty() {
             // What was not woken is in hand already, or its newer time is not committed yet.
@@ -148,15 +153,17 @@ impl Ledger {
             }
             if row.seq > slot.rows.loaded {
                 slot.rows.loaded = row.seq;
-                slot.queue.push_back(item(row));
+                slot.queue.push_back(item(row, &self.config.bindings));
             }
         }
         slot.rows.count = slot.rows.count.max(slot.queue.len() as u64);
     }
 }
 
-fn item(row: PendingRow) -> Item {
+/// A row as an item; a message that is not to be run is refused again.
+fn item(row: PendingRow, bindings: &Bindings) -> Item {
     Item {
+        refusal: bindings.refusal(&row.message),
         message: row.message,
         id: row.id,
         from: From::Row(row.seq),
@@ -164,6 +171,5 @@ fn item(row: PendingRow) -> Item {
         taken_at: row.taken_at,
         attempt: row.attempt,
         history: row.history,
-        refusal: None,
     }
 }

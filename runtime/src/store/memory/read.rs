@@ -9,8 +9,8 @@ use crate::clock::Millis;
 use crate::message::ShardNo;
 use crate::store::query::DeadFilter;
 use crate::store::{
-    CommitIds, DeadLetter, Due, Epoch, InboxRows, KeyRow, PendingRow, ServiceKey, StoreError, StoredLogRow, TakenShard,
-    Trim,
+    CommitIds, DeadLetter, Due, Epoch, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError, StoredLogRow,
+    TakenShard, Trim,
 };
 use crate::transport::{Position, Positions};
 
@@ -52,14 +52,14 @@ impl Inner {
     }
 
     pub(super) fn load(&self, shard: ShardNo, key: &ServiceKey) -> KeyRow {
-        let mut seqs = self.pending_of(shard).filter(|row| is_of(row, key)).map(|row| row.seq);
-        let first = seqs.next();
+        let seqs: Vec<u64> = self.pending_of(shard).filter(|row| is_of(row, key)).map(|row| row.seq).collect();
+        let ends = seqs.first().zip(seqs.last());
         KeyRow {
             state: self.states.get(&(Arc::clone(&key.service), Arc::clone(&key.key))).cloned(),
             held: self
                 .dead_of(shard)
                 .any(|letter| letter.holds_key && letter.service == key.service && letter.key == key.key),
-            pending: first.map(|first| (first, seqs.last().unwrap_or(first))),
+            pending: ends.map(|(first, last)| RowSpan { first: *first, last: *last, count: seqs.len() as u64 }),
         }
     }
 

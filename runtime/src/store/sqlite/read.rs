@@ -14,7 +14,9 @@ use super::writer::failed;
 use crate::clock::Millis;
 use crate::message::ShardNo;
 use crate::store::query::DeadFilter;
-use crate::store::{CommitIds, DeadLetter, Due, InboxRows, KeyRow, PendingRow, ServiceKey, StoreError, StoredLogRow};
+use crate::store::{
+    CommitIds, DeadLetter, Due, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError, StoredLogRow,
+};
 use crate::transport::Positions;
 
 pub(super) async fn inbox(
@@ -63,7 +65,7 @@ pub(super) async fn load(pool: &SqlitePool, shard: ShardNo, keys: &[ServiceKey])
     }
     // Keys of which nothing is stored give no row: a row costs more to hand over than to find.
     let rows = query(
-        "SELECT at, version, state, held, first, last FROM (
+        "SELECT at, version, state, held, first, last, waiting FROM (
              SELECT e.key AS at, s.version, s.state,
                  EXISTS (SELECT 1 FROM dead_letters d
                      WHERE d.shard = ?1 AND d.service = e.value->>0 AND d.key = e.value->>1
@@ -71,7 +73,9 @@ pub(super) async fn load(pool: &SqlitePool, shard: ShardNo, keys: &[ServiceKey])
                  (SELECT min(seq) FROM pending p
                      WHERE p.shard = ?1 AND p.service = e.value->>0 AND p.key = e.value->>1) AS first,
                  (SELECT max(seq) FROM pending p
-                     WHERE p.shard = ?1 AND p.service = e.value->>0 AND p.key = e.value->>1) AS last
+                     WHERE p.shard = ?1 AND p.service = e.value->>0 AND p.key = e.value->>1) AS last,
+                 (SELECT count(seq) FROM pending p
+                     WHERE p.shard = ?1 AND p.service = e.value->>0 AND p.key = e.value->>1) AS waiting
              FROM json_each(?2) e LEFT JOIN states s ON s.service = e.value->>0 AND s.key = e.value->>1
          ) WHERE version IS NOT NULL OR held OR first IS NOT NULL",
     )
@@ -89,6 +93,8 @@ pub(super) async fn load(pool: &SqlitePool, shard: ShardNo, keys: &[ServiceKey])
             None => None,
         };
         let pending = decode::maybe(row, 4)?.zip(decode::maybe(row, 5)?);
+        let count = decode::number(row, 6)?;
+        let pending = pending.map(|(first, last)| RowSpan { first, last, count });
         if let Some(slot) = found.get_mut(at) {
             *slot = KeyRow { state, held: decode::get(row, 3)?, pending };
         }

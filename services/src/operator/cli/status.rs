@@ -107,6 +107,7 @@ mod tests {
             unread: count,
             pending: count,
             dead_letters: count,
+            waiting_keys: count,
             held_keys: count,
             positions: BTreeMap::new(),
             counters: [("taken".to_owned(), count)].into(),
