@@ -139,7 +139,7 @@ impl Ledger {
             }
             return;
         }
-        slot.solo = false;
+        slot.solo = 0;
         match slot.actor {
             Some(_) if !slot.held && !slot.waits => {
                 self.actors.stamps += 1;

@@ -79,6 +79,9 @@ impl Ledger {
             let gathered = std::mem::take(&mut self.batches.gathering.groups[at as usize]);
             groups.push(gathered);
         }
+        // One more than there are: what comes behind the last of them must not join its commit, or two messages in a
+        // row that are refused would take each other apart for ever.
+        let turns = 1 + groups.iter().map(|group| group.turns).sum::<usize>();
         let mut items = Vec::new();
         for group in groups {
             self.undo(&group);
@@ -87,6 +90,7 @@ impl Ledger {
         self.slots.renew(ix);
         let slot = &mut self.slots[ix];
         slot.loading = false;
+        slot.solo = turns + slot.running.as_ref().map_or(0, |running| running.items.len());
         if let Some(running) = slot.running.as_mut() {
             running.stale = true;
             items.extend(running.items.drain(..));
@@ -97,7 +101,6 @@ impl Ledger {
         items.sort_by_key(|item| item.arrival);
         slot.queue = items.into();
         slot.uncommitted = 0;
-        slot.solo = true;
         slot.warm = false;
         slot.known = false;
         slot.held = false;

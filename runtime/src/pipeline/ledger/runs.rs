@@ -106,7 +106,7 @@ impl Ledger {
         if slot.queue.is_empty() {
             return if slot.rows.behind() { self.page(ix) } else { self.rest(ix) };
         }
-        if slot.solo && slot.uncommitted > 0 || self.draining {
+        if slot.solo > 0 && slot.uncommitted > 0 || self.draining {
             return;
         }
         if self.fault_at_head(ix) {
@@ -143,7 +143,7 @@ impl Ledger {
         let settings = &self.config.settings;
         let slot = &mut self.slots[ix];
         slot.queued = false;
-        let most = if slot.solo { 1 } else { settings.actors.run_max };
+        let most = if slot.solo > 0 { 1 } else { settings.actors.run_max };
         let runnable = slot.queue.iter().take(most).take_while(|item| item.refusal.is_none()).count();
         let items: VecDeque<Item> = slot.queue.drain(..runnable).collect();
         let orders = items.iter().map(|item| RunItem { message: item.message.clone(), attempt: item.attempt + 1 });
@@ -182,7 +182,10 @@ impl Ledger {
             return;
         }
         self.settle_run(report.slot, report.turns, report.state, now);
-        self.slots[report.slot].solo |= report.alone;
+        if report.alone {
+            let slot = &mut self.slots[report.slot];
+            slot.solo = slot.solo.max(1 + slot.running.as_ref().map_or(0, |running| running.items.len()));
+        }
         if report.done {
             self.end_run(report.slot);
         }

@@ -64,6 +64,7 @@ impl Ledger {
                     add(&mut group.part.events, events);
                     add(&mut group.part.rows, rows);
                     group.turn(item.id);
+                    self.turned(ix);
                     self.settle_item(ix, item);
                 }
                 TurnEnd::Fault(fault) => self.fault(ix, item, fault, now),
@@ -76,6 +77,12 @@ impl Ledger {
             let key = slot.key.clone();
             self.group(ix).part.state = Some(StateWrite { service, key, version, json });
         }
+    }
+
+    /// One turn fewer that must have a commit of its own.
+    fn turned(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        slot.solo = slot.solo.saturating_sub(1);
     }
 
     /// A message is done with: its id is taken, or its row deleted.
@@ -176,6 +183,7 @@ impl Ledger {
         group.part.pending.push(row);
         group.turn(item.id);
         group.items.push(before);
+        self.turned(ix);
         self.await_commits(ix);
         self.follow_queue(ix);
     }
@@ -204,6 +212,7 @@ impl Ledger {
         group.part.dead.push(letter);
         group.turn(item.id);
         group.items.push(before);
+        self.turned(ix);
         if holds_key {
             let slot = &mut self.slots[ix];
             slot.held = true;
@@ -333,7 +342,6 @@ impl Ledger {
             (Some((_, Fault::Defer(delay))), _) => TurnFault::Defer(millis(delay)),
             (None, None) => return false,
         };
-        slot.solo = slot.solo && !blamed;
         let now = self.waiting.now;
         self.fault(ix, head, fault, now);
         true

@@ -127,8 +127,8 @@ pub(crate) struct Slot {
     pub(crate) uncommitted: u32,
     /// Its group in the batch that is being gathered.
     pub(crate) group: Option<u32>,
-    /// One turn per commit: a commit with several was refused.
-    pub(crate) solo: bool,
+    /// So many turns still have a commit each: one with several was refused.
+    pub(crate) solo: usize,
     /// The turn that the store refused, and the fault that it becomes.
     pub(crate) blame: Option<(TakenId, Fault)>,
     /// Dead letters that an operator acts on.
