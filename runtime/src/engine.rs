@@ -192,6 +192,9 @@ impl Engine {
             None => false,
         });
         let drained = join_all(drains).await;
+        for (no, _) in (0..).zip(&drained).filter(|(_, done)| **done) {
+            self.env.metrics.forget_shard(no);
+        }
         let left: Vec<_> = drained.iter().enumerate().filter(|(_, done)| !**done).map(|(no, _)| no).collect();
         if self.root.get_cell().stop_and_wait(None, Some(Duration::from_millis(500))).await.is_err() {
             self.root.get_cell().kill();

@@ -78,8 +78,6 @@ words! {
         Ended = "ended",
         /// A child of it used up its restarts.
         Escalated = "escalated",
-        /// A commit failed for good: the shard's memory was thrown away.
-        CommitLost = "commit_lost",
     }
 }
 

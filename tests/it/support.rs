@@ -43,6 +43,7 @@ impl Handler for Counting {
         turn.emit("counted", &serde_json::json!({ "id": turn.id(), "n": counted.n }))?;
         match message.fail.as_deref() {
             None => Ok(()),
+            #[expect(clippy::panic, reason = "a handler that panics is what is tested")]
             Some("panic") => panic!("as told"),
             Some("reject") => Err(Fault::reject("as told")),
             Some("once") if turn.attempt() > 1 => Ok(()),
