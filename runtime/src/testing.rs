@@ -11,6 +11,7 @@ mod given;
 mod owner;
 mod perform;
 mod plan;
+mod seen;
 mod simulation;
 mod sources;
 mod tell;
@@ -21,5 +22,6 @@ mod world;
 
 pub use given::{Given, Then};
 pub use plan::Faults;
+pub use seen::Seen;
 pub use simulation::{Broken, Report, Simulation};
-pub use witness::{Effect, Seen};
+pub use witness::Effect;

@@ -52,7 +52,7 @@ impl World {
                 }
                 Action::Acknowledge(source, positions) => {
                     let name = self.plan.sources[source as usize].clone();
-                    self.witness.reached(owner.shard, &name, &positions)?;
+                    self.witness.reached((owner.shard, &name), &positions, false)?;
                     if let Some(source) = owner.ingresses[source as usize].source.as_mut() {
                         source.committed(&positions);
                     }

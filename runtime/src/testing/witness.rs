@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::fate::Fate;
 use super::plan::{PROBE, Plan, SOURCES};
+use super::seen::Seen;
 use crate::AfterDeadLetter;
 use crate::message::{Message, ShardNo, TakenId};
 use crate::store::{Commit, Epoch, Part};
@@ -20,77 +21,6 @@ pub struct Effect {
     pub key: String,
     /// The message's id.
     pub id: String,
-}
-
-/// How often something happened in a simulation.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
-    /// Commits that were written.
-    pub commits: u64,
-    /// Commits that were fenced off.
-    pub fenced: u64,
-    /// Commits that were refused.
-    pub refused: u64,
-    /// Commits whose answer was lost.
-    pub unknown: u64,
-    /// Commits for which the store was away.
-    pub unavailable: u64,
-    /// Owners that died, drained, or stopped by themselves.
-    pub takeovers: u64,
-    /// Owners that went on after another one took over.
-    pub zombies: u64,
-    /// Key actors, committers and ingresses that died.
-    pub deaths: u64,
-    /// Pages of waiting rows that were read.
-    pub pages: u64,
-    /// Keys that gave their actor to another.
-    pub passivations: u64,
-    /// Times that a bound of the waiting rows was reached.
-    pub overflows: u64,
-    /// Duplicates that were dropped.
-    pub duplicates: u64,
-    /// Attempts that were put off for later.
-    pub retries: u64,
-    /// Dead letters.
-    pub dead_letters: u64,
-    /// Dead letters that were replayed or discarded.
-    pub operations: u64,
-}
-
-impl Seen {
-    /// The sums of two.
-    #[must_use]
-    pub fn plus(mut self, other: &Self) -> Self {
-        for ((_, sum), (_, more)) in self.all().into_iter().zip(other.clone().all()) {
-            *sum += *more;
-        }
-        self
-    }
-
-    /// What never happened.
-    pub fn missing(&self) -> Vec<&'static str> {
-        self.clone().all().into_iter().filter(|(_, count)| **count == 0).map(|(name, _)| name).collect()
-    }
-
-    fn all(&mut self) -> [(&'static str, &mut u64); 15] {
-        [
-            ("commits", &mut self.commits),
-            ("fenced", &mut self.fenced),
-            ("refused", &mut self.refused),
-            ("unknown", &mut self.unknown),
-            ("unavailable", &mut self.unavailable),
-            ("takeovers", &mut self.takeovers),
-            ("zombies", &mut self.zombies),
-            ("deaths", &mut self.deaths),
-            ("pages", &mut self.pages),
-            ("passivations", &mut self.passivations),
-            ("overflows", &mut self.overflows),
-            ("duplicates", &mut self.duplicates),
-            ("retries", &mut self.retries),
-            ("dead_letters", &mut self.dead_letters),
-            ("operations", &mut self.operations),
-        ]
-    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -214,17 +144,25 @@ impl Witness {
             }
         }
         for (source, positions) in &commit.positions {
-            self.reached(shard, source, positions).map_err(at)?;
+            self.reached((shard, source), positions, true).map_err(at)?;
         }
         Ok(())
     }
 
-    /// All of a source up to these positions must be durable.
-    pub(super) fn reached(&mut self, shard: ShardNo, source: &str, positions: &Positions) -> Result<(), String> {
+    /// All of a source up to these positions must be durable; those that are stored never go back.
+    pub(super) fn reached(
+        &mut self,
+        (shard, source): (ShardNo, &str),
+        positions: &Positions,
+        stored: bool,
+    ) -> Result<(), String> {
         let Some(source) = SOURCES.iter().position(|name| *name == source) else { return Ok(()) };
         for (origin, position) in positions {
             let place = (shard, u16::try_from(source).unwrap_or(0), origin.clone());
             let Some(track) = self.tracks.get_mut(&place) else { continue };
+            if track.passed > 0 && track.entries[track.passed - 1].0 > *position && stored {
+                return Err(format!("{}/{origin} goes back to {position:?}", SOURCES[source]));
+            }
             while let Some((at, ids)) = track.entries.get(track.passed).filter(|(at, _)| at <= position) {
                 if let Some(lost) = ids.iter().find(|id| !self.taken.contains(*id)) {
                     let id = self.expected.get(lost).map_or("", |expected| &expected.id);

@@ -79,7 +79,8 @@ impl Tracker {
             return highest.or(self.stored);
         }
         let passed = self.entries.range(..self.passed);
-        passed.rev().find(|entry| entry.last).map(|entry| entry.position).or(self.stored)
+        // A source that was opened again may have handed over what was in hand already.
+        passed.rev().find(|entry| entry.last).map(|entry| entry.position).max(self.stored)
     }
 
     /// The commit under way, with this number, is durable.
@@ -196,6 +197,17 @@ mod tests {
         tracker.committed(2);
         assert_eq!((tracker.position(), tracker.len(), tracker.floor()), (Some(at(2)), 0, None));
         assert_eq!(tracker.receive(at(2), true), None, "passed");
+    }
+
+    #[test]
+    fn the_position_never_goes_back_when_a_source_repeats_itself() {
+        let mut tracker = Tracker::default();
+        let first: Vec<_> = (1..=3).map(|no| tracker.receive(at(no), true).unwrap()).collect();
+        let again = tracker.receive(at(1), true).unwrap();
+        first.into_iter().for_each(|seq| tracker.mark(seq));
+        tracker.committed(1);
+        tracker.mark(again);
+        assert_eq!(tracker.position(), Some(at(3)));
     }
 
     proptest! {
