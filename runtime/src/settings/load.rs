@@ -388,7 +388,7 @@ mod tests {
         said(&["store: is a section", "x.toml"]);
         said(&["ingress.credit: there is no such setting; did you mean ingress.credits?", "x.toml"]);
         said(&["ingress.credits: \"many\" cannot be used", "x.toml"]);
-        said(&["ownership.shards must be 1 to 1024", "x.toml"]);
+        said(&["ownership.shards must be 1 to 256", "x.toml"]);
         said(&["bind[1].servise: there is no such setting; did you mean service?", "x.toml"]);
         said(&["retry.base: \"soon\" cannot be used", "environment BUDGET_RETRY__BASE"]);
         said(&["stroe.url", "did you mean store.url?", "environment BUDGET_STROE__URL"]);
