@@ -14,7 +14,7 @@ use crate::process::until;
 use crate::{ChaosError, Verdict};
 
 /// Microseconds that a turn takes.
-const PACE: u64 = 5_000;
+const PACE: u64 = 20_000;
 /// The log's bound.
 const UNREAD_MAX: u64 = 20_000;
 /// How much faster the input must be.

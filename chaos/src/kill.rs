@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use perkey::clock::{Dice, Stopwatch, sleep};
@@ -20,6 +21,8 @@ use crate::{ChaosError, Verdict};
 const REST_MAX: Duration = Duration::from_secs(600);
 /// Share of the kills that must hit a process at work.
 const HITS_MIN: f64 = 0.8;
+/// How often the work is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Small enough that an import beside a running process keeps pace with it.
 const MAX_UNREAD: &str = "log.max_unread=4000";
 
@@ -93,7 +96,9 @@ impl Scene<'_> {
         for no in 1..=self.plan.kills {
             self.start().await?;
             let life = self.life.mul_f64(2.0 * self.dice.unit());
-            self.live(life, verdict).await?;
+            // Whoever is quicker than that is killed when its share of the work is done: no kill comes too late.
+            let share = (f64::from(no) - self.dice.unit()) / f64::from(self.plan.kills + 1) * 0.95;
+            self.live(life, share, verdict).await?;
             let killed = self.strike().await?;
             let passed = progress(&self.place.url).await.passed as f64 / self.plan.lines as f64;
             say(&format!("kill {no}: {killed} after {} ms, {:.1} % handled", life.as_millis(), passed * 100.0));
@@ -124,9 +129,22 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// Lets them work for so long. Whoever ends by itself must have a reason.
-    async fn live(&mut self, life: Duration, verdict: &mut Verdict) -> Result<(), ChaosError> {
-        let mut over = std::pin::pin!(sleep(life));
+    /// Lets them work for so long, or until this share of the lines has passed. Whoever ends by itself must have a reason.
+    async fn live(&mut self, life: Duration, share: f64, verdict: &mut Verdict) -> Result<(), ChaosError> {
+        let url = self.place.url.clone();
+        let lines = share * self.plan.lines as f64;
+        let worked = async {
+            while (progress(&url).await.passed as f64) < lines {
+                sleep(LOOK_EVERY).await;
+            }
+        };
+        let over = async {
+            tokio::select! {
+                () = sleep(life) => (),
+                () = worked => (),
+            }
+        };
+        let mut over = pin!(over);
         loop {
             let up = ended(&mut self.up);
             let import = ended(&mut self.import);
@@ -181,7 +199,7 @@ impl Scene<'_> {
         let watch = Stopwatch::start();
         while !self.imported {
             self.start().await?;
-            self.live(Duration::from_millis(500), verdict).await?;
+            self.live(Duration::from_millis(500), f64::INFINITY, verdict).await?;
             if watch.elapsed() > REST_MAX || !verdict.violations.is_empty() {
                 return Err(ChaosError::Stuck(format!("the import did not end: {}", verdict.violations.join("; "))));
             }
