@@ -238,8 +238,6 @@ impl Ledger {
             actors: self.actors.len(),
             credits_used: self.sources.iter().map(|source| source.used).sum(),
             pending: self.waiting.rows,
-            waiting: self.slots.iter().filter(|slot| slot.must_follow()).count(),
-            held: self.slots.iter().filter(|slot| slot.held).count(),
             inbox_ids: self.inbox.len(),
             window: self.inbox.oldest().filter(|_| self.inbox.is_short()).map_or(0, |(_, at)| now.saturating_sub(at)),
             pending_full: self.waiting.rows >= self.config.settings.pending.max_per_shard

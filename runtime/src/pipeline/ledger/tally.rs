@@ -57,10 +57,6 @@ pub struct Gauges {
     pub credits_used: usize,
     /// Rows in `pending`.
     pub pending: u64,
-    /// Keys in hand that wait or are held.
-    pub waiting: usize,
-    /// Keys in hand that a dead letter holds.
-    pub held: usize,
     /// Ids remembered.
     pub inbox_ids: usize,
     /// Age in milliseconds of the oldest id remembered, 0 when nothing was forgotten for lack of room.
