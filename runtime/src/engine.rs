@@ -97,8 +97,12 @@ impl Engine {
             let problem = format!("bind of type {kind:?}: there is no source {source:?}; there are: {names}");
             return Err(EngineError::Settings(problem));
         }
-        let setup =
-            Setup { shards: settings.ownership.shards, services: handlers.services(), tables: handlers.tables() };
+        let setup = Setup {
+            shards: settings.ownership.shards,
+            services: handlers.services(),
+            tables: handlers.tables(),
+            code_version: handlers.code_version(),
+        };
         let identity = store.prepare(setup).await?;
         let services: Arc<[_]> = describe(&handlers, &identity.services, settings).into();
         let env = Arc::new(Env {

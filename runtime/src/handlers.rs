@@ -51,6 +51,11 @@ impl Handlers {
         self.services.iter().map(|service| service.name().into()).collect()
     }
 
+    /// Rises when a handler's `STATE_VERSION` does: their sum.
+    pub fn code_version(&self) -> u32 {
+        self.services.iter().map(|service| service.state_version()).sum()
+    }
+
     /// The tables of all handlers.
     pub fn tables(&self) -> Vec<Table> {
         self.services.iter().flat_map(|service| service.tables()).collect()
@@ -108,6 +113,7 @@ pub(crate) trait Service: Send + Sync {
     fn after_dead_letter(&self) -> AfterDeadLetter;
     fn retry(&self) -> Option<RetryPolicy>;
     fn tables(&self) -> Vec<Table>;
+    fn state_version(&self) -> u32;
     fn key_of(&self, payload: &[u8]) -> Result<Key, String>;
     /// Runs messages in order. `early` is told what has settled when a turn outlasts the slice, once.
     fn run<'a>(
@@ -148,6 +154,10 @@ impl<H: Handler> Service for Typed<H> {
 
     fn tables(&self) -> Vec<Table> {
         self.handler.tables()
+    }
+
+    fn state_version(&self) -> u32 {
+        H::STATE_VERSION
     }
 
     fn key_of(&self, payload: &[u8]) -> Result<Key, String> {

@@ -2,10 +2,14 @@
 //! In: defaults, a file, the environment, flags ([`load`]). Out: checked [`Settings`], or all problems at once.
 
 pub mod load;
+mod problems;
+mod routes;
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::routes::{Bind, KeyFrom, Publish};
 
 /// All settings. Sections are those of `config/default.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -39,8 +43,14 @@ pub struct Settings {
     pub supervision: SupervisionSettings,
     /// The listener for metrics and health.
     pub admin: AdminSettings,
+    /// Events on their way to sinks.
+    pub outbox: OutboxSettings,
+    /// Kafka as source and sink.
+    pub kafka: KafkaSettings,
     /// Routes from sources to services.
     pub bind: Vec<Bind>,
+    /// Routes from services to sinks.
+    pub publish: Vec<Publish>,
 }
 
 macro_rules! section {
@@ -61,8 +71,13 @@ macro_rules! section {
 section! {
     /// The store.
     StoreSettings {
-        /// Where it is: `sqlite:///path/to.db`.
+        /// Where it is: `sqlite:///path/to.db`, or `postgres://user@host/database`, which several workers share.
         url: String = "sqlite://perkey.db".to_owned(),
+        /// Connections that read, on PostgreSQL; commits and leases have their own beside them.
+        connections: u32 = 8,
+        /// Time after which PostgreSQL gives a statement up; below `ownership.lease_ttl`.
+        #[serde(with = "humantime_serde")]
+        statement_timeout: Duration = Duration::from_secs(5),
     }
 }
 
@@ -71,6 +86,17 @@ section! {
     OwnershipSettings {
         /// Number of shards; recorded by the store at first start.
         shards: u32 = 8,
+        /// This worker's name among the workers; empty: made of host and process id.
+        worker: String = String::new(),
+        /// Time after which the shards of a worker that gave no sign of life can be taken.
+        #[serde(with = "humantime_serde")]
+        lease_ttl: Duration = Duration::from_secs(10),
+        /// Time between two signs of life.
+        #[serde(with = "humantime_serde")]
+        heartbeat: Duration = Duration::from_secs(1),
+        /// How long a worker whose shard failed too often leaves that shard to others.
+        #[serde(with = "humantime_serde")]
+        cool_down: Duration = Duration::from_secs(30),
     }
 }
 
@@ -111,6 +137,8 @@ section! {
     CommitSettings {
         /// Turns in one commit.
         turns_max: usize = 4_096,
+        /// Commits of all shards of a worker on their way to PostgreSQL at once; SQLite has one writer.
+        in_flight: usize = 2,
     }
 }
 
@@ -199,7 +227,67 @@ section! {
         /// How long running turns may take to end when the process leaves.
         #[serde(with = "humantime_serde")]
         exit: Duration = Duration::from_secs(20),
+        /// How long running turns may take to end when a shard moves to another worker.
+        #[serde(with = "humantime_serde")]
+        hand_over: Duration = Duration::from_secs(1),
     }
+}
+
+section! {
+    /// Events on their way to sinks.
+    OutboxSettings {
+        /// Events of a shard that a sink has and has not confirmed yet.
+        window: usize = 16_384,
+        /// Unpublished events of a shard; at the bound its sources pause.
+        max_pending: u64 = 1_000_000,
+        /// How long a confirmed event's watermark waits for a commit to ride on.
+        #[serde(with = "humantime_serde")]
+        idle: Duration = Duration::from_millis(50),
+    }
+}
+
+section! {
+    /// Kafka as source and sink; not used while `brokers` is empty.
+    KafkaSettings {
+        /// Addresses of some brokers: `host:port,host:port`.
+        brokers: String = String::new(),
+        /// Topics to read.
+        topics: Vec<String> = Vec::new(),
+        /// Consumer group that positions are also committed to, for lag tools; they do not decide where reading starts.
+        group: String = "perkey".to_owned(),
+        /// Where a topic that was never read is begun.
+        first_start: FirstStart = FirstStart::Earliest,
+        /// Header with the message's id where there is no `ce_id`.
+        id_header: String = "id".to_owned(),
+        /// Topic that dead letters are copied to, or empty.
+        dead_letter_topic: String = String::new(),
+        /// `plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`.
+        security: String = "plaintext".to_owned(),
+        /// `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`; used with `sasl_…`.
+        sasl_mechanism: String = "SCRAM-SHA-512".to_owned(),
+        /// User name for SASL.
+        username: String = String::new(),
+        /// Password for SASL.
+        password: String = String::new(),
+        /// File with the certificates to trust, or empty for the system's.
+        ca_file: String = String::new(),
+        /// File with the client's certificate, or empty.
+        cert_file: String = String::new(),
+        /// File with the client's key, or empty.
+        key_file: String = String::new(),
+        /// Further properties of librdkafka: `name=value`.
+        properties: Vec<String> = Vec::new(),
+    }
+}
+
+/// Where a topic that was never read is begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FirstStart {
+    /// With its oldest record.
+    Earliest,
+    /// With what is written from now on.
+    Latest,
 }
 
 section! {
@@ -259,81 +347,4 @@ pub enum Overflow {
     Shrink,
     /// The sources pause until ids are old enough.
     Pause,
-}
-
-/// A route: messages of `source` whose type matches `kind` go to `service`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Bind {
-    /// Where they come from: a transport's name; `embedded` are the events of this store's own handlers.
-    #[serde(default = "embedded")]
-    pub source: String,
-    /// Their CloudEvents type; `*` at the end matches any rest.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// The service that handles them.
-    pub service: String,
-    /// Where their key comes from.
-    #[serde(default)]
-    pub key: KeyFrom,
-}
-
-fn embedded() -> String {
-    "embedded".to_owned()
-}
-
-/// Where a bound message's key comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KeyFrom {
-    /// The record's own key; the payload is not decoded to route it.
-    #[default]
-    Record,
-    /// The service's `Handler::key`.
-    Handler,
-}
-
-impl Settings {
-    /// Everything that is wrong, each with the setting's name and what to do; empty when nothing is.
-    pub fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        let mut check = |fine: bool, problem: &str| {
-            if !fine {
-                problems.push(problem.to_owned());
-            }
-        };
-        check((1..=256).contains(&self.ownership.shards), "ownership.shards must be 1 to 256");
-        check(self.ingress.credits >= 16, "ingress.credits must be at least 16");
-        check(self.ingress.batch_max >= 1, "ingress.batch_max must be at least 1");
-        check(self.ingress.ahead_max >= self.ingress.credits, "ingress.ahead_max must be at least ingress.credits");
-        check(
-            (1..=256 << 20).contains(&self.ingress.message_bytes_max),
-            "ingress.message_bytes_max must be 1 to 268435456 (256 MiB)",
-        );
-        check(
-            self.actors.resident_max >= self.ownership.shards as usize,
-            "actors.resident_max must be at least ownership.shards: each shard needs an actor",
-        );
-        check((1..=4_096).contains(&self.actors.run_max), "actors.run_max must be 1 to 4096");
-        check(!self.actors.slice.is_zero(), "actors.slice must be above 0");
-        check(self.commit.turns_max >= 1, "commit.turns_max must be at least 1");
-        check(
-            self.dedup.max_ids >= self.ingress.credits + self.ingress.ahead_max,
-            "dedup.max_ids must be at least ingress.credits + ingress.ahead_max: ids above a source's position never age out",
-        );
-        check(self.pending.page >= 1, "pending.page must be at least 1");
-        check(self.pending.max_per_key >= 1, "pending.max_per_key must be at least 1");
-        check(
-            self.pending.max_per_shard >= self.pending.max_per_key,
-            "pending.max_per_shard must be at least pending.max_per_key",
-        );
-        check(self.retry.attempts >= 1, "retry.attempts must be at least 1: the first counts");
-        check(self.retry.factor >= 1.0, "retry.factor must be at least 1");
-        check(!self.retry.base.is_zero(), "retry.base must be above 0");
-        check(self.retry.cap >= self.retry.base, "retry.cap must be at least retry.base");
-        check(self.log.max_unread >= 1_000, "log.max_unread must be at least 1000: an import appends 1000 at a time");
-        check(!self.log.poll.is_zero(), "log.poll must be above 0");
-        check(self.drain.exit <= Duration::from_secs(20), "drain.exit must be at most 20s: a drain ends within 25s");
-        problems
-    }
 }

@@ -5,6 +5,7 @@
 
 mod commit;
 mod declared;
+pub mod lease;
 pub mod memory;
 pub mod query;
 pub mod sqlite;
@@ -31,6 +32,9 @@ pub type Epoch = u64;
 /// Positions of every source of a shard, by the source's name.
 pub type SourcePositions = BTreeMap<Arc<str>, Positions>;
 
+/// Of each sink the number of the last event all of whose predecessors it has confirmed, by the sink's name.
+pub type Watermarks = BTreeMap<Arc<str>, u64>;
+
 /// Totals that a shard counts with its commits, by name (`taken`, `duplicates`, `rejected`, …); they survive restarts.
 pub type Counters = BTreeMap<String, u64>;
 
@@ -51,6 +55,8 @@ pub struct TakenShard {
     pub unclean: u32,
     /// Where the sources stand.
     pub positions: SourcePositions,
+    /// Where the sinks stand.
+    pub watermarks: Watermarks,
     /// The shard's totals.
     pub counters: Counters,
 }
@@ -126,6 +132,9 @@ pub struct Setup {
     pub services: Vec<Arc<str>>,
     /// Tables of the handlers.
     pub tables: Vec<Table>,
+    /// Rises with a handler's `STATE_VERSION` and with a stored format. A program with a lower one than a shard has seen
+    /// does not take that shard, so that a rolling deploy neither refuses states nor spends attempts.
+    pub code_version: u32,
 }
 
 /// What the store recorded at first start.
@@ -149,6 +158,26 @@ pub enum StoreError {
     /// The shard belongs to another owner.
     #[error("shard {0} has another owner now")]
     Fenced(ShardNo),
+    /// The shard's owner is alive, by the store's clock.
+    #[error("shard {shard} belongs to {owner}, whose lease has not expired")]
+    Owned {
+        /// The shard.
+        shard: ShardNo,
+        /// Its owner.
+        owner: String,
+    },
+    /// The shard was owned by a newer program.
+    #[error(
+        "shard {shard} was owned by code version {stored}, this program has {ours}: run the newer program, or one whose states are as new"
+    )]
+    CodeVersion {
+        /// The shard.
+        shard: ShardNo,
+        /// The highest version that owned it.
+        stored: u32,
+        /// This program's.
+        ours: u32,
+    },
     /// The store was written by a newer program.
     #[error(
         "the store has format {found}, this program knows up to {known}: use the program that wrote it, or a newer one"
@@ -194,7 +223,8 @@ pub trait Store: Send + Sync + 'static {
     fn prepare(&self, setup: Setup) -> StoreFuture<'_, Identity>;
 
     /// Takes `shard` over from whoever had it: raises its epoch. `owner` names a process and its incarnation: taking a
-    /// shard from another one that did not give it up is unclean, taking it again from oneself is not.
+    /// shard from another one that did not give it up is unclean, taking it again from oneself is not. Where there are
+    /// leases, a shard whose owner's lease has not expired by the store's clock is not given: [`StoreError::Owned`].
     fn take(&self, shard: ShardNo, owner: &str) -> StoreFuture<'_, TakenShard>;
 
     /// Takes `shard` over from oneself, when a commit's outcome is unknown: waits for that commit and shuts it out.
@@ -236,6 +266,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// What operators and tools ask of it.
     fn queries(&self) -> &dyn query::Queries;
+
+    /// Its leases, if several workers can share it; else whoever opened it to run has all shards.
+    fn leases(&self) -> Option<&dyn lease::Leases> {
+        None
+    }
 }
 
 /// A row of the embedded log as read.

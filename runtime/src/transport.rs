@@ -2,6 +2,7 @@
 //! In: positions to start from. Out: deliveries in each origin's order, at most as many as there are credits.
 
 pub mod embedded;
+mod sink;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+pub use self::sink::{Answer, Outgoing, Sink, SinkError, SinkTransport};
 use crate::message::{Message, ShardNo};
 
 /// A place in an ordered log: the record's number, then the message's index within the record.
@@ -18,6 +20,21 @@ pub struct Position {
     pub no: u64,
     /// The message within it, from 0.
     pub index: u32,
+    /// A fingerprint of the record (its id and time), where a log might be made anew under the same name; 0 where not.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub mark: u64,
+}
+
+impl Position {
+    /// The message `index` of record `no`, of a log that is never made anew.
+    pub fn new(no: u64, index: u32) -> Self {
+        Self { no, index, mark: 0 }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(mark: &u64) -> bool {
+    *mark == 0
 }
 
 /// Of each origin (a log lane, a Kafka partition, a stream) the last position all of whose predecessors are taken.

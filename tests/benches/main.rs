@@ -72,7 +72,7 @@ async fn open(path: &Path) -> Arc<SqliteStore> {
 /// The store at `path`, prepared for `balances`.
 async fn prepared(path: &Path) -> Arc<SqliteStore> {
     let store = open(path).await;
-    let setup = Setup { shards: 8, services: vec!["balances".into()], tables: Vec::new() };
+    let setup = Setup { shards: 8, services: vec!["balances".into()], tables: Vec::new(), code_version: 1 };
     store.prepare(setup).await.expect("a fresh store");
     store
 }

@@ -120,7 +120,7 @@ struct Feed {
 impl Feed {
     async fn start(path: &Path, bytes: usize) -> Self {
         let store = open(path).await;
-        let setup = Setup { shards: SHARDS, services: vec![Wide::SERVICE.into()], tables: Vec::new() };
+        let setup = Setup { shards: SHARDS, services: vec![Wide::SERVICE.into()], tables: Vec::new(), code_version: 1 };
         store.prepare(setup).await.expect("a fresh store");
         let handlers = Handlers::new().with(Wide);
         let settings = Settings::default();

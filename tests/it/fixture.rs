@@ -47,7 +47,8 @@ pub(crate) const POSTINGS: Table = Table {
 };
 
 pub(crate) fn setup() -> Setup {
-    Setup { shards: SHARDS, services: vec!["balances".into(), "audit".into()], tables: vec![POSTINGS] }
+    let services = vec!["balances".into(), "audit".into()];
+    Setup { shards: SHARDS, services, tables: vec![POSTINGS], code_version: 1 }
 }
 
 /// A store in memory; it outlives its "process".
@@ -202,7 +203,7 @@ pub(crate) fn row_write(account: &str, id: &str, row: Option<String>) -> RowWrit
 /// A commit under `epoch` with number `no` and nothing in it.
 pub(crate) fn commit(shard: u32, epoch: u64, no: u64) -> Commit {
     let positions =
-        BTreeMap::from([(Arc::from("embedded"), BTreeMap::from([(Arc::from("import"), Position { no, index: 1 })]))]);
+        BTreeMap::from([(Arc::from("embedded"), BTreeMap::from([(Arc::from("import"), Position::new(no, 1))]))]);
     let counters = BTreeMap::from([("taken".to_owned(), 10 * no)]);
     Commit { shard, epoch, no, at: 1_000 + no, positions, counters, first_seq: 1, ..Commit::default() }
 }

@@ -142,7 +142,7 @@ fn config(store: &MemoryStore, small: [u64; 3]) -> LedgerConfig {
     settings.retry.cap = Duration::from_millis(100);
     settings.retry.attempts = 4;
     let services = vec![Arc::from("listing")];
-    let identity = store.prepare_now(&Setup { shards: 1, services, tables: Vec::new() }).unwrap();
+    let identity = store.prepare_now(&Setup { shards: 1, services, tables: Vec::new(), code_version: 1 }).unwrap();
     LedgerConfig {
         services: Arc::new([ServiceInfo {
             name: "listing".into(),
@@ -244,7 +244,7 @@ impl World {
         let end = self.log.len().min(self.read + self.credits);
         let arrivals = (self.read..end).map(|at| Arrival {
             origin: "one".into(),
-            position: Position { no: at as u64 + 1, index: 0 },
+            position: Position::new(at as u64 + 1, 0),
             last: true,
             what: What::Message(0, self.log[at].clone()),
         });

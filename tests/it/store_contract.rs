@@ -382,7 +382,7 @@ async fn the_log_is_read_per_origin_in_order(place: Box<impl Place>) {
     }
     assert_eq!(places(&store.read_log(2, Positions::new(), 100).await.unwrap()), [("0", 1), ("0", 2), ("0", 3)]);
     committed(&store, &Commit { log: vec![log_row(2, 5, "late")], ..commit(1, other, 1) }).await;
-    let at = |no, index| Positions::from([(Arc::from("0"), Position { no, index })]);
+    let at = |no, index| Positions::from([(Arc::from("0"), Position::new(no, index))]);
     for (from, expected) in [
         (at(1, 1), vec![("0", 2), ("0", 3), ("1", 1)]),
         (at(2, 0), vec![("0", 2), ("0", 3), ("1", 1)]),
@@ -417,7 +417,7 @@ async fn trim_removes_only_what_was_passed(place: Box<impl Place>) {
         written.log = vec![log_row(0, 2, "mine"), log_row(1, 2, "theirs")];
         committed(&store, &written).await;
     }
-    let log = Positions::from([(Arc::from("0"), Position { no: 3, index: 0 })]);
+    let log = Positions::from([(Arc::from("0"), Position::new(3, 0))]);
     store.trim(0, Trim { log, commits_below: 3, history_before: 300 }).await.unwrap();
     assert_eq!(places(&store.read_log(0, Positions::new(), 100).await.unwrap()), [("0", 3), ("0", 4)]);
     assert_eq!(store.read_log(1, Positions::new(), 100).await.unwrap().len(), 4, "another reader's rows stay");
@@ -426,7 +426,7 @@ async fn trim_removes_only_what_was_passed(place: Box<impl Place>) {
     for (no, lines) in [(2, 0), (3, 1)] {
         assert_eq!(store.queries().explain(format!("dead-{no}")).await.unwrap().history.len(), lines, "{no}");
     }
-    let log = Positions::from([(Arc::from("0"), Position { no: 4, index: 1 })]);
+    let log = Positions::from([(Arc::from("0"), Position::new(4, 1))]);
     store.trim(0, Trim { log, ..Trim::default() }).await.unwrap();
     assert!(store.read_log(0, Positions::new(), 100).await.unwrap().is_empty());
     committed(&store, &commit(0, epoch, 5)).await;
@@ -583,7 +583,7 @@ async fn an_import_is_written_with_its_progress(mut place: Box<impl Place>) {
     let twice = batch(31, vec![log_row(2, 5, "x"), log_row(2, 5, "y")]);
     assert!(store.queries().append_import(twice).await.is_err());
     assert_eq!(asked().await.unwrap(), progress(21));
-    let read = |no, index| BTreeMap::from([(Arc::from("import"), Position { no, index })]);
+    let read = |no, index| BTreeMap::from([(Arc::from("import"), Position::new(no, index))]);
     let positions = BTreeMap::from([(Arc::from("embedded"), read(1, 3))]);
     committed(&store, &Commit { positions, ..commit(0, epoch, 1) }).await;
     assert_eq!(store.queries().unread_imports().await.unwrap(), 20, "a row half read counts whole");

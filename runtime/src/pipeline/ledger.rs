@@ -44,7 +44,7 @@ use crate::handler::AfterDeadLetter;
 use crate::message::ShardNo;
 use crate::settings::Settings;
 use crate::store::query::DeadFilter;
-use crate::store::{Commit, Counters, Epoch, InboxRows, ServiceKey, TakenShard, Trim};
+use crate::store::{Commit, Counters, Epoch, InboxRows, ServiceKey, TakenShard, Trim, Watermarks};
 use crate::transport::Positions;
 
 /// What the ledger knows of a service.
@@ -128,6 +128,7 @@ pub struct Ledger {
     unclean: u32,
     /// Non-duplicate deliveries still to pass before the shard counts as clean again.
     until_clean: u64,
+    watermarks: Watermarks,
     counters: BTreeMap<&'static str, u64>,
     inbox: Inbox,
     sources: Vec<SourceTrack>,
@@ -165,6 +166,7 @@ impl Ledger {
             unclean: taken.unclean,
             until_clean: if taken.unclean > 0 { credits } else { 0 },
             counters: restore_counters(&taken.counters),
+            watermarks: taken.watermarks,
             waiting: waiting::Waiting::new(inbox.pending),
             inbox: Inbox::restore(inbox),
             sources,

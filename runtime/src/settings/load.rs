@@ -4,9 +4,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::{Bind, KeyFrom, Settings};
+use super::{Bind, KeyFrom, Publish, Settings};
 
 /// What a setting's environment variable starts with; `__` separates section and name.
 pub const ENV_PREFIX: &str = "BUDGET_";
@@ -143,51 +144,56 @@ impl Loading {
             match value {
                 Value::Table(inner) if section => self.table(&setting, inner, origin),
                 _ if section => self.problems.push(format!("{setting}: is a section, not a value ({origin})")),
-                _ if setting == "bind" => self.binds(value, origin),
+                _ if setting == "bind" => self.list::<Bind>("bind", &BIND, value, origin),
+                _ if setting == "publish" => self.list::<Publish>("publish", &PUBLISH, value, origin),
                 _ => self.set(&setting, value.clone(), origin),
             }
         }
     }
 
-    fn binds(&mut self, value: &Value, origin: &str) {
+    /// A list of sections, each an `E` with these fields.
+    fn list<E: DeserializeOwned>(&mut self, list: &str, fields: &[&'static str], value: &Value, origin: &str) {
         let Value::Array(entries) = value else {
-            return self.problems.push(format!("bind: write each binding as a [[bind]] section ({origin})"));
+            return self.problems.push(format!("{list}: write each one as a [[{list}]] section ({origin})"));
         };
         let before = self.problems.len();
         for (no, entry) in (1..).zip(entries) {
             for name in entry.as_table().into_iter().flat_map(Table::keys) {
-                let fields = ["source", "type", "service", "key"];
                 if !fields.contains(&name.as_str()) {
                     let unknown = Unknown {
                         what: "setting",
-                        name: format!("bind[{no}].{name}"),
-                        near: did_you_mean(name, fields),
+                        name: format!("{list}[{no}].{name}"),
+                        near: did_you_mean(name, fields.iter().copied()),
                     };
                     self.problems.push(format!("{unknown} ({origin})"));
                 }
             }
             // A name that is unknown is already reported: only what else is wrong is still to be said.
-            match entry.clone().try_into::<Bind>() {
+            match entry.clone().try_into::<E>() {
                 Err(error) if !error.message().contains("unknown field") => {
-                    self.problems.push(format!("bind[{no}]: {} ({origin})", error.message()));
+                    self.problems.push(format!("{list}[{no}]: {} ({origin})", error.message()));
                 }
                 Ok(_) | Err(_) => {}
             }
         }
         if before == self.problems.len() {
-            self.set("bind", value.clone(), origin);
+            self.set(list, value.clone(), origin);
         }
     }
 
     /// Sets a value that came as text: its default says how to read it.
     fn text(&mut self, setting: &str, text: &str, origin: String) {
-        if setting == "bind" || setting.starts_with("bind.") {
-            return self.problems.push(format!("{setting}: bindings can only be set in a file ({origin})"));
+        if let Some(list) = ["bind", "publish"].into_iter().find(|list| *list == setting || in_section(setting, list)) {
+            return self.problems.push(format!("{setting}: [[{list}]] can only be set in a file ({origin})"));
         }
         let value = match at(&self.merged, setting) {
             Some(Value::Integer(_)) => text.replace('_', "").parse().map(Value::Integer).ok(),
             Some(Value::Float(_)) => text.parse().map(Value::Float).ok(),
             Some(Value::Boolean(_)) => text.parse().map(Value::Boolean).ok(),
+            Some(Value::Array(_)) => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                Some(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
+            }
             Some(_) | None => None,
         };
         self.set(setting, value.unwrap_or_else(|| Value::String(text.to_owned())), &origin);
@@ -230,6 +236,7 @@ impl Loading {
         }
         let shown = |name: &str| match name {
             "bind" => shown_binds(&settings.bind),
+            "publish" => shown_publishes(&settings.publish),
             _ => at(&self.merged, name).map_or_else(String::new, |value| redact(name, &value.to_string())),
         };
         let origins = self.known.iter().map(|name| Origin {
@@ -246,6 +253,11 @@ impl Loading {
         found.map_or("default", |(_, origin)| origin.as_str())
     }
 }
+
+/// Fields of a `[[bind]]`.
+const BIND: [&str; 4] = ["source", "type", "service", "key"];
+/// Fields of a `[[publish]]`.
+const PUBLISH: [&str; 4] = ["service", "type", "sink", "topic"];
 
 struct Unknown<'a> {
     what: &'static str,
@@ -268,6 +280,12 @@ fn shown_binds(binds: &[Bind]) -> String {
         };
         format!("{} {} -> {} (key = {key})", bind.source, bind.kind, bind.service)
     });
+    shown.collect::<Vec<_>>().join("; ")
+}
+
+fn shown_publishes(publishes: &[Publish]) -> String {
+    let shown =
+        publishes.iter().map(|Publish { service, kind, sink, topic }| format!("{service} {kind} -> {sink} {topic}"));
     shown.collect::<Vec<_>>().join("; ")
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Counters, Epoch, SourcePositions, StoreError};
+use super::{Counters, Epoch, SourcePositions, StoreError, Watermarks};
 use crate::clock::Millis;
 use crate::handler::RowWrite;
 use crate::message::{Message, ShardNo, TakenId};
@@ -24,6 +24,8 @@ pub struct Commit {
     pub at: Millis,
     /// Where the sources stand after it.
     pub positions: SourcePositions,
+    /// Where the sinks stand after it.
+    pub watermarks: Watermarks,
     /// The shard's totals after it.
     pub counters: Counters,
     /// Number of its first event in the shard's outbox; its events are numbered on from there.

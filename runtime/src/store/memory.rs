@@ -16,7 +16,8 @@ use super::query::{DeadFilter, ImportProgress, NewCommand, Queries};
 use super::watch::LogWatch;
 use super::{
     Commit, Counters, DeadLetter, Due, Epoch, Event, HistoryRow, Identity, InboxRows, KeyRow, Outcome, PendingRow,
-    ServiceKey, Setup, SourcePositions, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim, declared,
+    ServiceKey, Setup, SourcePositions, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim, Watermarks,
+    declared,
 };
 use crate::clock::Millis;
 use crate::handler::{Column, ColumnKind, RowWrite, Table};
@@ -71,6 +72,7 @@ struct Shard {
     last_seq: u64,
     unclean: u32,
     positions: SourcePositions,
+    watermarks: Watermarks,
     counters: Counters,
 }
 

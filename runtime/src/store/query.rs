@@ -6,7 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Counters, DeadLetter, Epoch, Event, HistoryRow, LogRow, PendingRow, SourcePositions, StoreFuture};
+use super::{
+    Counters, DeadLetter, Epoch, Event, HistoryRow, LogRow, PendingRow, SourcePositions, StoreFuture, Watermarks,
+};
 use crate::clock::Millis;
 use crate::message::ShardNo;
 
@@ -114,8 +116,12 @@ pub struct ShardRow {
     pub dead_letters: u64,
     /// Keys held by a dead letter.
     pub held_keys: u64,
+    /// Number of its last event.
+    pub outbox_seq: u64,
     /// Where its sources stand.
     pub positions: SourcePositions,
+    /// Where its sinks stand.
+    pub watermarks: Watermarks,
     /// Totals over all its owners.
     pub counters: Counters,
 }

@@ -39,7 +39,7 @@ impl SimTransport {
         let log = shelf.origins.entry(shard).or_default().entry(origin.clone()).or_default();
         let at = log.last().map_or(at, |(last, _)| at.max(*last));
         log.push((at, content));
-        Position { no: log.len() as u64, index: 0 }
+        Position::new(log.len() as u64, 0)
     }
 
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
@@ -78,7 +78,7 @@ impl Source for SimSource {
                     if found.len() == max {
                         break;
                     }
-                    let position = Position { no: at as u64 + 1, index: 0 };
+                    let position = Position::new(at as u64 + 1, 0);
                     self.from.insert(origin.clone(), position);
                     found.push(Delivery { origin: origin.clone(), position, content: content.clone() });
                 }

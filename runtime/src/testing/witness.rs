@@ -139,7 +139,7 @@ impl Witness {
             for (index, (service, message)) in (0..).zip(messages) {
                 let origin = Arc::from(shard.to_string());
                 let service = plan.handlers.index_of(&service);
-                let place = (row.target, 0, &origin, Position { no, index });
+                let place = (row.target, 0, &origin, Position::new(no, index));
                 self.delivered(plan, place, &[(service, message, false)]);
             }
         }

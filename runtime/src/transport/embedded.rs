@@ -165,7 +165,7 @@ impl LogSource {
             let passed =
                 self.from.get(&row.origin).filter(|from| from.no == row.no).map_or(0, |from| u64::from(from.index) + 1);
             // Behind every message of the row, whatever their number.
-            self.read.insert(Arc::clone(&row.origin), Position { no: row.no, index: u32::MAX });
+            self.read.insert(Arc::clone(&row.origin), Position::new(row.no, u32::MAX));
             let messages = match decode(row.messages.clone()) {
                 Ok(messages) => messages,
                 Err(error) => {
@@ -189,7 +189,7 @@ impl LogSource {
                 };
                 self.ready.push_back(Delivery {
                     origin: Arc::clone(&row.origin),
-                    position: Position { no: row.no, index },
+                    position: Position::new(row.no, index),
                     content: Content::For(service, message),
                 });
             }
@@ -210,7 +210,7 @@ fn unreadable(row: &StoredLogRow, error: &RowError) -> Delivery {
     let message = draft.build_unchecked().expect("4 KiB of payload and a short id fit a frame");
     Delivery {
         origin: Arc::clone(&row.origin),
-        position: Position { no: row.no, index: u32::MAX },
+        position: Position::new(row.no, u32::MAX),
         content: Content::Unreadable { message, reason: error.to_string() },
     }
 }

@@ -62,7 +62,11 @@ impl From<StoreError> for Failure {
                 "{text}: stop it first, or use a command that works beside it (import, status, dlq)"
             )),
             StoreError::Url(_) | StoreError::Shards { .. } => Self::Settings(vec![text]),
-            StoreError::Fenced(_) | StoreError::Table { .. } | StoreError::Corrupt(_) => Self::Failed(text),
+            StoreError::Fenced(_)
+            | StoreError::Owned { .. }
+            | StoreError::CodeVersion { .. }
+            | StoreError::Table { .. }
+            | StoreError::Corrupt(_) => Self::Failed(text),
         }
     }
 }

@@ -166,6 +166,7 @@ impl Ledger {
             no: self.commit_no + 1,
             at: now,
             positions: positions.collect(),
+            watermarks: self.watermarks.clone(),
             counters: self.counters.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
             first_seq: self.outbox_seq + 1,
             log: self.config.bindings.log_rows(&parts),

@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     fn at(no: u64) -> Position {
-        Position { no, index: 0 }
+        Position::new(no, 0)
     }
 
     #[test]

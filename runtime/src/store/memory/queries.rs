@@ -143,7 +143,9 @@ impl Inner {
                 waiting_keys: waiting.len() as u64,
                 dead_letters: self.dead_of(no).count() as u64,
                 held_keys: held.len() as u64,
+                outbox_seq: shard.outbox_seq,
                 positions: shard.positions.clone(),
+                watermarks: shard.watermarks.clone(),
                 counters: shard.counters.clone(),
             }
         };

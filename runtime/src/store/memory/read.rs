@@ -154,6 +154,7 @@ fn taken(shard: ShardNo, row: &Shard) -> TakenShard {
         last_seq: row.last_seq,
         unclean: row.unclean,
         positions: row.positions.clone(),
+        watermarks: row.watermarks.clone(),
         counters: row.counters.clone(),
     }
 }

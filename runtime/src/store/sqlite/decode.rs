@@ -12,7 +12,8 @@ use crate::message::{Message, TakenId};
 use crate::store::query::{CommitRow, EventRow};
 use crate::store::{DeadLetter, Event, HistoryRow, PendingRow, StoreError, TakenShard};
 
-pub(super) const SHARD: &str = "shard, epoch, commit_no, outbox_seq, last_seq, unclean, positions, counters";
+pub(super) const SHARD: &str =
+    "shard, epoch, commit_no, outbox_seq, last_seq, unclean, positions, watermarks, counters";
 pub(super) const PENDING: &str = "seq, service, key, kind, due_at, taken_id, taken_at, attempt, message, history";
 pub(super) const DEAD: &str = "seq, service, key, taken_id, at, taken_at, error, holds_key, history, message";
 pub(super) const HISTORY: &str = "service, key, id, at, attempt, generation, what, error";
@@ -104,7 +105,8 @@ pub(super) fn shard(row: &SqliteRow) -> Result<TakenShard, StoreError> {
         last_seq: number(row, 4)?,
         unclean: number(row, 5)?,
         positions: json(row, 6)?,
-        counters: json(row, 7)?,
+        watermarks: json(row, 7)?,
+        counters: json(row, 8)?,
     })
 }
 

@@ -28,6 +28,7 @@ pub(super) struct Piece {
     events_count: u64,
     last_seq: u64,
     positions: String,
+    watermarks: String,
     counters: String,
     release: bool,
     clean: bool,
@@ -54,6 +55,7 @@ impl Piece {
             events_count: 0,
             last_seq: 0,
             positions: serde_json::to_string(&commit.positions).expect("maps of numbers always have a JSON form"),
+            watermarks: serde_json::to_string(&commit.watermarks).expect("maps of numbers always have a JSON form"),
             counters: serde_json::to_string(&commit.counters).expect("maps of numbers always have a JSON form"),
             release: commit.release,
             clean: commit.clean,
@@ -126,7 +128,7 @@ fn commits(pieces: &[&Piece]) -> (String, Vec<u8>, Vec<u8>) {
         let outbox_seq = (piece.events_count > 0).then(|| piece.first_seq + piece.events_count - 1);
         rows.row().put(piece.shard).put(piece.epoch).put(piece.no).put(piece.at).put(piece.first_seq).put(outbox_seq);
         rows.put(piece.last_seq).put(&piece.positions).put(&piece.counters).put(piece.release).put(piece.clean);
-        rows.put_blob(&piece.ids).put(events.len() + 1).put(piece.events.len());
+        rows.put_blob(&piece.ids).put(events.len() + 1).put(piece.events.len()).put(&piece.watermarks);
         events.extend_from_slice(&piece.events);
     }
     let (json, ids) = rows.finish();

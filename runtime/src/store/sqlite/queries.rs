@@ -177,16 +177,18 @@ async fn shards(pool: &SqlitePool) -> Result<Vec<ShardRow>, StoreError> {
         let shard = decode::shard(row)?;
         Ok(ShardRow {
             shard: shard.shard,
-            owner: decode::get(row, 8)?,
+            owner: decode::get(row, 9)?,
             epoch: shard.epoch,
             commit_no: shard.commit_no,
             unclean: shard.unclean,
-            unread: decode::number(row, 9)?,
-            pending: decode::number(row, 10)?,
-            waiting_keys: decode::number(row, 11)?,
-            dead_letters: decode::number(row, 12)?,
-            held_keys: decode::number(row, 13)?,
+            unread: decode::number(row, 10)?,
+            pending: decode::number(row, 11)?,
+            waiting_keys: decode::number(row, 12)?,
+            dead_letters: decode::number(row, 13)?,
+            held_keys: decode::number(row, 14)?,
+            outbox_seq: shard.outbox_seq,
             positions: shard.positions,
+            watermarks: shard.watermarks,
             counters: shard.counters,
         })
     };

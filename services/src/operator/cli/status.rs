@@ -109,7 +109,9 @@ mod tests {
             dead_letters: count,
             waiting_keys: count,
             held_keys: count,
+            outbox_seq: 0,
             positions: BTreeMap::new(),
+            watermarks: BTreeMap::new(),
             counters: [("taken".to_owned(), count)].into(),
         }
     }

@@ -1,0 +1,81 @@
+//! What may be wrong with settings.
+//! In: settings. Out: every problem at once, each with the setting's name and what to do.
+
+use std::time::Duration;
+
+use super::Settings;
+
+impl Settings {
+    /// Everything that is wrong, each with the setting's name and what to do; empty when nothing is.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut check = |fine: bool, problem: &str| {
+            if !fine {
+                problems.push(problem.to_owned());
+            }
+        };
+        check((1..=256).contains(&self.ownership.shards), "ownership.shards must be 1 to 256");
+        check(self.ingress.credits >= 16, "ingress.credits must be at least 16");
+        check(self.ingress.batch_max >= 1, "ingress.batch_max must be at least 1");
+        check(self.ingress.ahead_max >= self.ingress.credits, "ingress.ahead_max must be at least ingress.credits");
+        check(
+            (1..=256 << 20).contains(&self.ingress.message_bytes_max),
+            "ingress.message_bytes_max must be 1 to 268435456 (256 MiB)",
+        );
+        check(
+            self.actors.resident_max >= self.ownership.shards as usize,
+            "actors.resident_max must be at least ownership.shards: each shard needs an actor",
+        );
+        check((1..=4_096).contains(&self.actors.run_max), "actors.run_max must be 1 to 4096");
+        check(!self.actors.slice.is_zero(), "actors.slice must be above 0");
+        check(self.commit.turns_max >= 1, "commit.turns_max must be at least 1");
+        check(
+            self.dedup.max_ids >= self.ingress.credits + self.ingress.ahead_max,
+            "dedup.max_ids must be at least ingress.credits + ingress.ahead_max: ids above a source's position never age out",
+        );
+        check(self.pending.page >= 1, "pending.page must be at least 1");
+        check(self.pending.max_per_key >= 1, "pending.max_per_key must be at least 1");
+        check(
+            self.pending.max_per_shard >= self.pending.max_per_key,
+            "pending.max_per_shard must be at least pending.max_per_key",
+        );
+        check(self.retry.attempts >= 1, "retry.attempts must be at least 1: the first counts");
+        check(self.retry.factor >= 1.0, "retry.factor must be at least 1");
+        check(!self.retry.base.is_zero(), "retry.base must be above 0");
+        check(self.retry.cap >= self.retry.base, "retry.cap must be at least retry.base");
+        check(self.log.max_unread >= 1_000, "log.max_unread must be at least 1000: an import appends 1000 at a time");
+        check(!self.log.poll.is_zero(), "log.poll must be above 0");
+        check(self.commit.in_flight >= 1, "commit.in_flight must be at least 1");
+        check(self.store.connections >= 1, "store.connections must be at least 1");
+        check(
+            self.store.statement_timeout < self.ownership.lease_ttl,
+            "store.statement_timeout must be below ownership.lease_ttl: what a worker sent must end before its lease does",
+        );
+        check(
+            self.ownership.lease_ttl >= self.ownership.heartbeat * 3,
+            "ownership.lease_ttl must be at least 3 times ownership.heartbeat: a single late heartbeat must cost nothing",
+        );
+        check(!self.ownership.heartbeat.is_zero(), "ownership.heartbeat must be above 0");
+        check(self.outbox.window >= 1, "outbox.window must be at least 1");
+        check(self.outbox.max_pending >= 1, "outbox.max_pending must be at least 1");
+        check(
+            self.kafka.brokers.is_empty() || !self.kafka.group.is_empty(),
+            "kafka.group must not be empty when kafka.brokers is set",
+        );
+        let security = ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"];
+        check(
+            security.contains(&self.kafka.security.as_str()),
+            "kafka.security must be plaintext, ssl, sasl_plaintext or sasl_ssl",
+        );
+        check(
+            !self.kafka.security.starts_with("sasl") || !self.kafka.username.is_empty(),
+            "kafka.username must be set when kafka.security is sasl_plaintext or sasl_ssl",
+        );
+        check(
+            self.kafka.properties.iter().all(|property| property.contains('=')),
+            "kafka.properties must be a list of \"name=value\"",
+        );
+        check(self.drain.exit <= Duration::from_secs(20), "drain.exit must be at most 20s: a drain ends within 25s");
+        problems
+    }
+}

@@ -1,0 +1,56 @@
+//! Routes: from sources to services, and from services to sinks.
+//! In: `[[bind]]` and `[[publish]]` sections. Out: plain values.
+
+use serde::{Deserialize, Serialize};
+
+/// A route: messages of `source` whose type matches `kind` go to `service`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bind {
+    /// Where they come from: a transport's name; `embedded` are the events of this store's own handlers.
+    #[serde(default = "embedded")]
+    pub source: String,
+    /// Their CloudEvents type; `*` at the end matches any rest.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The service that handles them.
+    pub service: String,
+    /// Where their key comes from.
+    #[serde(default)]
+    pub key: KeyFrom,
+}
+
+fn embedded() -> String {
+    "embedded".to_owned()
+}
+
+/// Where a bound message's key comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyFrom {
+    /// The record's own key; the payload is not decoded to route it.
+    #[default]
+    Record,
+    /// The service's `Handler::key`.
+    Handler,
+}
+
+/// A route: events of `service` whose type matches `kind` go to `topic` of `sink`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Publish {
+    /// The service that emits them; `*` for all.
+    #[serde(default = "any")]
+    pub service: String,
+    /// Their CloudEvents type; `*` at the end matches any rest.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Where they go: a sink's name.
+    pub sink: String,
+    /// Where in the sink: a Kafka topic.
+    pub topic: String,
+}
+
+fn any() -> String {
+    "*".to_owned()
+}
