@@ -5,8 +5,10 @@
 
 mod commit;
 mod declared;
+mod layout;
 pub mod lease;
 pub mod memory;
+pub mod postgres;
 pub mod query;
 pub mod sqlite;
 mod watch;
@@ -25,6 +27,15 @@ pub use commit::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
     StateWrite,
 };
+
+/// What a process may do with the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Run its shards; on SQLite one process at a time.
+    Run,
+    /// Look, and leave commands and imports for the processes that run it.
+    Tool,
+}
 
 /// Fences a shard's owner: rises with each takeover.
 pub type Epoch = u64;
