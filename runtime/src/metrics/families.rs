@@ -49,6 +49,7 @@ pub(super) struct Families {
     pub(super) commit_seconds: Histogram,
     pub(super) restarts: Counters,
     pub(super) alarms: Gauges,
+    pub(super) kafka_lag: Gauges,
     pub(super) shard: ShardFamilies,
 }
 
@@ -86,6 +87,7 @@ impl Families {
             commit_seconds: to.add("perkey_commit_seconds", "Time of a commit at the store", commit_times()),
             restarts: to.add("perkey_restarts", "Restarts, by child and reason", Counters::default()),
             alarms: to.add("perkey_alarm", "1 while the alarm is raised", Gauges::default()),
+            kafka_lag: to.add("kafka_consumer_lag", "Records behind which the group is", Gauges::default()),
             shard: ShardFamilies::register(to),
         }
     }
