@@ -6,7 +6,9 @@ use std::time::Duration;
 use sqlx::postgres::PgRow;
 
 use super::links::Args;
+use super::commit::shard_no;
 use super::{PgStore, decode};
+use crate::message::ShardNo;
 use crate::store::lease::{Fleet, LeaseRow, Leases, Worker, WorkerRow};
 use crate::store::{StoreError, StoreFuture};
 
@@ -15,11 +17,11 @@ macro_rules! fleet {
     ($workers:literal) => {
         concat!(
             "SELECT 0 AS kind, 0::bigint AS shard, id, address, version, code_version, draining,
-                 (extract(epoch FROM expires_at - clock_timestamp()) * 1000)::bigint AS expires_in, 0::bigint AS epoch
+                 (extract(epoch FROM expires_at - clock_timestamp()) * 1000)::bigint AS expires_in, 0::bigint AS epoch, cooling
              FROM ",
             $workers,
             " UNION ALL
-             SELECT 1, shard::bigint, owner, '', '', code_version, false, 0, epoch FROM shards
+             SELECT 1, shard::bigint, owner, '', '', code_version, false, 0, epoch, '{}'::integer[] FROM shards
              ORDER BY kind, shard, id"
         )
     };
@@ -28,10 +30,11 @@ macro_rules! fleet {
 /// Workers whose time has long passed are forgotten on the way.
 const RENEW: &str = concat!(
     "WITH me AS (
-        INSERT INTO workers (id, address, version, code_version, draining, expires_at)
-        VALUES ($1, $2, $3, $4, $5, clock_timestamp() + $6 * interval '1 millisecond')
+        INSERT INTO workers (id, address, version, code_version, draining, cooling, expires_at)
+        VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + $7 * interval '1 millisecond')
         ON CONFLICT (id) DO UPDATE SET address = excluded.address, version = excluded.version,
-            code_version = excluded.code_version, draining = excluded.draining, expires_at = excluded.expires_at
+            code_version = excluded.code_version, draining = excluded.draining, cooling = excluded.cooling,
+            expires_at = excluded.expires_at
         RETURNING *
     ),
     forgotten AS (
@@ -52,6 +55,7 @@ impl Leases for PgStore {
                 .put(&*worker.version)
                 .put(i64::from(worker.code_version))
                 .put(worker.draining)
+                .put(worker.cooling.iter().map(|shard| shard_no(*shard)).collect::<Vec<_>>())
                 .put(ttl.as_secs_f64() * 1000.0);
             let fleet = fleet(&self.leases.run(RENEW, args).await?)?;
             self.writer.heard_of(&fleet);
@@ -82,7 +86,9 @@ fn fleet(rows: &[PgRow]) -> Result<Fleet, StoreError> {
     let mut fleet = Fleet::default();
     for row in rows {
         if decode::get::<i32>(row, 0)? == 0 {
+            let cooling: Vec<i32> = decode::get(row, 9)?;
             let worker = Worker {
+                cooling: cooling.into_iter().filter_map(|shard| ShardNo::try_from(shard).ok()).collect(),
                 id: decode::get(row, 2)?,
                 address: decode::get(row, 3)?,
                 version: decode::get(row, 4)?,
