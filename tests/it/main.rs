@@ -11,6 +11,7 @@ mod fixture;
 mod ledger_model;
 mod operator;
 mod postgres_place;
+mod postgres_store;
 mod refused;
 mod servers;
 mod simulation;
