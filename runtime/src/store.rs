@@ -284,6 +284,11 @@ pub trait Store: Send + Sync + 'static {
     fn leases(&self) -> Option<&dyn lease::Leases> {
         None
     }
+
+    /// Whether it writes commits of several shards at once: then `commit.in_flight` bounds them.
+    fn writes_in_parallel(&self) -> bool {
+        self.leases().is_some()
+    }
 }
 
 /// A row of the embedded log as read.

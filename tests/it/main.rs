@@ -8,6 +8,7 @@ mod chaos;
 mod cli;
 mod engine;
 mod fixture;
+mod fleet;
 mod ledger_model;
 mod operator;
 mod postgres_place;
