@@ -10,6 +10,7 @@ mod engine;
 mod fixture;
 mod ledger_model;
 mod operator;
+mod outbox;
 mod refused;
 mod simulation;
 mod sqlite_store;

@@ -80,8 +80,8 @@ pub(super) fn events(
             return Err(cut());
         }
         let number = blob.get_u16_le();
-        let service =
-            name(number).ok_or_else(|| StoreError::Corrupt(format!("there is no service number {number}")))?;
+        let service = if number == Event::NO_SERVICE { Some(Arc::from("")) } else { name(number) };
+        let service = service.ok_or_else(|| StoreError::Corrupt(format!("there is no service number {number}")))?;
         let mut cause = [0; 16];
         blob.copy_to_slice(&mut cause);
         let length = blob.get_u32_le() as usize;

@@ -12,7 +12,7 @@ use sqlx::sqlite::SqliteArguments;
 use super::args::Rows;
 use crate::handler::RowWrite;
 use crate::message::{ShardNo, TakenId};
-use crate::store::{CommandResult, Commit, DeadLetter, HistoryRow, LogRow, PendingRow, StateWrite};
+use crate::store::{CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, PendingRow, StateWrite};
 
 /// Bytes before an event's frame: its service's number, its cause, the frame's length.
 const EVENT_HEAD: usize = 2 + 16 + 4;
@@ -73,9 +73,9 @@ impl Piece {
             piece.ids.extend_from_slice(&id.0);
         }
         for event in commit.events() {
-            let number = services.get(&event.service).ok_or_else(|| Arc::clone(&event.service))?;
+            let number = number_of(&event.service, services).ok_or_else(|| Arc::clone(&event.service))?;
             let frame = event.message.frame();
-            piece.events.put_u16_le(*number);
+            piece.events.put_u16_le(number);
             piece.events.put_slice(&event.cause);
             piece.events.put_u32_le(u32::try_from(frame.len()).expect("a frame is shorter than 4 GiB"));
             piece.events.put_slice(frame);
@@ -96,6 +96,11 @@ impl Piece {
         piece.last_seq = seqs.into_iter().flatten().max().unwrap_or(0);
         Ok(piece)
     }
+}
+
+/// A service's number; of no service are events that tell of a dead letter of none.
+fn number_of(service: &str, services: &BTreeMap<Arc<str>, u16>) -> Option<u16> {
+    if service.is_empty() { Some(Event::NO_SERVICE) } else { services.get(service).copied() }
 }
 
 // The driver runs all statements of a text in one call, and a call costs more than most of them.
