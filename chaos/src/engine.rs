@@ -97,9 +97,10 @@ impl Scene {
         let pace = Pace::default();
         let handlers = Handlers::new().with(Accounts { pace: pace.clone() });
         let sink = MemorySink::new(SINK);
-        let (sources, sinks) = (EmbeddedLog::new(store.clone(), settings.log.poll), Arc::new(sink.clone()));
-        let ends: (Vec<Arc<dyn Transport>>, Vec<Arc<dyn SinkTransport>>) = (vec![Arc::new(sources)], vec![sinks]);
-        let engine = Engine::start_with(settings, handlers, store.clone(), metrics.clone(), ends).await?;
+        let log = Arc::new(EmbeddedLog::new(store.clone(), settings.log.poll));
+        let (sources, sinks) =
+            (vec![log as Arc<dyn Transport>], vec![Arc::new(sink.clone()) as Arc<dyn SinkTransport>]);
+        let engine = Engine::start_with(settings, handlers, store.clone(), metrics.clone(), sources, sinks).await?;
         Ok(Self { engine, store, metrics, sink, pace, url, shards: settings.ownership.shards })
     }
 

@@ -75,7 +75,7 @@ impl Engine {
         metrics: Arc<Metrics>,
     ) -> Result<Self, EngineError> {
         let log = Arc::new(EmbeddedLog::new(store.clone(), settings.log.poll));
-        Self::start_with(settings, handlers, store, metrics, (vec![log], Vec::new())).await
+        Self::start_with(settings, handlers, store, metrics, vec![log], Vec::new()).await
     }
 
     /// [`Engine::start`] with these sources and sinks. A sink that no route leads to is not opened.
@@ -84,7 +84,8 @@ impl Engine {
         handlers: Handlers,
         store: Arc<dyn Store>,
         metrics: Arc<Metrics>,
-        (transports, sinks): (Vec<Arc<dyn Transport>>, Vec<Arc<dyn SinkTransport>>),
+        transports: Vec<Arc<dyn Transport>>,
+        sinks: Vec<Arc<dyn SinkTransport>>,
     ) -> Result<Self, EngineError> {
         let mut problems = settings.problems();
         let bindings = Bindings::new(settings, handlers.clone());

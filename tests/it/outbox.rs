@@ -43,7 +43,7 @@ async fn start(settings: &Settings, store: &Arc<SqliteStore>, metrics: &Arc<Metr
     let log = EmbeddedLog::new(store.clone(), settings.log.poll);
     let sources: Vec<Arc<dyn Transport>> = vec![Arc::new(log)];
     let sinks = sinks.iter().map(|sink| Arc::new(sink.clone()) as Arc<dyn SinkTransport>).collect();
-    Engine::start_with(settings, handlers(), store.clone(), metrics.clone(), (sources, sinks)).await.unwrap()
+    Engine::start_with(settings, handlers(), store.clone(), metrics.clone(), sources, sinks).await.unwrap()
 }
 
 impl Scene {
