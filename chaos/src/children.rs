@@ -1,15 +1,17 @@
 //! Ends the runtime's own actors under load, one after the other, and waits for each to come back.
 //! In: which, how often, a seed. Out: how often each was restarted, and whether each posting counted exactly once.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use perkey::clock::{Dice, Stopwatch, sleep};
 use perkey::metrics::{Child, Metrics};
-use perkey::settings::{Intensity, Settings};
+use perkey::settings::{Intensity, Publish, Settings};
+use perkey::transport::memory::MemorySink;
 
 use crate::check::check;
-use crate::engine::Scene;
+use crate::engine::{SINK, Scene};
 use crate::postings::Postings;
 use crate::process::until;
 use crate::{ChaosError, Verdict};
@@ -53,14 +55,46 @@ pub async fn children(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict,
         (filled, ()) = async { tokio::join!(scene.fill(&mut given, 4_000, &stop), kills) } => filled.map(drop)?,
         reason = scene.engine.failed() => return Err(ChaosError::Stuck(format!("the engine gave up: {reason}"))),
     }
+    scene.engine.idle().await;
+    let (published, given_count) = (scene.sink.clone(), given.unique());
+    let all = async || published_ids(&published) >= given_count;
+    if let Err(error) = until("an event was not published", BACK_WITHIN, all).await {
+        verdict.violations.push(error.to_string());
+    }
+    verdict.violations.extend(disorder(&published));
     let url = scene.finish(Duration::from_secs(120)).await?;
     check(&url, &given, &mut verdict).await?;
     Ok(verdict)
 }
 
+/// How many different events the sink has.
+fn published_ids(sink: &MemorySink) -> usize {
+    sink.records().iter().map(|(_, record)| record.message.id().to_owned()).collect::<HashSet<_>>().len()
+}
+
+/// Of each account the event, repeats removed, that did not come in its order, if there is one.
+fn disorder(sink: &MemorySink) -> Vec<String> {
+    let mut seen = HashSet::new();
+    let mut last: HashMap<String, u64> = HashMap::new();
+    let mut found = Vec::new();
+    for (_, record) in sink.records() {
+        let event: serde_json::Value = serde_json::from_slice(record.message.payload()).unwrap_or_default();
+        let (n, key) = (event["n"].as_u64().unwrap_or(0), record.message.key().to_owned());
+        if seen.insert(record.message.id().to_owned()) {
+            let before = last.insert(key.clone(), n).unwrap_or(0);
+            if n != before + 1 {
+                found.push(format!("event {n} of {key} was published after {before}"));
+            }
+        }
+    }
+    found
+}
+
 /// Restarts are not to run out: that they do is another test's.
 fn settings() -> Settings {
-    let mut settings = Settings::default();
+    let (service, kind, topic) = ("*".to_owned(), "balance.changed".to_owned(), "changes".to_owned());
+    let publish = vec![Publish { service, kind, sink: SINK.to_owned(), topic }];
+    let mut settings = Settings { publish, ..Settings::default() };
     let often = Intensity {
         restarts: 1_000_000,
         backoff: Duration::from_millis(2),
@@ -68,9 +102,13 @@ fn settings() -> Settings {
         ..Intensity::default()
     };
     let supervision = &mut settings.supervision;
-    for intensity in
-        [&mut supervision.key_actor, &mut supervision.ingress, &mut supervision.committer, &mut supervision.shard]
-    {
+    for intensity in [
+        &mut supervision.key_actor,
+        &mut supervision.ingress,
+        &mut supervision.committer,
+        &mut supervision.dispatcher,
+        &mut supervision.shard,
+    ] {
         intensity.clone_from(&often);
     }
     settings

@@ -13,13 +13,18 @@ use perkey::settings::Settings;
 use perkey::store::query::{ImportBatch, ImportProgress};
 use perkey::store::sqlite::{Access, SqliteStore};
 use perkey::store::{LogRow, Store, StoreError};
-use perkey::transport::embedded;
+use perkey::transport::embedded::{self, EmbeddedLog};
+use perkey::transport::memory::MemorySink;
+use perkey::transport::{SinkTransport, Transport};
 use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::ChaosError;
 use crate::postings::{Postings, SERVICE};
+
+/// Name of the sink that a scene publishes to, where its settings have a route there.
+pub const SINK: &str = "memory";
 
 /// Messages appended at once.
 const BATCH: usize = 500;
@@ -74,6 +79,8 @@ pub struct Scene {
     pub store: Arc<SqliteStore>,
     /// Its metrics.
     pub metrics: Arc<Metrics>,
+    /// What it publishes to.
+    pub sink: MemorySink,
     /// How slow its handler is.
     pub pace: Pace,
     /// `store.url`.
@@ -89,8 +96,12 @@ impl Scene {
         let metrics = Metrics::new();
         let pace = Pace::default();
         let handlers = Handlers::new().with(Accounts { pace: pace.clone() });
-        let engine = Engine::start(settings, handlers, store.clone(), metrics.clone()).await?;
-        Ok(Self { engine, store, metrics, pace, url, shards: settings.ownership.shards })
+        let sink = MemorySink::new(SINK);
+        let log = Arc::new(EmbeddedLog::new(store.clone(), settings.log.poll));
+        let (sources, sinks) =
+            (vec![log as Arc<dyn Transport>], vec![Arc::new(sink.clone()) as Arc<dyn SinkTransport>]);
+        let engine = Engine::start_with(settings, handlers, store.clone(), metrics.clone(), sources, sinks).await?;
+        Ok(Self { engine, store, metrics, sink, pace, url, shards: settings.ownership.shards })
     }
 
     /// Appends postings until `stop`, as fast as it can while at most `unread_max` are unread; gives the most that were.

@@ -15,15 +15,15 @@ use crate::message::ShardNo;
 use crate::metrics::{Child, Metrics};
 use crate::ownership::heartbeat::News;
 use crate::ownership::{self, Ownership};
-use crate::pipeline::bindings::{Bindings, describe};
+use crate::pipeline::bindings::{Bindings, describe, sinks_of};
 use crate::settings::Settings;
 use crate::store::lease::{Fleet, WorkerRow};
 use crate::store::{Setup, Store, StoreError};
 use crate::supervision::Env;
 use crate::supervision::root::{Root, RootArgs, RootMessage};
 use crate::supervision::shard::{LAST_COMMITS, ShardSupervisorMessage};
-use crate::transport::Transport;
 use crate::transport::embedded::EmbeddedLog;
+use crate::transport::{SinkTransport, Transport};
 
 /// How long a shard may take to answer a question.
 const ANSWER_MS: u64 = 5_000;
@@ -80,28 +80,27 @@ impl Engine {
         metrics: Arc<Metrics>,
     ) -> Result<Self, EngineError> {
         let log = Arc::new(EmbeddedLog::new(store.clone(), settings.log.poll));
-        Self::start_with(settings, handlers, store, metrics, vec![log]).await
+        Self::start_with(settings, handlers, store, metrics, vec![log], Vec::new()).await
     }
 
-    /// [`Engine::start`] with these sources.
+    /// [`Engine::start`] with these sources and sinks. A sink that no route leads to is not opened.
     pub async fn start_with(
         settings: &Settings,
         handlers: Handlers,
         store: Arc<dyn Store>,
         metrics: Arc<Metrics>,
         transports: Vec<Arc<dyn Transport>>,
+        sinks: Vec<Arc<dyn SinkTransport>>,
     ) -> Result<Self, EngineError> {
-        let problems = settings.problems();
-        if !problems.is_empty() {
+        let mut problems = settings.problems();
+        let bindings = Bindings::new(settings, handlers.clone());
+        problems.extend(bindings.as_ref().err().cloned());
+        let wanted = sinks_of(settings);
+        let (found, missing) = routed(settings, &transports, (&wanted, &sinks));
+        problems.extend(missing);
+        let (Ok(bindings), true) = (bindings, problems.is_empty()) else {
             return Err(EngineError::Settings(problems.join("; ")));
-        }
-        let bindings = Bindings::new(settings, handlers.clone()).map_err(EngineError::Settings)?;
-        let names: Vec<&str> = transports.iter().map(|transport| transport.name()).collect();
-        if let Some(bind) = settings.bind.iter().find(|bind| !names.contains(&bind.source.as_str())) {
-            let (source, kind, names) = (&bind.source, &bind.kind, names.join(", "));
-            let problem = format!("bind of type {kind:?}: there is no source {source:?}; there are: {names}");
-            return Err(EngineError::Settings(problem));
-        }
+        };
         let setup = Setup {
             shards: settings.ownership.shards,
             services: handlers.services(),
@@ -123,6 +122,7 @@ impl Engine {
             bindings: Arc::new(bindings),
             store,
             transports,
+            sinks: found,
             metrics,
             clock: Clock::system(),
             identity,
@@ -275,6 +275,36 @@ impl Engine {
     async fn shards(&self) -> Vec<Option<ActorRef<ShardSupervisorMessage>>> {
         call_t!(self.root, RootMessage::Shards, ANSWER_MS).unwrap_or_default()
     }
+}
+
+/// The sinks that events are routed to; and every source or sink that a route names and nobody brought.
+fn routed(
+    settings: &Settings,
+    transports: &[Arc<dyn Transport>],
+    (wanted, sinks): (&[Arc<str>], &[Arc<dyn SinkTransport>]),
+) -> (Vec<Arc<dyn SinkTransport>>, Vec<String>) {
+    let mut problems = Vec::new();
+    let names: Vec<&str> = transports.iter().map(|transport| transport.name()).collect();
+    for bind in settings.bind.iter().filter(|bind| !names.contains(&bind.source.as_str())) {
+        let (source, kind, names) = (&bind.source, &bind.kind, names.join(", "));
+        problems.push(format!("bind of type {kind:?}: there is no source {source:?}; there are: {names}"));
+    }
+    let mut found = Vec::new();
+    for name in wanted {
+        if let Some(sink) = sinks.iter().find(|sink| sink.name() == &**name) {
+            found.push(sink.clone());
+            continue;
+        }
+        let publish = settings.publish.iter().find(|publish| *publish.sink == **name);
+        let what = publish.map_or_else(
+            || "kafka.dead_letter_topic".to_owned(),
+            |publish| format!("publish of type {:?}", publish.kind),
+        );
+        let names: Vec<&str> = sinks.iter().map(|sink| sink.name()).collect();
+        let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        problems.push(format!("{what}: there is no sink {name:?}; there are: {names}"));
+    }
+    (found, problems)
 }
 
 /// What a start that failed in the tree failed of: a store keeps its own words.

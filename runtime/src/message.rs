@@ -290,6 +290,9 @@ impl TakenId {
     /// Length in a `commits.ids` blob.
     pub const BYTES: usize = 22;
 
+    /// Stands in the place of a service's number.
+    const OUTGOING: u16 = u16::MAX - 1;
+
     /// The id of `message` as `service` (by its number) takes it.
     pub fn of(message: &Message, service: u16, hash_key: &[u8; 32]) -> Self {
         let mut raw = [0; Self::BYTES];
@@ -297,6 +300,23 @@ impl TakenId {
         raw[16..20].copy_from_slice(&murmur2(message.key().as_bytes()).to_le_bytes());
         raw[20..].copy_from_slice(&service.to_le_bytes());
         Self(raw)
+    }
+
+    /// The id of an event that a sink refused. Its scope is no service's: it is not a message that a service takes.
+    pub fn outgoing(event: &Message, hash_key: &[u8; 32]) -> Self {
+        Self::of(event, Self::OUTGOING, hash_key)
+    }
+
+    /// Whether it is of an event that a sink refused.
+    pub fn is_outgoing(&self) -> bool {
+        self.0[20..] == Self::OUTGOING.to_le_bytes()
+    }
+
+    /// The 16 bytes that stand for the id.
+    pub fn digest(&self) -> [u8; 16] {
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&self.0[..16]);
+        digest
     }
 
     /// Whether this is the id `digest` in any scope.

@@ -6,7 +6,8 @@
 
 mod families;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::text;
@@ -62,6 +63,8 @@ words! {
         Ingress = "ingress",
         /// A committer.
         Committer = "committer",
+        /// A dispatcher.
+        Dispatcher = "dispatcher",
         /// A shard with all its children.
         Shard = "shard",
     }
@@ -92,6 +95,12 @@ words! {
         StoreUnavailable = "store_unavailable",
         /// Keys wait for an operator.
         HeldKeys = "held_keys",
+        /// A shard has as many unpublished events as it may: its sources pause.
+        OutboxBoundReached = "outbox_bound_reached",
+        /// A sink refused events: they are dead letters.
+        OutboxRefused = "outbox_refused",
+        /// A sink is no longer configured and was not given up: commits are kept for it.
+        SinkGone = "sink_gone",
     }
 }
 
@@ -158,6 +167,8 @@ pub struct Metrics {
     commits: Vec<Counter>,
     takeovers: Vec<Counter>,
     worker_alarms: Vec<Gauge>,
+    /// Sinks that were asked for.
+    sinks: Mutex<BTreeSet<Arc<str>>>,
 }
 
 impl Metrics {
@@ -179,6 +190,7 @@ impl Metrics {
             registry: catalogue.registry,
             exposed: catalogue.exposed,
             families,
+            sinks: Mutex::default(),
         })
     }
 
@@ -227,9 +239,25 @@ impl Metrics {
         }
     }
 
+    /// The handles of a sink of a shard that this process has taken.
+    pub fn sink(&self, no: ShardNo, sink: &str) -> SinkMetrics {
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner).insert(sink.into());
+        let of_shard = sink_labels(no, sink);
+        let labels = one("sink", sink);
+        SinkMetrics {
+            published: self.families.published.get_or_create_owned(&labels),
+            refused: self.families.refused.get_or_create_owned(&labels),
+            pending: self.families.shard.outbox_pending.get_or_create_owned(&of_shard),
+            lag: self.families.shard.outbox_lag.get_or_create_owned(&of_shard),
+        }
+    }
+
     /// Stops showing a shard that this process no longer owns; handles still held record into nothing.
     pub fn forget_shard(&self, no: ShardNo) {
         self.families.shard.remove(&one("shard", &no.to_string()));
+        for sink in self.sinks.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            self.families.shard.remove_sink(&sink_labels(no, sink));
+        }
         for alarm in Alarm::ALL {
             self.families.alarms.remove(&alarm_labels(*alarm, no));
         }
@@ -421,6 +449,41 @@ impl ShardMetrics {
     }
 }
 
+/// What is recorded for one sink of one shard.
+#[derive(Clone, Debug)]
+pub struct SinkMetrics {
+    published: Counter,
+    refused: Counter,
+    pending: Gauge,
+    lag: Gauge,
+}
+
+impl SinkMetrics {
+    /// The sink confirmed `count` events.
+    pub fn add_published(&self, count: u64) {
+        self.published.inc_by(count);
+    }
+
+    /// The sink refused `count` events.
+    pub fn add_refused(&self, count: u64) {
+        self.refused.inc_by(count);
+    }
+
+    /// Events that wait to be published.
+    pub fn set_pending(&self, count: u64) {
+        set(&self.pending, count);
+    }
+
+    /// Age of the oldest of them.
+    pub fn set_lag(&self, age: Duration) {
+        set(&self.lag, age.as_secs());
+    }
+}
+
+fn sink_labels(shard: ShardNo, sink: &str) -> Labels {
+    vec![("shard", shard.to_string().into()), ("sink", sink.into())]
+}
+
 fn one(name: &'static str, value: &str) -> Labels {
     vec![(name, value.into())]
 }
@@ -435,7 +498,7 @@ fn set(gauge: &Gauge, value: u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
 
     use super::*;
 
@@ -447,6 +510,7 @@ mod tests {
         service.record_run(4, Duration::from_micros(8));
         metrics.shard(7).set_alarm(Alarm::HeldKeys, true);
         metrics.set_kafka_lag("orders", 3, 7);
+        metrics.sink(7, "kafka").add_published(1);
         metrics.record_restart(Child::Committer, RestartReason::Panicked);
         metrics
     }
@@ -507,6 +571,7 @@ mod tests {
             "outcome",
             "alarm",
             "le",
+            "sink",
             "topic",
             "partition",
         ];
@@ -565,6 +630,7 @@ mod tests {
         let (kept, gone) = (metrics.shard(1), metrics.shard(2));
         kept.set_pending_rows(5);
         gone.set_pending_rows(6);
+        metrics.sink(2, "kafka").set_pending(7);
         gone.set_alarm(Alarm::PendingBoundReached, true);
         metrics.forget_shard(2);
         let text = metrics.encode();

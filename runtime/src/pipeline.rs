@@ -14,4 +14,6 @@ pub(crate) mod key_actor;
 
 pub(crate) mod committer;
 
+pub mod dispatcher;
+
 pub mod retry;

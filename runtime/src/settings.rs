@@ -302,6 +302,8 @@ section! {
         ingress: Intensity = Intensity::default(),
         /// A committer.
         committer: Intensity = Intensity::default(),
+        /// A dispatcher.
+        dispatcher: Intensity = Intensity::default(),
         /// A shard: given up and taken again under a new epoch.
         shard: Intensity = Intensity::default(),
     }

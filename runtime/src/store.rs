@@ -273,6 +273,13 @@ pub trait Store: Send + Sync + 'static {
     /// for nothing, it never misses an append; one waiter per target.
     fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()>;
 
+    /// Events of `shard` with a number above `after`, in order, looked for from commit `from` on (0 where that is not
+    /// known): at most `limit` commits' worth. Reading on from one page to the next does not depend on what lies before.
+    fn outbox(&self, shard: ShardNo, from: u64, after: u64, limit: usize) -> StoreFuture<'_, Vec<query::EventRow>> {
+        let _ = from;
+        self.queries().events(shard, after, limit)
+    }
+
     /// Removes what is no longer needed: log rows that every reader has passed (`positions`), commits below
     /// `commits_below`, history before `history_before`. Bounded work per call.
     fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()>;

@@ -1,7 +1,8 @@
 //! The tree: who is restarted when, and when a failure becomes the supervisor's own.
 //! In: how children ended. Out: restarts after a delay, each a span, a metric and a log line; or escalations.
 //!
-//! Root → janitor, heartbeat (in a fleet), and a supervisor per shard → ingress per source, shard, readers, committer, key supervisor → key actors.
+//! Root → janitor, heartbeat (in a fleet), and a supervisor per shard → ingress per source, shard, readers, committer,
+//! dispatcher per sink, key supervisor → key actors.
 
 pub(crate) mod give_back;
 pub(crate) mod janitor;
@@ -27,7 +28,7 @@ use crate::pipeline::bindings::Bindings;
 use crate::pipeline::ledger::ServiceInfo;
 use crate::settings::Settings;
 use crate::store::{Identity, Store};
-use crate::transport::Transport;
+use crate::transport::{SinkTransport, Transport};
 
 /// What every actor of the tree shares.
 pub(crate) struct Env {
@@ -38,6 +39,8 @@ pub(crate) struct Env {
     pub(crate) bindings: Arc<Bindings>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) transports: Vec<Arc<dyn Transport>>,
+    /// Those that events are routed to, in the order of the bindings' indices.
+    pub(crate) sinks: Vec<Arc<dyn SinkTransport>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) clock: Clock,
     pub(crate) identity: Identity,

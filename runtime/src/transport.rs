@@ -3,6 +3,7 @@
 
 pub mod embedded;
 pub mod kafka;
+pub mod memory;
 mod sink;
 
 use std::collections::BTreeMap;

@@ -11,6 +11,7 @@ mod fixture;
 mod fleet;
 mod ledger_model;
 mod operator;
+mod outbox;
 mod postgres_place;
 mod postgres_store;
 mod refused;

@@ -55,7 +55,14 @@ async fn all_rows(connection: &mut PgConnection) -> Vec<String> {
 
 fn worker(id: &str) -> Worker {
     let version = "1.0".to_owned();
-    Worker { id: id.to_owned(), address: format!("{id}:1"), version, code_version: 1, draining: false }
+    Worker {
+        id: id.to_owned(),
+        address: format!("{id}:1"),
+        version,
+        code_version: 1,
+        draining: false,
+        cooling: Vec::new(),
+    }
 }
 
 const ALIVE: Duration = Duration::from_secs(60);

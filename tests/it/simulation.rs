@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use perkey::message::Draft;
 use perkey::pipeline::ledger::{self, Defect};
-use perkey::settings::{Bind, KeyFrom};
+use perkey::settings::{Bind, KeyFrom, Publish};
 use perkey::store::memory::{self, MemoryStore};
 use perkey::testing::{Report, Seen, Simulation};
 use perkey::transport::Content;
@@ -81,6 +81,11 @@ fn bind(source: &str, kind: &str, service: &str) -> Bind {
     Bind { source: source.to_owned(), kind: kind.to_owned(), service: service.to_owned(), key: KeyFrom::Record }
 }
 
+fn publish(service: &str, kind: &str, sink: &str) -> Publish {
+    let (service, kind, sink) = (service.to_owned(), kind.to_owned(), sink.to_owned());
+    Publish { service, kind, sink, topic: "events".to_owned() }
+}
+
 /// Everything at once: three services, events between them, messages for several, for none, and for nobody.
 fn scenario(seed: u64) -> Simulation {
     let count = 60 + seed % 140;
@@ -106,6 +111,11 @@ fn scenario(seed: u64) -> Simulation {
     });
     Simulation::new(seed).handler(Counting).handler(Holding).handler(Watching).contents(contents).settings(|settings| {
         settings.bind = vec![bind("embedded", "counted", "watching"), bind("embedded", "held", "counting")];
+        settings.publish = vec![publish("counting", "counted", "kafka"), publish("*", "held", "kafka")];
+        if seed.is_multiple_of(3) {
+            settings.publish.push(publish("*", "*", "second"));
+            settings.kafka.dead_letter_topic = "dead".to_owned();
+        }
         for source in ["log", "queue"] {
             settings.bind.push(bind(source, "shared", "counting"));
             settings.bind.push(bind(source, "shared", "holding"));
@@ -174,7 +184,7 @@ fn every_seed_keeps_every_promise() {
 
 /// Seeds until one notices what is wrong.
 fn noticed(store: impl Fn() -> MemoryStore) -> Option<(u64, String)> {
-    (0..60).find_map(|seed| Some((seed, run(seed, Arc::new(store())).err()?)))
+    (0..300).find_map(|seed| Some((seed, run(seed, Arc::new(store())).err()?)))
 }
 
 #[test]
@@ -185,6 +195,7 @@ fn every_planted_defect_is_noticed() {
         Defect::FollowersNotAppended,
         Defect::IdTakenAfterRun,
         Defect::HighestPosition,
+        Defect::WatermarkTooHigh,
     ];
     assert_eq!(noticed(MemoryStore::new), None, "without a defect nothing is noticed");
     let mut missed = Vec::new();

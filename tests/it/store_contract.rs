@@ -620,7 +620,7 @@ async fn a_command_is_open_until_its_shard_is_done(place: Box<impl Place>) {
     let second = store.queries().command(NewCommand { action: Action::Discard, ..new }).await.unwrap();
     let open = store.queries().open_commands(0).await.unwrap();
     assert_eq!(open.iter().map(|command| command.id).collect::<Vec<_>>(), [id, second]);
-    assert_eq!((open[0].action, &open[0].filter, open[0].who.as_str()), (Action::Replay, &filter, "ann"));
+    assert_eq!((&open[0].action, &open[0].filter, open[0].who.as_str()), (&Action::Replay, &filter, "ann"));
     let result =
         |affected, done| Part { command: Some(CommandResult { command: id, affected, done }), ..Part::default() };
     committed(&store, &with(result(2, false), commit(0, epoch, 1))).await;

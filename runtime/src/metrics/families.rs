@@ -50,6 +50,8 @@ pub(super) struct Families {
     pub(super) commit_turns: Histogram,
     pub(super) commit_seconds: Histogram,
     pub(super) restarts: Counters,
+    pub(super) published: Counters,
+    pub(super) refused: Counters,
     pub(super) alarms: Gauges,
     pub(super) owned_shards: Gauge,
     pub(super) lease_remaining: FloatGauge,
@@ -75,6 +77,8 @@ pub(super) struct ShardFamilies {
     pub(super) dedup_window: Gauges,
     pub(super) epoch: Gauges,
     pub(super) commit_no: Gauges,
+    pub(super) outbox_pending: Gauges,
+    pub(super) outbox_lag: Gauges,
 }
 
 impl Families {
@@ -92,6 +96,8 @@ impl Families {
             commit_turns: to.add("perkey_commit_turns", "Turns in a commit", sizes()),
             commit_seconds: to.add("perkey_commit_seconds", "Time of a commit at the store", commit_times()),
             restarts: to.add("perkey_restarts", "Restarts, by child and reason", Counters::default()),
+            published: to.add("outbox_published", "Events that a sink confirmed", Counters::default()),
+            refused: to.add("outbox_refused", "Events that a sink refused", Counters::default()),
             alarms: to.add("perkey_alarm", "1 while the alarm is raised", Gauges::default()),
             owned_shards: to.add("perkey_owned_shards", "Shards that run here, in a fleet", Gauge::default()),
             lease_remaining: to.add("perkey_lease_remaining_seconds", "Time until this worker stops", FloatGauge::default()),
@@ -120,7 +126,15 @@ impl ShardFamilies {
             dedup_window: to.add("perkey_dedup_window_seconds", "Dedup window in force", Gauges::default()),
             epoch: to.add("perkey_shard_epoch", "Epoch under which the shard is owned", Gauges::default()),
             commit_no: to.add("perkey_shard_commit_no", "Number of the last commit", Gauges::default()),
+            outbox_pending: to.add("outbox_pending", "Events that wait to be published", Gauges::default()),
+            outbox_lag: to.add("outbox_lag_seconds", "Age of the oldest unpublished event", Gauges::default()),
         }
+    }
+
+    /// Drops the members of one sink of a shard.
+    pub(super) fn remove_sink(&self, labels: &Labels) {
+        self.outbox_pending.remove(labels);
+        self.outbox_lag.remove(labels);
     }
 
     /// Drops the members of one shard.

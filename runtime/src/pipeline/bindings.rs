@@ -1,5 +1,5 @@
-//! Which service handles what, and under which key. Pure.
-//! In: the settings' bindings, deliveries, events. Out: arrivals for the ledger, rows for the embedded log.
+//! Which service handles what, under which key, and which events go to which sink. Pure.
+//! In: the settings' routes, deliveries, events. Out: arrivals for the ledger, rows for the embedded log, topics.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,27 +8,55 @@ use super::ledger::{Arrival, What};
 use crate::handlers::Handlers;
 use crate::message::{Draft, Message, ShardNo, check_name, shard_of};
 use crate::settings::{Bind, KeyFrom, Settings, Unbound};
-use crate::store::{LogRow, Part};
+use crate::store::{Event, LogRow, Part};
 use crate::transport::{Content, Delivery, embedded};
+
+/// Type of the events that tell of dead letters.
+pub const DEAD_LETTER: &str = "perkey.dead_letter";
+
+/// The sink that `kafka.dead_letter_topic` is a topic of.
+const DEAD_LETTER_SINK: &str = "kafka";
 
 /// The routes of a program.
 #[derive(Clone, Debug)]
 pub struct Bindings {
     handlers: Handlers,
     binds: Vec<Bind>,
+    /// By sink, in the order of their indices.
+    outlets: Vec<(Arc<str>, Vec<Outlet>)>,
+    tells_of_dead: bool,
     shards: u32,
     message_bytes_max: usize,
     unbound: Unbound,
 }
 
+/// A route to a sink.
+#[derive(Clone, Debug)]
+struct Outlet {
+    /// The service whose events are meant; `None` for all.
+    service: Option<Arc<str>>,
+    kind: String,
+    topic: Arc<str>,
+}
+
 impl Bindings {
-    /// The settings' bindings; the error names the service that one of them has and the program has not.
+    /// The settings' routes; the error names all services that they have and the program has not.
     pub fn new(settings: &Settings, handlers: Handlers) -> Result<Self, String> {
-        if let Some(bind) = settings.bind.iter().find(|bind| handlers.index_of(&bind.service).is_none()) {
-            return Err(format!("bind of type {:?}: {}", bind.kind, handlers.unknown(&bind.service)));
+        let unknown = |route: &str, kind: &str, service: &str| {
+            let missing = handlers.index_of(service).is_none();
+            missing.then(|| format!("{route} of type {kind:?}: {}", handlers.unknown(service)))
+        };
+        let binds = settings.bind.iter().filter_map(|bind| unknown("bind", &bind.kind, &bind.service));
+        let publishes = settings.publish.iter().filter(|publish| publish.service != "*");
+        let publishes = publishes.filter_map(|publish| unknown("publish", &publish.kind, &publish.service));
+        let problems: Vec<_> = binds.chain(publishes).collect();
+        if !problems.is_empty() {
+            return Err(problems.join("; "));
         }
         Ok(Self {
             handlers,
+            outlets: outlets(settings),
+            tells_of_dead: !settings.kafka.dead_letter_topic.is_empty(),
             binds: settings.bind.clone(),
             shards: settings.ownership.shards,
             message_bytes_max: settings.ingress.message_bytes_max,
@@ -103,10 +131,27 @@ impl Bindings {
     }
 
     fn matching(&self, source: &str, kind: &str) -> impl Iterator<Item = &Bind> {
-        self.binds.iter().filter(move |bind| {
-            bind.source == source
-                && bind.kind.strip_suffix('*').map_or(bind.kind == kind, |start| kind.starts_with(start))
-        })
+        self.binds.iter().filter(move |bind| bind.source == source && fits(&bind.kind, kind))
+    }
+
+    /// The sinks that events are routed to, in the order of their indices.
+    pub fn sinks(&self) -> Arc<[Arc<str>]> {
+        self.outlets.iter().map(|(sink, _)| sink.clone()).collect()
+    }
+
+    /// Where in a sink, by its index, an event goes: the first route that fits decides.
+    pub fn topic(&self, sink: u16, event: &Event) -> Option<&Arc<str>> {
+        let kind = event.message.kind();
+        let (_, outlets) = self.outlets.get(usize::from(sink))?;
+        let fitting = outlets.iter().find(|outlet| {
+            outlet.service.as_ref().is_none_or(|service| *service == event.service) && fits(&outlet.kind, kind)
+        });
+        fitting.map(|outlet| &outlet.topic)
+    }
+
+    /// Whether dead letters are also told of by events.
+    pub(crate) fn tells_of_dead(&self) -> bool {
+        self.tells_of_dead
     }
 
     /// The events of a commit that go to services of this store: one row for each shard that is to read some.
@@ -152,6 +197,37 @@ impl Bindings {
         };
         draft.build().unwrap_or_else(|_| message.clone())
     }
+}
+
+/// Whether a type is one that a route means; `*` at the route's end matches any rest.
+fn fits(pattern: &str, kind: &str) -> bool {
+    pattern.strip_suffix('*').map_or(pattern == kind, |start| kind.starts_with(start))
+}
+
+/// The routes to each sink, in the order in which the settings name sinks first.
+fn outlets(settings: &Settings) -> Vec<(Arc<str>, Vec<Outlet>)> {
+    let mut outlets: Vec<(Arc<str>, Vec<Outlet>)> = Vec::new();
+    let mut add = |sink: &str, outlet: Outlet| match outlets.iter_mut().find(|(name, _)| &**name == sink) {
+        Some((_, routes)) => routes.push(outlet),
+        None => outlets.push((sink.into(), vec![outlet])),
+    };
+    let dead_letters = &settings.kafka.dead_letter_topic;
+    if !dead_letters.is_empty() {
+        // Before the others, so that a route for all types does not take them elsewhere.
+        let outlet = Outlet { service: None, kind: DEAD_LETTER.to_owned(), topic: dead_letters.as_str().into() };
+        add(DEAD_LETTER_SINK, outlet);
+    }
+    for publish in &settings.publish {
+        let service = (publish.service != "*").then(|| publish.service.as_str().into());
+        let outlet = Outlet { service, kind: publish.kind.clone(), topic: publish.topic.as_str().into() };
+        add(&publish.sink, outlet);
+    }
+    outlets
+}
+
+/// The sinks that the settings' routes lead to, in the order of their indices.
+pub(crate) fn sinks_of(settings: &Settings) -> Vec<Arc<str>> {
+    outlets(settings).into_iter().map(|(sink, _)| sink).collect()
 }
 
 /// The services of `handlers` as the ledger knows them.

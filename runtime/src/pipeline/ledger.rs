@@ -3,7 +3,7 @@
 //! the simulator.
 //!
 //! A message's way through it: [`intake`] → [`runs`] → [`settle`] → [`flight`]; [`waiting`] has what waits on disk,
-//! [`actors`] who runs, [`operator`] what operators ask.
+//! [`actors`] who runs, [`operator`] what operators ask, [`outbox`] how far the sinks are.
 
 mod actors;
 mod defect;
@@ -11,12 +11,12 @@ mod flight;
 mod inbox;
 mod intake;
 mod operator;
+mod outbox;
 mod record;
 mod refusal;
 mod runs;
 mod settle;
 mod slot;
-mod tally;
 mod tracker;
 mod waiting;
 
@@ -29,11 +29,11 @@ pub use self::defect::Defect;
 #[cfg(feature = "planted-defects")]
 pub use self::defect::plant;
 pub use self::intake::{Arrival, What};
+pub use self::record::{FaultNote, Gauges, Tally};
 pub use self::runs::{RunItem, RunOrder, RunReport, TurnEnd, TurnFault};
 pub use self::slot::{ActorIx, SlotIx};
-pub use self::tally::{FaultNote, Gauges, Tally};
 
-use self::defect::planted;
+pub(crate) use self::defect::planted;
 use self::inbox::Inbox;
 use self::slot::Slots;
 use self::tracker::{SourceTrack, Tracker};
@@ -108,6 +108,8 @@ pub enum Action {
     Credit(u16, usize),
     /// The source's deliveries up to these positions are durable.
     Acknowledge(u16, Positions),
+    /// Events are durable: publish what the sinks want of them; dispatchers answer with [`Ledger::published`].
+    Publish(Arc<Commit>),
     /// Remove what is no longer needed.
     Trim(Trim),
     /// The shard is given up: its last commit is durable.
@@ -138,6 +140,7 @@ pub struct Ledger {
     arrivals: u64,
     batches: flight::Batches,
     waiting: waiting::Waiting,
+    outbox: outbox::Outbox,
     command: Option<operator::Progress>,
     dice: Dice,
     draining: bool,
@@ -150,7 +153,8 @@ pub struct Ledger {
 
 impl Ledger {
     /// The ledger of a shard that was just taken over; `inbox` was read after its epoch was raised.
-    pub fn new(config: LedgerConfig, taken: TakenShard, inbox: InboxRows) -> Self {
+    pub fn new(config: LedgerConfig, mut taken: TakenShard, inbox: InboxRows) -> Self {
+        let outbox = outbox::Outbox::restore(&config.bindings.sinks(), &mut taken, &inbox);
         let sources = config.sources.iter().map(|name| {
             let stored = taken.positions.get(name).cloned().unwrap_or_default();
             SourceTrack::restore(stored, 0)
@@ -167,6 +171,7 @@ impl Ledger {
             until_clean: if taken.unclean > 0 { credits } else { 0 },
             counters: restore_counters(&taken.counters),
             watermarks: taken.watermarks,
+            outbox,
             waiting: waiting::Waiting::new(inbox.pending),
             inbox: Inbox::restore(inbox),
             sources,
@@ -244,6 +249,9 @@ impl Ledger {
             window: self.inbox.oldest().filter(|_| self.inbox.is_short()).map_or(0, |(_, at)| now.saturating_sub(at)),
             pending_full: self.waiting.rows >= self.config.settings.pending.max_per_shard
                 || self.slots.iter().any(|slot| !slot.overflow.is_empty()),
+            outbox_full: self.outbox_full(),
+            outbox_refused: self.outbox.refused,
+            sink_gone: self.sink_gone(),
             epoch: self.epoch,
             commit_no: self.commit_no,
         }
@@ -260,6 +268,7 @@ impl Ledger {
         self.waiting.now = now;
         self.fetch_due(now);
         self.passivate_idle(now);
+        self.tick_outbox(now);
         for source in 0..self.sources.len() {
             self.grant(u16::try_from(source).expect("there are few sources"), 0, now);
         }

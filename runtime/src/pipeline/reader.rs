@@ -110,6 +110,7 @@ impl ReaderState {
             | Action::CommitLater(..)
             | Action::Credit(..)
             | Action::Acknowledge(..)
+            | Action::Publish(_)
             | Action::Drained
             | Action::Stop(_) => None,
         })

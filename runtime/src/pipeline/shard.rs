@@ -7,8 +7,11 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tracing::{info, warn};
 
 use super::committer::CommitterMessage;
+use super::dispatcher::DispatcherMessage;
+use super::dispatcher::handover::Handover;
+use super::dispatcher::publisher::Progress;
 use super::ingress::IngressMessage;
-use super::ledger::{Action, ActorIx, Arrival, FaultNote, Ledger, RunOrder, RunReport, SlotIx};
+use super::ledger::{Action, ActorIx, Arrival, FaultNote, Gauges, Ledger, RunOrder, RunReport, SlotIx};
 use super::reader::Question;
 use crate::message::ShardNo;
 use crate::metrics::{Alarm, DedupSource, ShardMetrics};
@@ -28,11 +31,17 @@ pub(crate) enum ShardMessage {
         keys: ActorRef<KeysMessage>,
         loader: ActorRef<Question>,
         clerk: ActorRef<Question>,
+        /// The ways to the dispatchers, by sink.
+        handovers: Arc<[Arc<Handover>]>,
     },
     /// A committer is there, for the first time or again.
     Committer(ActorRef<CommitterMessage>),
     /// An ingress is there, for the first time or again.
     Ingress(u16, ActorRef<IngressMessage>),
+    /// A dispatcher is there, for the first time or again.
+    Dispatcher(u16, ActorRef<DispatcherMessage>),
+    /// A sink has come farther.
+    Published(u16, Progress),
     /// A key actor is there, for the first time or again.
     Actor(ActorIx, ActorRef<RunOrder>),
     /// A key actor died.
@@ -70,6 +79,7 @@ pub(crate) struct ShardState {
     committer: Option<ActorRef<CommitterMessage>>,
     ingresses: Vec<Option<ActorRef<IngressMessage>>>,
     actors: Vec<Option<ActorRef<RunOrder>>>,
+    handovers: Arc<[Arc<Handover>]>,
     waiting_for_committer: Vec<CommitterMessage>,
     early: Vec<Action>,
     drained: Option<RpcReplyPort<()>>,
@@ -99,6 +109,7 @@ impl Actor for Shard {
             clerk: None,
             committer: None,
             actors: Vec::new(),
+            handovers: Arc::new([]),
             waiting_for_committer: Vec::new(),
             early: Vec::new(),
             drained: None,
@@ -139,6 +150,7 @@ impl ShardState {
         match message {
             ShardMessage::Fetched(source, arrivals) => ledger.fetched(source, arrivals, now),
             ShardMessage::Ran(report) => ledger.ran(report, now),
+            ShardMessage::Published(sink, progress) => ledger.published(sink, progress, now),
             ShardMessage::Gate => ledger.gate(now),
             ShardMessage::CommitEnded(epoch, no, outcome) => self.commit_ended(epoch, no, outcome, now),
             ShardMessage::Retaken(answer) => ledger.retaken(answer, now),
@@ -174,7 +186,8 @@ impl ShardState {
 
     fn wire(&mut self, message: ShardMessage) {
         match message {
-            ShardMessage::Wire { keys, loader, clerk } => {
+            ShardMessage::Wire { keys, loader, clerk, handovers } => {
+                self.handovers = handovers;
                 (self.keys, self.loader, self.clerk) = (Some(keys), Some(loader), Some(clerk));
                 for action in std::mem::take(&mut self.early) {
                     // The children were just started: a refusal would be seen as their death.
@@ -194,6 +207,10 @@ impl ShardState {
                 let begin = IngressMessage::Begin(self.ledger.received(source), self.ledger.credits_free(source));
                 drop(ingress.cast(begin));
                 self.ingresses[source as usize] = Some(ingress);
+            }
+            ShardMessage::Dispatcher(sink, dispatcher) => {
+                let (watermark, durable) = self.ledger.publish_from(sink);
+                drop(dispatcher.cast(DispatcherMessage::Begin(watermark, durable)));
             }
             _ => {}
         }
@@ -247,9 +264,28 @@ impl ShardState {
         if self.metrics.set_alarm(Alarm::DedupWindowBelowMin, window < dedup.window_min) {
             warn!(shard = self.no, window = ?window, "dedup window crossed dedup.window_min");
         }
+        self.outbox_alarms(&gauges);
         if self.metrics.set_alarm(Alarm::PendingBoundReached, gauges.pending_full) {
             let (shard, full, rows) = (self.no, gauges.pending_full, gauges.pending);
             warn!(shard, full, rows, "bound of waiting messages was reached or left; at the bound sources pause");
+        }
+    }
+
+    fn outbox_alarms(&self, gauges: &Gauges) {
+        let shard = self.no;
+        if self.metrics.set_alarm(Alarm::OutboxBoundReached, gauges.outbox_full) {
+            warn!(
+                shard,
+                full = gauges.outbox_full,
+                "bound of unpublished events was reached or left; at it sources pause"
+            );
+        }
+        if self.metrics.set_alarm(Alarm::OutboxRefused, gauges.outbox_refused > 0) {
+            warn!(shard, events = gauges.outbox_refused, "dead letters that are events which a sink refused");
+        }
+        if self.metrics.set_alarm(Alarm::SinkGone, gauges.sink_gone) {
+            let gone = gauges.sink_gone;
+            warn!(shard, gone, "a sink that is not in the settings keeps commits: configure it again, or retire it");
         }
     }
 
@@ -315,6 +351,10 @@ impl ShardState {
             Action::CommitLater(commit, tries) => self.commit(CommitterMessage::Write(commit, tries)),
             Action::Credit(source, more) => self.tell(source, IngressMessage::Credit(more)),
             Action::Acknowledge(source, positions) => self.tell(source, IngressMessage::Acknowledge(positions)),
+            Action::Publish(commit) => {
+                let window = self.env.settings.outbox.window;
+                self.handovers.iter().for_each(|handover| handover.put(&commit, window));
+            }
             Action::Drained => {
                 if let Some(reply) = self.drained.take() {
                     drop(reply.send(()));

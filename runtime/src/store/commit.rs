@@ -93,12 +93,17 @@ pub struct StateWrite {
 /// An event of the outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// The service that emitted it.
+    /// The service that emitted it; empty for one that tells of a dead letter of no service.
     pub service: Arc<str>,
     /// Digest of the id of the message whose turn emitted it.
     pub cause: [u8; 16],
     /// The event as a message: its id is derived from its cause, so a repeat has the same.
     pub message: Message,
+}
+
+impl Event {
+    /// Stands for a service's number in the store where an event is of none: it tells of a dead letter of none.
+    pub const NO_SERVICE: u16 = u16::MAX;
 }
 
 /// A row for the embedded log of another (or the same) shard.

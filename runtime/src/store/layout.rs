@@ -28,15 +28,20 @@ pub(crate) fn lay_events(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) ->
     let mut blob = Vec::with_capacity(bytes);
     let mut count = 0;
     for event in commit.events() {
-        let number = services.get(&event.service).ok_or_else(|| Arc::clone(&event.service))?;
+        let number = number_of(&event.service, services).ok_or_else(|| Arc::clone(&event.service))?;
         let frame = event.message.frame();
-        blob.put_u16_le(*number);
+        blob.put_u16_le(number);
         blob.put_slice(&event.cause);
         blob.put_u32_le(u32::try_from(frame.len()).expect("a frame is shorter than 4 GiB"));
         blob.put_slice(frame);
         count += 1;
     }
     Ok((blob, count))
+}
+
+/// A service's number; of no service are events that tell of a dead letter of none.
+fn number_of(service: &str, services: &BTreeMap<Arc<str>, u16>) -> Option<u16> {
+    if service.is_empty() { Some(Event::NO_SERVICE) } else { services.get(service).copied() }
 }
 
 /// The ids of a `commits.ids` blob.
@@ -72,8 +77,8 @@ pub(crate) fn events(
             return Err(cut());
         }
         let number = blob.get_u16_le();
-        let service =
-            name(number).ok_or_else(|| StoreError::Corrupt(format!("there is no service number {number}")))?;
+        let service = if number == Event::NO_SERVICE { Some(Arc::from("")) } else { name(number) };
+        let service = service.ok_or_else(|| StoreError::Corrupt(format!("there is no service number {number}")))?;
         let mut cause = [0; 16];
         blob.copy_to_slice(&mut cause);
         let length = blob.get_u32_le() as usize;

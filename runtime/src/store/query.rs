@@ -43,13 +43,15 @@ impl DeadFilter {
 }
 
 /// What an operator wants done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// Dead letters become pending again.
+    /// Dead letters become pending again; those that are refused events are published again.
     Replay,
     /// Dead letters are removed.
     Discard,
+    /// A sink, by its name, that is no longer configured is given up: its watermark goes.
+    Retire(String),
 }
 
 /// A command to be recorded: also the audit.
@@ -57,7 +59,7 @@ pub enum Action {
 pub struct NewCommand {
     /// What.
     pub action: Action,
-    /// On which dead letters.
+    /// On which dead letters, where it is about some.
     pub filter: DeadFilter,
     /// Who asked.
     pub who: String,

@@ -27,7 +27,7 @@ use self::group::Piece;
 use self::read::signed;
 use self::writer::{Writer, failed};
 pub use super::Access;
-use super::query::{DeadFilter, Queries};
+use super::query::{DeadFilter, EventRow, Queries};
 use super::watch::LogWatch;
 use super::{
     Commit, DeadLetter, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup, Store,
@@ -255,6 +255,13 @@ impl Store for SqliteStore {
 
     fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()> {
         Box::pin(self.watch.changed(target))
+    }
+
+    fn outbox(&self, shard: ShardNo, from: u64, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>> {
+        if from == 0 {
+            return self.queries().events(shard, after, limit);
+        }
+        Box::pin(queries::outbox(&self.readers, shard, (signed(from), after), limit))
     }
 
     fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()> {

@@ -16,6 +16,8 @@ use crate::clock::{Dice, Millis, Stopwatch, sleep};
 use crate::message::ShardNo;
 use crate::metrics::Child;
 use crate::pipeline::committer::{Committer, CommitterMessage};
+use crate::pipeline::dispatcher::handover::Handover;
+use crate::pipeline::dispatcher::{Dispatcher, DispatcherArgs, DispatcherMessage};
 use crate::pipeline::ingress::{Ingress, IngressArgs, IngressMessage};
 use crate::pipeline::ledger::{Ledger, LedgerConfig};
 use crate::pipeline::reader::{Question, Reader};
@@ -39,6 +41,7 @@ pub(crate) struct RunsStuck;
 pub(crate) enum ShardSupervisorMessage {
     RestartIngress(u16),
     RestartCommitter,
+    RestartDispatcher(u16),
     IsIdle(RpcReplyPort<bool>),
     /// Leave in order; answered when the last commit is durable.
     Drain(RpcReplyPort<()>),
@@ -70,6 +73,8 @@ struct Children {
     keys: ActorRef<KeysMessage>,
     committer: ActorRef<CommitterMessage>,
     ingresses: Vec<Option<ActorRef<IngressMessage>>>,
+    dispatchers: Vec<ActorRef<DispatcherMessage>>,
+    handovers: Arc<[Arc<Handover>]>,
 }
 
 /// What it holds.
@@ -79,6 +84,7 @@ pub(crate) struct ShardSupervisorState {
     children: Option<Children>,
     ingress_budget: RestartBudget,
     committer_budget: RestartBudget,
+    dispatcher_budget: RestartBudget,
     dice: Dice,
     draining: bool,
     drained: bool,
@@ -107,6 +113,7 @@ impl Actor for ShardSupervisor {
         Ok(ShardSupervisorState {
             ingress_budget: RestartBudget::new(supervision.ingress.clone()),
             committer_budget: RestartBudget::new(supervision.committer.clone()),
+            dispatcher_budget: RestartBudget::new(supervision.dispatcher.clone()),
             children,
             args,
             dice: Dice::from_system(),
@@ -144,6 +151,11 @@ impl Actor for ShardSupervisor {
             ShardSupervisorMessage::RestartCommitter => {
                 children.committer = committer(&myself, args, &children.shard).await?;
             }
+            ShardSupervisorMessage::RestartDispatcher(sink) => {
+                let (shard, handovers) = (&children.shard, &children.handovers);
+                let dispatcher = dispatcher(&myself, args, shard, (sink, handovers)).await?;
+                children.dispatchers[usize::from(sink)] = dispatcher;
+            }
             ShardSupervisorMessage::IsIdle(reply) => children.shard.cast(ShardMessage::IsIdle(reply))?,
             ShardSupervisorMessage::Drain(reply) if state.drained => drop(reply.send(())),
             ShardSupervisorMessage::Drain(reply) => {
@@ -169,6 +181,7 @@ impl Actor for ShardSupervisor {
                 Child::KeyActor => children.keys.cast(KeysMessage::KillOne)?,
                 Child::Ingress => children.ingresses.iter().flatten().for_each(|ingress| ingress.get_cell().kill()),
                 Child::Committer => children.committer.get_cell().kill(),
+                Child::Dispatcher => children.dispatchers.iter().for_each(|sink| sink.get_cell().kill()),
                 Child::Shard => children.shard.get_cell().kill(),
             },
         }
@@ -201,6 +214,13 @@ impl Actor for ShardSupervisor {
             let after = spend(&mut state.committer_budget, now, &mut state.dice, Child::Committer, &end)?;
             restarted(&state.args, Child::Committer, &end, after);
             myself.send_after(after, || ShardSupervisorMessage::RestartCommitter);
+            return Ok(());
+        }
+        if let Some(sink) = children.dispatchers.iter().position(|sink| is(sink.get_cell())) {
+            let after = spend(&mut state.dispatcher_budget, now, &mut state.dice, Child::Dispatcher, &end)?;
+            let sink = u16::try_from(sink)?;
+            restarted(&state.args, Child::Dispatcher, &end, after);
+            myself.send_after(after, move || ShardSupervisorMessage::RestartDispatcher(sink));
             return Ok(());
         }
         // The ledger, its readers and the key supervisor hold what only a new start can rebuild.
@@ -298,13 +318,18 @@ async fn start(
     let keys = KeysArgs { env: env.clone(), shard_no: no, shard: shard.clone(), live: args.live.clone() };
     let (keys, _) = Actor::spawn_linked(None, Keys, keys, me()).await?;
     let committer = committer(myself, args, &shard).await?;
-    shard.cast(ShardMessage::Wire { keys: keys.clone(), loader, clerk })?;
+    let handovers: Arc<[Arc<Handover>]> = env.sinks.iter().map(|_| Arc::default()).collect();
+    shard.cast(ShardMessage::Wire { keys: keys.clone(), loader, clerk, handovers: handovers.clone() })?;
+    let mut dispatchers = Vec::new();
+    for sink in 0..u16::try_from(env.sinks.len())? {
+        dispatchers.push(dispatcher(myself, args, &shard, (sink, &handovers)).await?);
+    }
     let mut ingresses = Vec::new();
     for source in 0..sources {
         ingresses.push(Some(ingress(myself, args, &shard, source).await?));
     }
     shard.send_interval(TICK, || ShardMessage::Tick);
-    Ok(Children { shard, keys, committer, ingresses })
+    Ok(Children { shard, keys, committer, ingresses, dispatchers, handovers })
 }
 
 async fn committer(
@@ -314,6 +339,17 @@ async fn committer(
 ) -> Result<ActorRef<CommitterMessage>, ActorProcessingErr> {
     let with = (args.env.clone(), shard.clone());
     Ok(Actor::spawn_linked(None, Committer, with, myself.get_cell()).await?.0)
+}
+
+async fn dispatcher(
+    myself: &ActorRef<ShardSupervisorMessage>,
+    args: &ShardSupervisorArgs,
+    shard: &ActorRef<ShardMessage>,
+    (sink, handovers): (u16, &[Arc<Handover>]),
+) -> Result<ActorRef<DispatcherMessage>, ActorProcessingErr> {
+    let (env, handover) = (args.env.clone(), handovers[usize::from(sink)].clone());
+    let with = DispatcherArgs { env, shard_no: args.shard, sink, shard: shard.clone(), handover };
+    Ok(Actor::spawn_linked(None, Dispatcher, with, myself.get_cell()).await?.0)
 }
 
 async fn ingress(

@@ -49,6 +49,12 @@ impl Fate {
         }
     }
 
+    /// Whether a sink refuses this event.
+    pub(super) fn is_refused(seed: u64, faults: Faults, sink: &str, id: &str) -> bool {
+        let scope = u64::from(murmur2(sink.as_bytes())) << 32 | u64::from(murmur2(id.as_bytes()));
+        faults.sinks && Dice::seeded(seed ^ scope).below(40) == 0
+    }
+
     /// Whether it can only end as a dead letter.
     pub(super) fn is_deadly(self) -> bool {
         match self {

@@ -1,14 +1,16 @@
 //! One owner of a shard under simulation: its ledger, its actors, its ends of the sources.
 //! In: what the world decided. Out: nothing by itself; the world performs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use super::work::Worker;
 use crate::message::ShardNo;
+use crate::pipeline::dispatcher::handover::Handover;
+use crate::pipeline::dispatcher::publisher::{Progress, Publisher};
 use crate::pipeline::ledger::{ActorIx, Arrival, Ledger, RunReport, SlotIx};
 use crate::store::query::OpenCommand;
 use crate::store::{DeadLetter, Due, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard};
-use crate::transport::Source;
+use crate::transport::{Answer, Outgoing, Source};
 
 /// An owner's number; never used twice.
 pub(super) type OwnerId = usize;
@@ -21,6 +23,7 @@ pub(super) enum Lane {
     Committer(bool),
     Actor(ActorIx, bool),
     Ingress(u16),
+    Dispatcher(u16),
 }
 
 /// What a ledger is told.
@@ -40,6 +43,9 @@ pub(super) enum Told {
     Paged(SlotIx, u64, Vec<PendingRow>),
     Commands(Vec<OpenCommand>),
     DeadFound(i64, Vec<DeadLetter>),
+    DispatcherBack(u16),
+    Answered(u16, u32, Answer),
+    Published(u16, Progress),
     Drain,
     Tick,
 }
@@ -54,6 +60,20 @@ pub(super) struct Ingress {
     pub(super) generation: u32,
 }
 
+/// One dispatcher, with its end of a sink.
+#[derive(Default)]
+pub(super) struct Outlet {
+    pub(super) handover: Handover,
+    /// None while it is dead.
+    pub(super) publisher: Option<Publisher>,
+    /// Rises when it dies, and when its end of the sink is opened anew.
+    pub(super) generation: u32,
+    /// On its way to the broker.
+    pub(super) wire: VecDeque<Outgoing>,
+    pub(super) pumping: bool,
+    pub(super) delivering: bool,
+}
+
 /// An owner of a shard.
 pub(super) struct Owner {
     pub(super) shard: ShardNo,
@@ -65,6 +85,7 @@ pub(super) struct Owner {
     pub(super) draining: bool,
     pub(super) workers: Vec<Worker>,
     pub(super) ingresses: Vec<Ingress>,
+    pub(super) outlets: Vec<Outlet>,
     /// Rises with each new committer.
     pub(super) committer: u32,
     /// The committer is dead and the next one is not there.
@@ -74,7 +95,7 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub(super) fn new(shard: ShardNo, ledger: Ledger, sources: usize) -> Self {
+    pub(super) fn new(shard: ShardNo, ledger: Ledger, (sources, sinks): (usize, usize)) -> Self {
         Self {
             shard,
             ledger,
@@ -83,6 +104,7 @@ impl Owner {
             draining: false,
             workers: Vec::new(),
             ingresses: (0..sources).map(|_| Ingress::default()).collect(),
+            outlets: (0..sinks).map(|_| Outlet::default()).collect(),
             committer: 0,
             committer_down: false,
             ticks: 0,

@@ -57,6 +57,7 @@ impl World {
                         source.committed(&positions);
                     }
                 }
+                Action::Publish(commit) => self.hand_over(id, &commit),
                 Action::Drained | Action::Stop(_) => self.leave(id),
             }
         }

@@ -38,7 +38,7 @@ pub struct Faults {
     pub crashes: bool,
     /// An owner stands still, is taken over from, and goes on as if nothing had been.
     pub freezes: bool,
-    /// Key actors, committers and ingresses die.
+    /// Key actors, committers, ingresses and dispatchers die.
     pub children: bool,
     /// Answers to commits are lost; the store is away for a while.
     pub store: bool,
@@ -52,6 +52,8 @@ pub struct Faults {
     pub drains: bool,
     /// Operators replay and discard dead letters while everything runs.
     pub operators: bool,
+    /// Sinks are away for a while, break, and refuse some events.
+    pub sinks: bool,
 }
 
 impl Faults {
@@ -67,6 +69,7 @@ impl Faults {
             turns: true,
             drains: true,
             operators: true,
+            sinks: true,
         }
     }
 
@@ -82,6 +85,7 @@ impl Faults {
             turns: false,
             drains: false,
             operators: false,
+            sinks: false,
         }
     }
 }
@@ -95,6 +99,7 @@ pub(super) struct Plan {
     pub(super) services: Arc<[ServiceInfo]>,
     pub(super) sources: Arc<[Arc<str>]>,
     pub(super) bindings: Arc<Bindings>,
+    pub(super) sinks: Arc<[Arc<str>]>,
     pub(super) hash_key: [u8; 32],
     pub(super) context: RunContext,
     pub(super) actors_max: u32,
@@ -121,12 +126,14 @@ impl Plan {
         };
         // Slices are cut by the seed and not by the machine's clock.
         let slice = Duration::from_secs(3_600);
+        let bindings = Arc::new(Bindings::new(&settings, handlers.clone())?);
         Ok(Self {
             seed,
             faults,
             services: describe(&handlers, &identity.services, &settings).into(),
             sources: SOURCES.iter().map(|name| Arc::from(*name)).collect(),
-            bindings: Arc::new(Bindings::new(&settings, handlers.clone())?),
+            sinks: bindings.sinks(),
+            bindings,
             hash_key: identity.hash_key,
             context: RunContext { clock: clock.clone(), limits, slice, hash_key: identity.hash_key },
             actors_max: u32::try_from(settings.actors.resident_max / settings.ownership.shards as usize).unwrap_or(1),

@@ -18,7 +18,7 @@ pub struct Seen {
     pub takeovers: u64,
     /// Owners that went on after another one took over.
     pub zombies: u64,
-    /// Key actors, committers and ingresses that died.
+    /// Key actors, committers, ingresses and dispatchers that died.
     pub deaths: u64,
     /// Pages of waiting rows that were read.
     pub pages: u64,
@@ -34,6 +34,14 @@ pub struct Seen {
     pub dead_letters: u64,
     /// Dead letters that were replayed or discarded.
     pub operations: u64,
+    /// Events that sinks confirmed.
+    pub published: u64,
+    /// Events that sinks refused.
+    pub unpublished: u64,
+    /// Pages of events that were read back.
+    pub read_back: u64,
+    /// Ends of sinks that were opened anew.
+    pub reopened: u64,
 }
 
 impl Seen {
@@ -51,7 +59,7 @@ impl Seen {
         self.clone().all().into_iter().filter(|(_, count)| **count == 0).map(|(name, _)| name).collect()
     }
 
-    fn all(&mut self) -> [(&'static str, &mut u64); 15] {
+    fn all(&mut self) -> [(&'static str, &mut u64); 19] {
         [
             ("commits", &mut self.commits),
             ("fenced", &mut self.fenced),
@@ -68,6 +76,10 @@ impl Seen {
             ("retries", &mut self.retries),
             ("dead_letters", &mut self.dead_letters),
             ("operations", &mut self.operations),
+            ("published", &mut self.published),
+            ("unpublished", &mut self.unpublished),
+            ("read_back", &mut self.read_back),
+            ("reopened", &mut self.reopened),
         ]
     }
 }

@@ -1,7 +1,7 @@
 //! The whole pipeline in memory, on virtual time, with whatever goes wrong drawn from a seed.
 //! In: handlers, messages, settings, a seed. Out: a report, or the first promise that was broken.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::disk::Disk;
 use super::fate::Refusals;
 use super::plan::{Faults, Plan};
 use super::seen::Seen;
-use super::sources::SimTransport;
+use super::transports::SimTransport;
 use super::witness::{Effect, Witness};
 use super::world::World;
 use crate::clock::{Clock, Dice};
@@ -277,6 +277,8 @@ fn small(dice: &mut Dice) -> Settings {
     settings.pending.max_per_key = draw(2, 12);
     settings.pending.max_per_shard = settings.pending.max_per_key + draw(0, 30);
     settings.pending.page = size(draw(1, 5));
+    settings.outbox.window = size(draw(2, 12));
+    settings.outbox.max_pending = draw(20, 200);
     settings.retry.base = Duration::from_millis(draw(1, 30));
     settings.retry.cap = Duration::from_millis(draw(30, 300));
     settings
@@ -315,11 +317,13 @@ impl Report {
         self.store.dead_letters().into_values().map(|letter| letter.message).collect()
     }
 
-    /// The payloads of the events of one type, by key, in the order in which they were emitted.
+    /// The payloads of the events of one type, by key, in the order in which they were emitted; each once, also when
+    /// an operator had one published again.
     pub fn events(&self, kind: &str) -> BTreeMap<String, Vec<serde_json::Value>> {
         let mut events: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut known = HashSet::new();
         for event in self.store.journal().into_iter().flat_map(|commit| commit.events) {
-            if event.message.kind() == kind {
+            if event.message.kind() == kind && known.insert(event.message.id().to_owned()) {
                 let payload = serde_json::from_slice(event.message.payload()).unwrap_or_default();
                 events.entry(event.message.key().to_owned()).or_default().push(payload);
             }

@@ -58,6 +58,9 @@ impl World {
             Told::Paged(slot, token, rows) => ledger.paged(slot, token, rows, now),
             Told::Commands(commands) => commands.into_iter().for_each(|command| ledger.command(command)),
             Told::DeadFound(command, letters) => ledger.dead_found(command, letters, now),
+            Told::Published(sink, progress) => ledger.published(sink, progress, now),
+            Told::DispatcherBack(sink) => self.start_outlet(id, sink),
+            Told::Answered(sink, generation, answer) => self.answered(id, sink, generation, answer),
             Told::Drain => ledger.drain(),
             Told::Tick => self.tick(id, now),
         }

@@ -34,6 +34,8 @@ impl World {
             (3..=5, Some(id)) if faults.children => self.kill_actor(id),
             (6, Some(id)) if faults.children => self.kill_committer(id),
             (7, Some(id)) if faults.children => self.kill_ingress(id),
+            (11, Some(id)) if faults.children => self.kill_dispatcher(id),
+            (12, _) if faults.sinks => self.sinks_away_until = self.now + self.dice.below(300_000),
             (8, _) if faults.store => self.disk.away_until = self.now + self.dice.below(200_000),
             (9..=10, _) if faults.operators => self.operate(None)?,
             _ => {}
@@ -139,6 +141,7 @@ impl World {
             _ => {
                 let first = !std::mem::replace(&mut self.healed, true);
                 self.witness.heal();
+                self.sinks_away_until = 0;
                 self.refusals.heal();
                 if first && self.plan.faults.operators && self.dice.below(2) == 0 {
                     self.operate(None)?;
@@ -159,6 +162,9 @@ impl World {
             let owners = self.current.iter().map(|id| self.describe(*id)).collect::<Vec<_>>();
             let sources = self.witness.unfinished().unwrap_or_default();
             return Some(format!("sources are not at their end: {sources}; {}", owners.join("; ")));
+        }
+        if let Some(behind) = self.witness.topics.iter().find_map(super::transports::Topic::unfinished) {
+            return Some(behind);
         }
         let held = self.witness.held();
         let waits = self.disk.store.pending().into_values().find(|row| {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::fate::Fate;
 use super::plan::{PROBE, Plan, SOURCES};
 use super::seen::Seen;
+use super::transports::Topic;
 use crate::AfterDeadLetter;
 use crate::message::{Message, ShardNo, TakenId};
 use crate::store::{Commit, Epoch, Part};
@@ -79,6 +80,8 @@ pub(super) struct Witness {
     held: HashMap<(u16, String), u64>,
     last: HashMap<(u16, String, u16, Arc<str>), Position>,
     healed: bool,
+    /// By sink.
+    pub(super) topics: Vec<Topic>,
 }
 
 impl Witness {
@@ -130,6 +133,12 @@ impl Witness {
         self.stats.commits += 1;
         if self.epochs.get(&shard) != Some(&commit.epoch) {
             return Err(at(format!("written under epoch {}, which was over", commit.epoch)));
+        }
+        self.topics.resize_with(plan.sinks.len(), Topic::default);
+        for (sink, topic) in (0..).zip(&mut self.topics) {
+            topic.committed(commit, |event| plan.bindings.topic(sink, event).is_some());
+            let watermark = commit.watermarks.get(&plan.sinks[usize::from(sink)]).copied();
+            topic.reached(shard, watermark).map_err(at)?;
         }
         for part in &commit.parts {
             self.part(plan, shard, part).map_err(at)?;
@@ -192,6 +201,11 @@ impl Witness {
             ends.insert(self.effect(plan, row.row.as_deref().unwrap_or_default())?);
         }
         for letter in &part.dead {
+            if letter.id.is_outgoing() {
+                self.stats.unpublished += 1;
+                self.dead.insert((shard, letter.seq), (letter.id, false));
+                continue;
+            }
             ends.insert(letter.id);
             let service = plan.handlers.index_of(&letter.service);
             self.died(plan, (shard, letter.seq, letter.id), service, letter.holds_key, letter.history.last())?;

@@ -31,6 +31,9 @@ pub(super) enum Event {
     Late(Arc<Commit>),
     Work(OwnerId, ActorIx, RunOrder),
     Fetch(OwnerId, u16),
+    /// A dispatcher does what it can; what it handed over reaches the broker.
+    Pump(OwnerId, u16),
+    Deliver(OwnerId, u16, u32),
     Trouble,
     Look,
 }
@@ -75,6 +78,8 @@ pub(super) struct World {
     pub(super) trouble_until: u64,
     /// Operators act on what is dead, and no fate strikes any more.
     pub(super) healed: bool,
+    /// Until then the sinks take nothing.
+    pub(super) sinks_away_until: u64,
     pub(super) done: bool,
     pub(super) runtime: tokio::runtime::Runtime,
     pub(super) turns: u64,
@@ -107,6 +112,7 @@ impl World {
             current: vec![None; shards as usize],
             trouble_until,
             healed: false,
+            sinks_away_until: 0,
             done: false,
             runtime: runtime.map_err(|error| error.to_string())?,
             turns: 0,
@@ -162,7 +168,12 @@ impl World {
 
     fn happen(&mut self, event: Event) -> Result<(), String> {
         let id = match &event {
-            Event::Told(id, _) | Event::Ask(id, _) | Event::Work(id, ..) | Event::Fetch(id, _) => Some(*id),
+            Event::Told(id, _)
+            | Event::Ask(id, _)
+            | Event::Work(id, ..)
+            | Event::Fetch(id, _)
+            | Event::Pump(id, _)
+            | Event::Deliver(id, ..) => Some(*id),
             Event::Take(_) | Event::Write(..) | Event::Late(_) | Event::Trouble | Event::Look => None,
         };
         if let Some(id) = id {
@@ -181,6 +192,8 @@ impl World {
             Event::Late(commit) => self.late(&commit),
             Event::Work(id, actor, order) => self.work(id, actor, order),
             Event::Fetch(id, source) => self.fetch(id, source),
+            Event::Pump(id, sink) => self.pump(id, sink),
+            Event::Deliver(id, sink, generation) => self.deliver(id, sink, generation),
             Event::Trouble => self.trouble(),
             Event::Look => self.look(),
         }
@@ -203,12 +216,16 @@ impl World {
         let window = Millis::try_from(dedup.window.as_millis()).unwrap_or(Millis::MAX);
         let inbox = self.disk.store.inbox_now(shard, self.clock.now().saturating_sub(window), dedup.max_ids);
         let ledger = self.plan.ledger(taken, inbox, &mut self.dice);
-        self.owners.push(Some(Owner::new(shard, ledger, self.transports.len())));
+        self.owners.push(Some(Owner::new(shard, ledger, (self.transports.len(), self.plan.sinks.len()))));
         self.current[shard as usize] = Some(id);
         self.perform(id)?;
         for source in 0..self.transports.len() {
             let source = u16::try_from(source).unwrap_or(0);
             self.told(id, Lane::Ingress(source), 5_000, Told::IngressBack(source));
+        }
+        for sink in 0..self.plan.sinks.len() {
+            let sink = u16::try_from(sink).unwrap_or(0);
+            self.told(id, Lane::Dispatcher(sink), 5_000, Told::DispatcherBack(sink));
         }
         self.at(self.now + TICK, Event::Told(id, Told::Tick));
         Ok(())

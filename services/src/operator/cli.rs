@@ -5,6 +5,7 @@ pub mod args;
 pub mod config;
 pub mod dlq;
 pub mod explain;
+pub mod outbox;
 pub mod output;
 pub mod status;
 pub mod up;
@@ -20,7 +21,7 @@ use perkey::store::StoreError;
 use perkey::store::sqlite::{Access, SqliteStore};
 use perkey::telemetry;
 
-use self::args::{Cli, Command, DlqCommand, Global};
+use self::args::{Cli, Command, DlqCommand, Global, OutboxCommand};
 use self::output::{Out, complain};
 use crate::operator::import;
 
@@ -132,6 +133,8 @@ async fn execute(cli: Cli) -> Ended {
         Command::Dlq(DlqCommand::Peek(asked)) => dlq::peek(settings, &asked, out).await,
         Command::Dlq(DlqCommand::Replay(asked)) => dlq::replay(settings, &asked, out).await,
         Command::Dlq(DlqCommand::Discard(asked)) => dlq::discard(settings, &asked, out).await,
+        Command::Outbox(OutboxCommand::Stats) => outbox::stats(settings, out).await,
+        Command::Outbox(OutboxCommand::Retire(asked)) => outbox::retire(settings, &asked, out).await,
         Command::Explain { id_or_key } => explain::explain(settings, id_or_key, out).await,
         Command::Status => status::status(settings, out).await,
         Command::Config(asked) => config::config(&loaded, &asked, out),
@@ -150,9 +153,12 @@ fn settings(global: &Global) -> Result<Loaded, Failure> {
     };
     let loaded = load(&sources).map_err(Failure::Settings)?;
     let services = budget_actors::handlers().services();
-    let unknown = loaded.settings.bind.iter().filter(|bind| !services.contains(&bind.service.as_str().into()));
+    let binds = loaded.settings.bind.iter().map(|bind| ("bind", &bind.service));
+    let publishes = loaded.settings.publish.iter().map(|publish| ("publish", &publish.service));
+    let publishes = publishes.filter(|(_, service)| *service != "*");
+    let unknown = binds.chain(publishes).filter(|(_, service)| !services.contains(&service.as_str().into()));
     let problems: Vec<_> = unknown
-        .map(|bind| format!("bind: there is no service {:?}; there are {}", bind.service, services.join(", ")))
+        .map(|(route, service)| format!("{route}: there is no service {service:?}; there are {}", services.join(", ")))
         .collect();
     if problems.is_empty() { Ok(loaded) } else { Err(Failure::Settings(problems)) }
 }

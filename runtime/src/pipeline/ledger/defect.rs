@@ -14,6 +14,8 @@ pub enum Defect {
     IdTakenAfterRun,
     /// The highest finished position is stored instead of the contiguous one.
     HighestPosition,
+    /// A sink's watermark is one too high.
+    WatermarkTooHigh,
 }
 
 #[cfg(feature = "planted-defects")]
@@ -28,11 +30,11 @@ pub fn plant(defect: Option<Defect>) {
 }
 
 #[cfg(feature = "planted-defects")]
-pub(super) fn planted(defect: Defect) -> bool {
+pub(crate) fn planted(defect: Defect) -> bool {
     PLANTED.with(|planted| planted.get() == Some(defect))
 }
 
 #[cfg(not(feature = "planted-defects"))]
-pub(super) const fn planted(_: Defect) -> bool {
+pub(crate) const fn planted(_: Defect) -> bool {
     false
 }

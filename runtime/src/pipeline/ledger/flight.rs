@@ -51,8 +51,14 @@ impl Batches {
         self.nothing_gathered() && self.queue.is_empty() && self.flight.is_none()
     }
 
+    /// Watermarks wait for something to ride on.
     fn nothing_gathered(&self) -> bool {
-        self.gathering.groups.is_empty() && self.loose.tickets.is_empty() && self.loose.part.command.is_none()
+        self.gathering.groups.is_empty() && self.loose.only_watermarks()
+    }
+
+    /// Whether the last commit of this owner is written.
+    pub(super) fn is_released(&self) -> bool {
+        self.released
     }
 
     /// The group of what belongs to no key.
@@ -91,7 +97,7 @@ impl Ledger {
             return;
         }
         let drained = self.draining && !self.batches.released && self.batches.is_empty() && self.nothing_runs();
-        if !self.batches.queue.is_empty() || !self.batches.nothing_gathered() || drained {
+        if !self.batches.queue.is_empty() || !self.batches.nothing_gathered() || self.outbox_due() || drained {
             self.batches.gate_asked = true;
             self.out.push(Action::CommitReady);
         }
@@ -113,9 +119,9 @@ impl Ledger {
             Some(batch) => batch,
             None => self.seal(),
         };
-        let empty = batch.groups.is_empty();
-        let release = empty && self.draining && !self.batches.released && self.nothing_runs();
-        if !empty || release {
+        let last = batch.groups.iter().all(Group::only_watermarks) && self.batches.is_empty();
+        let release = last && self.draining && !self.batches.released && self.nothing_runs();
+        if !batch.groups.is_empty() || release {
             self.send(batch, Vec::new(), release, now);
         }
     }
@@ -129,7 +135,8 @@ impl Ledger {
             }
         }
         let loose = std::mem::take(&mut self.batches.loose);
-        if !loose.tickets.is_empty() || loose.part.command.is_some() {
+        self.outbox_sealed();
+        if !loose.only_watermarks() || loose.outward.is_some() {
             groups.push(loose);
         }
         let max = self.config.settings.commit.turns_max;
@@ -156,7 +163,13 @@ impl Ledger {
         for ticket in batch.groups.iter().flat_map(|group| &group.tickets) {
             self.tracker(*ticket).mark(ticket.seq);
         }
-        let parts: Vec<Part> = batch.groups.iter_mut().map(|group| std::mem::take(&mut group.part)).collect();
+        let mut parts: Vec<Part> = batch.groups.iter_mut().map(|group| std::mem::take(&mut group.part)).collect();
+        let log = self.config.bindings.log_rows(&parts);
+        let (watermarks, again) = self.outward(&batch);
+        if !again.is_empty() {
+            // Behind those of the groups, and only here: no service handles them a second time.
+            parts.push(Part { events: again, ..Part::default() });
+        }
         let names = self.config.sources.clone();
         let positions = names.iter().cloned().zip(self.sources.iter_mut().map(super::SourceTrack::positions));
         let clean = self.unclean > 0 && self.until_clean == 0;
@@ -166,10 +179,10 @@ impl Ledger {
             no: self.commit_no + 1,
             at: now,
             positions: positions.collect(),
-            watermarks: self.watermarks.clone(),
+            watermarks,
             counters: self.counters.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
             first_seq: self.outbox_seq + 1,
-            log: self.config.bindings.log_rows(&parts),
+            log,
             parts,
             release,
             clean,
@@ -242,7 +255,9 @@ impl Ledger {
         let Some(flight) = self.batches.flight.take() else { return };
         let commit = &flight.commit;
         self.commit_no = commit.no;
-        self.outbox_seq += commit.events().count() as u64;
+        let events = commit.events().count() as u64;
+        self.outbox_seq += events;
+        self.publish(commit, events);
         if commit.clean {
             self.unclean = 0;
         }
@@ -323,9 +338,12 @@ impl Ledger {
         if self.commit_no.is_multiple_of(TRIM_EVERY) {
             let embedded = self.config.sources.iter().position(|name| &**name == crate::transport::embedded::NAME);
             let log = embedded.map(|at| self.sources[at].positions()).unwrap_or_default();
+            let in_window = self.inbox.oldest().map_or(self.commit_no, |(no, _)| no);
+            let commits_below = in_window.min(self.published_below());
+            let settings = &self.config.settings;
             self.out.push(Action::Trim(Trim {
                 log,
-                commits_below: self.inbox.oldest().map_or(self.commit_no, |(no, _)| no),
+                commits_below,
                 history_before: now.saturating_sub(millis(settings.history.keep)),
             }));
         }

@@ -188,7 +188,8 @@ impl Ledger {
         let dedup = &self.config.settings.dedup;
         let window_min = u64::try_from(dedup.window_min.as_millis()).unwrap_or(u64::MAX);
         let young = self.inbox.oldest().is_some_and(|(_, at)| now.saturating_sub(at) < window_min);
-        let full = dedup.overflow == Overflow::Pause && self.inbox.len() >= dedup.max_ids && young;
+        let full =
+            self.outbox_full() || dedup.overflow == Overflow::Pause && self.inbox.len() >= dedup.max_ids && young;
         let track = &mut self.sources[source as usize];
         track.used -= freed;
         track.owed += freed;

@@ -33,20 +33,39 @@ impl Ledger {
         if self.draining || self.command.is_some() {
             return;
         }
-        self.out.push(Action::FindDead(command.id, command.filter.clone(), FIND_MAX));
+        match &command.action {
+            Wanted::Retire(sink) => {
+                let affected = u64::from(self.retire(sink));
+                merge(&mut self.batches.loose().part, CommandResult { command: command.id, affected, done: true });
+            }
+            Wanted::Replay | Wanted::Discard => {
+                self.out.push(Action::FindDead(command.id, command.filter.clone(), FIND_MAX));
+            }
+        }
         self.command = Some(Progress { command, outstanding: 0 });
     }
 
     /// The store's answer to [`Action::FindDead`].
     pub fn dead_found(&mut self, id: i64, letters: Vec<DeadLetter>, now: Millis) {
         let Some(progress) = self.command.as_ref().filter(|progress| progress.command.id == id) else { return };
-        let (action, who) = (progress.command.action, progress.command.who.clone());
+        let (action, who) = (progress.command.action.clone(), progress.command.who.clone());
         let mut outstanding = 0;
         for letter in letters {
             let service = self.config.services.iter().position(|service| service.name == letter.service);
             let service = service.and_then(|service| u16::try_from(service).ok());
-            let operation = Operation { command: id, action, who: who.clone(), letter };
-            match (service, action) {
+            let operation = Operation { command: id, action: action.clone(), who: who.clone(), letter };
+            match (service, &operation.action) {
+                (_, Wanted::Retire(_)) => {}
+                (_, Wanted::Replay) if operation.letter.id.is_outgoing() => {
+                    self.publish_again(&operation.letter);
+                    self.without_slot(&operation, "replayed", now);
+                    outstanding += 1;
+                }
+                (_, Wanted::Discard) if operation.letter.id.is_outgoing() => {
+                    self.unbury(&operation.letter);
+                    self.without_slot(&operation, "discarded", now);
+                    outstanding += 1;
+                }
                 (Some(service), _) if !operation.letter.key.is_empty() => {
                     let ix = self.slot_for(service, &operation.letter.key);
                     self.slots[ix].operations.push(operation);
@@ -56,7 +75,8 @@ impl Ledger {
                 // Of no service, or without a key: there is nowhere to replay it to.
                 (_, Wanted::Replay) => {}
                 (_, Wanted::Discard) => {
-                    self.discard_unkeyed(&operation, now);
+                    self.inbox.unpin(operation.letter.id);
+                    self.without_slot(&operation, "discarded", now);
                     outstanding += 1;
                 }
             }
@@ -69,11 +89,11 @@ impl Ledger {
         }
     }
 
-    fn discard_unkeyed(&mut self, operation: &Operation, now: Millis) {
-        self.inbox.unpin(operation.letter.id);
+    /// A letter that no key waits for is gone with the next commit.
+    fn without_slot(&mut self, operation: &Operation, what: &str, now: Millis) {
         let part = &mut self.batches.loose().part;
         part.undead.push(operation.letter.seq);
-        part.history.push(history(operation, "discarded", now));
+        part.history.push(history(operation, what, now));
         merge(part, CommandResult { command: operation.command, affected: 1, done: false });
     }
 
@@ -92,6 +112,8 @@ impl Ledger {
                     self.inbox.unpin(letter.id);
                     "discarded"
                 }
+                // It is about no dead letter.
+                Wanted::Retire(_) => continue,
             };
             if releases {
                 let slot = &mut self.slots[ix];

@@ -34,6 +34,8 @@ pub(crate) struct Group {
     pub(crate) first: Option<TakenId>,
     /// Dead letters that it removes for good.
     pub(crate) discarded: Vec<TakenId>,
+    /// What it changes beside its part: only what belongs to no key does.
+    pub(super) outward: Option<Box<super::outbox::Outward>>,
 }
 
 impl Group {
@@ -208,7 +210,9 @@ impl Ledger {
         self.count("dead_letters", 1);
         let key = self.service_key(ix);
         let letter = dead_letter(&item, seq, key, error, holds_key, now);
+        let event = self.obituary(&letter);
         let group = self.group(ix);
+        group.part.events.extend(event);
         group.part.dead.push(letter);
         group.turn(item.id);
         group.items.push(before);
@@ -238,7 +242,10 @@ impl Ledger {
         let error = item.refusal.clone().unwrap_or_else(|| "the message has no key".to_owned());
         let key = ServiceKey { service: name, key: item.message.key().into() };
         let letter = dead_letter(&item, seq, key, error, false, now);
-        self.batches.loose().part.dead.push(letter);
+        let event = self.obituary(&letter);
+        let part = &mut self.batches.loose().part;
+        part.events.extend(event);
+        part.dead.push(letter);
     }
 
     /// A delivery is settled without anything to write: a duplicate, or unbound.

@@ -49,7 +49,9 @@ impl Inner {
 
     /// Why this data cannot be written, and whether it never will be.
     fn refused(&self, commit: &Commit) -> Option<(bool, String)> {
-        if let Some(event) = commit.events().find(|event| !self.services.contains_key(&event.service)) {
+        if let Some(event) =
+            commit.events().find(|event| !event.service.is_empty() && !self.services.contains_key(&event.service))
+        {
             let error = format!("an event of service {:?}, which the store was not prepared for", event.service);
             return Some((true, error));
         }

@@ -97,7 +97,7 @@ impl Queries for MemoryStore {
             .filter(|(id, _)| !inner.results.get(&(*id, shard)).is_some_and(|(_, done)| *done));
         let open = open.map(|(id, command)| OpenCommand {
             id,
-            action: command.action,
+            action: command.action.clone(),
             filter: command.filter.clone(),
             who: command.who.clone(),
         });

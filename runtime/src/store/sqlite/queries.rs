@@ -196,7 +196,6 @@ async fn shards(pool: &SqlitePool) -> Result<Vec<ShardRow>, StoreError> {
 }
 
 async fn events(pool: &SqlitePool, shard: ShardNo, after: u64, limit: usize) -> Result<Vec<EventRow>, StoreError> {
-    let names = explain::names(pool).await?;
     // Numbers rise with commits: the first commit of interest is the last one that begins at or below `after + 1`.
     let first: Option<i64> = query_scalar(
         "SELECT max(commit_no) FROM commits WHERE shard = ?1 AND first_seq <= ?2 + 1 AND length(events) > 0",
@@ -206,11 +205,22 @@ async fn events(pool: &SqlitePool, shard: ShardNo, after: u64, limit: usize) -> 
     .fetch_one(pool)
     .await
     .map_err(failed)?;
+    outbox(pool, shard, (first.unwrap_or(0), after), limit).await
+}
+
+/// Events above a number, looked for from a commit on.
+pub(super) async fn outbox(
+    pool: &SqlitePool,
+    shard: ShardNo,
+    (from, after): (i64, u64),
+    limit: usize,
+) -> Result<Vec<EventRow>, StoreError> {
+    let names = explain::names(pool).await?;
     let rows = query(
         "SELECT shard, commit_no, epoch, at, first_seq, events FROM commits
          WHERE shard = ?1 AND commit_no >= ?2 AND length(events) > 0 ORDER BY commit_no LIMIT ?3",
     );
-    let rows = rows.bind(shard).bind(first.unwrap_or(0)).bind(count(limit.saturating_add(1)));
+    let rows = rows.bind(shard).bind(from).bind(count(limit.saturating_add(1)));
     let rows = rows.fetch_all(pool).await.map_err(failed)?;
     let mut found = Vec::new();
     let mut commits = 0;

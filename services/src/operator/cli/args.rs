@@ -26,7 +26,7 @@ Exit codes:
 const GLOBAL_WITH_VALUE: [&str; 5] = ["--config", "--store-url", "--output", "--set", "--log-format"];
 
 /// Commands with commands of their own: `dlq peek` may be written `dlq:peek`.
-const GROUPS: [&str; 2] = ["dlq", "config"];
+const GROUPS: [&str; 3] = ["dlq", "outbox", "config"];
 
 /// Budget Manager: accounts as per-key actors on Perkey, each message taking effect exactly once.
 #[derive(Debug, Parser)]
@@ -106,6 +106,9 @@ pub enum Command {
     /// Look at dead letters and decide about them (dlq peek may be written dlq:peek)
     #[command(subcommand)]
     Dlq(DlqCommand),
+    /// Look at what sinks have still to get (outbox stats may be written outbox:stats)
+    #[command(subcommand)]
+    Outbox(OutboxCommand),
     /// Tell in time order what happened to a message, or to a key's messages
     Explain {
         /// A message's id, or a key
@@ -177,6 +180,28 @@ pub enum DlqCommand {
     Replay(ChangeArgs),
     /// Remove them; a held key goes on
     Discard(ChangeArgs),
+}
+
+/// What to do with the outbox.
+#[derive(Debug, Subcommand)]
+pub enum OutboxCommand {
+    /// Show how far each sink of each shard is
+    Stats,
+    /// Give up a sink that is no longer configured: what it has not got is no longer kept for it
+    Retire(RetireArgs),
+}
+
+/// Which sink is given up.
+#[derive(Args, Debug)]
+pub struct RetireArgs {
+    /// Its name
+    pub sink: String,
+    /// Why; kept with the command
+    #[arg(long)]
+    pub why: String,
+    /// How long to wait until it is done
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    pub wait: std::time::Duration,
 }
 
 /// Which dead letters.
@@ -277,6 +302,7 @@ mod tests {
             ("budget-manager dlq:peek --limit 3", "budget-manager dlq peek --limit 3"),
             ("budget-manager --output json dlq:replay", "budget-manager --output json dlq replay"),
             ("budget-manager --output=json config:check", "budget-manager --output=json config check"),
+            ("budget-manager outbox:stats", "budget-manager outbox stats"),
             ("budget-manager --set x=dlq:peek status", "budget-manager --set x=dlq:peek status"),
             ("budget-manager explain dlq:peek", "budget-manager explain dlq:peek"),
             ("budget-manager account:1", "budget-manager account:1"),

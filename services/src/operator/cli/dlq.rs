@@ -14,7 +14,7 @@ use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand};
 use perkey::store::sqlite::{Access, SqliteStore};
-use perkey::store::{DeadLetter, Store};
+use perkey::store::{DeadLetter, Store, StoreError};
 use serde::Serialize;
 
 use super::args::{ChangeArgs, Filter, PeekArgs};
@@ -116,8 +116,15 @@ async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Ou
     let store = Arc::new(SqliteStore::open(url, access).await?);
     let matched = store.queries().count_dead(filter.clone()).await?;
     let running = asked.offline || SqliteStore::is_running(url);
-    let mut changed =
-        Changed { action, matched, dry_run: asked.dry_run, command: None, done: matched == 0, affected: 0, running };
+    let mut changed = Changed {
+        action: action.clone(),
+        matched,
+        dry_run: asked.dry_run,
+        command: None,
+        done: matched == 0,
+        affected: 0,
+        running,
+    };
     let mut ended = Ok(if matched == 0 { Done::NothingFound } else { Done::All });
     if matched > 0 && !asked.dry_run {
         let command = NewCommand { action, filter, who: who(), why: asked.reason.clone(), matched, at: now };
@@ -157,13 +164,19 @@ async fn offline(
 /// Waits until all shards are done with a command, or `wait` is over.
 async fn watch(store: &impl Store, id: i64, wait: Duration, changed: &mut Changed) -> Result<(), Failure> {
     changed.command = Some(id);
+    let CommandState { shards_done, shards, affected } = waited(store, id, wait).await?;
+    changed.affected = affected;
+    changed.done = shards_done >= shards;
+    Ok(())
+}
+
+/// How far a command is, when all shards are done with it or `wait` is over.
+pub(super) async fn waited(store: &impl Store, id: i64, wait: Duration) -> Result<CommandState, StoreError> {
     let since = Stopwatch::start();
     loop {
-        let CommandState { shards_done, shards, affected } = store.queries().command_state(id).await?;
-        changed.affected = affected;
-        changed.done = shards_done >= shards;
-        if changed.done || since.elapsed() >= wait {
-            return Ok(());
+        let state = store.queries().command_state(id).await?;
+        if state.shards_done >= state.shards || since.elapsed() >= wait {
+            return Ok(state);
         }
         sleep(LOOK_EVERY).await;
     }
@@ -171,9 +184,10 @@ async fn watch(store: &impl Store, id: i64, wait: Duration, changed: &mut Change
 
 fn text(changed: &Changed) -> String {
     let Changed { matched, affected, .. } = changed;
-    let (verb, past) = match changed.action {
+    let (verb, past) = match &changed.action {
         Action::Replay => ("replay", "replayed"),
         Action::Discard => ("discard", "discarded"),
+        Action::Retire(_) => ("retire", "retired"),
     };
     let letters = if *matched == 1 { "dead letter" } else { "dead letters" };
     let Some(id) = changed.command else {
@@ -210,7 +224,7 @@ fn since(text: &str, now: Millis) -> Result<Millis, String> {
     Ok(u64::try_from(at.as_millisecond()).unwrap_or_default())
 }
 
-fn who() -> String {
+pub(super) fn who() -> String {
     let named = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|who| !who.is_empty()));
     named.unwrap_or_else(|| "unknown".to_owned())
 }

@@ -1,0 +1,244 @@
+//! What of a shard's events a sink still has to get, and how far it has come. Pure.
+//! In: commits as they become durable, pages of the store, the sink's answers. Out: events in sequence; the watermark.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::clock::Millis;
+use crate::pipeline::bindings::Bindings;
+use crate::pipeline::ledger::{Defect, planted};
+use crate::store::query::EventRow;
+use crate::store::{Commit, Event};
+use crate::transport::{Answer, Outgoing};
+
+/// Commits in one page of the store, at most.
+const PAGE_COMMITS_MAX: usize = 256;
+
+/// An event that its sink will never take.
+#[derive(Clone, Debug)]
+pub struct Unpublished {
+    /// The service that emitted it.
+    pub service: Arc<str>,
+    /// The event, and where it was to go.
+    pub event: Outgoing,
+    /// What the sink said.
+    pub reason: String,
+}
+
+/// How far a sink has come.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// The last event all of whose predecessors are confirmed, refused, or not wanted there.
+    pub watermark: u64,
+    /// The refused ones that it has passed just now.
+    pub refused: Vec<Unpublished>,
+}
+
+/// A page of the store that is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The commit from which on events are looked for; 0 where that is not known.
+    pub from: u64,
+    /// Events above this.
+    pub after: u64,
+    /// So many commits' worth.
+    pub commits: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Sent,
+    Confirmed,
+    Refused,
+}
+
+#[derive(Debug)]
+struct Entry {
+    service: Arc<str>,
+    stage: Stage,
+    event: Outgoing,
+    reason: String,
+}
+
+/// One shard's events on their way to one sink.
+#[derive(Debug)]
+pub struct Publisher {
+    sink: u16,
+    bindings: Arc<Bindings>,
+    window: usize,
+    /// The last event that is known to be durable.
+    durable: u64,
+    /// The last event that was looked at: those up to it are queued, or nobody wants them here.
+    seen: u64,
+    /// The commit that holds it, as far as known.
+    commit: u64,
+    /// Handed to the sink, not passed by the watermark.
+    sent: VecDeque<Entry>,
+    /// To be handed to the sink.
+    ready: VecDeque<Outgoing>,
+    services: VecDeque<Arc<str>>,
+    watermark: u64,
+    /// Commits in the next page.
+    page: usize,
+}
+
+impl Publisher {
+    /// A publisher that goes on after `watermark`; events up to `durable` are in the store.
+    pub fn new(sink: u16, bindings: Arc<Bindings>, window: usize, (watermark, durable): (u64, u64)) -> Self {
+        Self {
+            sink,
+            bindings,
+            window,
+            durable,
+            seen: watermark,
+            commit: 0,
+            sent: VecDeque::new(),
+            ready: VecDeque::new(),
+            services: VecDeque::new(),
+            watermark,
+            page: 1,
+        }
+    }
+
+    /// A commit is durable. Taken up if it follows on what was looked at and there is room; else it is read back from
+    /// the store when its turn comes.
+    pub fn committed(&mut self, commit: &Commit) {
+        let next = self.seen + 1;
+        for (seq, event) in (commit.first_seq..).zip(commit.events()) {
+            self.durable = self.durable.max(seq);
+            if commit.first_seq <= next && seq > self.seen && self.has_room() {
+                self.look_at(seq, event, commit.no);
+            }
+        }
+    }
+
+    /// Events up to `seq` are durable; what they are was not handed over.
+    pub fn durable(&mut self, seq: u64) {
+        self.durable = self.durable.max(seq);
+    }
+
+    /// The page of the store to be read next, if one is.
+    pub fn page(&self) -> Option<Page> {
+        let behind = self.seen < self.durable;
+        // In large steps: with every confirmed event there is room for one more.
+        let room = self.ready.is_empty() && (self.sent.len() <= self.window / 2);
+        (behind && room).then_some(Page { from: self.commit, after: self.seen, commits: self.page })
+    }
+
+    /// What the store had of a page, in order. Gives how many events it should have had and had not.
+    pub fn paged(&mut self, asked: Page, rows: &[EventRow]) -> u64 {
+        if asked.after != self.seen {
+            return 0;
+        }
+        let mut missing = 0;
+        for row in rows {
+            if row.seq > self.durable || !self.has_room() {
+                break;
+            }
+            missing += row.seq - self.seen - 1;
+            self.look_at(row.seq, &row.event, row.commit.no);
+        }
+        // As many commits as are about to fill half the window.
+        let commits = rows.last().map_or(1, |last| last.commit.no - rows[0].commit.no + 1);
+        let room = self.window as u64 / 2 * commits / (rows.len() as u64).max(1);
+        self.page = usize::try_from(room).unwrap_or(1).clamp(1, PAGE_COMMITS_MAX);
+        missing
+    }
+
+    fn has_room(&self) -> bool {
+        self.sent.len() + self.ready.len() < self.window
+    }
+
+    fn look_at(&mut self, seq: u64, event: &Event, commit: u64) {
+        self.seen = seq;
+        self.commit = commit;
+        if let Some(topic) = self.bindings.topic(self.sink, event) {
+            let (topic, message) = (topic.clone(), event.message.clone());
+            self.services.push_back(event.service.clone());
+            self.ready.push_back(Outgoing { seq, topic, message });
+        }
+    }
+
+    /// What is to be handed to the sink, in order.
+    pub fn ready(&mut self) -> &[Outgoing] {
+        self.ready.make_contiguous()
+    }
+
+    /// The sink took so many of what was ready.
+    pub fn sent(&mut self, count: usize) {
+        for (event, service) in self.ready.drain(..count).zip(self.services.drain(..count)) {
+            self.sent.push_back(Entry { service, event, stage: Stage::Sent, reason: String::new() });
+        }
+    }
+
+    /// Whether the sink owes answers.
+    pub fn awaits_answers(&self) -> bool {
+        self.sent.iter().any(|entry| entry.stage == Stage::Sent)
+    }
+
+    /// What became of events, in any order; answers to others are passed over. Gives how many were confirmed.
+    pub fn answered(&mut self, answers: Vec<Answer>) -> u64 {
+        let mut confirmed = 0;
+        for answer in answers {
+            let seq = match &answer {
+                Answer::Confirmed(seq) | Answer::Refused(seq, _) => *seq,
+            };
+            let Ok(at) = self.sent.binary_search_by_key(&seq, |entry| entry.event.seq) else { continue };
+            let entry = &mut self.sent[at];
+            match answer {
+                Answer::Confirmed(_) => {
+                    confirmed += u64::from(entry.stage == Stage::Sent);
+                    entry.stage = Stage::Confirmed;
+                }
+                Answer::Refused(_, reason) => {
+                    entry.stage = Stage::Refused;
+                    entry.reason = reason;
+                }
+            }
+        }
+        confirmed
+    }
+
+    /// How far the sink has come, if it is farther than it was the last time.
+    pub fn progress(&mut self) -> Option<Progress> {
+        let mut refused = Vec::new();
+        while let Some(entry) = self.sent.pop_front_if(|entry| entry.stage != Stage::Sent) {
+            if entry.stage == Stage::Refused {
+                let Entry { service, event, reason, .. } = entry;
+                refused.push(Unpublished { service, event, reason });
+            }
+        }
+        let unsettled = self.sent.front().map(|entry| &entry.event).or(self.ready.front());
+        let mut watermark = unsettled.map_or(self.seen, |event| event.seq - 1);
+        if planted(Defect::WatermarkTooHigh) {
+            watermark = (watermark + 1).min(self.seen);
+        }
+        if watermark <= self.watermark {
+            return None;
+        }
+        self.watermark = watermark;
+        Some(Progress { watermark, refused })
+    }
+
+    /// The sink is opened anew: everything behind the watermark is read and handed over again.
+    pub fn restart(&mut self) {
+        let from = (self.watermark, self.durable);
+        *self = Self::new(self.sink, self.bindings.clone(), self.window, from);
+    }
+
+    /// Events that wait to be published, those that nobody has looked at included.
+    pub fn pending(&self) -> u64 {
+        self.durable - self.seen + (self.sent.len() + self.ready.len()) as u64
+    }
+
+    /// When the oldest of them was emitted, as far as known.
+    pub fn oldest(&self) -> Option<Millis> {
+        let sent = self.sent.iter().find(|entry| entry.stage == Stage::Sent).map(|entry| &entry.event);
+        sent.or(self.ready.front()).map(|event| event.message.time())
+    }
+
+    /// Whether nothing is left to be published.
+    pub fn is_done(&self) -> bool {
+        self.watermark == self.durable
+    }
+}

@@ -1,0 +1,329 @@
+//! Simulated sources: a log that is read from a position, and a queue that hands over again what was not acknowledged.
+//! Simulated sinks, and the dispatchers' way to them.
+//! In: contents with the time from which they can be read; commits. Out: deliveries, each origin's in order; events as
+//! a broker has them, or the first promise about them that was broken.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, pending, ready};
+
+use super::fate::Fate;
+use super::owner::{Lane, OwnerId, Told};
+use super::world::{Event, World};
+use crate::clock::{Clock, Millis};
+use crate::message::ShardNo;
+use crate::pipeline::dispatcher::publisher::Publisher;
+use crate::store::{self, Commit, Store};
+use crate::transport::{Answer, Content, Delivery, Outgoing, Position, Positions, Source, SourceError, Transport};
+
+type Origins = BTreeMap<Arc<str>, Vec<(Millis, Content)>>;
+
+#[derive(Default)]
+struct Shelf {
+    origins: BTreeMap<ShardNo, Origins>,
+    acknowledged: BTreeMap<ShardNo, Positions>,
+}
+
+/// A log or a queue for every shard.
+#[derive(Clone)]
+pub(super) struct SimTransport {
+    name: &'static str,
+    /// It goes by what was acknowledged and not by positions.
+    queue: bool,
+    clock: Clock,
+    shelf: Arc<Mutex<Shelf>>,
+}
+
+impl SimTransport {
+    pub(super) fn new(name: &'static str, queue: bool, clock: Clock) -> Self {
+        Self { name, queue, clock, shelf: Arc::default() }
+    }
+
+    /// Puts something at the end of an origin; it can be read from `at` on.
+    pub(super) fn append(&self, shard: ShardNo, origin: &Arc<str>, at: Millis, content: Content) -> Position {
+        let mut shelf = self.shelf();
+        let log = shelf.origins.entry(shard).or_default().entry(origin.clone()).or_default();
+        let at = log.last().map_or(at, |(last, _)| at.max(*last));
+        log.push((at, content));
+        Position::new(log.len() as u64, 0)
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Transport for SimTransport {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn open(&self, shard: ShardNo, from: Positions) -> BoxFuture<'_, Result<Box<dyn Source>, SourceError>> {
+        let from = if self.queue { self.shelf().acknowledged.get(&shard).cloned().unwrap_or_default() } else { from };
+        let source = SimSource { transport: self.clone(), shard, from };
+        Box::pin(ready(Ok(Box::new(source) as Box<dyn Source>)))
+    }
+}
+
+struct SimSource {
+    transport: SimTransport,
+    shard: ShardNo,
+    from: Positions,
+}
+
+impl Source for SimSource {
+    fn fetch(&mut self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>, SourceError>> {
+        let now = self.transport.clock.now();
+        let mut found = Vec::new();
+        {
+            let shelf = self.transport.shelf();
+            for (origin, log) in shelf.origins.get(&self.shard).into_iter().flatten() {
+                let read = self.from.get(origin).map_or(0, |from| from.no);
+                let there = log.iter().enumerate().skip(usize::try_from(read).unwrap_or(usize::MAX));
+                for (at, (_, content)) in there.take_while(|(_, (from, _))| *from <= now) {
+                    if found.len() == max {
+                        break;
+                    }
+                    let position = Position::new(at as u64 + 1, 0);
+                    self.from.insert(origin.clone(), position);
+                    found.push(Delivery { origin: origin.clone(), position, content: content.clone() });
+                }
+            }
+        }
+        if found.is_empty() { Box::pin(pending()) } else { Box::pin(ready(Ok(found))) }
+    }
+
+    fn committed(&mut self, positions: &Positions) {
+        let mut shelf = self.transport.shelf();
+        let acknowledged = shelf.acknowledged.entry(self.shard).or_default();
+        for (origin, position) in positions {
+            let known = acknowledged.entry(origin.clone()).or_default();
+            *known = (*known).max(*position);
+        }
+    }
+}
+
+/// A broker's end of one sink, and what must come to it.
+#[derive(Debug, Default)]
+pub(super) struct Topic {
+    /// Every event that is wanted there: its id and its key.
+    emitted: BTreeMap<(ShardNo, u64), (String, String)>,
+    /// The last event of each shard, wanted or not.
+    last: BTreeMap<ShardNo, u64>,
+    /// What was written, whichever time.
+    written: HashSet<(ShardNo, u64)>,
+    /// Of each key the last event that was written for the first time.
+    newest: HashMap<(ShardNo, String), u64>,
+    /// Dead letters of refused events that no watermark has passed, by id; and all that there ever were.
+    graves: HashMap<(ShardNo, String), u32>,
+    buried: HashSet<String>,
+    watermarks: BTreeMap<ShardNo, u64>,
+}
+
+impl Topic {
+    /// A commit is durable: its events may come.
+    pub(super) fn committed(&mut self, commit: &Commit, wanted: impl Fn(&store::Event) -> bool) {
+        for (seq, event) in (commit.first_seq..).zip(commit.events()) {
+            self.last.insert(commit.shard, seq);
+            if wanted(event) {
+                let (id, key) = (event.message.id().to_owned(), event.message.key().to_owned());
+                self.emitted.insert((commit.shard, seq), (id, key));
+            }
+        }
+        let letters = commit.parts.iter().flat_map(|part| &part.dead).filter(|letter| letter.id.is_outgoing());
+        for letter in letters {
+            let id = letter.message.id().to_owned();
+            *self.graves.entry((commit.shard, id.clone())).or_insert(0) += 1;
+            self.buried.insert(id);
+        }
+    }
+
+    /// The broker writes an event.
+    fn write(&mut self, shard: ShardNo, event: &Outgoing) -> Result<(), String> {
+        let (seq, id) = (event.seq, event.message.id());
+        let Some((emitted, key)) = self.emitted.get(&(shard, seq)).filter(|(emitted, _)| emitted == id) else {
+            return Err(format!(
+                "shard {shard}: event {seq} ({id}) is published before its commit, or under another number"
+            ));
+        };
+        if !self.written.insert((shard, seq)) || self.buried.contains(emitted) {
+            return Ok(());
+        }
+        let newest = self.newest.entry((shard, key.clone())).or_default();
+        if seq <= *newest {
+            return Err(format!("shard {shard}: event {seq} of {key:?} is published after {newest}"));
+        }
+        *newest = seq;
+        Ok(())
+    }
+
+    /// A watermark is stored: all before it must be there, or be dead letters.
+    pub(super) fn reached(&mut self, shard: ShardNo, watermark: Option<u64>) -> Result<(), String> {
+        let stored = self.watermarks.entry(shard).or_default();
+        let Some(watermark) = watermark else { return Err("the watermark of a sink is missing".to_owned()) };
+        if watermark < *stored {
+            return Err(format!("a watermark goes back from {stored} to {watermark}"));
+        }
+        if watermark == *stored {
+            return Ok(());
+        }
+        for ((_, seq), (id, _)) in self.emitted.range((shard, *stored + 1)..=(shard, watermark)) {
+            if self.written.contains(&(shard, *seq)) {
+                continue;
+            }
+            match self.graves.get_mut(&(shard, id.clone())).filter(|graves| **graves > 0) {
+                Some(graves) => *graves -= 1,
+                None => return Err(format!("the watermark {watermark} passes event {seq}, which is not published")),
+            }
+        }
+        *stored = watermark;
+        Ok(())
+    }
+
+    /// What is not there yet.
+    pub(super) fn unfinished(&self) -> Option<String> {
+        let stored = |shard| self.watermarks.get(shard).copied().unwrap_or(0);
+        let behind = self.last.iter().find(|(shard, last)| stored(shard) < **last);
+        behind.map(|(shard, last)| format!("shard {shard}: a sink stands at {} of {last}", stored(shard)))
+    }
+}
+
+impl World {
+    /// A dispatcher is there, for the first time or again.
+    pub(super) fn start_outlet(&mut self, id: OwnerId, sink: u16) {
+        let Some(owner) = self.owners[id].as_mut() else { return };
+        let (bindings, window) = (self.plan.bindings.clone(), self.plan.settings.outbox.window);
+        let from = owner.ledger.publish_from(sink);
+        owner.outlets[usize::from(sink)].publisher = Some(Publisher::new(sink, bindings, window, from));
+        self.pump_soon(id, sink);
+    }
+
+    pub(super) fn kill_dispatcher(&mut self, id: OwnerId) {
+        if self.plan.sinks.is_empty() {
+            return;
+        }
+        let sink = self.dice.below(self.plan.sinks.len() as u64) as usize;
+        let Some(outlet) = self.owners[id].as_mut().map(|owner| &mut owner.outlets[sink]) else { return };
+        if outlet.publisher.take().is_none() {
+            return;
+        }
+        outlet.generation += 1;
+        outlet.wire.clear();
+        self.witness.stats.deaths += 1;
+        let sink = u16::try_from(sink).unwrap_or(0);
+        self.told(id, Lane::Dispatcher(sink), 20_000, Told::DispatcherBack(sink));
+    }
+
+    pub(super) fn hand_over(&mut self, id: OwnerId, commit: &Arc<Commit>) {
+        let window = self.plan.settings.outbox.window;
+        for sink in 0..u16::try_from(self.plan.sinks.len()).unwrap_or(0) {
+            if let Some(owner) = &self.owners[id] {
+                owner.outlets[usize::from(sink)].handover.put(commit, window);
+            }
+            self.pump_soon(id, sink);
+        }
+    }
+
+    fn pump_soon(&mut self, id: OwnerId, sink: u16) {
+        let delay = self.delay(800);
+        let Some(owner) = self.owners[id].as_mut() else { return };
+        let outlet = &mut owner.outlets[usize::from(sink)];
+        if !std::mem::replace(&mut outlet.pumping, true) {
+            self.at(self.now + delay, Event::Pump(id, sink));
+        }
+    }
+
+    /// One step of a dispatcher.
+    pub(super) fn pump(&mut self, id: OwnerId, sink: u16) -> Result<(), String> {
+        let (store_away, sink_away) = (self.now < self.disk.away_until, self.now < self.sinks_away_until);
+        let broken = self.plan.faults.sinks && self.now < self.trouble_until && self.dice.below(40) == 0;
+        let room = usize::try_from(1 + self.dice.below(6)).unwrap_or(1);
+        let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
+        let shard = owner.shard;
+        let outlet = &mut owner.outlets[usize::from(sink)];
+        outlet.pumping = false;
+        let Some(publisher) = outlet.publisher.as_mut() else { return Ok(()) };
+        let waiting = outlet.handover.take();
+        publisher.durable(waiting.durable);
+        waiting.commits.iter().for_each(|commit| publisher.committed(commit));
+        if let Some(page) = publisher.page().filter(|_| !store_away) {
+            self.witness.stats.read_back += 1;
+            let read = self.disk.store.outbox(shard, page.from, page.after, page.commits).now_or_never();
+            let rows = read.ok_or("the store in memory answers at once")?.map_err(|error| error.to_string())?;
+            if publisher.paged(page, &rows) > 0 || rows.is_empty() {
+                return Err(format!("shard {shard}: the store lacks events after {}", page.after));
+            }
+        }
+        let progress = publisher.progress();
+        if broken {
+            publisher.restart();
+            outlet.generation += 1;
+            outlet.wire.clear();
+            self.witness.stats.reopened += 1;
+        } else if !sink_away {
+            let count = room.min(publisher.ready().len());
+            outlet.wire.extend(publisher.ready()[..count].iter().cloned());
+            publisher.sent(count);
+        }
+        let again = !publisher.is_done();
+        if let Some(progress) = progress {
+            self.told(id, Lane::Dispatcher(sink), 800, Told::Published(sink, progress));
+        }
+        self.deliver_soon(id, sink);
+        if again {
+            self.pump_soon(id, sink);
+        }
+        Ok(())
+    }
+
+    fn deliver_soon(&mut self, id: OwnerId, sink: u16) {
+        let delay = self.delay(2_000);
+        let Some(owner) = self.owners[id].as_mut() else { return };
+        let outlet = &mut owner.outlets[usize::from(sink)];
+        if !outlet.wire.is_empty() && !std::mem::replace(&mut outlet.delivering, true) {
+            let generation = outlet.generation;
+            self.at(self.now + delay, Event::Deliver(id, sink, generation));
+        }
+    }
+
+    /// What was handed over first reaches the broker; its answers travel each by themselves.
+    pub(super) fn deliver(&mut self, id: OwnerId, sink: u16, generation: u32) -> Result<(), String> {
+        let count = usize::try_from(1 + self.dice.below(4)).unwrap_or(1);
+        let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
+        let shard = owner.shard;
+        let outlet = &mut owner.outlets[usize::from(sink)];
+        outlet.delivering = false;
+        if outlet.generation == generation {
+            let count = count.min(outlet.wire.len());
+            let events: Vec<Outgoing> = outlet.wire.drain(..count).collect();
+            for event in events {
+                let (plan, name) = (&self.plan, &self.plan.sinks[usize::from(sink)]);
+                let refused = Fate::is_refused(plan.seed, plan.faults, name, event.message.id());
+                let answer = if refused && !self.healed {
+                    Answer::Refused(event.seq, "simulated".to_owned())
+                } else {
+                    self.witness.topics[usize::from(sink)].write(shard, &event)?;
+                    self.witness.stats.published += 1;
+                    Answer::Confirmed(event.seq)
+                };
+                let delay = self.delay(3_000);
+                self.at(self.now + delay, Event::Told(id, Told::Answered(sink, generation, answer)));
+            }
+        }
+        self.deliver_soon(id, sink);
+        Ok(())
+    }
+
+    pub(super) fn answered(&mut self, id: OwnerId, sink: u16, generation: u32, answer: Answer) {
+        let Some(owner) = self.owners[id].as_mut() else { return };
+        let outlet = &mut owner.outlets[usize::from(sink)];
+        if outlet.generation == generation
+            && let Some(publisher) = outlet.publisher.as_mut()
+        {
+            publisher.answered(vec![answer]);
+            self.pump_soon(id, sink);
+        }
+    }
+}

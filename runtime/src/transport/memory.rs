@@ -1,0 +1,184 @@
+//! A sink in memory, for tests: confirms what it is handed, or does what it is told to do instead.
+//! In: events, orders. Out: answers; everything that it ever had, in the order in which it had it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::future::{BoxFuture, ready};
+use tokio::sync::Notify;
+
+use super::{Answer, Outgoing, Sink, SinkError, SinkTransport};
+use crate::message::{Message, ShardNo};
+
+/// Says which events the sink refuses, and why.
+pub type Refuse = dyn Fn(&Message) -> Option<String> + Send;
+
+/// A sink in memory. What it has outlives every end of it, not the process.
+#[derive(Clone)]
+pub struct MemorySink {
+    name: Arc<str>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    inner: Mutex<Inner>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    records: Vec<(ShardNo, Outgoing)>,
+    refuse: Option<Box<Refuse>>,
+    away: bool,
+    silent: bool,
+    /// Rises when all open ends break.
+    breaks: u64,
+    unanswered: usize,
+    unanswered_most: usize,
+}
+
+impl std::fmt::Debug for MemorySink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemorySink").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl MemorySink {
+    /// An empty sink of this name.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.into(), shared: Arc::default() }
+    }
+
+    /// Everything that it had, repeats too: each with the shard that published it.
+    pub fn records(&self) -> Vec<(ShardNo, Outgoing)> {
+        self.inner().records.clone()
+    }
+
+    /// How many records it has.
+    pub fn len(&self) -> usize {
+        self.inner().records.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// From now on events for which `refuse` gives a reason are refused.
+    pub fn refuse(&self, refuse: impl Fn(&Message) -> Option<String> + Send + 'static) {
+        self.inner().refuse = Some(Box::new(refuse));
+    }
+
+    /// From now on it cannot be reached, or can again.
+    pub fn set_away(&self, away: bool) {
+        self.inner().away = away;
+        self.shared.changed.notify_waiters();
+    }
+
+    /// From now on it takes events and does not answer, or answers again; also to what it has taken meanwhile.
+    pub fn set_silent(&self, silent: bool) {
+        self.inner().silent = silent;
+        self.shared.changed.notify_waiters();
+    }
+
+    /// All ends that are open break: what they have not answered they never will.
+    pub fn break_ends(&self) {
+        self.inner().breaks += 1;
+        self.shared.changed.notify_waiters();
+    }
+
+    /// The most events that all its ends together had not answered at a time.
+    pub fn unanswered_most(&self) -> usize {
+        self.inner().unanswered_most
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unavailable(&self) -> SinkError {
+        SinkError::Unavailable { name: self.name.to_string(), reason: "told to be away".to_owned() }
+    }
+
+    fn broken(&self) -> SinkError {
+        SinkError::Broken { name: self.name.to_string(), reason: "told to break".to_owned() }
+    }
+}
+
+impl SinkTransport for MemorySink {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn open(&self, shard: ShardNo) -> BoxFuture<'_, Result<Box<dyn Sink>, SinkError>> {
+        let (away, breaks) = {
+            let inner = self.inner();
+            (inner.away, inner.breaks)
+        };
+        let end = End { sink: self.clone(), shard, breaks, answers: VecDeque::new() };
+        Box::pin(ready(if away { Err(self.unavailable()) } else { Ok(Box::new(end) as Box<dyn Sink>) }))
+    }
+}
+
+struct End {
+    sink: MemorySink,
+    shard: ShardNo,
+    /// As they were when it was opened.
+    breaks: u64,
+    answers: VecDeque<Answer>,
+}
+
+impl Sink for End {
+    fn send(&mut self, events: &[Outgoing]) -> Result<usize, SinkError> {
+        let mut inner = self.sink.inner();
+        if inner.breaks != self.breaks {
+            return Err(self.sink.broken());
+        }
+        if inner.away {
+            return Err(self.sink.unavailable());
+        }
+        for event in events {
+            let refused = inner.refuse.as_ref().and_then(|refuse| refuse(&event.message));
+            self.answers.push_back(match refused {
+                Some(reason) => Answer::Refused(event.seq, reason),
+                None => {
+                    inner.records.push((self.shard, event.clone()));
+                    Answer::Confirmed(event.seq)
+                }
+            });
+        }
+        inner.unanswered += events.len();
+        inner.unanswered_most = inner.unanswered_most.max(inner.unanswered);
+        Ok(events.len())
+    }
+
+    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<Answer>, SinkError>> {
+        Box::pin(async move {
+            loop {
+                let changed = self.sink.shared.changed.notified();
+                let mut changed = std::pin::pin!(changed);
+                // From here on no change is missed.
+                changed.as_mut().enable();
+                {
+                    let mut inner = self.sink.inner();
+                    if inner.breaks != self.breaks {
+                        return Err(self.sink.broken());
+                    }
+                    if !inner.silent && !inner.away && !self.answers.is_empty() {
+                        inner.unanswered -= self.answers.len();
+                        // Newest first: answers come in any order.
+                        return Ok(self.answers.drain(..).rev().collect());
+                    }
+                }
+                changed.await;
+            }
+        })
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.sink.inner().unanswered -= self.answers.len();
+    }
+}

@@ -1,0 +1,157 @@
+//! `outbox:stats`, `outbox:retire`: what sinks have still to get, and giving up one that is no longer there.
+//! In: a store. Out: a row per shard and sink; a recorded command and how far it got.
+
+use perkey::clock::{Clock, Millis, rfc3339};
+use perkey::message::ShardNo;
+use perkey::settings::Settings;
+use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand, Queries, ShardRow};
+use perkey::store::sqlite::SqliteStore;
+use perkey::store::{Store, StoreError};
+use serde::Serialize;
+
+use super::args::RetireArgs;
+use super::output::{Out, table};
+use super::{Done, Ended, Failure, dlq, open_beside};
+
+/// How far one sink of one shard is.
+#[derive(Debug, Serialize)]
+struct Stat {
+    shard: ShardNo,
+    sink: String,
+    /// Whether a route of these settings leads to it.
+    configured: bool,
+    watermark: u64,
+    last_seq: u64,
+    pending: u64,
+    /// When the oldest event behind the watermark was committed.
+    oldest_at: Option<String>,
+    oldest_age_seconds: Option<u64>,
+}
+
+/// What became of a retirement.
+#[derive(Debug, Serialize)]
+struct Retired {
+    sink: String,
+    /// Shards that keep commits for it.
+    matched: u64,
+    command: Option<i64>,
+    done: bool,
+    affected: u64,
+    running: bool,
+}
+
+/// Shows how far each sink is.
+pub async fn stats(settings: &Settings, out: Out) -> Ended {
+    let store = open_beside(settings).await?;
+    let now = Clock::system().now();
+    let mut stats = Vec::new();
+    for row in store.queries().shards().await? {
+        for (sink, watermark) in &row.watermarks {
+            stats.push(stat(settings, store.queries(), (&row, sink, *watermark), now).await?);
+        }
+    }
+    let found = !stats.is_empty();
+    out.show(&stats, |stats| {
+        if stats.is_empty() {
+            return "No shard has a sink.".to_owned();
+        }
+        let head = ["shard", "sink", "watermark", "last seq", "pending", "oldest"];
+        table(&head, stats.iter().map(line))
+    });
+    Ok(if found { Done::All } else { Done::NothingFound })
+}
+
+fn line(stat: &Stat) -> Vec<String> {
+    let gone = if stat.configured { "" } else { " (not configured)" };
+    let age = stat.oldest_age_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s"));
+    let numbers = [stat.watermark, stat.last_seq, stat.pending].map(|number| number.to_string());
+    [stat.shard.to_string(), format!("{}{gone}", stat.sink)].into_iter().chain(numbers).chain([age]).collect()
+}
+
+async fn stat(
+    settings: &Settings,
+    queries: &dyn Queries,
+    (row, sink, watermark): (&ShardRow, &str, u64),
+    now: Millis,
+) -> Result<Stat, StoreError> {
+    let pending = row.outbox_seq.saturating_sub(watermark);
+    let oldest = if pending == 0 { None } else { queries.events(row.shard, watermark, 1).await?.into_iter().next() };
+    let at = oldest.map(|event| event.commit.at);
+    Ok(Stat {
+        shard: row.shard,
+        sink: sink.to_owned(),
+        configured: is_configured(settings, sink),
+        watermark,
+        last_seq: row.outbox_seq,
+        pending,
+        oldest_at: at.map(rfc3339),
+        oldest_age_seconds: at.map(|at| now.saturating_sub(at) / 1_000),
+    })
+}
+
+/// Asks the owners to give a sink up.
+pub async fn retire(settings: &Settings, asked: &RetireArgs, out: Out) -> Ended {
+    let sink = asked.sink.clone();
+    if is_configured(settings, &sink) {
+        let text =
+            format!("sink {sink} is in the settings: remove its routes ([[publish]], kafka.dead_letter_topic) first");
+        return Err(Failure::Usage(text));
+    }
+    let store = open_beside(settings).await?;
+    let rows = store.queries().shards().await?;
+    let matched = rows.iter().filter(|row| row.watermarks.contains_key(sink.as_str())).count() as u64;
+    let running = SqliteStore::is_running(&settings.store.url);
+    let mut retired = Retired { sink, matched, command: None, done: matched == 0, affected: 0, running };
+    if matched > 0 {
+        let command = NewCommand {
+            action: Action::Retire(retired.sink.clone()),
+            filter: DeadFilter::default(),
+            who: dlq::who(),
+            why: asked.why.clone(),
+            matched,
+            at: Clock::system().now(),
+        };
+        let id = store.queries().command(command).await?;
+        let wait = if running { asked.wait } else { std::time::Duration::ZERO };
+        let CommandState { shards_done, shards, affected } = dlq::waited(&store, id, wait).await?;
+        retired = Retired { command: Some(id), done: shards_done >= shards, affected, ..retired };
+    }
+    out.show(&retired, text);
+    Ok(if matched == 0 { Done::NothingFound } else { Done::All })
+}
+
+fn text(retired: &Retired) -> String {
+    let Retired { sink, matched, affected, .. } = retired;
+    match retired.command {
+        None => format!("No shard keeps anything for sink {sink}."),
+        Some(id) if retired.done && affected < matched => format!(
+            "Command {id}: {affected} of {matched} shards gave sink {sink} up; the process that runs the others has it in its settings."
+        ),
+        Some(id) if retired.done => format!("Command {id}: {affected} of {matched} shards gave sink {sink} up."),
+        Some(id) if retired.running => {
+            format!("Command {id} to give sink {sink} up is recorded; {affected} of {matched} shards are done so far.")
+        }
+        Some(id) => format!("Command {id} to give sink {sink} up is recorded, but no process runs the store."),
+    }
+}
+
+fn is_configured(settings: &Settings, sink: &str) -> bool {
+    let dead_letters = !settings.kafka.dead_letter_topic.is_empty() && sink == "kafka";
+    dead_letters || settings.publish.iter().any(|publish| publish.sink == sink)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retirement_says_what_became_of_it() {
+        let retired = |command, done, running| {
+            text(&Retired { sink: "kafka".to_owned(), matched: 8, command, done, affected: 3, running })
+        };
+        assert_eq!(retired(None, true, true), "No shard keeps anything for sink kafka.");
+        assert!(retired(Some(1), true, true).contains("has it in its settings"));
+        assert!(retired(Some(1), false, true).contains("3 of 8 shards are done so far"));
+        assert!(retired(Some(1), false, false).contains("no process runs the store"));
+    }
+}
