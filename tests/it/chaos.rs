@@ -1,7 +1,15 @@
 //! The scenarios of `perkey-chaos`, each with a seed and small enough for every run of the tests.
 //! In: the real binary, or an engine in this process. Out: nothing lost, nothing counted twice.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use perkey::message::shard_of;
 use perkey::metrics::Child;
+use perkey_chaos::fleet::load::{Gauge, Load, Pace};
+use perkey_chaos::fleet::servers::Servers;
+use perkey_chaos::fleet::topics::Topics;
 use perkey_chaos::kill::{self, Mode};
 use perkey_chaos::{ChaosError, Verdict, children, flood, process};
 
@@ -43,4 +51,26 @@ async fn each_child_that_is_killed_comes_back_and_loses_nothing() {
 async fn a_flood_waits_in_the_log_and_not_in_memory() {
     let verdict = flood::flood(&flood::Plan { seconds: 3, seed: 4 }).await;
     holds("flood --seconds 3 --seed 4", &[], verdict);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_lies_in_the_partitions_of_its_shards() {
+    let kafka = Servers::running().unwrap().kafka;
+    let topics = Topics::make(&kafka, &format!("load_{}", std::process::id())).await.unwrap();
+    let gauge = Arc::new(Gauge::default());
+    let pace = Pace { seed: 1, accounts: 200, rate: 5_000, ahead_max: 1_000 };
+    let load = Load::start(topics.producer().unwrap(), pace, Arc::clone(&gauge));
+    let full = || gauge.unique.load(Ordering::Relaxed) == pace.ahead_max;
+    process::until("the load was not put", Duration::from_secs(30), async || full()).await.unwrap();
+    let given = load.finish().await.unwrap();
+    let partitions = topics.read(&topics.input).await.unwrap();
+    for (partition, values) in (0..).zip(&partitions) {
+        for value in values {
+            let posting: serde_json::Value = serde_json::from_slice(value).unwrap();
+            assert_eq!(shard_of(posting["account"].as_str().unwrap(), 8), partition);
+        }
+    }
+    let put: usize = partitions.iter().map(Vec::len).sum();
+    assert_eq!(put as u64, given.unique() as u64 + given.repeats());
+    topics.remove().await.unwrap();
 }

@@ -170,7 +170,8 @@ impl<'a> Scene<'a> {
         self.rest(&given).await?;
         self.figures(began, ended, &given).await;
         judge::database(&self.url, seed, &given, &mut self.verdict).await?;
-        judge::output(&self.topics.read().await?, seed, &given, &mut self.verdict);
+        let published = self.topics.read(&self.topics.output).await?;
+        judge::output(&published, seed, &given, &mut self.verdict);
         for worker in &mut self.workers {
             let wrong = worker.leave().await?;
             self.verdict.violations.extend(wrong);

@@ -83,9 +83,9 @@ impl Topics {
         Ok(Input { topic: self.input.clone(), producer, counts })
     }
 
-    /// Everything that is on the output now, each partition in its order.
-    pub async fn read(&self) -> Result<Vec<Vec<Vec<u8>>>, ChaosError> {
-        let (config, topic) = (self.config(), self.output.clone());
+    /// The values of everything that is on `topic` now, each partition in its order.
+    pub async fn read(&self, topic: &str) -> Result<Vec<Vec<Vec<u8>>>, ChaosError> {
+        let (config, topic) = (self.config(), topic.to_owned());
         let read = tokio::task::spawn_blocking(move || read(config, &topic)).await;
         read.map_err(|error| ChaosError::Stuck(format!("the reader of the output ended: {error}")))?
     }
