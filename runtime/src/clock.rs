@@ -1,5 +1,5 @@
 //! Time and chance, the only place they come from.
-//! In: nothing, or a test's hand. Out: wall time in milliseconds, monotonic time, seeded dice.
+//! In: nothing, or a test's hand. Out: wall time in milliseconds, monotonic time, time since boot, seeded dice.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,6 +67,19 @@ impl Stopwatch {
     pub fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }
+}
+
+/// Milliseconds since the machine started, time asleep included: what a lease is counted by. Monotonic time stands still
+/// while a machine is suspended, its lease at the store does not.
+pub fn since_boot() -> Millis {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let clock = rustix::time::ClockId::Boottime;
+    // Elsewhere monotonic time goes on in suspend, or a suspended machine is found out by the fence alone.
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let clock = rustix::time::ClockId::Monotonic;
+    let now = rustix::time::clock_gettime(clock);
+    let (seconds, nanos) = (u64::try_from(now.tv_sec).unwrap_or(0), u64::try_from(now.tv_nsec).unwrap_or(0));
+    seconds * 1_000 + nanos / 1_000_000
 }
 
 /// Waits in real time. Everything that waits goes through here, so that waiting is easy to find.

@@ -6,26 +6,30 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use ractor::{Actor, ActorRef, SpawnErr, call_t};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::{info, warn};
 
-use crate::clock::{Clock, Dice, Stopwatch, sleep};
+use crate::clock::{Clock, Dice, Stopwatch, since_boot, sleep};
 use crate::handlers::Handlers;
+use crate::message::ShardNo;
 use crate::metrics::{Child, Metrics};
+use crate::ownership::heartbeat::News;
+use crate::ownership::{self, Ownership};
 use crate::pipeline::bindings::{Bindings, describe};
 use crate::settings::Settings;
+use crate::store::lease::{Fleet, WorkerRow};
 use crate::store::{Setup, Store, StoreError};
 use crate::supervision::Env;
 use crate::supervision::root::{Root, RootArgs, RootMessage};
-use crate::supervision::shard::ShardSupervisorMessage;
+use crate::supervision::shard::{LAST_COMMITS, ShardSupervisorMessage};
 use crate::transport::Transport;
 use crate::transport::embedded::EmbeddedLog;
 
 /// How long a shard may take to answer a question.
 const ANSWER_MS: u64 = 5_000;
 
-/// How long a shard's last commits may take once its runs have ended.
-const LAST_COMMITS: Duration = Duration::from_secs(4);
+/// How long a worker may take to leave its fleet.
+const LEAVE_MS: u64 = 2_000;
 
 /// A running engine.
 pub struct Engine {
@@ -36,14 +40,14 @@ pub struct Engine {
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("owner", &self.env.owner).finish_non_exhaustive()
+        f.debug_struct("Engine").field("owner", &self.env.owner()).finish_non_exhaustive()
     }
 }
 
 /// Whether an engine can do its work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// It owns all its shards and nothing stands in its way.
+    /// It owns all its shards (in a fleet: those that are assigned to it) and nothing stands in its way.
     pub ready: bool,
     /// What does.
     pub problems: Vec<String>,
@@ -67,7 +71,8 @@ pub enum EngineError {
 }
 
 impl Engine {
-    /// Prepares the store, takes all shards and starts handling. The embedded log is always a source.
+    /// Prepares the store, takes its shards and starts handling. The embedded log is always a source. Where the store has
+    /// leases this is one worker of a fleet: it is given its shards, and gives them up, as others come and go.
     pub async fn start(
         settings: &Settings,
         handlers: Handlers,
@@ -105,7 +110,11 @@ impl Engine {
         };
         let identity = store.prepare(setup).await?;
         let services: Arc<[_]> = describe(&handlers, &identity.services, settings).into();
+        let in_flight = store.writes_in_parallel().then(|| Arc::new(Semaphore::new(settings.commit.in_flight)));
+        let fleet = store.leases().map(|_| Ownership::new(&ownership::worker(settings, handlers.code_version())));
         let env = Arc::new(Env {
+            in_flight,
+            fleet,
             service_metrics: services.iter().map(|service| metrics.service(&service.name)).collect(),
             services,
             stalled: (0..settings.ownership.shards).map(|_| Mutex::default()).collect(),
@@ -118,7 +127,7 @@ impl Engine {
             clock: Clock::system(),
             identity,
             // Process ids come again: the incarnation tells two of them apart.
-            owner: format!("pid {} ({:08x})", std::process::id(), Dice::from_system().below(1 << 32)),
+            process: format!("pid {} ({:08x})", std::process::id(), Dice::from_system().below(1 << 32)),
         });
         let (failed, watch) = watch::channel(None);
         let args = RootArgs { env: env.clone(), failed };
@@ -131,7 +140,11 @@ impl Engine {
     pub async fn health(&self) -> Health {
         let shards = self.shards().await;
         let mut problems: Vec<String> = self.failed.borrow().iter().cloned().collect();
-        let gone = shards.iter().enumerate().filter(|(_, shard)| shard.is_none());
+        let here = self.expected();
+        if let Some(fleet) = &self.env.fleet {
+            problems.extend(fleet.view().problems(since_boot()));
+        }
+        let gone = shards.iter().enumerate().filter(|(no, shard)| shard.is_none() && here.contains(no));
         problems.extend(gone.map(|(no, _)| format!("shard {no} is being taken again")));
         let stalled = (0..shards.len()).filter_map(|no| Some((no, self.env.stalled(no)?)));
         problems.extend(stalled.map(|(no, why)| format!("commits of shard {no} cannot be written: {why}")));
@@ -149,7 +162,9 @@ impl Engine {
 
     async fn is_idle(&self) -> bool {
         let shards = self.shards().await;
-        if shards.is_empty() || shards.iter().any(Option::is_none) {
+        let here = self.expected();
+        let steady = self.env.fleet.as_ref().is_none_or(|fleet| fleet.view().problems(since_boot()).is_empty());
+        if !steady || shards.is_empty() || here.iter().any(|shard| shards[*shard].is_none()) {
             return false;
         }
         let answers =
@@ -158,7 +173,47 @@ impl Engine {
             return false;
         }
         let rows = self.env.store.queries().shards().await.unwrap_or_default();
-        !rows.is_empty() && rows.iter().all(|row| row.unread == 0)
+        !rows.is_empty() && rows.iter().all(|row| row.unread == 0 || !here.contains(&(row.shard as usize)))
+    }
+
+    /// The shards that should run here.
+    fn expected(&self) -> Vec<usize> {
+        match &self.env.fleet {
+            Some(fleet) => fleet.view().expected.iter().map(|shard| *shard as usize).collect(),
+            None => (0..self.env.settings.ownership.shards as usize).collect(),
+        }
+    }
+
+    /// This process as the store names owners; in a fleet the worker's id, with its incarnation.
+    pub fn owner(&self) -> String {
+        self.env.owner()
+    }
+
+    /// The shards that run here, in a fleet.
+    pub fn owned(&self) -> Vec<ShardNo> {
+        self.env.fleet.as_ref().map(|fleet| fleet.view().running.clone()).unwrap_or_default()
+    }
+
+    /// All workers and shards as of the last heartbeat, where the store has leases.
+    pub fn fleet(&self) -> Option<Fleet> {
+        self.env.fleet.as_ref().map(|fleet| fleet.view().fleet.clone())
+    }
+
+    /// All workers and shards as they are now; nothing where the store has no leases.
+    pub async fn look(&self) -> Result<Option<Fleet>, StoreError> {
+        if self.env.fleet.is_none() {
+            return Ok(None);
+        }
+        let look = call_t!(self.root, |reply| RootMessage::News(News::Look(reply)), ANSWER_MS);
+        let lost = |error: ractor::RactorErr<RootMessage>| StoreError::Unavailable(format!("no heartbeat: {error}"));
+        look.map_err(lost)?.map(Some)
+    }
+
+    /// The worker that owns the shard of `key` as of the last heartbeat; [`Engine::look`] and
+    /// [`ownership::owner_of`] for a fresh answer.
+    pub fn owner_of(&self, key: &str) -> Option<WorkerRow> {
+        let fleet = self.env.fleet.as_ref()?;
+        ownership::owner_of(&fleet.view().fleet, key).cloned()
     }
 
     /// Resolves with the reason when the tree gave up: the process should end, non-zero.
@@ -191,15 +246,21 @@ impl Engine {
             self.root.get_cell().kill();
             return Err(EngineError::Drain((0..self.env.settings.ownership.shards as usize).collect()));
         }
+        let in_fleet = self.env.fleet.is_some();
         let drains = shards.iter().map(async |shard| match shard {
             Some(shard) => drain(shard, exit).await,
-            None => false,
+            // In a fleet it is another worker's.
+            None => in_fleet,
         });
         let drained = join_all(drains).await;
         for (no, _) in (0..).zip(&drained).filter(|(_, done)| **done) {
             self.env.metrics.forget_shard(no);
         }
         let left: Vec<_> = drained.iter().enumerate().filter(|(_, done)| !**done).map(|(no, _)| no).collect();
+        if in_fleet {
+            // Without an answer the lease expires by itself.
+            call_t!(self.root, |reply| RootMessage::News(News::Leave(reply)), LEAVE_MS).ok();
+        }
         if self.root.get_cell().stop_and_wait(None, Some(Duration::from_millis(500))).await.is_err() {
             self.root.get_cell().kill();
         }

@@ -9,6 +9,7 @@ pub mod settings;
 
 // the pipeline, and who restarts its parts
 pub mod engine;
+pub mod ownership;
 pub mod pipeline;
 pub mod supervision;
 

@@ -96,6 +96,30 @@ words! {
 }
 
 words! {
+    /// What an operator has to know of a worker as a whole; see [`Alarm`].
+    WorkerAlarm {
+        /// The lease could not be renewed: the worker stopped its shards.
+        LeaseLost = "lease_lost",
+        /// A shard without an owner was owned by a newer program than this one.
+        CodeVersionTooLow = "code_version_too_low",
+        /// A shard failed too often on this worker, which leaves it to others for a while.
+        ShardsCooling = "shards_cooling",
+    }
+}
+
+words! {
+    /// Why a worker took a shard.
+    TakeReason {
+        /// Nobody had it.
+        Free = "free",
+        /// Its owner's lease had expired.
+        Expired = "expired",
+        /// The worker had it already.
+        Again = "again",
+    }
+}
+
+words! {
     /// How a commit ended, as a label.
     CommitWord {
         /// See [`Outcome::Committed`].
@@ -132,6 +156,8 @@ pub struct Metrics {
     dedup_hits: Vec<Counter>,
     retries: Vec<Counter>,
     commits: Vec<Counter>,
+    takeovers: Vec<Counter>,
+    worker_alarms: Vec<Gauge>,
 }
 
 impl Metrics {
@@ -142,7 +168,11 @@ impl Metrics {
         let dedup_hits = DedupSource::ALL.iter().map(|source| one("source", source.as_str()));
         let retries = (1..=ATTEMPT_LABEL_MAX).map(|attempt| one("attempt", &attempt.to_string()));
         let commits = CommitWord::ALL.iter().map(|word| one("outcome", word.as_str()));
+        let takeovers = TakeReason::ALL.iter().map(|reason| one("reason", reason.as_str()));
+        let worker_alarms = WorkerAlarm::ALL.iter().map(|alarm| one("alarm", alarm.as_str()));
         Arc::new(Self {
+            takeovers: takeovers.map(|labels| families.takeovers.get_or_create_owned(&labels)).collect(),
+            worker_alarms: worker_alarms.map(|labels| families.alarms.get_or_create_owned(&labels)).collect(),
             dedup_hits: dedup_hits.map(|labels| families.dedup_hits.get_or_create_owned(&labels)).collect(),
             retries: retries.map(|labels| families.retries.get_or_create_owned(&labels)).collect(),
             commits: commits.map(|labels| families.commits.get_or_create_owned(&labels)).collect(),
@@ -229,6 +259,27 @@ impl Metrics {
         if word == CommitWord::Committed {
             self.families.commit_turns.observe(turns as f64);
         }
+    }
+
+    /// Shards that run here, in a fleet.
+    pub fn set_owned_shards(&self, count: u64) {
+        set(&self.families.owned_shards, count);
+    }
+
+    /// Time until this worker stops its shards unless its lease is renewed.
+    pub fn set_lease_remaining(&self, left: Duration) {
+        self.families.lease_remaining.set(left.as_secs_f64());
+    }
+
+    /// A shard runs here after it had no owner for `without`.
+    pub fn record_takeover(&self, reason: TakeReason, without: Duration) {
+        self.takeovers[reason as usize].inc();
+        self.families.takeover_seconds.observe(without.as_secs_f64());
+    }
+
+    /// Raises or clears an alarm of this worker; says whether that changed it.
+    pub fn set_worker_alarm(&self, alarm: WorkerAlarm, raised: bool) -> bool {
+        self.worker_alarms[alarm as usize].set(raised.into()) != i64::from(raised)
     }
 
     /// A child is restarted.

@@ -5,8 +5,10 @@
 
 mod commit;
 mod declared;
+mod layout;
 pub mod lease;
 pub mod memory;
+pub mod postgres;
 pub mod query;
 pub mod sqlite;
 mod watch;
@@ -25,6 +27,15 @@ pub use commit::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
     StateWrite,
 };
+
+/// What a process may do with the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Run its shards; on SQLite one process at a time.
+    Run,
+    /// Look, and leave commands and imports for the processes that run it.
+    Tool,
+}
 
 /// Fences a shard's owner: rises with each takeover.
 pub type Epoch = u64;
@@ -270,6 +281,11 @@ pub trait Store: Send + Sync + 'static {
     /// Its leases, if several workers can share it; else whoever opened it to run has all shards.
     fn leases(&self) -> Option<&dyn lease::Leases> {
         None
+    }
+
+    /// Whether it writes commits of several shards at once: then `commit.in_flight` bounds them.
+    fn writes_in_parallel(&self) -> bool {
+        self.leases().is_some()
     }
 }
 

@@ -1,8 +1,9 @@
 //! The tree: who is restarted when, and when a failure becomes the supervisor's own.
 //! In: how children ended. Out: restarts after a delay, each a span, a metric and a log line; or escalations.
 //!
-//! Root → janitor, and a supervisor per shard → ingress per source, shard, readers, committer, key supervisor → key actors.
+//! Root → janitor, heartbeat (in a fleet), and a supervisor per shard → ingress per source, shard, readers, committer, key supervisor → key actors.
 
+pub(crate) mod give_back;
 pub(crate) mod janitor;
 pub(crate) mod keys;
 pub mod policy;
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{ActorCell, ActorId, SupervisionEvent};
+use tokio::sync::Semaphore;
 use tracing::{Span, info_span, warn};
 
 use crate::clock::Clock;
@@ -20,6 +22,7 @@ use crate::handler::TurnLimits;
 use crate::handlers::{Handlers, RunContext};
 use crate::message::ShardNo;
 use crate::metrics::{Child, Metrics, RestartReason, ServiceMetrics};
+use crate::ownership::Ownership;
 use crate::pipeline::bindings::Bindings;
 use crate::pipeline::ledger::ServiceInfo;
 use crate::settings::Settings;
@@ -40,11 +43,20 @@ pub(crate) struct Env {
     pub(crate) identity: Identity,
     /// Of each shard, why its commits cannot be written now.
     pub(crate) stalled: Vec<Mutex<Option<String>>>,
-    /// This process, as the store names owners.
-    pub(crate) owner: String,
+    /// This process, as the store names owners, where it has no leases.
+    pub(crate) process: String,
+    /// This worker's part in its fleet, where the store has leases.
+    pub(crate) fleet: Option<Ownership>,
+    /// Room for commits on their way to the store, where it takes several at once.
+    pub(crate) in_flight: Option<Arc<Semaphore>>,
 }
 
 impl Env {
+    /// This process, as the store names owners. In a fleet it changes when the worker comes back as another incarnation.
+    pub(crate) fn owner(&self) -> String {
+        self.fleet.as_ref().map_or_else(|| self.process.clone(), |fleet| fleet.view().id.clone())
+    }
+
     /// A shard's commits cannot be written now, or can again.
     pub(crate) fn set_stalled(&self, shard: ShardNo, why: Option<String>) {
         *self.stalled[shard as usize].lock().unwrap_or_else(PoisonError::into_inner) = why;

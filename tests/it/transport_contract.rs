@@ -14,6 +14,7 @@ use perkey::transport::embedded::{self, EmbeddedLog};
 use perkey::transport::{Content, Delivery, Position, Positions, Source, Transport};
 
 use crate::fixture::{MemoryPlace, Place, SHARDS, SqlitePlace, commit, message};
+use crate::postgres_place::PostgresPlace;
 use crate::store_contract::contract;
 
 /// A transport with something at its other end that writes.
@@ -50,6 +51,10 @@ impl Log {
         Self::over(SqlitePlace::new().await).await
     }
 
+    async fn postgres() -> Box<Self> {
+        Self::over(PostgresPlace::new().await).await
+    }
+
     async fn write(&mut self, origin: u32, row: LogRow) {
         let (epoch, no) = match self.written.get(&origin) {
             Some((epoch, no)) => (*epoch, no + 1),
@@ -81,6 +86,7 @@ impl Line for Log {
 contract! {
     embedded_memory: super::Log::memory();
     embedded_sqlite: super::Log::sqlite();
+    embedded_postgres: super::Log::postgres();
     => [
         each_origin_comes_in_its_order,
         it_goes_on_after_any_position,

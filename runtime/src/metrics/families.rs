@@ -4,6 +4,7 @@
 //! The registry adds `_total` to the name of a counter. `docs/metrics.md` says what each of them means.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
@@ -16,6 +17,7 @@ use prometheus_client::registry::{Metric, Registry};
 pub(super) type Labels = Vec<(&'static str, Arc<str>)>;
 pub(super) type Counters = Family<Labels, Counter>;
 pub(super) type Gauges = Family<Labels, Gauge>;
+pub(super) type FloatGauge = Gauge<f64, AtomicU64>;
 pub(super) type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 
 /// A registry that remembers the names it exposes.
@@ -49,6 +51,10 @@ pub(super) struct Families {
     pub(super) commit_seconds: Histogram,
     pub(super) restarts: Counters,
     pub(super) alarms: Gauges,
+    pub(super) owned_shards: Gauge,
+    pub(super) lease_remaining: FloatGauge,
+    pub(super) takeovers: Counters,
+    pub(super) takeover_seconds: Histogram,
     pub(super) shard: ShardFamilies,
 }
 
@@ -86,6 +92,10 @@ impl Families {
             commit_seconds: to.add("perkey_commit_seconds", "Time of a commit at the store", commit_times()),
             restarts: to.add("perkey_restarts", "Restarts, by child and reason", Counters::default()),
             alarms: to.add("perkey_alarm", "1 while the alarm is raised", Gauges::default()),
+            owned_shards: to.add("perkey_owned_shards", "Shards that run here, in a fleet", Gauge::default()),
+            lease_remaining: to.add("perkey_lease_remaining_seconds", "Time until this worker stops", FloatGauge::default()),
+            takeovers: to.add("perkey_takeovers", "Shards taken in a fleet, by reason", Counters::default()),
+            takeover_seconds: to.add("perkey_takeover_seconds", "Time of a shard without an owner", waits()),
             shard: ShardFamilies::register(to),
         }
     }

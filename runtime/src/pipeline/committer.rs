@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::retry::RetryPolicy;
 use super::shard::ShardMessage;
@@ -17,6 +18,8 @@ use crate::supervision::Env;
 pub(crate) enum CommitterMessage {
     /// Say when the store has room: everything that settled until then goes into the next commit.
     Gate,
+    /// There was nothing to commit.
+    Nothing,
     /// Write this; the number counts the tries that found the store unavailable.
     Write(Arc<Commit>, u32),
 }
@@ -29,6 +32,19 @@ pub(crate) struct CommitterState {
     env: Arc<Env>,
     shard: ActorRef<ShardMessage>,
     dice: Dice,
+    /// Room for one commit at the store, from the gate until the commit has ended.
+    room: Option<OwnedSemaphorePermit>,
+}
+
+impl CommitterState {
+    /// Waits until the store has room. Meanwhile more turns settle: a waiting shard's batch grows with load.
+    async fn wait_for_room(&mut self) {
+        if self.room.is_none()
+            && let Some(in_flight) = &self.env.in_flight
+        {
+            self.room = Arc::clone(in_flight).acquire_owned().await.ok();
+        }
+    }
 }
 
 impl Actor for Committer {
@@ -42,7 +58,7 @@ impl Actor for Committer {
         (env, shard): Self::Arguments,
     ) -> Result<CommitterState, ActorProcessingErr> {
         shard.cast(ShardMessage::Committer(myself))?;
-        Ok(CommitterState { env, shard, dice: Dice::from_system() })
+        Ok(CommitterState { env, shard, dice: Dice::from_system(), room: None })
     }
 
     async fn handle(
@@ -53,13 +69,19 @@ impl Actor for Committer {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             // Whatever the shard's mailbox holds by now is decided before this arrives there: batches grow with load.
-            CommitterMessage::Gate => state.shard.cast(ShardMessage::Gate)?,
+            CommitterMessage::Gate => {
+                state.wait_for_room().await;
+                state.shard.cast(ShardMessage::Gate)?;
+            }
+            CommitterMessage::Nothing => state.room = None,
             CommitterMessage::Write(commit, tries) => {
                 if tries > 0 {
                     sleep(pause(tries, &mut state.dice)).await;
                 }
+                state.wait_for_room().await;
                 let watch = Stopwatch::start();
                 let outcome = state.env.store.commit(&commit).await;
+                state.room = None;
                 let turns = commit.parts.iter().map(|part| part.ids.len() + part.settled.len()).sum::<usize>();
                 state.env.metrics.record_commit(&outcome, turns as u64, watch.elapsed());
                 state.shard.cast(ShardMessage::CommitEnded(commit.epoch, commit.no, outcome))?;

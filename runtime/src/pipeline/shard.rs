@@ -114,12 +114,17 @@ impl Actor for Shard {
         state: &mut ShardState,
     ) -> Result<(), ActorProcessingErr> {
         // Between two commits nothing is told: metrics and log lines cost more than the turns they are about.
+        let gate = matches!(message, ShardMessage::Gate);
         let milestone = matches!(message, ShardMessage::Gate | ShardMessage::CommitEnded(..) | ShardMessage::Tick);
         state.decide(message);
         if milestone {
             state.record();
         }
-        for action in state.ledger.actions() {
+        let actions = state.ledger.actions();
+        if gate && !actions.iter().any(|action| matches!(action, Action::Commit(_))) {
+            state.commit(CommitterMessage::Nothing);
+        }
+        for action in actions {
             state.perform(action)?;
         }
         Ok(())

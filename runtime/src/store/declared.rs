@@ -5,7 +5,7 @@ use super::StoreError;
 use crate::handler::{Column, Table};
 
 /// Names of the store's own tables.
-const OURS: [&str; 13] = [
+const OURS: [&str; 17] = [
     "meta",
     "services",
     "shards",
@@ -19,6 +19,10 @@ const OURS: [&str; 13] = [
     "imports",
     "operator_commands",
     "operator_results",
+    "workers",
+    "inbox_messages",
+    "outbox_events",
+    "perkey_intake",
 ];
 /// The longest name that every database takes.
 const NAME_BYTES_MAX: usize = 60;

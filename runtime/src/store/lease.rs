@@ -9,7 +9,7 @@ use super::{Epoch, StoreFuture};
 use crate::message::ShardNo;
 
 /// A worker as it presents itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Worker {
     /// Its name with its incarnation: a process that starts again is another one. It is what `shards.owner` holds.
     pub id: String,
@@ -21,6 +21,8 @@ pub struct Worker {
     pub code_version: u32,
     /// Whether it is leaving: it takes no more shards.
     pub draining: bool,
+    /// Shards that failed on it too often and that it leaves to others for a while.
+    pub cooling: Vec<ShardNo>,
 }
 
 /// A worker as the store has it.

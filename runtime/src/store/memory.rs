@@ -2,6 +2,7 @@
 //! In: commits. Out: what [`Store`] promises, and everything that a checker wants to see.
 
 mod apply;
+mod leases;
 mod queries;
 mod read;
 
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
 use serde_json::Value;
 
+use super::lease::{Leases, Worker};
 use super::query::{DeadFilter, ImportProgress, NewCommand, Queries};
 use super::watch::LogWatch;
 use super::{
@@ -19,7 +21,7 @@ use super::{
     ServiceKey, Setup, SourcePositions, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim, Watermarks,
     declared,
 };
-use crate::clock::Millis;
+use crate::clock::{Clock, Millis};
 use crate::handler::{Column, ColumnKind, RowWrite, Table};
 use crate::message::{ShardNo, TakenId};
 use crate::transport::Positions;
@@ -29,6 +31,8 @@ use crate::transport::Positions;
 pub struct MemoryStore {
     inner: Mutex<Inner>,
     watch: LogWatch,
+    /// Its own clock, where several workers share it.
+    clock: Option<Clock>,
 }
 
 /// Says which rows the store refuses: whether for good, and in which words.
@@ -71,6 +75,7 @@ struct Shard {
     outbox_seq: u64,
     last_seq: u64,
     unclean: u32,
+    code_version: u32,
     positions: SourcePositions,
     watermarks: Watermarks,
     counters: Counters,
@@ -79,6 +84,10 @@ struct Shard {
 #[derive(Default)]
 struct Inner {
     shards: Vec<Shard>,
+    /// Each with the time at which its lease expires.
+    workers: BTreeMap<String, (Worker, Millis)>,
+    /// Renewals fail for now.
+    away: bool,
     services: BTreeMap<Arc<str>, u16>,
     /// All that were ever written, in the order in which they were.
     journal: Vec<Written>,
@@ -108,9 +117,19 @@ impl MemoryStore {
         Self::default()
     }
 
+    /// An empty store that several workers share: it has leases, which expire by `clock`.
+    pub fn shared(clock: Clock) -> Self {
+        Self { clock: Some(clock), ..Self::default() }
+    }
+
     /// From now on rows for which `refuse` gives a reason are refused, with the commit that holds them.
     pub fn refuse_rows(&self, refuse: impl Fn(&RowWrite) -> Option<(bool, String)> + Send + 'static) {
         self.inner().refuse = Some(Box::new(refuse));
+    }
+
+    /// Whether renewals of leases fail from now on.
+    pub fn refuse_renewals(&self, refuse: bool) {
+        self.inner().away = refuse;
     }
 
     /// From now on the store makes this mistake.
@@ -155,7 +174,11 @@ impl MemoryStore {
 
     /// [`Store::take`].
     pub fn take_now(&self, shard: ShardNo, owner: &str) -> Result<TakenShard, StoreError> {
-        self.inner().take(shard, owner)
+        let mut inner = self.inner();
+        if let Some(clock) = &self.clock {
+            inner.may_take(shard, owner, clock.now())?;
+        }
+        inner.take(shard, owner)
     }
 
     /// [`Store::retake`].
@@ -313,5 +336,9 @@ impl Store for MemoryStore {
 
     fn queries(&self) -> &dyn Queries {
         self
+    }
+
+    fn leases(&self) -> Option<&dyn Leases> {
+        self.clock.is_some().then_some(self as &dyn Leases)
     }
 }

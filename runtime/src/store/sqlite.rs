@@ -26,6 +26,7 @@ use self::failure::open_error;
 use self::group::Piece;
 use self::read::signed;
 use self::writer::{Writer, failed};
+pub use super::Access;
 use super::query::{DeadFilter, Queries};
 use super::watch::LogWatch;
 use super::{
@@ -45,15 +46,6 @@ const READERS_MAX: u32 = 4;
 const CHECKPOINT_PAGES: &str = "8000";
 /// Rows of each kind that one [`Store::trim`] removes.
 const TRIM_ROWS: i64 = 10_000;
-
-/// What a process may do with the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Run its shards: one process at a time.
-    Run,
-    /// Look, and leave commands and imports for the process that runs it.
-    Tool,
-}
 
 /// A store in a SQLite file.
 #[derive(Debug)]

@@ -22,6 +22,12 @@ impl LogWatch {
         }
     }
 
+    /// Leaves a permit for everyone who ever waited: nobody knows what was appended.
+    pub(crate) fn all_may_have(&self) {
+        let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        targets.values().for_each(|notify| notify.notify_one());
+    }
+
     /// Waits for a permit; takes one that is there already.
     pub(crate) async fn changed(&self, target: ShardNo) {
         let notify = self.of(target);

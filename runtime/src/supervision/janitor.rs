@@ -28,7 +28,12 @@ impl Actor for Janitor {
 
     async fn handle(&self, _: ActorRef<()>, (): (), env: &mut Arc<Env>) -> Result<(), ActorProcessingErr> {
         // While the store cannot be read the gauges keep their last values; its alarm says why.
+        let owner = env.fleet.is_some().then(|| env.owner());
         for row in env.store.queries().shards().await.unwrap_or_default() {
+            // In a fleet each worker shows what it owns.
+            if owner.is_some() && row.owner != owner {
+                continue;
+            }
             let shard = env.metrics.shard(row.shard);
             shard.set_dead_letter_depth(row.dead_letters);
             shard.set_unread(row.unread);

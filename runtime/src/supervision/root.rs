@@ -1,25 +1,31 @@
 //! The root of the tree: a supervisor per shard, taken again when one gives up; the process ends when that fails.
-//! In: how shards ended; orders to drain. Out: shards; the reason for giving up.
+//! In: how shards ended; orders to take, hand over and drain. Out: shards; the reason for giving up.
+//!
+//! A store without leases gives all shards at once to whoever runs it. In a fleet the heartbeat orders which shards run
+//! here, see [`fleet`].
 
+mod fleet;
+
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, RpcReplyPort, SpawnErr, SupervisionEvent};
 use tokio::sync::watch;
 use tracing::{error, warn};
 
+use self::fleet::Why;
 use super::janitor::Janitor;
 use super::policy::{RestartBudget, Verdict};
-use super::shard::{ShardSupervisor, ShardSupervisorArgs, ShardSupervisorMessage};
+use super::shard::{ShardSupervisor, ShardSupervisorArgs, ShardSupervisorMessage, runs_ended};
 use super::{End, Env, restart_span};
-use crate::clock::{Dice, Stopwatch, sleep};
+use crate::clock::Dice;
 use crate::message::ShardNo;
 use crate::metrics::{Child, RestartReason};
+use crate::ownership::heartbeat::{HeartbeatMessage, News};
+use crate::ownership::lease::Order;
 use crate::store::StoreError;
-
-/// How long a shard's last runs may take to end before it is taken again.
-const RUNS_END_WITHIN: Duration = Duration::from_secs(5);
 
 /// Pause before a shard is taken again while the store is not available.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -34,6 +40,12 @@ pub(crate) enum RootMessage {
     Draining,
     /// Start the janitor again.
     RestartJanitor,
+    /// What follows from the lease.
+    Orders(Vec<Order>),
+    /// For the heartbeat.
+    News(News),
+    /// Start the heartbeat again.
+    RestartHeartbeat,
 }
 
 /// The root.
@@ -48,6 +60,8 @@ pub(crate) struct RootArgs {
 
 struct Owned {
     supervisor: Option<ActorRef<ShardSupervisorMessage>>,
+    /// It is to run here: it is taken again when it ends.
+    wanted: bool,
     budget: RestartBudget,
     live: Arc<AtomicUsize>,
 }
@@ -57,6 +71,10 @@ pub(crate) struct RootState {
     args: RootArgs,
     shards: Vec<Owned>,
     janitor: ActorId,
+    heartbeat: Option<ActorRef<HeartbeatMessage>>,
+    heartbeat_budget: RestartBudget,
+    /// Who gives which shard back, and why.
+    giving_back: HashMap<ActorId, (ShardNo, String)>,
     dice: Dice,
     draining: bool,
 }
@@ -67,15 +85,31 @@ impl Actor for Root {
     type Arguments = RootArgs;
 
     async fn pre_start(&self, myself: ActorRef<RootMessage>, args: RootArgs) -> Result<RootState, ActorProcessingErr> {
+        let env = &args.env;
+        let budget = || RestartBudget::new(env.settings.supervision.shard.clone());
+        let in_fleet = env.fleet.is_some();
         let mut shards = Vec::new();
-        for shard in 0..args.env.settings.ownership.shards {
+        for shard in 0..env.settings.ownership.shards {
             let live = Arc::new(AtomicUsize::new(0));
-            let supervisor = take(&myself, &args.env, shard, &live).await?;
-            let budget = RestartBudget::new(args.env.settings.supervision.shard.clone());
-            shards.push(Owned { supervisor: Some(supervisor), budget, live });
+            let supervisor = if in_fleet { None } else { Some(take(&myself, env, shard, &live).await?) };
+            shards.push(Owned { supervisor, wanted: !in_fleet, budget: budget(), live });
         }
-        let janitor = janitor(&myself, &args.env).await?;
-        Ok(RootState { args, shards, janitor, dice: Dice::from_system(), draining: false })
+        let janitor = janitor(&myself, env).await?;
+        let heartbeat_budget = budget();
+        let mut state = RootState {
+            args,
+            shards,
+            janitor,
+            heartbeat: None,
+            heartbeat_budget,
+            giving_back: HashMap::new(),
+            dice: Dice::from_system(),
+            draining: false,
+        };
+        if in_fleet {
+            state.start_heartbeat(&myself).await?;
+        }
+        Ok(state)
     }
 
     async fn handle(
@@ -85,28 +119,24 @@ impl Actor for Root {
         state: &mut RootState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            RootMessage::Draining => state.draining = true,
+            RootMessage::Draining => {
+                state.draining = true;
+                state.tell(News::Drain);
+            }
             RootMessage::RestartJanitor => state.janitor = janitor(&myself, &state.args.env).await?,
             RootMessage::Shards(reply) => {
                 drop(reply.send(state.shards.iter().map(|shard| shard.supervisor.clone()).collect()));
             }
-            RootMessage::Retake(_) if state.draining => {}
-            RootMessage::Retake(shard) => {
-                let owned = &mut state.shards[shard as usize];
-                if !runs_ended(&owned.live).await {
-                    state.give_up(format!("runs of shard {shard} did not end within {RUNS_END_WITHIN:?}"));
-                    return Ok(());
-                }
-                match take(&myself, &state.args.env, shard, &owned.live).await {
-                    Ok(supervisor) => owned.supervisor = Some(supervisor),
-                    // An outage is waited for: it spends no restarts.
-                    Err(SpawnErr::StartupFailed(error)) if is_outage(error.as_ref()) => {
-                        warn!(shard, %error, "shard cannot be taken, trying again");
-                        myself.send_after(AGAIN, move || RootMessage::Retake(shard));
-                    }
-                    Err(error) => state.failed(&myself, shard, RestartReason::Failed, &error.to_string()),
+            RootMessage::Orders(orders) => {
+                for order in orders {
+                    state.obey(&myself, order).await;
                 }
             }
+            RootMessage::News(news) => state.tell(news),
+            RootMessage::RestartHeartbeat if state.draining => {}
+            RootMessage::RestartHeartbeat => state.start_heartbeat(&myself).await?,
+            RootMessage::Retake(_) if state.draining => {}
+            RootMessage::Retake(shard) => state.retake(&myself, shard).await,
         }
         Ok(())
     }
@@ -118,27 +148,60 @@ impl Actor for Root {
         event: SupervisionEvent,
         state: &mut RootState,
     ) -> Result<(), ActorProcessingErr> {
+        if let SupervisionEvent::ActorStarted(cell) = &event {
+            state.started(cell.get_id());
+        }
         let Some(end) = End::of(&event) else { return Ok(()) };
         if end.id == state.janitor {
             myself.send_after(AGAIN, || RootMessage::RestartJanitor);
             return Ok(());
         }
-        let shard = state
-            .shards
-            .iter()
-            .position(|shard| shard.supervisor.as_ref().is_some_and(|supervisor| supervisor.get_id() == end.id));
-        if let Some(shard) = shard.and_then(|shard| ShardNo::try_from(shard).ok()) {
-            state.shards[shard as usize].supervisor = None;
-            if !state.draining {
-                state.failed(&myself, shard, RestartReason::Escalated, &end.reason);
-            }
+        if state.heartbeat_ended(&myself, &end) || state.gave_back(&end) {
+            return Ok(());
+        }
+        let Some(shard) = state.shard_of(end.id) else { return Ok(()) };
+        state.shards[shard as usize].supervisor = None;
+        if state.args.env.fleet.is_some() {
+            let why = Why::of(&event);
+            state.ended_in_fleet(&myself, shard, why, &end).await;
+        } else if !state.draining {
+            state.failed(&myself, shard, RestartReason::Escalated, &end.reason).await;
         }
         Ok(())
     }
 }
 
 impl RootState {
-    fn failed(&mut self, myself: &ActorRef<RootMessage>, shard: ShardNo, word: RestartReason, reason: &str) {
+    /// Whose supervisor this is.
+    fn shard_of(&self, id: ActorId) -> Option<ShardNo> {
+        let shard = self.shards.iter().position(|shard| shard.supervisor.as_ref().is_some_and(|s| s.get_id() == id));
+        shard.and_then(|shard| ShardNo::try_from(shard).ok())
+    }
+
+    async fn retake(&mut self, myself: &ActorRef<RootMessage>, shard: ShardNo) {
+        let owned = &mut self.shards[shard as usize];
+        // In a fleet it may have been given to another worker since, or taken by a later order.
+        if !owned.wanted || owned.supervisor.is_some() {
+            return;
+        }
+        if self.args.env.fleet.is_none()
+            && let Err(error) = runs_ended(&owned.live).await
+        {
+            self.give_up(format!("shard {shard}: {error}"));
+            return;
+        }
+        match take(myself, &self.args.env, shard, &owned.live).await {
+            Ok(supervisor) => owned.supervisor = Some(supervisor),
+            // An outage is waited for: it spends no restarts.
+            Err(SpawnErr::StartupFailed(error)) if is_outage(error.as_ref()) => {
+                warn!(shard, %error, "shard cannot be taken, trying again");
+                myself.send_after(AGAIN, move || RootMessage::Retake(shard));
+            }
+            Err(error) => self.failed(myself, shard, RestartReason::Failed, &error.to_string()).await,
+        }
+    }
+
+    async fn failed(&mut self, myself: &ActorRef<RootMessage>, shard: ShardNo, word: RestartReason, reason: &str) {
         let now = self.args.env.clock.now();
         match self.shards[shard as usize].budget.on_failure(now, &mut self.dice) {
             Verdict::Restart(after) => {
@@ -147,6 +210,7 @@ impl RootState {
                 self.args.env.metrics.record_restart(Child::Shard, word);
                 myself.send_after(after, move || RootMessage::Retake(shard));
             }
+            Verdict::Escalate if self.args.env.fleet.is_some() => self.give_back(myself, shard, reason).await,
             Verdict::Escalate => self.give_up(format!("shard {shard} failed too often, the last time: {reason}")),
         }
     }
@@ -159,18 +223,6 @@ impl RootState {
 
 fn is_outage(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
     matches!(error.downcast_ref::<StoreError>(), Some(StoreError::Unavailable(_)))
-}
-
-/// An old run could still call the outside: a shard is not taken again while one is under way.
-async fn runs_ended(live: &AtomicUsize) -> bool {
-    let watch = Stopwatch::start();
-    while live.load(Ordering::Acquire) > 0 {
-        if watch.elapsed() > RUNS_END_WITHIN {
-            return false;
-        }
-        sleep(Duration::from_millis(5)).await;
-    }
-    true
 }
 
 async fn take(

@@ -3,7 +3,7 @@
 //! memory and has it taken again under a new epoch.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
@@ -12,7 +12,7 @@ use tracing::info;
 use super::keys::{Keys, KeysArgs, KeysMessage};
 use super::policy::{RestartBudget, Verdict};
 use super::{End, Env, restart_span};
-use crate::clock::{Dice, Millis};
+use crate::clock::{Dice, Millis, Stopwatch, sleep};
 use crate::message::ShardNo;
 use crate::metrics::Child;
 use crate::pipeline::committer::{Committer, CommitterMessage};
@@ -24,12 +24,30 @@ use crate::pipeline::shard::{Shard, ShardMessage};
 /// How often a shard looks at the time.
 const TICK: Duration = Duration::from_millis(50);
 
+/// How long a shard's last runs may take to end before it is taken again.
+const RUNS_END_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long a shard's last commits may take once its runs have ended.
+pub(crate) const LAST_COMMITS: Duration = Duration::from_secs(4);
+
+/// Runs of a shard that was here before do not end; they could still call the outside.
+#[derive(Debug, thiserror::Error)]
+#[error("runs of its did not end within {RUNS_END_WITHIN:?}")]
+pub(crate) struct RunsStuck;
+
 /// What a shard supervisor is told.
 pub(crate) enum ShardSupervisorMessage {
     RestartIngress(u16),
     RestartCommitter,
     IsIdle(RpcReplyPort<bool>),
+    /// Leave in order; answered when the last commit is durable.
     Drain(RpcReplyPort<()>),
+    /// Leave in order and end; runs may take this long.
+    HandOver(Duration),
+    /// The last commit is durable.
+    Drained,
+    /// The hand-over's time is over.
+    HandOverLate,
     /// The time to drain is over: runs under way are ended.
     KillRuns,
     /// End a child, as a chaos test would.
@@ -57,11 +75,17 @@ struct Children {
 /// What it holds.
 pub(crate) struct ShardSupervisorState {
     args: ShardSupervisorArgs,
-    children: Children,
+    /// None until the shard is taken.
+    children: Option<Children>,
     ingress_budget: RestartBudget,
     committer_budget: RestartBudget,
     dice: Dice,
     draining: bool,
+    drained: bool,
+    /// Another worker is to have it: it ends when it is drained.
+    hands_over: bool,
+    /// Who waits for the drain.
+    replies: Vec<RpcReplyPort<()>>,
 }
 
 impl Actor for ShardSupervisor {
@@ -74,8 +98,11 @@ impl Actor for ShardSupervisor {
         myself: ActorRef<ShardSupervisorMessage>,
         args: ShardSupervisorArgs,
     ) -> Result<ShardSupervisorState, ActorProcessingErr> {
-        let ledger = take(&args).await?;
-        let children = start(&myself, &args, ledger).await?;
+        // In a fleet a take may have to wait, and the root must not wait with it: see `post_start`.
+        let children = match args.env.fleet {
+            None => Some(start(&myself, &args).await?),
+            Some(_) => None,
+        };
         let supervision = &args.env.settings.supervision;
         Ok(ShardSupervisorState {
             ingress_budget: RestartBudget::new(supervision.ingress.clone()),
@@ -84,7 +111,22 @@ impl Actor for ShardSupervisor {
             args,
             dice: Dice::from_system(),
             draining: false,
+            drained: false,
+            hands_over: false,
+            replies: Vec::new(),
         })
+    }
+
+    async fn post_start(
+        &self,
+        myself: ActorRef<ShardSupervisorMessage>,
+        state: &mut ShardSupervisorState,
+    ) -> Result<(), ActorProcessingErr> {
+        if state.children.is_none() {
+            runs_ended(&state.args.live).await?;
+            state.children = Some(start(&myself, &state.args).await?);
+        }
+        Ok(())
     }
 
     async fn handle(
@@ -93,7 +135,7 @@ impl Actor for ShardSupervisor {
         message: ShardSupervisorMessage,
         state: &mut ShardSupervisorState,
     ) -> Result<(), ActorProcessingErr> {
-        let ShardSupervisorState { args, children, .. } = state;
+        let ShardSupervisorState { args, children: Some(children), .. } = state else { return Ok(()) };
         match message {
             ShardSupervisorMessage::RestartIngress(source) if !state.draining => {
                 children.ingresses[source as usize] = Some(ingress(&myself, args, &children.shard, source).await?);
@@ -103,12 +145,25 @@ impl Actor for ShardSupervisor {
                 children.committer = committer(&myself, args, &children.shard).await?;
             }
             ShardSupervisorMessage::IsIdle(reply) => children.shard.cast(ShardMessage::IsIdle(reply))?,
+            ShardSupervisorMessage::Drain(reply) if state.drained => drop(reply.send(())),
             ShardSupervisorMessage::Drain(reply) => {
-                state.draining = true;
-                // Dropping a fetch loses nothing: what was not passed on is fetched again by the next owner.
-                children.ingresses.iter().flatten().for_each(|ingress| ingress.get_cell().kill());
-                children.shard.cast(ShardMessage::Drain(reply))?;
+                state.replies.push(reply);
+                state.drain(&myself)?;
             }
+            ShardSupervisorMessage::HandOver(grace) => {
+                state.hands_over = true;
+                state.drain(&myself)?;
+                myself.send_after(grace, || ShardSupervisorMessage::KillRuns);
+                myself.send_after(grace + LAST_COMMITS, || ShardSupervisorMessage::HandOverLate);
+            }
+            ShardSupervisorMessage::Drained => {
+                state.drained = true;
+                state.replies.drain(..).for_each(|reply| drop(reply.send(())));
+                if state.hands_over {
+                    myself.stop(Some("it was handed over".to_owned()));
+                }
+            }
+            ShardSupervisorMessage::HandOverLate => return Err("it could not be handed over in time".into()),
             ShardSupervisorMessage::KillRuns => children.keys.cast(KeysMessage::KillAll)?,
             ShardSupervisorMessage::Kill(child) => match child {
                 Child::KeyActor => children.keys.cast(KeysMessage::KillOne)?,
@@ -130,7 +185,8 @@ impl Actor for ShardSupervisor {
         let Some(end) = End::of(&event) else { return Ok(()) };
         let now = state.args.env.clock.now();
         let is = |cell: ActorCell| cell.get_id() == end.id;
-        let source = state.children.ingresses.iter().flatten().position(|ingress| is(ingress.get_cell()));
+        let Some(children) = &state.children else { return Ok(()) };
+        let source = children.ingresses.iter().flatten().position(|ingress| is(ingress.get_cell()));
         if let Some(source) = source {
             if state.draining {
                 return Ok(());
@@ -141,7 +197,7 @@ impl Actor for ShardSupervisor {
             myself.send_after(after, move || ShardSupervisorMessage::RestartIngress(source));
             return Ok(());
         }
-        if is(state.children.committer.get_cell()) {
+        if is(children.committer.get_cell()) {
             let after = spend(&mut state.committer_budget, now, &mut state.dice, Child::Committer, &end)?;
             restarted(&state.args, Child::Committer, &end, after);
             myself.send_after(after, || ShardSupervisorMessage::RestartCommitter);
@@ -150,6 +206,30 @@ impl Actor for ShardSupervisor {
         // The ledger, its readers and the key supervisor hold what only a new start can rebuild.
         Err(end.reason.into())
     }
+}
+
+impl ShardSupervisorState {
+    fn drain(&mut self, myself: &ActorRef<ShardSupervisorMessage>) -> Result<(), ActorProcessingErr> {
+        let Some(children) = self.children.as_ref().filter(|_| !self.draining) else { return Ok(()) };
+        self.draining = true;
+        // Dropping a fetch loses nothing: what was not passed on is fetched again by the next owner.
+        children.ingresses.iter().flatten().for_each(|ingress| ingress.get_cell().kill());
+        let drained = |()| ShardSupervisorMessage::Drained;
+        children.shard.call_and_forward(ShardMessage::Drain, myself, drained, None)?;
+        Ok(())
+    }
+}
+
+/// An old run could still call the outside: a shard is not taken again while one is under way.
+pub(crate) async fn runs_ended(live: &AtomicUsize) -> Result<(), RunsStuck> {
+    let watch = Stopwatch::start();
+    while live.load(Ordering::Acquire) > 0 {
+        if watch.elapsed() > RUNS_END_WITHIN {
+            return Err(RunsStuck);
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
 }
 
 fn spend(
@@ -175,7 +255,7 @@ fn restarted(args: &ShardSupervisorArgs, child: Child, end: &End, after: Duratio
 /// Takes the shard: raises its epoch, then reads its inbox.
 async fn take(args: &ShardSupervisorArgs) -> Result<Ledger, ActorProcessingErr> {
     let env = &args.env;
-    let taken = env.store.take(args.shard, &env.owner).await?;
+    let taken = env.store.take(args.shard, &env.owner()).await?;
     // Of any age: the ledger forgets by the time in which somebody ran, which a long downtime is not.
     let inbox = env.store.inbox(args.shard, 0, env.settings.dedup.max_ids).await?;
     let ids = inbox.commits.iter().map(|commit| commit.ids.len()).sum::<usize>();
@@ -202,12 +282,12 @@ async fn take(args: &ShardSupervisorArgs) -> Result<Ledger, ActorProcessingErr> 
     Ok(Ledger::new(config, taken, inbox))
 }
 
-/// Starts the children, the one nearest to the broker last: it is the first to stop.
+/// Takes the shard and starts the children, the one nearest to the broker last: it is the first to stop.
 async fn start(
     myself: &ActorRef<ShardSupervisorMessage>,
     args: &ShardSupervisorArgs,
-    ledger: Ledger,
 ) -> Result<Children, ActorProcessingErr> {
+    let ledger = take(args).await?;
     let (env, no) = (args.env.clone(), args.shard);
     let sources = u16::try_from(env.transports.len())?;
     let me = || myself.get_cell();

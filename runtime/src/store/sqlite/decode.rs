@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Decode, Row, Sqlite, Type};
 
-use crate::message::{Message, TakenId};
-use crate::store::query::{CommitRow, EventRow};
-use crate::store::{DeadLetter, Event, HistoryRow, PendingRow, StoreError, TakenShard};
+use crate::message::TakenId;
+use crate::store::layout::{self, message};
+use crate::store::{DeadLetter, HistoryRow, PendingRow, StoreError, TakenShard};
 
 pub(super) const SHARD: &str =
     "shard, epoch, commit_no, outbox_seq, last_seq, unclean, positions, watermarks, counters";
@@ -48,51 +48,8 @@ pub(super) fn json<T: DeserializeOwned>(row: &SqliteRow, at: usize) -> Result<T,
     serde_json::from_str(get(row, at)?).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
-pub(super) fn message(frame: Bytes) -> Result<Message, StoreError> {
-    Message::from_frame(frame).map_err(|error| StoreError::Corrupt(error.to_string()))
-}
-
 fn id(row: &SqliteRow, at: usize) -> Result<TakenId, StoreError> {
-    let raw: &[u8] = get(row, at)?;
-    raw.try_into().map(TakenId).map_err(|_| StoreError::Corrupt(format!("an id of {} bytes", raw.len())))
-}
-
-/// The ids of a `commits.ids` blob.
-pub(super) fn ids(blob: &[u8]) -> Result<Vec<TakenId>, StoreError> {
-    let (ids, rest) = blob.as_chunks::<{ TakenId::BYTES }>();
-    if rest.is_empty() {
-        return Ok(ids.iter().map(|raw| TakenId(*raw)).collect());
-    }
-    Err(StoreError::Corrupt(format!("a list of ids of {} bytes", blob.len())))
-}
-
-/// The events of a `commits.events` blob, numbered from `first_seq`.
-pub(super) fn events(
-    commit: &CommitRow,
-    first_seq: u64,
-    mut blob: Bytes,
-    name: impl Fn(u16) -> Option<Arc<str>>,
-) -> Result<Vec<EventRow>, StoreError> {
-    let cut = || StoreError::Corrupt(format!("events of commit {} of shard {} are cut short", commit.no, commit.shard));
-    let mut events = Vec::new();
-    while !blob.is_empty() {
-        if blob.len() < 22 {
-            return Err(cut());
-        }
-        let number = blob.get_u16_le();
-        let service =
-            name(number).ok_or_else(|| StoreError::Corrupt(format!("there is no service number {number}")))?;
-        let mut cause = [0; 16];
-        blob.copy_to_slice(&mut cause);
-        let length = blob.get_u32_le() as usize;
-        if blob.len() < length {
-            return Err(cut());
-        }
-        let message = message(blob.split_to(length))?;
-        let seq = first_seq + events.len() as u64;
-        events.push(EventRow { commit: commit.clone(), seq, event: Event { service, cause, message } });
-    }
-    Ok(events)
+    layout::id(get(row, at)?)
 }
 
 /// A row of [`SHARD`].

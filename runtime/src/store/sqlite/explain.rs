@@ -13,8 +13,8 @@ use super::queries::commit;
 use super::writer::failed;
 use super::{decode, schema};
 use crate::message::{TakenId, digest};
-use crate::store::StoreError;
 use crate::store::query::Story;
+use crate::store::{StoreError, layout};
 use crate::transport::embedded;
 
 /// Lines of each kind that are looked for.
@@ -55,13 +55,13 @@ async fn commits(pool: &SqlitePool, text: &str, digest: &[u8; 16], story: &mut S
     .fetch(pool);
     while let Some(row) = rows.try_next().await.map_err(failed)? {
         let commit = commit(&row)?;
-        for id in decode::ids(decode::get(&row, 5)?)?.iter().filter(|id| id.is(digest)) {
+        for id in layout::ids(decode::get(&row, 5)?)?.iter().filter(|id| id.is(digest)) {
             let number = u16::from_le_bytes([id.0[TakenId::BYTES - 2], id.0[TakenId::BYTES - 1]]);
             let name = names.get(&number).cloned().unwrap_or_else(|| Arc::from(number.to_string()));
             story.taken.push((commit.clone(), name));
         }
         let events =
-            decode::events(&commit, decode::number(&row, 4)?, decode::blob(&row, 6)?, |no| names.get(&no).cloned())?;
+            layout::events(&commit, decode::number(&row, 4)?, decode::blob(&row, 6)?, |no| names.get(&no).cloned())?;
         story.events.extend(events.into_iter().filter(|row| {
             let message = &row.event.message;
             row.event.cause == *digest || message.id() == text || message.key() == text

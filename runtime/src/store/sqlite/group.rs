@@ -4,18 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::BufMut;
 use sqlx::Sqlite;
 use sqlx::query::Query;
 use sqlx::sqlite::SqliteArguments;
 
 use super::args::Rows;
 use crate::handler::RowWrite;
-use crate::message::{ShardNo, TakenId};
-use crate::store::{CommandResult, Commit, DeadLetter, HistoryRow, LogRow, PendingRow, StateWrite};
-
-/// Bytes before an event's frame: its service's number, its cause, the frame's length.
-const EVENT_HEAD: usize = 2 + 16 + 4;
+use crate::message::ShardNo;
+use crate::store::{CommandResult, Commit, DeadLetter, HistoryRow, LogRow, PendingRow, StateWrite, layout};
 
 /// A commit, owned and with its bytes laid out as they are stored.
 #[derive(Debug)]
@@ -46,21 +42,22 @@ pub(super) struct Piece {
 impl Piece {
     /// Lays `commit` out; `Err` names a service that has no number.
     pub(super) fn of(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) -> Result<Self, Arc<str>> {
+        let (events, events_count) = layout::lay_events(commit, services)?;
         let mut piece = Self {
             shard: commit.shard,
             epoch: commit.epoch,
             no: commit.no,
             at: commit.at,
             first_seq: commit.first_seq,
-            events_count: 0,
+            events_count,
             last_seq: 0,
             positions: serde_json::to_string(&commit.positions).expect("maps of numbers always have a JSON form"),
             watermarks: serde_json::to_string(&commit.watermarks).expect("maps of numbers always have a JSON form"),
             counters: serde_json::to_string(&commit.counters).expect("maps of numbers always have a JSON form"),
             release: commit.release,
             clean: commit.clean,
-            ids: Vec::with_capacity(commit.ids().count() * TakenId::BYTES),
-            events: Vec::with_capacity(commit.events().map(|event| EVENT_HEAD + event.message.frame().len()).sum()),
+            ids: layout::lay_ids(commit),
+            events,
             states: Vec::with_capacity(commit.parts.len()),
             pending: BTreeMap::new(),
             dead: BTreeMap::new(),
@@ -69,18 +66,6 @@ impl Piece {
             log: commit.log.clone(),
             rows: Vec::new(),
         };
-        for id in commit.ids() {
-            piece.ids.extend_from_slice(&id.0);
-        }
-        for event in commit.events() {
-            let number = services.get(&event.service).ok_or_else(|| Arc::clone(&event.service))?;
-            let frame = event.message.frame();
-            piece.events.put_u16_le(*number);
-            piece.events.put_slice(&event.cause);
-            piece.events.put_u32_le(u32::try_from(frame.len()).expect("a frame is shorter than 4 GiB"));
-            piece.events.put_slice(frame);
-            piece.events_count += 1;
-        }
         for part in &commit.parts {
             piece.states.extend(part.state.clone());
             piece.pending.extend(part.pending.iter().map(|row| (row.seq, Some(row.clone()))));

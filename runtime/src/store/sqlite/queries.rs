@@ -15,7 +15,7 @@ use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Queries,
     ShardRow, Story,
 };
-use crate::store::{DeadLetter, StoreError, StoreFuture};
+use crate::store::{DeadLetter, StoreError, StoreFuture, layout};
 
 /// Commands that a shard is given at once.
 const COMMANDS_MAX: i64 = 100;
@@ -217,7 +217,7 @@ async fn events(pool: &SqlitePool, shard: ShardNo, after: u64, limit: usize) -> 
     for row in &rows {
         let commit = commit(row)?;
         let events =
-            decode::events(&commit, decode::number(row, 4)?, decode::blob(row, 5)?, |no| names.get(&no).cloned())?;
+            layout::events(&commit, decode::number(row, 4)?, decode::blob(row, 5)?, |no| names.get(&no).cloned())?;
         let before = found.len();
         found.extend(events.into_iter().filter(|event| event.seq > after));
         commits += usize::from(found.len() > before);

@@ -13,6 +13,7 @@ use super::decode;
 use super::writer::failed;
 use crate::clock::Millis;
 use crate::message::ShardNo;
+use crate::store::layout;
 use crate::store::query::DeadFilter;
 use crate::store::{
     CommitIds, DeadLetter, Due, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError, StoredLogRow,
@@ -37,7 +38,7 @@ pub(super) async fn inbox(
     while count < max
         && let Some(row) = rows.try_next().await.map_err(failed)?
     {
-        let ids = decode::ids(decode::get(&row, 2)?)?;
+        let ids = layout::ids(decode::get(&row, 2)?)?;
         count += ids.len();
         found.commits.push(CommitIds { no: decode::number(&row, 0)?, at: decode::number(&row, 1)?, ids });
     }
@@ -52,7 +53,7 @@ pub(super) async fn inbox(
     .await
     .map_err(failed)?;
     for row in &rows {
-        found.pinned.extend(decode::ids(decode::get(row, 0)?)?);
+        found.pinned.extend(layout::ids(decode::get(row, 0)?)?);
         found.pending += decode::number::<u64>(row, 1)?;
     }
     Ok(found)

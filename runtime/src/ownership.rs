@@ -1,0 +1,152 @@
+//! Which worker owns which shard: leases, assignment, takeover and hand-over.
+//! In: signs of life of all workers, by way of the store. Out: orders for the root: which shards to take, to hand over, to
+//! stop; where a key's owner is.
+
+pub mod assignment;
+pub(crate) mod heartbeat;
+pub mod lease;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use self::assignment::is_alive;
+use crate::clock::{Dice, Millis};
+use crate::message::{ShardNo, shard_of};
+use crate::settings::Settings;
+use crate::store::lease::{Fleet, Worker, WorkerRow};
+
+/// The worker that owns the shard of `key`, if one that is alive does.
+pub fn owner_of<'a>(fleet: &'a Fleet, key: &str) -> Option<&'a WorkerRow> {
+    let shards = u32::try_from(fleet.shards.len()).ok().filter(|shards| *shards > 0)?;
+    let shard = shard_of(key, shards);
+    let owner = fleet.shards.iter().find(|row| row.shard == shard)?.owner.as_deref()?;
+    fleet.workers.iter().find(|row| row.worker.id == owner && is_alive(row))
+}
+
+/// This worker, as it presents itself under a new incarnation: a process that starts again, or that was frozen for longer
+/// than its lease, is another one.
+pub(crate) fn worker(settings: &Settings, code_version: u32) -> Worker {
+    let incarnation = Dice::from_system().below(1 << 32);
+    let name = match settings.ownership.worker.as_str() {
+        "" => format!("{}-{}", rustix::system::uname().nodename().to_string_lossy(), std::process::id()),
+        name => name.to_owned(),
+    };
+    Worker {
+        id: format!("{name} ({incarnation:08x})"),
+        address: settings.admin.listen.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        code_version,
+        ..Worker::default()
+    }
+}
+
+/// What the heartbeat last knew; whoever else wants to know reads it here.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct View {
+    /// This worker's id, with its incarnation.
+    pub(crate) id: String,
+    /// All workers and shards.
+    pub(crate) fleet: Fleet,
+    /// When the shards are stopped unless the lease is renewed before.
+    pub(crate) until: Option<Millis>,
+    /// Whether it is known which shards should run here.
+    pub(crate) steady: bool,
+    /// The shards that should run here.
+    pub(crate) expected: Vec<ShardNo>,
+    /// Those that do.
+    pub(crate) running: Vec<ShardNo>,
+    /// Why the last renewal failed, if it did.
+    pub(crate) failure: Option<String>,
+    /// The code version of this program.
+    pub(crate) code_version: u32,
+}
+
+impl View {
+    /// What stands in the way of the shards that should run here.
+    pub(crate) fn problems(&self, now: Millis) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.until.is_none_or(|until| now >= until) {
+            let why = self.failure.as_deref().unwrap_or("it was not renewed yet");
+            problems.push(format!("no lease is in force: {why}"));
+        } else if !self.steady {
+            problems.push("the fleet has just changed: the shards of this worker are not known yet".to_owned());
+        }
+        let missing = self.expected.iter().filter(|shard| !self.running.contains(shard));
+        problems.extend(missing.map(|shard| format!("shard {shard} is being taken")));
+        problems.extend(self.too_new().map(|(shard, stored)| {
+            format!(
+                "shard {shard} has no owner and was owned by code version {stored}, this program has {}: run the newer \
+                 program, or one whose states are as new",
+                self.code_version
+            )
+        }));
+        problems
+    }
+
+    /// Shards without a living owner that were owned by a newer program, with its code version.
+    pub(crate) fn too_new(&self) -> impl Iterator<Item = (ShardNo, u32)> {
+        let alive = |id: &str| self.fleet.workers.iter().any(|row| row.worker.id == id && is_alive(row));
+        let free = self.fleet.shards.iter().filter(move |row| !row.owner.as_deref().is_some_and(alive));
+        free.filter(|row| row.code_version > self.code_version).map(|row| (row.shard, row.code_version))
+    }
+}
+
+/// A worker's part in its fleet, as the rest of the process sees it.
+#[derive(Debug)]
+pub(crate) struct Ownership {
+    view: Mutex<View>,
+}
+
+impl Ownership {
+    pub(crate) fn new(worker: &Worker) -> Self {
+        let view = View { id: worker.id.clone(), code_version: worker.code_version, ..View::default() };
+        Self { view: Mutex::new(view) }
+    }
+
+    /// What the heartbeat last knew. Never held across an await.
+    pub(crate) fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::lease::LeaseRow;
+
+    fn fleet() -> Fleet {
+        let row = |id: &str, expires_in| WorkerRow {
+            worker: Worker { id: id.to_owned(), address: format!("{id}:1"), code_version: 1, ..Worker::default() },
+            expires_in,
+        };
+        let lease = |shard, owner: Option<&str>, code_version| LeaseRow {
+            shard,
+            owner: owner.map(str::to_owned),
+            epoch: 1,
+            code_version,
+        };
+        let shards = vec![lease(0, Some("a"), 1), lease(1, Some("b"), 2), lease(2, None, 2), lease(3, Some("a"), 2)];
+        Fleet { workers: vec![row("a", 10), row("b", -10)], shards }
+    }
+
+    #[test]
+    fn a_keys_owner_is_the_living_owner_of_its_shard() {
+        let fleet = fleet();
+        let key_of = |shard| (0..).map(|n| format!("k{n}")).find(|key| shard_of(key, 4) == shard).unwrap();
+        let owner = |shard| owner_of(&fleet, &key_of(shard)).map(|row| row.worker.address.as_str());
+        assert_eq!([owner(0), owner(1), owner(2), owner(3)], [Some("a:1"), None, None, Some("a:1")]);
+        assert_eq!(owner_of(&Fleet::default(), "k"), None);
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_said_with_what_to_do() {
+        let mut view = View { fleet: fleet(), code_version: 1, ..View::default() };
+        view.failure = Some("connection refused".to_owned());
+        assert!(view.problems(5)[0].contains("no lease is in force: connection refused"), "{:?}", view.problems(5));
+        (view.until, view.steady, view.expected, view.running) = (Some(10), true, vec![0, 3], vec![0]);
+        let problems = view.problems(5);
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        assert_eq!(problems[0], "shard 3 is being taken");
+        assert!(problems[1].starts_with("shard 1 has no owner") && problems[2].contains("run the newer program"));
+        assert!(view.problems(10)[0].contains("no lease"), "it has run out");
+    }
+}

@@ -1,0 +1,78 @@
+//! Leases in memory: several workers of a test share one store.
+//! In: renewals, takeovers. Out: who is alive and who owns what, by the store's clock.
+
+use std::time::Duration;
+
+use super::{Inner, MemoryStore};
+use crate::clock::Millis;
+use crate::message::ShardNo;
+use crate::store::lease::{Fleet, LeaseRow, Leases, Worker, WorkerRow};
+use crate::store::{StoreError, StoreFuture};
+
+impl Inner {
+    /// Whether `owner` may take a shard now, by its and the present owner's lease.
+    pub(super) fn may_take(&mut self, shard: ShardNo, owner: &str, now: Millis) -> Result<(), StoreError> {
+        let ours = self.workers.get(owner).map_or(0, |(worker, _)| worker.code_version);
+        let Some(row) = self.shards.get_mut(shard as usize) else { return Ok(()) };
+        if let Some(other) = row.owner.as_ref().filter(|other| other.as_str() != owner)
+            && self.workers.get(other).is_some_and(|(_, until)| *until > now)
+        {
+            return Err(StoreError::Owned { shard, owner: other.clone() });
+        }
+        if row.code_version > ours {
+            return Err(StoreError::CodeVersion { shard, stored: row.code_version, ours });
+        }
+        row.code_version = ours;
+        Ok(())
+    }
+
+    fn fleet(&self, now: Millis) -> Fleet {
+        let worker = |(worker, until): &(Worker, Millis)| WorkerRow {
+            worker: worker.clone(),
+            expires_in: until.cast_signed() - now.cast_signed(),
+        };
+        let shard = |(shard, row): (ShardNo, &super::Shard)| LeaseRow {
+            shard,
+            owner: row.owner.clone(),
+            epoch: row.epoch,
+            code_version: row.code_version,
+        };
+        Fleet {
+            workers: self.workers.values().map(worker).collect(),
+            shards: (0..).zip(&self.shards).map(shard).collect(),
+        }
+    }
+}
+
+impl MemoryStore {
+    fn by_its_clock(&self) -> Millis {
+        self.clock.as_ref().map_or(0, crate::clock::Clock::now)
+    }
+}
+
+impl Leases for MemoryStore {
+    fn renew(&self, worker: Worker, ttl: Duration) -> StoreFuture<'_, Fleet> {
+        let now = self.by_its_clock();
+        Box::pin(async move {
+            let mut inner = self.inner();
+            if inner.away {
+                return Err(StoreError::Unavailable("it was told to refuse renewals".to_owned()));
+            }
+            let until = now + u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+            inner.workers.insert(worker.id.clone(), (worker, until));
+            Ok(inner.fleet(now))
+        })
+    }
+
+    fn fleet(&self) -> StoreFuture<'_, Fleet> {
+        let now = self.by_its_clock();
+        Box::pin(async move { Ok(self.inner().fleet(now)) })
+    }
+
+    fn leave(&self, id: String) -> StoreFuture<'_, ()> {
+        Box::pin(async move {
+            self.inner().workers.remove(&id);
+            Ok(())
+        })
+    }
+}

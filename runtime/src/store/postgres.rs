@@ -1,0 +1,341 @@
+//! The store in a PostgreSQL database, which several workers share.
+//! In: `store.url`. Out: [`Store`], [`Queries`] and [`Leases`] over connections of their own for each use.
+//!
+//! Every write is one statement. No transaction spans an await but the one of [`Store::prepare`], which runs in a task
+//! that is never cancelled, on a connection that is closed behind it.
+
+mod commit;
+mod decode;
+mod escape;
+mod explain;
+mod failure;
+mod leases;
+mod links;
+mod notices;
+mod place;
+mod queries;
+mod read;
+mod schema;
+mod tables;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use self::commit::{Statement, shard_no};
+use self::links::{Args, Links};
+use self::place::{Place, Use};
+use self::read::signed;
+use self::writer::Writer;
+use super::lease::Leases;
+use super::query::{DeadFilter, Queries};
+use super::{
+    Access, Commit, DeadLetter, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup, Store,
+    StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
+};
+use crate::clock::Millis;
+use crate::message::ShardNo;
+use crate::transport::Positions;
+
+/// A tool's question may scan.
+const TOOL_PATIENCE: Duration = Duration::from_secs(300);
+/// The longest that a sign of life is waited for.
+const LEASE_PATIENCE: Duration = Duration::from_secs(3);
+/// How often a takeover looks again when another one came in between.
+const TAKE_TRIES: u32 = 3;
+/// Rows of each kind that one [`Store::trim`] removes.
+const TRIM_ROWS: i64 = 10_000;
+
+/// Bounds of what a process asks of the database.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Connections that read.
+    pub connections: u32,
+    /// Commits at the server at once.
+    pub commits_in_flight: usize,
+    /// Time after which the server gives a statement up.
+    pub statement_timeout: Duration,
+}
+
+/// A store in a PostgreSQL database.
+#[derive(Debug)]
+pub struct PgStore {
+    access: Access,
+    place: Place,
+    writer: Writer,
+    queries: Links,
+    leases: Links,
+    prepared: RwLock<Option<Arc<Prepared>>>,
+}
+
+/// What [`Store::prepare`] brought.
+#[derive(Debug)]
+struct Prepared {
+    services: BTreeMap<Arc<str>, u16>,
+    code_version: u32,
+}
+
+impl PgStore {
+    /// The store at `url`. With [`Access::Run`] nothing is connected before it is needed; with [`Access::Tool`] it must
+    /// have been prepared by a worker that ran it.
+    pub async fn open(url: &str, bounds: Bounds, access: Access) -> Result<Self, StoreError> {
+        let timeout = match access {
+            Access::Run => bounds.statement_timeout,
+            Access::Tool => bounds.statement_timeout.max(TOOL_PATIENCE),
+        };
+        let place = Place::of(url, timeout)?;
+        let patience = place.patience();
+        let connections = usize::try_from(bounds.connections).unwrap_or(1);
+        let store = Self {
+            access,
+            writer: Writer::new(&place, bounds.commits_in_flight),
+            queries: Links::new(&place, Use::Queries, connections, patience),
+            leases: Links::new(&place, Use::Leases, 1, patience.min(LEASE_PATIENCE)),
+            prepared: RwLock::new(None),
+            place,
+        };
+        if access == Access::Tool {
+            store.check_format().await?;
+        }
+        Ok(store)
+    }
+
+    /// Whether `url` is one of a PostgreSQL store.
+    pub fn names(url: &str) -> bool {
+        place::names(url)
+    }
+
+    /// Whether a worker runs the store now, by its sign of life.
+    pub async fn is_running(&self) -> bool {
+        let sql = "SELECT 1 FROM workers WHERE expires_at > clock_timestamp() LIMIT 1";
+        self.queries.read(sql, Args::default()).await.is_ok_and(|rows| !rows.is_empty())
+    }
+
+    /// The number of shards that the store was made with; 0 where there is none yet.
+    pub async fn shards_recorded(&self) -> Result<u32, StoreError> {
+        let rows = self.queries.read("SELECT count(*) FROM shards", Args::default()).await?;
+        queries::one(&rows, |row| decode::number(row, 0))
+    }
+
+    /// Writes what was handed over and closes the connections.
+    pub async fn close(&self) {
+        self.writer.close().await;
+        self.queries.close().await;
+        self.leases.close().await;
+    }
+
+    async fn check_format(&self) -> Result<(), StoreError> {
+        let there = self.queries.read(schema::THERE, Args::default()).await?;
+        if !queries::one(&there, |row| decode::get(row, 0))? {
+            let why = "it is made by the worker that runs it; or store.url names another database";
+            return Err(StoreError::Unavailable(format!("there is no store in this database yet: {why}")));
+        }
+        let found = self.queries.read(schema::NEWEST, Args::default()).await?;
+        schema::known(queries::one(&found, |row| decode::number(row, 0))?).map(drop)
+    }
+
+    fn prepared(&self) -> Result<Arc<Prepared>, StoreError> {
+        if self.access == Access::Tool {
+            return Err(StoreError::Unavailable(LOOKS.to_owned()));
+        }
+        let prepared = self.prepared.read().unwrap_or_else(PoisonError::into_inner).clone();
+        prepared.ok_or_else(|| StoreError::Unavailable("it was not prepared".to_owned()))
+    }
+}
+
+const LOOKS: &str = "it was opened to look, not to run its shards";
+
+impl Store for PgStore {
+    fn prepare(&self, setup: Setup) -> StoreFuture<'_, Identity> {
+        Box::pin(async move {
+            if self.access == Access::Tool {
+                return Err(StoreError::Unavailable(LOOKS.to_owned()));
+            }
+            let code_version = setup.code_version;
+            let identity = prepare(self.place.clone(), setup).await?;
+            let prepared = Prepared { services: identity.services.clone(), code_version };
+            *self.prepared.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(prepared));
+            Ok(identity)
+        })
+    }
+
+    fn take(&self, shard: ShardNo, owner: &str) -> StoreFuture<'_, TakenShard> {
+        let (owner, prepared) = (owner.to_owned(), self.prepared());
+        self.writer.after(shard, move |links| async move { take(&links, shard, &owner, prepared?.code_version).await })
+    }
+
+    fn retake(&self, shard: ShardNo, epoch: Epoch) -> StoreFuture<'_, TakenShard> {
+        let prepared = self.prepared();
+        self.writer.after(shard, move |links| async move {
+            prepared?;
+            let sql = format!(
+                "UPDATE shards SET epoch = epoch + 1 WHERE shard = $1 AND epoch = $2 RETURNING {}",
+                decode::SHARD
+            );
+            let rows = links.run(AssertSqlSafe(sql), Args::default().put(shard_no(shard)).put(signed(epoch))).await?;
+            rows.first().map_or(Err(StoreError::Fenced(shard)), decode::shard)
+        })
+    }
+
+    fn inbox(&self, shard: ShardNo, since: Millis, max: usize) -> StoreFuture<'_, InboxRows> {
+        Box::pin(read::inbox(&self.queries, shard, since, max))
+    }
+
+    fn load(&self, shard: ShardNo, keys: Vec<ServiceKey>) -> StoreFuture<'_, Vec<KeyRow>> {
+        Box::pin(async move { read::load(&self.queries, shard, &keys).await })
+    }
+
+    fn due(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, Due> {
+        Box::pin(read::due(&self.queries, shard, now, limit))
+    }
+
+    fn orphans(&self, shard: ShardNo, after: Option<ServiceKey>, limit: usize) -> StoreFuture<'_, Vec<ServiceKey>> {
+        Box::pin(read::orphans(&self.queries, shard, after, limit))
+    }
+
+    fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {
+        Box::pin(read::page(&self.queries, shard, key, after, limit))
+    }
+
+    fn dead(&self, shard: ShardNo, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<DeadLetter>> {
+        Box::pin(async move { read::dead(&self.queries, shard, &filter, limit).await })
+    }
+
+    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
+        let prepared = match self.prepared() {
+            Ok(prepared) => prepared,
+            Err(error) => return Box::pin(async move { Outcome::Unavailable(error.to_string()) }),
+        };
+        match Statement::of(commit, &prepared.services) {
+            Ok(statement) => self.writer.commit(statement),
+            Err(failure) => Box::pin(async { failure.outcome() }),
+        }
+    }
+
+    fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>> {
+        Box::pin(async move { read::read_log(&self.queries, target, &from, limit).await })
+    }
+
+    fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()> {
+        Box::pin(self.writer.changed(target))
+    }
+
+    fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()> {
+        Box::pin(async move {
+            self.prepared()?;
+            let args = Args::default()
+                .put(shard_no(shard))
+                .put(trim.log.keys().map(|origin| &**origin).collect::<Vec<_>>())
+                .put(trim.log.values().map(|position| signed(position.no)).collect::<Vec<_>>())
+                .put(trim.log.values().map(|position| i64::from(position.index) + 1).collect::<Vec<_>>())
+                .put(TRIM_ROWS);
+            self.queries.run(TRIM_LOG, args).await?;
+            for (sql, bound) in [(TRIM_COMMITS, trim.commits_below), (TRIM_HISTORY, trim.history_before)] {
+                let args = Args::default().put(shard_no(shard)).put(signed(bound)).put(TRIM_ROWS);
+                self.queries.run(sql, args).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn queries(&self) -> &dyn Queries {
+        self
+    }
+
+    fn leases(&self) -> Option<&dyn Leases> {
+        Some(self)
+    }
+}
+
+const TRIM_LOG: &str = "DELETE FROM log WHERE ctid = ANY (ARRAY(
+    SELECT l.ctid FROM UNNEST($2::text[], $3::bigint[], $4::bigint[]) AS p (origin, no, passed)
+    JOIN log l ON l.target = $1 AND l.origin = p.origin AND l.no <= p.no
+    WHERE l.no < p.no OR l.count <= p.passed LIMIT $5))";
+const TRIM_COMMITS: &str = "DELETE FROM commits WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM commits WHERE shard = $1 AND commit_no < $2 ORDER BY commit_no LIMIT $3))";
+const TRIM_HISTORY: &str = "DELETE FROM history WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM history WHERE shard = $1 AND at < $2 ORDER BY at LIMIT $3))";
+
+/// In a task of its own: a transaction must not be left open because nobody waits any more.
+#[expect(clippy::disallowed_methods, reason = "it holds a transaction, which must come to its end")]
+async fn prepare(place: Place, setup: Setup) -> Result<Identity, StoreError> {
+    let task = tokio::spawn(async move {
+        let options = place.options(Use::Prepare);
+        let mut connection = match tokio::time::timeout(place.patience(), PgConnection::connect_with(&options)).await {
+            Ok(connected) => {
+                connected.map_err(|error| StoreError::Unavailable(links::unreachable(&options, &error)))?
+            }
+            Err(_) => return Err(StoreError::Unavailable("the server does not answer".to_owned())),
+        };
+        let prepared = schema::prepare(&mut connection, &setup).await;
+        if let Err(error) = connection.close().await {
+            tracing::debug!(%error, "the connection was not closed in order");
+        }
+        prepared
+    });
+    task.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
+}
+
+/// An owner as it was read.
+struct Seen {
+    owner: Option<String>,
+    epoch: i64,
+    code_version: u32,
+    alive: bool,
+}
+
+async fn seen(links: &Links, shard: ShardNo) -> Result<Seen, StoreError> {
+    let sql = "SELECT s.owner, s.epoch, s.code_version, coalesce(w.expires_at > clock_timestamp(), false)
+        FROM shards s LEFT JOIN workers w ON w.id = s.owner WHERE s.shard = $1";
+    let rows = links.run(sql, Args::default().put(shard_no(shard))).await?;
+    let missing = || StoreError::Corrupt(format!("there is no shard {shard}"));
+    let row: &PgRow = rows.first().ok_or_else(missing)?;
+    Ok(Seen {
+        owner: decode::get(row, 0)?,
+        epoch: decode::get(row, 1)?,
+        code_version: decode::number(row, 2)?,
+        alive: decode::get(row, 3)?,
+    })
+}
+
+/// Takes the shard if it is as it was read, and nobody else's or nobody's who is alive.
+async fn take(links: &Links, shard: ShardNo, owner: &str, ours: u32) -> Result<TakenShard, StoreError> {
+    let sql = format!(
+        "UPDATE shards s SET epoch = epoch + 1, owner = $2, code_version = greatest(code_version, $3),
+             unclean = unclean + CASE WHEN owner <> $2 THEN 1 ELSE 0 END
+         WHERE shard = $1 AND epoch = $4 AND owner IS NOT DISTINCT FROM $5 AND code_version <= $3
+             AND (owner IS NULL OR owner = $2
+                 OR NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = s.owner AND w.expires_at > clock_timestamp()))
+         RETURNING {}",
+        decode::SHARD
+    );
+    let mut first: Option<Seen> = None;
+    for _ in 0..TAKE_TRIES {
+        let now = seen(links, shard).await?;
+        if now.code_version > ours {
+            return Err(StoreError::CodeVersion { shard, stored: now.code_version, ours });
+        }
+        let other = now.owner.clone().filter(|there| there != owner);
+        let raced = first.as_ref().is_some_and(|first| first.epoch != now.epoch);
+        if let Some(other) = other.filter(|_| now.alive || raced) {
+            return Err(StoreError::Owned { shard, owner: other });
+        }
+        let args = Args::default()
+            .put(shard_no(shard))
+            .put(owner)
+            .put(i64::from(ours))
+            .put(now.epoch)
+            .put(now.owner.as_deref());
+        let rows = links.run(AssertSqlSafe(sql.clone()), args).await?;
+        if let Some(row) = rows.first() {
+            return decode::shard(row);
+        }
+        first = Some(now);
+    }
+    Err(StoreError::Unavailable(format!("shard {shard} changes its owner again and again")))
+}

@@ -1,0 +1,193 @@
+//! A commit as one statement: a text that depends only on which parts it has, and lists as arguments.
+//! In: a commit. Out: SQL and arguments, or why the data cannot be written.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
+
+use super::escape::stored;
+use super::failure::Failure;
+use super::links::Args;
+use super::read::signed;
+use super::tables;
+use crate::message::ShardNo;
+use crate::store::{Attempt, Commit, DeadLetter, PendingRow, StateWrite, layout};
+
+/// Arguments of `commit.sql`, and of both texts.
+const SLIM: usize = 21;
+const WHOLE: usize = 56;
+
+/// A commit, ready to be sent.
+#[derive(Debug)]
+pub(super) struct Statement {
+    pub(super) shard: ShardNo,
+    pub(super) no: u64,
+    pub(super) sql: SqlStr,
+    pub(super) args: Args,
+    /// Shards whose log gets something.
+    pub(super) targets: Vec<ShardNo>,
+}
+
+impl Statement {
+    /// Lays `commit` out; [`Failure::Refused`] where it cannot be.
+    pub(super) fn of(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) -> Result<Self, Failure> {
+        let (events, count) = layout::lay_events(commit, services).map_err(|name| Failure::Refused {
+            permanent: true,
+            error: format!("an event of service {name:?}, which the store was not prepared for"),
+        })?;
+        let waiting = Waiting::of(commit);
+        let mut args = fence(commit, (count > 0).then(|| commit.first_seq + count - 1), waiting.last_seq());
+        args = states(args.put(layout::lay_ids(commit)).put(events), commit);
+        args = log(args, commit);
+        let mut sql = include_str!("commit.sql").to_owned();
+        let mut count = SLIM;
+        if !waiting.is_empty() || commit.parts.iter().any(|part| part.command.is_some() || !part.history.is_empty()) {
+            sql.push_str(include_str!("commit_more.sql"));
+            args = results(history(waiting.put(args), commit), commit);
+            count = WHOLE;
+        }
+        tables::write(commit.parts.iter().flat_map(|part| &part.rows), count, &mut sql, &mut args)?;
+        sql.push_str("SELECT 1 FROM fence");
+        Ok(Self {
+            shard: commit.shard,
+            no: commit.no,
+            sql: AssertSqlSafe(sql).into_sql_str(),
+            args,
+            targets: commit.log.iter().map(|row| row.target).collect(),
+        })
+    }
+}
+
+/// A shard's number as PostgreSQL has it.
+pub(super) fn shard_no(shard: ShardNo) -> i32 {
+    i32::try_from(shard).unwrap_or(i32::MAX)
+}
+
+fn fence(commit: &Commit, outbox_seq: Option<u64>, last_seq: u64) -> Args {
+    let json = |value: Result<String, serde_json::Error>| value.expect("maps of numbers always have a JSON form");
+    Args::default()
+        .put(shard_no(commit.shard))
+        .put(signed(commit.epoch))
+        .put(signed(commit.no))
+        .put(signed(commit.at))
+        .put(signed(commit.first_seq))
+        .put(outbox_seq.map(signed))
+        .put(signed(last_seq))
+        .put(json(serde_json::to_string(&commit.positions)))
+        .put(json(serde_json::to_string(&commit.watermarks)))
+        .put(json(serde_json::to_string(&commit.counters)))
+        .put(commit.release)
+        .put(commit.clean)
+}
+
+fn states(args: Args, commit: &Commit) -> Args {
+    let mut states: Vec<&StateWrite> = commit.parts.iter().filter_map(|part| part.state.as_ref()).collect();
+    // In the order of the primary key, so that neighbours share a page; of several of one key the last is the newest.
+    states.sort_by(|a, b| (&a.service, &a.key).cmp(&(&b.service, &b.key)));
+    let same = |a: &StateWrite, b: &StateWrite| a.key == b.key && a.service == b.service;
+    let states: Vec<&StateWrite> =
+        states.chunk_by(|a, b| same(a, b)).filter_map(|group| group.last().copied()).collect();
+    let json = |state: &&StateWrite| String::from_utf8_lossy(&state.json).into_owned();
+    args.put(states.iter().map(|state| &*state.service).collect::<Vec<_>>())
+        .put(states.iter().map(|state| stored(&state.key)).collect::<Vec<_>>())
+        .put(states.iter().map(|state| i64::from(state.version)).collect::<Vec<_>>())
+        .put(states.iter().map(json).collect::<Vec<_>>())
+}
+
+fn log(args: Args, commit: &Commit) -> Args {
+    args.put(commit.log.iter().map(|row| shard_no(row.target)).collect::<Vec<_>>())
+        .put(commit.log.iter().map(|row| i64::from(row.count)).collect::<Vec<_>>())
+        .put(commit.log.iter().map(|row| &*row.messages).collect::<Vec<&[u8]>>())
+}
+
+/// Pending rows and dead letters, each number once: what the last part says of it.
+struct Waiting<'a> {
+    pending: BTreeMap<u64, Option<&'a PendingRow>>,
+    dead: BTreeMap<u64, Option<&'a DeadLetter>>,
+}
+
+impl<'a> Waiting<'a> {
+    fn of(commit: &'a Commit) -> Self {
+        let mut waiting = Self { pending: BTreeMap::new(), dead: BTreeMap::new() };
+        for part in &commit.parts {
+            waiting.pending.extend(part.pending.iter().map(|row| (row.seq, Some(row))));
+            waiting.pending.extend(part.settled.iter().map(|seq| (*seq, None)));
+            waiting.dead.extend(part.dead.iter().map(|letter| (letter.seq, Some(letter))));
+            waiting.dead.extend(part.undead.iter().map(|seq| (*seq, None)));
+        }
+        waiting
+    }
+
+    fn is_empty(&self) -> bool {
+        self.pending.is_empty() && self.dead.is_empty()
+    }
+
+    fn last_seq(&self) -> u64 {
+        let last =
+            [self.pending.last_key_value().map(|(seq, _)| *seq), self.dead.last_key_value().map(|(seq, _)| *seq)];
+        last.into_iter().flatten().max().unwrap_or(0)
+    }
+
+    fn put(&self, args: Args) -> Args {
+        let rows: Vec<&PendingRow> = self.pending.values().flatten().copied().collect();
+        let gone = |(seq, there): (&u64, bool)| (!there).then(|| signed(*seq));
+        let settled: Vec<i64> = self.pending.iter().filter_map(|(seq, row)| gone((seq, row.is_some()))).collect();
+        let args = args
+            .put(rows.iter().map(|row| signed(row.seq)).collect::<Vec<_>>())
+            .put(rows.iter().map(|row| stored(&row.service)).collect::<Vec<_>>())
+            .put(rows.iter().map(|row| stored(&row.key)).collect::<Vec<_>>())
+            .put(rows.iter().map(|row| row.kind.as_str()).collect::<Vec<_>>())
+            .put(rows.iter().map(|row| row.due_at.map(signed)).collect::<Vec<_>>())
+            .put(rows.iter().map(|row| &row.id.0[..]).collect::<Vec<_>>())
+            .put(rows.iter().map(|row| stored(row.message.id())).collect::<Vec<_>>())
+            .put(rows.iter().map(|row| signed(row.taken_at)).collect::<Vec<_>>())
+            .put(rows.iter().map(|row| i64::from(row.attempt)).collect::<Vec<_>>())
+            .put(rows.iter().map(|row| json(&row.history)).collect::<Vec<_>>())
+            .put(rows.iter().map(|row| &row.message.frame()[..]).collect::<Vec<_>>())
+            .put(settled);
+        let letters: Vec<&DeadLetter> = self.dead.values().flatten().copied().collect();
+        let undead: Vec<i64> = self.dead.iter().filter_map(|(seq, row)| gone((seq, row.is_some()))).collect();
+        args.put(letters.iter().map(|letter| signed(letter.seq)).collect::<Vec<_>>())
+            .put(letters.iter().map(|letter| stored(&letter.service)).collect::<Vec<_>>())
+            .put(letters.iter().map(|letter| stored(&letter.key)).collect::<Vec<_>>())
+            .put(letters.iter().map(|letter| &letter.id.0[..]).collect::<Vec<_>>())
+            .put(letters.iter().map(|letter| stored(letter.message.id())).collect::<Vec<_>>())
+            .put(letters.iter().map(|letter| signed(letter.at)).collect::<Vec<_>>())
+            .put(letters.iter().map(|letter| signed(letter.taken_at)).collect::<Vec<_>>())
+            .put(letters.iter().map(|letter| stored(&letter.error)).collect::<Vec<_>>())
+            .put(letters.iter().map(|letter| letter.holds_key).collect::<Vec<_>>())
+            .put(letters.iter().map(|letter| json(&letter.history)).collect::<Vec<_>>())
+            .put(letters.iter().map(|letter| &letter.message.frame()[..]).collect::<Vec<_>>())
+            .put(undead)
+    }
+}
+
+fn history(args: Args, commit: &Commit) -> Args {
+    let lines: Vec<_> = commit.parts.iter().flat_map(|part| &part.history).collect();
+    args.put(lines.iter().map(|line| stored(&line.service)).collect::<Vec<_>>())
+        .put(lines.iter().map(|line| stored(&line.key)).collect::<Vec<_>>())
+        .put(lines.iter().map(|line| stored(&line.id)).collect::<Vec<_>>())
+        .put(lines.iter().map(|line| signed(line.at)).collect::<Vec<_>>())
+        .put(lines.iter().map(|line| i64::from(line.attempt)).collect::<Vec<_>>())
+        .put(lines.iter().map(|line| signed(line.generation)).collect::<Vec<_>>())
+        .put(lines.iter().map(|line| stored(&line.what)).collect::<Vec<_>>())
+        .put(lines.iter().map(|line| stored(&line.error)).collect::<Vec<_>>())
+}
+
+/// Of several results of a command their sum: a row can be written once in a statement.
+fn results(args: Args, commit: &Commit) -> Args {
+    let mut sums: BTreeMap<i64, (i64, bool)> = BTreeMap::new();
+    for result in commit.parts.iter().filter_map(|part| part.command.as_ref()) {
+        let (affected, done) = sums.entry(result.command).or_default();
+        *affected = affected.saturating_add(signed(result.affected));
+        *done |= result.done;
+    }
+    args.put(sums.keys().copied().collect::<Vec<_>>())
+        .put(sums.values().map(|sum| sum.0).collect::<Vec<_>>())
+        .put(sums.values().map(|sum| sum.1).collect::<Vec<_>>())
+}
+
+fn json(attempts: &[Attempt]) -> String {
+    serde_json::to_string(attempts).expect("attempts always have a JSON form")
+}

@@ -1,0 +1,42 @@
+, pending_rows AS (
+    INSERT INTO pending
+        (shard, seq, service, key, kind, due_at, taken_id, message_id, taken_at, attempt, history, message)
+    SELECT f.shard, r.*
+    FROM fence f, UNNEST($22::bigint[], $23::text[], $24::text[], $25::text[], $26::bigint[], $27::bytea[],
+        $28::text[], $29::bigint[], $30::bigint[], $31::text[], $32::bytea[]) AS r
+    ON CONFLICT (shard, seq) DO UPDATE SET service = excluded.service, key = excluded.key, kind = excluded.kind,
+        due_at = excluded.due_at, taken_id = excluded.taken_id, message_id = excluded.message_id,
+        taken_at = excluded.taken_at, attempt = excluded.attempt, history = excluded.history,
+        message = excluded.message
+),
+settled_rows AS (
+    DELETE FROM pending p USING fence f, UNNEST($33::bigint[]) AS r (seq) WHERE p.shard = f.shard AND p.seq = r.seq
+),
+dead_rows AS (
+    INSERT INTO dead_letters
+        (shard, seq, service, key, taken_id, message_id, at, taken_at, error, holds_key, history, message)
+    SELECT f.shard, r.*
+    FROM fence f, UNNEST($34::bigint[], $35::text[], $36::text[], $37::bytea[], $38::text[], $39::bigint[],
+        $40::bigint[], $41::text[], $42::boolean[], $43::text[], $44::bytea[]) AS r
+    ON CONFLICT (shard, seq) DO UPDATE SET service = excluded.service, key = excluded.key,
+        taken_id = excluded.taken_id, message_id = excluded.message_id, at = excluded.at,
+        taken_at = excluded.taken_at, error = excluded.error, holds_key = excluded.holds_key,
+        history = excluded.history, message = excluded.message
+),
+undead_rows AS (
+    DELETE FROM dead_letters d USING fence f, UNNEST($45::bigint[]) AS r (seq)
+    WHERE d.shard = f.shard AND d.seq = r.seq
+),
+history_rows AS (
+    INSERT INTO history (shard, service, key, id, at, attempt, generation, what, error)
+    SELECT f.shard, r.*
+    FROM fence f, UNNEST($46::text[], $47::text[], $48::text[], $49::bigint[], $50::bigint[], $51::bigint[],
+        $52::text[], $53::text[]) AS r
+),
+result_rows AS (
+    INSERT INTO operator_results AS there (command, shard, affected, done)
+    SELECT r.command, f.shard, r.affected, r.done
+    FROM fence f, UNNEST($54::bigint[], $55::bigint[], $56::boolean[]) AS r (command, affected, done)
+    ON CONFLICT (command, shard) DO UPDATE
+        SET affected = there.affected + excluded.affected, done = there.done OR excluded.done
+)

@@ -1,0 +1,149 @@
+//! What a failed call means for the data and for the caller.
+//! In: an error of the driver. Out: refused, again, unavailable or lost, with PostgreSQL's own words.
+
+use sqlx::Error;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+
+use crate::store::{Outcome, StoreError};
+
+/// Classes of SQLSTATE that speak of the server, the connection or the moment; all others speak of the data.
+const NOT_OF_THE_DATA: [&str; 10] = ["08", "25", "26", "28", "40", "53", "55", "57", "58", "XX"];
+/// Classes that the same data will meet again: cardinality, data exceptions, limits.
+const PERMANENT: [&str; 3] = ["21", "22", "54"];
+
+/// What went wrong. Of all but [`Failure::Lost`] nothing was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The data: the same again will fail again.
+    Refused { permanent: bool, error: String },
+    /// A deadlock, or a serialization that failed: the same again will pass.
+    Again(String),
+    /// The server took longer than it may.
+    TooLong(String),
+    /// The server has forgotten a prepared statement.
+    Forgotten(String),
+    /// What is stored is damaged.
+    Corrupt(String),
+    /// The store, for now.
+    Unavailable(String),
+    /// The connection is gone: what was under way may have happened.
+    Lost(String),
+}
+
+impl Failure {
+    /// Sorts the error of a statement.
+    pub(super) fn of(error: &Error) -> Self {
+        let Some(said) = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>()) else {
+            return Self::Lost(error.to_string());
+        };
+        let text = text(said);
+        match said.severity() {
+            // The session ended; whether its last statement did cannot be told from that.
+            PgSeverity::Fatal | PgSeverity::Panic => Self::Lost(text),
+            PgSeverity::Error
+            | PgSeverity::Warning
+            | PgSeverity::Notice
+            | PgSeverity::Debug
+            | PgSeverity::Info
+            | PgSeverity::Log => Self::coded(said.code(), text),
+        }
+    }
+
+    fn coded(code: &str, text: String) -> Self {
+        let class = code.get(..2).unwrap_or_default();
+        match code {
+            "40001" | "40P01" => Self::Again(text),
+            "57014" => Self::TooLong(text),
+            "26000" => Self::Forgotten(text),
+            "XX001" | "XX002" => Self::Corrupt(text),
+            _ if NOT_OF_THE_DATA.contains(&class) => Self::Unavailable(text),
+            _ => Self::Refused { permanent: PERMANENT.contains(&class), error: text },
+        }
+    }
+
+    /// Whether the connection can be used on.
+    pub(super) fn leaves_connection(&self) -> bool {
+        match self {
+            Self::Refused { .. } | Self::Again(_) | Self::TooLong(_) => true,
+            Self::Forgotten(_) | Self::Corrupt(_) | Self::Unavailable(_) | Self::Lost(_) => false,
+        }
+    }
+
+    /// The outcome of a commit that failed so.
+    pub(super) fn outcome(self) -> Outcome {
+        match self {
+            Self::Refused { permanent, error } => Outcome::Refused { permanent, error },
+            Self::Again(text)
+            | Self::TooLong(text)
+            | Self::Forgotten(text)
+            | Self::Corrupt(text)
+            | Self::Unavailable(text) => Outcome::Unavailable(text),
+            Self::Lost(text) => Outcome::Unknown(text),
+        }
+    }
+}
+
+impl From<Failure> for StoreError {
+    /// The error of a call that is not a commit.
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Corrupt(text) => Self::Corrupt(text),
+            Failure::Refused { error, .. } => Self::Unavailable(error),
+            Failure::Again(text)
+            | Failure::TooLong(text)
+            | Failure::Forgotten(text)
+            | Failure::Unavailable(text)
+            | Failure::Lost(text) => Self::Unavailable(text),
+        }
+    }
+}
+
+/// What the server said, with the table where it is not in the sentence. Its detail may quote a row: it is left out.
+fn text(said: &PgDatabaseError) -> String {
+    match said.table() {
+        Some(table) if !said.message().contains(table) => {
+            format!("{} (table {table}, SQLSTATE {})", said.message(), said.code())
+        }
+        Some(_) | None => format!("{} (SQLSTATE {})", said.message(), said.code()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_sorted_by_what_they_speak_of() {
+        let refused = |permanent| Failure::Refused { permanent, error: String::new() };
+        for (code, failure) in [
+            ("23505", refused(false)),
+            ("23502", refused(false)),
+            ("42P01", refused(false)),
+            ("P0001", refused(false)),
+            ("21000", refused(true)),
+            ("22003", refused(true)),
+            ("54000", refused(true)),
+            ("40001", Failure::Again(String::new())),
+            ("40P01", Failure::Again(String::new())),
+            ("40003", Failure::Unavailable(String::new())),
+            ("57014", Failure::TooLong(String::new())),
+            ("26000", Failure::Forgotten(String::new())),
+            ("25006", Failure::Unavailable(String::new())),
+            ("53100", Failure::Unavailable(String::new())),
+            ("55P03", Failure::Unavailable(String::new())),
+            ("57P03", Failure::Unavailable(String::new())),
+            ("58030", Failure::Unavailable(String::new())),
+            ("XX000", Failure::Unavailable(String::new())),
+            ("XX001", Failure::Corrupt(String::new())),
+        ] {
+            assert_eq!(Failure::coded(code, String::new()), failure, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_lost_connection_is_unknown_to_a_commit() {
+        let lost = Failure::of(&Error::Protocol("cut".to_owned()));
+        assert!(!lost.leaves_connection());
+        assert!(matches!(lost.outcome(), Outcome::Unknown(_)));
+    }
+}

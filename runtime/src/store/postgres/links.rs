@@ -1,0 +1,144 @@
+//! Connections that statements take turns on: one statement at a time, never a transaction left open.
+//! In: a statement and its arguments. Out: its rows, or what its failure means.
+//!
+//! A connection is taken out while it is used and put back only after the server has said that it is done, so a future
+//! that is dropped in between takes its connection with it. Nothing here ever begins a transaction.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
+use sqlx::{Arguments, Connection, Encode, PgConnection, Postgres, SqlSafeStr, SqlStr, Type};
+use tokio::sync::Semaphore;
+
+use super::failure::Failure;
+use super::place::{Place, Use};
+
+/// At most so many connections for one use.
+#[derive(Clone, Debug)]
+pub(super) struct Links(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    options: PgConnectOptions,
+    persistent: bool,
+    patience: Duration,
+    turns: Semaphore,
+    idle: Mutex<Vec<PgConnection>>,
+}
+
+/// Arguments of a statement, in order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Args(PgArguments);
+
+impl Args {
+    pub(super) fn put<'q, T: Encode<'q, Postgres> + Type<Postgres>>(mut self, value: T) -> Self {
+        self.push(value);
+        self
+    }
+
+    pub(super) fn push<'q, T: Encode<'q, Postgres> + Type<Postgres>>(&mut self, value: T) {
+        self.0.add(value).expect("numbers, texts, bytes and lists of them always encode");
+    }
+}
+
+impl Links {
+    /// Connections of `place` for `purpose`; none is made before it is needed.
+    pub(super) fn new(place: &Place, purpose: Use, count: usize, patience: Duration) -> Self {
+        Self(Arc::new(Inner {
+            options: place.options(purpose),
+            persistent: !place.pooled,
+            patience,
+            turns: Semaphore::new(count.max(1)),
+            idle: Mutex::new(Vec::new()),
+        }))
+    }
+
+    /// Runs a statement that writes.
+    pub(super) async fn run(&self, sql: impl SqlSafeStr, args: Args) -> Result<Vec<PgRow>, Failure> {
+        let (sql, _turn) = (sql.into_sql_str(), self.turn().await?);
+        let connection = match self.pop() {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        self.on(connection, &sql, args).await
+    }
+
+    /// Runs a statement that only reads: where a connection turns out to be gone, another one may be asked.
+    pub(super) async fn read(&self, sql: impl SqlSafeStr, args: Args) -> Result<Vec<PgRow>, Failure> {
+        let (sql, _turn) = (sql.into_sql_str(), self.turn().await?);
+        if let Some(connection) = self.pop() {
+            match self.on(connection, &sql, args.clone()).await {
+                Err(Failure::Lost(_)) => {}
+                ended => return ended,
+            }
+        }
+        let connection = self.connect().await?;
+        self.on(connection, &sql, args).await
+    }
+
+    /// Closes what is idle, in order; later statements find the store closed.
+    pub(super) async fn close(&self) {
+        self.0.turns.close();
+        let idle = std::mem::take(&mut *self.idle());
+        for connection in idle {
+            // The server notices by itself if this fails.
+            let _ = tokio::time::timeout(self.0.patience, connection.close()).await;
+        }
+    }
+
+    async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Failure> {
+        self.0.turns.acquire().await.map_err(|_| Failure::Unavailable("the store is closed".to_owned()))
+    }
+
+    async fn connect(&self) -> Result<PgConnection, Failure> {
+        match tokio::time::timeout(self.0.patience, PgConnection::connect_with(&self.0.options)).await {
+            Ok(connected) => connected.map_err(|error| Failure::Unavailable(unreachable(&self.0.options, &error))),
+            Err(_) => Err(Failure::Unavailable(format!("{} does not answer", address(&self.0.options)))),
+        }
+    }
+
+    async fn on(&self, mut connection: PgConnection, sql: &SqlStr, args: Args) -> Result<Vec<PgRow>, Failure> {
+        let mut ended = self.once(&mut connection, sql, args.clone()).await;
+        if matches!(ended, Err(Failure::Forgotten(_))) {
+            // Nothing ran: the statement is prepared anew, once.
+            if connection.clear_cached_statements().await.is_ok() {
+                ended = self.once(&mut connection, sql, args).await;
+            }
+        }
+        match &ended {
+            Ok(_) => self.idle().push(connection),
+            Err(failure) if failure.leaves_connection() => self.idle().push(connection),
+            // A server that went away took its other connections with it.
+            Err(Failure::Lost(_)) => self.idle().clear(),
+            Err(_) => {}
+        }
+        ended
+    }
+
+    async fn once(&self, connection: &mut PgConnection, sql: &SqlStr, args: Args) -> Result<Vec<PgRow>, Failure> {
+        let query = sqlx::query_with(sql.clone(), args.0).persistent(self.0.persistent);
+        match tokio::time::timeout(self.0.patience, query.fetch_all(connection)).await {
+            Ok(ended) => ended.map_err(|error| Failure::of(&error)),
+            Err(_) => Err(Failure::Lost(format!("no answer within {:?}", self.0.patience))),
+        }
+    }
+
+    fn pop(&self) -> Option<PgConnection> {
+        self.idle().pop()
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<PgConnection>> {
+        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a failed connect says, with where to.
+pub(super) fn unreachable(options: &PgConnectOptions, error: &sqlx::Error) -> String {
+    format!("{}: {error}", address(options))
+}
+
+fn address(options: &PgConnectOptions) -> String {
+    let database = options.get_database().unwrap_or_else(|| options.get_username());
+    format!("PostgreSQL at {}:{}, database {database}", options.get_host(), options.get_port())
+}

@@ -1,0 +1,131 @@
+//! Where a PostgreSQL store is, and how each kind of connection is set up.
+//! In: `store.url` and bounds. Out: options of the driver, or what is wrong with the URL.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::ConnectOptions;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::store::StoreError;
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Commits: their plans never depend on how large a table happened to be when they were made.
+    Commits,
+    /// Takeovers, and what tools write.
+    Control,
+    /// Signs of life.
+    Leases,
+    /// Reading.
+    Queries,
+    /// Telling other processes, and being told by them.
+    Notices,
+    /// Bringing the store into shape: it may wait for another process that does, and take its time.
+    Prepare,
+}
+
+impl Use {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Commits => "commits",
+            Self::Control => "control",
+            Self::Leases => "leases",
+            Self::Queries => "queries",
+            Self::Notices => "notices",
+            Self::Prepare => "prepare",
+        }
+    }
+}
+
+/// The place that a URL names.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    options: PgConnectOptions,
+    statement_timeout: Duration,
+    /// A pooler stands between: it keeps no statements, takes no settings, and a session is one statement long.
+    pub(super) pooled: bool,
+}
+
+impl Place {
+    pub(super) fn of(url: &str, statement_timeout: Duration) -> Result<Self, StoreError> {
+        if !names(url) {
+            let scheme = url.split(':').next().unwrap_or("");
+            let wanted = "postgres://user:password@host:5432/database";
+            return Err(StoreError::Url(format!("has the scheme {scheme:?}; this store is {wanted}")));
+        }
+        let options = PgConnectOptions::from_str(url)
+            .map_err(|error| StoreError::Url(format!("cannot be read as postgres://user@host/database: {error}")))?;
+        let query = url.split_once('?').map_or("", |(_, query)| query);
+        let pooled = query.split('&').any(|pair| pair == "statement-cache-capacity=0");
+        Ok(Self { options: options.disable_statement_logging(), statement_timeout, pooled })
+    }
+
+    /// Options of a connection for `purpose`.
+    pub(super) fn options(&self, purpose: Use) -> PgConnectOptions {
+        let name = match self.options.get_application_name() {
+            Some(theirs) => format!("{theirs} {}", purpose.as_str()),
+            None => format!("perkey {}", purpose.as_str()),
+        };
+        let options = self.options.clone().application_name(&name);
+        if self.pooled {
+            return options;
+        }
+        let bound = if purpose == Use::Prepare { 0 } else { self.statement_timeout.as_millis() };
+        let options = options.options([
+            ("statement_timeout", bound.to_string().as_str()),
+            ("idle_in_transaction_session_timeout", "10000"),
+            ("default_transaction_isolation", "read committed"),
+            ("tcp_keepalives_idle", "5"),
+            ("tcp_keepalives_interval", "2"),
+            ("tcp_keepalives_count", "3"),
+        ]);
+        match purpose {
+            Use::Commits => options.options([
+                ("plan_cache_mode", "force_generic_plan"),
+                ("enable_seqscan", "off"),
+                ("enable_hashjoin", "off"),
+                ("enable_mergejoin", "off"),
+            ]),
+            Use::Control | Use::Leases | Use::Queries | Use::Notices | Use::Prepare => options,
+        }
+    }
+
+    /// How long an answer is waited for: a little longer than the server works on it.
+    pub(super) fn patience(&self) -> Duration {
+        self.statement_timeout + Duration::from_secs(1)
+    }
+}
+
+/// Whether `url` is one of a PostgreSQL store.
+pub(super) fn names(url: &str) -> bool {
+    url.starts_with("postgres://") || url.starts_with("postgresql://")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_travel_with_the_connection_unless_a_pooler_would_refuse_them() {
+        let place = |url| Place::of(url, Duration::from_secs(5)).unwrap();
+        let direct = place("postgres://u:secret@h:1/d");
+        let options = direct.options(Use::Commits);
+        assert!(options.get_options().unwrap().contains("-c statement_timeout=5000"), "{:?}", options.get_options());
+        assert!(options.get_options().unwrap().contains("force_generic_plan"));
+        assert!(!direct.options(Use::Queries).get_options().unwrap().contains("force_generic_plan"));
+        assert!(direct.options(Use::Prepare).get_options().unwrap().contains("-c statement_timeout=0"));
+        assert_eq!(options.get_application_name(), Some("perkey commits"));
+        let pooled = place("postgres://u@h/d?statement-cache-capacity=0");
+        assert!(pooled.pooled && pooled.options(Use::Commits).get_options().is_none());
+    }
+
+    #[test]
+    fn a_wrong_url_says_so_without_its_password() {
+        for url in ["mysql://u:secret@h/d", "postgres://u:secret@h:port/d"] {
+            let error = Place::of(url, Duration::from_secs(5)).unwrap_err().to_string();
+            assert!(error.contains("postgres://") && !error.contains("secret"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! What operators and tools ask of a PostgreSQL store, and the little they write.
+//! In: filters, commands, imports. Out: rows; writes that are one statement each.
+
+use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgRow;
+
+use super::commit::shard_no;
+use super::links::{Args, Links};
+use super::read::{FILTER, count, filtered, signed};
+use super::{PgStore, decode, explain};
+use crate::message::ShardNo;
+use crate::store::query::{
+    CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Queries,
+    ShardRow, Story,
+};
+use crate::store::{DeadLetter, StoreError, StoreFuture, layout};
+
+/// Commands that a shard is given at once.
+const COMMANDS_MAX: i64 = 100;
+
+/// Positions of the embedded log, one row per shard and origin.
+const POSITIONS: &str = "positions (shard, origin, no, passed) AS MATERIALIZED (
+    SELECT s.shard, p.key COLLATE \"C\", (p.value->>'no')::bigint, (p.value->>'index')::bigint + 1
+    FROM shards s CROSS JOIN LATERAL json_each(s.positions->'embedded') p)";
+
+/// The lane's row is locked until the numbers that it gave are visible, so they become so in their order.
+const APPEND_IMPORT: &str = "
+    WITH lane AS (
+        INSERT INTO lanes AS l (origin, no) VALUES ('import', 1) ON CONFLICT (origin) DO UPDATE SET no = l.no + 1
+        RETURNING l.no
+    ),
+    rows AS (
+        INSERT INTO log (target, origin, no, count, messages)
+        SELECT r.target, 'import', lane.no, r.count, r.messages
+        FROM lane, UNNEST($1::integer[], $2::bigint[], $3::bytea[]) AS r (target, count, messages)
+    )
+    INSERT INTO imports (service, source, lines, messages, rejects, rejects_bytes, lines_hash, at)
+    VALUES ($4, $5, $6, $7, $8, $9, $10, $11)
+    ON CONFLICT (service, source) DO UPDATE SET lines = excluded.lines, messages = excluded.messages,
+        rejects = excluded.rejects, rejects_bytes = excluded.rejects_bytes, lines_hash = excluded.lines_hash,
+        at = excluded.at";
+
+impl Queries for PgStore {
+    fn shards(&self) -> StoreFuture<'_, Vec<ShardRow>> {
+        Box::pin(shards(&self.queries))
+    }
+
+    fn peek(&self, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<(ShardNo, DeadLetter)>> {
+        Box::pin(async move {
+            let sql = format!(
+                "SELECT {}, shard::bigint FROM dead_letters WHERE {FILTER} ORDER BY at DESC, shard, seq DESC LIMIT $7",
+                decode::DEAD
+            );
+            let rows = self.queries.read(AssertSqlSafe(sql), filtered(&filter).put(count(limit))).await?;
+            rows.iter().map(|row| Ok((decode::number(row, 10)?, decode::dead(row)?))).collect()
+        })
+    }
+
+    fn count_dead(&self, filter: DeadFilter) -> StoreFuture<'_, u64> {
+        Box::pin(async move {
+            let sql = format!("SELECT count(*) FROM dead_letters WHERE {FILTER}");
+            one(&self.queries.read(AssertSqlSafe(sql), filtered(&filter)).await?, |row| decode::number(row, 0))
+        })
+    }
+
+    fn explain(&self, text: String) -> StoreFuture<'_, Story> {
+        Box::pin(async move { explain::story(&self.queries, &text).await })
+    }
+
+    fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>> {
+        Box::pin(events(&self.queries, shard, after, limit))
+    }
+
+    fn unread_imports(&self) -> StoreFuture<'_, u64> {
+        Box::pin(async move {
+            let sql = format!(
+                "WITH {POSITIONS}
+                 SELECT coalesce(sum(l.count), 0)::bigint FROM shards s
+                 LEFT JOIN positions p ON p.shard = s.shard AND p.origin = 'import'
+                 JOIN log l ON l.target = s.shard AND l.origin = 'import' AND l.no >= coalesce(p.no, 0)
+                     AND (l.no > coalesce(p.no, 0) OR l.count > coalesce(p.passed, 0))"
+            );
+            one(&self.queries.read(AssertSqlSafe(sql), Args::default()).await?, |row| decode::number(row, 0))
+        })
+    }
+
+    fn import_progress(&self, service: String, source: String) -> StoreFuture<'_, ImportProgress> {
+        Box::pin(async move {
+            let sql = "SELECT lines, messages, rejects, rejects_bytes, lines_hash FROM imports
+                WHERE service = $1 AND source = $2";
+            let rows = self.queries.read(sql, Args::default().put(service).put(source)).await?;
+            rows.first().map_or_else(|| Ok(ImportProgress::default()), progress)
+        })
+    }
+
+    fn append_import(&self, batch: ImportBatch) -> StoreFuture<'_, ()> {
+        let targets: Vec<ShardNo> = batch.rows.iter().map(|row| row.target).collect();
+        let progress = &batch.progress;
+        let args = Args::default()
+            .put(batch.rows.iter().map(|row| shard_no(row.target)).collect::<Vec<_>>())
+            .put(batch.rows.iter().map(|row| i64::from(row.count)).collect::<Vec<_>>())
+            .put(batch.rows.iter().map(|row| &*row.messages).collect::<Vec<&[u8]>>())
+            .put(&*batch.service)
+            .put(&*batch.source)
+            .put(signed(progress.lines))
+            .put(signed(progress.messages))
+            .put(signed(progress.rejects))
+            .put(signed(progress.rejects_bytes))
+            .put(&*progress.lines_hash)
+            .put(signed(batch.at));
+        let written = self.writer.call(APPEND_IMPORT, args);
+        Box::pin(async move {
+            written.await?;
+            self.writer.appended(&targets);
+            Ok(())
+        })
+    }
+
+    fn command(&self, command: NewCommand) -> StoreFuture<'_, i64> {
+        Box::pin(async move {
+            let args = Args::default()
+                .put(json(&command.action)?)
+                .put(json(&command.filter)?)
+                .put(command.who)
+                .put(command.why)
+                .put(signed(command.matched))
+                .put(signed(command.at));
+            let sql = "INSERT INTO operator_commands (action, filter, who, why, matched, at)
+                VALUES ($1, $2, $3, $4, $5, $6) RETURNING id";
+            one(&self.writer.call(sql, args).await?, |row| decode::get(row, 0))
+        })
+    }
+
+    fn open_commands(&self, shard: ShardNo) -> StoreFuture<'_, Vec<OpenCommand>> {
+        Box::pin(async move {
+            let sql = "SELECT id, action, filter, who FROM operator_commands c WHERE NOT EXISTS (
+                    SELECT 1 FROM operator_results r WHERE r.command = c.id AND r.shard = $1 AND r.done)
+                ORDER BY id LIMIT $2";
+            let rows = self.queries.read(sql, Args::default().put(shard_no(shard)).put(COMMANDS_MAX)).await?;
+            let open = |row: &PgRow| {
+                Ok(OpenCommand {
+                    id: decode::get(row, 0)?,
+                    action: decode::json(row, 1)?,
+                    filter: decode::json(row, 2)?,
+                    who: decode::get(row, 3)?,
+                })
+            };
+            rows.iter().map(open).collect()
+        })
+    }
+
+    fn command_state(&self, id: i64) -> StoreFuture<'_, CommandState> {
+        Box::pin(async move {
+            let sql = "SELECT count(*) FILTER (WHERE done), (SELECT count(*) FROM shards),
+                    coalesce(sum(affected), 0)::bigint FROM operator_results WHERE command = $1";
+            one(&self.queries.read(sql, Args::default().put(id)).await?, |row| {
+                Ok(CommandState {
+                    shards_done: decode::number(row, 0)?,
+                    shards: decode::number(row, 1)?,
+                    affected: decode::number(row, 2)?,
+                })
+            })
+        })
+    }
+}
+
+/// What the one row of an answer says.
+pub(super) fn one<T>(rows: &[PgRow], read: impl Fn(&PgRow) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    rows.first().map_or_else(|| Err(StoreError::Corrupt("an answer without a row".to_owned())), read)
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+fn progress(row: &PgRow) -> Result<ImportProgress, StoreError> {
+    Ok(ImportProgress {
+        lines: decode::number(row, 0)?,
+        messages: decode::number(row, 1)?,
+        rejects: decode::number(row, 2)?,
+        rejects_bytes: decode::number(row, 3)?,
+        lines_hash: decode::get(row, 4)?,
+    })
+}
+
+async fn shards(links: &Links) -> Result<Vec<ShardRow>, StoreError> {
+    let sql = format!(
+        "WITH {POSITIONS},
+         unread (shard, messages) AS (
+             SELECT l.target, sum(l.count) FROM log l
+             LEFT JOIN positions p ON p.shard = l.target AND p.origin = l.origin
+             WHERE l.no > coalesce(p.no, 0) OR (l.no = p.no AND l.count > p.passed) GROUP BY l.target),
+         waiting (shard, messages, keys) AS (
+             SELECT shard, count(*), count(DISTINCT (service, key)) FROM pending GROUP BY shard),
+         dead (shard, messages, held) AS (
+             SELECT shard, count(*), count(DISTINCT (service, key)) FILTER (WHERE holds_key)
+             FROM dead_letters GROUP BY shard)
+         SELECT s.{}, owner, coalesce(u.messages, 0)::bigint, coalesce(w.messages, 0), coalesce(w.keys, 0),
+             coalesce(d.messages, 0), coalesce(d.held, 0)
+         FROM shards s LEFT JOIN unread u USING (shard) LEFT JOIN waiting w USING (shard) LEFT JOIN dead d USING (shard)
+         ORDER BY shard",
+        decode::SHARD
+    );
+    let show = |row: &PgRow| {
+        let shard = decode::shard(row)?;
+        Ok(ShardRow {
+            shard: shard.shard,
+            owner: decode::get(row, 9)?,
+            epoch: shard.epoch,
+            commit_no: shard.commit_no,
+            unclean: shard.unclean,
+            unread: decode::number(row, 10)?,
+            pending: decode::number(row, 11)?,
+            waiting_keys: decode::number(row, 12)?,
+            dead_letters: decode::number(row, 13)?,
+            held_keys: decode::number(row, 14)?,
+            outbox_seq: shard.outbox_seq,
+            positions: shard.positions,
+            watermarks: shard.watermarks,
+            counters: shard.counters,
+        })
+    };
+    links.read(AssertSqlSafe(sql), Args::default()).await?.iter().map(show).collect()
+}
+
+async fn events(links: &Links, shard: ShardNo, after: u64, limit: usize) -> Result<Vec<EventRow>, StoreError> {
+    let names = explain::names(links).await?;
+    // Numbers rise with commits: the first commit of interest is the last one that begins at or below `after + 1`.
+    // It is found from the newest on, as publishers stand near it.
+    let sql = "SELECT shard::bigint, commit_no, epoch, at, first_seq, events FROM commits
+        WHERE shard = $1 AND length(events) > 0 AND commit_no >= coalesce((
+            SELECT commit_no FROM commits WHERE shard = $1 AND first_seq <= $2 AND length(events) > 0
+            ORDER BY commit_no DESC LIMIT 1), 0)
+        ORDER BY commit_no LIMIT $3";
+    let args =
+        Args::default().put(shard_no(shard)).put(signed(after).saturating_add(1)).put(count(limit.saturating_add(1)));
+    let mut found = Vec::new();
+    let mut commits = 0;
+    for row in &links.read(sql, args).await? {
+        let commit = commit(row)?;
+        let events =
+            layout::events(&commit, decode::number(row, 4)?, decode::blob(row, 5)?, |no| names.get(&no).cloned())?;
+        let before = found.len();
+        found.extend(events.into_iter().filter(|event| event.seq > after));
+        commits += usize::from(found.len() > before);
+        if commits == limit {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// A row that begins with shard, commit_no, epoch, at.
+pub(super) fn commit(row: &PgRow) -> Result<CommitRow, StoreError> {
+    Ok(CommitRow {
+        shard: decode::number(row, 0)?,
+        no: decode::number(row, 1)?,
+        epoch: decode::number(row, 2)?,
+        at: decode::number(row, 3)?,
+    })
+}

@@ -1,0 +1,236 @@
+//! What a shard reads back: its inbox, states, waiting messages, dead letters and the embedded log.
+//! In: a shard and bounds. Out: rows; every statement is bounded and follows an index.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sqlx::AssertSqlSafe;
+
+use super::commit::shard_no;
+use super::decode;
+use super::escape::stored;
+use super::links::{Args, Links};
+use crate::clock::Millis;
+use crate::message::ShardNo;
+use crate::store::layout;
+use crate::store::query::DeadFilter;
+use crate::store::{
+    CommitIds, DeadLetter, Due, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError, StoredLogRow,
+};
+use crate::transport::Positions;
+
+/// Commits whose ids are read at once.
+const INBOX_PAGE: i64 = 2_000;
+
+pub(super) async fn inbox(links: &Links, shard: ShardNo, since: Millis, max: usize) -> Result<InboxRows, StoreError> {
+    let mut found = InboxRows::default();
+    let (mut count, mut below) = (0, i64::MAX);
+    'pages: loop {
+        let args = Args::default().put(shard_no(shard)).put(signed(since)).put(below).put(INBOX_PAGE);
+        let rows = links
+            .read(
+                "SELECT commit_no, at, ids FROM commits
+                 WHERE shard = $1 AND at >= $2 AND commit_no < $3 AND length(ids) > 0
+                 ORDER BY commit_no DESC LIMIT $4",
+                args,
+            )
+            .await?;
+        for row in &rows {
+            if count >= max {
+                break 'pages;
+            }
+            let ids = layout::ids(decode::get(row, 2)?)?;
+            count += ids.len();
+            below = decode::get(row, 0)?;
+            found.commits.push(CommitIds { no: decode::number(row, 0)?, at: decode::number(row, 1)?, ids });
+        }
+        if rows.len() < INBOX_PAGE as usize {
+            break;
+        }
+    }
+    found.commits.reverse();
+    let pinned = "SELECT taken_id, 1::bigint FROM pending WHERE shard = $1
+        UNION ALL SELECT taken_id, 0::bigint FROM dead_letters WHERE shard = $1";
+    for row in &links.read(pinned, Args::default().put(shard_no(shard))).await? {
+        found.pinned.extend(layout::ids(decode::get(row, 0)?)?);
+        found.pending += decode::number::<u64>(row, 1)?;
+    }
+    Ok(found)
+}
+
+pub(super) async fn load(links: &Links, shard: ShardNo, keys: &[ServiceKey]) -> Result<Vec<KeyRow>, StoreError> {
+    let mut found = vec![KeyRow::default(); keys.len()];
+    if keys.is_empty() {
+        return Ok(found);
+    }
+    let args = Args::default()
+        .put(shard_no(shard))
+        .put(keys.iter().map(|key| stored(&key.service)).collect::<Vec<_>>())
+        .put(keys.iter().map(|key| stored(&key.key)).collect::<Vec<_>>());
+    // Keys of which nothing is stored give no row: a row costs more to hand over than to find.
+    let sql = "SELECT e.at - 1, s.version, s.state::text, h.held, p.first, p.last, p.waiting
+        FROM UNNEST($2::text[], $3::text[]) WITH ORDINALITY AS e (service, key, at)
+        LEFT JOIN states s ON s.service = e.service AND s.key = e.key
+        CROSS JOIN LATERAL (SELECT EXISTS (SELECT 1 FROM dead_letters d
+            WHERE d.shard = $1 AND d.service = e.service AND d.key = e.key AND d.holds_key)) AS h (held)
+        CROSS JOIN LATERAL (SELECT min(w.seq), max(w.seq), count(w.seq) FROM pending w
+            WHERE w.shard = $1 AND w.service = e.service AND w.key = e.key) AS p (first, last, waiting)
+        WHERE s.version IS NOT NULL OR h.held OR p.first IS NOT NULL";
+    for row in &links.read(sql, args).await? {
+        let at: usize = decode::number(row, 0)?;
+        let version: Option<u32> = decode::maybe(row, 1)?;
+        let state = match version {
+            Some(version) => Some((version, Bytes::copy_from_slice(decode::get::<&str>(row, 2)?.as_bytes()))),
+            None => None,
+        };
+        let pending = decode::maybe(row, 4)?.zip(decode::maybe(row, 5)?);
+        let count = decode::number(row, 6)?;
+        let pending = pending.map(|(first, last)| RowSpan { first, last, count });
+        if let Some(slot) = found.get_mut(at) {
+            *slot = KeyRow { state, held: decode::get(row, 3)?, pending };
+        }
+    }
+    Ok(found)
+}
+
+pub(super) async fn due(links: &Links, shard: ShardNo, now: Millis, limit: usize) -> Result<Due, StoreError> {
+    // One more than asked for: its due time is the next.
+    let args = Args::default().put(shard_no(shard)).put(count(limit.saturating_add(1)));
+    let sql = "SELECT service, key, due_at FROM pending
+        WHERE shard = $1 AND due_at IS NOT NULL AND seq IS NOT NULL ORDER BY due_at, seq LIMIT $2";
+    let mut due = Due::default();
+    for row in &links.read(sql, args).await? {
+        let due_at = decode::number(row, 2)?;
+        if due_at > now || due.keys.len() == limit {
+            due.next = Some(due_at);
+            break;
+        }
+        due.keys.push(ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? });
+    }
+    Ok(due)
+}
+
+pub(super) async fn orphans(
+    links: &Links,
+    shard: ShardNo,
+    after: Option<ServiceKey>,
+    limit: usize,
+) -> Result<Vec<ServiceKey>, StoreError> {
+    let (service, key) = after.as_ref().map_or((None, None), |after| (Some(&*after.service), Some(&*after.key)));
+    let args = Args::default().put(shard_no(shard)).put(service.map(stored)).put(key.map(stored)).put(count(limit));
+    let sql = "SELECT service, key FROM pending
+        WHERE shard = $1 AND seq IS NOT NULL AND ($2::text IS NULL OR (service, key) > ($2, $3))
+        GROUP BY service, key HAVING max(due_at) IS NULL ORDER BY service, key LIMIT $4";
+    let rows = links.read(sql, args).await?;
+    rows.iter().map(|row| Ok(ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? })).collect()
+}
+
+pub(super) async fn page(
+    links: &Links,
+    shard: ShardNo,
+    key: ServiceKey,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<PendingRow>, StoreError> {
+    let sql = format!(
+        "SELECT {} FROM pending WHERE shard = $1 AND service = $2 AND key = $3 AND seq > $4 ORDER BY seq LIMIT $5",
+        decode::PENDING
+    );
+    let args = Args::default()
+        .put(shard_no(shard))
+        .put(stored(&key.service))
+        .put(stored(&key.key))
+        .put(signed(after))
+        .put(count(limit));
+    links.read(AssertSqlSafe(sql), args).await?.iter().map(decode::pending).collect()
+}
+
+/// The conditions of a [`DeadFilter`] over arguments $1 to $6.
+pub(super) const FILTER: &str = "($1::text IS NULL OR service = $1) AND ($2::text IS NULL OR key = $2)
+    AND ($3::text IS NULL OR message_id = $3) AND ($4::bigint IS NULL OR at >= $4)
+    AND ($5::bigint IS NULL OR at <= $5) AND ($6::text IS NULL OR strpos(error, $6) > 0)";
+
+/// A [`DeadFilter`] as [`FILTER`] expects it.
+pub(super) fn filtered(filter: &DeadFilter) -> Args {
+    Args::default()
+        .put(filter.service.as_deref().map(stored))
+        .put(filter.key.as_deref().map(stored))
+        .put(filter.id.as_deref().map(stored))
+        .put(filter.since.map(signed))
+        .put(filter.until.map(signed))
+        .put(filter.error.as_deref().map(stored))
+}
+
+pub(super) async fn dead(
+    links: &Links,
+    shard: ShardNo,
+    filter: &DeadFilter,
+    limit: usize,
+) -> Result<Vec<DeadLetter>, StoreError> {
+    let sql =
+        format!("SELECT {} FROM dead_letters WHERE shard = $7 AND {FILTER} ORDER BY key, seq LIMIT $8", decode::DEAD);
+    let args = filtered(filter).put(shard_no(shard)).put(count(limit));
+    links.read(AssertSqlSafe(sql), args).await?.iter().map(decode::dead).collect()
+}
+
+/// From each origin's first unread row on, row by row, until their messages reach the limit: each origin gets its
+/// share, so that a busy one does not keep the others waiting. The origins are found by hopping from one to the next
+/// in the index.
+const READ_LOG: &str = "
+    WITH RECURSIVE origins (origin) AS (
+        (SELECT origin FROM log WHERE target = $1 ORDER BY origin LIMIT 1)
+        UNION ALL
+        SELECT n.origin FROM origins o CROSS JOIN LATERAL (
+            SELECT l.origin FROM log l WHERE l.target = $1 AND l.origin > o.origin ORDER BY l.origin LIMIT 1) n),
+    known (origin, no, passed) AS (SELECT * FROM UNNEST($2::text[], $3::bigint[], $4::bigint[])),
+    picked (origin, no, share, sum) AS (
+        SELECT o.origin, l.no, greatest(1, $5::bigint / (SELECT count(*) FROM origins)), l.count
+        FROM origins o LEFT JOIN known k ON k.origin = o.origin
+        CROSS JOIN LATERAL (
+            SELECT l.no, l.count FROM log l
+            WHERE l.target = $1 AND l.origin = o.origin AND l.no >= coalesce(k.no, 0)
+                AND (l.no > coalesce(k.no, 0) OR l.count > coalesce(k.passed, 0))
+            ORDER BY l.no LIMIT 1) l
+        UNION ALL
+        SELECT p.origin, l.no, p.share, p.sum + l.count
+        FROM picked p CROSS JOIN LATERAL (
+            SELECT l.no, l.count FROM log l
+            WHERE l.target = $1 AND l.origin = p.origin AND l.no > p.no ORDER BY l.no LIMIT 1) l
+        WHERE p.sum < p.share)
+    SELECT l.origin, l.no, l.messages FROM picked p
+    CROSS JOIN LATERAL (
+        SELECT l.origin, l.no, l.messages FROM log l
+        WHERE l.target = $1 AND l.origin = p.origin AND l.no = p.no OFFSET 0) l";
+
+pub(super) async fn read_log(
+    links: &Links,
+    target: ShardNo,
+    from: &Positions,
+    limit: usize,
+) -> Result<Vec<StoredLogRow>, StoreError> {
+    let args = Args::default()
+        .put(shard_no(target))
+        .put(from.keys().map(|origin| &**origin).collect::<Vec<_>>())
+        .put(from.values().map(|position| signed(position.no)).collect::<Vec<_>>())
+        .put(from.values().map(|position| i64::from(position.index) + 1).collect::<Vec<_>>())
+        .put(count(limit));
+    let rows = links.read(READ_LOG, args).await?;
+    let mut found = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let origin: &str = decode::get(row, 0)?;
+        let origin = from.get_key_value(origin).map_or_else(|| Arc::from(origin), |(origin, _)| Arc::clone(origin));
+        found.push(StoredLogRow { origin, no: decode::number(row, 1)?, messages: decode::blob(row, 2)? });
+    }
+    found.sort_by(|a, b| (&a.origin, a.no).cmp(&(&b.origin, b.no)));
+    Ok(found)
+}
+
+/// A number as PostgreSQL has it; one that is too large is larger than all that is stored either way.
+pub(super) fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// A bound as PostgreSQL has it.
+pub(super) fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

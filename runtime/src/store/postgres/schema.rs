@@ -1,0 +1,124 @@
+//! Brings a store into shape: migrations, shards, services' numbers, handlers' tables.
+//! In: a connection of its own and what the program brings. Out: what the store recorded at first start.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::postgres::PgRow;
+use sqlx::{Connection, PgConnection, query, query_scalar};
+
+use super::failure::Failure;
+use super::{decode, tables};
+use crate::store::{Identity, Setup, StoreError};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+
+/// Asks whether there is a store.
+pub(super) const THERE: &str = "SELECT coalesce(to_regclass('_sqlx_migrations') IS NOT NULL
+    AND to_regclass('shards') IS NOT NULL, false)";
+/// Asks for the services' names and numbers.
+pub(super) const SERVICES: &str = "SELECT name, number::bigint FROM services";
+/// Asks for the key that ids are hashed under.
+pub(super) const HASH_KEY: &str = "SELECT decode(value, 'hex') FROM meta WHERE name = 'hash_key'";
+
+/// The number of the newest migration that was run.
+pub(super) const NEWEST: &str = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations";
+
+/// Refuses a format that this program does not know.
+pub(super) fn known(found: u32) -> Result<u32, StoreError> {
+    let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+    let known = u32::try_from(known).unwrap_or(u32::MAX);
+    if found > known { Err(StoreError::Newer { found, known }) } else { Ok(found) }
+}
+
+/// Does all of it; nothing but migrations happens when something is refused. It is not to be cancelled: it holds a
+/// transaction.
+pub(super) async fn prepare(connection: &mut PgConnection, setup: &Setup) -> Result<Identity, StoreError> {
+    known(format(connection).await.map_err(failed)?)?;
+    MIGRATIONS.run_direct(None, &mut *connection, false).await.map_err(|error| match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => failed(error),
+        other => StoreError::Corrupt(format!("the store's format cannot be brought up to date: {other}")),
+    })?;
+    warn_of_lost_commits(connection).await;
+    let mut transaction = connection.begin().await.map_err(failed)?;
+    // Workers that start together do it one after the other.
+    query("LOCK TABLE meta IN SHARE ROW EXCLUSIVE MODE").execute(&mut *transaction).await.map_err(failed)?;
+    shards(&mut transaction, setup.shards).await?;
+    for name in &setup.services {
+        // Rows are never deleted, so the next number was never used.
+        query(
+            "INSERT INTO services (number, name) SELECT coalesce(max(number), 0) + 1, $1 FROM services
+             ON CONFLICT (name) DO NOTHING",
+        )
+        .bind(&**name)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+    }
+    for table in &setup.tables {
+        tables::prepare(&mut transaction, table).await?;
+    }
+    let services = services(&query(SERVICES).fetch_all(&mut *transaction).await.map_err(failed)?)?;
+    let hash_key = hash_key(&query(HASH_KEY).fetch_all(&mut *transaction).await.map_err(failed)?)?;
+    transaction.commit().await.map_err(failed)?;
+    Ok(Identity { hash_key, services })
+}
+
+/// The services' numbers by their names.
+pub(super) fn services(rows: &[PgRow]) -> Result<BTreeMap<Arc<str>, u16>, StoreError> {
+    rows.iter().map(|row| Ok((decode::text(row, 0)?, decode::number(row, 1)?))).collect()
+}
+
+/// The key that ids are hashed under.
+pub(super) fn hash_key(rows: &[PgRow]) -> Result<[u8; 32], StoreError> {
+    let missing = || StoreError::Corrupt("the key that ids are hashed under is missing".to_owned());
+    let raw: &[u8] = decode::get(rows.first().ok_or_else(missing)?, 0)?;
+    raw.try_into().map_err(|_| StoreError::Corrupt("the key that ids are hashed under is cut".to_owned()))
+}
+
+async fn format(connection: &mut PgConnection) -> Result<u32, sqlx::Error> {
+    if !query_scalar::<_, bool>(THERE).fetch_one(&mut *connection).await? {
+        return Ok(0);
+    }
+    let found: i64 = query_scalar(NEWEST).fetch_one(connection).await?;
+    Ok(u32::try_from(found).unwrap_or(u32::MAX))
+}
+
+async fn shards(connection: &mut PgConnection, wanted: u32) -> Result<(), StoreError> {
+    let recorded: i64 =
+        query_scalar("SELECT count(*) FROM shards").fetch_one(&mut *connection).await.map_err(failed)?;
+    let recorded = u32::try_from(recorded).unwrap_or(u32::MAX);
+    if recorded == wanted {
+        return Ok(());
+    }
+    if recorded > 0 {
+        return Err(StoreError::Shards { recorded, wanted });
+    }
+    // Four random UUIDs have far more chance in them than the 256 bits that are kept.
+    query(
+        "WITH made AS (INSERT INTO shards (shard) SELECT no FROM generate_series(0, $1::integer - 1) no)
+         INSERT INTO meta (name, value) VALUES ('shards', $1::text), ('hash_key', encode(sha256(
+             uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())
+             || uuid_send(gen_random_uuid())), 'hex'))",
+    )
+    .bind(i32::try_from(wanted).unwrap_or(i32::MAX))
+    .execute(connection)
+    .await
+    .map(drop)
+    .map_err(failed)
+}
+
+/// A server that confirms commits before they are on disk may lose them in a crash.
+async fn warn_of_lost_commits(connection: &mut PgConnection) {
+    let safe = "SELECT current_setting('fsync') = 'on' AND current_setting('synchronous_commit') <> 'off'";
+    match query_scalar::<_, bool>(safe).fetch_one(connection).await {
+        Ok(true) => {}
+        Ok(false) => tracing::warn!("fsync or synchronous_commit is off: a crash of the server can lose commits"),
+        Err(error) => tracing::warn!(%error, "whether the server keeps commits in a crash cannot be told"),
+    }
+}
+
+fn failed(error: sqlx::Error) -> StoreError {
+    Failure::of(&error).into()
+}

@@ -1,0 +1,224 @@
+//! Handlers' tables: made at start, checked, and written as parts of the commit's statement.
+//! In: table declarations, rows as JSON. Out: tables that fit; per table one upsert and one delete over lists.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::decode;
+use super::failure::Failure;
+use super::links::Args;
+use crate::handler::{Column, ColumnKind, RowWrite, Table};
+use crate::store::StoreError;
+use crate::store::declared::{self, Shape};
+
+/// Characters of a value that does not fit, as an error shows it.
+const SHOWN: usize = 60;
+
+/// Checks the declaration, then makes the table, or compares the one that is there.
+pub(super) async fn prepare(connection: &mut PgConnection, table: &Table) -> Result<(), StoreError> {
+    declared::check(table)?;
+    let found = sqlx::query(
+        "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
+             coalesce(array_position(i.indkey::smallint[], a.attnum), -1)::bigint + 1
+         FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
+         WHERE a.attrelid = to_regclass(quote_ident($1)) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+    )
+    .bind(table.name)
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(|error| Failure::of(&error))?;
+    if found.is_empty() {
+        let made = sqlx::query(AssertSqlSafe(create(table))).execute(connection).await;
+        return made.map(drop).map_err(|error| declared::wrong(table, error.to_string()));
+    }
+    let mut shapes = Vec::with_capacity(found.len());
+    for row in &found {
+        shapes.push(Shape {
+            name: decode::get(row, 0)?,
+            kind: decode::get(row, 1)?,
+            nullable: decode::get(row, 2)?,
+            place: decode::number(row, 3)?,
+        });
+    }
+    declared::compare(table, kind, &shapes)
+}
+
+/// Adds the parts that write `rows`: of each primary key the last one, in the key's order. `count` arguments are there.
+pub(super) fn write<'a>(
+    rows: impl Iterator<Item = &'a RowWrite>,
+    mut count: usize,
+    sql: &mut String,
+    args: &mut Args,
+) -> Result<(), Failure> {
+    let mut tables: BTreeMap<&str, (&Table, BTreeMap<&str, Option<&str>>)> = BTreeMap::new();
+    for row in rows {
+        let (_, writes) = tables.entry(row.table.name).or_insert_with(|| (&row.table, BTreeMap::new()));
+        writes.insert(&row.key, row.row.as_deref());
+    }
+    for (table, writes) in tables.into_values() {
+        let written: Vec<&str> = writes.values().flatten().copied().collect();
+        if !written.is_empty() {
+            upsert(sql, table, count);
+            count += table.columns.len();
+            let mut lists: Vec<List> = table.columns.iter().map(List::of).collect();
+            for row in written {
+                let row: HashMap<Cow<'_, str>, &RawValue> = read(table, row)?;
+                for (list, column) in lists.iter_mut().zip(table.columns) {
+                    list.push(table, column, row.get(column.name).copied())?;
+                }
+            }
+            lists.into_iter().for_each(|list| list.put(args));
+        }
+        let deleted: Vec<&str> = writes.iter().filter(|(_, row)| row.is_none()).map(|(key, _)| *key).collect();
+        if !deleted.is_empty() {
+            let columns: Vec<&Column> = key_columns(table).collect();
+            delete(sql, table, count);
+            count += columns.len();
+            let mut lists: Vec<List> = columns.iter().copied().map(List::of).collect();
+            for key in deleted {
+                let key: Vec<&RawValue> = read(table, key)?;
+                for (at, (list, column)) in lists.iter_mut().zip(&columns).enumerate() {
+                    list.push(table, column, key.get(at).copied())?;
+                }
+            }
+            lists.into_iter().for_each(|list| list.put(args));
+        }
+    }
+    Ok(())
+}
+
+fn read<'a, T: Deserialize<'a>>(table: &Table, json: &'a str) -> Result<T, Failure> {
+    serde_json::from_str(json).map_err(|error| Failure::Refused {
+        permanent: true,
+        error: format!("a row of table {} does not decode: {error}", table.name),
+    })
+}
+
+fn key_columns(table: &Table) -> impl Iterator<Item = &Column> {
+    table.primary_key.iter().filter_map(|name| table.columns.iter().find(|column| column.name == *name))
+}
+
+/// The values of a column, row by row.
+enum List<'a> {
+    Text(Vec<Option<String>>),
+    Integer(Vec<Option<i64>>),
+    Real(Vec<Option<f64>>),
+    Boolean(Vec<Option<bool>>),
+    Json(Vec<Option<&'a str>>),
+}
+
+impl<'a> List<'a> {
+    fn of(column: &Column) -> Self {
+        match column.kind {
+            ColumnKind::Text => Self::Text(Vec::new()),
+            ColumnKind::Integer => Self::Integer(Vec::new()),
+            ColumnKind::Real => Self::Real(Vec::new()),
+            ColumnKind::Boolean => Self::Boolean(Vec::new()),
+            ColumnKind::Json => Self::Json(Vec::new()),
+        }
+    }
+
+    /// Adds a value; what PostgreSQL would not take is refused here, before it costs a statement.
+    fn push(&mut self, table: &Table, column: &Column, value: Option<&'a RawValue>) -> Result<(), Failure> {
+        let value = value.map(RawValue::get).filter(|value| *value != "null");
+        let fits = match self {
+            Self::Text(list) => parse::<String>(value)
+                .filter(|text| !text.as_ref().is_some_and(|text| text.contains('\0')))
+                .map(|value| list.push(value)),
+            Self::Integer(list) => parse(value).map(|value| list.push(value)),
+            Self::Real(list) => parse(value).map(|value| list.push(value)),
+            Self::Boolean(list) => parse(value).map(|value| list.push(value)),
+            Self::Json(list) => {
+                list.push(value);
+                Some(())
+            }
+        };
+        fits.ok_or_else(|| {
+            let shown: String = value.unwrap_or("null").chars().take(SHOWN).collect();
+            let error = format!("column {} ({}) of table {} cannot be {shown}", column.name, kind(column), table.name);
+            Failure::Refused { permanent: true, error }
+        })
+    }
+
+    fn put(self, args: &mut Args) {
+        match self {
+            Self::Text(list) => args.push(list),
+            Self::Integer(list) => args.push(list),
+            Self::Real(list) => args.push(list),
+            Self::Boolean(list) => args.push(list),
+            Self::Json(list) => args.push(list),
+        }
+    }
+}
+
+/// `None` when `value` is not of the kind, else the value or NULL.
+fn parse<'a, T: Deserialize<'a>>(value: Option<&'a str>) -> Option<Option<T>> {
+    match value {
+        None => Some(None),
+        Some(value) => serde_json::from_str(value).ok().map(Some),
+    }
+}
+
+fn kind(column: &Column) -> &'static str {
+    match column.kind {
+        ColumnKind::Text => "text",
+        ColumnKind::Integer => "bigint",
+        ColumnKind::Real => "double precision",
+        ColumnKind::Boolean => "boolean",
+        ColumnKind::Json => "json",
+    }
+}
+
+// Names are checked by `declared::check`: they need no quoting but for SQL's own words.
+
+fn create(table: &Table) -> String {
+    let columns = table.columns.iter().map(|column| {
+        let null = if column.nullable { "" } else { " NOT NULL" };
+        format!("\"{}\" {}{null}", column.name, kind(column))
+    });
+    let columns = columns.collect::<Vec<_>>().join(", ");
+    format!("CREATE TABLE \"{}\" ({columns}, PRIMARY KEY ({}))", table.name, names(table.primary_key))
+}
+
+/// The lists of `columns` as rows, from argument `count + 1` on.
+fn unnest<'a>(columns: impl Iterator<Item = &'a Column>, count: usize) -> String {
+    let lists = columns.enumerate().map(|(at, column)| {
+        let kind = if column.kind == ColumnKind::Json { "text" } else { kind(column) };
+        format!("${}::{kind}[]", count + at + 1)
+    });
+    let lists: Vec<String> = lists.collect();
+    let names: Vec<String> = (0..lists.len()).map(|at| format!("c{at}")).collect();
+    format!("UNNEST({}) AS r ({})", lists.join(", "), names.join(", "))
+}
+
+fn upsert(sql: &mut String, table: &Table, count: usize) {
+    let all: Vec<&str> = table.columns.iter().map(|column| column.name).collect();
+    let values = table.columns.iter().enumerate().map(|(at, column)| match column.kind {
+        ColumnKind::Json => format!("r.c{at}::json"),
+        ColumnKind::Text | ColumnKind::Integer | ColumnKind::Real | ColumnKind::Boolean => format!("r.c{at}"),
+    });
+    let values = values.collect::<Vec<_>>().join(", ");
+    let others = all.iter().filter(|name| !table.primary_key.contains(name));
+    let sets: Vec<String> = others.map(|name| format!("\"{name}\" = excluded.\"{name}\"")).collect();
+    let then = if sets.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {}", sets.join(", ")) };
+    let (name, rows) = (table.name, unnest(table.columns.iter(), count));
+    let (all, key) = (names(&all), names(table.primary_key));
+    *sql += &format!(
+        ", \"write {name}\" AS (INSERT INTO \"{name}\" ({all}) SELECT {values} FROM fence, {rows} ON CONFLICT ({key}) DO {then})\n"
+    );
+}
+
+fn delete(sql: &mut String, table: &Table, count: usize) {
+    let same = table.primary_key.iter().enumerate().map(|(at, name)| format!("t.\"{name}\" = r.c{at}"));
+    let (name, same) = (table.name, same.collect::<Vec<_>>().join(" AND "));
+    let rows = unnest(key_columns(table), count);
+    *sql += &format!(", \"delete {name}\" AS (DELETE FROM \"{name}\" t USING fence, {rows} WHERE {same})\n");
+}
+
+fn names(names: &[&str]) -> String {
+    names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
+}

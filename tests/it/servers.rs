@@ -1,0 +1,11 @@
+//! The real servers that tests run against.
+//! In: the environment, as `scripts/services up` prints it. Out: where each server is.
+
+/// URL of a PostgreSQL server on which databases may be made.
+pub(crate) fn postgres() -> String {
+    server("PERKEY_TEST_POSTGRES")
+}
+
+fn server(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `eval \"$(scripts/services up)\"` first"))
+}
