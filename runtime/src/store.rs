@@ -8,6 +8,7 @@ mod declared;
 mod layout;
 pub mod lease;
 pub mod memory;
+mod open;
 pub mod postgres;
 pub mod query;
 pub mod sqlite;
@@ -27,6 +28,7 @@ pub use commit::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
     StateWrite,
 };
+pub use open::{Opened, is_running, is_shared, open};
 
 /// What a process may do with the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@ mod fleet;
 mod ledger_model;
 mod operator;
 mod postgres_place;
+mod postgres_store;
 mod refused;
 mod servers;
 mod simulation;

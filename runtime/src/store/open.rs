@@ -1,0 +1,83 @@
+//! Opens the store that the settings name, whatever the database.
+//! In: `[store]` and `commit.in_flight`. Out: a store, and what only its opener needs to know of it.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use super::postgres::{Bounds, PgStore};
+use super::sqlite::SqliteStore;
+use super::{Access, Store, StoreError};
+use crate::settings::Settings;
+
+/// A store as it was opened.
+#[derive(Clone, Debug)]
+pub struct Opened(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Sqlite(Arc<SqliteStore>),
+    Postgres(Arc<PgStore>),
+}
+
+impl Opened {
+    /// The store, to be shared.
+    pub fn store(&self) -> Arc<dyn Store> {
+        match &self.0 {
+            Kind::Sqlite(store) => Arc::clone(store) as Arc<dyn Store>,
+            Kind::Postgres(store) => Arc::clone(store) as Arc<dyn Store>,
+        }
+    }
+
+    /// Writes what was handed over and closes it.
+    pub async fn close(&self) {
+        match &self.0 {
+            Kind::Sqlite(store) => store.close().await,
+            Kind::Postgres(store) => store.close().await,
+        }
+    }
+}
+
+impl Deref for Opened {
+    type Target = dyn Store;
+
+    fn deref(&self) -> &Self::Target {
+        match &self.0 {
+            Kind::Sqlite(store) => &**store,
+            Kind::Postgres(store) => &**store,
+        }
+    }
+}
+
+/// Opens the store at `store.url`.
+pub async fn open(settings: &Settings, access: Access) -> Result<Opened, StoreError> {
+    let url = &settings.store.url;
+    if !is_shared(settings) {
+        return Ok(Opened(Kind::Sqlite(Arc::new(SqliteStore::open(url, access).await?))));
+    }
+    let bounds = Bounds {
+        connections: settings.store.connections,
+        commits_in_flight: settings.commit.in_flight,
+        statement_timeout: settings.store.statement_timeout,
+    };
+    Ok(Opened(Kind::Postgres(Arc::new(PgStore::open(url, bounds, access).await?))))
+}
+
+/// Whether several workers can share the store at `store.url`.
+pub fn is_shared(settings: &Settings) -> bool {
+    PgStore::names(&settings.store.url)
+}
+
+/// Whether a process runs the store at `store.url` now.
+pub async fn is_running(settings: &Settings) -> bool {
+    if !is_shared(settings) {
+        return SqliteStore::is_running(&settings.store.url);
+    }
+    match open(settings, Access::Tool).await {
+        Ok(Opened(Kind::Postgres(store))) => {
+            let running = store.is_running().await;
+            store.close().await;
+            running
+        }
+        Ok(Opened(Kind::Sqlite(_))) | Err(_) => false,
+    }
+}

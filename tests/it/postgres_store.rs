@@ -1,0 +1,511 @@
+//! What is particular to the store in PostgreSQL: fences, lost answers, SQLSTATEs, leases, notifications, views.
+//! In: databases in all states. Out: nothing half written, and an outcome that is true.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use perkey::clock::{Dice, sleep};
+use perkey::message::Draft;
+use perkey::store::lease::{Leases, Worker};
+use perkey::store::postgres::{Bounds, PgStore};
+use perkey::store::query::{DeadFilter, ImportBatch, ImportProgress, Queries};
+use perkey::store::{Access, LogRow, Outcome, Part, Setup, Store, StoreError};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::fixture::{
+    Place, SHARDS, commit, committed, everything, full, message, posting, service_key, setup, state, taken,
+};
+use crate::postgres_place::{BOUNDS, Database, PostgresPlace, open};
+
+const BOUND: Duration = Duration::from_secs(20);
+
+async fn run(connection: &mut PgConnection, sql: &str) {
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
+}
+
+async fn number(connection: &mut PgConnection, sql: &str) -> i64 {
+    sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(connection).await.unwrap()
+}
+
+/// Waits until `sql` gives a number other than 0.
+async fn until(connection: &mut PgConnection, sql: &str) {
+    let met = async {
+        while number(connection, sql).await == 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(BOUND, met).await.unwrap_or_else(|_| panic!("never met: {sql}"));
+}
+
+/// Every row of every table.
+async fn all_rows(connection: &mut PgConnection) -> Vec<String> {
+    let tables = "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' ORDER BY 1";
+    let mut found = Vec::new();
+    for table in &sqlx::query(tables).fetch_all(&mut *connection).await.unwrap() {
+        let table: String = table.get(0);
+        let sql = format!("SELECT t::text FROM \"{table}\" t ORDER BY 1");
+        let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut *connection).await.unwrap();
+        found.extend(rows.iter().map(|row| format!("{table} {}", row.get::<String, _>(0))));
+    }
+    found
+}
+
+fn worker(id: &str) -> Worker {
+    let version = "1.0".to_owned();
+    Worker { id: id.to_owned(), address: format!("{id}:1"), version, code_version: 1, draining: false }
+}
+
+const ALIVE: Duration = Duration::from_secs(60);
+
+// ---- commits
+
+#[tokio::test]
+async fn a_stale_epoch_leaves_every_table_unchanged() {
+    let place = PostgresPlace::new().await;
+    let store = place.store();
+    let identity = store.prepare(setup()).await.unwrap();
+    let stale = store.take(1, "me").await.unwrap().epoch;
+    committed(&store, &full(&identity, 1, stale, 1, "a")).await;
+    let epoch = store.take(1, "you").await.unwrap().epoch;
+    let mut connection = place.database.connection().await;
+    let before = all_rows(&mut connection).await;
+    let mut late = full(&identity, 1, stale, 2, "b");
+    // Deletes and overwrites too.
+    late.parts[0].settled = vec![11];
+    late.parts[0].undead = vec![12];
+    late.parts.extend(full(&identity, 1, stale, 1, "a").parts);
+    late.parts[0].rows.push(crate::fixture::row_write("acct-a", "m-a", None));
+    assert!(matches!(store.commit(&late).await, Outcome::Fenced));
+    assert_eq!(before, all_rows(&mut connection).await);
+    late.epoch = epoch;
+    committed(&store, &late).await;
+    assert_ne!(before, all_rows(&mut connection).await, "under its epoch it writes");
+}
+
+#[tokio::test]
+async fn a_backend_that_is_killed_leaves_the_outcome_unknown_and_a_retake_tells() {
+    let place = PostgresPlace::new().await;
+    let store = place.store();
+    let identity = store.prepare(setup()).await.unwrap();
+    let epoch = store.take(1, "me").await.unwrap().epoch;
+    let mut other = place.database.connection().await;
+    let mut admin = place.database.connection().await;
+    run(&mut other, "BEGIN; LOCK TABLE states IN EXCLUSIVE MODE").await;
+    let first = full(&identity, 1, epoch, 1, "a");
+    let under_way = store.commit(&first);
+    let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'perkey commits' AND wait_event_type = 'Lock'";
+    until(&mut admin, kill).await;
+    let outcome = under_way.await;
+    assert!(matches!(&outcome, Outcome::Unknown(_)), "{outcome:?}");
+    run(&mut other, "ROLLBACK").await;
+    let retaken = store.retake(1, epoch).await.unwrap();
+    assert_eq!((retaken.commit_no, retaken.epoch), (0, epoch + 1), "it never will have been");
+    committed(&store, &full(&identity, 1, retaken.epoch, 1, "a")).await;
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_is_found_by_a_retake() {
+    let place = PostgresPlace::new().await;
+    let identity = place.store().prepare(setup()).await.unwrap();
+    let wire = Wire::to(&place.database.url).await;
+    let bounds = Bounds { statement_timeout: Duration::from_millis(500), ..BOUNDS };
+    let store: Arc<dyn Store> = Arc::new(PgStore::open(&wire.url, bounds, Access::Run).await.unwrap());
+    store.prepare(setup()).await.unwrap();
+    let epoch = store.take(1, "me").await.unwrap().epoch;
+    committed(&store, &full(&identity, 1, epoch, 1, "a")).await;
+    wire.deaf.store(true, Ordering::Release);
+    let outcome = store.commit(&full(&identity, 1, epoch, 2, "b")).await;
+    assert!(matches!(&outcome, Outcome::Unknown(text) if text.contains("no answer")), "{outcome:?}");
+    wire.deaf.store(false, Ordering::Release);
+    assert_eq!(store.retake(1, epoch).await.unwrap().commit_no, 2);
+    assert_eq!(store.queries().explain("acct-b".to_owned()).await.unwrap().states.len(), 1);
+}
+
+/// A connection to the server that can lose what the server says.
+struct Wire {
+    url: String,
+    deaf: Arc<AtomicBool>,
+}
+
+impl Wire {
+    #[expect(clippy::disallowed_methods, reason = "a wire is no part of what is supervised")]
+    async fn to(url: &str) -> Self {
+        let (head, rest) = url.rsplit_once('@').unwrap();
+        let (host, database) = rest.split_once('/').unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("{head}@{}/{database}", listener.local_addr().unwrap());
+        let (host, deaf) = (host.to_owned(), Arc::new(AtomicBool::new(false)));
+        let shared = Arc::clone(&deaf);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (deaf, server) = (Arc::clone(&shared), TcpStream::connect(&host).await.unwrap());
+                let (mut from_client, mut to_client) = client.into_split();
+                let (mut from_server, mut to_server) = server.into_split();
+                tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await.ok() });
+                tokio::spawn(async move {
+                    let mut buffer = [0; 8_192];
+                    while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
+                        if !deaf.load(Ordering::Acquire) && to_client.write_all(&buffer[..count]).await.is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        Self { url, deaf }
+    }
+}
+
+/// Rows whose id begins with an SQLSTATE make the server say it; `times` of a state are counted.
+const SAYS: &str = "
+    CREATE SEQUENCE said;
+    CREATE FUNCTION says() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF NEW.id LIKE 'forget%' THEN
+            EXECUTE 'DEALLOCATE ALL';
+        ELSIF NEW.id LIKE '_____!' OR (NEW.id LIKE '_____ twice' AND nextval('said') <= 2) THEN
+            RAISE EXCEPTION 'as told' USING ERRCODE = left(NEW.id, 5), TABLE = 'postings';
+        END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER says BEFORE INSERT ON postings FOR EACH ROW EXECUTE FUNCTION says();";
+
+#[tokio::test]
+async fn each_class_of_sqlstate_has_its_outcome() {
+    let place = PostgresPlace::new().await;
+    let store = place.store();
+    let epoch = store.take(0, "me").await.unwrap().epoch;
+    let mut connection = place.database.connection().await;
+    run(&mut connection, SAYS).await;
+    let before = all_rows(&mut connection).await;
+    let says = async |id: &str| {
+        let part = Part { rows: vec![posting("a", id, 1)], state: Some(state("a", "{}")), ..Part::default() };
+        store.commit(&perkey::store::Commit { parts: vec![part], ..commit(0, epoch, 1) }).await
+    };
+    for (code, expected) in [("21000", true), ("22003", true), ("54000", true), ("23514", false), ("P0001", false)] {
+        match says(&format!("{code}!")).await {
+            Outcome::Refused { permanent, error } => {
+                assert!(permanent == expected && error.contains("postings"), "{code}: {error}");
+            }
+            other => panic!("{code}: {other:?}"),
+        }
+    }
+    for code in ["08006", "25006", "28000", "40003", "53100", "55P03", "57P03", "58030", "XX000"] {
+        let outcome = says(&format!("{code}!")).await;
+        assert!(matches!(outcome, Outcome::Unavailable(_)), "{code}: {outcome:?}");
+    }
+    // A statement that takes too long may have met a slow server, twice.
+    for times in 1..=3 {
+        let outcome = says("57014!").await;
+        let refused = matches!(outcome, Outcome::Refused { permanent: false, .. });
+        assert_eq!(refused, times == 3, "{times}: {outcome:?}");
+    }
+    assert_eq!(before, all_rows(&mut connection).await);
+    // What will pass when it is sent again counts as nothing.
+    for code in ["40001", "40P01"] {
+        run(&mut connection, "ALTER SEQUENCE said RESTART").await;
+        let no = store.queries().shards().await.unwrap()[0].commit_no + 1;
+        let part = Part { rows: vec![posting("a", &format!("{code} twice"), 1)], ..Part::default() };
+        committed(&store, &perkey::store::Commit { parts: vec![part], ..commit(0, epoch, no) }).await;
+        assert_eq!(number(&mut connection, "SELECT last_value FROM said").await, 3, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn statements_that_the_server_forgot_are_prepared_again() {
+    let place = PostgresPlace::new().await;
+    let mut connection = place.database.connection().await;
+    run(&mut connection, SAYS).await;
+    let bounds = Bounds { commits_in_flight: 1, ..BOUNDS };
+    let store: Arc<dyn Store> = Arc::new(PgStore::open(&place.database.url, bounds, Access::Run).await.unwrap());
+    store.prepare(setup()).await.unwrap();
+    let epoch = store.take(0, "me").await.unwrap().epoch;
+    let backend = "SELECT coalesce(max(pid), 0)::bigint FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'perkey commits'";
+    let mut backends = Vec::new();
+    for no in 1..=6 {
+        let part = Part { rows: vec![posting("a", &format!("forget {no}"), 1)], ..Part::default() };
+        committed(&store, &perkey::store::Commit { parts: vec![part], ..commit(0, epoch, no) }).await;
+        backends.push(number(&mut connection, backend).await);
+    }
+    assert!(backends[0] > 0 && backends.iter().all(|pid| *pid == backends[0]), "on one connection: {backends:?}");
+}
+
+#[tokio::test]
+async fn behind_a_pooler_no_statement_is_kept() {
+    let database = Database::new().await;
+    let url = format!("{}?statement-cache-capacity=0", database.url);
+    let store: Arc<dyn Store> = open(&url).await;
+    let identity = store.prepare(setup()).await.unwrap();
+    let epoch = store.take(1, "me").await.unwrap().epoch;
+    for no in 1..=3 {
+        committed(&store, &full(&identity, 1, epoch, no, &no.to_string())).await;
+    }
+    assert_eq!(store.load(1, vec![service_key("acct-2")]).await.unwrap()[0].state.as_ref().unwrap().0, 3);
+}
+
+#[tokio::test]
+async fn dropped_calls_leave_no_transaction_open() {
+    let place = PostgresPlace::new().await;
+    let store = place.store();
+    let identity = store.prepare(setup()).await.unwrap();
+    let mut epoch = store.take(0, "me").await.unwrap().epoch;
+    let mut dice = Dice::seeded(7);
+    let batch = |at| ImportBatch {
+        service: "balances".into(),
+        source: "f".to_owned(),
+        rows: vec![LogRow { target: 0, count: 1, messages: bytes::Bytes::from_static(b"x") }],
+        progress: ImportProgress::default(),
+        at,
+    };
+    for round in 0..150 {
+        let patience = Duration::from_micros(dice.below(4_000));
+        let written = full(&identity, 3, 0, 1, "never");
+        let call = async {
+            match round % 6 {
+                0 => drop(store.commit(&written).await),
+                1 => drop(store.load(0, vec![service_key("a")]).await),
+                2 => drop(store.queries().append_import(batch(round)).await),
+                3 => drop(store.leases().unwrap().renew(worker("me"), ALIVE).await),
+                4 => drop(store.take(2, "me").await),
+                _ => drop(store.prepare(setup()).await),
+            }
+        };
+        let _ = tokio::time::timeout(patience, call).await;
+    }
+    epoch = store.retake(0, epoch).await.unwrap().epoch;
+    committed(&store, &full(&identity, 0, epoch, 1, "a")).await;
+    let mut connection = place.database.connection().await;
+    let settled = "SELECT (count(*) = 0)::int::bigint FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle' AND backend_type = 'client backend'";
+    until(&mut connection, settled).await;
+    let seen = "SELECT count(*) FROM states WHERE key = 'acct-a'";
+    assert_eq!(number(&mut connection, seen).await, 1, "what was committed is seen by others");
+}
+
+#[tokio::test]
+async fn a_server_that_dropped_its_connections_is_asked_again() {
+    let place = PostgresPlace::new().await;
+    let store = place.store();
+    let identity = store.prepare(setup()).await.unwrap();
+    let epoch = store.take(1, "me").await.unwrap().epoch;
+    committed(&store, &full(&identity, 1, epoch, 1, "a")).await;
+    store.load(1, vec![service_key("acct-a")]).await.unwrap();
+    let mut connection = place.database.connection().await;
+    let dropped = "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
+    assert!(number(&mut connection, dropped).await >= 2);
+    assert!(store.load(1, vec![service_key("acct-a")]).await.unwrap()[0].state.is_some());
+    let outcome = store.commit(&full(&identity, 1, epoch, 2, "b")).await;
+    assert!(matches!(outcome, Outcome::Unknown(_)), "it cannot be told: {outcome:?}");
+    let mut retaken = store.retake(1, epoch).await;
+    if retaken.is_err() {
+        retaken = store.retake(1, epoch).await;
+    }
+    committed(&store, &full(&identity, 1, retaken.unwrap().epoch, 2, "b")).await;
+}
+
+// ---- owners
+
+#[tokio::test]
+async fn of_two_takers_one_wins() {
+    let place = PostgresPlace::new().await;
+    let (a, b) = (place.another().await, place.another().await);
+    for round in 0..10 {
+        let shard = round % SHARDS;
+        a.renew(worker("dead"), Duration::ZERO).await.unwrap();
+        run(&mut place.database.connection().await, "UPDATE shards SET owner = 'dead'").await;
+        a.renew(worker("a"), ALIVE).await.unwrap();
+        b.renew(worker("b"), ALIVE).await.unwrap();
+        let (by_a, by_b) = tokio::join!(a.take(shard, "a"), b.take(shard, "b"));
+        let won = [by_a.is_ok(), by_b.is_ok()];
+        assert_eq!(won.iter().filter(|won| **won).count(), 1, "{by_a:?} {by_b:?}");
+        let (winner, lost) = if won[0] { ("a", by_b) } else { ("b", by_a) };
+        assert_eq!(lost, Err(StoreError::Owned { shard, owner: winner.to_owned() }));
+    }
+}
+
+#[tokio::test]
+async fn a_shard_is_taken_when_its_owners_lease_has_expired() {
+    let place = PostgresPlace::new().await;
+    let store = place.postgres();
+    store.renew(worker("a"), ALIVE).await.unwrap();
+    let first = store.take(2, "a").await.unwrap();
+    let owned = Err(StoreError::Owned { shard: 2, owner: "a".to_owned() });
+    assert_eq!(store.take(2, "b").await, owned);
+    assert_eq!(store.take(2, "a").await.unwrap().epoch, first.epoch + 1, "from itself at any time");
+    store.renew(worker("a"), Duration::ZERO).await.unwrap();
+    let second = store.take(2, "b").await.unwrap();
+    assert_eq!((second.epoch, second.unclean), (first.epoch + 2, 1));
+    // A worker that leaves gives its shards up at once.
+    store.renew(worker("b"), ALIVE).await.unwrap();
+    assert!(store.take(2, "c").await.is_err());
+    store.leave("b".to_owned()).await.unwrap();
+    assert_eq!(store.take(2, "c").await.unwrap().unclean, 2);
+}
+
+#[tokio::test]
+async fn an_older_program_does_not_take_what_a_newer_one_owned() {
+    let place = PostgresPlace::new().await;
+    let newer = open(&place.database.url).await;
+    newer.prepare(Setup { code_version: 3, ..setup() }).await.unwrap();
+    let epoch = newer.take(1, "new").await.unwrap().epoch;
+    committed(&place.store(), &perkey::store::Commit { release: true, ..commit(1, epoch, 1) }).await;
+    let refused = place.postgres().take(1, "old").await;
+    assert_eq!(refused, Err(StoreError::CodeVersion { shard: 1, stored: 3, ours: 1 }));
+    let fleet = newer.fleet().await.unwrap();
+    assert_eq!(fleet.shards.iter().map(|shard| shard.code_version).collect::<Vec<_>>(), [0, 3, 0, 0]);
+    place.postgres().take(0, "old").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_sign_of_life_shows_the_fleet() {
+    let place = PostgresPlace::new().await;
+    let store = place.postgres();
+    store.renew(worker("b"), ALIVE).await.unwrap();
+    store.take(3, "b").await.unwrap();
+    let draining = Worker { draining: true, ..worker("a") };
+    let fleet = store.renew(draining.clone(), ALIVE).await.unwrap();
+    assert_eq!(fleet.workers.iter().map(|row| &*row.worker.id).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(fleet.workers[0].worker, draining);
+    assert!((50_000..=60_000).contains(&fleet.workers[0].expires_in), "{}", fleet.workers[0].expires_in);
+    assert_eq!(fleet.shards.len(), SHARDS as usize);
+    assert_eq!((fleet.shards[3].owner.as_deref(), fleet.shards[3].epoch), (Some("b"), 1));
+    let mut connection = place.database.connection().await;
+    run(&mut connection, "UPDATE workers SET expires_at = now() - interval '1 minute' WHERE id = 'b'").await;
+    let fleet = store.fleet().await.unwrap();
+    assert!(fleet.workers[1].expires_in < 0, "one that has expired is still known: {fleet:?}");
+    run(&mut connection, "UPDATE workers SET expires_at = now() - interval '2 hours' WHERE id = 'b'").await;
+    assert_eq!(store.renew(worker("a"), ALIVE).await.unwrap().workers.len(), 1, "until it is forgotten");
+    assert_eq!(number(&mut connection, "SELECT count(*) FROM workers").await, 1);
+}
+
+// ---- readers
+
+#[tokio::test]
+async fn another_process_is_told_that_its_log_has_grown() {
+    let place = PostgresPlace::new().await;
+    let (writer, reader) = (place.store(), place.another().await);
+    let epoch = writer.take(0, "me").await.unwrap().epoch;
+    // The first permit comes when the reader has begun to listen.
+    tokio::time::timeout(BOUND, reader.log_changed(2)).await.expect("it listens");
+    for no in 1..=5 {
+        let log = vec![LogRow { target: 2, count: 1, messages: bytes::Bytes::from_static(b"x") }];
+        let grown = perkey::store::Commit { log, ..commit(0, epoch, no) };
+        let told = tokio::time::timeout(BOUND, reader.log_changed(2));
+        let (told, ()) = tokio::join!(told, committed(&writer, &grown));
+        told.expect("it is told");
+    }
+}
+
+#[tokio::test]
+async fn the_views_show_what_commits_hold() {
+    let place = PostgresPlace::new().await;
+    let store = place.store();
+    let identity = store.prepare(setup()).await.unwrap();
+    let epoch = store.take(1, "me").await.unwrap().epoch;
+    let id = "0190a6c4-7d5e-7b3a-8a5d-000000000001";
+    let handled = message(id, "k", b"{}");
+    let headers = [("traceparent", "00-1-2-01"), ("note", "é")];
+    let draft =
+        Draft { id: "e-1", key: "k", kind: "posted", source: "s", time: 1_500, headers: &headers, payload: b"" };
+    let events = [Draft { payload: b"{\"n\":1}", ..draft.clone() }, Draft { payload: b"\xff", id: "e-2", ..draft }];
+    let event = |draft: &Draft<'_>| perkey::store::Event {
+        service: "balances".into(),
+        cause: perkey::message::digest(id, &identity.hash_key),
+        message: draft.build().unwrap(),
+    };
+    let ids = vec![taken(&identity, &handled), taken(&identity, &message("text", "k", b"{}"))];
+    let part = Part { ids, events: events.iter().map(event).collect(), ..Part::default() };
+    committed(&store, &perkey::store::Commit { parts: vec![part], first_seq: 8, ..commit(1, epoch, 1) }).await;
+    let mut connection = place.database.connection().await;
+    let sql = "SELECT id::text, service::text, key_hash, shard::bigint FROM inbox_messages";
+    let inbox = sqlx::query(sql).fetch_all(&mut connection).await.unwrap();
+    assert_eq!(inbox.len(), 2);
+    assert_eq!(inbox[0].get::<String, _>(0), id.replace('-', ""));
+    assert_eq!((inbox[1].get::<String, _>(1), inbox[1].get::<i64, _>(3)), ("balances".to_owned(), 1));
+    assert_eq!(inbox[0].get::<i64, _>(2), i64::from(perkey::message::murmur2(b"k")));
+    let sql = "SELECT row_to_json(e)::text FROM outbox_events e WHERE shard = 1 ORDER BY seq";
+    let events = sqlx::query(sql).fetch_all(&mut connection).await.unwrap();
+    let events: Vec<serde_json::Value> = events.iter().map(|row| serde_json::from_str(row.get(0)).unwrap()).collect();
+    assert_eq!((&events[0]["seq"], &events[1]["seq"]), (&8.into(), &9.into()));
+    for (column, value) in [
+        ("id", "e-1"),
+        ("key", "k"),
+        ("type", "posted"),
+        ("source", "s"),
+        ("payload", "{\"n\":1}"),
+        ("service", "balances"),
+        ("cause", &*id.replace('-', "")),
+    ] {
+        assert_eq!(events[0][column], value, "{column}");
+    }
+    assert_eq!(events[0]["headers"], serde_json::json!({"traceparent": "00-1-2-01", "note": "é"}));
+    assert!(events[0]["time"].as_str().unwrap().starts_with("1970-01-01T00:00:01.5"), "{}", events[0]);
+    assert_eq!((&events[1]["payload"], &events[1]["payload_bytes"]), (&serde_json::Value::Null, &"\\xff".into()));
+}
+
+#[tokio::test]
+async fn a_tool_looks_and_leaves_requests() {
+    let database = Database::new().await;
+    let tool = async || PgStore::open(&database.url, BOUNDS, Access::Tool).await;
+    let error = tool().await.unwrap_err().to_string();
+    assert!(error.contains("no store in this database yet"), "{error}");
+    let store: Arc<dyn Store> = open(&database.url).await;
+    assert!(matches!(store.commit(&commit(1, 1, 1)).await, Outcome::Unavailable(_)), "it was not prepared");
+    let identity = store.prepare(setup()).await.unwrap();
+    let epoch = store.take(1, "me").await.unwrap().epoch;
+    committed(&store, &full(&identity, 1, epoch, 1, "a")).await;
+    let tool = tool().await.unwrap();
+    assert_eq!(tool.count_dead(DeadFilter::default()).await.unwrap(), 1);
+    assert!(!tool.is_running().await);
+    store.leases().unwrap().renew(worker("me"), ALIVE).await.unwrap();
+    assert!(tool.is_running().await);
+    assert!(tool.take(1, "tool").await.is_err() && tool.prepare(setup()).await.is_err());
+    assert!(matches!(tool.commit(&commit(1, epoch, 2)).await, Outcome::Unavailable(_)));
+    let later = "INSERT INTO _sqlx_migrations SELECT 99, 'later', installed_on, true, checksum, 0 FROM _sqlx_migrations
+        LIMIT 1";
+    run(&mut database.connection().await, later).await;
+    for access in [Access::Run, Access::Tool] {
+        let opened = PgStore::open(&database.url, BOUNDS, access).await;
+        let error = match opened {
+            Ok(store) => store.prepare(setup()).await.unwrap_err(),
+            Err(error) => error,
+        };
+        assert!(matches!(error, StoreError::Newer { found: 99, .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_named_without_its_password() {
+    // Nothing listens on port 1.
+    let store = PgStore::open("postgres://me:secret@127.0.0.1:1/budget", BOUNDS, Access::Run).await.unwrap();
+    let error = store.prepare(setup()).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, StoreError::Unavailable(_)) && text.contains("127.0.0.1:1, database budget"), "{text}");
+    assert!(!text.contains("secret"), "{text}");
+}
+
+#[tokio::test]
+async fn a_restart_finds_everything_as_it_was() {
+    let place = PostgresPlace::new().await;
+    let store = place.store();
+    let identity = store.prepare(setup()).await.unwrap();
+    for shard in 0..SHARDS {
+        let epoch = store.take(shard, "me").await.unwrap().epoch;
+        for no in 1..=5 {
+            committed(&store, &full(&identity, shard, epoch, no, &format!("{shard}-{no}"))).await;
+        }
+    }
+    let tags: Vec<String> = (0..SHARDS).map(|shard| format!("{shard}-5")).collect();
+    let tags: Vec<&str> = tags.iter().map(String::as_str).collect();
+    let before = everything(&*place, &tags).await;
+    let mut place = place;
+    drop(store);
+    place.restart().await;
+    assert_eq!(before, everything(&*place, &tags).await);
+}
