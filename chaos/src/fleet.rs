@@ -17,7 +17,7 @@ use perkey::clock::Dice;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::{ChaosError, Verdict};
-use faults::Scenario;
+use faults::{On, Scenario};
 use scene::Scene;
 use servers::Servers;
 use topics::Topics;
@@ -30,6 +30,8 @@ pub struct Plan {
     pub binary: PathBuf,
     /// What the run is about.
     pub scenario: Scenario,
+    /// What carries the messages.
+    pub on: On,
     /// How many workers.
     pub workers: usize,
     /// Records a second; 0 is as many as the fleet handles.
@@ -59,6 +61,7 @@ pub async fn fleet(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, Ch
         binary: plan.binary.clone(),
         folder: folder.path().to_owned(),
         database: database.clone(),
+        on: plan.on,
         ttl: plan.ttl,
         topics: topics.clone(),
     };

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use perkey::metrics::Child;
-use perkey_chaos::fleet::faults::Scenario;
+use perkey_chaos::fleet::faults::{On, Scenario};
 use perkey_chaos::{ChaosError, Verdict, children, fleet, flood, kill, process};
 
 const USAGE: &str = "\
@@ -15,7 +15,7 @@ usage: perkey-chaos kill [--mode import|up] [--binary PATH] [--kills 50] [--line
        perkey-chaos children [--times 100] [--child key_actor|ingress|committer|shard|all] [--seed 1]
        perkey-chaos flood [--seconds 60] [--seed 1]
        perkey-chaos fleet --scenario kill|freeze|rolling|kafka|postgres|cut|answer_lost|away|held|all [--binary PATH]
-                    [--workers 3] [--rate 2000] [--seconds 60] [--away 60] [--ttl 3] [--accounts 5000] [--seed 1]";
+                    [--on kafka|postgres] [--workers 3] [--rate 2000] [--seconds 60] [--away 60] [--ttl 3] [--accounts 5000] [--seed 1]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -49,10 +49,10 @@ async fn run(args: &[String]) -> Result<Option<Verdict>, ChaosError> {
         "flood" => flood::flood(&flood::Plan { seconds: options.seconds, seed }).await.map(Some),
         "fleet" => {
             let Some(scenario) = options.scenario else { return Ok(None) };
-            let Options { workers, rate, seconds, accounts, .. } = options;
+            let Options { on, workers, rate, seconds, accounts, .. } = options;
             let [away, ttl] = [options.away, options.ttl].map(Duration::from_secs);
             let binary = binary(&options)?;
-            let plan = fleet::Plan { binary, scenario, workers, rate, seconds, away, ttl, accounts, seed };
+            let plan = fleet::Plan { binary, scenario, on, workers, rate, seconds, away, ttl, accounts, seed };
             fleet::fleet(&plan, &mut say).await.map(Some)
         }
         _ => Ok(None),
@@ -77,6 +77,7 @@ struct Options {
     children: Vec<Child>,
     seconds: u64,
     scenario: Option<Scenario>,
+    on: On,
     workers: usize,
     rate: u64,
     away: u64,
@@ -96,6 +97,7 @@ impl Options {
             children: Child::ALL.to_vec(),
             seconds: 60,
             scenario: None,
+            on: On::Kafka,
             workers: 3,
             rate: 2_000,
             away: 60,
@@ -113,6 +115,8 @@ impl Options {
                 "--seed" => options.seed = value.parse().ok()?,
                 "--times" => options.times = value.parse().ok()?,
                 "--scenario" => options.scenario = Some(Scenario::named(value)?),
+                "--on" if value == "kafka" => options.on = On::Kafka,
+                "--on" if value == "postgres" => options.on = On::Postgres,
                 "--workers" => options.workers = value.parse().ok().filter(|workers| *workers > 0)?,
                 "--rate" => options.rate = value.parse().ok()?,
                 "--away" => options.away = value.parse().ok()?,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use perkey::message::shard_of;
 use perkey::metrics::Child;
-use perkey_chaos::fleet::load::{Gauge, Load, Pace};
+use perkey_chaos::fleet::load::{Gauge, Load, Pace, Way};
 use perkey_chaos::fleet::servers::Servers;
 use perkey_chaos::fleet::topics::Topics;
 use perkey_chaos::kill::{self, Mode};
@@ -59,7 +59,7 @@ async fn a_load_lies_in_the_partitions_of_its_shards() {
     let topics = Topics::make(&kafka, &format!("load_{}", std::process::id())).await.unwrap();
     let gauge = Arc::new(Gauge::default());
     let pace = Pace { seed: 1, accounts: 200, rate: 5_000, ahead_max: 1_000 };
-    let load = Load::start(topics.producer().unwrap(), pace, Arc::clone(&gauge));
+    let load = Load::start(Way::Topic(topics.producer().unwrap()), pace, Arc::clone(&gauge));
     let full = || gauge.unique.load(Ordering::Relaxed) == pace.ahead_max;
     process::until("the load was not put", Duration::from_secs(30), async || full()).await.unwrap();
     let given = load.finish().await.unwrap();

@@ -64,6 +64,15 @@ impl Scenario {
     }
 }
 
+/// What carries the messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum On {
+    /// Topics.
+    Kafka,
+    /// The store's own log: PostgreSQL is all there is.
+    Postgres,
+}
+
 /// One thing that is done.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Act {

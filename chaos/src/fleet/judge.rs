@@ -3,6 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use perkey::message::ShardNo;
+use perkey::store::Store;
 use serde::Deserialize;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Row};
@@ -32,8 +34,8 @@ impl From<sqlx::Error> for ChaosError {
 pub struct Progress {
     /// Messages taken.
     pub taken: i64,
-    /// Rows in `pending`.
-    pub pending: i64,
+    /// Waiting in `pending`, or unread in the log.
+    pub waiting: i64,
     /// Events that a sink has not confirmed.
     pub unpublished: i64,
 }
@@ -42,13 +44,13 @@ pub struct Progress {
 pub async fn progress(url: &str) -> Result<Progress, ChaosError> {
     let mut connection = PgConnection::connect(url).await?;
     let sql = "SELECT sum(coalesce((counters->>'taken')::bigint, 0))::bigint AS taken,
-        (SELECT count(*) FROM pending) AS pending,
+        (SELECT count(*) FROM pending) AS waiting,
         sum(outbox_seq - coalesce((SELECT min(value::bigint) FROM json_each_text(watermarks)), 0))::bigint AS unpublished
         FROM shards";
     let row = sqlx::query(sql).fetch_one(&mut connection).await?;
     let number = |name| row.try_get::<Option<i64>, _>(name).map(Option::unwrap_or_default);
     let progress =
-        Progress { taken: number("taken")?, pending: number("pending")?, unpublished: number("unpublished")? };
+        Progress { taken: number("taken")?, waiting: number("waiting")?, unpublished: number("unpublished")? };
     connection.close().await?;
     Ok(progress)
 }
@@ -204,6 +206,23 @@ async fn states(connection: &mut PgConnection, given: &Postings, verdict: &mut V
     Ok(())
 }
 
+/// The values of all events in the commits, of each shard in its order.
+pub async fn events(store: &dyn Store, shards: ShardNo) -> Result<Vec<Vec<Vec<u8>>>, ChaosError> {
+    let mut all = Vec::new();
+    for shard in 0..shards {
+        let mut values = Vec::new();
+        let mut after = 0;
+        loop {
+            let rows = store.queries().events(shard, after, 500).await?;
+            let Some(last) = rows.last() else { break };
+            after = last.seq;
+            values.extend(rows.iter().map(|row| row.event.message.payload().to_vec()));
+        }
+        all.push(values);
+    }
+    Ok(all)
+}
+
 /// The event of a posting that counted.
 #[derive(Debug, Deserialize)]
 struct Changed {
@@ -256,7 +275,7 @@ pub fn output(partitions: &[Vec<Vec<u8>>], seed: u64, given: &Postings, verdict:
     verdict.expect(wrong <= TOLD_MAX, || format!("… {wrong} events of the output in all"));
     compare(&found, given.courses(), verdict);
     let published = seen.len() + repeats;
-    verdict.facts.push(format!("{published} records published, {repeats} of them repeats"));
+    verdict.facts.push(format!("{published} events came out, {repeats} of them repeats"));
 }
 
 #[cfg(test)]

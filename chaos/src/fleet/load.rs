@@ -1,17 +1,25 @@
-//! A steady load of postings, as the ledger workload has them: on a topic, by account.
+//! A steady load of postings, as the ledger workload has them: on a topic, or in the store's own log.
 //! In: a seed, a rate. Out: records at that rate until told to stop; what must have come of them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use perkey::Message;
 use perkey::clock::{Stopwatch, sleep};
+use perkey::message::{Draft, MessageError};
+use perkey::store::Opened;
+use perkey::store::StoreError;
 use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::ChaosError;
+use crate::engine::append;
 use crate::fleet::topics::Input;
 use crate::postings::{Posting, Postings};
+
+/// A store that is away is tried again for so long.
+const STORE_WITHIN: Duration = Duration::from_secs(180);
 
 /// Time between two batches.
 const TICK: Duration = Duration::from_millis(5);
@@ -37,6 +45,59 @@ impl Record {
             "memo": format!("posting {number} of a steady load, whose memo brings it to some two hundred bytes"),
         });
         Self { id, account: account.clone(), value: value.to_string() }
+    }
+
+    /// As a message of the log.
+    fn message(&self) -> Result<Message, MessageError> {
+        let payload = self.value.as_bytes();
+        Draft { id: &self.id, key: &self.account, kind: "posting", source: "chaos", payload, ..Draft::default() }
+            .build()
+    }
+}
+
+/// Where the load goes.
+pub enum Way {
+    /// To a topic.
+    Topic(Input),
+    /// To the log of a store with so many shards.
+    Log(Opened, u32),
+}
+
+impl Way {
+    async fn put(&self, records: &[Record]) -> Result<(), ChaosError> {
+        match self {
+            Self::Topic(input) => {
+                for record in records {
+                    while !input.offer(record)? {
+                        sleep(TICK).await;
+                    }
+                }
+            }
+            Self::Log(store, shards) if !records.is_empty() => {
+                let messages = records.iter().map(Record::message).collect::<Result<Vec<_>, _>>()?;
+                let watch = Stopwatch::start();
+                // Whether it was appended may be unknown; then it comes twice, which its ids make harmless.
+                while let Err(error) = append(&*store.store(), *shards, &messages).await {
+                    let away = matches!(error, StoreError::Unavailable(_)) && watch.elapsed() < STORE_WITHIN;
+                    if !away {
+                        return Err(error.into());
+                    }
+                    sleep(TICK).await;
+                }
+            }
+            Self::Log(..) => {}
+        }
+        Ok(())
+    }
+
+    async fn flush(&self, count: u64) -> Result<(), ChaosError> {
+        match self {
+            Self::Topic(input) => input.flush(count).await,
+            Self::Log(store, _) => {
+                store.close().await;
+                Ok(())
+            }
+        }
     }
 }
 
@@ -86,9 +147,9 @@ pub struct Load {
 
 impl Load {
     /// Starts one.
-    pub fn start(input: Input, pace: Pace, gauge: Arc<Gauge>) -> Self {
+    pub fn start(way: Way, pace: Pace, gauge: Arc<Gauge>) -> Self {
         let mut tasks = JoinSet::new();
-        tasks.spawn(run(input, pace, Arc::clone(&gauge)));
+        tasks.spawn(run(way, pace, Arc::clone(&gauge)));
         Self { gauge, tasks }
     }
 
@@ -110,7 +171,7 @@ impl Load {
     }
 }
 
-async fn run(input: Input, pace: Pace, gauge: Arc<Gauge>) -> Result<Postings, ChaosError> {
+async fn run(way: Way, pace: Pace, gauge: Arc<Gauge>) -> Result<Postings, ChaosError> {
     let mut given = Postings::new(pace.seed, pace.accounts);
     let watch = Stopwatch::start();
     let (mut put, mut due) = (0, 0);
@@ -120,20 +181,19 @@ async fn run(input: Input, pace: Pace, gauge: Arc<Gauge>) -> Result<Postings, Ch
         // What there is no room for is not made up for.
         let batch = (now_due - due).min(pace.ahead_max.saturating_sub(ahead));
         due = now_due;
+        let mut records = Vec::new();
         for _ in 0..batch {
             let posting = given.make();
             let number = given.number(&posting.id).unwrap_or_default();
-            let record = Record::new(pace.seed, number, &posting);
-            while !input.offer(&record)? {
-                sleep(TICK).await;
-            }
+            records.push(Record::new(pace.seed, number, &posting));
         }
+        way.put(&records).await?;
         put += batch;
         gauge.put.store(put, Ordering::Relaxed);
         gauge.unique.store(given.unique() as u64, Ordering::Relaxed);
         sleep(TICK).await;
     }
-    input.flush(put).await?;
+    way.flush(put).await?;
     Ok(given)
 }
 

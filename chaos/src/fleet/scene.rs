@@ -6,10 +6,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use perkey::clock::{Stopwatch, sleep};
+use perkey::settings::Settings;
+use perkey::store::Access;
+use perkey::store::{Opened, open};
 use sqlx::{Connection, PgConnection};
 
-use crate::fleet::faults::{Act, Course, Scenario};
-use crate::fleet::load::{Gauge, Load, Pace};
+use crate::fleet::faults::{Act, Course, On, Scenario};
+use crate::fleet::judge::Progress;
+use crate::fleet::load::{Gauge, Load, Pace, Way};
 use crate::fleet::meter::{Meter, spread};
 use crate::fleet::servers::{Server, Servers};
 use crate::fleet::topics::Topics;
@@ -153,7 +157,11 @@ impl<'a> Scene<'a> {
             rate: if all { 1_000_000 } else { rate },
             ahead_max: if all { AHEAD_MAX } else { u64::MAX },
         };
-        let mut load = Load::start(self.topics.producer()?, pace, Arc::clone(&self.gauge));
+        let way = match self.plan.on {
+            On::Kafka => Way::Topic(self.topics.producer()?),
+            On::Postgres => Way::Log(self.store().await?, self.shards()),
+        };
+        let mut load = Load::start(way, pace, Arc::clone(&self.gauge));
         let began = self.watch.elapsed();
         let acted = async {
             match self.plan.scenario {
@@ -170,13 +178,40 @@ impl<'a> Scene<'a> {
         self.rest(&given).await?;
         self.figures(began, ended, &given).await;
         judge::database(&self.url, seed, &given, &mut self.verdict).await?;
-        let published = self.topics.read(&self.topics.output).await?;
+        let published = match self.plan.on {
+            On::Kafka => self.topics.read(&self.topics.output).await?,
+            On::Postgres => judge::events(&*self.store().await?, self.shards()).await?,
+        };
         judge::output(&published, seed, &given, &mut self.verdict);
         for worker in &mut self.workers {
             let wrong = worker.leave().await?;
             self.verdict.violations.extend(wrong);
         }
         Ok(std::mem::take(&mut self.verdict))
+    }
+
+    async fn store(&self) -> Result<Opened, ChaosError> {
+        let mut settings = Settings::default();
+        settings.store.url.clone_from(&self.url);
+        Ok(open(&settings, Access::Tool).await?)
+    }
+
+    fn shards(&self) -> u32 {
+        u32::try_from(self.meter.timeline().0.len()).unwrap_or_default()
+    }
+
+    /// How far the fleet is.
+    async fn progress(&self) -> Result<Progress, ChaosError> {
+        let mut progress = judge::progress(&self.url).await?;
+        if self.plan.on == On::Postgres {
+            // Whoever reads the log reads the commits: nothing is published.
+            progress.unpublished = 0;
+            let store = self.store().await?;
+            let rows = store.queries().shards().await?;
+            progress.waiting += rows.iter().map(|row| row.unread.cast_signed()).sum::<i64>();
+            store.close().await;
+        }
+        Ok(progress)
     }
 
     async fn disturb(&mut self, say: &mut dyn FnMut(&str)) -> Result<(), ChaosError> {
@@ -292,12 +327,12 @@ impl<'a> Scene<'a> {
     async fn rest(&mut self, given: &Postings) -> Result<(), ChaosError> {
         self.settle().await?;
         let unique = given.unique() as i64;
-        let done = judge::Progress { taken: unique, ..judge::Progress::default() };
-        let (mut last, mut since) = (judge::Progress::default(), Stopwatch::start());
+        let done = Progress { taken: unique, ..Progress::default() };
+        let (mut last, mut since) = (Progress::default(), Stopwatch::start());
         let began = Stopwatch::start();
         let ahead = given.unique() as u64 - self.taken();
         loop {
-            let progress = judge::progress(&self.url).await?;
+            let progress = self.progress().await?;
             if progress == done {
                 let seconds = began.elapsed().as_secs_f64();
                 self.verdict.facts.push(format!("at rest {seconds:.1} s after the load, which was {ahead} ahead"));

@@ -12,6 +12,7 @@ use tokio::process::Command;
 use tokio::task::JoinSet;
 
 use crate::ChaosError;
+use crate::fleet::faults::On;
 use crate::fleet::topics::Topics;
 use crate::process::{Place, Running};
 use crate::proxy::Proxy;
@@ -30,6 +31,8 @@ pub struct Common {
     pub folder: PathBuf,
     /// The database's name.
     pub database: String,
+    /// What carries the messages.
+    pub on: On,
     /// `ownership.lease_ttl`.
     pub ttl: Duration,
     /// Topics.
@@ -154,7 +157,7 @@ fn settings(common: &Common, name: &str, kafka: &str) -> String {
     let Common { ttl, topics, .. } = common;
     let Topics { input, output, .. } = topics;
     let (ttl, statement, heartbeat) = (ttl.as_millis(), ttl.as_millis() * 2 / 3, ttl.as_millis() / 10);
-    format!(
+    let own = format!(
         r#"[store]
 statement_timeout = "{statement}ms"
 
@@ -163,13 +166,16 @@ worker = "{name}"
 lease_ttl = "{ttl}ms"
 heartbeat = "{heartbeat}ms"
 
+[admin]
+listen = "127.0.0.1:0"
+"#
+    );
+    let topics = format!(
+        r#"
 [kafka]
 brokers = "{kafka}"
 topics = ["{input}"]
 group = "{input}"
-
-[admin]
-listen = "127.0.0.1:0"
 
 [[bind]]
 source = "kafka"
@@ -182,7 +188,8 @@ type = "balance.changed"
 sink = "kafka"
 topic = "{output}"
 "#
-    )
+    );
+    if common.on == On::Kafka { own + &topics } else { own }
 }
 
 /// What a metric adds up to over the lines that have `label`.
