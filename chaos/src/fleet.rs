@@ -2,6 +2,7 @@
 //! In: a scenario and a seed. Out: what happened, how long takeovers took, and everything that does not hold.
 
 pub mod faults;
+mod figures;
 pub mod judge;
 pub mod load;
 pub mod meter;

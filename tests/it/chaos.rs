@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use perkey::message::shard_of;
 use perkey::metrics::Child;
+use perkey_chaos::fleet::faults::{On, Scenario};
 use perkey_chaos::fleet::load::{Gauge, Load, Pace, Way};
 use perkey_chaos::fleet::servers::Servers;
 use perkey_chaos::fleet::topics::Topics;
 use perkey_chaos::kill::{self, Mode};
-use perkey_chaos::{ChaosError, Verdict, children, flood, process};
+use perkey_chaos::{ChaosError, Verdict, children, fleet, flood, process};
 
 fn holds(again: &str, said: &[String], verdict: Result<Verdict, ChaosError>) {
     let again = format!("again: cargo run -p perkey-chaos -- {again}");
@@ -73,4 +74,38 @@ async fn a_load_lies_in_the_partitions_of_its_shards() {
     let put: usize = partitions.iter().map(Vec::len).sum();
     assert_eq!(put as u64, given.unique() as u64 + given.repeats());
     topics.remove().await.unwrap();
+}
+
+/// Three workers under a small load, for seconds; `perkey-chaos fleet` runs them for longer.
+async fn fleet_of_three(scenario: Scenario, on: On, seconds: u64) {
+    let binary = tokio::task::spawn_blocking(process::built).await.unwrap().unwrap();
+    let ttl = Duration::from_secs(2);
+    let (rate, accounts, seed) = (400, 500, 9);
+    let plan = fleet::Plan { binary, scenario, on, workers: 3, rate, seconds, away: ttl, ttl, accounts, seed };
+    let mut said = Vec::new();
+    let verdict = fleet::fleet(&plan, &mut |line| said.push(line.to_owned())).await;
+    let name = Scenario::NAMED.iter().find(|(_, named)| *named == scenario).map_or("", |(name, _)| name);
+    let on = if on == On::Kafka { "kafka" } else { "postgres" };
+    let size = format!("--rate {rate} --seconds {seconds} --ttl 2 --accounts {accounts} --seed {seed}");
+    holds(&format!("fleet --scenario {name} --on {on} {size}"), &said, verdict);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_workers_shards_go_to_others_and_nothing_is_lost() {
+    fleet_of_three(Scenario::Kill, On::Kafka, 12).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_worker_wakes_up_and_changes_nothing() {
+    fleet_of_three(Scenario::Freeze, On::Kafka, 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_answer_is_lost_counts_once() {
+    fleet_of_three(Scenario::AnswerLost, On::Kafka, 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_alone_carries_a_fleet_whose_workers_are_killed() {
+    fleet_of_three(Scenario::Kill, On::Postgres, 8).await;
 }
