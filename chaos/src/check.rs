@@ -131,7 +131,7 @@ async fn read_events(
 }
 
 /// Each account's events must tell its postings in the order in which they were given, each once.
-fn compare(found: &HashMap<String, Course>, given: &HashMap<String, Course>, verdict: &mut Verdict) {
+pub(crate) fn compare(found: &HashMap<String, Course>, given: &HashMap<String, Course>, verdict: &mut Verdict) {
     let mut told = 0;
     let mut tell = |violation: String, verdict: &mut Verdict| {
         told += 1;

@@ -130,7 +130,8 @@ impl Scene {
     }
 }
 
-async fn append(store: &dyn Store, shards: u32, messages: &[Message]) -> Result<(), StoreError> {
+/// Appends postings to the log.
+pub(crate) async fn append(store: &dyn Store, shards: u32, messages: &[Message]) -> Result<(), StoreError> {
     let mut targets: Vec<Vec<(&str, &Message)>> = vec![Vec::new(); shards as usize];
     for message in messages {
         targets[shard_of(message.key(), shards) as usize].push((SERVICE, message));

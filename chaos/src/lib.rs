@@ -2,15 +2,18 @@
 //! In: a scenario and a seed. Out: what happened, what does not hold, and the command that runs it again.
 //!
 //! A scenario makes postings of which it knows the outcome ([`postings`]), disturbs whoever handles them ([`kill`],
-//! [`children`], [`flood`]), and then reads nothing but the store ([`check`]).
+//! [`children`], [`flood`]), and then reads nothing but the store ([`check`]). [`fleet`] does the same to several workers
+//! on real servers, with a [`proxy`] between each worker and what it talks to.
 
 pub mod check;
 pub mod children;
 pub mod engine;
+pub mod fleet;
 pub mod flood;
 pub mod kill;
 pub mod postings;
 pub mod process;
+pub mod proxy;
 
 /// A scenario could not be run to its end; that says nothing about what it was to prove.
 #[derive(Debug, thiserror::Error)]

@@ -4,14 +4,18 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use perkey::metrics::Child;
-use perkey_chaos::{ChaosError, Verdict, children, flood, kill, process};
+use perkey_chaos::fleet::faults::{On, Scenario};
+use perkey_chaos::{ChaosError, Verdict, children, fleet, flood, kill, process};
 
 const USAGE: &str = "\
 usage: perkey-chaos kill [--mode import|up] [--binary PATH] [--kills 50] [--lines 100000] [--accounts 5000] [--seed 1]
        perkey-chaos children [--times 100] [--child key_actor|ingress|committer|shard|all] [--seed 1]
-       perkey-chaos flood [--seconds 60] [--seed 1]";
+       perkey-chaos flood [--seconds 60] [--seed 1]
+       perkey-chaos fleet --scenario kill|freeze|rolling|kafka|postgres|cut|answer_lost|away|held|all [--binary PATH]
+                    [--on kafka|postgres] [--workers 3] [--rate 2000] [--seconds 60] [--away 60] [--ttl 3] [--accounts 5000] [--seed 1]";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -33,10 +37,7 @@ async fn run(args: &[String]) -> Result<Option<Verdict>, ChaosError> {
     let Options { seed, times, .. } = options;
     match scenario.as_str() {
         "kill" => {
-            let binary = match options.binary {
-                Some(path) => path.canonicalize()?,
-                None => process::built()?,
-            };
+            let binary = binary(&options)?;
             let Options { mode, kills, lines, accounts, .. } = options;
             let plan = kill::Plan { binary, mode, kills, lines, accounts, seed };
             kill::kill(&plan, &mut say).await.map(Some)
@@ -46,7 +47,22 @@ async fn run(args: &[String]) -> Result<Option<Verdict>, ChaosError> {
             children::children(&plan, &mut say).await.map(Some)
         }
         "flood" => flood::flood(&flood::Plan { seconds: options.seconds, seed }).await.map(Some),
+        "fleet" => {
+            let Some(scenario) = options.scenario else { return Ok(None) };
+            let Options { on, workers, rate, seconds, accounts, .. } = options;
+            let [away, ttl] = [options.away, options.ttl].map(Duration::from_secs);
+            let binary = binary(&options)?;
+            let plan = fleet::Plan { binary, scenario, on, workers, rate, seconds, away, ttl, accounts, seed };
+            fleet::fleet(&plan, &mut say).await.map(Some)
+        }
         _ => Ok(None),
+    }
+}
+
+fn binary(options: &Options) -> Result<PathBuf, ChaosError> {
+    match &options.binary {
+        Some(path) => Ok(path.canonicalize()?),
+        None => process::built(),
     }
 }
 
@@ -60,6 +76,12 @@ struct Options {
     times: u32,
     children: Vec<Child>,
     seconds: u64,
+    scenario: Option<Scenario>,
+    on: On,
+    workers: usize,
+    rate: u64,
+    away: u64,
+    ttl: u64,
 }
 
 impl Options {
@@ -74,6 +96,12 @@ impl Options {
             times: 100,
             children: Child::ALL.to_vec(),
             seconds: 60,
+            scenario: None,
+            on: On::Kafka,
+            workers: 3,
+            rate: 2_000,
+            away: 60,
+            ttl: 3,
         };
         for pair in args.chunks(2) {
             let [name, value] = pair else { return None };
@@ -86,6 +114,13 @@ impl Options {
                 "--accounts" => options.accounts = value.parse().ok()?,
                 "--seed" => options.seed = value.parse().ok()?,
                 "--times" => options.times = value.parse().ok()?,
+                "--scenario" => options.scenario = Some(Scenario::named(value)?),
+                "--on" if value == "kafka" => options.on = On::Kafka,
+                "--on" if value == "postgres" => options.on = On::Postgres,
+                "--workers" => options.workers = value.parse().ok().filter(|workers| *workers > 0)?,
+                "--rate" => options.rate = value.parse().ok()?,
+                "--away" => options.away = value.parse().ok()?,
+                "--ttl" => options.ttl = value.parse().ok().filter(|ttl| *ttl > 0)?,
                 "--seconds" => options.seconds = value.parse().ok()?,
                 "--child" if value == "all" => options.children = Child::ALL.to_vec(),
                 "--child" => options.children = vec![*Child::ALL.iter().find(|child| child.as_str() == value)?],

@@ -1,9 +1,18 @@
 //! The scenarios of `perkey-chaos`, each with a seed and small enough for every run of the tests.
 //! In: the real binary, or an engine in this process. Out: nothing lost, nothing counted twice.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use perkey::message::shard_of;
 use perkey::metrics::Child;
+use perkey_chaos::fleet::faults::{On, Scenario};
+use perkey_chaos::fleet::load::{Gauge, Load, Pace, Way};
+use perkey_chaos::fleet::servers::Servers;
+use perkey_chaos::fleet::topics::Topics;
 use perkey_chaos::kill::{self, Mode};
-use perkey_chaos::{ChaosError, Verdict, children, flood, process};
+use perkey_chaos::{ChaosError, Verdict, children, fleet, flood, process};
 
 fn holds(again: &str, said: &[String], verdict: Result<Verdict, ChaosError>) {
     let again = format!("again: cargo run -p perkey-chaos -- {again}");
@@ -43,4 +52,60 @@ async fn each_child_that_is_killed_comes_back_and_loses_nothing() {
 async fn a_flood_waits_in_the_log_and_not_in_memory() {
     let verdict = flood::flood(&flood::Plan { seconds: 3, seed: 4 }).await;
     holds("flood --seconds 3 --seed 4", &[], verdict);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_lies_in_the_partitions_of_its_shards() {
+    let kafka = Servers::running().unwrap().kafka;
+    let topics = Topics::make(&kafka, &format!("load_{}", std::process::id())).await.unwrap();
+    let gauge = Arc::new(Gauge::default());
+    let pace = Pace { seed: 1, accounts: 200, rate: 5_000, ahead_max: 1_000 };
+    let load = Load::start(Way::Topic(topics.producer().unwrap()), pace, Arc::clone(&gauge));
+    let full = || gauge.unique.load(Ordering::Relaxed) == pace.ahead_max;
+    process::until("the load was not put", Duration::from_secs(30), async || full()).await.unwrap();
+    let given = load.finish().await.unwrap();
+    let partitions = topics.read(&topics.input).await.unwrap();
+    for (partition, values) in (0..).zip(&partitions) {
+        for value in values {
+            let posting: serde_json::Value = serde_json::from_slice(value).unwrap();
+            assert_eq!(shard_of(posting["account"].as_str().unwrap(), 8), partition);
+        }
+    }
+    let put: usize = partitions.iter().map(Vec::len).sum();
+    assert_eq!(put as u64, given.unique() as u64 + given.repeats());
+    topics.remove().await.unwrap();
+}
+
+/// Three workers under a small load, for seconds; `perkey-chaos fleet` runs them for longer.
+async fn fleet_of_three(scenario: Scenario, on: On, seconds: u64) {
+    let binary = tokio::task::spawn_blocking(process::built).await.unwrap().unwrap();
+    let ttl = Duration::from_secs(2);
+    let (rate, accounts, seed) = (400, 500, 9);
+    let plan = fleet::Plan { binary, scenario, on, workers: 3, rate, seconds, away: ttl, ttl, accounts, seed };
+    let mut said = Vec::new();
+    let verdict = fleet::fleet(&plan, &mut |line| said.push(line.to_owned())).await;
+    let name = Scenario::NAMED.iter().find(|(_, named)| *named == scenario).map_or("", |(name, _)| name);
+    let on = if on == On::Kafka { "kafka" } else { "postgres" };
+    let size = format!("--rate {rate} --seconds {seconds} --ttl 2 --accounts {accounts} --seed {seed}");
+    holds(&format!("fleet --scenario {name} --on {on} {size}"), &said, verdict);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_workers_shards_go_to_others_and_nothing_is_lost() {
+    fleet_of_three(Scenario::Kill, On::Kafka, 12).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_worker_wakes_up_and_changes_nothing() {
+    fleet_of_three(Scenario::Freeze, On::Kafka, 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_answer_is_lost_counts_once() {
+    fleet_of_three(Scenario::AnswerLost, On::Kafka, 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgres_alone_carries_a_fleet_whose_workers_are_killed() {
+    fleet_of_three(Scenario::Kill, On::Postgres, 8).await;
 }

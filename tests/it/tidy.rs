@@ -17,8 +17,8 @@ const FOLDERS_BELOW_SRC_MAX: usize = 2;
 /// Crates that only some files may name, by the starts of the paths that may.
 const LAYERS: &[(&str, &[&str])] = &[
     ("ractor", &["runtime/src/pipeline", "runtime/src/supervision", "runtime/src/ownership", "runtime/src/engine"]),
-    ("sqlx", &["runtime/src/store/"]),
-    ("rdkafka", &["runtime/src/transport/kafka"]),
+    ("sqlx", &["runtime/src/store/", "chaos/src/fleet"]),
+    ("rdkafka", &["runtime/src/transport/kafka", "chaos/src/fleet/topics.rs"]),
     ("lapin", &["runtime/src/transport/rabbitmq"]),
     ("redis", &["runtime/src/cache"]),
     ("axum", &["services/src/"]),

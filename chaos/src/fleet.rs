@@ -1,0 +1,114 @@
+//! A fleet of real workers on real servers under a steady load, while workers, lines and servers fail.
+//! In: a scenario and a seed. Out: what happened, how long takeovers took, and everything that does not hold.
+
+pub mod faults;
+mod figures;
+pub mod judge;
+pub mod load;
+pub mod meter;
+mod scene;
+pub mod servers;
+pub mod topics;
+pub mod workers;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use perkey::clock::Dice;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::{ChaosError, Verdict};
+use faults::{On, Scenario};
+use scene::Scene;
+use servers::Servers;
+use topics::Topics;
+use workers::Common;
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The binary.
+    pub binary: PathBuf,
+    /// What the run is about.
+    pub scenario: Scenario,
+    /// What carries the messages.
+    pub on: On,
+    /// How many workers.
+    pub workers: usize,
+    /// Records a second; 0 is as many as the fleet handles.
+    pub rate: u64,
+    /// For how long something is done to them.
+    pub seconds: u64,
+    /// How long PostgreSQL is away, where that is the scenario.
+    pub away: Duration,
+    /// `ownership.lease_ttl`.
+    pub ttl: Duration,
+    /// Accounts.
+    pub accounts: u64,
+    /// The seed.
+    pub seed: u64,
+}
+
+/// Runs `plan`; each line of the report goes to `say` as it comes.
+pub async fn fleet(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, ChaosError> {
+    let running = Servers::running();
+    let servers = if plan.scenario.kills_servers() || running.is_err() { Servers::own().await? } else { running? };
+    let suffix = format!("{:08x}", Dice::from_system().below(1 << 32));
+    let database = format!("perkey_test_chaos_{suffix}");
+    let topics = Topics::make(&servers.kafka, &suffix).await?;
+    change(&servers.postgres, &format!("CREATE DATABASE {database}")).await?;
+    let folder = tempfile::tempdir()?;
+    let common = Common {
+        binary: plan.binary.clone(),
+        folder: folder.path().to_owned(),
+        database: database.clone(),
+        on: plan.on,
+        ttl: plan.ttl,
+        topics: topics.clone(),
+    };
+    let ended = match Scene::start(plan, &servers, &common).await {
+        Ok(mut scene) => scene.play(say).await,
+        Err(error) => Err(error),
+    };
+    let holds = ended.as_ref().is_ok_and(|verdict| verdict.violations.is_empty());
+    if holds {
+        topics.remove().await?;
+        change(&servers.postgres, &format!("DROP DATABASE {database} WITH (FORCE)")).await?;
+        servers.leave().await?;
+    } else {
+        let kept = folder.keep();
+        say(&format!("kept for a look: {}, database {database} at {}", kept.display(), servers.postgres));
+    }
+    ended
+}
+
+async fn change(postgres: &str, sql: &str) -> Result<(), ChaosError> {
+    let mut connection = PgConnection::connect(postgres).await?;
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await?;
+    connection.close().await?;
+    Ok(())
+}
+
+/// `url` with another database.
+fn in_database(url: &str, database: &str) -> String {
+    url.rsplit_once('/').map_or_else(|| url.to_owned(), |(server, _)| format!("{server}/{database}"))
+}
+
+/// The `host:port` of a PostgreSQL URL.
+fn host(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let rest = rest.split('/').next().unwrap_or(rest);
+    rest.rsplit_once('@').map_or(rest, |(_, host)| host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_taken_apart() {
+        let url = "postgres://postgres@127.0.0.1:25366/postgres";
+        assert_eq!(host(url), "127.0.0.1:25366");
+        assert_eq!(in_database(url, "other"), "postgres://postgres@127.0.0.1:25366/other");
+    }
+}

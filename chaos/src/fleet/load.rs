@@ -1,0 +1,215 @@
+//! A steady load of postings, as the ledger workload has them: on a topic, or in the store's own log.
+//! In: a seed, a rate. Out: records at that rate until told to stop; what must have come of them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use perkey::Message;
+use perkey::clock::{Stopwatch, sleep};
+use perkey::message::{Draft, MessageError};
+use perkey::store::Opened;
+use perkey::store::StoreError;
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use crate::ChaosError;
+use crate::engine::append;
+use crate::fleet::topics::Input;
+use crate::postings::{Posting, Postings};
+
+/// A store that is away is tried again for so long.
+const STORE_WITHIN: Duration = Duration::from_secs(180);
+
+/// Time between two batches.
+const TICK: Duration = Duration::from_millis(5);
+
+/// A posting as a record of the ledger workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The message's id, a UUID: the header `id`.
+    pub id: String,
+    /// The key.
+    pub account: String,
+    /// JSON of about 200 bytes.
+    pub value: String,
+}
+
+impl Record {
+    /// `posting`, the `number`th of a seed's.
+    pub fn new(seed: u64, number: u32, posting: &Posting) -> Self {
+        let id = uuid(seed, number);
+        let account = &posting.account;
+        let value = json!({
+            "id": &id, "account": account, "amount": posting.amount, "currency": "USD", "at": "2026-01-31T10:00:00Z",
+            "memo": format!("posting {number} of a steady load, whose memo brings it to some two hundred bytes"),
+        });
+        Self { id, account: account.clone(), value: value.to_string() }
+    }
+
+    /// As a message of the log.
+    fn message(&self) -> Result<Message, MessageError> {
+        let payload = self.value.as_bytes();
+        Draft { id: &self.id, key: &self.account, kind: "posting", source: "chaos", payload, ..Draft::default() }
+            .build()
+    }
+}
+
+/// Where the load goes.
+pub enum Way {
+    /// To a topic.
+    Topic(Input),
+    /// To the log of a store with so many shards.
+    Log(Opened, u32),
+}
+
+impl Way {
+    async fn put(&self, records: &[Record]) -> Result<(), ChaosError> {
+        match self {
+            Self::Topic(input) => {
+                for record in records {
+                    while !input.offer(record)? {
+                        sleep(TICK).await;
+                    }
+                }
+            }
+            Self::Log(store, shards) if !records.is_empty() => {
+                let messages = records.iter().map(Record::message).collect::<Result<Vec<_>, _>>()?;
+                let watch = Stopwatch::start();
+                // Whether it was appended may be unknown; then it comes twice, which its ids make harmless.
+                while let Err(error) = append(&*store.store(), *shards, &messages).await {
+                    let away = matches!(error, StoreError::Unavailable(_)) && watch.elapsed() < STORE_WITHIN;
+                    if !away {
+                        return Err(error.into());
+                    }
+                    sleep(TICK).await;
+                }
+            }
+            Self::Log(..) => {}
+        }
+        Ok(())
+    }
+
+    async fn flush(&self, count: u64) -> Result<(), ChaosError> {
+        match self {
+            Self::Topic(input) => input.flush(count).await,
+            Self::Log(store, _) => {
+                store.close().await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The id of a seed's `number`th posting. Its version says that its bits are nobody else's.
+fn uuid(seed: u64, number: u32) -> String {
+    let seed = seed & 0xffff_ffff_ffff;
+    format!("{number:08x}-5eed-8000-8000-{seed:012x}")
+}
+
+/// The number of the posting with this id, if it is one of the seed's; hyphens may be missing.
+pub fn number(seed: u64, id: &str) -> Option<u32> {
+    let digits = id.replace('-', "");
+    let number = u32::from_str_radix(digits.get(..8)?, 16).ok()?;
+    (uuid(seed, number).replace('-', "") == digits).then_some(number)
+}
+
+/// How far the load is, for everybody to see.
+#[derive(Debug, Default)]
+pub struct Gauge {
+    /// Records put, repeats included.
+    pub put: AtomicU64,
+    /// Different postings among them.
+    pub unique: AtomicU64,
+    /// Different postings that the fleet has taken.
+    pub taken: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// How much, and of what.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// The postings' seed.
+    pub seed: u64,
+    /// Accounts.
+    pub accounts: u64,
+    /// Records a second.
+    pub rate: u64,
+    /// How many postings may be put and not taken.
+    pub ahead_max: u64,
+}
+
+/// A load that runs.
+pub struct Load {
+    gauge: Arc<Gauge>,
+    tasks: JoinSet<Result<Postings, ChaosError>>,
+}
+
+impl Load {
+    /// Starts one.
+    pub fn start(way: Way, pace: Pace, gauge: Arc<Gauge>) -> Self {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(run(way, pace, Arc::clone(&gauge)));
+        Self { gauge, tasks }
+    }
+
+    /// Whether it ended by itself, which it does only when something is wrong.
+    pub async fn failed(&mut self) -> ChaosError {
+        match self.tasks.join_next().await {
+            Some(Ok(Err(error))) => error,
+            _ => ChaosError::Stuck("the load ended by itself".to_owned()),
+        }
+    }
+
+    /// Stops it, waits until all of it is on the topic, and tells what it was.
+    pub async fn finish(mut self) -> Result<Postings, ChaosError> {
+        self.gauge.stop.store(true, Ordering::Release);
+        match self.tasks.join_next().await {
+            Some(Ok(given)) => given,
+            _ => Err(ChaosError::Stuck("the load ended by itself".to_owned())),
+        }
+    }
+}
+
+async fn run(way: Way, pace: Pace, gauge: Arc<Gauge>) -> Result<Postings, ChaosError> {
+    let mut given = Postings::new(pace.seed, pace.accounts);
+    let watch = Stopwatch::start();
+    let (mut put, mut due) = (0, 0);
+    while !gauge.stop.load(Ordering::Acquire) {
+        let now_due = (watch.elapsed().as_secs_f64() * pace.rate as f64) as u64;
+        let ahead = (given.unique() as u64).saturating_sub(gauge.taken.load(Ordering::Relaxed));
+        // What there is no room for is not made up for.
+        let batch = (now_due - due).min(pace.ahead_max.saturating_sub(ahead));
+        due = now_due;
+        let mut records = Vec::new();
+        for _ in 0..batch {
+            let posting = given.make();
+            let number = given.number(&posting.id).unwrap_or_default();
+            records.push(Record::new(pace.seed, number, &posting));
+        }
+        way.put(&records).await?;
+        put += batch;
+        gauge.put.store(put, Ordering::Relaxed);
+        gauge.unique.store(given.unique() as u64, Ordering::Relaxed);
+        sleep(TICK).await;
+    }
+    way.flush(put).await?;
+    Ok(given)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_tells_its_number_to_its_own_seed_alone() {
+        let posting = Posting { id: "p7-513".to_owned(), account: "acct-1".to_owned(), amount: -5 };
+        let record = Record::new(7, 513, &posting);
+        assert_eq!(record.id.parse::<uuid::Uuid>().unwrap().to_string(), record.id);
+        assert_eq!(number(7, &record.id), Some(513));
+        assert_eq!(number(7, &record.id.replace('-', "")), Some(513));
+        assert_eq!(number(8, &record.id), None);
+        assert_eq!(number(7, "p7-513"), None);
+        assert!((150..250).contains(&record.value.len()), "{}", record.value.len());
+    }
+}

@@ -1,0 +1,353 @@
+//! One run of a fleet: starts it, loads it, does to it what the course says, lets it rest, judges it.
+//! In: a plan, servers. Out: a verdict with its figures.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use perkey::clock::{Stopwatch, sleep};
+use perkey::settings::Settings;
+use perkey::store::Access;
+use perkey::store::{Opened, open};
+use sqlx::{Connection, PgConnection};
+
+use crate::fleet::faults::{Act, Course, On, Scenario};
+use crate::fleet::judge::Progress;
+use crate::fleet::load::{Gauge, Load, Pace, Way};
+use crate::fleet::meter::Meter;
+use crate::fleet::servers::{Server, Servers};
+use crate::fleet::topics::Topics;
+use crate::fleet::workers::{Common, Memory, Worker};
+use crate::fleet::{Plan, host, in_database, judge};
+use crate::postings::Postings;
+use crate::proxy::{Mode, Proxy};
+use crate::{ChaosError, Verdict};
+
+/// A fleet has divided its shards within this.
+const SETTLED_WITHIN: Duration = Duration::from_secs(60);
+/// A fleet that takes nothing more for this long has stopped.
+const STUCK_AFTER: Duration = Duration::from_secs(45);
+/// What is put and not taken at most, where the load is as large as the fleet takes it.
+const AHEAD_MAX: u64 = 100_000;
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Something that was done to a worker, after which others must own its shards.
+pub(super) struct Fault {
+    pub(super) at: Duration,
+    pub(super) worker: String,
+    /// Whether it left in order.
+    pub(super) drain: bool,
+}
+
+/// A fleet at work.
+pub(super) struct Scene<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) servers: &'a Servers,
+    pub(super) topics: Topics,
+    pub(super) url: String,
+    pub(super) workers: Vec<Worker>,
+    pub(super) names: Vec<String>,
+    pub(super) kafka_line: Option<Proxy>,
+    pub(super) gauge: Arc<Gauge>,
+    pub(super) meter: Meter,
+    pub(super) memory: Memory,
+    pub(super) watch: Stopwatch,
+    pub(super) faults: Vec<Fault>,
+    pub(super) returns: Vec<Duration>,
+    pub(super) verdict: Verdict,
+}
+
+impl<'a> Scene<'a> {
+    /// Starts the workers, and waits until each has its share.
+    pub(super) async fn start(plan: &'a Plan, servers: &'a Servers, common: &Common) -> Result<Self, ChaosError> {
+        let mut brokers = servers.kafka.clone();
+        let mut kafka_line = None;
+        if plan.scenario.cuts_kafka() {
+            let (target, listen) = servers.proxied.as_ref().ok_or_else(|| {
+                ChaosError::Stuck("Kafka has no listener for a proxy: scripts/services restart kafka".to_owned())
+            })?;
+            kafka_line = Some(Proxy::start(listen, target).await?);
+            brokers.clone_from(listen);
+        }
+        let mut workers = Vec::new();
+        for number in 0..plan.workers {
+            // Kafka tells its clients one address: one worker goes by way of the proxy, the others go straight.
+            let brokers = if number == 0 { &brokers } else { &servers.kafka };
+            workers.push(Worker::new(common, number, host(&servers.postgres), brokers).await?);
+        }
+        for worker in &mut workers {
+            worker.start()?;
+        }
+        let watch = Stopwatch::start();
+        let gauge = Arc::new(Gauge::default());
+        let url = in_database(&servers.postgres, &common.database);
+        let meter = Meter::start(&url, watch, Arc::clone(&gauge));
+        let memory = Memory::watch(&workers, watch);
+        let names = workers.iter().map(|worker| worker.name.clone()).collect();
+        let mut scene = Self {
+            plan,
+            servers,
+            topics: common.topics.clone(),
+            url,
+            workers,
+            names,
+            kafka_line,
+            gauge,
+            meter,
+            memory,
+            watch,
+            faults: Vec::new(),
+            returns: Vec::new(),
+            verdict: Verdict::default(),
+        };
+        scene.settle().await?;
+        Ok(scene)
+    }
+
+    /// Waits until every worker has shards, and all shards have an owner.
+    async fn settle(&mut self) -> Result<(), ChaosError> {
+        let watch = Stopwatch::start();
+        loop {
+            let (owned, shards) = {
+                let timeline = self.meter.timeline();
+                (timeline.owned(&self.names), timeline.0.len())
+            };
+            if shards > 0 && owned.iter().sum::<usize>() == shards && owned.iter().all(|owned| *owned > 0) {
+                return Ok(());
+            }
+            self.revive().await?;
+            if watch.elapsed() > SETTLED_WITHIN {
+                let violation = format!("after {SETTLED_WITHIN:?} the workers own {owned:?} of {shards} shards");
+                return Err(ChaosError::Stuck(self.with_logs(violation)));
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Starts again whoever ended by itself, which nobody should.
+    async fn revive(&mut self) -> Result<(), ChaosError> {
+        for worker in &mut self.workers {
+            if let Some(violation) = worker.ended().await {
+                if self.verdict.violations.len() > 20 {
+                    return Err(ChaosError::Stuck(self.verdict.violations.join("\n")));
+                }
+                self.verdict.violations.push(violation);
+                worker.start()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn with_logs(&self, mut text: String) -> String {
+        for worker in &self.workers {
+            text = format!("{text}\n{}: {}", worker.name, worker.tail());
+        }
+        text
+    }
+
+    /// Runs the scenario to its verdict.
+    pub(super) async fn play(&mut self, say: &mut dyn FnMut(&str)) -> Result<Verdict, ChaosError> {
+        let Plan { seed, accounts, rate, .. } = *self.plan;
+        let all = rate == 0 || self.plan.scenario == Scenario::Held;
+        let pace = Pace {
+            seed,
+            accounts,
+            rate: if all { 1_000_000 } else { rate },
+            ahead_max: if all { AHEAD_MAX } else { u64::MAX },
+        };
+        let way = match self.plan.on {
+            On::Kafka => Way::Topic(self.topics.producer()?),
+            On::Postgres => Way::Log(self.store().await?, self.shards()),
+        };
+        let mut load = Load::start(way, pace, Arc::clone(&self.gauge));
+        let began = self.watch.elapsed();
+        let acted = async {
+            match self.plan.scenario {
+                Scenario::Held => self.held(say).await,
+                _ => self.disturb(say).await,
+            }
+        };
+        tokio::select! {
+            acted = acted => acted?,
+            failed = load.failed() => return Err(failed),
+        }
+        let ended = self.watch.elapsed();
+        let given = load.finish().await?;
+        self.rest(&given).await?;
+        self.figures(began, ended, &given).await;
+        judge::database(&self.url, seed, &given, &mut self.verdict).await?;
+        let published = match self.plan.on {
+            On::Kafka => self.topics.read(&self.topics.output).await?,
+            On::Postgres => judge::events(&*self.store().await?, self.shards()).await?,
+        };
+        judge::output(&published, seed, &given, &mut self.verdict);
+        for worker in &mut self.workers {
+            let wrong = worker.leave().await?;
+            self.verdict.violations.extend(wrong);
+        }
+        Ok(std::mem::take(&mut self.verdict))
+    }
+
+    async fn store(&self) -> Result<Opened, ChaosError> {
+        let mut settings = Settings::default();
+        settings.store.url.clone_from(&self.url);
+        Ok(open(&settings, Access::Tool).await?)
+    }
+
+    fn shards(&self) -> u32 {
+        u32::try_from(self.meter.timeline().0.len()).unwrap_or_default()
+    }
+
+    /// How far the fleet is.
+    async fn progress(&self) -> Result<Progress, ChaosError> {
+        let mut progress = judge::progress(&self.url).await?;
+        if self.plan.on == On::Postgres {
+            // Whoever reads the log reads the commits: nothing is published.
+            progress.unpublished = 0;
+            let store = self.store().await?;
+            let rows = store.queries().shards().await?;
+            progress.waiting += rows.iter().map(|row| row.unread.cast_signed()).sum::<i64>();
+            store.close().await;
+        }
+        Ok(progress)
+    }
+
+    async fn disturb(&mut self, say: &mut dyn FnMut(&str)) -> Result<(), ChaosError> {
+        let Plan { scenario, workers, ttl, away, seed, seconds, .. } = *self.plan;
+        let mut course = Course::new(scenario, workers, ttl, away, seed);
+        let mut acts = 0;
+        loop {
+            let (pause, act) = course.next_act();
+            // A deploy does not wait for the fleet; whose takeover is measured has its share first.
+            if !matches!(act, Act::Roll { .. } | Act::Line { .. }) {
+                self.settle().await?;
+            }
+            sleep(pause).await;
+            if self.watch.elapsed() > Duration::from_secs(seconds) && acts > 0 {
+                return Ok(());
+            }
+            let ahead = self.gauge.unique.load(Ordering::Relaxed).saturating_sub(self.taken());
+            say(&format!("{:6.1} s  {act} ({ahead} put and not taken)", self.watch.elapsed().as_secs_f64()));
+            self.perform(act).await?;
+            self.revive().await?;
+            acts += 1;
+        }
+    }
+
+    fn taken(&self) -> u64 {
+        self.gauge.taken.load(Ordering::Relaxed)
+    }
+
+    fn fault(&mut self, worker: usize, drain: bool) {
+        self.faults.push(Fault { at: self.meter.now(), worker: self.names[worker].clone(), drain });
+    }
+
+    async fn perform(&mut self, act: Act) -> Result<(), ChaosError> {
+        match act {
+            Act::Kill { worker, back } => {
+                self.fault(worker, false);
+                self.workers[worker].kill().await?;
+                sleep(back).await;
+                self.workers[worker].start()
+            }
+            Act::Freeze { worker, hold, late } => self.freeze(worker, hold, late).await,
+            Act::Roll { worker } => {
+                self.fault(worker, true);
+                let wrong = self.workers[worker].leave().await?;
+                self.verdict.violations.extend(wrong);
+                self.workers[worker].start()
+            }
+            Act::Down { server, crash, hold } => {
+                if crash {
+                    self.servers.tell("kill", server).await?;
+                    sleep(hold).await;
+                }
+                self.servers.tell("restart", server).await?;
+                self.returns.push(self.meter.now());
+                // The next one comes when each shard has committed again.
+                sleep(self.plan.ttl * 2).await;
+                Ok(())
+            }
+            Act::Line { worker, server, mode, hold } => {
+                let line = match (server, &self.kafka_line) {
+                    (Server::Kafka, Some(line)) => line,
+                    _ => &self.workers[worker].postgres,
+                };
+                line.set(mode);
+                sleep(hold).await;
+                line.set(Mode::Pass);
+                Ok(())
+            }
+        }
+    }
+
+    /// Freezes a process; what is held back on its line arrives while others own its shards and it still sleeps.
+    async fn freeze(&mut self, worker: usize, hold: Duration, late: bool) -> Result<(), ChaosError> {
+        let frozen = &self.workers[worker];
+        if late {
+            frozen.postgres.set(Mode::Freeze);
+            // Long enough for commits to be on their way.
+            sleep(Duration::from_millis(40)).await;
+        }
+        frozen.signal("-STOP").await?;
+        self.fault(worker, false);
+        sleep(hold.mul_f64(0.7)).await;
+        let frozen = &self.workers[worker];
+        frozen.postgres.set(Mode::Pass);
+        sleep(hold.mul_f64(0.3)).await;
+        frozen.signal("-CONT").await
+    }
+
+    /// Compares what is handled beside a transaction that somebody else holds open with what is handled without.
+    async fn held(&mut self, say: &mut dyn FnMut(&str)) -> Result<(), ChaosError> {
+        let half = Duration::from_secs(self.plan.seconds) / 2;
+        // The first seconds fill caches.
+        sleep(half.mul_f64(0.2)).await;
+        let before = self.throughput(half).await;
+        say(&format!("{before:.0} messages/s without it"));
+        let mut connection = PgConnection::connect(&self.url).await?;
+        let sql = "BEGIN ISOLATION LEVEL REPEATABLE READ; CREATE TEMPORARY TABLE held (no bigint); SELECT count(*) FROM shards";
+        sqlx::raw_sql(sql).execute(&mut connection).await?;
+        let beside = self.throughput(half).await;
+        let fact = format!("{before:.0} messages/s, and {beside:.0} beside a transaction held open for {half:?}");
+        self.verdict.expect(beside >= before * 0.8, || format!("throughput fell by more than a fifth: {fact}"));
+        self.verdict.facts.push(fact);
+        Ok(())
+    }
+
+    async fn throughput(&self, during: Duration) -> f64 {
+        let (taken, watch) = (self.taken(), Stopwatch::start());
+        sleep(during).await;
+        (self.taken() - taken) as f64 / watch.elapsed().as_secs_f64()
+    }
+
+    /// Waits until everything is taken and published, with every worker at work.
+    async fn rest(&mut self, given: &Postings) -> Result<(), ChaosError> {
+        self.settle().await?;
+        let unique = given.unique() as i64;
+        let done = Progress { taken: unique, ..Progress::default() };
+        let (mut last, mut since) = (Progress::default(), Stopwatch::start());
+        let began = Stopwatch::start();
+        let ahead = given.unique() as u64 - self.taken();
+        loop {
+            let progress = self.progress().await?;
+            if progress == done {
+                let seconds = began.elapsed().as_secs_f64();
+                self.verdict.facts.push(format!("at rest {seconds:.1} s after the load, which was {ahead} ahead"));
+                return Ok(());
+            }
+            if progress != last {
+                (last, since) = (progress, Stopwatch::start());
+            }
+            if since.elapsed() > STUCK_AFTER {
+                // What is missing is told with the rest of the verdict.
+                let stopped = format!("the fleet stopped short of {unique}: {progress:?}");
+                let stopped = self.with_logs(stopped);
+                self.verdict.violations.push(stopped);
+                return Ok(());
+            }
+            self.revive().await?;
+            sleep(LOOK_EVERY).await;
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The real servers of a scenario: those that run, or a set of its own that it may kill.
+//! In: the environment, or `scripts/services`. Out: where each answers; restarts and crashes on demand.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use crate::ChaosError;
+
+/// A server is up, or down, within this, also where it is to be installed first.
+const WITHIN: Duration = Duration::from_secs(600);
+
+/// A server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// The store.
+    Postgres,
+    /// Source and sink.
+    Kafka,
+}
+
+impl Server {
+    /// Its name, as `scripts/services` has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Kafka => "kafka",
+        }
+    }
+}
+
+/// Where servers answer.
+#[derive(Clone, Debug)]
+pub struct Servers {
+    /// `postgres://…` of a database from which others are made.
+    pub postgres: String,
+    /// Kafka's `host:port`.
+    pub kafka: String,
+    /// Kafka by way of a proxy: where it listens, and where the proxy is to listen.
+    pub proxied: Option<(String, String)>,
+    /// Where they are kept, when they are the scenario's own.
+    own: Option<PathBuf>,
+}
+
+impl Servers {
+    /// Those that the environment names.
+    pub fn running() -> Result<Self, ChaosError> {
+        Self::named(|name| std::env::var(name).ok(), None)
+    }
+
+    /// A set of one's own, started if need be.
+    pub async fn own() -> Result<Self, ChaosError> {
+        // Not below a folder that only its maker may enter: PostgreSQL runs as a user of its own.
+        let folder = std::env::temp_dir().join("perkey-chaos-services");
+        let said = services(&folder, &["up", "postgres", "kafka"]).await?;
+        let value = |name: &str| {
+            let mut words = said.split_whitespace().filter_map(|word| word.split_once('='));
+            words.find(|(word, _)| *word == name).map(|(_, value)| value.to_owned())
+        };
+        Self::named(value, Some(folder.clone()))
+    }
+
+    fn named(value: impl Fn(&str) -> Option<String>, own: Option<PathBuf>) -> Result<Self, ChaosError> {
+        let needed = |name: &str| {
+            value(name).ok_or_else(|| ChaosError::Stuck(format!("{name} is not set: eval \"$(scripts/services up)\"")))
+        };
+        Ok(Self {
+            postgres: needed("PERKEY_TEST_POSTGRES")?,
+            kafka: needed("PERKEY_TEST_KAFKA")?,
+            proxied: value("PERKEY_TEST_KAFKA_PROXIED").zip(value("PERKEY_TEST_KAFKA_PROXY")),
+            own,
+        })
+    }
+
+    /// Does `verb` (`kill`, `restart`) to one of one's own, and waits for it.
+    pub async fn tell(&self, verb: &str, server: Server) -> Result<(), ChaosError> {
+        let Some(folder) = &self.own else {
+            return Err(ChaosError::Stuck("only servers of one's own may be killed".to_owned()));
+        };
+        services(folder, &[verb, server.as_str()]).await.map(drop)
+    }
+
+    /// Stops those of one's own; the next scenario starts them again.
+    pub async fn leave(&self) -> Result<(), ChaosError> {
+        match &self.own {
+            Some(folder) => services(folder, &["down", "--wipe"]).await.map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
+async fn services(folder: &Path, args: &[&str]) -> Result<String, ChaosError> {
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/services"));
+    command.args(args).env("PERKEY_SERVICES", folder).stdin(Stdio::null()).kill_on_drop(true);
+    let what = format!("scripts/services {}", args.join(" "));
+    let output = tokio::time::timeout(WITHIN, command.output()).await;
+    let output = output.map_err(|_| ChaosError::Stuck(format!("{what} did not end within {WITHIN:?}")))??;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(ChaosError::Stuck(format!("{what} failed: {said}")));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
