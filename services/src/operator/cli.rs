@@ -16,8 +16,7 @@ use clap::{CommandFactory, Parser};
 use perkey::engine::EngineError;
 use perkey::settings::Settings;
 use perkey::settings::load::{Loaded, Sources, load};
-use perkey::store::StoreError;
-use perkey::store::sqlite::{Access, SqliteStore};
+use perkey::store::{self, Access, Opened, StoreError};
 use perkey::telemetry;
 
 use self::args::{Cli, Command, DlqCommand, Global};
@@ -158,8 +157,13 @@ fn settings(global: &Global) -> Result<Loaded, Failure> {
 }
 
 /// Opens the store for a command that works beside a running process, or without one.
-pub(crate) async fn open_beside(settings: &Settings) -> Result<SqliteStore, Failure> {
-    Ok(SqliteStore::open(&settings.store.url, Access::Tool).await?)
+pub(crate) async fn open_beside(settings: &Settings) -> Result<Opened, Failure> {
+    Ok(store::open(settings, Access::Tool).await?)
+}
+
+/// The command that runs a store such as the settings name.
+pub(crate) fn runner(settings: &Settings) -> &'static str {
+    if store::is_shared(settings) { "budget-manager worker" } else { "budget-manager up" }
 }
 
 #[cfg(test)]

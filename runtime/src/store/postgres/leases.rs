@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 
+use super::commit::shard_no;
 use super::links::Args;
 use super::{PgStore, decode};
 use crate::store::lease::{Fleet, LeaseRow, Leases, Worker, WorkerRow};
@@ -14,12 +15,12 @@ use crate::store::{StoreError, StoreFuture};
 macro_rules! fleet {
     ($workers:literal) => {
         concat!(
-            "SELECT 0 AS kind, 0::bigint AS shard, id, address, version, code_version, draining,
+            "SELECT 0 AS kind, 0::bigint AS shard, id, address, version, code_version, draining, cooling,
                  (extract(epoch FROM expires_at - clock_timestamp()) * 1000)::bigint AS expires_in, 0::bigint AS epoch
              FROM ",
             $workers,
             " UNION ALL
-             SELECT 1, shard::bigint, owner, '', '', code_version, false, 0, epoch FROM shards
+             SELECT 1, shard::bigint, owner, '', '', code_version, false, '{}', 0, epoch FROM shards
              ORDER BY kind, shard, id"
         )
     };
@@ -28,10 +29,11 @@ macro_rules! fleet {
 /// Workers whose time has long passed are forgotten on the way.
 const RENEW: &str = concat!(
     "WITH me AS (
-        INSERT INTO workers (id, address, version, code_version, draining, expires_at)
-        VALUES ($1, $2, $3, $4, $5, clock_timestamp() + $6 * interval '1 millisecond')
+        INSERT INTO workers (id, address, version, code_version, draining, cooling, expires_at)
+        VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + $7 * interval '1 millisecond')
         ON CONFLICT (id) DO UPDATE SET address = excluded.address, version = excluded.version,
-            code_version = excluded.code_version, draining = excluded.draining, expires_at = excluded.expires_at
+            code_version = excluded.code_version, draining = excluded.draining, cooling = excluded.cooling,
+            expires_at = excluded.expires_at
         RETURNING *
     ),
     forgotten AS (
@@ -52,6 +54,7 @@ impl Leases for PgStore {
                 .put(&*worker.version)
                 .put(i64::from(worker.code_version))
                 .put(worker.draining)
+                .put(worker.cooling.iter().map(|shard| shard_no(*shard)).collect::<Vec<_>>())
                 .put(ttl.as_secs_f64() * 1000.0);
             let fleet = fleet(&self.leases.run(RENEW, args).await?)?;
             self.writer.heard_of(&fleet);
@@ -88,13 +91,14 @@ fn fleet(rows: &[PgRow]) -> Result<Fleet, StoreError> {
                 version: decode::get(row, 4)?,
                 code_version: decode::number(row, 5)?,
                 draining: decode::get(row, 6)?,
+                cooling: decode::get::<Vec<i32>>(row, 7)?.into_iter().map(i32::unsigned_abs).collect(),
             };
-            fleet.workers.push(WorkerRow { worker, expires_in: decode::get(row, 7)? });
+            fleet.workers.push(WorkerRow { worker, expires_in: decode::get(row, 8)? });
         } else {
             fleet.shards.push(LeaseRow {
                 shard: decode::number(row, 1)?,
                 owner: decode::get(row, 2)?,
-                epoch: decode::number(row, 8)?,
+                epoch: decode::number(row, 9)?,
                 code_version: decode::number(row, 5)?,
             });
         }

@@ -9,8 +9,7 @@ use perkey::engine::Engine;
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::settings::load::redact;
-use perkey::store::Store;
-use perkey::store::sqlite::{Access, SqliteStore};
+use perkey::store::{self, Access};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
@@ -48,9 +47,15 @@ impl Signals {
 
 /// Runs everything in this process.
 pub async fn up(settings: &Settings) -> Ended {
+    if store::is_shared(settings) {
+        let shown = redact("store.url", &settings.store.url);
+        let why =
+            format!("store.url: `up` runs the embedded default in one file, not {shown}: use `budget-manager worker`");
+        return Err(Failure::Settings(vec![why]));
+    }
     let mut signals = Signals::take()?;
     // First of all: whether another process runs the store matters more than its port.
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&settings.store.url, Access::Run).await?);
+    let store = store::open(settings, Access::Run).await?.store();
     let listen = &settings.admin.listen;
     let listener = TcpListener::bind(listen).await.map_err(|error| {
         Failure::Failed(format!(
