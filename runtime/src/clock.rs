@@ -120,3 +120,9 @@ pub fn rfc3339(at: Millis) -> String {
     let millis = i64::try_from(at).unwrap_or(i64::MAX);
     jiff::Timestamp::from_millisecond(millis).map_or_else(|_| at.to_string(), |stamp| stamp.to_string())
 }
+
+/// RFC 3339 text as milliseconds; none when it is no such text, or lies before the epoch.
+pub fn from_rfc3339(text: &str) -> Option<Millis> {
+    let stamp: jiff::Timestamp = text.parse().ok()?;
+    Millis::try_from(stamp.as_millisecond()).ok()
+}

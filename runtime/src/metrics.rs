@@ -282,11 +282,25 @@ impl Metrics {
         self.worker_alarms[alarm as usize].set(raised.into()) != i64::from(raised)
     }
 
+    /// Records of a Kafka partition that this process reads and whose position the group does not have yet.
+    pub fn set_kafka_lag(&self, topic: &str, partition: i32, records: u64) {
+        set(&self.families.kafka_lag.get_or_create_owned(&partition_labels(topic, partition)), records);
+    }
+
+    /// Stops showing a Kafka partition that this process no longer reads.
+    pub fn forget_kafka_lag(&self, topic: &str, partition: i32) {
+        self.families.kafka_lag.remove(&partition_labels(topic, partition));
+    }
+
     /// A child is restarted.
     pub fn record_restart(&self, child: Child, reason: RestartReason) {
         let labels = vec![("child", child.as_str().into()), ("reason", reason.as_str().into())];
         self.families.restarts.get_or_create(&labels).inc();
     }
+}
+
+fn partition_labels(topic: &str, partition: i32) -> Labels {
+    vec![("topic", topic.into()), ("partition", partition.to_string().into())]
 }
 
 /// What is recorded for one service.
@@ -432,6 +446,7 @@ mod tests {
         service.add_dead_letters(1);
         service.record_run(4, Duration::from_micros(8));
         metrics.shard(7).set_alarm(Alarm::HeldKeys, true);
+        metrics.set_kafka_lag("orders", 3, 7);
         metrics.record_restart(Child::Committer, RestartReason::Panicked);
         metrics
     }
@@ -482,7 +497,19 @@ mod tests {
 
     #[test]
     fn labels_are_of_closed_sets() {
-        let known = ["service", "shard", "child", "reason", "attempt", "source", "outcome", "alarm", "le"];
+        let known = [
+            "service",
+            "shard",
+            "child",
+            "reason",
+            "attempt",
+            "source",
+            "outcome",
+            "alarm",
+            "le",
+            "topic",
+            "partition",
+        ];
         let text = exercised().encode();
         let series = text.lines().filter_map(|line| Some(line.split_once('{')?.1.rsplit_once('}')?.0));
         let labels: BTreeSet<&str> =

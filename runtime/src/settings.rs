@@ -1,6 +1,7 @@
 //! Every setting: its name, its default, what may be wrong with it.
 //! In: defaults, a file, the environment, flags ([`load`]). Out: checked [`Settings`], or all problems at once.
 
+pub(crate) mod kafka;
 pub mod load;
 mod problems;
 mod routes;
@@ -251,14 +252,16 @@ section! {
     KafkaSettings {
         /// Addresses of some brokers: `host:port,host:port`.
         brokers: String = String::new(),
-        /// Topics to read.
+        /// Topics to read; `topic#2` reads a topic that was made anew as one that was never read.
         topics: Vec<String> = Vec::new(),
-        /// Consumer group that positions are also committed to, for lag tools; they do not decide where reading starts.
+        /// Consumer group that positions are also committed to, for lag tools; the store's decide where reading goes on.
         group: String = "perkey".to_owned(),
         /// Where a topic that was never read is begun.
         first_start: FirstStart = FirstStart::Earliest,
         /// Header with the message's id where there is no `ce_id`.
         id_header: String = "id".to_owned(),
+        /// Bytes per shard that are read ahead, and bytes per shard on their way to the brokers.
+        buffer_bytes: usize = 8 << 20,
         /// Topic that dead letters are copied to, or empty.
         dead_letter_topic: String = String::new(),
         /// `plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`.

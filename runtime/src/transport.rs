@@ -2,6 +2,7 @@
 //! In: positions to start from. Out: deliveries in each origin's order, at most as many as there are credits.
 
 pub mod embedded;
+pub mod kafka;
 mod sink;
 
 use std::collections::BTreeMap;

@@ -37,6 +37,7 @@ CREATE TABLE workers (
     version text NOT NULL,
     code_version bigint NOT NULL,
     draining boolean NOT NULL,
+    -- Shards that failed on it too often and that it leaves to others for a while.
     cooling integer[] NOT NULL,
     expires_at timestamptz NOT NULL
 ) WITH (fillfactor = 20, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);

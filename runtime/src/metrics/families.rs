@@ -55,6 +55,7 @@ pub(super) struct Families {
     pub(super) lease_remaining: FloatGauge,
     pub(super) takeovers: Counters,
     pub(super) takeover_seconds: Histogram,
+    pub(super) kafka_lag: Gauges,
     pub(super) shard: ShardFamilies,
 }
 
@@ -96,6 +97,7 @@ impl Families {
             lease_remaining: to.add("perkey_lease_remaining_seconds", "Time until this worker stops", FloatGauge::default()),
             takeovers: to.add("perkey_takeovers", "Shards taken in a fleet, by reason", Counters::default()),
             takeover_seconds: to.add("perkey_takeover_seconds", "Time of a shard without an owner", waits()),
+            kafka_lag: to.add("kafka_consumer_lag", "Records behind which the group is", Gauges::default()),
             shard: ShardFamilies::register(to),
         }
     }

@@ -58,24 +58,8 @@ impl Settings {
         check(!self.ownership.heartbeat.is_zero(), "ownership.heartbeat must be above 0");
         check(self.outbox.window >= 1, "outbox.window must be at least 1");
         check(self.outbox.max_pending >= 1, "outbox.max_pending must be at least 1");
-        check(
-            self.kafka.brokers.is_empty() || !self.kafka.group.is_empty(),
-            "kafka.group must not be empty when kafka.brokers is set",
-        );
-        let security = ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"];
-        check(
-            security.contains(&self.kafka.security.as_str()),
-            "kafka.security must be plaintext, ssl, sasl_plaintext or sasl_ssl",
-        );
-        check(
-            !self.kafka.security.starts_with("sasl") || !self.kafka.username.is_empty(),
-            "kafka.username must be set when kafka.security is sasl_plaintext or sasl_ssl",
-        );
-        check(
-            self.kafka.properties.iter().all(|property| property.contains('=')),
-            "kafka.properties must be a list of \"name=value\"",
-        );
         check(self.drain.exit <= Duration::from_secs(20), "drain.exit must be at most 20s: a drain ends within 25s");
+        problems.extend(super::kafka::problems(&self.kafka));
         problems
     }
 }

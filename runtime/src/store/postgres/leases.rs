@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 
-use super::commit::shard_no;
 use super::links::Args;
+use super::commit::shard_no;
 use super::{PgStore, decode};
+use crate::message::ShardNo;
 use crate::store::lease::{Fleet, LeaseRow, Leases, Worker, WorkerRow};
 use crate::store::{StoreError, StoreFuture};
 
@@ -15,12 +16,12 @@ use crate::store::{StoreError, StoreFuture};
 macro_rules! fleet {
     ($workers:literal) => {
         concat!(
-            "SELECT 0 AS kind, 0::bigint AS shard, id, address, version, code_version, draining, cooling,
-                 (extract(epoch FROM expires_at - clock_timestamp()) * 1000)::bigint AS expires_in, 0::bigint AS epoch
+            "SELECT 0 AS kind, 0::bigint AS shard, id, address, version, code_version, draining,
+                 (extract(epoch FROM expires_at - clock_timestamp()) * 1000)::bigint AS expires_in, 0::bigint AS epoch, cooling
              FROM ",
             $workers,
             " UNION ALL
-             SELECT 1, shard::bigint, owner, '', '', code_version, false, '{}', 0, epoch FROM shards
+             SELECT 1, shard::bigint, owner, '', '', code_version, false, 0, epoch, '{}'::integer[] FROM shards
              ORDER BY kind, shard, id"
         )
     };
@@ -85,20 +86,21 @@ fn fleet(rows: &[PgRow]) -> Result<Fleet, StoreError> {
     let mut fleet = Fleet::default();
     for row in rows {
         if decode::get::<i32>(row, 0)? == 0 {
+            let cooling: Vec<i32> = decode::get(row, 9)?;
             let worker = Worker {
+                cooling: cooling.into_iter().filter_map(|shard| ShardNo::try_from(shard).ok()).collect(),
                 id: decode::get(row, 2)?,
                 address: decode::get(row, 3)?,
                 version: decode::get(row, 4)?,
                 code_version: decode::number(row, 5)?,
                 draining: decode::get(row, 6)?,
-                cooling: decode::get::<Vec<i32>>(row, 7)?.into_iter().map(i32::unsigned_abs).collect(),
             };
-            fleet.workers.push(WorkerRow { worker, expires_in: decode::get(row, 8)? });
+            fleet.workers.push(WorkerRow { worker, expires_in: decode::get(row, 7)? });
         } else {
             fleet.shards.push(LeaseRow {
                 shard: decode::number(row, 1)?,
                 owner: decode::get(row, 2)?,
-                epoch: decode::number(row, 9)?,
+                epoch: decode::number(row, 8)?,
                 code_version: decode::number(row, 5)?,
             });
         }

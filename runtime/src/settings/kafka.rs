@@ -1,0 +1,140 @@
+//! What may be wrong with the settings for Kafka.
+//! In: the section `kafka`. Out: every problem, each with what to do; topics by name and incarnation.
+
+use super::KafkaSettings;
+
+/// Longest entry of `kafka.topics`: ids derived from it must stay within a message's bounds.
+const TOPIC_BYTES_MAX: usize = 220;
+
+/// Properties that are not free, each with the reason or the setting to use.
+const TAKEN: &[(&str, &str)] = &[
+    ("bootstrap.servers", "set kafka.brokers"),
+    ("metadata.broker.list", "set kafka.brokers"),
+    ("group.id", "set kafka.group"),
+    ("security.protocol", "set kafka.security"),
+    ("sasl.mechanism", "set kafka.sasl_mechanism"),
+    ("sasl.mechanisms", "set kafka.sasl_mechanism"),
+    ("sasl.username", "set kafka.username"),
+    ("sasl.password", "set kafka.password"),
+    ("ssl.ca.location", "set kafka.ca_file"),
+    ("ssl.certificate.location", "set kafka.cert_file"),
+    ("ssl.key.location", "set kafka.key_file"),
+    ("auto.offset.reset", "set kafka.first_start; a lost position must stop the source, not move it"),
+    ("enable.auto.commit", "positions are committed with the store, and to the group after that"),
+    ("enable.auto.offset.store", "positions are committed with the store, and to the group after that"),
+    ("enable.partition.eof", "the end of a partition is no message"),
+    ("isolation.level", "records of aborted transactions must not be handled: it is read_committed"),
+    ("allow.auto.create.topics", "a topic made by reading it would have an arbitrary number of partitions"),
+    ("group.protocol", "partitions are read by the owner of their shard, not by a member of a group"),
+    ("group.instance.id", "partitions are read by the owner of their shard, not by a member of a group"),
+    ("queue.buffering.max.messages", "set kafka.buffer_bytes and outbox.window"),
+    ("queue.buffering.max.kbytes", "set kafka.buffer_bytes"),
+    ("enable.idempotence", "events must not be repeated or swapped by a retry: it is true"),
+    ("acks", "an event is confirmed when all replicas in sync have it: it is all"),
+    ("request.required.acks", "an event is confirmed when all replicas in sync have it: it is all"),
+    ("partitioner", "a key's partition must be that of Kafka's Java clients: it is murmur2_random"),
+    ("message.timeout.ms", "an event that is given up would leave a hole: it is 0"),
+    ("delivery.timeout.ms", "an event that is given up would leave a hole: it is 0"),
+    ("message.send.max.retries", "an event that is given up would leave a hole"),
+    ("retries", "an event that is given up would leave a hole"),
+    ("transactional.id", "the outbox needs no transactions of Kafka"),
+];
+
+/// The topic that an entry of `kafka.topics` names: what stands before `#`, behind which a new incarnation is counted.
+pub(crate) fn topic_of(entry: &str) -> &str {
+    entry.split_once('#').map_or(entry, |(topic, _)| topic)
+}
+
+/// Name and value of an entry of `kafka.properties`.
+pub(crate) fn property(entry: &str) -> Option<(&str, &str)> {
+    let (name, value) = entry.split_once('=')?;
+    Some((name.trim(), value.trim()))
+}
+
+/// Everything that is wrong.
+pub(super) fn problems(kafka: &KafkaSettings) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut check = |fine: bool, problem: &str| {
+        if !fine {
+            problems.push(problem.to_owned());
+        }
+    };
+    check(
+        kafka.brokers.is_empty() || !kafka.group.is_empty(),
+        "kafka.group must not be empty when kafka.brokers is set",
+    );
+    check(
+        ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"].contains(&kafka.security.as_str()),
+        "kafka.security must be plaintext, ssl, sasl_plaintext or sasl_ssl",
+    );
+    let sasl = kafka.security.starts_with("sasl");
+    check(
+        !sasl || !kafka.username.is_empty(),
+        "kafka.username must be set when kafka.security is sasl_plaintext or sasl_ssl",
+    );
+    check(
+        !sasl || ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"].contains(&kafka.sasl_mechanism.as_str()),
+        "kafka.sasl_mechanism must be PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
+    );
+    check(
+        kafka.cert_file.is_empty() == kafka.key_file.is_empty(),
+        "kafka.cert_file and kafka.key_file must be set together",
+    );
+    check(kafka.buffer_bytes >= 64 << 10, "kafka.buffer_bytes must be at least 65536");
+    check(!kafka.id_header.is_empty(), "kafka.id_header must not be empty");
+    let mut seen = std::collections::BTreeSet::new();
+    for entry in &kafka.topics {
+        if topic_of(entry).is_empty() || entry.len() > TOPIC_BYTES_MAX {
+            problems.push(format!("kafka.topics: {entry:?} must have 1 to {TOPIC_BYTES_MAX} bytes, also before a #"));
+        }
+        if !seen.insert(topic_of(entry)) {
+            problems.push(format!("kafka.topics: {:?} is there twice: name each topic once", topic_of(entry)));
+        }
+    }
+    for entry in &kafka.properties {
+        match property(entry) {
+            None => problems.push("kafka.properties must be a list of \"name=value\"".to_owned()),
+            Some((name, _)) => {
+                let taken = TAKEN.iter().find(|(taken, _)| *taken == name);
+                problems.extend(taken.map(|(_, why)| format!("kafka.properties: {name} cannot be set there: {why}")));
+            }
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_correctness_needs_is_not_free() {
+        let properties = ["enable.auto.commit=true", " acks = 1", "linger.ms=5", "nonsense", "group.id=x"];
+        let kafka = KafkaSettings { properties: properties.map(str::to_owned).to_vec(), ..KafkaSettings::default() };
+        let problems = problems(&kafka);
+        assert_eq!(problems.len(), 4, "{problems:?}");
+        assert!(problems[0].contains("enable.auto.commit") && problems[1].contains("acks"), "{problems:?}");
+        assert!(problems[2].contains("name=value") && problems[3].contains("kafka.group"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_topic_is_named_once_whatever_its_incarnation() {
+        let topics = ["orders", "orders#2", "#3"].map(str::to_owned).to_vec();
+        let problems = problems(&KafkaSettings { topics, ..KafkaSettings::default() });
+        assert!(problems.len() == 2 && problems[0].contains("twice") && problems[1].contains("#3"), "{problems:?}");
+    }
+
+    #[test]
+    fn security_needs_what_it_needs() {
+        let kafka = KafkaSettings {
+            security: "sasl_ssl".to_owned(),
+            sasl_mechanism: "GSSAPI".to_owned(),
+            cert_file: "client.pem".to_owned(),
+            ..KafkaSettings::default()
+        };
+        let problems = problems(&kafka).join("\n");
+        for name in ["kafka.username", "kafka.sasl_mechanism", "kafka.key_file"] {
+            assert!(problems.contains(name), "{problems}");
+        }
+    }
+}

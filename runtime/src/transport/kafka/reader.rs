@@ -1,0 +1,388 @@
+//! The one thread that polls the one consumer.
+//! In: partitions to read, by shard and opening; records. Out: batches on the shards' shelves, never waiting for one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tracing::{info, warn};
+
+use super::Generation;
+use super::client::Told;
+use super::record::{Place, Record};
+use super::scout::{Again, ScoutOrder};
+use super::shelf::{Shelf, bytes_of};
+use super::start::{MADE_ANEW, Start, ways_on};
+use crate::clock::Stopwatch;
+use crate::message::ShardNo;
+use crate::transport::{Delivery, Position, Positions};
+
+/// How long a poll waits for a record; also how late an order or a resume may be.
+const POLL: Duration = Duration::from_millis(10);
+/// Records polled before they are handed over.
+const BATCH: usize = 1_024;
+/// Bytes polled before they are handed over.
+const BATCH_BYTES: usize = 1 << 20;
+/// Time between two commits to the group.
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+/// The least time between two reports of the same kind of trouble.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// The consumer, as its threads share it.
+pub(super) type Client = Arc<BaseConsumer<Told>>;
+
+/// What the reader is told.
+pub(super) enum ReaderOrder {
+    /// A shard opened its source.
+    Open(ShardNo, Generation, Arc<Shelf>),
+    /// Read a partition for an opening.
+    Read(ShardNo, Generation, Reading),
+    /// A shard's source was dropped.
+    Close(ShardNo, Generation),
+    /// The transport was dropped.
+    Stop,
+}
+
+/// A partition to read.
+pub(super) struct Reading {
+    pub(super) place: Place,
+    pub(super) partition: i32,
+    pub(super) start: Start,
+    /// The last position taken.
+    pub(super) last: Option<Position>,
+}
+
+/// A partition that is read.
+struct Lane {
+    shard: ShardNo,
+    origin: Arc<str>,
+    place: Place,
+    /// The next offset; what lies before it was handed over.
+    next: u64,
+    check: Option<Position>,
+    /// The last position handed over, or gone on from.
+    last: Option<Position>,
+}
+
+/// A shard whose source is open.
+struct Station {
+    generation: Generation,
+    shelf: Arc<Shelf>,
+    batch: Vec<Delivery>,
+    batch_bytes: usize,
+    paused: bool,
+}
+
+/// The reader's state.
+pub(super) struct Reader {
+    client: Client,
+    remake: Box<dyn Fn() -> Result<Client, String> + Send>,
+    orders: Receiver<ReaderOrder>,
+    scout: Sender<ScoutOrder>,
+    id_header: String,
+    stations: BTreeMap<ShardNo, Station>,
+    lanes: HashMap<String, Vec<Option<Lane>>>,
+    committed: Stopwatch,
+    reported: Option<Stopwatch>,
+}
+
+impl Reader {
+    pub(super) fn new(
+        client: Client,
+        remake: Box<dyn Fn() -> Result<Client, String> + Send>,
+        orders: Receiver<ReaderOrder>,
+        scout: Sender<ScoutOrder>,
+        id_header: String,
+    ) -> Self {
+        let committed = Stopwatch::start();
+        let (stations, lanes) = (BTreeMap::new(), HashMap::new());
+        Self { client, remake, orders, scout, id_header, stations, lanes, committed, reported: None }
+    }
+
+    /// Runs until it is told to stop.
+    pub(super) fn run(mut self) {
+        loop {
+            loop {
+                match self.orders.try_recv() {
+                    Ok(ReaderOrder::Stop) | Err(TryRecvError::Disconnected) => return,
+                    Ok(order) => self.obey(order),
+                    Err(TryRecvError::Empty) => break,
+                }
+            }
+            self.poll();
+            self.hand_over();
+            if self.committed.elapsed() >= COMMIT_EVERY {
+                self.committed = Stopwatch::start();
+                let positions: Vec<_> = self.stations.values().map(|station| station.shelf.to_commit()).collect();
+                positions.iter().for_each(|positions| self.commit(positions));
+            }
+        }
+    }
+
+    fn obey(&mut self, order: ReaderOrder) {
+        match order {
+            ReaderOrder::Open(shard, generation, shelf) => {
+                self.close(shard);
+                let batch = Vec::with_capacity(BATCH);
+                let station = Station { generation, shelf, batch, batch_bytes: 0, paused: false };
+                self.stations.insert(shard, station);
+            }
+            ReaderOrder::Read(shard, generation, reading) => {
+                if self.stations.get(&shard).is_some_and(|station| station.generation == generation) {
+                    self.read(shard, reading);
+                }
+            }
+            ReaderOrder::Close(shard, generation) => {
+                if self.stations.get(&shard).is_some_and(|station| station.generation == generation) {
+                    self.close(shard);
+                }
+            }
+            ReaderOrder::Stop => {}
+        }
+    }
+
+    fn read(&mut self, shard: ShardNo, reading: Reading) {
+        let Reading { place, partition, start, last } = reading;
+        let Ok(index) = usize::try_from(partition) else { return };
+        let at = i64::try_from(start.at).unwrap_or(i64::MAX);
+        let mut list = TopicPartitionList::with_capacity(1);
+        let assigned = list
+            .add_partition_offset(&place.topic, partition, Offset::Offset(at))
+            .and_then(|()| self.client.incremental_assign(&list))
+            .and_then(|()| if self.is_paused(shard) { self.client.pause(&list) } else { Ok(()) });
+        if let Err(error) = assigned {
+            self.report(shard, &format!("partition {} cannot be assigned: {error}", place.origin));
+            return self.again(vec![self.retry(shard, place.topic, partition, last)]);
+        }
+        let lane =
+            Lane { shard, origin: Arc::from(place.origin.as_str()), next: start.at, check: start.check, last, place };
+        let lanes = self.lanes.entry_ref(lane.place.topic.as_str()).or_default();
+        lanes.resize_with(lanes.len().max(index + 1), || None);
+        lanes[index] = Some(lane);
+    }
+
+    fn is_paused(&self, shard: ShardNo) -> bool {
+        self.stations.get(&shard).is_some_and(|station| station.paused)
+    }
+
+    /// Ends a shard's opening: its partitions are not read any longer, and what was read for it is dropped.
+    fn close(&mut self, shard: ShardNo) {
+        let Some(station) = self.stations.remove(&shard) else { return };
+        self.commit(&station.shelf.to_commit());
+        self.unassign(|lane| lane.shard == shard);
+    }
+
+    /// Takes partitions out of the assignment and gives their lanes.
+    fn unassign(&mut self, which: impl Fn(&Lane) -> bool) -> Vec<(i32, Lane)> {
+        let mut taken = Vec::new();
+        for lanes in self.lanes.values_mut() {
+            for (partition, lane) in (0..).zip(lanes.iter_mut()) {
+                if lane.as_ref().is_some_and(&which) {
+                    taken.extend(lane.take().map(|lane| (partition, lane)));
+                }
+            }
+        }
+        let mut list = TopicPartitionList::with_capacity(taken.len());
+        for (partition, lane) in &taken {
+            list.add_partition(&lane.place.topic, *partition);
+            self.client.context().metrics().forget_kafka_lag(&lane.place.topic, *partition);
+        }
+        if list.count() > 0
+            && let Err(error) = self.client.incremental_unassign(&list)
+        {
+            warn!(%error, "partitions cannot be taken out of the assignment");
+        }
+        taken
+    }
+
+    // ---- records
+
+    fn poll(&mut self) {
+        // The consumer is used while lanes change.
+        let client = Arc::clone(&self.client);
+        let (mut wait, mut bytes) = (POLL, 0);
+        for _ in 0..BATCH {
+            match client.poll(wait) {
+                None => break,
+                Some(Ok(record)) => bytes += self.take(&record),
+                Some(Err(error)) => return self.failed(&error),
+            }
+            if bytes >= BATCH_BYTES {
+                break;
+            }
+            wait = Duration::ZERO;
+        }
+    }
+
+    /// A record on its way to its shard; gives the bytes that it takes there.
+    fn take(&mut self, message: &BorrowedMessage<'_>) -> usize {
+        let index = usize::try_from(message.partition()).unwrap_or(usize::MAX);
+        let lane = self.lanes.get_mut(message.topic()).and_then(|lanes| lanes.get_mut(index));
+        // None: polled for an opening that has ended since.
+        let Some(Some(lane)) = lane else { return 0 };
+        let record = Record::of(message);
+        if record.offset < lane.next {
+            return 0;
+        }
+        let mark = record.mark(&self.id_header);
+        // A later offset: the record that was taken last was removed by compaction, and cannot be compared.
+        if let Some(known) = lane.check.take().filter(|known| known.no == record.offset) {
+            if known.mark == mark {
+                lane.next = record.offset + 1;
+            } else {
+                let shard = lane.shard;
+                let reason = format!("the record at {}, offset {} is another one: {MADE_ANEW}", lane.origin, known.no);
+                let reason = ways_on(&lane.place.topic, &reason);
+                self.lost(shard, reason);
+            }
+            return 0;
+        }
+        let position = Position { no: record.offset, index: 0, mark };
+        let content = record.content(&lane.place, &self.id_header);
+        let delivery = Delivery { origin: Arc::clone(&lane.origin), position, content };
+        lane.next = record.offset + 1;
+        lane.last = Some(position);
+        let bytes = bytes_of(&delivery);
+        if let Some(station) = self.stations.get_mut(&lane.shard) {
+            station.batch.push(delivery);
+            station.batch_bytes += bytes;
+        }
+        bytes
+    }
+
+    /// The shard's source has ended; it is the operator's turn.
+    fn lost(&mut self, shard: ShardNo, reason: String) {
+        self.unassign(|lane| lane.shard == shard);
+        if let Some(station) = self.stations.get(&shard) {
+            station.shelf.lose(reason);
+        }
+    }
+
+    /// Puts batches on the shelves, pauses the partitions of full shelves and resumes those of shelves with room.
+    fn hand_over(&mut self) {
+        let mut turned = Vec::new();
+        for (shard, station) in &mut self.stations {
+            if !station.batch.is_empty() {
+                station.shelf.put(&mut station.batch, std::mem::take(&mut station.batch_bytes));
+            }
+            if if station.paused { station.shelf.has_room() } else { station.shelf.is_full() } {
+                station.paused = !station.paused;
+                turned.push((*shard, station.paused));
+            }
+        }
+        for (shard, pause) in turned {
+            let list = self.partitions(|lane| lane.shard == shard);
+            let done = if pause { self.client.pause(&list) } else { self.client.resume(&list) };
+            if let Err(error) = done {
+                warn!(shard, pause, %error, "partitions cannot be paused or resumed");
+            }
+        }
+    }
+
+    fn partitions(&self, which: impl Fn(&Lane) -> bool) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for (topic, lanes) in &self.lanes {
+            for (partition, lane) in (0..).zip(lanes) {
+                if lane.as_ref().is_some_and(&which) {
+                    list.add_partition(topic, partition);
+                }
+            }
+        }
+        list
+    }
+
+    fn commit(&self, positions: &Positions) {
+        let mut list = TopicPartitionList::new();
+        for (origin, position) in positions {
+            let read = self.lanes.iter().flat_map(|(topic, lanes)| (0..).zip(lanes).map(move |lane| (topic, lane)));
+            let named = read.filter(|(_, (_, lane))| lane.as_ref().is_some_and(|lane| lane.origin == *origin));
+            for (topic, (partition, _)) in named {
+                let next = i64::try_from(position.no + 1).unwrap_or(i64::MAX);
+                if let Err(error) = list.add_partition_offset(topic, partition, Offset::Offset(next)) {
+                    warn!(%error, "a position cannot be told the group");
+                }
+            }
+        }
+        if list.count() > 0
+            && let Err(error) = self.client.commit(&list, CommitMode::Async)
+        {
+            warn!(%error, "positions cannot be told the group");
+        }
+    }
+
+    // ---- troubles
+
+    fn failed(&mut self, error: &KafkaError) {
+        if let KafkaError::MessageConsumptionFatal(_) = error {
+            return self.remake(error);
+        }
+        let shards: Vec<ShardNo> = self.stations.keys().copied().collect();
+        if self.reported.is_none_or(|reported| reported.elapsed() >= REPORT_EVERY) {
+            self.reported = Some(Stopwatch::start());
+            shards.iter().for_each(|shard| self.report(*shard, &error.to_string()));
+        }
+        let code = error.rdkafka_error_code();
+        if code.is_some_and(|code| PLACE_IN_DOUBT.contains(&code)) {
+            // Which partition it is, is not said: all of them are placed anew from where they are.
+            let lanes = self.unassign(|_| true);
+            let again = lanes.into_iter().map(|(partition, lane)| {
+                let topic = lane.place.topic.clone();
+                self.retry(lane.shard, topic, partition, lane.last)
+            });
+            let again = again.collect();
+            self.again(again);
+        }
+    }
+
+    fn retry(&self, shard: ShardNo, topic: String, partition: i32, last: Option<Position>) -> Again {
+        let generation = self.stations.get(&shard).map_or(Generation::default(), |station| station.generation);
+        Again { shard, generation, topic, partition, last }
+    }
+
+    fn again(&self, again: Vec<Again>) {
+        // A scout that is gone was told to stop, as this thread was.
+        self.scout.send(ScoutOrder::Place(again)).ok();
+    }
+
+    fn report(&self, shard: ShardNo, reason: &str) {
+        if let Some(station) = self.stations.get(&shard) {
+            station.shelf.trouble(reason);
+        }
+    }
+
+    /// The consumer is of no use any longer: another one takes its place.
+    fn remake(&mut self, error: &KafkaError) {
+        warn!(%error, "the consumer failed for good and is made anew");
+        let lanes = self.unassign(|_| true);
+        match (self.remake)() {
+            Ok(client) => {
+                info!("the consumer was made anew");
+                self.client = Arc::clone(&client);
+                self.scout.send(ScoutOrder::Use(client)).ok();
+            }
+            Err(reason) => warn!(reason, "the consumer cannot be made anew"),
+        }
+        let again = lanes.into_iter().map(|(partition, lane)| {
+            let topic = lane.place.topic.clone();
+            self.retry(lane.shard, topic, partition, lane.last)
+        });
+        let again = again.collect();
+        self.again(again);
+    }
+}
+
+/// Errors after which a partition is no longer read, or no longer the one it was.
+const PLACE_IN_DOUBT: &[RDKafkaErrorCode] = &[
+    RDKafkaErrorCode::AutoOffsetReset,
+    RDKafkaErrorCode::OffsetOutOfRange,
+    RDKafkaErrorCode::LogTruncation,
+    RDKafkaErrorCode::UnknownTopic,
+    RDKafkaErrorCode::UnknownPartition,
+    RDKafkaErrorCode::UnknownTopicOrPartition,
+];

@@ -1,0 +1,260 @@
+//! A record of Kafka as a message: the binary mode of CloudEvents, with what is missing made up from the record's place.
+//! In: a record's parts, as librdkafka holds them. Out: a message, or why it is none; the fingerprint of the record.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rdkafka::message::{BorrowedMessage, Headers, Message as _};
+
+use crate::clock::{Millis, from_rfc3339};
+use crate::message::{Draft, Message, MessageError, check_name};
+use crate::transport::Content;
+
+/// What is shown of the payload of a record that is no message.
+const SHOWN_BYTES: usize = 64 << 10;
+
+/// The media type that needs no header.
+pub(super) const JSON: &str = "application/json";
+
+/// Where records come from, worked out once per partition.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// The partition's name in positions: `topic/3`, or `topic#2/3`.
+    pub(super) origin: String,
+    /// The topic: the `type` of a record that names none.
+    pub(super) topic: String,
+    /// The `source` of a record that names none.
+    pub(super) source: String,
+}
+
+/// A record's parts.
+#[derive(Debug)]
+pub(super) struct Record<'a> {
+    pub(super) offset: u64,
+    pub(super) time: Option<Millis>,
+    pub(super) key: &'a [u8],
+    pub(super) payload: &'a [u8],
+    /// None: a header's name is not UTF-8.
+    pub(super) headers: Option<Vec<(&'a str, &'a [u8])>>,
+}
+
+impl<'a> Record<'a> {
+    pub(super) fn of(message: &'a BorrowedMessage<'a>) -> Self {
+        // The client's accessor panics at a name that is not UTF-8, and a foreign producer must not stop the reader.
+        let headers = catch_unwind(AssertUnwindSafe(|| {
+            let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+            headers.filter_map(|header| Some((header.key, header.value?))).collect()
+        }));
+        Self {
+            offset: u64::try_from(message.offset()).unwrap_or(0),
+            time: message.timestamp().to_millis().and_then(|time| Millis::try_from(time).ok()),
+            key: message.key().unwrap_or_default(),
+            payload: message.payload().unwrap_or_default(),
+            headers: headers.ok(),
+        }
+    }
+
+    /// What tells this record from another one at the same offset of a topic that was made anew: FNV-1a over its
+    /// time and its id, or its key where it has none. Never 0, which stands for "not known".
+    pub(super) fn mark(&self, id_header: &str) -> u64 {
+        let headers = self.headers.as_deref().unwrap_or_default();
+        let named = |name: &str| headers.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+        let id = named("ce_id").or_else(|| named(id_header)).unwrap_or(self.key);
+        let time = self.time.unwrap_or(0).to_le_bytes();
+        let hash = time.iter().chain(id).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        hash.max(1)
+    }
+
+    /// The message, or why there is none.
+    pub(super) fn content(&self, place: &Place, id_header: &str) -> Content {
+        match self.message(place, id_header) {
+            Ok(message) => Content::Unrouted(message),
+            Err(reason) => Content::Unreadable { message: self.shown(place), reason },
+        }
+    }
+
+    fn message(&self, place: &Place, id_header: &str) -> Result<Message, String> {
+        let headers = self.headers.as_deref().ok_or("a header's name is not valid UTF-8")?;
+        let mut named = Named::default();
+        for (name, value) in headers {
+            named.take(name, value, id_header)?;
+        }
+        let derived;
+        let id = match named.id.or(named.plain_id) {
+            Some(id) => check("id", id)?,
+            None => {
+                derived = format!("{}/{}", place.origin, self.offset);
+                &derived
+            }
+        };
+        // A record without a key is a message without one: what its binding makes of it is not known here.
+        let key = if self.key.is_empty() { "" } else { check("key", self.key)? };
+        let draft = Draft {
+            id,
+            key,
+            kind: named.kind.map_or(Ok(place.topic.as_str()), |kind| check("type", kind))?,
+            source: named.source.map_or(Ok(place.source.as_str()), |source| check("source", source))?,
+            time: named.time.or(self.time).unwrap_or(0),
+            headers: &named.others,
+            payload: self.payload,
+        };
+        draft.build_unchecked().map_err(said)
+    }
+
+    /// What an operator sees of a record that is no message.
+    fn shown(&self, place: &Place) -> Message {
+        let id = format!("{}/{}", place.origin, self.offset);
+        let draft = Draft {
+            id: &id,
+            key: check_name("key", self.key).unwrap_or_default(),
+            kind: &place.topic,
+            source: &place.source,
+            time: self.time.unwrap_or(0),
+            headers: &[],
+            payload: &self.payload[..self.payload.len().min(SHOWN_BYTES)],
+        };
+        draft.build_unchecked().expect("names within their bounds and 64 KiB of payload fit a frame")
+    }
+}
+
+/// Headers by what they mean.
+#[derive(Default)]
+struct Named<'a> {
+    id: Option<&'a [u8]>,
+    plain_id: Option<&'a [u8]>,
+    kind: Option<&'a [u8]>,
+    source: Option<&'a [u8]>,
+    time: Option<Millis>,
+    others: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Named<'a> {
+    fn take(&mut self, name: &'a str, value: &'a [u8], id_header: &str) -> Result<(), String> {
+        let text = || std::str::from_utf8(value).map_err(|_| format!("the header {name:?} is not valid UTF-8"));
+        match name {
+            "ce_id" => self.id = Some(value),
+            "ce_type" => self.kind = Some(value),
+            "ce_source" => self.source = Some(value),
+            // A time that is none is not worth a dead letter: the record has one, too.
+            "ce_time" => self.time = from_rfc3339(text()?),
+            "ce_specversion" => {}
+            "content-type" if value == JSON.as_bytes() => {}
+            _ if name == id_header && self.plain_id.is_none() => self.plain_id = Some(value),
+            _ => match name.strip_prefix("ce_") {
+                Some(extension) => self.others.push((extension, text()?)),
+                None if ["content-type", "traceparent", "tracestate"].contains(&name) => {
+                    self.others.push((name, text()?));
+                }
+                // Bytes that only their own reader understands, such as a schema's number, say nothing here.
+                None => self.others.extend(text().ok().map(|value| (name, value))),
+            },
+        }
+        Ok(())
+    }
+}
+
+fn check<'a>(name: &'static str, bytes: &'a [u8]) -> Result<&'a str, String> {
+    check_name(name, bytes).map_err(said)
+}
+
+fn said(error: MessageError) -> String {
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place() -> Place {
+        Place { origin: "in#2/3".to_owned(), topic: "in".to_owned(), source: "kafka:in".to_owned() }
+    }
+
+    fn record<'a>(headers: &[(&'a str, &'a [u8])]) -> Record<'a> {
+        Record { offset: 17, time: Some(42), key: b"acct-1", payload: b"{}", headers: Some(headers.to_vec()) }
+    }
+
+    fn message(record: &Record<'_>) -> Message {
+        match record.content(&place(), "id") {
+            Content::Unrouted(message) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn reason(record: &Record<'_>) -> String {
+        match record.content(&place(), "id") {
+            Content::Unreadable { message, reason } => {
+                assert_eq!((message.id(), message.kind(), message.payload()), ("in#2/3/17", "in", &b"{}"[..]));
+                reason
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_event_in_binary_mode_is_read_whole() {
+        let read = message(&record(&[
+            ("ce_specversion", b"1.0"),
+            ("ce_id", b"e-1"),
+            ("ce_type", b"posted"),
+            ("ce_source", b"bank"),
+            ("ce_time", b"1970-01-01T00:00:01.5Z"),
+            ("ce_sagaid", b"s-1"),
+            ("id", b"other"),
+            ("content-type", b"application/avro"),
+            ("traceparent", b"00-1-2-01"),
+        ]));
+        assert_eq!([read.id(), read.key(), read.kind(), read.source()], ["e-1", "acct-1", "posted", "bank"]);
+        assert_eq!((read.time(), read.payload()), (1_500, &b"{}"[..]));
+        let headers: Vec<_> = read.headers().collect();
+        assert_eq!(headers, [("sagaid", "s-1"), ("content-type", "application/avro"), ("traceparent", "00-1-2-01")]);
+    }
+
+    #[test]
+    fn what_is_missing_comes_from_the_records_place() {
+        let read = message(&record(&[("id", b"m-1"), ("content-type", b"application/json")]));
+        assert_eq!([read.id(), read.kind(), read.source()], ["m-1", "in", "kafka:in"]);
+        assert_eq!((read.time(), read.headers().count()), (42, 0));
+        let bare = Record { key: b"", payload: b"", ..record(&[]) };
+        assert_eq!((message(&bare).id(), message(&bare).key()), ("in#2/3/17", ""));
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        let long = "x".repeat(257);
+        for (bad, part) in [
+            (record(&[("ce_id", b"\xff")]), "the id is not valid UTF-8"),
+            (record(&[("id", long.as_bytes())]), "the id has 257 bytes"),
+            (record(&[("ce_type", b"")]), "the type is empty"),
+            (record(&[("ce_source", b"a\0b")]), "the source contains a NUL"),
+            (record(&[("ce_sagaid", b"\xff")]), "\"ce_sagaid\" is not valid UTF-8"),
+            (record(&[("traceparent", b"\xff")]), "\"traceparent\" is not valid UTF-8"),
+            (Record { headers: None, ..record(&[]) }, "a header's name is not valid UTF-8"),
+            (Record { key: b"\xfe", ..record(&[]) }, "the key is not valid UTF-8"),
+            (Record { key: long.as_bytes(), ..record(&[]) }, "the key has 257 bytes"),
+        ] {
+            let reason = reason(&bad);
+            assert!(reason.contains(part), "{reason}");
+        }
+    }
+
+    #[test]
+    fn foreign_bytes_and_bad_times_cost_nothing() {
+        let read = message(&record(&[("id", b"m"), ("schema", b"\0\xff"), ("ce_time", b"yesterday"), ("b3", b"1")]));
+        assert_eq!((read.time(), read.headers().collect::<Vec<_>>()), (42, vec![("b3", "1")]));
+    }
+
+    #[test]
+    fn another_record_has_another_mark() {
+        let marks = [
+            record(&[("id", b"m-1")]).mark("id"),
+            record(&[("id", b"m-2")]).mark("id"),
+            record(&[("ce_id", b"m-3"), ("id", b"m-1")]).mark("id"),
+            record(&[]).mark("id"),
+            Record { time: Some(43), ..record(&[("id", b"m-1")]) }.mark("id"),
+        ];
+        assert!((0..5).all(|a| (0..a).all(|b| marks[a] != marks[b])), "{marks:?}");
+        // Stored with positions: it must not change.
+        assert_eq!(marks[0], record(&[("x", b"y"), ("id", b"m-1")]).mark("id"));
+    }
+}

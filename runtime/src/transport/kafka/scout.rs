@@ -1,0 +1,296 @@
+//! The thread that asks the brokers: which partitions there are, and where each is gone on with.
+//! In: openings and what became unsure. Out: partitions for the reader, troubles for the shelves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+use rdkafka::consumer::{CommitMode, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::Generation;
+use super::reader::{Client, ReaderOrder, Reading};
+use super::record::Place;
+use super::shelf::Shelf;
+use super::start::{Bounds, Start, after, ways_on};
+use crate::clock::Stopwatch;
+use crate::message::ShardNo;
+use crate::settings::FirstStart;
+use crate::settings::kafka::topic_of;
+use crate::transport::{Position, Positions};
+
+/// How often new partitions are looked for.
+const REFRESH: Duration = Duration::from_secs(5);
+/// How long a broker may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Pause after a first failure; it doubles up to `REFRESH`.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// What the scout is told.
+pub(super) enum ScoutOrder {
+    /// A shard opened its source after these positions.
+    Open(ShardNo, Generation, Arc<Shelf>, Positions),
+    /// Partitions whose place became unsure.
+    Place(Vec<Again>),
+    /// A shard's source was dropped.
+    Close(ShardNo, Generation),
+    /// The consumer was made anew.
+    Use(Client),
+    /// The transport was dropped.
+    Stop,
+}
+
+/// A partition to be placed once more.
+pub(super) struct Again {
+    pub(super) shard: ShardNo,
+    pub(super) generation: Generation,
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    /// The last position that was handed over.
+    pub(super) last: Option<Position>,
+}
+
+struct Opening {
+    generation: Generation,
+    shelf: Arc<Shelf>,
+    from: Positions,
+    /// Topics' numbers and partitions that the reader has.
+    placed: BTreeSet<(usize, i32)>,
+}
+
+/// The scout's state.
+pub(super) struct Scout {
+    client: Client,
+    orders: Receiver<ScoutOrder>,
+    reader: Sender<ReaderOrder>,
+    /// Entries of `kafka.topics`.
+    topics: Vec<String>,
+    shards: u32,
+    first_start: FirstStart,
+    openings: BTreeMap<ShardNo, Opening>,
+    looked: Option<Stopwatch>,
+    /// Pause until the next look.
+    pause: Duration,
+}
+
+/// Why a partition was not placed.
+enum Trouble {
+    Now(String),
+    Lost(String),
+}
+
+impl From<KafkaError> for Trouble {
+    fn from(error: KafkaError) -> Self {
+        Self::Now(error.to_string())
+    }
+}
+
+impl Scout {
+    pub(super) fn new(
+        client: Client,
+        orders: Receiver<ScoutOrder>,
+        reader: Sender<ReaderOrder>,
+        settings: &crate::settings::KafkaSettings,
+        shards: u32,
+    ) -> Self {
+        Self {
+            client,
+            orders,
+            reader,
+            topics: settings.topics.clone(),
+            shards: shards.max(1),
+            first_start: settings.first_start,
+            openings: BTreeMap::new(),
+            looked: None,
+            pause: REFRESH,
+        }
+    }
+
+    /// Runs until it is told to stop.
+    pub(super) fn run(mut self) {
+        loop {
+            let rest = self.looked.map_or(Duration::ZERO, |looked| self.pause.saturating_sub(looked.elapsed()));
+            match self.orders.recv_timeout(rest) {
+                Ok(ScoutOrder::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(order) => self.obey(order),
+                Err(RecvTimeoutError::Timeout) => {
+                    let placed = self.look();
+                    self.looked = Some(Stopwatch::start());
+                    self.pause = match placed {
+                        true => REFRESH,
+                        false if self.pause >= REFRESH => AGAIN,
+                        false => (self.pause * 2).min(REFRESH - AGAIN),
+                    };
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, order: ScoutOrder) {
+        match order {
+            ScoutOrder::Open(shard, generation, shelf, from) => {
+                self.openings.insert(shard, Opening { generation, shelf, from, placed: BTreeSet::new() });
+                self.looked = None;
+            }
+            ScoutOrder::Place(again) => {
+                for again in again {
+                    let number = self.topics.iter().position(|entry| topic_of(entry) == again.topic);
+                    let opening = self.openings.get_mut(&again.shard);
+                    let opening = opening.filter(|opening| opening.generation == again.generation);
+                    let (Some(number), Some(opening)) = (number, opening) else { continue };
+                    if let Some(last) = again.last {
+                        opening.from.insert(origin(&self.topics[number], again.partition).into(), last);
+                    }
+                    opening.placed.remove(&(number, again.partition));
+                }
+                // Not at once: what made it unsure may last.
+                self.looked = Some(Stopwatch::start());
+                self.pause = AGAIN;
+            }
+            ScoutOrder::Close(shard, generation) => {
+                if self.openings.get(&shard).is_some_and(|opening| opening.generation == generation) {
+                    self.openings.remove(&shard);
+                }
+            }
+            ScoutOrder::Use(client) => self.client = client,
+            ScoutOrder::Stop => {}
+        }
+    }
+
+    /// Places what is not placed; whether all is.
+    fn look(&mut self) -> bool {
+        let mut all = true;
+        for number in 0..self.topics.len() {
+            if self.openings.is_empty() {
+                return true;
+            }
+            match self.partitions(number) {
+                Ok(count) => all &= self.place(number, count),
+                Err(reason) => {
+                    all = false;
+                    self.openings.values().for_each(|opening| opening.shelf.trouble(&reason));
+                }
+            }
+        }
+        all
+    }
+
+    /// How many partitions a topic has.
+    fn partitions(&self, number: usize) -> Result<i32, String> {
+        let topic = topic_of(&self.topics[number]);
+        let metadata = self.client.fetch_metadata(Some(topic), ANSWER).map_err(|error| error.to_string())?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        let count = found.filter(|found| found.error().is_none()).map_or(0, |found| found.partitions().len());
+        if count == 0 {
+            return Err(format!("topic {topic} is not there, or may not be read: create it, or change kafka.topics"));
+        }
+        i32::try_from(count).map_err(|error| error.to_string())
+    }
+
+    fn place(&mut self, number: usize, count: i32) -> bool {
+        let mut all = true;
+        let mut begun = None;
+        for partition in 0..count {
+            let shard = partition.unsigned_abs() % self.shards;
+            let wanted = self.openings.get(&shard).filter(|opening| !opening.placed.contains(&(number, partition)));
+            let Some(opening) = wanted else { continue };
+            let last = opening.from.get(origin(&self.topics[number], partition).as_str()).copied();
+            let start = match last {
+                Some(last) => self.go_on(number, partition, last),
+                None => self.begin(number, partition, count, &mut begun),
+            };
+            let Some(opening) = self.openings.get_mut(&shard) else { continue };
+            match start {
+                Ok(start) => {
+                    opening.placed.insert((number, partition));
+                    let reading = Reading { place: place_of(&self.topics[number], partition), partition, start, last };
+                    // A reader that is gone was told to stop, as this thread was.
+                    self.reader.send(ReaderOrder::Read(shard, opening.generation, reading)).ok();
+                }
+                Err(Trouble::Now(reason)) => {
+                    all = false;
+                    opening.shelf.trouble(&reason);
+                }
+                Err(Trouble::Lost(reason)) => {
+                    opening.shelf.lose(reason);
+                    self.openings.remove(&shard);
+                }
+            }
+        }
+        all
+    }
+
+    fn bounds(&self, topic: &str, partition: i32) -> KafkaResult<Bounds> {
+        let (low, high) = self.client.fetch_watermarks(topic, partition, ANSWER)?;
+        let offset = |raw: i64| u64::try_from(raw).unwrap_or(0);
+        Ok(Bounds { low: offset(low), high: offset(high) })
+    }
+
+    fn go_on(&self, number: usize, partition: i32, last: Position) -> Result<Start, Trouble> {
+        let entry = &self.topics[number];
+        let bounds = self.bounds(topic_of(entry), partition)?;
+        after(last, bounds).map_err(|reason| {
+            Trouble::Lost(ways_on(topic_of(entry), &format!("{}: {reason}", origin(entry, partition))))
+        })
+    }
+
+    /// The start of a partition of which nothing was taken yet.
+    fn begin(
+        &self,
+        number: usize,
+        partition: i32,
+        count: i32,
+        begun: &mut Option<BTreeMap<i32, u64>>,
+    ) -> Result<Start, Trouble> {
+        let topic = topic_of(&self.topics[number]);
+        let Bounds { low, high } = self.bounds(topic, partition)?;
+        let at = match self.first_start {
+            FirstStart::Earliest => low,
+            FirstStart::Latest => {
+                let begun = match begun {
+                    Some(begun) => begun,
+                    None => begun.insert(self.begun(topic, count)?),
+                };
+                // A partition that came after the topic was begun is new: nothing in it was ever passed over.
+                begun.get(&partition).map_or(low, |at| (*at).clamp(low, high))
+            }
+        };
+        Ok(Start { at, check: None })
+    }
+
+    /// Where the partitions of a topic were begun with its end. The group keeps it: until a partition's first message
+    /// is committed, nothing else would know which of its messages came after the first start.
+    fn begun(&self, topic: &str, count: i32) -> KafkaResult<BTreeMap<i32, u64>> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range(topic, 0, count - 1);
+        let known = self.client.committed_offsets(list, ANSWER)?;
+        let mut begun = BTreeMap::new();
+        for element in known.elements() {
+            if let Offset::Offset(at) = element.offset() {
+                begun.insert(element.partition(), u64::try_from(at).unwrap_or(0));
+            }
+        }
+        if begun.is_empty() {
+            let mut list = TopicPartitionList::new();
+            for partition in 0..count {
+                let (_, high) = self.client.fetch_watermarks(topic, partition, ANSWER)?;
+                list.add_partition_offset(topic, partition, Offset::Offset(high))?;
+                begun.insert(partition, u64::try_from(high).unwrap_or(0));
+            }
+            self.client.commit(&list, CommitMode::Sync)?;
+        }
+        Ok(begun)
+    }
+}
+
+/// The name of a partition in positions.
+fn origin(entry: &str, partition: i32) -> String {
+    format!("{entry}/{partition}")
+}
+
+fn place_of(entry: &str, partition: i32) -> Place {
+    let topic = topic_of(entry);
+    Place { origin: origin(entry, partition), topic: topic.to_owned(), source: format!("kafka:{topic}") }
+}

@@ -1,0 +1,160 @@
+//! What the reader has for one shard and the shard has not fetched yet.
+//! In: batches of deliveries, troubles. Out: at most as many deliveries as were asked for; when to pause and go on.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::NAME;
+use crate::transport::{Content, Delivery, Positions, SourceError};
+
+/// What a delivery takes in memory beside its message.
+const OVERHEAD: usize = 128;
+
+/// One opening's shelf.
+pub(super) struct Shelf {
+    inner: Mutex<Inner>,
+    filled: Notify,
+    /// Bytes at which it is full.
+    bound: usize,
+    bytes: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Inner {
+    ready: VecDeque<Delivery>,
+    trouble: Option<SourceError>,
+    /// Why the source cannot go on at all.
+    lost: Option<String>,
+    /// Positions that are committed and not yet told to the group.
+    committed: Positions,
+}
+
+/// What one delivery takes of a shelf.
+pub(super) fn bytes_of(delivery: &Delivery) -> usize {
+    let message = match &delivery.content {
+        Content::For(_, message) | Content::Unrouted(message) | Content::Unreadable { message, .. } => message,
+    };
+    OVERHEAD + message.frame().len()
+}
+
+impl Shelf {
+    pub(super) fn new(bound: usize) -> Self {
+        Self { inner: Mutex::new(Inner::default()), filled: Notify::new(), bound, bytes: AtomicUsize::new(0) }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a batch on the shelf and wakes who waits, once.
+    pub(super) fn put(&self, batch: &mut Vec<Delivery>, bytes: usize) {
+        self.bytes.fetch_add(bytes, Ordering::AcqRel);
+        self.inner().ready.extend(batch.drain(..));
+        self.filled.notify_one();
+    }
+
+    /// The source cannot go on for now; told once, after what lies ready.
+    pub(super) fn trouble(&self, reason: &str) {
+        self.inner().trouble = Some(SourceError::Unavailable { name: NAME.to_owned(), reason: reason.to_owned() });
+        self.filled.notify_one();
+    }
+
+    /// The source cannot go on at all; told from now on, after what lies ready.
+    pub(super) fn lose(&self, reason: String) {
+        self.inner().lost = Some(reason);
+        self.filled.notify_one();
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes.load(Ordering::Acquire) >= self.bound
+    }
+
+    /// Whether a full shelf has room again: half of it, so that partitions are not paused and resumed all the time.
+    pub(super) fn has_room(&self) -> bool {
+        self.bytes.load(Ordering::Acquire) <= self.bound / 2
+    }
+
+    /// Waits for deliveries and gives at most `max`. Nothing is awaited between taking and returning them.
+    pub(super) async fn fetch(&self, max: usize) -> Result<Vec<Delivery>, SourceError> {
+        loop {
+            if max > 0 {
+                let mut inner = self.inner();
+                let count = max.min(inner.ready.len());
+                if count > 0 {
+                    let taken: Vec<Delivery> = inner.ready.drain(..count).collect();
+                    drop(inner);
+                    self.bytes.fetch_sub(taken.iter().map(bytes_of).sum(), Ordering::AcqRel);
+                    return Ok(taken);
+                }
+                if let Some(reason) = inner.lost.clone() {
+                    return Err(SourceError::Lost { name: NAME.to_owned(), reason });
+                }
+                if let Some(error) = inner.trouble.take() {
+                    return Err(error);
+                }
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    /// Positions that the store has.
+    pub(super) fn committed(&self, positions: &Positions) {
+        let mut inner = self.inner();
+        for (origin, position) in positions {
+            inner.committed.insert(origin.clone(), *position);
+        }
+    }
+
+    /// The positions to tell the group, once.
+    pub(super) fn to_commit(&self) -> Positions {
+        std::mem::take(&mut self.inner().committed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::message::Draft;
+    use crate::transport::Position;
+
+    fn delivery(no: u64) -> Delivery {
+        let payload = vec![b'x'; 1_000];
+        let message = Draft { id: "m", key: "k", kind: "t", payload: &payload, ..Draft::default() }.build().unwrap();
+        Delivery { origin: Arc::from("t/0"), position: Position::new(no, 0), content: Content::Unrouted(message) }
+    }
+
+    #[test]
+    fn it_is_full_at_its_bound_and_has_room_at_half() {
+        let shelf = Shelf::new(4_000);
+        let mut batch: Vec<_> = (0..4).map(delivery).collect();
+        let bytes = batch.iter().map(bytes_of).sum();
+        shelf.put(&mut batch, bytes);
+        assert!(batch.is_empty() && shelf.is_full() && !shelf.has_room());
+        assert_eq!(shelf.fetch(2).now_or_never().unwrap().unwrap().len(), 2);
+        assert!(!shelf.is_full() && !shelf.has_room());
+        assert_eq!(shelf.fetch(9).now_or_never().unwrap().unwrap().len(), 2);
+        assert!(shelf.has_room() && shelf.fetch(9).now_or_never().is_none());
+    }
+
+    #[test]
+    fn troubles_come_after_what_was_ready_and_a_loss_stays() {
+        let shelf = Shelf::new(4_000);
+        shelf.trouble("away");
+        shelf.put(&mut vec![delivery(0)], 1_128);
+        assert_eq!(shelf.fetch(9).now_or_never().unwrap().unwrap().len(), 1);
+        assert!(matches!(shelf.fetch(9).now_or_never(), Some(Err(SourceError::Unavailable { .. }))));
+        assert!(shelf.fetch(9).now_or_never().is_none(), "told once");
+        shelf.lose("gone".to_owned());
+        shelf.trouble("away");
+        for _ in 0..2 {
+            assert!(matches!(shelf.fetch(9).now_or_never(), Some(Err(SourceError::Lost { .. }))));
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Topics as a sink: one idempotent producer for all shards of the process, replaced when it fails for good.
+//! In: events of a shard, in sequence. Out: records in that sequence per partition; an answer to each event.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+
+use futures_util::future::BoxFuture;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
+use tokio::sync::Notify;
+use tracing::{debug, warn};
+
+use super::event::{bytes_of, record};
+use super::{NAME, client};
+use crate::message::ShardNo;
+use crate::settings::KafkaSettings;
+use crate::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
+
+/// Topics of Kafka, as a sink.
+pub struct KafkaSink {
+    config: ClientConfig,
+    /// Bytes that one shard may have on their way.
+    bound: usize,
+    line: Mutex<Arc<Line>>,
+}
+
+/// One producer, as long as it is of use.
+struct Line {
+    producer: ThreadedProducer<Answers>,
+}
+
+/// What a producer answers, and to whom.
+#[derive(Default)]
+struct Answers {
+    broken: Mutex<Option<String>>,
+    ends: Mutex<Vec<Weak<End>>>,
+}
+
+/// One shard's end of a producer.
+#[derive(Default)]
+struct End {
+    answers: Mutex<Vec<Answer>>,
+    answered: Notify,
+    /// Bytes on their way.
+    bytes: AtomicUsize,
+}
+
+/// Goes with a record and comes back with its answer.
+struct Ticket {
+    seq: u64,
+    bytes: usize,
+    end: Arc<End>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl KafkaSink {
+    /// The producer. The brokers need not be there yet; settings of no use are an error.
+    pub fn new(settings: &KafkaSettings) -> Result<Arc<Self>, String> {
+        let config = client::producer(settings);
+        let line = Mutex::new(Line::start(&config)?);
+        Ok(Arc::new(Self { config, bound: settings.buffer_bytes, line }))
+    }
+
+    /// The producer in use; a new one when the last has failed for good.
+    fn line(&self) -> Result<Arc<Line>, SinkError> {
+        let mut line = locked(&self.line);
+        if let Some(reason) = line.answers().broken() {
+            warn!(reason, "the producer failed for good and is made anew");
+            let made =
+                Line::start(&self.config).map_err(|reason| SinkError::Unavailable { name: NAME.to_owned(), reason })?;
+            leave(std::mem::replace(&mut *line, made));
+        }
+        Ok(Arc::clone(&line))
+    }
+}
+
+impl SinkTransport for KafkaSink {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn open(&self, _shard: ShardNo) -> BoxFuture<'_, Result<Box<dyn Sink>, SinkError>> {
+        let opened = self.line().map(|line| {
+            let end = Arc::new(End::default());
+            let mut ends = locked(&line.answers().ends);
+            ends.retain(|end| end.strong_count() > 0);
+            ends.push(Arc::downgrade(&end));
+            drop(ends);
+            Box::new(KafkaEnd { line: Some(line), end, bound: self.bound }) as Box<dyn Sink>
+        });
+        Box::pin(std::future::ready(opened))
+    }
+}
+
+impl Line {
+    fn start(config: &ClientConfig) -> Result<Arc<Self>, String> {
+        let producer = config.create_with_context(Answers::default()).map_err(client::refused)?;
+        Ok(Arc::new(Self { producer }))
+    }
+
+    fn answers(&self) -> &Answers {
+        self.producer.context()
+    }
+}
+
+/// Lets go of a producer: the last to do so waits for its threads, which is not for a thread that runs futures.
+fn leave(line: Arc<Line>) {
+    if let Some(line) = Arc::into_inner(line) {
+        thread::spawn(move || drop(line));
+    }
+}
+
+impl Answers {
+    fn broken(&self) -> Option<String> {
+        locked(&self.broken).clone()
+    }
+
+    /// The producer is of no use any longer: every end of it is told.
+    fn fail(&self, reason: &str) {
+        locked(&self.broken).get_or_insert_with(|| reason.to_owned());
+        for end in locked(&self.ends).iter().filter_map(Weak::upgrade) {
+            end.answered.notify_one();
+        }
+    }
+}
+
+impl ClientContext for Answers {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, said: &str) {
+        client::log(level, facility, said);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
+            self.fail(reason);
+        } else {
+            debug!(%error, reason, "kafka client");
+        }
+    }
+}
+
+impl ProducerContext for Answers {
+    type DeliveryOpaque = Box<Ticket>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        let Ticket { seq, bytes, end } = *ticket;
+        end.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        match result {
+            Ok(_) => end.answer(Answer::Confirmed(seq)),
+            Err((error, _)) if is_refusal(error) => end.answer(Answer::Refused(seq, error.to_string())),
+            // It may or may not have been written, and what comes after it must not overtake it.
+            Err((error, _)) => self.fail(&error.to_string()),
+        }
+    }
+}
+
+impl End {
+    fn answer(&self, answer: Answer) {
+        let mut answers = locked(&self.answers);
+        let first = answers.is_empty();
+        answers.push(answer);
+        drop(answers);
+        if first {
+            self.answered.notify_one();
+        }
+    }
+}
+
+/// Errors of one record that no repetition mends.
+fn is_refusal(error: &KafkaError) -> bool {
+    const REFUSALS: &[RDKafkaErrorCode] = &[
+        RDKafkaErrorCode::MessageSizeTooLarge,
+        RDKafkaErrorCode::MessageBatchTooLarge,
+        RDKafkaErrorCode::InvalidMessageSize,
+        RDKafkaErrorCode::InvalidRecord,
+        RDKafkaErrorCode::InvalidTimestamp,
+        RDKafkaErrorCode::InvalidTopic,
+        RDKafkaErrorCode::InvalidArgument,
+        RDKafkaErrorCode::PolicyViolation,
+        RDKafkaErrorCode::TopicAuthorizationFailed,
+        RDKafkaErrorCode::UnknownTopic,
+        RDKafkaErrorCode::UnknownPartition,
+        RDKafkaErrorCode::UnknownTopicOrPartition,
+        RDKafkaErrorCode::UnsupportedForMessageFormat,
+    ];
+    match error {
+        // A topic's name with a NUL in it.
+        KafkaError::Nul(_) => true,
+        error => error.rdkafka_error_code().is_some_and(|code| REFUSALS.contains(&code)),
+    }
+}
+
+struct KafkaEnd {
+    /// None once it is dropped.
+    line: Option<Arc<Line>>,
+    end: Arc<End>,
+    bound: usize,
+}
+
+impl Sink for KafkaEnd {
+    fn send(&mut self, events: &[Outgoing]) -> Result<usize, SinkError> {
+        let Some(line) = &self.line else { return Ok(0) };
+        let mut taken = 0;
+        for event in events {
+            let bytes = bytes_of(event);
+            let waiting = self.end.bytes.load(Ordering::Acquire);
+            // One always goes: an event larger than the bound must not wait for ever.
+            if waiting > 0 && waiting + bytes > self.bound {
+                break;
+            }
+            if let Some(reason) = line.answers().broken() {
+                return Err(broken(reason));
+            }
+            let ticket = Box::new(Ticket { seq: event.seq, bytes, end: Arc::clone(&self.end) });
+            self.end.bytes.fetch_add(bytes, Ordering::AcqRel);
+            if let Err((error, _)) = line.producer.send(record(event, ticket)) {
+                self.end.bytes.fetch_sub(bytes, Ordering::AcqRel);
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
+                    break;
+                }
+                if !is_refusal(&error) {
+                    line.answers().fail(&error.to_string());
+                    return Err(broken(error.to_string()));
+                }
+                self.end.answer(Answer::Refused(event.seq, error.to_string()));
+            }
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
+    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<Answer>, SinkError>> {
+        Box::pin(async move {
+            loop {
+                // Asked before the answers are taken: what was answered before it broke is told before it.
+                let reason = self.line.as_ref().and_then(|line| line.answers().broken());
+                let answers = std::mem::take(&mut *locked(&self.end.answers));
+                if !answers.is_empty() {
+                    return Ok(answers);
+                }
+                if let Some(reason) = reason {
+                    return Err(broken(reason));
+                }
+                self.end.answered.notified().await;
+            }
+        })
+    }
+}
+
+fn broken(reason: String) -> SinkError {
+    SinkError::Broken { name: NAME.to_owned(), reason }
+}
+
+impl Drop for KafkaEnd {
+    fn drop(&mut self) {
+        if let Some(line) = self.line.take() {
+            leave(line);
+        }
+    }
+}
