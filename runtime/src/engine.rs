@@ -22,8 +22,7 @@ use crate::store::{Setup, Store, StoreError};
 use crate::supervision::Env;
 use crate::supervision::root::{Root, RootArgs, RootMessage};
 use crate::supervision::shard::{LAST_COMMITS, ShardSupervisorMessage};
-use crate::transport::embedded::EmbeddedLog;
-use crate::transport::{SinkTransport, Transport};
+use crate::transport::{self, SinkTransport, Transport};
 
 /// How long a shard may take to answer a question.
 const ANSWER_MS: u64 = 5_000;
@@ -79,8 +78,8 @@ impl Engine {
         store: Arc<dyn Store>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, EngineError> {
-        let log = Arc::new(EmbeddedLog::new(store.clone(), settings.log.poll));
-        Self::start_with(settings, handlers, store, metrics, vec![log], Vec::new()).await
+        let (sources, sinks) = transport::open::open(settings, &store, &metrics).map_err(EngineError::Settings)?;
+        Self::start_with(settings, handlers, store, metrics, sources, sinks).await
     }
 
     /// [`Engine::start`] with these sources and sinks. A sink that no route leads to is not opened.

@@ -4,6 +4,7 @@
 pub mod embedded;
 pub mod kafka;
 pub mod memory;
+pub(crate) mod open;
 mod sink;
 
 use std::collections::BTreeMap;

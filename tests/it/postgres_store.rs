@@ -55,14 +55,7 @@ async fn all_rows(connection: &mut PgConnection) -> Vec<String> {
 
 fn worker(id: &str) -> Worker {
     let version = "1.0".to_owned();
-    Worker {
-        id: id.to_owned(),
-        address: format!("{id}:1"),
-        version,
-        code_version: 1,
-        draining: false,
-        cooling: Vec::new(),
-    }
+    Worker { id: id.to_owned(), address: format!("{id}:1"), version, code_version: 1, ..Worker::default() }
 }
 
 const ALIVE: Duration = Duration::from_secs(60);
@@ -375,7 +368,7 @@ async fn a_sign_of_life_shows_the_fleet() {
     let store = place.postgres();
     store.renew(worker("b"), ALIVE).await.unwrap();
     store.take(3, "b").await.unwrap();
-    let draining = Worker { draining: true, ..worker("a") };
+    let draining = Worker { draining: true, cooling: vec![1, 3], ..worker("a") };
     let fleet = store.renew(draining.clone(), ALIVE).await.unwrap();
     assert_eq!(fleet.workers.iter().map(|row| &*row.worker.id).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(fleet.workers[0].worker, draining);

@@ -17,8 +17,7 @@ use clap::{CommandFactory, Parser};
 use perkey::engine::EngineError;
 use perkey::settings::Settings;
 use perkey::settings::load::{Loaded, Sources, load};
-use perkey::store::StoreError;
-use perkey::store::sqlite::{Access, SqliteStore};
+use perkey::store::{self, Access, Opened, StoreError};
 use perkey::telemetry;
 
 use self::args::{Cli, Command, DlqCommand, Global, OutboxCommand};
@@ -122,13 +121,14 @@ async fn execute(cli: Cli) -> Ended {
         out.text(String::from_utf8_lossy(&script).trim_end());
         return Ok(Done::All);
     }
-    let filter = if matches!(cli.command, Command::Up) { "info" } else { "warn" };
+    let filter = if matches!(cli.command, Command::Up | Command::Worker) { "info" } else { "warn" };
     telemetry::init(cli.global.log_format.into(), filter)
         .map_err(|error| Failure::Settings(vec![error.to_string()]))?;
     let loaded = settings(&cli.global)?;
     let settings = &loaded.settings;
     match cli.command {
         Command::Up => up::up(settings).await,
+        Command::Worker => up::worker(settings).await,
         Command::Import(asked) => Box::pin(import::import(settings, &asked, out)).await,
         Command::Dlq(DlqCommand::Peek(asked)) => dlq::peek(settings, &asked, out).await,
         Command::Dlq(DlqCommand::Replay(asked)) => dlq::replay(settings, &asked, out).await,
@@ -164,8 +164,13 @@ fn settings(global: &Global) -> Result<Loaded, Failure> {
 }
 
 /// Opens the store for a command that works beside a running process, or without one.
-pub(crate) async fn open_beside(settings: &Settings) -> Result<SqliteStore, Failure> {
-    Ok(SqliteStore::open(&settings.store.url, Access::Tool).await?)
+pub(crate) async fn open_beside(settings: &Settings) -> Result<Opened, Failure> {
+    Ok(store::open(settings, Access::Tool).await?)
+}
+
+/// The command that runs a store such as the settings name.
+pub(crate) fn runner(settings: &Settings) -> &'static str {
+    if store::is_shared(settings) { "budget-manager worker" } else { "budget-manager up" }
 }
 
 #[cfg(test)]

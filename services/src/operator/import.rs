@@ -11,7 +11,6 @@ pub mod rejects;
 
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use perkey::clock::{Stopwatch, sleep};
@@ -19,8 +18,7 @@ use perkey::engine::Engine;
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::store::query::ImportProgress;
-use perkey::store::sqlite::{Access, SqliteStore};
-use perkey::store::{Store, StoreError};
+use perkey::store::{self, Access, Opened, Store, StoreError};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -85,26 +83,23 @@ pub async fn import(settings: &Settings, asked: &ImportArgs, out: Out) -> Ended 
         }
     };
     let (store, engine) = open(settings).await?;
-    let store = Arc::new(store);
     let engine = if engine {
-        let store: Arc<dyn Store> = Arc::<SqliteStore>::clone(&store);
-        Some(Engine::start(settings, budget_actors::handlers(), store, Metrics::new()).await?)
+        Some(Engine::start(settings, budget_actors::handlers(), store.store(), Metrics::new()).await?)
     } else {
         None
     };
     let mut import = Import { settings, asked, input, source, bytes };
-    let ended = import.run(&store, engine.as_ref(), &mut signals, out).await;
+    let ended = import.run(&*store, engine.as_ref(), &mut signals, out).await;
     match engine {
         Some(engine) => drain(engine, &mut signals).await.and(ended),
         None => ended,
     }
 }
 
-/// The store, and whether this process is to run it.
-async fn open(settings: &Settings) -> Result<(SqliteStore, bool), Failure> {
-    let url = &settings.store.url;
-    if !SqliteStore::is_running(url) {
-        match SqliteStore::open(url, Access::Run).await {
+/// The store, and whether this process is to run it. One that workers share is left to them.
+async fn open(settings: &Settings) -> Result<(Opened, bool), Failure> {
+    if !store::is_shared(settings) && !store::is_running(settings).await {
+        match store::open(settings, Access::Run).await {
             Ok(store) => return Ok((store, true)),
             // A process came first after all.
             Err(StoreError::Locked(_)) => (),
@@ -117,7 +112,7 @@ async fn open(settings: &Settings) -> Result<(SqliteStore, bool), Failure> {
 }
 
 /// A store that another process runs, and its number of shards; that process may still be preparing it.
-async fn open_prepared(settings: &Settings) -> Result<(SqliteStore, u32), Failure> {
+async fn open_prepared(settings: &Settings) -> Result<(Opened, u32), Failure> {
     let since = Stopwatch::start();
     loop {
         let patient = since.elapsed() < PREPARED_WITHIN;
@@ -156,14 +151,7 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
-    async fn run(
-        &mut self,
-        store: &Arc<SqliteStore>,
-        engine: Option<&Engine>,
-        signals: &mut Signals,
-        out: Out,
-    ) -> Ended {
-        let store: &dyn Store = &**store;
+    async fn run(&mut self, store: &dyn Store, engine: Option<&Engine>, signals: &mut Signals, out: Out) -> Ended {
         let before = Totals::of(&store.queries().shards().await?);
         let progress = self.progress(store).await?;
         let rejects = self.rejects_path();

@@ -101,6 +101,8 @@ impl From<LogFormat> for telemetry::Format {
 pub enum Command {
     /// Run everything in this process until it is told to stop
     Up,
+    /// Run one worker of a fleet, which shares a PostgreSQL store, until it is told to stop
+    Worker,
     /// Import messages from a file; killed and run again it goes on without a duplicate
     Import(ImportArgs),
     /// Look at dead letters and decide about them (dlq peek may be written dlq:peek)

@@ -1,7 +1,6 @@
 //! `dlq:peek`, `dlq:replay`, `dlq:discard`: dead letters looked at, and commands about them for the shards' owners.
 //! In: a filter. Out: the dead letters, or a recorded command and how far it got.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,14 +12,13 @@ use perkey::message::ShardNo;
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand};
-use perkey::store::sqlite::{Access, SqliteStore};
-use perkey::store::{DeadLetter, Store, StoreError};
+use perkey::store::{self, Access, DeadLetter, Opened, Store, StoreError};
 use serde::Serialize;
 
 use super::args::{ChangeArgs, Filter, PeekArgs};
 use super::output::{Out, complain, table};
 use super::up::{Signals, drain};
-use super::{Done, Ended, Failure, open_beside};
+use super::{Done, Ended, Failure, open_beside, runner};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -64,6 +62,9 @@ struct Changed {
     affected: u64,
     /// Whether a process runs the store, and so executes it.
     running: bool,
+    /// The command that would run it.
+    #[serde(skip)]
+    runner: &'static str,
 }
 
 /// Shows dead letters.
@@ -109,13 +110,13 @@ async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Ou
     let now = Clock::system().now();
     // Nothing given up after this instant is meant: a command must not chase what it replays.
     let filter = filter(&asked.filter, now, Some(now))?;
-    let url = &settings.store.url;
     let access = if asked.offline && !asked.dry_run { Access::Run } else { Access::Tool };
     // A tool never makes a store: a mistyped name is an error, with `--offline` too.
-    drop(SqliteStore::open(url, Access::Tool).await?);
-    let store = Arc::new(SqliteStore::open(url, access).await?);
+    open_beside(settings).await?.close().await;
+    let store = store::open(settings, access).await?;
     let matched = store.queries().count_dead(filter.clone()).await?;
-    let running = asked.offline || SqliteStore::is_running(url);
+    let running = asked.offline || store::is_running(settings).await;
+    let runner = runner(settings);
     let mut changed = Changed {
         action: action.clone(),
         matched,
@@ -124,12 +125,13 @@ async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Ou
         done: matched == 0,
         affected: 0,
         running,
+        runner,
     };
     let mut ended = Ok(if matched == 0 { Done::NothingFound } else { Done::All });
     if matched > 0 && !asked.dry_run {
         let command = NewCommand { action, filter, who: who(), why: asked.reason.clone(), matched, at: now };
         if asked.offline {
-            ended = offline(settings, store, command, asked.wait, &mut changed).await;
+            ended = offline(settings, &store, command, asked.wait, &mut changed).await;
         } else {
             let id = store.queries().command(command).await?;
             let wait = if running { asked.wait } else { Duration::ZERO };
@@ -143,17 +145,20 @@ async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Ou
 /// Executes a command with an engine of its own: for a store that no process runs.
 async fn offline(
     settings: &Settings,
-    store: Arc<SqliteStore>,
+    store: &Opened,
     command: NewCommand,
     wait: Duration,
     changed: &mut Changed,
 ) -> Ended {
+    // A file has a lock; a database has signs of life.
+    if store::is_shared(settings) && store::is_running(settings).await {
+        return Err(StoreError::Locked("its workers give signs of life".to_owned()).into());
+    }
     let mut signals = Signals::take()?;
-    let shared: Arc<dyn Store> = Arc::<SqliteStore>::clone(&store);
-    let engine = Engine::start(settings, budget_actors::handlers(), shared, Metrics::new()).await?;
+    let engine = Engine::start(settings, budget_actors::handlers(), store.store(), Metrics::new()).await?;
     let id = store.queries().command(command).await?;
     tokio::select! {
-        watched = watch(&*store, id, wait, changed) => watched?,
+        watched = watch(&**store, id, wait, changed) => watched?,
         reason = engine.failed() => return Err(Failure::Failed(format!("the engine gave up: {reason}"))),
         () = signals.next() => complain("told to stop; the command stays recorded"),
     }
@@ -162,7 +167,7 @@ async fn offline(
 }
 
 /// Waits until all shards are done with a command, or `wait` is over.
-async fn watch(store: &impl Store, id: i64, wait: Duration, changed: &mut Changed) -> Result<(), Failure> {
+async fn watch(store: &dyn Store, id: i64, wait: Duration, changed: &mut Changed) -> Result<(), Failure> {
     changed.command = Some(id);
     let CommandState { shards_done, shards, affected } = waited(store, id, wait).await?;
     changed.affected = affected;
@@ -171,7 +176,7 @@ async fn watch(store: &impl Store, id: i64, wait: Duration, changed: &mut Change
 }
 
 /// How far a command is, when all shards are done with it or `wait` is over.
-pub(super) async fn waited(store: &impl Store, id: i64, wait: Duration) -> Result<CommandState, StoreError> {
+pub(super) async fn waited(store: &dyn Store, id: i64, wait: Duration) -> Result<CommandState, StoreError> {
     let since = Stopwatch::start();
     loop {
         let state = store.queries().command_state(id).await?;
@@ -203,7 +208,7 @@ fn text(changed: &Changed) -> String {
     if changed.running {
         return format!("{what}; {affected} are done so far, the rest follows.");
     }
-    format!("{what}, but no process runs the store: start `budget-manager up`, or use --offline next time.")
+    format!("{what}, but no process runs the store: start `{}`, or use --offline next time.", changed.runner)
 }
 
 fn filter(asked: &Filter, now: Millis, until: Option<Millis>) -> Result<DeadFilter, Failure> {
@@ -273,7 +278,16 @@ mod tests {
     fn a_command_says_what_became_of_it() {
         let changed = |command: Option<i64>, done, running| {
             let action = Action::Replay;
-            text(&Changed { action, matched: 3, dry_run: command.is_none(), command, done, affected: 2, running })
+            text(&Changed {
+                action,
+                matched: 3,
+                dry_run: command.is_none(),
+                command,
+                done,
+                affected: 2,
+                running,
+                runner: "up",
+            })
         };
         assert_eq!(changed(None, false, true), "3 dead letters would be replayed.");
         assert_eq!(changed(Some(7), true, true), "Command 7: 2 of 3 dead letters replayed.");

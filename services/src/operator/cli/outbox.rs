@@ -4,9 +4,9 @@
 use perkey::clock::{Clock, Millis, rfc3339};
 use perkey::message::ShardNo;
 use perkey::settings::Settings;
+use perkey::store::StoreError;
 use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand, Queries, ShardRow};
 use perkey::store::sqlite::SqliteStore;
-use perkey::store::{Store, StoreError};
 use serde::Serialize;
 
 use super::args::RetireArgs;
@@ -113,7 +113,7 @@ pub async fn retire(settings: &Settings, asked: &RetireArgs, out: Out) -> Ended 
         };
         let id = store.queries().command(command).await?;
         let wait = if running { asked.wait } else { std::time::Duration::ZERO };
-        let CommandState { shards_done, shards, affected } = dlq::waited(&store, id, wait).await?;
+        let CommandState { shards_done, shards, affected } = dlq::waited(&*store, id, wait).await?;
         retired = Retired { command: Some(id), done: shards_done >= shards, affected, ..retired };
     }
     out.show(&retired, text);

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 
 use perkey::settings::Settings;
 use perkey::settings::load::redact;
-use perkey::store::Store;
+use perkey::store;
 use perkey::store::query::ShardRow;
-use perkey::store::sqlite::SqliteStore;
 use serde::Serialize;
 
 use super::output::{Out, table};
@@ -67,7 +66,7 @@ pub async fn status(settings: &Settings, out: Out) -> Ended {
     let shards = store.queries().shards().await?;
     let status = Status {
         store: redact("store.url", &settings.store.url),
-        running: SqliteStore::is_running(&settings.store.url),
+        running: store::is_running(settings).await,
         totals: Totals::of(&shards),
         shards,
     };

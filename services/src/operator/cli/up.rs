@@ -1,4 +1,4 @@
-//! `up`: the engine and the admin listener in one process, until told to stop.
+//! `up` and `worker`: the engine and the admin listener in one process, until told to stop.
 //! In: settings. Out: a process that drains in order at the first signal and ends at once at the second.
 
 use std::sync::Arc;
@@ -9,8 +9,7 @@ use perkey::engine::Engine;
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::settings::load::redact;
-use perkey::store::Store;
-use perkey::store::sqlite::{Access, SqliteStore};
+use perkey::store::{self, Access};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
@@ -48,13 +47,36 @@ impl Signals {
 
 /// Runs everything in this process.
 pub async fn up(settings: &Settings) -> Ended {
+    if store::is_shared(settings) {
+        let shown = redact("store.url", &settings.store.url);
+        let why =
+            format!("store.url: `up` runs the embedded default in one file, not {shown}: use `budget-manager worker`");
+        return Err(Failure::Settings(vec![why]));
+    }
+    serve(settings).await
+}
+
+/// Runs one worker of a fleet.
+pub async fn worker(settings: &Settings) -> Ended {
+    if !store::is_shared(settings) {
+        let shown = redact("store.url", &settings.store.url);
+        let why = format!(
+            "store.url: `worker` is one of several that share a store, and {shown} is run by one process: set \
+             store.url = \"postgres://user@host/database\", or use `budget-manager up`"
+        );
+        return Err(Failure::Settings(vec![why]));
+    }
+    serve(settings).await
+}
+
+async fn serve(settings: &Settings) -> Ended {
     let mut signals = Signals::take()?;
     // First of all: whether another process runs the store matters more than its port.
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&settings.store.url, Access::Run).await?);
+    let store = store::open(settings, Access::Run).await?.store();
     let listen = &settings.admin.listen;
     let listener = TcpListener::bind(listen).await.map_err(|error| {
         Failure::Failed(format!(
-            "cannot listen on {listen} for metrics and health: {error}; is another `up` running? Else choose another \
+            "cannot listen on {listen} for metrics and health: {error}; is another process of this kind running? Else choose another \
              address with --set admin.listen=HOST:PORT"
         ))
     })?;

@@ -1,0 +1,28 @@
+//! Opens the sources and sinks that the settings name.
+//! In: settings, the store. Out: the embedded log and what else is configured, or what is wrong with it.
+
+use std::sync::Arc;
+
+use super::embedded::EmbeddedLog;
+use super::kafka::{KafkaSink, KafkaTransport};
+use super::{SinkTransport, Transport};
+use crate::metrics::Metrics;
+use crate::settings::Settings;
+use crate::store::Store;
+
+/// Sources and sinks of a process.
+pub(crate) type Ends = (Vec<Arc<dyn Transport>>, Vec<Arc<dyn SinkTransport>>);
+
+/// Opens them. The embedded log is always a source; Kafka is one when topics are named, and a sink when brokers are.
+pub(crate) fn open(settings: &Settings, store: &Arc<dyn Store>, metrics: &Arc<Metrics>) -> Result<Ends, String> {
+    let mut sources: Vec<Arc<dyn Transport>> = vec![Arc::new(EmbeddedLog::new(Arc::clone(store), settings.log.poll))];
+    let mut sinks: Vec<Arc<dyn SinkTransport>> = Vec::new();
+    let kafka = &settings.kafka;
+    if !kafka.brokers.is_empty() {
+        if !kafka.topics.is_empty() {
+            sources.push(KafkaTransport::new(kafka, settings.ownership.shards, metrics)?);
+        }
+        sinks.push(KafkaSink::new(kafka)?);
+    }
+    Ok((sources, sinks))
+}
