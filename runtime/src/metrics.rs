@@ -446,7 +446,19 @@ mod tests {
 
     #[test]
     fn labels_are_of_closed_sets() {
-        let known = ["service", "shard", "child", "reason", "attempt", "source", "outcome", "alarm", "le", "topic", "partition"];
+        let known = [
+            "service",
+            "shard",
+            "child",
+            "reason",
+            "attempt",
+            "source",
+            "outcome",
+            "alarm",
+            "le",
+            "topic",
+            "partition",
+        ];
         let text = exercised().encode();
         let series = text.lines().filter_map(|line| Some(line.split_once('{')?.1.rsplit_once('}')?.0));
         let labels: BTreeSet<&str> =

@@ -90,7 +90,8 @@ mod tests {
 
     #[test]
     fn an_event_carries_its_attributes_in_headers() {
-        let headers = [("traceparent", "00-1-2-01"), ("sagaid", "s-1"), ("x-tenant", "t"), ("content-type", "text/plain")];
+        let headers =
+            [("traceparent", "00-1-2-01"), ("sagaid", "s-1"), ("x-tenant", "t"), ("content-type", "text/plain")];
         let event = event(&Draft {
             id: "e-1",
             key: "acct-1",

@@ -18,7 +18,7 @@ use super::record::{Place, Record};
 use super::scout::{Again, ScoutOrder};
 use super::shelf::{Shelf, bytes_of};
 use super::start::{MADE_ANEW, Start, ways_on};
-use super::Generation;
+use super::{ENDED, Generation};
 use crate::clock::Stopwatch;
 use crate::message::ShardNo;
 use crate::transport::{Delivery, Position, Positions};
@@ -160,14 +160,8 @@ impl Reader {
             self.report(shard, &format!("partition {} cannot be assigned: {error}", place.origin));
             return self.again(vec![self.retry(shard, place.topic, partition, last)]);
         }
-        let lane = Lane {
-            shard,
-            origin: Arc::from(place.origin.as_str()),
-            next: start.at,
-            check: start.check,
-            last,
-            place,
-        };
+        let lane =
+            Lane { shard, origin: Arc::from(place.origin.as_str()), next: start.at, check: start.check, last, place };
         let lanes = self.lanes.entry_ref(lane.place.topic.as_str()).or_default();
         lanes.resize_with(lanes.len().max(index + 1), || None);
         lanes[index] = Some(lane);
@@ -380,6 +374,13 @@ impl Reader {
         });
         let again = again.collect();
         self.again(again);
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // Told to stop, or unwinding: no shard may wait for a thread that is gone.
+        self.stations.values().for_each(|station| station.shelf.lose(ENDED.to_owned()));
     }
 }
 

@@ -63,6 +63,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl KafkaSink {
     /// The producer. The brokers need not be there yet; settings of no use are an error.
     pub fn new(settings: &KafkaSettings) -> Result<Arc<Self>, String> {
+        client::missing_file(settings)?;
         let config = client::producer(settings);
         let line = Mutex::new(Line::start(&config)?);
         Ok(Arc::new(Self { config, bound: settings.buffer_bytes, line }))
@@ -73,7 +74,8 @@ impl KafkaSink {
         let mut line = locked(&self.line);
         if let Some(reason) = line.answers().broken() {
             warn!(reason, "the producer failed for good and is made anew");
-            let made = Line::start(&self.config).map_err(|reason| SinkError::Unavailable { name: NAME.to_owned(), reason })?;
+            let made =
+                Line::start(&self.config).map_err(|reason| SinkError::Unavailable { name: NAME.to_owned(), reason })?;
             leave(std::mem::replace(&mut *line, made));
         }
         Ok(Arc::clone(&line))

@@ -1,0 +1,11 @@
+//! The real servers that tests run against.
+//! In: the environment, as `scripts/services up` prints it. Out: where each server is.
+
+/// Address of a Kafka broker on which topics may be made.
+pub(crate) fn kafka() -> String {
+    server("PERKEY_TEST_KAFKA")
+}
+
+fn server(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `eval \"$(scripts/services up)\"` first"))
+}
