@@ -5,19 +5,21 @@ pub mod args;
 pub mod config;
 pub mod dlq;
 pub mod explain;
+pub mod leases;
 pub mod output;
 pub mod status;
+pub(crate) mod stores;
 pub mod up;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser};
 use perkey::engine::EngineError;
 use perkey::settings::Settings;
 use perkey::settings::load::{Loaded, Sources, load};
-use perkey::store::StoreError;
-use perkey::store::sqlite::{Access, SqliteStore};
+use perkey::store::{Access, Store, StoreError};
 use perkey::telemetry;
 
 use self::args::{Cli, Command, DlqCommand, Global};
@@ -121,13 +123,15 @@ async fn execute(cli: Cli) -> Ended {
         out.text(String::from_utf8_lossy(&script).trim_end());
         return Ok(Done::All);
     }
-    let filter = if matches!(cli.command, Command::Up) { "info" } else { "warn" };
+    let filter = if matches!(cli.command, Command::Up | Command::Worker) { "info" } else { "warn" };
     telemetry::init(cli.global.log_format.into(), filter)
         .map_err(|error| Failure::Settings(vec![error.to_string()]))?;
     let loaded = settings(&cli.global)?;
     let settings = &loaded.settings;
     match cli.command {
         Command::Up => up::up(settings).await,
+        Command::Worker => up::worker(settings).await,
+        Command::Leases => leases::leases(settings, out).await,
         Command::Import(asked) => Box::pin(import::import(settings, &asked, out)).await,
         Command::Dlq(DlqCommand::Peek(asked)) => dlq::peek(settings, &asked, out).await,
         Command::Dlq(DlqCommand::Replay(asked)) => dlq::replay(settings, &asked, out).await,
@@ -158,8 +162,8 @@ fn settings(global: &Global) -> Result<Loaded, Failure> {
 }
 
 /// Opens the store for a command that works beside a running process, or without one.
-pub(crate) async fn open_beside(settings: &Settings) -> Result<SqliteStore, Failure> {
-    Ok(SqliteStore::open(&settings.store.url, Access::Tool).await?)
+pub(crate) async fn open_beside(settings: &Settings) -> Result<Arc<dyn Store>, Failure> {
+    Ok(stores::open(settings, Access::Tool).await?)
 }
 
 #[cfg(test)]

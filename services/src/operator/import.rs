@@ -19,8 +19,8 @@ use perkey::engine::Engine;
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::store::query::ImportProgress;
-use perkey::store::sqlite::{Access, SqliteStore};
-use perkey::store::{Store, StoreError};
+use perkey::store::sqlite::SqliteStore;
+use perkey::store::{Access, Store, StoreError};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -32,7 +32,7 @@ use crate::operator::cli::args::ImportArgs;
 use crate::operator::cli::output::{Out, complain};
 use crate::operator::cli::status::Totals;
 use crate::operator::cli::up::{Signals, drain};
-use crate::operator::cli::{Done, Ended, Failure, open_beside};
+use crate::operator::cli::{Done, Ended, Failure, open_beside, stores};
 
 /// Batches that may lie between the reader and the log.
 const BATCHES_AHEAD: usize = 4;
@@ -85,10 +85,8 @@ pub async fn import(settings: &Settings, asked: &ImportArgs, out: Out) -> Ended 
         }
     };
     let (store, engine) = open(settings).await?;
-    let store = Arc::new(store);
     let engine = if engine {
-        let store: Arc<dyn Store> = Arc::<SqliteStore>::clone(&store);
-        Some(Engine::start(settings, budget_actors::handlers(), store, Metrics::new()).await?)
+        Some(Engine::start(settings, budget_actors::handlers(), Arc::clone(&store), Metrics::new()).await?)
     } else {
         None
     };
@@ -101,10 +99,17 @@ pub async fn import(settings: &Settings, asked: &ImportArgs, out: Out) -> Ended 
 }
 
 /// The store, and whether this process is to run it.
-async fn open(settings: &Settings) -> Result<(SqliteStore, bool), Failure> {
-    let url = &settings.store.url;
-    if !SqliteStore::is_running(url) {
-        match SqliteStore::open(url, Access::Run).await {
+async fn open(settings: &Settings) -> Result<(Arc<dyn Store>, bool), Failure> {
+    let run = match stores::is_shared(settings) {
+        // A fleet that is not there yet is not missed: this process is a worker for as long as it takes.
+        true => match stores::open(settings, Access::Tool).await {
+            Ok(store) => !stores::is_running(settings, &*store).await,
+            Err(_) => true,
+        },
+        false => !SqliteStore::is_running(&settings.store.url),
+    };
+    if run {
+        match stores::open(settings, Access::Run).await {
             Ok(store) => return Ok((store, true)),
             // A process came first after all.
             Err(StoreError::Locked(_)) => (),
@@ -117,7 +122,7 @@ async fn open(settings: &Settings) -> Result<(SqliteStore, bool), Failure> {
 }
 
 /// A store that another process runs, and its number of shards; that process may still be preparing it.
-async fn open_prepared(settings: &Settings) -> Result<(SqliteStore, u32), Failure> {
+async fn open_prepared(settings: &Settings) -> Result<(Arc<dyn Store>, u32), Failure> {
     let since = Stopwatch::start();
     loop {
         let patient = since.elapsed() < PREPARED_WITHIN;
@@ -129,7 +134,6 @@ async fn open_prepared(settings: &Settings) -> Result<(SqliteStore, u32), Failur
                 if recorded > 0 || !patient {
                     return Ok((store, u32::try_from(recorded).unwrap_or(u32::MAX)));
                 }
-                store.close().await;
             }
         }
         sleep(LOOK_EVERY).await;
@@ -158,7 +162,7 @@ struct Import<'a> {
 impl Import<'_> {
     async fn run(
         &mut self,
-        store: &Arc<SqliteStore>,
+        store: &Arc<dyn Store>,
         engine: Option<&Engine>,
         signals: &mut Signals,
         out: Out,

@@ -47,7 +47,7 @@ pub struct Global {
     /// A settings file (TOML)
     #[arg(long, global = true, value_name = "FILE", env = "BUDGET_CONFIG")]
     pub config: Option<PathBuf>,
-    /// The store: sqlite:///path/to.db (setting store.url)
+    /// The store: sqlite:///path/to.db or postgres://user@host/database (setting store.url)
     #[arg(long, global = true, value_name = "URL")]
     pub store_url: Option<String>,
     /// How results are written
@@ -101,6 +101,10 @@ impl From<LogFormat> for telemetry::Format {
 pub enum Command {
     /// Run everything in this process until it is told to stop
     Up,
+    /// Run one worker of a fleet, which shares a PostgreSQL store, until it is told to stop
+    Worker,
+    /// Show the workers of a fleet and who owns which shard
+    Leases,
     /// Import messages from a file; killed and run again it goes on without a duplicate
     Import(ImportArgs),
     /// Look at dead letters and decide about them (dlq peek may be written dlq:peek)

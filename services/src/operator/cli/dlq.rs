@@ -13,14 +13,13 @@ use perkey::message::ShardNo;
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand};
-use perkey::store::sqlite::{Access, SqliteStore};
-use perkey::store::{DeadLetter, Store};
+use perkey::store::{Access, DeadLetter, Store};
 use serde::Serialize;
 
 use super::args::{ChangeArgs, Filter, PeekArgs};
 use super::output::{Out, complain, table};
 use super::up::{Signals, drain};
-use super::{Done, Ended, Failure, open_beside};
+use super::{Done, Ended, Failure, open_beside, stores};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -109,13 +108,12 @@ async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Ou
     let now = Clock::system().now();
     // Nothing given up after this instant is meant: a command must not chase what it replays.
     let filter = filter(&asked.filter, now, Some(now))?;
-    let url = &settings.store.url;
     let access = if asked.offline && !asked.dry_run { Access::Run } else { Access::Tool };
     // A tool never makes a store: a mistyped name is an error, with `--offline` too.
-    drop(SqliteStore::open(url, Access::Tool).await?);
-    let store = Arc::new(SqliteStore::open(url, access).await?);
+    drop(stores::open(settings, Access::Tool).await?);
+    let store = stores::open(settings, access).await?;
     let matched = store.queries().count_dead(filter.clone()).await?;
-    let running = asked.offline || SqliteStore::is_running(url);
+    let running = asked.offline || stores::is_running(settings, &*store).await;
     let mut changed =
         Changed { action, matched, dry_run: asked.dry_run, command: None, done: matched == 0, affected: 0, running };
     let mut ended = Ok(if matched == 0 { Done::NothingFound } else { Done::All });
@@ -136,14 +134,13 @@ async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Ou
 /// Executes a command with an engine of its own: for a store that no process runs.
 async fn offline(
     settings: &Settings,
-    store: Arc<SqliteStore>,
+    store: Arc<dyn Store>,
     command: NewCommand,
     wait: Duration,
     changed: &mut Changed,
 ) -> Ended {
     let mut signals = Signals::take()?;
-    let shared: Arc<dyn Store> = Arc::<SqliteStore>::clone(&store);
-    let engine = Engine::start(settings, budget_actors::handlers(), shared, Metrics::new()).await?;
+    let engine = Engine::start(settings, budget_actors::handlers(), Arc::clone(&store), Metrics::new()).await?;
     let id = store.queries().command(command).await?;
     tokio::select! {
         watched = watch(&*store, id, wait, changed) => watched?,
@@ -155,7 +152,7 @@ async fn offline(
 }
 
 /// Waits until all shards are done with a command, or `wait` is over.
-async fn watch(store: &impl Store, id: i64, wait: Duration, changed: &mut Changed) -> Result<(), Failure> {
+async fn watch(store: &dyn Store, id: i64, wait: Duration, changed: &mut Changed) -> Result<(), Failure> {
     changed.command = Some(id);
     let since = Stopwatch::start();
     loop {
@@ -189,7 +186,7 @@ fn text(changed: &Changed) -> String {
     if changed.running {
         return format!("{what}; {affected} are done so far, the rest follows.");
     }
-    format!("{what}, but no process runs the store: start `budget-manager up`, or use --offline next time.")
+    format!("{what}, but no process runs the store: start one (`budget-manager up`, or `worker`), or use --offline next time.")
 }
 
 fn filter(asked: &Filter, now: Millis, until: Option<Millis>) -> Result<DeadFilter, Failure> {

@@ -5,7 +5,7 @@ use perkey::clock::{Millis, rfc3339};
 use perkey::message::Message;
 use perkey::settings::Settings;
 use perkey::store::query::{CommitRow, Story};
-use perkey::store::{DeadLetter, HistoryRow, Store};
+use perkey::store::{DeadLetter, HistoryRow};
 use serde::Serialize;
 
 use super::output::{Out, table};

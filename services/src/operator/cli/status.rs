@@ -5,13 +5,11 @@ use std::collections::BTreeMap;
 
 use perkey::settings::Settings;
 use perkey::settings::load::redact;
-use perkey::store::Store;
 use perkey::store::query::ShardRow;
-use perkey::store::sqlite::SqliteStore;
 use serde::Serialize;
 
 use super::output::{Out, table};
-use super::{Done, Ended, open_beside};
+use super::{Done, Ended, open_beside, stores};
 
 #[derive(Serialize)]
 struct Status {
@@ -67,7 +65,7 @@ pub async fn status(settings: &Settings, out: Out) -> Ended {
     let shards = store.queries().shards().await?;
     let status = Status {
         store: redact("store.url", &settings.store.url),
-        running: SqliteStore::is_running(&settings.store.url),
+        running: stores::is_running(settings, &*store).await,
         totals: Totals::of(&shards),
         shards,
     };

@@ -1,4 +1,4 @@
-//! `up`: the engine and the admin listener in one process, until told to stop.
+//! `up` and `worker`: the engine and the admin listener in one process, until told to stop.
 //! In: settings. Out: a process that drains in order at the first signal and ends at once at the second.
 
 use std::sync::Arc;
@@ -9,13 +9,14 @@ use perkey::engine::Engine;
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::settings::load::redact;
-use perkey::store::Store;
-use perkey::store::sqlite::{Access, SqliteStore};
+use perkey::store::{Access, Store};
+use perkey::transport::Transport;
+use perkey::transport::embedded::EmbeddedLog;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
-use super::{Done, Ended, Failure};
+use super::{Done, Ended, Failure, stores};
 use crate::operator::admin::{self, Admin, Stage};
 
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -48,13 +49,38 @@ impl Signals {
 
 /// Runs everything in this process.
 pub async fn up(settings: &Settings) -> Ended {
+    if stores::is_shared(settings) {
+        let text = "`up` runs a store in a SQLite file; store.url names PostgreSQL: use `budget-manager worker`";
+        return Err(Failure::Settings(vec![text.to_owned()]));
+    }
     let mut signals = Signals::take()?;
     // First of all: whether another process runs the store matters more than its port.
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&settings.store.url, Access::Run).await?);
+    let store = stores::open(settings, Access::Run).await?;
+    serve(settings, store, &mut signals).await
+}
+
+/// Runs one worker of a fleet.
+pub async fn worker(settings: &Settings) -> Ended {
+    if !stores::is_shared(settings) {
+        let text = "`worker` is one of several that share a store: set store.url = postgres://user@host/database; one \
+                    process runs a SQLite store: use `budget-manager up`";
+        return Err(Failure::Settings(vec![text.to_owned()]));
+    }
+    let mut signals = Signals::take()?;
+    let store = stores::open(settings, Access::Run).await?;
+    serve(settings, store, &mut signals).await
+}
+
+/// The sources that the settings name, the embedded log first.
+pub fn transports(settings: &Settings, store: &Arc<dyn Store>) -> Vec<Arc<dyn Transport>> {
+    vec![Arc::new(EmbeddedLog::new(Arc::clone(store), settings.log.poll))]
+}
+
+async fn serve(settings: &Settings, store: Arc<dyn Store>, signals: &mut Signals) -> Ended {
     let listen = &settings.admin.listen;
     let listener = TcpListener::bind(listen).await.map_err(|error| {
         Failure::Failed(format!(
-            "cannot listen on {listen} for metrics and health: {error}; is another `up` running? Else choose another \
+            "cannot listen on {listen} for metrics and health: {error}; is another one running here? Else choose another \
              address with --set admin.listen=HOST:PORT"
         ))
     })?;
@@ -62,13 +88,14 @@ pub async fn up(settings: &Settings) -> Ended {
     let metrics = Metrics::new();
     let admin = Admin::new(Arc::clone(&metrics));
     let engine = async {
-        let engine = Engine::start(settings, budget_actors::handlers(), store, metrics).await?;
+        let transports = transports(settings, &store);
+        let engine = Engine::start_with(settings, budget_actors::handlers(), store, metrics, transports).await?;
         let engine = Arc::new(engine);
         admin.set(Stage::Running(Arc::downgrade(&engine)));
         let store = redact("store.url", &settings.store.url);
         let shards = settings.ownership.shards;
         info!(%store, shards, metrics = %format!("http://{address}/metrics"), "messages are being handled");
-        run(engine, &admin, &mut signals).await
+        run(engine, &admin, signals).await
     };
     tokio::select! {
         ended = engine => ended,

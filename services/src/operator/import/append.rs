@@ -7,14 +7,13 @@ use std::time::Duration;
 use perkey::clock::{Clock, Stopwatch, sleep};
 use perkey::settings::Settings;
 use perkey::store::query::{ImportBatch, ImportProgress};
-use perkey::store::sqlite::SqliteStore;
 use perkey::store::{Store, StoreError};
 use tokio::sync::mpsc::Receiver;
 
 use super::bar::Bar;
 use super::reader::{Batch, Read};
 use super::rejects::Rejects;
-use crate::operator::cli::Failure;
+use crate::operator::cli::{Failure, stores};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Why an import of a changed file does not go on by itself.
@@ -133,9 +132,9 @@ impl<'a> Append<'a> {
             if self.room >= messages {
                 break;
             }
-            if !said && since.elapsed() >= SAY_AFTER && !SqliteStore::is_running(&self.settings.store.url) {
+            if !said && since.elapsed() >= SAY_AFTER && !stores::is_running(self.settings, self.store).await {
                 said = true;
-                self.bar.say("log.max_unread is reached and no process runs the store: start `budget-manager up`");
+                self.bar.say("log.max_unread is reached and no process runs the store: start one (`budget-manager up`, or `worker`)");
             }
             sleep(LOOK_EVERY).await;
         }
