@@ -5,6 +5,7 @@ pub mod args;
 pub mod config;
 pub mod dlq;
 pub mod explain;
+pub mod leases;
 pub mod outbox;
 pub mod output;
 pub mod status;
@@ -129,6 +130,7 @@ async fn execute(cli: Cli) -> Ended {
     match cli.command {
         Command::Up => up::up(settings).await,
         Command::Worker => up::worker(settings).await,
+        Command::Leases => leases::leases(settings, out).await,
         Command::Import(asked) => Box::pin(import::import(settings, &asked, out)).await,
         Command::Dlq(DlqCommand::Peek(asked)) => dlq::peek(settings, &asked, out).await,
         Command::Dlq(DlqCommand::Replay(asked)) => dlq::replay(settings, &asked, out).await,

@@ -13,7 +13,6 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::{info, warn};
 
-use super::Generation;
 use super::client::Told;
 use super::record::{Place, Record};
 use super::scout::{Again, ScoutOrder};

@@ -103,6 +103,8 @@ pub enum Command {
     Up,
     /// Run one worker of a fleet, which shares a PostgreSQL store, until it is told to stop
     Worker,
+    /// Show the workers of a fleet and who owns which shard
+    Leases,
     /// Import messages from a file; killed and run again it goes on without a duplicate
     Import(ImportArgs),
     /// Look at dead letters and decide about them (dlq peek may be written dlq:peek)
