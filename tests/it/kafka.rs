@@ -408,6 +408,41 @@ async fn a_producer_that_failed_for_good_is_made_anew() {
     }
 }
 
+#[tokio::test]
+async fn a_broker_that_comes_back_is_gone_on_with() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("t", 4, 1).unwrap();
+    let settings = KafkaSettings {
+        brokers: cluster.bootstrap_servers(),
+        topics: vec!["t".to_owned()],
+        ..KafkaSettings::default()
+    };
+    let (transport, sink) = (transport(&settings), KafkaSink::new(&settings).unwrap());
+    let shard = perkey::message::shard_of("k", SHARDS);
+    let event = |seq: u64| Outgoing { seq, topic: "t".into(), message: message(&format!("e-{seq}"), "k", b"{}") };
+    let mut source = open(&transport, shard, &Positions::new()).await;
+    let mut end = sink.open(shard).await.unwrap();
+    let mut seen: Vec<String> = Vec::new();
+    for round in 0..3 {
+        assert_eq!(end.send(&[event(2 * round)]).unwrap(), 1);
+        tokio::time::timeout(BOUND, end.answers()).await.expect("it is confirmed").unwrap();
+        cluster.broker_down(1).unwrap();
+        // Taken while nobody is there to write it to.
+        assert_eq!(end.send(&[event(2 * round + 1)]).unwrap(), 1);
+        let waits = tokio::time::timeout(Duration::from_millis(700), end.answers()).await;
+        assert!(waits.is_err(), "an outage is no answer: {waits:?}");
+        cluster.broker_up(1).unwrap();
+        tokio::time::timeout(BOUND, end.answers()).await.expect("it is confirmed").unwrap();
+        let expected = usize::try_from(2 * round + 2).unwrap();
+        while seen.len() < expected {
+            // That the broker was away may be told in between.
+            let fetched = tokio::time::timeout(BOUND, source.fetch(9)).await.expect("a fetch must not hang");
+            seen.extend(ids(&fetched.unwrap_or_default()).into_iter().map(str::to_owned));
+        }
+    }
+    assert_eq!(seen, (0..6).map(|seq| format!("e-{seq}")).collect::<Vec<_>>());
+}
+
 #[test]
 fn clients_that_cannot_be_made_say_why_and_tell_no_secret() {
     let settings = KafkaSettings {
