@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perkey::message::{ShardNo, shard_of};
-use perkey::store::query::ShardRow;
 use perkey::store::postgres::{Bounds, PgStore};
+use perkey::store::query::ShardRow;
 use perkey::store::sqlite::SqliteStore;
 use perkey::store::{Access, ServiceKey, Store, StoreError};
 use serde::Deserialize;

@@ -10,6 +10,7 @@ pub mod lease;
 pub mod memory;
 pub mod postgres;
 pub mod query;
+pub mod reshard;
 pub mod sqlite;
 mod watch;
 

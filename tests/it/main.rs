@@ -13,6 +13,7 @@ mod ledger_model;
 mod operator;
 mod postgres_place;
 mod refused;
+mod reshard;
 mod servers;
 mod simulation;
 mod sqlite_store;

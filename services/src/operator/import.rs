@@ -160,13 +160,7 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
-    async fn run(
-        &mut self,
-        store: &Arc<dyn Store>,
-        engine: Option<&Engine>,
-        signals: &mut Signals,
-        out: Out,
-    ) -> Ended {
+    async fn run(&mut self, store: &Arc<dyn Store>, engine: Option<&Engine>, signals: &mut Signals, out: Out) -> Ended {
         let store: &dyn Store = &**store;
         let before = Totals::of(&store.queries().shards().await?);
         let progress = self.progress(store).await?;

@@ -186,7 +186,9 @@ fn text(changed: &Changed) -> String {
     if changed.running {
         return format!("{what}; {affected} are done so far, the rest follows.");
     }
-    format!("{what}, but no process runs the store: start one (`budget-manager up`, or `worker`), or use --offline next time.")
+    format!(
+        "{what}, but no process runs the store: start one (`budget-manager up`, or `worker`), or use --offline next time."
+    )
 }
 
 fn filter(asked: &Filter, now: Millis, until: Option<Millis>) -> Result<DeadFilter, Failure> {

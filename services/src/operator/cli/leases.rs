@@ -150,7 +150,10 @@ mod tests {
         let states: Vec<_> = seen.shards.iter().map(|row| row.state).collect();
         assert_eq!(states, ["owned", "expired", "free", "free"]);
         let problems: Vec<_> = seen.shards.iter().map(|row| row.problem.as_deref().unwrap_or("-")).collect();
-        assert!(problems[1].contains("run the newer program") && problems[2].contains("failed too often"), "{problems:?}");
+        assert!(
+            problems[1].contains("run the newer program") && problems[2].contains("failed too often"),
+            "{problems:?}"
+        );
         assert_eq!((problems[0], problems[3]), ("-", "-"));
         assert_eq!((seen.workers[0].shards, seen.workers[1].state), (1, "expired"));
         assert!(text(&seen).contains("7.0s"), "{}", text(&seen));
