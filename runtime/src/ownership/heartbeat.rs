@@ -67,8 +67,17 @@ impl Actor for Heartbeat {
         let (news, heard) = mpsc::channel(NEWS_MAX);
         let worker = worker(&env.settings, env.handlers.code_version());
         let lease = Lease::new(&env.settings.ownership, worker);
-        let beat =
-            Beat { env, root, lease, heard, looks: Vec::new(), leave: None, hurry: false, fresh: true, fleet: Fleet::default() };
+        let beat = Beat {
+            env,
+            root,
+            lease,
+            heard,
+            looks: Vec::new(),
+            leave: None,
+            hurry: false,
+            fresh: true,
+            fleet: Fleet::default(),
+        };
         std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
             let mut ended = Ended { actor: myself, reason: "it panicked".to_owned() };
             ended.reason = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
