@@ -89,6 +89,10 @@ pub fn redact(setting: &str, value: &str) -> String {
     if ["password", "token", "secret"].iter().any(|word| name.contains(word)) {
         return "***".to_owned();
     }
+    // A list of another program's settings: one that holds a secret is not shown at all.
+    if name == "properties" && ["password", "secret", "pem", "token"].iter().any(|word| value.contains(word)) {
+        return "***".to_owned();
+    }
     let mut shown = value.to_owned();
     if let Some(start) = shown.find("://").map(|at| at + 3) {
         let end = shown[start..].find(['/', '?']).map_or(shown.len(), |at| start + at);
@@ -449,6 +453,8 @@ mod tests {
         assert_eq!(loaded.settings.store.url, url);
         assert_eq!(origin(&loaded, "store.url").0, "\"postgres://me:***@db:5432/x?sslmode=require\"");
         assert_eq!(redact("kafka.sasl_password", "hunter2"), "***");
+        assert_eq!(redact("kafka.properties", "[\"ssl.key.password = hunter2\"]"), "***");
+        assert_eq!(redact("kafka.properties", "[\"linger.ms=5\"]"), "[\"linger.ms=5\"]");
         assert_eq!(redact("store.url", "postgres:///x?password=hunter2&a=b"), "postgres:///x?password=***&a=b");
         assert_eq!(redact("store.url", "sqlite:///a@b:c.db"), "sqlite:///a@b:c.db");
         let refused = load(&Sources { flags: vec![flag("stor.url", url)], ..Sources::default() }).unwrap_err();

@@ -62,7 +62,7 @@ impl Shelf {
         self.filled.notify_one();
     }
 
-    /// The source cannot go on at all; told from now on, after what lies ready.
+    /// The source cannot go on at all; told from now on. What lies ready is read again by the opening that comes after.
     pub(super) fn lose(&self, reason: String) {
         self.inner().lost = Some(reason);
         self.filled.notify_one();
@@ -82,15 +82,15 @@ impl Shelf {
         loop {
             if max > 0 {
                 let mut inner = self.inner();
+                if let Some(reason) = inner.lost.clone() {
+                    return Err(SourceError::Lost { name: NAME.to_owned(), reason });
+                }
                 let count = max.min(inner.ready.len());
                 if count > 0 {
                     let taken: Vec<Delivery> = inner.ready.drain(..count).collect();
                     drop(inner);
                     self.bytes.fetch_sub(taken.iter().map(bytes_of).sum(), Ordering::AcqRel);
                     return Ok(taken);
-                }
-                if let Some(reason) = inner.lost.clone() {
-                    return Err(SourceError::Lost { name: NAME.to_owned(), reason });
                 }
                 if let Some(error) = inner.trouble.take() {
                     return Err(error);
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn troubles_come_after_what_was_ready_and_a_loss_stays() {
+    fn troubles_come_after_what_was_ready_and_a_loss_before_it() {
         let shelf = Shelf::new(4_000);
         shelf.trouble("away");
         shelf.put(&mut vec![delivery(0)], 1_128);
@@ -152,6 +152,7 @@ mod tests {
         assert!(matches!(shelf.fetch(9).now_or_never(), Some(Err(SourceError::Unavailable { .. }))));
         assert!(shelf.fetch(9).now_or_never().is_none(), "told once");
         shelf.lose("gone".to_owned());
+        shelf.put(&mut vec![delivery(1)], 1_128);
         shelf.trouble("away");
         for _ in 0..2 {
             assert!(matches!(shelf.fetch(9).now_or_never(), Some(Err(SourceError::Lost { .. }))));
