@@ -57,7 +57,7 @@ pub(crate) struct View {
     /// When the shards are stopped unless the lease is renewed before.
     pub(crate) until: Option<Millis>,
     /// Whether it is known which shards should run here.
-    pub(crate) steady: bool,
+    pub(crate) settled: bool,
     /// The shards that should run here.
     pub(crate) expected: Vec<ShardNo>,
     /// Those that do.
@@ -75,8 +75,8 @@ impl View {
         if self.until.is_none_or(|until| now >= until) {
             let why = self.failure.as_deref().unwrap_or("it was not renewed yet");
             problems.push(format!("no lease is in force: {why}"));
-        } else if !self.steady {
-            problems.push("the fleet has just changed: the shards of this worker are not known yet".to_owned());
+        } else if !self.settled {
+            problems.push("the worker has just joined: its shards are not known yet".to_owned());
         }
         let missing = self.expected.iter().filter(|shard| !self.running.contains(shard));
         problems.extend(missing.map(|shard| format!("shard {shard} is being taken")));
@@ -150,7 +150,7 @@ mod tests {
         let mut view = View { fleet: fleet(), code_version: 1, ..View::default() };
         view.failure = Some("connection refused".to_owned());
         assert!(view.problems(5)[0].contains("no lease is in force: connection refused"), "{:?}", view.problems(5));
-        (view.until, view.steady, view.expected, view.running) = (Some(10), true, vec![0, 3], vec![0]);
+        (view.until, view.settled, view.expected, view.running) = (Some(10), true, vec![0, 3], vec![0]);
         let problems = view.problems(5);
         assert_eq!(problems.len(), 3, "{problems:?}");
         assert_eq!(problems[0], "shard 3 is being taken");

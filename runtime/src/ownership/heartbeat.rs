@@ -319,7 +319,7 @@ impl Beat {
         view.id.clone_from(&self.lease.worker().id);
         view.fleet.clone_from(&self.fleet);
         view.until = self.lease.until();
-        view.steady = self.lease.is_steady();
+        view.settled = self.lease.is_settled();
         view.expected = self.lease.expected().to_vec();
         view.running = self.lease.running().collect();
         view.failure = failure;

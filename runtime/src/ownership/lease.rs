@@ -64,6 +64,8 @@ pub struct Lease {
     seen: Option<Seen>,
     /// Two looks in a row saw the same workers.
     steady: bool,
+    /// They did so at least once since it joined.
+    settled: bool,
     shards: Vec<Local>,
     cooling: BTreeMap<ShardNo, Millis>,
     /// Since when a shard was seen without a living owner.
@@ -90,6 +92,7 @@ impl Lease {
             lost: false,
             seen: None,
             steady: false,
+            settled: false,
             shards: vec![Local::Out; settings.shards as usize],
             cooling: BTreeMap::new(),
             free_since: BTreeMap::new(),
@@ -113,9 +116,9 @@ impl Lease {
         self.lost
     }
 
-    /// Whether the last two looks saw the same workers, so that its shards are known.
-    pub fn is_steady(&self) -> bool {
-        self.steady
+    /// Whether two looks saw the same workers since it joined, so that its shards are known.
+    pub fn is_settled(&self) -> bool {
+        self.settled
     }
 
     /// The shards that should run here now, in order.
@@ -194,13 +197,13 @@ impl Lease {
     /// Comes back as another incarnation: the old one's rows and commits are no longer its own.
     pub fn rejoin(&mut self, id: String) {
         self.worker.id = id;
-        (self.until, self.lost, self.seen, self.steady) = (None, false, None, false);
+        (self.until, self.lost, self.seen) = (None, false, None);
         self.free_since.clear();
     }
 
     fn lose(&mut self) -> Vec<Order> {
         self.lost = true;
-        self.steady = false;
+        (self.steady, self.settled) = (false, false);
         self.expected.clear();
         self.shards.iter_mut().filter(|local| **local != Local::Out).for_each(|local| *local = Local::Leaving);
         vec![Order::StopAll]
@@ -243,6 +246,7 @@ impl Lease {
         let me = self.worker.id.clone();
         let steady = self.steady && !self.worker.draining;
         if steady {
+            self.settled = true;
             self.expected.clear();
         }
         for (shard, to) in fleet.shards.iter().zip(assigned) {
@@ -253,9 +257,12 @@ impl Lease {
                 // What was taken after the look was sent is not in it.
                 Local::In(since) if since < sent_at && owner != Some(me.as_str()) => Some(Order::Drop(shard.shard)),
                 Local::In(since) if since < sent_at && steady && theirs => Some(Order::Release(shard.shard)),
+                // Also when another worker is to have it: only who owns it can hand it over.
+                Local::Out if steady && owner == Some(me.as_str()) && !self.cooling.contains_key(&shard.shard) => {
+                    Some(Order::Take(shard.shard, TakeReason::Again))
+                }
                 Local::Out if steady && mine => match owner {
                     None => Some(Order::Take(shard.shard, TakeReason::Free)),
-                    Some(owner) if owner == me => Some(Order::Take(shard.shard, TakeReason::Again)),
                     Some(owner) if self.is_alive(owner) => {
                         waits = true;
                         continue;
