@@ -2,11 +2,14 @@
 //! In: a store at rest, and the postings it was given. Out: everything that does not hold.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use perkey::message::{ShardNo, shard_of};
+use perkey::store::postgres::{Bounds, PgStore};
 use perkey::store::query::ShardRow;
-use perkey::store::sqlite::{Access, SqliteStore};
-use perkey::store::{ServiceKey, Store};
+use perkey::store::sqlite::SqliteStore;
+use perkey::store::{Access, ServiceKey, Store, StoreError};
 use serde::Deserialize;
 
 use crate::postings::{Course, Postings, SERVICE};
@@ -41,11 +44,19 @@ pub struct Progress {
     pub open: u64,
 }
 
+/// Opens the store at `url` to look at it.
+async fn look(url: &str) -> Result<Arc<dyn Store>, StoreError> {
+    if PgStore::names(url) {
+        let bounds = Bounds { connections: 2, commits_in_flight: 1, statement_timeout: Duration::from_secs(30) };
+        return Ok(Arc::new(PgStore::open(url, bounds, Access::Tool).await?));
+    }
+    Ok(Arc::new(SqliteStore::open(url, Access::Tool).await?))
+}
+
 /// How far the store at `url` is; nothing when there is none yet.
 pub async fn progress(url: &str) -> Progress {
-    let Ok(store) = SqliteStore::open(url, Access::Tool).await else { return Progress::default() };
+    let Ok(store) = look(url).await else { return Progress::default() };
     let rows = store.queries().shards().await.unwrap_or_default();
-    store.close().await;
     Progress {
         passed: total(&rows, "taken") + total(&rows, "duplicates"),
         open: rows.iter().map(|row| row.unread + row.pending).sum(),
@@ -58,17 +69,16 @@ fn total(rows: &[ShardRow], counter: &str) -> u64 {
 
 /// Checks the store at `url` against what it was given.
 pub async fn check(url: &str, given: &Postings, verdict: &mut Verdict) -> Result<(), ChaosError> {
-    let store = SqliteStore::open(url, Access::Tool).await?;
+    let store = look(url).await?;
     let rows = store.queries().shards().await?;
     at_rest(&rows, given, verdict);
     let shards = u32::try_from(rows.len()).unwrap_or(u32::MAX);
     let mut found = HashMap::new();
     for shard in 0..shards {
-        read_events((&store, given), (shard, shards), &mut found, verdict).await?;
+        read_events((&*store, given), (shard, shards), &mut found, verdict).await?;
     }
     compare(&found, given.courses(), verdict);
-    states(&store, shards, given.courses(), verdict).await?;
-    store.close().await;
+    states(&*store, shards, given.courses(), verdict).await?;
     Ok(())
 }
 
@@ -91,7 +101,7 @@ fn at_rest(rows: &[ShardRow], given: &Postings, verdict: &mut Verdict) {
 
 /// Reads a shard's events in the order of their commits, and checks that each key's count rises by one each time.
 async fn read_events(
-    (store, given): (&SqliteStore, &Postings),
+    (store, given): (&dyn Store, &Postings),
     (shard, shards): (ShardNo, u32),
     found: &mut HashMap<String, Course>,
     verdict: &mut Verdict,
@@ -159,7 +169,7 @@ pub(crate) fn compare(found: &HashMap<String, Course>, given: &HashMap<String, C
 }
 
 async fn states(
-    store: &SqliteStore,
+    store: &dyn Store,
     shards: u32,
     given: &HashMap<String, Course>,
     verdict: &mut Verdict,

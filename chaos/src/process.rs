@@ -136,9 +136,14 @@ impl Running {
 
     /// Sends it SIGTERM.
     pub async fn terminate(&mut self) -> Result<(), ChaosError> {
+        self.signal("TERM").await
+    }
+
+    /// Sends it a signal: `STOP` freezes it, `CONT` wakes it.
+    pub async fn signal(&mut self, name: &str) -> Result<(), ChaosError> {
         let pid = self.pid.to_string();
-        if self.is_alive() && !Command::new("kill").args(["-TERM", &pid]).status().await?.success() {
-            return Err(ChaosError::Stuck(format!("SIGTERM did not reach process {pid}")));
+        if self.is_alive() && !Command::new("kill").args([&format!("-{name}"), &pid]).status().await?.success() {
+            return Err(ChaosError::Stuck(format!("SIG{name} did not reach process {pid}")));
         }
         Ok(())
     }

@@ -39,6 +39,14 @@ pub(crate) fn worker(settings: &Settings, code_version: u32) -> Worker {
     }
 }
 
+/// Earlier incarnations of the worker `id` that still look alive: a process that was started again under its name need
+/// not wait for the lease of the one that it replaces.
+pub(crate) fn predecessors<'a>(fleet: &'a Fleet, id: &'a str) -> impl Iterator<Item = &'a str> {
+    let name = |id: &'a str| id.rsplit_once(" (").map_or(id, |(name, _)| name);
+    let rows = fleet.workers.iter().filter(|row| assignment::is_alive(row)).map(|row| row.worker.id.as_str());
+    rows.filter(move |other| *other != id && name(other) == name(id))
+}
+
 /// What the heartbeat last knew; whoever else wants to know reads it here.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct View {

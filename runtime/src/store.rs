@@ -11,6 +11,7 @@ pub mod memory;
 mod open;
 pub mod postgres;
 pub mod query;
+pub mod reshard;
 pub mod sqlite;
 mod watch;
 

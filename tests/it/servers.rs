@@ -6,6 +6,11 @@ pub(crate) fn postgres() -> String {
     server("PERKEY_TEST_POSTGRES")
 }
 
+/// Address of a Kafka broker on which topics may be made.
+pub(crate) fn kafka() -> String {
+    server("PERKEY_TEST_KAFKA")
+}
+
 fn server(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `eval \"$(scripts/services up)\"` first"))
 }

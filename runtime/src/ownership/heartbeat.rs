@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::lease::{Lease, Order};
-use super::{Ownership, worker};
+use super::{Ownership, predecessors, worker};
 use crate::clock::{Millis, since_boot, sleep};
 use crate::message::ShardNo;
 use crate::metrics::WorkerAlarm;
@@ -67,8 +67,17 @@ impl Actor for Heartbeat {
         let (news, heard) = mpsc::channel(NEWS_MAX);
         let worker = worker(&env.settings, env.handlers.code_version());
         let lease = Lease::new(&env.settings.ownership, worker);
-        let beat =
-            Beat { env, root, lease, heard, looks: Vec::new(), leave: None, hurry: false, fleet: Fleet::default() };
+        let beat = Beat {
+            env,
+            root,
+            lease,
+            heard,
+            looks: Vec::new(),
+            leave: None,
+            hurry: false,
+            fresh: true,
+            fleet: Fleet::default(),
+        };
         std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
             let mut ended = Ended { actor: myself, reason: "it panicked".to_owned() };
             ended.reason = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -116,6 +125,8 @@ struct Beat {
     leave: Option<RpcReplyPort<()>>,
     /// The next renewal is not to wait.
     hurry: bool,
+    /// The process was started just now: it replaces whoever had its name.
+    fresh: bool,
     fleet: Fleet,
 }
 
@@ -192,6 +203,9 @@ impl Beat {
         match answer {
             Ok(fleet) => {
                 self.fleet = fleet;
+                if std::mem::take(&mut self.fresh) && self.replace(leases).await {
+                    return Some(0);
+                }
                 let orders = self.lease.renewed(&self.fleet, sent_at, now);
                 self.env.metrics.set_worker_alarm(WorkerAlarm::LeaseLost, self.lease.is_lost());
                 self.publish(None);
@@ -272,6 +286,17 @@ impl Beat {
         self.lease.rejoin(worker(&self.env.settings, 0).id);
         self.publish(Some("the worker joins again".to_owned()));
         info!(before, worker = self.lease.worker().id, "worker joins again");
+    }
+
+    /// Gives up the leases of earlier incarnations, whose processes are gone: one that is not is fenced, and comes back.
+    async fn replace(&self, leases: &dyn Leases) -> bool {
+        let mut any = false;
+        for before in predecessors(&self.fleet, &self.lease.worker().id) {
+            info!(before, worker = self.lease.worker().id, "worker replaces an earlier one of its name");
+            self.give_up(leases, before.to_owned()).await;
+            any = true;
+        }
+        any
     }
 
     /// The lease expires by itself where this cannot be told to the store.

@@ -281,8 +281,10 @@ impl Lease {
     /// Soon while a hand-over is waited for, and when somebody's lease is about to expire.
     fn next_look(&mut self, fleet: &Fleet, waits: bool) -> Millis {
         let heartbeat = self.times.heartbeat;
-        self.hurried = if waits { self.hurried + 1 } else { 0 };
-        let hurried = if waits && self.hurried <= HURRIED_MAX { heartbeat.div_ceil(10) } else { heartbeat };
+        // Whether the workers of this look are there to stay is looked at soon, too.
+        let soon = waits || !self.steady;
+        self.hurried = if soon { self.hurried + 1 } else { 0 };
+        let hurried = if soon && self.hurried <= HURRIED_MAX { heartbeat.div_ceil(10) } else { heartbeat };
         let others = fleet.workers.iter().filter(|row| is_alive(row) && row.worker.id != self.worker.id);
         let expires = others.filter_map(|row| Millis::try_from(row.expires_in).ok()).min();
         expires.map_or(hurried, |expires| hurried.min(expires + 1)).max(1)

@@ -11,7 +11,7 @@ use super::{Commit, Event, StoreError};
 use crate::message::{Message, TakenId};
 
 /// Bytes before an event's frame: its service's number, its cause, the frame's length.
-const EVENT_HEAD: usize = 2 + 16 + 4;
+pub(crate) const EVENT_HEAD: usize = 2 + 16 + 4;
 
 /// The ids that `commit` takes, one after the other.
 pub(crate) fn lay_ids(commit: &Commit) -> Vec<u8> {
@@ -61,6 +61,23 @@ pub(crate) fn id(raw: &[u8]) -> Result<TakenId, StoreError> {
 /// A stored message.
 pub(crate) fn message(frame: Bytes) -> Result<Message, StoreError> {
     Message::from_frame(frame).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+/// The events of a `commits.events` blob as they lie there, each with its head; nothing where it is cut short.
+pub(crate) fn raw_events(mut blob: Bytes) -> impl Iterator<Item = Option<Bytes>> {
+    std::iter::from_fn(move || {
+        if blob.is_empty() {
+            return None;
+        }
+        let length = blob.get(EVENT_HEAD - 4..EVENT_HEAD).map(|mut raw| EVENT_HEAD + raw.get_u32_le() as usize);
+        match length.filter(|length| *length <= blob.len()) {
+            Some(length) => Some(Some(blob.split_to(length))),
+            None => {
+                blob.clear();
+                Some(None)
+            }
+        }
+    })
 }
 
 /// The events of a `commits.events` blob, numbered from `first_seq`.

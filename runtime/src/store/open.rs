@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::postgres::{Bounds, PgStore};
+use super::reshard::{ReshardError, Resharded};
 use super::sqlite::SqliteStore;
 use super::{Access, Store, StoreError};
 use crate::settings::Settings;
@@ -25,6 +26,14 @@ impl Opened {
         match &self.0 {
             Kind::Sqlite(store) => Arc::clone(store) as Arc<dyn Store>,
             Kind::Postgres(store) => Arc::clone(store) as Arc<dyn Store>,
+        }
+    }
+
+    /// Gives it another number of shards; `sinks` are those that may still have to get events. It must be drained.
+    pub async fn reshard(&self, shards: u32, sinks: Vec<String>) -> Result<Resharded, ReshardError> {
+        match &self.0 {
+            Kind::Sqlite(store) => store.reshard(shards, sinks).await,
+            Kind::Postgres(store) => store.reshard(shards, sinks).await,
         }
     }
 

@@ -34,6 +34,7 @@ use self::read::signed;
 use self::writer::Writer;
 use super::lease::Leases;
 use super::query::{DeadFilter, Queries};
+use super::reshard::{self, ReshardError, Resharded};
 use super::{
     Access, Commit, DeadLetter, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup, Store,
     StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
@@ -127,6 +128,23 @@ impl PgStore {
         self.writer.close().await;
         self.queries.close().await;
         self.leases.close().await;
+    }
+
+    /// Gives the store another number of shards, which nobody runs; `sinks` are those that events go to.
+    #[expect(clippy::disallowed_methods, reason = "it holds a transaction, which must come to its end")]
+    pub async fn reshard(&self, to: u32, sinks: Vec<String>) -> Result<Resharded, ReshardError> {
+        let options = self.place.options(Use::Prepare);
+        let task = tokio::spawn(async move {
+            let connected = PgConnection::connect_with(&options).await;
+            let mut connection =
+                connected.map_err(|error| StoreError::Unavailable(links::unreachable(&options, &error)))?;
+            let resharded = reshard::on::postgres::reshard(&mut connection, to, &sinks).await;
+            if let Err(error) = connection.close().await {
+                tracing::debug!(%error, "the connection was not closed in order");
+            }
+            resharded
+        });
+        task.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string()).into()))
     }
 
     async fn check_format(&self) -> Result<(), StoreError> {

@@ -28,6 +28,7 @@ use self::read::signed;
 use self::writer::{Writer, failed};
 pub use super::Access;
 use super::query::{DeadFilter, EventRow, Queries};
+use super::reshard::{self, ReshardError, Resharded};
 use super::watch::LogWatch;
 use super::{
     Commit, DeadLetter, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup, Store,
@@ -122,6 +123,14 @@ impl SqliteStore {
             Box::pin(async move { query(sql).execute(connection).await.map(drop).map_err(failed) })
         });
         bound.await
+    }
+
+    /// Gives the store another number of shards, which nobody else runs; `sinks` are those that events go to.
+    pub async fn reshard(&self, to: u32, sinks: Vec<String>) -> Result<Resharded, ReshardError> {
+        let resharded = self.writer.call(move |connection| {
+            Box::pin(async move { Ok(reshard::on::sqlite::reshard(connection, to, &sinks).await) })
+        });
+        resharded.await?
     }
 
     async fn check_format(&self) -> Result<(), StoreError> {

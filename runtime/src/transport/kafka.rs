@@ -32,21 +32,30 @@ use crate::settings::KafkaSettings;
 /// The transport's name in settings, positions and metrics.
 pub const NAME: &str = "kafka";
 
+/// Why a source whose thread is gone cannot go on.
+const ENDED: &str = "a thread of the consumer has ended; only a new process helps";
+
 /// Number of an opening: what was read for an older one of the same shard is dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Generation(u64);
 
 /// Topics of Kafka, as a transport: one consumer for all shards of the process.
 pub struct KafkaTransport {
-    reader: Sender<ReaderOrder>,
-    scout: Sender<ScoutOrder>,
+    threads: Arc<Threads>,
     buffer_bytes: usize,
     openings: AtomicU64,
+}
+
+/// The consumer's threads; they end when neither the transport nor a source is left.
+struct Threads {
+    reader: Sender<ReaderOrder>,
+    scout: Sender<ScoutOrder>,
 }
 
 impl KafkaTransport {
     /// The consumer and its threads. The brokers need not be there yet; settings of no use are an error.
     pub fn new(settings: &KafkaSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
+        client::missing_file(settings)?;
         let config = client::consumer(settings);
         let metrics = Arc::clone(metrics);
         let make = move || -> Result<Client, String> {
@@ -61,7 +70,8 @@ impl KafkaTransport {
         let reading = Reader::new(client, Box::new(make), reader_orders, scout.clone(), id_header);
         start("kafka-scout", move || scouting.run())?;
         start("kafka-reader", move || reading.run())?;
-        Ok(Arc::new(Self { reader, scout, buffer_bytes: settings.buffer_bytes, openings: AtomicU64::new(0) }))
+        let threads = Arc::new(Threads { reader, scout });
+        Ok(Arc::new(Self { threads, buffer_bytes: settings.buffer_bytes, openings: AtomicU64::new(0) }))
     }
 }
 
@@ -79,20 +89,19 @@ impl Transport for KafkaTransport {
         let generation = Generation(self.openings.fetch_add(1, Ordering::Relaxed) + 1);
         let shelf = Arc::new(Shelf::new(self.buffer_bytes));
         // The reader first: it has to know the opening when the scout names partitions for it.
-        let known = self.reader.send(ReaderOrder::Open(shard, generation, Arc::clone(&shelf)));
-        let placed = self.scout.send(ScoutOrder::Open(shard, generation, Arc::clone(&shelf), from));
-        let (reader, scout) = (self.reader.clone(), self.scout.clone());
+        let known = self.threads.reader.send(ReaderOrder::Open(shard, generation, Arc::clone(&shelf)));
+        let placed = self.threads.scout.send(ScoutOrder::Open(shard, generation, Arc::clone(&shelf), from));
+        let source = KafkaSource { shard, generation, shelf, threads: Arc::clone(&self.threads) };
         Box::pin(async move {
             if known.is_err() || placed.is_err() {
-                let reason = "a thread of the consumer has ended".to_owned();
-                return Err(SourceError::Lost { name: NAME.to_owned(), reason });
+                return Err(SourceError::Lost { name: NAME.to_owned(), reason: ENDED.to_owned() });
             }
-            Ok(Box::new(KafkaSource { shard, generation, shelf, reader, scout }) as Box<dyn Source>)
+            Ok(Box::new(source) as Box<dyn Source>)
         })
     }
 }
 
-impl Drop for KafkaTransport {
+impl Drop for Threads {
     fn drop(&mut self) {
         // They end by themselves; the last of them closes the consumer.
         self.reader.send(ReaderOrder::Stop).ok();
@@ -104,8 +113,7 @@ struct KafkaSource {
     shard: ShardNo,
     generation: Generation,
     shelf: Arc<Shelf>,
-    reader: Sender<ReaderOrder>,
-    scout: Sender<ScoutOrder>,
+    threads: Arc<Threads>,
 }
 
 impl Source for KafkaSource {
@@ -120,7 +128,7 @@ impl Source for KafkaSource {
 
 impl Drop for KafkaSource {
     fn drop(&mut self) {
-        self.reader.send(ReaderOrder::Close(self.shard, self.generation)).ok();
-        self.scout.send(ScoutOrder::Close(self.shard, self.generation)).ok();
+        self.threads.reader.send(ReaderOrder::Close(self.shard, self.generation)).ok();
+        self.threads.scout.send(ScoutOrder::Close(self.shard, self.generation)).ok();
     }
 }

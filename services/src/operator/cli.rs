@@ -5,8 +5,10 @@ pub mod args;
 pub mod config;
 pub mod dlq;
 pub mod explain;
+pub mod leases;
 pub mod outbox;
 pub mod output;
+pub mod reshard;
 pub mod status;
 pub mod up;
 
@@ -17,6 +19,7 @@ use clap::{CommandFactory, Parser};
 use perkey::engine::EngineError;
 use perkey::settings::Settings;
 use perkey::settings::load::{Loaded, Sources, load};
+use perkey::store::reshard::ReshardError;
 use perkey::store::{self, Access, Opened, StoreError};
 use perkey::telemetry;
 
@@ -48,6 +51,15 @@ pub enum Failure {
     Usage(String),
     /// The settings are wrong.
     Settings(Vec<String>),
+}
+
+impl From<ReshardError> for Failure {
+    fn from(error: ReshardError) -> Self {
+        match error {
+            ReshardError::Refused(_) => Self::Failed(error.to_string()),
+            ReshardError::Store(error) => error.into(),
+        }
+    }
 }
 
 /// How a command ended.
@@ -129,6 +141,8 @@ async fn execute(cli: Cli) -> Ended {
     match cli.command {
         Command::Up => up::up(settings).await,
         Command::Worker => up::worker(settings).await,
+        Command::Reshard { shards } => reshard::reshard(settings, shards, out).await,
+        Command::Leases => leases::leases(settings, out).await,
         Command::Import(asked) => Box::pin(import::import(settings, &asked, out)).await,
         Command::Dlq(DlqCommand::Peek(asked)) => dlq::peek(settings, &asked, out).await,
         Command::Dlq(DlqCommand::Replay(asked)) => dlq::replay(settings, &asked, out).await,

@@ -40,6 +40,19 @@ fn common(settings: &KafkaSettings) -> ClientConfig {
     config
 }
 
+/// What a client is made of that is not there: librdkafka would only say that OpenSSL failed.
+pub(super) fn missing_file(settings: &KafkaSettings) -> Result<(), String> {
+    let files = [
+        ("kafka.ca_file", &settings.ca_file),
+        ("kafka.cert_file", &settings.cert_file),
+        ("kafka.key_file", &settings.key_file),
+    ];
+    for (name, file) in files.into_iter().filter(|(_, file)| !file.is_empty()) {
+        std::fs::File::open(file).map_err(|error| format!("{name}: {file} cannot be read: {error}"))?;
+    }
+    Ok(())
+}
+
 fn with_properties(mut config: ClientConfig, settings: &KafkaSettings) -> ClientConfig {
     for (name, value) in settings.properties.iter().filter_map(|entry| property(entry)) {
         config.set(name, value);

@@ -13,12 +13,12 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::{info, warn};
 
-use super::Generation;
 use super::client::Told;
 use super::record::{Place, Record};
 use super::scout::{Again, ScoutOrder};
 use super::shelf::{Shelf, bytes_of};
 use super::start::{MADE_ANEW, Start, ways_on};
+use super::{ENDED, Generation};
 use crate::clock::Stopwatch;
 use crate::message::ShardNo;
 use crate::transport::{Delivery, Position, Positions};
@@ -374,6 +374,13 @@ impl Reader {
         });
         let again = again.collect();
         self.again(again);
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // Told to stop, or unwinding: no shard may wait for a thread that is gone.
+        self.stations.values().for_each(|station| station.shelf.lose(ENDED.to_owned()));
     }
 }
 

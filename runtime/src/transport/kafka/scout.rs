@@ -10,11 +10,11 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::Generation;
 use super::reader::{Client, ReaderOrder, Reading};
 use super::record::Place;
 use super::shelf::Shelf;
 use super::start::{Bounds, Start, after, ways_on};
+use super::{ENDED, Generation};
 use crate::clock::Stopwatch;
 use crate::message::ShardNo;
 use crate::settings::FirstStart;
@@ -27,6 +27,9 @@ const REFRESH: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(5);
 /// Pause after a first failure; it doubles up to `REFRESH`.
 const AGAIN: Duration = Duration::from_millis(250);
+
+/// Failures before one is told: a topic that was just made has no leaders for a moment.
+const TOLD: u32 = 2;
 
 /// What the scout is told.
 pub(super) enum ScoutOrder {
@@ -73,6 +76,8 @@ pub(super) struct Scout {
     looked: Option<Stopwatch>,
     /// Pause until the next look.
     pause: Duration,
+    /// Looks in a row that did not place all.
+    failed: u32,
 }
 
 /// Why a partition was not placed.
@@ -105,6 +110,7 @@ impl Scout {
             openings: BTreeMap::new(),
             looked: None,
             pause: REFRESH,
+            failed: 0,
         }
     }
 
@@ -118,11 +124,8 @@ impl Scout {
                 Err(RecvTimeoutError::Timeout) => {
                     let placed = self.look();
                     self.looked = Some(Stopwatch::start());
-                    self.pause = match placed {
-                        true => REFRESH,
-                        false if self.pause >= REFRESH => AGAIN,
-                        false => (self.pause * 2).min(REFRESH - AGAIN),
-                    };
+                    self.failed = if placed { 0 } else { self.failed + 1 };
+                    self.pause = if placed { REFRESH } else { pause_after(self.failed) };
                 }
             }
         }
@@ -170,7 +173,10 @@ impl Scout {
                 Ok(count) => all &= self.place(number, count),
                 Err(reason) => {
                     all = false;
-                    self.openings.values().for_each(|opening| opening.shelf.trouble(&reason));
+                    self.openings
+                        .values()
+                        .filter(|_| self.failed >= TOLD)
+                        .for_each(|opening| opening.shelf.trouble(&reason));
                 }
             }
         }
@@ -211,7 +217,9 @@ impl Scout {
                 }
                 Err(Trouble::Now(reason)) => {
                     all = false;
-                    opening.shelf.trouble(&reason);
+                    if self.failed >= TOLD {
+                        opening.shelf.trouble(&reason);
+                    }
                 }
                 Err(Trouble::Lost(reason)) => {
                     opening.shelf.lose(reason);
@@ -283,6 +291,17 @@ impl Scout {
         }
         Ok(begun)
     }
+}
+
+impl Drop for Scout {
+    fn drop(&mut self) {
+        // Told to stop, or unwinding: no shard may wait for a thread that is gone.
+        self.openings.values().for_each(|opening| opening.shelf.lose(ENDED.to_owned()));
+    }
+}
+
+fn pause_after(failures: u32) -> Duration {
+    (AGAIN * 2_u32.pow(failures.min(6).saturating_sub(1))).min(REFRESH)
 }
 
 /// The name of a partition in positions.

@@ -63,6 +63,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl KafkaSink {
     /// The producer. The brokers need not be there yet; settings of no use are an error.
     pub fn new(settings: &KafkaSettings) -> Result<Arc<Self>, String> {
+        client::missing_file(settings)?;
         let config = client::producer(settings);
         let line = Mutex::new(Line::start(&config)?);
         Ok(Arc::new(Self { config, bound: settings.buffer_bytes, line }))

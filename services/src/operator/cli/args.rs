@@ -103,6 +103,14 @@ pub enum Command {
     Up,
     /// Run one worker of a fleet, which shares a PostgreSQL store, until it is told to stop
     Worker,
+    /// Show the workers of a fleet and who owns which shard
+    Leases,
+    /// Give a store that nobody runs another number of shards
+    Reshard {
+        /// How many
+        #[arg(long)]
+        shards: u32,
+    },
     /// Import messages from a file; killed and run again it goes on without a duplicate
     Import(ImportArgs),
     /// Look at dead letters and decide about them (dlq peek may be written dlq:peek)

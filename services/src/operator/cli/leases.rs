@@ -1,0 +1,164 @@
+//! `leases`: the workers of a fleet and who owns which shard.
+//! In: the store. Out: two tables, or one document.
+
+use perkey::ownership::assignment::is_alive;
+use perkey::settings::Settings;
+use perkey::store;
+use perkey::store::lease::{Fleet, LeaseRow, WorkerRow};
+use serde::Serialize;
+
+use super::output::{Out, table};
+use super::{Done, Ended, Failure, open_beside};
+
+/// A worker as it is shown.
+#[derive(Debug, Serialize)]
+struct ShownWorker {
+    id: String,
+    state: &'static str,
+    /// Until its lease expires; below 0 when it has.
+    lease_ms: i64,
+    shards: usize,
+    cooling: Vec<u32>,
+    address: String,
+    version: String,
+    code_version: u32,
+}
+
+/// A shard as it is shown.
+#[derive(Debug, Serialize)]
+struct ShownShard {
+    shard: u32,
+    owner: Option<String>,
+    state: &'static str,
+    epoch: u64,
+    code_version: u32,
+    problem: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Shown {
+    workers: Vec<ShownWorker>,
+    shards: Vec<ShownShard>,
+}
+
+/// Shows the leases.
+pub async fn leases(settings: &Settings, out: Out) -> Ended {
+    if !store::is_shared(settings) {
+        let text = "leases are for a store that several workers share (store.url = postgres://…); one process runs a \
+                    SQLite store, and `budget-manager status` shows it";
+        return Err(Failure::Usage(text.to_owned()));
+    }
+    let store = open_beside(settings).await?;
+    let fleet = match store.leases() {
+        Some(leases) => leases.fleet().await?,
+        None => Fleet::default(),
+    };
+    out.show(&shown(&fleet), text);
+    Ok(if fleet.workers.is_empty() { Done::NothingFound } else { Done::All })
+}
+
+fn shown(fleet: &Fleet) -> Shown {
+    let owned = |id: &str| fleet.shards.iter().filter(|row| row.owner.as_deref() == Some(id)).count();
+    let worker = |row: &WorkerRow| ShownWorker {
+        id: row.worker.id.clone(),
+        state: match (is_alive(row), row.worker.draining) {
+            (false, _) => "expired",
+            (true, true) => "draining",
+            (true, false) => "alive",
+        },
+        lease_ms: row.expires_in,
+        shards: owned(&row.worker.id),
+        cooling: row.worker.cooling.clone(),
+        address: row.worker.address.clone(),
+        version: row.worker.version.clone(),
+        code_version: row.worker.code_version,
+    };
+    let shard = |row: &LeaseRow| {
+        let owner = fleet.workers.iter().find(|worker| row.owner.as_ref() == Some(&worker.worker.id));
+        let state = match (&row.owner, owner.is_some_and(is_alive)) {
+            (None, _) => "free",
+            (Some(_), true) => "owned",
+            (Some(_), false) => "expired",
+        };
+        ShownShard {
+            shard: row.shard,
+            owner: row.owner.clone(),
+            state,
+            epoch: row.epoch,
+            code_version: row.code_version,
+            problem: (state != "owned").then(|| problem(fleet, row)).flatten(),
+        }
+    };
+    Shown { workers: fleet.workers.iter().map(worker).collect(), shards: fleet.shards.iter().map(shard).collect() }
+}
+
+/// Why nobody takes a shard, where it is not a matter of moments.
+fn problem(fleet: &Fleet, shard: &LeaseRow) -> Option<String> {
+    let alive: Vec<_> = fleet.workers.iter().filter(|row| is_alive(row) && !row.worker.draining).collect();
+    let newest = alive.iter().map(|row| row.worker.code_version).max();
+    let stored = shard.code_version;
+    match newest {
+        None => Some("no worker is alive".to_owned()),
+        Some(newest) if newest < stored => Some(format!(
+            "it was owned by code version {stored}, the workers have up to {newest}: run the newer program, or one \
+             whose states are as new"
+        )),
+        Some(_) if alive.iter().all(|row| row.worker.cooling.contains(&shard.shard)) => {
+            Some("it failed too often on every worker, which leave it alone for ownership.cool_down".to_owned())
+        }
+        Some(_) => None,
+    }
+}
+
+fn text(shown: &Shown) -> String {
+    let lease = |millis: i64| format!("{:.1}s", millis as f64 / 1_000.0);
+    let workers = shown.workers.iter().map(|row| {
+        let counts = [row.shards.to_string(), row.address.clone(), row.version.clone(), row.code_version.to_string()];
+        [row.id.clone(), row.state.to_owned(), lease(row.lease_ms)].into_iter().chain(counts).collect()
+    });
+    let workers = table(&["worker", "state", "lease", "shards", "address", "version", "code"], workers);
+    let shards = shown.shards.iter().map(|row| {
+        let owner = row.owner.clone().unwrap_or_else(|| "-".to_owned());
+        let numbers = [row.epoch.to_string(), row.code_version.to_string(), row.problem.clone().unwrap_or_default()];
+        [row.shard.to_string(), row.state.to_owned(), owner].into_iter().chain(numbers).collect()
+    });
+    let shards = table(&["shard", "state", "owner", "epoch", "code", "problem"], shards);
+    format!("{workers}\n\n{shards}")
+}
+
+#[cfg(test)]
+mod tests {
+    use perkey::store::lease::Worker;
+
+    use super::*;
+
+    fn worker(id: &str, code_version: u32, expires_in: i64) -> WorkerRow {
+        WorkerRow { worker: Worker { id: id.to_owned(), code_version, ..Worker::default() }, expires_in }
+    }
+
+    fn shard(shard: u32, owner: Option<&str>, code_version: u32) -> LeaseRow {
+        LeaseRow { shard, owner: owner.map(str::to_owned), epoch: 3, code_version }
+    }
+
+    #[test]
+    fn what_nobody_takes_says_why() {
+        let mut fleet = Fleet {
+            workers: vec![worker("a", 1, 7_000), worker("b", 2, -10)],
+            shards: vec![shard(0, Some("a"), 1), shard(1, Some("b"), 2), shard(2, None, 1), shard(3, None, 1)],
+        };
+        fleet.workers[0].worker.cooling = vec![2];
+        let seen = shown(&fleet);
+        let states: Vec<_> = seen.shards.iter().map(|row| row.state).collect();
+        assert_eq!(states, ["owned", "expired", "free", "free"]);
+        let problems: Vec<_> = seen.shards.iter().map(|row| row.problem.as_deref().unwrap_or("-")).collect();
+        assert!(
+            problems[1].contains("run the newer program") && problems[2].contains("failed too often"),
+            "{problems:?}"
+        );
+        assert_eq!((problems[0], problems[3]), ("-", "-"));
+        assert_eq!((seen.workers[0].shards, seen.workers[1].state), (1, "expired"));
+        assert!(text(&seen).contains("7.0s"), "{}", text(&seen));
+        fleet.workers.clear();
+        assert_eq!(shown(&fleet).shards[2].problem.as_deref(), Some("no worker is alive"));
+    }
+}
