@@ -103,7 +103,7 @@ async fn commits(
     let mut taken: HashSet<[u8; 16]> = HashSet::new();
     let (mut stale, mut twice, mut strange, mut apart, mut count) = (0, 0, 0, 0, 0);
     let mut last: HashMap<i32, Last> = HashMap::new();
-    let mut after = (-1, -1);
+    let mut after = (-1_i32, -1_i64);
     let sql = "SELECT shard, commit_no, epoch, first_seq, ids, events FROM commits
         WHERE (shard, commit_no) > ($1, $2) ORDER BY shard, commit_no LIMIT $3";
     loop {
