@@ -25,7 +25,7 @@ fn every_id_goes_where_its_key_is_and_numbers_rise_from_the_highest() {
     let mut plan = Plan::new(&olds, 5);
     let keys: Vec<String> = (0..50).map(|n| format!("k{n}")).collect();
     let mut seen = BTreeMap::new();
-    let mut numbers = vec![40; 5];
+    let mut numbers = [40; 5];
     for (no, keys) in (1..).zip(keys.chunks(10)) {
         let ids: Vec<u8> = keys.iter().flat_map(|key| taken("m", key).0).collect();
         let row = Row { shard: 0, no, epoch: 5, at: 100 * no, ids, ..Row::default() };
