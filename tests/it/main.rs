@@ -12,6 +12,7 @@ mod ledger_model;
 mod operator;
 mod outbox;
 mod refused;
+mod rekeying;
 mod simulation;
 mod sqlite_store;
 mod store_contract;
