@@ -96,6 +96,13 @@ pub trait Transport: Send + Sync + 'static {
     /// Its name in settings, positions and metrics.
     fn name(&self) -> &str;
 
+    /// Whether its deliveries have positions to resume from. Those of one that has none are rows of a table: a position's
+    /// number is the row's, and the commit that takes them deletes the rows ([`crate::store::Commit::intake`]). Opened
+    /// again it hands over all that are there, also those in hand.
+    fn ordered(&self) -> bool {
+        true
+    }
+
     /// Opens the source of one shard; it hands over what lies *after* `from`. Origins not named there start at their beginning.
     fn open(&self, shard: ShardNo, from: Positions) -> BoxFuture<'_, Result<Box<dyn Source>, SourceError>>;
 }

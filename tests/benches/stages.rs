@@ -15,7 +15,7 @@ use perkey::handler::TurnLimits;
 use perkey::message::{Draft, ShardNo};
 use perkey::pipeline::bindings::Bindings;
 use perkey::pipeline::ledger::{
-    Action, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, ServiceInfo, TurnEnd, What,
+    Action, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo, TurnEnd, What,
 };
 use perkey::settings::Settings;
 use perkey::store::{Commit, Event, InboxRows, KeyRow, Outcome, Store};
@@ -166,7 +166,7 @@ impl Drive {
             actors_max: u32::try_from(settings.actors.resident_max).expect("a small number") / SHARDS,
             settings: Arc::new(settings),
             services: [service].into(),
-            sources: [Arc::from(embedded::NAME)].into(),
+            sources: [SourceInfo { name: embedded::NAME.into(), ordered: true }].into(),
             hash_key: [7; 32],
             seed: 1,
         };

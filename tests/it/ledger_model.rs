@@ -8,7 +8,8 @@ use std::time::Duration;
 use perkey::message::{Draft, Message};
 use perkey::pipeline::bindings::Bindings;
 use perkey::pipeline::ledger::{
-    Action, ActorIx, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, ServiceInfo, TurnEnd, TurnFault, What,
+    Action, ActorIx, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo, TurnEnd, TurnFault,
+    What,
 };
 use perkey::settings::Settings;
 use perkey::store::memory::MemoryStore;
@@ -150,7 +151,7 @@ fn config(store: &MemoryStore, small: [u64; 3]) -> LedgerConfig {
             retry: RetryPolicy::from(&settings.retry),
             after_dead_letter: AfterDeadLetter::Continue,
         }]),
-        sources: Arc::new(["log".into()]),
+        sources: Arc::new([SourceInfo { name: "log".into(), ordered: true }]),
         bindings: Arc::new(Bindings::new(&settings, Handlers::new().with(Listing)).unwrap()),
         hash_key: identity.hash_key,
         actors_max: 2,

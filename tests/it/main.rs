@@ -17,6 +17,7 @@ mod outbox;
 mod postgres_place;
 mod postgres_store;
 mod refused;
+mod rekeying;
 mod reshard;
 mod servers;
 mod simulation;

@@ -101,6 +101,12 @@ fn scenario(seed: u64) -> Simulation {
         match (n + seed) % 20 {
             0 => Content::Unrouted(message(&id, &key, "shared", fail)),
             1 => Content::Unrouted(message(&id, &key, "nobody's", fail)),
+            2 if n % 3 == 1 => {
+                let payload = serde_json::json!({ "key": key, "fail": fail }).to_string();
+                let (key, kind) = (format!("record-{}", n % 5), "by another key");
+                let draft = Draft { id: &id, key: &key, kind, payload: payload.as_bytes(), ..Draft::default() };
+                Content::Unrouted(draft.build().unwrap())
+            }
             2 if n % 3 == 0 => {
                 let shown = Draft { id: &id, payload: b"?", ..Draft::default() }.build_unchecked().unwrap();
                 Content::Unreadable { message: shown, reason: "no JSON".to_owned() }
@@ -116,7 +122,9 @@ fn scenario(seed: u64) -> Simulation {
             settings.publish.push(publish("*", "*", "second"));
             settings.kafka.dead_letter_topic = "dead".to_owned();
         }
-        for source in ["log", "queue"] {
+        for source in ["log", "queue", "intake"] {
+            let by_handler = bind(source, "by another key", "counting");
+            settings.bind.push(Bind { key: KeyFrom::Handler, ..by_handler });
             settings.bind.push(bind(source, "shared", "counting"));
             settings.bind.push(bind(source, "shared", "holding"));
         }

@@ -116,8 +116,10 @@ impl Bindings {
     }
 
     fn unrouted(&self, source: &str, message: &Message) -> Vec<What> {
-        let routed: Vec<_> =
-            self.matching(source, message.kind()).map(|bind| self.addressed(&bind.service, message.clone())).collect();
+        let routed: Vec<_> = self
+            .matching(source, message.kind())
+            .map(|bind| self.addressed(&bind.service, self.keyed(bind, message)))
+            .collect();
         if !routed.is_empty() {
             return routed;
         }
@@ -154,18 +156,20 @@ impl Bindings {
         self.tells_of_dead
     }
 
-    /// The events of a commit that go to services of this store: one row for each shard that is to read some.
-    pub(crate) fn log_rows(&self, parts: &[Part]) -> Vec<LogRow> {
-        if self.binds.iter().all(|bind| bind.source != embedded::NAME) {
+    /// What a commit has for services of this store, its events and messages of other shards' keys: one row for each
+    /// shard that is to read some.
+    pub(crate) fn log_rows(&self, parts: &[Part], onward: &[(u16, Message)]) -> Vec<LogRow> {
+        if onward.is_empty() && self.binds.iter().all(|bind| bind.source != embedded::NAME) {
             return Vec::new();
         }
         let mut routed: Vec<(ShardNo, &str, Message)> = Vec::new();
+        for (service, message) in onward {
+            let service = self.handlers.all()[usize::from(*service)].name();
+            routed.push((shard_of(message.key(), self.shards), service, message.clone()));
+        }
         for event in parts.iter().flat_map(|part| &part.events) {
             for bind in self.matching(embedded::NAME, event.message.kind()) {
-                let message = match bind.key {
-                    KeyFrom::Record => event.message.clone(),
-                    KeyFrom::Handler => self.rekeyed(&bind.service, &event.message),
-                };
+                let message = self.keyed(bind, &event.message);
                 routed.push((shard_of(message.key(), self.shards), &bind.service, message));
             }
         }
@@ -179,6 +183,14 @@ impl Bindings {
             messages: embedded::encode(&messages),
         };
         rows.into_iter().map(row).collect()
+    }
+
+    /// The message under the key that a binding asks for.
+    fn keyed(&self, bind: &Bind, message: &Message) -> Message {
+        match bind.key {
+            KeyFrom::Record => message.clone(),
+            KeyFrom::Handler => self.rekeyed(&bind.service, message),
+        }
     }
 
     /// The message under the key that its handler gives it. One that the handler cannot read keeps the record's key:

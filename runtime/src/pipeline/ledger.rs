@@ -60,6 +60,15 @@ pub struct ServiceInfo {
     pub after_dead_letter: AfterDeadLetter,
 }
 
+/// What the ledger knows of a source.
+#[derive(Clone, Debug)]
+pub struct SourceInfo {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Whether its deliveries have positions to resume from.
+    pub ordered: bool,
+}
+
 /// What a shard's ledger is made with.
 #[derive(Clone, Debug)]
 pub struct LedgerConfig {
@@ -67,8 +76,8 @@ pub struct LedgerConfig {
     pub settings: Arc<Settings>,
     /// The services, in the order of their indices.
     pub services: Arc<[ServiceInfo]>,
-    /// Names of the sources, in the order of their indices.
-    pub sources: Arc<[Arc<str>]>,
+    /// The sources, in the order of their indices.
+    pub sources: Arc<[SourceInfo]>,
     /// Where events go within the store.
     pub bindings: Arc<Bindings>,
     /// Key under which ids are hashed.
@@ -155,9 +164,9 @@ impl Ledger {
     /// The ledger of a shard that was just taken over; `inbox` was read after its epoch was raised.
     pub fn new(config: LedgerConfig, mut taken: TakenShard, inbox: InboxRows) -> Self {
         let outbox = outbox::Outbox::restore(&config.bindings.sinks(), &mut taken, &inbox);
-        let sources = config.sources.iter().map(|name| {
-            let stored = taken.positions.get(name).cloned().unwrap_or_default();
-            SourceTrack::restore(stored, 0)
+        let sources = config.sources.iter().map(|source| {
+            let stored = taken.positions.get(&source.name).cloned().unwrap_or_default();
+            SourceTrack::restore(source, stored)
         });
         let sources = sources.collect();
         let credits = config.settings.ingress.credits as u64;
@@ -299,7 +308,7 @@ impl Ledger {
     }
 }
 
-const COUNTERS: [&str; 6] = ["taken", "duplicates", "dead_letters", "retries", "unbound", "takeovers"];
+const COUNTERS: [&str; 7] = ["taken", "duplicates", "dead_letters", "retries", "unbound", "rekeyed", "takeovers"];
 
 fn restore_counters(stored: &Counters) -> BTreeMap<&'static str, u64> {
     let known = COUNTERS.iter().map(|name| (*name, stored.get(*name).copied().unwrap_or(0)));

@@ -311,6 +311,9 @@ impl ShardState {
         if tally.unbound > 0 {
             metrics.add_unbound(tally.unbound);
         }
+        if tally.rekeyed > 0 {
+            metrics.add_rekeyed(tally.rekeyed);
+        }
         if tally.activations > 0 {
             self.metrics.add_activations(tally.activations);
         }

@@ -6,7 +6,7 @@ mod leases;
 mod queries;
 mod read;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -99,6 +99,7 @@ struct Inner {
     history: Vec<(ShardNo, HistoryRow)>,
     log: BTreeMap<(ShardNo, Arc<str>, u64), (u32, Bytes)>,
     lanes: BTreeMap<&'static str, u64>,
+    intake: BTreeSet<(ShardNo, u64)>,
     imports: BTreeMap<(String, String), ImportProgress>,
     commands: Vec<NewCommand>,
     results: BTreeMap<(i64, ShardNo), (u64, bool)>,
@@ -255,6 +256,11 @@ impl MemoryStore {
     /// All rows of the log: count and messages by target, origin and number.
     pub fn log(&self) -> BTreeMap<(ShardNo, Arc<str>, u64), (u32, Bytes)> {
         self.inner().log.clone()
+    }
+
+    /// Whether a row of the intake was taken by a commit of the shard.
+    pub fn has_taken_in(&self, shard: ShardNo, no: u64) -> bool {
+        self.inner().intake.contains(&(shard, no))
     }
 
     /// The rows of a handler's table, in the order of their primary key's JSON.

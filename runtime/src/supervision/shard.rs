@@ -19,9 +19,10 @@ use crate::pipeline::committer::{Committer, CommitterMessage};
 use crate::pipeline::dispatcher::handover::Handover;
 use crate::pipeline::dispatcher::{Dispatcher, DispatcherArgs, DispatcherMessage};
 use crate::pipeline::ingress::{Ingress, IngressArgs, IngressMessage};
-use crate::pipeline::ledger::{Ledger, LedgerConfig};
+use crate::pipeline::ledger::{Ledger, LedgerConfig, SourceInfo};
 use crate::pipeline::reader::{Question, Reader};
 use crate::pipeline::shard::{Shard, ShardMessage};
+use crate::transport::Transport;
 
 /// How often a shard looks at the time.
 const TICK: Duration = Duration::from_millis(50);
@@ -293,13 +294,17 @@ async fn take(args: &ShardSupervisorArgs) -> Result<Ledger, ActorProcessingErr> 
     let config = LedgerConfig {
         settings: env.settings.clone(),
         services: env.services.clone(),
-        sources: env.transports.iter().map(|transport| Arc::from(transport.name())).collect(),
+        sources: env.transports.iter().map(source_info).collect(),
         bindings: env.bindings.clone(),
         hash_key: env.identity.hash_key,
         actors_max: u32::try_from(actors_max.max(1)).unwrap_or(u32::MAX),
         seed: Dice::from_system().below(u64::MAX),
     };
     Ok(Ledger::new(config, taken, inbox))
+}
+
+fn source_info(transport: &Arc<dyn Transport>) -> SourceInfo {
+    SourceInfo { name: transport.name().into(), ordered: transport.ordered() }
 }
 
 /// Takes the shard and starts the children, the one nearest to the broker last: it is the first to stop.

@@ -51,7 +51,7 @@ impl World {
                     }
                 }
                 Action::Acknowledge(source, positions) => {
-                    let name = self.plan.sources[source as usize].clone();
+                    let name = self.plan.sources[source as usize].name.clone();
                     self.witness.reached((owner.shard, &name), &positions, false)?;
                     if let Some(source) = owner.ingresses[source as usize].source.as_mut() {
                         source.committed(&positions);

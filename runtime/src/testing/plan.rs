@@ -9,14 +9,18 @@ use crate::handler::{Column, ColumnKind, Table, TurnLimits};
 use crate::handlers::{Handlers, RunContext};
 use crate::message::{ShardNo, TakenId};
 use crate::pipeline::bindings::{Bindings, describe};
-use crate::pipeline::ledger::{Ledger, LedgerConfig, ServiceInfo};
+use crate::pipeline::ledger::{Ledger, LedgerConfig, ServiceInfo, SourceInfo};
 use crate::settings::Settings;
 use crate::store::memory::MemoryStore;
 use crate::store::{InboxRows, Setup, TakenShard};
 use crate::transport::embedded;
 
-/// Names of the simulated sources: the store's log, a log, and a queue that redelivers what was not acknowledged.
-pub(super) const SOURCES: [&str; 3] = [embedded::NAME, "log", "queue"];
+/// Names of the simulated sources: the store's log, a log, a queue that redelivers what was not acknowledged, and a
+/// table without order whose rows go with the commits that take them.
+pub(super) const SOURCES: [&str; 4] = [embedded::NAME, "log", "queue", INTAKE];
+
+/// Name of the simulated table.
+pub(super) const INTAKE: &str = "intake";
 
 /// One row for each turn that counted; the simulator reads from it which turns those were.
 pub(super) const PROBE: Table = Table {
@@ -97,7 +101,7 @@ pub(super) struct Plan {
     pub(super) settings: Arc<Settings>,
     pub(super) handlers: Handlers,
     pub(super) services: Arc<[ServiceInfo]>,
-    pub(super) sources: Arc<[Arc<str>]>,
+    pub(super) sources: Arc<[SourceInfo]>,
     pub(super) bindings: Arc<Bindings>,
     pub(super) sinks: Arc<[Arc<str>]>,
     pub(super) hash_key: [u8; 32],
@@ -131,7 +135,10 @@ impl Plan {
             seed,
             faults,
             services: describe(&handlers, &identity.services, &settings).into(),
-            sources: SOURCES.iter().map(|name| Arc::from(*name)).collect(),
+            sources: SOURCES
+                .iter()
+                .map(|name| SourceInfo { name: Arc::from(*name), ordered: *name != INTAKE })
+                .collect(),
             sinks: bindings.sinks(),
             bindings,
             hash_key: identity.hash_key,

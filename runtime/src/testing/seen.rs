@@ -34,6 +34,8 @@ pub struct Seen {
     pub dead_letters: u64,
     /// Dead letters that were replayed or discarded.
     pub operations: u64,
+    /// Messages that were passed on to the shard of their key.
+    pub rekeyed: u64,
     /// Events that sinks confirmed.
     pub published: u64,
     /// Events that sinks refused.
@@ -59,7 +61,7 @@ impl Seen {
         self.clone().all().into_iter().filter(|(_, count)| **count == 0).map(|(name, _)| name).collect()
     }
 
-    fn all(&mut self) -> [(&'static str, &mut u64); 19] {
+    fn all(&mut self) -> [(&'static str, &mut u64); 20] {
         [
             ("commits", &mut self.commits),
             ("fenced", &mut self.fenced),
@@ -76,6 +78,7 @@ impl Seen {
             ("retries", &mut self.retries),
             ("dead_letters", &mut self.dead_letters),
             ("operations", &mut self.operations),
+            ("rekeyed", &mut self.rekeyed),
             ("published", &mut self.published),
             ("unpublished", &mut self.unpublished),
             ("read_back", &mut self.read_back),

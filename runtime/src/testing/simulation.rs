@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::disk::Disk;
 use super::fate::Refusals;
-use super::plan::{Faults, Plan};
+use super::plan::{Faults, INTAKE, Plan};
 use super::seen::Seen;
-use super::transports::SimTransport;
+use super::transports::{Kind, SimTransport};
 use super::witness::{Effect, Witness};
 use super::world::World;
 use crate::clock::{Clock, Dice};
@@ -197,13 +197,14 @@ impl Simulation {
         store.refuse_rows(move |row| check.check(row));
         let mut dice = Dice::seeded(self.seed ^ 0x5eed);
         let horizon = 500 + self.contents.len() as u64 * (5 + dice.below(20));
-        let mut stock = Stock::new(&plan, &clock, horizon);
+        let mut stock = Stock::new(&plan, &clock, (&store, horizon));
         for (at, content) in (0_u64..).zip(&self.contents) {
             stock.put(at * horizon / self.contents.len() as u64, content, &mut dice);
         }
-        let Stock { log, queue, witness, .. } = stock;
+        let Stock { log, queue, table, witness, .. } = stock;
         let embedded = EmbeddedLog::new(store.clone(), plan.settings.log.poll);
-        let transports: Vec<Box<dyn Transport>> = vec![Box::new(embedded), Box::new(log), Box::new(queue)];
+        let transports: Vec<Box<dyn Transport>> =
+            vec![Box::new(embedded), Box::new(log), Box::new(queue), Box::new(table)];
         let disk = Disk { store, away_until: 0 };
         World::new(plan, disk, refusals, (witness, clock), transports, horizon * 1_250)
     }
@@ -214,15 +215,17 @@ struct Stock<'a> {
     plan: &'a Plan,
     log: SimTransport,
     queue: SimTransport,
+    table: SimTransport,
     witness: Witness,
     horizon: u64,
 }
 
 impl<'a> Stock<'a> {
-    fn new(plan: &'a Plan, clock: &Clock, horizon: u64) -> Self {
-        let log = SimTransport::new("log", false, clock.clone());
-        let queue = SimTransport::new("queue", true, clock.clone());
-        Self { plan, log, queue, witness: Witness::default(), horizon }
+    fn new(plan: &'a Plan, clock: &Clock, (store, horizon): (&Arc<MemoryStore>, u64)) -> Self {
+        let log = SimTransport::new("log", Kind::Log, clock.clone());
+        let queue = SimTransport::new("queue", Kind::Queue, clock.clone());
+        let table = SimTransport::new(INTAKE, Kind::Table(store.clone()), clock.clone());
+        Self { plan, log, queue, table, witness: Witness::default(), horizon }
     }
 
     /// Puts a content where its key belongs, and at times a copy of it somewhere else.
@@ -230,16 +233,23 @@ impl<'a> Stock<'a> {
         let home = murmur2(key(content).as_bytes()) >> 8;
         self.append(home, at, content);
         if self.plan.faults.duplicates && dice.below(10) == 0 {
-            let (elsewhere, later) = (dice.below(6), dice.below(self.horizon / 3));
+            let (elsewhere, later) = (dice.below(15), dice.below(self.horizon / 3));
             let place = if dice.below(2) == 0 { home } else { u32::try_from(elsewhere).unwrap_or(0) };
             self.append(place, at + later, content);
         }
     }
 
     fn append(&mut self, place: u32, at: u64, content: &Content) {
-        let (index, source) = if place.is_multiple_of(2) { (1, &self.log) } else { (2, &self.queue) };
-        let origin: Arc<str> = format!("origin-{}", place / 2 % 3).into();
-        let shard = shard_of(key(content), self.plan.shards());
+        let (index, source) = match place % 5 {
+            0 | 1 => (1, &self.log),
+            2 | 3 => (2, &self.queue),
+            _ => (3, &self.table),
+        };
+        // The table's rows have one number for all of a shard.
+        let origin: Arc<str> = if index == 3 { INTAKE.into() } else { format!("origin-{}", place / 5 % 3).into() };
+        // Some keys lie where they do not belong, as in a topic with another number of partitions.
+        let (shards, astray) = (self.plan.shards(), murmur2(key(content).as_bytes()) >> 16);
+        let shard = (shard_of(key(content), shards) + u32::from(astray.is_multiple_of(4))) % shards;
         let position = source.append(shard, &origin, START + at, content.clone());
         let delivery = Delivery { origin: origin.clone(), position, content: content.clone() };
         let arrivals = self.plan.bindings.arrivals(source.name(), delivery);

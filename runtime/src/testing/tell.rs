@@ -156,7 +156,7 @@ impl World {
         let _context = self.runtime.enter();
         let max = usize::try_from(most).unwrap_or(1).min(ingress.credits.unsigned_abs());
         let Some(fetched) = open.fetch(max).now_or_never() else { return Ok(()) };
-        let name = &self.plan.sources[source as usize];
+        let name = &self.plan.sources[source as usize].name;
         let deliveries = fetched.map_err(|error| error.to_string())?;
         let arrivals: Vec<_> =
             deliveries.into_iter().flat_map(|delivery| self.plan.bindings.arrivals(name, delivery)).collect();

@@ -15,6 +15,7 @@ use super::world::{Event, World};
 use crate::clock::{Clock, Millis};
 use crate::message::ShardNo;
 use crate::pipeline::dispatcher::publisher::Publisher;
+use crate::store::memory::MemoryStore;
 use crate::store::{self, Commit, Store};
 use crate::transport::{Answer, Content, Delivery, Outgoing, Position, Positions, Source, SourceError, Transport};
 
@@ -26,19 +27,29 @@ struct Shelf {
     acknowledged: BTreeMap<ShardNo, Positions>,
 }
 
-/// A log or a queue for every shard.
+/// How a simulated source knows what is done with.
+#[derive(Clone)]
+pub(super) enum Kind {
+    /// By the positions it is opened with.
+    Log,
+    /// By what was acknowledged.
+    Queue,
+    /// By what the store has taken in.
+    Table(Arc<MemoryStore>),
+}
+
+/// A log, a queue or a table for every shard.
 #[derive(Clone)]
 pub(super) struct SimTransport {
     name: &'static str,
-    /// It goes by what was acknowledged and not by positions.
-    queue: bool,
+    kind: Kind,
     clock: Clock,
     shelf: Arc<Mutex<Shelf>>,
 }
 
 impl SimTransport {
-    pub(super) fn new(name: &'static str, queue: bool, clock: Clock) -> Self {
-        Self { name, queue, clock, shelf: Arc::default() }
+    pub(super) fn new(name: &'static str, kind: Kind, clock: Clock) -> Self {
+        Self { name, kind, clock, shelf: Arc::default() }
     }
 
     /// Puts something at the end of an origin; it can be read from `at` on.
@@ -60,8 +71,16 @@ impl Transport for SimTransport {
         self.name
     }
 
+    fn ordered(&self) -> bool {
+        !matches!(self.kind, Kind::Table(_))
+    }
+
     fn open(&self, shard: ShardNo, from: Positions) -> BoxFuture<'_, Result<Box<dyn Source>, SourceError>> {
-        let from = if self.queue { self.shelf().acknowledged.get(&shard).cloned().unwrap_or_default() } else { from };
+        let from = match &self.kind {
+            Kind::Log => from,
+            Kind::Queue => self.shelf().acknowledged.get(&shard).cloned().unwrap_or_default(),
+            Kind::Table(_) => Positions::new(),
+        };
         let source = SimSource { transport: self.clone(), shard, from };
         Box::pin(ready(Ok(Box::new(source) as Box<dyn Source>)))
     }
@@ -88,6 +107,11 @@ impl Source for SimSource {
                     }
                     let position = Position::new(at as u64 + 1, 0);
                     self.from.insert(origin.clone(), position);
+                    if let Kind::Table(store) = &self.transport.kind
+                        && store.has_taken_in(self.shard, position.no)
+                    {
+                        continue;
+                    }
                     found.push(Delivery { origin: origin.clone(), position, content: content.clone() });
                 }
             }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::fate::Fate;
-use super::plan::{PROBE, Plan, SOURCES};
+use super::plan::{INTAKE, PROBE, Plan, SOURCES};
 use super::seen::Seen;
 use super::transports::Topic;
 use crate::AfterDeadLetter;
@@ -41,8 +41,8 @@ struct Expected {
     service: Option<u16>,
     key: String,
     id: String,
-    /// Where it was first delivered: source, origin, place.
-    place: (u16, Arc<str>, Position),
+    /// Where it was first delivered: shard, source, origin, place.
+    place: (ShardNo, u16, Arc<str>, Position),
     /// It has copies elsewhere, so its place says nothing about its order.
     unordered: bool,
     /// It became a dead letter without its fate or its handler having asked for it.
@@ -61,8 +61,9 @@ struct Probe {
 #[derive(Debug, Default)]
 struct Track {
     entries: Vec<(Position, Vec<TakenId>)>,
-    /// So many from the front are durable.
+    /// So many from the front are durable; or these numbers, where there is no order.
     passed: usize,
+    numbers: HashSet<u64>,
 }
 
 /// What was seen.
@@ -78,7 +79,9 @@ pub(super) struct Witness {
     waiting: HashMap<(ShardNo, u64), TakenId>,
     dead: HashMap<(ShardNo, u64), (TakenId, bool)>,
     held: HashMap<(u16, String), u64>,
-    last: HashMap<(u16, String, u16, Arc<str>), Position>,
+    last: HashMap<(u16, String, ShardNo, u16, Arc<str>), Position>,
+    /// Passed on to their shards, in a log row.
+    onward: HashSet<TakenId>,
     healed: bool,
     /// By sink.
     pub(super) topics: Vec<Topic>,
@@ -100,18 +103,52 @@ impl Witness {
                 service: *service,
                 key: message.key().to_owned(),
                 id: message.id().to_owned(),
-                place: (source, origin.clone(), position),
-                unordered: false,
+                place: (shard, source, origin.clone(), position),
+                unordered: SOURCES[usize::from(source)] == INTAKE,
                 may_die: *may_die,
                 end: End::Open,
             });
-            known.unordered |= (known.place.0, &known.place.1) != (source, origin);
+            let here = (known.place.0, known.place.1, &known.place.2) == (shard, source, origin);
+            known.unordered |= !here || SOURCES[usize::from(source)] == INTAKE;
             if let Some(service) = service {
                 let name = plan.services[*service as usize].name.clone();
                 self.names.insert((name, message.key().to_owned(), message.id().to_owned()), id);
             }
         }
         self.tracks.entry((shard, source, origin.clone())).or_default().entries.push((position, ids));
+    }
+
+    /// A commit has this for a shard: an event, or a message that its source handed to another one. Where that was is
+    /// its place still.
+    fn logged(
+        &mut self,
+        plan: &Plan,
+        (shard, source, origin, position): (ShardNo, u16, &Arc<str>, Position),
+        (service, message): (Option<u16>, Message),
+    ) {
+        let id = plan.taken_id(service, &message);
+        if !self.expected.contains_key(&id) {
+            return self.delivered(plan, (shard, source, origin, position), &[(service, message, false)]);
+        }
+        self.stats.rekeyed += 1;
+        self.onward.insert(id);
+        self.tracks.entry((shard, source, origin.clone())).or_default().entries.push((position, vec![id]));
+    }
+
+    /// Rows of a table without order are gone: what they held must be durable.
+    fn taken_in(&mut self, shard: ShardNo, numbers: &[u64]) -> Result<(), String> {
+        let Some(track) = self.tracks.get_mut(&(shard, 3, INTAKE.into())) else { return Ok(()) };
+        for no in numbers {
+            let found = track.entries.iter().find(|(position, _)| position.no == *no);
+            let lost = found
+                .and_then(|(_, ids)| ids.iter().find(|id| !self.taken.contains(*id) && !self.onward.contains(*id)));
+            if lost.is_some() {
+                return Err(format!("row {no} of the intake is deleted, but not taken"));
+            }
+            track.numbers.insert(*no);
+        }
+        track.passed = track.numbers.len();
+        Ok(())
     }
 
     /// A handler failed by itself: its message may become a dead letter.
@@ -149,9 +186,10 @@ impl Witness {
                 let origin = Arc::from(shard.to_string());
                 let service = plan.handlers.index_of(&service);
                 let place = (row.target, 0, &origin, Position::new(no, index));
-                self.delivered(plan, place, &[(service, message, false)]);
+                self.logged(plan, place, (service, message));
             }
         }
+        self.taken_in(shard, &commit.intake).map_err(at)?;
         for (source, positions) in &commit.positions {
             self.reached((shard, source), positions, true).map_err(at)?;
         }
@@ -173,7 +211,7 @@ impl Witness {
                 return Err(format!("{}/{origin} goes back to {position:?}", SOURCES[source]));
             }
             while let Some((at, ids)) = track.entries.get(track.passed).filter(|(at, _)| at <= position) {
-                if let Some(lost) = ids.iter().find(|id| !self.taken.contains(*id)) {
+                if let Some(lost) = ids.iter().find(|id| !self.taken.contains(*id) && !self.onward.contains(*id)) {
                     let id = self.expected.get(lost).map_or("", |expected| &expected.id);
                     let name = SOURCES[source];
                     return Err(format!(
@@ -256,8 +294,8 @@ impl Witness {
             return Err(format!("{service}: an effect of {id:?}, but a dead letter holds {:?}", key.1));
         }
         if ordered && !expected.unordered {
-            let (source, origin, position) = expected.place.clone();
-            let last = self.last.entry((key.0, key.1, source, origin)).or_default();
+            let (shard, source, origin, position) = expected.place.clone();
+            let last = self.last.entry((key.0, key.1, shard, source, origin)).or_default();
             if position <= *last {
                 return Err(format!("{service}: the effect of {id:?} ({position:?}) comes after that of {last:?}"));
             }

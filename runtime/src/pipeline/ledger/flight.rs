@@ -161,17 +161,19 @@ impl Ledger {
 
     pub(super) fn send(&mut self, mut batch: Batch, suspects: Vec<Batch>, release: bool, now: Millis) {
         for ticket in batch.groups.iter().flat_map(|group| &group.tickets) {
-            self.tracker(*ticket).mark(ticket.seq);
+            self.sources[usize::from(ticket.source)].mark(*ticket);
         }
         let mut parts: Vec<Part> = batch.groups.iter_mut().map(|group| std::mem::take(&mut group.part)).collect();
-        let log = self.config.bindings.log_rows(&parts);
-        let (watermarks, again) = self.outward(&batch);
+        let super::outbox::Sum { watermarks, onward, again } = self.outward(&batch);
+        let log = self.config.bindings.log_rows(&parts, &onward);
         if !again.is_empty() {
             // Behind those of the groups, and only here: no service handles them a second time.
             parts.push(Part { events: again, ..Part::default() });
         }
-        let names = self.config.sources.clone();
-        let positions = names.iter().cloned().zip(self.sources.iter_mut().map(super::SourceTrack::positions));
+        let infos = self.config.sources.clone();
+        let intake = self.sources.iter().flat_map(super::SourceTrack::rows_passed).collect();
+        let names = infos.iter().map(|source| source.name.clone());
+        let positions = names.zip(self.sources.iter_mut().map(super::SourceTrack::positions));
         let clean = self.unclean > 0 && self.until_clean == 0;
         let commit = Commit {
             shard: self.shard,
@@ -184,6 +186,7 @@ impl Ledger {
             first_seq: self.outbox_seq + 1,
             log,
             parts,
+            intake,
             release,
             clean,
         };
@@ -193,10 +196,6 @@ impl Ledger {
         let commit = Arc::new(commit);
         self.out.push(Action::Commit(commit.clone()));
         self.batches.flight = Some(Flight { batch, suspects, release, unavailable: 0, commit, unknown: false });
-    }
-
-    pub(super) fn tracker(&mut self, ticket: Ticket) -> &mut super::Tracker {
-        &mut self.sources[ticket.source as usize].trackers[ticket.origin as usize]
     }
 
     /// The store's answer to [`Action::Commit`] for the commit of this epoch and number.
@@ -262,7 +261,7 @@ impl Ledger {
             self.unclean = 0;
         }
         for source in &mut self.sources {
-            source.trackers.iter_mut().for_each(|tracker| tracker.committed(commit.no));
+            source.committed(commit.no);
         }
         if !planted(Defect::AcknowledgeBeforeCommit) {
             self.acknowledge(commit);
@@ -284,8 +283,8 @@ impl Ledger {
     }
 
     fn acknowledge(&mut self, commit: &Commit) {
-        for (at, name) in (0..).zip(self.config.sources.iter()) {
-            let Some(positions) = commit.positions.get(name) else { continue };
+        for (at, source) in (0..).zip(self.config.sources.iter()) {
+            let Some(positions) = commit.positions.get(&source.name) else { continue };
             let track = &mut self.sources[usize::from(at)];
             if track.acknowledged != *positions {
                 track.acknowledged.clone_from(positions);
@@ -336,7 +335,7 @@ impl Ledger {
         let window = millis(settings.dedup.window);
         self.inbox.age(Aging { now, window, max_ids: settings.dedup.max_ids, old_enough, floor });
         if self.commit_no.is_multiple_of(TRIM_EVERY) {
-            let embedded = self.config.sources.iter().position(|name| &**name == crate::transport::embedded::NAME);
+            let embedded = self.sources.iter().position(|source| source.is_log);
             let log = embedded.map(|at| self.sources[at].positions()).unwrap_or_default();
             let in_window = self.inbox.oldest().map_or(self.commit_no, |(no, _)| no);
             let commits_below = in_window.min(self.published_below());

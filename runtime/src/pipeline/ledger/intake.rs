@@ -5,7 +5,7 @@ use super::inbox::Arrival as Seen;
 use super::slot::{From, Item, Newest, SlotIx, Ticket};
 use super::{Action, Ledger};
 use crate::clock::Millis;
-use crate::message::{Message, TakenId};
+use crate::message::{Message, TakenId, shard_of};
 use crate::settings::Overflow;
 use crate::store::{KeyRow, RowSpan, ServiceKey};
 use crate::transport::Position;
@@ -42,9 +42,7 @@ impl Ledger {
         self.sources[source as usize].used += arrivals.len();
         for arrival in arrivals {
             let track = &mut self.sources[source as usize];
-            let origin = track.origin(&arrival.origin);
-            let tracker = &mut track.trackers[origin as usize];
-            let Some(seq) = tracker.receive(arrival.position, arrival.last) else {
+            let Some((origin, seq)) = track.receive(&arrival.origin, arrival.position, arrival.last) else {
                 self.tally.passed += 1;
                 unused += 1;
                 continue;
@@ -66,6 +64,9 @@ impl Ledger {
                 return self.drop_ticket(ticket);
             }
         };
+        if let Some(service) = service.filter(|_| self.is_anothers(ticket.source, &message)) {
+            return self.pass_on(ticket, service, message);
+        }
         let number = service.map_or(u16::MAX, |service| self.policy(service).number);
         let id = TakenId::of(&message, number, &self.config.hash_key);
         match self.inbox.arrive(id, ticket) {
@@ -87,6 +88,23 @@ impl Ledger {
             Some(service) if !item.message.key().is_empty() => self.queue(service, item),
             _ => self.refuse_unkeyed(service, item, now),
         }
+    }
+
+    /// Whether a message's key belongs to another shard. What the log holds for this one is this one's.
+    fn is_anothers(&self, source: u16, message: &Message) -> bool {
+        let shards = self.config.settings.ownership.shards;
+        let key = message.key();
+        !self.sources[source as usize].is_log && !key.is_empty() && shard_of(key, shards) != self.shard
+    }
+
+    /// A message of another shard's key is not run here: it goes there by the log, in the commit that takes it from its
+    /// source. A copy is recognised there, by its id.
+    fn pass_on(&mut self, ticket: Ticket, service: u16, message: Message) {
+        self.tally.rekeyed += 1;
+        self.count("rekeyed", 1);
+        let loose = self.batches.loose();
+        loose.tickets.push(ticket);
+        loose.outward().onward.push((service, message));
     }
 
     fn count_duplicate(&mut self) {

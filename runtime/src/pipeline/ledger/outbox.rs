@@ -8,7 +8,7 @@ use super::flight::Batch;
 use super::settle::{Group, millis};
 use super::{Action, Ledger};
 use crate::clock::Millis;
-use crate::message::{Draft, TakenId};
+use crate::message::{Draft, Message, TakenId};
 use crate::pipeline::bindings::DEAD_LETTER;
 use crate::pipeline::dispatcher::publisher::{Progress, Unpublished};
 use crate::store::{Attempt, Commit, DeadLetter, Event, InboxRows, TakenShard, Watermarks};
@@ -31,15 +31,25 @@ pub(super) struct Outbox {
     pub(super) refused: u64,
 }
 
-/// What a batch changes beside its parts.
+/// What a batch brings beside its parts.
 #[derive(Debug, Default)]
 pub(super) struct Outward {
+    /// Messages for services, of keys that belong to other shards.
+    pub(super) onward: Vec<(u16, Message)>,
     /// Watermarks, by the sink's index.
     reached: BTreeMap<u16, u64>,
     /// Sinks that were given up.
     retired: Vec<Arc<str>>,
     /// Events that are published again, and go nowhere else.
     again: Vec<Event>,
+}
+
+/// The same, of a whole batch.
+#[derive(Debug, Default)]
+pub(super) struct Sum {
+    pub(super) watermarks: Watermarks,
+    pub(super) onward: Vec<(u16, Message)>,
+    pub(super) again: Vec<Event>,
 }
 
 impl Outbox {
@@ -180,10 +190,10 @@ impl Ledger {
         self.outbox.since = None;
     }
 
-    /// The watermarks with a batch, and what it publishes again.
-    pub(super) fn outward(&self, batch: &Batch) -> (Watermarks, Vec<Event>) {
-        let mut watermarks = self.watermarks.clone();
-        let mut again = Vec::new();
+    /// What a batch brings beside its parts; it can be sent again.
+    pub(super) fn outward(&self, batch: &Batch) -> Sum {
+        let mut sum = Sum { watermarks: self.watermarks.clone(), ..Sum::default() };
+        let watermarks = &mut sum.watermarks;
         for outward in batch.groups.iter().filter_map(|group| group.outward.as_deref()) {
             for (sink, reached) in &outward.reached {
                 let name = self.config.bindings.sinks()[usize::from(*sink)].clone();
@@ -191,9 +201,10 @@ impl Ledger {
                 *watermark = (*watermark).max(*reached);
             }
             watermarks.retain(|name, _| !outward.retired.contains(name));
-            again.extend(outward.again.iter().cloned());
+            sum.again.extend(outward.again.iter().cloned());
+            sum.onward.extend(outward.onward.iter().cloned());
         }
-        (watermarks, again)
+        sum
     }
 
     /// A commit is durable: its events may be published.

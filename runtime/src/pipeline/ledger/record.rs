@@ -21,6 +21,8 @@ pub struct Tally {
     pub passed: u64,
     /// Messages that no binding wanted.
     pub unbound: u64,
+    /// Messages passed on to the shard of their key.
+    pub rekeyed: u64,
     /// Dead letters, by service index; `None` where there is no service.
     pub dead: Vec<Option<u16>>,
     /// Retries: attempt that failed, delay chosen in milliseconds.

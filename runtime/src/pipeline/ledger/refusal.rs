@@ -17,7 +17,7 @@ impl Ledger {
         let Some(mut flight) = self.batches.flight.take() else { return };
         let parts = Arc::try_unwrap(flight.commit).map_or_else(|shared| shared.parts.clone(), |commit| commit.parts);
         for ticket in flight.batch.groups.iter().flat_map(|group| &group.tickets) {
-            self.tracker(*ticket).unmark(ticket.seq);
+            self.sources[usize::from(ticket.source)].unmark(*ticket);
         }
         if flight.batch.groups.is_empty() {
             return self.stop(&format!("the store refuses even an empty commit: {error}"));

@@ -1,10 +1,14 @@
-//! How far an origin is taken: the position all of whose predecessors are.
-//! In: positions as received, in order; tickets as they commit, in any order. Out: the position to store.
+//! How far an origin is taken: the position all of whose predecessors are. Of a source without order: which rows are.
+//! In: positions as received, in order; tickets as they commit, in any order. Out: the position to store, or the rows.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::transport::{Position, Positions};
+use hashbrown::HashMap;
+
+use super::SourceInfo;
+use super::slot::Ticket;
+use crate::transport::{Position, Positions, embedded};
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -111,8 +115,73 @@ impl Tracker {
     }
 }
 
+/// A row of a source without order.
+#[derive(Clone, Copy, Debug, Default)]
+struct Row {
+    /// Deliveries of it: one for each service that takes it.
+    received: u32,
+    /// All of them were received.
+    complete: bool,
+    /// Those in the commit under way, and those that are durable.
+    marked: u32,
+    done: u32,
+}
+
+impl Row {
+    fn is_passed(&self) -> bool {
+        self.complete && self.done + self.marked == self.received
+    }
+}
+
+/// The rows in hand of a source without order, by their numbers.
+#[derive(Debug, Default)]
+pub(crate) struct InHand {
+    rows: HashMap<u64, Row>,
+    /// Rows of the commit under way.
+    touched: BTreeSet<u64>,
+}
+
+impl InHand {
+    /// A delivery was received; `false` when its row is in hand already: the source was opened again.
+    fn receive(&mut self, no: u64, last: bool) -> bool {
+        let row = self.rows.entry(no).or_default();
+        if row.complete {
+            return false;
+        }
+        row.received += 1;
+        row.complete = last;
+        true
+    }
+
+    fn set(&mut self, no: u64, marked: bool) {
+        let Some(row) = self.rows.get_mut(&no) else { return };
+        row.marked = if marked { row.marked + 1 } else { row.marked.saturating_sub(1) };
+        self.touched.insert(no);
+    }
+
+    /// The rows that are done with the commit under way.
+    fn passed(&self) -> impl Iterator<Item = u64> {
+        self.touched.iter().copied().filter(|no| self.rows.get(no).is_some_and(Row::is_passed))
+    }
+
+    fn committed(&mut self) {
+        for no in std::mem::take(&mut self.touched) {
+            let Some(row) = self.rows.get_mut(&no) else { continue };
+            if row.is_passed() {
+                self.rows.remove(&no);
+            } else {
+                row.done += std::mem::take(&mut row.marked);
+            }
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct SourceTrack {
+    /// It is this store's own log: what it holds for a shard is that shard's.
+    pub(crate) is_log: bool,
+    /// In place of positions, where it has none.
+    in_hand: Option<InHand>,
     pub(crate) origins: BTreeMap<Arc<str>, u16>,
     pub(crate) names: Vec<Arc<str>>,
     pub(crate) trackers: Vec<Tracker>,
@@ -125,13 +194,15 @@ pub(crate) struct SourceTrack {
 }
 
 impl SourceTrack {
-    pub(crate) fn restore(stored: Positions, owed: usize) -> Self {
+    pub(crate) fn restore(source: &SourceInfo, stored: Positions) -> Self {
         let mut track = Self {
+            is_log: &*source.name == embedded::NAME,
+            in_hand: (!source.ordered).then(InHand::default),
             origins: BTreeMap::new(),
             names: Vec::new(),
             trackers: Vec::new(),
             used: 0,
-            owed,
+            owed: 0,
             acknowledged: Positions::new(),
         };
         for (origin, position) in stored {
@@ -140,7 +211,7 @@ impl SourceTrack {
         track
     }
 
-    pub(crate) fn add(&mut self, origin: Arc<str>, tracker: Tracker) -> u16 {
+    fn add(&mut self, origin: Arc<str>, tracker: Tracker) -> u16 {
         let ix = u16::try_from(self.names.len()).expect("a source has fewer than 65536 origins");
         self.origins.insert(origin.clone(), ix);
         self.names.push(origin);
@@ -148,16 +219,50 @@ impl SourceTrack {
         ix
     }
 
-    pub(crate) fn origin(&mut self, name: &Arc<str>) -> u16 {
-        match self.origins.get(name) {
+    /// A delivery was received: its origin and its place there; `None` when it was passed, or is in hand.
+    pub(crate) fn receive(&mut self, origin: &Arc<str>, position: Position, last: bool) -> Option<(u16, u64)> {
+        if let Some(in_hand) = self.in_hand.as_mut() {
+            return in_hand.receive(position.no, last).then_some((0, position.no));
+        }
+        let origin = match self.origins.get(origin) {
             Some(ix) => *ix,
-            None => self.add(name.clone(), Tracker::from(None)),
+            None => self.add(origin.clone(), Tracker::from(None)),
+        };
+        Some((origin, self.trackers[usize::from(origin)].receive(position, last)?))
+    }
+
+    /// The ticket is part of the commit under way.
+    pub(crate) fn mark(&mut self, ticket: Ticket) {
+        match self.in_hand.as_mut() {
+            Some(in_hand) => in_hand.set(ticket.seq, true),
+            None => self.trackers[usize::from(ticket.origin)].mark(ticket.seq),
+        }
+    }
+
+    /// The commit under way does not count for this ticket.
+    pub(crate) fn unmark(&mut self, ticket: Ticket) {
+        match self.in_hand.as_mut() {
+            Some(in_hand) => in_hand.set(ticket.seq, false),
+            None => self.trackers[usize::from(ticket.origin)].unmark(ticket.seq),
+        }
+    }
+
+    /// The commit under way, with this number, is durable.
+    pub(crate) fn committed(&mut self, no: u64) {
+        self.trackers.iter_mut().for_each(|tracker| tracker.committed(no));
+        if let Some(in_hand) = self.in_hand.as_mut() {
+            in_hand.committed();
         }
     }
 
     pub(crate) fn positions(&mut self) -> Positions {
         let read = self.names.iter().zip(&mut self.trackers);
         read.filter_map(|(name, tracker)| Some((name.clone(), tracker.position()?))).collect()
+    }
+
+    /// Rows that are done with the commit under way.
+    pub(crate) fn rows_passed(&self) -> impl Iterator<Item = u64> {
+        self.in_hand.iter().flat_map(InHand::passed)
     }
 }
 
@@ -197,6 +302,23 @@ mod tests {
         tracker.committed(2);
         assert_eq!((tracker.position(), tracker.len(), tracker.floor()), (Some(at(2)), 0, None));
         assert_eq!(tracker.receive(at(2), true), None, "passed");
+    }
+
+    #[test]
+    fn a_row_is_passed_once_when_all_its_services_have_taken_it() {
+        let mut rows = InHand::default();
+        assert!(rows.receive(7, false) && rows.receive(7, true));
+        assert!(!rows.receive(7, false) && !rows.receive(7, true), "in hand");
+        rows.set(7, true);
+        assert_eq!(rows.passed().next(), None);
+        rows.committed();
+        rows.set(7, true);
+        assert_eq!(rows.passed().collect::<Vec<_>>(), [7]);
+        rows.set(7, false);
+        assert_eq!(rows.passed().next(), None, "its commit was refused");
+        rows.set(7, true);
+        rows.committed();
+        assert!(rows.receive(7, true), "whatever comes under its number now is new");
     }
 
     #[test]

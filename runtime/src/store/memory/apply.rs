@@ -26,6 +26,7 @@ impl Inner {
             self.write_waiting(commit.shard, part);
             self.write_part(commit.shard, part);
         }
+        self.intake.extend(commit.intake.iter().map(|no| (commit.shard, *no)));
         let origin = commit.shard.to_string();
         for row in &commit.log {
             let place = (row.target, origin.as_str().into(), commit.no);

@@ -1,0 +1,134 @@
+//! The closed sets of words that are values of labels, and names in logs.
+//! In: nothing; plain data. Out: the same.
+
+use crate::store::Outcome;
+
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)* }
+
+        impl $name {
+            /// All of them, in the order of their declaration.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The word in metrics and logs.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+        }
+    };
+}
+
+words! {
+    /// What recognised a delivery as already taken.
+    DedupSource {
+        /// It lies at or before its source's position.
+        Position = "position",
+        /// Its id is in the inbox.
+        Inbox = "inbox",
+    }
+}
+
+words! {
+    /// A kind of child of the supervision tree.
+    Child {
+        /// A key's actor.
+        KeyActor = "key_actor",
+        /// An ingress.
+        Ingress = "ingress",
+        /// A committer.
+        Committer = "committer",
+        /// A dispatcher.
+        Dispatcher = "dispatcher",
+        /// A shard with all its children.
+        Shard = "shard",
+    }
+}
+
+words! {
+    /// Why a child was restarted.
+    RestartReason {
+        /// It panicked.
+        Panicked = "panicked",
+        /// It said that it cannot go on.
+        Failed = "failed",
+        /// It ended without being asked to.
+        Ended = "ended",
+        /// A child of it used up its restarts.
+        Escalated = "escalated",
+    }
+}
+
+words! {
+    /// What an operator has to know of; `docs/operations.md` says what to do about each.
+    Alarm {
+        /// The dedup window in force is shorter than `dedup.window_min`.
+        DedupWindowBelowMin = "dedup_window_below_min",
+        /// A key or a shard has as many pending rows as it may: sources pause.
+        PendingBoundReached = "pending_bound_reached",
+        /// The store cannot be written: nothing is lost, nothing moves.
+        StoreUnavailable = "store_unavailable",
+        /// Keys wait for an operator.
+        HeldKeys = "held_keys",
+        /// A shard has as many unpublished events as it may: its sources pause.
+        OutboxBoundReached = "outbox_bound_reached",
+        /// A sink refused events: they are dead letters.
+        OutboxRefused = "outbox_refused",
+        /// A sink is no longer configured and was not given up: commits are kept for it.
+        SinkGone = "sink_gone",
+    }
+}
+
+words! {
+    /// What an operator has to know of a worker as a whole; see [`Alarm`].
+    WorkerAlarm {
+        /// The lease could not be renewed: the worker stopped its shards.
+        LeaseLost = "lease_lost",
+        /// A shard without an owner was owned by a newer program than this one.
+        CodeVersionTooLow = "code_version_too_low",
+        /// A shard failed too often on this worker, which leaves it to others for a while.
+        ShardsCooling = "shards_cooling",
+    }
+}
+
+words! {
+    /// Why a worker took a shard.
+    TakeReason {
+        /// Nobody had it.
+        Free = "free",
+        /// Its owner's lease had expired.
+        Expired = "expired",
+        /// The worker had it already.
+        Again = "again",
+    }
+}
+
+words! {
+    /// How a commit ended, as a label.
+    CommitWord {
+        /// See [`Outcome::Committed`].
+        Committed = "committed",
+        /// See [`Outcome::Fenced`].
+        Fenced = "fenced",
+        /// See [`Outcome::Refused`].
+        Refused = "refused",
+        /// See [`Outcome::Unavailable`].
+        Unavailable = "unavailable",
+        /// See [`Outcome::Unknown`].
+        Unknown = "unknown",
+    }
+}
+
+impl From<&Outcome> for CommitWord {
+    fn from(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Committed => Self::Committed,
+            Outcome::Fenced => Self::Fenced,
+            Outcome::Refused { .. } => Self::Refused,
+            Outcome::Unavailable(_) => Self::Unavailable,
+            Outcome::Unknown(_) => Self::Unknown,
+        }
+    }
+}
