@@ -11,8 +11,9 @@ use crate::fleet::scene::Scene;
 use crate::fleet::workers::total;
 use crate::postings::Postings;
 
-/// Growth of memory that is noise, and what an id costs that is remembered.
-const NOISE_MIB: u64 = 32;
+/// Growth that is noise: what may be in hand when a worker has all shards, with all their credits in use, and an
+/// allocator's arenas. And what an id costs that is remembered.
+const NOISE_MIB: u64 = 96;
 const ID_BYTES: u64 = 128;
 
 impl Scene<'_> {

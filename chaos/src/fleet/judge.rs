@@ -202,7 +202,7 @@ async fn states(connection: &mut PgConnection, given: &Postings, verdict: &mut V
         }
     }
     verdict.expect(wrong <= TOLD_MAX, || format!("… {wrong} states in all"));
-    verdict.facts.push(format!("{effects} effects on {} accounts", found.len()));
+    verdict.facts.push(format!("{effects} effects in the states of {} accounts", found.len()));
     Ok(())
 }
 
