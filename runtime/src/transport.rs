@@ -2,6 +2,7 @@
 //! In: positions to start from. Out: deliveries in each origin's order, at most as many as there are credits.
 
 pub mod embedded;
+pub mod intake;
 pub mod kafka;
 mod sink;
 
@@ -93,6 +94,13 @@ pub enum SourceError {
 pub trait Transport: Send + Sync + 'static {
     /// Its name in settings, positions and metrics.
     fn name(&self) -> &str;
+
+    /// Whether its deliveries have positions to resume from. Those of one that has none are rows of a table: a position's
+    /// number is the row's, and the commit that takes them deletes the rows ([`crate::store::Commit::intake`]). Opened
+    /// again it hands over all that are there, also those in hand.
+    fn ordered(&self) -> bool {
+        true
+    }
 
     /// Opens the source of one shard; it hands over what lies *after* `from`. Origins not named there start at their beginning.
     fn open(&self, shard: ShardNo, from: Positions) -> BoxFuture<'_, Result<Box<dyn Source>, SourceError>>;

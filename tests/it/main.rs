@@ -9,6 +9,7 @@ mod cli;
 mod engine;
 mod fixture;
 mod fleet;
+mod intake;
 mod ledger_model;
 mod operator;
 mod postgres_place;

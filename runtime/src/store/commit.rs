@@ -34,6 +34,8 @@ pub struct Commit {
     pub parts: Vec<Part>,
     /// Rows for the embedded log: the events that bindings route to services, one row per target shard.
     pub log: Vec<LogRow>,
+    /// Rows of the store's intake table that are done with: deleted with this commit. Without meaning where there is none.
+    pub intake: Vec<u64>,
     /// Ownership of the shard is given up with this commit.
     pub release: bool,
     /// `shards.unclean` is set to 0 with this commit: what was in flight at an unclean takeover has been passed.

@@ -171,6 +171,7 @@ impl Ledger {
             first_seq: self.outbox_seq + 1,
             log: self.config.bindings.log_rows(&parts),
             parts,
+            intake: Vec::new(),
             release,
             clean,
         };

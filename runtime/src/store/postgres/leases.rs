@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 
-use super::links::Args;
 use super::commit::shard_no;
+use super::links::Args;
 use super::{PgStore, decode};
 use crate::message::ShardNo;
 use crate::store::lease::{Fleet, LeaseRow, Leases, Worker, WorkerRow};
