@@ -270,6 +270,18 @@ pub trait Store: Send + Sync + 'static {
     /// Rows of the embedded log for `target` after `from`: of each origin in order, at most about `limit` messages.
     fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>>;
 
+    /// Rows of the intake for `shard` that are not among `held`, in order, at most `limit`; and which of `held` are still
+    /// there. A store without an intake has none.
+    fn read_intake(&self, shard: ShardNo, held: Vec<u64>, limit: usize) -> StoreFuture<'_, IntakeRows> {
+        let _ = (shard, held, limit);
+        Box::pin(async { Ok(IntakeRows::default()) })
+    }
+
+    /// Whether there is an intake.
+    fn has_intake(&self) -> bool {
+        false
+    }
+
     /// Resolves when something may have been appended for `target` by this process since the last call. It may resolve
     /// for nothing, it never misses an append; one waiter per target.
     fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()>;
@@ -308,6 +320,36 @@ pub struct StoredLogRow {
     pub no: u64,
     /// Its messages, see [`crate::transport::embedded::decode`].
     pub messages: Bytes,
+}
+
+/// What [`Store::read_intake`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IntakeRows {
+    /// Rows that were not held.
+    pub rows: Vec<IntakeRow>,
+    /// Held rows that no commit has deleted yet.
+    pub left: Vec<u64>,
+}
+
+/// A message that an application left in the intake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IntakeRow {
+    /// Its number; numbers may become visible in another order.
+    pub no: u64,
+    /// The service that is to have it; without one, the settings' bindings choose.
+    pub service: Option<Arc<str>>,
+    /// Its key.
+    pub key: String,
+    /// Its id.
+    pub id: String,
+    /// Its type.
+    pub kind: String,
+    /// Its headers: a JSON object.
+    pub headers: String,
+    /// Its payload.
+    pub payload: String,
+    /// When it was inserted.
+    pub at: Millis,
 }
 
 /// What [`Store::trim`] may remove.

@@ -2,6 +2,7 @@
 //! In: positions to start from. Out: deliveries in each origin's order, at most as many as there are credits.
 
 pub mod embedded;
+pub mod intake;
 pub mod kafka;
 pub mod memory;
 pub(crate) mod open;

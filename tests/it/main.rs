@@ -9,6 +9,7 @@ mod cli;
 mod engine;
 mod fixture;
 mod fleet;
+mod intake;
 mod kafka;
 mod kafka_topic;
 mod ledger_model;

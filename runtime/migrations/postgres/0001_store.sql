@@ -79,13 +79,15 @@ CREATE TABLE pending (
     taken_at bigint NOT NULL,
     attempt bigint NOT NULL,
     history text NOT NULL,
-    message bytea NOT NULL,
-    UNIQUE (shard, seq)
+    message bytea NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.02);
 CREATE INDEX pending_key ON pending (shard, service, key, seq, due_at);
 CREATE UNIQUE INDEX pending_timer ON pending (service, key, name) WHERE name IS NOT NULL;
 CREATE INDEX pending_due ON pending (shard, due_at, seq) WHERE due_at IS NOT NULL;
 CREATE INDEX pending_id ON pending (message_id);
+-- Last: of indexes that cost the same, as all do while the table is empty, the planner takes the youngest, and a plan
+-- made then is kept.
+CREATE UNIQUE INDEX pending_seq ON pending (shard, seq);
 
 CREATE TABLE dead_letters (
     shard integer NOT NULL,
@@ -99,12 +101,12 @@ CREATE TABLE dead_letters (
     error text NOT NULL,
     holds_key boolean NOT NULL,
     history text NOT NULL,
-    message bytea NOT NULL,
-    PRIMARY KEY (shard, seq)
+    message bytea NOT NULL
 );
 CREATE INDEX dead_letters_key ON dead_letters (shard, key, seq);
 CREATE INDEX dead_letters_holding ON dead_letters (shard, service, key) WHERE holds_key;
 CREATE INDEX dead_letters_id ON dead_letters (message_id);
+ALTER TABLE dead_letters ADD PRIMARY KEY (shard, seq);
 
 -- Faults, restarts and moves of dead letters, for `explain`; `no` keeps the order of lines of one instant.
 CREATE TABLE history (
@@ -273,3 +275,78 @@ CROSS JOIN LATERAL perkey_events(c.events, c.first_seq) e
 CROSS JOIN LATERAL perkey_frame(e.frame) f
 LEFT JOIN services s ON s.number = e.service
 WHERE length(c.events) > 0;
+
+-- ---- Messages from whoever writes into this database: a row inserted in an application's own transaction is a message
+-- as soon as that commits. The commit that takes it deletes it.
+
+-- Kafka's murmur2 (`org.apache.kafka.common.utils.Utils.murmur2`), unsigned.
+CREATE FUNCTION perkey_murmur2(data bytea) RETURNS bigint
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+DECLARE
+    mask constant bigint := 4294967295;
+    m constant bigint := 1540483477;
+    size constant integer := length(data);
+    at integer := 0;
+    h bigint := 2538058380 # size::bigint;
+    k bigint;
+BEGIN
+    WHILE at + 4 <= size LOOP
+        k := get_byte(data, at)::bigint | (get_byte(data, at + 1)::bigint << 8)
+            | (get_byte(data, at + 2)::bigint << 16) | (get_byte(data, at + 3)::bigint << 24);
+        k := (k * m) & mask;
+        k := k # (k >> 24);
+        h := ((h * m) & mask) # ((k * m) & mask);
+        at := at + 4;
+    END LOOP;
+    IF at < size THEN
+        FOR i IN REVERSE size - at - 1..0 LOOP
+            h := h # (get_byte(data, at + i)::bigint << (8 * i));
+        END LOOP;
+        h := (h * m) & mask;
+    END IF;
+    h := h # (h >> 13);
+    h := (h * m) & mask;
+    RETURN h # (h >> 15);
+END
+$$;
+
+-- The shard of a key: as Kafka's Java producer chooses a partition.
+CREATE FUNCTION perkey_shard(key text) RETURNS integer
+LANGUAGE plpgsql STABLE STRICT SET search_path FROM CURRENT AS $$
+DECLARE
+    shards constant bigint := (SELECT value::bigint FROM meta WHERE name = 'shards');
+BEGIN
+    IF shards IS NULL THEN
+        RAISE EXCEPTION 'this store has no shards yet' USING HINT = 'start a worker once';
+    END IF;
+    RETURN (perkey_murmur2(convert_to(key, 'UTF8')) & 2147483647) % shards;
+END
+$$;
+
+CREATE TABLE perkey_intake (
+    no bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    -- Filled by the trigger, whatever is given.
+    shard integer NOT NULL,
+    -- Without one, the settings' bindings choose by source (`intake`) and type.
+    service text COLLATE "C" CHECK (octet_length(service) BETWEEN 1 AND 256),
+    key text COLLATE "C" NOT NULL CHECK (octet_length(key) BETWEEN 1 AND 256),
+    -- A message with an id that was taken before is dropped.
+    id text COLLATE "C" NOT NULL DEFAULT gen_random_uuid()::text CHECK (octet_length(id) BETWEEN 1 AND 256),
+    type text COLLATE "C" NOT NULL CHECK (octet_length(type) BETWEEN 1 AND 256),
+    headers json NOT NULL DEFAULT '{}' CHECK (json_typeof(headers) = 'object'),
+    payload text NOT NULL DEFAULT '',
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (autovacuum_vacuum_scale_factor = 0.02);
+CREATE UNIQUE INDEX perkey_intake_shard ON perkey_intake (shard, no);
+
+-- With its owner's rights: who may insert needs no right to read anything.
+CREATE FUNCTION perkey_intake_shard() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+    -- A missing key is refused by its own column.
+    NEW.shard := coalesce(perkey_shard(NEW.key), 0);
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER perkey_intake_shard BEFORE INSERT OR UPDATE ON perkey_intake
+    FOR EACH ROW EXECUTE FUNCTION perkey_intake_shard();

@@ -36,8 +36,8 @@ use super::lease::Leases;
 use super::query::{DeadFilter, Queries};
 use super::reshard::{self, ReshardError, Resharded};
 use super::{
-    Access, Commit, DeadLetter, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup, Store,
-    StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
+    Access, Commit, DeadLetter, Due, Epoch, Identity, InboxRows, IntakeRows, KeyRow, Outcome, PendingRow, ServiceKey,
+    Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
 };
 use crate::clock::Millis;
 use crate::message::ShardNo;
@@ -237,6 +237,14 @@ impl Store for PgStore {
 
     fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>> {
         Box::pin(async move { read::read_log(&self.queries, target, &from, limit).await })
+    }
+
+    fn read_intake(&self, shard: ShardNo, held: Vec<u64>, limit: usize) -> StoreFuture<'_, IntakeRows> {
+        Box::pin(async move { read::read_intake(&self.queries, shard, &held, limit).await })
+    }
+
+    fn has_intake(&self) -> bool {
+        true
     }
 
     fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()> {

@@ -47,6 +47,15 @@ impl Statement {
             args = results(history(waiting.put(args), commit), commit);
             count = WHOLE;
         }
+        if !commit.intake.is_empty() {
+            count += 1;
+            sql += &format!(
+                ", intake_rows AS (DELETE FROM perkey_intake WHERE ctid = ANY (ARRAY(
+                     SELECT there.ctid FROM fence f CROSS JOIN UNNEST(${count}::bigint[]) AS r (no) CROSS JOIN LATERAL (
+                         SELECT i.ctid FROM perkey_intake i WHERE i.no = r.no AND i.shard = f.shard OFFSET 0) there)))\n"
+            );
+            args.push(commit.intake.iter().copied().map(signed).collect::<Vec<_>>());
+        }
         tables::write(commit.parts.iter().flat_map(|part| &part.rows), count, &mut sql, &mut args)?;
         sql.push_str("SELECT 1 FROM fence");
         Ok(Self {

@@ -1,3 +1,5 @@
+-- Rows to delete are looked up one by one (OFFSET 0 keeps the look-up whole): as a join, a plan made while the table was
+-- empty would walk through all of the shard's rows when it is not.
 , pending_rows AS (
     INSERT INTO pending
         (shard, seq, service, key, kind, due_at, taken_id, message_id, taken_at, attempt, history, message)
@@ -10,7 +12,9 @@
         message = excluded.message
 ),
 settled_rows AS (
-    DELETE FROM pending p USING fence f, UNNEST($33::bigint[]) AS r (seq) WHERE p.shard = f.shard AND p.seq = r.seq
+    DELETE FROM pending WHERE ctid = ANY (ARRAY(
+        SELECT there.ctid FROM fence f CROSS JOIN UNNEST($33::bigint[]) AS r (seq)
+        CROSS JOIN LATERAL (SELECT p.ctid FROM pending p WHERE p.shard = f.shard AND p.seq = r.seq OFFSET 0) there))
 ),
 dead_rows AS (
     INSERT INTO dead_letters
@@ -24,8 +28,9 @@ dead_rows AS (
         history = excluded.history, message = excluded.message
 ),
 undead_rows AS (
-    DELETE FROM dead_letters d USING fence f, UNNEST($45::bigint[]) AS r (seq)
-    WHERE d.shard = f.shard AND d.seq = r.seq
+    DELETE FROM dead_letters WHERE ctid = ANY (ARRAY(
+        SELECT there.ctid FROM fence f CROSS JOIN UNNEST($45::bigint[]) AS r (seq)
+        CROSS JOIN LATERAL (SELECT d.ctid FROM dead_letters d WHERE d.shard = f.shard AND d.seq = r.seq OFFSET 0) there))
 ),
 history_rows AS (
     INSERT INTO history (shard, service, key, id, at, attempt, generation, what, error)

@@ -75,7 +75,7 @@ impl Notices {
         }
     }
 
-    /// Begins to listen, if nobody does yet. Behind a pooler nobody can: a session is one statement long.
+    /// Begins to listen, if nobody does yet. Behind a pooler nobody may be heard.
     #[expect(clippy::disallowed_methods, reason = "the task outlives every actor, and ends with the store")]
     pub(super) fn listen(&self, watch: &Arc<LogWatch>) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);

@@ -44,7 +44,7 @@ impl Use {
 pub(super) struct Place {
     options: PgConnectOptions,
     statement_timeout: Duration,
-    /// A pooler stands between: it keeps no statements, takes no settings, and a session is one statement long.
+    /// A pooler stands between: statements are not kept, settings not sent, and nobody listens.
     pub(super) pooled: bool,
 }
 

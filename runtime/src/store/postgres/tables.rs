@@ -216,7 +216,12 @@ fn delete(sql: &mut String, table: &Table, count: usize) {
     let same = table.primary_key.iter().enumerate().map(|(at, name)| format!("t.\"{name}\" = r.c{at}"));
     let (name, same) = (table.name, same.collect::<Vec<_>>().join(" AND "));
     let rows = unnest(key_columns(table), count);
-    *sql += &format!(", \"delete {name}\" AS (DELETE FROM \"{name}\" t USING fence, {rows} WHERE {same})\n");
+    // Looked up one by one, as in `commit_more.sql`.
+    *sql += &format!(
+        ", \"delete {name}\" AS (DELETE FROM \"{name}\" WHERE ctid = ANY (ARRAY(
+             SELECT there.ctid FROM fence CROSS JOIN {rows}
+             CROSS JOIN LATERAL (SELECT t.ctid FROM \"{name}\" t WHERE {same} OFFSET 0) there)))\n"
+    );
 }
 
 fn names(names: &[&str]) -> String {

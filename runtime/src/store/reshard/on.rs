@@ -273,6 +273,6 @@ on!(sqlite, SqliteConnection, json: "", begin: "BEGIN IMMEDIATE",
     alive: "SELECT '' WHERE false",
     intake: "SELECT count(*) FROM sqlite_master WHERE name = 'perkey_intake'");
 on!(postgres, PgConnection, json: "::json",
-    begin: "BEGIN; LOCK TABLE workers, shards, log, operator_commands IN ACCESS EXCLUSIVE MODE",
+    begin: "BEGIN; LOCK TABLE workers, shards, log, operator_commands, perkey_intake IN ACCESS EXCLUSIVE MODE",
     alive: "SELECT id FROM workers WHERE expires_at > clock_timestamp()",
     intake: "SELECT count(*) FROM pg_class WHERE relname = 'perkey_intake' AND relkind = 'r'");

@@ -1,0 +1,135 @@
+//! The store's intake table as a source: messages that applications inserted in transactions of their own.
+//! In: rows. Out: deliveries without a position to resume from; the commit that takes one deletes its row.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde_json::{Map, Value};
+
+use super::{Content, Delivery, Position, Positions, Source, SourceError, Transport};
+use crate::message::{Draft, Message, ShardNo};
+use crate::store::{IntakeRow, Store, StoreError};
+
+/// The transport's name in settings and metrics, and its one origin.
+pub const NAME: &str = "intake";
+
+/// What is shown of a row that is no message.
+const SHOWN_BYTES: usize = 4_096;
+
+/// The intake of a store, as a transport.
+pub struct Intake {
+    store: Arc<dyn Store>,
+    poll: Duration,
+}
+
+impl Intake {
+    /// The intake of `store`; every `poll` it looks for new rows.
+    pub fn new(store: Arc<dyn Store>, poll: Duration) -> Self {
+        Self { store, poll }
+    }
+}
+
+impl Transport for Intake {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn ordered(&self) -> bool {
+        false
+    }
+
+    fn open(&self, shard: ShardNo, _from: Positions) -> BoxFuture<'_, Result<Box<dyn Source>, SourceError>> {
+        let source = IntakeSource {
+            store: Arc::clone(&self.store),
+            poll: self.poll,
+            shard,
+            origin: Arc::from(NAME),
+            held: BTreeSet::new(),
+        };
+        Box::pin(async move { Ok(Box::new(source) as Box<dyn Source>) })
+    }
+}
+
+struct IntakeSource {
+    store: Arc<dyn Store>,
+    poll: Duration,
+    shard: ShardNo,
+    origin: Arc<str>,
+    /// Rows handed over by this opening that may still be in the table. As many as deliveries can be in hand: numbers
+    /// become visible out of order, so no single one of them says what was seen.
+    held: BTreeSet<u64>,
+}
+
+impl Source for IntakeSource {
+    fn fetch(&mut self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>, SourceError>> {
+        Box::pin(async move {
+            loop {
+                if max > 0 {
+                    let held = self.held.iter().copied().collect();
+                    let found = self.store.read_intake(self.shard, held, max).await.map_err(unavailable)?;
+                    // Nothing is awaited from here on: a dropped fetch loses nothing.
+                    self.held = found.left.into_iter().collect();
+                    if !found.rows.is_empty() {
+                        self.held.extend(found.rows.iter().map(|row| row.no));
+                        return Ok(found.rows.into_iter().map(|row| self.delivery(row)).collect());
+                    }
+                }
+                crate::clock::sleep(self.poll).await;
+            }
+        })
+    }
+
+    fn committed(&mut self, _positions: &Positions) {
+        // What was committed is gone from the table, which the next look notices.
+    }
+}
+
+impl IntakeSource {
+    fn delivery(&self, row: IntakeRow) -> Delivery {
+        let content = match message(&row) {
+            Ok(message) => match &row.service {
+                Some(service) => Content::For(Arc::clone(service), message),
+                None => Content::Unrouted(message),
+            },
+            Err(reason) => unreadable(&row, reason),
+        };
+        Delivery { origin: Arc::clone(&self.origin), position: Position::new(row.no, 0), content }
+    }
+}
+
+fn message(row: &IntakeRow) -> Result<Message, String> {
+    let headers: Map<String, Value> =
+        serde_json::from_str(&row.headers).map_err(|error| format!("the headers are no JSON object: {error}"))?;
+    let texts: Vec<(String, String)> = headers
+        .into_iter()
+        .map(|(name, value)| match value {
+            Value::String(text) => (name, text),
+            other => (name, other.to_string()),
+        })
+        .collect();
+    let headers: Vec<(&str, &str)> = texts.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let draft = Draft {
+        id: &row.id,
+        key: &row.key,
+        kind: &row.kind,
+        source: NAME,
+        time: row.at,
+        headers: &headers,
+        payload: row.payload.as_bytes(),
+    };
+    draft.build().map_err(|error| error.to_string())
+}
+
+fn unreadable(row: &IntakeRow, reason: String) -> Content {
+    let shown = &row.payload.as_bytes()[..row.payload.len().min(SHOWN_BYTES)];
+    let id = format!("{NAME}/{}", row.no);
+    let draft = Draft { id: &id, source: NAME, time: row.at, payload: shown, ..Draft::default() };
+    let message = draft.build_unchecked().expect("4 KiB of payload and a short id fit a frame");
+    Content::Unreadable { message, reason }
+}
+
+fn unavailable(error: StoreError) -> SourceError {
+    SourceError::Unavailable { name: NAME.to_owned(), reason: error.to_string() }
+}
