@@ -111,7 +111,7 @@ impl Posting {
     /// As a message.
     pub fn message(&self) -> Result<Message, MessageError> {
         let Self { id, account, amount } = self;
-        let payload = format!(r#"{{"account":"{account}","amount":{amount}}}"#);
+        let payload = format!(r#"{{"account":"{account}","amount":{amount},"currency":"EUR","at":"2026-01-31"}}"#);
         let payload = payload.as_bytes();
         Draft { id, key: account, kind: "posting", source: "chaos", payload, ..Draft::default() }.build()
     }

@@ -9,6 +9,7 @@ use perkey::clock::Clock;
 use perkey::metrics::{Child, Metrics};
 use perkey::settings::{Intensity, Settings};
 use perkey::store::memory::MemoryStore;
+use perkey::store::query::DeadFilter;
 use perkey::store::{Setup, Store};
 use perkey::{Engine, Fault, Handler, Handlers, Key, Turn};
 use perkey_chaos::Verdict;
@@ -397,5 +398,6 @@ async fn workers_are_killed_frozen_and_drained_under_load_and_each_message_count
     assert!(left["shards"].as_array().unwrap().iter().all(|row| row["state"] == "free"), "{left:#}");
     let mut verdict = Verdict::default();
     check(&fleet.place.url, &fleet.given, &mut verdict).await.unwrap();
-    assert!(verdict.violations.is_empty(), "{}", verdict.violations.join("\n"));
+    let dead = fleet.store.queries().peek(DeadFilter::default(), 1).await.unwrap();
+    assert!(verdict.violations.is_empty(), "{}\n{dead:?}", verdict.violations.join("\n"));
 }

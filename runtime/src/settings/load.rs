@@ -414,7 +414,7 @@ mod tests {
         said(&["bind[1].servise: there is no such setting; did you mean service?", "x.toml"]);
         said(&["retry.base: \"soon\" cannot be used", "environment BUDGET_RETRY__BASE"]);
         said(&["stroe.url", "did you mean store.url?", "environment BUDGET_STROE__URL"]);
-        said(&["bind: bindings can only be set in a file", "environment BUDGET_BIND"]);
+        said(&["bind: [[bind]] can only be set in a file", "environment BUDGET_BIND"]);
         said(&["ingress.unbound: \"drop\" cannot be used", "flag --set"]);
         said(&["ingress: there is no such setting", "flag --set"]);
         assert_eq!(problems.len(), 11, "{problems:#?}");

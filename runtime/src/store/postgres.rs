@@ -33,7 +33,7 @@ use self::place::{Place, Use};
 use self::read::signed;
 use self::writer::Writer;
 use super::lease::Leases;
-use super::query::{DeadFilter, Queries};
+use super::query::{DeadFilter, EventRow, Queries};
 use super::reshard::{self, ReshardError, Resharded};
 use super::{
     Access, Commit, DeadLetter, Due, Epoch, Identity, InboxRows, IntakeRows, KeyRow, Outcome, PendingRow, ServiceKey,
@@ -249,6 +249,13 @@ impl Store for PgStore {
 
     fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()> {
         Box::pin(self.writer.changed(target))
+    }
+
+    fn outbox(&self, shard: ShardNo, from: u64, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>> {
+        if from == 0 {
+            return self.events(shard, after, limit);
+        }
+        Box::pin(queries::outbox(&self.queries, shard, (from, after), limit))
     }
 
     fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()> {

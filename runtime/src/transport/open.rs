@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::embedded::EmbeddedLog;
+use super::intake::Intake;
 use super::kafka::{KafkaSink, KafkaTransport};
 use super::{SinkTransport, Transport};
 use crate::metrics::Metrics;
@@ -13,9 +14,13 @@ use crate::store::Store;
 /// Sources and sinks of a process.
 pub(crate) type Ends = (Vec<Arc<dyn Transport>>, Vec<Arc<dyn SinkTransport>>);
 
-/// Opens them. The embedded log is always a source; Kafka is one when topics are named, and a sink when brokers are.
+/// Opens them. The embedded log is always a source, and so is the intake of a store that has one; Kafka is a source when
+/// topics are named, and a sink when brokers are.
 pub(crate) fn open(settings: &Settings, store: &Arc<dyn Store>, metrics: &Arc<Metrics>) -> Result<Ends, String> {
     let mut sources: Vec<Arc<dyn Transport>> = vec![Arc::new(EmbeddedLog::new(Arc::clone(store), settings.log.poll))];
+    if store.has_intake() {
+        sources.push(Arc::new(Intake::new(Arc::clone(store), settings.log.poll)));
+    }
     let mut sinks: Vec<Arc<dyn SinkTransport>> = Vec::new();
     let kafka = &settings.kafka;
     if !kafka.brokers.is_empty() {

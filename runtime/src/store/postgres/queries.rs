@@ -224,16 +224,26 @@ async fn shards(links: &Links) -> Result<Vec<ShardRow>, StoreError> {
 }
 
 async fn events(links: &Links, shard: ShardNo, after: u64, limit: usize) -> Result<Vec<EventRow>, StoreError> {
-    let names = explain::names(links).await?;
     // Numbers rise with commits: the first commit of interest is the last one that begins at or below `after + 1`.
-    // It is found from the newest on, as publishers stand near it.
+    // It is found from the newest on, as who asks mostly stands near it.
+    let sql = "SELECT commit_no FROM commits WHERE shard = $1 AND first_seq <= $2 AND length(events) > 0
+        ORDER BY commit_no DESC LIMIT 1";
+    let args = Args::default().put(shard_no(shard)).put(signed(after).saturating_add(1));
+    let first = links.read(sql, args).await?.first().map(|row| decode::number(row, 0)).transpose()?;
+    outbox(links, shard, (first.unwrap_or(0), after), limit).await
+}
+
+/// Events above a number, looked for from a commit on.
+pub(super) async fn outbox(
+    links: &Links,
+    shard: ShardNo,
+    (from, after): (u64, u64),
+    limit: usize,
+) -> Result<Vec<EventRow>, StoreError> {
+    let names = explain::names(links).await?;
     let sql = "SELECT shard::bigint, commit_no, epoch, at, first_seq, events FROM commits
-        WHERE shard = $1 AND length(events) > 0 AND commit_no >= coalesce((
-            SELECT commit_no FROM commits WHERE shard = $1 AND first_seq <= $2 AND length(events) > 0
-            ORDER BY commit_no DESC LIMIT 1), 0)
-        ORDER BY commit_no LIMIT $3";
-    let args =
-        Args::default().put(shard_no(shard)).put(signed(after).saturating_add(1)).put(count(limit.saturating_add(1)));
+        WHERE shard = $1 AND commit_no >= $2 AND length(events) > 0 ORDER BY commit_no LIMIT $3";
+    let args = Args::default().put(shard_no(shard)).put(signed(from)).put(count(limit.saturating_add(1)));
     let mut found = Vec::new();
     let mut commits = 0;
     for row in &links.read(sql, args).await? {

@@ -14,7 +14,9 @@ const TRIES: u32 = 5;
 pub(super) fn path(url: &str) -> Result<PathBuf, StoreError> {
     let Some(rest) = url.strip_prefix("sqlite:") else {
         let scheme = url.split(':').next().unwrap_or("");
-        return Err(StoreError::Url(format!("has the scheme {scheme:?}; this store is sqlite:///path/to.db")));
+        return Err(StoreError::Url(format!(
+            "has the scheme {scheme:?}; a store is sqlite:///path/to.db or postgres://host/database"
+        )));
     };
     let path = rest.strip_prefix("//").unwrap_or(rest);
     if path.is_empty() || path.contains(":memory:") {
