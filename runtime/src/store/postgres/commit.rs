@@ -37,8 +37,10 @@ impl Statement {
             error: format!("an event of service {name:?}, which the store was not prepared for"),
         })?;
         let waiting = Waiting::of(commit);
-        let mut args = fence(commit, (count > 0).then(|| commit.first_seq + count - 1), waiting.last_seq());
-        args = states(args.put(layout::lay_ids(commit)).put(events), commit);
+        let ids = layout::lay_ids(commit);
+        let args = Args::with_room(room(commit, ids.len() + events.len()));
+        let args = fence(args, commit, (count > 0).then(|| commit.first_seq + count - 1), waiting.last_seq());
+        let mut args = states(args.put(ids).put(events), commit);
         args = log(args, commit);
         let mut sql = include_str!("commit.sql").to_owned();
         let mut count = SLIM;
@@ -73,10 +75,16 @@ pub(super) fn shard_no(shard: ShardNo) -> i32 {
     i32::try_from(shard).unwrap_or(i32::MAX)
 }
 
-fn fence(commit: &Commit, outbox_seq: Option<u64>, last_seq: u64) -> Args {
+/// About what the arguments take: growing into megabytes costs as much as filling them.
+fn room(commit: &Commit, blobs: usize) -> usize {
+    let states = commit.parts.iter().filter_map(|part| part.state.as_ref());
+    let states: usize = states.map(|state| state.json.len() + state.key.len() + state.service.len() + 24).sum();
+    blobs + states + commit.log.iter().map(|row| row.messages.len() + 24).sum::<usize>() + 4_096
+}
+
+fn fence(args: Args, commit: &Commit, outbox_seq: Option<u64>, last_seq: u64) -> Args {
     let json = |value: Result<String, serde_json::Error>| value.expect("maps of numbers always have a JSON form");
-    Args::default()
-        .put(shard_no(commit.shard))
+    args.put(shard_no(commit.shard))
         .put(signed(commit.epoch))
         .put(signed(commit.no))
         .put(signed(commit.at))

@@ -27,18 +27,26 @@ struct Inner {
     idle: Mutex<Vec<PgConnection>>,
 }
 
-/// Arguments of a statement, in order.
+/// Arguments of a statement, in order. Those of a commit are megabytes: they are copied when they are sent, not when
+/// they are kept for another try.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Args(PgArguments);
+pub(super) struct Args(Arc<PgArguments>);
 
 impl Args {
+    /// With room for values of so many bytes.
+    pub(super) fn with_room(bytes: usize) -> Self {
+        let mut args = PgArguments::default();
+        args.reserve(0, bytes);
+        Self(Arc::new(args))
+    }
+
     pub(super) fn put<'q, T: Encode<'q, Postgres> + Type<Postgres>>(mut self, value: T) -> Self {
         self.push(value);
         self
     }
 
     pub(super) fn push<'q, T: Encode<'q, Postgres> + Type<Postgres>>(&mut self, value: T) {
-        self.0.add(value).expect("numbers, texts, bytes and lists of them always encode");
+        Arc::make_mut(&mut self.0).add(value).expect("numbers, texts, bytes and lists of them always encode");
     }
 }
 
@@ -117,7 +125,7 @@ impl Links {
     }
 
     async fn once(&self, connection: &mut PgConnection, sql: &SqlStr, args: Args) -> Result<Vec<PgRow>, Failure> {
-        let query = sqlx::query_with(sql.clone(), args.0).persistent(self.0.persistent);
+        let query = sqlx::query_with(sql.clone(), Arc::unwrap_or_clone(args.0)).persistent(self.0.persistent);
         match tokio::time::timeout(self.0.patience, query.fetch_all(connection)).await {
             Ok(ended) => ended.map_err(|error| Failure::of(&error)),
             Err(_) => Err(Failure::Lost(format!("no answer within {:?}", self.0.patience))),
