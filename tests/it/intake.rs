@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perkey::message::{murmur2, shard_of};
-use perkey::store::{Commit, Outcome, Store};
+use perkey::store::{Commit, LogRow, Outcome, Store};
+use perkey::transport::embedded::{self, EmbeddedLog};
 use perkey::transport::intake::Intake;
 use perkey::transport::{Content, Delivery, Positions, Source, Transport};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use crate::fixture::{Place, SHARDS, commit, committed};
+use crate::fixture::{Place, SHARDS, commit, committed, message};
 use crate::postgres_place::PostgresPlace;
 
 const BOUND: Duration = Duration::from_secs(20);
@@ -183,5 +184,33 @@ async fn the_examples_of_the_document_work() {
         let sql = format!("SELECT cents FROM invoices WHERE no = '{id}'");
         let row = sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut place.database.connection().await).await.unwrap();
         assert_eq!(row.get::<i64, _>(0), cents, "its own row is there too");
+    }
+}
+
+/// Whoever fetches waits half a second at most; a server that needs longer must not be asked anew each time.
+#[tokio::test]
+async fn a_read_that_is_slower_than_a_fetch_ends_all_the_same() {
+    let place = PostgresPlace::new().await;
+    let (store, mut other) = (place.store(), place.database.connection().await);
+    let epoch = store.take(0, "me").await.unwrap().epoch;
+    run(&mut other, &insert("a")).await;
+    let row = embedded::encode(&[("counting", &message("b", &key(), b"{}"))]);
+    let rows = vec![LogRow { target: 0, count: 1, messages: row }];
+    committed(&store, &Commit { log: rows, ..commit(0, epoch, 1) }).await;
+    let log = EmbeddedLog::new(Arc::clone(&store), Duration::from_millis(5));
+    let log = log.open(0, Positions::new()).await.unwrap();
+    for (table, id, mut source) in [("perkey_intake", "a", source(store, 0).await), ("log", "b", log)] {
+        run(&mut other, &format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")).await;
+        for _ in 0..3 {
+            assert!(is_dry(&mut *source).await, "{table} is locked");
+        }
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+                 AND query LIKE '%{table}%'"
+        );
+        let reads: i64 = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut other).await.unwrap();
+        run(&mut other, "COMMIT").await;
+        assert_eq!(reads, 1, "one read of {table} waits, whoever has given up on it");
+        assert_eq!(ids(&fetch(&mut *source, 1).await), [id]);
     }
 }

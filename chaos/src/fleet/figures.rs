@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::fleet::Plan;
 use crate::fleet::faults::Scenario;
 use crate::fleet::meter::spread;
-use crate::fleet::scene::Scene;
+use crate::fleet::scene::{Scene, Way};
 use crate::fleet::workers::total;
 use crate::postings::Postings;
 
@@ -21,18 +21,21 @@ impl Scene<'_> {
     pub(super) async fn figures(&mut self, began: Duration, ended: Duration, given: &Postings) {
         let Plan { ttl, rate, .. } = self.plan;
         let timeline = self.meter.timeline().clone();
-        for drain in [false, true] {
+        for (way, what) in [
+            (Way::Gone, "takeover after a kill or freeze"),
+            (Way::BackAtOnce, "takeover after a kill whose worker was back before its lease had ended"),
+            (Way::Drained, "hand-over after SIGTERM"),
+        ] {
             let mut times = Vec::new();
             let mut missing = 0;
-            for fault in self.faults.iter().filter(|fault| fault.drain == drain) {
+            for fault in self.faults.iter().filter(|fault| fault.way == way) {
                 let takeovers = timeline.takeovers(&fault.worker, fault.at);
                 missing += takeovers.iter().filter(|time| time.is_none()).count();
                 times.extend(takeovers.into_iter().flatten());
             }
-            let aim = if drain { Duration::from_secs(1) } else { *ttl + Duration::from_secs(2) };
+            let aim = if way == Way::Drained { Duration::from_secs(1) } else { *ttl + Duration::from_secs(2) };
             let late = times.iter().filter(|time| **time > aim).count();
             if !times.is_empty() || missing > 0 {
-                let what = if drain { "hand-over after SIGTERM" } else { "takeover after a kill or freeze" };
                 let all = spread(times);
                 self.verdict.facts.push(format!("{what}: {all}; {late} of them later than {aim:?}"));
             }

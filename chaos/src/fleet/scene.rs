@@ -13,7 +13,7 @@ use sqlx::{Connection, PgConnection};
 
 use crate::fleet::faults::{Act, Course, On, Scenario};
 use crate::fleet::judge::Progress;
-use crate::fleet::load::{Gauge, Load, Pace, Way};
+use crate::fleet::load::{self, Gauge, Load, Pace};
 use crate::fleet::meter::Meter;
 use crate::fleet::servers::{Server, Servers};
 use crate::fleet::topics::Topics;
@@ -35,8 +35,18 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub(super) struct Fault {
     pub(super) at: Duration,
     pub(super) worker: String,
-    /// Whether it left in order.
-    pub(super) drain: bool,
+    pub(super) way: Way,
+}
+
+/// How a worker left its shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// In order.
+    Drained,
+    /// Killed, and back before its lease had ended: it may have taken them itself.
+    BackAtOnce,
+    /// Killed or frozen until others had to take them.
+    Gone,
 }
 
 /// A fleet at work.
@@ -156,8 +166,8 @@ impl<'a> Scene<'a> {
             ahead_max: if all { AHEAD_MAX } else { u64::MAX },
         };
         let way = match self.plan.on {
-            On::Kafka => Way::Topic(self.topics.producer()?),
-            On::Postgres => Way::Log(self.store().await?, self.shards()),
+            On::Kafka => load::Way::Topic(self.topics.producer()?),
+            On::Postgres => load::Way::Log(self.store().await?, self.shards()),
         };
         let mut load = Load::start(way, pace, Arc::clone(&self.gauge));
         let began = self.watch.elapsed();
@@ -238,21 +248,21 @@ impl<'a> Scene<'a> {
         self.gauge.taken.load(Ordering::Relaxed)
     }
 
-    fn fault(&mut self, worker: usize, drain: bool) {
-        self.faults.push(Fault { at: self.meter.now(), worker: self.names[worker].clone(), drain });
+    fn fault(&mut self, worker: usize, way: Way) {
+        self.faults.push(Fault { at: self.meter.now(), worker: self.names[worker].clone(), way });
     }
 
     async fn perform(&mut self, act: Act) -> Result<(), ChaosError> {
         match act {
             Act::Kill { worker, back } => {
-                self.fault(worker, false);
+                self.fault(worker, if back < self.plan.ttl { Way::BackAtOnce } else { Way::Gone });
                 self.workers[worker].kill().await?;
                 sleep(back).await;
                 self.workers[worker].start()
             }
             Act::Freeze { worker, hold, late } => self.freeze(worker, hold, late).await,
             Act::Roll { worker } => {
-                self.fault(worker, true);
+                self.fault(worker, Way::Drained);
                 let wrong = self.workers[worker].leave().await?;
                 self.verdict.violations.extend(wrong);
                 self.workers[worker].start()
@@ -290,7 +300,7 @@ impl<'a> Scene<'a> {
             sleep(Duration::from_millis(40)).await;
         }
         frozen.signal("-STOP").await?;
-        self.fault(worker, false);
+        self.fault(worker, Way::Gone);
         sleep(hold.mul_f64(0.7)).await;
         let frozen = &self.workers[worker];
         frozen.postgres.set(Mode::Pass);

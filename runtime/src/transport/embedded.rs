@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 
 use super::{Content, Delivery, Position, Positions, Source, SourceError, Transport};
 use crate::message::{Draft, Message, ShardNo};
-use crate::store::{Store, StoreError, StoredLogRow};
+use crate::store::{Store, StoreError, StoreFuture, StoredLogRow};
 
 /// The transport's name in settings, positions and metrics.
 pub const NAME: &str = "embedded";
@@ -112,6 +112,7 @@ impl Transport for EmbeddedLog {
             from,
             ready: VecDeque::new(),
             names: HashMap::new(),
+            reading: None,
         };
         Box::pin(async move { Ok(Box::new(source) as Box<dyn Source>) })
     }
@@ -129,6 +130,8 @@ struct LogSource {
     ready: VecDeque<Delivery>,
     /// Services' names as they were first met.
     names: HashMap<Arc<str>, Arc<str>>,
+    /// A read under way. It outlives the fetch that began it: one that is slower than a fetch may wait still ends.
+    reading: Option<StoreFuture<'static, Vec<StoredLogRow>>>,
 }
 
 impl Source for LogSource {
@@ -137,8 +140,7 @@ impl Source for LogSource {
             // Nothing is awaited between taking from `ready` and returning it: a dropped fetch loses nothing.
             while self.ready.is_empty() || max == 0 {
                 if max > 0 {
-                    let limit = max.max(READ_AHEAD);
-                    let rows = self.store.read_log(self.shard, self.read.clone(), limit).await.map_err(unavailable)?;
+                    let rows = self.rows(max.max(READ_AHEAD)).await.map_err(unavailable)?;
                     if !rows.is_empty() {
                         self.take_in(rows);
                         continue;
@@ -160,6 +162,16 @@ impl Source for LogSource {
 }
 
 impl LogSource {
+    async fn rows(&mut self, limit: usize) -> Result<Vec<StoredLogRow>, StoreError> {
+        let reading = self.reading.get_or_insert_with(|| {
+            let (store, shard, read) = (Arc::clone(&self.store), self.shard, self.read.clone());
+            Box::pin(async move { store.read_log(shard, read, limit).await })
+        });
+        let rows = reading.await;
+        self.reading = None;
+        rows
+    }
+
     fn take_in(&mut self, rows: Vec<StoredLogRow>) {
         for row in rows {
             let passed =

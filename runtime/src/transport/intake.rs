@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{Content, Delivery, Position, Positions, Source, SourceError, Transport};
 use crate::message::{Draft, Message, ShardNo};
-use crate::store::{IntakeRow, Store, StoreError};
+use crate::store::{IntakeRow, IntakeRows, Store, StoreError, StoreFuture};
 
 /// The transport's name in settings and metrics, and its one origin.
 pub const NAME: &str = "intake";
@@ -47,6 +47,7 @@ impl Transport for Intake {
             shard,
             origin: Arc::from(NAME),
             held: BTreeSet::new(),
+            reading: None,
         };
         Box::pin(async move { Ok(Box::new(source) as Box<dyn Source>) })
     }
@@ -60,6 +61,8 @@ struct IntakeSource {
     /// Rows handed over by this opening that may still be in the table. As many as deliveries can be in hand: numbers
     /// become visible out of order, so no single one of them says what was seen.
     held: BTreeSet<u64>,
+    /// A read under way. It outlives the fetch that began it: one that is slower than a fetch may wait still ends.
+    reading: Option<StoreFuture<'static, IntakeRows>>,
 }
 
 impl Source for IntakeSource {
@@ -67,10 +70,11 @@ impl Source for IntakeSource {
         Box::pin(async move {
             loop {
                 if max > 0 {
-                    let held = self.held.iter().copied().collect();
-                    let found = self.store.read_intake(self.shard, held, max).await.map_err(unavailable)?;
+                    let mut found = self.rows(max).await.map_err(unavailable)?;
                     // Nothing is awaited from here on: a dropped fetch loses nothing.
                     self.held = found.left.into_iter().collect();
+                    // The fetch that began the read may have asked for more: what is too much is found again.
+                    found.rows.truncate(max);
                     if !found.rows.is_empty() {
                         self.held.extend(found.rows.iter().map(|row| row.no));
                         return Ok(found.rows.into_iter().map(|row| self.delivery(row)).collect());
@@ -87,6 +91,16 @@ impl Source for IntakeSource {
 }
 
 impl IntakeSource {
+    async fn rows(&mut self, limit: usize) -> Result<IntakeRows, StoreError> {
+        let reading = self.reading.get_or_insert_with(|| {
+            let (store, shard, held) = (Arc::clone(&self.store), self.shard, self.held.iter().copied().collect());
+            Box::pin(async move { store.read_intake(shard, held, limit).await })
+        });
+        let found = reading.await;
+        self.reading = None;
+        found
+    }
+
     fn delivery(&self, row: IntakeRow) -> Delivery {
         let content = match message(&row) {
             Ok(message) => match &row.service {
