@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::time::Duration;
 
@@ -13,12 +14,12 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::{info, warn};
 
+use super::Generation;
 use super::client::Told;
 use super::record::{Place, Record};
 use super::scout::{Again, ScoutOrder};
 use super::shelf::{Shelf, bytes_of};
 use super::start::{MADE_ANEW, Start, ways_on};
-use super::{ENDED, Generation};
 use crate::clock::Stopwatch;
 use crate::message::ShardNo;
 use crate::transport::{Delivery, Position, Positions};
@@ -84,6 +85,8 @@ pub(super) struct Reader {
     client: Client,
     remake: Box<dyn Fn() -> Result<Client, String> + Send>,
     orders: Receiver<ReaderOrder>,
+    /// Whether both threads run.
+    alive: Arc<AtomicBool>,
     scout: Sender<ScoutOrder>,
     id_header: String,
     stations: BTreeMap<ShardNo, Station>,
@@ -96,13 +99,13 @@ impl Reader {
     pub(super) fn new(
         client: Client,
         remake: Box<dyn Fn() -> Result<Client, String> + Send>,
-        orders: Receiver<ReaderOrder>,
+        (orders, alive): (Receiver<ReaderOrder>, Arc<AtomicBool>),
         scout: Sender<ScoutOrder>,
         id_header: String,
     ) -> Self {
         let committed = Stopwatch::start();
         let (stations, lanes) = (BTreeMap::new(), HashMap::new());
-        Self { client, remake, orders, scout, id_header, stations, lanes, committed, reported: None }
+        Self { client, remake, orders, alive, scout, id_header, stations, lanes, committed, reported: None }
     }
 
     /// Runs until it is told to stop.
@@ -379,8 +382,14 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // Told to stop, or unwinding: no shard may wait for a thread that is gone.
-        self.stations.values().for_each(|station| station.shelf.lose(ENDED.to_owned()));
+        // Told to stop, or unwinding: no shard may wait for a thread that is gone, nor one whose order was not read yet.
+        self.alive.store(false, Ordering::SeqCst);
+        self.stations.values().for_each(|station| station.shelf.abandon());
+        for order in self.orders.try_iter() {
+            if let ReaderOrder::Open(_, _, shelf) = order {
+                shelf.abandon();
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
@@ -10,11 +11,11 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::Generation;
 use super::reader::{Client, ReaderOrder, Reading};
 use super::record::Place;
 use super::shelf::Shelf;
 use super::start::{Bounds, Start, after, ways_on};
-use super::{ENDED, Generation};
 use crate::clock::Stopwatch;
 use crate::message::ShardNo;
 use crate::settings::FirstStart;
@@ -67,6 +68,8 @@ struct Opening {
 pub(super) struct Scout {
     client: Client,
     orders: Receiver<ScoutOrder>,
+    /// Whether both threads run.
+    alive: Arc<AtomicBool>,
     reader: Sender<ReaderOrder>,
     /// Entries of `kafka.topics`.
     topics: Vec<String>,
@@ -95,7 +98,7 @@ impl From<KafkaError> for Trouble {
 impl Scout {
     pub(super) fn new(
         client: Client,
-        orders: Receiver<ScoutOrder>,
+        (orders, alive): (Receiver<ScoutOrder>, Arc<AtomicBool>),
         reader: Sender<ReaderOrder>,
         settings: &crate::settings::KafkaSettings,
         shards: u32,
@@ -103,6 +106,7 @@ impl Scout {
         Self {
             client,
             orders,
+            alive,
             reader,
             topics: settings.topics.clone(),
             shards: shards.max(1),
@@ -295,8 +299,14 @@ impl Scout {
 
 impl Drop for Scout {
     fn drop(&mut self) {
-        // Told to stop, or unwinding: no shard may wait for a thread that is gone.
-        self.openings.values().for_each(|opening| opening.shelf.lose(ENDED.to_owned()));
+        // Told to stop, or unwinding: no shard may wait for a thread that is gone, nor one whose order was not read yet.
+        self.alive.store(false, Ordering::SeqCst);
+        self.openings.values().for_each(|opening| opening.shelf.abandon());
+        for order in self.orders.try_iter() {
+            if let ScoutOrder::Open(_, _, shelf, _) = order {
+                shelf.abandon();
+            }
+        }
     }
 }
 
