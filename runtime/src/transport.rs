@@ -25,7 +25,7 @@ pub struct Position {
     pub no: u64,
     /// The message within it, from 0.
     pub index: u32,
-    /// A fingerprint of the record (its id and time), where a log might be made anew under the same name; 0 where not.
+    /// A fingerprint of the record, where a log might be made anew under the same name; 0 where not.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub mark: u64,
 }

@@ -233,7 +233,7 @@ impl Reader {
         if record.offset < lane.next {
             return 0;
         }
-        let mark = record.mark(&self.id_header);
+        let mark = record.mark();
         // A later offset: the record that was taken last was removed by compaction, and cannot be compared.
         if let Some(known) = lane.check.take().filter(|known| known.no == record.offset) {
             if known.mark == mark {
