@@ -81,6 +81,9 @@ pub(super) struct Scout {
     pause: Duration,
     /// Looks in a row that did not place all.
     failed: u32,
+    /// An order came that says when to look again.
+    asked: bool,
+    stopped: bool,
 }
 
 /// Why a partition was not placed.
@@ -115,21 +118,26 @@ impl Scout {
             looked: None,
             pause: REFRESH,
             failed: 0,
+            asked: false,
+            stopped: false,
         }
     }
 
     /// Runs until it is told to stop.
     pub(super) fn run(mut self) {
-        loop {
+        while !self.stopped {
             let rest = self.looked.map_or(Duration::ZERO, |looked| self.pause.saturating_sub(looked.elapsed()));
             match self.orders.recv_timeout(rest) {
-                Ok(ScoutOrder::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => return,
                 Ok(order) => self.obey(order),
                 Err(RecvTimeoutError::Timeout) => {
+                    self.asked = false;
                     let placed = self.look();
-                    self.looked = Some(Stopwatch::start());
                     self.failed = if placed { 0 } else { self.failed + 1 };
-                    self.pause = if placed { REFRESH } else { pause_after(self.failed) };
+                    if !self.asked {
+                        self.looked = Some(Stopwatch::start());
+                        self.pause = if placed { REFRESH } else { pause_after(self.failed) };
+                    }
                 }
             }
         }
@@ -140,6 +148,7 @@ impl Scout {
             ScoutOrder::Open(shard, generation, shelf, from) => {
                 self.openings.insert(shard, Opening { generation, shelf, from, placed: BTreeSet::new() });
                 self.looked = None;
+                self.asked = true;
             }
             ScoutOrder::Place(again) => {
                 for again in again {
@@ -155,6 +164,7 @@ impl Scout {
                 // Not at once: what made it unsure may last.
                 self.looked = Some(Stopwatch::start());
                 self.pause = AGAIN;
+                self.asked = true;
             }
             ScoutOrder::Close(shard, generation) => {
                 if self.openings.get(&shard).is_some_and(|opening| opening.generation == generation) {
@@ -162,7 +172,7 @@ impl Scout {
                 }
             }
             ScoutOrder::Use(client) => self.client = client,
-            ScoutOrder::Stop => {}
+            ScoutOrder::Stop => self.stopped = true,
         }
     }
 
@@ -174,7 +184,7 @@ impl Scout {
                 return true;
             }
             match self.partitions(number) {
-                Ok(count) => all &= self.place(number, count),
+                Ok(led) => all &= self.place(number, &led),
                 Err(reason) => {
                     all = false;
                     self.openings
@@ -187,27 +197,42 @@ impl Scout {
         all
     }
 
-    /// How many partitions a topic has.
-    fn partitions(&self, number: usize) -> Result<i32, String> {
+    /// Of each partition of a topic, whether it has a leader.
+    fn partitions(&self, number: usize) -> Result<Vec<bool>, String> {
         let topic = topic_of(&self.topics[number]);
         let metadata = self.client.fetch_metadata(Some(topic), ANSWER).map_err(|error| error.to_string())?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
-        let count = found.filter(|found| found.error().is_none()).map_or(0, |found| found.partitions().len());
-        if count == 0 {
+        let mut partitions: Vec<(i32, bool)> = found
+            .filter(|found| found.error().is_none())
+            .into_iter()
+            .flat_map(|found| found.partitions())
+            .map(|partition| (partition.id(), partition.leader() >= 0))
+            .collect();
+        if partitions.is_empty() {
             return Err(format!("topic {topic} is not there, or may not be read: create it, or change kafka.topics"));
         }
-        i32::try_from(count).map_err(|error| error.to_string())
+        partitions.sort_unstable();
+        Ok(partitions.into_iter().map(|(_, led)| led).collect())
     }
 
-    fn place(&mut self, number: usize, count: i32) -> bool {
+    fn place(&mut self, number: usize, led: &[bool]) -> bool {
         let mut all = true;
         let mut begun = None;
-        for partition in 0..count {
+        let count = i32::try_from(led.len()).unwrap_or(i32::MAX);
+        for (partition, led) in (0..count).zip(led) {
+            // A broker may take its time for each: who opens or closes meanwhile must not wait for all of them.
+            while let Ok(order) = self.orders.try_recv() {
+                self.obey(order);
+            }
+            if self.stopped {
+                return true;
+            }
             let shard = partition.unsigned_abs() % self.shards;
             let wanted = self.openings.get(&shard).filter(|opening| !opening.placed.contains(&(number, partition)));
             let Some(opening) = wanted else { continue };
             let last = opening.from.get(origin(&self.topics[number], partition).as_str()).copied();
             let start = match last {
+                _ if !led => Err(Trouble::Now(format!("{} has no leader", origin(&self.topics[number], partition)))),
                 Some(last) => self.go_on(number, partition, last),
                 None => self.begin(number, partition, count, &mut begun),
             };
