@@ -122,8 +122,7 @@ impl Reader {
             self.hand_over();
             if self.committed.elapsed() >= COMMIT_EVERY {
                 self.committed = Stopwatch::start();
-                let positions: Vec<_> = self.stations.values().map(|station| station.shelf.to_commit()).collect();
-                positions.iter().for_each(|positions| self.commit(positions));
+                self.stations.iter().for_each(|(shard, station)| self.commit(*shard, &station.shelf.to_commit()));
             }
         }
     }
@@ -161,6 +160,8 @@ impl Reader {
             .and_then(|()| if self.is_paused(shard) { self.client.pause(&list) } else { Ok(()) });
         if let Err(error) = assigned {
             self.report(shard, &format!("partition {} cannot be assigned: {error}", place.origin));
+            // It may be assigned and not paused: left there, no later attempt would succeed.
+            self.client.incremental_unassign(&list).ok();
             return self.again(vec![self.retry(shard, place.topic, partition, last)]);
         }
         let lane =
@@ -177,7 +178,7 @@ impl Reader {
     /// Ends a shard's opening: its partitions are not read any longer, and what was read for it is dropped.
     fn close(&mut self, shard: ShardNo) {
         let Some(station) = self.stations.remove(&shard) else { return };
-        self.commit(&station.shelf.to_commit());
+        self.commit(shard, &station.shelf.to_commit());
         self.unassign(|lane| lane.shard == shard);
     }
 
@@ -300,11 +301,13 @@ impl Reader {
         list
     }
 
-    fn commit(&self, positions: &Positions) {
+    /// Tells the group a shard's positions. After another number of shards was set, they name partitions of others too.
+    fn commit(&self, shard: ShardNo, positions: &Positions) {
         let mut list = TopicPartitionList::new();
         for (origin, position) in positions {
             let read = self.lanes.iter().flat_map(|(topic, lanes)| (0..).zip(lanes).map(move |lane| (topic, lane)));
-            let named = read.filter(|(_, (_, lane))| lane.as_ref().is_some_and(|lane| lane.origin == *origin));
+            let is_meant = |lane: &Lane| lane.shard == shard && lane.origin == *origin;
+            let named = read.filter(|(_, (_, lane))| lane.as_ref().is_some_and(is_meant));
             for (topic, (partition, _)) in named {
                 let next = i64::try_from(position.no + 1).unwrap_or(i64::MAX);
                 if let Err(error) = list.add_partition_offset(topic, partition, Offset::Offset(next)) {
