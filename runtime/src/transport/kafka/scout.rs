@@ -10,6 +10,7 @@ use std::time::Duration;
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tracing::warn;
 
 use super::Generation;
 use super::reader::{Client, ReaderOrder, Reading};
@@ -28,6 +29,10 @@ const REFRESH: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(5);
 /// Pause after a first failure; it doubles up to `REFRESH`.
 const AGAIN: Duration = Duration::from_millis(250);
+
+/// How often the group's offsets of partitions that are read are written again: it forgets them one by one, each some days
+/// after it was written, and a partition of which nothing was taken yet would lose its beginning.
+const KEEP: Duration = Duration::from_secs(600);
 
 /// Failures before one is told: a topic that was just made has no leaders for a moment.
 const TOLD: u32 = 2;
@@ -84,6 +89,7 @@ pub(super) struct Scout {
     /// An order came that says when to look again.
     asked: bool,
     stopped: bool,
+    kept: Option<Stopwatch>,
 }
 
 /// Why a partition was not placed.
@@ -120,6 +126,7 @@ impl Scout {
             failed: 0,
             asked: false,
             stopped: false,
+            kept: None,
         }
     }
 
@@ -133,6 +140,9 @@ impl Scout {
                 Err(RecvTimeoutError::Timeout) => {
                     self.asked = false;
                     let placed = self.look();
+                    if placed && self.kept.is_none_or(|kept| kept.elapsed() >= KEEP) {
+                        self.keep();
+                    }
                     self.failed = if placed { 0 } else { self.failed + 1 };
                     if !self.asked {
                         self.looked = Some(Stopwatch::start());
@@ -195,6 +205,28 @@ impl Scout {
             }
         }
         all
+    }
+
+    /// Writes the group's offsets of all partitions that are read once more, as they are.
+    fn keep(&mut self) {
+        self.kept = Some(Stopwatch::start());
+        let mut list = TopicPartitionList::new();
+        for (number, partition) in self.openings.values().flat_map(|opening| &opening.placed) {
+            list.add_partition(topic_of(&self.topics[*number]), *partition);
+        }
+        let kept = self.client.committed_offsets(list, ANSWER).and_then(|known| {
+            let mut again = TopicPartitionList::new();
+            for element in known.elements() {
+                if let at @ Offset::Offset(_) = element.offset() {
+                    again.add_partition_offset(element.topic(), element.partition(), at)?;
+                }
+            }
+            // What the reader commits in between comes again with the partition's next record.
+            if again.count() == 0 { Ok(()) } else { self.client.commit(&again, CommitMode::Async) }
+        });
+        if let Err(error) = kept {
+            warn!(%error, "the group's offsets cannot be kept, trying again later");
+        }
     }
 
     /// Of each partition of a topic, whether it has a leader.
