@@ -337,13 +337,14 @@ impl Reader {
         if code.is_some_and(|code| PLACE_IN_DOUBT.contains(&code)) {
             // Which partition it is, is not said: all of them are placed anew from where they are.
             let lanes = self.unassign(|_| true);
-            let again = lanes.into_iter().map(|(partition, lane)| {
-                let topic = lane.place.topic.clone();
-                self.retry(lane.shard, topic, partition, lane.last)
-            });
-            let again = again.collect();
-            self.again(again);
+            self.place_anew(lanes);
         }
+    }
+
+    fn place_anew(&self, lanes: Vec<(i32, Lane)>) {
+        let again = lanes.into_iter();
+        let again = again.map(|(partition, lane)| self.retry(lane.shard, lane.place.topic, partition, lane.last));
+        self.again(again.collect());
     }
 
     fn retry(&self, shard: ShardNo, topic: String, partition: i32, last: Option<Position>) -> Again {
@@ -374,12 +375,7 @@ impl Reader {
             }
             Err(reason) => warn!(reason, "the consumer cannot be made anew"),
         }
-        let again = lanes.into_iter().map(|(partition, lane)| {
-            let topic = lane.place.topic.clone();
-            self.retry(lane.shard, topic, partition, lane.last)
-        });
-        let again = again.collect();
-        self.again(again);
+        self.place_anew(lanes);
     }
 }
 
