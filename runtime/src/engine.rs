@@ -116,6 +116,7 @@ impl Engine {
             service_metrics: services.iter().map(|service| metrics.service(&service.name)).collect(),
             services,
             stalled: (0..settings.ownership.shards).map(|_| Mutex::default()).collect(),
+            lost: (0..settings.ownership.shards).map(|_| Mutex::default()).collect(),
             settings: Arc::new(settings.clone()),
             handlers,
             bindings: Arc::new(bindings),
@@ -147,6 +148,12 @@ impl Engine {
         problems.extend(gone.map(|(no, _)| format!("shard {no} is being taken again")));
         let stalled = (0..shards.len()).filter_map(|no| Some((no, self.env.stalled(no)?)));
         problems.extend(stalled.map(|(no, why)| format!("commits of shard {no} cannot be written: {why}")));
+        for (no, (source, why)) in
+            (0..shards.len()).flat_map(|no| self.env.lost(no).into_iter().map(move |lost| (no, lost)))
+        {
+            let name = self.env.transports[usize::from(source)].name();
+            problems.push(format!("source {name} of shard {no} lost its place: {why}"));
+        }
         Health { ready: problems.is_empty() && !shards.is_empty(), problems }
     }
 

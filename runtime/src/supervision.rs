@@ -11,6 +11,7 @@ pub mod policy;
 pub(crate) mod root;
 pub(crate) mod shard;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ pub(crate) struct Env {
     pub(crate) identity: Identity,
     /// Of each shard, why its commits cannot be written now.
     pub(crate) stalled: Vec<Mutex<Option<String>>>,
+    /// Of each shard, its sources that lost their places, by index, and why.
+    pub(crate) lost: Vec<Mutex<BTreeMap<u16, String>>>,
     /// This process, as the store names owners, where it has no leases.
     pub(crate) process: String,
     /// This worker's part in its fleet, where the store has leases.
@@ -68,6 +71,26 @@ impl Env {
     /// Why a shard's commits cannot be written now.
     pub(crate) fn stalled(&self, shard: usize) -> Option<String> {
         self.stalled[shard].lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A source of a shard lost its place, or has found it again.
+    pub(crate) fn set_lost(&self, shard: ShardNo, source: u16, why: Option<String>) {
+        let mut lost = self.lost[shard as usize].lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => drop(lost.insert(source, why)),
+            None => drop(lost.remove(&source)),
+        }
+    }
+
+    /// The sources of a shard that lost their places, and why.
+    pub(crate) fn lost(&self, shard: usize) -> BTreeMap<u16, String> {
+        self.lost[shard].lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A shard does not run here any longer: nothing is known of it.
+    pub(crate) fn forget_troubles(&self, shard: ShardNo) {
+        self.set_stalled(shard, None);
+        self.lost[shard as usize].lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     pub(crate) fn run_context(&self) -> RunContext {

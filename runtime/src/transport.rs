@@ -10,6 +10,7 @@ mod sink;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ pub struct Position {
     pub no: u64,
     /// The message within it, from 0.
     pub index: u32,
-    /// A fingerprint of the record (its id and time), where a log might be made anew under the same name; 0 where not.
+    /// A fingerprint of the record, where a log might be made anew under the same name; 0 where not.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub mark: u64,
 }
@@ -71,7 +72,11 @@ pub enum Content {
     },
 }
 
-/// A source failed; the ingress is restarted by its policy.
+/// How long a source that lost its place stands still before it is opened again: an operator's work takes minutes, and each
+/// opening asks the brokers for every partition.
+const LOST_FOR: Duration = Duration::from_secs(30);
+
+/// A source failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The source cannot be reached now; trying again may help.
@@ -82,7 +87,15 @@ pub enum SourceError {
         /// What it said.
         reason: String,
     },
-    /// Positions cannot be continued from; an operator has to decide.
+    /// This end is of no use any longer; the ingress is restarted by its policy, and opens another one.
+    #[error("source {name} broke: {reason}")]
+    Broken {
+        /// The source.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Positions cannot be continued from; an operator has to decide. The ingress stands still and opens it again at times.
     #[error("source {name} lost its place: {reason}")]
     Lost {
         /// The source.
@@ -102,6 +115,12 @@ pub trait Transport: Send + Sync + 'static {
     /// again it hands over all that are there, also those in hand.
     fn ordered(&self) -> bool {
         true
+    }
+
+    /// How long a source that lost its place stands still before it is opened again; also how long it has to be read without
+    /// trouble until it counts as found.
+    fn lost_for(&self) -> Duration {
+        LOST_FOR
     }
 
     /// Opens the source of one shard; it hands over what lies *after* `from`. Origins not named there start at their beginning.

@@ -112,7 +112,7 @@ async fn error_that_lasts(source: &mut dyn Source) -> SourceError {
     loop {
         match error(source).await {
             SourceError::Unavailable { .. } => {}
-            lost @ SourceError::Lost { .. } => return lost,
+            lasting => return lasting,
         }
     }
 }

@@ -11,6 +11,7 @@ mod fixture;
 mod fleet;
 mod intake;
 mod kafka;
+mod kafka_lost;
 mod kafka_topic;
 mod ledger_model;
 mod operator;

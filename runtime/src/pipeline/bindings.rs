@@ -17,6 +17,9 @@ pub const DEAD_LETTER: &str = "perkey.dead_letter";
 /// The sink that `kafka.dead_letter_topic` is a topic of.
 const DEAD_LETTER_SINK: &str = "kafka";
 
+/// Bytes of a key that are kept when it has too many.
+const KEY_SHOWN: usize = 1_024;
+
 /// The routes of a program.
 #[derive(Clone, Debug)]
 pub struct Bindings {
@@ -194,21 +197,27 @@ impl Bindings {
     }
 
     /// The message under the key that its handler gives it. One that the handler cannot read keeps the record's key:
-    /// it is rejected, with the reason, when its turn comes.
+    /// it is rejected, with the reason, when its turn comes. A key that cannot be one is refused by whoever takes the
+    /// message; it must not run under another.
     fn rekeyed(&self, service: &str, message: &Message) -> Message {
         let Ok(key) = self.handlers.key_of(service, message.payload()) else { return message.clone() };
         let headers: Vec<_> = message.headers().collect();
         let draft = Draft {
             id: message.id(),
-            key: key.as_str(),
+            key: shown(key.as_str()),
             kind: message.kind(),
             source: message.source(),
             time: message.time(),
             headers: &headers,
             payload: message.payload(),
         };
-        draft.build().unwrap_or_else(|_| message.clone())
+        draft.build_unchecked().expect("a frame has room for what was in one, and for a key of that length")
     }
+}
+
+/// As much of a key as is kept of one that is too long to be one.
+fn shown(key: &str) -> &str {
+    &key[..key.floor_char_boundary(KEY_SHOWN)]
 }
 
 /// Whether a type is one that a route means; `*` at the route's end matches any rest.
@@ -255,4 +264,53 @@ pub(crate) fn describe(
         after_dead_letter: service.after_dead_letter(),
     };
     handlers.all().iter().map(describe).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handler::{Fault, Handler, Turn};
+    use crate::message::Key;
+    use crate::transport::Position;
+
+    /// Keys a message by all of its payload.
+    struct Keyed;
+
+    impl Handler for Keyed {
+        const SERVICE: &'static str = "keyed";
+        type Message = String;
+        type State = ();
+
+        fn key(&self, message: &String) -> Key {
+            message.as_str().into()
+        }
+
+        async fn handle(&self, (): &mut (), _: String, _: &mut Turn) -> Result<(), Fault> {
+            Ok(())
+        }
+    }
+
+    fn arrival(key: &str) -> What {
+        let (source, kind, service) = ("kafka".to_owned(), "*".to_owned(), "keyed".to_owned());
+        let bind = Bind { source, kind, service, key: KeyFrom::Handler };
+        let settings = Settings { bind: vec![bind], ..Settings::default() };
+        let bindings = Bindings::new(&settings, Handlers::new().with(Keyed)).unwrap();
+        let payload = serde_json::to_vec(key).unwrap();
+        let message = Draft { id: "m", key: "record", kind: "t", payload: &payload, ..Draft::default() }.build().unwrap();
+        let content = Content::Unrouted(message);
+        let delivery = Delivery { origin: "t/0".into(), position: Position::new(1, 0), content };
+        bindings.arrivals("kafka", delivery).remove(0).what
+    }
+
+    #[test]
+    fn a_key_of_the_handlers_that_is_none_is_never_replaced_by_the_records() {
+        assert!(matches!(arrival("own"), What::Message(0, message) if message.key() == "own"));
+        // The ledger refuses what has no key.
+        assert!(matches!(arrival(""), What::Message(0, message) if message.key().is_empty()));
+        let long = format!("{}é", "x".repeat(1_023));
+        for (bad, part) in [("a\0b", "the key contains a NUL"), (&long, "the key has 1023 bytes")] {
+            let What::Refused(None, _, reason) = arrival(bad) else { panic!("{bad:?} is taken") };
+            assert!(reason.contains(part), "{reason}");
+        }
+    }
 }

@@ -155,8 +155,9 @@ impl DispatcherState {
         }
         tokio::select! {
             answers = end.answers(), if owed => {
-                self.failures = 0;
+                // An end that breaks as soon as it is opened must not be opened anew without a pause.
                 let confirmed = publisher.answered(answers?);
+                self.failures = 0;
                 self.metrics.add_published(confirmed);
             }
             () = handover.changed() => {}

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tracing::warn;
+use tracing::{error, info, warn};
 
 use super::shard::ShardMessage;
 use crate::clock::sleep;
 use crate::message::ShardNo;
+use crate::metrics::{Alarm, ShardMetrics};
 use crate::supervision::Env;
-use crate::transport::{Positions, Source, SourceError};
+use crate::transport::{Positions, Source, SourceError, Transport};
 
 /// Pause after a source could not be read.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -29,6 +30,10 @@ pub(crate) enum IngressMessage {
     Acknowledge(Positions),
     /// Fetch the next batch.
     Fetch,
+    /// The source lost its place some time ago: it may have been mended.
+    Reopen,
+    /// The opening of this number was there long enough to know whether the place was found again.
+    Judge(u64),
 }
 
 /// The ingress of one source of a shard.
@@ -51,6 +56,11 @@ pub(crate) struct IngressState {
     /// Below 0 after a delivery for more services than there were credits.
     credits: isize,
     fetching: bool,
+    /// Openings so far.
+    openings: u64,
+    /// The source could not be read since it was opened, or judged.
+    troubled: bool,
+    metrics: ShardMetrics,
 }
 
 impl Actor for Ingress {
@@ -64,7 +74,9 @@ impl Actor for Ingress {
         args: IngressArgs,
     ) -> Result<IngressState, ActorProcessingErr> {
         args.shard.cast(ShardMessage::Ingress(args.source, myself))?;
-        Ok(IngressState { args, source: None, credits: 0, fetching: false })
+        let metrics = args.env.metrics.shard(args.shard_no);
+        let (openings, troubled) = (0, false);
+        Ok(IngressState { args, source: None, credits: 0, fetching: false, openings, troubled, metrics })
     }
 
     async fn handle(
@@ -75,10 +87,21 @@ impl Actor for Ingress {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             IngressMessage::Begin(from, credits) => {
-                let transport = &state.args.env.transports[state.args.source as usize];
-                state.source = Some(transport.open(state.args.shard_no, from).await?);
-                state.credits = credits;
+                let opened = state.transport().open(state.args.shard_no, from).await;
+                (state.openings, state.credits, state.troubled) = (state.openings + 1, credits, false);
+                match opened {
+                    Ok(source) => state.source = Some(source),
+                    Err(SourceError::Lost { reason, .. }) => state.lost(&myself, reason),
+                    Err(error) => return Err(error.into()),
+                }
+                state.judge_later(&myself);
             }
+            // The shard tells where to go on from, as it tells an ingress that was restarted.
+            IngressMessage::Reopen => {
+                state.args.shard.cast(ShardMessage::Ingress(state.args.source, myself.clone()))?
+            }
+            IngressMessage::Judge(opening) if opening == state.openings => state.judge(&myself),
+            IngressMessage::Judge(_) => {}
             IngressMessage::Credit(more) => state.credits += more.cast_signed(),
             IngressMessage::Acknowledge(positions) => {
                 if let Some(source) = state.source.as_mut() {
@@ -87,7 +110,7 @@ impl Actor for Ingress {
             }
             IngressMessage::Fetch => {
                 state.fetching = false;
-                fetch(state).await?;
+                fetch(&myself, state).await?;
             }
         }
         if state.credits > 0 && state.source.is_some() && !state.fetching {
@@ -98,7 +121,48 @@ impl Actor for Ingress {
     }
 }
 
-async fn fetch(state: &mut IngressState) -> Result<(), ActorProcessingErr> {
+impl IngressState {
+    fn transport(&self) -> &dyn Transport {
+        &*self.args.env.transports[usize::from(self.args.source)]
+    }
+
+    /// The source stands still, and nothing else does: no restart is spent on what only an operator can mend.
+    fn lost(&mut self, myself: &ActorRef<IngressMessage>, reason: String) {
+        self.source = None;
+        let (shard, source) = (self.args.shard_no, self.transport().name());
+        if !self.is_lost() {
+            error!(shard, source, reason, "source lost its place, it stands still until that is mended");
+        }
+        self.args.env.set_lost(shard, self.args.source, Some(reason));
+        self.metrics.set_alarm(Alarm::SourceLost, true);
+        myself.send_after(self.transport().lost_for(), || IngressMessage::Reopen);
+    }
+
+    fn is_lost(&self) -> bool {
+        self.args.env.lost(self.args.shard_no as usize).contains_key(&self.args.source)
+    }
+
+    /// That a place is lost may be found out long after the opening, and other partitions are read until then: only
+    /// time tells that it was found again.
+    fn judge_later(&self, myself: &ActorRef<IngressMessage>) {
+        if self.source.is_some() && self.is_lost() {
+            let opening = self.openings;
+            myself.send_after(self.transport().lost_for(), move || IngressMessage::Judge(opening));
+        }
+    }
+
+    fn judge(&mut self, myself: &ActorRef<IngressMessage>) {
+        if self.source.is_none() || std::mem::take(&mut self.troubled) {
+            return self.judge_later(myself);
+        }
+        let (shard, source) = (self.args.shard_no, self.transport().name());
+        info!(shard, source, "source found its place again");
+        self.args.env.set_lost(shard, self.args.source, None);
+        self.metrics.set_alarm(Alarm::SourceLost, !self.args.env.lost(shard as usize).is_empty());
+    }
+}
+
+async fn fetch(myself: &ActorRef<IngressMessage>, state: &mut IngressState) -> Result<(), ActorProcessingErr> {
     let IngressState { args, source: Some(source), credits, .. } = state else { return Ok(()) };
     let name = args.env.transports[args.source as usize].name();
     // Deliveries were asked for while there were credits; a delivery may have taken more than one since.
@@ -112,10 +176,15 @@ async fn fetch(state: &mut IngressState) -> Result<(), ActorProcessingErr> {
         // An outage is waited for: it spends neither attempts nor restarts.
         Err(error @ SourceError::Unavailable { .. }) => {
             warn!(shard = args.shard_no, source = name, %error, "source cannot be read, trying again");
+            state.troubled = true;
             sleep(AGAIN).await;
             return Ok(());
         }
-        Err(error @ SourceError::Lost { .. }) => return Err(error.into()),
+        Err(SourceError::Lost { reason, .. }) => {
+            state.lost(myself, reason);
+            return Ok(());
+        }
+        Err(error @ SourceError::Broken { .. }) => return Err(error.into()),
     };
     let mut arrivals = Vec::with_capacity(deliveries.len());
     for delivery in deliveries {

@@ -37,6 +37,7 @@ const TAKEN: &[(&str, &str)] = &[
     ("delivery.timeout.ms", "an event that is given up would leave a hole: it is 0"),
     ("message.send.max.retries", "an event that is given up would leave a hole"),
     ("retries", "an event that is given up would leave a hole"),
+    ("delivery.report.only.error", "an event is confirmed by the report that it was delivered: it is false"),
     ("transactional.id", "the outbox needs no transactions of Kafka"),
 ];
 
@@ -109,10 +110,10 @@ mod tests {
 
     #[test]
     fn what_correctness_needs_is_not_free() {
-        let properties = ["enable.auto.commit=true", " acks = 1", "linger.ms=5", "nonsense", "group.id=x"];
+        let properties = ["enable.auto.commit=true", " acks = 1", "linger.ms=5", "nonsense", "group.id=x", "delivery.report.only.error=true"];
         let kafka = KafkaSettings { properties: properties.map(str::to_owned).to_vec(), ..KafkaSettings::default() };
         let problems = problems(&kafka);
-        assert_eq!(problems.len(), 4, "{problems:?}");
+        assert_eq!(problems.len(), 5, "{problems:?}");
         assert!(problems[0].contains("enable.auto.commit") && problems[1].contains("acks"), "{problems:?}");
         assert!(problems[2].contains("name=value") && problems[3].contains("kafka.group"), "{problems:?}");
     }

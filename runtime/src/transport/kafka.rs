@@ -12,12 +12,13 @@ mod shelf;
 mod sink;
 mod start;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use futures_util::future::BoxFuture;
+use tracing::warn;
 
 use self::client::Told;
 use self::reader::{Client, Reader, ReaderOrder};
@@ -33,7 +34,7 @@ use crate::settings::KafkaSettings;
 pub const NAME: &str = "kafka";
 
 /// Why a source whose thread is gone cannot go on.
-const ENDED: &str = "a thread of the consumer has ended; only a new process helps";
+const ENDED: &str = "a thread of the consumer has ended; the next opening starts it anew";
 
 /// Number of an opening: what was read for an older one of the same shard is dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,8 +42,10 @@ struct Generation(u64);
 
 /// Topics of Kafka, as a transport: one consumer for all shards of the process.
 pub struct KafkaTransport {
-    threads: Arc<Threads>,
-    buffer_bytes: usize,
+    settings: KafkaSettings,
+    shards: u32,
+    metrics: Arc<Metrics>,
+    threads: Mutex<Arc<Threads>>,
     openings: AtomicU64,
 }
 
@@ -50,12 +53,43 @@ pub struct KafkaTransport {
 struct Threads {
     reader: Sender<ReaderOrder>,
     scout: Sender<ScoutOrder>,
+    alive: Arc<AtomicBool>,
 }
 
 impl KafkaTransport {
     /// The consumer and its threads. The brokers need not be there yet; settings of no use are an error.
     pub fn new(settings: &KafkaSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
         client::missing_file(settings)?;
+        let threads = Mutex::new(Threads::start(settings, shards, metrics)?);
+        let (settings, metrics) = (settings.clone(), Arc::clone(metrics));
+        Ok(Arc::new(Self { settings, shards, metrics, threads, openings: AtomicU64::new(0) }))
+    }
+
+    fn open_now(&self, shard: ShardNo, from: &Positions) -> Result<KafkaSource, String> {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(source) = self.place(&threads, shard, from.clone()) {
+            return Ok(source);
+        }
+        // Only a defect ends one of them: what it held is gone, and all openings were told so.
+        warn!(shard, "a thread of the consumer has ended, the consumer is started anew");
+        *threads = Threads::start(&self.settings, self.shards, &self.metrics)?;
+        self.place(&threads, shard, from.clone()).ok_or_else(|| ENDED.to_owned())
+    }
+
+    fn place(&self, threads: &Arc<Threads>, shard: ShardNo, from: Positions) -> Option<KafkaSource> {
+        let generation = Generation(self.openings.fetch_add(1, Ordering::Relaxed) + 1);
+        let shelf = Arc::new(Shelf::new(self.settings.buffer_bytes));
+        // The reader first: it has to know the opening when the scout names partitions for it.
+        let known = threads.reader.send(ReaderOrder::Open(shard, generation, Arc::clone(&shelf)));
+        let placed = threads.scout.send(ScoutOrder::Open(shard, generation, Arc::clone(&shelf), from));
+        let source = KafkaSource { shard, generation, shelf, threads: Arc::clone(threads) };
+        // Asked last: a thread that ended before is seen here, one that ends later sees the orders.
+        (known.is_ok() && placed.is_ok() && threads.alive.load(Ordering::SeqCst)).then_some(source)
+    }
+}
+
+impl Threads {
+    fn start(settings: &KafkaSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
         let config = client::consumer(settings);
         let metrics = Arc::clone(metrics);
         let make = move || -> Result<Client, String> {
@@ -65,13 +99,15 @@ impl KafkaTransport {
         let client = make()?;
         let (reader, reader_orders) = channel();
         let (scout, scout_orders) = channel();
-        let scouting = Scout::new(Arc::clone(&client), scout_orders, reader.clone(), settings, shards);
-        let id_header = settings.id_header.clone();
-        let reading = Reader::new(client, Box::new(make), reader_orders, scout.clone(), id_header);
+        let alive = Arc::new(AtomicBool::new(true));
+        let scouting =
+            Scout::new(Arc::clone(&client), (scout_orders, Arc::clone(&alive)), reader.clone(), settings, shards);
+        let orders = (reader_orders, Arc::clone(&alive));
+        let reading = Reader::new(client, Box::new(make), orders, scout.clone(), settings.id_header.clone());
+        let threads = Arc::new(Self { reader, scout, alive });
         start("kafka-scout", move || scouting.run())?;
         start("kafka-reader", move || reading.run())?;
-        let threads = Arc::new(Threads { reader, scout });
-        Ok(Arc::new(Self { threads, buffer_bytes: settings.buffer_bytes, openings: AtomicU64::new(0) }))
+        Ok(threads)
     }
 }
 
@@ -86,17 +122,12 @@ impl Transport for KafkaTransport {
     }
 
     fn open(&self, shard: ShardNo, from: Positions) -> BoxFuture<'_, Result<Box<dyn Source>, SourceError>> {
-        let generation = Generation(self.openings.fetch_add(1, Ordering::Relaxed) + 1);
-        let shelf = Arc::new(Shelf::new(self.buffer_bytes));
-        // The reader first: it has to know the opening when the scout names partitions for it.
-        let known = self.threads.reader.send(ReaderOrder::Open(shard, generation, Arc::clone(&shelf)));
-        let placed = self.threads.scout.send(ScoutOrder::Open(shard, generation, Arc::clone(&shelf), from));
-        let source = KafkaSource { shard, generation, shelf, threads: Arc::clone(&self.threads) };
+        let opened = self.open_now(shard, &from);
         Box::pin(async move {
-            if known.is_err() || placed.is_err() {
-                return Err(SourceError::Lost { name: NAME.to_owned(), reason: ENDED.to_owned() });
+            match opened {
+                Ok(source) => Ok(Box::new(source) as Box<dyn Source>),
+                Err(reason) => Err(SourceError::Broken { name: NAME.to_owned(), reason }),
             }
-            Ok(Box::new(source) as Box<dyn Source>)
         })
     }
 }
@@ -130,5 +161,49 @@ impl Drop for KafkaSource {
     fn drop(&mut self) {
         self.threads.reader.send(ReaderOrder::Close(self.shard, self.generation)).ok();
         self.threads.scout.send(ScoutOrder::Close(self.shard, self.generation)).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    async fn open(transport: &KafkaTransport) -> Box<dyn Source> {
+        transport.open(0, Positions::new()).await.unwrap()
+    }
+
+    /// Whether the end is of no use any longer.
+    async fn broke(source: &mut dyn Source) -> bool {
+        loop {
+            match source.fetch(1).await {
+                // That nobody is there may be told before.
+                Err(SourceError::Unavailable { .. }) => {}
+                answer => return matches!(answer, Err(SourceError::Broken { .. })),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_ended_is_told_of_and_started_anew() {
+        let settings = KafkaSettings {
+            brokers: "127.0.0.1:1".to_owned(),
+            topics: vec!["t".to_owned()],
+            ..KafkaSettings::default()
+        };
+        let transport = KafkaTransport::new(&settings, 1, &Metrics::new()).unwrap();
+        let current = || Arc::clone(&transport.threads.lock().unwrap());
+        for end in [
+            |threads: &Threads| threads.reader.send(ReaderOrder::Stop).is_ok(),
+            |threads: &Threads| threads.scout.send(ScoutOrder::Stop).is_ok(),
+        ] {
+            let mut source = open(&transport).await;
+            assert!(end(&current()));
+            assert!(broke(&mut *source).await);
+            let mut next = open(&transport).await;
+            assert!(current().alive.load(Ordering::SeqCst));
+            assert!(!matches!(next.fetch(1).now_or_never(), Some(Err(SourceError::Broken { .. }))));
+        }
     }
 }

@@ -115,7 +115,7 @@ impl RootState {
         }
         let env = &self.args.env;
         env.metrics.forget_shard(shard);
-        env.set_stalled(shard, None);
+        env.forget_troubles(shard);
         self.shards[shard as usize].wanted = false;
         self.tell(News::Stopped(shard));
     }
@@ -125,7 +125,7 @@ impl RootState {
         error!(shard, reason, "shard failed too often, it is given back");
         let env = &self.args.env;
         env.metrics.forget_shard(shard);
-        env.set_stalled(shard, None);
+        env.forget_troubles(shard);
         let owned = &mut self.shards[shard as usize];
         owned.wanted = false;
         let args = GiveBackArgs { env: Arc::clone(env), shard, live: Arc::clone(&owned.live) };

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::time::Duration;
 
@@ -13,12 +14,12 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::{info, warn};
 
+use super::Generation;
 use super::client::Told;
 use super::record::{Place, Record};
 use super::scout::{Again, ScoutOrder};
 use super::shelf::{Shelf, bytes_of};
 use super::start::{MADE_ANEW, Start, ways_on};
-use super::{ENDED, Generation};
 use crate::clock::Stopwatch;
 use crate::message::ShardNo;
 use crate::transport::{Delivery, Position, Positions};
@@ -84,6 +85,8 @@ pub(super) struct Reader {
     client: Client,
     remake: Box<dyn Fn() -> Result<Client, String> + Send>,
     orders: Receiver<ReaderOrder>,
+    /// Whether both threads run.
+    alive: Arc<AtomicBool>,
     scout: Sender<ScoutOrder>,
     id_header: String,
     stations: BTreeMap<ShardNo, Station>,
@@ -96,13 +99,13 @@ impl Reader {
     pub(super) fn new(
         client: Client,
         remake: Box<dyn Fn() -> Result<Client, String> + Send>,
-        orders: Receiver<ReaderOrder>,
+        (orders, alive): (Receiver<ReaderOrder>, Arc<AtomicBool>),
         scout: Sender<ScoutOrder>,
         id_header: String,
     ) -> Self {
         let committed = Stopwatch::start();
         let (stations, lanes) = (BTreeMap::new(), HashMap::new());
-        Self { client, remake, orders, scout, id_header, stations, lanes, committed, reported: None }
+        Self { client, remake, orders, alive, scout, id_header, stations, lanes, committed, reported: None }
     }
 
     /// Runs until it is told to stop.
@@ -119,8 +122,7 @@ impl Reader {
             self.hand_over();
             if self.committed.elapsed() >= COMMIT_EVERY {
                 self.committed = Stopwatch::start();
-                let positions: Vec<_> = self.stations.values().map(|station| station.shelf.to_commit()).collect();
-                positions.iter().for_each(|positions| self.commit(positions));
+                self.stations.iter().for_each(|(shard, station)| self.commit(*shard, &station.shelf.to_commit()));
             }
         }
     }
@@ -158,6 +160,8 @@ impl Reader {
             .and_then(|()| if self.is_paused(shard) { self.client.pause(&list) } else { Ok(()) });
         if let Err(error) = assigned {
             self.report(shard, &format!("partition {} cannot be assigned: {error}", place.origin));
+            // It may be assigned and not paused: left there, no later attempt would succeed.
+            self.client.incremental_unassign(&list).ok();
             return self.again(vec![self.retry(shard, place.topic, partition, last)]);
         }
         let lane =
@@ -174,7 +178,7 @@ impl Reader {
     /// Ends a shard's opening: its partitions are not read any longer, and what was read for it is dropped.
     fn close(&mut self, shard: ShardNo) {
         let Some(station) = self.stations.remove(&shard) else { return };
-        self.commit(&station.shelf.to_commit());
+        self.commit(shard, &station.shelf.to_commit());
         self.unassign(|lane| lane.shard == shard);
     }
 
@@ -230,7 +234,7 @@ impl Reader {
         if record.offset < lane.next {
             return 0;
         }
-        let mark = record.mark(&self.id_header);
+        let mark = record.mark();
         // A later offset: the record that was taken last was removed by compaction, and cannot be compared.
         if let Some(known) = lane.check.take().filter(|known| known.no == record.offset) {
             if known.mark == mark {
@@ -297,11 +301,13 @@ impl Reader {
         list
     }
 
-    fn commit(&self, positions: &Positions) {
+    /// Tells the group a shard's positions. After another number of shards was set, they name partitions of others too.
+    fn commit(&self, shard: ShardNo, positions: &Positions) {
         let mut list = TopicPartitionList::new();
         for (origin, position) in positions {
             let read = self.lanes.iter().flat_map(|(topic, lanes)| (0..).zip(lanes).map(move |lane| (topic, lane)));
-            let named = read.filter(|(_, (_, lane))| lane.as_ref().is_some_and(|lane| lane.origin == *origin));
+            let is_meant = |lane: &Lane| lane.shard == shard && lane.origin == *origin;
+            let named = read.filter(|(_, (_, lane))| lane.as_ref().is_some_and(is_meant));
             for (topic, (partition, _)) in named {
                 let next = i64::try_from(position.no + 1).unwrap_or(i64::MAX);
                 if let Err(error) = list.add_partition_offset(topic, partition, Offset::Offset(next)) {
@@ -331,13 +337,14 @@ impl Reader {
         if code.is_some_and(|code| PLACE_IN_DOUBT.contains(&code)) {
             // Which partition it is, is not said: all of them are placed anew from where they are.
             let lanes = self.unassign(|_| true);
-            let again = lanes.into_iter().map(|(partition, lane)| {
-                let topic = lane.place.topic.clone();
-                self.retry(lane.shard, topic, partition, lane.last)
-            });
-            let again = again.collect();
-            self.again(again);
+            self.place_anew(lanes);
         }
+    }
+
+    fn place_anew(&self, lanes: Vec<(i32, Lane)>) {
+        let again = lanes.into_iter();
+        let again = again.map(|(partition, lane)| self.retry(lane.shard, lane.place.topic, partition, lane.last));
+        self.again(again.collect());
     }
 
     fn retry(&self, shard: ShardNo, topic: String, partition: i32, last: Option<Position>) -> Again {
@@ -368,19 +375,20 @@ impl Reader {
             }
             Err(reason) => warn!(reason, "the consumer cannot be made anew"),
         }
-        let again = lanes.into_iter().map(|(partition, lane)| {
-            let topic = lane.place.topic.clone();
-            self.retry(lane.shard, topic, partition, lane.last)
-        });
-        let again = again.collect();
-        self.again(again);
+        self.place_anew(lanes);
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // Told to stop, or unwinding: no shard may wait for a thread that is gone.
-        self.stations.values().for_each(|station| station.shelf.lose(ENDED.to_owned()));
+        // Told to stop, or unwinding: no shard may wait for a thread that is gone, nor one whose order was not read yet.
+        self.alive.store(false, Ordering::SeqCst);
+        self.stations.values().for_each(|station| station.shelf.abandon());
+        for order in self.orders.try_iter() {
+            if let ReaderOrder::Open(_, _, shelf) = order {
+                shelf.abandon();
+            }
+        }
     }
 }
 

@@ -3,18 +3,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tracing::warn;
 
+use super::Generation;
 use super::reader::{Client, ReaderOrder, Reading};
 use super::record::Place;
 use super::shelf::Shelf;
 use super::start::{Bounds, Start, after, ways_on};
-use super::{ENDED, Generation};
 use crate::clock::Stopwatch;
 use crate::message::ShardNo;
 use crate::settings::FirstStart;
@@ -27,6 +29,10 @@ const REFRESH: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(5);
 /// Pause after a first failure; it doubles up to `REFRESH`.
 const AGAIN: Duration = Duration::from_millis(250);
+
+/// How often the group's offsets of partitions that are read are written again: it forgets them one by one, each some days
+/// after it was written, and a partition of which nothing was taken yet would lose its beginning.
+const KEEP: Duration = Duration::from_secs(600);
 
 /// Failures before one is told: a topic that was just made has no leaders for a moment.
 const TOLD: u32 = 2;
@@ -67,6 +73,8 @@ struct Opening {
 pub(super) struct Scout {
     client: Client,
     orders: Receiver<ScoutOrder>,
+    /// Whether both threads run.
+    alive: Arc<AtomicBool>,
     reader: Sender<ReaderOrder>,
     /// Entries of `kafka.topics`.
     topics: Vec<String>,
@@ -78,6 +86,10 @@ pub(super) struct Scout {
     pause: Duration,
     /// Looks in a row that did not place all.
     failed: u32,
+    /// An order came that says when to look again.
+    asked: bool,
+    stopped: bool,
+    kept: Option<Stopwatch>,
 }
 
 /// Why a partition was not placed.
@@ -95,7 +107,7 @@ impl From<KafkaError> for Trouble {
 impl Scout {
     pub(super) fn new(
         client: Client,
-        orders: Receiver<ScoutOrder>,
+        (orders, alive): (Receiver<ScoutOrder>, Arc<AtomicBool>),
         reader: Sender<ReaderOrder>,
         settings: &crate::settings::KafkaSettings,
         shards: u32,
@@ -103,6 +115,7 @@ impl Scout {
         Self {
             client,
             orders,
+            alive,
             reader,
             topics: settings.topics.clone(),
             shards: shards.max(1),
@@ -111,21 +124,30 @@ impl Scout {
             looked: None,
             pause: REFRESH,
             failed: 0,
+            asked: false,
+            stopped: false,
+            kept: None,
         }
     }
 
     /// Runs until it is told to stop.
     pub(super) fn run(mut self) {
-        loop {
+        while !self.stopped {
             let rest = self.looked.map_or(Duration::ZERO, |looked| self.pause.saturating_sub(looked.elapsed()));
             match self.orders.recv_timeout(rest) {
-                Ok(ScoutOrder::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => return,
                 Ok(order) => self.obey(order),
                 Err(RecvTimeoutError::Timeout) => {
+                    self.asked = false;
                     let placed = self.look();
-                    self.looked = Some(Stopwatch::start());
+                    if placed && self.kept.is_none_or(|kept| kept.elapsed() >= KEEP) {
+                        self.keep();
+                    }
                     self.failed = if placed { 0 } else { self.failed + 1 };
-                    self.pause = if placed { REFRESH } else { pause_after(self.failed) };
+                    if !self.asked {
+                        self.looked = Some(Stopwatch::start());
+                        self.pause = if placed { REFRESH } else { pause_after(self.failed) };
+                    }
                 }
             }
         }
@@ -136,6 +158,7 @@ impl Scout {
             ScoutOrder::Open(shard, generation, shelf, from) => {
                 self.openings.insert(shard, Opening { generation, shelf, from, placed: BTreeSet::new() });
                 self.looked = None;
+                self.asked = true;
             }
             ScoutOrder::Place(again) => {
                 for again in again {
@@ -151,6 +174,7 @@ impl Scout {
                 // Not at once: what made it unsure may last.
                 self.looked = Some(Stopwatch::start());
                 self.pause = AGAIN;
+                self.asked = true;
             }
             ScoutOrder::Close(shard, generation) => {
                 if self.openings.get(&shard).is_some_and(|opening| opening.generation == generation) {
@@ -158,7 +182,7 @@ impl Scout {
                 }
             }
             ScoutOrder::Use(client) => self.client = client,
-            ScoutOrder::Stop => {}
+            ScoutOrder::Stop => self.stopped = true,
         }
     }
 
@@ -170,7 +194,7 @@ impl Scout {
                 return true;
             }
             match self.partitions(number) {
-                Ok(count) => all &= self.place(number, count),
+                Ok(led) => all &= self.place(number, &led),
                 Err(reason) => {
                     all = false;
                     self.openings
@@ -183,27 +207,64 @@ impl Scout {
         all
     }
 
-    /// How many partitions a topic has.
-    fn partitions(&self, number: usize) -> Result<i32, String> {
+    /// Writes the group's offsets of all partitions that are read once more, as they are.
+    fn keep(&mut self) {
+        self.kept = Some(Stopwatch::start());
+        let mut list = TopicPartitionList::new();
+        for (number, partition) in self.openings.values().flat_map(|opening| &opening.placed) {
+            list.add_partition(topic_of(&self.topics[*number]), *partition);
+        }
+        let kept = self.client.committed_offsets(list, ANSWER).and_then(|known| {
+            let mut again = TopicPartitionList::new();
+            for element in known.elements() {
+                if let at @ Offset::Offset(_) = element.offset() {
+                    again.add_partition_offset(element.topic(), element.partition(), at)?;
+                }
+            }
+            // What the reader commits in between comes again with the partition's next record.
+            if again.count() == 0 { Ok(()) } else { self.client.commit(&again, CommitMode::Async) }
+        });
+        if let Err(error) = kept {
+            warn!(%error, "the group's offsets cannot be kept, trying again later");
+        }
+    }
+
+    /// Of each partition of a topic, whether it has a leader.
+    fn partitions(&self, number: usize) -> Result<Vec<bool>, String> {
         let topic = topic_of(&self.topics[number]);
         let metadata = self.client.fetch_metadata(Some(topic), ANSWER).map_err(|error| error.to_string())?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
-        let count = found.filter(|found| found.error().is_none()).map_or(0, |found| found.partitions().len());
-        if count == 0 {
+        let mut partitions: Vec<(i32, bool)> = found
+            .filter(|found| found.error().is_none())
+            .into_iter()
+            .flat_map(|found| found.partitions())
+            .map(|partition| (partition.id(), partition.leader() >= 0))
+            .collect();
+        if partitions.is_empty() {
             return Err(format!("topic {topic} is not there, or may not be read: create it, or change kafka.topics"));
         }
-        i32::try_from(count).map_err(|error| error.to_string())
+        partitions.sort_unstable();
+        Ok(partitions.into_iter().map(|(_, led)| led).collect())
     }
 
-    fn place(&mut self, number: usize, count: i32) -> bool {
+    fn place(&mut self, number: usize, led: &[bool]) -> bool {
         let mut all = true;
         let mut begun = None;
-        for partition in 0..count {
+        let count = i32::try_from(led.len()).unwrap_or(i32::MAX);
+        for (partition, led) in (0..count).zip(led) {
+            // A broker may take its time for each: who opens or closes meanwhile must not wait for all of them.
+            while let Ok(order) = self.orders.try_recv() {
+                self.obey(order);
+            }
+            if self.stopped {
+                return true;
+            }
             let shard = partition.unsigned_abs() % self.shards;
             let wanted = self.openings.get(&shard).filter(|opening| !opening.placed.contains(&(number, partition)));
             let Some(opening) = wanted else { continue };
             let last = opening.from.get(origin(&self.topics[number], partition).as_str()).copied();
             let start = match last {
+                _ if !led => Err(Trouble::Now(format!("{} has no leader", origin(&self.topics[number], partition)))),
                 Some(last) => self.go_on(number, partition, last),
                 None => self.begin(number, partition, count, &mut begun),
             };
@@ -295,8 +356,14 @@ impl Scout {
 
 impl Drop for Scout {
     fn drop(&mut self) {
-        // Told to stop, or unwinding: no shard may wait for a thread that is gone.
-        self.openings.values().for_each(|opening| opening.shelf.lose(ENDED.to_owned()));
+        // Told to stop, or unwinding: no shard may wait for a thread that is gone, nor one whose order was not read yet.
+        self.alive.store(false, Ordering::SeqCst);
+        self.openings.values().for_each(|opening| opening.shelf.abandon());
+        for order in self.orders.try_iter() {
+            if let ScoutOrder::Open(_, _, shelf, _) = order {
+                shelf.abandon();
+            }
+        }
     }
 }
 

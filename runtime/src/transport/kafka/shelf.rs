@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::NAME;
+use super::{ENDED, NAME};
 use crate::transport::{Content, Delivery, Positions, SourceError};
 
 /// What a delivery takes in memory beside its message.
@@ -22,12 +22,19 @@ pub(super) struct Shelf {
     bytes: AtomicUsize,
 }
 
+enum End {
+    /// An operator has to decide.
+    Lost(String),
+    /// It has to be opened anew.
+    Broken(String),
+}
+
 #[derive(Default)]
 struct Inner {
     ready: VecDeque<Delivery>,
     trouble: Option<SourceError>,
     /// Why the source cannot go on at all.
-    lost: Option<String>,
+    end: Option<End>,
     /// Positions that are committed and not yet told to the group.
     committed: Positions,
 }
@@ -64,7 +71,13 @@ impl Shelf {
 
     /// The source cannot go on at all; told from now on. What lies ready is read again by the opening that comes after.
     pub(super) fn lose(&self, reason: String) {
-        self.inner().lost = Some(reason);
+        self.inner().end = Some(End::Lost(reason));
+        self.filled.notify_one();
+    }
+
+    /// Who fills the shelf is gone; told from now on.
+    pub(super) fn abandon(&self) {
+        self.inner().end = Some(End::Broken(ENDED.to_owned()));
         self.filled.notify_one();
     }
 
@@ -82,8 +95,15 @@ impl Shelf {
         loop {
             if max > 0 {
                 let mut inner = self.inner();
-                if let Some(reason) = inner.lost.clone() {
-                    return Err(SourceError::Lost { name: NAME.to_owned(), reason });
+                let name = || NAME.to_owned();
+                match &inner.end {
+                    Some(End::Lost(reason)) => {
+                        return Err(SourceError::Lost { name: name(), reason: reason.clone() });
+                    }
+                    Some(End::Broken(reason)) => {
+                        return Err(SourceError::Broken { name: name(), reason: reason.clone() });
+                    }
+                    None => {}
                 }
                 let count = max.min(inner.ready.len());
                 if count > 0 {
