@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use rdkafka::consumer::{CommitMode, Consumer};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::lane::tag;
@@ -31,7 +31,11 @@ pub(super) fn keep(client: &Client, partitions: TopicPartitionList) -> KafkaResu
 pub(super) fn seen(client: &Client, topic: &str, partition: i32, last: Position) -> KafkaResult<u64> {
     let mut list = TopicPartitionList::new();
     list.add_partition(topic, partition);
-    let known = client.committed_offsets(list, ANSWER)?;
+    let known = match client.committed_offsets(list, ANSWER) {
+        // Who may not read the group has told it nothing.
+        Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) => return Ok(0),
+        known => known?,
+    };
     let elements = known.elements();
     let of_last = elements.iter().filter(|element| element.metadata() == tag(last));
     let offsets = of_last.filter_map(|element| u64::try_from(element.offset().to_raw()?).ok());

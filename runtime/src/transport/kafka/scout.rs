@@ -214,7 +214,9 @@ impl Scout {
         for (number, partition) in self.openings.values().flat_map(|opening| &opening.placed) {
             list.add_partition(topic_of(&self.topics[*number]), *partition);
         }
-        if let Err(error) = group::keep(&self.client, list) {
+        if list.count() > 0
+            && let Err(error) = group::keep(&self.client, list)
+        {
             warn!(%error, "the group's offsets cannot be kept, trying again later");
         }
     }
