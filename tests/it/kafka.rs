@@ -136,6 +136,40 @@ async fn retention_may_take_what_was_taken_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_transactional_topic_that_retention_emptied_is_not_lost() {
+    let topic = Topic::new(4).await;
+    // Offsets 0 to 2, and 3 for the end; 4 and 5 were aborted, and 6 says so.
+    topic.transact(2, "a", 0..3, true);
+    topic.transact(2, "x", 0..2, false);
+    let transport = topic.transport();
+    let mut source = open(&transport, 2, &Positions::new()).await;
+    let all = fetch(&mut *source, 3).await;
+    assert_eq!(ids(&all), named("a", 0..3));
+    assert!(is_dry(&mut *source).await);
+    source.committed(&behind(&all[2]));
+    await_committed(&topic, 2, 7).await;
+    drop(source);
+    topic.cut(2, 7).await;
+    let mut source = open(&topic.transport(), 2, &behind(&all[2])).await;
+    assert!(is_dry(&mut *source).await);
+    topic.fill(2, "b", 0..1);
+    assert_eq!(ids(&fetch(&mut *source, 1).await), ["b-0"]);
+    // A store that is older than what the group was told is none of which that was said.
+    let lost = error(&mut *open(&topic.transport(), 2, &behind(&all[1])).await).await;
+    assert_lost(&lost, &["offsets 2 to 6 were removed"]);
+}
+
+#[tokio::test]
+async fn a_setting_changes_no_records_fingerprint() {
+    let topic = Topic::new(4).await;
+    topic.fill(2, "a", 0..3);
+    let all = fetch(&mut *open(&topic.transport(), 2, &Positions::new()).await, 3).await;
+    let settings = KafkaSettings { id_header: "other".to_owned(), ..topic.settings() };
+    let rest = fetch(&mut *open(&transport(&settings), 2, &behind(&all[0])).await, 2).await;
+    assert_eq!(ids(&rest), [1, 2].map(|offset| format!("{}/2/{offset}", topic.name)));
+}
+
+#[tokio::test]
 async fn the_first_start_is_where_the_settings_say_and_lasts() {
     let mut topic = Topic::new(4).await;
     topic.fill(2, "old", 0..3);

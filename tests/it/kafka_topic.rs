@@ -168,6 +168,23 @@ impl Topic {
         self.flush();
     }
 
+    /// Writes messages with ids `tag-0`, `tag-1`, … in a transaction, which takes an offset more at its end.
+    pub(crate) fn transact(&self, partition: i32, tag: &str, ids: std::ops::Range<u32>, commit: bool) {
+        let mut config = client();
+        config.set("transactional.id", format!("{}-{tag}", self.name));
+        let producer: ThreadedProducer<DefaultProducerContext> = config.create().unwrap();
+        producer.init_transactions(BOUND).unwrap();
+        producer.begin_transaction().unwrap();
+        for id in ids {
+            let id = format!("{tag}-{id}");
+            let headers = OwnedHeaders::new().insert(Header { key: "id", value: Some(id.as_bytes()) });
+            let record = BaseRecord::to(&self.name).partition(partition).key("k").payload("{}").headers(headers);
+            producer.send(record).map_err(|(error, _)| error).unwrap();
+        }
+        producer.flush(BOUND).unwrap();
+        if commit { producer.commit_transaction(BOUND) } else { producer.abort_transaction(BOUND) }.unwrap();
+    }
+
     /// Writes a message as an event in binary mode.
     pub(crate) fn enqueue_message(&self, partition: i32, message: &Message) {
         let time = rfc3339(message.time());

@@ -296,7 +296,8 @@ mod tests {
         let settings = Settings { bind: vec![bind], ..Settings::default() };
         let bindings = Bindings::new(&settings, Handlers::new().with(Keyed)).unwrap();
         let payload = serde_json::to_vec(key).unwrap();
-        let message = Draft { id: "m", key: "record", kind: "t", payload: &payload, ..Draft::default() }.build().unwrap();
+        let message =
+            Draft { id: "m", key: "record", kind: "t", payload: &payload, ..Draft::default() }.build().unwrap();
         let content = Content::Unrouted(message);
         let delivery = Delivery { origin: "t/0".into(), position: Position::new(1, 0), content };
         bindings.arrivals("kafka", delivery).remove(0).what

@@ -110,7 +110,14 @@ mod tests {
 
     #[test]
     fn what_correctness_needs_is_not_free() {
-        let properties = ["enable.auto.commit=true", " acks = 1", "linger.ms=5", "nonsense", "group.id=x", "delivery.report.only.error=true"];
+        let properties = [
+            "enable.auto.commit=true",
+            " acks = 1",
+            "linger.ms=5",
+            "nonsense",
+            "group.id=x",
+            "delivery.report.only.error=true",
+        ];
         let kafka = KafkaSettings { properties: properties.map(str::to_owned).to_vec(), ..KafkaSettings::default() };
         let problems = problems(&kafka);
         assert_eq!(problems.len(), 5, "{problems:?}");

@@ -5,6 +5,8 @@
 
 mod client;
 mod event;
+mod group;
+mod lane;
 mod reader;
 mod record;
 mod scout;

@@ -16,7 +16,8 @@ use tracing::{info, warn};
 
 use super::Generation;
 use super::client::Told;
-use super::record::{Place, Record};
+use super::lane::Lane;
+use super::record::Record;
 use super::scout::{Again, ScoutOrder};
 use super::shelf::{Shelf, bytes_of};
 use super::start::{MADE_ANEW, Start, ways_on};
@@ -57,18 +58,6 @@ pub(super) struct Reading {
     pub(super) start: Start,
     /// The last position taken.
     pub(super) last: Option<Position>,
-}
-
-/// A partition that is read.
-struct Lane {
-    shard: ShardNo,
-    origin: Arc<str>,
-    place: Place,
-    /// The next offset; what lies before it was handed over.
-    next: u64,
-    check: Option<Position>,
-    /// The last position handed over, or gone on from.
-    last: Option<Position>,
 }
 
 /// A shard whose source is open.
@@ -122,7 +111,7 @@ impl Reader {
             self.hand_over();
             if self.committed.elapsed() >= COMMIT_EVERY {
                 self.committed = Stopwatch::start();
-                self.stations.iter().for_each(|(shard, station)| self.commit(*shard, &station.shelf.to_commit()));
+                self.tell_group();
             }
         }
     }
@@ -150,35 +139,35 @@ impl Reader {
     }
 
     fn read(&mut self, shard: ShardNo, reading: Reading) {
-        let Reading { place, partition, start, last } = reading;
+        let Reading { place, partition, last, .. } = &reading;
+        let (partition, last) = (*partition, *last);
         let Ok(index) = usize::try_from(partition) else { return };
-        let at = i64::try_from(start.at).unwrap_or(i64::MAX);
+        let at = i64::try_from(reading.start.at).unwrap_or(i64::MAX);
+        let paused = self.stations.get(&shard).is_some_and(|station| station.paused);
         let mut list = TopicPartitionList::with_capacity(1);
         let assigned = list
             .add_partition_offset(&place.topic, partition, Offset::Offset(at))
             .and_then(|()| self.client.incremental_assign(&list))
-            .and_then(|()| if self.is_paused(shard) { self.client.pause(&list) } else { Ok(()) });
+            .and_then(|()| if paused { self.client.pause(&list) } else { Ok(()) });
         if let Err(error) = assigned {
             self.report(shard, &format!("partition {} cannot be assigned: {error}", place.origin));
             // It may be assigned and not paused: left there, no later attempt would succeed.
             self.client.incremental_unassign(&list).ok();
-            return self.again(vec![self.retry(shard, place.topic, partition, last)]);
+            return self.again(vec![self.retry(shard, reading.place.topic, partition, last)]);
         }
-        let lane =
-            Lane { shard, origin: Arc::from(place.origin.as_str()), next: start.at, check: start.check, last, place };
+        let lane = Lane::new(shard, reading);
         let lanes = self.lanes.entry_ref(lane.place.topic.as_str()).or_default();
         lanes.resize_with(lanes.len().max(index + 1), || None);
         lanes[index] = Some(lane);
     }
 
-    fn is_paused(&self, shard: ShardNo) -> bool {
-        self.stations.get(&shard).is_some_and(|station| station.paused)
-    }
-
     /// Ends a shard's opening: its partitions are not read any longer, and what was read for it is dropped.
     fn close(&mut self, shard: ShardNo) {
-        let Some(station) = self.stations.remove(&shard) else { return };
-        self.commit(shard, &station.shelf.to_commit());
+        if !self.stations.contains_key(&shard) {
+            return;
+        }
+        self.tell_group();
+        self.stations.remove(&shard);
         self.unassign(|lane| lane.shard == shard);
     }
 
@@ -301,16 +290,22 @@ impl Reader {
         list
     }
 
-    /// Tells the group a shard's positions. After another number of shards was set, they name partitions of others too.
-    fn commit(&self, shard: ShardNo, positions: &Positions) {
+    /// Tells the group how far the store is. After another number of shards was set a shard's positions name partitions of
+    /// others too; these it does not speak for.
+    fn tell_group(&mut self) {
+        let committed: BTreeMap<ShardNo, Positions> =
+            self.stations.iter().map(|(shard, station)| (*shard, station.shelf.to_commit())).collect();
+        let consumer = self.client.position().unwrap_or_else(|_| TopicPartitionList::new());
         let mut list = TopicPartitionList::new();
-        for (origin, position) in positions {
-            let read = self.lanes.iter().flat_map(|(topic, lanes)| (0..).zip(lanes).map(move |lane| (topic, lane)));
-            let is_meant = |lane: &Lane| lane.shard == shard && lane.origin == *origin;
-            let named = read.filter(|(_, (_, lane))| lane.as_ref().is_some_and(is_meant));
-            for (topic, (partition, _)) in named {
-                let next = i64::try_from(position.no + 1).unwrap_or(i64::MAX);
-                if let Err(error) = list.add_partition_offset(topic, partition, Offset::Offset(next)) {
+        for (topic, lanes) in &mut self.lanes {
+            for (partition, lane) in (0..).zip(lanes.iter_mut()).filter_map(|(no, lane)| Some((no, lane.as_mut()?))) {
+                let known = committed.get(&lane.shard).and_then(|positions| positions.get(&lane.origin));
+                lane.committed = known.copied().or(lane.committed);
+                let consumer = consumer.find_partition(topic, partition).and_then(|found| found.offset().to_raw());
+                let Some((end, tag)) = lane.to_tell(consumer.and_then(|raw| u64::try_from(raw).ok())) else { continue };
+                let mut element = list.add_partition(topic, partition);
+                element.set_metadata(tag);
+                if let Err(error) = element.set_offset(Offset::Offset(i64::try_from(end).unwrap_or(i64::MAX))) {
                     warn!(%error, "a position cannot be told the group");
                 }
             }

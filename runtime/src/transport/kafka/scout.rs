@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use rdkafka::consumer::{CommitMode, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::TopicPartitionList;
 use tracing::warn;
 
-use super::Generation;
 use super::reader::{Client, ReaderOrder, Reading};
 use super::record::Place;
 use super::shelf::Shelf;
 use super::start::{Bounds, Start, after, ways_on};
+use super::{Generation, group};
 use crate::clock::Stopwatch;
 use crate::message::ShardNo;
 use crate::settings::FirstStart;
@@ -26,7 +26,7 @@ use crate::transport::{Position, Positions};
 /// How often new partitions are looked for.
 const REFRESH: Duration = Duration::from_secs(5);
 /// How long a broker may take to answer.
-const ANSWER: Duration = Duration::from_secs(5);
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
 /// Pause after a first failure; it doubles up to `REFRESH`.
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -207,24 +207,16 @@ impl Scout {
         all
     }
 
-    /// Writes the group's offsets of all partitions that are read once more, as they are.
+    /// See [`group::keep`].
     fn keep(&mut self) {
         self.kept = Some(Stopwatch::start());
         let mut list = TopicPartitionList::new();
         for (number, partition) in self.openings.values().flat_map(|opening| &opening.placed) {
             list.add_partition(topic_of(&self.topics[*number]), *partition);
         }
-        let kept = self.client.committed_offsets(list, ANSWER).and_then(|known| {
-            let mut again = TopicPartitionList::new();
-            for element in known.elements() {
-                if let at @ Offset::Offset(_) = element.offset() {
-                    again.add_partition_offset(element.topic(), element.partition(), at)?;
-                }
-            }
-            // What the reader commits in between comes again with the partition's next record.
-            if again.count() == 0 { Ok(()) } else { self.client.commit(&again, CommitMode::Async) }
-        });
-        if let Err(error) = kept {
+        if list.count() > 0
+            && let Err(error) = group::keep(&self.client, list)
+        {
             warn!(%error, "the group's offsets cannot be kept, trying again later");
         }
     }
@@ -300,7 +292,15 @@ impl Scout {
     fn go_on(&self, number: usize, partition: i32, last: Position) -> Result<Start, Trouble> {
         let entry = &self.topics[number];
         let bounds = self.bounds(topic_of(entry), partition)?;
-        after(last, bounds).map_err(|reason| {
+        let start = after(last, bounds);
+        // Offsets were removed that were never handed over; the consumer may have seen that no record lay there.
+        if start.is_err()
+            && bounds.low > last.no + 1
+            && group::seen(&self.client, topic_of(entry), partition, last)? >= bounds.low
+        {
+            return Ok(Start { at: bounds.low, check: None });
+        }
+        start.map_err(|reason| {
             Trouble::Lost(ways_on(topic_of(entry), &format!("{}: {reason}", origin(entry, partition))))
         })
     }
@@ -320,37 +320,13 @@ impl Scout {
             FirstStart::Latest => {
                 let begun = match begun {
                     Some(begun) => begun,
-                    None => begun.insert(self.begun(topic, count)?),
+                    None => begun.insert(group::begun(&self.client, topic, count)?),
                 };
                 // A partition that came after the topic was begun is new: nothing in it was ever passed over.
                 begun.get(&partition).map_or(low, |at| (*at).clamp(low, high))
             }
         };
         Ok(Start { at, check: None })
-    }
-
-    /// Where the partitions of a topic were begun with its end. The group keeps it: until a partition's first message
-    /// is committed, nothing else would know which of its messages came after the first start.
-    fn begun(&self, topic: &str, count: i32) -> KafkaResult<BTreeMap<i32, u64>> {
-        let mut list = TopicPartitionList::new();
-        list.add_partition_range(topic, 0, count - 1);
-        let known = self.client.committed_offsets(list, ANSWER)?;
-        let mut begun = BTreeMap::new();
-        for element in known.elements() {
-            if let Offset::Offset(at) = element.offset() {
-                begun.insert(element.partition(), u64::try_from(at).unwrap_or(0));
-            }
-        }
-        if begun.is_empty() {
-            let mut list = TopicPartitionList::new();
-            for partition in 0..count {
-                let (_, high) = self.client.fetch_watermarks(topic, partition, ANSWER)?;
-                list.add_partition_offset(topic, partition, Offset::Offset(high))?;
-                begun.insert(partition, u64::try_from(high).unwrap_or(0));
-            }
-            self.client.commit(&list, CommitMode::Sync)?;
-        }
-        Ok(begun)
     }
 }
 
