@@ -176,6 +176,11 @@ impl Metrics {
         self.families.lease_remaining.set(left.as_secs_f64());
     }
 
+    /// Age of the oldest transaction that keeps dead rows in the store.
+    pub fn set_oldest_transaction(&self, age: Duration) {
+        self.families.oldest_transaction.set(age.as_secs_f64());
+    }
+
     /// A shard runs here after it had no owner for `without`.
     pub fn record_takeover(&self, reason: TakeReason, without: Duration) {
         self.takeovers[reason as usize].inc();

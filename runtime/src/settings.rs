@@ -79,6 +79,9 @@ section! {
         /// Time after which PostgreSQL gives a statement up; below `ownership.lease_ttl`.
         #[serde(with = "humantime_serde")]
         statement_timeout: Duration = Duration::from_secs(5),
+        /// Age from which a transaction that anybody has open in PostgreSQL is an alarm.
+        #[serde(with = "humantime_serde")]
+        transaction_age_max: Duration = Duration::from_secs(60),
     }
 }
 

@@ -17,6 +17,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -119,6 +120,9 @@ pub struct RowSpan {
     pub count: u64,
 }
 
+/// Where a dead letter stands in the order of [`Store::dead`]: its key and `seq`.
+pub type DeadPlace = (Arc<str>, u64);
+
 /// A key of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceKey {
@@ -166,6 +170,9 @@ pub enum StoreError {
     /// The store cannot be reached, read or written now.
     #[error("the store is not available: {0}")]
     Unavailable(String),
+    /// The store understands the question and does not answer it: asked again it will not either.
+    #[error("the store refused it: {0}")]
+    Refused(String),
     /// Another process runs this store.
     #[error("another process runs this store: {0}")]
     Locked(String),
@@ -261,8 +268,14 @@ pub trait Store: Send + Sync + 'static {
     /// Pending rows of one key with `seq` above `after`, in order, at most `limit`.
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>>;
 
-    /// Dead letters of the shard that `filter` matches with `seq` above `after`, in order of (key, seq), at most `limit`.
-    fn dead(&self, shard: ShardNo, filter: query::DeadFilter, limit: usize) -> StoreFuture<'_, Vec<DeadLetter>>;
+    /// Dead letters of the shard that `filter` matches, behind `after` in order of (key, seq), at most `limit`.
+    fn dead(
+        &self,
+        shard: ShardNo,
+        filter: query::DeadFilter,
+        after: Option<DeadPlace>,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<DeadLetter>>;
 
     /// Writes one commit; see [`Outcome`]. Dropping the future does not undo it.
     fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome>;
@@ -303,6 +316,12 @@ pub trait Store: Send + Sync + 'static {
     /// Its leases, if several workers can share it; else whoever opened it to run has all shards.
     fn leases(&self) -> Option<&dyn lease::Leases> {
         None
+    }
+
+    /// The age of the oldest transaction that anybody has open in the database and that keeps dead rows from being
+    /// removed; nothing where there can be none.
+    fn oldest_transaction(&self) -> StoreFuture<'_, Option<Duration>> {
+        Box::pin(std::future::ready(Ok(None)))
     }
 
     /// Whether it writes commits of several shards at once: then `commit.in_flight` bounds them.

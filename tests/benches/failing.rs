@@ -17,8 +17,8 @@ use perkey::settings::Settings;
 use perkey::store::query::{DeadFilter, Queries};
 use perkey::store::sqlite::SqliteStore;
 use perkey::store::{
-    Commit, DeadLetter, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup, Store,
-    StoreFuture, StoredLogRow, TakenShard, Trim,
+    Commit, DeadLetter, DeadPlace, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup,
+    Store, StoreFuture, StoredLogRow, TakenShard, Trim,
 };
 use perkey::transport::Positions;
 use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
@@ -301,8 +301,14 @@ impl Store for Probe {
         self.store.page(shard, key, after, limit)
     }
 
-    fn dead(&self, shard: ShardNo, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<DeadLetter>> {
-        self.store.dead(shard, filter, limit)
+    fn dead(
+        &self,
+        shard: ShardNo,
+        filter: DeadFilter,
+        after: Option<DeadPlace>,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<DeadLetter>> {
+        self.store.dead(shard, filter, after, limit)
     }
 
     fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>> {

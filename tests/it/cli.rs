@@ -3,11 +3,14 @@
 
 use std::time::Duration;
 
+use perkey::store::lease::{Leases, Worker};
 use perkey_chaos::process::{Place, Running, built, until};
 use serde_json::Value;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
+
+use crate::postgres_place::PostgresPlace;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -229,4 +232,38 @@ async fn wrong_usage_is_told_from_what_is_missing() {
     cli.run(&["import", "--service", "balances", "empty.csv"]).await.fails(3, &[]);
     let help = cli.run(&["--help"]).await;
     assert!(help.code == Some(0) && help.out.contains("Exit codes"), "{help:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn giving_a_sink_up_is_waited_for_while_workers_run_the_store() {
+    let place = PostgresPlace::new().await;
+    let mut owner = place.database.connection().await;
+    sqlx::raw_sql("UPDATE shards SET watermarks = '{\"gone\":0}'").execute(&mut owner).await.unwrap();
+    let cli = Cli::new().await;
+    let retire = |wait| {
+        let url = place.database.url.as_str();
+        ["outbox:retire", "gone", "--why", "test", "--wait", wait, "--store-url", url]
+    };
+    let alone = cli.json(&retire("60s")).await.ends(0);
+    assert_eq!((&alone["running"], &alone["done"]), (&Value::Bool(false), &Value::Bool(false)), "{alone}");
+    let me = Worker { id: "me".to_owned(), version: "1".to_owned(), ..Worker::default() };
+    place.postgres().renew(me, Duration::from_secs(600)).await.unwrap();
+    // As the owners of the shards do.
+    let execute = async {
+        let done = "INSERT INTO operator_results SELECT c.id, s.shard, 1, true FROM shards s, operator_commands c
+            WHERE c.id = $1";
+        let command = alone["command"].as_i64().unwrap() + 1;
+        until("no command was recorded", SOON, async || {
+            // It is still asked for when it is executed.
+            let rows = sqlx::query(done).bind(command).execute(&mut owner).await.unwrap();
+            rows.rows_affected() > 0
+        })
+        .await
+        .unwrap();
+    };
+    let arguments = retire("60s");
+    let (said, ()) = tokio::join!(cli.json(&arguments), execute);
+    let said = said.ends(0);
+    assert_eq!((&said["running"], &said["done"]), (&Value::Bool(true), &Value::Bool(true)), "{said}");
+    assert_eq!((&said["affected"], &said["matched"]), (&4.into(), &4.into()), "{said}");
 }

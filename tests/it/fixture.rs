@@ -257,7 +257,7 @@ pub(crate) async fn everything(place: &dyn Place, tags: &[&str]) -> String {
         seen += &format!("events {:?}\n", store.queries().events(shard, 0, 100).await.unwrap());
         seen += &format!("inbox {:?}\n", store.inbox(shard, 0, 1_000).await.unwrap());
         seen += &format!("due {:?}\n", store.due(shard, u64::MAX / 4, 100).await.unwrap());
-        seen += &format!("dead {:?}\n", store.dead(shard, DeadFilter::default(), 100).await.unwrap());
+        seen += &format!("dead {:?}\n", store.dead(shard, DeadFilter::default(), None, 100).await.unwrap());
         seen += &format!("log {:?}\n", store.read_log(shard, BTreeMap::new(), 1_000).await.unwrap());
     }
     for tag in tags {

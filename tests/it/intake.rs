@@ -133,6 +133,11 @@ async fn what_is_no_message_is_refused_where_it_is_inserted() {
         let refused = sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap_err();
         assert!(refused.to_string().contains("check constraint"), "{values}: {refused}");
     }
+    for at in ["infinity", "-infinity"] {
+        let sql = format!("INSERT INTO perkey_intake (key, type, at) VALUES ('k', 't', '{at}')");
+        let refused = sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap_err();
+        assert!(refused.to_string().contains("check constraint"), "a time that is none: {refused}");
+    }
     let long = "k".repeat(257);
     let sql = format!("INSERT INTO perkey_intake (key, type) VALUES ('{long}', 't')");
     assert!(sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await.is_err());

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use perkey::clock::sleep;
+use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::store::Store;
 use perkey::store::query::{Action, DeadFilter, NewCommand};
-use perkey::{AfterDeadLetter, Fault, Handler, Handlers, Key, Turn};
+use perkey::{AfterDeadLetter, Engine, Fault, Handler, Handlers, Key, Turn};
 
+use crate::postgres_place::Database;
 use crate::support::{Count, append, count, open, start};
 
 /// Rejects what is told to fail until it is healed; a key waits behind what it rejected.
@@ -99,4 +101,47 @@ async fn a_discarded_head_lets_the_key_go_on() {
     for restart in [false, true] {
         assert_eq!(decided(Action::Discard, restart).await, ["a", "b", "c"], "restart: {restart}");
     }
+}
+
+/// More letters than are found at once stand in front and cannot be replayed.
+async fn replayed_past_what_stays(store: Arc<dyn Store>) {
+    let mut settings = Settings::default();
+    settings.ownership.shards = 1;
+    let healed = Arc::new(AtomicBool::new(false));
+    let handlers = Handlers::new().with(Holding(healed.clone()));
+    let engine = Engine::start(&settings, handlers, store.clone(), Metrics::new()).await.unwrap();
+    let lost: Vec<_> = (0..700).map(|n| count(&format!("lost{n}"), &format!("a{n}"), None)).collect();
+    append(&*store, 1, "nobody", &lost).await;
+    append(&*store, 1, "holding", &[count("bad", "z", Some("reject"))]).await;
+    let queries = store.queries();
+    until("not all are dead", async || queries.count_dead(DeadFilter::default()).await.unwrap() == 701).await;
+    healed.store(true, Ordering::Release);
+    let (filter, who, why) = (DeadFilter::default(), "ann".to_owned(), "healed".to_owned());
+    let command = NewCommand { action: Action::Replay, filter, who, why, matched: 701, at: 1 };
+    let id = queries.command(command).await.unwrap();
+    until("it is not done", async || queries.command_state(id).await.unwrap().shards_done == 1).await;
+    assert_eq!(queries.command_state(id).await.unwrap().affected, 1);
+    until("it did not run", async || handled(&*store, &settings).await == ["bad"]).await;
+    engine.drain().await.unwrap();
+}
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let held = async {
+        while !holds().await {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), held).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_replayed_keeps_nothing_behind_it_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    replayed_past_what_stays(open(&dir.path().join("s.db")).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_replayed_keeps_nothing_behind_it_from_it_on_postgresql() {
+    let database = Database::new().await;
+    replayed_past_what_stays(crate::postgres_place::open(&database.url).await).await;
 }

@@ -481,6 +481,55 @@ async fn a_tool_looks_and_leaves_requests() {
 }
 
 #[tokio::test]
+async fn a_command_of_a_newer_program_hides_no_other() {
+    let database = Database::new().await;
+    let store: Arc<dyn Store> = open(&database.url).await;
+    store.prepare(setup()).await.unwrap();
+    let newer = "INSERT INTO operator_commands (action, filter, who, why, matched, at)
+        VALUES ('\"melt\"', '{}', 'ann', '', 1, 1), ('\"replay\"', '{\"moon\":1}', 'ann', '', 1, 1),
+            ('\"replay\"', '{}', 'bob', '', 1, 1)";
+    run(&mut database.connection().await, newer).await;
+    let open = store.queries().open_commands(0).await.unwrap();
+    assert_eq!(open.iter().map(|command| &*command.who).collect::<Vec<_>>(), ["bob"]);
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_hold_every_text_is_refused() {
+    let database = Database::new().await;
+    let (server, name) = database.url.rsplit_once('/').unwrap();
+    let made = format!("CREATE DATABASE {name}_latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
+    run(&mut database.connection().await, &made).await;
+    let store = open(&format!("{server}/{name}_latin")).await;
+    let error = store.prepare(setup()).await.unwrap_err();
+    store.close().await;
+    run(&mut database.connection().await, &format!("DROP DATABASE {name}_latin WITH (FORCE)")).await;
+    assert!(matches!(&error, StoreError::Url(text) if text.contains("LATIN1") && text.contains("UTF8")), "{error}");
+}
+
+#[tokio::test]
+async fn stores_that_start_together_make_it_once_and_keep_no_lock() {
+    let database = Database::new().await;
+    let stores: Vec<_> = (0..4).map(|_| open(&database.url)).collect();
+    let stores = futures_util::future::join_all(stores).await;
+    let prepared = futures_util::future::join_all(stores.iter().map(|store| store.prepare(setup()))).await;
+    let keys: Vec<_> = prepared.into_iter().map(|identity| identity.unwrap().hash_key).collect();
+    assert!(keys.iter().all(|key| *key == keys[0]));
+    let mut connection = database.connection().await;
+    // Behind a pooler the connection lives on, and a lock of its session with it.
+    assert_eq!(number(&mut connection, "SELECT count(*) FROM _sqlx_migrations").await, 1);
+    let options = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database =
+        (SELECT oid FROM pg_database WHERE datname = current_database())";
+    run(&mut connection, "BEGIN; SELECT pg_advisory_xact_lock(5783261409127364001)").await;
+    let late = open(&database.url).await;
+    let late = tokio::spawn(async move { late.prepare(setup()).await });
+    let mut other = database.connection().await;
+    until(&mut other, &format!("{options} AND NOT granted")).await;
+    run(&mut connection, "COMMIT").await;
+    late.await.unwrap().unwrap();
+    assert_eq!(number(&mut other, options).await, 0);
+}
+
+#[tokio::test]
 async fn a_server_that_is_away_is_named_without_its_password() {
     // Nothing listens on port 1.
     let store = PgStore::open("postgres://me:secret@127.0.0.1:1/budget", BOUNDS, Access::Run).await.unwrap();

@@ -3,17 +3,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use perkey::clock::Millis;
+use perkey::clock::{Millis, sleep};
 use perkey::message::{Draft, ShardNo, shard_of};
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
-use perkey::store::query::{DeadFilter, Queries};
+use perkey::store::query::{Action, DeadFilter, NewCommand, Queries};
 use perkey::store::{
-    Commit, DeadLetter, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup, Store,
-    StoreFuture, StoredLogRow, TakenShard, Trim,
+    Commit, DeadLetter, DeadPlace, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup,
+    Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
 };
 use perkey::transport::Positions;
 use perkey::{AfterDeadLetter, Column, ColumnKind, Engine, Fault, Handler, Handlers, Key, Message, Row, Table, Turn};
@@ -22,7 +23,7 @@ use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, Row as _, SqliteConnection};
 
-use crate::support::{append, open};
+use crate::support::{append, count, handlers, open};
 
 /// Writes a row per message; some rows do not fit their table.
 struct Writing;
@@ -233,7 +234,7 @@ async fn a_row_that_is_refused_for_good_is_not_tried_again() {
     let dir = tempfile::tempdir().unwrap();
     // One of each of the four busy keys, and of three quiet ones side by side.
     let given = messages(&[Kind::Never], |no| [100, 702, 1_000, 2_002, 3_001, 3_003, 3_005].contains(&no));
-    let store = Arc::new(Strict(open(&dir.path().join("s.db")).await));
+    let store = Arc::new(Strict::new(open(&dir.path().join("s.db")).await, Dead::Fine));
     let found = handled(store.clone(), &quick(), &given).await;
     only_the_refused_are_missing(&*store, &given, &found).await;
     for (id, letter) in &found.dead {
@@ -243,7 +244,29 @@ async fn a_row_that_is_refused_for_good_is_not_tried_again() {
 }
 
 /// A database that refuses some rows for good; SQLite has no such rows among those that a handler can write.
-struct Strict(Arc<dyn Store>);
+struct Strict {
+    store: Arc<dyn Store>,
+    dead: Dead,
+    /// The answer to the next commit is lost.
+    loses: AtomicBool,
+    /// Dead letters were asked for.
+    asked: AtomicBool,
+}
+
+/// What becomes of reading dead letters.
+enum Dead {
+    Fine,
+    /// More at once take longer than a statement may.
+    AtMost(usize),
+    Damaged,
+    Never,
+}
+
+impl Strict {
+    fn new(store: Arc<dyn Store>, dead: Dead) -> Self {
+        Self { store, dead, loses: AtomicBool::new(false), asked: AtomicBool::new(false) }
+    }
+}
 
 impl Store for Strict {
     fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
@@ -253,59 +276,77 @@ impl Store for Strict {
             let error = "never such a row".to_owned();
             return Box::pin(async { Outcome::Refused { permanent: true, error } });
         }
-        self.0.commit(commit)
+        Box::pin(async move {
+            let outcome = self.store.commit(commit).await;
+            let loses = self.loses.swap(false, Ordering::AcqRel);
+            if loses { Outcome::Unknown("the answer was lost".to_owned()) } else { outcome }
+        })
     }
 
     fn prepare(&self, setup: Setup) -> StoreFuture<'_, Identity> {
-        self.0.prepare(setup)
+        self.store.prepare(setup)
     }
 
     fn take(&self, shard: ShardNo, owner: &str) -> StoreFuture<'_, TakenShard> {
-        self.0.take(shard, owner)
+        self.store.take(shard, owner)
     }
 
     fn retake(&self, shard: ShardNo, epoch: Epoch) -> StoreFuture<'_, TakenShard> {
-        self.0.retake(shard, epoch)
+        self.store.retake(shard, epoch)
     }
 
     fn inbox(&self, shard: ShardNo, since: Millis, max: usize) -> StoreFuture<'_, InboxRows> {
-        self.0.inbox(shard, since, max)
+        self.store.inbox(shard, since, max)
     }
 
     fn load(&self, shard: ShardNo, keys: Vec<ServiceKey>) -> StoreFuture<'_, Vec<KeyRow>> {
-        self.0.load(shard, keys)
+        self.store.load(shard, keys)
     }
 
     fn due(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, Due> {
-        self.0.due(shard, now, limit)
+        self.store.due(shard, now, limit)
     }
 
     fn orphans(&self, shard: ShardNo, after: Option<ServiceKey>, limit: usize) -> StoreFuture<'_, Vec<ServiceKey>> {
-        self.0.orphans(shard, after, limit)
+        self.store.orphans(shard, after, limit)
     }
 
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {
-        self.0.page(shard, key, after, limit)
+        self.store.page(shard, key, after, limit)
     }
 
-    fn dead(&self, shard: ShardNo, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<DeadLetter>> {
-        self.0.dead(shard, filter, limit)
+    fn dead(
+        &self,
+        shard: ShardNo,
+        filter: DeadFilter,
+        after: Option<DeadPlace>,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<DeadLetter>> {
+        self.asked.store(true, Ordering::Release);
+        match self.dead {
+            Dead::AtMost(most) if limit > most => {
+                Box::pin(async { Err(StoreError::Unavailable("it took too long".to_owned())) })
+            }
+            Dead::Damaged => Box::pin(async { Err(StoreError::Corrupt("a letter is damaged".to_owned())) }),
+            Dead::Never => Box::pin(std::future::pending()),
+            Dead::Fine | Dead::AtMost(_) => self.store.dead(shard, filter, after, limit),
+        }
     }
 
     fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>> {
-        self.0.read_log(target, from, limit)
+        self.store.read_log(target, from, limit)
     }
 
     fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()> {
-        self.0.log_changed(target)
+        self.store.log_changed(target)
     }
 
     fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()> {
-        self.0.trim(shard, trim)
+        self.store.trim(shard, trim)
     }
 
     fn queries(&self) -> &dyn Queries {
-        self.0.queries()
+        self.store.queries()
     }
 }
 
@@ -329,4 +370,73 @@ async fn too_large_behind_a_message_that_waits_is_never_run() {
     let store = open(&dir.path().join("s.db")).await;
     let found = handled(store, &settings, &given).await;
     assert!(found.events.values().flatten().all(|(id, _)| !id.starts_with("large")));
+}
+
+/// A shard with 40 dead letters on a store with such a `dead`, and a command to discard them.
+struct Discarding {
+    _dir: tempfile::TempDir,
+    store: Arc<Strict>,
+    engine: Engine,
+    command: i64,
+}
+
+impl Discarding {
+    async fn new(dead: Dead) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Strict::new(open(&dir.path().join("s.db")).await, dead));
+        let mut settings = quick();
+        settings.ownership.shards = 1;
+        let engine = Engine::start(&settings, handlers(), store.clone(), Metrics::new()).await.unwrap();
+        let messages: Vec<_> = (0..40).map(|n| count(&format!("m{n}"), &format!("k{n}"), Some("reject"))).collect();
+        append(&*store, 1, "counting", &messages).await;
+        until("they die", async || store.queries().count_dead(DeadFilter::default()).await.unwrap() == 40).await;
+        let (filter, who, why) = (DeadFilter::default(), "ann".to_owned(), "test".to_owned());
+        let command = NewCommand { action: Action::Discard, filter, who, why, matched: 40, at: 1 };
+        let command = store.queries().command(command).await.unwrap();
+        Self { _dir: dir, store, engine, command }
+    }
+
+    /// How many were discarded, once the command is done.
+    async fn affected(&self) -> u64 {
+        let state = async || self.store.queries().command_state(self.command).await.unwrap();
+        until("the command is done", async || state().await.shards_done == 1).await;
+        state().await.affected
+    }
+}
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let held = async {
+        while !holds().await {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), held).await.unwrap_or_else(|_| panic!("it should be that {what}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_that_are_too_large_together_are_read_a_few_at_a_time() {
+    assert_eq!(Discarding::new(Dead::AtMost(7)).await.affected().await, 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_that_cannot_be_read_end_their_command_and_not_their_shard() {
+    let scene = Discarding::new(Dead::Damaged).await;
+    assert_eq!(scene.affected().await, 0);
+    let owner = &scene.store.queries().shards().await.unwrap()[0];
+    assert_eq!((owner.epoch, owner.dead_letters), (1, 40), "it was not taken anew");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_answer_is_asked_for_while_dead_letters_are_still_being_read() {
+    let scene = Discarding::new(Dead::Never).await;
+    until("they are being read", async || scene.store.asked.load(Ordering::Acquire)).await;
+    scene.store.loses.store(true, Ordering::Release);
+    append(&*scene.store, 1, "counting", &[count("later", "k", None)]).await;
+    let committed = async || scene.store.queries().shards().await.unwrap()[0].epoch == 2;
+    until("the shard asks what became of its commit", committed).await;
+    append(&*scene.store, 1, "counting", &[count("last", "k", None)]).await;
+    let events = async || scene.store.queries().events(0, 0, 1_000).await.unwrap();
+    until("it goes on", async || events().await.iter().any(|row| row.event.message.payload().ends_with(b"\"n\":2}")))
+        .await;
+    drop(scene.engine);
 }

@@ -102,7 +102,7 @@ async fn a_commit_is_complete_and_survives_a_restart(mut place: Box<impl Place>)
     let events = store.queries().events(1, 0, 10).await.unwrap();
     assert_eq!((events[0].seq, &events[0].event), (1, &part.events[0]));
     assert_eq!(store.page(1, service_key("wait-a"), 0, 9).await.unwrap(), part.pending);
-    assert_eq!(store.dead(1, DeadFilter::default(), 9).await.unwrap(), part.dead);
+    assert_eq!(store.dead(1, DeadFilter::default(), None, 9).await.unwrap(), part.dead);
     let log = store.read_log(2, Positions::new(), 9).await.unwrap();
     assert_eq!((&*log[0].origin, log[0].no, &log[0].messages), ("1", 1, &written.log[0].messages));
     assert_eq!(store.queries().command_state(1).await.unwrap().affected, 3);
@@ -345,10 +345,15 @@ async fn dead_letters_are_found_by_every_filter(place: Box<impl Place>) {
     let (store, _, epoch) = begin(&*place, 0).await;
     let dead = vec![letter(4, "b", false), letter(1, "b", true), letter(3, "a", false), letter(2, "c", true)];
     committed(&store, &with(Part { dead, ..Part::default() }, commit(0, epoch, 1))).await;
-    let found = async |filter: DeadFilter, limit| seqs(&store.dead(0, filter, limit).await.unwrap(), |row| row.seq);
+    let found =
+        async |filter: DeadFilter, limit| seqs(&store.dead(0, filter, None, limit).await.unwrap(), |row| row.seq);
     let any = DeadFilter::default;
     assert_eq!(found(any(), 9).await, [3, 1, 4, 2], "by key, then seq");
     assert_eq!(found(any(), 2).await, [3, 1]);
+    let behind =
+        async |key: &str, seq| seqs(&store.dead(0, any(), Some((key.into(), seq)), 9).await.unwrap(), |row| row.seq);
+    assert_eq!((behind("", 9).await, behind("a", 3).await), (vec![3, 1, 4, 2], vec![1, 4, 2]), "behind a letter");
+    assert_eq!((behind("b", 1).await, behind("b", 9).await, behind("c", 2).await), (vec![4, 2], vec![2], vec![]));
     assert_eq!(found(DeadFilter { key: Some("b".into()), ..any() }, 9).await, [1, 4]);
     assert_eq!(found(DeadFilter { service: Some("audit".into()), ..any() }, 9).await, [0; 0]);
     assert_eq!(found(DeadFilter { id: Some("p-2".into()), ..any() }, 9).await, [2]);
@@ -539,7 +544,7 @@ async fn odd_text_survives(place: Box<impl Place>) {
     assert_eq!(loaded[0].state, Some((3, Bytes::copy_from_slice(json.as_bytes()))), "byte for byte");
     assert!(loaded[0].held);
     assert_eq!(
-        store.dead(0, DeadFilter { key: Some(key.to_owned()), ..DeadFilter::default() }, 9).await.unwrap(),
+        store.dead(0, DeadFilter { key: Some(key.to_owned()), ..DeadFilter::default() }, None, 9).await.unwrap(),
         [dead]
     );
     assert_eq!(place.rows("postings").await, [row(id)]);

@@ -335,7 +335,7 @@ CREATE TABLE perkey_intake (
     type text COLLATE "C" NOT NULL CHECK (octet_length(type) BETWEEN 1 AND 256),
     headers json NOT NULL DEFAULT '{}' CHECK (json_typeof(headers) = 'object'),
     payload text NOT NULL DEFAULT '',
-    at timestamptz NOT NULL DEFAULT clock_timestamp()
+    at timestamptz NOT NULL DEFAULT clock_timestamp() CHECK (isfinite(at))
 ) WITH (autovacuum_vacuum_scale_factor = 0.02);
 CREATE UNIQUE INDEX perkey_intake_shard ON perkey_intake (shard, no);
 

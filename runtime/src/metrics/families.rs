@@ -59,6 +59,7 @@ pub(super) struct Families {
     pub(super) takeovers: Counters,
     pub(super) takeover_seconds: Histogram,
     pub(super) kafka_lag: Gauges,
+    pub(super) oldest_transaction: FloatGauge,
     pub(super) shard: ShardFamilies,
 }
 
@@ -106,6 +107,7 @@ impl Families {
             takeovers: to.add("perkey_takeovers", "Shards taken in a fleet, by reason", Counters::default()),
             takeover_seconds: to.add("perkey_takeover_seconds", "Time of a shard without an owner", waits()),
             kafka_lag: to.add("kafka_consumer_lag", "Records behind which the group is", Gauges::default()),
+            oldest_transaction: to.add("postgres_oldest_transaction_seconds", "Age of the oldest transaction", FloatGauge::default()),
             shard: ShardFamilies::register(to),
         }
     }

@@ -92,6 +92,8 @@ words! {
         CodeVersionTooLow = "code_version_too_low",
         /// A shard failed too often on this worker, which leaves it to others for a while.
         ShardsCooling = "shards_cooling",
+        /// A transaction is open for so long elsewhere in the store that it keeps what is dead from being removed.
+        LongTransaction = "long_transaction",
     }
 }
 

@@ -118,7 +118,7 @@ impl DispatcherState {
         let DispatcherArgs { env, shard_no, .. } = &self.args;
         let rows = match env.store.outbox(*shard_no, page.from, page.after, page.commits).await {
             Ok(rows) => rows,
-            Err(StoreError::Unavailable(error)) => {
+            Err(StoreError::Unavailable(error) | StoreError::Refused(error)) => {
                 warn!(shard = shard_no, error, "outbox cannot be read, trying again");
                 sleep(AGAIN).await;
                 return Ok(false);

@@ -44,7 +44,7 @@ use crate::handler::AfterDeadLetter;
 use crate::message::ShardNo;
 use crate::settings::Settings;
 use crate::store::query::DeadFilter;
-use crate::store::{Commit, Counters, Epoch, InboxRows, ServiceKey, TakenShard, Trim, Watermarks};
+use crate::store::{Commit, Counters, DeadPlace, Epoch, InboxRows, ServiceKey, TakenShard, Trim, Watermarks};
 use crate::transport::Positions;
 
 /// What the ledger knows of a service.
@@ -111,8 +111,8 @@ pub enum Action {
     FetchOrphans(Option<ServiceKey>, usize),
     /// Read rows of a key after a number, at most so many; answer with [`Ledger::paged`].
     Page(SlotIx, u64, ServiceKey, u64, usize),
-    /// Find dead letters for an operator's command; answer with [`Ledger::dead_found`].
-    FindDead(i64, DeadFilter, usize),
+    /// Find dead letters for an operator's command behind a place, at most so many; answer with [`Ledger::dead_found`].
+    FindDead(i64, DeadFilter, Option<DeadPlace>, usize),
     /// The source may hand over this many deliveries more.
     Credit(u16, usize),
     /// The source's deliveries up to these positions are durable.

@@ -11,7 +11,8 @@ use super::ledger::Action;
 use super::shard::ShardMessage;
 use crate::clock::sleep;
 use crate::message::ShardNo;
-use crate::store::{StoreError, StoreFuture};
+use crate::store::query::DeadFilter;
+use crate::store::{DeadPlace, StoreError, StoreFuture};
 use crate::supervision::Env;
 
 /// Pause after the store could not be read.
@@ -25,7 +26,27 @@ pub(crate) enum Question {
     Commands,
 }
 
-/// One of a shard's readers: keys are loaded by one, everything that may take longer is read by another.
+/// A shard's readers.
+pub(crate) struct Readers {
+    pub(crate) loader: ActorRef<Question>,
+    pub(crate) clerk: ActorRef<Question>,
+    pub(crate) taker: ActorRef<Question>,
+}
+
+impl Readers {
+    /// Has a question of the ledger's answered.
+    pub(crate) fn ask(&self, action: Action) -> Result<(), ActorProcessingErr> {
+        let reader = match action {
+            Action::Load(..) => &self.loader,
+            Action::Retake(_) => &self.taker,
+            _ => &self.clerk,
+        };
+        Ok(reader.cast(Question::Ledger(action))?)
+    }
+}
+
+/// One of a shard's readers: keys are loaded by one, everything that may take longer is read by another. What became of a
+/// commit is asked by a third, as the whole shard waits for that.
 pub(crate) struct Reader;
 
 /// What it holds.
@@ -33,6 +54,8 @@ pub(crate) struct ReaderState {
     env: Arc<Env>,
     shard_no: ShardNo,
     shard: ActorRef<ShardMessage>,
+    /// Dead letters that can be read at once in the time that a statement has.
+    letters: usize,
 }
 
 impl Actor for Reader {
@@ -45,7 +68,7 @@ impl Actor for Reader {
         _: ActorRef<Question>,
         (env, shard_no, shard): Self::Arguments,
     ) -> Result<ReaderState, ActorProcessingErr> {
-        Ok(ReaderState { env, shard_no, shard })
+        Ok(ReaderState { env, shard_no, shard, letters: usize::MAX })
     }
 
     async fn handle(
@@ -62,14 +85,12 @@ impl Actor for Reader {
 }
 
 impl ReaderState {
-    async fn answer(&self, question: Question) -> Result<Option<ShardMessage>, StoreError> {
-        let (store, shard) = (&self.env.store, self.shard_no);
+    async fn answer(&mut self, question: Question) -> Result<Option<ShardMessage>, StoreError> {
+        let env = Arc::clone(&self.env);
+        let (store, shard) = (&env.store, self.shard_no);
         let action = match question {
             Question::Ledger(action) => action,
-            Question::Commands => {
-                let commands = store.queries().open_commands(shard).await.unwrap_or_default();
-                return Ok((!commands.is_empty()).then_some(ShardMessage::Commands(commands)));
-            }
+            Question::Commands => return Ok(self.commands().await),
         };
         Ok(match action {
             Action::Load(slots, keys) => {
@@ -88,10 +109,7 @@ impl ReaderState {
                 let rows = self.ask(|| store.page(shard, key.clone(), after, limit)).await?;
                 Some(ShardMessage::Paged(slot, token, rows))
             }
-            Action::FindDead(command, filter, limit) => {
-                let letters = self.ask(|| store.dead(shard, filter.clone(), limit)).await?;
-                Some(ShardMessage::DeadFound(command, letters))
-            }
+            Action::FindDead(command, filter, after, limit) => Some(self.dead(command, (filter, after), limit).await),
             Action::Retake(epoch) => {
                 let taken = self.ask(|| store.retake(shard, epoch)).await;
                 Some(ShardMessage::Retaken(taken))
@@ -116,11 +134,50 @@ impl ReaderState {
         })
     }
 
+    /// Commands that are open. It is asked again soon: what fails now is only said.
+    async fn commands(&self) -> Option<ShardMessage> {
+        match self.env.store.queries().open_commands(self.shard_no).await {
+            Ok(commands) => (!commands.is_empty()).then_some(ShardMessage::Commands(commands)),
+            Err(error) => {
+                warn!(shard = self.shard_no, %error, "operators' commands cannot be read, trying again");
+                None
+            }
+        }
+    }
+
+    /// Dead letters may be large: fewer are asked for after a read that failed, more again after one that did not.
+    async fn dead(
+        &mut self,
+        command: i64,
+        (filter, after): (DeadFilter, Option<DeadPlace>),
+        most: usize,
+    ) -> ShardMessage {
+        let (store, shard) = (Arc::clone(&self.env.store), self.shard_no);
+        loop {
+            let limit = self.letters.clamp(1, most);
+            match store.dead(shard, filter.clone(), after.clone(), limit).await {
+                Ok(letters) => {
+                    self.letters = limit.saturating_mul(2);
+                    return ShardMessage::DeadFound(command, letters);
+                }
+                Err(StoreError::Unavailable(error)) => {
+                    warn!(shard, limit, error, "dead letters cannot be read, trying again with fewer");
+                    self.letters = limit / 2;
+                    sleep(AGAIN).await;
+                }
+                Err(error) => {
+                    warn!(shard, command, %error, "dead letters cannot be read: the command ends here");
+                    return ShardMessage::DeadRefused(command);
+                }
+            }
+        }
+    }
+
     /// Asks until the store answers; an outage is waited for.
     async fn ask<'a, T>(&'a self, question: impl Fn() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
         loop {
             match question().await {
-                Err(StoreError::Unavailable(error)) => {
+                Err(StoreError::Unavailable(error) | StoreError::Refused(error)) => {
                     warn!(shard = self.shard_no, error, "store cannot be read, trying again");
                     sleep(AGAIN).await;
                 }

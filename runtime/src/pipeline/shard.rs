@@ -12,7 +12,7 @@ use super::dispatcher::handover::Handover;
 use super::dispatcher::publisher::Progress;
 use super::ingress::IngressMessage;
 use super::ledger::{Action, ActorIx, Arrival, FaultNote, Gauges, Ledger, RunOrder, RunReport, SlotIx};
-use super::reader::Question;
+use super::reader::{Question, Readers};
 use crate::message::ShardNo;
 use crate::metrics::{Alarm, DedupSource, ShardMetrics};
 use crate::store::query::OpenCommand;
@@ -29,8 +29,7 @@ pub(crate) enum ShardMessage {
     /// The shard's other children, once.
     Wire {
         keys: ActorRef<KeysMessage>,
-        loader: ActorRef<Question>,
-        clerk: ActorRef<Question>,
+        readers: Readers,
         /// The ways to the dispatchers, by sink.
         handovers: Arc<[Arc<Handover>]>,
     },
@@ -57,6 +56,8 @@ pub(crate) enum ShardMessage {
     Paged(SlotIx, u64, Vec<PendingRow>),
     Commands(Vec<OpenCommand>),
     DeadFound(i64, Vec<DeadLetter>),
+    /// They cannot be read.
+    DeadRefused(i64),
     Tick,
     /// Whether nothing is in hand.
     IsIdle(RpcReplyPort<bool>),
@@ -74,8 +75,7 @@ pub(crate) struct ShardState {
     ledger: Ledger,
     metrics: ShardMetrics,
     keys: Option<ActorRef<KeysMessage>>,
-    loader: Option<ActorRef<Question>>,
-    clerk: Option<ActorRef<Question>>,
+    readers: Option<Readers>,
     committer: Option<ActorRef<CommitterMessage>>,
     ingresses: Vec<Option<ActorRef<IngressMessage>>>,
     actors: Vec<Option<ActorRef<RunOrder>>>,
@@ -105,8 +105,7 @@ impl Actor for Shard {
             env,
             ledger,
             keys: None,
-            loader: None,
-            clerk: None,
+            readers: None,
             committer: None,
             actors: Vec::new(),
             handovers: Arc::new([]),
@@ -160,6 +159,7 @@ impl ShardState {
             ShardMessage::Paged(slot, token, rows) => ledger.paged(slot, token, rows, now),
             ShardMessage::Commands(commands) => commands.into_iter().for_each(|command| ledger.command(command)),
             ShardMessage::DeadFound(command, letters) => ledger.dead_found(command, letters, now),
+            ShardMessage::DeadRefused(command) => ledger.command_ends(command),
             ShardMessage::Tick => self.tick(now),
             ShardMessage::IsIdle(reply) => drop(reply.send(ledger.is_idle())),
             ShardMessage::Drain(reply) => {
@@ -186,9 +186,9 @@ impl ShardState {
 
     fn wire(&mut self, message: ShardMessage) {
         match message {
-            ShardMessage::Wire { keys, loader, clerk, handovers } => {
+            ShardMessage::Wire { keys, readers, handovers } => {
                 self.handovers = handovers;
-                (self.keys, self.loader, self.clerk) = (Some(keys), Some(loader), Some(clerk));
+                (self.keys, self.readers) = (Some(keys), Some(readers));
                 for action in std::mem::take(&mut self.early) {
                     // The children were just started: a refusal would be seen as their death.
                     drop(self.perform(action));
@@ -245,8 +245,8 @@ impl ShardState {
         if !self.ticks.is_multiple_of(TICKS_PER_LOOK) {
             return;
         }
-        if let Some(clerk) = &self.clerk {
-            drop(clerk.cast(Question::Commands));
+        if let Some(readers) = &self.readers {
+            drop(readers.clerk.cast(Question::Commands));
         }
         let gauges = self.ledger.gauges(now);
         self.metrics.set_resident_actors(u64::from(gauges.actors));
@@ -337,13 +337,13 @@ impl ShardState {
                 Some(actor) => drop(actor.cast(order)),
                 None => warn!(shard = self.no, actor, "run ordered from an actor that is gone"),
             },
-            Action::Load(..) => ask(self.loader.as_ref(), action)?,
-            Action::FetchDue(_)
+            Action::Load(..)
+            | Action::Retake(_)
+            | Action::FetchDue(_)
             | Action::FetchOrphans(..)
             | Action::Page(..)
             | Action::FindDead(..)
-            | Action::Retake(_)
-            | Action::Trim(_) => ask(self.clerk.as_ref(), action)?,
+            | Action::Trim(_) => self.readers.as_ref().map_or(Ok(()), |readers| readers.ask(action))?,
             Action::Spawn(more) => {
                 if let Some(keys) = &self.keys {
                     keys.cast(KeysMessage::Spawn(more))?;
@@ -381,13 +381,6 @@ impl ShardState {
         if let Some(ingress) = &self.ingresses[source as usize] {
             drop(ingress.cast(message));
         }
-    }
-}
-
-fn ask(reader: Option<&ActorRef<Question>>, action: Action) -> Result<(), ActorProcessingErr> {
-    match reader {
-        Some(reader) => Ok(reader.cast(Question::Ledger(action))?),
-        None => Ok(()),
     }
 }
 

@@ -17,9 +17,9 @@ use super::lease::{Leases, Worker};
 use super::query::{DeadFilter, ImportProgress, NewCommand, Queries};
 use super::watch::LogWatch;
 use super::{
-    Commit, Counters, DeadLetter, Due, Epoch, Event, HistoryRow, Identity, InboxRows, KeyRow, Outcome, PendingRow,
-    ServiceKey, Setup, SourcePositions, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim, Watermarks,
-    declared,
+    Commit, Counters, DeadLetter, DeadPlace, Due, Epoch, Event, HistoryRow, Identity, InboxRows, KeyRow, Outcome,
+    PendingRow, ServiceKey, Setup, SourcePositions, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
+    Watermarks, declared,
 };
 use crate::clock::{Clock, Millis};
 use crate::handler::{Column, ColumnKind, RowWrite, Table};
@@ -214,8 +214,14 @@ impl MemoryStore {
     }
 
     /// [`Store::dead`].
-    pub fn dead_now(&self, shard: ShardNo, filter: &DeadFilter, limit: usize) -> Vec<DeadLetter> {
-        self.inner().dead_letters(shard, filter, limit)
+    pub fn dead_now(
+        &self,
+        shard: ShardNo,
+        filter: &DeadFilter,
+        after: Option<&DeadPlace>,
+        limit: usize,
+    ) -> Vec<DeadLetter> {
+        self.inner().dead_letters(shard, filter, after, limit)
     }
 
     /// [`Store::read_log`].
@@ -316,8 +322,14 @@ impl Store for MemoryStore {
         Box::pin(async move { Ok(self.page_now(shard, &key, after, limit)) })
     }
 
-    fn dead(&self, shard: ShardNo, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<DeadLetter>> {
-        Box::pin(async move { Ok(self.dead_now(shard, &filter, limit)) })
+    fn dead(
+        &self,
+        shard: ShardNo,
+        filter: DeadFilter,
+        after: Option<DeadPlace>,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<DeadLetter>> {
+        Box::pin(async move { Ok(self.dead_now(shard, &filter, after.as_ref(), limit)) })
     }
 
     fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {

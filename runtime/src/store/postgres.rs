@@ -36,8 +36,8 @@ use super::lease::Leases;
 use super::query::{DeadFilter, EventRow, Queries};
 use super::reshard::{self, ReshardError, Resharded};
 use super::{
-    Access, Commit, DeadLetter, Due, Epoch, Identity, InboxRows, IntakeRows, KeyRow, Outcome, PendingRow, ServiceKey,
-    Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
+    Access, Commit, DeadLetter, DeadPlace, Due, Epoch, Identity, InboxRows, IntakeRows, KeyRow, Outcome, PendingRow,
+    ServiceKey, Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
 };
 use crate::clock::Millis;
 use crate::message::ShardNo;
@@ -220,8 +220,14 @@ impl Store for PgStore {
         Box::pin(read::page(&self.queries, shard, key, after, limit))
     }
 
-    fn dead(&self, shard: ShardNo, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<DeadLetter>> {
-        Box::pin(async move { read::dead(&self.queries, shard, &filter, limit).await })
+    fn dead(
+        &self,
+        shard: ShardNo,
+        filter: DeadFilter,
+        after: Option<DeadPlace>,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<DeadLetter>> {
+        Box::pin(async move { read::dead(&self.queries, shard, &filter, after, limit).await })
     }
 
     fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
@@ -268,12 +274,16 @@ impl Store for PgStore {
                 .put(trim.log.values().map(|position| i64::from(position.index) + 1).collect::<Vec<_>>())
                 .put(TRIM_ROWS);
             self.queries.run(TRIM_LOG, args).await?;
-            for (sql, bound) in [(TRIM_COMMITS, trim.commits_below), (TRIM_HISTORY, trim.history_before)] {
-                let args = Args::default().put(shard_no(shard)).put(signed(bound)).put(TRIM_ROWS);
-                self.queries.run(sql, args).await?;
-            }
+            let args = Args::default().put(shard_no(shard)).put(signed(trim.commits_below)).put(TRIM_ROWS);
+            self.queries.run(TRIM_COMMITS, args).await?;
+            let args = Args::default().put(signed(trim.history_before)).put(shard_no(shard)).put(TRIM_ROWS);
+            self.queries.run(TRIM_HISTORY, args).await?;
             Ok(())
         })
+    }
+
+    fn oldest_transaction(&self) -> StoreFuture<'_, Option<Duration>> {
+        Box::pin(read::oldest_transaction(&self.queries))
     }
 
     fn queries(&self) -> &dyn Queries {
@@ -291,8 +301,10 @@ const TRIM_LOG: &str = "DELETE FROM log WHERE ctid = ANY (ARRAY(
     WHERE l.no < p.no OR l.count <= p.passed LIMIT $5))";
 const TRIM_COMMITS: &str = "DELETE FROM commits WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM commits WHERE shard = $1 AND commit_no < $2 ORDER BY commit_no LIMIT $3))";
+/// Its arguments are of other types than those of [`TRIM_COMMITS`]: whatever stands between could mix statements up, the
+/// server would refuse one's arguments to the other.
 const TRIM_HISTORY: &str = "DELETE FROM history WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM history WHERE shard = $1 AND at < $2 ORDER BY at LIMIT $3))";
+    SELECT ctid FROM history WHERE at < $1 AND shard = $2 ORDER BY at LIMIT $3))";
 
 /// In a task of its own: a transaction must not be left open because nobody waits any more.
 #[expect(clippy::disallowed_methods, reason = "it holds a transaction, which must come to its end")]

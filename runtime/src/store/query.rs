@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::{
-    Counters, DeadLetter, Epoch, Event, HistoryRow, LogRow, PendingRow, SourcePositions, StoreFuture, Watermarks,
+    Counters, DeadLetter, Epoch, Event, HistoryRow, LogRow, PendingRow, SourcePositions, StoreError, StoreFuture,
+    Watermarks,
 };
 use crate::clock::Millis;
 use crate::message::ShardNo;
@@ -82,6 +84,15 @@ pub struct OpenCommand {
     pub filter: DeadFilter,
     /// Who asked.
     pub who: String,
+}
+
+/// A command as it was read, or nothing and a line in the log: one that a newer program recorded must not keep this one
+/// from those that it understands.
+pub(super) fn readable(shard: ShardNo, id: i64, read: Result<OpenCommand, StoreError>) -> Option<OpenCommand> {
+    read.inspect_err(
+        |error| warn!(shard, command = id, %error, "an operator's command is not understood, it stays open"),
+    )
+    .ok()
 }
 
 /// How far a command is.

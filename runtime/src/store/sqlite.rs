@@ -31,8 +31,8 @@ use super::query::{DeadFilter, EventRow, Queries};
 use super::reshard::{self, ReshardError, Resharded};
 use super::watch::LogWatch;
 use super::{
-    Commit, DeadLetter, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup, Store,
-    StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
+    Commit, DeadLetter, DeadPlace, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup,
+    Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
 };
 use crate::clock::Millis;
 use crate::message::ShardNo;
@@ -238,8 +238,14 @@ impl Store for SqliteStore {
         Box::pin(read::page(&self.readers, shard, key, after, limit))
     }
 
-    fn dead(&self, shard: ShardNo, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<DeadLetter>> {
-        Box::pin(read::dead(&self.readers, shard, filter, limit))
+    fn dead(
+        &self,
+        shard: ShardNo,
+        filter: DeadFilter,
+        after: Option<DeadPlace>,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<DeadLetter>> {
+        Box::pin(read::dead(&self.readers, shard, filter, after, limit))
     }
 
     fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {

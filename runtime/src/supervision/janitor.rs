@@ -1,5 +1,5 @@
-//! Keeps the gauges that only the store can tell: dead letters, waiting and held keys, unread messages.
-//! In: the time. Out: gauges per shard.
+//! Keeps the gauges that only the store can tell: dead letters, waiting and held keys, unread messages, old transactions.
+//! In: the time. Out: gauges per shard and of the store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,25 +8,41 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tracing::{info, warn};
 
 use super::Env;
-use crate::metrics::Alarm;
+use crate::clock::Stopwatch;
+use crate::metrics::{Alarm, WorkerAlarm};
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_secs(2);
+/// How often it looks for old transactions, at least.
+const TRANSACTIONS_EVERY: Duration = Duration::from_secs(15);
 
 /// The janitor.
 pub(crate) struct Janitor;
 
+/// What it holds.
+pub(crate) struct JanitorState {
+    env: Arc<Env>,
+    /// Since transactions were looked at.
+    looked: Option<Stopwatch>,
+}
+
 impl Actor for Janitor {
     type Msg = ();
-    type State = Arc<Env>;
+    type State = JanitorState;
     type Arguments = Arc<Env>;
 
-    async fn pre_start(&self, myself: ActorRef<()>, env: Arc<Env>) -> Result<Arc<Env>, ActorProcessingErr> {
+    async fn pre_start(&self, myself: ActorRef<()>, env: Arc<Env>) -> Result<JanitorState, ActorProcessingErr> {
         myself.send_interval(EVERY, || ());
-        Ok(env)
+        Ok(JanitorState { env, looked: None })
     }
 
-    async fn handle(&self, _: ActorRef<()>, (): (), env: &mut Arc<Env>) -> Result<(), ActorProcessingErr> {
+    async fn handle(&self, _: ActorRef<()>, (): (), state: &mut JanitorState) -> Result<(), ActorProcessingErr> {
+        let env = &state.env;
+        let every = TRANSACTIONS_EVERY.min(env.settings.store.transaction_age_max);
+        if state.looked.as_ref().is_none_or(|looked| looked.elapsed() >= every) {
+            look_at_transactions(env).await;
+            state.looked = Some(Stopwatch::start());
+        }
         // While the store cannot be read the gauges keep their last values; its alarm says why.
         let owner = env.fleet.is_some().then(|| env.owner());
         for row in env.store.queries().shards().await.unwrap_or_default() {
@@ -49,5 +65,23 @@ impl Actor for Janitor {
             }
         }
         Ok(())
+    }
+}
+
+/// While it cannot be told, the last answer stays.
+async fn look_at_transactions(env: &Env) {
+    let age = match env.store.oldest_transaction().await {
+        Ok(Some(age)) => age,
+        Ok(None) => return,
+        Err(error) => return warn!(%error, "how old the store's transactions are cannot be told"),
+    };
+    env.metrics.set_oldest_transaction(age);
+    let most = env.settings.store.transaction_age_max;
+    let long = age > most;
+    if env.metrics.set_worker_alarm(WorkerAlarm::LongTransaction, long) {
+        match long {
+            true => warn!(?age, ?most, "a transaction is open in the database for long: it keeps dead rows there"),
+            false => info!("no transaction is open in the database for long any more"),
+        }
     }
 }

@@ -222,7 +222,7 @@ impl RootState {
 }
 
 fn is_outage(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
-    matches!(error.downcast_ref::<StoreError>(), Some(StoreError::Unavailable(_)))
+    matches!(error.downcast_ref::<StoreError>(), Some(StoreError::Unavailable(_) | StoreError::Refused(_)))
 }
 
 async fn take(

@@ -20,7 +20,7 @@ use crate::pipeline::dispatcher::handover::Handover;
 use crate::pipeline::dispatcher::{Dispatcher, DispatcherArgs, DispatcherMessage};
 use crate::pipeline::ingress::{Ingress, IngressArgs, IngressMessage};
 use crate::pipeline::ledger::{Ledger, LedgerConfig, SourceInfo};
-use crate::pipeline::reader::{Question, Reader};
+use crate::pipeline::reader::{Reader, Readers};
 use crate::pipeline::shard::{Shard, ShardMessage};
 use crate::transport::Transport;
 
@@ -318,13 +318,12 @@ async fn start(
     let me = || myself.get_cell();
     let (shard, _) = Actor::spawn_linked(None, Shard, (env.clone(), ledger, no), me()).await?;
     let reader = || Actor::spawn_linked(None, Reader, (env.clone(), no, shard.clone()), me());
-    let (loader, _): (ActorRef<Question>, _) = reader().await?;
-    let (clerk, _): (ActorRef<Question>, _) = reader().await?;
+    let readers = Readers { loader: reader().await?.0, clerk: reader().await?.0, taker: reader().await?.0 };
     let keys = KeysArgs { env: env.clone(), shard_no: no, shard: shard.clone(), live: args.live.clone() };
     let (keys, _) = Actor::spawn_linked(None, Keys, keys, me()).await?;
     let committer = committer(myself, args, &shard).await?;
     let handovers: Arc<[Arc<Handover>]> = env.sinks.iter().map(|_| Arc::default()).collect();
-    shard.cast(ShardMessage::Wire { keys: keys.clone(), loader, clerk, handovers: handovers.clone() })?;
+    shard.cast(ShardMessage::Wire { keys: keys.clone(), readers, handovers: handovers.clone() })?;
     let mut dispatchers = Vec::new();
     for sink in 0..u16::try_from(env.sinks.len())? {
         dispatchers.push(dispatcher(myself, args, &shard, (sink, &handovers)).await?);

@@ -20,6 +20,7 @@ pub(super) type OwnerId = usize;
 pub(super) enum Lane {
     Loader(bool),
     Clerk(bool),
+    Taker(bool),
     Committer(bool),
     Actor(ActorIx, bool),
     Ingress(u16),

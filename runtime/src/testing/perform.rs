@@ -25,8 +25,8 @@ impl World {
                 | Action::FetchOrphans(..)
                 | Action::Page(..)
                 | Action::FindDead(..)
-                | Action::Retake(_)
                 | Action::Trim(_) => self.question(id, Lane::Clerk(true), action),
+                Action::Retake(_) => self.question(id, Lane::Taker(true), action),
                 Action::Run(actor, order) => {
                     let delay = self.dice.below(400);
                     let at = owner.arrival(Lane::Actor(actor, true), now, delay);
@@ -116,13 +116,16 @@ impl World {
                 self.witness.stats.pages += 1;
                 Told::Paged(slot, token, store.page_now(shard, &key, after, limit))
             }
-            Action::FindDead(id, filter, limit) => Told::DeadFound(id, store.dead_now(shard, &filter, limit)),
+            Action::FindDead(id, filter, after, limit) => {
+                Told::DeadFound(id, store.dead_now(shard, &filter, after.as_ref(), limit))
+            }
             Action::Retake(epoch) => {
                 let taken = store.retake_now(shard, epoch);
                 if let Ok(taken) = &taken {
                     self.witness.epochs.insert(shard, taken.epoch);
                 }
-                Told::Retaken(taken)
+                self.told(id, Lane::Taker(false), 500, Told::Retaken(taken));
+                return Ok(());
             }
             Action::Trim(trim) => {
                 store.trim_now(shard, &trim);

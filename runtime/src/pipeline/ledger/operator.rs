@@ -5,7 +5,7 @@ use super::slot::{From, SlotIx};
 use super::{Action, Ledger};
 use crate::clock::Millis;
 use crate::store::query::{Action as Wanted, OpenCommand};
-use crate::store::{CommandResult, DeadLetter, HistoryRow, Part, PendingKind, PendingRow};
+use crate::store::{CommandResult, DeadLetter, DeadPlace, HistoryRow, Part, PendingKind, PendingRow};
 
 /// Dead letters looked up at once.
 const FIND_MAX: usize = 500;
@@ -25,6 +25,8 @@ pub(crate) struct Progress {
     command: OpenCommand,
     /// Letters found whose operations are not durable.
     outstanding: usize,
+    /// The last letter that was looked at: what cannot be replayed stays, and what stands behind it is found all the same.
+    after: Option<DeadPlace>,
 }
 
 impl Ledger {
@@ -39,16 +41,17 @@ impl Ledger {
                 merge(&mut self.batches.loose().part, CommandResult { command: command.id, affected, done: true });
             }
             Wanted::Replay | Wanted::Discard => {
-                self.out.push(Action::FindDead(command.id, command.filter.clone(), FIND_MAX));
+                self.out.push(Action::FindDead(command.id, command.filter.clone(), None, FIND_MAX));
             }
         }
-        self.command = Some(Progress { command, outstanding: 0 });
+        self.command = Some(Progress { command, outstanding: 0, after: None });
     }
 
     /// The store's answer to [`Action::FindDead`].
     pub fn dead_found(&mut self, id: i64, letters: Vec<DeadLetter>, now: Millis) {
         let Some(progress) = self.command.as_ref().filter(|progress| progress.command.id == id) else { return };
         let (action, who) = (progress.command.action.clone(), progress.command.who.clone());
+        let last = letters.last().map(|letter| (letter.key.clone(), letter.seq));
         let mut outstanding = 0;
         for letter in letters {
             let service = self.config.services.iter().position(|service| service.name == letter.service);
@@ -81,10 +84,19 @@ impl Ledger {
                 }
             }
         }
-        if let Some(progress) = self.command.as_mut() {
-            progress.outstanding = outstanding;
+        let Some(progress) = self.command.as_mut() else { return };
+        progress.outstanding = outstanding;
+        if last.is_some() {
+            progress.after = last;
+            self.command_step(0);
+        } else {
+            self.command_ends(id);
         }
-        if outstanding == 0 {
+    }
+
+    /// Nothing more is to be done for a command: all of its letters were seen, or they cannot be read.
+    pub fn command_ends(&mut self, id: i64) {
+        if self.command.as_ref().is_some_and(|progress| progress.command.id == id) {
             merge(&mut self.batches.loose().part, CommandResult { command: id, affected: 0, done: true });
         }
     }
@@ -179,6 +191,9 @@ impl Ledger {
     /// A part with an operator's result was refused: its letters are found again.
     pub(super) fn command_undone(&mut self, part: &Part) {
         if part.command.is_some() {
+            if let Some(progress) = self.command.as_mut() {
+                progress.after = None;
+            }
             self.command_step(part.undead.len());
         }
     }
@@ -188,7 +203,7 @@ impl Ledger {
         progress.outstanding = progress.outstanding.saturating_sub(operations);
         if progress.outstanding == 0 {
             let (id, filter) = (progress.command.id, progress.command.filter.clone());
-            self.out.push(Action::FindDead(id, filter, FIND_MAX));
+            self.out.push(Action::FindDead(id, filter, progress.after.clone(), FIND_MAX));
         }
     }
 }

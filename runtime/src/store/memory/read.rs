@@ -9,8 +9,8 @@ use crate::clock::Millis;
 use crate::message::ShardNo;
 use crate::store::query::DeadFilter;
 use crate::store::{
-    CommitIds, DeadLetter, Due, Epoch, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError, StoredLogRow,
-    TakenShard, Trim,
+    CommitIds, DeadLetter, DeadPlace, Due, Epoch, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError,
+    StoredLogRow, TakenShard, Trim,
 };
 use crate::transport::{Position, Positions};
 
@@ -90,8 +90,16 @@ impl Inner {
         rows.take(limit).cloned().collect()
     }
 
-    pub(super) fn dead_letters(&self, shard: ShardNo, filter: &DeadFilter, limit: usize) -> Vec<DeadLetter> {
-        let mut letters: Vec<&DeadLetter> = self.dead_of(shard).filter(|letter| filter.matches(letter)).collect();
+    pub(super) fn dead_letters(
+        &self,
+        shard: ShardNo,
+        filter: &DeadFilter,
+        after: Option<&DeadPlace>,
+        limit: usize,
+    ) -> Vec<DeadLetter> {
+        let behind = |letter: &DeadLetter| after.is_none_or(|(key, seq)| (&letter.key, letter.seq) > (key, *seq));
+        let found = self.dead_of(shard).filter(|letter| filter.matches(letter) && behind(letter));
+        let mut letters: Vec<&DeadLetter> = found.collect();
         letters.sort_by(|a, b| (&a.key, a.seq).cmp(&(&b.key, b.seq)));
         letters.into_iter().take(limit).cloned().collect()
     }

@@ -88,7 +88,7 @@ impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Corrupt(text) => Self::Corrupt(text),
-            Failure::Refused { error, .. } => Self::Unavailable(error),
+            Failure::Refused { error, .. } => Self::Refused(error),
             Failure::Again(text)
             | Failure::TooLong(text)
             | Failure::Forgotten(text)

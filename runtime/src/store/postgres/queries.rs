@@ -11,7 +11,7 @@ use super::{PgStore, decode, explain};
 use crate::message::ShardNo;
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Queries,
-    ShardRow, Story,
+    ShardRow, Story, readable,
 };
 use crate::store::{DeadLetter, StoreError, StoreFuture, layout};
 
@@ -138,14 +138,14 @@ impl Queries for PgStore {
                 ORDER BY id LIMIT $2";
             let rows = self.queries.read(sql, Args::default().put(shard_no(shard)).put(COMMANDS_MAX)).await?;
             let open = |row: &PgRow| {
-                Ok(OpenCommand {
-                    id: decode::get(row, 0)?,
-                    action: decode::json(row, 1)?,
-                    filter: decode::json(row, 2)?,
-                    who: decode::get(row, 3)?,
-                })
+                let id = decode::get(row, 0)?;
+                let read = || {
+                    let (action, filter) = (decode::json(row, 1)?, decode::json(row, 2)?);
+                    Ok(OpenCommand { id, action, filter, who: decode::get(row, 3)? })
+                };
+                Ok(readable(shard, id, read()))
             };
-            rows.iter().map(open).collect()
+            rows.iter().filter_map(|row| open(row).transpose()).collect()
         })
     }
 

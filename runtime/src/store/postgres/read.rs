@@ -2,6 +2,7 @@
 //! In: a shard and bounds. Out: rows; every statement is bounded and follows an index.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sqlx::AssertSqlSafe;
@@ -15,8 +16,8 @@ use crate::message::ShardNo;
 use crate::store::layout;
 use crate::store::query::DeadFilter;
 use crate::store::{
-    CommitIds, DeadLetter, Due, InboxRows, IntakeRow, IntakeRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError,
-    StoredLogRow,
+    CommitIds, DeadLetter, DeadPlace, Due, InboxRows, IntakeRow, IntakeRows, KeyRow, PendingRow, RowSpan, ServiceKey,
+    StoreError, StoredLogRow,
 };
 use crate::transport::Positions;
 
@@ -166,11 +167,17 @@ pub(super) async fn dead(
     links: &Links,
     shard: ShardNo,
     filter: &DeadFilter,
+    after: Option<DeadPlace>,
     limit: usize,
 ) -> Result<Vec<DeadLetter>, StoreError> {
-    let sql =
-        format!("SELECT {} FROM dead_letters WHERE shard = $7 AND {FILTER} ORDER BY key, seq LIMIT $8", decode::DEAD);
-    let args = filtered(filter).put(shard_no(shard)).put(count(limit));
+    let sql = format!(
+        "SELECT {} FROM dead_letters WHERE shard = $7 AND ($9::text IS NULL OR (key, seq) > ($9, $10)) AND {FILTER}
+         ORDER BY key, seq LIMIT $8",
+        decode::DEAD
+    );
+    let (key, seq) = after.unzip();
+    let args =
+        filtered(filter).put(shard_no(shard)).put(count(limit)).put(key.as_deref().map(stored)).put(seq.map(signed));
     links.read(AssertSqlSafe(sql), args).await?.iter().map(decode::dead).collect()
 }
 
@@ -256,6 +263,21 @@ pub(super) async fn read_intake(
         });
     }
     Ok(found)
+}
+
+/// Of other roles' sessions only a member of `pg_monitor` sees since when they are in a transaction. A session that has read
+/// under read committed, and waits, keeps nothing; what vacuum itself does keeps nothing either.
+const OLDEST: &str = "SELECT greatest(
+        (SELECT max(extract(epoch FROM clock_timestamp() - xact_start)) FROM pg_stat_activity
+            WHERE datname = current_database() AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
+                AND backend_type <> 'autovacuum worker' AND pid <> pg_backend_pid()),
+        (SELECT max(extract(epoch FROM clock_timestamp() - prepared)) FROM pg_prepared_xacts
+            WHERE database = current_database()), 0)::float8";
+
+pub(super) async fn oldest_transaction(links: &Links) -> Result<Option<Duration>, StoreError> {
+    let rows = links.read(OLDEST, Args::default()).await?;
+    let seconds: f64 = rows.first().map_or(Ok(0.0), |row| decode::get(row, 0))?;
+    Ok(Some(Duration::try_from_secs_f64(seconds).unwrap_or_default()))
 }
 
 /// A number as PostgreSQL has it; one that is too large is larger than all that is stored either way.

@@ -2,7 +2,7 @@
 //! In: a connection of its own and what the program brings. Out: what the store recorded at first start.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgRow;
@@ -12,7 +12,16 @@ use super::failure::Failure;
 use super::{decode, tables};
 use crate::store::{Identity, Setup, StoreError};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+/// Without the driver's own lock: it belongs to a session, and behind a pooler the statement that gives it back may reach
+/// another one. [`LOCK`] ends with its transaction.
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrations = sqlx::migrate!("migrations/postgres");
+    migrations.set_locking(false);
+    migrations
+});
+
+/// Held by whoever brings the store of this database into shape; the number is any that others do not use.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(5783261409127364001)";
 
 /// Asks whether there is a store.
 pub(super) const THERE: &str = "SELECT coalesce(to_regclass('_sqlx_migrations') IS NOT NULL
@@ -35,11 +44,8 @@ pub(super) fn known(found: u32) -> Result<u32, StoreError> {
 /// Does all of it; nothing but migrations happens when something is refused. It is not to be cancelled: it holds a
 /// transaction.
 pub(super) async fn prepare(connection: &mut PgConnection, setup: &Setup) -> Result<Identity, StoreError> {
-    known(format(connection).await.map_err(failed)?)?;
-    MIGRATIONS.run_direct(None, &mut *connection, false).await.map_err(|error| match error {
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => failed(error),
-        other => StoreError::Corrupt(format!("the store's format cannot be brought up to date: {other}")),
-    })?;
+    encoded(connection).await?;
+    migrate(connection).await?;
     warn_of_lost_commits(connection).await;
     let mut transaction = connection.begin().await.map_err(failed)?;
     // Workers that start together do it one after the other.
@@ -63,6 +69,29 @@ pub(super) async fn prepare(connection: &mut PgConnection, setup: &Setup) -> Res
     let hash_key = hash_key(&query(HASH_KEY).fetch_all(&mut *transaction).await.map_err(failed)?)?;
     transaction.commit().await.map_err(failed)?;
     Ok(Identity { hash_key, services })
+}
+
+/// Texts are those of messages: an encoding that lacks some of their characters would refuse whole commits.
+async fn encoded(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let sql = "SELECT current_setting('server_encoding')";
+    let encoding: String = query_scalar(sql).fetch_one(connection).await.map_err(failed)?;
+    if encoding == "UTF8" {
+        return Ok(());
+    }
+    let how = "make one with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0";
+    Err(StoreError::Url(format!("names a database with the encoding {encoding}, it must be UTF8: {how}")))
+}
+
+/// Workers that start together do it one after the other; a pooler keeps to one server connection within a transaction.
+async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
+    let mut transaction = connection.begin().await.map_err(failed)?;
+    query(LOCK).execute(&mut *transaction).await.map_err(failed)?;
+    known(format(&mut transaction).await.map_err(failed)?)?;
+    MIGRATIONS.run_direct(None, &mut *transaction, false).await.map_err(|error| match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => failed(error),
+        other => StoreError::Corrupt(format!("the store's format cannot be brought up to date: {other}")),
+    })?;
+    transaction.commit().await.map_err(failed)
 }
 
 /// The services' numbers by their names.

@@ -13,7 +13,7 @@ use super::{SqliteStore, decode, explain};
 use crate::message::ShardNo;
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Queries,
-    ShardRow, Story,
+    ShardRow, Story, readable,
 };
 use crate::store::{DeadLetter, StoreError, StoreFuture, layout};
 
@@ -115,14 +115,14 @@ impl Queries for SqliteStore {
             );
             let rows = rows.bind(shard).bind(COMMANDS_MAX).fetch_all(&self.readers).await.map_err(failed)?;
             let open = |row: &SqliteRow| {
-                Ok(OpenCommand {
-                    id: decode::get(row, 0)?,
-                    action: decode::json(row, 1)?,
-                    filter: decode::json(row, 2)?,
-                    who: decode::get(row, 3)?,
-                })
+                let id = decode::get(row, 0)?;
+                let read = || {
+                    let (action, filter) = (decode::json(row, 1)?, decode::json(row, 2)?);
+                    Ok(OpenCommand { id, action, filter, who: decode::get(row, 3)? })
+                };
+                Ok(readable(shard, id, read()))
             };
-            rows.iter().map(open).collect()
+            rows.iter().filter_map(|row| open(row).transpose()).collect()
         })
     }
 

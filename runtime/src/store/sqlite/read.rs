@@ -16,7 +16,7 @@ use crate::message::ShardNo;
 use crate::store::layout;
 use crate::store::query::DeadFilter;
 use crate::store::{
-    CommitIds, DeadLetter, Due, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError, StoredLogRow,
+    CommitIds, DeadLetter, DeadPlace, Due, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError, StoredLogRow,
 };
 use crate::transport::Positions;
 
@@ -195,13 +195,20 @@ pub(super) async fn dead(
     pool: &SqlitePool,
     shard: ShardNo,
     filter: DeadFilter,
+    after: Option<DeadPlace>,
     limit: usize,
 ) -> Result<Vec<DeadLetter>, StoreError> {
-    let sql =
-        format!("SELECT {} FROM dead_letters WHERE shard = ?7 AND {FILTER} ORDER BY key, seq LIMIT ?8", decode::DEAD);
+    let sql = format!(
+        "SELECT {} FROM dead_letters WHERE shard = ?7 AND (?9 IS NULL OR (key, seq) > (?9, ?10)) AND {FILTER}
+         ORDER BY key, seq LIMIT ?8",
+        decode::DEAD
+    );
+    let (key, seq) = after.unzip();
     let rows = bind_filter!(query(AssertSqlSafe(sql)), filter)
         .bind(shard)
         .bind(count(limit))
+        .bind(key)
+        .bind(seq.map(signed))
         .fetch_all(pool)
         .await
         .map_err(failed)?;

@@ -171,6 +171,10 @@ impl Why {
 fn is_refusal(error: &StoreError) -> bool {
     matches!(
         error,
-        StoreError::Owned { .. } | StoreError::CodeVersion { .. } | StoreError::Unavailable(_) | StoreError::Fenced(_)
+        StoreError::Owned { .. }
+            | StoreError::CodeVersion { .. }
+            | StoreError::Unavailable(_)
+            | StoreError::Refused(_)
+            | StoreError::Fenced(_)
     )
 }

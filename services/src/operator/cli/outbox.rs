@@ -4,9 +4,8 @@
 use perkey::clock::{Clock, Millis, rfc3339};
 use perkey::message::ShardNo;
 use perkey::settings::Settings;
-use perkey::store::StoreError;
 use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand, Queries, ShardRow};
-use perkey::store::sqlite::SqliteStore;
+use perkey::store::{self, StoreError};
 use serde::Serialize;
 
 use super::args::RetireArgs;
@@ -100,7 +99,7 @@ pub async fn retire(settings: &Settings, asked: &RetireArgs, out: Out) -> Ended 
     let store = open_beside(settings).await?;
     let rows = store.queries().shards().await?;
     let matched = rows.iter().filter(|row| row.watermarks.contains_key(sink.as_str())).count() as u64;
-    let running = SqliteStore::is_running(&settings.store.url);
+    let running = store::is_running(settings).await;
     let mut retired = Retired { sink, matched, command: None, done: matched == 0, affected: 0, running };
     if matched > 0 {
         let command = NewCommand {
