@@ -199,10 +199,11 @@ async fn each_class_of_sqlstate_has_its_outcome() {
         assert!(matches!(outcome, Outcome::Unavailable(_)), "{code}: {outcome:?}");
     }
     // A statement that takes too long may have met a slow server, twice.
-    for times in 1..=3 {
+    // Once it is refused, what comes under its number is another one.
+    for times in 1..=6 {
         let outcome = says("57014!").await;
         let refused = matches!(outcome, Outcome::Refused { permanent: false, .. });
-        assert_eq!(refused, times == 3, "{times}: {outcome:?}");
+        assert_eq!(refused, times % 3 == 0, "{times}: {outcome:?}");
     }
     assert_eq!(before, all_rows(&mut connection).await);
     // What will pass when it is sent again counts as nothing.
@@ -508,4 +509,9 @@ async fn a_restart_finds_everything_as_it_was() {
     drop(store);
     place.restart().await;
     assert_eq!(before, everything(&*place, &tags).await);
+}
+
+#[tokio::test]
+async fn a_page_of_large_commits_is_a_small_one() {
+    crate::store_contract::pages_of_large_commits_are_bounded(&*PostgresPlace::new().await).await;
 }
