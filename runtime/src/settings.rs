@@ -141,6 +141,8 @@ section! {
     CommitSettings {
         /// Turns in one commit.
         turns_max: usize = 4_096,
+        /// About how many bytes one commit may have; what is larger by itself has a commit of its own.
+        bytes_max: usize = 16 << 20,
         /// Commits of all shards of a worker on their way to PostgreSQL at once; SQLite has one writer.
         in_flight: usize = 2,
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::message::{Draft, Message};
+use perkey::message::{Draft, Message, shard_of};
 use perkey::pipeline::bindings::Bindings;
 use perkey::pipeline::ledger::{
     Action, ActorIx, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo, TurnEnd, TurnFault,
@@ -427,4 +427,100 @@ proptest! {
         prop_assert_eq!(world.credits, 16, "all credits are back");
         prop_assert_eq!(world.ledger.gauges(world.now).pending, 0);
     }
+}
+
+#[test]
+fn positions_of_a_source_that_a_process_does_not_have_are_kept() {
+    let mut world = World::new([0, 0, 0]);
+    world.happen(Op::Arrive(0, 0));
+    world.finish();
+    let before = world.store.take_positions();
+    assert!(!before.is_empty());
+    let sources = Arc::new([SourceInfo { name: "another".into(), ordered: true }]);
+    let mut without = World::owner(&world.store, &LedgerConfig { sources, ..world.config.clone() });
+    without.drain();
+    without.gate(world.now);
+    let commits = without.actions().into_iter().filter_map(|action| match action {
+        Action::Commit(commit) => Some(commit),
+        _ => None,
+    });
+    let commits: Vec<_> = commits.collect();
+    assert_eq!(commits.len(), 1, "the last one");
+    assert!(matches!(world.store.apply(&commits[0]), Outcome::Committed));
+    assert_eq!(world.store.take_positions(), before);
+}
+
+impl World {
+    /// Goes on until this commit, or the next, is to be written.
+    fn next_commit(&mut self) -> Arc<Commit> {
+        for _ in 0..100 {
+            if let Some(Action::Commit(commit) | Action::CommitLater(commit, _)) = self.commits.front() {
+                return commit.clone();
+            }
+            for op in [Op::Load, Op::Answer, Op::Work(0, true), Op::Work(1, true), Op::Commit(Ending::Well)] {
+                if !matches!(self.commits.front(), Some(Action::Commit(_) | Action::CommitLater(..))) {
+                    self.happen(op);
+                }
+            }
+        }
+        panic!("nothing is to be committed");
+    }
+}
+
+#[test]
+fn a_commit_whose_outcome_is_unknown_again_and_again_is_halved() {
+    let mut world = World::new([3, 0, 3]);
+    for key in 0..2 {
+        world.happen(Op::Arrive(key, 0));
+    }
+    let mut both = world.next_commit();
+    while both.parts.len() < 2 {
+        // Each key's first turn settles by itself.
+        world.happen(Op::Commit(Ending::Well));
+        (0..2).for_each(|key| world.happen(Op::Arrive(key, 0)));
+        both = world.next_commit();
+    }
+    let mut sizes = vec![both.parts.len()];
+    for _ in 0..5 {
+        let large = world.next_commit().parts.len() > 1;
+        world.happen(Op::Commit(if large { Ending::Unknown { written: false } } else { Ending::Well }));
+        world.happen(Op::Answer);
+        sizes.push(world.next_commit().parts.len());
+    }
+    assert_eq!(sizes[..6], [2, 2, 2, 0, 1, 1], "three times, the fence alone, then each by itself: {sizes:?}");
+    world.finish();
+    assert_eq!(world.found(), world.expected());
+}
+
+#[test]
+fn a_commit_is_cut_at_its_bytes() {
+    let mut world = World::new([3, 0, 3]);
+    let mut settings = Settings::clone(&world.config.settings);
+    settings.commit.turns_max = 1_000;
+    settings.commit.bytes_max = 1_000;
+    settings.ownership.shards = 2;
+    world.config.settings = Arc::new(settings);
+    world.ledger = World::owner(&world.store, &world.config);
+    let key = (0..).map(|n| format!("k{n}")).find(|key| shard_of(key, 2) == 1).unwrap();
+    let arrivals = (1..=16).map(|no| {
+        let (id, payload) = (format!("m{no}"), [b' '; 300]);
+        let message = Draft { id: &id, key: &key, payload: &payload, ..Draft::default() }.build().unwrap();
+        Arrival { origin: "one".into(), position: Position::new(no, 0), last: true, what: What::Message(0, message) }
+    });
+    world.ledger.fetched(0, arrivals.collect(), 1_000);
+    let (mut read, mut rows) = (0, 0);
+    while read < 16 {
+        world.ledger.gate(1_000);
+        let commits = world.ledger.actions().into_iter().filter_map(|action| match action {
+            Action::Commit(commit) => Some(commit),
+            _ => None,
+        });
+        let commit = commits.last().unwrap();
+        assert!(commit.log[0].messages.len() < 1_400, "{}", commit.log[0].messages.len());
+        (read, rows) = (read + commit.log[0].count, rows + 1);
+        assert_eq!(commit.positions["log"]["one"].no, u64::from(read), "the position goes with what was passed on");
+        let outcome = world.store.apply(&commit);
+        world.ledger.commit_ended(commit.epoch, commit.no, outcome, 1_000);
+    }
+    assert!((6..=10).contains(&rows), "{rows}");
 }

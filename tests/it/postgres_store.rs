@@ -199,10 +199,11 @@ async fn each_class_of_sqlstate_has_its_outcome() {
         assert!(matches!(outcome, Outcome::Unavailable(_)), "{code}: {outcome:?}");
     }
     // A statement that takes too long may have met a slow server, twice.
-    for times in 1..=3 {
+    // Once it is refused, what comes under its number is another one.
+    for times in 1..=6 {
         let outcome = says("57014!").await;
         let refused = matches!(outcome, Outcome::Refused { permanent: false, .. });
-        assert_eq!(refused, times == 3, "{times}: {outcome:?}");
+        assert_eq!(refused, times % 3 == 0, "{times}: {outcome:?}");
     }
     assert_eq!(before, all_rows(&mut connection).await);
     // What will pass when it is sent again counts as nothing.
@@ -521,11 +522,12 @@ async fn stores_that_start_together_make_it_once_and_keep_no_lock() {
         (SELECT oid FROM pg_database WHERE datname = current_database())";
     run(&mut connection, "BEGIN; SELECT pg_advisory_xact_lock(5783261409127364001)").await;
     let late = open(&database.url).await;
-    let late = tokio::spawn(async move { late.prepare(setup()).await });
     let mut other = database.connection().await;
-    until(&mut other, &format!("{options} AND NOT granted")).await;
-    run(&mut connection, "COMMIT").await;
-    late.await.unwrap().unwrap();
+    let release = async {
+        until(&mut other, &format!("{options} AND NOT granted")).await;
+        run(&mut connection, "COMMIT").await;
+    };
+    tokio::join!(late.prepare(setup()), release).0.unwrap();
     assert_eq!(number(&mut other, options).await, 0);
 }
 
@@ -557,4 +559,9 @@ async fn a_restart_finds_everything_as_it_was() {
     drop(store);
     place.restart().await;
     assert_eq!(before, everything(&*place, &tags).await);
+}
+
+#[tokio::test]
+async fn a_page_of_large_commits_is_a_small_one() {
+    crate::store_contract::pages_of_large_commits_are_bounded(&*PostgresPlace::new().await).await;
 }

@@ -136,6 +136,23 @@ async fn seen(kept: &dyn Kept) -> Seen {
     Seen { counts, dead, pending: rows.iter().map(|row| row.pending).sum(), taken }
 }
 
+#[tokio::test]
+async fn a_worker_that_slept_through_it_takes_no_shard_and_ends() {
+    let database = Database::new().await;
+    let slept = Kept::open(&database).await;
+    let engine = Engine::start(&settings(4), handlers(), Arc::clone(&slept), Metrics::new()).await.unwrap();
+    until("it is not ready", SOON, async || engine.health().await.ready).await.unwrap();
+    // As it finds the store when it wakes up: the shards are others, and nobody's.
+    let mut connection = database.connection().await;
+    let shards = "WITH gone AS (DELETE FROM shards)
+        INSERT INTO shards (shard, epoch) SELECT no, 100 FROM generate_series(4, 6) no";
+    sqlx::query(shards).execute(&mut connection).await.unwrap();
+    let refused = slept.take(1, "slept").await.unwrap_err();
+    assert_eq!(refused, StoreError::Shards { recorded: 3, wanted: 4 });
+    let failed = tokio::time::timeout(SOON, engine.failed()).await.unwrap();
+    assert!(failed.contains("made with 3 shards, the settings say 4"), "{failed}");
+}
+
 async fn resharded(kept: &dyn Kept) {
     run(kept, 8, &messages(0, 1_000)).await;
     let before = seen(kept).await;

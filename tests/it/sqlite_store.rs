@@ -181,3 +181,8 @@ async fn what_was_committed_before_a_kill_is_there() {
     assert_eq!((taken.commit_no, taken.epoch, taken.unclean), (20, epoch + 1, 1));
     assert_eq!(after.inbox(1, 0, 1_000).await.unwrap().commits.len(), 20);
 }
+
+#[tokio::test]
+async fn a_page_of_large_commits_is_a_small_one() {
+    crate::store_contract::pages_of_large_commits_are_bounded(&*SqlitePlace::new().await).await;
+}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use perkey::handler::{Column, ColumnKind, Table};
+use perkey::message::Draft;
 use perkey::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand};
 use perkey::store::{
     CommandResult, Commit, Epoch, Identity, LogRow, Outcome, Part, PendingKind, RowSpan, Setup, Store, StoreError, Trim,
@@ -655,4 +656,30 @@ async fn events_are_numbered_on_and_paged(place: Box<impl Place>) {
     assert_eq!(found(3, 1).await, [4]);
     assert_eq!(found(6, 9).await, [0; 0]);
     assert_eq!(store.take(0, "me").await.unwrap().outbox_seq, 6);
+}
+
+/// Of the databases: large commits come a few at a time, and reading on finds all of them.
+pub(crate) async fn pages_of_large_commits_are_bounded(place: &dyn Place) {
+    let (store, identity, epoch) = begin(place, 0).await;
+    let payload = vec![b'x'; 3 << 20];
+    for no in 1..=6 {
+        let mut written = full(&identity, 0, epoch, no, &format!("{no}"));
+        written.first_seq = no;
+        let mut event = written.parts[0].events[0].clone();
+        let id = format!("large-{no}");
+        event.message = Draft { id: &id, key: "k", payload: &payload, ..Draft::default() }.build_unchecked().unwrap();
+        written.parts[0].events = vec![event];
+        committed(&store, &written).await;
+    }
+    let (mut from, mut pages) = (0, Vec::<Vec<u64>>::new());
+    loop {
+        let after = pages.iter().flatten().last().copied().unwrap_or(0);
+        let rows = store.outbox(0, from, after, 256).await.unwrap();
+        let Some(last) = rows.last() else { break };
+        from = last.commit.no;
+        pages.push(seqs(&rows, |row| row.seq));
+    }
+    // The commit that was read last is looked at again, and counts.
+    assert_eq!(pages, [vec![1, 2], vec![3], vec![4], vec![5], vec![6]]);
+    assert_eq!(seqs(&store.queries().events(0, 0, 256).await.unwrap(), |row| row.seq).len(), 6, "a tool's question");
 }

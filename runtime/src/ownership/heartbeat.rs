@@ -239,8 +239,9 @@ impl Beat {
                 Order::Release(shard) => info!(shard, "shard is to be handed over"),
                 Order::Drop(shard) => warn!(shard, "another worker has this shard, it is dropped"),
                 Order::StopAll => {
-                    warn!(worker = self.lease.worker().id, "lease ran out, all shards are stopped");
+                    warn!(worker = self.lease.worker().id, "the lease is no longer in force, all shards are stopped");
                 }
+                Order::GiveUp(recorded) => warn!(recorded, "the store has another number of shards now"),
             }
         }
         if !orders.is_empty() {

@@ -27,6 +27,9 @@ pub enum Order {
     Drop(ShardNo),
     /// End all shards at once: the lease runs out.
     StopAll,
+    /// End the process: the store has so many shards, and not as many as this process was started for. It would run keys
+    /// that are another shard's now.
+    GiveUp(u32),
 }
 
 /// Where a shard is, as this worker knows.
@@ -140,6 +143,11 @@ impl Lease {
     pub fn renewed(&mut self, fleet: &Fleet, sent_at: Millis, now: Millis) -> Vec<Order> {
         if self.lost {
             return Vec::new();
+        }
+        if fleet.shards.len() != self.shards.len() {
+            let mut orders = self.lose();
+            orders.push(Order::GiveUp(u32::try_from(fleet.shards.len()).unwrap_or(u32::MAX)));
+            return orders;
         }
         let until = sent_at.saturating_add(self.times.own_stop);
         // A worker that slept meanwhile may read an answer from before: it is as late as the one that it did not send.

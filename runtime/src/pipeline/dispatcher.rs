@@ -120,6 +120,7 @@ impl DispatcherState {
             Ok(rows) => rows,
             Err(StoreError::Unavailable(error) | StoreError::Refused(error)) => {
                 warn!(shard = shard_no, error, "outbox cannot be read, trying again");
+                publisher.unreadable();
                 sleep(AGAIN).await;
                 return Ok(false);
             }

@@ -44,7 +44,9 @@ use crate::handler::AfterDeadLetter;
 use crate::message::ShardNo;
 use crate::settings::Settings;
 use crate::store::query::DeadFilter;
-use crate::store::{Commit, Counters, DeadPlace, Epoch, InboxRows, ServiceKey, TakenShard, Trim, Watermarks};
+use crate::store::{
+    Commit, Counters, DeadPlace, Epoch, InboxRows, ServiceKey, SourcePositions, TakenShard, Trim, Watermarks,
+};
 use crate::transport::Positions;
 
 /// What the ledger knows of a service.
@@ -143,6 +145,9 @@ pub struct Ledger {
     counters: BTreeMap<&'static str, u64>,
     inbox: Inbox,
     sources: Vec<SourceTrack>,
+    /// Positions of sources that this process does not have, kept for one that has them: without them their messages
+    /// would come again from the start.
+    absent: SourcePositions,
     slots: Slots,
     actors: actors::Pool,
     runs: u64,
@@ -165,7 +170,7 @@ impl Ledger {
     pub fn new(config: LedgerConfig, mut taken: TakenShard, inbox: InboxRows) -> Self {
         let outbox = outbox::Outbox::restore(&config.bindings.sinks(), &mut taken, &inbox);
         let sources = config.sources.iter().map(|source| {
-            let stored = taken.positions.get(&source.name).cloned().unwrap_or_default();
+            let stored = taken.positions.remove(&source.name).unwrap_or_default();
             SourceTrack::restore(source, stored)
         });
         let sources = sources.collect();
@@ -184,6 +189,7 @@ impl Ledger {
             waiting: waiting::Waiting::new(inbox.pending),
             inbox: Inbox::restore(inbox),
             sources,
+            absent: taken.positions,
             slots: Slots::default(),
             actors: actors::Pool::new(config.actors_max),
             runs: 0,

@@ -29,6 +29,7 @@ impl Settings {
         check((1..=4_096).contains(&self.actors.run_max), "actors.run_max must be 1 to 4096");
         check(!self.actors.slice.is_zero(), "actors.slice must be above 0");
         check(self.commit.turns_max >= 1, "commit.turns_max must be at least 1");
+        check(self.commit.bytes_max >= 1, "commit.bytes_max must be at least 1");
         check(
             self.dedup.max_ids >= self.ingress.credits + self.ingress.ahead_max,
             "dedup.max_ids must be at least ingress.credits + ingress.ahead_max: ids above a source's position never age out",

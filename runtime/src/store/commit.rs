@@ -79,6 +79,23 @@ pub struct Part {
     pub command: Option<CommandResult>,
 }
 
+impl Part {
+    /// About what it takes in a commit. An event counts twice: it may be in the log as well.
+    pub fn bytes(&self) -> usize {
+        let state = self.state.as_ref().map_or(0, |state| state.key.len() + state.json.len());
+        let events = self.events.iter().map(|event| 2 * event.message.frame().len());
+        let waiting = self.pending.iter().map(|row| (&row.message, &row.history));
+        let kept = waiting.chain(self.dead.iter().map(|letter| (&letter.message, &letter.history)));
+        let kept = kept.map(|(message, history)| {
+            message.frame().len() + history.iter().map(|attempt| attempt.error.len()).sum::<usize>()
+        });
+        let history = self.history.iter().map(|row| row.error.len());
+        let rows = self.rows.iter().map(|row| row.key.len() + row.row.as_ref().map_or(0, String::len));
+        let lists = events.chain(kept).chain(history).chain(rows).sum::<usize>();
+        state + lists + self.ids.len() * size_of::<TakenId>()
+    }
+}
+
 /// A key's state as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateWrite {

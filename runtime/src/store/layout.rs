@@ -13,6 +13,10 @@ use crate::message::{Message, TakenId};
 /// Bytes before an event's frame: its service's number, its cause, the frame's length.
 pub(crate) const EVENT_HEAD: usize = 2 + 16 + 4;
 
+/// Bytes of events in one page of the outbox: what a dispatcher holds besides its window, and a statement reads in time.
+/// The last commit whose events may be known already and the first that follows it always make a page.
+pub(crate) const OUTBOX_BYTES_MAX: i64 = 8 << 20;
+
 /// The ids that `commit` takes, one after the other.
 pub(crate) fn lay_ids(commit: &Commit) -> Vec<u8> {
     let mut blob = Vec::with_capacity(commit.ids().count() * TakenId::BYTES);

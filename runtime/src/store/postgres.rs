@@ -79,6 +79,7 @@ pub struct PgStore {
 struct Prepared {
     services: BTreeMap<Arc<str>, u16>,
     code_version: u32,
+    shards: u32,
 }
 
 impl PgStore {
@@ -174,9 +175,9 @@ impl Store for PgStore {
             if self.access == Access::Tool {
                 return Err(StoreError::Unavailable(LOOKS.to_owned()));
             }
-            let code_version = setup.code_version;
+            let (code_version, shards) = (setup.code_version, setup.shards);
             let identity = prepare(self.place.clone(), setup).await?;
-            let prepared = Prepared { services: identity.services.clone(), code_version };
+            let prepared = Prepared { services: identity.services.clone(), code_version, shards };
             *self.prepared.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(prepared));
             Ok(identity)
         })
@@ -184,7 +185,7 @@ impl Store for PgStore {
 
     fn take(&self, shard: ShardNo, owner: &str) -> StoreFuture<'_, TakenShard> {
         let (owner, prepared) = (owner.to_owned(), self.prepared());
-        self.writer.after(shard, move |links| async move { take(&links, shard, &owner, prepared?.code_version).await })
+        self.writer.after(shard, move |links| async move { take(&links, shard, &owner, &*prepared?).await })
     }
 
     fn retake(&self, shard: ShardNo, epoch: Epoch) -> StoreFuture<'_, TakenShard> {
@@ -258,9 +259,6 @@ impl Store for PgStore {
     }
 
     fn outbox(&self, shard: ShardNo, from: u64, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>> {
-        if from == 0 {
-            return self.events(shard, after, limit);
-        }
         Box::pin(queries::outbox(&self.queries, shard, (from, after), limit))
     }
 
@@ -334,12 +332,17 @@ struct Seen {
     alive: bool,
 }
 
-async fn seen(links: &Links, shard: ShardNo) -> Result<Seen, StoreError> {
-    let sql = "SELECT s.owner, s.epoch, s.code_version, coalesce(w.expires_at > clock_timestamp(), false)
-        FROM shards s LEFT JOIN workers w ON w.id = s.owner WHERE s.shard = $1";
+async fn seen(links: &Links, shard: ShardNo, wanted: u32) -> Result<Seen, StoreError> {
+    let sql = "SELECT s.owner, s.epoch, s.code_version, coalesce(w.expires_at > clock_timestamp(), false), n.shards
+        FROM (SELECT count(*) AS shards FROM shards) AS n LEFT JOIN shards s ON s.shard = $1
+        LEFT JOIN workers w ON w.id = s.owner";
     let rows = links.run(sql, Args::default().put(shard_no(shard))).await?;
     let missing = || StoreError::Corrupt(format!("there is no shard {shard}"));
     let row: &PgRow = rows.first().ok_or_else(missing)?;
+    let recorded = decode::number(row, 4)?;
+    if recorded != wanted {
+        return Err(StoreError::Shards { recorded, wanted });
+    }
     Ok(Seen {
         owner: decode::get(row, 0)?,
         epoch: decode::get(row, 1)?,
@@ -349,11 +352,13 @@ async fn seen(links: &Links, shard: ShardNo) -> Result<Seen, StoreError> {
 }
 
 /// Takes the shard if it is as it was read, and nobody else's or nobody's who is alive.
-async fn take(links: &Links, shard: ShardNo, owner: &str, ours: u32) -> Result<TakenShard, StoreError> {
+async fn take(links: &Links, shard: ShardNo, owner: &str, prepared: &Prepared) -> Result<TakenShard, StoreError> {
+    let (ours, shards) = (prepared.code_version, prepared.shards);
     let sql = format!(
         "UPDATE shards s SET epoch = epoch + 1, owner = $2, code_version = greatest(code_version, $3),
              unclean = unclean + CASE WHEN owner <> $2 THEN 1 ELSE 0 END
          WHERE shard = $1 AND epoch = $4 AND owner IS NOT DISTINCT FROM $5 AND code_version <= $3
+             AND (SELECT count(*) FROM shards) = $6
              AND (owner IS NULL OR owner = $2
                  OR NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = s.owner AND w.expires_at > clock_timestamp()))
          RETURNING {}",
@@ -361,7 +366,7 @@ async fn take(links: &Links, shard: ShardNo, owner: &str, ours: u32) -> Result<T
     );
     let mut first: Option<Seen> = None;
     for _ in 0..TAKE_TRIES {
-        let now = seen(links, shard).await?;
+        let now = seen(links, shard, shards).await?;
         if now.code_version > ours {
             return Err(StoreError::CodeVersion { shard, stored: now.code_version, ours });
         }
@@ -375,7 +380,8 @@ async fn take(links: &Links, shard: ShardNo, owner: &str, ours: u32) -> Result<T
             .put(owner)
             .put(i64::from(ours))
             .put(now.epoch)
-            .put(now.owner.as_deref());
+            .put(now.owner.as_deref())
+            .put(i64::from(shards));
         let rows = links.run(AssertSqlSafe(sql.clone()), args).await?;
         if let Some(row) = rows.first() {
             return decode::shard(row);

@@ -273,9 +273,6 @@ impl Store for SqliteStore {
     }
 
     fn outbox(&self, shard: ShardNo, from: u64, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>> {
-        if from == 0 {
-            return self.queries().events(shard, after, limit);
-        }
         Box::pin(queries::outbox(&self.readers, shard, (signed(from), after), limit))
     }
 

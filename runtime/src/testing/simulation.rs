@@ -291,6 +291,7 @@ fn small(dice: &mut Dice) -> Settings {
     settings.outbox.max_pending = draw(20, 200);
     settings.retry.base = Duration::from_millis(draw(1, 30));
     settings.retry.cap = Duration::from_millis(draw(30, 300));
+    settings.commit.bytes_max = size(draw(200, 6_000));
     settings
 }
 

@@ -103,6 +103,22 @@ fn shards_are_stopped_at_two_thirds_of_the_lease_counted_from_before_the_renewal
 }
 
 #[test]
+fn a_store_with_another_number_of_shards_ends_the_process() {
+    let (mut running, mut model) = alone();
+    model.owners.truncate(2);
+    let fleet = model.renew(&worker("a"), 2 * HEARTBEAT);
+    let orders = running.renewed(&fleet, 2 * HEARTBEAT, 2 * HEARTBEAT + 1);
+    assert_eq!((orders, running.is_lost()), (vec![Order::StopAll, Order::GiveUp(2)], true));
+    // One that was frozen meanwhile lost its lease first: it notices when it joins again, before it takes a shard.
+    let (mut frozen, _) = alone();
+    assert_eq!(frozen.tick(HEARTBEAT + TTL), [Order::StopAll]);
+    (0..SHARDS).for_each(|shard| frozen.stopped(shard));
+    frozen.rejoin("b".to_owned());
+    let fleet = model.renew(&worker("b"), 9 * TTL);
+    assert!(frozen.renewed(&fleet, 9 * TTL, 9 * TTL + 1).contains(&Order::GiveUp(2)));
+}
+
+#[test]
 fn an_answer_that_was_read_after_a_long_sleep_renews_nothing() {
     let (mut lease, mut model) = alone();
     let late = 2 * HEARTBEAT + TTL;
@@ -265,6 +281,7 @@ impl Sim {
                 self.runs.clear();
                 (0..SHARDS).for_each(|shard| self.lease.stopped(shard));
             }
+            Order::GiveUp(shards) => panic!("there are {SHARDS} shards, not {shards}"),
         }
     }
 }

@@ -125,6 +125,11 @@ impl Publisher {
         (behind && room).then_some(Page { from: self.commit, after: self.seen, commits: self.page })
     }
 
+    /// A page could not be read: it may have been too large.
+    pub fn unreadable(&mut self) {
+        self.page = (self.page / 2).max(1);
+    }
+
     /// What the store had of a page, in order. Gives how many events it should have had and had not.
     pub fn paged(&mut self, asked: Page, rows: &[EventRow]) -> u64 {
         if asked.after != self.seen {
@@ -142,6 +147,10 @@ impl Publisher {
         let commits = rows.last().map_or(1, |last| last.commit.no - rows[0].commit.no + 1);
         let room = self.window as u64 / 2 * commits / (rows.len() as u64).max(1);
         self.page = usize::try_from(room).unwrap_or(1).clamp(1, PAGE_COMMITS_MAX);
+        if self.seen >= self.durable {
+            // What is read the next time may be of another size.
+            self.page = 1;
+        }
         missing
     }
 
@@ -240,5 +249,48 @@ impl Publisher {
     /// Whether nothing is left to be published.
     pub fn is_done(&self) -> bool {
         self.watermark == self.durable
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handlers::Handlers;
+    use crate::message::Draft;
+    use crate::settings::Settings;
+    use crate::store::query::CommitRow;
+
+    /// Commits of one event each.
+    fn rows(numbers: std::ops::RangeInclusive<u64>) -> Vec<EventRow> {
+        let row = |no| EventRow {
+            commit: CommitRow { shard: 0, no, epoch: 1, at: 0 },
+            seq: no,
+            event: Event {
+                service: "s".into(),
+                cause: [0; 16],
+                message: Draft { id: "e", ..Draft::default() }.build_unchecked().unwrap(),
+            },
+        };
+        numbers.map(row).collect()
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_read_is_halved_and_begins_small_after_the_last() {
+        let bindings = Arc::new(Bindings::new(&Settings::default(), Handlers::new()).unwrap());
+        let mut publisher = Publisher::new(0, bindings, 100, (0, 10));
+        let commits = |publisher: &Publisher| publisher.page().map(|page| page.commits);
+        assert_eq!(commits(&publisher), Some(1));
+        let first = publisher.page().unwrap();
+        assert_eq!(publisher.paged(first, &rows(1..=1)), 0);
+        assert_eq!(commits(&publisher), Some(50), "half a window's worth");
+        for halved in [25, 12, 6, 3, 1, 1] {
+            publisher.unreadable();
+            assert_eq!(commits(&publisher), Some(halved));
+        }
+        let rest = publisher.page().unwrap();
+        assert_eq!(publisher.paged(rest, &rows(2..=10)), 0);
+        assert_eq!(commits(&publisher), None, "all is known");
+        publisher.durable(11);
+        assert_eq!(commits(&publisher), Some(1), "what comes next may be larger");
     }
 }

@@ -13,6 +13,10 @@ use crate::message::TakenId;
 use crate::settings::Overflow;
 use crate::store::{Commit, Epoch, Outcome, Part, StoreError, TakenShard, Trim};
 
+/// A batch that was found unwritten this often in a row, its outcome unknown each time, is taken apart: it may be what
+/// breaks the connection.
+const UNWRITTEN_MAX: u32 = 3;
+
 /// Commits between two rounds of trimming.
 const TRIM_EVERY: u64 = 32;
 
@@ -30,6 +34,8 @@ pub(super) struct Flight {
     pub(super) suspects: Vec<Batch>,
     release: bool,
     unavailable: u32,
+    /// How often in a row its outcome was unknown, and it was found not to be written.
+    unwritten: u32,
     pub(super) commit: Arc<Commit>,
     /// Its outcome is being found out.
     unknown: bool,
@@ -40,6 +46,10 @@ pub(super) struct Flight {
 pub(crate) struct Batches {
     pub(super) gathering: Batch,
     loose: Group,
+    /// What the messages in it take.
+    loose_bytes: usize,
+    /// Such groups that are as large as a commit may be.
+    full: Vec<Group>,
     pub(super) queue: VecDeque<Batch>,
     pub(super) flight: Option<Flight>,
     gate_asked: bool,
@@ -53,7 +63,7 @@ impl Batches {
 
     /// Watermarks wait for something to ride on.
     fn nothing_gathered(&self) -> bool {
-        self.gathering.groups.is_empty() && self.loose.only_watermarks()
+        self.gathering.groups.is_empty() && self.full.is_empty() && self.loose.only_watermarks()
     }
 
     /// Whether the last commit of this owner is written.
@@ -66,11 +76,21 @@ impl Batches {
         &mut self.loose
     }
 
+    /// The same, with room for a message of this size: what fills a commit by itself becomes a group of its own.
+    pub(crate) fn loose_with_room(&mut self, bytes: usize, max: usize) -> &mut Group {
+        if self.loose_bytes > 0 && self.loose_bytes + bytes > max {
+            self.full.push(std::mem::take(&mut self.loose));
+            self.loose_bytes = 0;
+        }
+        self.loose_bytes += bytes;
+        &mut self.loose
+    }
+
     /// Takes back the copies of a message that would have been acknowledged behind it.
     pub(super) fn take_copies(&mut self, id: TakenId) -> Vec<Ticket> {
         let queued = self.queue.iter_mut().flat_map(|batch| &mut batch.groups).filter(|group| group.slot.is_none());
         let mut copies = Vec::new();
-        for group in queued.chain([&mut self.loose]) {
+        for group in queued.chain(&mut self.full).chain([&mut self.loose]) {
             let taken = group.copies.extract_if(.., |(copy, _)| *copy == id).map(|(_, ticket)| ticket);
             let taken: Vec<Ticket> = taken.collect();
             group.tickets.retain(|ticket| !taken.contains(ticket));
@@ -126,7 +146,7 @@ impl Ledger {
         }
     }
 
-    /// Closes the gathered batch; what is above `commit.turns_max` becomes batches of its own.
+    /// Closes the gathered batch; what is above `commit.turns_max` or `commit.bytes_max` becomes batches of its own.
     fn seal(&mut self) -> Batch {
         let mut groups = std::mem::take(&mut self.batches.gathering.groups);
         for group in &groups {
@@ -134,20 +154,24 @@ impl Ledger {
                 self.slots[ix].group = None;
             }
         }
+        groups.append(&mut self.batches.full);
         let loose = std::mem::take(&mut self.batches.loose);
+        self.batches.loose_bytes = 0;
         self.outbox_sealed();
         if !loose.only_watermarks() || loose.outward.is_some() {
             groups.push(loose);
         }
-        let max = self.config.settings.commit.turns_max;
+        let (turns_max, bytes_max) = (self.config.settings.commit.turns_max, self.config.settings.commit.bytes_max);
         let mut batch = Batch::default();
-        let mut turns = 0;
+        let (mut turns, mut bytes) = (0, 0);
         for group in groups {
-            if turns >= max {
+            let size = group.bytes();
+            if turns >= turns_max || bytes > 0 && bytes + size > bytes_max {
                 self.batches.queue.push_back(std::mem::take(&mut batch));
-                turns = 0;
+                (turns, bytes) = (0, 0);
             }
             turns += group.turns.max(1);
+            bytes += size;
             batch.groups.push(group);
         }
         match self.batches.queue.pop_front() {
@@ -174,6 +198,7 @@ impl Ledger {
         let intake = self.sources.iter().flat_map(super::SourceTrack::rows_passed).collect();
         let names = infos.iter().map(|source| source.name.clone());
         let positions = names.zip(self.sources.iter_mut().map(super::SourceTrack::positions));
+        let positions = positions.chain(self.absent.iter().map(|(name, at)| (name.clone(), at.clone())));
         let clean = self.unclean > 0 && self.until_clean == 0;
         let commit = Commit {
             shard: self.shard,
@@ -195,7 +220,8 @@ impl Ledger {
         }
         let commit = Arc::new(commit);
         self.out.push(Action::Commit(commit.clone()));
-        self.batches.flight = Some(Flight { batch, suspects, release, unavailable: 0, commit, unknown: false });
+        self.batches.flight =
+            Some(Flight { batch, suspects, release, unavailable: 0, unwritten: 0, commit, unknown: false });
     }
 
     /// The store's answer to [`Action::Commit`] for the commit of this epoch and number.
@@ -209,6 +235,7 @@ impl Ledger {
             Outcome::Fenced => self.stop("another owner has the shard: its epoch or commit number moved on"),
             Outcome::Unavailable(_) => {
                 flight.unavailable += 1;
+                flight.unwritten = 0;
                 self.out.push(Action::CommitLater(flight.commit.clone(), flight.unavailable));
             }
             Outcome::Unknown(_) => self.commit_lost(),
@@ -238,9 +265,14 @@ impl Ledger {
                     self.finish(now);
                 } else if taken.commit_no + 1 == flight.commit.no {
                     // It never will be written: its epoch is shut out. The same batch goes out under the new one.
+                    flight.unwritten += 1;
+                    if flight.unwritten >= UNWRITTEN_MAX && !flight.batch.groups.is_empty() {
+                        let error = format!("its outcome was unknown {UNWRITTEN_MAX} times, and it was not written");
+                        return self.refused(false, &error, now);
+                    }
                     let again = Commit { epoch: taken.epoch, ..Commit::clone(&flight.commit) };
                     flight.commit = Arc::new(again);
-                    self.out.push(Action::Commit(flight.commit.clone()));
+                    self.out.push(Action::CommitLater(flight.commit.clone(), flight.unwritten - 1));
                 } else {
                     self.stop("the shard's commit number is not the one that was left behind");
                 }

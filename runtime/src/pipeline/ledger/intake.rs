@@ -102,7 +102,8 @@ impl Ledger {
     fn pass_on(&mut self, ticket: Ticket, service: u16, message: Message) {
         self.tally.rekeyed += 1;
         self.count("rekeyed", 1);
-        let loose = self.batches.loose();
+        let bytes_max = self.config.settings.commit.bytes_max;
+        let loose = self.batches.loose_with_room(message.frame().len(), bytes_max);
         loose.tickets.push(ticket);
         loose.outward().onward.push((service, message));
     }

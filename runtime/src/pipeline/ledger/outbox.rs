@@ -256,6 +256,15 @@ impl Group {
         self.outward.get_or_insert_default()
     }
 
+    /// About what it takes in a commit.
+    pub(super) fn bytes(&self) -> usize {
+        let outward = self.outward.iter().flat_map(|outward| {
+            let onward = outward.onward.iter().map(|(_, message)| message);
+            onward.chain(outward.again.iter().map(|event| &event.message))
+        });
+        self.part.bytes() + outward.map(|message| message.frame().len()).sum::<usize>()
+    }
+
     /// Whether nothing but watermarks would be written with it.
     pub(super) fn only_watermarks(&self) -> bool {
         self.slot.is_none()

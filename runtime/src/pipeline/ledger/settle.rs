@@ -233,6 +233,8 @@ impl Ledger {
     /// A message without a usable service or key becomes a dead letter at once.
     pub(super) fn refuse_unkeyed(&mut self, service: Option<u16>, item: Item, now: Millis) {
         let From::Live(ticket) = item.from else { return };
+        let bytes_max = self.config.settings.commit.bytes_max;
+        self.batches.loose_with_room(item.message.frame().len(), bytes_max);
         self.take(None, &item, ticket);
         self.inbox.pin(item.id);
         let seq = self.next_seq();

@@ -27,6 +27,8 @@ pub(super) struct Statement {
     pub(super) args: Args,
     /// Shards whose log gets something.
     pub(super) targets: Vec<ShardNo>,
+    /// It is the fence and little else: what is wrong with it is not the data.
+    pub(super) alone: bool,
 }
 
 impl Statement {
@@ -66,6 +68,7 @@ impl Statement {
             sql: AssertSqlSafe(sql).into_sql_str(),
             args,
             targets: commit.log.iter().map(|row| row.target).collect(),
+            alone: commit.parts.is_empty() && commit.log.is_empty() && commit.intake.is_empty(),
         })
     }
 }

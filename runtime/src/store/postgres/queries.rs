@@ -224,26 +224,46 @@ async fn shards(links: &Links) -> Result<Vec<ShardRow>, StoreError> {
 }
 
 async fn events(links: &Links, shard: ShardNo, after: u64, limit: usize) -> Result<Vec<EventRow>, StoreError> {
+    page(links, (shard, first(links, shard, after).await?, after), limit, i64::MAX).await
+}
+
+/// The commit that begins last at or below the event behind `after`.
+async fn first(links: &Links, shard: ShardNo, after: u64) -> Result<u64, StoreError> {
     // Numbers rise with commits: the first commit of interest is the last one that begins at or below `after + 1`.
     // It is found from the newest on, as who asks mostly stands near it.
     let sql = "SELECT commit_no FROM commits WHERE shard = $1 AND first_seq <= $2 AND length(events) > 0
         ORDER BY commit_no DESC LIMIT 1";
     let args = Args::default().put(shard_no(shard)).put(signed(after).saturating_add(1));
-    let first = links.read(sql, args).await?.first().map(|row| decode::number(row, 0)).transpose()?;
-    outbox(links, shard, (first.unwrap_or(0), after), limit).await
+    Ok(links.read(sql, args).await?.first().map(|row| decode::number(row, 0)).transpose()?.unwrap_or(0))
 }
 
-/// Events above a number, looked for from a commit on.
+/// Events above a number, looked for from a commit on, 0 where that is not known.
 pub(super) async fn outbox(
     links: &Links,
     shard: ShardNo,
     (from, after): (u64, u64),
     limit: usize,
 ) -> Result<Vec<EventRow>, StoreError> {
+    let from = if from == 0 { first(links, shard, after).await? } else { from };
+    page(links, (shard, from, after), limit, layout::OUTBOX_BYTES_MAX).await
+}
+
+async fn page(
+    links: &Links,
+    (shard, from, after): (ShardNo, u64, u64),
+    limit: usize,
+    bytes_max: i64,
+) -> Result<Vec<EventRow>, StoreError> {
     let names = explain::names(links).await?;
-    let sql = "SELECT shard::bigint, commit_no, epoch, at, first_seq, events FROM commits
-        WHERE shard = $1 AND commit_no >= $2 AND length(events) > 0 ORDER BY commit_no LIMIT $3";
-    let args = Args::default().put(shard_no(shard)).put(signed(from)).put(count(limit.saturating_add(1)));
+    // All of the first commit's events may be known: the second always comes with it.
+    let sql = "SELECT shard::bigint, commit_no, epoch, at, first_seq, events FROM (
+            SELECT c.*, row_number() OVER sofar AS nth, sum(length(events)) OVER sofar AS bytes FROM (
+                SELECT shard, commit_no, epoch, at, first_seq, events FROM commits
+                WHERE shard = $1 AND commit_no >= $2 AND length(events) > 0 ORDER BY commit_no LIMIT $3) c
+            WINDOW sofar AS (ORDER BY commit_no ROWS UNBOUNDED PRECEDING)) page
+        WHERE nth <= 2 OR bytes <= $4 ORDER BY commit_no";
+    let args =
+        Args::default().put(shard_no(shard)).put(signed(from)).put(count(limit.saturating_add(1))).put(bytes_max);
     let mut found = Vec::new();
     let mut commits = 0;
     for row in &links.read(sql, args).await? {

@@ -130,7 +130,8 @@ impl Writer {
                 Ok(fence) if fence.is_empty() => return Outcome::Fenced,
                 Ok(_) => return Outcome::Committed,
                 Err(Failure::Again(_)) if attempt < AGAIN_MAX => sleep(Duration::from_millis(attempt.into())).await,
-                Err(Failure::TooLong(error)) if self.too_long(statement) => {
+                // The fence alone has no data to be refused for: then it is the server that is slow.
+                Err(Failure::TooLong(error)) if !statement.alone && self.too_long(statement) => {
                     return Outcome::Refused { permanent: false, error };
                 }
                 Err(failure) => return failure.outcome(),
@@ -145,7 +146,12 @@ impl Writer {
         let (no, times) = &mut queues.entry(statement.shard).or_default().too_long;
         *times = if *no == statement.no { *times + 1 } else { 1 };
         *no = statement.no;
-        *times >= TOO_LONG_MAX
+        let refused = *times >= TOO_LONG_MAX;
+        if refused {
+            // What is sent under the same number next is another commit.
+            *times = 0;
+        }
+        refused
     }
 
     fn in_order<T: Send + 'static>(

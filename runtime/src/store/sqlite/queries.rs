@@ -196,6 +196,11 @@ async fn shards(pool: &SqlitePool) -> Result<Vec<ShardRow>, StoreError> {
 }
 
 async fn events(pool: &SqlitePool, shard: ShardNo, after: u64, limit: usize) -> Result<Vec<EventRow>, StoreError> {
+    page(pool, (shard, first(pool, shard, after).await?, after), limit, i64::MAX).await
+}
+
+/// The commit that begins last at or below the event behind `after`.
+async fn first(pool: &SqlitePool, shard: ShardNo, after: u64) -> Result<i64, StoreError> {
     // Numbers rise with commits: the first commit of interest is the last one that begins at or below `after + 1`.
     let first: Option<i64> = query_scalar(
         "SELECT max(commit_no) FROM commits WHERE shard = ?1 AND first_seq <= ?2 + 1 AND length(events) > 0",
@@ -205,22 +210,40 @@ async fn events(pool: &SqlitePool, shard: ShardNo, after: u64, limit: usize) -> 
     .fetch_one(pool)
     .await
     .map_err(failed)?;
-    outbox(pool, shard, (first.unwrap_or(0), after), limit).await
+    Ok(first.unwrap_or(0))
 }
 
-/// Events above a number, looked for from a commit on.
+/// Events above a number, looked for from a commit on, 0 where that is not known.
 pub(super) async fn outbox(
     pool: &SqlitePool,
     shard: ShardNo,
     (from, after): (i64, u64),
     limit: usize,
 ) -> Result<Vec<EventRow>, StoreError> {
+    let from = if from == 0 { first(pool, shard, after).await? } else { from };
+    page(pool, (shard, from, after), limit, layout::OUTBOX_BYTES_MAX).await
+}
+
+async fn page(
+    pool: &SqlitePool,
+    (shard, from, after): (ShardNo, i64, u64),
+    limit: usize,
+    bytes_max: i64,
+) -> Result<Vec<EventRow>, StoreError> {
     let names = explain::names(pool).await?;
+    // All of the first commit's events may be known: the second always comes with it.
     let rows = query(
-        "SELECT shard, commit_no, epoch, at, first_seq, events FROM commits
-         WHERE shard = ?1 AND commit_no >= ?2 AND length(events) > 0 ORDER BY commit_no LIMIT ?3",
+        "WITH sizes AS (
+             SELECT commit_no, length(events) AS bytes FROM commits
+             WHERE shard = ?1 AND commit_no >= ?2 AND length(events) > 0 ORDER BY commit_no LIMIT ?3),
+         page AS (
+             SELECT commit_no, row_number() OVER sofar AS nth, sum(bytes) OVER sofar AS bytes FROM sizes
+             WINDOW sofar AS (ORDER BY commit_no ROWS UNBOUNDED PRECEDING))
+         SELECT c.shard, c.commit_no, c.epoch, c.at, c.first_seq, c.events
+         FROM page p JOIN commits c ON c.shard = ?1 AND c.commit_no = p.commit_no
+         WHERE p.nth <= 2 OR p.bytes <= ?4 ORDER BY p.commit_no",
     );
-    let rows = rows.bind(shard).bind(from).bind(count(limit.saturating_add(1)));
+    let rows = rows.bind(shard).bind(from).bind(count(limit.saturating_add(1))).bind(bytes_max);
     let rows = rows.fetch_all(pool).await.map_err(failed)?;
     let mut found = Vec::new();
     let mut commits = 0;

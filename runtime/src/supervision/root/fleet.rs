@@ -56,6 +56,14 @@ impl RootState {
     pub(super) async fn obey(&mut self, myself: &ActorRef<RootMessage>, order: Order) {
         match order {
             Order::StopAll => self.stop_all(),
+            Order::GiveUp(recorded) => {
+                // Only a start with other settings helps: every key may belong to another shard.
+                let wanted = self.args.env.settings.ownership.shards;
+                self.stop_all();
+                self.give_up(StoreError::Shards { recorded, wanted }.to_string());
+            }
+            // The heartbeat heard of an earlier end after it had ordered the next take: the shard runs.
+            Order::Take(shard, _) if self.runs(shard) => self.tell(News::Taken(shard)),
             Order::Take(shard, _) if self.draining || self.is_busy(shard) => self.tell(News::Stopped(shard)),
             Order::Take(shard, _) => {
                 self.shards[shard as usize].wanted = true;
@@ -73,6 +81,12 @@ impl RootState {
             }
             Order::Drop(shard) => self.stop(shard),
         }
+    }
+
+    /// It runs here, and is to.
+    fn runs(&self, shard: ShardNo) -> bool {
+        let owned = &self.shards[shard as usize];
+        owned.wanted && owned.supervisor.is_some()
     }
 
     /// What was there before has not ended yet.
@@ -107,7 +121,7 @@ impl RootState {
     pub(super) async fn ended_in_fleet(&mut self, myself: &ActorRef<RootMessage>, shard: ShardNo, why: Why, end: &End) {
         let wanted = self.shards[shard as usize].wanted && !self.draining;
         match why {
-            Why::Stuck => return self.give_up(format!("shard {shard}: {}", end.reason)),
+            Why::Hopeless => return self.give_up(format!("shard {shard}: {}", end.reason)),
             Why::Other if wanted => return self.failed(myself, shard, RestartReason::Escalated, &end.reason).await,
             // Asked again with the next heartbeat, if it is still this worker's: that spends no restarts.
             Why::Refused if wanted => warn!(shard, error = end.reason, "shard cannot be taken now"),
@@ -150,8 +164,8 @@ impl RootState {
 pub(super) enum Why {
     /// The store did not give it.
     Refused,
-    /// Its old runs do not end.
-    Stuck,
+    /// Its old runs do not end, or the store has another number of shards: only another process can go on.
+    Hopeless,
     /// Anything else.
     Other,
 }
@@ -161,7 +175,8 @@ impl Why {
         let SupervisionEvent::ActorFailed(_, error) = event else { return Self::Other };
         match error.downcast_ref::<StoreError>() {
             Some(error) if is_refusal(error) => Self::Refused,
-            _ if error.is::<RunsStuck>() => Self::Stuck,
+            Some(StoreError::Shards { .. }) => Self::Hopeless,
+            _ if error.is::<RunsStuck>() => Self::Hopeless,
             _ => Self::Other,
         }
     }

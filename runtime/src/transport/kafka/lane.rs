@@ -34,7 +34,7 @@ impl Lane {
 
     /// The offset to tell the group now, and its tag. `consumer` is the offset up to which the consumer has gone: when all
     /// that it gave is committed, what lies between are the ends of transactions and the records of aborted ones.
-    pub(super) fn to_tell(&mut self, consumer: Option<u64>) -> Option<(u64, String)> {
+    pub(super) fn take_news(&mut self, consumer: Option<u64>) -> Option<(u64, String)> {
         let committed = self.committed?;
         let next = committed.no + 1;
         let end = consumer.filter(|_| self.last == Some(committed)).map_or(next, |consumer| consumer.max(next));
@@ -65,12 +65,12 @@ mod tests {
         let place = Place { origin: "t/0".to_owned(), topic: "t".to_owned(), source: "kafka:t".to_owned() };
         let start = Start { at: 0, check: None };
         let mut lane = Lane::new(0, Reading { place, partition: 0, start, last: at(9) });
-        assert_eq!(lane.to_tell(Some(12)), None, "what was gone on from may be in hand still");
+        assert_eq!(lane.take_news(Some(12)), None, "what was gone on from may be in hand still");
         (lane.last, lane.committed) = (at(20), at(14));
-        assert_eq!(lane.to_tell(Some(22)), Some((15, "14:00000000000000ab".to_owned())), "some is in hand");
+        assert_eq!(lane.take_news(Some(22)), Some((15, "14:00000000000000ab".to_owned())), "some is in hand");
         lane.committed = at(20);
-        assert_eq!(lane.to_tell(None), Some((21, "20:00000000000000ab".to_owned())));
-        assert_eq!(lane.to_tell(Some(22)), Some((22, "20:00000000000000ab".to_owned())), "an end of a transaction");
-        assert_eq!(lane.to_tell(Some(22)), None);
+        assert_eq!(lane.take_news(None), Some((21, "20:00000000000000ab".to_owned())));
+        assert_eq!(lane.take_news(Some(22)), Some((22, "20:00000000000000ab".to_owned())), "an end of a transaction");
+        assert_eq!(lane.take_news(Some(22)), None);
     }
 }

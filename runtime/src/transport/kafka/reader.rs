@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::Generation;
 use super::client::Told;
 use super::lane::Lane;
-use super::record::Record;
+use super::record::{Place, Record};
 use super::scout::{Again, ScoutOrder};
 use super::shelf::{Shelf, bytes_of};
 use super::start::{MADE_ANEW, Start, ways_on};
@@ -302,7 +302,9 @@ impl Reader {
                 let known = committed.get(&lane.shard).and_then(|positions| positions.get(&lane.origin));
                 lane.committed = known.copied().or(lane.committed);
                 let consumer = consumer.find_partition(topic, partition).and_then(|found| found.offset().to_raw());
-                let Some((end, tag)) = lane.to_tell(consumer.and_then(|raw| u64::try_from(raw).ok())) else { continue };
+                let Some((end, tag)) = lane.take_news(consumer.and_then(|raw| u64::try_from(raw).ok())) else {
+                    continue;
+                };
                 let mut element = list.add_partition(topic, partition);
                 element.set_metadata(tag);
                 if let Err(error) = element.set_offset(Offset::Offset(i64::try_from(end).unwrap_or(i64::MAX))) {
