@@ -86,7 +86,7 @@ async fn a_lost_source_stands_still_and_disturbs_no_other() {
         Engine::start_with(&settings, handlers(), store.clone(), Arc::clone(&metrics), sources, Vec::new()).await;
     let engine = engine.unwrap();
     let alarm = |raised| metrics.encode().contains(&format!("{{alarm=\"source_lost\",shard=\"0\"}} {raised}\n"));
-    let taken = async || store.queries().shards().await.unwrap()[0].counters["taken"];
+    let taken = async || store.queries().shards().await.unwrap()[0].counters.get("taken").copied().unwrap_or(0);
     // More often than an ingress may be restarted.
     until("it is opened again", async || fragile.openings.load(Ordering::SeqCst) > 20).await;
     let health = engine.health().await;

@@ -504,7 +504,7 @@ fn a_commit_is_cut_at_its_bytes() {
     let key = (0..).map(|n| format!("k{n}")).find(|key| shard_of(key, 2) == 1).unwrap();
     let arrivals = (1..=16).map(|no| {
         let (id, payload) = (format!("m{no}"), [b' '; 300]);
-        let message = Draft { id: &id, key: &key, payload: &payload, ..Draft::default() }.build().unwrap();
+        let message = Draft { id: &id, key: &key, kind: "t", payload: &payload, ..Draft::default() }.build().unwrap();
         Arrival { origin: "one".into(), position: Position::new(no, 0), last: true, what: What::Message(0, message) }
     });
     world.ledger.fetched(0, arrivals.collect(), 1_000);

@@ -20,8 +20,10 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     migrations
 });
 
-/// Held by whoever brings the store of this database into shape; the number is any that others do not use.
-const LOCK: &str = "SELECT pg_advisory_xact_lock(5783261409127364001)";
+/// Held by whoever brings the store of this database into shape; the number is any that others do not use. What is there
+/// already is not worth a notice.
+const LOCK: &str =
+    "SELECT pg_advisory_xact_lock(5783261409127364001), set_config('client_min_messages', 'warning', true)";
 
 /// Asks whether there is a store.
 pub(super) const THERE: &str = "SELECT coalesce(to_regclass('_sqlx_migrations') IS NOT NULL

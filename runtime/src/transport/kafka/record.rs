@@ -272,5 +272,5 @@ mod tests {
         assert_eq!(marks[0], MARK);
     }
 
-    const MARK: u64 = 0;
+    const MARK: u64 = 438_117_808_719_812_973;
 }
