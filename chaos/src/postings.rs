@@ -13,6 +13,8 @@ pub const SERVICE: &str = "balances";
 
 /// How many in a thousand repeat an earlier one.
 const REPEATS_PER_MILLE: u64 = 50;
+/// How far back they do: less than the inbox of a single shard remembers, so that none of them may count.
+const REPEATS_WITHIN: usize = 200_000;
 
 /// One posting. A repeat is equal to what it repeats.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +58,8 @@ impl Postings {
     pub fn make(&mut self) -> Posting {
         if !self.made.is_empty() && self.dice.below(1_000) < REPEATS_PER_MILLE {
             self.repeats += 1;
-            let at = self.dice.below(self.made.len() as u64) as usize;
-            return self.posting(at);
+            let back = self.dice.below(self.made.len().min(REPEATS_WITHIN) as u64) as usize;
+            return self.posting(self.made.len() - 1 - back);
         }
         // Zipf's law: the second account is half as busy as the first, the tenth a tenth.
         let rank = (self.accounts as f64).powf(self.dice.unit()) as u32;
