@@ -1,7 +1,10 @@
 //! The handlers of a program, behind one face: typed inside, bytes outside.
 //! In: handlers; runs of messages. Out: what each turn did, the state after them.
 
+mod outgoing;
+
 use std::any::Any;
+use std::cmp::Ordering;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,11 +15,10 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, select};
 
 use crate::clock::{Clock, Stopwatch, sleep};
-use crate::handler::{AfterDeadLetter, Effects, Fault, Handler, Table, Turn, TurnLimits};
-use crate::message::{Draft, Key, Message, digest};
+use crate::handler::{ANSWER, AfterDeadLetter, Fault, Handler, Table, Turn, TurnLimits};
+use crate::message::{Key, Message};
 use crate::pipeline::ledger::{RunItem, Stored, TurnEnd, TurnFault};
 use crate::pipeline::retry::RetryPolicy;
-use crate::store::Event;
 use crate::supervision::HandlerPanic;
 use crate::telemetry::MessageFields;
 
@@ -99,7 +101,8 @@ pub(crate) struct RunContext {
 #[derive(Debug, Default)]
 pub(crate) struct Settled {
     pub(crate) turns: Vec<TurnEnd>,
-    pub(crate) state: Stored,
+    /// The state after them, if one of them changed it.
+    pub(crate) state: Option<Stored>,
     /// The last turn panicked: its actor is to die after it answered.
     pub(crate) panic: Option<HandlerPanic>,
     /// The state after several turns does not encode: they are to be run one at a time, so that the one at fault is
@@ -128,14 +131,12 @@ pub(crate) trait Service: Send + Sync {
 
 struct Typed<H> {
     handler: H,
-    name: Arc<str>,
-    /// The CloudEvents source of its events.
-    source: String,
+    origin: outgoing::Origin,
 }
 
 impl<H: Handler> Typed<H> {
     fn new(handler: H) -> Self {
-        Self { handler, name: H::SERVICE.into(), source: format!("perkey:{}", H::SERVICE) }
+        Self { handler, origin: outgoing::Origin::of(H::SERVICE) }
     }
 }
 
@@ -198,11 +199,26 @@ impl<H: Handler> Service for Typed<H> {
     }
 }
 
-fn decode<H: Handler>(stored: Stored) -> Result<H::State, String> {
+pub(crate) fn decode<H: Handler>(stored: Stored) -> Result<H::State, String> {
     let Some((version, json)) = stored else { return Ok(H::State::default()) };
-    serde_json::from_slice(&json).map_err(|error| {
+    let state = match version.cmp(&H::STATE_VERSION) {
+        Ordering::Equal => serde_json::from_slice(&json).map_err(|error| error.to_string()),
+        Ordering::Less => upgrade::<H>(version, &json),
+        Ordering::Greater => Err("a newer program stored it".to_owned()),
+    };
+    state.map_err(|error| {
         let (service, now) = (H::SERVICE, H::STATE_VERSION);
         format!("the stored state (version {version}; {service} writes version {now}) does not decode: {error}")
+    })
+}
+
+fn upgrade<H: Handler>(version: u32, json: &[u8]) -> Result<H::State, String> {
+    let stored = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    let upgraded = std::panic::catch_unwind(AssertUnwindSafe(|| H::upgrade(version, stored)));
+    let upgraded = upgraded.map_err(|panic| format!("the upgrade panicked: {}", panic_text(panic.as_ref())))?;
+    upgraded.map_err(|fault| match fault {
+        Fault::Retry(error) | Fault::Reject(error) => error,
+        Fault::Defer(delay) => format!("the upgrade asks to be left alone for {delay:?}"),
     })
 }
 
@@ -223,7 +239,7 @@ async fn run<H: Handler>(
 ) -> Settled {
     let watch = Stopwatch::start();
     let mut settled = Settled { turns: Vec::with_capacity(items.len()), ..Settled::default() };
-    let mut changed = false;
+    let mut change = Change::None;
     let handler = &service.handler;
     let hold = handler.after_dead_letter() == AfterDeadLetter::HoldKey;
     let mut told = false;
@@ -241,9 +257,9 @@ async fn run<H: Handler>(
                     Either::Right(((), _)) => {
                         told = true;
                         // A state that does not encode is dealt with when the run ends.
-                        if !changed || encode::<H>(&before).is_ok() {
+                        if change != Change::Written || encode::<H>(&before).is_ok() {
                             let mut part = std::mem::take(&mut settled);
-                            close::<H>(&mut part, &before, std::mem::take(&mut changed));
+                            close::<H>(&mut part, &before, std::mem::take(&mut change));
                             early(part);
                         }
                         attempt.await
@@ -253,9 +269,14 @@ async fn run<H: Handler>(
         };
         let stop = match end {
             Ok(Ok(())) => {
-                changed = true;
-                let events = events(service, &item.message, turn.effects(), context);
-                settled.turns.push(TurnEnd::done(turn.into_effects(), events));
+                change = Change::Written;
+                if turn.effects().forget {
+                    *state = H::State::default();
+                    change = Change::Forgotten;
+                }
+                let effects = turn.into_effects();
+                let (events, sent) = outgoing::of(&service.origin, &item.message, &effects, context);
+                settled.turns.push(TurnEnd::Done { events, sent, rows: effects.rows });
                 false
             }
             Ok(Err(fault)) => {
@@ -276,27 +297,50 @@ async fn run<H: Handler>(
             break;
         }
     }
-    close::<H>(&mut settled, state, changed);
+    close::<H>(&mut settled, state, change);
     settled
 }
 
 async fn attempt<H: Handler>(handler: &H, state: &mut H::State, turn: &mut Turn) -> Result<(), TurnFault> {
-    let message = serde_json::from_slice(turn.message().payload())
-        .map_err(|error| TurnFault::Reject(format!("the payload does not decode: {error}")))?;
-    handler.handle(state, message, turn).await.map_err(|fault| match fault {
+    let payload = turn.message().payload();
+    let undecodable = |error: serde_json::Error| TurnFault::Reject(format!("the payload does not decode: {error}"));
+    let message = if turn.message().kind() == ANSWER {
+        handler.answer(serde_json::from_slice(payload).map_err(undecodable)?).map_err(faulted)?
+    } else {
+        serde_json::from_slice(payload).map_err(undecodable)?
+    };
+    handler.handle(state, message, turn).await.map_err(faulted)
+}
+
+fn faulted(fault: Fault) -> TurnFault {
+    match fault {
         Fault::Retry(error) => TurnFault::Retry(error),
         Fault::Reject(reason) => TurnFault::Reject(reason),
         Fault::Defer(delay) => TurnFault::Defer(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
-    })
+    }
+}
+
+/// What the turns so far made of the state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Change {
+    #[default]
+    None,
+    Written,
+    Forgotten,
 }
 
 /// Encodes the state, once for all turns of a run.
-fn close<H: Handler>(settled: &mut Settled, state: &H::State, changed: bool) {
-    if !changed {
-        return;
+fn close<H: Handler>(settled: &mut Settled, state: &H::State, change: Change) {
+    match change {
+        Change::None => return,
+        Change::Forgotten => {
+            settled.state = Some(None);
+            return;
+        }
+        Change::Written => {}
     }
     match encode::<H>(state) {
-        Ok(json) => settled.state = Some((H::STATE_VERSION, json)),
+        Ok(json) => settled.state = Some(Some((H::STATE_VERSION, json))),
         // None of them counts: the actor's copy is given up with it.
         Err(fault) => {
             settled.alone = settled.turns.len() > 1;
@@ -311,46 +355,6 @@ fn close<H: Handler>(settled: &mut Settled, state: &H::State, changed: bool) {
             });
         }
     }
-}
-
-/// Events as messages. Their ids are derived from the message that caused them, so a repeat has the same.
-fn events<H>(service: &Typed<H>, cause: &Message, effects: &Effects, context: &RunContext) -> Vec<Event> {
-    if effects.events.is_empty() {
-        return Vec::new();
-    }
-    let cause_id = digest(cause.id(), &context.hash_key);
-    let headers: Vec<_> =
-        cause.headers().filter(|(name, _)| matches!(*name, "traceparent" | "tracestate" | "sagaid")).collect();
-    let mut made = Vec::with_capacity(effects.events.len());
-    // What an event's id is derived from: the same for all of them but for its number among them.
-    let mut origin = Vec::with_capacity(cause_id.len() + cause.key().len() + service.name.len() + 8);
-    origin.extend_from_slice(&cause_id);
-    origin.extend_from_slice(cause.key().as_bytes());
-    origin.extend_from_slice(service.name.as_bytes());
-    let same = origin.len();
-    for (ordinal, event) in (0_u64..).zip(&effects.events) {
-        origin.truncate(same);
-        origin.extend_from_slice(&ordinal.to_le_bytes());
-        let mut raw = [0; 16];
-        raw.copy_from_slice(&blake3::keyed_hash(&context.hash_key, &origin).as_bytes()[..16]);
-        let mut buffer = uuid::Uuid::encode_buffer();
-        let draft = Draft {
-            id: uuid::Uuid::new_v8(raw).hyphenated().encode_lower(&mut buffer),
-            key: cause.key(),
-            kind: &event.kind,
-            source: &service.source,
-            time: context.clock.now(),
-            headers: &headers,
-            payload: &event.payload,
-        };
-        // A turn's bytes are bounded far below what a frame can hold.
-        made.extend(draft.build_unchecked().ok().map(|message| Event {
-            service: service.name.clone(),
-            cause: cause_id,
-            message,
-        }));
-    }
-    made
 }
 
 fn panicked(message: &Message, reason: String) -> HandlerPanic {

@@ -28,7 +28,7 @@ use crate::message::{ShardNo, TakenId};
 use crate::transport::Positions;
 pub use commit::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
-    StateWrite,
+    SentMessage, StateWrite,
 };
 pub use open::{Opened, is_running, is_shared, open};
 

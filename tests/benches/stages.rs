@@ -232,10 +232,14 @@ fn arrival(delivery: Delivery) -> Arrival {
 
 fn report(actor: u32, order: &RunOrder, handled: &HashMap<String, Handled>) -> RunReport {
     let found = |message: &Message| &handled[message.id()];
-    let turn = |message: &Message| TurnEnd::Done { events: vec![found(message).event.clone()], rows: Vec::new() };
+    let turn = |message: &Message| TurnEnd::Done {
+        events: vec![found(message).event.clone()],
+        sent: Vec::new(),
+        rows: Vec::new(),
+    };
     let turns = order.items.iter().map(|item| turn(&item.message)).collect();
     let state = order.items.last().map(|item| (1, found(&item.message).state.clone()));
-    RunReport { actor, slot: order.slot, no: order.no, turns, state, alone: false, done: true }
+    RunReport { actor, slot: order.slot, no: order.no, turns, state: Some(state), alone: false, done: true }
 }
 
 struct Echo;

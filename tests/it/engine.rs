@@ -43,6 +43,33 @@ async fn each_message_counts_once_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forgotten_key_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Settings::default();
+    let store = open(&dir.path().join("s.db")).await;
+    let shards = settings.ownership.shards;
+    // In one run, by itself, and with the state read from the store.
+    let laid: [&[Option<&str>]; 3] = [&[None, None, Some("forget"), None], &[Some("forget")], &[None, None]];
+    let mut id = 0;
+    for messages in laid {
+        let engine = start(&settings, store.clone(), handlers()).await;
+        let messages = messages.iter().map(|what| {
+            id += 1;
+            count(&format!("m{id}"), "k", *what)
+        });
+        let messages: Vec<_> = messages.collect();
+        append(&*store, shards, "counting", &messages).await;
+        engine.idle().await;
+        engine.drain().await.unwrap();
+    }
+    assert_eq!(counts(&*store, &settings).await.remove("k"), Some(vec![1, 2, 3, 1, 2, 1, 2]));
+    let shard = perkey::message::shard_of("k", shards);
+    let key = perkey::store::ServiceKey { service: "counting".into(), key: "k".into() };
+    let row = store.load(shard, vec![key]).await.unwrap().remove(0);
+    assert_eq!(row.state.unwrap().1, &br#"{"n":2}"#[..]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failing_messages_wait_or_die_and_their_followers_keep_their_order() {
     let dir = tempfile::tempdir().unwrap();
     let mut settings = Settings::default();

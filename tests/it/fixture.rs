@@ -156,7 +156,7 @@ pub(crate) fn state(key: &str, json: &str) -> StateWrite {
         service: "balances".into(),
         key: key.into(),
         version: 3,
-        json: Bytes::copy_from_slice(json.as_bytes()),
+        json: Some(Bytes::copy_from_slice(json.as_bytes())),
     }
 }
 

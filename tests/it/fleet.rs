@@ -16,6 +16,7 @@ use perkey_chaos::Verdict;
 use perkey_chaos::check::check;
 use perkey_chaos::postings::{Postings, SERVICE};
 use perkey_chaos::process::{Place, Running, built, until};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::postgres_place::{Database, open};
@@ -234,18 +235,30 @@ async fn a_worker_whose_last_shard_is_given_up_ends() {
 /// A later version of [`Counting`]: its states are stored in another form.
 struct Later;
 
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Tally {
+    total: Counted,
+}
+
 impl Handler for Later {
     const SERVICE: &'static str = "counting";
     const STATE_VERSION: u32 = 2;
     type Message = Count;
-    type State = Counted;
+    type State = Tally;
 
     fn key(&self, message: &Count) -> Key {
         message.key.as_str().into()
     }
 
-    async fn handle(&self, counted: &mut Counted, message: Count, turn: &mut Turn) -> Result<(), Fault> {
-        Counting.handle(counted, message, turn).await
+    fn upgrade(version: u32, stored: Value) -> Result<Tally, Fault> {
+        match version {
+            1 => Ok(Tally { total: serde_json::from_value(stored)? }),
+            other => Err(Fault::reject(format!("there never was a version {other}"))),
+        }
+    }
+
+    async fn handle(&self, tally: &mut Tally, message: Count, turn: &mut Turn) -> Result<(), Fault> {
+        Counting.handle(&mut tally.total, message, turn).await
     }
 }
 

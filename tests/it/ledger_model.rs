@@ -350,7 +350,7 @@ impl World {
                 _ => {
                     list.push(item.message.id().to_owned());
                     let event = Event { service: "listing".into(), cause: [0; 16], message: item.message };
-                    turns.push(TurnEnd::Done { events: vec![event], rows: Vec::new() });
+                    turns.push(TurnEnd::Done { events: vec![event], sent: Vec::new(), rows: Vec::new() });
                     continue;
                 }
             };
@@ -361,7 +361,7 @@ impl World {
             }
         }
         let changed = turns.iter().any(|turn| matches!(turn, TurnEnd::Done { .. }));
-        let state = changed.then(|| (1, serde_json::to_vec(list).unwrap().into()));
+        let state = changed.then(|| Some((1, serde_json::to_vec(list).unwrap().into())));
         self.ledger
             .ran(RunReport { actor, slot: order.slot, no: order.no, turns, state, alone: false, done: true }, self.now);
     }

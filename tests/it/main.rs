@@ -6,6 +6,7 @@
 mod bad_input;
 mod chaos;
 mod cli;
+mod commands;
 mod engine;
 mod fixture;
 mod fleet;

@@ -10,7 +10,8 @@ use perkey::handler::{Column, ColumnKind, Table};
 use perkey::message::Draft;
 use perkey::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand};
 use perkey::store::{
-    CommandResult, Commit, Epoch, Identity, LogRow, Outcome, Part, PendingKind, RowSpan, Setup, Store, StoreError, Trim,
+    CommandResult, Commit, Epoch, Identity, LogRow, Outcome, Part, PendingKind, RowSpan, Setup, StateWrite, Store,
+    StoreError, Trim,
 };
 use perkey::transport::{Position, Positions};
 use serde_json::json;
@@ -62,6 +63,7 @@ contract! {
         another_number_of_shards_is_refused,
         tables_that_do_not_fit_are_refused,
         of_several_rows_of_a_key_the_last_counts,
+        a_forgotten_state_is_gone,
         odd_text_survives,
         large_values_survive,
         an_import_is_written_with_its_progress,
@@ -519,6 +521,34 @@ async fn of_several_rows_of_a_key_the_last_counts(place: Box<impl Place>) {
     let rows = vec![row_write("a", "1", None), row_write("a", "none", None), posting("a", "3", 4)];
     committed(&store, &with(Part { rows, ..Part::default() }, commit(0, epoch, 2))).await;
     assert_eq!(seen().await, [("3".to_owned(), 4)]);
+}
+
+async fn a_forgotten_state_is_gone(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let forgotten = |key: &str| StateWrite { json: None, ..state(key, "") };
+    let parts = |states: Vec<StateWrite>| -> Vec<Part> {
+        states.into_iter().map(|state| Part { state: Some(state), ..Part::default() }).collect()
+    };
+    let odd = "\0'%";
+    let written = parts(["a", "b", "c", odd].map(|key| state(key, "{}")).to_vec());
+    committed(&store, &Commit { parts: written, ..commit(0, epoch, 1) }).await;
+    // Of several of one key the last counts, whichever it is; one that is not there is no error.
+    let states = vec![
+        forgotten("a"),
+        state("b", "1"),
+        forgotten("b"),
+        forgotten("c"),
+        state("c", "2"),
+        forgotten(odd),
+        forgotten("never"),
+    ];
+    committed(&store, &Commit { parts: parts(states), ..commit(0, epoch, 2) }).await;
+    let stale = Commit { parts: parts(vec![forgotten("c")]), ..commit(0, epoch, 2) };
+    assert!(matches!(store.commit(&stale).await, Outcome::Fenced));
+    let keys = ["a", "b", "c", odd, "never"].map(service_key).to_vec();
+    let rows = store.load(0, keys).await.unwrap();
+    let found: Vec<_> = rows.iter().map(|row| row.state.as_ref().map(|(_, json)| json.to_vec())).collect();
+    assert_eq!(found, [None, None, Some(b"2".to_vec()), None, None]);
 }
 
 async fn odd_text_survives(place: Box<impl Place>) {

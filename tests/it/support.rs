@@ -45,6 +45,10 @@ impl Handler for Counting {
             None => Ok(()),
             #[expect(clippy::panic, reason = "a handler that panics is what is tested")]
             Some("panic") => panic!("as told"),
+            Some("forget") => {
+                turn.forget();
+                Ok(())
+            }
             Some("reject") => Err(Fault::reject("as told")),
             Some("once") if turn.attempt() > 1 => Ok(()),
             Some(_) => Err(Fault::retry("as told")),

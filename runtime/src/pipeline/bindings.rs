@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::ledger::{Arrival, What};
+use crate::handler::stays_inside;
 use crate::handlers::Handlers;
 use crate::message::{Draft, Message, ShardNo, check_name, shard_of};
 use crate::settings::{Bind, KeyFrom, Settings, Unbound};
-use crate::store::{Event, LogRow, Part};
+use crate::store::{Event, LogRow, Part, SentMessage};
 use crate::transport::{Content, Delivery, embedded};
 
 /// Type of the events that tell of dead letters.
@@ -119,6 +120,10 @@ impl Bindings {
     }
 
     fn unrouted(&self, source: &str, message: &Message) -> Vec<What> {
+        if stays_inside(message.kind()) {
+            let reason = format!("messages of type {} are not taken from outside", message.kind());
+            return vec![What::Refused(None, message.clone(), reason)];
+        }
         let routed: Vec<_> = self
             .matching(source, message.kind())
             .map(|bind| self.addressed(&bind.service, self.keyed(bind, message)))
@@ -162,12 +167,16 @@ impl Bindings {
     /// What a commit has for services of this store, its events and messages of other shards' keys: one row for each
     /// shard that is to read some.
     pub(crate) fn log_rows(&self, parts: &[Part], onward: &[(u16, Message)]) -> Vec<LogRow> {
-        if onward.is_empty() && self.binds.iter().all(|bind| bind.source != embedded::NAME) {
+        let quiet = onward.is_empty() && parts.iter().all(|part| part.sent.is_empty());
+        if quiet && self.binds.iter().all(|bind| bind.source != embedded::NAME) {
             return Vec::new();
         }
         let mut routed: Vec<(ShardNo, &str, Message)> = Vec::new();
         for (service, message) in onward {
             let service = self.handlers.all()[usize::from(*service)].name();
+            routed.push((shard_of(message.key(), self.shards), service, message.clone()));
+        }
+        for SentMessage { service, message } in parts.iter().flat_map(|part| &part.sent) {
             routed.push((shard_of(message.key(), self.shards), service, message.clone()));
         }
         for event in parts.iter().flat_map(|part| &part.events) {

@@ -63,6 +63,8 @@ pub struct Part {
     pub state: Option<StateWrite>,
     /// Events, in order.
     pub events: Vec<Event>,
+    /// Messages for services of this store, in order. They travel by the embedded log, and are no events.
+    pub sent: Vec<SentMessage>,
     /// Rows added to or replaced in `pending`, by their `seq`.
     pub pending: Vec<PendingRow>,
     /// Rows deleted from `pending`, by their `seq`.
@@ -82,8 +84,9 @@ pub struct Part {
 impl Part {
     /// About what it takes in a commit. An event counts twice: it may be in the log as well.
     pub fn bytes(&self) -> usize {
-        let state = self.state.as_ref().map_or(0, |state| state.key.len() + state.json.len());
+        let state = self.state.as_ref().map_or(0, |state| state.key.len() + state.json.as_ref().map_or(0, Bytes::len));
         let events = self.events.iter().map(|event| 2 * event.message.frame().len());
+        let sent = self.sent.iter().map(|sent| sent.message.frame().len());
         let waiting = self.pending.iter().map(|row| (&row.message, &row.history));
         let kept = waiting.chain(self.dead.iter().map(|letter| (&letter.message, &letter.history)));
         let kept = kept.map(|(message, history)| {
@@ -91,7 +94,7 @@ impl Part {
         });
         let history = self.history.iter().map(|row| row.error.len());
         let rows = self.rows.iter().map(|row| row.key.len() + row.row.as_ref().map_or(0, String::len));
-        let lists = events.chain(kept).chain(history).chain(rows).sum::<usize>();
+        let lists = events.chain(sent).chain(kept).chain(history).chain(rows).sum::<usize>();
         state + lists + self.ids.len() * size_of::<TakenId>()
     }
 }
@@ -105,8 +108,8 @@ pub struct StateWrite {
     pub key: Arc<str>,
     /// `STATE_VERSION` of the handler that wrote it.
     pub version: u32,
-    /// JSON text.
-    pub json: Bytes,
+    /// JSON text; `None`: the key's state is deleted.
+    pub json: Option<Bytes>,
 }
 
 /// An event of the outbox.
@@ -123,6 +126,15 @@ pub struct Event {
 impl Event {
     /// Stands for a service's number in the store where an event is of none: it tells of a dead letter of none.
     pub const NO_SERVICE: u16 = u16::MAX;
+}
+
+/// A message for a service of this store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentMessage {
+    /// The service that is to handle it.
+    pub service: Arc<str>,
+    /// The message, under the key that it is to be handled under.
+    pub message: Message,
 }
 
 /// A row for the embedded log of another (or the same) shard.

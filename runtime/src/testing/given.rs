@@ -8,7 +8,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::clock::Millis;
-use crate::handler::{Effects, Fault, Handler, Turn, TurnLimits};
+use crate::handler::{ANSWER, Answer, Effects, Fault, Handler, Outcome, Turn, TurnLimits};
+use crate::handlers::decode;
 use crate::message::Draft;
 
 thread_local! {
@@ -92,6 +93,14 @@ impl<H: Handler> Given<H> {
         self
     }
 
+    /// The key's state as an older version of the handler stored it; it must be one that can be upgraded.
+    #[must_use]
+    #[track_caller]
+    pub fn stored(self, version: u32, state: &Value) -> Self {
+        let state = decode::<H>(Some((version, state.to_string().into())));
+        self.state(state.expect("a stored state is one that the handler upgrades"))
+    }
+
     /// Messages that were handled before; each must succeed.
     #[must_use]
     #[track_caller]
@@ -125,27 +134,40 @@ impl<H: Handler> Given<H> {
 
     /// Handles this message, given as what becomes its JSON. Its id is `message-1`, or counts on behind those before.
     #[track_caller]
-    pub fn when(mut self, message: impl Serialize) -> Then<H> {
-        let payload = serde_json::to_vec(&message).expect("a message becomes JSON");
+    pub fn when(self, message: impl Serialize) -> Then<H> {
+        self.turn("given", serde_json::to_vec(&message).expect("a message becomes JSON"), None)
+    }
+
+    /// Handles the answer to what was asked under this name, in the same way.
+    #[track_caller]
+    pub fn when_answered(self, name: &str, outcome: Outcome) -> Then<H> {
+        let answer = Answer { name: name.to_owned(), outcome };
+        self.turn(ANSWER, serde_json::to_vec(&answer).expect("an answer becomes JSON"), Some(answer))
+    }
+
+    #[track_caller]
+    fn turn(mut self, kind: &str, payload: Vec<u8>, answered: Option<Answer>) -> Then<H> {
         let before = value(&self.state);
         self.turns += 1;
-        let decoded: Result<H::Message, _> = serde_json::from_slice(&payload);
+        let undecodable = |error: serde_json::Error| Fault::Reject(format!("the payload does not decode: {error}"));
+        let decoded: Result<H::Message, _> = match answered {
+            None => serde_json::from_slice(&payload).map_err(undecodable),
+            Some(answer) => self.handler.answer(answer),
+        };
         let message = match decoded {
             Ok(message) => message,
-            Err(error) => {
-                let fault = Some(Fault::Reject(format!("the payload does not decode: {error}")));
-                return Then { given: self, before, effects: Effects::default(), fault };
-            }
+            Err(fault) => return Then { given: self, before, effects: Effects::default(), fault: Some(fault) },
         };
         let (id, key) = (format!("message-{}", self.turns), self.handler.key(&message));
-        let draft = Draft { id: &id, key: key.as_str(), kind: "given", payload: &payload, ..Draft::default() };
+        let draft = Draft { id: &id, key: key.as_str(), kind, payload: &payload, ..Draft::default() };
         let frame = draft.build().expect("the handler gives the message a usable key");
         let mut turn = Turn::new(frame, self.attempt, self.now, self.limits);
         let mut state = self.state.clone();
         match complete(self.handler.handle(&mut state, message, &mut turn)) {
             Ok(()) => {
-                self.state = state;
-                Then { given: self, before, effects: turn.into_effects(), fault: None }
+                let effects = turn.into_effects();
+                self.state = if effects.forget { H::State::default() } else { state };
+                Then { given: self, before, effects, fault: None }
             }
             Err(fault) => Then { given: self, before, effects: Effects::default(), fault: Some(fault) },
         }
@@ -165,6 +187,22 @@ impl<H: Handler> Then<H> {
     pub fn then_state(self, expected: impl Serialize) -> Self {
         let state = value(&self.given.state);
         self.same("state", &state, &value(&expected))
+    }
+
+    /// Its key's state is deleted.
+    #[track_caller]
+    pub fn then_forgets(self) -> Self {
+        assert!(self.effects.forget, "the turn kept the state\n  outcome: {}", self.outcome());
+        self
+    }
+
+    /// The commands that it sent, in order: service, key, payload.
+    #[track_caller]
+    pub fn then_sends<'a, P: Serialize>(self, expected: impl IntoIterator<Item = (&'a str, &'a str, P)>) -> Self {
+        let sent = self.effects.sent.iter().map(|sent| (sent.service, sent.key.as_str(), parse(&sent.payload)));
+        let (sent, expected): (Vec<_>, Vec<_>) = (sent.collect(), expected.into_iter().collect());
+        let (sent, expected) = (value(&sent), value(&expected));
+        self.same("commands", &sent, &expected)
     }
 
     /// The types of the events that it emitted, in order.
@@ -224,6 +262,12 @@ impl<H: Handler> Then<H> {
     #[track_caller]
     pub fn when(self, message: impl Serialize) -> Self {
         self.given.when(message)
+    }
+
+    /// The next answer to the same key.
+    #[track_caller]
+    pub fn when_answered(self, name: &str, outcome: Outcome) -> Self {
+        self.given.when_answered(name, outcome)
     }
 
     #[track_caller]

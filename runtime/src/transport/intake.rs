@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 
 use super::{Content, Delivery, Position, Positions, Source, SourceError, Transport};
+use crate::handler::{is_reserved, stays_inside};
 use crate::message::{Draft, Message, ShardNo};
 use crate::store::{IntakeRow, IntakeRows, Store, StoreError, StoreFuture};
 
@@ -114,10 +115,14 @@ impl IntakeSource {
 }
 
 fn message(row: &IntakeRow) -> Result<Message, String> {
+    if stays_inside(&row.kind) {
+        return Err(format!("messages of type {} are not taken from outside", row.kind));
+    }
     let headers: Map<String, Value> =
         serde_json::from_str(&row.headers).map_err(|error| format!("the headers are no JSON object: {error}"))?;
     let texts: Vec<(String, String)> = headers
         .into_iter()
+        .filter(|(name, _)| !is_reserved(name))
         .map(|(name, value)| match value {
             Value::String(text) => (name, text),
             other => (name, other.to_string()),

@@ -4,14 +4,17 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::flight::Batch;
 use super::settle::{Group, millis};
 use super::{Action, Ledger};
 use crate::clock::Millis;
+use crate::handler::{Asked, Outcome};
 use crate::message::{Draft, Message, TakenId};
 use crate::pipeline::bindings::DEAD_LETTER;
 use crate::pipeline::dispatcher::publisher::{Progress, Unpublished};
-use crate::store::{Attempt, Commit, DeadLetter, Event, InboxRows, TakenShard, Watermarks};
+use crate::store::{Attempt, Commit, DeadLetter, Event, InboxRows, SentMessage, TakenShard, Watermarks};
 
 /// Places kept to find the commits that all sinks have passed: with more, every other one is dropped.
 const PLACES_MAX: usize = 1_024;
@@ -121,12 +124,7 @@ impl Ledger {
         if !self.config.bindings.tells_of_dead() || message.kind() == DEAD_LETTER {
             return None;
         }
-        let mut seed = letter.id.0.to_vec();
-        seed.extend_from_slice(&self.shard.to_le_bytes());
-        seed.extend_from_slice(&letter.seq.to_le_bytes());
-        let mut raw = [0; 16];
-        raw.copy_from_slice(&blake3::keyed_hash(&self.config.hash_key, &seed).as_bytes()[..16]);
-        let id = uuid::Uuid::new_v8(raw).to_string();
+        let id = self.id_from(letter, b"").to_string();
         let attempts = letter.history.last().map_or(0, |attempt| attempt.attempt).to_string();
         let mut headers: Vec<_> = message.headers().collect();
         headers.extend([
@@ -142,6 +140,25 @@ impl Ledger {
         // Larger than the message by a few lines: it was a frame already.
         let message = draft.build_unchecked().ok()?;
         Some(Event { service: letter.service.clone(), cause: letter.id.digest(), message })
+    }
+
+    /// Tells whoever asked for a command that it became a dead letter.
+    pub(super) fn bad_news(&self, letter: &DeadLetter) -> Option<SentMessage> {
+        let asked = Asked::of(&letter.message)?;
+        let id = self.id_from(letter, b"answered");
+        let from = format!("perkey:{}", letter.service);
+        asked.answer(&from, id, Outcome::DeadLetter(letter.error.clone()), (&letter.message, letter.at))
+    }
+
+    /// An id for what is said of a dead letter: the same for each attempt to write it.
+    fn id_from(&self, letter: &DeadLetter, what: &[u8]) -> Uuid {
+        let mut seed = letter.id.0.to_vec();
+        seed.extend_from_slice(&self.shard.to_le_bytes());
+        seed.extend_from_slice(&letter.seq.to_le_bytes());
+        seed.extend_from_slice(what);
+        let mut raw = [0; 16];
+        raw.copy_from_slice(&blake3::keyed_hash(&self.config.hash_key, &seed).as_bytes()[..16]);
+        Uuid::new_v8(raw)
     }
 
     /// A refused event is published again, by an operator: behind what its key has emitted since.

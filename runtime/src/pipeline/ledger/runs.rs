@@ -7,9 +7,9 @@ use super::actors::Place;
 use super::slot::{ActorIx, Item, Newest, Running, SlotIx};
 use super::{Action, Ledger, Stored};
 use crate::clock::Millis;
-use crate::handler::{Effects, RowWrite};
+use crate::handler::RowWrite;
 use crate::message::Message;
-use crate::store::Event;
+use crate::store::{Event, SentMessage};
 
 /// A run: consecutive turns of one key handed over together.
 #[derive(Debug)]
@@ -46,8 +46,8 @@ pub struct RunReport {
     pub no: u64,
     /// The turns that ended.
     pub turns: Vec<TurnEnd>,
-    /// The state after them, if a turn succeeded: version and JSON.
-    pub state: Stored,
+    /// The state after them, if a turn succeeded.
+    pub state: Option<Stored>,
     /// The messages that were not answered for are to be run one at a time.
     pub alone: bool,
     /// Whether the run is over; otherwise a turn of it is still under way.
@@ -61,6 +61,8 @@ pub enum TurnEnd {
     Done {
         /// Its events, as messages.
         events: Vec<Event>,
+        /// Its messages for services of this store.
+        sent: Vec<SentMessage>,
         /// Its rows.
         rows: Vec<RowWrite>,
     },
@@ -77,13 +79,6 @@ pub enum TurnFault {
     Reject(String),
     /// To be tried after so many milliseconds, without spending an attempt.
     Defer(Millis),
-}
-
-impl TurnEnd {
-    /// A success with these effects.
-    pub fn done(effects: Effects, events: Vec<Event>) -> Self {
-        Self::Done { events, rows: effects.rows }
-    }
 }
 
 impl Ledger {

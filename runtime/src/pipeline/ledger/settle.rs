@@ -53,7 +53,7 @@ impl Group {
 }
 
 impl Ledger {
-    pub(super) fn settle_run(&mut self, ix: SlotIx, turns: Vec<TurnEnd>, state: Stored, now: Millis) {
+    pub(super) fn settle_run(&mut self, ix: SlotIx, turns: Vec<TurnEnd>, state: Option<Stored>, now: Millis) {
         if !turns.is_empty() {
             self.group(ix).reserve(turns.len());
         }
@@ -61,9 +61,10 @@ impl Ledger {
             let running = self.slots[ix].running.as_mut();
             let Some(item) = running.and_then(|running| running.items.pop_front()) else { break };
             match end {
-                TurnEnd::Done { events, rows } => {
+                TurnEnd::Done { events, sent, rows } => {
                     let group = self.group(ix);
                     add(&mut group.part.events, events);
+                    add(&mut group.part.sent, sent);
                     add(&mut group.part.rows, rows);
                     group.turn(item.id);
                     self.turned(ix);
@@ -72,11 +73,12 @@ impl Ledger {
                 TurnEnd::Fault(fault) => self.fault(ix, item, fault, now),
             }
         }
-        if let Some((version, json)) = state {
+        if let Some(stored) = state {
             let service = self.policy(self.slots[ix].service).name.clone();
             let slot = &mut self.slots[ix];
-            slot.newest = Newest::Here(Some((version, json.clone())));
+            slot.newest = Newest::Here(stored.clone());
             let key = slot.key.clone();
+            let (version, json) = stored.map_or((0, None), |(version, json)| (version, Some(json)));
             self.group(ix).part.state = Some(StateWrite { service, key, version, json });
         }
     }
@@ -210,9 +212,10 @@ impl Ledger {
         self.count("dead_letters", 1);
         let key = self.service_key(ix);
         let letter = dead_letter(&item, seq, key, error, holds_key, now);
-        let event = self.obituary(&letter);
+        let (event, answer) = (self.obituary(&letter), self.bad_news(&letter));
         let group = self.group(ix);
         group.part.events.extend(event);
+        group.part.sent.extend(answer);
         group.part.dead.push(letter);
         group.turn(item.id);
         group.items.push(before);
@@ -244,9 +247,10 @@ impl Ledger {
         let error = item.refusal.clone().unwrap_or_else(|| "the message has no key".to_owned());
         let key = ServiceKey { service: name, key: item.message.key().into() };
         let letter = dead_letter(&item, seq, key, error, false, now);
-        let event = self.obituary(&letter);
+        let (event, answer) = (self.obituary(&letter), self.bad_news(&letter));
         let part = &mut self.batches.loose().part;
         part.events.extend(event);
+        part.sent.extend(answer);
         part.dead.push(letter);
     }
 

@@ -113,7 +113,10 @@ impl Inner {
     fn write_part(&mut self, shard: ShardNo, part: &Part) {
         if let Some(state) = &part.state {
             let key = (state.service.clone(), state.key.clone());
-            self.states.insert(key, (state.version, state.json.clone()));
+            match &state.json {
+                Some(json) => self.states.insert(key, (state.version, json.clone())),
+                None => self.states.remove(&key),
+            };
         }
         for write in &part.rows {
             let Some((_, rows)) = self.tables.get_mut(write.table.name) else { continue };

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use super::escape::stored;
@@ -42,14 +43,25 @@ impl Statement {
         let ids = layout::lay_ids(commit);
         let args = Args::with_room(room(commit, ids.len() + events.len()));
         let args = fence(args, commit, (count > 0).then(|| commit.first_seq + count - 1), waiting.last_seq());
-        let mut args = states(args.put(ids).put(events), commit);
-        args = log(args, commit);
+        let (written, forgotten): (Vec<_>, Vec<_>) = states(commit).into_iter().partition(|state| state.json.is_some());
+        let mut args = log(put_states(args.put(ids).put(events), &written), commit);
         let mut sql = include_str!("commit.sql").to_owned();
         let mut count = SLIM;
         if !waiting.is_empty() || commit.parts.iter().any(|part| part.command.is_some() || !part.history.is_empty()) {
             sql.push_str(include_str!("commit_more.sql"));
             args = results(history(waiting.put(args), commit), commit);
             count = WHOLE;
+        }
+        if !forgotten.is_empty() {
+            count += 2;
+            sql += &format!(
+                ", forgotten_rows AS (DELETE FROM states WHERE ctid = ANY (ARRAY(
+                     SELECT there.ctid FROM fence CROSS JOIN UNNEST(${}::text[], ${count}::text[]) AS r (service, key)
+                     CROSS JOIN LATERAL (SELECT s.ctid FROM states s
+                         WHERE s.service = r.service AND s.key = r.key OFFSET 0) there)))\n",
+                count - 1
+            );
+            args = put_keys(args, &forgotten);
         }
         if !commit.intake.is_empty() {
             count += 1;
@@ -81,7 +93,9 @@ pub(super) fn shard_no(shard: ShardNo) -> i32 {
 /// About what the arguments take: growing into megabytes costs as much as filling them.
 fn room(commit: &Commit, blobs: usize) -> usize {
     let states = commit.parts.iter().filter_map(|part| part.state.as_ref());
-    let states: usize = states.map(|state| state.json.len() + state.key.len() + state.service.len() + 24).sum();
+    let states: usize = states
+        .map(|state| state.json.as_ref().map_or(0, Bytes::len) + state.key.len() + state.service.len() + 24)
+        .sum();
     blobs + states + commit.log.iter().map(|row| row.messages.len() + 24).sum::<usize>() + 4_096
 }
 
@@ -101,18 +115,25 @@ fn fence(args: Args, commit: &Commit, outbox_seq: Option<u64>, last_seq: u64) ->
         .put(commit.clean)
 }
 
-fn states(args: Args, commit: &Commit) -> Args {
+/// The newest state of each key.
+fn states(commit: &Commit) -> Vec<&StateWrite> {
     let mut states: Vec<&StateWrite> = commit.parts.iter().filter_map(|part| part.state.as_ref()).collect();
     // In the order of the primary key, so that neighbours share a page; of several of one key the last is the newest.
     states.sort_by(|a, b| (&a.service, &a.key).cmp(&(&b.service, &b.key)));
     let same = |a: &StateWrite, b: &StateWrite| a.key == b.key && a.service == b.service;
-    let states: Vec<&StateWrite> =
-        states.chunk_by(|a, b| same(a, b)).filter_map(|group| group.last().copied()).collect();
-    let json = |state: &&StateWrite| String::from_utf8_lossy(&state.json).into_owned();
-    args.put(states.iter().map(|state| &*state.service).collect::<Vec<_>>())
-        .put(states.iter().map(|state| stored(&state.key)).collect::<Vec<_>>())
+    states.chunk_by(|a, b| same(a, b)).filter_map(|group| group.last().copied()).collect()
+}
+
+fn put_states(args: Args, states: &[&StateWrite]) -> Args {
+    let json = |state: &&StateWrite| String::from_utf8_lossy(state.json.as_deref().unwrap_or_default()).into_owned();
+    put_keys(args, states)
         .put(states.iter().map(|state| i64::from(state.version)).collect::<Vec<_>>())
         .put(states.iter().map(json).collect::<Vec<_>>())
+}
+
+fn put_keys(args: Args, states: &[&StateWrite]) -> Args {
+    args.put(states.iter().map(|state| &*state.service).collect::<Vec<_>>())
+        .put(states.iter().map(|state| stored(&state.key)).collect::<Vec<_>>())
 }
 
 fn log(args: Args, commit: &Commit) -> Args {

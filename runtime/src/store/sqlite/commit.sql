@@ -24,10 +24,11 @@ SELECT value->>0, value->>2, value->>1, value->>3, value->>4,
     coalesce(substr(?, value->>11, value->>12), x''), coalesce(substr(?, value->>13, value->>14), x'')
 FROM json_each(?) WHERE value->>12 > 0 OR value->>14 > 0;
 
--- States.
+-- States, then those forgotten.
 INSERT INTO states (service, key, version, state)
 SELECT value->>0, value->>1, value->>2, CAST(substr(?, value->>3, value->>4) AS TEXT) FROM json_each(?) WHERE true
 ON CONFLICT (service, key) DO UPDATE SET version = excluded.version, state = excluded.state;
+DELETE FROM states WHERE (service, key) IN (SELECT value->>0, value->>1 FROM json_each(?));
 
 -- Log.
 INSERT INTO log (target, origin, no, count, messages)

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use sqlx::Sqlite;
 use sqlx::query::Query;
 use sqlx::sqlite::SqliteArguments;
@@ -96,12 +97,12 @@ pub(super) const FENCE: usize = 2;
 /// The arguments of [`ALL`] or [`ONE`] for `pieces`, whose shards differ.
 pub(super) fn arguments(sql: &'static str, pieces: &[&Piece]) -> Query<'static, Sqlite, SqliteArguments> {
     let (commits, ids, events) = commits(pieces);
-    let (states, states_blob) = states(pieces).finish();
+    let ((states, states_blob), forgotten) = states(pieces);
     let (log, log_blob) = log(pieces).finish();
     let ((pending, pending_blob), settled) = pending(pieces);
     let ((dead, dead_blob), undead) = dead(pieces);
     let query = sqlx::query(sql).bind(commits.clone()).bind(ids).bind(events).bind(commits);
-    let query = query.bind(states_blob).bind(states).bind(log_blob).bind(log);
+    let query = query.bind(states_blob).bind(states).bind(forgotten).bind(log_blob).bind(log);
     let query = query.bind(pending_blob).bind(pending).bind(settled).bind(dead_blob).bind(dead).bind(undead);
     query.bind(history(pieces).finish().0).bind(results(pieces).finish().0)
 }
@@ -123,19 +124,23 @@ fn commits(pieces: &[&Piece]) -> (String, Vec<u8>, Vec<u8>) {
 /// Characters of a state's row beside its key, about.
 const STATE_ROW: usize = 40;
 
-fn states(pieces: &[&Piece]) -> Rows {
+fn states(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
     let mut states: Vec<&StateWrite> = pieces.iter().flat_map(|piece| &piece.states).collect();
     // In the order of the primary key, so that neighbours share a page; of several of one key the last is the newest.
     states.sort_by(|a, b| (&a.service, &a.key).cmp(&(&b.service, &b.key)));
-    let bytes: usize = states.iter().map(|state| state.json.len()).sum();
+    let bytes: usize = states.iter().filter_map(|state| state.json.as_ref()).map(Bytes::len).sum();
     let mut rows = Rows::with_capacity(states.iter().map(|state| STATE_ROW + state.key.len()).sum(), bytes);
+    let mut forgotten = Rows::default();
     for (at, state) in states.iter().enumerate() {
         if states.get(at + 1).is_some_and(|next| next.key == state.key && next.service == state.service) {
             continue;
         }
-        rows.row().put(&*state.service).put(&*state.key).put(state.version).put_blob(&state.json);
+        match &state.json {
+            Some(json) => rows.row().put(&*state.service).put(&*state.key).put(state.version).put_blob(json),
+            None => forgotten.row().put(&*state.service).put(&*state.key),
+        };
     }
-    rows
+    (rows.finish(), forgotten.finish().0)
 }
 
 fn log(pieces: &[&Piece]) -> Rows {

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rdkafka::message::{BorrowedMessage, Headers, Message as _};
 
 use crate::clock::{Millis, from_rfc3339};
+use crate::handler::is_reserved;
 use crate::message::{Draft, Message, MessageError, check_name};
 use crate::transport::Content;
 
@@ -147,6 +148,7 @@ impl<'a> Named<'a> {
             "ce_specversion" => {}
             "content-type" if value == JSON.as_bytes() => {}
             _ if name == id_header && self.plain_id.is_none() => self.plain_id = Some(value),
+            _ if is_reserved(name.strip_prefix("ce_").unwrap_or(name)) => {}
             _ => match name.strip_prefix("ce_") {
                 Some(extension) => self.others.push((extension, text()?)),
                 None if ["content-type", "traceparent", "tracestate"].contains(&name) => {
@@ -246,7 +248,13 @@ mod tests {
 
     #[test]
     fn foreign_bytes_and_bad_times_cost_nothing() {
-        let read = message(&record(&[("id", b"m"), ("schema", b"\0\xff"), ("ce_time", b"yesterday"), ("b3", b"1")]));
+        let read = message(&record(&[
+            ("id", b"m"),
+            ("schema", b"\0\xff"),
+            ("ce_perkeyaskedby", b"me"),
+            ("ce_time", b"yesterday"),
+            ("b3", b"1"),
+        ]));
         assert_eq!((read.time(), read.headers().collect::<Vec<_>>()), (42, vec![("b3", "1")]));
     }
 

@@ -1,0 +1,116 @@
+//! Commands that a handler sends to other keys, and the answers that it gets.
+//! In: commands put on a turn. Out: messages for the embedded log; answers as their asker is given them.
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::Fault;
+use crate::clock::Millis;
+use crate::message::{Draft, Key, Message};
+use crate::store::SentMessage;
+
+/// CloudEvents `type` of a command that a handler sent.
+pub const COMMAND: &str = "perkey.command";
+/// CloudEvents `type` of the answer to one.
+pub const ANSWER: &str = "perkey.answer";
+
+/// Headers of a command whose sender wants to hear how it ended.
+const ASKED: [&str; 3] = ["perkeyaskedby", "perkeyaskedkey", "perkeyaskedname"];
+
+/// Whether messages of this type are only made within a store: whoever can put a message into a topic or a table could
+/// otherwise answer in another's name.
+pub(crate) fn stays_inside(kind: &str) -> bool {
+    kind == COMMAND || kind == ANSWER
+}
+
+/// Whether a header means something to Perkey itself, so that none from outside is taken.
+pub(crate) fn is_reserved(header: &str) -> bool {
+    header.starts_with("perkey")
+}
+
+/// Who wants to hear how a command ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) service: &'a str,
+    pub(crate) key: &'a str,
+    pub(crate) name: &'a str,
+}
+
+impl<'a> Asked<'a> {
+    pub(crate) fn of(command: &'a Message) -> Option<Self> {
+        if command.kind() != COMMAND {
+            return None;
+        }
+        let [service, key, name] = ASKED.map(|name| command.header(name));
+        Some(Self { service: service?, key: key?, name: name? })
+    }
+
+    pub(crate) fn headers(self) -> [(&'static str, &'a str); 3] {
+        let [by, key, name] = ASKED;
+        [(by, self.service), (key, self.key), (name, self.name)]
+    }
+
+    /// The answer to `of` at this time, for the key that asked.
+    pub(crate) fn answer(self, from: &str, id: Uuid, outcome: Outcome, of: (&Message, Millis)) -> Option<SentMessage> {
+        let (command, time) = of;
+        let payload = serde_json::to_vec(&Answer { name: self.name.to_owned(), outcome }).ok()?;
+        let carried: Vec<_> = command.headers().filter(|(name, _)| !is_reserved(name)).collect();
+        let draft = Draft {
+            id: &id.to_string(),
+            key: self.key,
+            kind: ANSWER,
+            source: from,
+            time,
+            headers: &carried,
+            payload: &payload,
+        };
+        let message = draft.build_unchecked().ok()?;
+        Some(SentMessage { service: self.service.into(), message })
+    }
+}
+
+/// A command as a handler sent it.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    /// Whose handler is to handle it.
+    pub service: &'static str,
+    /// Under which key.
+    pub key: Key,
+    /// JSON.
+    pub payload: Bytes,
+    /// The name that its answer is wanted under.
+    pub ask: Option<String>,
+}
+
+/// The answer to a command that a turn asked for with [`Turn::ask`]. There is one in every case, unless nobody handles
+/// the command: when it succeeded, and each time it became a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The name that it was asked under.
+    pub name: String,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It took effect. What its handler replied; `null` where it replied nothing.
+    Done(Value),
+    /// It had no effect and is a dead letter, for this reason. An operator may replay it: then it is answered again.
+    DeadLetter(String),
+}
+
+impl Outcome {
+    /// The reply as `T`; an error where it was given up, or is something else.
+    pub fn reply<T: DeserializeOwned>(self) -> Result<T, Fault> {
+        match self {
+            Self::Done(reply) => Ok(serde_json::from_value(reply)?),
+            Self::DeadLetter(reason) => Err(Fault::reject(reason)),
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The turn that a handler works on: one attempt at one message, and what is to happen if it commits.
+//! In: a message. Out: the effects that the handler put on the turn, within its bounds.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{Fault, Handler, Row, Sent, Table};
+use crate::clock::Millis;
+use crate::message::{Key, Message, check_name};
+
+/// Bounds of what one turn may put into its commit; checked as the handler goes.
+#[derive(Clone, Copy, Debug)]
+pub struct TurnLimits {
+    /// Rows written or deleted.
+    pub rows_max: usize,
+    /// Events emitted, and as many commands sent.
+    pub events_max: usize,
+    /// Bytes of rows, events and reply together.
+    pub bytes_max: usize,
+}
+
+impl Default for TurnLimits {
+    fn default() -> Self {
+        Self { rows_max: 1_000, events_max: 1_000, bytes_max: 4 << 20 }
+    }
+}
+
+/// One attempt to apply one message: what is known of it, and what is to happen if it commits.
+#[derive(Debug)]
+pub struct Turn {
+    message: Message,
+    attempt: u32,
+    now: Millis,
+    limits: TurnLimits,
+    bytes: usize,
+    effects: Effects,
+}
+
+/// What a settled turn does when its commit succeeds.
+#[derive(Clone, Debug, Default)]
+pub struct Effects {
+    /// Events, in the order emitted.
+    pub events: Vec<Emitted>,
+    /// Rows of the handler's tables.
+    pub rows: Vec<RowWrite>,
+    /// The reply, as JSON.
+    pub reply: Option<Bytes>,
+    /// The key's state is deleted.
+    pub forget: bool,
+    /// Commands for other keys, in the order sent.
+    pub sent: Vec<Sent>,
+}
+
+/// An event as a handler emitted it: not yet numbered.
+#[derive(Clone, Debug)]
+pub struct Emitted {
+    /// CloudEvents `type`.
+    pub kind: String,
+    /// JSON.
+    pub payload: Bytes,
+}
+
+/// One row of a handler's table to write, or to delete.
+#[derive(Clone, Debug)]
+pub struct RowWrite {
+    /// The table.
+    pub table: Table,
+    /// Primary key as canonical JSON array: rows are coalesced and sorted by it.
+    pub key: String,
+    /// The row as a JSON object; `None` deletes it.
+    pub row: Option<String>,
+}
+
+impl Turn {
+    /// A turn over `message`. Handlers are given one; tests may make their own.
+    pub fn new(message: Message, attempt: u32, now: Millis, limits: TurnLimits) -> Self {
+        Self { message, attempt, now, limits, bytes: 0, effects: Effects::default() }
+    }
+
+    /// The message's id.
+    pub fn id(&self) -> &str {
+        self.message.id()
+    }
+
+    /// The key whose turn this is.
+    pub fn key(&self) -> &str {
+        self.message.key()
+    }
+
+    /// The whole message, with its headers.
+    pub fn message(&self) -> &Message {
+        &self.message
+    }
+
+    /// Which attempt this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Wall time at the start of the turn, in milliseconds since the epoch.
+    pub fn now(&self) -> Millis {
+        self.now
+    }
+
+    /// A key for another system's own idempotency: the same on each attempt of this message, different for each `name`.
+    pub fn token(&self, name: &str) -> Uuid {
+        let scope = Uuid::new_v5(&Uuid::NAMESPACE_OID, self.message.key().as_bytes());
+        let id = Uuid::new_v5(&scope, self.message.id().as_bytes());
+        Uuid::new_v5(&id, name.as_bytes())
+    }
+
+    /// Writes a row of one of the handler's tables in this turn's commit, replacing the one with the same primary key.
+    pub fn write<R: Row>(&mut self, row: &R) -> Result<(), Fault> {
+        let value = serde_json::to_value(row)?;
+        let key = R::TABLE.key_of(&value, self.key())?;
+        let text = value.to_string();
+        self.grow(text.len())?;
+        self.push_row(RowWrite { table: R::TABLE, key, row: Some(text) })
+    }
+
+    /// Deletes the row whose primary key has these values (an object with the key columns) in this turn's commit.
+    pub fn delete<R: Row>(&mut self, key: &Value) -> Result<(), Fault> {
+        let key = R::TABLE.key_of(key, self.key())?;
+        self.push_row(RowWrite { table: R::TABLE, key, row: None })
+    }
+
+    /// Emits an event of this key. It leaves after the commit, in the order of the key's turns.
+    pub fn emit(&mut self, kind: &str, payload: &impl Serialize) -> Result<(), Fault> {
+        check_name("type", kind.as_bytes()).map_err(Fault::reject)?;
+        if self.effects.events.len() >= self.limits.events_max {
+            return Err(self.over("events", self.limits.events_max));
+        }
+        let payload = serde_json::to_vec(payload)?;
+        self.grow(payload.len())?;
+        self.effects.events.push(Emitted { kind: kind.to_owned(), payload: payload.into() });
+        Ok(())
+    }
+
+    /// Sends a command to a key of another handler, or of this one, with this turn's commit. It is handled once, behind
+    /// what the key has in hand by then. Commands of one key's turns to another key arrive in the order sent.
+    pub fn send<H: Handler>(&mut self, key: impl Into<Key>, command: &impl Serialize) -> Result<(), Fault> {
+        self.put::<H>(key.into(), command, None)
+    }
+
+    /// The same, and wants to hear how it ended: this key gets a message that [`Handler::answer`] makes of the answer.
+    /// `name` comes back with it, to tell this handler's questions apart.
+    pub fn ask<H: Handler>(&mut self, name: &str, key: impl Into<Key>, command: &impl Serialize) -> Result<(), Fault> {
+        check_name("name", name.as_bytes()).map_err(Fault::reject)?;
+        self.put::<H>(key.into(), command, Some(name.to_owned()))
+    }
+
+    fn put<H: Handler>(&mut self, key: Key, command: &impl Serialize, ask: Option<String>) -> Result<(), Fault> {
+        check_name("key", key.as_str().as_bytes()).map_err(Fault::reject)?;
+        if self.effects.sent.len() >= self.limits.events_max {
+            return Err(self.over("commands", self.limits.events_max));
+        }
+        let payload = serde_json::to_vec(command)?;
+        self.grow(payload.len())?;
+        self.effects.sent.push(Sent { service: H::SERVICE, key, payload: payload.into(), ask });
+        Ok(())
+    }
+
+    /// Sets the reply to whoever sent the command; the last one counts.
+    pub fn reply(&mut self, payload: &impl Serialize) -> Result<(), Fault> {
+        let payload = serde_json::to_vec(payload)?;
+        self.grow(payload.len())?;
+        self.effects.reply = Some(payload.into());
+        Ok(())
+    }
+
+    /// Deletes the key's state with this turn's commit; what the turn makes of it is dropped. The key's next message finds
+    /// `State::default()`.
+    pub fn forget(&mut self) {
+        self.effects.forget = true;
+    }
+
+    /// What the handler put on the turn.
+    pub fn effects(&self) -> &Effects {
+        &self.effects
+    }
+
+    /// Takes what the handler put on the turn.
+    pub fn into_effects(self) -> Effects {
+        self.effects
+    }
+
+    fn push_row(&mut self, row: RowWrite) -> Result<(), Fault> {
+        if self.effects.rows.len() >= self.limits.rows_max {
+            return Err(self.over("rows", self.limits.rows_max));
+        }
+        self.effects.rows.push(row);
+        Ok(())
+    }
+
+    fn grow(&mut self, bytes: usize) -> Result<(), Fault> {
+        self.bytes += bytes;
+        if self.bytes > self.limits.bytes_max {
+            return Err(self.over("bytes", self.limits.bytes_max));
+        }
+        Ok(())
+    }
+
+    fn over(&self, what: &str, max: usize) -> Fault {
+        Fault::Reject(format!("the turn has more than {max} {what}; see limits.turn_{what}_max"))
+    }
+}

@@ -1,0 +1,105 @@
+//! What a turn sends out, as messages whose ids are derived from the message that caused them: a repeat has the same.
+//! In: a message, the effects of its turn. Out: events; commands and answers for services of this store.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::RunContext;
+use crate::handler::{Asked, COMMAND, Effects, Outcome};
+use crate::message::{Draft, Message, digest};
+use crate::store::{Event, SentMessage};
+
+/// The handler whose turns they are.
+pub(super) struct Origin {
+    service: Arc<str>,
+    /// The CloudEvents source of what it sends.
+    source: String,
+}
+
+impl Origin {
+    pub(super) fn of(service: &str) -> Self {
+        Self { service: service.into(), source: format!("perkey:{service}") }
+    }
+}
+
+/// Tells commands from events, and the answer from both, where an id is derived.
+const SENT: &[u8] = b"sent";
+const ANSWERED: &[u8] = b"answered";
+
+/// The events of a turn that succeeded, and what it sends to services; the answer, if one is wanted, among it.
+pub(super) fn of(
+    origin: &Origin,
+    cause: &Message,
+    effects: &Effects,
+    context: &RunContext,
+) -> (Vec<Event>, Vec<SentMessage>) {
+    let asked = Asked::of(cause);
+    if effects.events.is_empty() && effects.sent.is_empty() && asked.is_none() {
+        return (Vec::new(), Vec::new());
+    }
+    let mut ids = Ids::new(origin, cause, &context.hash_key);
+    let carried: Vec<_> =
+        cause.headers().filter(|(name, _)| matches!(*name, "traceparent" | "tracestate" | "sagaid")).collect();
+    let time = context.clock.now();
+    let from = Draft { key: cause.key(), source: &origin.source, time, headers: &carried, ..Draft::default() };
+    let mut events = Vec::with_capacity(effects.events.len());
+    for (ordinal, event) in (0_u64..).zip(&effects.events) {
+        let mut buffer = Uuid::encode_buffer();
+        let id = ids.next(&[&ordinal.to_le_bytes()[..]]).hyphenated().encode_lower(&mut buffer);
+        let draft = Draft { id, kind: &event.kind, payload: &event.payload, ..from };
+        // A turn's bytes are bounded far below what a frame can hold.
+        events.extend(draft.build_unchecked().ok().map(|message| Event {
+            service: origin.service.clone(),
+            cause: ids.cause,
+            message,
+        }));
+    }
+    let mut sent = Vec::with_capacity(effects.sent.len());
+    for (ordinal, command) in (0_u64..).zip(&effects.sent) {
+        let id = ids.next(&[&ordinal.to_le_bytes()[..], SENT]).to_string();
+        let mut headers = carried.clone();
+        if let Some(name) = &command.ask {
+            headers.extend(Asked { service: &origin.service, key: cause.key(), name }.headers());
+        }
+        let (key, payload) = (command.key.as_str(), &command.payload[..]);
+        let draft = Draft { id: &id, key, kind: COMMAND, headers: &headers, payload, ..from };
+        let message = draft.build_unchecked().ok();
+        sent.extend(message.map(|message| SentMessage { service: command.service.into(), message }));
+    }
+    if let Some(asked) = asked {
+        let reply = effects.reply.as_ref().and_then(|reply| serde_json::from_slice(reply).ok());
+        let id = ids.next(&[ANSWERED]);
+        sent.extend(asked.answer(&origin.source, id, Outcome::Done(reply.unwrap_or_default()), (cause, time)));
+    }
+    (events, sent)
+}
+
+/// Ids derived from what a turn worked on.
+struct Ids<'a> {
+    cause: [u8; 16],
+    hash_key: &'a [u8; 32],
+    /// What all of them have in common, and behind it what tells one from another.
+    origin: Vec<u8>,
+    common: usize,
+}
+
+impl<'a> Ids<'a> {
+    fn new(from: &Origin, cause: &Message, hash_key: &'a [u8; 32]) -> Self {
+        let cause_id = digest(cause.id(), hash_key);
+        let mut origin = Vec::with_capacity(cause_id.len() + cause.key().len() + from.service.len() + 16);
+        origin.extend_from_slice(&cause_id);
+        origin.extend_from_slice(cause.key().as_bytes());
+        origin.extend_from_slice(from.service.as_bytes());
+        let common = origin.len();
+        Self { cause: cause_id, hash_key, origin, common }
+    }
+
+    fn next(&mut self, own: &[&[u8]]) -> Uuid {
+        self.origin.truncate(self.common);
+        own.iter().for_each(|part| self.origin.extend_from_slice(part));
+        let mut raw = [0; 16];
+        raw.copy_from_slice(&blake3::keyed_hash(self.hash_key, &self.origin).as_bytes()[..16]);
+        Uuid::new_v8(raw)
+    }
+}
