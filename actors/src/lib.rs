@@ -1,19 +1,23 @@
-//! Budget Manager's handlers: what runs for each account. Start with [`balances`], the smallest complete one.
+//! Budget Manager's handlers: what runs for each account and order. Start with [`balances`], the smallest complete one.
 //! In: messages, one key's at a time. Out: states, rows, events and replies that commit together.
 
 pub mod balances;
+pub mod expenses;
 pub mod money;
+pub mod orders;
 pub mod posting;
 pub mod transactions;
 
 use perkey::handlers::Handlers;
 
 pub use balances::Balances;
+pub use expenses::Expenses;
+pub use orders::Orders;
 pub use transactions::Transactions;
 
 /// All of them, ready for an engine.
 pub fn handlers() -> Handlers {
-    Handlers::new().with(Balances).with(Transactions)
+    Handlers::new().with(Balances).with(Expenses).with(Orders).with(Transactions)
 }
 
 #[cfg(test)]
@@ -38,8 +42,11 @@ mod tests {
     }
 
     #[test]
-    fn both_services_can_be_bound() {
+    fn all_services_can_be_bound() {
         let services = super::handlers().services();
-        assert_eq!(services.iter().map(|name| &**name).collect::<Vec<_>>(), ["balances", "transactions"]);
+        assert_eq!(
+            services.iter().map(|name| &**name).collect::<Vec<_>>(),
+            ["balances", "expenses", "orders", "transactions"]
+        );
     }
 }

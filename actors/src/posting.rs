@@ -3,6 +3,7 @@
 
 use jiff::Timestamp;
 use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use perkey::Key;
 use perkey::message::{MessageError, check_name};
 use serde::{Deserialize, Serialize};
@@ -104,6 +105,15 @@ impl From<Account> for String {
     }
 }
 
+impl At {
+    /// Its year and month where it was written (`2026-01`); of a time in UTC, there.
+    pub fn month(&self) -> String {
+        let there = self.0.parse::<Date>();
+        let date = there.or_else(|_| self.0.parse::<Timestamp>().map(|time| TimeZone::UTC.to_datetime(time).date()));
+        date.map_or_else(|_| String::new(), |date| date.strftime("%Y-%m").to_string())
+    }
+}
+
 impl From<At> for String {
     fn from(at: At) -> Self {
         at.0
@@ -138,6 +148,18 @@ mod tests {
         assert!(refused("amount", "9223372036854775808").contains("9223372036854775808"));
         assert!(refused("currency", r#""eur""#).contains("upper-case"));
         assert!(refused("colour", "1").contains("unknown field `colour`"));
+    }
+
+    #[test]
+    fn a_month_is_the_one_where_it_was_written() {
+        for (text, month) in [
+            ("2026-01-31", "2026-01"),
+            ("2026-01-31T23:59:59Z", "2026-01"),
+            ("2026-02-01T00:30:00+02:00", "2026-02"),
+            ("2026-01-31T23:30:00-02:00", "2026-01"),
+        ] {
+            assert_eq!(At::try_from(text.to_owned()).unwrap().month(), month, "{text}");
+        }
     }
 
     #[test]

@@ -58,6 +58,12 @@ impl Cli {
         Self { place: Place::new(&binary, folder.path()), _folder: folder }
     }
 
+    /// Its store, for whoever looks with SQL.
+    pub(crate) async fn store(&self) -> SqliteConnection {
+        let options = SqliteConnectOptions::new().filename(self.place.folder.join("store.db"));
+        SqliteConnection::connect_with(&options).await.unwrap()
+    }
+
     /// Writes a file into the folder.
     pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) {
         std::fs::write(self.place.folder.join(name), content).unwrap();
@@ -178,8 +184,7 @@ async fn a_second_signal_ends_a_drain_at_once_and_loses_nothing() {
     let cli = Cli::new().await;
     let mut up = cli.up().await;
     // Somebody holds the file's write lock: the last commits cannot be written.
-    let options = SqliteConnectOptions::new().filename(cli.place.folder.join("store.db"));
-    let mut holder = SqliteConnection::connect_with(&options).await.unwrap();
+    let mut holder = cli.store().await;
     cli.file("f.csv", "id,account,amount,currency,at\np-1,a,1,EUR,2026-01-31\n");
     cli.json(&["import", "--service", "balances", "f.csv"]).await.ends(0);
     sqlx::query("BEGIN IMMEDIATE").execute(&mut holder).await.unwrap();
@@ -211,7 +216,7 @@ async fn settings_are_checked_together_and_shown_with_their_origin() {
     let said = cli.run(&["config", "check", "--config", "bounds.toml", "--set", "ingress.credits=1"]).await;
     said.fails(78, &["retry.attempts must be at least 1", "ingress.credits must be at least 16"]);
     cli.file("bind.toml", "[[bind]]\ntype = \"x\"\nservice = \"nobody\"\n");
-    cli.run(&["config:check", "--config", "bind.toml"]).await.fails(78, &["nobody", "balances, transactions"]);
+    cli.run(&["config:check", "--config", "bind.toml"]).await.fails(78, &["nobody", "expenses, orders, transactions"]);
     assert_eq!(cli.json(&["config:check"]).await.ends(0), serde_json::json!({ "problems": [] }));
     let shown = cli.json(&["config:show", "--origins", "--set", "retry.attempts=3"]).await.ends(0);
     let of = |name: &str| shown.as_array().unwrap().iter().find(|line| line["setting"] == name).unwrap().clone();

@@ -23,6 +23,7 @@ mod refused;
 mod rekeying;
 mod reshard;
 mod servers;
+mod services;
 mod simulation;
 mod sink_contract;
 mod sinks;

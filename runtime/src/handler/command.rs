@@ -85,7 +85,7 @@ pub struct Sent {
     pub ask: Option<String>,
 }
 
-/// The answer to a command that a turn asked for with [`Turn::ask`]. There is one in every case, unless nobody handles
+/// The answer to a command that a turn asked for with [`super::Turn::ask`]. There is one in every case, unless nobody handles
 /// the command: when it succeeded, and each time it became a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {

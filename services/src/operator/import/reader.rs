@@ -17,7 +17,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::ids::Ids;
 use super::lines::{Line, Lines};
-use super::record::{Format, raw};
+use super::record::Format;
 use super::rejects::Reject;
 use crate::operator::cli::args::ImportFormat;
 
@@ -234,12 +234,12 @@ impl Reader<'_> {
     fn message(&mut self, line: Line, text: &[u8]) -> Result<Message, String> {
         let said = self.text(line, text)?;
         let format = self.format.as_ref().ok_or("the format is not known yet")?;
-        let (id, mut fields) = format.read(said)?;
+        // The id is the message's: what does not ask for one in its payload would not decode with it.
+        let (id, fields) = format.read(said)?;
         let id = id.unwrap_or_else(|| {
             let occurrence = self.ids.count(text);
             self.ids.id(text, occurrence).to_string()
         });
-        fields.insert("id".to_owned(), raw(&id)?);
         let payload = serde_json::to_vec(&fields).map_err(|error| error.to_string())?;
         let key = self.handlers.key_of(&self.plan.service, &payload)?;
         let draft = Draft {
