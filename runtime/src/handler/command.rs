@@ -85,8 +85,8 @@ pub struct Sent {
     pub ask: Option<String>,
 }
 
-/// The answer to a command that a turn asked for with [`super::Turn::ask`]. There is one in every case, unless nobody handles
-/// the command: when it succeeded, and each time it became a dead letter.
+/// The answer to a command that a turn asked for with [`super::Turn::ask`]. There is one in every case: when the command
+/// succeeded, and when it became a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// The name that it was asked under.
@@ -101,7 +101,8 @@ pub struct Answer {
 pub enum Outcome {
     /// It took effect. What its handler replied; `null` where it replied nothing.
     Done(Value),
-    /// It had no effect and is a dead letter, for this reason. An operator may replay it: then it is answered again.
+    /// It had no effect and is a dead letter, for this reason. Where an operator replays it
+    /// and it succeeds, that is answered, too.
     DeadLetter(String),
 }
 

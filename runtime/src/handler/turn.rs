@@ -170,8 +170,8 @@ impl Turn {
         Ok(())
     }
 
-    /// Deletes the key's state with this turn's commit; what the turn makes of it is dropped. The key's next message finds
-    /// `State::default()`.
+    /// Deletes the key's state with this turn's commit; what the turn makes of it is dropped. The key's next message
+    /// finds `State::default()`.
     pub fn forget(&mut self) {
         self.effects.forget = true;
     }
