@@ -443,6 +443,35 @@ async fn a_producer_that_failed_for_good_is_made_anew() {
 }
 
 #[tokio::test]
+async fn a_producer_that_confirms_nothing_is_made_anew() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("out", 1, 1).unwrap();
+    let answer_timeout = Duration::from_secs(1);
+    let brokers = cluster.bootstrap_servers();
+    let sink = KafkaSink::new(&KafkaSettings { brokers, answer_timeout, ..KafkaSettings::default() }).unwrap();
+    let mut end = sink.open(0).await.unwrap();
+    let event = |seq: u64| Outgoing { seq, topic: "out".into(), message: message(&format!("e-{seq}"), "k", b"{}") };
+    // Nothing is on its way: there is nothing to wait for.
+    assert!(tokio::time::timeout(answer_timeout * 3, end.answers()).await.is_err(), "it is left alone");
+    cluster.broker_down(1).unwrap();
+    assert_eq!(end.send(&[event(1)]).unwrap(), 1);
+    // However often the wait is begun anew.
+    let mut broken = None;
+    for _ in 0..100 {
+        if let Ok(answered) = tokio::time::timeout(Duration::from_millis(50), end.answers()).await {
+            broken = Some(answered.unwrap_err());
+            break;
+        }
+    }
+    assert!(broken.unwrap().to_string().contains("nothing was confirmed for 1s"));
+    cluster.broker_up(1).unwrap();
+    let mut end = sink.open(0).await.unwrap();
+    assert_eq!(end.send(&[event(1)]).unwrap(), 1);
+    let answered = tokio::time::timeout(BOUND, end.answers()).await.expect("it is confirmed").unwrap();
+    assert_eq!(answered.len(), 1);
+}
+
+#[tokio::test]
 async fn a_broker_that_comes_back_is_gone_on_with() {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic("t", 4, 1).unwrap();

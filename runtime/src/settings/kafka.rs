@@ -1,6 +1,8 @@
 //! What may be wrong with the settings for Kafka.
 //! In: the section `kafka`. Out: every problem, each with what to do; topics by name and incarnation.
 
+use std::time::Duration;
+
 use super::KafkaSettings;
 
 /// Longest entry of `kafka.topics`: ids derived from it must stay within a message's bounds.
@@ -82,6 +84,7 @@ pub(super) fn problems(kafka: &KafkaSettings) -> Vec<String> {
         "kafka.cert_file and kafka.key_file must be set together",
     );
     check(kafka.buffer_bytes >= 64 << 10, "kafka.buffer_bytes must be at least 65536");
+    check(kafka.answer_timeout >= Duration::from_secs(10), "kafka.answer_timeout must be at least 10s");
     check(!kafka.id_header.is_empty(), "kafka.id_header must not be empty");
     let mut seen = std::collections::BTreeSet::new();
     for entry in &kafka.topics {

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use rdkafka::client::ClientContext;
@@ -16,6 +17,7 @@ use tracing::{debug, warn};
 
 use super::event::{bytes_of, record};
 use super::{NAME, client};
+use crate::clock::{Stopwatch, sleep};
 use crate::message::ShardNo;
 use crate::settings::KafkaSettings;
 use crate::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
@@ -25,6 +27,8 @@ pub struct KafkaSink {
     config: ClientConfig,
     /// Bytes that one shard may have on their way.
     bound: usize,
+    /// How long one may be silent that has some.
+    silence: Duration,
     line: Mutex<Arc<Line>>,
 }
 
@@ -37,6 +41,8 @@ struct Line {
 #[derive(Default)]
 struct Answers {
     broken: Mutex<Option<String>>,
+    /// Since an end took answers.
+    heard: Mutex<Option<Stopwatch>>,
     ends: Mutex<Vec<Weak<End>>>,
 }
 
@@ -66,7 +72,7 @@ impl KafkaSink {
         client::missing_file(settings)?;
         let config = client::producer(settings);
         let line = Mutex::new(Line::start(&config)?);
-        Ok(Arc::new(Self { config, bound: settings.buffer_bytes, line }))
+        Ok(Arc::new(Self { config, bound: settings.buffer_bytes, silence: settings.answer_timeout, line }))
     }
 
     /// The producer in use; a new one when the last has failed for good.
@@ -94,7 +100,8 @@ impl SinkTransport for KafkaSink {
             ends.retain(|end| end.strong_count() > 0);
             ends.push(Arc::downgrade(&end));
             drop(ends);
-            Box::new(KafkaEnd { line: Some(line), end, bound: self.bound }) as Box<dyn Sink>
+            let (bound, silence, quiet) = (self.bound, self.silence, Stopwatch::start());
+            Box::new(KafkaEnd { line: Some(line), end, bound, silence, quiet }) as Box<dyn Sink>
         });
         Box::pin(std::future::ready(opened))
     }
@@ -202,11 +209,30 @@ struct KafkaEnd {
     line: Option<Arc<Line>>,
     end: Arc<End>,
     bound: usize,
+    silence: Duration,
+    /// Since it took answers, or sent the first event after all were answered.
+    quiet: Stopwatch,
+}
+
+impl KafkaEnd {
+    /// A client that came out of an outage broken would be waited for without end: it is given up when it has confirmed
+    /// nothing to any shard for so long.
+    fn listen(&self) {
+        let Some(line) = &self.line else { return };
+        let quiet = self.quiet.elapsed();
+        let heard = locked(&line.answers().heard).as_ref().map_or(Duration::MAX, Stopwatch::elapsed);
+        if self.end.bytes.load(Ordering::Acquire) > 0 && quiet.min(heard) >= self.silence {
+            line.answers().fail(&format!("nothing was confirmed for {quiet:.0?}"));
+        }
+    }
 }
 
 impl Sink for KafkaEnd {
     fn send(&mut self, events: &[Outgoing]) -> Result<usize, SinkError> {
         let Some(line) = &self.line else { return Ok(0) };
+        if self.end.bytes.load(Ordering::Acquire) == 0 {
+            self.quiet = Stopwatch::start();
+        }
         let mut taken = 0;
         for event in events {
             let bytes = bytes_of(event);
@@ -243,12 +269,18 @@ impl Sink for KafkaEnd {
                 let reason = self.line.as_ref().and_then(|line| line.answers().broken());
                 let answers = std::mem::take(&mut *locked(&self.end.answers));
                 if !answers.is_empty() {
+                    self.quiet = Stopwatch::start();
+                    self.line.iter().for_each(|line| *locked(&line.answers().heard) = Some(Stopwatch::start()));
                     return Ok(answers);
                 }
                 if let Some(reason) = reason {
                     return Err(broken(reason));
                 }
-                self.end.answered.notified().await;
+                self.listen();
+                tokio::select! {
+                    () = self.end.answered.notified() => {}
+                    () = sleep(self.silence / 4) => {}
+                }
             }
         })
     }
