@@ -268,6 +268,7 @@ section! {
         /// Bytes per shard that are read ahead, and bytes per shard on their way to the brokers.
         buffer_bytes: usize = 8 << 20,
         /// Time after which a producer that has events and confirms none is replaced.
+        #[serde(with = "humantime_serde")]
         answer_timeout: Duration = Duration::from_secs(120),
         /// Topic that dead letters are copied to, or empty.
         dead_letter_topic: String = String::new(),
