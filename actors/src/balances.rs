@@ -5,7 +5,8 @@ use perkey::{Fault, Handler, Key, Turn};
 use serde::{Deserialize, Serialize};
 
 use crate::money::{Cents, Currency};
-use crate::posting::{Account, Posting};
+use crate::names::Account;
+use crate::posting::Posting;
 
 /// Keeps a balance per account.
 #[derive(Clone, Copy, Debug, Default)]

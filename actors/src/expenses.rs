@@ -7,7 +7,8 @@ use perkey::{Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
 use serde::{Deserialize, Serialize};
 
 use crate::money::{Cents, Currency};
-use crate::posting::{Account, At, Memo};
+use crate::names::{Account, Category};
+use crate::posting::{At, Memo};
 
 /// Months of which an account's sums are kept; budgets are not applied to what is older.
 const MONTHS_KEPT: usize = 24;
@@ -60,11 +61,6 @@ pub struct Budget {
     /// The currency: an account has only one.
     pub currency: Currency,
 }
-
-/// A category's name: 1 to 256 bytes without NUL.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Category(String);
 
 /// What is remembered of an account's expenses; they themselves are rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,21 +230,6 @@ impl Spent {
             self.months.pop_first();
         }
         Ok(Some((before, after)))
-    }
-}
-
-impl TryFrom<String> for Category {
-    type Error = perkey::message::MessageError;
-
-    fn try_from(name: String) -> Result<Self, Self::Error> {
-        perkey::message::check_name("category", name.as_bytes())?;
-        Ok(Self(name))
-    }
-}
-
-impl From<Category> for String {
-    fn from(category: Category) -> Self {
-        category.0
     }
 }
 

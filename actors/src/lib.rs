@@ -4,6 +4,7 @@
 pub mod balances;
 pub mod expenses;
 pub mod money;
+pub mod names;
 pub mod orders;
 pub mod posting;
 pub mod transactions;

@@ -5,7 +5,8 @@ use perkey::{Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
 use serde::{Deserialize, Serialize};
 
 use crate::money::{Cents, Currency};
-use crate::posting::{Account, At, Memo};
+use crate::names::{Account, OrderId};
+use crate::posting::{At, Memo};
 
 /// Keeps one order per key.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,11 +51,6 @@ pub struct Placement {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memo: Option<Memo>,
 }
-
-/// An order's id: 1 to 256 bytes without NUL. It is the key of every message about it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct OrderId(String);
 
 /// What is remembered of an order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,11 +137,11 @@ impl Handler for Orders {
     type State = Order;
 
     fn key(&self, command: &Command) -> Key {
-        let order = match command {
+        match command {
             Command::Place(placement) => &placement.order,
             Command::Complete { order } | Command::Cancel { order, .. } => order,
-        };
-        order.0.as_str().into()
+        }
+        .into()
     }
 
     async fn handle(&self, order: &mut Order, command: Command, turn: &mut Turn) -> Result<(), Fault> {
@@ -198,21 +194,6 @@ impl std::fmt::Display for Status {
             Self::Completed => "completed",
             Self::Cancelled => "cancelled",
         })
-    }
-}
-
-impl TryFrom<String> for OrderId {
-    type Error = perkey::message::MessageError;
-
-    fn try_from(id: String) -> Result<Self, Self::Error> {
-        perkey::message::check_name("order", id.as_bytes())?;
-        Ok(Self(id))
-    }
-}
-
-impl From<OrderId> for String {
-    fn from(id: OrderId) -> Self {
-        id.0
     }
 }
 

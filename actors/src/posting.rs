@@ -4,18 +4,14 @@
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use perkey::Key;
-use perkey::message::{MessageError, check_name};
 use serde::{Deserialize, Serialize};
 
 use crate::money::{Cents, Currency};
+use crate::names::Account;
 
 /// Why a posting cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PostingError {
-    /// An account or an id that cannot be used.
-    #[error(transparent)]
-    Name(#[from] MessageError),
     /// Neither a date nor a time.
     #[error("{0:?} is neither a date (2026-01-31) nor a time with its offset (2026-01-31T10:00:00Z)")]
     NotATime(String),
@@ -52,11 +48,6 @@ pub struct Posting {
     pub memo: Option<Memo>,
 }
 
-/// An account's name: 1 to 256 bytes without NUL. It is the key of every message about it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Account(String);
-
 /// A date, or a time with its offset, as it was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -66,21 +57,6 @@ pub struct At(String);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Memo(String);
-
-impl From<&Account> for Key {
-    fn from(account: &Account) -> Self {
-        account.0.as_str().into()
-    }
-}
-
-impl TryFrom<String> for Account {
-    type Error = PostingError;
-
-    fn try_from(name: String) -> Result<Self, PostingError> {
-        check_name("account", name.as_bytes())?;
-        Ok(Self(name))
-    }
-}
 
 impl TryFrom<String> for At {
     type Error = PostingError;
@@ -96,12 +72,6 @@ impl TryFrom<String> for Memo {
 
     fn try_from(text: String) -> Result<Self, PostingError> {
         if text.contains('\0') { Err(PostingError::NulInMemo) } else { Ok(Self(text)) }
-    }
-}
-
-impl From<Account> for String {
-    fn from(account: Account) -> Self {
-        account.0
     }
 }
 

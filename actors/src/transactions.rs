@@ -5,7 +5,8 @@ use perkey::{AfterDeadLetter, Column, ColumnKind, Fault, Handler, Key, Row, Tabl
 use serde::{Deserialize, Serialize};
 
 use crate::money::{Cents, Currency};
-use crate::posting::{Account, Posting, PostingError};
+use crate::names::Account;
+use crate::posting::{Posting, PostingError};
 
 /// Keeps a ledger per account.
 #[derive(Clone, Copy, Debug, Default)]

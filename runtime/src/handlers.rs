@@ -302,14 +302,18 @@ async fn run<H: Handler>(
 }
 
 async fn attempt<H: Handler>(handler: &H, state: &mut H::State, turn: &mut Turn) -> Result<(), TurnFault> {
-    let payload = turn.message().payload();
-    let undecodable = |error: serde_json::Error| TurnFault::Reject(format!("the payload does not decode: {error}"));
-    let message = if turn.message().kind() == ANSWER {
-        handler.answer(serde_json::from_slice(payload).map_err(undecodable)?).map_err(faulted)?
-    } else {
-        serde_json::from_slice(payload).map_err(undecodable)?
-    };
+    let message = understand(handler, turn.message().kind(), turn.message().payload()).map_err(faulted)?;
     handler.handle(state, message, turn).await.map_err(faulted)
+}
+
+/// A message as its handler understands it; an answer is what the handler makes of it.
+pub(crate) fn understand<H: Handler>(handler: &H, kind: &str, payload: &[u8]) -> Result<H::Message, Fault> {
+    let undecodable = |error: serde_json::Error| Fault::Reject(format!("the payload does not decode: {error}"));
+    if kind == ANSWER {
+        handler.answer(serde_json::from_slice(payload).map_err(undecodable)?)
+    } else {
+        serde_json::from_slice(payload).map_err(undecodable)
+    }
 }
 
 fn faulted(fault: Fault) -> TurnFault {

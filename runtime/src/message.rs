@@ -330,8 +330,13 @@ pub fn digest(id: &str, hash_key: &[u8; 32]) -> [u8; 16] {
     if let Ok(uuid) = Uuid::try_parse(id) {
         return uuid.into_bytes();
     }
+    keyed_hash(id.as_bytes(), hash_key)
+}
+
+/// The first 16 bytes of a keyed BLAKE3 hash.
+pub(crate) fn keyed_hash(bytes: &[u8], hash_key: &[u8; 32]) -> [u8; 16] {
     let mut short = [0; 16];
-    short.copy_from_slice(&blake3::keyed_hash(hash_key, id.as_bytes()).as_bytes()[..16]);
+    short.copy_from_slice(&blake3::keyed_hash(hash_key, bytes).as_bytes()[..16]);
     short
 }
 

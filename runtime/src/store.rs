@@ -300,7 +300,8 @@ pub trait Store: Send + Sync + 'static {
     fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()>;
 
     /// Events of `shard` with a number above `after`, in order, looked for from commit `from` on (0 where that is not
-    /// known): at most `limit` commits' worth, and fewer where these are large. Reading on from one page to the next does not depend on what lies before.
+    /// known): at most `limit` commits' worth, and fewer where these are large. Reading on from one page to the next does
+    /// not depend on what lies before.
     fn outbox(&self, shard: ShardNo, from: u64, after: u64, limit: usize) -> StoreFuture<'_, Vec<query::EventRow>> {
         let _ = from;
         self.queries().events(shard, after, limit)

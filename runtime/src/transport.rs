@@ -5,6 +5,7 @@ pub mod embedded;
 pub mod intake;
 pub mod kafka;
 pub mod memory;
+mod ongoing;
 pub(crate) mod open;
 mod sink;
 

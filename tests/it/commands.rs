@@ -3,8 +3,10 @@
 
 use perkey::handler::{ANSWER, Outcome};
 use perkey::message::{Draft, shard_of};
+use perkey::pipeline::ledger::What;
 use perkey::settings::Settings;
 use perkey::store::{ServiceKey, Store};
+use perkey::transport::{Content, Delivery, Position};
 use perkey::{Answer, Fault, Handler, Handlers, Key, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -158,12 +160,15 @@ async fn nobody_answers_from_outside() {
     let answer = Answer { name: "payment".to_owned(), outcome: Outcome::Done(Value::Null) };
     let payload = serde_json::to_vec(&answer).unwrap();
     let message = Draft { id: "m", key: "o", kind: ANSWER, payload: &payload, ..Draft::default() }.build().unwrap();
-    let delivery = perkey::transport::Delivery {
-        origin: "t/0".into(),
-        position: perkey::transport::Position::new(1, 0),
-        content: perkey::transport::Content::Unrouted(message),
+    let arrival = |source: &str, content| {
+        let (origin, position) = ("t/0".into(), Position::new(1, 0));
+        bindings.arrivals(source, Delivery { origin, position, content }).remove(0).what
     };
-    let what = bindings.arrivals("kafka", delivery).remove(0).what;
-    let perkey::pipeline::ledger::What::Refused(None, _, reason) = what else { panic!("{what:?} is taken") };
-    assert!(reason.contains("perkey.answer are not taken from outside"), "{reason}");
+    let named = || Content::For("orders".into(), message.clone());
+    for (source, content) in [("kafka", Content::Unrouted(message.clone())), ("intake", named())] {
+        let what = arrival(source, content);
+        let What::Refused(None, _, reason) = what else { panic!("{what:?} is taken from {source}") };
+        assert!(reason.contains("perkey.answer are not taken from outside"), "{reason}");
+    }
+    assert!(matches!(arrival("embedded", named()), What::Message(0, _)), "the store's own are");
 }

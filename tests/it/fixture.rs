@@ -155,8 +155,7 @@ pub(crate) fn state(key: &str, json: &str) -> StateWrite {
     StateWrite {
         service: "balances".into(),
         key: key.into(),
-        version: 3,
-        json: Some(Bytes::copy_from_slice(json.as_bytes())),
+        state: Some((3, Bytes::copy_from_slice(json.as_bytes()))),
     }
 }
 

@@ -415,6 +415,11 @@ async fn an_event_comes_back_as_the_message_it_was() {
     assert!(matches!(&all[0].content, Content::Unrouted(read) if *read == sent), "{:?}", all[0]);
 }
 
+/// An event for a topic.
+fn event(topic: &str, seq: u64) -> Outgoing {
+    Outgoing { seq, topic: topic.into(), message: message(&format!("e-{seq}"), "k", b"{}") }
+}
+
 /// Brokers of librdkafka's own, which fail as they are told.
 #[tokio::test]
 async fn a_producer_that_failed_for_good_is_made_anew() {
@@ -423,7 +428,7 @@ async fn a_producer_that_failed_for_good_is_made_anew() {
     let settings = KafkaSettings { brokers: cluster.bootstrap_servers(), ..KafkaSettings::default() };
     let sink = KafkaSink::new(&settings).unwrap();
     let mut end = sink.open(0).await.unwrap();
-    let event = |seq: u64| Outgoing { seq, topic: "out".into(), message: message(&format!("e-{seq}"), "k", b"{}") };
+    let event = |seq| event("out", seq);
     let answers = async |end: &mut dyn Sink| tokio::time::timeout(BOUND, end.answers()).await.expect("no end hangs");
     assert_eq!(end.send(&[event(1)]).unwrap(), 1);
     assert_eq!(answers(&mut *end).await.unwrap().len(), 1);
@@ -450,7 +455,7 @@ async fn a_producer_that_confirms_nothing_is_made_anew() {
     let brokers = cluster.bootstrap_servers();
     let sink = KafkaSink::new(&KafkaSettings { brokers, answer_timeout, ..KafkaSettings::default() }).unwrap();
     let mut end = sink.open(0).await.unwrap();
-    let event = |seq: u64| Outgoing { seq, topic: "out".into(), message: message(&format!("e-{seq}"), "k", b"{}") };
+    let event = |seq| event("out", seq);
     // Nothing is on its way: there is nothing to wait for.
     assert!(tokio::time::timeout(answer_timeout * 3, end.answers()).await.is_err(), "it is left alone");
     cluster.broker_down(1).unwrap();
@@ -482,7 +487,7 @@ async fn a_broker_that_comes_back_is_gone_on_with() {
     };
     let (transport, sink) = (transport(&settings), KafkaSink::new(&settings).unwrap());
     let shard = perkey::message::shard_of("k", SHARDS);
-    let event = |seq: u64| Outgoing { seq, topic: "t".into(), message: message(&format!("e-{seq}"), "k", b"{}") };
+    let event = |seq| event("t", seq);
     let mut source = open(&transport, shard, &Positions::new()).await;
     let mut end = sink.open(shard).await.unwrap();
     let mut seen: Vec<String> = Vec::new();

@@ -525,7 +525,7 @@ async fn of_several_rows_of_a_key_the_last_counts(place: Box<impl Place>) {
 
 async fn a_forgotten_state_is_gone(place: Box<impl Place>) {
     let (store, _, epoch) = begin(&*place, 0).await;
-    let forgotten = |key: &str| StateWrite { json: None, ..state(key, "") };
+    let forgotten = |key: &str| StateWrite { state: None, ..state(key, "") };
     let parts = |states: Vec<StateWrite>| -> Vec<Part> {
         states.into_iter().map(|state| Part { state: Some(state), ..Part::default() }).collect()
     };

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use perkey::message::ShardNo;
+use perkey::settings::Settings;
 use perkey::store::Store;
 use serde::Deserialize;
 use sqlx::postgres::{PgConnection, PgRow};
@@ -20,8 +21,6 @@ const COMMITS: i64 = 500;
 const ID_BYTES: usize = 22;
 /// Bytes of an event in `commits.events` before its frame: service, cause, length.
 const EVENT_BYTES: usize = 22;
-/// Ids that a shard's inbox remembers at the least: `dedup.max_ids`.
-const INBOX: usize = 500_000;
 /// Violations of one kind that are told.
 const TOLD_MAX: usize = 5;
 
@@ -132,7 +131,8 @@ async fn commits(
     verdict.expect(apart == 0, || format!("{apart} commits hold ids without their events, or the other way round"));
     let (ids, unique) = (taken.len(), given.unique());
     // Of more than a shard's inbox remembers, the oldest are removed with their commits.
-    verdict.expect(ids == unique || unique > INBOX && ids < unique, || {
+    let inbox = Settings::default().dedup.max_ids;
+    verdict.expect(ids == unique || unique > inbox && ids < unique, || {
         format!("{ids} ids are in the inbox, {unique} are different")
     });
     verdict.facts.push(format!("{count} commits took {ids} ids of {unique}; {stale} of them stale, {twice} ids twice"));

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::RunContext;
 use crate::handler::{Asked, COMMAND, Effects, Outcome};
-use crate::message::{Draft, Message, digest};
+use crate::message::{Draft, Message, digest, keyed_hash};
 use crate::store::{Event, SentMessage};
 
 /// The handler whose turns they are.
@@ -98,8 +98,6 @@ impl<'a> Ids<'a> {
     fn next(&mut self, own: &[&[u8]]) -> Uuid {
         self.origin.truncate(self.common);
         own.iter().for_each(|part| self.origin.extend_from_slice(part));
-        let mut raw = [0; 16];
-        raw.copy_from_slice(&blake3::keyed_hash(self.hash_key, &self.origin).as_bytes()[..16]);
-        Uuid::new_v8(raw)
+        Uuid::new_v8(keyed_hash(&self.origin, self.hash_key))
     }
 }

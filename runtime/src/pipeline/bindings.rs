@@ -79,6 +79,12 @@ impl Bindings {
     pub(crate) fn route(&self, source: &str, delivery: Delivery, arrivals: &mut Vec<Arrival>) {
         let Delivery { origin, position, content } = delivery;
         let last = match content {
+            Content::For(_, message) | Content::Unrouted(message)
+                if stays_inside(message.kind()) && source != embedded::NAME =>
+            {
+                let reason = format!("messages of type {} are not taken from outside", message.kind());
+                What::Refused(None, message, reason)
+            }
             Content::For(service, message) => self.addressed(&service, message),
             Content::Unreadable { message, reason } => What::Refused(None, message, reason),
             Content::Unrouted(message) => {
@@ -120,10 +126,6 @@ impl Bindings {
     }
 
     fn unrouted(&self, source: &str, message: &Message) -> Vec<What> {
-        if stays_inside(message.kind()) {
-            let reason = format!("messages of type {} are not taken from outside", message.kind());
-            return vec![What::Refused(None, message.clone(), reason)];
-        }
         let routed: Vec<_> = self
             .matching(source, message.kind())
             .map(|bind| self.addressed(&bind.service, self.keyed(bind, message)))
@@ -172,11 +174,11 @@ impl Bindings {
             return Vec::new();
         }
         let mut routed: Vec<(ShardNo, &str, Message)> = Vec::new();
-        for (service, message) in onward {
-            let service = self.handlers.all()[usize::from(*service)].name();
-            routed.push((shard_of(message.key(), self.shards), service, message.clone()));
-        }
-        for SentMessage { service, message } in parts.iter().flat_map(|part| &part.sent) {
+        let onward =
+            onward.iter().map(|(service, message)| (self.handlers.all()[usize::from(*service)].name(), message));
+        let sent = parts.iter().flat_map(|part| &part.sent);
+        let sent = sent.map(|SentMessage { service, message }| (&**service, message));
+        for (service, message) in onward.chain(sent) {
             routed.push((shard_of(message.key(), self.shards), service, message.clone()));
         }
         for event in parts.iter().flat_map(|part| &part.events) {

@@ -84,7 +84,7 @@ pub struct Part {
 impl Part {
     /// About what it takes in a commit. An event counts twice: it may be in the log as well.
     pub fn bytes(&self) -> usize {
-        let state = self.state.as_ref().map_or(0, |state| state.key.len() + state.json.as_ref().map_or(0, Bytes::len));
+        let state = self.state.as_ref().map_or(0, |write| write.key.len() + write.json().len());
         let events = self.events.iter().map(|event| 2 * event.message.frame().len());
         let sent = self.sent.iter().map(|sent| sent.message.frame().len());
         let waiting = self.pending.iter().map(|row| (&row.message, &row.history));
@@ -106,10 +106,15 @@ pub struct StateWrite {
     pub service: Arc<str>,
     /// The key.
     pub key: Arc<str>,
-    /// `STATE_VERSION` of the handler that wrote it.
-    pub version: u32,
-    /// JSON text; `None`: the key's state is deleted.
-    pub json: Option<Bytes>,
+    /// `STATE_VERSION` of the handler that wrote it, and JSON text; `None`: the key's state is deleted.
+    pub state: Option<(u32, Bytes)>,
+}
+
+impl StateWrite {
+    /// The JSON text; empty where the state is deleted.
+    pub(crate) fn json(&self) -> &[u8] {
+        self.state.as_ref().map_or(&[], |(_, json)| json)
+    }
 }
 
 /// An event of the outbox.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::clock::Millis;
 use crate::handler::{ANSWER, Answer, Effects, Fault, Handler, Outcome, Turn, TurnLimits};
-use crate::handlers::decode;
+use crate::handlers::{decode, understand};
 use crate::message::Draft;
 
 thread_local! {
@@ -135,31 +135,26 @@ impl<H: Handler> Given<H> {
     /// Handles this message, given as what becomes its JSON. Its id is `message-1`, or counts on behind those before.
     #[track_caller]
     pub fn when(self, message: impl Serialize) -> Then<H> {
-        self.turn("given", serde_json::to_vec(&message).expect("a message becomes JSON"), None)
+        self.turn("given", &serde_json::to_vec(&message).expect("a message becomes JSON"))
     }
 
     /// Handles the answer to what was asked under this name, in the same way.
     #[track_caller]
     pub fn when_answered(self, name: &str, outcome: Outcome) -> Then<H> {
         let answer = Answer { name: name.to_owned(), outcome };
-        self.turn(ANSWER, serde_json::to_vec(&answer).expect("an answer becomes JSON"), Some(answer))
+        self.turn(ANSWER, &serde_json::to_vec(&answer).expect("an answer becomes JSON"))
     }
 
     #[track_caller]
-    fn turn(mut self, kind: &str, payload: Vec<u8>, answered: Option<Answer>) -> Then<H> {
+    fn turn(mut self, kind: &str, payload: &[u8]) -> Then<H> {
         let before = value(&self.state);
         self.turns += 1;
-        let undecodable = |error: serde_json::Error| Fault::Reject(format!("the payload does not decode: {error}"));
-        let decoded: Result<H::Message, _> = match answered {
-            None => serde_json::from_slice(&payload).map_err(undecodable),
-            Some(answer) => self.handler.answer(answer),
-        };
-        let message = match decoded {
+        let message = match understand(&self.handler, kind, payload) {
             Ok(message) => message,
             Err(fault) => return Then { given: self, before, effects: Effects::default(), fault: Some(fault) },
         };
         let (id, key) = (format!("message-{}", self.turns), self.handler.key(&message));
-        let draft = Draft { id: &id, key: key.as_str(), kind, payload: &payload, ..Draft::default() };
+        let draft = Draft { id: &id, key: key.as_str(), kind, payload, ..Draft::default() };
         let frame = draft.build().expect("the handler gives the message a usable key");
         let mut turn = Turn::new(frame, self.attempt, self.now, self.limits);
         let mut state = self.state.clone();

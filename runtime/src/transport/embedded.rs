@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 
+use super::ongoing::Ongoing;
 use super::{Content, Delivery, Position, Positions, Source, SourceError, Transport};
 use crate::message::{Draft, Message, ShardNo};
 use crate::store::{Store, StoreError, StoreFuture, StoredLogRow};
@@ -112,7 +113,7 @@ impl Transport for EmbeddedLog {
             from,
             ready: VecDeque::new(),
             names: HashMap::new(),
-            reading: None,
+            reading: Ongoing::default(),
         };
         Box::pin(async move { Ok(Box::new(source) as Box<dyn Source>) })
     }
@@ -130,8 +131,7 @@ struct LogSource {
     ready: VecDeque<Delivery>,
     /// Services' names as they were first met.
     names: HashMap<Arc<str>, Arc<str>>,
-    /// A read under way. It outlives the fetch that began it: one that is slower than a fetch may wait still ends.
-    reading: Option<StoreFuture<'static, Vec<StoredLogRow>>>,
+    reading: Ongoing<Vec<StoredLogRow>>,
 }
 
 impl Source for LogSource {
@@ -163,13 +163,11 @@ impl Source for LogSource {
 
 impl LogSource {
     async fn rows(&mut self, limit: usize) -> Result<Vec<StoredLogRow>, StoreError> {
-        let reading = self.reading.get_or_insert_with(|| {
+        let begin = || -> StoreFuture<'static, _> {
             let (store, shard, read) = (Arc::clone(&self.store), self.shard, self.read.clone());
             Box::pin(async move { store.read_log(shard, read, limit).await })
-        });
-        let rows = reading.await;
-        self.reading = None;
-        rows
+        };
+        self.reading.end(begin).await
     }
 
     fn take_in(&mut self, rows: Vec<StoredLogRow>) {

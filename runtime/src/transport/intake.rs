@@ -8,8 +8,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 
+use super::ongoing::Ongoing;
 use super::{Content, Delivery, Position, Positions, Source, SourceError, Transport};
-use crate::handler::{is_reserved, stays_inside};
+use crate::handler::is_reserved;
 use crate::message::{Draft, Message, ShardNo};
 use crate::store::{IntakeRow, IntakeRows, Store, StoreError, StoreFuture};
 
@@ -48,7 +49,7 @@ impl Transport for Intake {
             shard,
             origin: Arc::from(NAME),
             held: BTreeSet::new(),
-            reading: None,
+            reading: Ongoing::default(),
         };
         Box::pin(async move { Ok(Box::new(source) as Box<dyn Source>) })
     }
@@ -62,8 +63,7 @@ struct IntakeSource {
     /// Rows handed over by this opening that may still be in the table. As many as deliveries can be in hand: numbers
     /// become visible out of order, so no single one of them says what was seen.
     held: BTreeSet<u64>,
-    /// A read under way. It outlives the fetch that began it: one that is slower than a fetch may wait still ends.
-    reading: Option<StoreFuture<'static, IntakeRows>>,
+    reading: Ongoing<IntakeRows>,
 }
 
 impl Source for IntakeSource {
@@ -93,13 +93,11 @@ impl Source for IntakeSource {
 
 impl IntakeSource {
     async fn rows(&mut self, limit: usize) -> Result<IntakeRows, StoreError> {
-        let reading = self.reading.get_or_insert_with(|| {
+        let begin = || -> StoreFuture<'static, _> {
             let (store, shard, held) = (Arc::clone(&self.store), self.shard, self.held.iter().copied().collect());
             Box::pin(async move { store.read_intake(shard, held, limit).await })
-        });
-        let found = reading.await;
-        self.reading = None;
-        found
+        };
+        self.reading.end(begin).await
     }
 
     fn delivery(&self, row: IntakeRow) -> Delivery {
@@ -115,9 +113,6 @@ impl IntakeSource {
 }
 
 fn message(row: &IntakeRow) -> Result<Message, String> {
-    if stays_inside(&row.kind) {
-        return Err(format!("messages of type {} are not taken from outside", row.kind));
-    }
     let headers: Map<String, Value> =
         serde_json::from_str(&row.headers).map_err(|error| format!("the headers are no JSON object: {error}"))?;
     let texts: Vec<(String, String)> = headers

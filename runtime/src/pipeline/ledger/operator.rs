@@ -25,7 +25,8 @@ pub(crate) struct Progress {
     command: OpenCommand,
     /// Letters found whose operations are not durable.
     outstanding: usize,
-    /// The last letter that was looked at: what cannot be replayed stays, and what stands behind it is found all the same.
+    /// The last letter that was looked at: what cannot be replayed stays, and what stands behind it is found all the
+    /// same.
     after: Option<DeadPlace>,
 }
 

@@ -11,7 +11,7 @@ use super::settle::{Group, millis};
 use super::{Action, Ledger};
 use crate::clock::Millis;
 use crate::handler::{Asked, Outcome};
-use crate::message::{Draft, Message, TakenId};
+use crate::message::{Draft, Message, TakenId, keyed_hash};
 use crate::pipeline::bindings::DEAD_LETTER;
 use crate::pipeline::dispatcher::publisher::{Progress, Unpublished};
 use crate::store::{Attempt, Commit, DeadLetter, Event, InboxRows, SentMessage, TakenShard, Watermarks};
@@ -156,9 +156,7 @@ impl Ledger {
         seed.extend_from_slice(&self.shard.to_le_bytes());
         seed.extend_from_slice(&letter.seq.to_le_bytes());
         seed.extend_from_slice(what);
-        let mut raw = [0; 16];
-        raw.copy_from_slice(&blake3::keyed_hash(&self.config.hash_key, &seed).as_bytes()[..16]);
-        Uuid::new_v8(raw)
+        Uuid::new_v8(keyed_hash(&seed, &self.config.hash_key))
     }
 
     /// A refused event is published again, by an operator: behind what its key has emitted since.

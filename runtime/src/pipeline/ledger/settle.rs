@@ -78,8 +78,7 @@ impl Ledger {
             let slot = &mut self.slots[ix];
             slot.newest = Newest::Here(stored.clone());
             let key = slot.key.clone();
-            let (version, json) = stored.map_or((0, None), |(version, json)| (version, Some(json)));
-            self.group(ix).part.state = Some(StateWrite { service, key, version, json });
+            self.group(ix).part.state = Some(StateWrite { service, key, state: stored });
         }
     }
 

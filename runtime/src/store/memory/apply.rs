@@ -111,10 +111,10 @@ impl Inner {
     }
 
     fn write_part(&mut self, shard: ShardNo, part: &Part) {
-        if let Some(state) = &part.state {
-            let key = (state.service.clone(), state.key.clone());
-            match &state.json {
-                Some(json) => self.states.insert(key, (state.version, json.clone())),
+        if let Some(write) = &part.state {
+            let key = (write.service.clone(), write.key.clone());
+            match &write.state {
+                Some(state) => self.states.insert(key, state.clone()),
                 None => self.states.remove(&key),
             };
         }

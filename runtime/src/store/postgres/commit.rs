@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use super::escape::stored;
@@ -43,7 +42,8 @@ impl Statement {
         let ids = layout::lay_ids(commit);
         let args = Args::with_room(room(commit, ids.len() + events.len()));
         let args = fence(args, commit, (count > 0).then(|| commit.first_seq + count - 1), waiting.last_seq());
-        let (written, forgotten): (Vec<_>, Vec<_>) = states(commit).into_iter().partition(|state| state.json.is_some());
+        let (written, forgotten): (Vec<_>, Vec<_>) =
+            states(commit).into_iter().partition(|write| write.state.is_some());
         let mut args = log(put_states(args.put(ids).put(events), &written), commit);
         let mut sql = include_str!("commit.sql").to_owned();
         let mut count = SLIM;
@@ -93,9 +93,7 @@ pub(super) fn shard_no(shard: ShardNo) -> i32 {
 /// About what the arguments take: growing into megabytes costs as much as filling them.
 fn room(commit: &Commit, blobs: usize) -> usize {
     let states = commit.parts.iter().filter_map(|part| part.state.as_ref());
-    let states: usize = states
-        .map(|state| state.json.as_ref().map_or(0, Bytes::len) + state.key.len() + state.service.len() + 24)
-        .sum();
+    let states: usize = states.map(|state| state.json().len() + state.key.len() + state.service.len() + 24).sum();
     blobs + states + commit.log.iter().map(|row| row.messages.len() + 24).sum::<usize>() + 4_096
 }
 
@@ -125,9 +123,10 @@ fn states(commit: &Commit) -> Vec<&StateWrite> {
 }
 
 fn put_states(args: Args, states: &[&StateWrite]) -> Args {
-    let json = |state: &&StateWrite| String::from_utf8_lossy(state.json.as_deref().unwrap_or_default()).into_owned();
+    let version = |write: &&StateWrite| write.state.as_ref().map_or(0, |(version, _)| i64::from(*version));
+    let json = |write: &&StateWrite| String::from_utf8_lossy(write.json()).into_owned();
     put_keys(args, states)
-        .put(states.iter().map(|state| i64::from(state.version)).collect::<Vec<_>>())
+        .put(states.iter().map(version).collect::<Vec<_>>())
         .put(states.iter().map(json).collect::<Vec<_>>())
 }
 

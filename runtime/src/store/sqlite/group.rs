@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use sqlx::Sqlite;
 use sqlx::query::Query;
 use sqlx::sqlite::SqliteArguments;
@@ -128,15 +127,15 @@ fn states(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
     let mut states: Vec<&StateWrite> = pieces.iter().flat_map(|piece| &piece.states).collect();
     // In the order of the primary key, so that neighbours share a page; of several of one key the last is the newest.
     states.sort_by(|a, b| (&a.service, &a.key).cmp(&(&b.service, &b.key)));
-    let bytes: usize = states.iter().filter_map(|state| state.json.as_ref()).map(Bytes::len).sum();
+    let bytes: usize = states.iter().map(|state| state.json().len()).sum();
     let mut rows = Rows::with_capacity(states.iter().map(|state| STATE_ROW + state.key.len()).sum(), bytes);
     let mut forgotten = Rows::default();
     for (at, state) in states.iter().enumerate() {
         if states.get(at + 1).is_some_and(|next| next.key == state.key && next.service == state.service) {
             continue;
         }
-        match &state.json {
-            Some(json) => rows.row().put(&*state.service).put(&*state.key).put(state.version).put_blob(json),
+        match &state.state {
+            Some((version, json)) => rows.row().put(&*state.service).put(&*state.key).put(version).put_blob(json),
             None => forgotten.row().put(&*state.service).put(&*state.key),
         };
     }

@@ -270,7 +270,9 @@ impl Sink for KafkaEnd {
                 let answers = std::mem::take(&mut *locked(&self.end.answers));
                 if !answers.is_empty() {
                     self.quiet = Stopwatch::start();
-                    self.line.iter().for_each(|line| *locked(&line.answers().heard) = Some(Stopwatch::start()));
+                    if let Some(line) = &self.line {
+                        *locked(&line.answers().heard) = Some(self.quiet);
+                    }
                     return Ok(answers);
                 }
                 if let Some(reason) = reason {
