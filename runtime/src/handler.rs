@@ -15,10 +15,10 @@ use serde_json::Value;
 
 use crate::message::Key;
 use crate::pipeline::retry::RetryPolicy;
-pub use command::{ANSWER, Answer, COMMAND, Outcome, Sent};
-pub(crate) use command::{Asked, is_reserved, stays_inside};
+pub use command::{ANSWER, Answer, COMMAND, Outcome, Sent, TIMER};
+pub(crate) use command::{Asked, TIMER_NAME, is_reserved, stays_inside};
 pub use table::{Column, ColumnKind, Row, Table};
-pub use turn::{Effects, Emitted, RowWrite, Turn, TurnLimits};
+pub use turn::{Effects, Emitted, RowWrite, Scheduled, Turn, TurnLimits};
 
 /// Handles the messages of one service: one key's at a time, in order, each taking effect exactly once.
 #[diagnostic::on_unimplemented(

@@ -275,8 +275,8 @@ async fn run<H: Handler>(
                     change = Change::Forgotten;
                 }
                 let effects = turn.into_effects();
-                let (events, sent) = outgoing::of(&service.origin, &item.message, &effects, context);
-                settled.turns.push(TurnEnd::Done { events, sent, rows: effects.rows });
+                let (events, sent, timers) = outgoing::of(&service.origin, &item.message, &effects, context);
+                settled.turns.push(TurnEnd::Done { events, sent, rows: effects.rows, timers });
                 false
             }
             Ok(Err(fault)) => {

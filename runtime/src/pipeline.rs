@@ -3,6 +3,8 @@
 
 pub(crate) mod ingress;
 
+mod defect;
+
 pub mod bindings;
 pub mod ledger;
 

@@ -24,11 +24,11 @@ use futures_util::future::BoxFuture;
 
 use crate::clock::Millis;
 use crate::handler::Table;
-use crate::message::{ShardNo, TakenId};
+use crate::message::{Message, ShardNo, TakenId};
 use crate::transport::Positions;
 pub use commit::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
-    SentMessage, StateWrite,
+    SentMessage, StateWrite, TimerWrite,
 };
 pub use open::{Opened, is_running, is_shared, open};
 
@@ -138,6 +138,30 @@ pub struct Due {
     /// The keys, longest due first.
     pub keys: Vec<ServiceKey>,
     /// When the next one after these is due.
+    pub next: Option<Millis>,
+}
+
+/// A named timer of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timer {
+    /// The key.
+    pub of: ServiceKey,
+    /// Its name, unique for the key.
+    pub name: Arc<str>,
+    /// When it fires.
+    pub due_at: Millis,
+    /// The message that it is then.
+    pub message: Message,
+}
+
+/// Timers that may fire now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DueTimers {
+    /// The timers, longest due first.
+    pub timers: Vec<Timer>,
+    /// Whether there are any that are due, those of keys that wait included.
+    pub any: bool,
+    /// When the first of those that are not due yet will be.
     pub next: Option<Millis>,
 }
 
@@ -267,6 +291,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Pending rows of one key with `seq` above `after`, in order, at most `limit`.
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>>;
+
+    /// Timers due at `now` whose keys have neither pending rows nor a dead letter that holds them, at most `limit`.
+    fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers>;
 
     /// Dead letters of the shard that `filter` matches, behind `after` in order of (key, seq), at most `limit`.
     fn dead(

@@ -11,7 +11,6 @@ mod given;
 mod owner;
 mod perform;
 mod plan;
-mod seen;
 mod simulation;
 mod tell;
 mod transports;
@@ -22,6 +21,5 @@ mod world;
 
 pub use given::{Given, Then};
 pub use plan::Faults;
-pub use seen::Seen;
 pub use simulation::{Broken, Report, Simulation};
-pub use witness::Effect;
+pub use witness::{Effect, Seen};

@@ -17,8 +17,8 @@ use perkey::settings::Settings;
 use perkey::store::query::{DeadFilter, Queries};
 use perkey::store::sqlite::SqliteStore;
 use perkey::store::{
-    Commit, DeadLetter, DeadPlace, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup,
-    Store, StoreFuture, StoredLogRow, TakenShard, Trim,
+    Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey,
+    Setup, Store, StoreFuture, StoredLogRow, TakenShard, Trim,
 };
 use perkey::transport::Positions;
 use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
@@ -295,6 +295,10 @@ impl Store for Probe {
 
     fn orphans(&self, shard: ShardNo, after: Option<ServiceKey>, limit: usize) -> StoreFuture<'_, Vec<ServiceKey>> {
         self.store.orphans(shard, after, limit)
+    }
+
+    fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers> {
+        self.store.timers(shard, now, limit)
     }
 
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {

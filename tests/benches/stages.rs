@@ -217,6 +217,7 @@ impl Drive {
                     }
                     Action::Credit(_, more) => self.credits += more,
                     Action::FetchDue(_) => self.ledger.due(perkey::store::Due::default(), self.now),
+                    Action::FetchTimers(_) => self.ledger.timers_due(perkey::store::DueTimers::default(), self.now),
                     Action::FetchOrphans(..) => self.ledger.orphans(Vec::new()),
                     _ => {}
                 }
@@ -236,6 +237,7 @@ fn report(actor: u32, order: &RunOrder, handled: &HashMap<String, Handled>) -> R
         events: vec![found(message).event.clone()],
         sent: Vec::new(),
         rows: Vec::new(),
+        timers: Vec::new(),
     };
     let turns = order.items.iter().map(|item| turn(&item.message)).collect();
     let state = order.items.last().map(|item| (1, found(&item.message).state.clone()));

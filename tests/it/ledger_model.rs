@@ -291,6 +291,9 @@ impl World {
 
     fn answer(&mut self) {
         match self.questions.pop_front() {
+            Some(Action::FetchTimers(limit)) => {
+                self.ledger.timers_due(self.store.timers_now(0, self.now, limit), self.now);
+            }
             Some(Action::FetchDue(limit)) => self.ledger.due(self.store.due_now(0, self.now, limit), self.now),
             Some(Action::FetchOrphans(after, limit)) => {
                 self.ledger.orphans(self.store.orphans_now(0, after.as_ref(), limit));
@@ -350,7 +353,12 @@ impl World {
                 _ => {
                     list.push(item.message.id().to_owned());
                     let event = Event { service: "listing".into(), cause: [0; 16], message: item.message };
-                    turns.push(TurnEnd::Done { events: vec![event], sent: Vec::new(), rows: Vec::new() });
+                    turns.push(TurnEnd::Done {
+                        events: vec![event],
+                        sent: Vec::new(),
+                        rows: Vec::new(),
+                        timers: Vec::new(),
+                    });
                     continue;
                 }
             };

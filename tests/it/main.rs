@@ -31,4 +31,5 @@ mod sqlite_store;
 mod store_contract;
 mod support;
 mod tidy;
+mod timers;
 mod transport_contract;

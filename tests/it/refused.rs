@@ -13,8 +13,8 @@ use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::store::query::{Action, DeadFilter, NewCommand, Queries};
 use perkey::store::{
-    Commit, DeadLetter, DeadPlace, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup,
-    Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
+    Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey,
+    Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
 };
 use perkey::transport::Positions;
 use perkey::{AfterDeadLetter, Column, ColumnKind, Engine, Fault, Handler, Handlers, Key, Message, Row, Table, Turn};
@@ -309,6 +309,10 @@ impl Store for Strict {
 
     fn orphans(&self, shard: ShardNo, after: Option<ServiceKey>, limit: usize) -> StoreFuture<'_, Vec<ServiceKey>> {
         self.store.orphans(shard, after, limit)
+    }
+
+    fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers> {
+        self.store.timers(shard, now, limit)
     }
 
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {

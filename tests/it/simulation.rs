@@ -9,7 +9,7 @@ use perkey::settings::{Bind, KeyFrom, Publish};
 use perkey::store::memory::{self, MemoryStore};
 use perkey::testing::{Report, Seen, Simulation};
 use perkey::transport::Content;
-use perkey::{AfterDeadLetter, Fault, Handler, Key, Message, Turn};
+use perkey::{AfterDeadLetter, Answer, Fault, Handler, Key, Message, Turn};
 use serde::{Deserialize, Serialize};
 
 /// Seeds that are run when nothing else is asked for.
@@ -20,6 +20,12 @@ struct Step {
     key: String,
     #[serde(default)]
     fail: Option<String>,
+    /// A timer of the key, and in how many milliseconds it fires; `None` cancels it.
+    #[serde(default)]
+    timer: Option<(String, Option<u64>)>,
+    /// A key whose handler is sent a command and asked how it ended.
+    #[serde(default)]
+    ask: Option<String>,
 }
 
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -32,6 +38,16 @@ async fn step(steps: &mut Steps, message: Step, turn: &mut Turn, emits: Option<&
     steps.n += 1;
     if let Some(kind) = emits {
         turn.emit(kind, &serde_json::json!({ "key": message.key, "id": turn.id(), "n": steps.n }))?;
+    }
+    match &message.timer {
+        Some((name, Some(after))) => {
+            turn.schedule(name, turn.now() + after, &serde_json::json!({ "key": message.key }))?;
+        }
+        Some((name, None)) => turn.cancel(name)?,
+        None => {}
+    }
+    if let Some(key) = &message.ask {
+        turn.ask::<Watching>(&message.key, key.as_str(), &serde_json::json!({ "key": key }))?;
     }
     match message.fail.as_deref() {
         None => Ok(()),
@@ -59,6 +75,10 @@ macro_rules! stepping {
 
             async fn handle(&self, steps: &mut Steps, message: Step, turn: &mut Turn) -> Result<(), Fault> {
                 step(steps, message, turn, $emits).await
+            }
+
+            fn answer(&self, answer: Answer) -> Result<Step, Fault> {
+                Ok(Step { key: answer.name, fail: None, timer: None, ask: None })
             }
 
             fn after_dead_letter(&self) -> AfterDeadLetter {
@@ -112,6 +132,14 @@ fn scenario(seed: u64) -> Simulation {
                 Content::Unreadable { message: shown, reason: "no JSON".to_owned() }
             }
             3..=8 => Content::For("holding".into(), message(&id, &key, "step", fail)),
+            9 | 10 => {
+                let after = (n % 4 != 0).then_some((n * 37 + seed) % 400);
+                let timer = (format!("t{}", n % 2), after);
+                let ask = (n % 3 == 0).then(|| format!("asked-{}", n % 5));
+                let payload = serde_json::json!({ "key": key, "fail": fail, "timer": timer, "ask": ask }).to_string();
+                let draft = Draft { id: &id, key: &key, kind: "step", payload: payload.as_bytes(), ..Draft::default() };
+                Content::For("counting".into(), draft.build().unwrap())
+            }
             _ => Content::For("counting".into(), message(&id, &key, "step", fail)),
         }
     });
@@ -204,6 +232,7 @@ fn every_planted_defect_is_noticed() {
         Defect::IdTakenAfterRun,
         Defect::HighestPosition,
         Defect::WatermarkTooHigh,
+        Defect::TimerLeavesEarly,
     ];
     assert_eq!(noticed(MemoryStore::new), None, "without a defect nothing is noticed");
     let mut missed = Vec::new();

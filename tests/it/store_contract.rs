@@ -10,8 +10,8 @@ use perkey::handler::{Column, ColumnKind, Table};
 use perkey::message::Draft;
 use perkey::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand};
 use perkey::store::{
-    CommandResult, Commit, Epoch, Identity, LogRow, Outcome, Part, PendingKind, RowSpan, Setup, StateWrite, Store,
-    StoreError, Trim,
+    CommandResult, Commit, DueTimers, Epoch, Identity, LogRow, Outcome, Part, PendingKind, RowSpan, ServiceKey, Setup,
+    StateWrite, Store, StoreError, Timer, TimerWrite, Trim,
 };
 use perkey::transport::{Position, Positions};
 use serde_json::json;
@@ -64,6 +64,8 @@ contract! {
         tables_that_do_not_fit_are_refused,
         of_several_rows_of_a_key_the_last_counts,
         a_forgotten_state_is_gone,
+        timers_are_set_moved_and_removed,
+        a_timer_of_a_key_that_waits_is_not_due,
         odd_text_survives,
         large_values_survive,
         an_import_is_written_with_its_progress,
@@ -549,6 +551,71 @@ async fn a_forgotten_state_is_gone(place: Box<impl Place>) {
     let rows = store.load(0, keys).await.unwrap();
     let found: Vec<_> = rows.iter().map(|row| row.state.as_ref().map(|(_, json)| json.to_vec())).collect();
     assert_eq!(found, [None, None, Some(b"2".to_vec()), None, None]);
+}
+
+fn timer(key: &str, name: &str, set: Option<u64>) -> TimerWrite {
+    let ServiceKey { service, key: of } = service_key(key);
+    let set = set.map(|at| (at, message(&format!("timer-{name}-{at}"), key, b"{}")));
+    TimerWrite { service, key: of, name: name.into(), set }
+}
+
+fn timers(timers: Vec<TimerWrite>) -> Part {
+    Part { timers, ..Part::default() }
+}
+
+fn names(due: &[Timer]) -> Vec<(&str, &str, u64)> {
+    due.iter().map(|timer| (&*timer.of.key, &*timer.name, timer.due_at)).collect()
+}
+
+async fn timers_are_set_moved_and_removed(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let odd = "\u{1}'%";
+    let first = vec![timer("a", "x", Some(30)), timer("a", "y", Some(10)), timer(odd, "x", Some(20))];
+    committed(&store, &with(timers(first), commit(0, epoch, 1))).await;
+    let due = store.timers(0, 29, 10).await.unwrap();
+    assert_eq!((names(&due.timers), due.any, due.next), (vec![("a", "y", 10), (odd, "x", 20)], true, Some(30)));
+    assert_eq!(due.timers[0].message, message("timer-y-10", "a", b"{}"));
+    assert_eq!(names(&store.timers(0, 29, 1).await.unwrap().timers), [("a", "y", 10)], "at most so many");
+    assert_eq!(store.timers(1, 99, 10).await.unwrap(), DueTimers::default(), "of another shard");
+    let early = store.timers(0, 9, 10).await.unwrap();
+    assert_eq!((early.timers.len(), early.any, early.next), (0, false, Some(10)));
+    // Of several writes of one timer the last counts; what is not there may be removed.
+    let stale = with(timers(vec![timer("a", "x", None)]), commit(0, epoch, 1));
+    assert!(matches!(store.commit(&stale).await, Outcome::Fenced));
+    let then = vec![
+        timer("a", "x", None),
+        timer("a", "x", Some(5)),
+        timer("a", "y", Some(1)),
+        timer("a", "y", None),
+        timer(odd, "x", None),
+        timer("b", "never", None),
+    ];
+    let parts = then.into_iter().map(|write| timers(vec![write])).collect();
+    committed(&store, &Commit { parts, ..commit(0, epoch, 2) }).await;
+    let due = store.timers(0, 99, 10).await.unwrap();
+    assert_eq!((names(&due.timers), due.next), (vec![("a", "x", 5)], None));
+    let listed = |key: &str| store.queries().scheduled(Some("balances".to_owned()), Some(key.to_owned()), 9);
+    assert_eq!(listed("a").await.unwrap(), due.timers);
+    assert!(listed("b").await.unwrap().is_empty());
+    assert_eq!(store.queries().scheduled(None, None, 9).await.unwrap().len(), 1);
+    assert!(store.inbox(0, 0, 9).await.unwrap().pinned.is_empty(), "it waits, and is no message yet");
+}
+
+async fn a_timer_of_a_key_that_waits_is_not_due(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let (row, held) = (pending(7, "waits", Some(50)), letter(8, "held", true));
+    let set = ["waits", "held", "free"].map(|key| timer(key, "t", Some(1))).to_vec();
+    let part = Part { pending: vec![row], dead: vec![held], ..timers(set) };
+    committed(&store, &with(part, commit(0, epoch, 1))).await;
+    let due = store.timers(0, 10, 10).await.unwrap();
+    assert_eq!((names(&due.timers), due.any), (vec![("free", "t", 1)], true));
+    let part = Part { settled: vec![7], undead: vec![8], ..timers(vec![timer("free", "t", None)]) };
+    committed(&store, &with(part, commit(0, epoch, 2))).await;
+    let due = store.timers(0, 10, 10).await.unwrap().timers;
+    assert_eq!(
+        due.iter().map(|timer| &*timer.of.key).collect::<std::collections::BTreeSet<_>>(),
+        ["held", "waits"].into()
+    );
 }
 
 async fn odd_text_survives(place: Box<impl Place>) {

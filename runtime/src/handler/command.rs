@@ -17,13 +17,19 @@ pub const COMMAND: &str = "perkey.command";
 /// CloudEvents `type` of the answer to one.
 pub const ANSWER: &str = "perkey.answer";
 
+/// CloudEvents `type` of a timer that fired.
+pub const TIMER: &str = "perkey.timer";
+
+/// Header of a timer's message: its name.
+pub(crate) const TIMER_NAME: &str = "perkeytimer";
+
 /// Headers of a command whose sender wants to hear how it ended.
 const ASKED: [&str; 3] = ["perkeyaskedby", "perkeyaskedkey", "perkeyaskedname"];
 
 /// Whether messages of this type are only made within a store: whoever can put a message into a topic or a table could
 /// otherwise answer in another's name.
 pub(crate) fn stays_inside(kind: &str) -> bool {
-    kind == COMMAND || kind == ANSWER
+    kind == COMMAND || kind == ANSWER || kind == TIMER
 }
 
 /// Whether a header means something to Perkey itself, so that none from outside is taken.

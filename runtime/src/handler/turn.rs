@@ -15,7 +15,7 @@ use crate::message::{Key, Message, check_name};
 pub struct TurnLimits {
     /// Rows written or deleted.
     pub rows_max: usize,
-    /// Events emitted, and as many commands sent.
+    /// Events emitted, and as many commands sent, and as many timers.
     pub events_max: usize,
     /// Bytes of rows, events and reply together.
     pub bytes_max: usize,
@@ -51,6 +51,17 @@ pub struct Effects {
     pub forget: bool,
     /// Commands for other keys, in the order sent.
     pub sent: Vec<Sent>,
+    /// Timers set and cancelled, in order.
+    pub timers: Vec<Scheduled>,
+}
+
+/// A timer as a handler set or cancelled it.
+#[derive(Clone, Debug)]
+pub struct Scheduled {
+    /// Its name.
+    pub name: String,
+    /// When it fires, and the JSON of the message that it is then; `None` cancels it.
+    pub set: Option<(Millis, Bytes)>,
 }
 
 /// An event as a handler emitted it: not yet numbered.
@@ -151,6 +162,30 @@ impl Turn {
         self.put::<H>(key.into(), command, Some(name.to_owned()))
     }
 
+    /// Sets the key's timer of this name, with this turn's commit: at `at` (milliseconds since the epoch) or soon after,
+    /// `message` is handled by this handler under this key, once, behind what the key has in hand by then. Setting it
+    /// again before its turn begins moves it. While the key waits or is held, it waits, too.
+    pub fn schedule(&mut self, name: &str, at: Millis, message: &impl Serialize) -> Result<(), Fault> {
+        let message = serde_json::to_vec(message)?;
+        self.grow(message.len())?;
+        self.push_timer(name, Some((at, message.into())))
+    }
+
+    /// Cancels the key's timer of this name, with this turn's commit; there may be none. A timer whose turn has not begun
+    /// by then never fires.
+    pub fn cancel(&mut self, name: &str) -> Result<(), Fault> {
+        self.push_timer(name, None)
+    }
+
+    fn push_timer(&mut self, name: &str, set: Option<(Millis, Bytes)>) -> Result<(), Fault> {
+        check_name("name", name.as_bytes()).map_err(Fault::reject)?;
+        if self.effects.timers.len() >= self.limits.events_max {
+            return Err(self.over("timers", self.limits.events_max));
+        }
+        self.effects.timers.push(Scheduled { name: name.to_owned(), set });
+        Ok(())
+    }
+
     fn put<H: Handler>(&mut self, key: Key, command: &impl Serialize, ask: Option<String>) -> Result<(), Fault> {
         check_name("key", key.as_str().as_bytes()).map_err(Fault::reject)?;
         if self.effects.sent.len() >= self.limits.events_max {
@@ -203,6 +238,6 @@ impl Turn {
     }
 
     fn over(&self, what: &str, max: usize) -> Fault {
-        Fault::Reject(format!("the turn has more than {max} {what}; see limits.turn_{what}_max"))
+        Fault::Reject(format!("the turn has more than {max} {what}; see limits.turn_*_max"))
     }
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::RunContext;
-use crate::handler::{Asked, COMMAND, Effects, Outcome};
+use crate::handler::{Asked, COMMAND, Effects, Outcome, TIMER, TIMER_NAME};
 use crate::message::{Draft, Message, digest, keyed_hash};
-use crate::store::{Event, SentMessage};
+use crate::store::{Event, SentMessage, TimerWrite};
 
 /// The handler whose turns they are.
 pub(super) struct Origin {
@@ -23,20 +23,21 @@ impl Origin {
     }
 }
 
-/// Tells commands from events, and the answer from both, where an id is derived.
+/// Tells commands, the answer and timers from events, where an id is derived.
 const SENT: &[u8] = b"sent";
 const ANSWERED: &[u8] = b"answered";
+const SCHEDULED: &[u8] = b"scheduled";
 
-/// The events of a turn that succeeded, and what it sends to services; the answer, if one is wanted, among it.
+/// Of a turn that succeeded: its events, what it sends to services, the answer among it if one is wanted, its timers.
 pub(super) fn of(
     origin: &Origin,
     cause: &Message,
     effects: &Effects,
     context: &RunContext,
-) -> (Vec<Event>, Vec<SentMessage>) {
+) -> (Vec<Event>, Vec<SentMessage>, Vec<TimerWrite>) {
     let asked = Asked::of(cause);
-    if effects.events.is_empty() && effects.sent.is_empty() && asked.is_none() {
-        return (Vec::new(), Vec::new());
+    if effects.events.is_empty() && effects.sent.is_empty() && effects.timers.is_empty() && asked.is_none() {
+        return (Vec::new(), Vec::new(), Vec::new());
     }
     let mut ids = Ids::new(origin, cause, &context.hash_key);
     let carried: Vec<_> =
@@ -67,12 +68,24 @@ pub(super) fn of(
         let message = draft.build_unchecked().ok();
         sent.extend(message.map(|message| SentMessage { service: command.service.into(), message }));
     }
+    let timers = (0_u64..).zip(&effects.timers).filter_map(|(ordinal, timer)| {
+        let id = ids.next(&[&ordinal.to_le_bytes()[..], SCHEDULED]).to_string();
+        let headers: Vec<_> = carried.iter().copied().chain([(TIMER_NAME, &*timer.name)]).collect();
+        let draft = |payload| Draft { id: &id, kind: TIMER, headers: &headers, payload, ..from }.build_unchecked().ok();
+        let set = match &timer.set {
+            Some((at, payload)) => Some((*at, draft(payload)?)),
+            None => None,
+        };
+        let key = cause.key().into();
+        Some(TimerWrite { service: origin.service.clone(), key, name: timer.name.as_str().into(), set })
+    });
+    let timers = timers.collect();
     if let Some(asked) = asked {
         let reply = effects.reply.as_ref().and_then(|reply| serde_json::from_slice(reply).ok());
         let id = ids.next(&[ANSWERED]);
         sent.extend(asked.answer(&origin.source, id, Outcome::Done(reply.unwrap_or_default()), (cause, time)));
     }
-    (events, sent)
+    (events, sent, timers)
 }
 
 /// Ids derived from what a turn worked on.

@@ -2,11 +2,10 @@
 //! In: deliveries, answers of actors and of the store, the time. Out: actions, performed by the shard's actors or by
 //! the simulator.
 //!
-//! A message's way through it: [`intake`] → [`runs`] → [`settle`] → [`flight`]; [`waiting`] has what waits on disk,
-//! [`actors`] who runs, [`operator`] what operators ask, [`outbox`] how far the sinks are.
+//! A message's way through it: [`intake`] → [`runs`] → [`settle`] → [`flight`]; [`waiting`] and [`timers`] have what
+//! waits on disk, [`actors`] who runs, [`operator`] what operators ask, [`outbox`] how far the sinks are.
 
 mod actors;
-mod defect;
 mod flight;
 mod inbox;
 mod intake;
@@ -17,6 +16,7 @@ mod refusal;
 mod runs;
 mod settle;
 mod slot;
+mod timers;
 mod tracker;
 mod waiting;
 
@@ -25,19 +25,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use self::defect::Defect;
-#[cfg(feature = "planted-defects")]
-pub use self::defect::plant;
 pub use self::intake::{Arrival, What};
 pub use self::record::{FaultNote, Gauges, Tally};
 pub use self::runs::{RunItem, RunOrder, RunReport, TurnEnd, TurnFault};
 pub use self::slot::{ActorIx, SlotIx};
 
-pub(crate) use self::defect::planted;
 use self::inbox::Inbox;
 use self::slot::Slots;
 use self::tracker::{SourceTrack, Tracker};
 use super::bindings::Bindings;
+pub use super::defect::Defect;
+#[cfg(feature = "planted-defects")]
+pub use super::defect::plant;
+pub(crate) use super::defect::planted;
 use super::retry::RetryPolicy;
 use crate::clock::{Dice, Millis};
 use crate::handler::AfterDeadLetter;
@@ -111,6 +111,8 @@ pub enum Action {
     FetchDue(usize),
     /// Ask for keys whose head was settled before a crash; answer with [`Ledger::orphans`].
     FetchOrphans(Option<ServiceKey>, usize),
+    /// Ask for timers that are due, at most this many; answer with [`Ledger::timers_due`].
+    FetchTimers(usize),
     /// Read rows of a key after a number, at most so many; answer with [`Ledger::paged`].
     Page(SlotIx, u64, ServiceKey, u64, usize),
     /// Find dead letters for an operator's command behind a place, at most so many; answer with [`Ledger::dead_found`].
@@ -154,6 +156,7 @@ pub struct Ledger {
     arrivals: u64,
     batches: flight::Batches,
     waiting: waiting::Waiting,
+    timers: timers::Timers,
     outbox: outbox::Outbox,
     command: Option<operator::Progress>,
     dice: Dice,
@@ -187,6 +190,7 @@ impl Ledger {
             watermarks: taken.watermarks,
             outbox,
             waiting: waiting::Waiting::new(inbox.pending),
+            timers: timers::Timers::default(),
             inbox: Inbox::restore(inbox),
             sources,
             absent: taken.positions,
@@ -211,6 +215,8 @@ impl Ledger {
         }
         ledger.out.push(Action::FetchOrphans(None, ledger.config.settings.pending.page));
         ledger.out.push(Action::FetchDue(ledger.config.settings.pending.page));
+        ledger.timers.at(0);
+        ledger.fetch_timers(0);
         ledger
     }
 
@@ -251,6 +257,7 @@ impl Ledger {
             && self.command.is_none()
             && self.waiting.next.is_none_or(|next| next > self.waiting.now)
             && !self.waiting.fetching
+            && self.timers.rest(self.waiting.now)
     }
 
     /// How full it is.
@@ -282,6 +289,7 @@ impl Ledger {
     pub fn tick(&mut self, now: Millis) {
         self.waiting.now = now;
         self.fetch_due(now);
+        self.fetch_timers(now);
         self.passivate_idle(now);
         self.tick_outbox(now);
         for source in 0..self.sources.len() {

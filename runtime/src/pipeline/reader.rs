@@ -105,6 +105,10 @@ impl ReaderState {
                 let keys = self.ask(|| store.orphans(shard, after.clone(), limit)).await?;
                 Some(ShardMessage::Orphans(keys))
             }
+            Action::FetchTimers(limit) => {
+                let due = self.ask(|| store.timers(shard, self.env.clock.now(), limit)).await?;
+                Some(ShardMessage::Timers(due))
+            }
             Action::Page(slot, token, key, after, limit) => {
                 let rows = self.ask(|| store.page(shard, key.clone(), after, limit)).await?;
                 Some(ShardMessage::Paged(slot, token, rows))

@@ -16,7 +16,9 @@ use super::reader::{Question, Readers};
 use crate::message::ShardNo;
 use crate::metrics::{Alarm, DedupSource, ShardMetrics};
 use crate::store::query::OpenCommand;
-use crate::store::{DeadLetter, Due, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard};
+use crate::store::{
+    DeadLetter, Due, DueTimers, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard,
+};
 use crate::supervision::Env;
 use crate::supervision::keys::KeysMessage;
 use crate::telemetry::MessageFields;
@@ -52,6 +54,8 @@ pub(crate) enum ShardMessage {
     Retaken(Result<TakenShard, StoreError>),
     Loaded(Vec<(SlotIx, u64)>, Vec<KeyRow>),
     Due(Due),
+    /// Timers that are due.
+    Timers(DueTimers),
     Orphans(Vec<ServiceKey>),
     Paged(SlotIx, u64, Vec<PendingRow>),
     Commands(Vec<OpenCommand>),
@@ -155,6 +159,7 @@ impl ShardState {
             ShardMessage::Retaken(answer) => ledger.retaken(answer, now),
             ShardMessage::Loaded(slots, rows) => ledger.loaded(&slots, rows),
             ShardMessage::Due(due) => ledger.due(due, now),
+            ShardMessage::Timers(due) => ledger.timers_due(due, now),
             ShardMessage::Orphans(keys) => ledger.orphans(keys),
             ShardMessage::Paged(slot, token, rows) => ledger.paged(slot, token, rows, now),
             ShardMessage::Commands(commands) => commands.into_iter().for_each(|command| ledger.command(command)),
@@ -341,6 +346,7 @@ impl ShardState {
             | Action::Retake(_)
             | Action::FetchDue(_)
             | Action::FetchOrphans(..)
+            | Action::FetchTimers(_)
             | Action::Page(..)
             | Action::FindDead(..)
             | Action::Trim(_) => self.readers.as_ref().map_or(Ok(()), |readers| readers.ask(action))?,

@@ -1,6 +1,7 @@
 //! What one commit carries, and how it may end. Plain values.
 //! In: what the ledger decided. Out: what a store writes, all of it or nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -77,6 +78,8 @@ pub struct Part {
     pub history: Vec<HistoryRow>,
     /// Rows of handlers' tables, in turn order.
     pub rows: Vec<RowWrite>,
+    /// Timers set and removed, in turn order.
+    pub timers: Vec<TimerWrite>,
     /// An operator command's result on this shard.
     pub command: Option<CommandResult>,
 }
@@ -94,7 +97,9 @@ impl Part {
         });
         let history = self.history.iter().map(|row| row.error.len());
         let rows = self.rows.iter().map(|row| row.key.len() + row.row.as_ref().map_or(0, String::len));
-        let lists = events.chain(sent).chain(kept).chain(history).chain(rows).sum::<usize>();
+        let timers = self.timers.iter().filter_map(|write| write.set.as_ref());
+        let timers = timers.map(|(_, message)| message.frame().len());
+        let lists = events.chain(sent).chain(kept).chain(history).chain(rows).chain(timers).sum::<usize>();
         state + lists + self.ids.len() * size_of::<TakenId>()
     }
 }
@@ -140,6 +145,29 @@ pub struct SentMessage {
     pub service: Arc<str>,
     /// The message, under the key that it is to be handled under.
     pub message: Message,
+}
+
+/// A named timer of a key, set or removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimerWrite {
+    /// The service's name.
+    pub service: Arc<str>,
+    /// The key.
+    pub key: Arc<str>,
+    /// The timer's name.
+    pub name: Arc<str>,
+    /// When it fires, and the message that it is then; `None` removes it, if it is there.
+    pub set: Option<(Millis, Message)>,
+}
+
+impl TimerWrite {
+    /// What the last write says of each timer.
+    pub(crate) fn newest<'a>(parts: impl IntoIterator<Item = &'a Part>) -> Vec<&'a Self> {
+        let writes = parts.into_iter().flat_map(|part| &part.timers);
+        let newest: BTreeMap<_, _> =
+            writes.map(|write| ((&*write.service, &*write.key, &*write.name), write)).collect();
+        newest.into_values().collect()
+    }
 }
 
 /// A row for the embedded log of another (or the same) shard.

@@ -17,9 +17,9 @@ use super::lease::{Leases, Worker};
 use super::query::{DeadFilter, ImportProgress, NewCommand, Queries};
 use super::watch::LogWatch;
 use super::{
-    Commit, Counters, DeadLetter, DeadPlace, Due, Epoch, Event, HistoryRow, Identity, InboxRows, KeyRow, Outcome,
-    PendingRow, ServiceKey, Setup, SourcePositions, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
-    Watermarks, declared,
+    Commit, Counters, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Event, HistoryRow, Identity, InboxRows, KeyRow,
+    Outcome, PendingRow, ServiceKey, Setup, SourcePositions, Store, StoreError, StoreFuture, StoredLogRow, TakenShard,
+    Timer, Trim, Watermarks, declared,
 };
 use crate::clock::{Clock, Millis};
 use crate::handler::{Column, ColumnKind, RowWrite, Table};
@@ -96,6 +96,7 @@ struct Inner {
     states: BTreeMap<(Arc<str>, Arc<str>), (u32, Bytes)>,
     pending: BTreeMap<(ShardNo, u64), PendingRow>,
     dead: BTreeMap<(ShardNo, u64), DeadLetter>,
+    timers: BTreeMap<(Arc<str>, Arc<str>, Arc<str>), (ShardNo, Timer)>,
     history: Vec<(ShardNo, HistoryRow)>,
     log: BTreeMap<(ShardNo, Arc<str>, u64), (u32, Bytes)>,
     lanes: BTreeMap<&'static str, u64>,
@@ -213,6 +214,11 @@ impl MemoryStore {
         self.inner().page(shard, key, after, limit)
     }
 
+    /// [`Store::timers`].
+    pub fn timers_now(&self, shard: ShardNo, now: Millis, limit: usize) -> DueTimers {
+        self.inner().due_timers(shard, now, limit)
+    }
+
     /// [`Store::dead`].
     pub fn dead_now(
         &self,
@@ -247,6 +253,11 @@ impl MemoryStore {
     /// All pending rows, by shard and `seq`.
     pub fn pending(&self) -> BTreeMap<(ShardNo, u64), PendingRow> {
         self.inner().pending.clone()
+    }
+
+    /// All timers, by service, key and name.
+    pub fn timers(&self) -> Vec<Timer> {
+        self.inner().timers.values().map(|(_, timer)| timer.clone()).collect()
     }
 
     /// All dead letters, by shard and `seq`.
@@ -320,6 +331,10 @@ impl Store for MemoryStore {
 
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {
         Box::pin(async move { Ok(self.page_now(shard, &key, after, limit)) })
+    }
+
+    fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers> {
+        Box::pin(async move { Ok(self.timers_now(shard, now, limit)) })
     }
 
     fn dead(

@@ -36,8 +36,8 @@ use super::lease::Leases;
 use super::query::{DeadFilter, EventRow, Queries};
 use super::reshard::{self, ReshardError, Resharded};
 use super::{
-    Access, Commit, DeadLetter, DeadPlace, Due, Epoch, Identity, InboxRows, IntakeRows, KeyRow, Outcome, PendingRow,
-    ServiceKey, Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
+    Access, Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, IntakeRows, KeyRow, Outcome,
+    PendingRow, ServiceKey, Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
 };
 use crate::clock::Millis;
 use crate::message::ShardNo;
@@ -219,6 +219,10 @@ impl Store for PgStore {
 
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {
         Box::pin(read::page(&self.queries, shard, key, after, limit))
+    }
+
+    fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers> {
+        Box::pin(read::timers(&self.queries, shard, now, limit))
     }
 
     fn dead(

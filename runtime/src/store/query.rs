@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::{
     Counters, DeadLetter, Epoch, Event, HistoryRow, LogRow, PendingRow, SourcePositions, StoreError, StoreFuture,
-    Watermarks,
+    Timer, Watermarks,
 };
 use crate::clock::Millis;
 use crate::message::ShardNo;
@@ -222,6 +222,8 @@ pub trait Queries: Send + Sync {
     fn count_dead(&self, filter: DeadFilter) -> StoreFuture<'_, u64>;
     /// What is known of a message id or a key (`text` is looked up as both).
     fn explain(&self, text: String) -> StoreFuture<'_, Story>;
+    /// Timers, first due first, at most `limit`; of one service or one key where they are named.
+    fn scheduled(&self, service: Option<String>, key: Option<String>, limit: usize) -> StoreFuture<'_, Vec<Timer>>;
     /// Events of a shard with a number above `after`, in order, at most `limit` commits' worth.
     fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>>;
     /// Messages of the `import` lane that are not read yet.

@@ -31,8 +31,8 @@ use super::query::{DeadFilter, EventRow, Queries};
 use super::reshard::{self, ReshardError, Resharded};
 use super::watch::LogWatch;
 use super::{
-    Commit, DeadLetter, DeadPlace, Due, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey, Setup,
-    Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
+    Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey,
+    Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
 };
 use crate::clock::Millis;
 use crate::message::ShardNo;
@@ -236,6 +236,10 @@ impl Store for SqliteStore {
 
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {
         Box::pin(read::page(&self.readers, shard, key, after, limit))
+    }
+
+    fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers> {
+        Box::pin(read::timers(&self.readers, shard, now, limit))
     }
 
     fn dead(

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::clock::Millis;
-use crate::handler::{ANSWER, Answer, Effects, Fault, Handler, Outcome, Turn, TurnLimits};
+use crate::handler::{ANSWER, Answer, Effects, Fault, Handler, Outcome, Scheduled, Turn, TurnLimits};
 use crate::handlers::{decode, understand};
 use crate::message::Draft;
 
@@ -198,6 +198,19 @@ impl<H: Handler> Then<H> {
         let (sent, expected): (Vec<_>, Vec<_>) = (sent.collect(), expected.into_iter().collect());
         let (sent, expected) = (value(&sent), value(&expected));
         self.same("commands", &sent, &expected)
+    }
+
+    /// What it made of timers, in order: name, and either time and message, or nothing where it was cancelled.
+    #[track_caller]
+    pub fn then_schedules<'a, P: Serialize>(
+        self,
+        expected: impl IntoIterator<Item = (&'a str, Option<(Millis, P)>)>,
+    ) -> Self {
+        let set = |timer: &Scheduled| timer.set.as_ref().map(|(at, message)| (*at, parse(message)));
+        let found: Vec<_> = self.effects.timers.iter().map(|timer| (timer.name.clone(), set(timer))).collect();
+        let expected: Vec<_> = expected.into_iter().collect();
+        let (found, expected) = (value(&found), value(&expected));
+        self.same("timers", &found, &expected)
     }
 
     /// The types of the events that it emitted, in order.

@@ -9,7 +9,9 @@ use crate::pipeline::dispatcher::handover::Handover;
 use crate::pipeline::dispatcher::publisher::{Progress, Publisher};
 use crate::pipeline::ledger::{ActorIx, Arrival, Ledger, RunReport, SlotIx};
 use crate::store::query::OpenCommand;
-use crate::store::{DeadLetter, Due, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard};
+use crate::store::{
+    DeadLetter, Due, DueTimers, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard,
+};
 use crate::transport::{Answer, Outgoing, Source};
 
 /// An owner's number; never used twice.
@@ -40,6 +42,7 @@ pub(super) enum Told {
     Retaken(Result<TakenShard, StoreError>),
     Loaded(Vec<(SlotIx, u64)>, Vec<KeyRow>),
     Due(Due),
+    Timers(DueTimers),
     Orphans(Vec<ServiceKey>),
     Paged(SlotIx, u64, Vec<PendingRow>),
     Commands(Vec<OpenCommand>),

@@ -23,6 +23,7 @@ impl World {
                 Action::Load(..) => self.question(id, Lane::Loader(true), action),
                 Action::FetchDue(_)
                 | Action::FetchOrphans(..)
+                | Action::FetchTimers(_)
                 | Action::Page(..)
                 | Action::FindDead(..)
                 | Action::Trim(_) => self.question(id, Lane::Clerk(true), action),
@@ -111,6 +112,7 @@ impl World {
                 return Ok(());
             }
             Action::FetchDue(limit) => Told::Due(store.due_now(shard, self.clock.now(), limit)),
+            Action::FetchTimers(limit) => Told::Timers(store.timers_now(shard, self.clock.now(), limit)),
             Action::FetchOrphans(after, limit) => Told::Orphans(store.orphans_now(shard, after.as_ref(), limit)),
             Action::Page(slot, token, key, after, limit) => {
                 self.witness.stats.pages += 1;

@@ -54,6 +54,7 @@ impl World {
             Told::Retaken(answer) => ledger.retaken(answer, now),
             Told::Loaded(slots, rows) => ledger.loaded(&slots, rows),
             Told::Due(due) => ledger.due(due, now),
+            Told::Timers(due) => ledger.timers_due(due, now),
             Told::Orphans(keys) => ledger.orphans(keys),
             Told::Paged(slot, token, rows) => ledger.paged(slot, token, rows, now),
             Told::Commands(commands) => commands.into_iter().for_each(|command| ledger.command(command)),

@@ -171,6 +171,13 @@ impl World {
             let service = self.plan.handlers.index_of(&row.service).unwrap_or(u16::MAX);
             !held.contains_key(&(service, row.key.to_string()))
         });
+        let of = |timer: &crate::store::Timer| {
+            let service = self.plan.handlers.index_of(&timer.of.service).unwrap_or(u16::MAX);
+            (service, timer.of.key.to_string())
+        };
+        if let Some(timer) = self.disk.store.timers().into_iter().find(|timer| !held.contains_key(&of(timer))) {
+            return Some(format!("the timer {:?} of key {:?} is due at {}", timer.name, timer.of.key, timer.due_at));
+        }
         if let Some(row) = waits {
             return Some(format!("{:?} of key {:?} waits until {:?}", row.message.id(), row.key, row.due_at));
         }

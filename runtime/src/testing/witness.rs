@@ -1,17 +1,22 @@
 //! Sees every commit as it is written, and checks it against everything written before.
 //! In: commits, acknowledgements, what was delivered. Out: the first promise that was broken.
 
+mod seen;
+mod timers;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::fate::Fate;
 use super::plan::{INTAKE, PROBE, Plan, SOURCES};
-use super::seen::Seen;
 use super::transports::Topic;
 use crate::AfterDeadLetter;
+use crate::clock::Millis;
 use crate::message::{Message, ShardNo, TakenId};
 use crate::store::{Commit, Epoch, Part};
 use crate::transport::{Position, Positions, embedded};
+
+pub use self::seen::Seen;
 
 /// A turn that counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +85,7 @@ pub(super) struct Witness {
     dead: HashMap<(ShardNo, u64), (TakenId, bool)>,
     held: HashMap<(u16, String), u64>,
     last: HashMap<(u16, String, ShardNo, u16, Arc<str>), Position>,
+    timers: timers::Timers,
     /// Passed on to their shards, in a log row.
     onward: HashSet<TakenId>,
     healed: bool,
@@ -178,7 +184,7 @@ impl Witness {
             topic.reached(shard, watermark).map_err(at)?;
         }
         for part in &commit.parts {
-            self.part(plan, shard, part).map_err(at)?;
+            self.part(plan, (shard, commit.at), part).map_err(at)?;
         }
         for row in &commit.log {
             let messages = embedded::decode(row.messages.clone()).map_err(|error| at(error.to_string()))?;
@@ -224,7 +230,7 @@ impl Witness {
         Ok(())
     }
 
-    fn part(&mut self, plan: &Plan, shard: ShardNo, part: &Part) -> Result<(), String> {
+    fn part(&mut self, plan: &Plan, (shard, at): (ShardNo, Millis), part: &Part) -> Result<(), String> {
         for id in &part.ids {
             if !self.taken.insert(*id) {
                 return Err(format!("{} is taken twice", self.name(id)));
@@ -262,6 +268,7 @@ impl Witness {
                 return Err(format!("the row of {} is settled, but nothing became of it", self.name(&id)));
             }
         }
+        self.timed(plan, (shard, at), part, &ends)?;
         match part.ids.iter().find(|id| !ends.contains(*id)) {
             Some(id) => Err(format!("{} is taken, but nothing became of it", self.name(id))),
             None => Ok(()),

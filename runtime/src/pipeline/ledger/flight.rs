@@ -342,7 +342,7 @@ impl Ledger {
         self.command_committed(part);
         let Some(ix) = group.slot else { return };
         let slot = &mut self.slots[ix];
-        let settled = (part.ids.len() - group.recorded + part.settled.len()) as u64;
+        let settled = (part.ids.len() - group.recorded + part.settled.len() + group.fired) as u64;
         *self.tally.processed.entry(slot.service).or_insert(0) += settled;
         slot.uncommitted -= 1;
         if !part.settled.is_empty() {
@@ -352,6 +352,7 @@ impl Ledger {
         if slot.uncommitted == 0 && slot.warm {
             slot.newest = Newest::Elsewhere;
         }
+        self.timers_committed(ix, part);
         self.to_advance.push_back(ix);
     }
 

@@ -2,6 +2,7 @@
 //! In: deliveries of a source, answers to loads. Out: items in their slots' queues, duplicates settled at once.
 
 use super::inbox::Arrival as Seen;
+use super::record::dead_letter;
 use super::slot::{From, Item, Newest, SlotIx, Ticket};
 use super::{Action, Ledger};
 use crate::clock::Millis;
@@ -200,6 +201,32 @@ impl Ledger {
                 self.follow(ix, item);
             }
         }
+    }
+
+    /// A message without a usable service or key becomes a dead letter at once.
+    pub(super) fn refuse_unkeyed(&mut self, service: Option<u16>, item: Item, now: Millis) {
+        let From::Live(ticket) = item.from else { return };
+        let bytes_max = self.config.settings.commit.bytes_max;
+        self.batches.loose_with_room(item.message.frame().len(), bytes_max);
+        self.take(None, &item, ticket);
+        self.inbox.pin(item.id);
+        let seq = self.next_seq();
+        self.tally.dead.push(service);
+        self.count("dead_letters", 1);
+        let name: Arc<str> = service.map_or_else(|| Arc::from(""), |service| self.policy(service).name.clone());
+        let error = item.refusal.clone().unwrap_or_else(|| "the message has no key".to_owned());
+        let key = ServiceKey { service: name, key: item.message.key().into() };
+        let letter = dead_letter(&item, seq, key, error, false, now);
+        let (event, answer) = (self.obituary(&letter), self.bad_news(&letter));
+        let part = &mut self.batches.loose().part;
+        part.events.extend(event);
+        part.sent.extend(answer);
+        part.dead.push(letter);
+    }
+
+    /// A delivery is settled without anything to write: a duplicate, or unbound.
+    pub(super) fn drop_ticket(&mut self, ticket: Ticket) {
+        self.batches.loose().tickets.push(ticket);
     }
 
     /// Frees credits and grants what may be granted.

@@ -108,6 +108,8 @@ impl Ledger {
         slot.newest = Newest::Elsewhere;
         slot.rows = super::slot::Rows::default();
         self.waiting.sleep(slot);
+        self.timers_reset(ix);
+        let slot = &self.slots[ix];
         if slot.running.is_none() {
             self.reset_done(ix);
         }
@@ -140,6 +142,14 @@ impl Ledger {
                     let copies = group.copies.iter().filter(|(id, _)| *id == item.id).map(|(_, copy)| *copy);
                     let copies = copies.chain(self.batches.take_copies(item.id)).collect();
                     self.inbox.unsettle(item.id, copies);
+                }
+                From::Timer => {
+                    if pending || dead {
+                        self.inbox.unpin(item.id);
+                    }
+                    if pending {
+                        self.waiting.rows = self.waiting.rows.saturating_sub(1);
+                    }
                 }
                 From::Row(_) if pending => {}
                 From::Row(_) => {

@@ -9,7 +9,7 @@ use super::{Action, Ledger, Stored};
 use crate::clock::Millis;
 use crate::handler::RowWrite;
 use crate::message::Message;
-use crate::store::{Event, SentMessage};
+use crate::store::{Event, SentMessage, TimerWrite};
 
 /// A run: consecutive turns of one key handed over together.
 #[derive(Debug)]
@@ -65,6 +65,8 @@ pub enum TurnEnd {
         sent: Vec<SentMessage>,
         /// Its rows.
         rows: Vec<RowWrite>,
+        /// What it makes of the key's timers.
+        timers: Vec<TimerWrite>,
     },
     /// It failed; nothing of it counts.
     Fault(TurnFault),
@@ -139,6 +141,9 @@ impl Ledger {
         let slot = &mut self.slots[ix];
         slot.queued = false;
         let most = if slot.solo > 0 { 1 } else { settings.actors.run_max };
+        // A timer runs alone: what is before it may cancel it.
+        let timer = slot.queue.iter().take(most).position(|item| item.from == super::slot::From::Timer);
+        let most = timer.map_or(most, |at| at.max(1));
         let runnable = slot.queue.iter().take(most).take_while(|item| item.refusal.is_none()).count();
         let items: VecDeque<Item> = slot.queue.drain(..runnable).collect();
         let orders = items.iter().map(|item| RunItem { message: item.message.clone(), attempt: item.attempt + 1 });

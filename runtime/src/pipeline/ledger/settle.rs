@@ -2,7 +2,6 @@
 //! In: outcomes of turns. Out: groups of the batch: ids taken, states, events, rows, pending rows, dead letters.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use super::record::dead_letter;
 use super::runs::{TurnEnd, TurnFault};
@@ -11,7 +10,7 @@ use super::{Ledger, Stored};
 use crate::clock::Millis;
 use crate::handler::{AfterDeadLetter, Fault};
 use crate::message::TakenId;
-use crate::store::{Attempt, Part, PendingKind, PendingRow, ServiceKey, StateWrite};
+use crate::store::{Attempt, Part, PendingKind, PendingRow, StateWrite};
 
 /// Failed attempts kept with a message: the first of them and the newest.
 const ATTEMPTS_KEPT: usize = 50;
@@ -32,6 +31,8 @@ pub(crate) struct Group {
     pub(crate) recorded: usize,
     /// The message of its first turn.
     pub(crate) first: Option<TakenId>,
+    /// Timers whose turns succeeded.
+    pub(crate) fired: usize,
     /// Dead letters that it removes for good.
     pub(crate) discarded: Vec<TakenId>,
     /// What it changes beside its part: only what belongs to no key does.
@@ -61,7 +62,14 @@ impl Ledger {
             let running = self.slots[ix].running.as_mut();
             let Some(item) = running.and_then(|running| running.items.pop_front()) else { break };
             match end {
-                TurnEnd::Done { events, sent, rows } => {
+                TurnEnd::Done { events, sent, rows, timers } => {
+                    if item.from == From::Timer {
+                        self.fired(ix, &item.message);
+                        self.group(ix).fired += 1;
+                    }
+                    for write in timers {
+                        self.write_timer(ix, write);
+                    }
                     let group = self.group(ix);
                     add(&mut group.part.events, events);
                     add(&mut group.part.sent, sent);
@@ -96,12 +104,13 @@ impl Ledger {
                 self.inbox.unpin(item.id);
                 self.drop_row(ix, seq);
             }
+            From::Timer => {}
         }
         self.group(ix).items.push(item);
     }
 
     /// The id is taken in the batch's commit, its copies with it.
-    fn take(&mut self, slot: Option<SlotIx>, item: &Item, ticket: Ticket) {
+    pub(super) fn take(&mut self, slot: Option<SlotIx>, item: &Item, ticket: Ticket) {
         let copies = self.inbox.settle(item.id);
         self.count("taken", 1);
         let group = match slot {
@@ -173,6 +182,11 @@ impl Ledger {
             From::Row(seq) => seq,
             From::Live(ticket) => {
                 self.take(Some(ix), &item, ticket);
+                self.group(ix).recorded += 1;
+                self.add_row(ix, &item)
+            }
+            From::Timer => {
+                self.fired(ix, &item.message);
                 self.add_row(ix, &item)
             }
         };
@@ -206,6 +220,11 @@ impl Ledger {
                 self.inbox.pin(item.id);
                 self.next_seq()
             }
+            From::Timer => {
+                self.fired(ix, &item.message);
+                self.inbox.pin(item.id);
+                self.next_seq()
+            }
         };
         self.tally.dead.push(Some(self.slots[ix].service));
         self.count("dead_letters", 1);
@@ -232,35 +251,13 @@ impl Ledger {
         }
     }
 
-    /// A message without a usable service or key becomes a dead letter at once.
-    pub(super) fn refuse_unkeyed(&mut self, service: Option<u16>, item: Item, now: Millis) {
-        let From::Live(ticket) = item.from else { return };
-        let bytes_max = self.config.settings.commit.bytes_max;
-        self.batches.loose_with_room(item.message.frame().len(), bytes_max);
-        self.take(None, &item, ticket);
-        self.inbox.pin(item.id);
-        let seq = self.next_seq();
-        self.tally.dead.push(service);
-        self.count("dead_letters", 1);
-        let name: Arc<str> = service.map_or_else(|| Arc::from(""), |service| self.policy(service).name.clone());
-        let error = item.refusal.clone().unwrap_or_else(|| "the message has no key".to_owned());
-        let key = ServiceKey { service: name, key: item.message.key().into() };
-        let letter = dead_letter(&item, seq, key, error, false, now);
-        let (event, answer) = (self.obituary(&letter), self.bad_news(&letter));
-        let part = &mut self.batches.loose().part;
-        part.events.extend(event);
-        part.sent.extend(answer);
-        part.dead.push(letter);
-    }
-
-    /// A delivery is settled without anything to write: a duplicate, or unbound.
-    pub(super) fn drop_ticket(&mut self, ticket: Ticket) {
-        self.batches.loose().tickets.push(ticket);
-    }
-
     /// A live message is appended behind its key's rows, or waits in memory where the table has no room.
     pub(super) fn follow(&mut self, ix: SlotIx, item: Item) {
-        let From::Live(ticket) = item.from else { return };
+        let ticket = match item.from {
+            From::Live(ticket) => ticket,
+            From::Row(_) => return,
+            From::Timer => return self.put_back(ix, &item),
+        };
         let bounds = &self.config.settings.pending;
         let room = self.slots[ix].rows.count < bounds.max_per_key && self.waiting.rows < bounds.max_per_shard;
         if !room || !self.slots[ix].overflow.is_empty() {
@@ -268,6 +265,7 @@ impl Ledger {
             return;
         }
         self.take(Some(ix), &item, ticket);
+        self.group(ix).recorded += 1;
         let seq = self.add_row(ix, &item);
         let row = self.row(ix, &item, seq, PendingKind::Follower, None);
         let group = self.group(ix);
@@ -302,7 +300,6 @@ impl Ledger {
         self.inbox.pin(item.id);
         let seq = self.next_seq();
         self.waiting.rows += 1;
-        self.group(ix).recorded += 1;
         let slot = &mut self.slots[ix];
         slot.rows.count += 1;
         slot.rows.last = seq;

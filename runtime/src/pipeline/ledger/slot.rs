@@ -33,6 +33,18 @@ pub(crate) enum From {
     Live(Ticket),
     /// A pending row.
     Row(u64),
+    /// A timer that is due.
+    Timer,
+}
+
+/// A timer's name that is in hand.
+#[derive(Debug)]
+pub(crate) struct Hand {
+    pub(crate) name: Arc<str>,
+    /// It waits in the queue, or runs.
+    pub(crate) queued: bool,
+    /// Writes of it that are not durable.
+    pub(crate) writes: u32,
 }
 
 /// A message in hand.
@@ -131,6 +143,8 @@ pub(crate) struct Slot {
     pub(crate) solo: usize,
     /// The turn that the store refused, and the fault that it becomes.
     pub(crate) blame: Option<(TakenId, Fault)>,
+    /// Its timers that are in hand.
+    pub(crate) timers: Vec<Hand>,
     /// Dead letters that an operator acts on.
     pub(crate) operations: Vec<super::operator::Operation>,
     /// When it was last put among the idle.
@@ -152,6 +166,7 @@ impl Slot {
             && self.uncommitted == 0
             && self.operations.is_empty()
             && self.blame.is_none()
+            && self.timers.is_empty()
             && !self.loading
             && !self.rows.paging
             && (!self.rows.behind() || self.held || self.waits)

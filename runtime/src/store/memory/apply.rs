@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{Inner, Written};
 use crate::handler::{Column, ColumnKind, RowWrite, Table};
 use crate::message::ShardNo;
-use crate::store::{Commit, Outcome, Part};
+use crate::store::{Commit, Outcome, Part, ServiceKey, Timer};
 
 impl Inner {
     pub(super) fn apply(&mut self, commit: &Commit) -> Outcome {
@@ -116,6 +116,15 @@ impl Inner {
             match &write.state {
                 Some(state) => self.states.insert(key, state.clone()),
                 None => self.states.remove(&key),
+            };
+        }
+        for write in &part.timers {
+            let (of, name) =
+                (ServiceKey { service: write.service.clone(), key: write.key.clone() }, write.name.clone());
+            let place = (write.service.clone(), write.key.clone(), write.name.clone());
+            match write.set.clone() {
+                Some((due_at, message)) => self.timers.insert(place, (shard, Timer { of, name, due_at, message })),
+                None => self.timers.remove(&place),
             };
         }
         for write in &part.rows {

@@ -13,7 +13,7 @@ use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Queries,
     ShardRow, Story,
 };
-use crate::store::{DeadLetter, StoreError, StoreFuture};
+use crate::store::{DeadLetter, StoreError, StoreFuture, Timer};
 use crate::transport::{Position, embedded};
 
 /// The lane of the log that imports write.
@@ -51,6 +51,17 @@ impl Queries for MemoryStore {
         });
         let found = commits.filter(|events| !events.is_empty()).take(limit).flatten().collect();
         Box::pin(ready(Ok(found)))
+    }
+
+    fn scheduled(&self, service: Option<String>, key: Option<String>, limit: usize) -> StoreFuture<'_, Vec<Timer>> {
+        let asked = |timer: &Timer| {
+            service.as_deref().is_none_or(|service| *timer.of.service == *service)
+                && key.as_deref().is_none_or(|key| *timer.of.key == *key)
+        };
+        let mut timers: Vec<_> = self.timers().into_iter().filter(asked).collect();
+        timers.sort_by(|a, b| (a.due_at, &a.of, &a.name).cmp(&(b.due_at, &b.of, &b.name)));
+        timers.truncate(limit);
+        Box::pin(ready(Ok(timers)))
     }
 
     fn unread_imports(&self) -> StoreFuture<'_, u64> {

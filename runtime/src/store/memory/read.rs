@@ -9,8 +9,8 @@ use crate::clock::Millis;
 use crate::message::ShardNo;
 use crate::store::query::DeadFilter;
 use crate::store::{
-    CommitIds, DeadLetter, DeadPlace, Due, Epoch, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError,
-    StoredLogRow, TakenShard, Trim,
+    CommitIds, DeadLetter, DeadPlace, Due, DueTimers, Epoch, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey,
+    StoreError, StoredLogRow, TakenShard, Timer, Trim,
 };
 use crate::transport::{Position, Positions};
 
@@ -88,6 +88,19 @@ impl Inner {
     pub(super) fn page(&self, shard: ShardNo, key: &ServiceKey, after: u64, limit: usize) -> Vec<PendingRow> {
         let rows = self.pending_of(shard).filter(|row| is_of(row, key) && row.seq > after);
         rows.take(limit).cloned().collect()
+    }
+
+    pub(super) fn due_timers(&self, shard: ShardNo, now: Millis, limit: usize) -> DueTimers {
+        let mine = self.timers.values().filter(|(of, _)| *of == shard).map(|(_, timer)| timer);
+        let (mut timers, later): (Vec<&Timer>, Vec<&Timer>) = mine.partition(|timer| timer.due_at <= now);
+        let any = !timers.is_empty();
+        timers.sort_by_key(|timer| timer.due_at);
+        let free = timers.into_iter().filter(|timer| {
+            let row = self.load(shard, &timer.of);
+            !row.held && row.pending.is_none()
+        });
+        let timers = free.take(limit).cloned().collect();
+        DueTimers { timers, any, next: later.iter().map(|timer| timer.due_at).min() }
     }
 
     pub(super) fn dead_letters(

@@ -12,11 +12,13 @@ use super::links::Args;
 use super::read::signed;
 use super::tables;
 use crate::message::ShardNo;
-use crate::store::{Attempt, Commit, DeadLetter, PendingRow, StateWrite, layout};
+use crate::store::{Attempt, Commit, DeadLetter, PendingRow, StateWrite, TimerWrite, layout};
 
 /// Arguments of `commit.sql`, and of both texts.
 const SLIM: usize = 21;
 const WHOLE: usize = 56;
+/// Arguments of [`timer_rows`].
+const TIMERS: usize = 8;
 
 /// A commit, ready to be sent.
 #[derive(Debug)]
@@ -62,6 +64,12 @@ impl Statement {
                 count - 1
             );
             args = put_keys(args, &forgotten);
+        }
+        let timers = TimerWrite::newest(&commit.parts);
+        if !timers.is_empty() {
+            sql += &timer_rows(count);
+            count += TIMERS;
+            args = put_timers(args, &timers);
         }
         if !commit.intake.is_empty() {
             count += 1;
@@ -133,6 +141,36 @@ fn put_states(args: Args, states: &[&StateWrite]) -> Args {
 fn put_keys(args: Args, states: &[&StateWrite]) -> Args {
     args.put(states.iter().map(|state| &*state.service).collect::<Vec<_>>())
         .put(states.iter().map(|state| stored(&state.key)).collect::<Vec<_>>())
+}
+
+/// Timers set and removed; the first of its arguments comes behind so many.
+fn timer_rows(behind: usize) -> String {
+    let [set, due, message, gone] = [1, 4, 5, 6].map(|at| behind + at);
+    let (key, name, gone_key, gone_name) = (set + 1, set + 2, gone + 1, gone + 2);
+    format!(
+        ", timers_set AS (INSERT INTO timers (shard, service, key, name, due_at, message)
+             SELECT f.shard, r.* FROM fence f CROSS JOIN UNNEST(${set}::text[], ${key}::text[], ${name}::text[],
+                 ${due}::bigint[], ${message}::bytea[]) AS r (service, key, name, due_at, message)
+             ON CONFLICT (service, key, name) DO UPDATE SET due_at = excluded.due_at, message = excluded.message)
+         , timers_gone AS (DELETE FROM timers WHERE ctid = ANY (ARRAY(
+             SELECT there.ctid FROM fence
+             CROSS JOIN UNNEST(${gone}::text[], ${gone_key}::text[], ${gone_name}::text[]) AS r (service, key, name)
+             CROSS JOIN LATERAL (SELECT t.ctid FROM timers t
+                 WHERE t.service = r.service AND t.key = r.key AND t.name = r.name OFFSET 0) there)))\n"
+    )
+}
+
+fn put_timers(args: Args, timers: &[&TimerWrite]) -> Args {
+    let set: Vec<_> = timers.iter().filter_map(|timer| Some((*timer, timer.set.as_ref()?))).collect();
+    let gone: Vec<_> = timers.iter().filter(|timer| timer.set.is_none()).collect();
+    args.put(set.iter().map(|(timer, _)| stored(&timer.service)).collect::<Vec<_>>())
+        .put(set.iter().map(|(timer, _)| stored(&timer.key)).collect::<Vec<_>>())
+        .put(set.iter().map(|(timer, _)| stored(&timer.name)).collect::<Vec<_>>())
+        .put(set.iter().map(|(_, (due_at, _))| signed(*due_at)).collect::<Vec<_>>())
+        .put(set.iter().map(|(_, (_, message))| &message.frame()[..]).collect::<Vec<_>>())
+        .put(gone.iter().map(|timer| stored(&timer.service)).collect::<Vec<_>>())
+        .put(gone.iter().map(|timer| stored(&timer.key)).collect::<Vec<_>>())
+        .put(gone.iter().map(|timer| stored(&timer.name)).collect::<Vec<_>>())
 }
 
 fn log(args: Args, commit: &Commit) -> Args {

@@ -10,7 +10,7 @@ use sqlx::{Decode, Postgres, Row, Type};
 
 use super::escape::given;
 use crate::store::layout::{self, message};
-use crate::store::{DeadLetter, HistoryRow, PendingRow, StoreError, TakenShard};
+use crate::store::{DeadLetter, HistoryRow, PendingRow, ServiceKey, StoreError, TakenShard, Timer};
 
 pub(super) const SHARD: &str = "shard::bigint, epoch, commit_no, outbox_seq, last_seq, unclean, positions::text, \
     watermarks::text, counters::text";
@@ -82,6 +82,16 @@ pub(super) fn pending(row: &PgRow) -> Result<PendingRow, StoreError> {
         attempt: number(row, 7)?,
         message: message(blob(row, 8)?)?,
         history: json(row, 9)?,
+    })
+}
+
+/// A row of service, key, name, due time and message.
+pub(super) fn timer(row: &PgRow) -> Result<Timer, StoreError> {
+    Ok(Timer {
+        of: ServiceKey { service: text(row, 0)?, key: text(row, 1)? },
+        name: text(row, 2)?,
+        due_at: number(row, 3)?,
+        message: message(blob(row, 4)?)?,
     })
 }
 

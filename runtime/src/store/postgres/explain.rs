@@ -75,7 +75,7 @@ async fn waiting(links: &Links, text: &str, story: &mut Story) -> Result<(), Sto
         story.history.push(decode::history(row)?);
     }
     let sql = format!(
-        "SELECT {} FROM pending WHERE seq IS NOT NULL AND (message_id = $1 OR key = $1) ORDER BY shard, seq LIMIT $2",
+        "SELECT {} FROM pending WHERE message_id = $1 OR key = $1 ORDER BY shard, seq LIMIT $2",
         decode::PENDING
     );
     for row in &links.read(AssertSqlSafe(sql), args()).await? {

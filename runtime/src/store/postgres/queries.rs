@@ -5,6 +5,7 @@ use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgRow;
 
 use super::commit::shard_no;
+use super::escape::stored;
 use super::links::{Args, Links};
 use super::read::{FILTER, count, filtered, signed};
 use super::{PgStore, decode, explain};
@@ -13,7 +14,7 @@ use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Queries,
     ShardRow, Story, readable,
 };
-use crate::store::{DeadLetter, StoreError, StoreFuture, layout};
+use crate::store::{DeadLetter, StoreError, StoreFuture, Timer, layout};
 
 /// Commands that a shard is given at once.
 const COMMANDS_MAX: i64 = 100;
@@ -69,6 +70,16 @@ impl Queries for PgStore {
 
     fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>> {
         Box::pin(events(&self.queries, shard, after, limit))
+    }
+
+    fn scheduled(&self, service: Option<String>, key: Option<String>, limit: usize) -> StoreFuture<'_, Vec<Timer>> {
+        Box::pin(async move {
+            let sql = "SELECT service, key, name, due_at, message FROM timers
+                WHERE ($1::text IS NULL OR service = $1) AND ($2::text IS NULL OR key = $2)
+                ORDER BY due_at, service, key, name LIMIT $3";
+            let args = Args::default().put(service.as_deref().map(stored)).put(key.as_deref().map(stored));
+            self.queries.read(sql, args.put(count(limit))).await?.iter().map(decode::timer).collect()
+        })
     }
 
     fn unread_imports(&self) -> StoreFuture<'_, u64> {

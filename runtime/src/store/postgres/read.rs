@@ -16,8 +16,8 @@ use crate::message::ShardNo;
 use crate::store::layout;
 use crate::store::query::DeadFilter;
 use crate::store::{
-    CommitIds, DeadLetter, DeadPlace, Due, InboxRows, IntakeRow, IntakeRows, KeyRow, PendingRow, RowSpan, ServiceKey,
-    StoreError, StoredLogRow,
+    CommitIds, DeadLetter, DeadPlace, Due, DueTimers, InboxRows, IntakeRow, IntakeRows, KeyRow, PendingRow, RowSpan,
+    ServiceKey, StoreError, StoredLogRow,
 };
 use crate::transport::Positions;
 
@@ -99,7 +99,7 @@ pub(super) async fn due(links: &Links, shard: ShardNo, now: Millis, limit: usize
     // One more than asked for: its due time is the next.
     let args = Args::default().put(shard_no(shard)).put(count(limit.saturating_add(1)));
     let sql = "SELECT service, key, due_at FROM pending
-        WHERE shard = $1 AND due_at IS NOT NULL AND seq IS NOT NULL ORDER BY due_at, seq LIMIT $2";
+        WHERE shard = $1 AND due_at IS NOT NULL ORDER BY due_at, seq LIMIT $2";
     let mut due = Due::default();
     for row in &links.read(sql, args).await? {
         let due_at = decode::number(row, 2)?;
@@ -108,6 +108,25 @@ pub(super) async fn due(links: &Links, shard: ShardNo, now: Millis, limit: usize
             break;
         }
         due.keys.push(ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? });
+    }
+    Ok(due)
+}
+
+pub(super) async fn timers(links: &Links, shard: ShardNo, now: Millis, limit: usize) -> Result<DueTimers, StoreError> {
+    let args = Args::default().put(shard_no(shard)).put(signed(now)).put(count(limit));
+    let sql = "SELECT service, key, name, due_at, message FROM timers t WHERE shard = $1 AND due_at <= $2
+        AND NOT EXISTS (SELECT FROM pending p WHERE p.shard = t.shard AND p.service = t.service AND p.key = t.key)
+        AND NOT EXISTS (SELECT FROM dead_letters d
+            WHERE d.shard = t.shard AND d.service = t.service AND d.key = t.key AND d.holds_key)
+        ORDER BY due_at LIMIT $3";
+    let rows = links.read(sql, args).await?;
+    let sql = "SELECT EXISTS (SELECT FROM timers WHERE shard = $1 AND due_at <= $2),
+        (SELECT min(due_at) FROM timers WHERE shard = $1 AND due_at > $2)";
+    let found = links.read(sql, Args::default().put(shard_no(shard)).put(signed(now))).await?;
+    let mut due =
+        DueTimers { timers: rows.iter().map(decode::timer).collect::<Result<_, _>>()?, ..DueTimers::default() };
+    if let Some(row) = found.first() {
+        (due.any, due.next) = (decode::get(row, 0)?, decode::maybe(row, 1)?);
     }
     Ok(due)
 }
@@ -121,7 +140,7 @@ pub(super) async fn orphans(
     let (service, key) = after.as_ref().map_or((None, None), |after| (Some(&*after.service), Some(&*after.key)));
     let args = Args::default().put(shard_no(shard)).put(service.map(stored)).put(key.map(stored)).put(count(limit));
     let sql = "SELECT service, key FROM pending
-        WHERE shard = $1 AND seq IS NOT NULL AND ($2::text IS NULL OR (service, key) > ($2, $3))
+        WHERE shard = $1 AND ($2::text IS NULL OR (service, key) > ($2, $3))
         GROUP BY service, key HAVING max(due_at) IS NULL ORDER BY service, key LIMIT $4";
     let rows = links.read(sql, args).await?;
     rows.iter().map(|row| Ok(ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? })).collect()

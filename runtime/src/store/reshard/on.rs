@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row as _, SqliteConnection, query};
 
 use super::{Found, New, Old, Plan, ReshardError, Resharded, Row, in_time, obstacles};
-use crate::message::ShardNo;
+use crate::message::{ShardNo, shard_of};
 use crate::store::{StoreError, layout};
 use crate::transport::{Position, embedded};
 
@@ -188,7 +188,6 @@ macro_rules! on {
             /// Messages that wait and dead letters, which are numbered together. Gives how many of each.
             async fn waiting(connection: &mut $connection, plan: &mut Plan) -> Result<(u64, u64), StoreError> {
                 let sql = "SELECT CAST(shard AS bigint), seq, taken_id, CAST(0 AS bigint) AS dead FROM pending
-                    WHERE seq IS NOT NULL
                     UNION ALL SELECT CAST(shard AS bigint), seq, taken_id, CAST(1 AS bigint) FROM dead_letters
                     ORDER BY 2, 1";
                 let rows = query(sql).fetch_all(&mut *connection).await.map_err(|error| failed(&error))?;
@@ -206,19 +205,15 @@ macro_rules! on {
                     updated.map_err(|error| failed(&error))?;
                     moved[usize::from(dead)] += 1;
                 }
-                // Timers have no number until they fire.
-                let sql = "SELECT CAST(shard AS bigint), service, key, name, taken_id FROM pending
-                    WHERE seq IS NULL";
+                let sql = "SELECT service, key, name, message FROM timers";
                 let rows = query(sql).fetch_all(&mut *connection).await.map_err(|error| failed(&error))?;
                 for row in &rows {
                     let word = |at: usize| row.try_get::<String, _>(at).map_err(|error| failed(&error));
-                    let from = row.try_get::<i64, _>(0).map_err(|error| failed(&error))?;
-                    let id = layout::id(&row.try_get::<Vec<u8>, _>(4).map_err(|error| failed(&error))?)?;
-                    let new = i64::from(plan.shard_of_id(&id, shard_no(from))) + ASIDE;
-                    let sql = "UPDATE pending SET shard = $1 WHERE service = $2 AND key = $3 AND name = $4";
-                    let update = query(sql).bind(new).bind(word(1)?).bind(word(2)?).bind(word(3)?);
+                    let frame = row.try_get::<Vec<u8>, _>(3).map_err(|error| failed(&error))?;
+                    let new = i64::from(shard_of(layout::message(frame.into())?.key(), plan.to));
+                    let sql = "UPDATE timers SET shard = $1 WHERE service = $2 AND key = $3 AND name = $4";
+                    let update = query(sql).bind(new).bind(word(0)?).bind(word(1)?).bind(word(2)?);
                     update.execute(&mut *connection).await.map_err(|error| failed(&error))?;
-                    moved[0] += 1;
                 }
                 for table in ["pending", "dead_letters"] {
                     run(connection, format!("UPDATE {table} SET shard = shard - {ASIDE}")).await?;

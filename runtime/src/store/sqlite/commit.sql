@@ -56,6 +56,13 @@ ON CONFLICT (shard, seq) DO UPDATE SET service = excluded.service, key = exclude
     holds_key = excluded.holds_key, history = excluded.history, message = excluded.message;
 DELETE FROM dead_letters WHERE (shard, seq) IN (SELECT value->>0, value->>1 FROM json_each(?));
 
+-- Timers set, then those removed.
+INSERT INTO timers (shard, service, key, name, due_at, message)
+SELECT value->>0, value->>1, value->>2, value->>3, value->>4, substr(?, value->>5, value->>6)
+FROM json_each(?) WHERE true
+ON CONFLICT (service, key, name) DO UPDATE SET due_at = excluded.due_at, message = excluded.message;
+DELETE FROM timers WHERE (service, key, name) IN (SELECT value->>0, value->>1, value->>2 FROM json_each(?));
+
 -- History, and results of operator commands.
 INSERT INTO history (shard, service, key, id, at, attempt, generation, what, error)
 SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7, value->>8

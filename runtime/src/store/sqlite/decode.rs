@@ -10,7 +10,7 @@ use sqlx::{Decode, Row, Sqlite, Type};
 
 use crate::message::TakenId;
 use crate::store::layout::{self, message};
-use crate::store::{DeadLetter, HistoryRow, PendingRow, StoreError, TakenShard};
+use crate::store::{DeadLetter, HistoryRow, PendingRow, ServiceKey, StoreError, TakenShard, Timer};
 
 pub(super) const SHARD: &str =
     "shard, epoch, commit_no, outbox_seq, last_seq, unclean, positions, watermarks, counters";
@@ -80,6 +80,16 @@ pub(super) fn pending(row: &SqliteRow) -> Result<PendingRow, StoreError> {
         attempt: number(row, 7)?,
         message: message(blob(row, 8)?)?,
         history: json(row, 9)?,
+    })
+}
+
+/// A row of service, key, name, due time and message.
+pub(super) fn timer(row: &SqliteRow) -> Result<Timer, StoreError> {
+    Ok(Timer {
+        of: ServiceKey { service: text(row, 0)?, key: text(row, 1)? },
+        name: text(row, 2)?,
+        due_at: number(row, 3)?,
+        message: message(blob(row, 4)?)?,
     })
 }
 

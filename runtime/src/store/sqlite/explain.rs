@@ -80,7 +80,7 @@ async fn waiting(pool: &SqlitePool, text: &str, story: &mut Story) -> Result<(),
         story.history.push(decode::history(row)?);
     }
     let sql = format!(
-        "SELECT {} FROM pending WHERE seq IS NOT NULL AND (message_id = ?1 OR key = ?1) ORDER BY shard, seq LIMIT ?2",
+        "SELECT {} FROM pending WHERE message_id = ?1 OR key = ?1 ORDER BY shard, seq LIMIT ?2",
         decode::PENDING
     );
     for row in &query(AssertSqlSafe(sql)).bind(text).bind(max).fetch_all(pool).await.map_err(failed)? {

@@ -11,7 +11,7 @@ use sqlx::sqlite::SqliteArguments;
 use super::args::Rows;
 use crate::handler::RowWrite;
 use crate::message::ShardNo;
-use crate::store::{CommandResult, Commit, DeadLetter, HistoryRow, LogRow, PendingRow, StateWrite, layout};
+use crate::store::{CommandResult, Commit, DeadLetter, HistoryRow, LogRow, PendingRow, StateWrite, TimerWrite, layout};
 
 /// A commit, owned and with its bytes laid out as they are stored.
 #[derive(Debug)]
@@ -37,6 +37,7 @@ pub(super) struct Piece {
     results: Vec<CommandResult>,
     pub(super) log: Vec<LogRow>,
     pub(super) rows: Vec<RowWrite>,
+    timers: Vec<TimerWrite>,
 }
 
 impl Piece {
@@ -65,6 +66,7 @@ impl Piece {
             results: Vec::new(),
             log: commit.log.clone(),
             rows: Vec::new(),
+            timers: TimerWrite::newest(&commit.parts).into_iter().cloned().collect(),
         };
         for part in &commit.parts {
             piece.states.extend(part.state.clone());
@@ -103,6 +105,8 @@ pub(super) fn arguments(sql: &'static str, pieces: &[&Piece]) -> Query<'static, 
     let query = sqlx::query(sql).bind(commits.clone()).bind(ids).bind(events).bind(commits);
     let query = query.bind(states_blob).bind(states).bind(forgotten).bind(log_blob).bind(log);
     let query = query.bind(pending_blob).bind(pending).bind(settled).bind(dead_blob).bind(dead).bind(undead);
+    let ((timers, timers_blob), stopped) = timers(pieces);
+    let query = query.bind(timers_blob).bind(timers).bind(stopped);
     query.bind(history(pieces).finish().0).bind(results(pieces).finish().0)
 }
 
@@ -185,6 +189,21 @@ fn dead(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
         }
     }
     (written.finish(), undead.finish().0)
+}
+
+fn timers(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
+    let mut set = Rows::default();
+    let mut stopped = Rows::default();
+    for (piece, timer) in pieces.iter().flat_map(|piece| piece.timers.iter().map(move |timer| (piece, timer))) {
+        let (service, key, name) = (&*timer.service, &*timer.key, &*timer.name);
+        match &timer.set {
+            Some((due_at, message)) => {
+                set.row().put(piece.shard).put(service).put(key).put(name).put(due_at).put_blob(message.frame())
+            }
+            None => stopped.row().put(service).put(key).put(name),
+        };
+    }
+    (set.finish(), stopped.finish().0)
 }
 
 fn history(pieces: &[&Piece]) -> Rows {

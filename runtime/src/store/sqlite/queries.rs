@@ -15,7 +15,7 @@ use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Queries,
     ShardRow, Story, readable,
 };
-use crate::store::{DeadLetter, StoreError, StoreFuture, layout};
+use crate::store::{DeadLetter, StoreError, StoreFuture, Timer, layout};
 
 /// Commands that a shard is given at once.
 const COMMANDS_MAX: i64 = 100;
@@ -56,6 +56,16 @@ impl Queries for SqliteStore {
 
     fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>> {
         Box::pin(events(&self.readers, shard, after, limit))
+    }
+
+    fn scheduled(&self, service: Option<String>, key: Option<String>, limit: usize) -> StoreFuture<'_, Vec<Timer>> {
+        Box::pin(async move {
+            let sql = "SELECT service, key, name, due_at, message FROM timers
+                WHERE (?1 IS NULL OR service = ?1) AND (?2 IS NULL OR key = ?2)
+                ORDER BY due_at, service, key, name LIMIT ?3";
+            let found = query(sql).bind(service).bind(key).bind(count(limit)).fetch_all(&self.readers).await;
+            found.map_err(failed)?.iter().map(decode::timer).collect()
+        })
     }
 
     fn unread_imports(&self) -> StoreFuture<'_, u64> {

@@ -16,7 +16,8 @@ use crate::message::ShardNo;
 use crate::store::layout;
 use crate::store::query::DeadFilter;
 use crate::store::{
-    CommitIds, DeadLetter, DeadPlace, Due, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError, StoredLogRow,
+    CommitIds, DeadLetter, DeadPlace, Due, DueTimers, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError,
+    StoredLogRow,
 };
 use crate::transport::Positions;
 
@@ -107,7 +108,7 @@ pub(super) async fn due(pool: &SqlitePool, shard: ShardNo, now: Millis, limit: u
     // One more than asked for: its due time is the next.
     let rows = query(
         "SELECT service, key, due_at FROM pending
-         WHERE shard = ?1 AND due_at IS NOT NULL AND seq IS NOT NULL ORDER BY due_at, seq LIMIT ?2",
+         WHERE shard = ?1 AND due_at IS NOT NULL ORDER BY due_at, seq LIMIT ?2",
     )
     .bind(shard)
     .bind(count(limit.saturating_add(1)))
@@ -126,6 +127,38 @@ pub(super) async fn due(pool: &SqlitePool, shard: ShardNo, now: Millis, limit: u
     Ok(due)
 }
 
+pub(super) async fn timers(
+    pool: &SqlitePool,
+    shard: ShardNo,
+    now: Millis,
+    limit: usize,
+) -> Result<DueTimers, StoreError> {
+    let rows = query(
+        "SELECT service, key, name, due_at, message FROM timers t WHERE shard = ?1 AND due_at <= ?2
+         AND NOT EXISTS (SELECT 1 FROM pending p WHERE p.shard = t.shard AND p.service = t.service AND p.key = t.key)
+         AND NOT EXISTS (SELECT 1 FROM dead_letters d
+             WHERE d.shard = t.shard AND d.service = t.service AND d.key = t.key AND d.holds_key = 1)
+         ORDER BY due_at LIMIT ?3",
+    )
+    .bind(shard)
+    .bind(signed(now))
+    .bind(count(limit))
+    .fetch_all(pool)
+    .await
+    .map_err(failed)?;
+    let row = query(
+        "SELECT EXISTS (SELECT 1 FROM timers WHERE shard = ?1 AND due_at <= ?2),
+             (SELECT min(due_at) FROM timers WHERE shard = ?1 AND due_at > ?2)",
+    )
+    .bind(shard)
+    .bind(signed(now))
+    .fetch_one(pool)
+    .await
+    .map_err(failed)?;
+    let timers = rows.iter().map(decode::timer).collect::<Result<_, _>>()?;
+    Ok(DueTimers { timers, any: decode::get(&row, 0)?, next: decode::maybe(&row, 1)? })
+}
+
 pub(super) async fn orphans(
     pool: &SqlitePool,
     shard: ShardNo,
@@ -135,7 +168,7 @@ pub(super) async fn orphans(
     let (service, key) = after.map_or((None, None), |after| (Some(after.service), Some(after.key)));
     let rows = query(
         "SELECT service, key FROM pending
-         WHERE shard = ?1 AND seq IS NOT NULL AND (?2 IS NULL OR (service, key) > (?2, ?3))
+         WHERE shard = ?1 AND (?2 IS NULL OR (service, key) > (?2, ?3))
          GROUP BY service, key HAVING max(due_at) IS NULL ORDER BY service, key LIMIT ?4",
     )
     .bind(shard)

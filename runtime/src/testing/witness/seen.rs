@@ -44,6 +44,10 @@ pub struct Seen {
     pub read_back: u64,
     /// Ends of sinks that were opened anew.
     pub reopened: u64,
+    /// Timers that were handled.
+    pub fired: u64,
+    /// Timers that were cancelled or moved.
+    pub cancelled: u64,
 }
 
 impl Seen {
@@ -61,7 +65,7 @@ impl Seen {
         self.clone().all().into_iter().filter(|(_, count)| **count == 0).map(|(name, _)| name).collect()
     }
 
-    fn all(&mut self) -> [(&'static str, &mut u64); 20] {
+    fn all(&mut self) -> [(&'static str, &mut u64); 22] {
         [
             ("commits", &mut self.commits),
             ("fenced", &mut self.fenced),
@@ -83,6 +87,8 @@ impl Seen {
             ("unpublished", &mut self.unpublished),
             ("read_back", &mut self.read_back),
             ("reopened", &mut self.reopened),
+            ("fired", &mut self.fired),
+            ("cancelled", &mut self.cancelled),
         ]
     }
 }

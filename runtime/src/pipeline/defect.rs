@@ -16,6 +16,8 @@ pub enum Defect {
     HighestPosition,
     /// A sink's watermark is one too high.
     WatermarkTooHigh,
+    /// A timer that was handled is found due by an answer that is older than that.
+    TimerLeavesEarly,
 }
 
 #[cfg(feature = "planted-defects")]

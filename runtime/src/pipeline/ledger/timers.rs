@@ -1,0 +1,193 @@
+//! Timers of keys: when to look for those that are due, which are in hand, and what turns make of them.
+//! In: the store's answers, writes of settled turns. Out: items in their keys' queues, writes in their keys' parts.
+//!
+//! A timer stays in its table until the commit of its turn: one that is in memory may be dropped at any time, and is
+//! found due again. A name is *in hand* from when it is queued or written until that is durable and no older answer of
+//! the store is on its way, so what the store still says of it meanwhile is ignored.
+
+use std::sync::Arc;
+
+use super::slot::{From, Hand, Item, SlotIx};
+use super::{Action, Defect, Ledger, planted};
+use crate::clock::Millis;
+use crate::handler::TIMER_NAME;
+use crate::message::{Message, TakenId};
+use crate::store::{DueTimers, Part, Timer, TimerWrite};
+
+/// Pause before the store is asked again while all that is due is in hand already.
+const AGAIN_MS: Millis = 100;
+/// The same while keys of due timers wait or are held.
+const HELD_MS: Millis = 1_000;
+
+/// What the ledger knows of the timers' table.
+#[derive(Debug, Default)]
+pub(crate) struct Timers {
+    /// When one is due next, as far as known.
+    next: Option<Millis>,
+    /// The store was asked.
+    fetching: bool,
+    /// Timers that wait in their keys' queues or run.
+    queued: usize,
+    /// Timers found due whose service this program does not have.
+    foreign: usize,
+    /// Names that leave the hand with the next answer of the store: slot, its token, name.
+    leaving: Vec<(SlotIx, u64, Arc<str>)>,
+}
+
+impl Timers {
+    /// One is due at `at`.
+    pub(super) fn at(&mut self, at: Millis) {
+        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+    }
+
+    /// Whether none is in hand, and none is known to be due.
+    pub(super) fn rest(&self, now: Millis) -> bool {
+        self.queued == 0 && !self.fetching && self.next.is_none_or(|next| next > now)
+    }
+}
+
+/// The name of the timer that a message was.
+fn name_of(message: &Message) -> &str {
+    message.header(TIMER_NAME).unwrap_or_default()
+}
+
+impl Ledger {
+    pub(super) fn fetch_timers(&mut self, now: Millis) {
+        let page = self.config.settings.pending.page;
+        let due = self.timers.next.is_some_and(|next| next <= now);
+        if due && !self.timers.fetching && !self.draining && self.timers.queued < page {
+            self.timers.fetching = true;
+            self.timers.next = None;
+            self.out.push(Action::FetchTimers(page + self.timers.queued + self.timers.foreign));
+        }
+    }
+
+    /// The store's answer to [`Action::FetchTimers`].
+    pub fn timers_due(&mut self, due: DueTimers, now: Millis) {
+        self.timers.fetching = false;
+        self.timers.foreign = 0;
+        let mut fired = 0;
+        let found = due.timers.len();
+        for timer in due.timers {
+            let services = &self.config.services;
+            // Timers of a service that this program does not have wait for one that has it.
+            let service = services.iter().position(|service| service.name == timer.of.service);
+            match service.and_then(|service| u16::try_from(service).ok()) {
+                Some(service) => fired += usize::from(self.fire(service, timer, now)),
+                None => self.timers.foreign += 1,
+            }
+        }
+        for (ix, token, name) in std::mem::take(&mut self.timers.leaving) {
+            self.let_go(ix, token, &name);
+        }
+        if let Some(next) = due.next {
+            self.timers.at(next);
+        }
+        if fired > 0 {
+            self.timers.at(now);
+            self.fetch_timers(now);
+        } else if due.any {
+            self.timers.at(now + if found > 0 { AGAIN_MS } else { HELD_MS });
+        }
+    }
+
+    /// Puts a timer at its key's tail, unless it is in hand or its key waits. Says whether it did.
+    fn fire(&mut self, service: u16, timer: Timer, now: Millis) -> bool {
+        let ix = self.slot_for(service, &timer.of.key);
+        let number = self.policy(service).number;
+        let id = TakenId::of(&timer.message, number, &self.config.hash_key);
+        let slot = &mut self.slots[ix];
+        let waits = slot.known && (slot.must_follow() || !slot.overflow.is_empty());
+        if waits || slot.timers.iter().any(|hand| hand.name == timer.name) {
+            return false;
+        }
+        slot.timers.push(Hand { name: timer.name, queued: true, writes: 0 });
+        let refusal = self.config.bindings.refusal(&timer.message);
+        slot.queue.push_back(Item {
+            message: timer.message,
+            id,
+            from: From::Timer,
+            arrival: 0,
+            taken_at: now,
+            attempt: 0,
+            history: Vec::new(),
+            refusal,
+        });
+        self.timers.queued += 1;
+        if slot.known {
+            self.to_advance.push_back(ix);
+        }
+        true
+    }
+
+    /// A timer that cannot run now leaves memory; the table still has it.
+    pub(super) fn put_back(&mut self, ix: SlotIx, item: &Item) {
+        let slot = &mut self.slots[ix];
+        let name = name_of(&item.message);
+        if let Some(hand) = slot.timers.iter_mut().find(|hand| *hand.name == *name && hand.queued) {
+            hand.queued = false;
+            self.timers.queued -= 1;
+            let (token, name) = (slot.token, hand.name.clone());
+            self.let_go(ix, token, &name);
+        }
+        self.timers.at(self.waiting.now + HELD_MS);
+    }
+
+    /// A timer's turn has settled: its row goes with that. To be called before what the turn itself makes of timers.
+    pub(super) fn fired(&mut self, ix: SlotIx, message: &Message) {
+        let key = self.service_key(ix);
+        let name = name_of(message).into();
+        self.write_timer(ix, TimerWrite { service: key.service, key: key.key, name, set: None });
+    }
+
+    /// A settled turn sets a timer or removes it: one of that name that was found due and has not run is dropped.
+    pub(super) fn write_timer(&mut self, ix: SlotIx, write: TimerWrite) {
+        let slot = &mut self.slots[ix];
+        let at = slot.timers.iter().position(|hand| hand.name == write.name).unwrap_or_else(|| {
+            slot.timers.push(Hand { name: write.name.clone(), queued: false, writes: 0 });
+            slot.timers.len() - 1
+        });
+        let hand = &mut slot.timers[at];
+        hand.writes += 1;
+        if std::mem::take(&mut hand.queued) {
+            self.timers.queued -= 1;
+            slot.queue.retain(|item| item.from != From::Timer || *name_of(&item.message) != *write.name);
+        }
+        self.group(ix).part.timers.push(write);
+    }
+
+    /// What a part says of timers is durable.
+    pub(super) fn timers_committed(&mut self, ix: SlotIx, part: &Part) {
+        for write in &part.timers {
+            if let Some((at, _)) = &write.set {
+                self.timers.at(*at);
+            }
+            let slot = &mut self.slots[ix];
+            let Some(hand) = slot.timers.iter_mut().find(|hand| hand.name == write.name) else { continue };
+            hand.writes -= 1;
+            let token = slot.token;
+            if self.timers.fetching && !planted(Defect::TimerLeavesEarly) {
+                self.timers.leaving.push((ix, token, write.name.clone()));
+            } else {
+                self.let_go(ix, token, &write.name);
+            }
+        }
+    }
+
+    /// Nothing of the key is in hand any more: what the table has of it counts.
+    pub(super) fn timers_reset(&mut self, ix: SlotIx) {
+        let hands = std::mem::take(&mut self.slots[ix].timers);
+        if !hands.is_empty() {
+            self.timers.queued -= hands.iter().filter(|hand| hand.queued).count();
+            self.timers.at(self.waiting.now + AGAIN_MS);
+        }
+    }
+
+    fn let_go(&mut self, ix: SlotIx, token: u64, name: &str) {
+        if self.slots.current(ix, token) {
+            self.slots[ix].timers.retain(|hand| *hand.name != *name || hand.queued || hand.writes > 0);
+            // It may rest now, and give its actor to another.
+            self.to_advance.push_back(ix);
+        }
+    }
+}

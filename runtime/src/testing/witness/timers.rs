@@ -1,0 +1,65 @@
+//! Timers as commits set and remove them, checked against the turns that they become.
+//! In: parts of commits. Out: the first promise that was broken: too early, after a cancellation, or left behind.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::{End, Expected, Witness};
+use crate::clock::Millis;
+use crate::message::{ShardNo, TakenId};
+use crate::store::Part;
+use crate::testing::plan::Plan;
+use crate::transport::Position;
+
+/// Those that are set: by service, key and name, what they will be and when.
+pub(super) type Timers = HashMap<(Arc<str>, Arc<str>, Arc<str>), (TakenId, Millis)>;
+
+impl Witness {
+    /// A part sets and removes timers; `ends` are the messages of which something became in it.
+    pub(super) fn timed(
+        &mut self,
+        plan: &Plan,
+        (shard, at): (ShardNo, Millis),
+        part: &Part,
+        ends: &HashSet<TakenId>,
+    ) -> Result<(), String> {
+        for write in &part.timers {
+            let place = (write.service.clone(), write.key.clone(), write.name.clone());
+            if let Some((id, due)) = self.timers.remove(&place) {
+                let name = self.name(&id);
+                let fired = ends.contains(&id);
+                if fired && at < due {
+                    return Err(format!("the timer {name} is due at {due} and was handled at {at}"));
+                }
+                self.stats.fired += u64::from(fired);
+                self.stats.cancelled += u64::from(!fired);
+                if let Some(expected) = self.expected.get_mut(&id).filter(|_| !fired) {
+                    expected.end = End::Discarded;
+                }
+            }
+            let Some((due, message)) = &write.set else { continue };
+            let service = plan.handlers.index_of(&write.service);
+            let id = plan.taken_id(service, message);
+            let (key, text) = (message.key().to_owned(), message.id().to_owned());
+            self.names.insert((write.service.clone(), key.clone(), text.clone()), id);
+            let set = Expected {
+                service,
+                key,
+                id: text,
+                place: (shard, 0, "timer".into(), Position::new(0, 0)),
+                unordered: true,
+                may_die: false,
+                end: End::Open,
+            };
+            // Nothing takes its id: its row is what makes it count once.
+            if self.expected.insert(id, set).is_some() || !self.taken.insert(id) {
+                return Err(format!("the timer {} is set twice", self.name(&id)));
+            }
+            self.timers.insert(place, (id, *due));
+        }
+        match self.timers.values().find(|(id, _)| ends.contains(id)) {
+            Some((id, _)) => Err(format!("the timer {} was handled, and its row stays", self.name(id))),
+            None => Ok(()),
+        }
+    }
+}
