@@ -16,6 +16,7 @@ use crate::metrics::{Child, Metrics};
 use crate::ownership::heartbeat::News;
 use crate::ownership::{self, Ownership};
 use crate::pipeline::bindings::{Bindings, describe, sinks_of};
+use crate::pipeline::gates::{Gates, Keeper};
 use crate::settings::Settings;
 use crate::store::lease::{Fleet, WorkerRow};
 use crate::store::{Setup, Store, StoreError};
@@ -107,12 +108,14 @@ impl Engine {
             code_version: handlers.code_version(),
         };
         let identity = store.prepare(setup).await?;
-        let services: Arc<[_]> = describe(&handlers, &identity.services, settings).into();
+        let gates = Gates::new(&handlers.needs(), settings, Dice::from_system().below(u64::MAX));
+        let services: Arc<[_]> = describe(&handlers, &identity.services, settings, &gates).into();
         let in_flight = store.writes_in_parallel().then(|| Arc::new(Semaphore::new(settings.commit.in_flight)));
         let fleet = store.leases().map(|_| Ownership::new(&ownership::worker(settings, handlers.code_version())));
         let env = Arc::new(Env {
             in_flight,
             fleet,
+            gates: Arc::new(Keeper::new(gates, Clock::system(), metrics.clone())),
             service_metrics: services.iter().map(|service| metrics.service(&service.name)).collect(),
             services,
             stalled: (0..settings.ownership.shards).map(|_| Mutex::default()).collect(),

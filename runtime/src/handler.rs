@@ -28,6 +28,9 @@ pub use turn::{Effects, Emitted, RowWrite, Scheduled, Turn, TurnLimits};
 pub trait Handler: Send + Sync + 'static {
     /// The handler's public name: part of every message's scope, so it must never change.
     const SERVICE: &'static str;
+    /// What it needs from outside, by names of its own choice: while one of them is not available ([`Fault::Unavailable`])
+    /// no turn starts. `[[dependency]]` sections of the settings say how each is treated.
+    const NEEDS: &'static [&'static str] = &[];
     /// Rises when the stored form of [`Handler::State`] changes; [`Handler::upgrade`] then reads the older ones.
     const STATE_VERSION: u32 = 1;
     /// What it understands; decoded from JSON. A payload that does not decode is rejected, never retried.
@@ -94,12 +97,24 @@ pub enum Fault {
     Reject(String),
     /// Try again after this long: spends no attempt, bounded by `retry.give_up_after`.
     Defer(Duration),
+    /// Something of [`Handler::NEEDS`] is not available: the turn is run again when it is, and spends no attempt.
+    Unavailable {
+        /// Its name there.
+        dependency: &'static str,
+        /// How that showed.
+        reason: String,
+    },
 }
 
 impl Fault {
     /// [`Fault::Reject`] with a reason.
     pub fn reject(reason: impl fmt::Display) -> Self {
         Self::Reject(reason.to_string())
+    }
+
+    /// [`Fault::Unavailable`] with a reason.
+    pub fn unavailable(dependency: &'static str, reason: impl fmt::Display) -> Self {
+        Self::Unavailable { dependency, reason: reason.to_string() }
     }
 
     /// [`Fault::Retry`] with a reason.

@@ -69,6 +69,11 @@ impl Handlers {
         found.ok_or_else(|| self.unknown(service))?.key_of(payload)
     }
 
+    /// The services' names, each with what it needs, in the order of their indices.
+    pub(crate) fn needs(&self) -> Vec<(&str, &'static [&'static str])> {
+        self.services.iter().map(|service| (service.name(), service.needs())).collect()
+    }
+
     /// The index of a service.
     pub fn index_of(&self, service: &str) -> Option<u16> {
         self.services.iter().position(|known| known.name() == service).and_then(|at| u16::try_from(at).ok())
@@ -117,6 +122,7 @@ pub(crate) trait Service: Send + Sync {
     fn retry(&self) -> Option<RetryPolicy>;
     fn tables(&self) -> Vec<Table>;
     fn state_version(&self) -> u32;
+    fn needs(&self) -> &'static [&'static str];
     fn key_of(&self, payload: &[u8]) -> Result<Key, String>;
     /// Runs messages in order. `early` is told what has settled when a turn outlasts the slice, once.
     fn run<'a>(
@@ -159,6 +165,10 @@ impl<H: Handler> Service for Typed<H> {
 
     fn state_version(&self) -> u32 {
         H::STATE_VERSION
+    }
+
+    fn needs(&self) -> &'static [&'static str] {
+        H::NEEDS
     }
 
     fn key_of(&self, payload: &[u8]) -> Result<Key, String> {
@@ -219,6 +229,7 @@ fn upgrade<H: Handler>(version: u32, json: &[u8]) -> Result<H::State, String> {
     upgraded.map_err(|fault| match fault {
         Fault::Retry(error) | Fault::Reject(error) => error,
         Fault::Defer(delay) => format!("the upgrade asks to be left alone for {delay:?}"),
+        Fault::Unavailable { dependency, reason } => format!("{dependency} is not available: {reason}"),
     })
 }
 
@@ -279,10 +290,10 @@ async fn run<H: Handler>(
                 settled.turns.push(TurnEnd::Done { events, sent, rows: effects.rows, timers });
                 false
             }
-            Ok(Err(fault)) => {
+            Ok(Err(end)) => {
                 *state = before;
-                let stop = hold || !matches!(fault, TurnFault::Reject(_));
-                settled.turns.push(TurnEnd::Fault(fault));
+                let stop = hold || !matches!(end, TurnEnd::Fault(TurnFault::Reject(_)));
+                settled.turns.push(end);
                 stop
             }
             Err(panic) => {
@@ -301,9 +312,9 @@ async fn run<H: Handler>(
     settled
 }
 
-async fn attempt<H: Handler>(handler: &H, state: &mut H::State, turn: &mut Turn) -> Result<(), TurnFault> {
-    let message = understand(handler, turn.message().kind(), turn.message().payload()).map_err(faulted)?;
-    handler.handle(state, message, turn).await.map_err(faulted)
+async fn attempt<H: Handler>(handler: &H, state: &mut H::State, turn: &mut Turn) -> Result<(), TurnEnd> {
+    let message = understand(handler, turn.message().kind(), turn.message().payload()).map_err(faulted::<H>)?;
+    handler.handle(state, message, turn).await.map_err(faulted::<H>)
 }
 
 /// A message as its handler understands it; an answer is what the handler makes of it.
@@ -316,12 +327,21 @@ pub(crate) fn understand<H: Handler>(handler: &H, kind: &str, payload: &[u8]) ->
     }
 }
 
-fn faulted(fault: Fault) -> TurnFault {
-    match fault {
+fn faulted<H: Handler>(fault: Fault) -> TurnEnd {
+    TurnEnd::Fault(match fault {
         Fault::Retry(error) => TurnFault::Retry(error),
         Fault::Reject(reason) => TurnFault::Reject(reason),
         Fault::Defer(delay) => TurnFault::Defer(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
-    }
+        Fault::Unavailable { dependency, reason } => match H::NEEDS.iter().position(|need| *need == dependency) {
+            Some(which) => return TurnEnd::Unavailable(which, reason),
+            None => {
+                let service = H::SERVICE;
+                TurnFault::Retry(format!(
+                    "{dependency} is not available ({service} does not name it in NEEDS): {reason}"
+                ))
+            }
+        },
+    })
 }
 
 /// What the turns so far made of the state.

@@ -111,6 +111,15 @@ impl Metrics {
         }
     }
 
+    /// The handles of something that handlers need, by the name that they give it.
+    pub fn dependency(&self, name: &'static str) -> DependencyMetrics {
+        let labels = one("dependency", name);
+        DependencyMetrics {
+            open: self.families.dependency_open.get_or_create_owned(&labels),
+            unavailable: self.families.unavailable.get_or_create_owned(&labels),
+        }
+    }
+
     /// The handles of a sink of a shard that this process has taken.
     pub fn sink(&self, no: ShardNo, sink: &str) -> SinkMetrics {
         self.sinks.lock().unwrap_or_else(PoisonError::into_inner).insert(sink.into());
@@ -237,6 +246,25 @@ impl ServiceMetrics {
         if turns > 0 {
             self.turn_seconds.observe(elapsed.as_secs_f64() / turns as f64);
         }
+    }
+}
+
+/// What is recorded for one dependency.
+#[derive(Clone, Debug)]
+pub struct DependencyMetrics {
+    open: Gauge,
+    unavailable: Counter,
+}
+
+impl DependencyMetrics {
+    /// Whether its circuit breaker is open.
+    pub fn set_open(&self, open: bool) {
+        self.open.set(open.into());
+    }
+
+    /// A turn found it unavailable.
+    pub fn add_unavailable(&self) {
+        self.unavailable.inc();
     }
 }
 

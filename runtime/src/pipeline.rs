@@ -5,14 +5,14 @@ pub(crate) mod ingress;
 
 mod defect;
 
+pub(crate) mod gates;
+
 pub mod bindings;
 pub mod ledger;
 
 pub(crate) mod shard;
 
 pub(crate) mod reader;
-
-pub(crate) mod key_actor;
 
 pub(crate) mod committer;
 

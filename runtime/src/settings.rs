@@ -1,6 +1,7 @@
 //! Every setting: its name, its default, what may be wrong with it.
 //! In: defaults, a file, the environment, flags ([`load`]). Out: checked [`Settings`], or all problems at once.
 
+mod gates;
 pub(crate) mod kafka;
 pub mod load;
 mod problems;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::gates::{DependencySettings, ServiceLimit};
 pub use self::routes::{Bind, KeyFrom, Publish};
 
 /// All settings. Sections are those of `config/default.toml`.
@@ -52,6 +54,10 @@ pub struct Settings {
     pub bind: Vec<Bind>,
     /// Routes from services to sinks.
     pub publish: Vec<Publish>,
+    /// What handlers need from outside.
+    pub dependency: Vec<DependencySettings>,
+    /// Bounds of services' turns.
+    pub limit: Vec<ServiceLimit>,
 }
 
 macro_rules! section {

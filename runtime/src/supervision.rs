@@ -26,6 +26,7 @@ use crate::message::ShardNo;
 use crate::metrics::{Child, Metrics, RestartReason, ServiceMetrics};
 use crate::ownership::Ownership;
 use crate::pipeline::bindings::Bindings;
+use crate::pipeline::gates::Keeper;
 use crate::pipeline::ledger::ServiceInfo;
 use crate::settings::Settings;
 use crate::store::{Identity, Store};
@@ -43,6 +44,8 @@ pub(crate) struct Env {
     /// Those that events are routed to, in the order of the bindings' indices.
     pub(crate) sinks: Vec<Arc<dyn SinkTransport>>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Whether turns may start that need something from outside.
+    pub(crate) gates: Arc<Keeper>,
     pub(crate) clock: Clock,
     pub(crate) identity: Identity,
     /// Of each shard, why its commits cannot be written now.

@@ -156,6 +156,7 @@ impl Drive {
         let handlers = Handlers::new().with(Balances);
         let taken = runtime.block_on(store.take(shard, "bench")).expect("the shard");
         let service = ServiceInfo {
+            guarded: false,
             name: Balances::SERVICE.into(),
             number: 0,
             retry: RetryPolicy::from(&settings.retry),

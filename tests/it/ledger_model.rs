@@ -146,6 +146,7 @@ fn config(store: &MemoryStore, small: [u64; 3]) -> LedgerConfig {
     let identity = store.prepare_now(&Setup { shards: 1, services, tables: Vec::new(), code_version: 1 }).unwrap();
     LedgerConfig {
         services: Arc::new([ServiceInfo {
+            guarded: false,
             name: "listing".into(),
             number: identity.services["listing"],
             retry: RetryPolicy::from(&settings.retry),

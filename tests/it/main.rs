@@ -10,6 +10,7 @@ mod commands;
 mod engine;
 mod fixture;
 mod fleet;
+mod gates;
 mod intake;
 mod kafka;
 mod kafka_lost;

@@ -61,11 +61,12 @@ async fn step(steps: &mut Steps, message: Step, turn: &mut Turn, emits: Option<&
 }
 
 macro_rules! stepping {
-    ($name:ident, $service:literal, $emits:expr, $after:expr) => {
+    ($name:ident, $service:literal, $needs:expr, $emits:expr, $after:expr) => {
         struct $name;
 
         impl Handler for $name {
             const SERVICE: &'static str = $service;
+            const NEEDS: &'static [&'static str] = $needs;
             type Message = Step;
             type State = Steps;
 
@@ -88,9 +89,9 @@ macro_rules! stepping {
     };
 }
 
-stepping!(Counting, "counting", Some("counted"), AfterDeadLetter::Continue);
-stepping!(Holding, "holding", Some("held"), AfterDeadLetter::HoldKey);
-stepping!(Watching, "watching", Some("watched"), AfterDeadLetter::Continue);
+stepping!(Counting, "counting", &[], Some("counted"), AfterDeadLetter::Continue);
+stepping!(Holding, "holding", &["vault"], Some("held"), AfterDeadLetter::HoldKey);
+stepping!(Watching, "watching", &["vault", "lamp"], Some("watched"), AfterDeadLetter::Continue);
 
 fn message(id: &str, key: &str, kind: &str, fail: Option<&str>) -> Message {
     let payload = serde_json::json!({ "key": key, "fail": fail }).to_string();

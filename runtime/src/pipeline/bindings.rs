@@ -267,14 +267,16 @@ pub(crate) fn describe(
     handlers: &Handlers,
     numbers: &BTreeMap<Arc<str>, u16>,
     settings: &Settings,
+    gates: &super::gates::Gates,
 ) -> Vec<super::ledger::ServiceInfo> {
-    let describe = |service: &Arc<dyn crate::handlers::Service>| super::ledger::ServiceInfo {
+    let describe = |(index, service): (u16, &Arc<dyn crate::handlers::Service>)| super::ledger::ServiceInfo {
+        guarded: gates.guards(index),
         name: service.name().into(),
         number: numbers.get(service.name()).copied().unwrap_or(u16::MAX),
         retry: service.retry().unwrap_or_else(|| (&settings.retry).into()),
         after_dead_letter: service.after_dead_letter(),
     };
-    handlers.all().iter().map(describe).collect()
+    (0..).zip(handlers.all()).map(describe).collect()
 }
 
 #[cfg(test)]

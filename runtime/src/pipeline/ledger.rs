@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hashbrown::HashMap;
 
 pub use self::intake::{Arrival, What};
 pub use self::record::{FaultNote, Gauges, Tally};
@@ -38,6 +39,7 @@ pub use super::defect::Defect;
 #[cfg(feature = "planted-defects")]
 pub use super::defect::plant;
 pub(crate) use super::defect::planted;
+pub use super::gates::Ended;
 use super::retry::RetryPolicy;
 use crate::clock::{Dice, Millis};
 use crate::handler::AfterDeadLetter;
@@ -60,6 +62,8 @@ pub struct ServiceInfo {
     pub retry: RetryPolicy,
     /// What happens behind a dead letter.
     pub after_dead_letter: AfterDeadLetter,
+    /// Whether each of its turns needs a permit: see [`Action::AskPermit`].
+    pub guarded: bool,
 }
 
 /// What the ledger knows of a source.
@@ -97,6 +101,11 @@ pub enum Action {
     Load(Vec<(SlotIx, u64)>, Vec<ServiceKey>),
     /// Hand a run to an actor; it answers with [`Ledger::ran`].
     Run(ActorIx, RunOrder),
+    /// A turn of a service (by its index) is to start, one that was unavailable before if so; answer with
+    /// [`Ledger::permit`] when it may.
+    AskPermit(u16, bool),
+    /// A turn with a permit of this service ended, or will not start.
+    PermitEnded(u16, Ended),
     /// Start this many more actors; each answers with [`Ledger::actor_ready`].
     Spawn(u32),
     /// Something is to be committed: call [`Ledger::gate`] when the store has room for a commit.
@@ -152,6 +161,8 @@ pub struct Ledger {
     absent: SourcePositions,
     slots: Slots,
     actors: actors::Pool,
+    /// Keys that asked for permits, by service; entries with an old token are void.
+    asked: HashMap<u16, VecDeque<(SlotIx, u64)>>,
     runs: u64,
     arrivals: u64,
     batches: flight::Batches,
@@ -196,6 +207,7 @@ impl Ledger {
             absent: taken.positions,
             slots: Slots::default(),
             actors: actors::Pool::new(config.actors_max),
+            asked: HashMap::new(),
             runs: 0,
             arrivals: 0,
             batches: flight::Batches::default(),

@@ -127,6 +127,8 @@ impl ReaderState {
             }
             Action::Run(..)
             | Action::Spawn(_)
+            | Action::AskPermit(..)
+            | Action::PermitEnded(..)
             | Action::CommitReady
             | Action::Commit(_)
             | Action::CommitLater(..)

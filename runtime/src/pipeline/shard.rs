@@ -1,6 +1,9 @@
 //! Owns a shard's ledger and performs what it decides.
 //! In: what the shard's other actors have to say. Out: the ledger's actions, passed to those who perform them.
 
+pub(crate) mod key_actor;
+mod telling;
+
 use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -10,18 +13,18 @@ use super::committer::CommitterMessage;
 use super::dispatcher::DispatcherMessage;
 use super::dispatcher::handover::Handover;
 use super::dispatcher::publisher::Progress;
+use super::gates::Chair;
 use super::ingress::IngressMessage;
-use super::ledger::{Action, ActorIx, Arrival, FaultNote, Gauges, Ledger, RunOrder, RunReport, SlotIx};
+use super::ledger::{Action, ActorIx, Arrival, Ledger, RunOrder, RunReport, SlotIx};
 use super::reader::{Question, Readers};
 use crate::message::ShardNo;
-use crate::metrics::{Alarm, DedupSource, ShardMetrics};
+use crate::metrics::{Alarm, ShardMetrics};
 use crate::store::query::OpenCommand;
 use crate::store::{
     DeadLetter, Due, DueTimers, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard,
 };
 use crate::supervision::Env;
 use crate::supervision::keys::KeysMessage;
-use crate::telemetry::MessageFields;
 
 /// Ticks between two looks at operators' commands and two updates of the gauges.
 const TICKS_PER_LOOK: u64 = 10;
@@ -54,6 +57,8 @@ pub(crate) enum ShardMessage {
     Retaken(Result<TakenShard, StoreError>),
     Loaded(Vec<(SlotIx, u64)>, Vec<KeyRow>),
     Due(Due),
+    /// A turn of a service may start.
+    Permit(u16),
     /// Timers that are due.
     Timers(DueTimers),
     Orphans(Vec<ServiceKey>),
@@ -82,6 +87,7 @@ pub(crate) struct ShardState {
     readers: Option<Readers>,
     committer: Option<ActorRef<CommitterMessage>>,
     ingresses: Vec<Option<ActorRef<IngressMessage>>>,
+    chair: Chair,
     actors: Vec<Option<ActorRef<RunOrder>>>,
     handovers: Arc<[Arc<Handover>]>,
     waiting_for_committer: Vec<CommitterMessage>,
@@ -99,11 +105,12 @@ impl Actor for Shard {
 
     async fn pre_start(
         &self,
-        _: ActorRef<ShardMessage>,
+        myself: ActorRef<ShardMessage>,
         (env, ledger, no): Self::Arguments,
     ) -> Result<ShardState, ActorProcessingErr> {
         Ok(ShardState {
             no,
+            chair: env.gates.enter(myself),
             metrics: env.metrics.shard(no),
             ingresses: env.transports.iter().map(|_| None).collect(),
             env,
@@ -158,6 +165,7 @@ impl ShardState {
             ShardMessage::CommitEnded(epoch, no, outcome) => self.commit_ended(epoch, no, outcome, now),
             ShardMessage::Retaken(answer) => ledger.retaken(answer, now),
             ShardMessage::Loaded(slots, rows) => ledger.loaded(&slots, rows),
+            ShardMessage::Permit(service) => ledger.permit(service),
             ShardMessage::Due(due) => ledger.due(due, now),
             ShardMessage::Timers(due) => ledger.timers_due(due, now),
             ShardMessage::Orphans(keys) => ledger.orphans(keys),
@@ -246,6 +254,7 @@ impl ShardState {
 
     fn tick(&mut self, now: crate::clock::Millis) {
         self.ledger.tick(now);
+        self.env.gates.tick();
         self.ticks += 1;
         if !self.ticks.is_multiple_of(TICKS_PER_LOOK) {
             return;
@@ -253,82 +262,7 @@ impl ShardState {
         if let Some(readers) = &self.readers {
             drop(readers.clerk.cast(Question::Commands));
         }
-        let gauges = self.ledger.gauges(now);
-        self.metrics.set_resident_actors(u64::from(gauges.actors));
-        self.metrics.set_pending_rows(gauges.pending);
-        self.metrics.set_credits_in_use(gauges.credits_used as u64);
-        self.metrics.set_inbox_ids(gauges.inbox_ids as u64);
-        self.metrics.set_epoch(gauges.epoch);
-        self.metrics.set_commit_no(gauges.commit_no);
-        let dedup = &self.env.settings.dedup;
-        let window = match gauges.window {
-            0 => dedup.window,
-            millis => std::time::Duration::from_millis(millis),
-        };
-        self.metrics.set_dedup_window(window);
-        if self.metrics.set_alarm(Alarm::DedupWindowBelowMin, window < dedup.window_min) {
-            warn!(shard = self.no, window = ?window, "dedup window crossed dedup.window_min");
-        }
-        self.outbox_alarms(&gauges);
-        if self.metrics.set_alarm(Alarm::PendingBoundReached, gauges.pending_full) {
-            let (shard, full, rows) = (self.no, gauges.pending_full, gauges.pending);
-            warn!(shard, full, rows, "bound of waiting messages was reached or left; at the bound sources pause");
-        }
-    }
-
-    fn outbox_alarms(&self, gauges: &Gauges) {
-        let shard = self.no;
-        if self.metrics.set_alarm(Alarm::OutboxBoundReached, gauges.outbox_full) {
-            warn!(
-                shard,
-                full = gauges.outbox_full,
-                "bound of unpublished events was reached or left; at it sources pause"
-            );
-        }
-        if self.metrics.set_alarm(Alarm::OutboxRefused, gauges.outbox_refused > 0) {
-            warn!(shard, events = gauges.outbox_refused, "dead letters that are events which a sink refused");
-        }
-        if self.metrics.set_alarm(Alarm::SinkGone, gauges.sink_gone) {
-            let gone = gauges.sink_gone;
-            warn!(shard, gone, "a sink that is not in the settings keeps commits: configure it again, or retire it");
-        }
-    }
-
-    /// Tells metrics and the log what the ledger counted.
-    fn record(&mut self) {
-        let tally = self.ledger.tally();
-        let metrics = &self.env.metrics;
-        for (service, count) in tally.processed {
-            self.env.service_metrics[service as usize].add_processed(count);
-        }
-        for service in tally.dead {
-            match service {
-                Some(service) => self.env.service_metrics[service as usize].add_dead_letters(1),
-                None => metrics.service("unknown").add_dead_letters(1),
-            }
-        }
-        if tally.duplicates > 0 {
-            metrics.add_dedup_hits(DedupSource::Inbox, tally.duplicates);
-        }
-        if tally.passed > 0 {
-            metrics.add_dedup_hits(DedupSource::Position, tally.passed);
-        }
-        if tally.unbound > 0 {
-            metrics.add_unbound(tally.unbound);
-        }
-        if tally.rekeyed > 0 {
-            metrics.add_rekeyed(tally.rekeyed);
-        }
-        if tally.activations > 0 {
-            self.metrics.add_activations(tally.activations);
-        }
-        if tally.passivations > 0 {
-            self.metrics.add_passivations(tally.passivations);
-        }
-        for (attempt, delay) in tally.retries {
-            metrics.record_retry(attempt + 1, std::time::Duration::from_millis(delay));
-        }
-        tally.faults.iter().for_each(|note| log_fault(self.no, note));
+        self.show_gauges(now);
     }
 
     fn perform(&mut self, action: Action) -> Result<(), ActorProcessingErr> {
@@ -364,6 +298,8 @@ impl ShardState {
                 let window = self.env.settings.outbox.window;
                 self.handovers.iter().for_each(|handover| handover.put(&commit, window));
             }
+            Action::AskPermit(service, again) => self.chair.ask(service, again),
+            Action::PermitEnded(service, ended) => self.chair.ended(service, ended),
             Action::Drained => {
                 if let Some(reply) = self.drained.take() {
                     drop(reply.send(()));
@@ -388,11 +324,4 @@ impl ShardState {
             drop(ingress.cast(message));
         }
     }
-}
-
-fn log_fault(shard: ShardNo, note: &FaultNote) {
-    let FaultNote { message, service, attempt, error, what } = note;
-    let ids = MessageFields::of(message);
-    let (message_id, saga_id, trace_id) = (ids.message_id, ids.saga_id, ids.trace_id);
-    warn!(shard, %service, message_id, saga_id, trace_id, attempt, what, error, "message did not succeed");
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::{Bind, KeyFrom, Publish, Settings};
+use super::{Bind, DependencySettings, KeyFrom, Publish, ServiceLimit, Settings};
 
 /// What a setting's environment variable starts with; `__` separates section and name.
 pub const ENV_PREFIX: &str = "BUDGET_";
@@ -150,6 +150,10 @@ impl Loading {
                 _ if section => self.problems.push(format!("{setting}: is a section, not a value ({origin})")),
                 _ if setting == "bind" => self.list::<Bind>("bind", &BIND, value, origin),
                 _ if setting == "publish" => self.list::<Publish>("publish", &PUBLISH, value, origin),
+                _ if setting == "dependency" => {
+                    self.list::<DependencySettings>("dependency", &DEPENDENCY, value, origin);
+                }
+                _ if setting == "limit" => self.list::<ServiceLimit>("limit", &LIMIT, value, origin),
                 _ => self.set(&setting, value.clone(), origin),
             }
         }
@@ -187,7 +191,7 @@ impl Loading {
 
     /// Sets a value that came as text: its default says how to read it.
     fn text(&mut self, setting: &str, text: &str, origin: String) {
-        if let Some(list) = ["bind", "publish"].into_iter().find(|list| *list == setting || in_section(setting, list)) {
+        if let Some(list) = LISTS.into_iter().find(|list| *list == setting || in_section(setting, list)) {
             return self.problems.push(format!("{setting}: [[{list}]] can only be set in a file ({origin})"));
         }
         let value = match at(&self.merged, setting) {
@@ -258,6 +262,12 @@ impl Loading {
     }
 }
 
+/// Sections that may be repeated.
+const LISTS: [&str; 4] = ["bind", "publish", "dependency", "limit"];
+/// Fields of a `[[dependency]]`.
+const DEPENDENCY: [&str; 6] = ["name", "failures", "open_for", "open_max", "concurrency", "rate"];
+/// Fields of a `[[limit]]`.
+const LIMIT: [&str; 3] = ["service", "concurrency", "rate"];
 /// Fields of a `[[bind]]`.
 const BIND: [&str; 4] = ["source", "type", "service", "key"];
 /// Fields of a `[[publish]]`.

@@ -12,9 +12,9 @@ use super::{End, Env, restart_span};
 use crate::clock::Dice;
 use crate::message::ShardNo;
 use crate::metrics::Child;
-use crate::pipeline::key_actor::{KeyActor, KeyActorArgs};
 use crate::pipeline::ledger::{ActorIx, RunOrder};
 use crate::pipeline::shard::ShardMessage;
+use crate::pipeline::shard::key_actor::{KeyActor, KeyActorArgs};
 
 /// What a key supervisor is told.
 pub(crate) enum KeysMessage {

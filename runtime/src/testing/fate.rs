@@ -21,6 +21,8 @@ pub(super) enum Fate {
     Defer(u32),
     /// Its first attempts end with their actor.
     Panic(u32),
+    /// It finds what it needs unavailable, so many times.
+    Unavailable(u32),
     /// It is rejected.
     Reject,
     /// All its attempts fail.
@@ -41,6 +43,7 @@ impl Fate {
             0..=13 if faults.turns => Self::Retry(times),
             14..=18 if faults.turns => Self::Defer(times),
             19..=23 if faults.turns => Self::Panic(times),
+            42..=47 if faults.turns => Self::Unavailable(times),
             24..=30 if faults.turns => Self::Reject,
             31..=33 if faults.turns => Self::Hopeless,
             34..=37 if faults.refusals => Self::Refused(times),
@@ -59,7 +62,9 @@ impl Fate {
     pub(super) fn is_deadly(self) -> bool {
         match self {
             Self::Reject | Self::Hopeless | Self::Unwritable(_) => true,
-            Self::Fine | Self::Retry(_) | Self::Defer(_) | Self::Panic(_) | Self::Refused(_) => false,
+            Self::Fine | Self::Retry(_) | Self::Defer(_) | Self::Unavailable(_) | Self::Panic(_) | Self::Refused(_) => {
+                false
+            }
         }
     }
 }

@@ -266,6 +266,13 @@ impl<H: Handler> Then<H> {
         self.failed(fine, &format!("a deferral for {delay:?}"))
     }
 
+    /// The turn found this dependency unavailable.
+    #[track_caller]
+    pub fn then_unavailable(self, dependency: &str) -> Self {
+        let fine = matches!(&self.fault, Some(Fault::Unavailable { dependency: found, .. }) if *found == dependency);
+        self.failed(fine, &format!("{dependency} unavailable"))
+    }
+
     /// The next message of the same key.
     #[track_caller]
     pub fn when(self, message: impl Serialize) -> Self {

@@ -27,6 +27,7 @@ pub(super) enum Lane {
     Actor(ActorIx, bool),
     Ingress(u16),
     Dispatcher(u16),
+    Gates,
 }
 
 /// What a ledger is told.
@@ -41,6 +42,7 @@ pub(super) enum Told {
     CommitterBack,
     Retaken(Result<TakenShard, StoreError>),
     Loaded(Vec<(SlotIx, u64)>, Vec<KeyRow>),
+    Permit(u16),
     Due(Due),
     Timers(DueTimers),
     Orphans(Vec<ServiceKey>),

@@ -59,6 +59,14 @@ impl World {
                     }
                 }
                 Action::Publish(commit) => self.hand_over(id, &commit),
+                Action::AskPermit(service, again) => {
+                    self.gates.ask(id as u64, service, again);
+                    self.permit();
+                }
+                Action::PermitEnded(service, ended) => {
+                    self.gates.ended(id as u64, service, ended, self.clock.now());
+                    self.permit();
+                }
                 Action::Drained | Action::Stop(_) => self.leave(id),
             }
         }

@@ -9,6 +9,7 @@ use crate::handler::{Column, ColumnKind, Table, TurnLimits};
 use crate::handlers::{Handlers, RunContext};
 use crate::message::{ShardNo, TakenId};
 use crate::pipeline::bindings::{Bindings, describe};
+use crate::pipeline::gates::Gates;
 use crate::pipeline::ledger::{Ledger, LedgerConfig, ServiceInfo, SourceInfo};
 use crate::settings::Settings;
 use crate::store::memory::MemoryStore;
@@ -134,7 +135,7 @@ impl Plan {
         Ok(Self {
             seed,
             faults,
-            services: describe(&handlers, &identity.services, &settings).into(),
+            services: describe(&handlers, &identity.services, &settings, &gates(&handlers, &settings, seed)).into(),
             sources: SOURCES
                 .iter()
                 .map(|name| SourceInfo { name: Arc::from(*name), ordered: *name != INTAKE })
@@ -171,4 +172,9 @@ impl Plan {
         let number = service.map_or(u16::MAX, |service| self.services[service as usize].number);
         TakenId::of(message, number, &self.hash_key)
     }
+}
+
+/// The gates of a program that is simulated.
+pub(super) fn gates(handlers: &Handlers, settings: &Settings, seed: u64) -> Gates {
+    Gates::new(&handlers.needs(), settings, seed)
 }

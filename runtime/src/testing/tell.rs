@@ -54,6 +54,7 @@ impl World {
             Told::Retaken(answer) => ledger.retaken(answer, now),
             Told::Loaded(slots, rows) => ledger.loaded(&slots, rows),
             Told::Due(due) => ledger.due(due, now),
+            Told::Permit(service) => ledger.permit(service),
             Told::Timers(due) => ledger.timers_due(due, now),
             Told::Orphans(keys) => ledger.orphans(keys),
             Told::Paged(slot, token, rows) => ledger.paged(slot, token, rows, now),
@@ -87,6 +88,8 @@ impl World {
     fn tick(&mut self, id: OwnerId, now: Millis) {
         let Some(owner) = self.owners[id].as_mut() else { return };
         owner.ledger.tick(now);
+        self.permit();
+        let Some(owner) = self.owners[id].as_mut() else { return };
         owner.ticks += 1;
         self.witness.stats.overflows += u64::from(owner.ledger.gauges(now).pending_full);
         let (shard, look) = (owner.shard, owner.ticks.is_multiple_of(TICKS_PER_LOOK));

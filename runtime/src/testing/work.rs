@@ -57,12 +57,12 @@ impl Bench<'_> {
                 worked.parts.push(std::mem::take(&mut part));
             }
             let stop = match self.fault(order.service, &item) {
-                Some((fault, dies)) => {
+                Some((end, dies)) => {
                     let settled = self.run(cell, order.service, state.take(), Vec::new());
                     part.turns.extend(settled.turns);
                     worked.dies |= dies;
-                    let stop = self.stops(order.service, &fault) || dies;
-                    part.turns.push(TurnEnd::Fault(fault));
+                    let stop = self.stops(order.service, &end) || dies;
+                    part.turns.push(end);
                     stop
                 }
                 None => self.turn(cell, order.service, state.take(), item, (&mut part, &mut worked)),
@@ -89,8 +89,8 @@ impl Bench<'_> {
         for turn in &mut settled.turns {
             match turn {
                 TurnEnd::Done { rows, .. } => rows.push(self.probe(service, &item)),
-                TurnEnd::Fault(fault) => {
-                    stop |= self.stops(service, fault);
+                end => {
+                    stop |= self.stops(service, end);
                     worked.failed.push(item.clone());
                 }
             }
@@ -111,27 +111,32 @@ impl Bench<'_> {
         self.runtime.block_on(service.run(cell, state, items, &self.plan.context, &|_| ()))
     }
 
-    fn stops(&self, service: u16, fault: &TurnFault) -> bool {
+    fn stops(&self, service: u16, end: &TurnEnd) -> bool {
         let hold = self.plan.services[service as usize].after_dead_letter == crate::AfterDeadLetter::HoldKey;
-        hold || !matches!(fault, TurnFault::Reject(_))
+        hold || !matches!(end, TurnEnd::Fault(TurnFault::Reject(_)))
     }
 
     /// The fault that the seed has for this attempt, and whether the actor dies of it.
-    fn fault(&mut self, service: u16, item: &RunItem) -> Option<(TurnFault, bool)> {
+    fn fault(&mut self, service: u16, item: &RunItem) -> Option<(TurnEnd, bool)> {
         if self.healed {
             return None;
         }
         let (name, id) = (&self.plan.services[service as usize].name, item.message.id());
-        let retry = |what: &str| TurnFault::Retry(format!("simulated: {what}"));
+        let retry = |what: &str| TurnEnd::Fault(TurnFault::Retry(format!("simulated: {what}")));
         match Fate::of(self.plan.seed, self.plan.faults, name, id) {
             Fate::Retry(times) if item.attempt <= times => Some((retry("fails for a while"), false)),
             Fate::Panic(times) if item.attempt <= times => Some((retry("the handler panicked"), true)),
             Fate::Hopeless => Some((retry("fails always"), false)),
-            Fate::Reject => Some((TurnFault::Reject("simulated: rejected".to_owned()), false)),
+            Fate::Reject => Some((TurnEnd::Fault(TurnFault::Reject("simulated: rejected".to_owned())), false)),
             Fate::Defer(times) => {
                 let seen = self.deferred.entry(format!("{name}/{id}")).or_insert(0);
                 *seen += 1;
-                (*seen <= times).then(|| (TurnFault::Defer(self.dice.below(300)), false))
+                (*seen <= times).then(|| (TurnEnd::Fault(TurnFault::Defer(self.dice.below(300))), false))
+            }
+            Fate::Unavailable(times) if self.plan.services[service as usize].guarded => {
+                let seen = self.deferred.entry(format!("{name}/{id}")).or_insert(0);
+                *seen += 1;
+                (*seen <= times).then(|| (TurnEnd::Unavailable(0, "simulated".to_owned()), false))
             }
             _ => None,
         }

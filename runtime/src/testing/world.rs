@@ -13,6 +13,7 @@ use super::plan::Plan;
 use super::witness::Witness;
 use crate::clock::{Clock, Dice, Millis};
 use crate::message::ShardNo;
+use crate::pipeline::gates::Gates;
 use crate::pipeline::ledger::{Action, ActorIx, RunOrder};
 use crate::store::Commit;
 use crate::transport::Transport;
@@ -66,6 +67,7 @@ pub(super) struct World {
     pub(super) disk: Disk,
     pub(super) refusals: Arc<Refusals>,
     pub(super) witness: Witness,
+    pub(super) gates: Gates,
     pub(super) dice: Dice,
     /// Microseconds since the start.
     pub(super) now: u64,
@@ -100,6 +102,7 @@ impl World {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let shards = plan.shards();
         let mut world = Self {
+            gates: super::plan::gates(&plan.handlers, &plan.settings, plan.seed),
             dice: Dice::seeded(plan.seed),
             plan,
             disk,
@@ -234,10 +237,19 @@ impl World {
     /// The owner is gone, by whatever way; the shard is taken again.
     pub(super) fn leave(&mut self, id: OwnerId) {
         let Some(owner) = self.owners[id].take() else { return };
+        self.gates.leave(id as u64);
         if !owner.zombie {
             self.current[owner.shard as usize] = None;
             self.witness.stats.takeovers += 1;
             self.soon(200_000, Event::Take(owner.shard));
+        }
+    }
+
+    /// Gives the permits that can be given.
+    pub(super) fn permit(&mut self) {
+        for (seat, service) in self.gates.grant(self.clock.now()) {
+            let id = usize::try_from(seat).unwrap_or(usize::MAX);
+            self.told(id, Lane::Gates, 500, Told::Permit(service));
         }
     }
 }

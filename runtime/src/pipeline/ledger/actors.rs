@@ -1,10 +1,10 @@
-//! Who runs: the shard's pool of key actors, re-keyed rather than respawned.
-//! In: actors that start, die, or whose key has nothing to do. Out: an actor for a key that can run.
+//! Who runs: the shard's pool of key actors, re-keyed rather than respawned; permits, where a service needs them.
+//! In: actors that start, die, or whose key has nothing to do; permits. Out: an actor for a key that can run.
 
 use std::collections::VecDeque;
 
-use super::slot::{ActorIx, SlotIx};
-use super::{Action, Ledger};
+use super::slot::{ActorIx, Permit, SlotIx};
+use super::{Action, Ended, Ledger};
 use crate::clock::Millis;
 
 /// Actors started at once at the least: starting takes a process-wide lock in ractor.
@@ -88,6 +88,66 @@ impl Pool {
 }
 
 impl Ledger {
+    /// Whether a key with something to run has to wait for a permit; it is asked for.
+    pub(super) fn awaits_permit(&mut self, ix: SlotIx) -> bool {
+        let slot = &mut self.slots[ix];
+        if !self.config.services[usize::from(slot.service)].guarded || slot.permit == Permit::Granted {
+            return false;
+        }
+        if slot.permit == Permit::None {
+            slot.permit = Permit::Asked;
+            self.asked.entry(slot.service).or_default().push_back((ix, slot.token));
+            self.out.push(Action::AskPermit(slot.service, slot.unavailable.is_some()));
+        }
+        true
+    }
+
+    /// The answer to an [`Action::AskPermit`] of this service.
+    pub fn permit(&mut self, service: u16) {
+        while let Some((ix, token)) = self.asked.get_mut(&service).and_then(VecDeque::pop_front) {
+            if self.slots.current(ix, token) && self.slots[ix].permit == Permit::Asked {
+                self.slots[ix].permit = Permit::Granted;
+                self.to_advance.push_back(ix);
+                return;
+            }
+        }
+        self.out.push(Action::PermitEnded(service, Ended::Unused));
+    }
+
+    /// A key that has a permit and nothing to run does not keep it.
+    pub(super) fn spare_permit(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        let idle = slot.queue.is_empty() || slot.held || slot.waits || self.draining;
+        if slot.permit == Permit::Granted && idle {
+            slot.permit = Permit::None;
+            self.out.push(Action::PermitEnded(slot.service, Ended::Unused));
+        }
+    }
+
+    /// The turn that a key ran with its permit is over.
+    pub(super) fn permit_used(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        if slot.permit == Permit::Used {
+            slot.permit = Permit::None;
+            let ended = slot.unavailable.map_or(Ended::Done, Ended::Unavailable);
+            self.out.push(Action::PermitEnded(slot.service, ended));
+        }
+    }
+
+    /// What a key asked for is void.
+    pub(super) fn reset_permit(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        slot.unavailable = None;
+        match slot.permit {
+            Permit::None | Permit::Used => {}
+            Permit::Asked => slot.permit = Permit::None,
+            Permit::Granted => {
+                slot.permit = Permit::None;
+                self.out.push(Action::PermitEnded(slot.service, Ended::Unused));
+            }
+        }
+    }
+
     /// An actor that is free, or that an idle key gives up; otherwise more are asked for, up to the limit.
     pub(super) fn find_actor(&mut self) -> Place {
         if let Some(actor) = self.actors.free.pop() {

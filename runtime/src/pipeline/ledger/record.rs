@@ -31,6 +31,8 @@ pub struct Tally {
     pub passivations: u64,
     /// Keys that were given an actor and a state.
     pub activations: u64,
+    /// Turns that found something unavailable: service index, place in the handler's `NEEDS`, how it showed.
+    pub unavailable: Vec<(u16, usize, String)>,
     /// Faults, for the log: message id, key's service, error, attempt.
     pub faults: Vec<FaultNote>,
 }

@@ -109,6 +109,7 @@ impl Ledger {
         slot.rows = super::slot::Rows::default();
         self.waiting.sleep(slot);
         self.timers_reset(ix);
+        self.reset_permit(ix);
         let slot = &self.slots[ix];
         if slot.running.is_none() {
             self.reset_done(ix);

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use super::actors::Place;
-use super::slot::{ActorIx, Item, Newest, Running, SlotIx};
+use super::slot::{ActorIx, Item, Newest, Permit, Running, SlotIx};
 use super::{Action, Ledger, Stored};
 use crate::clock::Millis;
 use crate::handler::RowWrite;
@@ -70,6 +70,9 @@ pub enum TurnEnd {
     },
     /// It failed; nothing of it counts.
     Fault(TurnFault),
+    /// Something that it needs, by its place in the handler's `NEEDS`, is not available, for this reason: nothing of it
+    /// counts, not even the attempt.
+    Unavailable(usize, String),
 }
 
 /// How a turn failed.
@@ -93,6 +96,7 @@ impl Ledger {
         if !slot.operations.is_empty() {
             return self.operate(ix);
         }
+        self.spare_permit(ix);
         let slot = &mut self.slots[ix];
         if slot.queue.is_empty() && !slot.rows.behind() && !slot.held && !slot.waits {
             slot.queue = std::mem::take(&mut slot.overflow);
@@ -116,7 +120,9 @@ impl Ledger {
             slot.newest = Newest::Elsewhere;
             return self.load(ix);
         }
-        self.place(ix);
+        if !self.awaits_permit(ix) {
+            self.place(ix);
+        }
     }
 
     /// Finds an actor for a key that can run.
@@ -140,7 +146,11 @@ impl Ledger {
         let settings = &self.config.settings;
         let slot = &mut self.slots[ix];
         slot.queued = false;
-        let most = if slot.solo > 0 { 1 } else { settings.actors.run_max };
+        let guarded = slot.permit == Permit::Granted;
+        if guarded {
+            slot.permit = Permit::Used;
+        }
+        let most = if slot.solo > 0 || guarded { 1 } else { settings.actors.run_max };
         // A timer runs alone: what is before it may cancel it.
         let timer = slot.queue.iter().take(most).position(|item| item.from == super::slot::From::Timer);
         let most = timer.map_or(most, |at| at.max(1));
@@ -176,6 +186,7 @@ impl Ledger {
         }
         if running.stale {
             if report.done {
+                self.permit_used(report.slot);
                 self.slots[report.slot].running = None;
                 self.reset_done(report.slot);
             }
@@ -195,6 +206,7 @@ impl Ledger {
     /// A run is over: what it did not get to goes back to the head of the queue.
     fn end_run(&mut self, ix: SlotIx) {
         let Some(running) = self.slots[ix].running.take() else { return };
+        self.permit_used(ix);
         let mut rest = running.items;
         let slot = &mut self.slots[ix];
         if (slot.held || slot.waits) && !super::planted(super::Defect::FollowersNotAppended) {
@@ -220,6 +232,8 @@ impl Ledger {
         let slot = &mut self.slots[ix];
         slot.actor = None;
         slot.warm = false;
+        self.permit_used(ix);
+        let slot = &mut self.slots[ix];
         match slot.running.take() {
             Some(running) if running.stale => self.reset_done(ix),
             Some(mut running) => {

@@ -61,6 +61,7 @@ impl Ledger {
         for end in turns {
             let running = self.slots[ix].running.as_mut();
             let Some(item) = running.and_then(|running| running.items.pop_front()) else { break };
+            self.slots[ix].unavailable = None;
             match end {
                 TurnEnd::Done { events, sent, rows, timers } => {
                     if item.from == From::Timer {
@@ -79,6 +80,7 @@ impl Ledger {
                     self.settle_item(ix, item);
                 }
                 TurnEnd::Fault(fault) => self.fault(ix, item, fault, now),
+                TurnEnd::Unavailable(which, reason) => self.unavailable(ix, item, which, reason),
             }
         }
         if let Some(stored) = state {
@@ -87,6 +89,16 @@ impl Ledger {
             slot.newest = Newest::Here(stored.clone());
             let key = slot.key.clone();
             self.group(ix).part.state = Some(StateWrite { service, key, state: stored });
+        }
+    }
+
+    /// The turn is run again when what it needs is available: nothing is counted.
+    fn unavailable(&mut self, ix: SlotIx, item: Item, which: usize, reason: String) {
+        let slot = &mut self.slots[ix];
+        self.tally.unavailable.push((slot.service, which, reason));
+        slot.unavailable = Some(which);
+        if let Some(running) = slot.running.as_mut() {
+            running.items.push_front(item);
         }
     }
 
@@ -349,6 +361,7 @@ impl Ledger {
             (Some((_, Fault::Reject(reason))), _) | (None, Some(reason)) => TurnFault::Reject(reason),
             (Some((_, Fault::Retry(reason))), _) => TurnFault::Retry(reason),
             (Some((_, Fault::Defer(delay))), _) => TurnFault::Defer(millis(delay)),
+            (Some((_, Fault::Unavailable { reason, .. })), _) => TurnFault::Retry(reason),
             (None, None) => return false,
         };
         let now = self.waiting.now;

@@ -108,6 +108,20 @@ impl Rows {
     }
 }
 
+/// A permit to run a turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Permit {
+    /// It has none.
+    #[default]
+    None,
+    /// It asked for one.
+    Asked,
+    /// It has one.
+    Granted,
+    /// A turn runs with it.
+    Used,
+}
+
 /// A key in hand.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
@@ -122,6 +136,10 @@ pub(crate) struct Slot {
     /// Live items behind rows that may not grow further: they keep their credits.
     pub(crate) overflow: VecDeque<Item>,
     pub(crate) running: Option<Running>,
+    /// Its permit to run a turn, where its service needs one.
+    pub(crate) permit: Permit,
+    /// What its head's last attempt found unavailable, if it did.
+    pub(crate) unavailable: Option<usize>,
     /// It is in the queue for an actor.
     pub(crate) queued: bool,
     /// A dead letter holds the key.
@@ -167,6 +185,7 @@ impl Slot {
             && self.operations.is_empty()
             && self.blame.is_none()
             && self.timers.is_empty()
+            && self.permit == Permit::None
             && !self.loading
             && !self.rows.paging
             && (!self.rows.behind() || self.held || self.waits)

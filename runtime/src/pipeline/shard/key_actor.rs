@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
-use super::ledger::{ActorIx, RunOrder, RunReport};
-use super::shard::ShardMessage;
+use super::ShardMessage;
 use crate::clock::Stopwatch;
 use crate::handlers::{Cell, RunContext, Settled};
+use crate::pipeline::ledger::{ActorIx, RunOrder, RunReport};
 use crate::supervision::Env;
 
 /// What a key actor is started with.

@@ -1,0 +1,79 @@
+//! Limits of concurrency and rate.
+//! In: settings, the time. Out: whether there is room for one more.
+
+use crate::clock::Millis;
+use crate::settings::ServiceLimit;
+
+/// How many at once, and how many in a second; 0 where there is no limit.
+#[derive(Debug, Default)]
+pub(super) struct Limit {
+    concurrency: usize,
+    used: usize,
+    rate: Option<Bucket>,
+}
+
+impl Limit {
+    pub(super) fn new(concurrency: usize, rate: f64) -> Self {
+        // A second's worth may come at once.
+        let rate = (rate > 0.0).then(|| Bucket::new(rate, rate.max(1.0)));
+        Self { concurrency, used: 0, rate }
+    }
+
+    pub(super) fn of(limit: &ServiceLimit) -> Self {
+        Self::new(limit.concurrency, limit.rate)
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.concurrency > 0 || self.rate.is_some()
+    }
+
+    pub(super) fn has_room(&mut self, now: Millis) -> bool {
+        (self.concurrency == 0 || self.used < self.concurrency) && self.rate.as_mut().is_none_or(|rate| rate.has(now))
+    }
+
+    pub(super) fn take(&mut self) {
+        self.used += 1;
+        if let Some(rate) = &mut self.rate {
+            rate.take();
+        }
+    }
+
+    pub(super) fn free(&mut self) {
+        self.used = self.used.saturating_sub(1);
+    }
+}
+
+/// Tokens that come with time.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    per_second: f64,
+    most: f64,
+    tokens: f64,
+    filled_at: Option<Millis>,
+}
+
+impl Bucket {
+    pub(super) fn new(per_second: f64, most: f64) -> Self {
+        Self { per_second, most, tokens: most, filled_at: None }
+    }
+
+    /// The same with so many tokens.
+    pub(super) fn empty_but(self, tokens: f64) -> Self {
+        Self { tokens, ..self }
+    }
+
+    pub(super) fn has(&mut self, now: Millis) -> bool {
+        let since = now.saturating_sub(self.filled_at.replace(now).unwrap_or(now));
+        #[expect(clippy::cast_precision_loss, reason = "a pause of 2^52 ms is none")]
+        self.add(self.per_second * since as f64 / 1_000.0);
+        self.tokens >= 1.0
+    }
+
+    pub(super) fn take(&mut self) {
+        self.tokens -= 1.0;
+    }
+
+    pub(super) fn add(&mut self, tokens: f64) {
+        self.tokens = (self.tokens + tokens).min(self.most);
+    }
+}

@@ -1,0 +1,105 @@
+//! What a shard tells metrics and the log.
+//! In: its ledger's counts and gauges. Out: metrics, alarms, log lines.
+
+use tracing::{debug, warn};
+
+use super::ShardState;
+use crate::clock::Millis;
+use crate::message::ShardNo;
+use crate::metrics::{Alarm, DedupSource};
+use crate::pipeline::ledger::{FaultNote, Gauges};
+use crate::telemetry::MessageFields;
+
+impl ShardState {
+    /// How full everything is.
+    pub(super) fn show_gauges(&self, now: Millis) {
+        let gauges = self.ledger.gauges(now);
+        self.metrics.set_resident_actors(u64::from(gauges.actors));
+        self.metrics.set_pending_rows(gauges.pending);
+        self.metrics.set_credits_in_use(gauges.credits_used as u64);
+        self.metrics.set_inbox_ids(gauges.inbox_ids as u64);
+        self.metrics.set_epoch(gauges.epoch);
+        self.metrics.set_commit_no(gauges.commit_no);
+        let dedup = &self.env.settings.dedup;
+        let window = match gauges.window {
+            0 => dedup.window,
+            millis => std::time::Duration::from_millis(millis),
+        };
+        self.metrics.set_dedup_window(window);
+        if self.metrics.set_alarm(Alarm::DedupWindowBelowMin, window < dedup.window_min) {
+            warn!(shard = self.no, window = ?window, "dedup window crossed dedup.window_min");
+        }
+        self.outbox_alarms(&gauges);
+        if self.metrics.set_alarm(Alarm::PendingBoundReached, gauges.pending_full) {
+            let (shard, full, rows) = (self.no, gauges.pending_full, gauges.pending);
+            warn!(shard, full, rows, "bound of waiting messages was reached or left; at the bound sources pause");
+        }
+    }
+
+    fn outbox_alarms(&self, gauges: &Gauges) {
+        let shard = self.no;
+        if self.metrics.set_alarm(Alarm::OutboxBoundReached, gauges.outbox_full) {
+            warn!(
+                shard,
+                full = gauges.outbox_full,
+                "bound of unpublished events was reached or left; at it sources pause"
+            );
+        }
+        if self.metrics.set_alarm(Alarm::OutboxRefused, gauges.outbox_refused > 0) {
+            warn!(shard, events = gauges.outbox_refused, "dead letters that are events which a sink refused");
+        }
+        if self.metrics.set_alarm(Alarm::SinkGone, gauges.sink_gone) {
+            let gone = gauges.sink_gone;
+            warn!(shard, gone, "a sink that is not in the settings keeps commits: configure it again, or retire it");
+        }
+    }
+
+    /// Tells metrics and the log what the ledger counted.
+    pub(super) fn record(&mut self) {
+        let tally = self.ledger.tally();
+        let metrics = &self.env.metrics;
+        for (service, count) in tally.processed {
+            self.env.service_metrics[service as usize].add_processed(count);
+        }
+        for service in tally.dead {
+            match service {
+                Some(service) => self.env.service_metrics[service as usize].add_dead_letters(1),
+                None => metrics.service("unknown").add_dead_letters(1),
+            }
+        }
+        if tally.duplicates > 0 {
+            metrics.add_dedup_hits(DedupSource::Inbox, tally.duplicates);
+        }
+        if tally.passed > 0 {
+            metrics.add_dedup_hits(DedupSource::Position, tally.passed);
+        }
+        if tally.unbound > 0 {
+            metrics.add_unbound(tally.unbound);
+        }
+        if tally.rekeyed > 0 {
+            metrics.add_rekeyed(tally.rekeyed);
+        }
+        if tally.activations > 0 {
+            self.metrics.add_activations(tally.activations);
+        }
+        if tally.passivations > 0 {
+            self.metrics.add_passivations(tally.passivations);
+        }
+        for (service, which, reason) in tally.unavailable {
+            let dependency = self.env.handlers.all()[usize::from(service)].needs()[which];
+            metrics.dependency(dependency).add_unavailable();
+            debug!(shard = self.no, dependency, reason, "turn waits for what it needs");
+        }
+        for (attempt, delay) in tally.retries {
+            metrics.record_retry(attempt + 1, std::time::Duration::from_millis(delay));
+        }
+        tally.faults.iter().for_each(|note| log_fault(self.no, note));
+    }
+}
+
+fn log_fault(shard: ShardNo, note: &FaultNote) {
+    let FaultNote { message, service, attempt, error, what } = note;
+    let ids = MessageFields::of(message);
+    let (message_id, saga_id, trace_id) = (ids.message_id, ids.saga_id, ids.trace_id);
+    warn!(shard, %service, message_id, saga_id, trace_id, attempt, what, error, "message did not succeed");
+}
