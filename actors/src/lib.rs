@@ -2,23 +2,38 @@
 //! In: messages, one key's at a time. Out: states, rows, events and replies that commit together.
 
 pub mod balances;
+pub mod checkouts;
 pub mod expenses;
 pub mod money;
 pub mod names;
 pub mod orders;
+pub mod payments;
 pub mod posting;
 pub mod transactions;
 
 use perkey::handlers::Handlers;
 
 pub use balances::Balances;
+pub use checkouts::Checkouts;
 pub use expenses::Expenses;
 pub use orders::Orders;
+pub use payments::{Payments, Provider};
 pub use transactions::Transactions;
 
+/// What the handlers need to know.
+#[derive(Clone, Debug)]
+pub struct App {
+    /// The payment provider.
+    pub provider: Provider,
+    /// How checkouts wait.
+    pub checkouts: Checkouts,
+}
+
 /// All of them, ready for an engine.
-pub fn handlers() -> Handlers {
-    Handlers::new().with(Balances).with(Expenses).with(Orders).with(Transactions)
+pub fn handlers(app: &App) -> Handlers {
+    let payments = Payments { provider: app.provider.clone() };
+    let handlers = Handlers::new().with(Balances).with(app.checkouts).with(Expenses).with(Orders);
+    handlers.with(payments).with(Transactions)
 }
 
 #[cfg(test)]
@@ -44,10 +59,11 @@ mod tests {
 
     #[test]
     fn all_services_can_be_bound() {
-        let services = super::handlers().services();
+        let provider = super::Provider::new("", std::time::Duration::from_secs(1)).unwrap();
+        let services = super::handlers(&super::App { provider, checkouts: super::Checkouts::default() }).services();
         assert_eq!(
             services.iter().map(|name| &**name).collect::<Vec<_>>(),
-            ["balances", "expenses", "orders", "transactions"]
+            ["balances", "checkouts", "expenses", "orders", "payments", "transactions"]
         );
     }
 }

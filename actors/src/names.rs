@@ -1,4 +1,4 @@
-//! Names that strangers give: of accounts, orders and categories.
+//! Names that strangers give: of accounts, orders, checkouts and categories.
 //! In: text. Out: a name that any store and any key can hold, or the reason why it cannot.
 
 use perkey::Key;
@@ -41,6 +41,8 @@ names! {
     "account" => Account;
     /// An order's id: 1 to 256 bytes without NUL. It is the key of every message about it.
     "order" => OrderId;
+    /// A checkout's id: 1 to 256 bytes without NUL. It is the key of every message about it.
+    "saga" => SagaId;
     /// A category's name: 1 to 256 bytes without NUL.
     "category" => Category;
 }

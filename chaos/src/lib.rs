@@ -3,9 +3,11 @@
 //!
 //! A scenario makes postings of which it knows the outcome ([`postings`]), disturbs whoever handles them ([`kill`],
 //! [`children`], [`flood`]), and then reads nothing but the store ([`check`]). [`fleet`] does the same to several workers
-//! on real servers, with a [`proxy`] between each worker and what it talks to.
+//! on real servers, with a [`proxy`] between each worker and what it talks to. [`checkouts`] disturbs sagas, beside a
+//! payment [`provider`] that has faults of its own.
 
 pub mod check;
+pub mod checkouts;
 pub mod children;
 pub mod engine;
 pub mod fleet;
@@ -13,6 +15,7 @@ pub mod flood;
 pub mod kill;
 pub mod postings;
 pub mod process;
+pub mod provider;
 pub mod proxy;
 
 /// A scenario could not be run to its end; that says nothing about what it was to prove.

@@ -2,17 +2,21 @@
 //! In: its name, a seed, its size. Out: what happened, the verdict, the command that runs it again; 1 on a violation.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use perkey::metrics::Child;
 use perkey_chaos::fleet::faults::{On, Scenario};
-use perkey_chaos::{ChaosError, Verdict, children, fleet, flood, kill, process};
+use perkey_chaos::provider::{Faults, Provider};
+use perkey_chaos::{ChaosError, Verdict, checkouts, children, fleet, flood, kill, process};
 
 const USAGE: &str = "\
 usage: perkey-chaos kill [--mode import|up] [--binary PATH] [--kills 50] [--lines 100000] [--accounts 5000] [--seed 1]
        perkey-chaos children [--times 100] [--child key_actor|ingress|committer|shard|all] [--seed 1]
+       perkey-chaos checkouts [--checkouts 10000] [--kills 10] [--fail 0.1] [--hang 0.01] [--lose 0.01] [--binary PATH] [--seed 1]
+       perkey-chaos provider [--listen 127.0.0.1:8090] [--fail 0] [--hang 0] [--lose 0] [--seed 1]
        perkey-chaos flood [--seconds 60] [--seed 1]
        perkey-chaos fleet --scenario kill|freeze|rolling|kafka|postgres|cut|answer_lost|away|held|all [--binary PATH]
                     [--on kafka|postgres] [--workers 3] [--rate 2000] [--seconds 60] [--away 60] [--ttl 3] [--accounts 5000] [--seed 1]";
@@ -39,12 +43,25 @@ async fn run(args: &[String]) -> Result<Option<Verdict>, ChaosError> {
         "kill" => {
             let binary = binary(&options)?;
             let Options { mode, kills, lines, accounts, .. } = options;
-            let plan = kill::Plan { binary, mode, kills, lines, accounts, seed };
+            let plan = kill::Plan { binary, mode, kills: kills.unwrap_or(50), lines, accounts, seed };
             kill::kill(&plan, &mut say).await.map(Some)
         }
         "children" => {
             let plan = children::Plan { children: options.children, times, seed };
             children::children(&plan, &mut say).await.map(Some)
+        }
+        "checkouts" => {
+            let binary = binary(&options)?;
+            let Options { checkouts, faults, .. } = options;
+            let faults = faults.unwrap_or(Faults { fail: 0.1, hang: 0.01, lose: 0.01, ..Faults::default() });
+            let plan = checkouts::Plan { binary, kills: options.kills.unwrap_or(10), checkouts, faults, seed };
+            checkouts::checkouts(&plan, &mut say).await.map(Some)
+        }
+        "provider" => {
+            let provider = Provider::start(options.listen, options.faults.unwrap_or_default(), seed).await?;
+            say(&format!("provider at {}", provider.url()));
+            provider.ended().await;
+            Ok(None)
         }
         "flood" => flood::flood(&flood::Plan { seconds: options.seconds, seed }).await.map(Some),
         "fleet" => {
@@ -69,7 +86,10 @@ fn binary(options: &Options) -> Result<PathBuf, ChaosError> {
 struct Options {
     mode: kill::Mode,
     binary: Option<PathBuf>,
-    kills: u32,
+    kills: Option<u32>,
+    checkouts: u64,
+    faults: Option<Faults>,
+    listen: SocketAddr,
     lines: usize,
     accounts: u64,
     seed: u64,
@@ -89,7 +109,10 @@ impl Options {
         let mut options = Self {
             mode: kill::Mode::Import,
             binary: None,
-            kills: 50,
+            kills: None,
+            checkouts: 10_000,
+            faults: None,
+            listen: ([127, 0, 0, 1], 8_090).into(),
             lines: 100_000,
             accounts: 5_000,
             seed: 1,
@@ -109,7 +132,12 @@ impl Options {
                 "--mode" if value == "import" => options.mode = kill::Mode::Import,
                 "--mode" if value == "up" => options.mode = kill::Mode::Up,
                 "--binary" => options.binary = Some(value.into()),
-                "--kills" => options.kills = value.parse().ok()?,
+                "--kills" => options.kills = Some(value.parse().ok()?),
+                "--checkouts" => options.checkouts = value.parse().ok().filter(|checkouts| *checkouts > 0)?,
+                "--listen" => options.listen = value.parse().ok()?,
+                "--fail" => options.faults.get_or_insert_default().fail = value.parse().ok()?,
+                "--hang" => options.faults.get_or_insert_default().hang = value.parse().ok()?,
+                "--lose" => options.faults.get_or_insert_default().lose = value.parse().ok()?,
                 "--lines" => options.lines = value.parse().ok()?,
                 "--accounts" => options.accounts = value.parse().ok()?,
                 "--seed" => options.seed = value.parse().ok()?,

@@ -7,6 +7,7 @@ pub mod load;
 mod problems;
 mod routes;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,8 @@ pub struct Settings {
     pub outbox: OutboxSettings,
     /// Kafka as source and sink.
     pub kafka: KafkaSettings,
+    /// Settings of the program's own, by names that its defaults declare.
+    pub app: BTreeMap<String, String>,
     /// Routes from sources to services.
     pub bind: Vec<Bind>,
     /// Routes from services to sinks.

@@ -1,6 +1,10 @@
-//! The settings that hold without any file: Perkey's own, and Budget Manager's routes.
-//! In: nothing. Out: settings that `up` and `import` can run with.
+//! The settings that hold without any file: Perkey's own, Budget Manager's routes and its own settings.
+//! In: nothing, or settings. Out: settings that `up` and `import` can run with; the handlers that they describe.
 
+use std::time::Duration;
+
+use budget_actors::{App, Checkouts, Provider};
+use perkey::Handlers;
 use perkey::settings::{Bind, KeyFrom, Settings};
 
 /// Perkey's defaults and the routes between Budget Manager's services.
@@ -11,7 +15,35 @@ pub fn settings() -> Settings {
         service: "balances".to_owned(),
         key: KeyFrom::Record,
     };
-    Settings { bind: vec![posted], ..Settings::default() }
+    let app = APP.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    Settings { bind: vec![posted], app, ..Settings::default() }
+}
+
+/// Budget Manager's own settings.
+const APP: [(&str, &str); 4] =
+    [("provider_url", ""), ("provider_timeout", "5s"), ("checkout_patience", "15m"), ("checkout_pause", "10s")];
+
+/// Budget Manager's handlers, as the settings want them; or everything that is wrong with those.
+pub fn handlers(settings: &Settings) -> Result<Handlers, Vec<String>> {
+    let mut problems = Vec::new();
+    let text = |name: &str| settings.app.get(name).map_or("", String::as_str);
+    let mut time = |name: &str| {
+        let parsed = humantime::parse_duration(text(name)).ok().filter(|time| !time.is_zero());
+        parsed.unwrap_or_else(|| {
+            problems.push(format!("app.{name}: {:?} is no duration above 0, such as 5s or 15m", text(name)));
+            Duration::from_secs(1)
+        })
+    };
+    let timeout = time("provider_timeout");
+    let checkouts = Checkouts { patience: time("checkout_patience"), pause: time("checkout_pause") };
+    match Provider::new(text("provider_url"), timeout) {
+        Ok(provider) if problems.is_empty() => Ok(budget_actors::handlers(&App { provider, checkouts })),
+        Ok(_) => Err(problems),
+        Err(problem) => {
+            problems.push(format!("app.provider_url: {problem}"));
+            Err(problems)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -30,6 +62,18 @@ mod tests {
         let missing = |origin: &&Origin| origin.origin == "default" && !empty.contains(&origin.setting.as_str());
         let missing: Vec<_> = loaded.origins.iter().filter(missing).map(|origin| &origin.setting).collect();
         assert!(missing.is_empty(), "not in config/default.toml: {missing:?}");
+    }
+
+    #[test]
+    fn every_bad_setting_of_its_own_is_told() {
+        let mut settings = super::settings();
+        assert!(super::handlers(&settings).is_ok());
+        for (name, value) in [("provider_url", "no url"), ("provider_timeout", "0s"), ("checkout_patience", "soon")] {
+            settings.app.insert(name.to_owned(), value.to_owned());
+        }
+        let problems = super::handlers(&settings).unwrap_err();
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        assert!(problems.iter().all(|problem| problem.starts_with("app.")), "{problems:?}");
     }
 
     #[test]

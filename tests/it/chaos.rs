@@ -12,7 +12,8 @@ use perkey_chaos::fleet::load::{Gauge, Load, Pace, Way};
 use perkey_chaos::fleet::servers::Servers;
 use perkey_chaos::fleet::topics::Topics;
 use perkey_chaos::kill::{self, Mode};
-use perkey_chaos::{ChaosError, Verdict, children, fleet, flood, process};
+use perkey_chaos::provider::Faults;
+use perkey_chaos::{ChaosError, Verdict, checkouts, children, fleet, flood, process};
 
 fn holds(again: &str, said: &[String], verdict: Result<Verdict, ChaosError>) {
     let again = format!("again: cargo run -p perkey-chaos -- {again}");
@@ -38,6 +39,16 @@ async fn an_import_killed_at_any_instant_counts_each_line_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_killed_beside_an_import_counts_each_line_once() {
     killed(Mode::Up, "up").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checkouts_under_kills_and_a_faulty_provider_leave_the_books_right() {
+    let binary = tokio::task::spawn_blocking(process::built).await.unwrap().unwrap();
+    let faults = Faults { fail: 0.1, hang: 0.01, lose: 0.01, ..Faults::default() };
+    let plan = checkouts::Plan { binary, kills: 3, checkouts: 300, faults, seed: 6 };
+    let mut said = Vec::new();
+    let verdict = checkouts::checkouts(&plan, &mut |line| said.push(line.to_owned())).await;
+    holds("checkouts --kills 3 --checkouts 300 --seed 6", &said, verdict);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

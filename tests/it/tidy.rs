@@ -21,7 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("rdkafka", &["runtime/src/transport/kafka", "chaos/src/fleet/topics.rs"]),
     ("lapin", &["runtime/src/transport/rabbitmq"]),
     ("redis", &["runtime/src/cache"]),
-    ("axum", &["services/src/"]),
+    ("axum", &["services/src/", "chaos/src/provider.rs"]),
     ("tonic", &["services/src/"]),
     ("async_graphql", &["services/src/"]),
     ("clap", &["services/src/"]),

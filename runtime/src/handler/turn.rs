@@ -53,6 +53,8 @@ pub struct Effects {
     pub sent: Vec<Sent>,
     /// Timers set and cancelled, in order.
     pub timers: Vec<Scheduled>,
+    /// The saga that whatever it sends and emits belongs to, where that is not its message's.
+    pub saga: Option<String>,
 }
 
 /// A timer as a handler set or cancelled it.
@@ -209,6 +211,12 @@ impl Turn {
     /// finds `State::default()`.
     pub fn forget(&mut self) {
         self.effects.forget = true;
+    }
+
+    /// From now on this is the saga that the turn belongs to: its events, commands and timers carry the id as their header
+    /// `sagaid`, and so does what follows from them. Where it is not set, that of the turn's message is carried on.
+    pub fn set_saga(&mut self, id: &str) {
+        self.effects.saga = Some(id.to_owned());
     }
 
     /// What the handler put on the turn.

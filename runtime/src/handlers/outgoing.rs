@@ -23,6 +23,10 @@ impl Origin {
     }
 }
 
+/// Headers of a message that whatever its turn sends out has, too.
+const CARRIED: [&str; 3] = ["traceparent", "tracestate", "idempotencykey"];
+const SAGA: &str = "sagaid";
+
 /// Tells commands, the answer and timers from events, where an id is derived.
 const SENT: &[u8] = b"sent";
 const ANSWERED: &[u8] = b"answered";
@@ -40,8 +44,9 @@ pub(super) fn of(
         return (Vec::new(), Vec::new(), Vec::new());
     }
     let mut ids = Ids::new(origin, cause, &context.hash_key);
-    let carried: Vec<_> =
-        cause.headers().filter(|(name, _)| matches!(*name, "traceparent" | "tracestate" | "sagaid")).collect();
+    let saga = effects.saga.as_deref();
+    let carried = cause.headers().filter(|(name, _)| CARRIED.contains(name) || *name == SAGA && saga.is_none());
+    let carried: Vec<_> = carried.chain(saga.map(|id| (SAGA, id))).collect();
     let time = context.clock.now();
     let from = Draft { key: cause.key(), source: &origin.source, time, headers: &carried, ..Draft::default() };
     let mut events = Vec::with_capacity(effects.events.len());

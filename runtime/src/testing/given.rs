@@ -70,6 +70,8 @@ pub struct Given<H: Handler> {
     now: Millis,
     limits: TurnLimits,
     turns: u64,
+    /// The key of the last message that was no answer.
+    key: String,
 }
 
 /// What a turn did.
@@ -83,7 +85,15 @@ pub struct Then<H: Handler> {
 impl<H: Handler> Given<H> {
     /// This handler, with the state of a key that nothing has happened to.
     pub fn handler(handler: H) -> Self {
-        Self { handler, state: H::State::default(), attempt: 1, now: 0, limits: TurnLimits::default(), turns: 0 }
+        Self {
+            handler,
+            state: H::State::default(),
+            attempt: 1,
+            now: 0,
+            limits: TurnLimits::default(),
+            turns: 0,
+            key: String::new(),
+        }
     }
 
     /// The key's state.
@@ -154,7 +164,11 @@ impl<H: Handler> Given<H> {
             Err(fault) => return Then { given: self, before, effects: Effects::default(), fault: Some(fault) },
         };
         let (id, key) = (format!("message-{}", self.turns), self.handler.key(&message));
-        let draft = Draft { id: &id, key: key.as_str(), kind, payload, ..Draft::default() };
+        // An answer comes to the key that asked.
+        if kind != ANSWER || self.key.is_empty() {
+            key.as_str().clone_into(&mut self.key);
+        }
+        let draft = Draft { id: &id, key: &self.key, kind, payload, ..Draft::default() };
         let frame = draft.build().expect("the handler gives the message a usable key");
         let mut turn = Turn::new(frame, self.attempt, self.now, self.limits);
         let mut state = self.state.clone();

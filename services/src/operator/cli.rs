@@ -16,6 +16,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use perkey::Handlers;
 use perkey::engine::EngineError;
 use perkey::settings::Settings;
 use perkey::settings::load::{Loaded, Sources, load};
@@ -25,6 +26,7 @@ use perkey::telemetry;
 
 use self::args::{Cli, Command, DlqCommand, Global, OutboxCommand};
 use self::output::{Out, complain};
+use crate::defaults;
 use crate::operator::import;
 
 /// How a command ended when nothing stood in its way.
@@ -93,6 +95,11 @@ impl From<EngineError> for Failure {
     }
 }
 
+/// The handlers, as the settings want them.
+pub fn handlers(settings: &Settings) -> Result<Handlers, Failure> {
+    defaults::handlers(settings).map_err(Failure::Settings)
+}
+
 /// Does what the arguments ask.
 pub async fn run(argv: Vec<OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args::rewritten(argv)) {
@@ -158,7 +165,7 @@ async fn execute(cli: Cli) -> Ended {
 
 fn settings(global: &Global) -> Result<Loaded, Failure> {
     let sources = Sources {
-        defaults: crate::defaults::settings(),
+        defaults: defaults::settings(),
         file: global.config.clone(),
         env: std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -166,7 +173,7 @@ fn settings(global: &Global) -> Result<Loaded, Failure> {
         flags: global.flags(),
     };
     let loaded = load(&sources).map_err(Failure::Settings)?;
-    let services = budget_actors::handlers().services();
+    let services = handlers(&loaded.settings)?.services();
     let binds = loaded.settings.bind.iter().map(|bind| ("bind", &bind.service));
     let publishes = loaded.settings.publish.iter().map(|publish| ("publish", &publish.service));
     let publishes = publishes.filter(|(_, service)| *service != "*");

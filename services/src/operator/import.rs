@@ -30,7 +30,7 @@ use crate::operator::cli::args::ImportArgs;
 use crate::operator::cli::output::{Out, complain};
 use crate::operator::cli::status::Totals;
 use crate::operator::cli::up::{Signals, drain};
-use crate::operator::cli::{Done, Ended, Failure, open_beside};
+use crate::operator::cli::{Done, Ended, Failure, handlers, open_beside};
 
 /// Batches that may lie between the reader and the log.
 const BATCHES_AHEAD: usize = 4;
@@ -68,7 +68,7 @@ struct Handled {
 /// Imports a file.
 pub async fn import(settings: &Settings, asked: &ImportArgs, out: Out) -> Ended {
     let mut signals = Signals::take()?;
-    let services = budget_actors::handlers().services();
+    let services = handlers(settings)?.services();
     if !services.iter().any(|service| **service == asked.service) {
         let text = format!("there is no service {:?}; there are {}", asked.service, services.join(", "));
         return Err(Failure::Usage(text));
@@ -84,7 +84,7 @@ pub async fn import(settings: &Settings, asked: &ImportArgs, out: Out) -> Ended 
     };
     let (store, engine) = open(settings).await?;
     let engine = if engine {
-        Some(Engine::start(settings, budget_actors::handlers(), store.store(), Metrics::new()).await?)
+        Some(Engine::start(settings, handlers(settings)?, store.store(), Metrics::new()).await?)
     } else {
         None
     };
@@ -216,7 +216,8 @@ impl Import<'_> {
         let (tell, told) = mpsc::channel(BATCHES_AHEAD);
         // A thread, not a task: reading standard input cannot be cut short, and must not keep the process from ending.
         let thread = std::thread::Builder::new().name("import".to_owned());
-        let read = move || reader::read(plan, &budget_actors::handlers(), &tell);
+        let handlers = handlers(self.settings)?;
+        let read = move || reader::read(plan, &handlers, &tell);
         thread.spawn(read).map_err(|error| Failure::Failed(format!("cannot start a thread: {error}")))?;
         Ok(told)
     }

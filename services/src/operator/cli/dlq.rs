@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::args::{ChangeArgs, Filter, PeekArgs};
 use super::output::{Out, complain, table};
 use super::up::{Signals, drain};
-use super::{Done, Ended, Failure, open_beside, runner};
+use super::{Done, Ended, Failure, handlers, open_beside, runner};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -155,7 +155,7 @@ async fn offline(
         return Err(StoreError::Locked("its workers give signs of life".to_owned()).into());
     }
     let mut signals = Signals::take()?;
-    let engine = Engine::start(settings, budget_actors::handlers(), store.store(), Metrics::new()).await?;
+    let engine = Engine::start(settings, handlers(settings)?, store.store(), Metrics::new()).await?;
     let id = store.queries().command(command).await?;
     tokio::select! {
         watched = watch(&**store, id, wait, changed) => watched?,

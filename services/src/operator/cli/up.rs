@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
-use super::{Done, Ended, Failure};
+use super::{Done, Ended, Failure, handlers};
 use crate::operator::admin::{self, Admin, Stage};
 
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -84,7 +84,7 @@ async fn serve(settings: &Settings) -> Ended {
     let metrics = Metrics::new();
     let admin = Admin::new(Arc::clone(&metrics));
     let engine = async {
-        let engine = Engine::start(settings, budget_actors::handlers(), store, metrics).await?;
+        let engine = Engine::start(settings, handlers(settings)?, store, metrics).await?;
         let engine = Arc::new(engine);
         admin.set(Stage::Running(Arc::downgrade(&engine)));
         let store = redact("store.url", &settings.store.url);

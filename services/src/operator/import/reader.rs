@@ -282,7 +282,7 @@ mod tests {
 
     fn run(plan: Plan) -> Vec<Read> {
         let (told, mut listen) = tokio::sync::mpsc::channel(100);
-        read(plan, &budget_actors::handlers(), &told);
+        read(plan, &crate::defaults::handlers(&crate::defaults::settings()).unwrap(), &told);
         drop(told);
         std::iter::from_fn(|| listen.try_recv().ok()).collect()
     }

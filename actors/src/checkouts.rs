@@ -1,0 +1,329 @@
+//! `checkouts`: a saga over the other services: order → payment → expense → transaction → order completed.
+//! In: a checkout, the answers to its steps, timeouts. Out: commands to the services; `checkout.completed` or
+//! `checkout.cancelled`; a row of table `checkouts`.
+//!
+//! Each step is a command that is asked about, so it is answered in every case; a timeout bounds how long that may take.
+//! When one does not succeed, the saga undoes all that did or may have: an order is cancelled and a payment refunded at
+//! once, as both remember that for a command that comes late; an expense or a transaction is taken back once its answer
+//! says that it stands. The completion of the order is the step after which there is no way back: it is waited for.
+
+mod steps;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use perkey::clock::Millis;
+use perkey::{Answer, Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::money::{Cents, Currency};
+use crate::names::{Account, Category, OrderId, SagaId};
+use crate::posting::{At, Memo};
+pub use steps::{Progress, Step};
+
+/// Keeps one checkout per key.
+#[derive(Clone, Copy, Debug)]
+pub struct Checkouts {
+    /// How long a step may take before the checkout is given up.
+    pub patience: Duration,
+    /// Pause before an undoing that failed is tried again.
+    pub pause: Duration,
+}
+
+impl Default for Checkouts {
+    fn default() -> Self {
+        Self { patience: Duration::from_secs(15 * 60), pause: Duration::from_secs(10) }
+    }
+}
+
+/// What a checkout is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// Check out.
+    Start(Checkout),
+    /// A timer: a step took too long, or an undoing is to be tried again.
+    Late {
+        /// The checkout.
+        saga: SagaId,
+        /// The step.
+        step: Step,
+    },
+    /// The answer to a step, or to its undoing.
+    #[serde(skip)]
+    Answered {
+        /// The step.
+        step: Step,
+        /// It was the undoing.
+        undone: bool,
+        /// How it ended.
+        outcome: perkey::handler::Outcome,
+    },
+}
+
+/// What is bought, by whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkout {
+    /// The checkout's id.
+    pub saga: SagaId,
+    /// The order that it places.
+    pub order: OrderId,
+    /// Who pays.
+    pub account: Account,
+    /// What the expense is booked under.
+    pub category: Category,
+    /// The price; above 0.
+    pub amount: Cents,
+    /// Its currency.
+    pub currency: Currency,
+    /// When.
+    pub at: At,
+    /// A note.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memo: Option<Memo>,
+}
+
+/// What is remembered of a checkout.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saga {
+    /// What is bought, once that was said.
+    pub checkout: Option<Checkout>,
+    /// Where it stands.
+    pub status: Option<Status>,
+    /// How far each step is; those that were never begun are missing.
+    pub steps: BTreeMap<Step, Progress>,
+    /// Why it is given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Memo>,
+}
+
+/// Where a checkout stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Its steps are under way.
+    Running,
+    /// It is given up, and what was done is being undone.
+    Cancelling,
+    /// All of it is done.
+    Completed,
+    /// Nothing of it stands.
+    Cancelled,
+}
+
+/// A row of table `checkouts`.
+#[derive(Serialize)]
+struct CheckoutRow<'a> {
+    id: &'a SagaId,
+    #[serde(rename = "order_id")]
+    order: &'a OrderId,
+    account: &'a Account,
+    amount: Cents,
+    currency: Currency,
+    at: &'a At,
+    status: Status,
+    reason: Option<&'a Memo>,
+}
+
+impl Row for CheckoutRow<'_> {
+    const TABLE: Table = Table {
+        name: "checkouts",
+        columns: &[
+            Column::new("id", ColumnKind::Text),
+            Column::new("order_id", ColumnKind::Text),
+            Column::new("account", ColumnKind::Text),
+            Column::new("amount", ColumnKind::Integer),
+            Column::new("currency", ColumnKind::Text),
+            Column::new("at", ColumnKind::Text),
+            Column::new("status", ColumnKind::Text),
+            Column::nullable("reason", ColumnKind::Text),
+        ],
+        primary_key: &["id"],
+        key_column: Some("id"),
+    };
+}
+
+impl Handler for Checkouts {
+    const SERVICE: &'static str = "checkouts";
+    type Message = Command;
+    type State = Saga;
+
+    fn key(&self, command: &Command) -> Key {
+        match command {
+            Command::Start(checkout) => (&checkout.saga).into(),
+            Command::Late { saga, .. } => saga.into(),
+            // Answers come with the key that asked.
+            Command::Answered { .. } => "".into(),
+        }
+    }
+
+    fn answer(&self, answer: Answer) -> Result<Command, Fault> {
+        let (step, undone) = Step::asked(&answer.name)?;
+        Ok(Command::Answered { step, undone, outcome: answer.outcome })
+    }
+
+    async fn handle(&self, saga: &mut Saga, command: Command, turn: &mut Turn) -> Result<(), Fault> {
+        let before = saga.status;
+        turn.set_saga(turn.key().to_owned().as_str());
+        match command {
+            Command::Start(checkout) => self.start(saga, checkout, turn)?,
+            Command::Late { step, .. } => self.late(saga, step, turn)?,
+            Command::Answered { step, undone, outcome } => self.answered(saga, (step, undone), outcome, turn)?,
+        }
+        saga.settle();
+        if let (Some(checkout), Some(status)) = (&saga.checkout, saga.status)
+            && before != Some(status)
+        {
+            turn.write(&CheckoutRow::of(checkout, status, saga.reason.as_ref()))?;
+            turn.emit(&format!("checkout.{status}"), saga)?;
+        }
+        turn.reply(saga)
+    }
+
+    fn tables(&self) -> Vec<Table> {
+        vec![CheckoutRow::TABLE]
+    }
+}
+
+impl Checkouts {
+    /// Begins. The same checkout again changes nothing.
+    fn start(&self, saga: &mut Saga, checkout: Checkout, turn: &mut Turn) -> Result<(), Fault> {
+        match &saga.checkout {
+            Some(before) if *before == checkout => return Ok(()),
+            Some(_) => return Err(Fault::reject("another checkout has this id")),
+            None => {}
+        }
+        if checkout.amount <= Cents(0) {
+            return Err(Fault::reject(format!("a checkout is above 0, this one is {}", checkout.amount)));
+        }
+        saga.checkout = Some(checkout);
+        saga.status = Some(Status::Running);
+        self.begin(saga, Step::FIRST, turn)
+    }
+
+    fn begin(&self, saga: &mut Saga, step: Step, turn: &mut Turn) -> Result<(), Fault> {
+        let Some(checkout) = &saga.checkout else { return Ok(()) };
+        step.ask(checkout, turn)?;
+        saga.steps.insert(step, Progress::Asked);
+        self.remind(checkout, step, self.patience, turn)
+    }
+
+    fn remind(&self, checkout: &Checkout, step: Step, after: Duration, turn: &mut Turn) -> Result<(), Fault> {
+        let at = turn.now().saturating_add(Millis::try_from(after.as_millis()).unwrap_or(Millis::MAX));
+        turn.schedule(step.as_str(), at, &Command::Late { saga: checkout.saga.clone(), step })
+    }
+
+    fn late(&self, saga: &mut Saga, step: Step, turn: &mut Turn) -> Result<(), Fault> {
+        let Some(checkout) = saga.checkout.clone() else { return Ok(()) };
+        match (saga.status, saga.steps.get(&step)) {
+            // Whether the order is complete is not known, and there may be no way back: its answer is waited for.
+            (Some(Status::Running), Some(Progress::Asked)) if step == Step::Completion => {
+                self.remind(&checkout, step, self.patience, turn)
+            }
+            (Some(Status::Running), Some(Progress::Asked)) => {
+                self.give_up(saga, &format!("step {step} took too long"), turn)
+            }
+            (_, Some(Progress::Undoing)) => step.undo(&checkout, turn),
+            _ => Ok(()),
+        }
+    }
+
+    fn answered(
+        &self,
+        saga: &mut Saga,
+        (step, undone): (Step, bool),
+        outcome: perkey::handler::Outcome,
+        turn: &mut Turn,
+    ) -> Result<(), Fault> {
+        let Some(checkout) = saga.checkout.clone() else { return Ok(()) };
+        if undone {
+            return match outcome {
+                perkey::handler::Outcome::Done(_) => {
+                    saga.steps.insert(step, Progress::Undone);
+                    Ok(())
+                }
+                // It must succeed in the end: money is not to be left where it does not belong.
+                perkey::handler::Outcome::DeadLetter(_) => self.remind(&checkout, step, self.pause, turn),
+            };
+        }
+        turn.cancel(step.as_str())?;
+        let refusal = match outcome {
+            perkey::handler::Outcome::Done(reply) => step.refusal(&reply),
+            perkey::handler::Outcome::DeadLetter(reason) => Some(reason),
+        };
+        match (saga.status, refusal) {
+            (Some(Status::Running), None) => {
+                saga.steps.insert(step, Progress::Done);
+                step.next().map_or(Ok(()), |next| self.begin(saga, next, turn))
+            }
+            (Some(Status::Running), Some(reason)) => {
+                saga.steps.insert(step, Progress::Refused);
+                self.give_up(saga, &format!("step {step}: {reason}"), turn)
+            }
+            (_, None) if saga.steps.get(&step) != Some(&Progress::Undoing) => {
+                saga.steps.insert(step, Progress::Undoing);
+                saga.status = Some(Status::Cancelling);
+                step.undo(&checkout, turn)
+            }
+            (_, Some(_)) if saga.steps.get(&step) == Some(&Progress::Asked) => {
+                saga.steps.insert(step, Progress::Refused);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Undoes what was done, and what may have been.
+    fn give_up(&self, saga: &mut Saga, reason: &str, turn: &mut Turn) -> Result<(), Fault> {
+        saga.status = Some(Status::Cancelling);
+        saga.reason = Memo::try_from(reason.replace('\0', " ")).ok();
+        let Some(checkout) = &saga.checkout else { return Ok(()) };
+        for (step, progress) in saga.steps.iter_mut().rev() {
+            if step.is_to_be_undone(*progress) {
+                *progress = Progress::Undoing;
+                step.undo(checkout, turn)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Saga {
+    /// It ends when its last step is done, or when nothing is left to be undone.
+    fn settle(&mut self) {
+        match self.status {
+            Some(Status::Running) if self.steps.get(&Step::Completion) == Some(&Progress::Done) => {
+                self.status = Some(Status::Completed);
+            }
+            Some(Status::Cancelling) if self.steps.values().all(|progress| progress.is_settled()) => {
+                self.status = Some(Status::Cancelled);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl<'a> CheckoutRow<'a> {
+    fn of(checkout: &'a Checkout, status: Status, reason: Option<&'a Memo>) -> Self {
+        let Checkout { saga: id, order, account, amount, currency, at, .. } = checkout;
+        Self { id, order, account, amount: *amount, currency: *currency, at, status, reason }
+    }
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Cancelling => "cancelling",
+            Self::Completed => "completed",
+            Self::Cancelled => "cancelled",
+        })
+    }
+}
+
+/// The word in a field of a reply.
+fn word<'a>(reply: &'a Value, field: &str) -> &'a str {
+    reply.get(field).and_then(Value::as_str).unwrap_or_default()
+}

@@ -1,0 +1,156 @@
+//! The steps of a checkout: what each asks, how it is undone, what its answer means.
+//! In: a checkout. Out: commands on a turn.
+
+use perkey::{Fault, Turn};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Checkout, word};
+use crate::expenses::{self, Expense, Expenses};
+use crate::money::Cents;
+use crate::orders::{self, Orders, Placement};
+use crate::payments::{self, Charge, Payments};
+use crate::posting::{Memo, Posting};
+use crate::transactions::Transactions;
+
+/// A step, in the order in which they are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// The order is placed.
+    Order,
+    /// The money is taken.
+    Payment,
+    /// The expense is recorded.
+    Expense,
+    /// The transaction is posted.
+    Transaction,
+    /// The order is completed.
+    Completion,
+}
+
+/// How far a step is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Progress {
+    /// Its answer is waited for.
+    Asked,
+    /// It took effect.
+    Done,
+    /// It had no effect.
+    Refused,
+    /// It is being undone.
+    Undoing,
+    /// It was undone.
+    Undone,
+}
+
+impl Progress {
+    /// Whether nothing of it stands or may come.
+    pub(super) fn is_settled(self) -> bool {
+        matches!(self, Self::Refused | Self::Undone)
+    }
+}
+
+/// Before the name of a question about an undoing.
+const UNDO: &str = "undo-";
+
+impl Step {
+    /// The first.
+    pub(super) const FIRST: Self = Self::Order;
+
+    const ALL: [Self; 5] = [Self::Order, Self::Payment, Self::Expense, Self::Transaction, Self::Completion];
+
+    /// Its name: of its question and its timer.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Order => "order",
+            Self::Payment => "payment",
+            Self::Expense => "expense",
+            Self::Transaction => "transaction",
+            Self::Completion => "completion",
+        }
+    }
+
+    /// The step that was asked about under a name, and whether about its undoing.
+    pub(super) fn asked(name: &str) -> Result<(Self, bool), Fault> {
+        let (word, undone) = name.strip_prefix(UNDO).map_or((name, false), |word| (word, true));
+        let step = Self::ALL.into_iter().find(|step| step.as_str() == word);
+        step.map(|step| (step, undone)).ok_or_else(|| Fault::reject(format!("no step of a checkout is named {name:?}")))
+    }
+
+    /// The step behind it.
+    pub(super) fn next(self) -> Option<Self> {
+        Self::ALL.into_iter().find(|step| *step > self)
+    }
+
+    /// Sends its command.
+    pub(super) fn ask(self, checkout: &Checkout, turn: &mut Turn) -> Result<(), Fault> {
+        let Checkout { order, account, amount, currency, at, memo, .. } = checkout.clone();
+        let name = self.as_str();
+        match self {
+            Self::Order => {
+                let placement = Placement { order, account, amount, currency, at, memo };
+                turn.ask::<Orders>(name, &checkout.order, &orders::Command::Place(placement))
+            }
+            Self::Payment => {
+                let charge = Charge { order, account, amount, currency };
+                turn.ask::<Payments>(name, &checkout.order, &payments::Command::Charge(charge))
+            }
+            Self::Expense => turn.ask::<Expenses>(name, &account, &record(checkout, amount)),
+            Self::Transaction => turn.ask::<Transactions>(name, &account, &post(checkout, Cents(-amount.0))),
+            Self::Completion => turn.ask::<Orders>(name, &checkout.order, &orders::Command::Complete { order }),
+        }
+    }
+
+    /// Sends the command that undoes it.
+    pub(super) fn undo(self, checkout: &Checkout, turn: &mut Turn) -> Result<(), Fault> {
+        let Checkout { order, account, amount, .. } = checkout.clone();
+        let name = format!("{UNDO}{}", self.as_str());
+        let reason = Memo::try_from("the checkout was given up".to_owned()).ok();
+        match self {
+            Self::Order | Self::Completion => {
+                turn.ask::<Orders>(&name, &checkout.order, &orders::Command::Cancel { order, reason })
+            }
+            Self::Payment => turn.ask::<Payments>(&name, &checkout.order, &payments::Command::Refund { order, reason }),
+            Self::Expense => turn.ask::<Expenses>(&name, &account, &record(checkout, Cents(-amount.0))),
+            Self::Transaction => turn.ask::<Transactions>(&name, &account, &post(checkout, amount)),
+        }
+    }
+
+    /// Whether it is to be undone when the checkout is given up. What may come late leaves a trace of its undoing where an
+    /// order or a payment is concerned; of the others only what stands is undone.
+    pub(super) fn is_to_be_undone(self, progress: Progress) -> bool {
+        match (self, progress) {
+            (Self::Completion, _) | (_, Progress::Undoing | Progress::Undone) => false,
+            // A payment that was given up here may have reached the provider.
+            (Self::Payment, _) => true,
+            (Self::Order, Progress::Asked | Progress::Done) => true,
+            (Self::Order, Progress::Refused) => false,
+            (Self::Expense | Self::Transaction, progress) => progress == Progress::Done,
+        }
+    }
+
+    /// Why a step that was answered did not do what it was to do, if it did not.
+    pub(super) fn refusal(self, reply: &Value) -> Option<String> {
+        let status = word(reply, "status");
+        (self == Self::Payment && status != "charged")
+            .then(|| format!("the payment is {status} ({})", word(reply, "reason")))
+    }
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+fn record(checkout: &Checkout, amount: Cents) -> expenses::Command {
+    let Checkout { account, category, currency, at, memo, .. } = checkout.clone();
+    expenses::Command::Record(Expense { account, category, amount, currency, at, memo })
+}
+
+fn post(checkout: &Checkout, amount: Cents) -> Posting {
+    let Checkout { account, currency, at, memo, .. } = checkout.clone();
+    Posting { id: None, account, amount, currency, at, memo }
+}

@@ -1,0 +1,225 @@
+//! `payments`: money that is taken for orders and given back, through a payment provider.
+//! In: commands, by order id. Out: a row of table `payments`, an event for each change, and the payment as it is now.
+//!
+//! The provider is told before the commit, so a crash tells it again: with the same token, which it knows by then. A
+//! refund that comes first is remembered here and there, and a charge that comes late finds it.
+
+mod provider;
+
+use perkey::{Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
+use serde::{Deserialize, Serialize};
+
+use crate::money::{Cents, Currency};
+use crate::names::{Account, OrderId};
+use crate::posting::Memo;
+pub use provider::{PROVIDER, Provider, ProviderError};
+
+/// Keeps the payment of each order.
+#[derive(Clone, Debug)]
+pub struct Payments {
+    /// Who moves the money.
+    pub provider: Provider,
+}
+
+/// What the payment of an order is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// Take the money.
+    Charge(Charge),
+    /// Give it back. A refund that comes first is remembered: nothing is charged for the order any more.
+    Refund {
+        /// The order.
+        order: OrderId,
+        /// Why.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<Memo>,
+    },
+}
+
+/// What is to be paid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Charge {
+    /// The order.
+    pub order: OrderId,
+    /// Who pays.
+    pub account: Account,
+    /// How much; above 0.
+    pub amount: Cents,
+    /// The currency.
+    pub currency: Currency,
+}
+
+/// What is remembered of an order's payment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payment {
+    /// What was to be paid, once that was said.
+    pub charge: Option<Charge>,
+    /// What became of it.
+    pub status: Option<Status>,
+    /// The provider's id of it, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// Why it was declined, or given back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Memo>,
+}
+
+/// What became of a payment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// The money was taken.
+    Charged,
+    /// The provider said no.
+    Declined,
+    /// The money was given back.
+    Refunded,
+    /// It was refunded before anything was charged: nothing ever will be.
+    Void,
+}
+
+/// Why a payment does not do what it is told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PaymentError {
+    /// Another charge of this order came first.
+    #[error("another charge of this order came first; an order is paid once")]
+    Another,
+    /// Nothing, or less than nothing.
+    #[error("a charge is above 0, this one is {0}")]
+    Amount(Cents),
+}
+
+/// A row of table `payments`.
+#[derive(Serialize)]
+struct PaymentRow<'a> {
+    #[serde(rename = "order_id")]
+    order: &'a str,
+    account: Option<&'a Account>,
+    amount: Option<Cents>,
+    currency: Option<Currency>,
+    status: Status,
+    reference: Option<&'a str>,
+    reason: Option<&'a Memo>,
+}
+
+impl Row for PaymentRow<'_> {
+    const TABLE: Table = Table {
+        name: "payments",
+        columns: &[
+            Column::new("order_id", ColumnKind::Text),
+            Column::nullable("account", ColumnKind::Text),
+            Column::nullable("amount", ColumnKind::Integer),
+            Column::nullable("currency", ColumnKind::Text),
+            Column::new("status", ColumnKind::Text),
+            Column::nullable("reference", ColumnKind::Text),
+            Column::nullable("reason", ColumnKind::Text),
+        ],
+        primary_key: &["order_id"],
+        key_column: Some("order_id"),
+    };
+}
+
+impl Handler for Payments {
+    const SERVICE: &'static str = "payments";
+    const NEEDS: &'static [&'static str] = &[PROVIDER];
+    type Message = Command;
+    type State = Payment;
+
+    fn key(&self, command: &Command) -> Key {
+        match command {
+            Command::Charge(charge) => &charge.order,
+            Command::Refund { order, .. } => order,
+        }
+        .into()
+    }
+
+    async fn handle(&self, payment: &mut Payment, command: Command, turn: &mut Turn) -> Result<(), Fault> {
+        let before = payment.status;
+        match command {
+            Command::Charge(charge) => self.charge(payment, charge, turn).await?,
+            Command::Refund { order, reason } => self.refund(payment, order, reason, turn).await?,
+        }
+        if let Some(status) = payment.status.filter(|status| before != Some(*status)) {
+            let order = turn.key().to_owned();
+            turn.write(&payment.row(&order, status))?;
+            turn.emit(&format!("payment.{status}"), payment)?;
+        }
+        turn.reply(payment)
+    }
+
+    fn tables(&self) -> Vec<Table> {
+        vec![PaymentRow::TABLE]
+    }
+}
+
+impl Payments {
+    /// Takes the money, unless it was refunded before. The same charge again changes nothing.
+    async fn charge(&self, payment: &mut Payment, charge: Charge, turn: &Turn) -> Result<(), Fault> {
+        if charge.amount <= Cents(0) {
+            return Err(Fault::reject(PaymentError::Amount(charge.amount)));
+        }
+        match (&payment.charge, payment.status) {
+            (_, Some(Status::Void)) => return Ok(()),
+            (Some(before), _) if *before == charge => return Ok(()),
+            (Some(_), _) => return Err(Fault::reject(PaymentError::Another)),
+            (None, _) => {}
+        }
+        match self.provider.charge(turn.token("charge"), &charge).await.map_err(ProviderError::fault)? {
+            Ok(reference) => (payment.status, payment.reference) = (Some(Status::Charged), Some(reference)),
+            Err(reason) => {
+                payment.status = Some(Status::Declined);
+                payment.reason = Memo::try_from(reason).ok();
+            }
+        }
+        payment.charge = Some(charge);
+        Ok(())
+    }
+
+    /// Gives the money back. The provider is asked also where nothing is known of a charge: one that was given up here
+    /// may have reached it.
+    async fn refund(
+        &self,
+        payment: &mut Payment,
+        order: OrderId,
+        reason: Option<Memo>,
+        turn: &Turn,
+    ) -> Result<(), Fault> {
+        let status = match payment.status {
+            Some(Status::Declined | Status::Refunded | Status::Void) => return Ok(()),
+            Some(Status::Charged) => Status::Refunded,
+            None => Status::Void,
+        };
+        self.provider.refund(turn.token("refund"), &order).await.map_err(ProviderError::fault)?;
+        payment.status = Some(status);
+        payment.reason = reason;
+        Ok(())
+    }
+}
+
+impl Payment {
+    fn row<'a>(&'a self, order: &'a str, status: Status) -> PaymentRow<'a> {
+        let charge = self.charge.as_ref();
+        PaymentRow {
+            order,
+            account: charge.map(|charge| &charge.account),
+            amount: charge.map(|charge| charge.amount),
+            currency: charge.map(|charge| charge.currency),
+            status,
+            reference: self.reference.as_deref(),
+            reason: self.reason.as_ref(),
+        }
+    }
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Charged => "charged",
+            Self::Declined => "declined",
+            Self::Refunded => "refunded",
+            Self::Void => "void",
+        })
+    }
+}
