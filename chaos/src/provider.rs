@@ -102,6 +102,7 @@ enum Fate {
 
 impl Provider {
     /// Starts one at `listen`.
+    #[expect(clippy::disallowed_methods, reason = "it is a server of its own, and ends when it is dropped")]
     pub async fn start(listen: SocketAddr, faults: Faults, seed: u64) -> Result<Self, ChaosError> {
         let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;

@@ -4,6 +4,7 @@
 //! Handles are resolved once, when a service is bound or a shard is taken; recording is then an atomic addition.
 //! Labels come from closed sets. No key, id or payload is ever one.
 
+mod dependency;
 mod families;
 mod words;
 
@@ -19,6 +20,7 @@ use prometheus_client::registry::Registry;
 
 use crate::message::ShardNo;
 use crate::store::Outcome;
+pub use dependency::DependencyMetrics;
 use families::{Catalogue, Families, Labels};
 pub use words::{Alarm, Child, CommitWord, DedupSource, RestartReason, TakeReason, WorkerAlarm};
 
@@ -108,15 +110,6 @@ impl Metrics {
             epoch: shard.epoch.get_or_create_owned(&labels),
             commit_no: shard.commit_no.get_or_create_owned(&labels),
             alarms: alarms.map(|labels| self.families.alarms.get_or_create_owned(&labels)).collect(),
-        }
-    }
-
-    /// The handles of something that handlers need, by the name that they give it.
-    pub fn dependency(&self, name: &'static str) -> DependencyMetrics {
-        let labels = one("dependency", name);
-        DependencyMetrics {
-            open: self.families.dependency_open.get_or_create_owned(&labels),
-            unavailable: self.families.unavailable.get_or_create_owned(&labels),
         }
     }
 
@@ -246,25 +239,6 @@ impl ServiceMetrics {
         if turns > 0 {
             self.turn_seconds.observe(elapsed.as_secs_f64() / turns as f64);
         }
-    }
-}
-
-/// What is recorded for one dependency.
-#[derive(Clone, Debug)]
-pub struct DependencyMetrics {
-    open: Gauge,
-    unavailable: Counter,
-}
-
-impl DependencyMetrics {
-    /// Whether its circuit breaker is open.
-    pub fn set_open(&self, open: bool) {
-        self.open.set(open.into());
-    }
-
-    /// A turn found it unavailable.
-    pub fn add_unavailable(&self) {
-        self.unavailable.inc();
     }
 }
 

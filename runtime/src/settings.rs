@@ -182,6 +182,10 @@ section! {
         max_per_shard: u64 = 100_000,
         /// Rows of a key read back at once.
         page: usize = 64,
+        /// Time after which a message whose turn still runs, or cannot start yet, gets its row: it holds its source's
+        /// position no longer.
+        #[serde(with = "humantime_serde")]
+        spill_after: Duration = Duration::from_secs(2),
     }
 }
 

@@ -13,6 +13,7 @@ pub mod postgres;
 pub mod query;
 pub mod reshard;
 pub mod sqlite;
+mod timer;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -24,13 +25,14 @@ use futures_util::future::BoxFuture;
 
 use crate::clock::Millis;
 use crate::handler::Table;
-use crate::message::{Message, ShardNo, TakenId};
+use crate::message::{ShardNo, TakenId};
 use crate::transport::Positions;
 pub use commit::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
-    SentMessage, StateWrite, TimerWrite,
+    SentMessage, StateWrite,
 };
 pub use open::{Opened, is_running, is_shared, open};
+pub use timer::{DueTimers, Timer, TimerWrite};
 
 /// What a process may do with the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,30 +140,6 @@ pub struct Due {
     /// The keys, longest due first.
     pub keys: Vec<ServiceKey>,
     /// When the next one after these is due.
-    pub next: Option<Millis>,
-}
-
-/// A named timer of a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Timer {
-    /// The key.
-    pub of: ServiceKey,
-    /// Its name, unique for the key.
-    pub name: Arc<str>,
-    /// When it fires.
-    pub due_at: Millis,
-    /// The message that it is then.
-    pub message: Message,
-}
-
-/// Timers that may fire now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DueTimers {
-    /// The timers, longest due first.
-    pub timers: Vec<Timer>,
-    /// Whether there are any that are due, those of keys that wait included.
-    pub any: bool,
-    /// When the first of those that are not due yet will be.
     pub next: Option<Millis>,
 }
 

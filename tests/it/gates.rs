@@ -35,7 +35,7 @@ impl Provider {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        perkey::clock::sleep(Duration::from_millis(5)).await;
         self.now.fetch_sub(1, Ordering::SeqCst);
         if self.away.load(Ordering::SeqCst) { Err("it does not answer") } else { Ok(()) }
     }
@@ -103,7 +103,7 @@ async fn what_needs_something_waits_for_it_and_nobody_else_does() {
     append(&*store, settings.ownership.shards, "careless", &calls("c", 200)).await;
     let others = async || counted(&*store, "careless", "c").await.len() == 200;
     until("the others are done", Duration::from_secs(30), others).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    perkey::clock::sleep(Duration::from_secs(1)).await;
     assert!(counted(&*store, "needy", "n").await.is_empty());
     let tried = away.calls.load(Ordering::SeqCst);
     assert!((5..60).contains(&tried), "few calls find it away: {tried}");
@@ -147,4 +147,62 @@ async fn a_service_runs_no_more_turns_at_once_than_its_limit() {
     until("all are done", Duration::from_secs(30), all).await.unwrap();
     assert_eq!(provider.most.load(Ordering::SeqCst), 3);
     engine.drain().await.unwrap();
+}
+
+/// Takes its time where the key says so.
+struct Slow(Arc<AtomicU64>);
+
+impl Handler for Slow {
+    const SERVICE: &'static str = "slow";
+    type Message = Call;
+    type State = u64;
+
+    fn key(&self, call: &Call) -> Key {
+        call.key.as_str().into()
+    }
+
+    async fn handle(&self, turns: &mut u64, call: Call, _: &mut Turn) -> Result<(), Fault> {
+        if call.key == "slow" {
+            perkey::clock::sleep(Duration::from_millis(self.0.load(Ordering::SeqCst))).await;
+        }
+        *turns += 1;
+        Ok(())
+    }
+}
+
+async fn turns(store: &dyn Store, key: &str) -> u64 {
+    let shard = perkey::message::shard_of(key, Settings::default().ownership.shards);
+    let asked = vec![ServiceKey { service: "slow".into(), key: key.into() }];
+    let row = store.load(shard, asked).await.unwrap().remove(0);
+    row.state.map_or(0, |(_, json)| serde_json::from_slice(&json).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_that_takes_long_holds_no_position_and_counts_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = Settings::default();
+    settings.pending.spill_after = Duration::from_millis(100);
+    settings.drain.exit = Duration::from_millis(200);
+    let store = open(&dir.path().join("s.db")).await;
+    let time = Arc::new(AtomicU64::new(60_000));
+    let handlers = || Handlers::new().with(Slow(time.clone()));
+    let engine = start(&settings, store.clone(), handlers()).await;
+    let messages: Vec<_> =
+        ["slow", "slow", "quick", "quick"].iter().zip(0..).map(|(key, n)| call(&format!("m-{n}"), key)).collect();
+    append(&*store, settings.ownership.shards, "slow", &messages).await;
+    let rows = async || store.queries().shards().await.unwrap();
+    let passed = async || {
+        let rows = rows().await;
+        rows.iter().all(|row| row.unread == 0) && rows.iter().map(|row| row.pending).sum::<u64>() == 2
+    };
+    until("the slow key's messages get their rows", Duration::from_secs(20), passed).await.unwrap();
+    assert_eq!((turns(&*store, "slow").await, turns(&*store, "quick").await), (0, 2));
+    // It is not waited for, and runs again at the next owner: its row says so.
+    engine.drain().await.unwrap();
+    time.store(300, Ordering::SeqCst);
+    let engine = start(&settings, store.clone(), handlers()).await;
+    let done = async || turns(&*store, "slow").await == 2 && rows().await.iter().all(|row| row.pending == 0);
+    until("the slow key is done", Duration::from_secs(20), done).await.unwrap();
+    engine.drain().await.unwrap();
+    assert_eq!((turns(&*store, "slow").await, turns(&*store, "quick").await), (2, 2));
 }

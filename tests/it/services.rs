@@ -53,3 +53,43 @@ async fn orders_and_expenses_become_rows_and_what_is_refused_is_a_dead_letter() 
     let budgets = rows(&cli, "SELECT json_array(account, category, monthly_limit) FROM budgets").await;
     assert_eq!(budgets, [json!(["a", "food", 1_000])]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_timers_and_states_are_shown_and_a_dead_letter_is_edited() {
+    let cli = Cli::new().await;
+    cli.file("orders.ndjson", ORDERS.trim_start());
+    cli.json(&["import", "--service", "orders", "orders.ndjson"]).await.ends(0);
+    let order = cli.json(&["state:get", "--service", "orders", "--key", "o-1"]).await.ends(0);
+    assert_eq!((&order["state"]["status"], &order["pending"]), (&json!("completed"), &json!(0)), "{order}");
+    cli.json(&["state", "get", "--service", "orders", "--key", "nobody's"]).await.ends(3);
+    cli.json(&["state:get", "--service", "nobody", "--key", "x"]).await.ends(64);
+    // The order that was placed twice, with the price that the first one had: it changes nothing.
+    let edited = r#"{"command":"place","order":"o-2","account":"b","amount":500,"currency":"EUR","at":"2026-01-31","memo":"tea"}"#;
+    cli.file("edited.json", edited);
+    cli.file("other.json", edited.replace("o-2", "o-9"));
+    cli.file("bad.json", "{}");
+    for (file, id) in [("other.json", "3"), ("bad.json", "3"), ("edited.json", "nobody's")] {
+        cli.json(&["dlq:edit", id, "--payload", file]).await.ends(64);
+    }
+    let up = cli.up().await;
+    let asked = cli.json(&["dlq:edit", "3", "--payload", "edited.json", "--reason", "typo"]).await.ends(0);
+    assert_eq!((&asked["affected"], &asked["done"]), (&json!(1), &json!(true)), "{asked}");
+    let letters = cli.json(&["dlq:peek", "--service", "orders"]).await.ends(0);
+    assert_eq!((&letters[0]["id"], letters.as_array().map(Vec::len)), (&json!("5"), Some(1)), "{letters}");
+    let story = cli.json(&["explain", "3"]).await.ends(0);
+    assert!(story.to_string().contains("edited"), "{story}");
+    cli.json(&["schedule:list"]).await.ends(3);
+    cli.json(&["keys:top"]).await.ends(3);
+    // A checkout without a provider waits, with a timer.
+    let start = r#"{"id":"c","command":"start","saga":"s-1","order":"o-7","account":"a","category":"shop","amount":"5","currency":"EUR","at":"2026-01-31"}"#;
+    cli.file("checkouts.ndjson", start);
+    cli.json(&["import", "--service", "checkouts", "checkouts.ndjson"]).await.ends(0);
+    let waits = async || {
+        let top = cli.json(&["keys:top"]).await;
+        top.code == Some(0) && top.json()[0]["service"] == "payments"
+    };
+    perkey_chaos::process::until("the payment waits", std::time::Duration::from_secs(30), waits).await.unwrap();
+    let timers = cli.json(&["schedule:list", "--service", "checkouts"]).await.ends(0);
+    assert_eq!((&timers[0]["key"], &timers[0]["name"]), (&json!("s-1"), &json!("payment")), "{timers}");
+    drop(up);
+}

@@ -116,11 +116,11 @@ async fn timers_ring_once_across_restarts_and_never_when_cancelled() {
     engine.idle().await;
     engine.drain().await.unwrap();
     // What was due while nobody ran it rings when somebody does.
-    tokio::time::sleep(Duration::from_millis(1_600)).await;
+    perkey::clock::sleep(Duration::from_millis(1_600)).await;
     let engine = start(&settings, store.clone(), handlers()).await;
     let rest = async || rung(&*store, "a").await.len() + rung(&*store, "b").await.len() >= 4;
     perkey_chaos::process::until("the others ring", Duration::from_secs(20), rest).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    perkey::clock::sleep(Duration::from_millis(300)).await;
     engine.idle().await;
     engine.drain().await.unwrap();
     let names = |rung: Vec<(String, i64)>| {

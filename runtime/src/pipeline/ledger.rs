@@ -302,6 +302,7 @@ impl Ledger {
         self.waiting.now = now;
         self.fetch_due(now);
         self.fetch_timers(now);
+        self.spill(now);
         self.passivate_idle(now);
         self.tick_outbox(now);
         for source in 0..self.sources.len() {

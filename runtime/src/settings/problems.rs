@@ -34,6 +34,7 @@ impl Settings {
             self.dedup.max_ids >= self.ingress.credits + self.ingress.ahead_max,
             "dedup.max_ids must be at least ingress.credits + ingress.ahead_max: ids above a source's position never age out",
         );
+        check(!self.pending.spill_after.is_zero(), "pending.spill_after must be above 0");
         check(self.pending.page >= 1, "pending.page must be at least 1");
         check(self.pending.max_per_key >= 1, "pending.max_per_key must be at least 1");
         check(

@@ -1,13 +1,12 @@
 //! What one commit carries, and how it may end. Plain values.
 //! In: what the ledger decided. Out: what a store writes, all of it or nothing.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Counters, Epoch, SourcePositions, StoreError, Watermarks};
+use super::{Counters, Epoch, SourcePositions, StoreError, TimerWrite, Watermarks};
 use crate::clock::Millis;
 use crate::handler::RowWrite;
 use crate::message::{Message, ShardNo, TakenId};
@@ -147,29 +146,6 @@ pub struct SentMessage {
     pub message: Message,
 }
 
-/// A named timer of a key, set or removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TimerWrite {
-    /// The service's name.
-    pub service: Arc<str>,
-    /// The key.
-    pub key: Arc<str>,
-    /// The timer's name.
-    pub name: Arc<str>,
-    /// When it fires, and the message that it is then; `None` removes it, if it is there.
-    pub set: Option<(Millis, Message)>,
-}
-
-impl TimerWrite {
-    /// What the last write says of each timer.
-    pub(crate) fn newest<'a>(parts: impl IntoIterator<Item = &'a Part>) -> Vec<&'a Self> {
-        let writes = parts.into_iter().flat_map(|part| &part.timers);
-        let newest: BTreeMap<_, _> =
-            writes.map(|write| ((&*write.service, &*write.key, &*write.name), write)).collect();
-        newest.into_values().collect()
-    }
-}
-
 /// A row for the embedded log of another (or the same) shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogRow {
@@ -191,6 +167,8 @@ pub enum PendingKind {
     Follower,
     /// A dead letter that an operator replayed.
     Replay,
+    /// A message whose turn takes long, or waits for what it needs; its owner has it in memory.
+    Spilled,
 }
 
 impl PendingKind {
@@ -200,6 +178,7 @@ impl PendingKind {
             Self::Retry => "retry",
             Self::Follower => "follower",
             Self::Replay => "replay",
+            Self::Spilled => "spilled",
         }
     }
 }
@@ -208,7 +187,7 @@ impl std::str::FromStr for PendingKind {
     type Err = StoreError;
 
     fn from_str(word: &str) -> Result<Self, StoreError> {
-        [Self::Retry, Self::Follower, Self::Replay]
+        [Self::Retry, Self::Follower, Self::Replay, Self::Spilled]
             .into_iter()
             .find(|kind| kind.as_str() == word)
             .ok_or_else(|| StoreError::Corrupt(format!("unknown kind of pending row {word:?}")))

@@ -96,7 +96,7 @@ struct Inner {
     states: BTreeMap<(Arc<str>, Arc<str>), (u32, Bytes)>,
     pending: BTreeMap<(ShardNo, u64), PendingRow>,
     dead: BTreeMap<(ShardNo, u64), DeadLetter>,
-    timers: BTreeMap<(Arc<str>, Arc<str>, Arc<str>), (ShardNo, Timer)>,
+    timers: BTreeMap<(ServiceKey, Arc<str>), (ShardNo, Timer)>,
     history: Vec<(ShardNo, HistoryRow)>,
     log: BTreeMap<(ShardNo, Arc<str>, u64), (u32, Bytes)>,
     lanes: BTreeMap<&'static str, u64>,
@@ -255,7 +255,7 @@ impl MemoryStore {
         self.inner().pending.clone()
     }
 
-    /// All timers, by service, key and name.
+    /// All timers, by key and name.
     pub fn timers(&self) -> Vec<Timer> {
         self.inner().timers.values().map(|(_, timer)| timer.clone()).collect()
     }

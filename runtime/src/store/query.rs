@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::{
-    Counters, DeadLetter, Epoch, Event, HistoryRow, LogRow, PendingRow, SourcePositions, StoreError, StoreFuture,
-    Timer, Watermarks,
+    Counters, DeadLetter, Epoch, Event, HistoryRow, LogRow, PendingRow, ServiceKey, SourcePositions, StoreError,
+    StoreFuture, Timer, Watermarks,
 };
 use crate::clock::Millis;
 use crate::message::ShardNo;
@@ -52,8 +52,26 @@ pub enum Action {
     Replay,
     /// Dead letters are removed.
     Discard,
+    /// A dead letter is replaced by a message with this payload and id; its header `replaces` names the one before.
+    Edit {
+        /// The payload.
+        payload: String,
+        /// The new message's id.
+        id: String,
+    },
     /// A sink, by its name, that is no longer configured is given up: its watermark goes.
     Retire(String),
+}
+
+/// A key that messages wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingKey {
+    /// The key.
+    pub of: ServiceKey,
+    /// How many wait.
+    pub pending: u64,
+    /// When the first of them was taken.
+    pub oldest_at: Millis,
 }
 
 /// A command to be recorded: also the audit.
@@ -224,6 +242,8 @@ pub trait Queries: Send + Sync {
     fn explain(&self, text: String) -> StoreFuture<'_, Story>;
     /// Timers, first due first, at most `limit`; of one service or one key where they are named.
     fn scheduled(&self, service: Option<String>, key: Option<String>, limit: usize) -> StoreFuture<'_, Vec<Timer>>;
+    /// Keys that most messages wait for, at most `limit`.
+    fn waiting_keys(&self, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>>;
     /// Events of a shard with a number above `after`, in order, at most `limit` commits' worth.
     fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>>;
     /// Messages of the `import` lane that are not read yet.

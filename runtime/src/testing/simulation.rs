@@ -286,6 +286,7 @@ fn small(dice: &mut Dice) -> Settings {
     settings.pending.max_per_key = draw(2, 12);
     settings.pending.max_per_shard = settings.pending.max_per_key + draw(0, 30);
     settings.pending.page = size(draw(1, 5));
+    settings.pending.spill_after = Duration::from_millis(draw(30, 150));
     settings.outbox.window = size(draw(2, 12));
     settings.outbox.max_pending = draw(20, 200);
     settings.retry.base = Duration::from_millis(draw(1, 30));

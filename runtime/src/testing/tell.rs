@@ -132,7 +132,9 @@ impl World {
                 alone: false,
                 done: part == parts,
             };
-            self.told(id, Lane::Actor(actor, false), 800, Told::Ran(actor, generation, report));
+            // Some turns take so long that their messages are spilled.
+            let most = if self.dice.below(60) == 0 { 400_000 } else { 800 };
+            self.told(id, Lane::Actor(actor, false), most, Told::Ran(actor, generation, report));
         }
         if worked.dies {
             self.told(id, Lane::Actor(actor, false), 200, Told::ActorDied(actor, "its handler panicked".to_owned()));

@@ -13,7 +13,7 @@ use super::transports::Topic;
 use crate::AfterDeadLetter;
 use crate::clock::Millis;
 use crate::message::{Message, ShardNo, TakenId};
-use crate::store::{Commit, Epoch, Part};
+use crate::store::{Commit, Epoch, Part, PendingKind};
 use crate::transport::{Position, Positions, embedded};
 
 pub use self::seen::Seen;
@@ -256,6 +256,7 @@ impl Witness {
         }
         for row in &part.pending {
             ends.insert(row.id);
+            self.stats.spilled += u64::from(row.kind == PendingKind::Spilled);
             if self.waiting.insert((shard, row.seq), row.id).is_some_and(|other| other != row.id) {
                 return Err(format!("the row {} of {} is written over", row.seq, self.name(&row.id)));
             }

@@ -4,7 +4,9 @@
 pub mod args;
 pub mod config;
 pub mod dlq;
+pub mod edit;
 pub mod explain;
+pub mod keys;
 pub mod leases;
 pub mod outbox;
 pub mod output;
@@ -24,7 +26,7 @@ use perkey::store::reshard::ReshardError;
 use perkey::store::{self, Access, Opened, StoreError};
 use perkey::telemetry;
 
-use self::args::{Cli, Command, DlqCommand, Global, OutboxCommand};
+use self::args::{Cli, Command, DlqCommand, Global, KeysCommand, OutboxCommand, ScheduleCommand, StateCommand};
 use self::output::{Out, complain};
 use crate::defaults;
 use crate::operator::import;
@@ -154,6 +156,10 @@ async fn execute(cli: Cli) -> Ended {
         Command::Dlq(DlqCommand::Peek(asked)) => dlq::peek(settings, &asked, out).await,
         Command::Dlq(DlqCommand::Replay(asked)) => dlq::replay(settings, &asked, out).await,
         Command::Dlq(DlqCommand::Discard(asked)) => dlq::discard(settings, &asked, out).await,
+        Command::Dlq(DlqCommand::Edit(asked)) => edit::edit(settings, &asked, out).await,
+        Command::State(StateCommand::Get(asked)) => keys::get(settings, &asked, out).await,
+        Command::Schedule(ScheduleCommand::List(asked)) => keys::schedule(settings, &asked, out).await,
+        Command::Keys(KeysCommand::Top(asked)) => keys::top(settings, &asked, out).await,
         Command::Outbox(OutboxCommand::Stats) => outbox::stats(settings, out).await,
         Command::Outbox(OutboxCommand::Retire(asked)) => outbox::retire(settings, &asked, out).await,
         Command::Explain { id_or_key } => explain::explain(settings, id_or_key, out).await,

@@ -96,6 +96,7 @@ impl Ledger {
         }
         if slot.permit == Permit::None {
             slot.permit = Permit::Asked;
+            slot.busy_since = self.waiting.now;
             self.asked.entry(slot.service).or_default().push_back((ix, slot.token));
             self.out.push(Action::AskPermit(slot.service, slot.unavailable.is_some()));
         }

@@ -4,11 +4,14 @@
 use super::slot::{From, SlotIx};
 use super::{Action, Ledger};
 use crate::clock::Millis;
+use crate::message::{Draft, Message, TakenId};
 use crate::store::query::{Action as Wanted, OpenCommand};
 use crate::store::{CommandResult, DeadLetter, DeadPlace, HistoryRow, Part, PendingKind, PendingRow};
 
 /// Dead letters looked up at once.
 const FIND_MAX: usize = 500;
+/// Header of a message that replaced a dead letter: the id of that.
+const REPLACES: &str = "replaces";
 
 /// One dead letter that an operator acts on.
 #[derive(Clone, Debug)]
@@ -41,7 +44,7 @@ impl Ledger {
                 let affected = u64::from(self.retire(sink));
                 merge(&mut self.batches.loose().part, CommandResult { command: command.id, affected, done: true });
             }
-            Wanted::Replay | Wanted::Discard => {
+            Wanted::Replay | Wanted::Discard | Wanted::Edit { .. } => {
                 self.out.push(Action::FindDead(command.id, command.filter.clone(), None, FIND_MAX));
             }
         }
@@ -60,6 +63,7 @@ impl Ledger {
             let operation = Operation { command: id, action: action.clone(), who: who.clone(), letter };
             match (service, &operation.action) {
                 (_, Wanted::Retire(_)) => {}
+                (_, Wanted::Edit { .. }) if operation.letter.id.is_outgoing() => {}
                 (_, Wanted::Replay) if operation.letter.id.is_outgoing() => {
                     self.publish_again(&operation.letter);
                     self.without_slot(&operation, "replayed", now);
@@ -77,7 +81,7 @@ impl Ledger {
                     outstanding += 1;
                 }
                 // Of no service, or without a key: there is nowhere to replay it to.
-                (_, Wanted::Replay) => {}
+                (_, Wanted::Replay | Wanted::Edit { .. }) => {}
                 (_, Wanted::Discard) => {
                     self.inbox.unpin(operation.letter.id);
                     self.without_slot(&operation, "discarded", now);
@@ -116,10 +120,21 @@ impl Ledger {
         for operation in std::mem::take(&mut self.slots[ix].operations) {
             let letter = &operation.letter;
             let releases = self.slots[ix].held && letter.holds_key;
-            let what = match operation.action {
+            let what = match &operation.action {
                 Wanted::Replay => {
                     self.replay(ix, letter, releases, now);
                     "replayed"
+                }
+                Wanted::Edit { payload, id } => {
+                    let Some(message) = replacement(&letter.message, payload, id) else { continue };
+                    let number = self.policy(self.slots[ix].service).number;
+                    let taken = TakenId::of(&message, number, &self.config.hash_key);
+                    self.inbox.unpin(letter.id);
+                    self.inbox.pin(taken);
+                    self.group(ix).pinned.push(taken);
+                    let edited = DeadLetter { message, id: taken, history: Vec::new(), ..letter.clone() };
+                    self.replay(ix, &edited, releases, now);
+                    "edited"
                 }
                 Wanted::Discard => {
                     self.inbox.unpin(letter.id);
@@ -131,12 +146,12 @@ impl Ledger {
             if releases {
                 let slot = &mut self.slots[ix];
                 slot.held = false;
-                if operation.action == Wanted::Replay {
+                if operation.action != Wanted::Discard {
                     slot.rows.loaded = slot.rows.loaded.min(letter.seq - 1);
                 }
             }
             let group = self.group(ix);
-            if operation.action == Wanted::Discard {
+            if operation.action != Wanted::Replay {
                 group.discarded.push(letter.id);
             }
             let part = &mut group.part;
@@ -207,6 +222,14 @@ impl Ledger {
             self.out.push(Action::FindDead(id, filter, progress.after.clone(), FIND_MAX));
         }
     }
+}
+
+/// The message that takes an edited one's place; nothing where that cannot be one.
+fn replacement(message: &Message, payload: &str, id: &str) -> Option<Message> {
+    let kept = message.headers().filter(|(name, _)| *name != REPLACES);
+    let headers: Vec<_> = kept.chain([(REPLACES, message.id())]).collect();
+    let (key, kind, source, time) = (message.key(), message.kind(), message.source(), message.time());
+    Draft { id, key, kind, source, time, headers: &headers, payload: payload.as_bytes() }.build_unchecked().ok()
 }
 
 fn merge(part: &mut Part, result: CommandResult) {

@@ -9,7 +9,7 @@ use super::settle::Group;
 use super::slot::{From, Newest, SlotIx};
 use crate::clock::Millis;
 use crate::handler::Fault;
-use crate::store::PendingKind;
+use crate::store::{PendingKind, PendingRow};
 
 impl Ledger {
     /// The database refused the data: find out whose.
@@ -53,10 +53,11 @@ impl Ledger {
             return self.stop(&format!("the store refuses a record that belongs to no key: {error}"));
         };
         let alone = group.turns <= 1;
-        // Messages that only followed may be recorded before it.
+        // Messages that only followed may be recorded before it, and it itself while it ran.
         let head = group.first;
-        let recorded = group.part.pending.iter().any(|row| Some(row.id) == head)
-            || group.part.dead.iter().any(|letter| Some(letter.id) == head);
+        let faulted = |row: &PendingRow| row.kind != PendingKind::Spilled && Some(row.id) == head;
+        let recorded =
+            group.part.pending.iter().any(faulted) || group.part.dead.iter().any(|letter| Some(letter.id) == head);
         if alone && recorded {
             return self.stop(&format!("the store refuses the record of a fault: {error}"));
         }
@@ -124,12 +125,10 @@ impl Ledger {
 
     /// Takes a group's effects on ids, rows and counters back.
     fn undo(&mut self, group: &Group) {
+        group.part.dead.iter().for_each(|_| self.uncount("dead_letters"));
         for item in &group.items {
             let pending = group.part.pending.iter().any(|row| row.id == item.id);
             let dead = group.part.dead.iter().any(|letter| letter.id == item.id);
-            if dead {
-                self.uncount("dead_letters");
-            }
             match item.from {
                 From::Live(_) => {
                     self.uncount("taken");
@@ -165,6 +164,7 @@ impl Ledger {
         let replayed = group.part.pending.iter().filter(|row| row.kind == PendingKind::Replay);
         self.waiting.rows = self.waiting.rows.saturating_sub(replayed.count() as u64);
         group.discarded.iter().for_each(|id| self.inbox.pin(*id));
+        group.pinned.iter().for_each(|id| self.inbox.unpin(*id));
         self.command_undone(&group.part);
     }
 

@@ -173,6 +173,7 @@ impl Ledger {
             slot.newest = Newest::Elsewhere;
         }
         slot.running = Some(Running { no, items, stale: false });
+        slot.busy_since = self.waiting.now;
         let service = slot.service;
         self.actors.assign(actor, ix);
         self.out.push(Action::Run(actor, RunOrder { slot: ix, no, service, state, items: orders }));

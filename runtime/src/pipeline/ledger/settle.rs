@@ -33,6 +33,8 @@ pub(crate) struct Group {
     pub(crate) first: Option<TakenId>,
     /// Timers whose turns succeeded.
     pub(crate) fired: usize,
+    /// Ids of messages that it puts in the place of dead letters.
+    pub(crate) pinned: Vec<TakenId>,
     /// Dead letters that it removes for good.
     pub(crate) discarded: Vec<TakenId>,
     /// What it changes beside its part: only what belongs to no key does.
@@ -276,13 +278,19 @@ impl Ledger {
             self.slots[ix].overflow.push_back(item);
             return;
         }
-        self.take(Some(ix), &item, ticket);
+        self.record_live(ix, &item, ticket, PendingKind::Follower);
+    }
+
+    /// A live message is taken and gets a row without a time of its own.
+    pub(super) fn record_live(&mut self, ix: SlotIx, item: &Item, ticket: Ticket, kind: PendingKind) -> u64 {
+        self.take(Some(ix), item, ticket);
         self.group(ix).recorded += 1;
-        let seq = self.add_row(ix, &item);
-        let row = self.row(ix, &item, seq, PendingKind::Follower, None);
+        let seq = self.add_row(ix, item);
+        let row = self.row(ix, item, seq, kind, None);
         let group = self.group(ix);
         group.part.pending.push(row);
-        group.items.push(item);
+        group.items.push(item.clone());
+        seq
     }
 
     /// Everything queued behind a message that waits: rows stay on disk, live ones follow.

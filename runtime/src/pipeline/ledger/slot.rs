@@ -136,6 +136,8 @@ pub(crate) struct Slot {
     /// Live items behind rows that may not grow further: they keep their credits.
     pub(crate) overflow: VecDeque<Item>,
     pub(crate) running: Option<Running>,
+    /// Since when its run is under way, or its permit is waited for.
+    pub(crate) busy_since: Millis,
     /// Its permit to run a turn, where its service needs one.
     pub(crate) permit: Permit,
     /// What its head's last attempt found unavailable, if it did.
@@ -174,6 +176,12 @@ impl Slot {
     /// Whether live messages must be appended to the table instead of being queued.
     pub(crate) fn must_follow(&self) -> bool {
         self.held || self.waits || self.rows.behind()
+    }
+
+    /// Whether sources wait for something of it.
+    pub(crate) fn holds_positions(&self) -> bool {
+        let running = self.running.iter().flat_map(|run| &run.items);
+        running.chain(&self.queue).any(|item| matches!(item.from, From::Live(_)))
     }
 
     /// Whether nothing of it is under way, so that it may be forgotten.

@@ -3,14 +3,17 @@
 
 use hashbrown::HashSet;
 
-use super::slot::{From, Item, Slot, SlotIx};
+use super::settle::millis;
+use super::slot::{From, Item, Permit, Slot, SlotIx};
 use super::{Action, Ledger};
 use crate::clock::Millis;
 use crate::pipeline::bindings::Bindings;
-use crate::store::{Due, PendingRow, ServiceKey};
+use crate::store::{Due, PendingKind, PendingRow, ServiceKey};
 
 /// Pause before the store is asked again while all that is due is already in hand.
 const AGAIN_MS: Millis = 100;
+/// Pause between two looks for turns that take long.
+const SPILL_LOOK_MS: Millis = 500;
 
 /// What the ledger knows of the `pending` table.
 #[derive(Debug, Default)]
@@ -27,6 +30,8 @@ pub(crate) struct Waiting {
     pub(crate) awake: usize,
     /// Keys found due whose service this program does not have.
     pub(crate) foreign: usize,
+    /// When it was last looked for turns that take long.
+    pub(crate) spilled_at: Millis,
     /// Keys found due while they were being loaded.
     pub(crate) woken: HashSet<SlotIx>,
 }
@@ -104,6 +109,46 @@ impl Ledger {
         self.waiting.awake += 1;
         self.to_advance.push_back(ix);
         true
+    }
+
+    /// Messages whose turn takes long, or cannot start yet, get their rows, and those behind them: no source waits for
+    /// them any longer. They stay in memory all the same.
+    pub(super) fn spill(&mut self, now: Millis) {
+        let after = millis(self.config.settings.pending.spill_after);
+        if self.draining || now < self.waiting.spilled_at + after.min(SPILL_LOOK_MS) {
+            return;
+        }
+        self.waiting.spilled_at = now;
+        let slow = |slot: &&Slot| {
+            let busy = slot.running.as_ref().is_some_and(|run| !run.stale) || slot.permit == Permit::Asked;
+            busy && slot.known && now.saturating_sub(slot.busy_since) >= after && slot.holds_positions()
+        };
+        let slow: Vec<SlotIx> =
+            self.slots.iter().filter(slow).filter_map(|slot| self.slots.find(slot.service, &slot.key)).collect();
+        for ix in slow {
+            self.spill_key(ix);
+        }
+    }
+
+    fn spill_key(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        let mut running = slot.running.as_mut().map(|run| std::mem::take(&mut run.items)).unwrap_or_default();
+        let mut queue = std::mem::take(&mut slot.queue);
+        for item in running.iter_mut().chain(&mut queue) {
+            let From::Live(ticket) = item.from else { continue };
+            let bounds = &self.config.settings.pending;
+            if self.slots[ix].rows.count >= bounds.max_per_key || self.waiting.rows >= bounds.max_per_shard {
+                break;
+            }
+            let seq = self.record_live(ix, item, ticket, PendingKind::Spilled);
+            item.from = From::Row(seq);
+            self.slots[ix].rows.loaded = seq;
+        }
+        let slot = &mut self.slots[ix];
+        if let Some(run) = slot.running.as_mut() {
+            run.items = running;
+        }
+        slot.queue = queue;
     }
 
     /// Asks for the next rows of a key.

@@ -121,7 +121,7 @@ impl Inner {
         for write in &part.timers {
             let (of, name) =
                 (ServiceKey { service: write.service.clone(), key: write.key.clone() }, write.name.clone());
-            let place = (write.service.clone(), write.key.clone(), write.name.clone());
+            let place = (of.clone(), name.clone());
             match write.set.clone() {
                 Some((due_at, message)) => self.timers.insert(place, (shard, Timer { of, name, due_at, message })),
                 None => self.timers.remove(&place),

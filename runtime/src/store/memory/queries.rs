@@ -1,7 +1,7 @@
 //! What operators and tools ask of the store in memory.
 //! In: filters, commands, imports. Out: rows, in the order in which a database would give them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures_util::future::ready;
@@ -11,9 +11,9 @@ use super::{HASH_KEY, Inner, MemoryStore, Written};
 use crate::message::{ShardNo, TakenId, digest};
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Queries,
-    ShardRow, Story,
+    ShardRow, Story, WaitingKey,
 };
-use crate::store::{DeadLetter, StoreError, StoreFuture, Timer};
+use crate::store::{DeadLetter, ServiceKey, StoreError, StoreFuture, Timer};
 use crate::transport::{Position, embedded};
 
 /// The lane of the log that imports write.
@@ -62,6 +62,21 @@ impl Queries for MemoryStore {
         timers.sort_by(|a, b| (a.due_at, &a.of, &a.name).cmp(&(b.due_at, &b.of, &b.name)));
         timers.truncate(limit);
         Box::pin(ready(Ok(timers)))
+    }
+
+    fn waiting_keys(&self, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>> {
+        let mut keys: BTreeMap<ServiceKey, WaitingKey> = BTreeMap::new();
+        for row in self.pending().into_values() {
+            let of = ServiceKey { service: row.service, key: row.key };
+            let new = WaitingKey { of: of.clone(), pending: 0, oldest_at: row.taken_at };
+            let known = keys.entry(of).or_insert(new);
+            known.pending += 1;
+            known.oldest_at = known.oldest_at.min(row.taken_at);
+        }
+        let mut keys: Vec<_> = keys.into_values().collect();
+        keys.sort_by_key(|key| (std::cmp::Reverse(key.pending), key.oldest_at));
+        keys.truncate(limit);
+        Box::pin(ready(Ok(keys)))
     }
 
     fn unread_imports(&self) -> StoreFuture<'_, u64> {

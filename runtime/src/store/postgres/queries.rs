@@ -12,9 +12,9 @@ use super::{PgStore, decode, explain};
 use crate::message::ShardNo;
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Queries,
-    ShardRow, Story, readable,
+    ShardRow, Story, WaitingKey, readable,
 };
-use crate::store::{DeadLetter, StoreError, StoreFuture, Timer, layout};
+use crate::store::{DeadLetter, ServiceKey, StoreError, StoreFuture, Timer, layout};
 
 /// Commands that a shard is given at once.
 const COMMANDS_MAX: i64 = 100;
@@ -79,6 +79,19 @@ impl Queries for PgStore {
                 ORDER BY due_at, service, key, name LIMIT $3";
             let args = Args::default().put(service.as_deref().map(stored)).put(key.as_deref().map(stored));
             self.queries.read(sql, args.put(count(limit))).await?.iter().map(decode::timer).collect()
+        })
+    }
+
+    fn waiting_keys(&self, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>> {
+        Box::pin(async move {
+            let sql = "SELECT service, key, count(*), min(taken_at) FROM pending
+                GROUP BY service, key ORDER BY 3 DESC, 4, 1, 2 LIMIT $1";
+            let rows = self.queries.read(sql, Args::default().put(count(limit))).await?;
+            let waiting = rows.iter().map(|row| {
+                let of = ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? };
+                Ok(WaitingKey { of, pending: decode::number(row, 2)?, oldest_at: decode::number(row, 3)? })
+            });
+            waiting.collect()
         })
     }
 

@@ -48,6 +48,8 @@ pub struct Seen {
     pub fired: u64,
     /// Timers that were cancelled or moved.
     pub cancelled: u64,
+    /// Messages that were given rows while their turns took long.
+    pub spilled: u64,
 }
 
 impl Seen {
@@ -65,7 +67,7 @@ impl Seen {
         self.clone().all().into_iter().filter(|(_, count)| **count == 0).map(|(name, _)| name).collect()
     }
 
-    fn all(&mut self) -> [(&'static str, &mut u64); 22] {
+    fn all(&mut self) -> [(&'static str, &mut u64); 23] {
         [
             ("commits", &mut self.commits),
             ("fenced", &mut self.fenced),
@@ -89,6 +91,7 @@ impl Seen {
             ("reopened", &mut self.reopened),
             ("fired", &mut self.fired),
             ("cancelled", &mut self.cancelled),
+            ("spilled", &mut self.spilled),
         ]
     }
 }

@@ -26,7 +26,7 @@ Exit codes:
 const GLOBAL_WITH_VALUE: [&str; 5] = ["--config", "--store-url", "--output", "--set", "--log-format"];
 
 /// Commands with commands of their own: `dlq peek` may be written `dlq:peek`.
-const GROUPS: [&str; 3] = ["dlq", "outbox", "config"];
+const GROUPS: [&str; 6] = ["dlq", "outbox", "config", "state", "schedule", "keys"];
 
 /// Budget Manager: accounts as per-key actors on Perkey, each message taking effect exactly once.
 #[derive(Debug, Parser)]
@@ -119,6 +119,15 @@ pub enum Command {
     /// Look at what sinks have still to get (outbox stats may be written outbox:stats)
     #[command(subcommand)]
     Outbox(OutboxCommand),
+    /// Look at the state of a key (state get may be written state:get)
+    #[command(subcommand)]
+    State(StateCommand),
+    /// Look at timers (schedule list may be written schedule:list)
+    #[command(subcommand)]
+    Schedule(ScheduleCommand),
+    /// Look at keys (keys top may be written keys:top)
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Tell in time order what happened to a message, or to a key's messages
     Explain {
         /// A message's id, or a key
@@ -190,6 +199,85 @@ pub enum DlqCommand {
     Replay(ChangeArgs),
     /// Remove them; a held key goes on
     Discard(ChangeArgs),
+    /// Replace one by a message with another payload, which runs in its place
+    Edit(EditArgs),
+}
+
+/// Which dead letter is edited, and how.
+#[derive(Args, Debug)]
+pub struct EditArgs {
+    /// Its message's id
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Its service, where that is not the only one
+    #[arg(long)]
+    pub service: Option<String>,
+    /// Its key, where that is not the only one
+    #[arg(long)]
+    pub key: Option<String>,
+    /// File with the new payload, - for standard input [default: what EDITOR makes of the old one]
+    #[arg(long, value_name = "FILE")]
+    pub payload: Option<String>,
+    /// Why; kept with the command
+    #[arg(long, default_value = "")]
+    pub reason: String,
+    /// How long to wait until it is done
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    pub wait: std::time::Duration,
+}
+
+/// What to do with a key's state.
+#[derive(Debug, Subcommand)]
+pub enum StateCommand {
+    /// Show it, with what waits for the key
+    Get(KeyArgs),
+}
+
+/// Which key.
+#[derive(Args, Debug)]
+pub struct KeyArgs {
+    /// Its service
+    #[arg(long)]
+    pub service: String,
+    /// The key
+    #[arg(long)]
+    pub key: String,
+}
+
+/// What to do with timers.
+#[derive(Debug, Subcommand)]
+pub enum ScheduleCommand {
+    /// Show them, first due first
+    List(ScheduleArgs),
+}
+
+/// Which timers are shown.
+#[derive(Args, Debug)]
+pub struct ScheduleArgs {
+    /// Of this service
+    #[arg(long)]
+    pub service: Option<String>,
+    /// Of this key
+    #[arg(long)]
+    pub key: Option<String>,
+    /// How many at most
+    #[arg(long, default_value_t = 20)]
+    pub limit: usize,
+}
+
+/// What to do with keys.
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Show those that most messages wait for
+    Top(TopArgs),
+}
+
+/// How many keys are shown.
+#[derive(Args, Debug)]
+pub struct TopArgs {
+    /// How many at most
+    #[arg(long, default_value_t = 20)]
+    pub limit: usize,
 }
 
 /// What to do with the outbox.

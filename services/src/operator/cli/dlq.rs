@@ -142,6 +142,32 @@ async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Ou
     ended
 }
 
+/// Has a command executed by whoever runs the store.
+pub(super) async fn command(
+    settings: &Settings,
+    action: Action,
+    (filter, why, wait): (DeadFilter, &str, Duration),
+    out: Out,
+) -> Ended {
+    let store = open_beside(settings).await?;
+    let running = store::is_running(settings).await;
+    let command = NewCommand {
+        action: action.clone(),
+        filter,
+        who: who(),
+        why: why.to_owned(),
+        matched: 1,
+        at: Clock::system().now(),
+    };
+    let id = store.queries().command(command).await?;
+    let runner = runner(settings);
+    let (command, done, affected) = (Some(id), false, 0);
+    let mut changed = Changed { action, matched: 1, dry_run: false, command, done, affected, running, runner };
+    watch(&*store, id, if running { wait } else { Duration::ZERO }, &mut changed).await?;
+    out.show(&changed, text);
+    Ok(Done::All)
+}
+
 /// Executes a command with an engine of its own: for a store that no process runs.
 async fn offline(
     settings: &Settings,
@@ -192,6 +218,7 @@ fn text(changed: &Changed) -> String {
     let (verb, past) = match &changed.action {
         Action::Replay => ("replay", "replayed"),
         Action::Discard => ("discard", "discarded"),
+        Action::Edit { .. } => ("edit", "edited"),
         Action::Retire(_) => ("retire", "retired"),
     };
     let letters = if *matched == 1 { "dead letter" } else { "dead letters" };

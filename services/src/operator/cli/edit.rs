@@ -1,0 +1,87 @@
+//! `dlq:edit`: a dead letter is replaced by a message of its own with another payload.
+//! In: the letter's id, the new payload from a file, standard input or an editor. Out: a recorded command and how far it got.
+
+use std::io::Read;
+use std::process::Command;
+
+use perkey::clock::Clock;
+use perkey::settings::Settings;
+use perkey::store::DeadLetter;
+use perkey::store::query::{Action, DeadFilter};
+
+use super::args::EditArgs;
+use super::output::Out;
+use super::{Ended, Failure, dlq, handlers, open_beside};
+
+/// Asks the owner of a dead letter to run it with another payload.
+pub async fn edit(settings: &Settings, asked: &EditArgs, out: Out) -> Ended {
+    let EditArgs { id, service, key, .. } = asked;
+    let filter =
+        DeadFilter { id: Some(id.clone()), service: service.clone(), key: key.clone(), ..DeadFilter::default() };
+    let store = open_beside(settings).await?;
+    let mut found = store.queries().peek(filter.clone(), 2).await?;
+    let letter = match (found.len(), found.pop()) {
+        (1, Some((_, letter))) => letter,
+        (0, _) => return Err(Failure::Usage(format!("there is no dead letter with the id {id:?}"))),
+        _ => {
+            let text = format!("more than one dead letter has the id {id:?}: say which with --service and --key");
+            return Err(Failure::Usage(text));
+        }
+    };
+    let payload = match &asked.payload {
+        Some(file) => read(file)?,
+        None => edited(letter.message.payload())?,
+    };
+    check(settings, &letter, &payload)?;
+    let filter = DeadFilter { service: Some(letter.service.to_string()), ..filter };
+    // An edit of its own each time: the same payload may be tried again.
+    let scope = format!("{id}\0{}\0{payload}", Clock::system().now());
+    let action =
+        Action::Edit { payload, id: uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, scope.as_bytes()).to_string() };
+    dlq::command(settings, action, (filter, &asked.reason, asked.wait), out).await
+}
+
+/// A payload that its handler understands, and under the same key: it takes the letter's place there.
+fn check(settings: &Settings, letter: &DeadLetter, payload: &str) -> Result<(), Failure> {
+    if payload.as_bytes() == letter.message.payload() {
+        return Err(Failure::Usage("the payload is as it was: use dlq:replay to run it again".to_owned()));
+    }
+    let (service, key) = (&letter.service, &letter.key);
+    let found = handlers(settings)?.key_of(service, payload.as_bytes());
+    let found = found.map_err(|error| Failure::Usage(format!("{service} does not understand the payload: {error}")))?;
+    if found.as_str() == &**key {
+        return Ok(());
+    }
+    let text = format!(
+        "the payload is of key {:?}, the dead letter of {key:?}: send it as a message of its own",
+        found.as_str()
+    );
+    Err(Failure::Usage(text))
+}
+
+fn read(file: &str) -> Result<String, Failure> {
+    let mut text = String::new();
+    let read = match file {
+        "-" => std::io::stdin().read_to_string(&mut text).map(drop),
+        path => std::fs::read_to_string(path).map(|read| text = read),
+    };
+    read.map_err(|error| Failure::Failed(format!("cannot read {file}: {error}")))?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// What the operator's editor makes of a payload.
+fn edited(payload: &[u8]) -> Result<String, Failure> {
+    let editor = ["VISUAL", "EDITOR"].iter().find_map(|name| std::env::var(name).ok().filter(|name| !name.is_empty()));
+    let editor = editor.ok_or_else(|| {
+        Failure::Usage("set EDITOR, or name the file with the new payload: --payload FILE (- reads it)".to_owned())
+    })?;
+    let failed = |error: std::io::Error| Failure::Failed(format!("cannot edit the payload: {error}"));
+    let file = tempfile::Builder::new().suffix(".json").tempfile().map_err(failed)?;
+    std::fs::write(file.path(), payload).map_err(failed)?;
+    // As others do it: the variable may hold arguments, too.
+    let status = Command::new("sh").args(["-c", &format!("{editor} \"$1\""), "sh"]).arg(file.path()).status();
+    if !status.map_err(failed)?.success() {
+        return Err(Failure::Failed(format!("the editor ({editor}) failed: nothing was changed")));
+    }
+    std::fs::read_to_string(file.path()).map(|text| text.trim_end().to_owned()).map_err(failed)
+}
