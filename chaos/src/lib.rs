@@ -4,7 +4,7 @@
 //! A scenario makes postings of which it knows the outcome ([`postings`]), disturbs whoever handles them ([`kill`],
 //! [`children`], [`flood`]), and then reads nothing but the store ([`check`]). [`fleet`] does the same to several workers
 //! on real servers, with a [`proxy`] between each worker and what it talks to. [`checkouts`] disturbs sagas, beside a
-//! payment [`provider`] that has faults of its own.
+//! payment [`provider`] that has faults of its own; [`timers`] restarts an engine while many are due.
 
 pub mod check;
 pub mod checkouts;
@@ -17,6 +17,7 @@ pub mod postings;
 pub mod process;
 pub mod provider;
 pub mod proxy;
+pub mod timers;
 
 /// A scenario could not be run to its end; that says nothing about what it was to prove.
 #[derive(Debug, thiserror::Error)]

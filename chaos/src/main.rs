@@ -10,12 +10,13 @@ use std::time::Duration;
 use perkey::metrics::Child;
 use perkey_chaos::fleet::faults::{On, Scenario};
 use perkey_chaos::provider::{Faults, Provider};
-use perkey_chaos::{ChaosError, Verdict, checkouts, children, fleet, flood, kill, process};
+use perkey_chaos::{ChaosError, Verdict, checkouts, children, fleet, flood, kill, process, timers};
 
 const USAGE: &str = "\
 usage: perkey-chaos kill [--mode import|up] [--binary PATH] [--kills 50] [--lines 100000] [--accounts 5000] [--seed 1]
        perkey-chaos children [--times 100] [--child key_actor|ingress|committer|shard|all] [--seed 1]
        perkey-chaos checkouts [--checkouts 10000] [--kills 10] [--fail 0.1] [--hang 0.01] [--lose 0.01] [--binary PATH] [--seed 1]
+       perkey-chaos timers [--timers 100000] [--seconds 60] [--restarts 3]
        perkey-chaos provider [--listen 127.0.0.1:8090] [--fail 0] [--hang 0] [--lose 0] [--seed 1]
        perkey-chaos flood [--seconds 60] [--seed 1]
        perkey-chaos fleet --scenario kill|freeze|rolling|kafka|postgres|cut|answer_lost|away|held|all [--binary PATH]
@@ -57,6 +58,10 @@ async fn run(args: &[String]) -> Result<Option<Verdict>, ChaosError> {
             let plan = checkouts::Plan { binary, kills: options.kills.unwrap_or(10), checkouts, faults, seed };
             checkouts::checkouts(&plan, &mut say).await.map(Some)
         }
+        "timers" => {
+            let plan = timers::Plan { timers: options.timers, seconds: options.seconds, restarts: options.restarts };
+            timers::timers(&plan, &mut say).await.map(Some)
+        }
         "provider" => {
             let provider = Provider::start(options.listen, options.faults.unwrap_or_default(), seed).await?;
             say(&format!("provider at {}", provider.url()));
@@ -88,6 +93,8 @@ struct Options {
     binary: Option<PathBuf>,
     kills: Option<u32>,
     checkouts: u64,
+    timers: u64,
+    restarts: u32,
     faults: Option<Faults>,
     listen: SocketAddr,
     lines: usize,
@@ -111,6 +118,8 @@ impl Options {
             binary: None,
             kills: None,
             checkouts: 10_000,
+            timers: 100_000,
+            restarts: 3,
             faults: None,
             listen: ([127, 0, 0, 1], 8_090).into(),
             lines: 100_000,
@@ -134,6 +143,8 @@ impl Options {
                 "--binary" => options.binary = Some(value.into()),
                 "--kills" => options.kills = Some(value.parse().ok()?),
                 "--checkouts" => options.checkouts = value.parse().ok().filter(|checkouts| *checkouts > 0)?,
+                "--timers" => options.timers = value.parse().ok().filter(|timers| *timers > 0)?,
+                "--restarts" => options.restarts = value.parse().ok()?,
                 "--listen" => options.listen = value.parse().ok()?,
                 "--fail" => options.faults.get_or_insert_default().fail = value.parse().ok()?,
                 "--hang" => options.faults.get_or_insert_default().hang = value.parse().ok()?,

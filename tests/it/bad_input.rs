@@ -130,7 +130,9 @@ async fn lines_that_cannot_be_used_are_refused_with_number_and_reason() {
     let status = cli.json(&["status"]).await.ends(0);
     assert_eq!(status["totals"]["counters"]["taken"], 10, "{status}");
 
-    cli.run(&["import", "--service", "nobody", "f.csv"]).await.fails(64, &["nobody", "expenses, orders, transactions"]);
+    cli.run(&["import", "--service", "nobody", "f.csv"])
+        .await
+        .fails(64, &["nobody", "expenses, orders, payments, transactions"]);
     cli.file("other.csv", "name,amount\nx,1\n");
     cli.run(&["import", "--service", "balances", "other.csv"]).await.fails(1, &["header", "account"]);
 }

@@ -13,7 +13,7 @@ use perkey_chaos::fleet::servers::Servers;
 use perkey_chaos::fleet::topics::Topics;
 use perkey_chaos::kill::{self, Mode};
 use perkey_chaos::provider::Faults;
-use perkey_chaos::{ChaosError, Verdict, checkouts, children, fleet, flood, process};
+use perkey_chaos::{ChaosError, Verdict, checkouts, children, fleet, flood, process, timers};
 
 fn holds(again: &str, said: &[String], verdict: Result<Verdict, ChaosError>) {
     let again = format!("again: cargo run -p perkey-chaos -- {again}");
@@ -49,6 +49,14 @@ async fn checkouts_under_kills_and_a_faulty_provider_leave_the_books_right() {
     let mut said = Vec::new();
     let verdict = checkouts::checkouts(&plan, &mut |line| said.push(line.to_owned())).await;
     holds("checkouts --kills 3 --checkouts 300 --seed 6", &said, verdict);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_timers_fire_once_across_restarts() {
+    let mut said = Vec::new();
+    let plan = timers::Plan { timers: 3_000, seconds: 4, restarts: 2 };
+    let verdict = timers::timers(&plan, &mut |line| said.push(line.to_owned())).await;
+    holds("timers --timers 3000 --seconds 4 --restarts 2", &said, verdict);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -216,7 +216,9 @@ async fn settings_are_checked_together_and_shown_with_their_origin() {
     let said = cli.run(&["config", "check", "--config", "bounds.toml", "--set", "ingress.credits=1"]).await;
     said.fails(78, &["retry.attempts must be at least 1", "ingress.credits must be at least 16"]);
     cli.file("bind.toml", "[[bind]]\ntype = \"x\"\nservice = \"nobody\"\n");
-    cli.run(&["config:check", "--config", "bind.toml"]).await.fails(78, &["nobody", "expenses, orders, transactions"]);
+    cli.run(&["config:check", "--config", "bind.toml"])
+        .await
+        .fails(78, &["nobody", "expenses, orders, payments, transactions"]);
     assert_eq!(cli.json(&["config:check"]).await.ends(0), serde_json::json!({ "problems": [] }));
     let shown = cli.json(&["config:show", "--origins", "--set", "retry.attempts=3"]).await.ends(0);
     let of = |name: &str| shown.as_array().unwrap().iter().find(|line| line["setting"] == name).unwrap().clone();

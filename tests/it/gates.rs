@@ -107,7 +107,6 @@ async fn what_needs_something_waits_for_it_and_nobody_else_does() {
     assert!(counted(&*store, "needy", "n").await.is_empty());
     let tried = away.calls.load(Ordering::SeqCst);
     assert!((5..60).contains(&tried), "few calls find it away: {tried}");
-    assert_eq!(store.queries().shards().await.unwrap().iter().map(|row| row.pending).sum::<u64>(), 0);
     away.away.store(false, Ordering::SeqCst);
     let all = async || counted(&*store, "needy", "n").await.len() == 200;
     until("all are done", Duration::from_secs(60), all).await.unwrap();

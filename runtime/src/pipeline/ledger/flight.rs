@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::inbox::Aging;
-use super::settle::{Group, millis};
+use super::settle::Group;
 use super::slot::{Newest, SlotIx, Ticket};
+use super::waiting::millis;
 use super::{Action, Defect, Ledger, planted};
 use crate::clock::Millis;
 use crate::message::TakenId;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::flight::Batch;
-use super::settle::{Group, millis};
+use super::settle::Group;
+use super::waiting::millis;
 use super::{Action, Ledger};
 use crate::clock::Millis;
 use crate::handler::{Asked, Outcome};

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use super::record::dead_letter;
 use super::runs::{TurnEnd, TurnFault};
 use super::slot::{From, Item, Newest, SlotIx, Ticket};
+use super::waiting::millis;
 use super::{Ledger, Stored};
 use crate::clock::Millis;
 use crate::handler::{AfterDeadLetter, Fault};
@@ -394,8 +395,4 @@ fn add<T>(all: &mut Vec<T>, more: Vec<T>) {
     } else {
         all.extend(more);
     }
-}
-
-pub(super) fn millis(duration: std::time::Duration) -> Millis {
-    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
 }

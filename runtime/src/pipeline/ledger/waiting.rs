@@ -3,7 +3,6 @@
 
 use hashbrown::HashSet;
 
-use super::settle::millis;
 use super::slot::{From, Item, Permit, Slot, SlotIx};
 use super::{Action, Ledger};
 use crate::clock::Millis;
@@ -217,4 +216,8 @@ fn item(row: PendingRow, bindings: &Bindings) -> Item {
         attempt: row.attempt,
         history: row.history,
     }
+}
+
+pub(super) fn millis(duration: std::time::Duration) -> Millis {
+    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
 }
