@@ -27,9 +27,12 @@ pub use steps::{Progress, Step};
 pub struct Checkouts {
     /// How long a step may take before the checkout is given up.
     pub patience: Duration,
-    /// Pause before an undoing that failed is tried again.
+    /// Pause before an undoing that failed is tried again; doubled each time, up to an hour.
     pub pause: Duration,
 }
+
+/// An undoing is tried again at least so often.
+const PAUSE_MAX: Duration = Duration::from_secs(3_600);
 
 impl Default for Checkouts {
     fn default() -> Self {
@@ -94,6 +97,9 @@ pub struct Saga {
     pub status: Option<Status>,
     /// How far each step is; those that were never begun are missing.
     pub steps: BTreeMap<Step, Progress>,
+    /// Undoings that failed so far.
+    #[serde(default)]
+    pub failed: u32,
     /// Why it is given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Memo>,
@@ -207,12 +213,7 @@ impl Checkouts {
         let Some(checkout) = &saga.checkout else { return Ok(()) };
         step.ask(checkout, turn)?;
         saga.steps.insert(step, Progress::Asked);
-        self.remind(checkout, step, self.patience, turn)
-    }
-
-    fn remind(&self, checkout: &Checkout, step: Step, after: Duration, turn: &mut Turn) -> Result<(), Fault> {
-        let at = turn.now().saturating_add(Millis::try_from(after.as_millis()).unwrap_or(Millis::MAX));
-        turn.schedule(step.as_str(), at, &Command::Late { saga: checkout.saga.clone(), step })
+        remind(checkout, (step, step.as_str()), self.patience, turn)
     }
 
     fn late(&self, saga: &mut Saga, step: Step, turn: &mut Turn) -> Result<(), Fault> {
@@ -220,7 +221,7 @@ impl Checkouts {
         match (saga.status, saga.steps.get(&step)) {
             // Whether the order is complete is not known, and there may be no way back: its answer is waited for.
             (Some(Status::Running), Some(Progress::Asked)) if step == Step::Completion => {
-                self.remind(&checkout, step, self.patience, turn)
+                remind(&checkout, (step, step.as_str()), self.patience, turn)
             }
             (Some(Status::Running), Some(Progress::Asked)) => {
                 self.give_up(saga, &format!("step {step} took too long"), turn)
@@ -245,7 +246,13 @@ impl Checkouts {
                     Ok(())
                 }
                 // It must succeed in the end: money is not to be left where it does not belong.
-                perkey::handler::Outcome::DeadLetter(_) => self.remind(&checkout, step, self.pause, turn),
+                perkey::handler::Outcome::DeadLetter(_) if step.may_be_undone_twice() => {
+                    let pause = self.pause.saturating_mul(1 << saga.failed.min(20)).min(PAUSE_MAX);
+                    saga.failed = saga.failed.saturating_add(1);
+                    remind(&checkout, (step, &step.undoing()), pause, turn)
+                }
+                // Asked again it might be done twice: an operator replays it, and that is answered.
+                perkey::handler::Outcome::DeadLetter(_) => Ok(()),
             };
         }
         turn.cancel(step.as_str())?;
@@ -288,6 +295,12 @@ impl Checkouts {
         }
         Ok(())
     }
+}
+
+/// Sets a timer of this name that speaks of a step.
+fn remind(checkout: &Checkout, (step, name): (Step, &str), after: Duration, turn: &mut Turn) -> Result<(), Fault> {
+    let at = turn.now().saturating_add(Millis::try_from(after.as_millis()).unwrap_or(Millis::MAX));
+    turn.schedule(name, at, &Command::Late { saga: checkout.saga.clone(), step })
 }
 
 impl Saga {

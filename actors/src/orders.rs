@@ -5,7 +5,7 @@ use perkey::{Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
 use serde::{Deserialize, Serialize};
 
 use crate::money::{Cents, Currency};
-use crate::names::{Account, OrderId};
+use crate::names::{Account, OrderId, SagaId};
 use crate::posting::{At, Memo};
 
 /// Keeps one order per key.
@@ -50,6 +50,9 @@ pub struct Placement {
     /// A note.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memo: Option<Memo>,
+    /// The checkout that places it: two of them do not place the same order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saga: Option<SagaId>,
 }
 
 /// What is remembered of an order.
@@ -126,7 +129,7 @@ impl Row for OrderRow<'_> {
 
 impl<'a> OrderRow<'a> {
     fn of(placement: &'a Placement, status: Status, reason: Option<&'a Memo>) -> Self {
-        let Placement { order: id, account, amount, currency, at, memo } = placement;
+        let Placement { order: id, account, amount, currency, at, memo, .. } = placement;
         Self { id, account, amount: *amount, currency: *currency, at, memo: memo.as_ref(), status, reason }
     }
 }

@@ -70,7 +70,7 @@ impl Handlers {
     }
 
     /// The services' names, each with what it needs, in the order of their indices.
-    pub(crate) fn needs(&self) -> Vec<(&str, &'static [&'static str])> {
+    pub fn needs(&self) -> Vec<(&str, &'static [&'static str])> {
         self.services.iter().map(|service| (service.name(), service.needs())).collect()
     }
 

@@ -125,7 +125,8 @@ fn done(reply: Value) -> Outcome {
 
 fn started() -> perkey::testing::Then<Checkouts> {
     let place = json!({
-        "command": "place", "order": "o-1", "account": "a", "amount": 700, "currency": "EUR", "at": "2026-01-31"
+        "command": "place", "order": "o-1", "account": "a", "amount": 700, "currency": "EUR", "at": "2026-01-31",
+        "saga": "s-1"
     });
     Given::handler(Checkouts::default())
         .now(1_000)
@@ -199,7 +200,7 @@ fn a_payment_that_stands_is_refunded_when_a_later_step_is_rejected() {
     // An undoing that fails is tried again: it must succeed in the end.
     let late = |step: &str| json!({ "command": "late", "saga": "s-1", "step": step });
     then.when_answered("undo-payment", Outcome::DeadLetter("?".to_owned()))
-        .then_schedules([("payment", Some((11_000, late("payment"))))])
+        .then_schedules([("undo-payment", Some((11_000, late("payment"))))])
         .when(late("payment"))
         .then_sends([("payments", "o-1", give_back())])
         .when_answered("undo-payment", done(Value::Null))
@@ -233,6 +234,30 @@ fn a_step_that_takes_too_long_is_undone_also_when_it_comes_late() {
         .when_answered("payment", done(json!({ "status": "charged" })))
         .then_sends::<Value>([])
         .then_events([]);
+}
+
+#[test]
+fn an_order_of_another_checkout_is_left_alone() {
+    started()
+        .when_answered("order", Outcome::DeadLetter("the order exists already".to_owned()))
+        .then_sends::<Value>([])
+        .then_events(["checkout.cancelled"]);
+    started()
+        .when_answered("order", done(json!({ "status": "cancelled" })))
+        .then_sends::<Value>([])
+        .then_events(["checkout.cancelled"]);
+}
+
+#[test]
+fn an_undoing_that_fails_again_and_again_is_tried_ever_less_often() {
+    let late = json!({ "command": "late", "saga": "s-1", "step": "order" });
+    let failed = || Outcome::DeadLetter("?".to_owned());
+    let given_up = started().when(late.clone()).then_sends([("orders", "o-1", cancel())]);
+    let twice = given_up.when_answered("undo-order", failed()).when_answered("undo-order", failed());
+    let later = twice.then_schedules([("undo-order", Some((21_000, late.clone())))]);
+    // A replay of the order's own command that succeeds does not stop that.
+    let replayed = later.when_answered("order", done(json!({ "status": "placed" })));
+    replayed.then_schedules([("order", None::<(u64, Value)>)]).when(late).then_sends([("orders", "o-1", cancel())]);
 }
 
 #[test]

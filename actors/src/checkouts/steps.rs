@@ -79,6 +79,16 @@ impl Step {
         step.map(|step| (step, undone)).ok_or_else(|| Fault::reject(format!("no step of a checkout is named {name:?}")))
     }
 
+    /// The name of its undoing: of its question and its timer.
+    pub(super) fn undoing(self) -> String {
+        format!("{UNDO}{}", self.as_str())
+    }
+
+    /// Whether its undoing may be asked for again: an order and a payment know that they are undone.
+    pub(super) fn may_be_undone_twice(self) -> bool {
+        !matches!(self, Self::Expense | Self::Transaction)
+    }
+
     /// The step behind it.
     pub(super) fn next(self) -> Option<Self> {
         Self::ALL.into_iter().find(|step| *step > self)
@@ -86,11 +96,11 @@ impl Step {
 
     /// Sends its command.
     pub(super) fn ask(self, checkout: &Checkout, turn: &mut Turn) -> Result<(), Fault> {
-        let Checkout { order, account, amount, currency, at, memo, .. } = checkout.clone();
+        let Checkout { saga, order, account, amount, currency, at, memo, .. } = checkout.clone();
         let name = self.as_str();
         match self {
             Self::Order => {
-                let placement = Placement { order, account, amount, currency, at, memo };
+                let placement = Placement { order, account, amount, currency, at, memo, saga: Some(saga) };
                 turn.ask::<Orders>(name, &checkout.order, &orders::Command::Place(placement))
             }
             Self::Payment => {
@@ -106,7 +116,7 @@ impl Step {
     /// Sends the command that undoes it.
     pub(super) fn undo(self, checkout: &Checkout, turn: &mut Turn) -> Result<(), Fault> {
         let Checkout { order, account, amount, .. } = checkout.clone();
-        let name = format!("{UNDO}{}", self.as_str());
+        let name = self.undoing();
         let reason = Memo::try_from("the checkout was given up".to_owned()).ok();
         match self {
             Self::Order | Self::Completion => {

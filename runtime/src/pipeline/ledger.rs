@@ -270,6 +270,7 @@ impl Ledger {
             && self.waiting.next.is_none_or(|next| next > self.waiting.now)
             && !self.waiting.fetching
             && self.timers.rest(self.waiting.now)
+            && self.slots.iter().all(|slot| slot.running.is_none() && !slot.holds_positions())
     }
 
     /// How full it is.

@@ -14,6 +14,7 @@ pub mod reshard;
 pub mod status;
 pub mod up;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -179,14 +180,22 @@ fn settings(global: &Global) -> Result<Loaded, Failure> {
         flags: global.flags(),
     };
     let loaded = load(&sources).map_err(Failure::Settings)?;
-    let services = handlers(&loaded.settings)?.services();
+    let handlers = handlers(&loaded.settings)?;
+    let services = handlers.services();
     let binds = loaded.settings.bind.iter().map(|bind| ("bind", &bind.service));
     let publishes = loaded.settings.publish.iter().map(|publish| ("publish", &publish.service));
     let publishes = publishes.filter(|(_, service)| *service != "*");
-    let unknown = binds.chain(publishes).filter(|(_, service)| !services.contains(&service.as_str().into()));
-    let problems: Vec<_> = unknown
+    let limits = loaded.settings.limit.iter().map(|limit| ("limit", &limit.service));
+    let unknown =
+        binds.chain(publishes).chain(limits).filter(|(_, service)| !services.contains(&service.as_str().into()));
+    let mut problems: Vec<_> = unknown
         .map(|(route, service)| format!("{route}: there is no service {service:?}; there are {}", services.join(", ")))
         .collect();
+    let needs: BTreeSet<_> = handlers.needs().into_iter().flat_map(|(_, needs)| needs).copied().collect();
+    let named = loaded.settings.dependency.iter().map(|dependency| dependency.name.as_str());
+    let needed = needs.iter().copied().collect::<Vec<_>>().join(", ");
+    let unneeded = named.filter(|name| !needs.contains(name));
+    problems.extend(unneeded.map(|name| format!("dependency: no handler needs {name:?}; they need {needed}")));
     if problems.is_empty() { Ok(loaded) } else { Err(Failure::Settings(problems)) }
 }
 

@@ -99,6 +99,12 @@ impl Ledger {
             slot.busy_since = self.waiting.now;
             self.asked.entry(slot.service).or_default().push_back((ix, slot.token));
             self.out.push(Action::AskPermit(slot.service, slot.unavailable.is_some()));
+            // It may wait for long: whoever gets the permit must not wait for an actor that one without it holds.
+            if let Some(actor) = slot.actor.take() {
+                slot.warm = false;
+                self.actors.release(actor);
+                self.feed_starved();
+            }
         }
         true
     }

@@ -165,7 +165,7 @@ impl Ledger {
     /// Dead becomes pending: at its old place when it held the key, else behind everything that waits. No due time is
     /// needed: the key is in hand, and after a crash it is found as one whose head has none.
     fn replay(&mut self, ix: SlotIx, letter: &DeadLetter, releases: bool, now: Millis) {
-        if !releases && self.slots[ix].queue.front().is_some_and(|item| matches!(item.from, From::Live(_))) {
+        if !releases && self.slots[ix].queue.iter().any(|item| matches!(item.from, From::Live(_))) {
             // What is in memory gets its rows first: if one of it fails, those behind it are not to overtake it.
             let queue = std::mem::take(&mut self.slots[ix].queue);
             self.follow_all(ix, queue);

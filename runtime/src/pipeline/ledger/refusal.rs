@@ -84,7 +84,8 @@ impl Ledger {
         // row that are refused would take each other apart for ever.
         let turns = 1 + groups.iter().map(|group| group.turns).sum::<usize>();
         let mut items = Vec::new();
-        for group in groups {
+        // The newest first, as a row may have been written in one and settled in a later one.
+        for group in groups.into_iter().rev() {
             self.undo(&group);
             items.extend(group.items);
         }
@@ -127,7 +128,8 @@ impl Ledger {
     fn undo(&mut self, group: &Group) {
         group.part.dead.iter().for_each(|_| self.uncount("dead_letters"));
         for item in &group.items {
-            let pending = group.part.pending.iter().any(|row| row.id == item.id);
+            let row = group.part.pending.iter().find(|row| row.id == item.id);
+            let pending = row.is_some_and(|row| !group.part.settled.contains(&row.seq));
             let dead = group.part.dead.iter().any(|letter| letter.id == item.id);
             match item.from {
                 From::Live(_) => {
@@ -151,6 +153,8 @@ impl Ledger {
                         self.waiting.rows = self.waiting.rows.saturating_sub(1);
                     }
                 }
+                // Its row was written in the same group: what is undone of the live message is all.
+                From::Row(_) if row.is_some_and(|row| row.kind == PendingKind::Spilled) => {}
                 From::Row(_) if pending => {}
                 From::Row(_) => {
                     self.waiting.rows += 1;

@@ -270,7 +270,11 @@ impl Ledger {
     pub(super) fn follow(&mut self, ix: SlotIx, item: Item) {
         let ticket = match item.from {
             From::Live(ticket) => ticket,
-            From::Row(_) => return,
+            From::Row(seq) => {
+                // On disk, maybe before what fails only now: it got its row while that ran.
+                let rows = &mut self.slots[ix].rows;
+                return rows.loaded = rows.loaded.min(seq - 1);
+            }
             From::Timer => return self.put_back(ix, &item),
         };
         let bounds = &self.config.settings.pending;
@@ -296,9 +300,7 @@ impl Ledger {
 
     /// Everything queued behind a message that waits: rows stay on disk, live ones follow.
     pub(super) fn follow_all(&mut self, ix: SlotIx, items: VecDeque<Item>) {
-        for item in items {
-            self.follow(ix, item);
-        }
+        items.into_iter().for_each(|item| self.follow(ix, item));
     }
 
     fn follow_queue(&mut self, ix: SlotIx) {

@@ -14,10 +14,8 @@ use crate::handler::TIMER_NAME;
 use crate::message::{Message, TakenId};
 use crate::store::{DueTimers, Part, Timer, TimerWrite};
 
-/// Pause before the store is asked again while all that is due is in hand already.
-const AGAIN_MS: Millis = 100;
-/// The same while keys of due timers wait or are held.
-const HELD_MS: Millis = 1_000;
+/// Pause before the store is asked again while all that is due is in hand, or of keys that wait.
+const AGAIN_MS: Millis = 1_000;
 
 /// What the ledger knows of the timers' table.
 #[derive(Debug, Default)]
@@ -26,6 +24,8 @@ pub(crate) struct Timers {
     next: Option<Millis>,
     /// The store was asked.
     fetching: bool,
+    /// What the store was asked before a key started again from it is not to be believed.
+    void: bool,
     /// Timers that wait in their keys' queues or run.
     queued: usize,
     /// Timers found due whose service this program does not have.
@@ -55,7 +55,8 @@ impl Ledger {
     pub(super) fn fetch_timers(&mut self, now: Millis) {
         let page = self.config.settings.pending.page;
         let due = self.timers.next.is_some_and(|next| next <= now);
-        if due && !self.timers.fetching && !self.draining && self.timers.queued < page {
+        let room = self.timers.queued < self.config.settings.ingress.credits;
+        if due && !self.timers.fetching && !self.draining && room {
             self.timers.fetching = true;
             self.timers.next = None;
             self.out.push(Action::FetchTimers(page + self.timers.queued + self.timers.foreign));
@@ -63,11 +64,14 @@ impl Ledger {
     }
 
     /// The store's answer to [`Action::FetchTimers`].
-    pub fn timers_due(&mut self, due: DueTimers, now: Millis) {
+    pub fn timers_due(&mut self, mut due: DueTimers, now: Millis) {
         self.timers.fetching = false;
         self.timers.foreign = 0;
         let mut fired = 0;
-        let found = due.timers.len();
+        if std::mem::take(&mut self.timers.void) {
+            due.timers.clear();
+            self.timers.at(now);
+        }
         for timer in due.timers {
             let services = &self.config.services;
             // Timers of a service that this program does not have wait for one that has it.
@@ -87,7 +91,7 @@ impl Ledger {
             self.timers.at(now);
             self.fetch_timers(now);
         } else if due.any {
-            self.timers.at(now + if found > 0 { AGAIN_MS } else { HELD_MS });
+            self.timers.at(now + AGAIN_MS);
         }
     }
 
@@ -130,7 +134,7 @@ impl Ledger {
             let (token, name) = (slot.token, hand.name.clone());
             self.let_go(ix, token, &name);
         }
-        self.timers.at(self.waiting.now + HELD_MS);
+        self.timers.at(self.waiting.now + AGAIN_MS);
     }
 
     /// A timer's turn has settled: its row goes with that. To be called before what the turn itself makes of timers.
@@ -147,6 +151,11 @@ impl Ledger {
             slot.timers.push(Hand { name: write.name.clone(), queued: false, writes: 0 });
             slot.timers.len() - 1
         });
+        // A timer that was refused, and is set anew or gone before it was found due again.
+        let there = |id: TakenId| slot.queue.iter().any(|item| item.id == id);
+        if slot.blame.as_ref().is_some_and(|(id, _)| !there(*id)) {
+            slot.blame = None;
+        }
         let hand = &mut slot.timers[at];
         hand.writes += 1;
         if std::mem::take(&mut hand.queued) {
@@ -179,7 +188,8 @@ impl Ledger {
         let hands = std::mem::take(&mut self.slots[ix].timers);
         if !hands.is_empty() {
             self.timers.queued -= hands.iter().filter(|hand| hand.queued).count();
-            self.timers.at(self.waiting.now + AGAIN_MS);
+            self.timers.void |= self.timers.fetching;
+            self.timers.at(self.waiting.now);
         }
     }
 

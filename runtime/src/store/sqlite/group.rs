@@ -9,6 +9,7 @@ use sqlx::query::Query;
 use sqlx::sqlite::SqliteArguments;
 
 use super::args::Rows;
+use super::read::signed;
 use crate::handler::RowWrite;
 use crate::message::ShardNo;
 use crate::store::{CommandResult, Commit, DeadLetter, HistoryRow, LogRow, PendingRow, StateWrite, TimerWrite, layout};
@@ -197,9 +198,14 @@ fn timers(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
     for (piece, timer) in pieces.iter().flat_map(|piece| piece.timers.iter().map(move |timer| (piece, timer))) {
         let (service, key, name) = (&*timer.service, &*timer.key, &*timer.name);
         match &timer.set {
-            Some((due_at, message)) => {
-                set.row().put(piece.shard).put(service).put(key).put(name).put(due_at).put_blob(message.frame())
-            }
+            Some((due_at, message)) => set
+                .row()
+                .put(piece.shard)
+                .put(service)
+                .put(key)
+                .put(name)
+                .put(signed(*due_at))
+                .put_blob(message.frame()),
             None => stopped.row().put(service).put(key).put(name),
         };
     }

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::process::Command;
 
 use perkey::clock::Clock;
+use perkey::handler::ANSWER;
 use perkey::settings::Settings;
 use perkey::store::DeadLetter;
 use perkey::store::query::{Action, DeadFilter};
@@ -47,6 +48,10 @@ fn check(settings: &Settings, letter: &DeadLetter, payload: &str) -> Result<(), 
         return Err(Failure::Usage("the payload is as it was: use dlq:replay to run it again".to_owned()));
     }
     let (service, key) = (&letter.service, &letter.key);
+    if letter.message.kind() == ANSWER || letter.message.header("perkeyaskedby").is_some() {
+        let text = "another key asked or answered this message, and would not know of the change: replay or discard it";
+        return Err(Failure::Usage(text.to_owned()));
+    }
     let found = handlers(settings)?.key_of(service, payload.as_bytes());
     let found = found.map_err(|error| Failure::Usage(format!("{service} does not understand the payload: {error}")))?;
     if found.as_str() == &**key {
