@@ -84,7 +84,7 @@ pub async fn timers(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, C
     let shards = settings.ownership.shards;
     let mut engine = start(&settings, &store).await?;
     let clock = Clock::system();
-    let setting = SETTING * u32::try_from(plan.timers / 1_000 + 10).unwrap_or(u32::MAX);
+    let setting = SETTING * u32::try_from(plan.timers / 1_000 + 60).unwrap_or(u32::MAX);
     let first = clock.now() + Millis::try_from(setting.as_millis()).unwrap_or(0);
     let messages = (0..plan.timers).flat_map(|no| {
         let (key, at) = (format!("k-{no}"), first + no * plan.seconds * 1_000 / plan.timers);
