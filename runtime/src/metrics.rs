@@ -395,6 +395,8 @@ mod tests {
         metrics.shard(7).set_alarm(Alarm::HeldKeys, true);
         metrics.set_kafka_lag("orders", 3, 7);
         metrics.sink(7, "kafka").add_published(1);
+        metrics.dependency("provider").set_open(true);
+        metrics.dependency("provider").add_unavailable();
         metrics.record_restart(Child::Committer, RestartReason::Panicked);
         metrics
     }
@@ -458,6 +460,7 @@ mod tests {
             "sink",
             "topic",
             "partition",
+            "dependency",
         ];
         let text = exercised().encode();
         let series = text.lines().filter_map(|line| Some(line.split_once('{')?.1.rsplit_once('}')?.0));
