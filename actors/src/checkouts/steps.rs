@@ -144,8 +144,14 @@ impl Step {
     /// Why a step that was answered did not do what it was to do, if it did not.
     pub(super) fn refusal(self, reply: &Value) -> Option<String> {
         let status = word(reply, "status");
-        (self == Self::Payment && status != "charged")
-            .then(|| format!("the payment is {status} ({})", word(reply, "reason")))
+        match self {
+            // It may have been there before, and not as it is to be.
+            Self::Order if status != "placed" => Some(format!("the order is {status}")),
+            Self::Payment if status != "charged" => {
+                Some(format!("the payment is {status} ({})", word(reply, "reason")))
+            }
+            _ => None,
+        }
     }
 }
 
