@@ -12,7 +12,8 @@ mod steps;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use perkey::clock::Millis;
+use perkey::clock::millis;
+use perkey::handler::Outcome;
 use perkey::{Answer, Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -61,7 +62,7 @@ pub enum Command {
         /// It was the undoing.
         undone: bool,
         /// How it ended.
-        outcome: perkey::handler::Outcome,
+        outcome: Outcome,
     },
 }
 
@@ -172,7 +173,8 @@ impl Handler for Checkouts {
 
     async fn handle(&self, saga: &mut Saga, command: Command, turn: &mut Turn) -> Result<(), Fault> {
         let before = saga.status;
-        turn.set_saga(turn.key().to_owned().as_str());
+        let id = turn.key().to_owned();
+        turn.set_saga(&id);
         match command {
             Command::Start(checkout) => self.start(saga, checkout, turn)?,
             Command::Late { step, .. } => self.late(saga, step, turn)?,
@@ -235,30 +237,30 @@ impl Checkouts {
         &self,
         saga: &mut Saga,
         (step, undone): (Step, bool),
-        outcome: perkey::handler::Outcome,
+        outcome: Outcome,
         turn: &mut Turn,
     ) -> Result<(), Fault> {
         let Some(checkout) = saga.checkout.clone() else { return Ok(()) };
         if undone {
             return match outcome {
-                perkey::handler::Outcome::Done(_) => {
+                Outcome::Done(_) => {
                     saga.steps.insert(step, Progress::Undone);
                     Ok(())
                 }
                 // It must succeed in the end: money is not to be left where it does not belong.
-                perkey::handler::Outcome::DeadLetter(_) if step.may_be_undone_twice() => {
+                Outcome::DeadLetter(_) if step.may_be_undone_twice() => {
                     let pause = self.pause.saturating_mul(1 << saga.failed.min(20)).min(PAUSE_MAX);
                     saga.failed = saga.failed.saturating_add(1);
                     remind(&checkout, (step, &step.undoing()), pause, turn)
                 }
                 // Asked again it might be done twice: an operator replays it, and that is answered.
-                perkey::handler::Outcome::DeadLetter(_) => Ok(()),
+                Outcome::DeadLetter(_) => Ok(()),
             };
         }
         turn.cancel(step.as_str())?;
         let refusal = match outcome {
-            perkey::handler::Outcome::Done(reply) => step.refusal(&reply),
-            perkey::handler::Outcome::DeadLetter(reason) => Some(reason),
+            Outcome::Done(reply) => step.refusal(&reply),
+            Outcome::DeadLetter(reason) => Some(reason),
         };
         match (saga.status, refusal) {
             (Some(Status::Running), None) => {
@@ -299,7 +301,7 @@ impl Checkouts {
 
 /// Sets a timer of this name that speaks of a step.
 fn remind(checkout: &Checkout, (step, name): (Step, &str), after: Duration, turn: &mut Turn) -> Result<(), Fault> {
-    let at = turn.now().saturating_add(Millis::try_from(after.as_millis()).unwrap_or(Millis::MAX));
+    let at = turn.now().saturating_add(millis(after));
     turn.schedule(name, at, &Command::Late { saga: checkout.saga.clone(), step })
 }
 

@@ -11,6 +11,11 @@ use rand::{Rng, SeedableRng};
 /// Milliseconds since the Unix epoch.
 pub type Millis = u64;
 
+/// A duration in whole milliseconds; as many as there can be where it is longer.
+pub fn millis(duration: Duration) -> Millis {
+    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
+}
+
 /// The clock of a process, or of a simulated one.
 #[derive(Clone, Debug)]
 pub struct Clock(Kind);
@@ -36,9 +41,7 @@ impl Clock {
     #[expect(clippy::disallowed_methods, reason = "this is the one reader of wall time")]
     pub fn now(&self) -> Millis {
         match &self.0 {
-            Kind::System => SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)),
+            Kind::System => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
             Kind::Virtual(now) => now.load(Ordering::Acquire),
         }
     }
@@ -46,8 +49,7 @@ impl Clock {
     /// Moves a manual clock on; the machine's clock ignores it.
     pub fn advance(&self, by: Duration) {
         if let Kind::Virtual(now) = &self.0 {
-            let by = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
-            now.fetch_add(by, Ordering::AcqRel);
+            now.fetch_add(millis(by), Ordering::AcqRel);
         }
     }
 }

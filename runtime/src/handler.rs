@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::message::Key;
 use crate::pipeline::retry::RetryPolicy;
-pub use command::{ANSWER, Answer, COMMAND, Outcome, Sent, TIMER};
+pub use command::{ANSWER, Answer, COMMAND, Outcome, Sent, TIMER, is_between_keys};
 pub(crate) use command::{Asked, TIMER_NAME, is_reserved, stays_inside};
 pub use table::{Column, ColumnKind, Row, Table};
 pub use turn::{Effects, Emitted, RowWrite, Scheduled, Turn, TurnLimits};

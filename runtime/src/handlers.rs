@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, select};
 
-use crate::clock::{Clock, Stopwatch, sleep};
+use crate::clock::{Clock, Stopwatch, millis, sleep};
 use crate::handler::{ANSWER, AfterDeadLetter, Fault, Handler, Table, Turn, TurnLimits};
 use crate::message::{Key, Message};
 use crate::pipeline::ledger::{RunItem, Stored, TurnEnd, TurnFault};
@@ -331,7 +331,7 @@ fn faulted<H: Handler>(fault: Fault) -> TurnEnd {
     TurnEnd::Fault(match fault {
         Fault::Retry(error) => TurnFault::Retry(error),
         Fault::Reject(reason) => TurnFault::Reject(reason),
-        Fault::Defer(delay) => TurnFault::Defer(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)),
+        Fault::Defer(delay) => TurnFault::Defer(millis(delay)),
         Fault::Unavailable { dependency, reason } => match H::NEEDS.iter().position(|need| *need == dependency) {
             Some(which) => return TurnEnd::Unavailable(which, reason),
             None => {

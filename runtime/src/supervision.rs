@@ -19,7 +19,7 @@ use ractor::{ActorCell, ActorId, SupervisionEvent};
 use tokio::sync::Semaphore;
 use tracing::{Span, info_span, warn};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, millis};
 use crate::handler::TurnLimits;
 use crate::handlers::{Handlers, RunContext};
 use crate::message::ShardNo;
@@ -154,7 +154,7 @@ impl End {
 pub(crate) fn restart_span(child: Child, shard: ShardNo, end: &End, after: Duration) -> Span {
     let (child, word) = (child.as_str(), end.word.as_str());
     let span = info_span!("restart", child, shard, reason = word, trace_id = end.trace_id);
-    let delay_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+    let delay_ms = millis(after);
     span.in_scope(|| warn!(child, shard, reason = word, error = end.reason, delay_ms, "child is restarted"));
     span
 }

@@ -2,16 +2,16 @@
 //! In: two handlers on one store, messages, restarts. Out: what either of them has seen.
 
 use perkey::handler::{ANSWER, Outcome};
-use perkey::message::{Draft, shard_of};
+use perkey::message::Draft;
 use perkey::pipeline::ledger::What;
 use perkey::settings::Settings;
-use perkey::store::{ServiceKey, Store};
+use perkey::store::Store;
 use perkey::transport::{Content, Delivery, Position};
 use perkey::{Answer, Fault, Handler, Handlers, Key, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::support::{append, open, start};
+use crate::support::{self, append, open, start};
 
 /// Asks a till for an amount.
 struct Orders;
@@ -88,11 +88,8 @@ impl Handler for Till {
     }
 }
 
-/// The state of a key of a service.
 async fn state(store: &dyn Store, service: &str, key: &str) -> Value {
-    let shard = shard_of(key, Settings::default().ownership.shards);
-    let row = store.load(shard, vec![ServiceKey { service: service.into(), key: key.into() }]).await.unwrap().remove(0);
-    row.state.map_or(Value::Null, |(_, json)| serde_json::from_slice(&json).unwrap())
+    support::state(store, service, key).await.unwrap_or_default()
 }
 
 fn place(order: &str, amount: i64) -> perkey::Message {

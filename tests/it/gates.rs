@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use perkey::message::Draft;
 use perkey::settings::{ServiceLimit, Settings};
+use perkey::store::Store;
 use perkey::store::query::DeadFilter;
-use perkey::store::{ServiceKey, Store};
 use perkey::{Fault, Handler, Handlers, Key, Message, Turn};
 use perkey_chaos::process::until;
 use serde::Deserialize;
 
-use crate::support::{append, open, start};
+use crate::support::{append, open, start, state};
 
 #[derive(Deserialize)]
 struct Call {
@@ -81,11 +81,7 @@ async fn counted(store: &dyn Store, service: &str, prefix: &str) -> Vec<u32> {
     let mut counted = Vec::new();
     for n in 0..40 {
         let key = format!("{prefix}-{n}");
-        let shard = perkey::message::shard_of(&key, Settings::default().ownership.shards);
-        let asked = vec![ServiceKey { service: service.into(), key: key.as_str().into() }];
-        let row = store.load(shard, asked).await.unwrap().remove(0);
-        let state = row.state.map_or_else(Vec::new, |(_, json)| serde_json::from_slice::<Vec<u32>>(&json).unwrap());
-        counted.extend(state);
+        counted.extend(state::<Vec<u32>>(store, service, &key).await.unwrap_or_default());
     }
     counted
 }
@@ -172,10 +168,7 @@ impl Handler for Slow {
 }
 
 async fn turns(store: &dyn Store, key: &str) -> u64 {
-    let shard = perkey::message::shard_of(key, Settings::default().ownership.shards);
-    let asked = vec![ServiceKey { service: "slow".into(), key: key.into() }];
-    let row = store.load(shard, asked).await.unwrap().remove(0);
-    row.state.map_or(0, |(_, json)| serde_json::from_slice(&json).unwrap())
+    state(store, "slow", key).await.unwrap_or_default()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

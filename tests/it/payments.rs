@@ -7,16 +7,16 @@ use budget_actors::checkouts::{Progress, Saga, Status, Step};
 use budget_actors::payments::{PROVIDER, Payment};
 use budget_actors::{App, Checkouts, Payments, Provider};
 use perkey::handler::Outcome;
-use perkey::message::{Draft, shard_of};
+use perkey::message::Draft;
 use perkey::settings::Settings;
+use perkey::store::Store;
 use perkey::store::query::DeadFilter;
-use perkey::store::{ServiceKey, Store};
 use perkey::testing::Given;
 use perkey_chaos::process::until;
 use perkey_chaos::provider::{Entry, Faults, Provider as Server};
 use serde_json::{Value, json};
 
-use crate::support::{append, open, start};
+use crate::support::{append, open, start, state};
 
 /// A provider on threads of its own: one turn of a handler is run outside of any runtime.
 struct Bank {
@@ -307,10 +307,7 @@ impl Shop {
     }
 
     async fn state<S: serde::de::DeserializeOwned>(&self, service: &str, key: &str) -> Option<S> {
-        let shard = shard_of(key, Settings::default().ownership.shards);
-        let asked = vec![ServiceKey { service: service.into(), key: key.into() }];
-        let row = self.store.load(shard, asked).await.unwrap().remove(0);
-        row.state.map(|(_, json)| serde_json::from_slice(&json).unwrap())
+        state(&*self.store, service, key).await
     }
 
     async fn ends(&self, saga: &str) -> Saga {

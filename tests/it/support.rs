@@ -7,11 +7,12 @@ use std::sync::Arc;
 use perkey::message::{Draft, shard_of};
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
-use perkey::store::LogRow;
 use perkey::store::query::{ImportBatch, ImportProgress};
 use perkey::store::sqlite::{Access, SqliteStore};
+use perkey::store::{LogRow, ServiceKey, Store};
 use perkey::transport::embedded;
 use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Counts the messages of each key and emits the count.
@@ -75,8 +76,16 @@ pub(crate) async fn start(settings: &Settings, store: Arc<SqliteStore>, handlers
     Engine::start(settings, handlers, store, Metrics::new()).await.unwrap()
 }
 
+/// The state of a key of a service, in a store with as many shards as the settings have by default.
+pub(crate) async fn state<S: DeserializeOwned>(store: &dyn Store, service: &str, key: &str) -> Option<S> {
+    let shard = shard_of(key, Settings::default().ownership.shards);
+    let asked = vec![ServiceKey { service: service.into(), key: key.into() }];
+    let row = store.load(shard, asked).await.unwrap().remove(0);
+    row.state.map(|(_, json)| serde_json::from_slice(&json).unwrap())
+}
+
 /// Appends messages for a service to the log's import lane.
-pub(crate) async fn append(store: &dyn perkey::store::Store, shards: u32, service: &str, messages: &[Message]) {
+pub(crate) async fn append(store: &dyn Store, shards: u32, service: &str, messages: &[Message]) {
     for chunk in messages.chunks(1_000) {
         let mut rows = Vec::new();
         for target in 0..shards {

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use perkey::message::Draft;
 use perkey::settings::Settings;
-use perkey::store::{ServiceKey, Store};
+use perkey::store::Store;
 use perkey::{Fault, Handler, Handlers, Key, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::support::{append, open, start};
+use crate::support::{append, open, start, state};
 
 /// Notes what rang, and when in relation to when it should.
 struct Alarms;
@@ -67,10 +67,7 @@ impl Handler for Alarms {
 }
 
 async fn rung(store: &dyn Store, key: &str) -> Vec<(String, i64)> {
-    let shard = perkey::message::shard_of(key, Settings::default().ownership.shards);
-    let row =
-        store.load(shard, vec![ServiceKey { service: "alarms".into(), key: key.into() }]).await.unwrap().remove(0);
-    row.state.map_or_else(Vec::new, |(_, json)| serde_json::from_slice(&json).unwrap())
+    state(store, "alarms", key).await.unwrap_or_default()
 }
 
 fn message(id: &str, key: &str, payload: &serde_json::Value) -> perkey::Message {

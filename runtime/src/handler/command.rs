@@ -37,6 +37,12 @@ pub(crate) fn is_reserved(header: &str) -> bool {
     header.starts_with("perkey")
 }
 
+/// Whether another key hears how this message ends, or heard with it how its own ended: that key would not know of a
+/// change to it.
+pub fn is_between_keys(message: &Message) -> bool {
+    message.kind() == ANSWER || Asked::of(message).is_some()
+}
+
 /// Who wants to hear how a command ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked<'a> {

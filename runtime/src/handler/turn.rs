@@ -143,7 +143,7 @@ impl Turn {
     pub fn emit(&mut self, kind: &str, payload: &impl Serialize) -> Result<(), Fault> {
         check_name("type", kind.as_bytes()).map_err(Fault::reject)?;
         if self.effects.events.len() >= self.limits.events_max {
-            return Err(self.over("events", self.limits.events_max));
+            return Err(self.over("events", "events", self.limits.events_max));
         }
         let payload = serde_json::to_vec(payload)?;
         self.grow(payload.len())?;
@@ -182,7 +182,7 @@ impl Turn {
     fn push_timer(&mut self, name: &str, set: Option<(Millis, Bytes)>) -> Result<(), Fault> {
         check_name("name", name.as_bytes()).map_err(Fault::reject)?;
         if self.effects.timers.len() >= self.limits.events_max {
-            return Err(self.over("timers", self.limits.events_max));
+            return Err(self.over("timers", "events", self.limits.events_max));
         }
         self.effects.timers.push(Scheduled { name: name.to_owned(), set });
         Ok(())
@@ -191,7 +191,7 @@ impl Turn {
     fn put<H: Handler>(&mut self, key: Key, command: &impl Serialize, ask: Option<String>) -> Result<(), Fault> {
         check_name("key", key.as_str().as_bytes()).map_err(Fault::reject)?;
         if self.effects.sent.len() >= self.limits.events_max {
-            return Err(self.over("commands", self.limits.events_max));
+            return Err(self.over("commands", "events", self.limits.events_max));
         }
         let payload = serde_json::to_vec(command)?;
         self.grow(payload.len())?;
@@ -231,7 +231,7 @@ impl Turn {
 
     fn push_row(&mut self, row: RowWrite) -> Result<(), Fault> {
         if self.effects.rows.len() >= self.limits.rows_max {
-            return Err(self.over("rows", self.limits.rows_max));
+            return Err(self.over("rows", "rows", self.limits.rows_max));
         }
         self.effects.rows.push(row);
         Ok(())
@@ -240,12 +240,12 @@ impl Turn {
     fn grow(&mut self, bytes: usize) -> Result<(), Fault> {
         self.bytes += bytes;
         if self.bytes > self.limits.bytes_max {
-            return Err(self.over("bytes", self.limits.bytes_max));
+            return Err(self.over("bytes", "bytes", self.limits.bytes_max));
         }
         Ok(())
     }
 
-    fn over(&self, what: &str, max: usize) -> Fault {
-        Fault::Reject(format!("the turn has more than {max} {what}; see limits.turn_*_max"))
+    fn over(&self, what: &str, limit: &str, max: usize) -> Fault {
+        Fault::Reject(format!("the turn has more than {max} {what}; see limits.turn_{limit}_max"))
     }
 }

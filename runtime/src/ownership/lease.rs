@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::assignment::{assign, is_alive};
-use crate::clock::Millis;
+use crate::clock::{Millis, millis};
 use crate::message::ShardNo;
 use crate::metrics::TakeReason;
 use crate::settings::OwnershipSettings;
@@ -81,7 +81,6 @@ pub struct Lease {
 impl Lease {
     /// The lease of a worker that is not part of the fleet yet, for a store of so many shards.
     pub fn new(settings: &OwnershipSettings, worker: Worker) -> Self {
-        let millis = |duration: std::time::Duration| Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX);
         let times = Times {
             own_stop: millis(settings.lease_ttl) * 2 / 3,
             heartbeat: millis(settings.heartbeat),

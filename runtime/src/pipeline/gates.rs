@@ -2,7 +2,7 @@
 //! of concurrency and rate. One for all shards of a process. Pure: it is told the time.
 //! In: what shards ask for, how their turns ended. Out: permits, each for one turn; changes of breakers, for the log.
 //!
-//! While a dependency's breaker is open no turn starts that needs it: messages stay where they are, nothing is counted.
+//! While a dependency's breaker is open no turn starts that needs it: messages wait, nothing is counted.
 //! After a while one turn is let through; if the dependency answers it, the others follow at the rate of the retry budget.
 
 mod breaker;

@@ -315,6 +315,12 @@ impl Ledger {
         &self.config.services[service as usize]
     }
 
+    /// The index of a service by its name; nothing where this program does not have it.
+    fn service_of(&self, name: &str) -> Option<u16> {
+        let index = self.config.services.iter().position(|service| *service.name == *name);
+        index.and_then(|index| u16::try_from(index).ok())
+    }
+
     fn count(&mut self, counter: &'static str, by: u64) {
         *self.counters.entry(counter).or_insert(0) += by;
     }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::clock::{Dice, Millis};
+use crate::clock::{Dice, Millis, millis};
 use crate::pipeline::retry::RetryPolicy;
 use crate::settings::Intensity;
 
@@ -33,7 +33,7 @@ impl RestartBudget {
     pub fn new(intensity: Intensity) -> Self {
         Self {
             restarts: usize::try_from(intensity.restarts).unwrap_or(usize::MAX),
-            window: Millis::try_from(intensity.window.as_millis()).unwrap_or(Millis::MAX),
+            window: millis(intensity.window),
             backoff: RetryPolicy::from(&intensity),
             recent: VecDeque::new(),
             latest: 0,

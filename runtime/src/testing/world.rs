@@ -11,7 +11,7 @@ use super::fate::Refusals;
 use super::owner::{Lane, Owner, OwnerId, Told};
 use super::plan::Plan;
 use super::witness::Witness;
-use crate::clock::{Clock, Dice, Millis};
+use crate::clock::{Clock, Dice, millis};
 use crate::message::ShardNo;
 use crate::pipeline::gates::Gates;
 use crate::pipeline::ledger::{Action, ActorIx, RunOrder};
@@ -216,7 +216,7 @@ impl World {
         let taken = self.disk.store.take_now(shard, &format!("owner-{id}")).map_err(|error| error.to_string())?;
         self.witness.epochs.insert(shard, taken.epoch);
         let dedup = &self.plan.settings.dedup;
-        let window = Millis::try_from(dedup.window.as_millis()).unwrap_or(Millis::MAX);
+        let window = millis(dedup.window);
         let inbox = self.disk.store.inbox_now(shard, self.clock.now().saturating_sub(window), dedup.max_ids);
         let ledger = self.plan.ledger(taken, inbox, &mut self.dice);
         self.owners.push(Some(Owner::new(shard, ledger, (self.transports.len(), self.plan.sinks.len()))));

@@ -3,7 +3,7 @@
 
 use super::Seat;
 use super::limit::{Bucket, Limit};
-use crate::clock::{Dice, Millis};
+use crate::clock::{Dice, Millis, millis};
 use crate::settings::{DependencySettings, Settings};
 
 /// What of the answered turns may be turns that failed before, and how many of those in a second besides. (Linkerd's
@@ -133,7 +133,6 @@ impl Dependency {
             Breaker::Closed if self.failures < self.settings.failures => return None,
             Breaker::Closed | Breaker::HalfOpen { .. } => {}
         }
-        let millis = |duration: std::time::Duration| Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX);
         let (first, most) = (millis(self.settings.open_for), millis(self.settings.open_max));
         let wait = first.saturating_mul(1 << self.opened.min(20)).min(most);
         // Half of it by chance, so that the workers of a fleet do not come back together.

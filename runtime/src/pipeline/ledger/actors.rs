@@ -261,7 +261,7 @@ impl Ledger {
 
     /// Keys that were idle for too long give their actors back.
     pub(super) fn passivate_idle(&mut self, now: Millis) {
-        let after = super::waiting::millis(self.config.settings.actors.passivate_after);
+        let after = crate::clock::millis(self.config.settings.actors.passivate_after);
         while let Some((ix, token, stamp)) = self.actors.idle.front().copied() {
             let current = self.slots.current(ix, token) && self.slots[ix].idle_stamp == stamp;
             if current && now.saturating_sub(self.slots[ix].idle_since) < after {

@@ -5,7 +5,7 @@ use super::inbox::Arrival as Seen;
 use super::record::dead_letter;
 use super::slot::{From, Item, Newest, SlotIx, Ticket};
 use super::{Action, Ledger};
-use crate::clock::Millis;
+use crate::clock::{Millis, millis};
 use crate::message::{Message, TakenId, shard_of};
 use crate::settings::Overflow;
 use crate::store::{KeyRow, RowSpan, ServiceKey};
@@ -232,7 +232,7 @@ impl Ledger {
     /// Frees credits and grants what may be granted.
     pub(super) fn grant(&mut self, source: u16, freed: usize, now: Millis) {
         let dedup = &self.config.settings.dedup;
-        let window_min = u64::try_from(dedup.window_min.as_millis()).unwrap_or(u64::MAX);
+        let window_min = millis(dedup.window_min);
         let young = self.inbox.oldest().is_some_and(|(_, at)| now.saturating_sub(at) < window_min);
         let full =
             self.outbox_full() || dedup.overflow == Overflow::Pause && self.inbox.len() >= dedup.max_ids && young;

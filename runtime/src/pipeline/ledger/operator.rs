@@ -58,8 +58,7 @@ impl Ledger {
         let last = letters.last().map(|letter| (letter.key.clone(), letter.seq));
         let mut outstanding = 0;
         for letter in letters {
-            let service = self.config.services.iter().position(|service| service.name == letter.service);
-            let service = service.and_then(|service| u16::try_from(service).ok());
+            let service = self.service_of(&letter.service);
             let operation = Operation { command: id, action: action.clone(), who: who.clone(), letter };
             match (service, &operation.action) {
                 (_, Wanted::Retire(_)) => {}

@@ -8,9 +8,8 @@ use uuid::Uuid;
 
 use super::flight::Batch;
 use super::settle::Group;
-use super::waiting::millis;
 use super::{Action, Ledger};
-use crate::clock::Millis;
+use crate::clock::{Millis, millis};
 use crate::handler::{Asked, Outcome};
 use crate::message::{Draft, Message, TakenId, keyed_hash};
 use crate::pipeline::bindings::DEAD_LETTER;
@@ -110,8 +109,8 @@ impl Ledger {
         self.inbox.pin(id);
         self.outbox.refused += 1;
         self.outbox.due = true;
-        let index = self.config.services.iter().position(|known| known.name == service);
-        self.tally.dead.push(index.and_then(|index| u16::try_from(index).ok()));
+        let index = self.service_of(&service);
+        self.tally.dead.push(index);
         self.count("dead_letters", 1);
         let event = self.obituary(&letter);
         let part = &mut self.batches.loose().part;

@@ -73,10 +73,8 @@ impl Ledger {
             self.timers.at(now);
         }
         for timer in due.timers {
-            let services = &self.config.services;
             // Timers of a service that this program does not have wait for one that has it.
-            let service = services.iter().position(|service| service.name == timer.of.service);
-            match service.and_then(|service| u16::try_from(service).ok()) {
+            match self.service_of(&timer.of.service) {
                 Some(service) => fired += usize::from(self.fire(service, timer, now)),
                 None => self.timers.foreign += 1,
             }

@@ -5,7 +5,7 @@ use hashbrown::HashSet;
 
 use super::slot::{From, Item, Permit, Slot, SlotIx};
 use super::{Action, Ledger};
-use crate::clock::Millis;
+use crate::clock::{Millis, millis};
 use crate::pipeline::bindings::Bindings;
 use crate::store::{Due, PendingKind, PendingRow, ServiceKey};
 
@@ -71,7 +71,7 @@ impl Ledger {
             self.waiting.at(next.max(now + AGAIN_MS.min(next.saturating_sub(now))));
         }
         // Rows of services that this program does not have stay due: the next look goes past them.
-        let known = |key: &&ServiceKey| self.config.services.iter().any(|service| service.name == key.service);
+        let known = |key: &&ServiceKey| self.service_of(&key.service).is_some();
         self.waiting.foreign = due.keys.len() - due.keys.iter().filter(known).count();
         let woken = due.keys.iter().filter(|key| self.wake(key)).count();
         if !due.keys.is_empty() {
@@ -92,9 +92,8 @@ impl Ledger {
     }
 
     fn wake(&mut self, key: &ServiceKey) -> bool {
-        let service = self.config.services.iter().position(|service| service.name == key.service);
         // Rows of a service that this program does not have wait for one that has it.
-        let Some(service) = service.and_then(|service| u16::try_from(service).ok()) else { return false };
+        let Some(service) = self.service_of(&key.service) else { return false };
         let ix = self.slot_for(service, &key.key);
         let slot = &mut self.slots[ix];
         if !slot.known {
@@ -216,8 +215,4 @@ fn item(row: PendingRow, bindings: &Bindings) -> Item {
         attempt: row.attempt,
         history: row.history,
     }
-}
-
-pub(super) fn millis(duration: std::time::Duration) -> Millis {
-    Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
 }

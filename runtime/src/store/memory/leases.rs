@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{Inner, MemoryStore};
-use crate::clock::Millis;
+use crate::clock::{Millis, millis};
 use crate::message::ShardNo;
 use crate::store::lease::{Fleet, LeaseRow, Leases, Worker, WorkerRow};
 use crate::store::{StoreError, StoreFuture};
@@ -58,7 +58,7 @@ impl Leases for MemoryStore {
             if inner.away {
                 return Err(StoreError::Unavailable("it was told to refuse renewals".to_owned()));
             }
-            let until = now + u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+            let until = now + millis(ttl);
             inner.workers.insert(worker.id.clone(), (worker, until));
             Ok(inner.fleet(now))
         })

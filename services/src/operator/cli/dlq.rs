@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use perkey::clock::{Clock, Millis, Stopwatch, rfc3339, sleep};
+use perkey::clock::{Clock, Millis, Stopwatch, millis, rfc3339, sleep};
 use perkey::engine::Engine;
 use perkey::message::ShardNo;
 use perkey::metrics::Metrics;
@@ -247,7 +247,7 @@ fn filter(asked: &Filter, now: Millis, until: Option<Millis>) -> Result<DeadFilt
 /// An instant: so long ago, a time, or the start of a day in UTC.
 fn since(text: &str, now: Millis) -> Result<Millis, String> {
     if let Ok(ago) = humantime::parse_duration(text) {
-        return Ok(now.saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)));
+        return Ok(now.saturating_sub(millis(ago)));
     }
     let day = || text.parse::<Date>().ok()?.to_zoned(TimeZone::UTC).ok().map(|day| day.timestamp());
     let at = text.parse::<Timestamp>().ok().or_else(day);

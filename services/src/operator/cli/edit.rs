@@ -5,7 +5,7 @@ use std::io::Read;
 use std::process::Command;
 
 use perkey::clock::Clock;
-use perkey::handler::ANSWER;
+use perkey::handler::is_between_keys;
 use perkey::settings::Settings;
 use perkey::store::DeadLetter;
 use perkey::store::query::{Action, DeadFilter};
@@ -48,7 +48,7 @@ fn check(settings: &Settings, letter: &DeadLetter, payload: &str) -> Result<(), 
         return Err(Failure::Usage("the payload is as it was: use dlq:replay to run it again".to_owned()));
     }
     let (service, key) = (&letter.service, &letter.key);
-    if letter.message.kind() == ANSWER || letter.message.header("perkeyaskedby").is_some() {
+    if is_between_keys(&letter.message) {
         let text = "another key asked or answered this message, and would not know of the change: replay or discard it";
         return Err(Failure::Usage(text.to_owned()));
     }
