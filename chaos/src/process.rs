@@ -33,6 +33,14 @@ pub fn built() -> Result<PathBuf, ChaosError> {
     // The whole workspace is named so that dependencies keep the features, and the builds, that they have already.
     command.args(["build", "--quiet", "--locked", "--workspace", "--bin", "budget-manager"]);
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).env("CARGO_TARGET_DIR", target);
+    // What cargo tells a test about itself: build scripts that look at it would run again, here and at the next build
+    // outside.
+    let told = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_", "OUT_DIR"];
+    for (name, _) in std::env::vars_os() {
+        if told.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
     if folder.ends_with("release") {
         command.arg("--release");
     }
@@ -101,7 +109,7 @@ impl Place {
 /// A process that was started here. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Running {
-    child: Child,
+    pub(crate) child: Child,
     /// Its id.
     pub pid: u32,
 }
