@@ -132,9 +132,22 @@ impl Scene {
 
 /// Appends postings to the log.
 pub(crate) async fn append(store: &dyn Store, shards: u32, messages: &[Message]) -> Result<(), StoreError> {
+    append_for(SERVICE, store, shards, messages).await
+}
+
+/// Appends messages for a service to the log.
+pub(crate) async fn append_for(
+    service: &str,
+    store: &dyn Store,
+    shards: u32,
+    messages: &[Message],
+) -> Result<(), StoreError> {
+    if messages.is_empty() {
+        return Ok(());
+    }
     let mut targets: Vec<Vec<(&str, &Message)>> = vec![Vec::new(); shards as usize];
     for message in messages {
-        targets[shard_of(message.key(), shards) as usize].push((SERVICE, message));
+        targets[shard_of(message.key(), shards) as usize].push((service, message));
     }
     let rows = (0..).zip(&targets).filter(|(_, some)| !some.is_empty());
     let rows = rows.map(|(target, some)| LogRow {
@@ -144,6 +157,6 @@ pub(crate) async fn append(store: &dyn Store, shards: u32, messages: &[Message])
     });
     let progress = ImportProgress::default();
     let batch =
-        ImportBatch { service: SERVICE.into(), source: "chaos".to_owned(), rows: rows.collect(), progress, at: 0 };
+        ImportBatch { service: service.into(), source: "chaos".to_owned(), rows: rows.collect(), progress, at: 0 };
     store.queries().append_import(batch).await
 }

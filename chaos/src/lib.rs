@@ -4,7 +4,8 @@
 //! A scenario makes postings of which it knows the outcome ([`postings`]), disturbs whoever handles them ([`kill`],
 //! [`children`], [`flood`]), and then reads nothing but the store ([`check`]). [`fleet`] does the same to several workers
 //! on real servers, with a [`proxy`] between each worker and what it talks to. [`checkouts`] disturbs sagas, beside a
-//! payment [`provider`] that has faults of its own; [`timers`] restarts an engine while many are due.
+//! payment [`provider`] that has faults of its own; [`timers`] restarts an engine while many are due; [`suspects`] has a
+//! message that ends the process; [`neighbours`] measures what a slow key, or a dependency that is away, costs the others.
 
 pub mod check;
 pub mod checkouts;
@@ -13,10 +14,12 @@ pub mod engine;
 pub mod fleet;
 pub mod flood;
 pub mod kill;
+pub mod neighbours;
 pub mod postings;
 pub mod process;
 pub mod provider;
 pub mod proxy;
+pub mod suspects;
 pub mod timers;
 
 /// A scenario could not be run to its end; that says nothing about what it was to prove.

@@ -10,17 +10,24 @@ use std::time::Duration;
 use perkey::metrics::Child;
 use perkey_chaos::fleet::faults::{On, Scenario};
 use perkey_chaos::provider::{Faults, Provider};
-use perkey_chaos::{ChaosError, Verdict, checkouts, children, fleet, flood, kill, process, timers};
+use perkey_chaos::{
+    ChaosError, Verdict, checkouts, children, fleet, flood, kill, neighbours, process, suspects, timers,
+};
 
 const USAGE: &str = "\
 usage: perkey-chaos kill [--mode import|up] [--binary PATH] [--kills 50] [--lines 100000] [--accounts 5000] [--seed 1]
        perkey-chaos children [--times 100] [--child key_actor|ingress|committer|shard|all] [--seed 1]
        perkey-chaos checkouts [--checkouts 10000] [--kills 10] [--fail 0.1] [--hang 0.01] [--lose 0.01] [--binary PATH] [--seed 1]
+       perkey-chaos suspects [--messages 2000] [--deadly yes|no] [--kills 0] [--import yes|no] [--binary PATH] [--seed 1]
+       perkey-chaos neighbours --of slow|away [--seconds 60] [--rate 500]
        perkey-chaos timers [--timers 100000] [--seconds 60] [--restarts 3]
        perkey-chaos provider [--listen 127.0.0.1:8090] [--fail 0] [--hang 0] [--lose 0] [--seed 1]
        perkey-chaos flood [--seconds 60] [--seed 1]
        perkey-chaos fleet --scenario kill|freeze|rolling|kafka|postgres|cut|answer_lost|away|held|all [--binary PATH]
                     [--on kafka|postgres] [--workers 3] [--rate 2000] [--seconds 60] [--away 60] [--ttl 3] [--accounts 5000] [--seed 1]";
+
+/// Messages a second that a fleet gets.
+const RATE: u64 = 2_000;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -58,6 +65,20 @@ async fn run(args: &[String]) -> Result<Option<Verdict>, ChaosError> {
             let plan = checkouts::Plan { binary, kills: options.kills.unwrap_or(10), checkouts, faults, seed };
             checkouts::checkouts(&plan, &mut say).await.map(Some)
         }
+        "suspects" => {
+            let importer = options.import.then(|| binary(&options)).transpose()?;
+            let worker = (std::env::current_exe()?, vec!["suspects-worker".to_owned()]);
+            let Options { messages, deadly, kills, .. } = options;
+            let plan = suspects::Plan { worker, importer, messages, deadly, kills: kills.unwrap_or(0), seed };
+            suspects::suspects(&plan, &mut say).await.map(Some)
+        }
+        "neighbours" => {
+            let Some(what) = options.of else { return Ok(None) };
+            let rate = if options.rate == RATE { 500 } else { options.rate };
+            let plan = neighbours::Plan { what, seconds: options.seconds, rate };
+            neighbours::neighbours(&plan, &mut say).await.map(Some)
+        }
+        "suspects-worker" => suspects::work().await.map(|()| None),
         "timers" => {
             let plan = timers::Plan { timers: options.timers, seconds: options.seconds, restarts: options.restarts };
             timers::timers(&plan, &mut say).await.map(Some)
@@ -94,6 +115,9 @@ struct Options {
     kills: Option<u32>,
     checkouts: u64,
     timers: u64,
+    messages: u64,
+    deadly: bool,
+    import: bool,
     restarts: u32,
     faults: Option<Faults>,
     listen: SocketAddr,
@@ -107,6 +131,7 @@ struct Options {
     on: On,
     workers: usize,
     rate: u64,
+    of: Option<neighbours::What>,
     away: u64,
     ttl: u64,
 }
@@ -119,6 +144,9 @@ impl Options {
             kills: None,
             checkouts: 10_000,
             timers: 100_000,
+            messages: 2_000,
+            deadly: true,
+            import: false,
             restarts: 3,
             faults: None,
             listen: ([127, 0, 0, 1], 8_090).into(),
@@ -131,7 +159,8 @@ impl Options {
             scenario: None,
             on: On::Kafka,
             workers: 3,
-            rate: 2_000,
+            rate: RATE,
+            of: None,
             away: 60,
             ttl: 3,
         };
@@ -144,6 +173,11 @@ impl Options {
                 "--kills" => options.kills = Some(value.parse().ok()?),
                 "--checkouts" => options.checkouts = value.parse().ok().filter(|checkouts| *checkouts > 0)?,
                 "--timers" => options.timers = value.parse().ok().filter(|timers| *timers > 0)?,
+                "--of" if value == "slow" => options.of = Some(neighbours::What::Slow),
+                "--of" if value == "away" => options.of = Some(neighbours::What::Away),
+                "--messages" => options.messages = value.parse().ok().filter(|messages| *messages > 0)?,
+                "--deadly" => options.deadly = yes(value)?,
+                "--import" => options.import = yes(value)?,
                 "--restarts" => options.restarts = value.parse().ok()?,
                 "--listen" => options.listen = value.parse().ok()?,
                 "--fail" => options.faults.get_or_insert_default().fail = value.parse().ok()?,
@@ -167,6 +201,14 @@ impl Options {
             }
         }
         Some(options)
+    }
+}
+
+fn yes(value: &str) -> Option<bool> {
+    match value {
+        "yes" => Some(true),
+        "no" => Some(false),
+        _ => None,
     }
 }
 

@@ -2,6 +2,7 @@
 //! In: one message and the state of its key. Out: the changed state and what the turn is to do when it commits.
 
 mod command;
+mod statement;
 mod table;
 mod turn;
 
@@ -17,6 +18,7 @@ use crate::message::Key;
 use crate::pipeline::retry::RetryPolicy;
 pub use command::{ANSWER, Answer, COMMAND, Outcome, Sent, TIMER, is_between_keys};
 pub(crate) use command::{Asked, TIMER_NAME, is_reserved, stays_inside};
+pub use statement::Statement;
 pub use table::{Column, ColumnKind, Row, Table};
 pub use turn::{Effects, Emitted, RowWrite, Scheduled, Turn, TurnLimits};
 

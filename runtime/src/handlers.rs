@@ -285,9 +285,7 @@ async fn run<H: Handler>(
                     *state = H::State::default();
                     change = Change::Forgotten;
                 }
-                let effects = turn.into_effects();
-                let (events, sent, timers) = outgoing::of(&service.origin, &item.message, &effects, context);
-                settled.turns.push(TurnEnd::Done { events, sent, rows: effects.rows, timers });
+                settled.turns.push(outgoing::end(&service.origin, &item.message, turn.into_effects(), context));
                 false
             }
             Ok(Err(end)) => {

@@ -10,6 +10,8 @@ pub(crate) mod gates;
 pub mod bindings;
 pub mod ledger;
 
+mod tracker;
+
 pub(crate) mod shard;
 
 pub(crate) mod reader;

@@ -33,6 +33,8 @@ pub struct Settings {
     pub dedup: DedupSettings,
     /// Messages that wait durably.
     pub pending: PendingSettings,
+    /// Messages that may have ended the process.
+    pub suspects: SuspectSettings,
     /// Retries of messages.
     pub retry: RetrySettings,
     /// Bounds of a turn.
@@ -186,6 +188,17 @@ section! {
         /// position no longer.
         #[serde(with = "humantime_serde")]
         spill_after: Duration = Duration::from_secs(2),
+    }
+}
+
+section! {
+    /// Messages that were in hand when the process ended, twice in a row.
+    SuspectSettings {
+        /// Starts of such a message that end with the process, before it is a dead letter.
+        starts: u32 = 7,
+        /// Time after a takeover from which what comes was not in hand before it.
+        #[serde(with = "humantime_serde")]
+        calm_after: Duration = Duration::from_secs(600),
     }
 }
 

@@ -98,6 +98,8 @@ pub struct InboxRows {
     pub pinned: Vec<TakenId>,
     /// Number of pending rows.
     pub pending: u64,
+    /// What operators have paused.
+    pub paused: Vec<query::Scope>,
 }
 
 /// What the store knows of a key.
@@ -254,7 +256,8 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Fenced`] when the shard no longer has `epoch`.
     fn retake(&self, shard: ShardNo, epoch: Epoch) -> StoreFuture<'_, TakenShard>;
 
-    /// The ids of commits written at or after `since`, at most about `max` (the newest), and all pinned ones.
+    /// The ids of commits written at or after `since`, at most about `max` (the newest), and all pinned ones; and what is
+    /// paused.
     fn inbox(&self, shard: ShardNo, since: Millis, max: usize) -> StoreFuture<'_, InboxRows>;
 
     /// What is stored of each key, in the order asked.

@@ -13,7 +13,7 @@ use perkey_chaos::fleet::servers::Servers;
 use perkey_chaos::fleet::topics::Topics;
 use perkey_chaos::kill::{self, Mode};
 use perkey_chaos::provider::Faults;
-use perkey_chaos::{ChaosError, Verdict, checkouts, children, fleet, flood, process, timers};
+use perkey_chaos::{ChaosError, Verdict, checkouts, children, fleet, flood, neighbours, process, suspects, timers};
 
 fn holds(again: &str, said: &[String], verdict: Result<Verdict, ChaosError>) {
     let again = format!("again: cargo run -p perkey-chaos -- {again}");
@@ -49,6 +49,57 @@ async fn checkouts_under_kills_and_a_faulty_provider_leave_the_books_right() {
     let mut said = Vec::new();
     let verdict = checkouts::checkouts(&plan, &mut |line| said.push(line.to_owned())).await;
     holds("checkouts --kills 3 --checkouts 300 --seed 6", &said, verdict);
+}
+
+/// Not a test by itself: what the next ones start as a process of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn worker_that_a_message_may_end() {
+    suspects::work().await.unwrap();
+}
+
+async fn suspected(import: bool, deadly: bool, kills: u32) {
+    let args = ["--exact", "chaos::worker_that_a_message_may_end", "--nocapture"].map(str::to_owned);
+    let worker = (std::env::current_exe().unwrap(), args.to_vec());
+    let importer = match import {
+        true => Some(tokio::task::spawn_blocking(process::built).await.unwrap().unwrap()),
+        false => None,
+    };
+    let plan = suspects::Plan { worker, importer, messages: 600, deadly, kills, seed: 3 };
+    let mut said = Vec::new();
+    let verdict = suspects::suspects(&plan, &mut |line| said.push(line.to_owned())).await;
+    holds("suspects --messages 600 --seed 3", &said, verdict);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_ends_the_process_is_a_dead_letter_after_seven_starts() {
+    suspected(false, true, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_ends_the_process_and_comes_by_import_is_a_dead_letter_after_seven_starts() {
+    suspected(true, true, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_from_outside_make_no_message_a_dead_letter() {
+    suspected(false, false, 12).await;
+}
+
+async fn disturbed(what: neighbours::What, word: &str) {
+    let plan = neighbours::Plan { what, seconds: 3, rate: 200 };
+    let mut said = Vec::new();
+    let verdict = neighbours::neighbours(&plan, &mut |line| said.push(line.to_owned())).await;
+    holds(&format!("neighbours --of {word} --seconds 3 --rate 200"), &said, verdict);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_key_costs_no_attempt_and_counts_once() {
+    disturbed(neighbours::What::Slow, "slow").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dependency_that_is_away_costs_no_attempt_and_nothing_is_lost() {
+    disturbed(neighbours::What::Away, "away").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,6 +27,10 @@ pub(crate) trait Place: Send + Sync {
     fn restart(&mut self) -> BoxFuture<'_, ()>;
     /// The rows of a handler's table, in the order of the primary key.
     fn rows(&self, table: &'static str) -> BoxFuture<'_, Vec<Value>>;
+    /// Whether it runs handlers' own statements.
+    fn runs_sql(&self) -> bool {
+        true
+    }
     /// Whether a text of a handler's table may have U+0000 in it; a store where it may not refuses the row for good.
     fn text_holds_nul(&self) -> bool {
         true
@@ -77,6 +81,10 @@ impl Place for MemoryPlace {
 
     fn rows(&self, table: &'static str) -> BoxFuture<'_, Vec<Value>> {
         Box::pin(std::future::ready(self.0.rows(table)))
+    }
+
+    fn runs_sql(&self) -> bool {
+        false
     }
 }
 
@@ -170,6 +178,7 @@ pub(crate) fn pending(seq: u64, key: &str, due_at: Option<u64>) -> PendingRow {
         id: TakenId([u8::try_from(seq % 251).unwrap(); 22]),
         taken_at: 900,
         attempt: 2,
+        starts: u32::try_from(seq % 3).unwrap(),
         message,
         history: vec![Attempt { attempt: 1, at: 950, generation: 4, error: "bad \"luck\" \0 é".to_owned() }],
     }

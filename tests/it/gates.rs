@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use perkey::clock::Stopwatch;
 use perkey::message::Draft;
 use perkey::settings::{ServiceLimit, Settings};
 use perkey::store::Store;
@@ -176,7 +177,6 @@ async fn a_turn_that_takes_long_holds_no_position_and_counts_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut settings = Settings::default();
     settings.pending.spill_after = Duration::from_millis(100);
-    settings.drain.exit = Duration::from_millis(200);
     let store = open(&dir.path().join("s.db")).await;
     let time = Arc::new(AtomicU64::new(60_000));
     let handlers = || Handlers::new().with(Slow(time.clone()));
@@ -192,7 +192,9 @@ async fn a_turn_that_takes_long_holds_no_position_and_counts_once() {
     until("the slow key's messages get their rows", Duration::from_secs(20), passed).await.unwrap();
     assert_eq!((turns(&*store, "slow").await, turns(&*store, "quick").await), (0, 2));
     // It is not waited for, and runs again at the next owner: its row says so.
+    let watch = Stopwatch::start();
     engine.drain().await.unwrap();
+    assert!(watch.elapsed() < settings.drain.exit, "its turn was waited for");
     time.store(300, Ordering::SeqCst);
     let engine = start(&settings, store.clone(), handlers()).await;
     let done = async || turns(&*store, "slow").await == 2 && rows().await.iter().all(|row| row.pending == 0);

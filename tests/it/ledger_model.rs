@@ -359,6 +359,7 @@ impl World {
                         sent: Vec::new(),
                         rows: Vec::new(),
                         timers: Vec::new(),
+                        statements: Vec::new(),
                     });
                     continue;
                 }

@@ -18,6 +18,7 @@ mod kafka_topic;
 mod ledger_model;
 mod operator;
 mod outbox;
+mod pauses;
 mod payments;
 mod postgres_place;
 mod postgres_store;

@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use perkey::handler::{Column, ColumnKind, Table};
+use perkey::handler::{Column, ColumnKind, Statement, Table};
 use perkey::message::Draft;
-use perkey::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand};
+use perkey::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand, Scope};
 use perkey::store::{
     CommandResult, Commit, DueTimers, Epoch, Identity, LogRow, Outcome, Part, PendingKind, RowSpan, ServiceKey, Setup,
     StateWrite, Store, StoreError, Timer, TimerWrite, Trim,
 };
 use perkey::transport::{Position, Positions};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fixture::{
     POSTINGS, Place, SHARDS, commit, committed, everything, full, letter, message, pending, posting, row_write,
@@ -63,6 +63,9 @@ contract! {
         another_number_of_shards_is_refused,
         tables_that_do_not_fit_are_refused,
         of_several_rows_of_a_key_the_last_counts,
+        statements_run_in_order_after_all_rows,
+        a_refused_statement_undoes_its_whole_commit,
+        what_is_paused_is_told_until_it_is_resumed,
         a_forgotten_state_is_gone,
         timers_are_set_moved_and_removed,
         a_timer_of_a_key_that_waits_is_not_due,
@@ -523,6 +526,86 @@ async fn of_several_rows_of_a_key_the_last_counts(place: Box<impl Place>) {
     let rows = vec![row_write("a", "1", None), row_write("a", "none", None), posting("a", "3", 4)];
     committed(&store, &with(Part { rows, ..Part::default() }, commit(0, epoch, 2))).await;
     assert_eq!(seen().await, [("3".to_owned(), 4)]);
+}
+
+fn statement(sql: &str, args: Value) -> Statement {
+    Statement { sql: sql.to_owned(), args: args.as_array().unwrap().clone() }
+}
+
+async fn statements_run_in_order_after_all_rows(place: Box<impl Place>) {
+    if !place.runs_sql() {
+        return;
+    }
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let add = "UPDATE postings SET amount = amount + $1, rate = $2, open = $3 WHERE account = $4";
+    let first = Part {
+        rows: vec![posting("acct-a", "1", 1)],
+        statements: vec![
+            statement(add, json!([10, 0.5, false, "acct-a"])),
+            statement("UPDATE postings SET amount = amount * 2, extra = $1", json!([null])),
+        ],
+        ..Part::default()
+    };
+    let second = Part {
+        rows: vec![posting("acct-a", "2", 2)],
+        statements: vec![statement("DELETE FROM postings WHERE id = $1 AND amount = 24", json!(["2"]))],
+        ..Part::default()
+    };
+    committed(&store, &Commit { parts: vec![first, second], ..commit(0, epoch, 1) }).await;
+    let rows = place.rows("postings").await;
+    let seen: Vec<_> = rows.iter().map(|row| (row["id"].clone(), row["amount"].clone(), row["rate"].clone())).collect();
+    let account = rows.iter().map(|row| row["account"].clone()).collect::<Vec<_>>();
+    assert_eq!((seen, account), (vec![(json!("1"), json!(22), json!(0.5))], vec![json!("acct-a")]));
+    // Under another's epoch nothing of it is written.
+    let stale = Part { statements: vec![statement("DELETE FROM postings", json!([]))], ..Part::default() };
+    let outcome = store.commit(&with(stale, commit(0, epoch - 1, 2))).await;
+    assert!(matches!(outcome, Outcome::Fenced), "{outcome:?}");
+    assert_eq!(place.rows("postings").await, rows);
+    committed(&store, &commit(0, epoch, 2)).await;
+}
+
+async fn a_refused_statement_undoes_its_whole_commit(place: Box<impl Place>) {
+    if !place.runs_sql() {
+        return;
+    }
+    let (store, identity, epoch) = begin(&*place, 0).await;
+    let before = everything(&*place, &["a"]).await;
+    for sql in ["UPDATE no_such_table SET a = 1", "UPDATE postings SET amount = NULL", "INSERT INTO postings"] {
+        let mut refused = full(&identity, 0, epoch, 1, "a");
+        refused.parts[0].statements.push(statement(sql, json!([])));
+        let outcome = store.commit(&refused).await;
+        assert!(matches!(&outcome, Outcome::Refused { .. }), "{outcome:?} for {sql}");
+    }
+    assert_eq!(before, everything(&*place, &["a"]).await);
+    committed(&store, &full(&identity, 0, epoch, 1, "a")).await;
+}
+
+async fn what_is_paused_is_told_until_it_is_resumed(place: Box<impl Place>) {
+    let (store, _, _) = begin(&*place, 0).await;
+    let scope = |service: &str, key: Option<&str>| Scope { service: service.into(), key: key.map(str::to_owned) };
+    let tell = async |action, at| {
+        let (filter, who, why) = (DeadFilter::default(), "ann".to_owned(), "odd \"words\"".to_owned());
+        store.queries().command(NewCommand { action, filter, who, why, matched: 1, at }).await.unwrap();
+    };
+    tell(Action::Pause(scope("balances", Some("k%"))), 1).await;
+    tell(Action::Pause(scope("balances", None)), 2).await;
+    tell(Action::Pause(scope("audit", Some("k"))), 3).await;
+    tell(Action::Pause(scope("balances", None)), 4).await;
+    let pauses = store.queries().pauses().await.unwrap();
+    let told: Vec<_> =
+        pauses.iter().map(|pause| (pause.scope.clone(), pause.since, &*pause.who, &*pause.why)).collect();
+    let why = "odd \"words\"";
+    let expected = [
+        (scope("audit", Some("k")), 3, "ann", why),
+        (scope("balances", None), 2, "ann", why),
+        (scope("balances", Some("k%")), 1, "ann", why),
+    ];
+    assert_eq!(told, expected);
+    let paused: Vec<_> = expected.map(|(scope, ..)| scope).into();
+    assert_eq!(store.inbox(0, 0, 9).await.unwrap().paused, paused);
+    tell(Action::Resume(scope("balances", None)), 5).await;
+    tell(Action::Resume(scope("audit", Some("other"))), 6).await;
+    assert_eq!(store.inbox(0, 0, 9).await.unwrap().paused, [scope("audit", Some("k"))]);
 }
 
 async fn a_forgotten_state_is_gone(place: Box<impl Place>) {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Fault, Handler, Row, Sent, Table};
+use super::{Fault, Handler, Row, Sent, Statement, Table};
 use crate::clock::Millis;
 use crate::message::{Key, Message, check_name};
 
@@ -45,6 +45,8 @@ pub struct Effects {
     pub events: Vec<Emitted>,
     /// Rows of the handler's tables.
     pub rows: Vec<RowWrite>,
+    /// Statements, in order, after all rows.
+    pub statements: Vec<Statement>,
     /// The reply, as JSON.
     pub reply: Option<Bytes>,
     /// The key's state is deleted.
@@ -137,6 +139,20 @@ impl Turn {
     pub fn delete<R: Row>(&mut self, key: &Value) -> Result<(), Fault> {
         let key = R::TABLE.key_of(key, self.key())?;
         self.push_row(RowWrite { table: R::TABLE, key, row: None })
+    }
+
+    /// Runs a statement of SQL in this turn's commit, for what rows cannot say: `UPDATE … SET n = n + $1`. It runs after the
+    /// rows of all turns of the commit, in the order of the turns; what it answers is not read. `args` is a tuple, an array
+    /// or a list of null, booleans, numbers and text; on PostgreSQL a text for a column of another type needs a cast
+    /// (`$1::uuid`). Where the database refuses it, the turn fails as for a row that is refused.
+    pub fn execute(&mut self, sql: &str, args: &impl Serialize) -> Result<(), Fault> {
+        let statement = Statement::new(sql, args)?;
+        if self.effects.statements.len() >= self.limits.rows_max {
+            return Err(self.over("statements", "rows", self.limits.rows_max));
+        }
+        self.grow(statement.bytes())?;
+        self.effects.statements.push(statement);
+        Ok(())
     }
 
     /// Emits an event of this key. It leaves after the commit, in the order of the key's turns.

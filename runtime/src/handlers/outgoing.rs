@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::RunContext;
 use crate::handler::{Asked, COMMAND, Effects, Outcome, TIMER, TIMER_NAME};
 use crate::message::{Draft, Message, digest, keyed_hash};
+use crate::pipeline::ledger::TurnEnd;
 use crate::store::{Event, SentMessage, TimerWrite};
 
 /// The handler whose turns they are.
@@ -32,8 +33,15 @@ const SENT: &[u8] = b"sent";
 const ANSWERED: &[u8] = b"answered";
 const SCHEDULED: &[u8] = b"scheduled";
 
+/// How a turn ended that succeeded.
+pub(super) fn end(origin: &Origin, cause: &Message, effects: Effects, context: &RunContext) -> TurnEnd {
+    let (events, sent, timers) = of(origin, cause, &effects, context);
+    let Effects { rows, statements, .. } = effects;
+    TurnEnd::Done { events, sent, rows, timers, statements }
+}
+
 /// Of a turn that succeeded: its events, what it sends to services, the answer among it if one is wanted, its timers.
-pub(super) fn of(
+fn of(
     origin: &Origin,
     cause: &Message,
     effects: &Effects,

@@ -80,6 +80,8 @@ words! {
         SinkGone = "sink_gone",
         /// A source of the shard lost its place and stands still until an operator has decided.
         SourceLost = "source_lost",
+        /// Operators have paused a service or a key.
+        Paused = "paused",
     }
 }
 

@@ -72,8 +72,10 @@ impl Gates {
             limit: settings.limit.iter().find(|limit| limit.service == *service).map(Limit::of).unwrap_or_default(),
             ..Line::default()
         };
+        // Behind them, for one message at a time that may end the process.
+        let trials = Line { limit: Limit::new(1, 0.0), ..Line::default() };
         Self {
-            services: services.iter().map(line).collect(),
+            services: services.iter().map(line).chain([trials]).collect(),
             dependencies: names.iter().map(|name| Dependency::new(name, settings)).collect(),
             dice: Dice::seeded(seed),
             first: 0,

@@ -3,7 +3,7 @@
 //! the simulator.
 //!
 //! A message's way through it: [`intake`] → [`runs`] → [`settle`] → [`flight`]; [`waiting`] and [`timers`] have what
-//! waits on disk, [`actors`] who runs, [`operator`] what operators ask, [`outbox`] how far the sinks are.
+//! waits on disk, [`suspects`] what may end the process, [`actors`] who runs, [`operator`] what operators ask, [`outbox`] how far the sinks are.
 
 mod actors;
 mod flight;
@@ -16,8 +16,8 @@ mod refusal;
 mod runs;
 mod settle;
 mod slot;
+mod suspects;
 mod timers;
-mod tracker;
 mod waiting;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -33,7 +33,6 @@ pub use self::slot::{ActorIx, SlotIx};
 
 use self::inbox::Inbox;
 use self::slot::Slots;
-use self::tracker::{SourceTrack, Tracker};
 use super::bindings::Bindings;
 pub use super::defect::Defect;
 #[cfg(feature = "planted-defects")]
@@ -41,6 +40,7 @@ pub use super::defect::plant;
 pub(crate) use super::defect::planted;
 pub use super::gates::Ended;
 use super::retry::RetryPolicy;
+use super::tracker::{SourceTrack, Ticket, Tracker};
 use crate::clock::{Dice, Millis};
 use crate::handler::AfterDeadLetter;
 use crate::message::ShardNo;
@@ -149,9 +149,7 @@ pub struct Ledger {
     commit_no: u64,
     outbox_seq: u64,
     last_seq: u64,
-    unclean: u32,
-    /// Non-duplicate deliveries still to pass before the shard counts as clean again.
-    until_clean: u64,
+    suspicion: suspects::Suspicion,
     watermarks: Watermarks,
     counters: BTreeMap<&'static str, u64>,
     inbox: Inbox,
@@ -170,6 +168,7 @@ pub struct Ledger {
     timers: timers::Timers,
     outbox: outbox::Outbox,
     command: Option<operator::Progress>,
+    pauses: operator::Pauses,
     dice: Dice,
     draining: bool,
     stopped: bool,
@@ -188,19 +187,18 @@ impl Ledger {
             SourceTrack::restore(source, stored)
         });
         let sources = sources.collect();
-        let credits = config.settings.ingress.credits as u64;
         let mut ledger = Self {
             shard: taken.shard,
             epoch: taken.epoch,
             commit_no: taken.commit_no,
             outbox_seq: taken.outbox_seq,
             last_seq: taken.last_seq,
-            unclean: taken.unclean,
-            until_clean: if taken.unclean > 0 { credits } else { 0 },
+            suspicion: suspects::Suspicion::new(taken.unclean, taken.last_seq),
             counters: restore_counters(&taken.counters),
             watermarks: taken.watermarks,
             outbox,
             waiting: waiting::Waiting::new(inbox.pending),
+            pauses: operator::Pauses::of(&inbox.paused),
             timers: timers::Timers::default(),
             inbox: Inbox::restore(inbox),
             sources,
@@ -285,6 +283,7 @@ impl Ledger {
             pending_full: self.waiting.rows >= self.config.settings.pending.max_per_shard
                 || self.slots.iter().any(|slot| !slot.overflow.is_empty()),
             outbox_full: self.outbox_full(),
+            paused: !self.pauses.is_empty(),
             outbox_refused: self.outbox.refused,
             sink_gone: self.sink_gone(),
             epoch: self.epoch,
@@ -306,6 +305,7 @@ impl Ledger {
         self.spill(now);
         self.passivate_idle(now);
         self.tick_outbox(now);
+        self.calm_down(now);
         for source in 0..self.sources.len() {
             self.grant(u16::try_from(source).expect("there are few sources"), 0, now);
         }

@@ -41,6 +41,10 @@ impl Settings {
             self.pending.max_per_shard >= self.pending.max_per_key,
             "pending.max_per_shard must be at least pending.max_per_key",
         );
+        check(
+            self.suspects.starts >= 3,
+            "suspects.starts must be at least 3: the first two that end with the process are not recorded",
+        );
         check(self.retry.attempts >= 1, "retry.attempts must be at least 1: the first counts");
         check(self.retry.factor >= 1.0, "retry.factor must be at least 1");
         check(!self.retry.base.is_zero(), "retry.base must be above 0");

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Counters, Epoch, SourcePositions, StoreError, TimerWrite, Watermarks};
 use crate::clock::Millis;
-use crate::handler::RowWrite;
+use crate::handler::{RowWrite, Statement};
 use crate::message::{Message, ShardNo, TakenId};
 
 /// One commit: many turns of many keys of one shard.
@@ -77,6 +77,8 @@ pub struct Part {
     pub history: Vec<HistoryRow>,
     /// Rows of handlers' tables, in turn order.
     pub rows: Vec<RowWrite>,
+    /// Handlers' statements, in turn order; they run after all rows of the commit.
+    pub statements: Vec<Statement>,
     /// Timers set and removed, in turn order.
     pub timers: Vec<TimerWrite>,
     /// An operator command's result on this shard.
@@ -98,7 +100,9 @@ impl Part {
         let rows = self.rows.iter().map(|row| row.key.len() + row.row.as_ref().map_or(0, String::len));
         let timers = self.timers.iter().filter_map(|write| write.set.as_ref());
         let timers = timers.map(|(_, message)| message.frame().len());
-        let lists = events.chain(sent).chain(kept).chain(history).chain(rows).chain(timers).sum::<usize>();
+        let statements = self.statements.iter().map(Statement::bytes);
+        let lists =
+            events.chain(sent).chain(kept).chain(history).chain(rows).chain(timers).chain(statements).sum::<usize>();
         state + lists + self.ids.len() * size_of::<TakenId>()
     }
 }
@@ -169,6 +173,8 @@ pub enum PendingKind {
     Replay,
     /// A message whose turn takes long, or waits for what it needs; its owner has it in memory.
     Spilled,
+    /// A message that may end the process: its start is recorded before it runs.
+    Suspect,
 }
 
 impl PendingKind {
@@ -179,6 +185,7 @@ impl PendingKind {
             Self::Follower => "follower",
             Self::Replay => "replay",
             Self::Spilled => "spilled",
+            Self::Suspect => "suspect",
         }
     }
 }
@@ -187,7 +194,7 @@ impl std::str::FromStr for PendingKind {
     type Err = StoreError;
 
     fn from_str(word: &str) -> Result<Self, StoreError> {
-        [Self::Retry, Self::Follower, Self::Replay, Self::Spilled]
+        [Self::Retry, Self::Follower, Self::Replay, Self::Spilled, Self::Suspect]
             .into_iter()
             .find(|kind| kind.as_str() == word)
             .ok_or_else(|| StoreError::Corrupt(format!("unknown kind of pending row {word:?}")))
@@ -213,6 +220,8 @@ pub struct PendingRow {
     pub taken_at: Millis,
     /// Attempts spent.
     pub attempt: u32,
+    /// How often the process ended, at most, while it was being handled; 0 where nothing points to it.
+    pub starts: u32,
     /// The message.
     pub message: Message,
     /// The failed attempts.

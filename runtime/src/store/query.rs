@@ -1,6 +1,7 @@
 //! What operators and tools ask of a store, and the little they may write.
 //! In: filters. Out: rows to show; commands and imports that the shards' owners pick up.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -61,6 +62,70 @@ pub enum Action {
     },
     /// A sink, by its name, that is no longer configured is given up: its watermark goes.
     Retire(String),
+    /// No turn of these starts until they are resumed; their messages wait.
+    Pause(Scope),
+    /// Their turns start again.
+    Resume(Scope),
+}
+
+/// A service, or one of its keys.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Scope {
+    /// The service.
+    pub service: String,
+    /// The key; all of them where there is none.
+    pub key: Option<String>,
+}
+
+/// What operators paused and resumed, in order. Both read alike on both databases.
+pub(in crate::store) const PAUSES: &str = "SELECT action, who, why, at FROM operator_commands
+    WHERE action LIKE '{\"pause\"%' OR action LIKE '{\"resume\"%' ORDER BY id";
+
+/// What is paused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// What.
+    pub scope: Scope,
+    /// Who asked.
+    pub who: String,
+    /// Why.
+    pub why: String,
+    /// Since when.
+    pub since: Millis,
+}
+
+impl Pause {
+    /// What is paused after these commands, in the order in which they were recorded: a resumed service has no paused keys
+    /// either. Each with its action's JSON, who asked, why and when; what is not understood is passed over.
+    pub(in crate::store) fn after(commands: impl IntoIterator<Item = (String, String, String, Millis)>) -> Vec<Self> {
+        let mut paused: BTreeMap<Scope, Self> = BTreeMap::new();
+        for (action, who, why, since) in commands {
+            match serde_json::from_str(&action) {
+                Ok(Action::Pause(scope)) => {
+                    paused.entry(scope.clone()).or_insert(Self { scope, who, why, since });
+                }
+                Ok(Action::Resume(scope)) => paused.retain(|other, _| !scope.covers(other)),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        paused.into_values().collect()
+    }
+}
+
+impl Scope {
+    /// Whether all of `other` is part of it.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.service == other.service && (self.key.is_none() || self.key == other.key)
+    }
+}
+
+impl std::fmt::Display for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.key {
+            Some(key) => write!(f, "key {key:?} of {}", self.service),
+            None => write!(f, "service {}", self.service),
+        }
+    }
 }
 
 /// A key that messages wait for.
@@ -254,6 +319,8 @@ pub trait Queries: Send + Sync {
     fn append_import(&self, batch: ImportBatch) -> StoreFuture<'_, ()>;
     /// Records a command for the shards' owners; gives its number.
     fn command(&self, command: NewCommand) -> StoreFuture<'_, i64>;
+    /// What is paused, as operators have asked.
+    fn pauses(&self) -> StoreFuture<'_, Vec<Pause>>;
     /// Commands that `shard` has still to execute.
     fn open_commands(&self, shard: ShardNo) -> StoreFuture<'_, Vec<OpenCommand>>;
     /// How far a command is.

@@ -171,6 +171,8 @@ impl Actor for ShardSupervisor {
             }
             ShardSupervisorMessage::Drained => {
                 state.drained = true;
+                // What still runs has its rows, and is the next owner's.
+                children.keys.cast(KeysMessage::KillAll)?;
                 state.replies.drain(..).for_each(|reply| drop(reply.send(())));
                 if state.hands_over {
                     myself.stop(Some("it was handed over".to_owned()));

@@ -292,6 +292,9 @@ fn small(dice: &mut Dice) -> Settings {
     settings.retry.base = Duration::from_millis(draw(1, 30));
     settings.retry.cap = Duration::from_millis(draw(30, 300));
     settings.commit.bytes_max = size(draw(200, 6_000));
+    settings.suspects.calm_after = Duration::from_millis(draw(50, 3_000));
+    // Owners die here again and again within a turn's time: no turn ends them.
+    settings.suspects.starts = u32::MAX;
     settings
 }
 

@@ -10,6 +10,7 @@ pub mod keys;
 pub mod leases;
 pub mod outbox;
 pub mod output;
+pub mod pause;
 pub mod reshard;
 pub mod status;
 pub mod up;
@@ -161,6 +162,8 @@ async fn execute(cli: Cli) -> Ended {
         Command::State(StateCommand::Get(asked)) => keys::get(settings, &asked, out).await,
         Command::Schedule(ScheduleCommand::List(asked)) => keys::schedule(settings, &asked, out).await,
         Command::Keys(KeysCommand::Top(asked)) => keys::top(settings, &asked, out).await,
+        Command::Service(asked) => pause::service(settings, asked, out).await,
+        Command::Key(asked) => pause::key(settings, asked, out).await,
         Command::Outbox(OutboxCommand::Stats) => outbox::stats(settings, out).await,
         Command::Outbox(OutboxCommand::Retire(asked)) => outbox::retire(settings, &asked, out).await,
         Command::Explain { id_or_key } => explain::explain(settings, id_or_key, out).await,

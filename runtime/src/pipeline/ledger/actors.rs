@@ -97,23 +97,40 @@ impl Ledger {
         if slot.permit == Permit::None {
             slot.permit = Permit::Asked;
             slot.busy_since = self.waiting.now;
-            self.asked.entry(slot.service).or_default().push_back((ix, slot.token));
-            self.out.push(Action::AskPermit(slot.service, slot.unavailable.is_some()));
-            // It may wait for long: whoever gets the permit must not wait for an actor that one without it holds.
-            if let Some(actor) = slot.actor.take() {
-                slot.warm = false;
-                self.actors.release(actor);
-                self.feed_starved();
-            }
+            let (service, again) = (slot.service, slot.unavailable.is_some());
+            self.ask_permit(ix, service, again);
         }
         true
     }
 
+    /// Asks for a permit for a key.
+    pub(super) fn ask_permit(&mut self, ix: SlotIx, line: u16, again: bool) {
+        self.asked.entry(line).or_default().push_back((ix, self.slots[ix].token));
+        self.out.push(Action::AskPermit(line, again));
+        self.give_actor_back(ix);
+    }
+
+    /// A key that may wait for long keeps no actor: whoever can run must not wait for it.
+    pub(super) fn give_actor_back(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        if let Some(actor) = slot.actor.take() {
+            slot.warm = false;
+            self.actors.release(actor);
+            self.feed_starved();
+        }
+    }
+
     /// The answer to an [`Action::AskPermit`] of this service.
     pub fn permit(&mut self, service: u16) {
+        let trial = service == self.trial_line();
         while let Some((ix, token)) = self.asked.get_mut(&service).and_then(VecDeque::pop_front) {
-            if self.slots.current(ix, token) && self.slots[ix].permit == Permit::Asked {
-                self.slots[ix].permit = Permit::Granted;
+            if !self.slots.current(ix, token) {
+                continue;
+            }
+            let slot = &mut self.slots[ix];
+            let permit = if trial { &mut slot.trial } else { &mut slot.permit };
+            if *permit == Permit::Asked {
+                *permit = Permit::Granted;
                 self.to_advance.push_back(ix);
                 return;
             }
@@ -124,15 +141,22 @@ impl Ledger {
     /// A key that has a permit and nothing to run does not keep it.
     pub(super) fn spare_permit(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
-        let idle = slot.queue.is_empty() || slot.held || slot.waits || self.draining;
+        let paused = self.pauses.holds(&self.config.services[usize::from(slot.service)].name, &slot.key);
+        let idle = slot.queue.is_empty() || slot.held || slot.waits || self.draining || paused;
         if slot.permit == Permit::Granted && idle {
             slot.permit = Permit::None;
             self.out.push(Action::PermitEnded(slot.service, Ended::Unused));
+        }
+        if slot.trial == Permit::Granted && (idle || slot.queue.front().is_some_and(|head| !head.is_alone())) {
+            self.end_trial(ix, Ended::Unused);
         }
     }
 
     /// The turn that a key ran with its permit is over.
     pub(super) fn permit_used(&mut self, ix: SlotIx) {
+        if self.slots[ix].trial == Permit::Used {
+            self.end_trial(ix, Ended::Done);
+        }
         let slot = &mut self.slots[ix];
         if slot.permit == Permit::Used {
             slot.permit = Permit::None;
@@ -143,6 +167,9 @@ impl Ledger {
 
     /// What a key asked for is void.
     pub(super) fn reset_permit(&mut self, ix: SlotIx) {
+        if self.slots[ix].trial != Permit::Used {
+            self.end_trial(ix, Ended::Unused);
+        }
         let slot = &mut self.slots[ix];
         slot.unavailable = None;
         match slot.permit {

@@ -4,9 +4,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::Ticket;
 use super::inbox::Aging;
 use super::settle::Group;
-use super::slot::{Newest, SlotIx, Ticket};
+use super::slot::{Newest, SlotIx};
 use super::{Action, Defect, Ledger, planted};
 use crate::clock::{Millis, millis};
 use crate::message::TakenId;
@@ -117,14 +118,15 @@ impl Ledger {
             return;
         }
         let drained = self.draining && !self.batches.released && self.batches.is_empty() && self.nothing_runs();
-        if !self.batches.queue.is_empty() || !self.batches.nothing_gathered() || self.outbox_due() || drained {
+        if !self.batches.queue.is_empty()
+            || !self.batches.nothing_gathered()
+            || self.outbox_due()
+            || drained
+            || self.suspicion.is_passed()
+        {
             self.batches.gate_asked = true;
             self.out.push(Action::CommitReady);
         }
-    }
-
-    fn nothing_runs(&self) -> bool {
-        self.slots.iter().all(|slot| slot.running.is_none())
     }
 
     /// The store has room for a commit.
@@ -141,7 +143,10 @@ impl Ledger {
         };
         let last = batch.groups.iter().all(Group::only_watermarks) && self.batches.is_empty();
         let release = last && self.draining && !self.batches.released && self.nothing_runs();
-        if !batch.groups.is_empty() || release {
+        if release {
+            self.leave_runs();
+        }
+        if !batch.groups.is_empty() || release || self.suspicion.is_passed() {
             self.send(batch, Vec::new(), release, now);
         }
     }
@@ -199,7 +204,6 @@ impl Ledger {
         let names = infos.iter().map(|source| source.name.clone());
         let positions = names.zip(self.sources.iter_mut().map(super::SourceTrack::positions));
         let positions = positions.chain(self.absent.iter().map(|(name, at)| (name.clone(), at.clone())));
-        let clean = self.unclean > 0 && self.until_clean == 0;
         let commit = Commit {
             shard: self.shard,
             epoch: self.epoch,
@@ -213,7 +217,7 @@ impl Ledger {
             parts,
             intake,
             release,
-            clean,
+            clean: self.suspicion.is_passed(),
         };
         if planted(Defect::AcknowledgeBeforeCommit) {
             self.acknowledge(&commit);
@@ -290,7 +294,7 @@ impl Ledger {
         self.outbox_seq += events;
         self.publish(commit, events);
         if commit.clean {
-            self.unclean = 0;
+            self.suspicion.cleaned();
         }
         for source in &mut self.sources {
             source.committed(commit.no);
@@ -353,6 +357,8 @@ impl Ledger {
             slot.newest = Newest::Elsewhere;
         }
         self.timers_committed(ix, part);
+        self.starts_recorded(ix, part);
+        self.starts_survived(&group.items);
         self.to_advance.push_back(ix);
     }
 

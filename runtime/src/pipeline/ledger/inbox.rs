@@ -6,9 +6,9 @@ use std::collections::VecDeque;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
-use super::slot::Ticket;
 use crate::clock::Millis;
 use crate::message::TakenId;
+use crate::pipeline::tracker::Ticket;
 use crate::store::InboxRows;
 
 /// What the inbox says of an arriving id.

@@ -3,8 +3,8 @@
 
 use super::inbox::Arrival as Seen;
 use super::record::dead_letter;
-use super::slot::{From, Item, Newest, SlotIx, Ticket};
-use super::{Action, Ledger};
+use super::slot::{From, Item, Newest, SlotIx};
+use super::{Action, Ledger, Ticket, Tracker};
 use crate::clock::{Millis, millis};
 use crate::message::{Message, TakenId, shard_of};
 use crate::settings::Overflow;
@@ -80,11 +80,12 @@ impl Ledger {
                 return self.drop_ticket(ticket);
             }
         }
-        self.until_clean = self.until_clean.saturating_sub(1);
-        let from = From::Live(ticket);
         self.arrivals += 1;
-        let arrival = self.arrivals;
-        let item = Item { message, id, from, arrival, taken_at: now, attempt: 0, history: Vec::new(), refusal };
+        let (arrival, from, credits) = (self.arrivals, From::Live(ticket), self.config.settings.ingress.credits);
+        let (starts, trial) = self.suspicion.arrive((ticket.source, ticket.origin), arrival, credits);
+        let taken_at = now;
+        let (attempt, history) = (0, Vec::new());
+        let item = Item { message, id, from, arrival, taken_at, attempt, history, refusal, starts, trial };
         match service {
             Some(service) if !item.message.key().is_empty() => self.queue(service, item),
             _ => self.refuse_unkeyed(service, item, now),
@@ -239,7 +240,7 @@ impl Ledger {
         let track = &mut self.sources[source as usize];
         track.used -= freed;
         track.owed += freed;
-        let far = track.trackers.iter().map(super::tracker::Tracker::len).sum::<usize>();
+        let far = track.trackers.iter().map(Tracker::len).sum::<usize>();
         let room = self.waiting.rows < self.config.settings.pending.max_per_shard;
         if track.owed > 0 && !full && room && far <= self.config.settings.ingress.ahead_max {
             let granted = std::mem::take(&mut track.owed);

@@ -1,11 +1,13 @@
 //! Operators' commands, executed by the owner of the shard within its commits, one at a time.
 //! In: commands, the dead letters they mean. Out: rows that are pending again, letters removed, results.
 
+use std::collections::BTreeSet;
+
 use super::slot::{From, SlotIx};
 use super::{Action, Ledger};
 use crate::clock::Millis;
-use crate::message::{Draft, Message, TakenId};
-use crate::store::query::{Action as Wanted, OpenCommand};
+use crate::message::{Draft, Message, TakenId, shard_of};
+use crate::store::query::{Action as Wanted, OpenCommand, Scope};
 use crate::store::{CommandResult, DeadLetter, DeadPlace, HistoryRow, Part, PendingKind, PendingRow};
 
 /// Dead letters looked up at once.
@@ -33,7 +35,57 @@ pub(crate) struct Progress {
     after: Option<DeadPlace>,
 }
 
+/// What operators have paused.
+#[derive(Debug, Default)]
+pub(crate) struct Pauses(BTreeSet<Scope>);
+
+impl Pauses {
+    pub(super) fn of(scopes: &[Scope]) -> Self {
+        Self(scopes.iter().cloned().collect())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether no turn of this key is to start.
+    pub(super) fn holds(&self, service: &str, key: &str) -> bool {
+        let here = |scope: &Scope| scope.service == service && scope.key.as_deref().is_none_or(|paused| paused == key);
+        !self.0.is_empty() && self.0.iter().any(here)
+    }
+}
+
 impl Ledger {
+    /// Pauses or resumes; whether that changes anything here.
+    fn set_paused(&mut self, scope: &Scope, paused: bool) -> bool {
+        let shards = self.config.settings.ownership.shards;
+        if scope.key.as_ref().is_some_and(|key| shard_of(key, shards) != self.shard) {
+            return false;
+        }
+        if paused {
+            return self.pauses.0.insert(scope.clone());
+        }
+        let before = self.pauses.0.len();
+        self.pauses.0.retain(|other| !scope.covers(other));
+        let resting = self.slots.iter().filter(|slot| slot.paused);
+        let resting: Vec<SlotIx> = resting.filter_map(|slot| self.slots.find(slot.service, &slot.key)).collect();
+        self.to_advance.extend(resting);
+        self.timers.at(self.waiting.now);
+        self.pauses.0.len() < before
+    }
+
+    /// Whether a key with something to run is paused: it keeps no actor meanwhile.
+    pub(super) fn rests_paused(&mut self, ix: SlotIx) -> bool {
+        let slot = &mut self.slots[ix];
+        let paused = self.pauses.holds(&self.config.services[usize::from(slot.service)].name, &slot.key);
+        if paused && !slot.paused {
+            slot.busy_since = self.waiting.now;
+            self.give_actor_back(ix);
+        }
+        self.slots[ix].paused = paused;
+        paused
+    }
+
     /// A command is to be executed on this shard. Ignored while another one is: it is still open when that is done.
     pub fn command(&mut self, command: OpenCommand) {
         if self.draining || self.command.is_some() {
@@ -42,6 +94,10 @@ impl Ledger {
         match &command.action {
             Wanted::Retire(sink) => {
                 let affected = u64::from(self.retire(sink));
+                merge(&mut self.batches.loose().part, CommandResult { command: command.id, affected, done: true });
+            }
+            Wanted::Pause(scope) | Wanted::Resume(scope) => {
+                let affected = u64::from(self.set_paused(scope, matches!(command.action, Wanted::Pause(_))));
                 merge(&mut self.batches.loose().part, CommandResult { command: command.id, affected, done: true });
             }
             Wanted::Replay | Wanted::Discard | Wanted::Edit { .. } => {
@@ -61,7 +117,7 @@ impl Ledger {
             let service = self.service_of(&letter.service);
             let operation = Operation { command: id, action: action.clone(), who: who.clone(), letter };
             match (service, &operation.action) {
-                (_, Wanted::Retire(_)) => {}
+                (_, Wanted::Retire(_) | Wanted::Pause(_) | Wanted::Resume(_)) => {}
                 (_, Wanted::Edit { .. }) if operation.letter.id.is_outgoing() => {}
                 (_, Wanted::Replay) if operation.letter.id.is_outgoing() => {
                     self.publish_again(&operation.letter);
@@ -139,8 +195,8 @@ impl Ledger {
                     self.inbox.unpin(letter.id);
                     "discarded"
                 }
-                // It is about no dead letter.
-                Wanted::Retire(_) => continue,
+                // They are about no dead letter.
+                Wanted::Retire(_) | Wanted::Pause(_) | Wanted::Resume(_) => continue,
             };
             if releases {
                 let slot = &mut self.slots[ix];
@@ -187,6 +243,7 @@ impl Ledger {
             id: letter.id,
             taken_at: now,
             attempt: 0,
+            starts: 0,
             message: letter.message.clone(),
             history: letter.history.clone(),
         };

@@ -69,6 +69,8 @@ pub struct Gauges {
     pub window: Millis,
     /// A bound of `pending` was reached.
     pub pending_full: bool,
+    /// Operators have paused a service or a key.
+    pub paused: bool,
     /// As many events wait to be published as may.
     pub outbox_full: bool,
     /// Dead letters that are events which a sink refused.

@@ -4,10 +4,10 @@
 use std::collections::VecDeque;
 
 use super::actors::Place;
-use super::slot::{ActorIx, Item, Newest, Permit, Running, SlotIx};
+use super::slot::{ActorIx, From, Item, Newest, Permit, Running, SlotIx};
 use super::{Action, Ledger, Stored};
-use crate::clock::Millis;
-use crate::handler::RowWrite;
+use crate::clock::{Millis, millis};
+use crate::handler::{RowWrite, Statement};
 use crate::message::Message;
 use crate::store::{Event, SentMessage, TimerWrite};
 
@@ -67,6 +67,8 @@ pub enum TurnEnd {
         rows: Vec<RowWrite>,
         /// What it makes of the key's timers.
         timers: Vec<TimerWrite>,
+        /// Its statements.
+        statements: Vec<Statement>,
     },
     /// It failed; nothing of it counts.
     Fault(TurnFault),
@@ -107,7 +109,7 @@ impl Ledger {
         if slot.queue.is_empty() {
             return if slot.rows.behind() { self.page(ix) } else { self.rest(ix) };
         }
-        if slot.solo > 0 && slot.uncommitted > 0 || self.draining {
+        if slot.solo > 0 && slot.uncommitted > 0 || self.draining || self.rests_paused(ix) {
             return;
         }
         if self.fault_at_head(ix) {
@@ -120,7 +122,8 @@ impl Ledger {
             slot.newest = Newest::Elsewhere;
             return self.load(ix);
         }
-        if !self.awaits_permit(ix) {
+        let now = self.waiting.now;
+        if !self.awaits_record(ix) && !self.awaits_permit(ix) && !self.awaits_trial(ix, now) {
             self.place(ix);
         }
     }
@@ -146,15 +149,18 @@ impl Ledger {
         let settings = &self.config.settings;
         let slot = &mut self.slots[ix];
         slot.queued = false;
-        let guarded = slot.permit == Permit::Granted;
-        if guarded {
-            slot.permit = Permit::Used;
+        let alone = slot.permit == Permit::Granted || slot.trial == Permit::Granted;
+        for permit in [&mut slot.permit, &mut slot.trial] {
+            if *permit == Permit::Granted {
+                *permit = Permit::Used;
+            }
         }
-        let most = if slot.solo > 0 || guarded { 1 } else { settings.actors.run_max };
+        let most = if slot.solo > 0 || alone { 1 } else { settings.actors.run_max };
         // A timer runs alone: what is before it may cancel it.
-        let timer = slot.queue.iter().take(most).position(|item| item.from == super::slot::From::Timer);
+        let timer = slot.queue.iter().take(most).position(|item| item.from == From::Timer);
         let most = timer.map_or(most, |at| at.max(1));
-        let runnable = slot.queue.iter().take(most).take_while(|item| item.refusal.is_none()).count();
+        let runs = |(at, item): &(usize, &Item)| item.refusal.is_none() && (*at == 0 || item.is_free());
+        let runnable = slot.queue.iter().take(most).enumerate().take_while(runs).count();
         let items: VecDeque<Item> = slot.queue.drain(..runnable).collect();
         let orders = items.iter().map(|item| RunItem { message: item.message.clone(), attempt: item.attempt + 1 });
         let orders = orders.collect();
@@ -218,6 +224,23 @@ impl Ledger {
             rest.append(&mut slot.queue);
             slot.queue = rest;
         }
+    }
+
+    /// Whether no run is under way that a drain waits for. One that takes long has its rows: its messages run again at the
+    /// next owner, and waiting for it would keep the shard from all others.
+    pub(super) fn nothing_runs(&self) -> bool {
+        let long = millis(self.config.settings.pending.spill_after);
+        self.slots.iter().all(|slot| {
+            slot.running.as_ref().is_none_or(|run| {
+                let spilled = run.items.iter().all(|item| matches!(item.from, From::Row(_)));
+                spilled && self.waiting.now.saturating_sub(slot.busy_since) >= long
+            })
+        })
+    }
+
+    /// What still runs is left to the next owner.
+    pub(super) fn leave_runs(&mut self) {
+        self.slots.iter_mut().filter_map(|slot| slot.running.as_mut()).for_each(|run| run.stale = true);
     }
 
     /// An actor is ready: newly started, or started again.

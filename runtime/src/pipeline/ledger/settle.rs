@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 
 use super::record::dead_letter;
 use super::runs::{TurnEnd, TurnFault};
-use super::slot::{From, Item, Newest, SlotIx, Ticket};
-use super::{Ledger, Stored};
+use super::slot::{From, Item, Newest, SlotIx, Trial};
+use super::{Ledger, Stored, Ticket};
 use crate::clock::{Millis, millis};
 use crate::handler::{AfterDeadLetter, Fault};
 use crate::message::TakenId;
-use crate::store::{Attempt, Part, PendingKind, PendingRow, StateWrite};
+use crate::store::{Attempt, Part, PendingKind, StateWrite};
 
 /// Failed attempts kept with a message: the first of them and the newest.
 const ATTEMPTS_KEPT: usize = 50;
@@ -65,7 +65,7 @@ impl Ledger {
             let Some(item) = running.and_then(|running| running.items.pop_front()) else { break };
             self.slots[ix].unavailable = None;
             match end {
-                TurnEnd::Done { events, sent, rows, timers } => {
+                TurnEnd::Done { events, sent, rows, timers, statements } => {
                     if item.from == From::Timer {
                         self.fired(ix, &item.message);
                         self.group(ix).fired += 1;
@@ -77,6 +77,7 @@ impl Ledger {
                     add(&mut group.part.events, events);
                     add(&mut group.part.sent, sent);
                     add(&mut group.part.rows, rows);
+                    add(&mut group.part.statements, statements);
                     group.turn(item.id);
                     self.turned(ix);
                     self.settle_item(ix, item);
@@ -149,6 +150,7 @@ impl Ledger {
         let generation = self.slots[ix].actor.map_or(0, |actor| self.actors.generation(actor));
         // As it is handled again if this fault cannot be recorded.
         let before = item.clone();
+        (item.starts, item.trial) = (0, Trial::Free);
         let policy = self.policy(self.slots[ix].service).retry;
         let attempt = item.attempt + u32::from(!matches!(fault, TurnFault::Defer(_)));
         let error = match &fault {
@@ -316,32 +318,6 @@ impl Ledger {
     pub(super) fn await_commits(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
         slot.rows.unwritten = slot.uncommitted;
-    }
-
-    fn add_row(&mut self, ix: SlotIx, item: &Item) -> u64 {
-        self.inbox.pin(item.id);
-        let seq = self.next_seq();
-        self.waiting.rows += 1;
-        let slot = &mut self.slots[ix];
-        slot.rows.count += 1;
-        slot.rows.last = seq;
-        seq
-    }
-
-    fn row(&self, ix: SlotIx, item: &Item, seq: u64, kind: PendingKind, due_at: Option<Millis>) -> PendingRow {
-        let key = self.service_key(ix);
-        PendingRow {
-            seq,
-            service: key.service,
-            key: key.key,
-            kind,
-            due_at,
-            id: item.id,
-            taken_at: item.taken_at,
-            attempt: item.attempt,
-            message: item.message.clone(),
-            history: item.history.clone(),
-        }
     }
 
     /// The key's group in the batch that is being gathered.

@@ -10,6 +10,7 @@ use hashbrown::HashMap;
 use crate::clock::Millis;
 use crate::handler::Fault;
 use crate::message::{Message, TakenId};
+use crate::pipeline::tracker::Ticket;
 use crate::store::Attempt;
 
 /// Index of a slot; reused, so answers carry the slot's token as well.
@@ -17,14 +18,6 @@ pub type SlotIx = u32;
 
 /// Index of a key actor in the shard's pool.
 pub type ActorIx = u32;
-
-/// Place of a delivery in its origin's tracker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ticket {
-    pub(crate) source: u16,
-    pub(crate) origin: u16,
-    pub(crate) seq: u64,
-}
 
 /// Where an item came from, which is also where it goes back to after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +55,23 @@ pub(crate) struct Item {
     pub(crate) history: Vec<Attempt>,
     /// Why it is refused without being run.
     pub(crate) refusal: Option<String>,
+    /// How often the process may have ended while it was being handled.
+    pub(crate) starts: u32,
+    pub(crate) trial: Trial,
+}
+
+/// How far a suspect is on its way to its next start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Trial {
+    /// It is none.
+    #[default]
+    Free,
+    /// Its start is to be recorded.
+    Wanted,
+    /// That is on its way to the store.
+    Recording,
+    /// It is durable.
+    Recorded,
 }
 
 /// A run that an actor has in hand.
@@ -140,8 +150,12 @@ pub(crate) struct Slot {
     pub(crate) busy_since: Millis,
     /// Its permit to run a turn, where its service needs one.
     pub(crate) permit: Permit,
+    /// Its permit to start a suspect alone.
+    pub(crate) trial: Permit,
     /// What its head's last attempt found unavailable, if it did.
     pub(crate) unavailable: Option<usize>,
+    /// It has something to run, and is paused.
+    pub(crate) paused: bool,
     /// It is in the queue for an actor.
     pub(crate) queued: bool,
     /// A dead letter holds the key.
@@ -194,6 +208,7 @@ impl Slot {
             && self.blame.is_none()
             && self.timers.is_empty()
             && self.permit == Permit::None
+            && self.trial == Permit::None
             && !self.loading
             && !self.rows.paging
             && (!self.rows.behind() || self.held || self.waits)
@@ -271,6 +286,11 @@ impl Slots {
     /// Number of keys in hand.
     pub(crate) fn len(&self) -> usize {
         self.index.len()
+    }
+
+    /// All slots, to change them.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots.iter_mut().flatten()
     }
 
     /// All slots.

@@ -28,7 +28,7 @@ pub(crate) struct Timers {
     void: bool,
     /// Timers that wait in their keys' queues or run.
     queued: usize,
-    /// Timers found due whose service this program does not have.
+    /// Timers found due whose service this program does not have, or that are paused.
     foreign: usize,
     /// Names that leave the hand with the next answer of the store: slot, its token, name.
     leaving: Vec<(SlotIx, u64, Arc<str>)>,
@@ -73,8 +73,9 @@ impl Ledger {
             self.timers.at(now);
         }
         for timer in due.timers {
-            // Timers of a service that this program does not have wait for one that has it.
+            // Timers of a service that this program does not have, or that is paused, wait until that is over.
             match self.service_of(&timer.of.service) {
+                Some(_) if self.pauses.holds(&timer.of.service, &timer.of.key) => self.timers.foreign += 1,
                 Some(service) => fired += usize::from(self.fire(service, timer, now)),
                 None => self.timers.foreign += 1,
             }
@@ -105,6 +106,7 @@ impl Ledger {
         }
         slot.timers.push(Hand { name: timer.name, queued: true, writes: 0 });
         let refusal = self.config.bindings.refusal(&timer.message);
+        let (starts, trial) = self.suspicion.timer(timer.due_at, now);
         slot.queue.push_back(Item {
             message: timer.message,
             id,
@@ -114,6 +116,8 @@ impl Ledger {
             attempt: 0,
             history: Vec::new(),
             refusal,
+            starts,
+            trial,
         });
         self.timers.queued += 1;
         if slot.known {

@@ -3,7 +3,7 @@
 
 use hashbrown::HashSet;
 
-use super::slot::{From, Item, Permit, Slot, SlotIx};
+use super::slot::{From, Item, Permit, Slot, SlotIx, Trial};
 use super::{Action, Ledger};
 use crate::clock::{Millis, millis};
 use crate::pipeline::bindings::Bindings;
@@ -109,6 +109,41 @@ impl Ledger {
         true
     }
 
+    /// A row for a message of a key: its number.
+    pub(super) fn add_row(&mut self, ix: SlotIx, item: &Item) -> u64 {
+        self.inbox.pin(item.id);
+        let seq = self.next_seq();
+        self.waiting.rows += 1;
+        let slot = &mut self.slots[ix];
+        slot.rows.count += 1;
+        slot.rows.last = seq;
+        seq
+    }
+
+    pub(super) fn row(
+        &self,
+        ix: SlotIx,
+        item: &Item,
+        seq: u64,
+        kind: PendingKind,
+        due_at: Option<Millis>,
+    ) -> PendingRow {
+        let key = self.service_key(ix);
+        PendingRow {
+            seq,
+            service: key.service,
+            key: key.key,
+            kind,
+            due_at,
+            id: item.id,
+            taken_at: item.taken_at,
+            attempt: item.attempt,
+            starts: item.starts,
+            message: item.message.clone(),
+            history: item.history.clone(),
+        }
+    }
+
     /// Messages whose turn takes long, or cannot start yet, get their rows, and those behind them: no source waits for
     /// them any longer. They stay in memory all the same.
     pub(super) fn spill(&mut self, now: Millis) {
@@ -118,7 +153,9 @@ impl Ledger {
         }
         self.waiting.spilled_at = now;
         let slow = |slot: &&Slot| {
-            let busy = slot.running.as_ref().is_some_and(|run| !run.stale) || slot.permit == Permit::Asked;
+            let busy = slot.running.as_ref().is_some_and(|run| !run.stale)
+                || slot.paused
+                || [slot.permit, slot.trial].contains(&Permit::Asked);
             busy && slot.known && now.saturating_sub(slot.busy_since) >= after && slot.holds_positions()
         };
         let slow: Vec<SlotIx> =
@@ -196,7 +233,8 @@ impl Ledger {
             }
             if row.seq > slot.rows.loaded {
                 slot.rows.loaded = row.seq;
-                slot.queue.push_back(item(row, &self.config.bindings));
+                let doubt = self.suspicion.row(&row);
+                slot.queue.push_back(item(row, doubt, &self.config.bindings));
             }
         }
         slot.rows.count = slot.rows.count.max(slot.queue.len() as u64);
@@ -204,8 +242,10 @@ impl Ledger {
 }
 
 /// A row as an item; a message that is not to be run is refused again.
-fn item(row: PendingRow, bindings: &Bindings) -> Item {
+fn item(row: PendingRow, (starts, trial): (u32, Trial), bindings: &Bindings) -> Item {
     Item {
+        starts,
+        trial,
         refusal: bindings.refusal(&row.message),
         message: row.message,
         id: row.id,

@@ -30,6 +30,7 @@ impl ShardState {
             warn!(shard = self.no, window = ?window, "dedup window crossed dedup.window_min");
         }
         self.outbox_alarms(&gauges);
+        self.metrics.set_alarm(Alarm::Paused, gauges.paused);
         if self.metrics.set_alarm(Alarm::PendingBoundReached, gauges.pending_full) {
             let (shard, full, rows) = (self.no, gauges.pending_full, gauges.pending);
             warn!(shard, full, rows, "bound of waiting messages was reached or left; at the bound sources pause");

@@ -10,8 +10,8 @@ use super::read::passed;
 use super::{HASH_KEY, Inner, MemoryStore, Written};
 use crate::message::{ShardNo, TakenId, digest};
 use crate::store::query::{
-    CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Queries,
-    ShardRow, Story, WaitingKey,
+    CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
+    Queries, ShardRow, Story, WaitingKey,
 };
 use crate::store::{DeadLetter, ServiceKey, StoreError, StoreFuture, Timer};
 use crate::transport::{Position, embedded};
@@ -114,6 +114,10 @@ impl Queries for MemoryStore {
         let mut inner = self.inner();
         inner.commands.push(command);
         Box::pin(ready(Ok(i64::try_from(inner.commands.len()).unwrap_or(i64::MAX))))
+    }
+
+    fn pauses(&self) -> StoreFuture<'_, Vec<Pause>> {
+        Box::pin(ready(Ok(self.inner().pauses())))
     }
 
     fn open_commands(&self, shard: ShardNo) -> StoreFuture<'_, Vec<OpenCommand>> {

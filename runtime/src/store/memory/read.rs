@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Inner, Shard};
 use crate::clock::Millis;
 use crate::message::ShardNo;
-use crate::store::query::DeadFilter;
+use crate::store::query::{DeadFilter, NewCommand, Pause};
 use crate::store::{
     CommitIds, DeadLetter, DeadPlace, Due, DueTimers, Epoch, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey,
     StoreError, StoredLogRow, TakenShard, Timer, Trim,
@@ -48,7 +48,14 @@ impl Inner {
         found.pinned.extend(self.pending_of(shard).map(|row| row.id));
         found.pending = found.pinned.len() as u64;
         found.pinned.extend(self.dead_of(shard).map(|letter| letter.id));
+        found.paused = self.pauses().into_iter().map(|pause| pause.scope).collect();
         found
+    }
+
+    pub(super) fn pauses(&self) -> Vec<Pause> {
+        let action = |command: &NewCommand| serde_json::to_string(&command.action).unwrap_or_default();
+        let row = |command: &NewCommand| (action(command), command.who.clone(), command.why.clone(), command.at);
+        Pause::after(self.commands.iter().map(row))
     }
 
     pub(super) fn load(&self, shard: ShardNo, key: &ServiceKey) -> KeyRow {

@@ -16,7 +16,7 @@ use crate::store::{Attempt, Commit, DeadLetter, PendingRow, StateWrite, TimerWri
 
 /// Arguments of `commit.sql`, and of both texts.
 const SLIM: usize = 21;
-const WHOLE: usize = 56;
+const WHOLE: usize = 57;
 /// Arguments of [`timer_rows`].
 const TIMERS: usize = 8;
 
@@ -27,6 +27,8 @@ pub(super) struct Statement {
     pub(super) no: u64,
     pub(super) sql: SqlStr,
     pub(super) args: Args,
+    /// Handlers' statements: with them it is a transaction.
+    pub(super) then: Vec<(SqlStr, Args)>,
     /// Shards whose log gets something.
     pub(super) targets: Vec<ShardNo>,
     /// It is the fence and little else: what is wrong with it is not the data.
@@ -87,6 +89,7 @@ impl Statement {
             no: commit.no,
             sql: AssertSqlSafe(sql).into_sql_str(),
             args,
+            then: commit.parts.iter().flat_map(|part| &part.statements).map(tables::statement).collect(),
             targets: commit.log.iter().map(|row| row.target).collect(),
             alone: commit.parts.is_empty() && commit.log.is_empty() && commit.intake.is_empty(),
         })
@@ -221,6 +224,7 @@ impl<'a> Waiting<'a> {
             .put(rows.iter().map(|row| stored(row.message.id())).collect::<Vec<_>>())
             .put(rows.iter().map(|row| signed(row.taken_at)).collect::<Vec<_>>())
             .put(rows.iter().map(|row| i64::from(row.attempt)).collect::<Vec<_>>())
+            .put(rows.iter().map(|row| i64::from(row.starts)).collect::<Vec<_>>())
             .put(rows.iter().map(|row| json(&row.history)).collect::<Vec<_>>())
             .put(rows.iter().map(|row| &row.message.frame()[..]).collect::<Vec<_>>())
             .put(settled);

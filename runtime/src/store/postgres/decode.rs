@@ -14,7 +14,8 @@ use crate::store::{DeadLetter, HistoryRow, PendingRow, ServiceKey, StoreError, T
 
 pub(super) const SHARD: &str = "shard::bigint, epoch, commit_no, outbox_seq, last_seq, unclean, positions::text, \
     watermarks::text, counters::text";
-pub(super) const PENDING: &str = "seq, service, key, kind, due_at, taken_id, taken_at, attempt, message, history";
+pub(super) const PENDING: &str =
+    "seq, service, key, kind, due_at, taken_id, taken_at, attempt, message, history, starts";
 pub(super) const DEAD: &str = "seq, service, key, taken_id, at, taken_at, error, holds_key, history, message";
 pub(super) const HISTORY: &str = "service, key, id, at, attempt, generation, what, error";
 
@@ -82,6 +83,7 @@ pub(super) fn pending(row: &PgRow) -> Result<PendingRow, StoreError> {
         attempt: number(row, 7)?,
         message: message(blob(row, 8)?)?,
         history: json(row, 9)?,
+        starts: number(row, 10)?,
     })
 }
 

@@ -124,6 +124,59 @@ impl Links {
         ended
     }
 
+    /// Runs statements in one transaction, or, where the first one answers with no row, none of them. The caller does not
+    /// cancel it.
+    pub(super) async fn transaction(
+        &self,
+        first: (SqlStr, Args),
+        then: &[(SqlStr, Args)],
+    ) -> Result<Vec<PgRow>, Failure> {
+        let _turn = self.turn().await?;
+        let mut connection = match self.pop() {
+            Some(connection) => connection,
+            None => self.connect().await?,
+        };
+        let mut ended = self.all(&mut connection, &first, then).await;
+        if matches!(ended, Err(Failure::Forgotten(_)))
+            && self.rolled_back(&mut connection).await
+            && connection.clear_cached_statements().await.is_ok()
+        {
+            ended = self.all(&mut connection, &first, then).await;
+        }
+        match &ended {
+            Ok(_) => self.idle().push(connection),
+            Err(Failure::Lost(_)) => self.idle().clear(),
+            Err(_) if self.rolled_back(&mut connection).await => self.idle().push(connection),
+            Err(_) => {}
+        }
+        ended
+    }
+
+    async fn all(
+        &self,
+        connection: &mut PgConnection,
+        first: &(SqlStr, Args),
+        then: &[(SqlStr, Args)],
+    ) -> Result<Vec<PgRow>, Failure> {
+        let plain = |sql: &'static str| (sql.into_sql_str(), Args::default());
+        let (begin, commit, rollback) = (plain("BEGIN"), plain("COMMIT"), plain("ROLLBACK"));
+        self.once(connection, &begin.0, begin.1).await?;
+        let rows = self.once(connection, &first.0, first.1.clone()).await?;
+        if rows.is_empty() {
+            self.once(connection, &rollback.0, rollback.1).await?;
+            return Ok(rows);
+        }
+        for (sql, args) in then {
+            self.once(connection, sql, args.clone()).await?;
+        }
+        self.once(connection, &commit.0, commit.1).await?;
+        Ok(rows)
+    }
+
+    async fn rolled_back(&self, connection: &mut PgConnection) -> bool {
+        self.once(connection, &"ROLLBACK".into_sql_str(), Args::default()).await.is_ok()
+    }
+
     async fn once(&self, connection: &mut PgConnection, sql: &SqlStr, args: Args) -> Result<Vec<PgRow>, Failure> {
         let query = sqlx::query_with(sql.clone(), Arc::unwrap_or_clone(args.0)).persistent(self.0.persistent);
         match tokio::time::timeout(self.0.patience, query.fetch_all(connection)).await {

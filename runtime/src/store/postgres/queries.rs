@@ -7,12 +7,12 @@ use sqlx::postgres::PgRow;
 use super::commit::shard_no;
 use super::escape::stored;
 use super::links::{Args, Links};
-use super::read::{FILTER, count, filtered, signed};
+use super::read::{self, FILTER, count, filtered, signed};
 use super::{PgStore, decode, explain};
 use crate::message::ShardNo;
 use crate::store::query::{
-    CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Queries,
-    ShardRow, Story, WaitingKey, readable,
+    CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
+    Queries, ShardRow, Story, WaitingKey, readable,
 };
 use crate::store::{DeadLetter, ServiceKey, StoreError, StoreFuture, Timer, layout};
 
@@ -153,6 +153,10 @@ impl Queries for PgStore {
                 VALUES ($1, $2, $3, $4, $5, $6) RETURNING id";
             one(&self.writer.call(sql, args).await?, |row| decode::get(row, 0))
         })
+    }
+
+    fn pauses(&self) -> StoreFuture<'_, Vec<Pause>> {
+        Box::pin(read::pauses(&self.queries))
     }
 
     fn open_commands(&self, shard: ShardNo) -> StoreFuture<'_, Vec<OpenCommand>> {

@@ -14,7 +14,7 @@ use super::links::{Args, Links};
 use crate::clock::Millis;
 use crate::message::ShardNo;
 use crate::store::layout;
-use crate::store::query::DeadFilter;
+use crate::store::query::{DeadFilter, PAUSES, Pause};
 use crate::store::{
     CommitIds, DeadLetter, DeadPlace, Due, DueTimers, InboxRows, IntakeRow, IntakeRows, KeyRow, PendingRow, RowSpan,
     ServiceKey, StoreError, StoredLogRow,
@@ -57,7 +57,15 @@ pub(super) async fn inbox(links: &Links, shard: ShardNo, since: Millis, max: usi
         found.pinned.extend(layout::ids(decode::get(row, 0)?)?);
         found.pending += decode::number::<u64>(row, 1)?;
     }
+    found.paused = pauses(links).await?.into_iter().map(|pause| pause.scope).collect();
     Ok(found)
+}
+
+pub(super) async fn pauses(links: &Links) -> Result<Vec<Pause>, StoreError> {
+    let rows = links.read(PAUSES, Args::default()).await?;
+    let command =
+        |row| Ok((decode::string(row, 0)?, decode::string(row, 1)?, decode::string(row, 2)?, decode::number(row, 3)?));
+    Ok(Pause::after(rows.iter().map(command).collect::<Result<Vec<_>, StoreError>>()?))
 }
 
 pub(super) async fn load(links: &Links, shard: ShardNo, keys: &[ServiceKey]) -> Result<Vec<KeyRow>, StoreError> {

@@ -5,13 +5,18 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::encode::{Encode, IsNull};
+use sqlx::error::BoxDynError;
+use sqlx::postgres::types::Oid;
+use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, Postgres};
+use sqlx::{AssertSqlSafe, PgConnection, SqlSafeStr, SqlStr, Type};
 
 use super::decode;
 use super::failure::Failure;
 use super::links::Args;
-use crate::handler::{Column, ColumnKind, RowWrite, Table};
+use crate::handler::{Column, ColumnKind, RowWrite, Statement, Table};
 use crate::store::StoreError;
 use crate::store::declared::{self, Shape};
 
@@ -226,4 +231,37 @@ fn delete(sql: &mut String, table: &Table, count: usize) {
 
 fn names(names: &[&str]) -> String {
     names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
+}
+
+/// A handler's own statement.
+pub(super) fn statement(statement: &Statement) -> (SqlStr, Args) {
+    let args = statement.args.iter().fold(Args::default(), |args, arg| match arg {
+        Value::Bool(value) => args.put(*value),
+        Value::Number(number) => match number.as_i64() {
+            Some(value) => args.put(value),
+            None => args.put(number.as_f64()),
+        },
+        Value::String(text) => args.put(text.clone()),
+        // What else there is was refused.
+        Value::Null | Value::Array(_) | Value::Object(_) => args.put(Nothing),
+    });
+    (AssertSqlSafe(statement.sql.clone()).into_sql_str(), args)
+}
+
+/// NULL of whatever type the server finds that it has.
+struct Nothing;
+
+/// The pseudo-type `unknown`: the server works the type out, as for a NULL that is written in the statement.
+const UNKNOWN: Oid = Oid(705);
+
+impl Type<Postgres> for Nothing {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_oid(UNKNOWN)
+    }
+}
+
+impl Encode<'_, Postgres> for Nothing {
+    fn encode_by_ref(&self, _: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        Ok(IsNull::Yes)
+    }
 }

@@ -126,7 +126,12 @@ impl Writer {
 
     async fn outcome(&self, statement: &Statement) -> Outcome {
         for attempt in 1..=AGAIN_MAX {
-            match self.0.commits.run(statement.sql.clone(), statement.args.clone()).await {
+            let (sql, args) = (statement.sql.clone(), statement.args.clone());
+            let ended = match &statement.then[..] {
+                [] => self.0.commits.run(sql, args).await,
+                then => self.0.commits.transaction((sql, args), then).await,
+            };
+            match ended {
                 Ok(fence) if fence.is_empty() => return Outcome::Fenced,
                 Ok(_) => return Outcome::Committed,
                 Err(Failure::Again(_)) if attempt < AGAIN_MAX => sleep(Duration::from_millis(attempt.into())).await,

@@ -36,13 +36,15 @@ SELECT value->>0, value->>1, value->>2, value->>3, coalesce(substr(?, value->>4,
 FROM json_each(?);
 
 -- Pending rows written, then those settled.
-INSERT INTO pending (shard, seq, service, key, kind, due_at, taken_id, message_id, taken_at, attempt, history, message)
+INSERT INTO pending (shard, seq, service, key, kind, due_at, taken_id, message_id, taken_at, attempt, starts,
+    history, message)
 SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, unhex(value->>6), value->>7,
-    value->>8, value->>9, value->>10, substr(?, value->>11, value->>12)
+    value->>8, value->>9, value->>10, value->>11, substr(?, value->>12, value->>13)
 FROM json_each(?) WHERE true
 ON CONFLICT (shard, seq) DO UPDATE SET service = excluded.service, key = excluded.key, kind = excluded.kind,
     due_at = excluded.due_at, taken_id = excluded.taken_id, message_id = excluded.message_id,
-    taken_at = excluded.taken_at, attempt = excluded.attempt, history = excluded.history, message = excluded.message;
+    taken_at = excluded.taken_at, attempt = excluded.attempt, starts = excluded.starts,
+    history = excluded.history, message = excluded.message;
 DELETE FROM pending WHERE (shard, seq) IN (SELECT value->>0, value->>1 FROM json_each(?));
 
 -- Dead letters written, then those replayed or discarded.

@@ -14,7 +14,8 @@ use crate::store::{DeadLetter, HistoryRow, PendingRow, ServiceKey, StoreError, T
 
 pub(super) const SHARD: &str =
     "shard, epoch, commit_no, outbox_seq, last_seq, unclean, positions, watermarks, counters";
-pub(super) const PENDING: &str = "seq, service, key, kind, due_at, taken_id, taken_at, attempt, message, history";
+pub(super) const PENDING: &str =
+    "seq, service, key, kind, due_at, taken_id, taken_at, attempt, message, history, starts";
 pub(super) const DEAD: &str = "seq, service, key, taken_id, at, taken_at, error, holds_key, history, message";
 pub(super) const HISTORY: &str = "service, key, id, at, attempt, generation, what, error";
 
@@ -80,6 +81,7 @@ pub(super) fn pending(row: &SqliteRow) -> Result<PendingRow, StoreError> {
         attempt: number(row, 7)?,
         message: message(blob(row, 8)?)?,
         history: json(row, 9)?,
+        starts: number(row, 10)?,
     })
 }
 

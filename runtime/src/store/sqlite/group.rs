@@ -10,7 +10,7 @@ use sqlx::sqlite::SqliteArguments;
 
 use super::args::Rows;
 use super::read::signed;
-use crate::handler::RowWrite;
+use crate::handler::{RowWrite, Statement};
 use crate::message::ShardNo;
 use crate::store::{CommandResult, Commit, DeadLetter, HistoryRow, LogRow, PendingRow, StateWrite, TimerWrite, layout};
 
@@ -38,6 +38,7 @@ pub(super) struct Piece {
     results: Vec<CommandResult>,
     pub(super) log: Vec<LogRow>,
     pub(super) rows: Vec<RowWrite>,
+    pub(super) statements: Vec<Statement>,
     timers: Vec<TimerWrite>,
 }
 
@@ -67,6 +68,7 @@ impl Piece {
             results: Vec::new(),
             log: commit.log.clone(),
             rows: Vec::new(),
+            statements: Vec::new(),
             timers: TimerWrite::newest(&commit.parts).into_iter().cloned().collect(),
         };
         for part in &commit.parts {
@@ -78,6 +80,7 @@ impl Piece {
             piece.history.extend(part.history.iter().cloned());
             piece.results.extend(part.command.clone());
             piece.rows.extend(part.rows.iter().cloned());
+            piece.statements.extend(part.statements.iter().cloned());
         }
         let seqs =
             [piece.pending.last_key_value().map(|(seq, _)| *seq), piece.dead.last_key_value().map(|(seq, _)| *seq)];
@@ -169,7 +172,7 @@ fn pending(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
             };
             written.row().put(piece.shard).put(seq).put(&*row.service).put(&*row.key).put(row.kind.as_str());
             written.put(row.due_at).put(hex(&row.id.0)).put(row.message.id()).put(row.taken_at).put(row.attempt);
-            written.put(json(&row.history)).put_blob(row.message.frame());
+            written.put(row.starts).put(json(&row.history)).put_blob(row.message.frame());
         }
     }
     (written.finish(), settled.finish().0)

@@ -7,13 +7,13 @@ use sqlx::sqlite::{SqlitePool, SqliteRow};
 use sqlx::{AssertSqlSafe, query, query_scalar};
 
 use super::args::Rows;
-use super::read::{FILTER, bind_filter, count, signed};
+use super::read::{self, FILTER, bind_filter, count, signed};
 use super::writer::{Writer, failed};
 use super::{SqliteStore, decode, explain};
 use crate::message::ShardNo;
 use crate::store::query::{
-    CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Queries,
-    ShardRow, Story, WaitingKey, readable,
+    CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
+    Queries, ShardRow, Story, WaitingKey, readable,
 };
 use crate::store::{DeadLetter, ServiceKey, StoreError, StoreFuture, Timer, layout};
 
@@ -127,6 +127,10 @@ impl Queries for SqliteStore {
                 Ok(made.execute(connection).await.map_err(failed)?.last_insert_rowid())
             })
         })
+    }
+
+    fn pauses(&self) -> StoreFuture<'_, Vec<Pause>> {
+        Box::pin(read::pauses(&self.readers))
     }
 
     fn open_commands(&self, shard: ShardNo) -> StoreFuture<'_, Vec<OpenCommand>> {

@@ -14,7 +14,7 @@ use super::writer::failed;
 use crate::clock::Millis;
 use crate::message::ShardNo;
 use crate::store::layout;
-use crate::store::query::DeadFilter;
+use crate::store::query::{DeadFilter, PAUSES, Pause};
 use crate::store::{
     CommitIds, DeadLetter, DeadPlace, Due, DueTimers, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError,
     StoredLogRow,
@@ -57,7 +57,14 @@ pub(super) async fn inbox(
         found.pinned.extend(layout::ids(decode::get(row, 0)?)?);
         found.pending += decode::number::<u64>(row, 1)?;
     }
+    found.paused = pauses(pool).await?.into_iter().map(|pause| pause.scope).collect();
     Ok(found)
+}
+
+pub(super) async fn pauses(pool: &SqlitePool) -> Result<Vec<Pause>, StoreError> {
+    let rows = query(PAUSES).fetch_all(pool).await.map_err(failed)?;
+    let command = |row| Ok((decode::get(row, 0)?, decode::get(row, 1)?, decode::get(row, 2)?, decode::number(row, 3)?));
+    Ok(Pause::after(rows.iter().map(command).collect::<Result<Vec<_>, StoreError>>()?))
 }
 
 pub(super) async fn load(pool: &SqlitePool, shard: ShardNo, keys: &[ServiceKey]) -> Result<Vec<KeyRow>, StoreError> {

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
 use sqlx::query::Query;
 use sqlx::sqlite::SqliteArguments;
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
 
 use super::decode;
 use super::failure::store_error;
-use crate::handler::{Column, ColumnKind, RowWrite, Table};
+use crate::handler::{Column, ColumnKind, RowWrite, Statement, Table};
 use crate::store::StoreError;
 use crate::store::declared::{self, Shape};
 
@@ -56,6 +57,21 @@ pub(super) fn writes<'a>(rows: impl Iterator<Item = &'a RowWrite>) -> Vec<Query<
         }
     }
     queries
+}
+
+/// A handler's own statement.
+pub(super) fn statement(statement: &Statement) -> Query<'static, Sqlite, SqliteArguments> {
+    let query = sqlx::query(AssertSqlSafe(statement.sql.clone()));
+    statement.args.iter().fold(query, |query, arg| match arg {
+        Value::Bool(value) => query.bind(*value),
+        Value::Number(number) => match number.as_i64() {
+            Some(value) => query.bind(value),
+            None => query.bind(number.as_f64()),
+        },
+        Value::String(text) => query.bind(text.clone()),
+        // What else there is was refused.
+        Value::Null | Value::Array(_) | Value::Object(_) => query.bind(None::<String>),
+    })
 }
 
 fn kind(column: &Column) -> &'static str {

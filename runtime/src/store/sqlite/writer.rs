@@ -291,6 +291,10 @@ async fn write(connection: &mut SqliteConnection, sql: &'static str, pieces: &[&
     for query in tables::writes(pieces.iter().flat_map(|piece| &piece.rows)) {
         query.execute(&mut *connection).await.map_err(|error| Failure::of(&error))?;
     }
+    for statement in pieces.iter().flat_map(|piece| &piece.statements) {
+        let query = tables::statement(statement);
+        query.execute(&mut *connection).await.map_err(|error| Failure::of(&error))?;
+    }
     Ok(true)
 }
 

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+
+use super::pause::{KeyCommand, ServiceCommand};
 use perkey::settings::load::Flag;
 use perkey::telemetry;
 
@@ -26,7 +28,7 @@ Exit codes:
 const GLOBAL_WITH_VALUE: [&str; 5] = ["--config", "--store-url", "--output", "--set", "--log-format"];
 
 /// Commands with commands of their own: `dlq peek` may be written `dlq:peek`.
-const GROUPS: [&str; 6] = ["dlq", "outbox", "config", "state", "schedule", "keys"];
+const GROUPS: [&str; 8] = ["dlq", "outbox", "config", "state", "schedule", "keys", "service", "key"];
 
 /// Budget Manager: accounts as per-key actors on Perkey, each message taking effect exactly once.
 #[derive(Debug, Parser)]
@@ -128,6 +130,12 @@ pub enum Command {
     /// Look at keys (keys top may be written keys:top)
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Pause or resume a service (service pause may be written service:pause)
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// Pause or resume a key (key pause may be written key:pause)
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Tell in time order what happened to a message, or to a key's messages
     Explain {
         /// A message's id, or a key

@@ -220,6 +220,8 @@ fn text(changed: &Changed) -> String {
         Action::Discard => ("discard", "discarded"),
         Action::Edit { .. } => ("edit", "edited"),
         Action::Retire(_) => ("retire", "retired"),
+        Action::Pause(_) => ("pause", "paused"),
+        Action::Resume(_) => ("resume", "resumed"),
     };
     let letters = if *matched == 1 { "dead letter" } else { "dead letters" };
     let Some(id) = changed.command else {

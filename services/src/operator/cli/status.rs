@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use perkey::clock::rfc3339;
 use perkey::settings::Settings;
 use perkey::settings::load::redact;
 use perkey::store;
-use perkey::store::query::ShardRow;
+use perkey::store::query::{Pause, Scope, ShardRow};
 use serde::Serialize;
 
 use super::output::{Out, table};
@@ -18,6 +19,17 @@ struct Status {
     running: bool,
     shards: Vec<ShardRow>,
     totals: Totals,
+    paused: Vec<Paused>,
+}
+
+/// What operators have paused.
+#[derive(Serialize)]
+struct Paused {
+    #[serde(flatten)]
+    scope: Scope,
+    who: String,
+    why: String,
+    since: String,
 }
 
 /// Sums over shards.
@@ -64,7 +76,12 @@ impl Totals {
 pub async fn status(settings: &Settings, out: Out) -> Ended {
     let store = open_beside(settings).await?;
     let shards = store.queries().shards().await?;
+    let paused = store.queries().pauses().await?.into_iter().map(|pause| {
+        let Pause { scope, who, why, since } = pause;
+        Paused { scope, who, why, since: rfc3339(since) }
+    });
     let status = Status {
+        paused: paused.collect(),
         store: redact("store.url", &settings.store.url),
         running: store::is_running(settings).await,
         totals: Totals::of(&shards),
@@ -89,7 +106,12 @@ fn text(status: &Status) -> String {
     let shards = table(&head, status.shards.iter().map(row).chain([sums]));
     let counters: Vec<_> = totals.counters.iter().map(|(name, count)| format!("{name} {count}")).collect();
     let running = if status.running { "a process runs it" } else { "no process runs it" };
-    format!("{}: {running}\n\n{shards}\n\n{}", status.store, counters.join(", "))
+    let paused = status.paused.iter().map(|pause| {
+        let Paused { scope, who, why, since } = pause;
+        format!("\n{scope} is paused since {since} by {who}: {why}")
+    });
+    let paused: String = paused.collect();
+    format!("{}: {running}\n\n{shards}\n\n{}{paused}", status.store, counters.join(", "))
 }
 
 #[cfg(test)]

@@ -6,9 +6,17 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use super::SourceInfo;
-use super::slot::Ticket;
+use super::defect::{Defect, planted};
+use super::ledger::SourceInfo;
 use crate::transport::{Position, Positions, embedded};
+
+/// Place of a delivery in its origin's tracker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    pub(crate) source: u16,
+    pub(crate) origin: u16,
+    pub(crate) seq: u64,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -78,7 +86,7 @@ impl Tracker {
         while self.entries.get(self.passed).is_some_and(|entry| entry.done) {
             self.passed += 1;
         }
-        if super::planted(super::Defect::HighestPosition) {
+        if planted(Defect::HighestPosition) {
             let highest = self.entries.iter().filter(|entry| entry.done).map(|entry| entry.position).max();
             return highest.or(self.stored);
         }
@@ -253,6 +261,11 @@ impl SourceTrack {
         if let Some(in_hand) = self.in_hand.as_mut() {
             in_hand.committed();
         }
+    }
+
+    /// The origins that it has.
+    pub(crate) fn origins(&self) -> std::ops::Range<u16> {
+        0..if self.in_hand.is_some() { 1 } else { self.names.len() as u16 }
     }
 
     pub(crate) fn positions(&mut self) -> Positions {

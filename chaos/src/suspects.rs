@@ -1,0 +1,268 @@
+//! A message whose handler ends the process: it is a dead letter after as many starts as the settings say, and nobody else
+//! is. Kills from outside make nothing a dead letter.
+//! In: how many messages, whether one of them is deadly, how many kills, whether an import brings them. Out: how often the
+//! deadly one was started, and whether every other counted once.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use perkey::clock::{Dice, Stopwatch, sleep};
+use perkey::message::{Draft, shard_of};
+use perkey::metrics::Metrics;
+use perkey::settings::Settings;
+use perkey::store::query::DeadFilter;
+use perkey::store::sqlite::{Access, SqliteStore};
+use perkey::store::{ServiceKey, Setup, Store};
+use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
+use serde::{Deserialize, Serialize};
+use tokio::process::{Child, Command};
+
+use crate::engine::append;
+use crate::postings::SERVICE;
+use crate::process::{Place, Running, until};
+use crate::{ChaosError, Verdict};
+
+/// Where the worker's folder is named to it.
+pub const FOLDER: &str = "PERKEY_SUSPECTS_FOLDER";
+
+/// The amount that no process survives, in minor units.
+const DEADLY: i64 = 66_666;
+/// Keys that the messages are of; one of so many is slow.
+const KEYS: u64 = 40;
+const SLOW_EVERY: u64 = 10;
+const SLOW: Duration = Duration::from_millis(60);
+const REST_MAX: Duration = Duration::from_secs(300);
+/// The file with a line for each start of the deadly message; and the one that says that a worker is up.
+const STARTS: &str = "starts";
+const READY: &str = "ready";
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What runs [`work`], with [`FOLDER`] in its environment: a program and its arguments.
+    pub worker: (PathBuf, Vec<String>),
+    /// The binary that imports the messages into the running worker; without one they are in its log from the start.
+    pub importer: Option<PathBuf>,
+    /// Messages.
+    pub messages: u64,
+    /// Whether one of them is deadly.
+    pub deadly: bool,
+    /// Kills from outside.
+    pub kills: u32,
+    /// The seed.
+    pub seed: u64,
+}
+
+struct Fragile {
+    folder: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Posting {
+    account: String,
+    amount: i64,
+}
+
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Count {
+    n: u64,
+}
+
+impl Handler for Fragile {
+    const SERVICE: &'static str = SERVICE;
+    type Message = Posting;
+    type State = Count;
+
+    fn key(&self, posting: &Posting) -> Key {
+        posting.account.as_str().into()
+    }
+
+    async fn handle(&self, count: &mut Count, posting: Posting, turn: &mut Turn) -> Result<(), Fault> {
+        if posting.amount == DEADLY {
+            let mut starts = OpenOptions::new().create(true).append(true).open(self.folder.join(STARTS))?;
+            writeln!(starts, "{}", turn.id())?;
+            std::process::abort();
+        }
+        if posting.amount.unsigned_abs().is_multiple_of(SLOW_EVERY) {
+            sleep(SLOW).await;
+        }
+        count.n += 1;
+        Ok(())
+    }
+}
+
+/// A worker in the folder that its environment names; nothing where it names none. It ends when it is killed.
+pub async fn work() -> Result<(), ChaosError> {
+    let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return Ok(()) };
+    let store = Arc::new(SqliteStore::open(&url(&folder), Access::Run).await?);
+    let handlers = Handlers::new().with(Fragile { folder: folder.clone() });
+    let engine = Engine::start(&Settings::default(), handlers, store, Metrics::new()).await?;
+    std::fs::write(folder.join(READY), std::process::id().to_string())?;
+    Err(ChaosError::Stuck(engine.failed().await))
+}
+
+/// Runs `plan`.
+pub async fn suspects(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, ChaosError> {
+    let folder = tempfile::tempdir()?;
+    let mut scene = Scene { plan, folder: folder.path(), worker: None, dice: Dice::seeded(plan.seed) };
+    let mut import = scene.bring().await?;
+    let (mut lives, mut kills, watch) = (1, 0, Stopwatch::start());
+    loop {
+        let life = Duration::from_millis(150 + scene.dice.below(700));
+        let ended = scene.live((kills < plan.kills).then_some(life)).await?;
+        match ended {
+            Some(Ended::Killed) => kills += 1,
+            Some(Ended::ByItself) => {}
+            None => break,
+        }
+        lives += 1;
+        if watch.elapsed() > REST_MAX {
+            return Err(ChaosError::Stuck(format!("messages were left after {REST_MAX:?}")));
+        }
+    }
+    if let Some(import) = &mut import {
+        let status = import.wait().await?;
+        if !status.success() {
+            return Err(ChaosError::Stuck(format!("the import ended with {status}")));
+        }
+    }
+    say(&format!("{lives} lives, {kills} kills from outside, {:.1} s", watch.elapsed().as_secs_f64()));
+    drop(scene.worker.take());
+    scene.judge().await
+}
+
+enum Ended {
+    Killed,
+    ByItself,
+}
+
+struct Scene<'a> {
+    plan: &'a Plan,
+    folder: &'a Path,
+    worker: Option<Child>,
+    dice: Dice,
+}
+
+impl Scene<'_> {
+    /// Puts the messages in the log, or starts the import that does beside a running worker.
+    async fn bring(&mut self) -> Result<Option<Child>, ChaosError> {
+        let Some(importer) = &self.plan.importer else {
+            let store = SqliteStore::open(&url(self.folder), Access::Run).await?;
+            let (shards, services) = (Settings::default().ownership.shards, vec![SERVICE.into()]);
+            store.prepare(Setup { shards, services, tables: Vec::new(), code_version: 1 }).await?;
+            let messages = (0..self.plan.messages).map(|no| self.message(no)).collect::<Result<Vec<_>, _>>()?;
+            append(&store, shards, &messages).await?;
+            store.close().await;
+            return Ok(None);
+        };
+        let lines = (0..self.plan.messages).map(|no| {
+            let amount = self.amount(no);
+            format!("m-{no},{},{}.{:02},EUR,2026-01-31,\n", account(no), amount / 100, amount % 100)
+        });
+        let file = self.folder.join("messages.csv");
+        std::fs::write(&file, format!("id,account,amount,currency,at,memo\n{}", lines.collect::<String>()))?;
+        self.start().await?;
+        let place = Place::new(importer, self.folder);
+        let Running { child, .. } = place.start("import.log", &["import", "--service", SERVICE, "messages.csv"])?;
+        Ok(Some(child))
+    }
+
+    fn message(&self, no: u64) -> Result<Message, ChaosError> {
+        let (id, key) = (format!("m-{no}"), account(no));
+        let payload = serde_json::json!({ "account": key, "amount": self.amount(no) }).to_string();
+        let draft = Draft { id: &id, key: &key, kind: "posting", payload: payload.as_bytes(), ..Draft::default() };
+        Ok(draft.build()?)
+    }
+
+    /// The deadly one is in the middle.
+    fn amount(&self, no: u64) -> i64 {
+        let deadly = self.plan.deadly && no == self.plan.messages / 2;
+        if deadly { DEADLY } else { (no % KEYS + 1).cast_signed() }
+    }
+
+    async fn start(&mut self) -> Result<(), ChaosError> {
+        let ready = self.folder.join(READY);
+        std::fs::remove_file(&ready).ok();
+        let (program, args) = &self.plan.worker;
+        let log = OpenOptions::new().create(true).append(true).open(self.folder.join("worker.log"))?;
+        let mut command = Command::new(program);
+        command.args(args).env(FOLDER, self.folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.worker = Some(command.kill_on_drop(true).spawn()?);
+        // It may die before it says so.
+        let worker = &mut self.worker;
+        let up = async || ready.exists() || worker.as_mut().is_none_or(|worker| !matches!(worker.try_wait(), Ok(None)));
+        until("the worker did not start", Duration::from_secs(30), up).await
+    }
+
+    /// One life of a worker: until it ends, is killed after `life`, or nothing is left to do.
+    async fn live(&mut self, life: Option<Duration>) -> Result<Option<Ended>, ChaosError> {
+        if self.worker.is_none() {
+            self.start().await?;
+        }
+        let watch = Stopwatch::start();
+        loop {
+            let Some(worker) = self.worker.as_mut() else { return Ok(Some(Ended::ByItself)) };
+            if worker.try_wait()?.is_some() {
+                self.worker = None;
+                return Ok(Some(Ended::ByItself));
+            }
+            if life.is_some_and(|life| watch.elapsed() >= life) {
+                worker.kill().await?;
+                self.worker = None;
+                return Ok(Some(Ended::Killed));
+            }
+            if life.is_none() && self.is_done().await? {
+                return Ok(None);
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn is_done(&self) -> Result<bool, ChaosError> {
+        let store = SqliteStore::open(&url(self.folder), Access::Tool).await?;
+        let rows = store.queries().shards().await?;
+        let taken: u64 = rows.iter().filter_map(|row| row.counters.get("taken")).sum();
+        Ok(taken >= self.plan.messages && rows.iter().all(|row| row.unread + row.pending == 0))
+    }
+
+    async fn judge(&self) -> Result<Verdict, ChaosError> {
+        let plan = self.plan;
+        let mut verdict = Verdict::default();
+        let starts = std::fs::read_to_string(self.folder.join(STARTS)).unwrap_or_default().lines().count();
+        let wanted = if plan.deadly { Settings::default().suspects.starts as usize } else { 0 };
+        verdict.facts.push(format!("the deadly message was started {starts} times"));
+        if plan.kills == 0 {
+            verdict.expect(starts == wanted, || format!("it was started {starts} times, not {wanted}"));
+        }
+        let store = SqliteStore::open(&url(self.folder), Access::Tool).await?;
+        let shards = Settings::default().ownership.shards;
+        let mut dead = Vec::new();
+        for shard in 0..shards {
+            let letters = store.dead(shard, DeadFilter::default(), None, 100).await?;
+            dead.extend(letters.into_iter().map(|letter| format!("{}: {}", letter.message.id(), letter.error)));
+        }
+        let deadly = format!("m-{}: ", plan.messages / 2);
+        let right = dead.len() == usize::from(plan.deadly) && dead.iter().all(|letter| letter.starts_with(&deadly));
+        verdict.expect(right, || format!("dead letters: {dead:?}"));
+        for key in 0..KEYS {
+            let of = ServiceKey { service: SERVICE.into(), key: account(key).into() };
+            let row = store.load(shard_of(&of.key, shards), vec![of]).await?.pop().unwrap_or_default();
+            let n = row.state.and_then(|(_, json)| serde_json::from_slice::<Count>(&json).ok()).unwrap_or_default().n;
+            let given = (0..plan.messages).filter(|no| no % KEYS == key && self.amount(*no) != DEADLY).count() as u64;
+            verdict.expect(n == given, || format!("{} counted {n} times, not {given}", account(key)));
+        }
+        Ok(verdict)
+    }
+}
+
+fn account(no: u64) -> String {
+    format!("acct-{}", no % KEYS)
+}
+
+fn url(folder: &Path) -> String {
+    format!("sqlite://{}", folder.join("store.db").display())
+}

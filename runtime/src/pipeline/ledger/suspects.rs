@@ -1,0 +1,286 @@
+//! Messages that may have ended the process: their starts are recorded before they run, and one that ended it too often
+//! is given up without another.
+//! In: what comes again, or is found waiting, after takeovers that were not clean; permits for trials. Out: rows that
+//! record starts, dead letters; whether the takeover is passed.
+//!
+//! After a second unclean takeover in a row, what may have been in hand then is suspect. A suspect's first recorded start
+//! is one of many: they run as always, once the rows that say so are durable. Only what is left of these when the process
+//! ends again has its next starts alone, one at a time in the process: whatever ended it was one of them, and a neighbour
+//! is not blamed for it.
+
+use hashbrown::{HashMap, HashSet};
+
+use super::runs::TurnFault;
+use super::slot::{From, Item, Permit, Slot, SlotIx, Trial};
+use super::{Action, Ended, Ledger};
+use crate::clock::{Millis, millis};
+use crate::message::TakenId;
+use crate::store::{Part, PendingKind, PendingRow};
+
+/// Unclean takeovers in a row from which what was in hand is suspect: one alone is an ordinary kill.
+const UNCLEAN_MIN: u32 = 2;
+/// The first start that is recorded: as many as may have ended the process before went unrecorded.
+const FIRST: u32 = UNCLEAN_MIN + 1;
+
+/// What the ledger makes of takeovers that were not clean.
+#[derive(Debug, Default)]
+pub(crate) struct Suspicion {
+    /// Unclean takeovers in a row, as stored.
+    unclean: u32,
+    /// What was in hand at the last one is suspect.
+    on: bool,
+    /// What may have been in hand at the last one has been passed.
+    calm: bool,
+    /// When the shard was taken over.
+    since: Option<Millis>,
+    /// The last number of a pending row at the takeover.
+    seq: u64,
+    /// Deliveries that were no duplicates, by source and origin.
+    passed: HashMap<(u16, u16), usize>,
+    /// Number of the last arrival that may have been in hand.
+    last: u64,
+    /// Whose start this process has recorded.
+    here: HashSet<TakenId>,
+}
+
+impl Suspicion {
+    /// After so many unclean takeovers in a row, the last row's number being `seq`.
+    pub(super) fn new(unclean: u32, seq: u64) -> Self {
+        Self { unclean, on: unclean >= UNCLEAN_MIN, seq, ..Self::default() }
+    }
+
+    /// A delivery that is no duplicate, of an origin of a source, as the arrival of this number. A source hands over again
+    /// what was in hand of each of its origins before anything newer, so these are the first ones.
+    pub(super) fn arrive(&mut self, (source, origin): (u16, u16), arrival: u64, credits: usize) -> (u32, Trial) {
+        if self.unclean == 0 {
+            return (0, Trial::Free);
+        }
+        let passed = self.passed.entry((source, origin)).or_insert(0);
+        if *passed >= credits {
+            return (0, Trial::Free);
+        }
+        *passed += 1;
+        self.last = arrival;
+        self.doubt()
+    }
+
+    /// A row as it is read: an old one may have been running, and one whose start is recorded was.
+    pub(super) fn row(&self, row: &PendingRow) -> (u32, Trial) {
+        match row.starts {
+            0 if row.seq <= self.seq && !self.calm => self.doubt(),
+            0 => (0, Trial::Free),
+            starts if starts >= FIRST && self.here.contains(&row.id) => (starts, Trial::Recorded),
+            starts => (starts, Trial::Wanted),
+        }
+    }
+
+    /// A timer that was due at `due`.
+    pub(super) fn timer(&mut self, due: Millis, now: Millis) -> (u32, Trial) {
+        let since = *self.since.get_or_insert(now);
+        if self.calm || due > since { (0, Trial::Free) } else { self.doubt() }
+    }
+
+    fn doubt(&self) -> (u32, Trial) {
+        if self.on { (UNCLEAN_MIN, Trial::Wanted) } else { (0, Trial::Free) }
+    }
+
+    /// The takeover is passed, and the store is to be told so.
+    pub(super) fn is_passed(&self) -> bool {
+        self.unclean > 0 && self.calm
+    }
+
+    /// The store was told.
+    pub(super) fn cleaned(&mut self) {
+        self.unclean = 0;
+    }
+}
+
+impl Item {
+    /// Whether it may run behind others.
+    pub(super) fn is_free(&self) -> bool {
+        match self.trial {
+            Trial::Free => true,
+            Trial::Recorded => !self.is_alone(),
+            Trial::Wanted | Trial::Recording => false,
+        }
+    }
+
+    /// Whether its start is one that no other suspect shares.
+    pub(super) fn is_alone(&self) -> bool {
+        match self.trial {
+            Trial::Free => false,
+            Trial::Wanted => self.starts >= FIRST,
+            Trial::Recording | Trial::Recorded => self.starts > FIRST,
+        }
+    }
+}
+
+impl Slot {
+    /// Whether something of it may have been in hand at the takeover.
+    fn is_old(&self, suspicion: &Suspicion) -> bool {
+        let running = self.running.iter().flat_map(|run| &run.items);
+        let mut items = running.chain(&self.queue).chain(&self.overflow);
+        let old = |item: &Item| match item.from {
+            From::Live(_) => item.arrival <= suspicion.last,
+            From::Row(seq) => seq <= suspicion.seq || item.trial != Trial::Free,
+            From::Timer => true,
+        };
+        let unread = self.rows.behind() && self.rows.loaded < suspicion.seq && !self.waits && !self.held;
+        items.any(old) || unread || self.loading
+    }
+}
+
+impl Ledger {
+    /// Whether the head of a key's queue is a suspect whose start is not recorded yet; it is, with those behind it.
+    pub(super) fn awaits_record(&mut self, ix: SlotIx) -> bool {
+        let Some(head) = self.slots[ix].queue.front() else { return false };
+        if head.trial == Trial::Wanted && !head.is_alone() {
+            self.record_starts(ix);
+            return true;
+        }
+        head.trial == Trial::Recording
+    }
+
+    /// Records the first start of as many suspects of a key as may run together.
+    fn record_starts(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        let most = if slot.solo > 0 { 1 } else { self.config.settings.actors.run_max };
+        let mut queue = std::mem::take(&mut slot.queue);
+        for (at, item) in queue.iter_mut().take(most).enumerate() {
+            // A timer that is not the first may still be cancelled.
+            let early = at > 0 && item.from == From::Timer;
+            if item.trial != Trial::Wanted || item.is_alone() || item.refusal.is_some() || early {
+                break;
+            }
+            self.record_start(ix, item, FIRST);
+        }
+        self.slots[ix].queue = queue;
+    }
+
+    /// Writes that a suspect is to be started: durable before it is.
+    fn record_start(&mut self, ix: SlotIx, item: &mut Item, starts: u32) {
+        let before = item.clone();
+        let seq = match item.from {
+            From::Row(seq) => seq,
+            From::Live(ticket) => {
+                self.take(Some(ix), item, ticket);
+                self.group(ix).recorded += 1;
+                self.add_row(ix, item)
+            }
+            From::Timer => {
+                self.fired(ix, &item.message);
+                self.add_row(ix, item)
+            }
+        };
+        item.starts = starts;
+        item.trial = Trial::Recording;
+        item.from = From::Row(seq);
+        self.suspicion.here.insert(item.id);
+        let row = self.row(ix, item, seq, PendingKind::Suspect, None);
+        let new = before.from != item.from;
+        let group = self.group(ix);
+        group.part.pending.push(row);
+        if new {
+            group.items.push(before);
+            self.slots[ix].rows.loaded = seq;
+        }
+    }
+
+    /// What a part records of starts is durable.
+    pub(super) fn starts_recorded(&mut self, ix: SlotIx, part: &Part) {
+        if part.pending.iter().any(|row| row.kind == PendingKind::Suspect) {
+            for item in self.slots[ix].queue.iter_mut().filter(|item| item.trial == Trial::Recording) {
+                let recorded = |row: &PendingRow| item.from == From::Row(row.seq) && row.starts == item.starts;
+                if part.pending.iter().any(recorded) {
+                    item.trial = Trial::Recorded;
+                }
+            }
+        }
+    }
+
+    /// The commit of these is durable: they did not end the process.
+    pub(super) fn starts_survived(&mut self, items: &[Item]) {
+        if !self.suspicion.here.is_empty() {
+            for item in items.iter().filter(|item| item.trial == Trial::Recorded) {
+                self.suspicion.here.remove(&item.id);
+            }
+        }
+    }
+
+    /// Whether a key has to wait before the suspect at its head may start alone: for its turn among those of the process,
+    /// or for the record of its start.
+    pub(super) fn awaits_trial(&mut self, ix: SlotIx, now: Millis) -> bool {
+        let slot = &mut self.slots[ix];
+        let Some(head) = slot.queue.front().filter(|head| head.is_alone()) else { return false };
+        match (slot.trial, head.trial) {
+            (Permit::Granted, Trial::Recorded) => false,
+            (Permit::Granted, Trial::Wanted) => {
+                self.start_alone(ix, now);
+                true
+            }
+            (Permit::None, _) => {
+                slot.trial = Permit::Asked;
+                slot.busy_since = now;
+                let line = self.trial_line();
+                self.ask_permit(ix, line, false);
+                true
+            }
+            (Permit::Asked | Permit::Granted | Permit::Used, _) => true,
+        }
+    }
+
+    /// The place of trials among the services that need permits.
+    pub(super) fn trial_line(&self) -> u16 {
+        u16::try_from(self.config.services.len()).expect("there are few services")
+    }
+
+    /// One more start of a suspect, if it is to have one.
+    fn start_alone(&mut self, ix: SlotIx, now: Millis) {
+        let Some(mut head) = self.slots[ix].queue.pop_front() else { return };
+        let most = self.config.settings.suspects.starts;
+        if head.starts >= most {
+            let reason = format!(
+                "the process ended each of the last {most} times that this message was being handled: it is not started \
+                 again (suspects.starts)"
+            );
+            self.to_advance.push_back(ix);
+            return self.fault(ix, head, TurnFault::Reject(reason), now);
+        }
+        let starts = head.starts + 1;
+        let what = format!("the process ended while it was being handled: start {starts} of {most}");
+        let generation = self.slots[ix].actor.map_or(0, |actor| self.actors.generation(actor));
+        self.note(ix, &head, head.attempt, generation, "suspect", &what, now);
+        self.record_start(ix, &mut head, starts);
+        self.slots[ix].queue.push_front(head);
+    }
+
+    /// A key's trial is over, or does not take place.
+    pub(super) fn end_trial(&mut self, ix: SlotIx, ended: Ended) {
+        let line = self.trial_line();
+        let slot = &mut self.slots[ix];
+        if matches!(slot.trial, Permit::Granted | Permit::Used) {
+            self.out.push(Action::PermitEnded(line, ended));
+        }
+        slot.trial = Permit::None;
+    }
+
+    /// What may have been in hand at an unclean takeover is passed when each origin has handed over as much as may have been
+    /// in hand, or after a while, and none of it is left.
+    pub(super) fn calm_down(&mut self, now: Millis) {
+        let suspicion = &mut self.suspicion;
+        if suspicion.unclean == 0 || suspicion.calm {
+            return;
+        }
+        let since = *suspicion.since.get_or_insert(now);
+        let late = now.saturating_sub(since) >= millis(self.config.settings.suspects.calm_after);
+        let credits = self.config.settings.ingress.credits;
+        let origins = (0..).zip(&self.sources).flat_map(|(at, source)| source.origins().map(move |of| (at, of)));
+        let enough = |of: (u16, u16)| self.suspicion.passed.get(&of).is_some_and(|passed| *passed >= credits);
+        let mut known = origins.peekable();
+        let all = known.peek().is_some() && known.all(enough);
+        let reading = self.waiting.fetching || !self.timers.rest(now);
+        if (late || all) && !reading && !self.slots.iter().any(|slot| slot.is_old(&self.suspicion)) {
+            self.suspicion.calm = true;
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! `service:pause`, `service:resume`, `key:pause`, `key:resume`: whether turns start.
+//! In: a service or one of its keys. Out: a recorded command and how far it got.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use perkey::clock::Clock;
+use perkey::settings::Settings;
+use perkey::store;
+use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand, Scope};
+use serde::Serialize;
+
+use super::output::Out;
+use super::{Done, Ended, Failure, dlq, handlers, open_beside};
+
+/// What to do with a service.
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// Start no turn of a service until it is resumed; its messages wait
+    Pause(ServiceArgs),
+    /// Start the turns of a service again, those of its paused keys too
+    Resume(ServiceArgs),
+}
+
+/// What to do with a key.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Start no turn of a key until it is resumed; its messages wait
+    Pause(KeyArgs),
+    /// Start the turns of a key again
+    Resume(KeyArgs),
+}
+
+/// Which service.
+#[derive(Args, Debug)]
+pub struct ServiceArgs {
+    /// Its name
+    pub service: String,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+/// Which key.
+#[derive(Args, Debug)]
+pub struct KeyArgs {
+    /// Its service
+    #[arg(long)]
+    pub service: String,
+    /// The key
+    #[arg(long)]
+    pub key: String,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+#[derive(Args, Debug)]
+struct Asked {
+    /// Why; kept with the command
+    #[arg(long)]
+    why: String,
+    /// How long to wait until all shards know
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    wait: Duration,
+}
+
+/// What became of it.
+#[derive(Debug, Serialize)]
+struct Told {
+    paused: bool,
+    service: String,
+    key: Option<String>,
+    /// Whether it was paused before.
+    before: bool,
+    command: Option<i64>,
+    done: bool,
+    running: bool,
+}
+
+/// Pauses or resumes a service.
+pub async fn service(settings: &Settings, command: ServiceCommand, out: Out) -> Ended {
+    let (paused, ServiceArgs { service, asked }) = match command {
+        ServiceCommand::Pause(args) => (true, args),
+        ServiceCommand::Resume(args) => (false, args),
+    };
+    tell(settings, (Scope { service, key: None }, paused), asked, out).await
+}
+
+/// Pauses or resumes a key.
+pub async fn key(settings: &Settings, command: KeyCommand, out: Out) -> Ended {
+    let (paused, KeyArgs { key, service, asked }) = match command {
+        KeyCommand::Pause(args) => (true, args),
+        KeyCommand::Resume(args) => (false, args),
+    };
+    tell(settings, (Scope { service, key: Some(key) }, paused), asked, out).await
+}
+
+async fn tell(settings: &Settings, (scope, paused): (Scope, bool), asked: Asked, out: Out) -> Ended {
+    let handlers = handlers(settings)?;
+    if handlers.index_of(&scope.service).is_none() {
+        return Err(Failure::Usage(handlers.unknown(&scope.service)));
+    }
+    let store = open_beside(settings).await?;
+    let pauses = store.queries().pauses().await?;
+    let wider = pauses.iter().find(|pause| pause.scope != scope && pause.scope.covers(&scope));
+    if let (false, Some(wider)) = (paused, wider) {
+        let text = format!("{} is paused, and the key with it: resume that", wider.scope);
+        return Err(Failure::Usage(text));
+    }
+    let before = pauses.iter().any(|pause| scope.covers(&pause.scope));
+    let running = store::is_running(settings).await;
+    let (service, key) = (scope.service.clone(), scope.key.clone());
+    let mut told = Told { paused, service, key, before, command: None, done: true, running };
+    if before != paused {
+        let action = if paused { Action::Pause(scope.clone()) } else { Action::Resume(scope.clone()) };
+        let (who, why, at) = (dlq::who(), asked.why, Clock::system().now());
+        let command = NewCommand { action, filter: DeadFilter::default(), who, why, matched: 1, at };
+        let id = store.queries().command(command).await?;
+        let wait = if running { asked.wait } else { Duration::ZERO };
+        let CommandState { shards_done, shards, .. } = dlq::waited(&*store, id, wait).await?;
+        told = Told { command: Some(id), done: shards_done >= shards, ..told };
+    }
+    let found = told.command.is_some();
+    out.show(&told, |told| text(told, &scope));
+    Ok(if found { Done::All } else { Done::NothingFound })
+}
+
+fn text(told: &Told, scope: &Scope) -> String {
+    let now = if told.paused { "paused" } else { "resumed" };
+    match told.command {
+        None if told.paused => format!("{scope} is paused already."),
+        None => format!("{scope} is not paused."),
+        Some(id) if told.done => format!("Command {id}: {scope} is {now}. A turn that was under way ends."),
+        Some(id) if told.running => format!("Command {id}: {scope} is to be {now}; not all shards have done so yet."),
+        Some(id) => format!("Command {id}: {scope} is {now} when a process runs the store."),
+    }
+}
