@@ -3,6 +3,7 @@
 //!
 //! The fence: a commit counts only when the shard still has the commit's epoch and the commit number before it.
 
+pub mod append;
 mod commit;
 mod declared;
 mod layout;

@@ -20,9 +20,6 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use crate::clock::{Clock, rfc3339};
 use crate::message::Message;
 
-/// The environment variable that sets the filter; `RUST_LOG` is read when it is not set.
-pub const FILTER_VARIABLE: &str = "BUDGET_LOG";
-
 /// Fields of spans that every line within them carries.
 const INHERITED: [&str; 3] = ["message_id", "saga_id", "trace_id"];
 
@@ -54,10 +51,10 @@ pub enum TelemetryError {
     Twice(#[from] TryInitError),
 }
 
-/// Sends the process's log to standard error. The filter is that of [`FILTER_VARIABLE`], else of `RUST_LOG`, else
+/// Sends the process's log to standard error. The filter is that of the environment's `variable`, else of `RUST_LOG`, else
 /// `filter` (such as `info` or `info,perkey=debug`).
-pub fn init(format: Format, filter: &str) -> Result<(), TelemetryError> {
-    let asked = [FILTER_VARIABLE, "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
+pub fn init(format: Format, variable: &str, filter: &str) -> Result<(), TelemetryError> {
+    let asked = [variable, "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
     let filter = parse(asked.as_deref().unwrap_or(filter))?;
     let terminal = std::io::stderr().is_terminal();
     let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());

@@ -7,6 +7,12 @@ use budget_actors::{App, Checkouts, Provider};
 use perkey::Handlers;
 use perkey::settings::{Bind, KeyFrom, Settings};
 
+/// What the environment variables of its settings start with.
+pub const ENV_PREFIX: &str = "BUDGET_";
+
+/// The environment variable that sets the log's filter.
+pub const LOG_VARIABLE: &str = "BUDGET_LOG";
+
 /// Perkey's defaults and the routes between Budget Manager's services.
 pub fn settings() -> Settings {
     let posted = Bind {

@@ -9,11 +9,8 @@ use toml::{Table, Value};
 
 use super::{Bind, DependencySettings, KeyFrom, Publish, ServiceLimit, Settings};
 
-/// What a setting's environment variable starts with; `__` separates section and name.
-pub const ENV_PREFIX: &str = "BUDGET_";
-
-/// Variables with that start that are no settings: they say where settings are and how to log.
-pub const ENV_OTHERS: [&str; 4] = ["BUDGET_CONFIG", "BUDGET_LOG", "BUDGET_LOG_FORMAT", "BUDGET_OUTPUT"];
+/// Ends of variables with a program's prefix that are no settings: they say where settings are and how to log.
+pub const ENV_OTHERS: [&str; 4] = ["CONFIG", "LOG", "LOG_FORMAT", "OUTPUT"];
 
 /// Where settings come from.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +19,10 @@ pub struct Sources {
     pub defaults: Settings,
     /// A TOML file.
     pub file: Option<PathBuf>,
-    /// The environment; variables that do not start with [`ENV_PREFIX`] are passed over.
+    /// What the program's environment variables start with: `BUDGET_`; `__` separates section and name. Empty: none is
+    /// read.
+    pub prefix: String,
+    /// The environment; variables without that prefix are passed over.
     pub env: Vec<(String, String)>,
     /// Flags, in the order given.
     pub flags: Vec<Flag>,
@@ -69,11 +69,13 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<String>> {
     if let Some(file) = &sources.file {
         loading.file(file);
     }
-    let mut env: Vec<_> = sources.env.iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
+    let own = |name: &str| !sources.prefix.is_empty() && name.starts_with(&sources.prefix);
+    let mut env: Vec<_> = sources.env.iter().filter(|(name, _)| own(name)).collect();
     env.sort();
     for (name, value) in env {
-        if !ENV_OTHERS.contains(&name.as_str()) {
-            let setting = name[ENV_PREFIX.len()..].to_lowercase().replace("__", ".");
+        let rest = &name[sources.prefix.len()..];
+        if !ENV_OTHERS.contains(&rest) {
+            let setting = rest.to_lowercase().replace("__", ".");
             loading.text(&setting, value, format!("environment {name}"));
         }
     }
@@ -381,6 +383,7 @@ mod tests {
         let (_folder, file) = file("[ingress]\ncredits = 100\nbatch_max = 10\n[commit]\nturns_max = 7\n");
         let sources = Sources {
             file: file.clone(),
+            prefix: "BUDGET_".to_owned(),
             env: vec![
                 env("BUDGET_INGRESS__BATCH_MAX", "2_000"),
                 env("BUDGET_COMMIT__TURNS_MAX", "8"),
@@ -407,6 +410,7 @@ mod tests {
         );
         let sources = Sources {
             file,
+            prefix: "BUDGET_".to_owned(),
             env: vec![env("BUDGET_RETRY__BASE", "soon"), env("BUDGET_STROE__URL", "x"), env("BUDGET_BIND", "x")],
             flags: vec![flag("ingress.unbound", "drop"), flag("ingress", "1")],
             ..Sources::default()

@@ -315,7 +315,9 @@ pub trait Queries: Send + Sync {
     fn unread_imports(&self) -> StoreFuture<'_, u64>;
     /// An import's progress so far.
     fn import_progress(&self, service: String, source: String) -> StoreFuture<'_, ImportProgress>;
-    /// Appends a batch to the log and records the progress, in one transaction.
+    /// Appends rows to the log's `import` lane, one per target shard, in one transaction.
+    fn append(&self, rows: Vec<LogRow>) -> StoreFuture<'_, ()>;
+    /// The same, and records an import's progress with it.
     fn append_import(&self, batch: ImportBatch) -> StoreFuture<'_, ()>;
     /// Records a command for the shards' owners; gives its number.
     fn command(&self, command: NewCommand) -> StoreFuture<'_, i64>;

@@ -145,7 +145,7 @@ async fn execute(cli: Cli) -> Ended {
         return Ok(Done::All);
     }
     let filter = if matches!(cli.command, Command::Up | Command::Worker) { "info" } else { "warn" };
-    telemetry::init(cli.global.log_format.into(), filter)
+    telemetry::init(cli.global.log_format.into(), defaults::LOG_VARIABLE, filter)
         .map_err(|error| Failure::Settings(vec![error.to_string()]))?;
     let loaded = settings(&cli.global)?;
     let settings = &loaded.settings;
@@ -177,6 +177,7 @@ fn settings(global: &Global) -> Result<Loaded, Failure> {
     let sources = Sources {
         defaults: defaults::settings(),
         file: global.config.clone(),
+        prefix: defaults::ENV_PREFIX.to_owned(),
         env: std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect(),

@@ -13,7 +13,7 @@ use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
     Queries, ShardRow, Story, WaitingKey,
 };
-use crate::store::{DeadLetter, ServiceKey, StoreError, StoreFuture, Timer};
+use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer};
 use crate::transport::{Position, embedded};
 
 /// The lane of the log that imports write.
@@ -91,9 +91,9 @@ impl Queries for MemoryStore {
         Box::pin(ready(Ok(self.inner().imports.get(&(service, source)).cloned().unwrap_or_default())))
     }
 
-    fn append_import(&self, batch: ImportBatch) -> StoreFuture<'_, ()> {
-        let targets: BTreeSet<ShardNo> = batch.rows.iter().map(|row| row.target).collect();
-        if targets.len() != batch.rows.len() {
+    fn append(&self, rows: Vec<LogRow>) -> StoreFuture<'_, ()> {
+        let targets: BTreeSet<ShardNo> = rows.iter().map(|row| row.target).collect();
+        if targets.len() != rows.len() {
             let error = "a batch has one row per target".to_owned();
             return Box::pin(ready(Err(StoreError::Unavailable(error))));
         }
@@ -101,13 +101,20 @@ impl Queries for MemoryStore {
         let no = inner.lanes.entry(IMPORT).or_default();
         *no += 1;
         let no = *no;
-        for row in &batch.rows {
-            inner.log.insert((row.target, IMPORT.into(), no), (row.count, row.messages.clone()));
+        for row in rows {
+            inner.log.insert((row.target, IMPORT.into(), no), (row.count, row.messages));
         }
-        inner.imports.insert((batch.service.to_string(), batch.source), batch.progress);
         drop(inner);
         self.watch.appended(targets);
         Box::pin(ready(Ok(())))
+    }
+
+    fn append_import(&self, batch: ImportBatch) -> StoreFuture<'_, ()> {
+        Box::pin(async move {
+            self.append(batch.rows).await?;
+            self.inner().imports.insert((batch.service.to_string(), batch.source), batch.progress);
+            Ok(())
+        })
     }
 
     fn command(&self, command: NewCommand) -> StoreFuture<'_, i64> {

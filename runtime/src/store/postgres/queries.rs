@@ -14,7 +14,7 @@ use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
     Queries, ShardRow, Story, WaitingKey, readable,
 };
-use crate::store::{DeadLetter, ServiceKey, StoreError, StoreFuture, Timer, layout};
+use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer, layout};
 
 /// Commands that a shard is given at once.
 const COMMANDS_MAX: i64 = 100;
@@ -24,22 +24,34 @@ const POSITIONS: &str = "positions (shard, origin, no, passed) AS MATERIALIZED (
     SELECT s.shard, p.key COLLATE \"C\", (p.value->>'no')::bigint, (p.value->>'index')::bigint + 1
     FROM shards s CROSS JOIN LATERAL json_each(s.positions->'embedded') p)";
 
-/// The lane's row is locked until the numbers that it gave are visible, so they become so in their order.
-const APPEND_IMPORT: &str = "
-    WITH lane AS (
-        INSERT INTO lanes AS l (origin, no) VALUES ('import', 1) ON CONFLICT (origin) DO UPDATE SET no = l.no + 1
-        RETURNING l.no
-    ),
-    rows AS (
-        INSERT INTO log (target, origin, no, count, messages)
-        SELECT r.target, 'import', lane.no, r.count, r.messages
-        FROM lane, UNNEST($1::integer[], $2::bigint[], $3::bytea[]) AS r (target, count, messages)
-    )
-    INSERT INTO imports (service, source, lines, messages, rejects, rejects_bytes, lines_hash, at)
+/// A statement that begins with rows for the log. The lane's row is locked until the numbers that it gave are visible, so
+/// they become so in their order.
+macro_rules! appending {
+    ($then:literal) => {
+        concat!(
+            "WITH lane AS (
+                INSERT INTO lanes AS l (origin, no) VALUES ('import', 1) ON CONFLICT (origin) DO UPDATE SET no = l.no + 1
+                RETURNING l.no
+            ),
+            rows AS (
+                INSERT INTO log (target, origin, no, count, messages)
+                SELECT r.target, 'import', lane.no, r.count, r.messages
+                FROM lane, UNNEST($1::integer[], $2::bigint[], $3::bytea[]) AS r (target, count, messages)
+            ) ",
+            $then
+        )
+    };
+}
+
+const APPEND: &str = appending!("SELECT no FROM lane");
+
+const APPEND_IMPORT: &str = appending!(
+    "INSERT INTO imports (service, source, lines, messages, rejects, rejects_bytes, lines_hash, at)
     VALUES ($4, $5, $6, $7, $8, $9, $10, $11)
     ON CONFLICT (service, source) DO UPDATE SET lines = excluded.lines, messages = excluded.messages,
         rejects = excluded.rejects, rejects_bytes = excluded.rejects_bytes, lines_hash = excluded.lines_hash,
-        at = excluded.at";
+        at = excluded.at"
+);
 
 impl Queries for PgStore {
     fn shards(&self) -> StoreFuture<'_, Vec<ShardRow>> {
@@ -117,13 +129,13 @@ impl Queries for PgStore {
         })
     }
 
+    fn append(&self, rows: Vec<LogRow>) -> StoreFuture<'_, ()> {
+        append(self, APPEND, &rows, log_rows(&rows))
+    }
+
     fn append_import(&self, batch: ImportBatch) -> StoreFuture<'_, ()> {
-        let targets: Vec<ShardNo> = batch.rows.iter().map(|row| row.target).collect();
         let progress = &batch.progress;
-        let args = Args::default()
-            .put(batch.rows.iter().map(|row| shard_no(row.target)).collect::<Vec<_>>())
-            .put(batch.rows.iter().map(|row| i64::from(row.count)).collect::<Vec<_>>())
-            .put(batch.rows.iter().map(|row| &*row.messages).collect::<Vec<&[u8]>>())
+        let args = log_rows(&batch.rows)
             .put(&*batch.service)
             .put(&*batch.source)
             .put(signed(progress.lines))
@@ -132,12 +144,7 @@ impl Queries for PgStore {
             .put(signed(progress.rejects_bytes))
             .put(&*progress.lines_hash)
             .put(signed(batch.at));
-        let written = self.writer.call(APPEND_IMPORT, args);
-        Box::pin(async move {
-            written.await?;
-            self.writer.appended(&targets);
-            Ok(())
-        })
+        append(self, APPEND_IMPORT, &batch.rows, args)
     }
 
     fn command(&self, command: NewCommand) -> StoreFuture<'_, i64> {
@@ -190,6 +197,24 @@ impl Queries for PgStore {
             })
         })
     }
+}
+
+/// Rows for the log, as a statement of [`appending`] has them first.
+fn log_rows(rows: &[LogRow]) -> Args {
+    Args::default()
+        .put(rows.iter().map(|row| shard_no(row.target)).collect::<Vec<_>>())
+        .put(rows.iter().map(|row| i64::from(row.count)).collect::<Vec<_>>())
+        .put(rows.iter().map(|row| &*row.messages).collect::<Vec<&[u8]>>())
+}
+
+fn append<'a>(store: &'a PgStore, sql: &'static str, rows: &[LogRow], args: Args) -> StoreFuture<'a, ()> {
+    let targets: Vec<ShardNo> = rows.iter().map(|row| row.target).collect();
+    let written = store.writer.call(sql, args);
+    Box::pin(async move {
+        written.await?;
+        store.writer.appended(&targets);
+        Ok(())
+    })
 }
 
 /// What the one row of an answer says.

@@ -15,7 +15,7 @@ use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
     Queries, ShardRow, Story, WaitingKey, readable,
 };
-use crate::store::{DeadLetter, ServiceKey, StoreError, StoreFuture, Timer, layout};
+use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer, layout};
 
 /// Commands that a shard is given at once.
 const COMMANDS_MAX: i64 = 100;
@@ -24,6 +24,23 @@ const COMMANDS_MAX: i64 = 100;
 const POSITIONS: &str = "positions (shard, origin, no, passed) AS MATERIALIZED (
     SELECT s.shard, p.key, p.value->>'no', (p.value->>'index') + 1
     FROM shards s, json_each(s.positions, '$.embedded') p)";
+
+/// Statements that begin with rows for the log. The lane's row is locked until the commit, so numbers become visible in
+/// their order.
+macro_rules! appending {
+    ($then:literal) => {
+        concat!(
+            "BEGIN IMMEDIATE;
+             INSERT INTO lanes (origin, no) VALUES ('import', 1) ON CONFLICT (origin) DO UPDATE SET no = no + 1;
+             INSERT INTO log (target, origin, no, count, messages)
+             SELECT value->>0, 'import', (SELECT no FROM lanes WHERE origin = 'import'), value->>1,
+                 coalesce(substr(?, value->>2, value->>3), x'')
+             FROM json_each(?);
+             ",
+            $then
+        )
+    };
+}
 
 impl Queries for SqliteStore {
     fn shards(&self) -> StoreFuture<'_, Vec<ShardRow>> {
@@ -102,6 +119,22 @@ impl Queries for SqliteStore {
             );
             let row = row.bind(service).bind(source).fetch_optional(&self.readers).await.map_err(failed)?;
             row.as_ref().map_or_else(|| Ok(ImportProgress::default()), progress)
+        })
+    }
+
+    fn append(&self, rows: Vec<LogRow>) -> StoreFuture<'_, ()> {
+        let targets: Vec<ShardNo> = rows.iter().map(|row| row.target).collect();
+        let (json, blob) = log_rows(&rows);
+        let written = self.writer.call(move |connection| {
+            Box::pin(async move {
+                let query = query(appending!("COMMIT")).bind(blob).bind(json);
+                query.execute(connection).await.map(drop).map_err(failed)
+            })
+        });
+        Box::pin(async move {
+            written.await?;
+            self.watch.appended(targets);
+            Ok(())
         })
     }
 
@@ -298,31 +331,29 @@ pub(super) fn commit(row: &SqliteRow) -> Result<CommitRow, StoreError> {
     })
 }
 
-fn append_import(writer: &Writer, batch: ImportBatch) -> StoreFuture<'static, ()> {
-    let mut rows = Rows::default();
-    for row in &batch.rows {
-        rows.row().put(row.target).put(row.count).put_blob(&row.messages);
+/// Rows for the log: what to insert, and the bytes that it is cut out of.
+fn log_rows(rows: &[LogRow]) -> (String, Vec<u8>) {
+    let mut written = Rows::default();
+    for row in rows {
+        written.row().put(row.target).put(row.count).put_blob(&row.messages);
     }
-    let (json, blob) = rows.finish();
+    written.finish()
+}
+
+fn append_import(writer: &Writer, batch: ImportBatch) -> StoreFuture<'static, ()> {
+    let (json, blob) = log_rows(&batch.rows);
     let progress = batch.progress;
     let service: Arc<str> = batch.service;
     writer.call(move |connection| {
         Box::pin(async move {
-            // The lane's row is locked until the commit, so numbers become visible in their order.
-            let query = query(
-                "BEGIN IMMEDIATE;
-                 INSERT INTO lanes (origin, no) VALUES ('import', 1) ON CONFLICT (origin) DO UPDATE SET no = no + 1;
-                 INSERT INTO log (target, origin, no, count, messages)
-                 SELECT value->>0, 'import', (SELECT no FROM lanes WHERE origin = 'import'), value->>1,
-                     coalesce(substr(?, value->>2, value->>3), x'')
-                 FROM json_each(?);
-                 INSERT INTO imports (service, source, lines, messages, rejects, rejects_bytes, lines_hash, at)
+            let query = query(appending!(
+                "INSERT INTO imports (service, source, lines, messages, rejects, rejects_bytes, lines_hash, at)
                  VALUES (?, ?, ?, ?, ?, ?, ?, ?)
                  ON CONFLICT (service, source) DO UPDATE SET lines = excluded.lines, messages = excluded.messages,
                      rejects = excluded.rejects, rejects_bytes = excluded.rejects_bytes,
                      lines_hash = excluded.lines_hash, at = excluded.at;
-                 COMMIT",
-            );
+                 COMMIT"
+            ));
             let query = query.bind(blob).bind(json).bind(service).bind(batch.source).bind(signed(progress.lines));
             let query = query.bind(signed(progress.messages)).bind(signed(progress.rejects));
             let query = query.bind(signed(progress.rejects_bytes)).bind(progress.lines_hash).bind(signed(batch.at));

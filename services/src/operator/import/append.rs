@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use perkey::clock::{Clock, Stopwatch, sleep};
 use perkey::settings::Settings;
+use perkey::store::append::{LOOK_EVERY, Room, patiently};
 use perkey::store::query::{ImportBatch, ImportProgress};
-use perkey::store::{self, Store, StoreError};
+use perkey::store::{self, Store};
 use tokio::sync::mpsc::Receiver;
 
 use super::bar::Bar;
@@ -15,7 +16,6 @@ use super::reader::{Batch, Read};
 use super::rejects::Rejects;
 use crate::operator::cli::{Failure, runner};
 
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Why an import of a changed file does not go on by itself.
 const CHANGED: &str = "the lines imported before have changed since: nothing was imported. With --from-start all lines are \
     read again; those that are unchanged are dropped as repeats only while their ids are remembered (dedup.window and \
@@ -23,8 +23,6 @@ const CHANGED: &str = "the lines imported before have changed since: nothing was
 
 /// After this long a wait for room is explained.
 const SAY_AFTER: Duration = Duration::from_secs(5);
-/// How often an append is tried while the store is busy beyond its own patience.
-const TRIES: u32 = 5;
 
 /// Appends what a reader tells.
 pub struct Append<'a> {
@@ -34,8 +32,7 @@ pub struct Append<'a> {
     source: String,
     progress: ImportProgress,
     rejects: Rejects,
-    /// How many messages may be appended before the log has to be looked at again.
-    room: u64,
+    room: Room,
     /// Messages appended by this run.
     pub appended: u64,
     /// Messages that an earlier run had appended, of lines that were not read again.
@@ -54,7 +51,8 @@ impl<'a> Append<'a> {
         bar: Bar,
     ) -> Self {
         let skipped = progress.messages;
-        Self { store, settings, service, source, progress, rejects, room: 0, appended: 0, skipped, bar }
+        let room = Room::new(settings.log.max_unread);
+        Self { store, settings, service, source, progress, rejects, room, appended: 0, skipped, bar }
     }
 
     /// Appends until the input ends.
@@ -104,34 +102,18 @@ impl<'a> Append<'a> {
             progress: progress.clone(),
             at: Clock::system().now(),
         };
-        self.append(rows).await?;
+        patiently(|| self.store.queries().append_import(rows.clone())).await?;
         self.progress = progress;
-        self.room -= batch.messages.min(self.room);
+        self.room.used(batch.messages);
         self.appended += batch.messages;
         self.bar.at(batch.bytes, batch.messages);
         Ok(())
     }
 
-    async fn append(&self, rows: ImportBatch) -> Result<(), Failure> {
-        for _ in 1..TRIES {
-            match self.store.queries().append_import(rows.clone()).await {
-                // Whether or not it was written: a batch that is there twice is dropped by its ids.
-                Err(StoreError::Unavailable(_)) => sleep(LOOK_EVERY).await,
-                done => return Ok(done?),
-            }
-        }
-        Ok(self.store.queries().append_import(rows).await?)
-    }
-
     async fn wait_for_room(&mut self, messages: u64) -> Result<(), Failure> {
         let since = Stopwatch::start();
         let mut said = false;
-        while self.room < messages {
-            let unread = self.store.queries().unread_imports().await?;
-            self.room = self.settings.log.max_unread.saturating_sub(unread);
-            if self.room >= messages {
-                break;
-            }
+        while !self.room.is_there(self.store.queries(), messages).await? {
             if !said && since.elapsed() >= SAY_AFTER && !store::is_running(self.settings).await {
                 said = true;
                 let runner = runner(self.settings);

@@ -1,7 +1,6 @@
 //! Reads an input on a thread of its own and makes batches of it.
 //! In: lines. Out: rows for the embedded log, grouped by target shard, and the lines that were refused.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
@@ -10,9 +9,9 @@ use std::sync::Arc;
 use perkey::Message;
 use perkey::clock::Clock;
 use perkey::handlers::Handlers;
-use perkey::message::{Draft, shard_of};
+use perkey::message::Draft;
 use perkey::store::LogRow;
-use perkey::transport::embedded;
+use perkey::store::append::log_rows;
 use tokio::sync::mpsc::Sender;
 
 use super::ids::Ids;
@@ -165,7 +164,7 @@ impl Reader<'_> {
     /// Reads and tells a batch; false at the end of the input.
     fn batch(&mut self, lines: &mut Lines<Box<dyn BufRead>>, text: &mut Vec<u8>) -> Result<bool, Stop> {
         let mut batch = Batch::default();
-        let mut shards: BTreeMap<u32, Vec<Message>> = BTreeMap::new();
+        let mut messages = Vec::new();
         let first = lines.lines();
         let mut ended = false;
         while lines.lines() - first < BATCH_LINES {
@@ -177,15 +176,14 @@ impl Reader<'_> {
                 continue;
             }
             match self.message(line, text) {
-                Ok(message) => {
-                    shards.entry(shard_of(message.key(), self.plan.shards)).or_default().push(message);
-                    batch.messages += 1;
-                }
+                Ok(message) => messages.push(message),
                 Err(reason) => batch.rejects.push(Reject { line: line.no, reason, text: shown(text) }),
             }
         }
         if lines.lines() > first {
-            batch.rows = shards.iter().map(|(shard, messages)| self.row(*shard, messages)).collect();
+            batch.messages = messages.len() as u64;
+            let named = messages.iter().map(|message| (&*self.plan.service, message));
+            batch.rows = log_rows(self.plan.shards, named);
             (batch.lines, batch.hash, batch.bytes) = (lines.lines(), lines.hash(), lines.bytes());
             self.tell(Read::Batch(batch))?;
         }
@@ -259,12 +257,6 @@ impl Reader<'_> {
             ));
         }
         Ok(message)
-    }
-
-    fn row(&self, target: u32, messages: &[Message]) -> LogRow {
-        let named: Vec<_> = messages.iter().map(|message| (&*self.plan.service, message)).collect();
-        let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);
-        LogRow { target, count, messages: embedded::encode(&named) }
     }
 
     fn tell(&self, what: Read) -> Result<(), Stop> {
