@@ -1,6 +1,9 @@
 //! Binds handlers to sources, starts the tree, drains it in order.
 //! In: settings, handlers, a store. Out: a running engine, until it is drained or gives up.
 
+mod entry;
+pub mod host;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,6 +12,8 @@ use ractor::{Actor, ActorRef, SpawnErr, call_t};
 use tokio::sync::{Semaphore, watch};
 use tracing::{info, warn};
 
+use self::entry::Entry;
+pub use self::entry::SendError;
 use crate::clock::{Clock, Dice, Stopwatch, since_boot, sleep};
 use crate::handlers::Handlers;
 use crate::message::ShardNo;
@@ -31,11 +36,13 @@ const ANSWER_MS: u64 = 5_000;
 /// How long a worker may take to leave its fleet.
 const LEAVE_MS: u64 = 2_000;
 
-/// A running engine.
+/// A running engine. A clone is another hold on the same one.
+#[derive(Clone)]
 pub struct Engine {
     env: Arc<Env>,
     root: ActorRef<RootMessage>,
     failed: watch::Receiver<Option<String>>,
+    entry: Arc<Entry>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -136,7 +143,8 @@ impl Engine {
         let args = RootArgs { env: env.clone(), failed };
         let (root, _) = Actor::spawn(None, Root, args).await.map_err(start_error)?;
         info!(shards = settings.ownership.shards, "engine started");
-        Ok(Self { env, root, failed: watch })
+        let entry = Arc::new(Entry::new(Arc::clone(&env), watch.clone()));
+        Ok(Self { env, root, failed: watch, entry })
     }
 
     /// Whether it can do its work.

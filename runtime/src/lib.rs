@@ -24,8 +24,12 @@ pub mod telemetry;
 // how all of it is tested
 pub mod testing;
 
-pub use engine::Engine;
+pub use engine::{Engine, SendError, host};
 pub use handler::{AfterDeadLetter, Answer, Column, ColumnKind, Fault, Handler, Row, Table, Turn};
 pub use handlers::Handlers;
 pub use message::{Key, Message};
 pub use pipeline::retry::RetryPolicy;
+
+// what a program of one's own needs beside it, in the versions that are used here
+pub use serde_json::{self, json};
+pub use tokio;

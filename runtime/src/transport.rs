@@ -3,6 +3,7 @@
 
 pub mod embedded;
 pub mod intake;
+#[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod memory;
 mod ongoing;

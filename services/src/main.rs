@@ -2,9 +2,9 @@
 //! In: the process's arguments and environment. Out: its exit code.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use budget_manager::operator::cli;
+use perkey::host::in_runtime;
 
 /// A message's way is short-lived pieces of memory that one thread makes and another drops, which this allocator is good
 /// at; docs/performance.md has its share in the figures.
@@ -12,15 +12,11 @@ use budget_manager::operator::cli;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            cli::output::complain(&format!("cannot start: {error}"));
-            return ExitCode::FAILURE;
+    match in_runtime(cli::run(std::env::args_os().collect())) {
+        Ok(code) => code,
+        Err(failure) => {
+            failure.lines().into_iter().for_each(cli::output::complain);
+            ExitCode::from(failure.code())
         }
-    };
-    let code = runtime.block_on(cli::run(std::env::args_os().collect()));
-    // What still runs was told to end, or is to be cut off: a thread that reads a terminal would never end.
-    runtime.shutdown_timeout(Duration::from_millis(100));
-    code
+    }
 }

@@ -11,6 +11,7 @@ mod engine;
 mod fixture;
 mod fleet;
 mod gates;
+mod host;
 mod intake;
 mod kafka;
 mod kafka_lost;

@@ -72,6 +72,7 @@ contract! {
         odd_text_survives,
         large_values_survive,
         an_import_is_written_with_its_progress,
+        what_is_sent_goes_on_in_the_lane_of_imports,
         a_command_is_open_until_its_shard_is_done,
         events_are_numbered_on_and_paged,
     ]
@@ -789,6 +790,31 @@ async fn an_import_is_written_with_its_progress(mut place: Box<impl Place>) {
     let rows = store.read_log(0, Positions::new(), 100).await.unwrap();
     assert_eq!(rows.len(), 1);
     assert!(rows[0].no > 2, "a lane's numbers go on even when its rows are gone: {rows:?}");
+}
+
+async fn what_is_sent_goes_on_in_the_lane_of_imports(place: Box<impl Place>) {
+    let (store, ..) = begin(&*place, 0).await;
+    let queries = store.queries();
+    queries.append(vec![log_row(0, 7, "x"), log_row(1, 3, "y")]).await.unwrap();
+    let batch = ImportBatch {
+        service: "balances".into(),
+        source: "file.csv".to_owned(),
+        rows: vec![log_row(0, 1, "z")],
+        progress: ImportProgress { lines: 1, ..ImportProgress::default() },
+        at: 5,
+    };
+    queries.append_import(batch.clone()).await.unwrap();
+    queries.append(vec![log_row(0, 2, "w")]).await.unwrap();
+    assert_eq!(queries.unread_imports().await.unwrap(), 13);
+    let rows = store.read_log(0, Positions::new(), 100).await.unwrap();
+    assert_eq!(places(&rows), [("import", 1), ("import", 2), ("import", 3)]);
+    assert_eq!(rows[2].messages, "w");
+    let progress = queries.import_progress("balances".to_owned(), "file.csv".to_owned()).await.unwrap();
+    assert_eq!(progress, batch.progress, "an append is no part of an import");
+    // Two rows for one place: all of it or nothing.
+    let twice = vec![log_row(1, 1, "v"), log_row(2, 5, "x"), log_row(2, 5, "y")];
+    assert!(queries.append(twice).await.is_err());
+    assert_eq!(queries.unread_imports().await.unwrap(), 13);
 }
 
 async fn a_command_is_open_until_its_shard_is_done(place: Box<impl Place>) {

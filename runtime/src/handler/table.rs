@@ -7,6 +7,11 @@ use serde_json::Value;
 use super::Fault;
 
 /// A typed row of one of the handler's tables. Its serialised form is an object with the table's columns.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a row of a table",
+    label = "implement `perkey::Row` for it, with its TABLE",
+    note = "and put `#[derive(serde::Serialize)]` on it: its fields are the table's columns; `Handler::tables` names the table"
+)]
 pub trait Row: Serialize {
     /// The table that it belongs to.
     const TABLE: Table;

@@ -63,6 +63,10 @@ pub(super) fn problems(kafka: &KafkaSettings) -> Vec<String> {
         }
     };
     check(
+        kafka.brokers.is_empty() || cfg!(feature = "kafka"),
+        "kafka.brokers must be empty: this program was built without Kafka; build it with perkey's feature `kafka`",
+    );
+    check(
         kafka.brokers.is_empty() || !kafka.group.is_empty(),
         "kafka.group must not be empty when kafka.brokers is set",
     );

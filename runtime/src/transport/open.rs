@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::embedded::EmbeddedLog;
 use super::intake::Intake;
+#[cfg(feature = "kafka")]
 use super::kafka::{KafkaSink, KafkaTransport};
 use super::{SinkTransport, Transport};
 use crate::metrics::Metrics;
@@ -21,7 +22,13 @@ pub(crate) fn open(settings: &Settings, store: &Arc<dyn Store>, metrics: &Arc<Me
     if store.has_intake() {
         sources.push(Arc::new(Intake::new(Arc::clone(store), settings.log.poll)));
     }
-    let mut sinks: Vec<Arc<dyn SinkTransport>> = Vec::new();
+    let mut ends = (sources, Vec::new());
+    kafka(settings, metrics, &mut ends)?;
+    Ok(ends)
+}
+
+#[cfg(feature = "kafka")]
+fn kafka(settings: &Settings, metrics: &Arc<Metrics>, (sources, sinks): &mut Ends) -> Result<(), String> {
     let kafka = &settings.kafka;
     if !kafka.brokers.is_empty() {
         if !kafka.topics.is_empty() {
@@ -29,5 +36,11 @@ pub(crate) fn open(settings: &Settings, store: &Arc<dyn Store>, metrics: &Arc<Me
         }
         sinks.push(KafkaSink::new(kafka)?);
     }
-    Ok((sources, sinks))
+    Ok(())
+}
+
+/// Settings that ask for Kafka are refused where they are checked.
+#[cfg(not(feature = "kafka"))]
+fn kafka(_: &Settings, _: &Arc<Metrics>, _: &mut Ends) -> Result<(), String> {
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! The admin listener: `/metrics`, `/livez`, `/readyz`.
 //! In: probes. Out: OpenMetrics text, and whether messages are being handled, with the problems if not.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -29,8 +29,8 @@ pub struct Admin {
 pub enum Stage {
     /// The engine is not up yet.
     Starting,
-    /// The engine runs. Held weakly: whoever drains it has to own it.
-    Running(Weak<Engine>),
+    /// The engine runs.
+    Running(Engine),
     /// The engine is being drained.
     Draining,
 }
@@ -50,10 +50,9 @@ impl Admin {
         let stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let engine = match stage {
             Stage::Starting => return not_ready("the engine is starting"),
-            Stage::Running(engine) => engine.upgrade(),
-            Stage::Draining => None,
+            Stage::Running(engine) => engine,
+            Stage::Draining => return not_ready("the engine is being drained"),
         };
-        let Some(engine) = engine else { return not_ready("the engine is being drained") };
         match tokio::time::timeout(ANSWER_WITHIN, engine.health()).await {
             Ok(health) => (health.ready, health.problems),
             Err(_) => not_ready("the engine does not answer"),
@@ -94,7 +93,7 @@ mod tests {
     #[tokio::test]
     async fn a_process_is_ready_only_while_its_engine_runs() {
         let admin = Admin::new(Metrics::new());
-        for stage in [Stage::Starting, Stage::Running(Weak::new()), Stage::Draining] {
+        for stage in [Stage::Starting, Stage::Draining] {
             admin.set(stage);
             let answer = readyz(State(Arc::clone(&admin))).await;
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);

@@ -15,17 +15,16 @@ pub mod reshard;
 pub mod status;
 pub mod up;
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use perkey::Handlers;
-use perkey::engine::EngineError;
+pub use perkey::host::Failure;
+use perkey::host::{environment, misfits};
 use perkey::settings::Settings;
 use perkey::settings::load::{Loaded, Sources, load};
-use perkey::store::reshard::ReshardError;
-use perkey::store::{self, Access, Opened, StoreError};
+use perkey::store::{self, Access, Opened};
 use perkey::telemetry;
 
 use self::args::{Cli, Command, DlqCommand, Global, KeysCommand, OutboxCommand, ScheduleCommand, StateCommand};
@@ -46,58 +45,8 @@ pub enum Done {
     Interrupted,
 }
 
-/// Why a command could not do what was asked.
-#[derive(Debug)]
-pub enum Failure {
-    /// Something went wrong.
-    Failed(String),
-    /// The store is not available.
-    Store(String),
-    /// The arguments make no sense together.
-    Usage(String),
-    /// The settings are wrong.
-    Settings(Vec<String>),
-}
-
-impl From<ReshardError> for Failure {
-    fn from(error: ReshardError) -> Self {
-        match error {
-            ReshardError::Refused(_) => Self::Failed(error.to_string()),
-            ReshardError::Store(error) => error.into(),
-        }
-    }
-}
-
 /// How a command ended.
 pub type Ended = Result<Done, Failure>;
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        let text = error.to_string();
-        match error {
-            StoreError::Unavailable(_) | StoreError::Refused(_) | StoreError::Newer { .. } => Self::Store(text),
-            StoreError::Locked(_) => Self::Store(format!(
-                "{text}: stop it first, or use a command that works beside it (import, status, dlq)"
-            )),
-            StoreError::Url(_) | StoreError::Shards { .. } => Self::Settings(vec![text]),
-            StoreError::Fenced(_)
-            | StoreError::Owned { .. }
-            | StoreError::CodeVersion { .. }
-            | StoreError::Table { .. }
-            | StoreError::Corrupt(_) => Self::Failed(text),
-        }
-    }
-}
-
-impl From<EngineError> for Failure {
-    fn from(error: EngineError) -> Self {
-        match error {
-            EngineError::Store(error) => error.into(),
-            EngineError::Settings(problem) => Self::Settings(vec![problem]),
-            EngineError::Start(_) | EngineError::Drain(_) => Self::Failed(error.to_string()),
-        }
-    }
-}
 
 /// The handlers, as the settings want them.
 pub fn handlers(settings: &Settings) -> Result<Handlers, Failure> {
@@ -124,16 +73,11 @@ fn code_of(ended: Ended) -> u8 {
         Ok(Done::Interrupted) => 1,
         Ok(Done::SomeRefused) => 2,
         Ok(Done::NothingFound) => 3,
-        Err(Failure::Failed(text)) => told(&text, 1),
-        Err(Failure::Store(text)) => told(&text, 4),
-        Err(Failure::Usage(text)) => told(&text, 64),
-        Err(Failure::Settings(problems)) => told(&problems.join("\n"), 78),
+        Err(failure) => {
+            failure.lines().into_iter().for_each(complain);
+            failure.code()
+        }
     }
-}
-
-fn told(text: &str, code: u8) -> u8 {
-    text.lines().for_each(complain);
-    code
 }
 
 async fn execute(cli: Cli) -> Ended {
@@ -178,28 +122,12 @@ fn settings(global: &Global) -> Result<Loaded, Failure> {
         defaults: defaults::settings(),
         file: global.config.clone(),
         prefix: defaults::ENV_PREFIX.to_owned(),
-        env: std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect(),
+        env: environment(),
         flags: global.flags(),
     };
     let loaded = load(&sources).map_err(Failure::Settings)?;
     let handlers = handlers(&loaded.settings)?;
-    let services = handlers.services();
-    let binds = loaded.settings.bind.iter().map(|bind| ("bind", &bind.service));
-    let publishes = loaded.settings.publish.iter().map(|publish| ("publish", &publish.service));
-    let publishes = publishes.filter(|(_, service)| *service != "*");
-    let limits = loaded.settings.limit.iter().map(|limit| ("limit", &limit.service));
-    let unknown =
-        binds.chain(publishes).chain(limits).filter(|(_, service)| !services.contains(&service.as_str().into()));
-    let mut problems: Vec<_> = unknown
-        .map(|(route, service)| format!("{route}: there is no service {service:?}; there are {}", services.join(", ")))
-        .collect();
-    let needs: BTreeSet<_> = handlers.needs().into_iter().flat_map(|(_, needs)| needs).copied().collect();
-    let named = loaded.settings.dependency.iter().map(|dependency| dependency.name.as_str());
-    let needed = needs.iter().copied().collect::<Vec<_>>().join(", ");
-    let unneeded = named.filter(|name| !needs.contains(name));
-    problems.extend(unneeded.map(|name| format!("dependency: no handler needs {name:?}; they need {needed}")));
+    let problems = misfits(&loaded.settings, &handlers);
     if problems.is_empty() { Ok(loaded) } else { Err(Failure::Settings(problems)) }
 }
 
@@ -215,6 +143,8 @@ pub(crate) fn runner(settings: &Settings) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use perkey::store::StoreError;
+
     use super::*;
 
     #[test]

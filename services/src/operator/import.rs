@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use perkey::clock::{Stopwatch, sleep};
 use perkey::engine::Engine;
+use perkey::host::Signals;
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::store::query::ImportProgress;
@@ -29,7 +30,7 @@ use self::rejects::Rejects;
 use crate::operator::cli::args::ImportArgs;
 use crate::operator::cli::output::{Out, complain};
 use crate::operator::cli::status::Totals;
-use crate::operator::cli::up::{Signals, drain};
+use crate::operator::cli::up::leave;
 use crate::operator::cli::{Done, Ended, Failure, handlers, open_beside};
 
 /// Batches that may lie between the reader and the log.
@@ -91,7 +92,7 @@ pub async fn import(settings: &Settings, asked: &ImportArgs, out: Out) -> Ended 
     let mut import = Import { settings, asked, input, source, bytes };
     let ended = import.run(&*store, engine.as_ref(), &mut signals, out).await;
     match engine {
-        Some(engine) => drain(engine, &mut signals).await.and(ended),
+        Some(engine) => leave(engine, &mut signals).await.and(ended),
         None => ended,
     }
 }

@@ -17,8 +17,9 @@ use serde::Serialize;
 
 use super::args::{ChangeArgs, Filter, PeekArgs};
 use super::output::{Out, complain, table};
-use super::up::{Signals, drain};
+use super::up::leave;
 use super::{Done, Ended, Failure, handlers, open_beside, runner};
+use perkey::host::Signals;
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -188,7 +189,7 @@ async fn offline(
         reason = engine.failed() => return Err(Failure::Failed(format!("the engine gave up: {reason}"))),
         () = signals.next() => complain("told to stop; the command stays recorded"),
     }
-    let ended = drain(engine, &mut signals).await?;
+    let ended = leave(engine, &mut signals).await?;
     Ok(if changed.done { ended } else { Done::Interrupted })
 }
 

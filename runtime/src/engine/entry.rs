@@ -1,0 +1,188 @@
+//! Messages that a program sends from outside of any turn, without a broker; and what it may read beside its handlers.
+//! In: an id and a message for a handler. Out: a row of the embedded log, durable before the call returns.
+//!
+//! Calls that come while an append is on its way go together with the next one: whoever is first in line writes for all.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use tokio::sync::{Mutex as Line, oneshot, watch};
+
+use super::Engine;
+use crate::clock::sleep;
+use crate::handler::Handler;
+use crate::handlers::decode;
+use crate::message::{Draft, Message, shard_of};
+use crate::store::append::{LOOK_EVERY, Room, log_rows, patiently};
+use crate::store::query::Queries;
+use crate::store::{ServiceKey, StoreError};
+use crate::supervision::Env;
+
+/// Messages in one append, about; `log.max_unread` is never below it.
+const BATCH_MAX: usize = 1_000;
+
+/// A message was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// It can never be: its handler does not understand it, its key or id cannot be used, or it is too large.
+    #[error("the message cannot be sent: {0}")]
+    Refused(String),
+    /// The store did not say that it has it. Sent again with the same id it takes effect once.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The log is full, and the engine that would read it has ended.
+    #[error("the engine has ended, and the log has no room (log.max_unread)")]
+    Ended,
+}
+
+impl Engine {
+    /// Sends a message to a handler of this program, under the key that [`Handler::key`] gives it. When this returns, the
+    /// message is durable and will be handled; of several with the same id and key one takes effect
+    /// (`dedup.window`). Messages of one key that are sent one after the other are handled in that order. While the log
+    /// has `log.max_unread` unread messages, this waits.
+    pub async fn send<H: Handler>(&self, id: &str, message: &impl Serialize) -> Result<(), SendError> {
+        let message = self.entry.message::<H>(id, message)?;
+        self.entry.put(vec![(H::SERVICE, message)]).await
+    }
+
+    /// Sends many, each with its id, in order and in few writes. On an error any number of the first ones may have been
+    /// sent: sent again with the same ids each takes effect once.
+    pub async fn send_all<H: Handler, M: Serialize>(
+        &self,
+        messages: impl IntoIterator<Item = (String, M)>,
+    ) -> Result<(), SendError> {
+        let mut batch = Vec::new();
+        for (id, message) in messages {
+            batch.push((H::SERVICE, self.entry.message::<H>(&id, &message)?));
+            if batch.len() == BATCH_MAX {
+                self.entry.put(std::mem::take(&mut batch)).await?;
+            }
+        }
+        if batch.is_empty() { Ok(()) } else { self.entry.put(batch).await }
+    }
+
+    /// The state of a key as of its last commit, or nothing where it has none. It is read from the store, beside the
+    /// key's actor: what is being handled just now is not in it yet.
+    pub async fn state<H: Handler>(&self, key: &str) -> Result<Option<H::State>, StoreError> {
+        let shard = shard_of(key, self.env.settings.ownership.shards);
+        let of = ServiceKey { service: H::SERVICE.into(), key: key.into() };
+        let row = self.env.store.load(shard, vec![of]).await?.into_iter().next().unwrap_or_default();
+        let state = row.state.map(|stored| decode::<H>(Some(stored)).map_err(StoreError::Corrupt));
+        state.transpose()
+    }
+
+    /// What operators and tools ask of the store: shards, dead letters, timers, what happened to a message.
+    pub fn queries(&self) -> &dyn Queries {
+        self.env.store.queries()
+    }
+}
+
+/// Where messages come in.
+pub(super) struct Entry {
+    env: Arc<Env>,
+    /// Closed when the engine has ended.
+    engine: watch::Receiver<Option<String>>,
+    /// Bounded by the calls at once: each waits for its own.
+    waiting: Mutex<VecDeque<Waiting>>,
+    /// Who writes next.
+    line: Line<Room>,
+}
+
+struct Waiting {
+    messages: Vec<(&'static str, Message)>,
+    tell: oneshot::Sender<Result<(), SendError>>,
+}
+
+impl Entry {
+    pub(super) fn new(env: Arc<Env>, engine: watch::Receiver<Option<String>>) -> Self {
+        let room = Room::new(env.settings.log.max_unread);
+        Self { env, engine, waiting: Mutex::default(), line: Line::new(room) }
+    }
+
+    fn message<H: Handler>(&self, id: &str, message: &impl Serialize) -> Result<Message, SendError> {
+        let payload = serde_json::to_vec(message).map_err(|error| SendError::Refused(error.to_string()))?;
+        let key = self.env.handlers.key_of(H::SERVICE, &payload).map_err(SendError::Refused)?;
+        let draft = Draft {
+            id,
+            key: key.as_str(),
+            kind: &format!("{}.sent", H::SERVICE),
+            source: "perkey:send",
+            time: self.env.clock.now(),
+            headers: &[],
+            payload: &payload,
+        };
+        let message = draft.build().map_err(|error| SendError::Refused(error.to_string()))?;
+        let (bytes, max) = (message.frame().len(), self.env.settings.ingress.message_bytes_max);
+        if bytes > max {
+            let reason = format!("it has {bytes} bytes, at most {max} are allowed (ingress.message_bytes_max)");
+            return Err(SendError::Refused(reason));
+        }
+        Ok(message)
+    }
+
+    async fn put(&self, messages: Vec<(&'static str, Message)>) -> Result<(), SendError> {
+        loop {
+            let (tell, mut told) = oneshot::channel();
+            self.waiting().push_back(Waiting { messages: messages.clone(), tell });
+            loop {
+                tokio::select! {
+                    biased;
+                    answer = &mut told => match answer {
+                        Ok(done) => return done,
+                        // Whoever wrote for this call was dropped meanwhile: what was written all the same has its id.
+                        Err(_) => break,
+                    },
+                    mut room = self.line.lock() => self.write(&mut room).await,
+                }
+            }
+        }
+    }
+
+    /// Writes for those who have waited longest.
+    async fn write(&self, room: &mut Room) {
+        let mut batch = Vec::new();
+        let mut count = 0;
+        while count < BATCH_MAX {
+            let Some(next) = self.next(BATCH_MAX - count) else { break };
+            count += next.messages.len();
+            batch.push(next);
+        }
+        if batch.is_empty() {
+            return;
+        }
+        let written = self.append(&batch, count, room).await;
+        for waiting in batch {
+            // Who gave up waiting does not listen.
+            waiting.tell.send(written.clone()).ok();
+        }
+    }
+
+    /// The next call that still waits, if it has at most `max` messages.
+    fn next(&self, max: usize) -> Option<Waiting> {
+        let mut waiting = self.waiting();
+        while waiting.front().is_some_and(|first| first.tell.is_closed()) {
+            waiting.pop_front();
+        }
+        waiting.pop_front_if(|first| first.messages.len() <= max)
+    }
+
+    async fn append(&self, batch: &[Waiting], count: usize, room: &mut Room) -> Result<(), SendError> {
+        let queries = self.env.store.queries();
+        while !room.is_there(queries, count as u64).await? {
+            if self.engine.has_changed().is_err() {
+                return Err(SendError::Ended);
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        let messages = batch.iter().flat_map(|waiting| &waiting.messages);
+        let rows = log_rows(self.env.settings.ownership.shards, messages.map(|(service, message)| (*service, message)));
+        patiently(|| queries.append(rows.clone())).await?;
+        room.used(count as u64);
+        Ok(())
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

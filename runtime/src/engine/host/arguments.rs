@@ -1,0 +1,80 @@
+//! The arguments that every program of its own has, told apart from those of the program.
+//! In: the argument vector. Out: a settings file, settings, what is left.
+
+use std::path::PathBuf;
+
+use crate::settings::load::Flag;
+
+/// The arguments of a program.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Arguments {
+    /// `--config FILE`
+    pub(super) config: Option<PathBuf>,
+    /// `--set NAME=VALUE`
+    pub(super) set: Vec<Flag>,
+    /// `--help`
+    pub(super) help: bool,
+    /// All others.
+    pub(super) rest: Vec<String>,
+}
+
+impl Arguments {
+    /// Reads them. What stands behind `--` is the program's own, and so is what is not known here.
+    pub(super) fn of(given: impl IntoIterator<Item = String>) -> Result<Self, String> {
+        let mut arguments = Self::default();
+        let mut given = given.into_iter();
+        while let Some(word) = given.next() {
+            let (name, joined) = match word.split_once('=') {
+                Some((name, value)) => (name, Some(value.to_owned())),
+                None => (word.as_str(), None),
+            };
+            match name {
+                "--config" => {
+                    let file = joined.or_else(|| given.next()).ok_or("--config needs a file: --config FILE")?;
+                    arguments.config = Some(file.into());
+                }
+                "--set" => {
+                    let text = joined.or_else(|| given.next());
+                    let pair = text.as_deref().and_then(|text| text.split_once('='));
+                    let (setting, value) = pair.ok_or("--set needs a setting and its value: --set retry.attempts=3")?;
+                    let (setting, value) = (setting.to_owned(), value.to_owned());
+                    arguments.set.push(Flag { flag: "--set".to_owned(), setting, value });
+                }
+                "--help" | "-h" => arguments.help = true,
+                "--" => {
+                    arguments.rest.extend(given.by_ref());
+                }
+                _ => arguments.rest.push(word),
+            }
+        }
+        Ok(arguments)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(words: &[&str]) -> Result<Arguments, String> {
+        Arguments::of(words.iter().map(|word| (*word).to_owned()))
+    }
+
+    #[test]
+    fn the_programs_own_are_left_to_it() {
+        let words = ["--config", "a.toml", "x", "--set=a.b=1=2", "-", "--fast", "--set", "c=d", "--", "--config"];
+        let found = of(&words).unwrap();
+        assert_eq!(found.config, Some("a.toml".into()));
+        let set: Vec<_> = found.set.iter().map(|flag| (flag.setting.as_str(), flag.value.as_str())).collect();
+        assert_eq!(set, [("a.b", "1=2"), ("c", "d")]);
+        assert_eq!(found.rest, ["x", "-", "--fast", "--config"]);
+        assert!(!found.help && of(&["x", "-h"]).unwrap().help);
+    }
+
+    #[test]
+    fn a_value_that_is_missing_is_told() {
+        assert!(of(&["--config"]).unwrap_err().contains("--config FILE"));
+        for words in [&["--set"][..], &["--set", "retry.attempts"], &["--set=x"]] {
+            assert!(of(words).unwrap_err().contains("--set retry.attempts=3"), "{words:?}");
+        }
+    }
+}
