@@ -11,6 +11,7 @@ mod engine;
 mod fixture;
 mod fleet;
 mod gates;
+mod guide;
 mod host;
 mod intake;
 mod kafka;

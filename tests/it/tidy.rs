@@ -1,7 +1,7 @@
 //! House rules that a reader would otherwise have to check: sizes, layers, words, and documents that stay true.
 //! In: the project's own files. Out: each breach with its file, its line and what to do about it.
 
-mod scan;
+pub(crate) mod scan;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -331,7 +331,8 @@ fn dead_paths(document: &File, exists: impl Fn(&str) -> bool) -> Vec<String> {
     for (no, line) in document.text.lines().enumerate() {
         let paths = quoted(line).filter(|word| {
             let first = word.split('/').next().unwrap_or_default();
-            let ours = ["runtime", "actors", "services", "chaos", "tests", "docs", "config", "scripts", ".ci"];
+            let ours =
+                ["runtime", "actors", "services", "chaos", "examples", "tests", "docs", "config", "scripts", ".ci"];
             word.contains('/') && ours.contains(&first) && !word.contains(['*', '{', ' ', '<'])
         });
         for path in paths.filter(|path| !exists(path)) {

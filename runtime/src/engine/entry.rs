@@ -1,7 +1,7 @@
 //! Messages that a program sends from outside of any turn, without a broker; and what it may read beside its handlers.
 //! In: an id and a message for a handler. Out: a row of the embedded log, durable before the call returns.
 //!
-//! Calls that come while an append is on its way go together with the next one: whoever is first in line writes for all.
+//! Calls that come while an append is on its way go together with the next one: who is first in line writes for all.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,10 +37,10 @@ pub enum SendError {
 }
 
 impl Engine {
-    /// Sends a message to a handler of this program, under the key that [`Handler::key`] gives it. When this returns, the
-    /// message is durable and will be handled; of several with the same id and key one takes effect
-    /// (`dedup.window`). Messages of one key that are sent one after the other are handled in that order. While the log
-    /// has `log.max_unread` unread messages, this waits.
+    /// Sends a message to a handler of this program, under the key that [`Handler::key`] gives it. When this returns,
+    /// the message is durable and will be handled; of several with the same id and key one takes effect (within
+    /// `dedup.window`). Messages of one key that are sent one after the other are handled in that order. While the
+    /// log has `log.max_unread` unread messages, this waits.
     pub async fn send<H: Handler>(&self, id: &str, message: &impl Serialize) -> Result<(), SendError> {
         let message = self.entry.message::<H>(id, message)?;
         self.entry.put(vec![(H::SERVICE, message)]).await

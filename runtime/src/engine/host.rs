@@ -150,8 +150,8 @@ impl Host {
         })
     }
 
-    /// Runs until `work` ends, or SIGTERM or SIGINT ends it at its next `await`. Then the engine is drained: what was sent
-    /// and not handled by then is handled at the next start.
+    /// Runs until `work` ends, or SIGTERM or SIGINT ends it at its next `await`. Then the engine is drained: what was
+    /// sent and not handled by then is handled at the next start.
     pub fn run(self, work: impl AsyncFnOnce(Running) -> Result<(), Failure>) -> ExitCode {
         let program = self.program.clone();
         let ended = Arguments::of(words()).map_err(Failure::Usage).and_then(|arguments| {
@@ -227,8 +227,8 @@ impl Host {
     }
 }
 
-/// Runs a process's one future on all cores. What still runs when it has ended is cut off: a thread that reads a terminal
-/// would never end.
+/// Runs a process's one future on all cores. What still runs when it has ended is cut off: a thread that reads a
+/// terminal would never end.
 pub fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Failed(format!("cannot start: {error}")))?;

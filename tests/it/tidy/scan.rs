@@ -31,7 +31,7 @@ impl File {
 }
 
 /// The workspace's folder.
-pub(super) fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a folder of the workspace").to_owned()
 }
 
@@ -48,7 +48,8 @@ fn walk(root: &Path, folder: &Path, files: &mut Vec<File>) {
     for entry in fs::read_dir(folder).expect("a folder of the project can be read") {
         let path = entry.expect("an entry of the project can be read").path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let made = ["target", ".git", "Cargo.lock", "demo"].contains(&name.as_str()) && path.parent() == Some(root);
+        let made = [".git", "demo"].contains(&name.as_str()) && path.parent() == Some(root);
+        let made = made || ["target", "Cargo.lock"].contains(&name.as_str());
         if made {
             continue;
         }
