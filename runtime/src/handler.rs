@@ -1,7 +1,6 @@
 //! What a user of Perkey writes and imports: a handler, the turn it works on, the fault it may answer.
 //! In: one message and the state of its key. Out: the changed state and what the turn is to do when it commits.
 
-mod bounds;
 mod command;
 mod statement;
 mod table;
@@ -11,11 +10,12 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::message::Key;
 use crate::pipeline::retry::RetryPolicy;
-pub use bounds::{Remembered, Understood};
 pub use command::{ANSWER, Answer, COMMAND, Outcome, Sent, TIMER, is_between_keys};
 pub(crate) use command::{Asked, TIMER_NAME, is_reserved, stays_inside};
 pub use statement::Statement;
@@ -36,9 +36,9 @@ pub trait Handler: Send + Sync + 'static {
     /// Rises when the stored form of [`Handler::State`] changes; [`Handler::upgrade`] then reads the older ones.
     const STATE_VERSION: u32 = 1;
     /// What it understands; decoded from JSON. A payload that does not decode is rejected, never retried.
-    type Message: Understood;
+    type Message: DeserializeOwned + Send;
     /// What it remembers for each key; stored as JSON in the commit of the turn that changed it.
-    type State: Remembered;
+    type State: Default + Clone + Serialize + DeserializeOwned + Send + 'static;
 
     /// The key of a message that arrives without one (a command, an import, a `key = "handler"` binding).
     fn key(&self, message: &Self::Message) -> Key;

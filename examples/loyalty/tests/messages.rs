@@ -58,7 +58,9 @@ fn said(file: &Path, crates: &[(String, PathBuf)]) -> String {
             let code = span["text"][0]["text"].as_str().unwrap_or_default().trim();
             writeln!(text, "  {code}\n    {}", plain(&span["label"])).expect("it fits");
         }
-        for child in error["children"].as_array().into_iter().flatten() {
+        // What else there is changes with every crate, and helps nobody here.
+        let others = |child: &&Value| plain(&child["message"]).contains("other types implement trait");
+        for child in error["children"].as_array().into_iter().flatten().filter(|child| !others(child)) {
             writeln!(text, "  {}: {}", plain(&child["level"]), plain(&child["message"])).expect("it fits");
         }
     }

@@ -93,7 +93,7 @@ fn what_is_wrong_is_told_with_an_exit_code() {
     wrong(&["sing"], 64, &["loyalty: load FILE"]);
     wrong(&["load", "nowhere.ndjson"], 1, &["nowhere.ndjson", "No such file"]);
     // Everything that is wrong with the settings at once.
-    let settings = "[ingres]\ncredits = 5\n[retry]\nattempts = 0\n[kafka]\nbrokers = \"localhost:9092\"\n";
+    let settings = "[ingress]\ncredit = 5\n[retry]\nattempts = 0\n[kafka]\nbrokers = \"localhost:9092\"\n";
     std::fs::write(folder.0.join("loyalty.toml"), settings).expect("a file can be written");
     wrong(&["serve"], 78, &["did you mean ingress.credits?", "retry.attempts must be", "perkey's feature `kafka`"]);
     std::fs::write(folder.0.join("loyalty.toml"), "[app]\nvalid_seconds = \"soon\"\n").expect("a file can be written");
