@@ -10,7 +10,7 @@ use super::Fault;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a row of a table",
     label = "implement `perkey::Row` for it, with its TABLE",
-    note = "and put `#[derive(serde::Serialize)]` on it: its fields are the table's columns; `Handler::tables` names the table"
+    note = "put `#[derive(serde::Serialize)]` on it, too: its fields are the table's columns; `Handler::tables` names the table"
 )]
 pub trait Row: Serialize {
     /// The table that it belongs to.
