@@ -1,6 +1,7 @@
 //! Time and chance, the only place they come from.
 //! In: nothing, or a test's hand. Out: wall time in milliseconds, monotonic time, time since boot, seeded dice.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -87,7 +88,22 @@ pub fn since_boot() -> Millis {
 /// Waits in real time. Everything that waits goes through here, so that waiting is easy to find.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that sleeps")]
 pub async fn sleep(duration: Duration) {
+    if let Some(before) = WAITED.get() {
+        return WAITED.set(Some(before.saturating_add(duration)));
+    }
     tokio::time::sleep(duration).await;
+}
+
+thread_local! {
+    /// How long this thread would have slept, where it is told not to.
+    static WAITED: Cell<Option<Duration>> = const { Cell::new(None) };
+}
+
+/// Does something on this thread in which no sleep takes time; says how long all of them would have been.
+pub(crate) fn without_waiting<T>(what: impl FnOnce() -> T) -> (T, Duration) {
+    WAITED.set(Some(Duration::ZERO));
+    let done = what();
+    (done, WAITED.take().unwrap_or_default())
 }
 
 /// A source of chance that repeats itself when it is given the same seed.

@@ -21,6 +21,7 @@ use crate::metrics::{Child, Metrics};
 use crate::ownership::heartbeat::News;
 use crate::ownership::{self, Ownership};
 use crate::pipeline::bindings::{Bindings, describe, sinks_of};
+use crate::pipeline::cron;
 use crate::pipeline::gates::{Gates, Keeper};
 use crate::settings::Settings;
 use crate::store::lease::{Fleet, WorkerRow};
@@ -102,10 +103,12 @@ impl Engine {
         let mut problems = settings.problems();
         let bindings = Bindings::new(settings, handlers.clone());
         problems.extend(bindings.as_ref().err().cloned());
+        let schedules = cron::plan(&handlers, settings, Clock::system().now());
+        problems.extend(schedules.as_ref().err().into_iter().flatten().cloned());
         let wanted = sinks_of(settings);
         let (found, missing) = routed(settings, &transports, (&wanted, &sinks));
         problems.extend(missing);
-        let (Ok(bindings), true) = (bindings, problems.is_empty()) else {
+        let (Ok(bindings), Ok(schedules), true) = (bindings, schedules, problems.is_empty()) else {
             return Err(EngineError::Settings(problems.join("; ")));
         };
         let setup = Setup {
@@ -116,7 +119,7 @@ impl Engine {
         };
         let identity = store.prepare(setup).await?;
         let gates = Gates::new(&handlers.needs(), settings, Dice::from_system().below(u64::MAX));
-        let services: Arc<[_]> = describe(&handlers, &identity.services, settings, &gates).into();
+        let services: Arc<[_]> = describe(&handlers, &identity.services, settings, &gates, schedules).into();
         let in_flight = store.writes_in_parallel().then(|| Arc::new(Semaphore::new(settings.commit.in_flight)));
         let fleet = store.leases().map(|_| Ownership::new(&ownership::worker(settings, handlers.code_version())));
         let env = Arc::new(Env {

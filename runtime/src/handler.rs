@@ -2,6 +2,7 @@
 //! In: one message and the state of its key. Out: the changed state and what the turn is to do when it commits.
 
 mod command;
+mod schedule;
 mod statement;
 mod table;
 mod turn;
@@ -19,6 +20,8 @@ use crate::pipeline::retry::RetryPolicy;
 pub use command::{ANSWER, Answer, COMMAND, Outcome, Sent, TIMER, is_between_keys};
 pub(crate) use command::{Asked, TIMER_NAME, is_reserved, stays_inside};
 pub use statement::Statement;
+pub use schedule::Schedule;
+pub(crate) use schedule::{CRON, SCHEDULE};
 pub use table::{Column, ColumnKind, Row, Table};
 pub use turn::{Effects, Emitted, RowWrite, Scheduled, Turn, TurnLimits};
 
@@ -72,6 +75,12 @@ pub trait Handler: Send + Sync + 'static {
     /// The retry policy, when it is to differ from the settings'.
     fn retry(&self) -> Option<RetryPolicy> {
         None
+    }
+
+    /// Messages that come by the clock, each for one of its keys. The `[[cron]]` sections of the settings change their
+    /// times or turn them off.
+    fn schedules(&self) -> Vec<Schedule> {
+        Vec::new()
     }
 
     /// The tables that [`Turn::write`] fills; made at start where they do not exist.

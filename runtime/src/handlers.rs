@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, select};
 
 use crate::clock::{Clock, Stopwatch, millis, sleep};
-use crate::handler::{ANSWER, AfterDeadLetter, Fault, Handler, Table, Turn, TurnLimits};
+use crate::handler::{ANSWER, AfterDeadLetter, Fault, Handler, Schedule, Table, Turn, TurnLimits};
 use crate::message::{Key, Message};
 use crate::pipeline::ledger::{RunItem, Stored, TurnEnd, TurnFault};
 use crate::pipeline::retry::RetryPolicy;
@@ -121,6 +121,7 @@ pub(crate) trait Service: Send + Sync {
     fn after_dead_letter(&self) -> AfterDeadLetter;
     fn retry(&self) -> Option<RetryPolicy>;
     fn tables(&self) -> Vec<Table>;
+    fn schedules(&self) -> Vec<Schedule>;
     fn state_version(&self) -> u32;
     fn needs(&self) -> &'static [&'static str];
     fn key_of(&self, payload: &[u8]) -> Result<Key, String>;
@@ -161,6 +162,10 @@ impl<H: Handler> Service for Typed<H> {
 
     fn tables(&self) -> Vec<Table> {
         self.handler.tables()
+    }
+
+    fn schedules(&self) -> Vec<Schedule> {
+        self.handler.schedules()
     }
 
     fn state_version(&self) -> u32 {

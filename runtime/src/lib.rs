@@ -25,7 +25,7 @@ pub mod telemetry;
 pub mod testing;
 
 pub use engine::{Engine, SendError, host};
-pub use handler::{AfterDeadLetter, Answer, Column, ColumnKind, Fault, Handler, Row, Table, Turn};
+pub use handler::{AfterDeadLetter, Answer, Column, ColumnKind, Fault, Handler, Row, Schedule, Table, Turn};
 pub use handlers::Handlers;
 pub use message::{Key, Message};
 pub use pipeline::retry::RetryPolicy;

@@ -8,6 +8,7 @@ mod defect;
 pub(crate) mod gates;
 
 pub mod bindings;
+pub mod cron;
 pub mod ledger;
 
 mod tracker;

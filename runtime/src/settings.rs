@@ -1,6 +1,7 @@
 //! Every setting: its name, its default, what may be wrong with it.
 //! In: defaults, a file, the environment, flags ([`load`]). Out: checked [`Settings`], or all problems at once.
 
+mod cron;
 mod gates;
 pub(crate) mod kafka;
 pub mod load;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::cron::CronSettings;
 pub use self::gates::{DependencySettings, ServiceLimit};
 pub use self::routes::{Bind, KeyFrom, Publish};
 
@@ -63,6 +65,8 @@ pub struct Settings {
     pub dependency: Vec<DependencySettings>,
     /// Bounds of services' turns.
     pub limit: Vec<ServiceLimit>,
+    /// What is different about handlers' schedules.
+    pub cron: Vec<CronSettings>,
 }
 
 macro_rules! section {

@@ -277,6 +277,9 @@ pub trait Store: Send + Sync + 'static {
     /// Timers due at `now` whose keys have neither pending rows nor a dead letter that holds them, at most `limit`.
     fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers>;
 
+    /// Timers of the shard that are schedules': their names begin with `cron:`.
+    fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>>;
+
     /// Dead letters of the shard that `filter` matches, behind `after` in order of (key, seq), at most `limit`.
     fn dead(
         &self,

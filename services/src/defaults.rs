@@ -64,7 +64,7 @@ mod tests {
         let loaded = load(&file).unwrap();
         assert_eq!(loaded.settings, super::settings());
         // A list that is empty by default is shown in a comment only.
-        let empty = ["publish", "dependency", "limit"];
+        let empty = ["publish", "dependency", "limit", "cron"];
         let missing = |origin: &&Origin| origin.origin == "default" && !empty.contains(&origin.setting.as_str());
         let missing: Vec<_> = loaded.origins.iter().filter(missing).map(|origin| &origin.setting).collect();
         assert!(missing.is_empty(), "not in config/default.toml: {missing:?}");

@@ -18,7 +18,7 @@ use perkey::store::query::{DeadFilter, Queries};
 use perkey::store::sqlite::SqliteStore;
 use perkey::store::{
     Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey,
-    Setup, Store, StoreFuture, StoredLogRow, TakenShard, Trim,
+    Setup, Store, StoreFuture, StoredLogRow, TakenShard, Timer, Trim,
 };
 use perkey::transport::Positions;
 use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
@@ -299,6 +299,10 @@ impl Store for Probe {
 
     fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers> {
         self.store.timers(shard, now, limit)
+    }
+
+    fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>> {
+        self.store.schedules(shard)
     }
 
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {

@@ -161,6 +161,7 @@ impl Drive {
             number: 0,
             retry: RetryPolicy::from(&settings.retry),
             after_dead_letter: AfterDeadLetter::Continue,
+            schedules: Arc::default(),
         };
         let config = LedgerConfig {
             bindings: Arc::new(Bindings::new(&settings, handlers).expect("no bindings")),
@@ -218,6 +219,7 @@ impl Drive {
                     }
                     Action::Credit(_, more) => self.credits += more,
                     Action::FetchDue(_) => self.ledger.due(perkey::store::Due::default(), self.now),
+                    Action::FetchSchedules => self.ledger.schedules(Vec::new(), self.now),
                     Action::FetchTimers(_) => self.ledger.timers_due(perkey::store::DueTimers::default(), self.now),
                     Action::FetchOrphans(..) => self.ledger.orphans(Vec::new()),
                     _ => {}

@@ -151,6 +151,7 @@ fn config(store: &MemoryStore, small: [u64; 3]) -> LedgerConfig {
             number: identity.services["listing"],
             retry: RetryPolicy::from(&settings.retry),
             after_dead_letter: AfterDeadLetter::Continue,
+            schedules: Arc::default(),
         }]),
         sources: Arc::new([SourceInfo { name: "log".into(), ordered: true }]),
         bindings: Arc::new(Bindings::new(&settings, Handlers::new().with(Listing)).unwrap()),
@@ -292,6 +293,7 @@ impl World {
 
     fn answer(&mut self) {
         match self.questions.pop_front() {
+            Some(Action::FetchSchedules) => self.ledger.schedules(self.store.schedules_now(0), self.now),
             Some(Action::FetchTimers(limit)) => {
                 self.ledger.timers_due(self.store.timers_now(0, self.now, limit), self.now);
             }

@@ -7,6 +7,7 @@ mod bad_input;
 mod chaos;
 mod cli;
 mod commands;
+mod cron;
 mod engine;
 mod fixture;
 mod fleet;

@@ -14,7 +14,7 @@ use perkey::settings::Settings;
 use perkey::store::query::{Action, DeadFilter, NewCommand, Queries};
 use perkey::store::{
     Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey,
-    Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
+    Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer, Trim,
 };
 use perkey::transport::Positions;
 use perkey::{AfterDeadLetter, Column, ColumnKind, Engine, Fault, Handler, Handlers, Key, Message, Row, Table, Turn};
@@ -313,6 +313,10 @@ impl Store for Strict {
 
     fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers> {
         self.store.timers(shard, now, limit)
+    }
+
+    fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>> {
+        self.store.schedules(shard)
     }
 
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {

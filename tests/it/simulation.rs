@@ -9,7 +9,7 @@ use perkey::settings::{Bind, KeyFrom, Publish};
 use perkey::store::memory::{self, MemoryStore};
 use perkey::testing::{Report, Seen, Simulation};
 use perkey::transport::Content;
-use perkey::{AfterDeadLetter, Answer, Fault, Handler, Key, Message, Turn};
+use perkey::{AfterDeadLetter, Answer, Fault, Handler, Key, Message, Schedule, Turn};
 use serde::{Deserialize, Serialize};
 
 /// Seeds that are run when nothing else is asked for.
@@ -61,7 +61,7 @@ async fn step(steps: &mut Steps, message: Step, turn: &mut Turn, emits: Option<&
 }
 
 macro_rules! stepping {
-    ($name:ident, $service:literal, $needs:expr, $emits:expr, $after:expr) => {
+    ($name:ident, $service:literal, $needs:expr, $emits:expr, $schedules:expr, $after:expr) => {
         struct $name;
 
         impl Handler for $name {
@@ -82,6 +82,13 @@ macro_rules! stepping {
                 Ok(Step { key: answer.name, fail: None, timer: None, ask: None })
             }
 
+            fn schedules(&self) -> Vec<Schedule> {
+                let schedule = |(name, cron, key): &(&str, &str, &str)| {
+                    Schedule::new(name, cron, *key, &serde_json::json!({ "key": key }))
+                };
+                $schedules.iter().map(schedule).collect()
+            }
+
             fn after_dead_letter(&self) -> AfterDeadLetter {
                 $after
             }
@@ -89,9 +96,17 @@ macro_rules! stepping {
     };
 }
 
-stepping!(Counting, "counting", &[], Some("counted"), AfterDeadLetter::Continue);
-stepping!(Holding, "holding", &["vault"], Some("held"), AfterDeadLetter::HoldKey);
-stepping!(Watching, "watching", &["vault", "lamp"], Some("watched"), AfterDeadLetter::Continue);
+/// On keys that are busy from the start, and on one that is not.
+const TIMES: [(&str, &str, &str); 4] = [
+    ("fast", "* * * * * *", "k0"),
+    ("fast", "* * * * * *", "k1"),
+    ("slow", "*/2 * * * * *", "k2"),
+    ("slow", "*/2 * * * * *", "nobody's"),
+];
+
+stepping!(Counting, "counting", &[], Some("counted"), TIMES, AfterDeadLetter::Continue);
+stepping!(Holding, "holding", &["vault"], Some("held"), TIMES[1..3], AfterDeadLetter::HoldKey);
+stepping!(Watching, "watching", &["vault", "lamp"], Some("watched"), [("", "", ""); 0], AfterDeadLetter::Continue);
 
 fn message(id: &str, key: &str, kind: &str, fail: Option<&str>) -> Message {
     let payload = serde_json::json!({ "key": key, "fail": fail }).to_string();
@@ -234,6 +249,7 @@ fn every_planted_defect_is_noticed() {
         Defect::HighestPosition,
         Defect::WatermarkTooHigh,
         Defect::TimerLeavesEarly,
+        Defect::ScheduleLost,
     ];
     assert_eq!(noticed(MemoryStore::new), None, "without a defect nothing is noticed");
     let mut missed = Vec::new();

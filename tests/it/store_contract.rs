@@ -68,6 +68,7 @@ contract! {
         what_is_paused_is_told_until_it_is_resumed,
         a_forgotten_state_is_gone,
         timers_are_set_moved_and_removed,
+        timers_of_schedules_are_told_apart,
         a_timer_of_a_key_that_waits_is_not_due,
         odd_text_survives,
         large_values_survive,
@@ -683,6 +684,30 @@ async fn timers_are_set_moved_and_removed(place: Box<impl Place>) {
     assert!(listed("b").await.unwrap().is_empty());
     assert_eq!(store.queries().scheduled(None, None, 9).await.unwrap().len(), 1);
     assert!(store.inbox(0, 0, 9).await.unwrap().pinned.is_empty(), "it waits, and is no message yet");
+}
+
+async fn timers_of_schedules_are_told_apart(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    let other = store.take(1, "me").await.unwrap().epoch;
+    let here =
+        [("b", "cron:x"), ("a", "cron:z"), ("a", "cron:"), ("a", "cron"), ("a", "cron;"), ("a", "Cron:x"), ("a", "x")];
+    let here = here.map(|(key, name)| timer(key, name, Some(10))).to_vec();
+    committed(&store, &with(timers(here), commit(0, epoch, 1))).await;
+    committed(&store, &with(timers(vec![timer("c", "cron:x", Some(10))]), commit(1, other, 1))).await;
+    let found = |shard| {
+        let timers = store.schedules(shard);
+        async {
+            names(&timers.await.unwrap())
+                .into_iter()
+                .map(|(k, n, at)| (k.to_owned(), n.to_owned(), at))
+                .collect::<Vec<_>>()
+        }
+    };
+    let expected =
+        |all: &[(&str, &str)]| all.iter().map(|(k, n)| (k.to_string(), n.to_string(), 10)).collect::<Vec<_>>();
+    assert_eq!(found(0).await, expected(&[("a", "cron:"), ("a", "cron:z"), ("b", "cron:x")]));
+    assert_eq!(found(1).await, expected(&[("c", "cron:x")]));
+    assert!(found(2).await.is_empty());
 }
 
 async fn a_timer_of_a_key_that_waits_is_not_due(place: Box<impl Place>) {

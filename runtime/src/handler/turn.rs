@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Fault, Handler, Row, Sent, Statement, Table};
+use super::{CRON, Fault, Handler, Row, Sent, Statement, Table};
 use crate::clock::Millis;
 use crate::message::{Key, Message, check_name};
 
@@ -197,6 +197,10 @@ impl Turn {
 
     fn push_timer(&mut self, name: &str, set: Option<(Millis, Bytes)>) -> Result<(), Fault> {
         check_name("name", name.as_bytes()).map_err(Fault::reject)?;
+        if name.starts_with(CRON) {
+            let reason = "names that begin with cron: are of schedules (Handler::schedules); take another";
+            return Err(Fault::reject(format!("the timer {name:?} is no turn's to set or cancel: {reason}")));
+        }
         if self.effects.timers.len() >= self.limits.events_max {
             return Err(self.over("timers", "events", self.limits.events_max));
         }

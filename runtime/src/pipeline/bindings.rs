@@ -268,15 +268,18 @@ pub(crate) fn describe(
     numbers: &BTreeMap<Arc<str>, u16>,
     settings: &Settings,
     gates: &super::gates::Gates,
+    schedules: Vec<Arc<[super::cron::Planned]>>,
 ) -> Vec<super::ledger::ServiceInfo> {
-    let describe = |(index, service): (u16, &Arc<dyn crate::handlers::Service>)| super::ledger::ServiceInfo {
+    type Described<'a> = ((u16, &'a Arc<dyn crate::handlers::Service>), Arc<[super::cron::Planned]>);
+    let describe = |((index, service), schedules): Described<'_>| super::ledger::ServiceInfo {
         guarded: gates.guards(index),
         name: service.name().into(),
         number: numbers.get(service.name()).copied().unwrap_or(u16::MAX),
         retry: service.retry().unwrap_or_else(|| (&settings.retry).into()),
         after_dead_letter: service.after_dead_letter(),
+        schedules,
     };
-    (0..).zip(handlers.all()).map(describe).collect()
+    (0..).zip(handlers.all()).zip(schedules).map(describe).collect()
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ pub enum Defect {
     WatermarkTooHigh,
     /// A timer that was handled is found due by an answer that is older than that.
     TimerLeavesEarly,
+    /// A schedule whose timer was being set when its key had to start again is forgotten.
+    ScheduleLost,
 }
 
 #[cfg(feature = "planted-defects")]

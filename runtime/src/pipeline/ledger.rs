@@ -34,6 +34,7 @@ pub use self::slot::{ActorIx, SlotIx};
 use self::inbox::Inbox;
 use self::slot::Slots;
 use super::bindings::Bindings;
+use super::cron::Planned;
 pub use super::defect::Defect;
 #[cfg(feature = "planted-defects")]
 pub use super::defect::plant;
@@ -64,6 +65,8 @@ pub struct ServiceInfo {
     pub after_dead_letter: AfterDeadLetter,
     /// Whether each of its turns needs a permit: see [`Action::AskPermit`].
     pub guarded: bool,
+    /// Its messages that come by the clock, of whichever shards' keys.
+    pub schedules: Arc<[Planned]>,
 }
 
 /// What the ledger knows of a source.
@@ -120,6 +123,8 @@ pub enum Action {
     FetchDue(usize),
     /// Ask for keys whose head was settled before a crash; answer with [`Ledger::orphans`].
     FetchOrphans(Option<ServiceKey>, usize),
+    /// Read the timers of schedules; answer with [`Ledger::schedules`].
+    FetchSchedules,
     /// Ask for timers that are due, at most this many; answer with [`Ledger::timers_due`].
     FetchTimers(usize),
     /// Read rows of a key after a number, at most so many; answer with [`Ledger::paged`].
@@ -225,7 +230,6 @@ impl Ledger {
         }
         ledger.out.push(Action::FetchOrphans(None, ledger.config.settings.pending.page));
         ledger.out.push(Action::FetchDue(ledger.config.settings.pending.page));
-        ledger.timers.at(0);
         ledger.fetch_timers(0);
         ledger
     }

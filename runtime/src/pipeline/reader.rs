@@ -109,6 +109,10 @@ impl ReaderState {
                 let due = self.ask(|| store.timers(shard, self.env.clock.now(), limit)).await?;
                 Some(ShardMessage::Timers(due))
             }
+            Action::FetchSchedules => {
+                let timers = self.ask(|| store.schedules(shard)).await?;
+                Some(ShardMessage::Schedules(timers))
+            }
             Action::Page(slot, token, key, after, limit) => {
                 let rows = self.ask(|| store.page(shard, key.clone(), after, limit)).await?;
                 Some(ShardMessage::Paged(slot, token, rows))

@@ -21,7 +21,7 @@ use crate::message::ShardNo;
 use crate::metrics::{Alarm, ShardMetrics};
 use crate::store::query::OpenCommand;
 use crate::store::{
-    DeadLetter, Due, DueTimers, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard,
+    DeadLetter, Due, DueTimers, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard, Timer,
 };
 use crate::supervision::Env;
 use crate::supervision::keys::KeysMessage;
@@ -61,6 +61,8 @@ pub(crate) enum ShardMessage {
     Permit(u16),
     /// Timers that are due.
     Timers(DueTimers),
+    /// The timers of schedules.
+    Schedules(Vec<Timer>),
     Orphans(Vec<ServiceKey>),
     Paged(SlotIx, u64, Vec<PendingRow>),
     Commands(Vec<OpenCommand>),
@@ -168,6 +170,7 @@ impl ShardState {
             ShardMessage::Permit(service) => ledger.permit(service),
             ShardMessage::Due(due) => ledger.due(due, now),
             ShardMessage::Timers(due) => ledger.timers_due(due, now),
+            ShardMessage::Schedules(timers) => ledger.schedules(timers, now),
             ShardMessage::Orphans(keys) => ledger.orphans(keys),
             ShardMessage::Paged(slot, token, rows) => ledger.paged(slot, token, rows, now),
             ShardMessage::Commands(commands) => commands.into_iter().for_each(|command| ledger.command(command)),
@@ -281,6 +284,7 @@ impl ShardState {
             | Action::FetchDue(_)
             | Action::FetchOrphans(..)
             | Action::FetchTimers(_)
+            | Action::FetchSchedules
             | Action::Page(..)
             | Action::FindDead(..)
             | Action::Trim(_) => self.readers.as_ref().map_or(Ok(()), |readers| readers.ask(action))?,

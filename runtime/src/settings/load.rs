@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::{Bind, DependencySettings, KeyFrom, Publish, ServiceLimit, Settings};
+use super::{Bind, CronSettings, DependencySettings, KeyFrom, Publish, ServiceLimit, Settings};
 
 /// Ends of variables with a program's prefix that are no settings: they say where settings are and how to log.
 pub const ENV_OTHERS: [&str; 4] = ["CONFIG", "LOG", "LOG_FORMAT", "OUTPUT"];
@@ -156,6 +156,7 @@ impl Loading {
                     self.list::<DependencySettings>("dependency", &DEPENDENCY, value, origin);
                 }
                 _ if setting == "limit" => self.list::<ServiceLimit>("limit", &LIMIT, value, origin),
+                _ if setting == "cron" => self.list::<CronSettings>("cron", &CRON, value, origin),
                 _ => self.set(&setting, value.clone(), origin),
             }
         }
@@ -265,11 +266,13 @@ impl Loading {
 }
 
 /// Sections that may be repeated.
-const LISTS: [&str; 4] = ["bind", "publish", "dependency", "limit"];
+const LISTS: [&str; 5] = ["bind", "publish", "dependency", "limit", "cron"];
 /// Fields of a `[[dependency]]`.
 const DEPENDENCY: [&str; 6] = ["name", "failures", "open_for", "open_max", "concurrency", "rate"];
 /// Fields of a `[[limit]]`.
 const LIMIT: [&str; 3] = ["service", "concurrency", "rate"];
+/// Fields of a `[[cron]]`.
+const CRON: [&str; 5] = ["service", "name", "cron", "zone", "enabled"];
 /// Fields of a `[[bind]]`.
 const BIND: [&str; 4] = ["source", "type", "service", "key"];
 /// Fields of a `[[publish]]`.

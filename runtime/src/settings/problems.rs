@@ -65,6 +65,7 @@ impl Settings {
         check(self.outbox.window >= 1, "outbox.window must be at least 1");
         check(self.outbox.max_pending >= 1, "outbox.max_pending must be at least 1");
         check(self.drain.exit <= Duration::from_secs(20), "drain.exit must be at most 20s: a drain ends within 25s");
+        problems.extend(super::cron::problems(self));
         problems.extend(super::gates::problems(self));
         problems.extend(super::kafka::problems(&self.kafka));
         problems

@@ -22,7 +22,7 @@ use super::{
     Timer, Trim, Watermarks, declared,
 };
 use crate::clock::{Clock, Millis};
-use crate::handler::{Column, ColumnKind, RowWrite, Table};
+use crate::handler::{CRON, Column, ColumnKind, RowWrite, Table};
 use crate::message::{ShardNo, TakenId};
 use crate::transport::Positions;
 
@@ -219,6 +219,13 @@ impl MemoryStore {
         self.inner().due_timers(shard, now, limit)
     }
 
+    /// [`Store::schedules`].
+    pub fn schedules_now(&self, shard: ShardNo) -> Vec<Timer> {
+        let inner = self.inner();
+        let here = inner.timers.values().filter(|(of, timer)| *of == shard && timer.name.starts_with(CRON));
+        here.map(|(_, timer)| timer.clone()).collect()
+    }
+
     /// [`Store::dead`].
     pub fn dead_now(
         &self,
@@ -335,6 +342,10 @@ impl Store for MemoryStore {
 
     fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers> {
         Box::pin(async move { Ok(self.timers_now(shard, now, limit)) })
+    }
+
+    fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>> {
+        Box::pin(async move { Ok(self.schedules_now(shard)) })
     }
 
     fn dead(

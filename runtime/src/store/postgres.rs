@@ -37,7 +37,7 @@ use super::query::{DeadFilter, EventRow, Queries};
 use super::reshard::{self, ReshardError, Resharded};
 use super::{
     Access, Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, IntakeRows, KeyRow, Outcome,
-    PendingRow, ServiceKey, Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
+    PendingRow, ServiceKey, Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer, Trim,
 };
 use crate::clock::Millis;
 use crate::message::ShardNo;
@@ -223,6 +223,10 @@ impl Store for PgStore {
 
     fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers> {
         Box::pin(read::timers(&self.queries, shard, now, limit))
+    }
+
+    fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>> {
+        Box::pin(read::schedules(&self.queries, shard))
     }
 
     fn dead(

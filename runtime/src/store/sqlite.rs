@@ -32,7 +32,7 @@ use super::reshard::{self, ReshardError, Resharded};
 use super::watch::LogWatch;
 use super::{
     Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey,
-    Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Trim,
+    Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer, Trim,
 };
 use crate::clock::Millis;
 use crate::message::ShardNo;
@@ -240,6 +240,10 @@ impl Store for SqliteStore {
 
     fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers> {
         Box::pin(read::timers(&self.readers, shard, now, limit))
+    }
+
+    fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>> {
+        Box::pin(read::schedules(&self.readers, shard))
     }
 
     fn dead(

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{Part, ServiceKey};
 use crate::clock::Millis;
+use crate::handler::SCHEDULE;
 use crate::message::Message;
 
 /// A named timer of a key.
@@ -19,6 +20,13 @@ pub struct Timer {
     pub due_at: Millis,
     /// The message that it is then.
     pub message: Message,
+}
+
+impl Timer {
+    /// Expression and time zone of the schedule that it is the next occurrence of, if it is one.
+    pub fn schedule(&self) -> Option<&str> {
+        self.message.header(SCHEDULE)
+    }
 }
 
 /// Timers that may fire now.

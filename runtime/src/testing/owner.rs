@@ -10,7 +10,7 @@ use crate::pipeline::dispatcher::publisher::{Progress, Publisher};
 use crate::pipeline::ledger::{ActorIx, Arrival, Ledger, RunReport, SlotIx};
 use crate::store::query::OpenCommand;
 use crate::store::{
-    DeadLetter, Due, DueTimers, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard,
+    DeadLetter, Due, DueTimers, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard, Timer,
 };
 use crate::transport::{Answer, Outgoing, Source};
 
@@ -45,6 +45,7 @@ pub(super) enum Told {
     Permit(u16),
     Due(Due),
     Timers(DueTimers),
+    Schedules(Vec<Timer>),
     Orphans(Vec<ServiceKey>),
     Paged(SlotIx, u64, Vec<PendingRow>),
     Commands(Vec<OpenCommand>),

@@ -24,6 +24,7 @@ impl World {
                 Action::FetchDue(_)
                 | Action::FetchOrphans(..)
                 | Action::FetchTimers(_)
+                | Action::FetchSchedules
                 | Action::Page(..)
                 | Action::FindDead(..)
                 | Action::Trim(_) => self.question(id, Lane::Clerk(true), action),
@@ -121,6 +122,7 @@ impl World {
             }
             Action::FetchDue(limit) => Told::Due(store.due_now(shard, self.clock.now(), limit)),
             Action::FetchTimers(limit) => Told::Timers(store.timers_now(shard, self.clock.now(), limit)),
+            Action::FetchSchedules => Told::Schedules(store.schedules_now(shard)),
             Action::FetchOrphans(after, limit) => Told::Orphans(store.orphans_now(shard, after.as_ref(), limit)),
             Action::Page(slot, token, key, after, limit) => {
                 self.witness.stats.pages += 1;

@@ -9,6 +9,7 @@ use crate::handler::{Column, ColumnKind, Table, TurnLimits};
 use crate::handlers::{Handlers, RunContext};
 use crate::message::{ShardNo, TakenId};
 use crate::pipeline::bindings::{Bindings, describe};
+use crate::pipeline::cron;
 use crate::pipeline::gates::Gates;
 use crate::pipeline::ledger::{Ledger, LedgerConfig, ServiceInfo, SourceInfo};
 use crate::settings::Settings;
@@ -132,10 +133,13 @@ impl Plan {
         // Slices are cut by the seed and not by the machine's clock.
         let slice = Duration::from_secs(3_600);
         let bindings = Arc::new(Bindings::new(&settings, handlers.clone())?);
+        let schedules = cron::plan(&handlers, &settings, clock.now()).map_err(|problems| problems.join("; "))?;
+        let gates = gates(&handlers, &settings, seed);
+        let services = describe(&handlers, &identity.services, &settings, &gates, schedules);
         Ok(Self {
             seed,
             faults,
-            services: describe(&handlers, &identity.services, &settings, &gates(&handlers, &settings, seed)).into(),
+            services: services.into(),
             sources: SOURCES
                 .iter()
                 .map(|name| SourceInfo { name: Arc::from(*name), ordered: *name != INTAKE })

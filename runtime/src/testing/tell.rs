@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use super::owner::{Lane, OwnerId, Told};
 use super::work::Bench;
 use super::world::{Event, TICK, World};
-use crate::clock::Millis;
+use crate::clock::{Millis, without_waiting};
 use crate::pipeline::ledger::{ActorIx, RunOrder, RunReport};
 
 /// Ticks between two looks at operators' commands.
@@ -56,6 +56,7 @@ impl World {
             Told::Due(due) => ledger.due(due, now),
             Told::Permit(service) => ledger.permit(service),
             Told::Timers(due) => ledger.timers_due(due, now),
+            Told::Schedules(timers) => ledger.schedules(timers, now),
             Told::Orphans(keys) => ledger.orphans(keys),
             Told::Paged(slot, token, rows) => ledger.paged(slot, token, rows, now),
             Told::Commands(commands) => commands.into_iter().for_each(|command| ledger.command(command)),
@@ -117,7 +118,8 @@ impl World {
             turns: &mut self.turns,
             deferred: &mut self.deferred,
         };
-        let worked = bench.work(&mut worker.cell, order);
+        let (worked, waited) = without_waiting(|| bench.work(&mut worker.cell, order));
+        let waited = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX / 4);
         for item in &worked.failed {
             self.witness.failed(&self.plan, service, &item.message);
         }
@@ -134,7 +136,7 @@ impl World {
             };
             // Some turns take so long that their messages are spilled.
             let most = if self.dice.below(60) == 0 { 400_000 } else { 800 };
-            self.told(id, Lane::Actor(actor, false), most, Told::Ran(actor, generation, report));
+            self.told_after(id, (Lane::Actor(actor, false), waited), most, Told::Ran(actor, generation, report));
         }
         if worked.dies {
             self.told(id, Lane::Actor(actor, false), 200, Told::ActorDied(actor, "its handler panicked".to_owned()));

@@ -5,6 +5,7 @@ use futures_util::FutureExt;
 
 use super::owner::{Lane, OwnerId, Told};
 use super::world::{Event, World};
+use crate::clock::Millis;
 use crate::message::ShardNo;
 use crate::pipeline::ledger::ActorIx;
 use crate::store::Store;
@@ -136,7 +137,8 @@ impl World {
             Some(_) if !late => {}
             None if self.healed && self.witness.held().is_empty() => {
                 self.done = true;
-                return self.witness.unfinished().map_or(Ok(()), Err);
+                let left = self.witness.unfinished().or_else(|| self.witness.unset(&self.plan));
+                return left.map_or(Ok(()), Err);
             }
             _ => {
                 let first = !std::mem::replace(&mut self.healed, true);
@@ -158,6 +160,58 @@ impl World {
 
     /// What is still to be done, if anything is.
     fn busy(&self) -> Option<String> {
+        let held = self.witness.held();
+        let pending = self.disk.store.pending().into_values();
+        let waits = pending.into_iter().find(|row| !held.contains_key(&self.place(&row.service, &row.key)));
+        let waits =
+            waits.map(|row| format!("{:?} of key {:?} waits until {:?}", row.message.id(), row.key, row.due_at));
+        let once = self.disk.store.timers().into_iter().filter(|timer| timer.schedule().is_none());
+        let mut once = once.filter(|timer| !held.contains_key(&self.place(&timer.of.service, &timer.of.key)));
+        let timer = once.next();
+        let timer = timer
+            .map(|timer| format!("the timer {:?} of key {:?} is due at {}", timer.name, timer.of.key, timer.due_at));
+        self.restless().or(timer).or(waits)
+    }
+
+    fn place(&self, service: &str, key: &str) -> (u16, String) {
+        (self.plan.handlers.index_of(service).unwrap_or(u16::MAX), key.to_owned())
+    }
+
+    /// When the next attempt at a message is due, in microseconds since the start.
+    pub(super) fn next_retry(&self) -> Option<u64> {
+        let held = self.witness.held();
+        let rows = self.disk.store.pending().into_values();
+        let rows = rows.filter(|row| !held.contains_key(&self.place(&row.service, &row.key)));
+        rows.filter_map(|row| row.due_at).min().map(|at| self.micros(at))
+    }
+
+    /// When the next attempt or timer is due.
+    pub(super) fn next_due(&self) -> Option<u64> {
+        let mut waits: std::collections::BTreeSet<_> = self.witness.held().into_keys().collect();
+        waits.extend(self.disk.store.pending().into_values().map(|row| self.place(&row.service, &row.key)));
+        let free = |timer: &crate::store::Timer| !waits.contains(&self.place(&timer.of.service, &timer.of.key));
+        let timers = self.disk.store.timers().into_iter().filter(free);
+        let timer = timers.map(|timer| self.micros(timer.due_at)).min();
+        timer.into_iter().chain(self.next_retry()).min()
+    }
+
+    fn micros(&self, at: Millis) -> u64 {
+        let now = self.clock.now();
+        if at >= now { self.now.saturating_add((at - now).saturating_mul(1_000)) } else { self.now }
+    }
+
+    /// Whether messages wait for something outside, and not for their time.
+    pub(super) fn blocked(&self) -> bool {
+        let held = self.witness.held();
+        let rows = self.disk.store.pending();
+        let timed: std::collections::BTreeSet<_> =
+            rows.values().filter(|row| row.due_at.is_some()).map(|row| self.place(&row.service, &row.key)).collect();
+        let mut places = rows.values().map(|row| self.place(&row.service, &row.key));
+        places.any(|place| !timed.contains(&place) && !held.contains_key(&place))
+    }
+
+    /// What is in hand or to be read, if anything is: what waits for its time is not.
+    pub(super) fn restless(&self) -> Option<String> {
         if !self.witness.all_passed() {
             let owners = self.current.iter().map(|id| self.describe(*id)).collect::<Vec<_>>();
             let sources = self.witness.unfinished().unwrap_or_default();
@@ -165,21 +219,6 @@ impl World {
         }
         if let Some(behind) = self.witness.topics.iter().find_map(super::transports::Topic::unfinished) {
             return Some(behind);
-        }
-        let held = self.witness.held();
-        let waits = self.disk.store.pending().into_values().find(|row| {
-            let service = self.plan.handlers.index_of(&row.service).unwrap_or(u16::MAX);
-            !held.contains_key(&(service, row.key.to_string()))
-        });
-        let of = |timer: &crate::store::Timer| {
-            let service = self.plan.handlers.index_of(&timer.of.service).unwrap_or(u16::MAX);
-            (service, timer.of.key.to_string())
-        };
-        if let Some(timer) = self.disk.store.timers().into_iter().find(|timer| !held.contains_key(&of(timer))) {
-            return Some(format!("the timer {:?} of key {:?} is due at {}", timer.name, timer.of.key, timer.due_at));
-        }
-        if let Some(row) = waits {
-            return Some(format!("{:?} of key {:?} waits until {:?}", row.message.id(), row.key, row.due_at));
         }
         for (shard, owner) in (0..).zip(&self.current) {
             let Some(owner) = owner.and_then(|id| self.owners[id].as_ref()) else {

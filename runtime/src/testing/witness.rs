@@ -368,8 +368,9 @@ impl Witness {
 
     /// What is not as it must be when everything is done.
     pub(super) fn unfinished(&self) -> Option<String> {
-        let open = self.expected.values().find(|expected| matches!(expected.end, End::Open | End::Replayed));
-        if let Some(open) = open {
+        let later = self.scheduled();
+        let open = self.expected.iter().filter(|(id, _)| !later.contains(*id)).map(|(_, expected)| expected);
+        if let Some(open) = open.into_iter().find(|open| matches!(open.end, End::Open | End::Replayed)) {
             return Some(format!(
                 "{:?} of key {:?} ({:?}) had no effect and is no dead letter",
                 open.id, open.key, open.place

@@ -126,8 +126,6 @@ impl World {
         for shard in 0..shards {
             world.at(0, Event::Take(shard));
         }
-        world.at(20_000, Event::Trouble);
-        world.at(trouble_until, Event::Look);
         Ok(world)
     }
 
@@ -144,7 +142,12 @@ impl World {
     }
 
     pub(super) fn told(&mut self, id: OwnerId, lane: Lane, most: u64, told: Told) {
-        let delay = self.delay(most);
+        self.told_after(id, (lane, 0), most, told);
+    }
+
+    /// The same, after a pause that is none of chance.
+    pub(super) fn told_after(&mut self, id: OwnerId, (lane, pause): (Lane, u64), most: u64, told: Told) {
+        let delay = pause + self.delay(most);
         let Some(owner) = self.owners[id].as_mut() else { return };
         let at = owner.arrival(lane, self.now, delay);
         self.at(at, Event::Told(id, told));
@@ -157,16 +160,33 @@ impl World {
 
     /// Runs until everything is done.
     pub(super) fn run(&mut self) -> Result<(), String> {
+        self.at(20_000, Event::Trouble);
+        self.at(self.trouble_until, Event::Look);
         while !self.done {
-            let Some(Reverse(Scheduled(time, _, event))) = self.queue.pop() else {
-                return Err("nothing happens any more".to_owned());
-            };
-            let passed = time.max(self.now) / 1_000 - self.now / 1_000;
-            self.clock.advance(Duration::from_millis(passed));
-            self.now = self.now.max(time);
-            self.happen(event)?;
+            self.step()?;
         }
         Ok(())
+    }
+
+    /// The next thing happens.
+    pub(super) fn step(&mut self) -> Result<(), String> {
+        let Some(Reverse(Scheduled(time, _, event))) = self.queue.pop() else {
+            return Err("nothing happens any more".to_owned());
+        };
+        self.leap(time);
+        self.happen(event)
+    }
+
+    /// When the next thing happens.
+    pub(super) fn next_at(&self) -> Option<u64> {
+        self.queue.peek().map(|Reverse(Scheduled(time, ..))| *time)
+    }
+
+    /// It is `to` now, if it was not later already: what should have happened before happens late.
+    pub(super) fn leap(&mut self, to: u64) {
+        let passed = to.max(self.now) / 1_000 - self.now / 1_000;
+        self.clock.advance(Duration::from_millis(passed));
+        self.now = self.now.max(to);
     }
 
     fn happen(&mut self, event: Event) -> Result<(), String> {

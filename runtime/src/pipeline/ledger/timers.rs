@@ -1,25 +1,31 @@
-//! Timers of keys: when to look for those that are due, which are in hand, and what turns make of them.
+//! Timers of keys: when to look for those that are due, which are in hand, what turns make of them; schedules.
 //! In: the store's answers, writes of settled turns. Out: items in their keys' queues, writes in their keys' parts.
 //!
 //! A timer stays in its table until the commit of its turn: one that is in memory may be dropped at any time, and is
 //! found due again. A name is *in hand* from when it is queued or written until that is durable and no older answer of
 //! the store is on its way, so what the store still says of it meanwhile is ignored.
+//!
+//! Schedules are timers that the owner sets: those that are missing when it has taken the shard, and each next one with
+//! the turn of the one before, whatever becomes of that. Nothing fires before their rows are read.
 
 use std::sync::Arc;
 
 use super::slot::{From, Hand, Item, SlotIx};
 use super::{Action, Defect, Ledger, planted};
 use crate::clock::Millis;
-use crate::handler::TIMER_NAME;
-use crate::message::{Message, TakenId};
+use crate::handler::{CRON, TIMER_NAME};
+use crate::message::{Message, TakenId, shard_of};
+use crate::pipeline::cron::{Planned, reconcile};
 use crate::store::{DueTimers, Part, Timer, TimerWrite};
 
 /// Pause before the store is asked again while all that is due is in hand, or of keys that wait.
 const AGAIN_MS: Millis = 1_000;
 
 /// What the ledger knows of the timers' table.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Timers {
+    /// What the table has of schedules is to be read: it may not be what it should.
+    unread: bool,
     /// When one is due next, as far as known.
     next: Option<Millis>,
     /// The store was asked.
@@ -34,6 +40,12 @@ pub(crate) struct Timers {
     leaving: Vec<(SlotIx, u64, Arc<str>)>,
 }
 
+impl Default for Timers {
+    fn default() -> Self {
+        Self { unread: true, next: Some(0), fetching: false, void: false, queued: 0, foreign: 0, leaving: Vec::new() }
+    }
+}
+
 impl Timers {
     /// One is due at `at`.
     pub(super) fn at(&mut self, at: Millis) {
@@ -42,7 +54,7 @@ impl Timers {
 
     /// Whether none is in hand, and none is known to be due.
     pub(super) fn rest(&self, now: Millis) -> bool {
-        self.queued == 0 && !self.fetching && self.next.is_none_or(|next| next > now)
+        self.queued == 0 && !self.fetching && !self.unread && self.next.is_none_or(|next| next > now)
     }
 }
 
@@ -56,15 +68,46 @@ impl Ledger {
         let page = self.config.settings.pending.page;
         let due = self.timers.next.is_some_and(|next| next <= now);
         let room = self.timers.queued < self.config.settings.ingress.credits;
-        if due && !self.timers.fetching && !self.draining && room {
+        if self.timers.fetching || self.draining {
+            return;
+        }
+        if self.timers.unread {
+            self.timers.fetching = true;
+            self.out.push(Action::FetchSchedules);
+        } else if due && room {
             self.timers.fetching = true;
             self.timers.next = None;
             self.out.push(Action::FetchTimers(page + self.timers.queued + self.timers.foreign));
         }
     }
 
+    /// The store's answer to [`Action::FetchSchedules`].
+    pub fn schedules(&mut self, found: Vec<Timer>, now: Millis) {
+        self.timers.fetching = false;
+        self.timers.unread = std::mem::take(&mut self.timers.void);
+        if !self.timers.unread {
+            let services = self.config.services.clone();
+            let planned = services.iter().flat_map(|service| service.schedules.iter());
+            let shards = self.config.settings.ownership.shards;
+            let here = planned.filter(|planned| shard_of(&planned.of_key().key, shards) == self.shard);
+            let known = |name: &str| self.service_of(name).is_some();
+            for write in reconcile(here, found, known, (now, &self.config.hash_key)) {
+                let service = self.service_of(&write.service).expect("what is written is of a service that is here");
+                let ix = self.slot_for(service, &write.key);
+                // What is in hand of it was decided after this was read.
+                if self.slots[ix].timers.iter().all(|hand| hand.name != write.name) {
+                    self.write_timer(ix, write);
+                }
+            }
+        }
+        self.leave();
+        self.fetch_timers(now);
+    }
+
     /// The store's answer to [`Action::FetchTimers`].
     pub fn timers_due(&mut self, mut due: DueTimers, now: Millis) {
+        // Before the first tick, too: a schedule's next time is counted from it.
+        self.waiting.now = self.waiting.now.max(now);
         self.timers.fetching = false;
         self.timers.foreign = 0;
         let mut fired = 0;
@@ -80,9 +123,7 @@ impl Ledger {
                 None => self.timers.foreign += 1,
             }
         }
-        for (ix, token, name) in std::mem::take(&mut self.timers.leaving) {
-            self.let_go(ix, token, &name);
-        }
+        self.leave();
         if let Some(next) = due.next {
             self.timers.at(next);
         }
@@ -143,7 +184,17 @@ impl Ledger {
     pub(super) fn fired(&mut self, ix: SlotIx, message: &Message) {
         let key = self.service_key(ix);
         let name = name_of(message).into();
-        self.write_timer(ix, TimerWrite { service: key.service, key: key.key, name, set: None });
+        let set = self.next_occurrence(ix, message);
+        self.write_timer(ix, TimerWrite { service: key.service, key: key.key, name, set });
+    }
+
+    /// What follows on the occurrence of a schedule that a message was: counted from when that was to be, but not before
+    /// now. What was missed meanwhile does not come.
+    fn next_occurrence(&self, ix: SlotIx, message: &Message) -> Option<(Millis, Message)> {
+        let slot = &self.slots[ix];
+        let is = |planned: &&Planned| *planned.of_key().key == *slot.key && planned.is_named(name_of(message));
+        let planned = self.policy(slot.service).schedules.iter().find(is)?;
+        planned.set_after(message.time().max(self.waiting.now), &self.config.hash_key)
     }
 
     /// A settled turn sets a timer or removes it: one of that name that was found due and has not run is dropped.
@@ -191,7 +242,17 @@ impl Ledger {
         if !hands.is_empty() {
             self.timers.queued -= hands.iter().filter(|hand| hand.queued).count();
             self.timers.void |= self.timers.fetching;
+            // A schedule that was being set may not be, and nothing of its key would set it.
+            let lost = hands.iter().any(|hand| hand.name.starts_with(CRON));
+            self.timers.unread |= lost && !planted(Defect::ScheduleLost);
             self.timers.at(self.waiting.now);
+        }
+    }
+
+    /// Names leave the hand that only waited for an answer of the store.
+    fn leave(&mut self) {
+        for (ix, token, name) in std::mem::take(&mut self.timers.leaving) {
+            self.let_go(ix, token, &name);
         }
     }
 

@@ -17,7 +17,7 @@ use crate::store::layout;
 use crate::store::query::{DeadFilter, PAUSES, Pause};
 use crate::store::{
     CommitIds, DeadLetter, DeadPlace, Due, DueTimers, InboxRows, IntakeRow, IntakeRows, KeyRow, PendingRow, RowSpan,
-    ServiceKey, StoreError, StoredLogRow,
+    ServiceKey, StoreError, StoredLogRow, Timer,
 };
 use crate::transport::Positions;
 
@@ -137,6 +137,12 @@ pub(super) async fn timers(links: &Links, shard: ShardNo, now: Millis, limit: us
         (due.any, due.next) = (decode::get(row, 0)?, decode::maybe(row, 1)?);
     }
     Ok(due)
+}
+
+pub(super) async fn schedules(links: &Links, shard: ShardNo) -> Result<Vec<Timer>, StoreError> {
+    let sql = "SELECT service, key, name, due_at, message FROM timers
+        WHERE shard = $1 AND name >= 'cron:' AND name < 'cron;' ORDER BY service, key, name";
+    links.read(sql, Args::default().put(shard_no(shard))).await?.iter().map(decode::timer).collect()
 }
 
 pub(super) async fn orphans(

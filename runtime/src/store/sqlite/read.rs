@@ -17,7 +17,7 @@ use crate::store::layout;
 use crate::store::query::{DeadFilter, PAUSES, Pause};
 use crate::store::{
     CommitIds, DeadLetter, DeadPlace, Due, DueTimers, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError,
-    StoredLogRow,
+    StoredLogRow, Timer,
 };
 use crate::transport::Positions;
 
@@ -164,6 +164,14 @@ pub(super) async fn timers(
     .map_err(failed)?;
     let timers = rows.iter().map(decode::timer).collect::<Result<_, _>>()?;
     Ok(DueTimers { timers, any: decode::get(&row, 0)?, next: decode::maybe(&row, 1)? })
+}
+
+pub(super) async fn schedules(pool: &SqlitePool, shard: ShardNo) -> Result<Vec<Timer>, StoreError> {
+    let rows = query(
+        "SELECT service, key, name, due_at, message FROM timers
+         WHERE shard = ?1 AND name >= 'cron:' AND name < 'cron;' ORDER BY service, key, name",
+    );
+    rows.bind(shard).fetch_all(pool).await.map_err(failed)?.iter().map(decode::timer).collect()
 }
 
 pub(super) async fn orphans(

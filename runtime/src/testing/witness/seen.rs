@@ -46,6 +46,8 @@ pub struct Seen {
     pub reopened: u64,
     /// Timers that were handled.
     pub fired: u64,
+    /// Occurrences of schedules that were handled.
+    pub occurred: u64,
     /// Timers that were cancelled or moved.
     pub cancelled: u64,
     /// Messages that were given rows while their turns took long.
@@ -67,7 +69,7 @@ impl Seen {
         self.clone().all().into_iter().filter(|(_, count)| **count == 0).map(|(name, _)| name).collect()
     }
 
-    fn all(&mut self) -> [(&'static str, &mut u64); 23] {
+    fn all(&mut self) -> [(&'static str, &mut u64); 24] {
         [
             ("commits", &mut self.commits),
             ("fenced", &mut self.fenced),
@@ -90,6 +92,7 @@ impl Seen {
             ("read_back", &mut self.read_back),
             ("reopened", &mut self.reopened),
             ("fired", &mut self.fired),
+            ("occurred", &mut self.occurred),
             ("cancelled", &mut self.cancelled),
             ("spilled", &mut self.spilled),
         ]

@@ -1,13 +1,16 @@
 //! Timers as commits set and remove them, checked against the turns that they become.
-//! In: parts of commits. Out: the first promise that was broken: too early, after a cancellation, or left behind.
+//! In: parts of commits. Out: the first promise that was broken: too early, after a cancellation, or left behind; of a
+//! schedule: twice, moved, or not set again.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::{End, Expected, Witness};
 use crate::clock::Millis;
+use crate::handler::CRON;
 use crate::message::{ShardNo, TakenId};
-use crate::store::Part;
+use crate::pipeline::cron::Planned;
+use crate::store::{Part, TimerWrite};
 use crate::testing::plan::Plan;
 use crate::transport::Position;
 
@@ -32,6 +35,7 @@ impl Witness {
                     return Err(format!("the timer {name} is due at {due} and was handled at {at}"));
                 }
                 self.stats.fired += u64::from(fired);
+                self.occurred(write, (name.as_str(), due), fired)?;
                 self.stats.cancelled += u64::from(!fired);
                 if let Some(expected) = self.expected.get_mut(&id).filter(|_| !fired) {
                     expected.end = End::Discarded;
@@ -61,5 +65,31 @@ impl Witness {
             Some((id, _)) => Err(format!("the timer {} was handled, and its row stays", self.name(id))),
             None => Ok(()),
         }
+    }
+
+    /// A schedule's timer changes: only because it fired, and then to a later one.
+    fn occurred(&mut self, write: &TimerWrite, (name, due): (&str, Millis), fired: bool) -> Result<(), String> {
+        if !write.name.starts_with(CRON) {
+            return Ok(());
+        }
+        self.stats.occurred += 1;
+        match &write.set {
+            Some((next, _)) if fired && *next > due => Ok(()),
+            Some((next, _)) => Err(format!("{name} of {} is moved from {due} to {next}, fired: {fired}", write.name)),
+            None => Err(format!("{name} of {} is not set again, fired: {fired}", write.name)),
+        }
+    }
+
+    /// A schedule that has no timer.
+    pub(in crate::testing) fn unset(&self, plan: &Plan) -> Option<String> {
+        let planned = plan.services.iter().flat_map(|service| service.schedules.iter());
+        let missing = planned.map(Planned::place).find(|place| !self.timers.contains_key(place));
+        missing.map(|(service, key, name)| format!("{name} of {service} {key:?} is not set"))
+    }
+
+    /// What waits for its time, as it should.
+    pub(super) fn scheduled(&self) -> HashSet<TakenId> {
+        let set = self.timers.iter().filter(|((_, _, name), _)| name.starts_with(CRON));
+        set.map(|(_, (id, _))| *id).collect()
     }
 }

@@ -39,6 +39,9 @@ struct ShownTimer {
     service: String,
     key: String,
     name: String,
+    /// Expression and time zone of the schedule that sets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<String>,
     message: String,
 }
 
@@ -96,9 +99,12 @@ pub async fn schedule(settings: &Settings, asked: &ScheduleArgs, out: Out) -> En
             return "No timer is set.".to_owned();
         }
         let row = |timer: &ShownTimer| {
-            [&timer.due_at, &timer.service, &timer.key, &timer.name, &timer.message].map(Clone::clone).to_vec()
+            let schedule = timer.schedule.clone().unwrap_or_default();
+            [&timer.due_at, &timer.service, &timer.key, &timer.name, &schedule, &timer.message]
+                .map(Clone::clone)
+                .to_vec()
         };
-        table(&["due at", "service", "key", "name", "message"], timers.iter().map(row))
+        table(&["due at", "service", "key", "name", "schedule", "message"], timers.iter().map(row))
     });
     Ok(if timers.is_empty() { Done::NothingFound } else { Done::All })
 }
@@ -109,6 +115,7 @@ fn timer(timer: Timer) -> ShownTimer {
         service: timer.of.service.to_string(),
         key: timer.of.key.to_string(),
         name: timer.name.to_string(),
+        schedule: timer.schedule().map(str::to_owned),
         message: String::from_utf8_lossy(timer.message.payload()).into_owned(),
     }
 }

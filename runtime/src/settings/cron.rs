@@ -1,0 +1,39 @@
+//! Schedules of handlers as the settings change them.
+//! In: `[[cron]]` sections. Out: plain values, or what is wrong with them.
+
+use serde::{Deserialize, Serialize};
+
+use super::Settings;
+
+/// What is different about a handler's schedule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CronSettings {
+    /// The service.
+    pub service: String,
+    /// The schedule's name, under whichever keys.
+    pub name: String,
+    /// Its cron expression; empty: the handler's own.
+    #[serde(default)]
+    pub cron: String,
+    /// Its time zone; empty: the handler's own.
+    #[serde(default)]
+    pub zone: String,
+    /// Whether it is on.
+    #[serde(default = "on")]
+    pub enabled: bool,
+}
+
+fn on() -> bool {
+    true
+}
+
+pub(super) fn problems(settings: &Settings) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (at, CronSettings { service, name, .. }) in settings.cron.iter().enumerate() {
+        if settings.cron[..at].iter().any(|other| (&other.service, &other.name) == (service, name)) {
+            problems.push(format!("cron {name:?} of {service:?}: there is more than one section of it"));
+        }
+    }
+    problems
+}

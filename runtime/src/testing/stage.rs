@@ -1,0 +1,309 @@
+//! Several handlers together on virtual time: what a saga's author tests with.
+//! In: handlers, messages, time that passes, kills. Out: states, rows, events, timers and dead letters as they are by then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::disk::Disk;
+use super::fate::Refusals;
+use super::plan::{Faults, INTAKE, Plan};
+use super::transports::{Kind, SimTransport};
+use super::witness::Witness;
+use super::world::World;
+use crate::clock::{Clock, Dice, Millis};
+use crate::handler::Handler;
+use crate::handlers::{Handlers, decode};
+use crate::message::{Draft, shard_of};
+use crate::settings::Settings;
+use crate::store::memory::MemoryStore;
+use crate::store::{DeadLetter, Timer};
+use crate::transport::embedded::EmbeddedLog;
+use crate::transport::{Content, Transport};
+
+/// When its time begins: 2026-01-01T00:00:00Z.
+const START: Millis = 1_767_225_600_000;
+/// Steps between two looks at whether there is anything left to do.
+const STEPS: usize = 16;
+/// How long what is in hand and its retries may take, in microseconds.
+const QUIET_WITHIN: u64 = 24 * 3_600_000_000;
+/// How long what waits for something outside is waited for, in microseconds.
+const OUTSIDE_WITHIN: u64 = 60_000_000;
+
+/// A program with all its handlers, in memory and on virtual time.
+///
+/// Messages take the way that they take in a running program: the same ledgers, commits, timers, retries, circuit breakers
+/// and answers. Time passes only by [`Stage::advance`], for retries, and for what handlers wait with
+/// [`crate::clock::sleep`]; what happens, and in which order, follows from the seed. A broken promise of Perkey's fails the
+/// test.
+///
+/// ```
+/// use std::time::Duration;
+/// use perkey::testing::Stage;
+/// use perkey::{Fault, Handler, Handlers, Key, Turn};
+/// use serde::{Deserialize, Serialize};
+/// use serde_json::json;
+///
+/// /// Remembers what is to be done, and says so when it was not done in time.
+/// struct Reminders;
+///
+/// #[derive(Deserialize)]
+/// #[serde(tag = "told", rename_all = "snake_case")]
+/// enum Told { Remember { what: String }, Done { what: String }, Late { what: String } }
+///
+/// impl Handler for Reminders {
+///     const SERVICE: &'static str = "reminders";
+///     type Message = Told;
+///     type State = Vec<String>;
+///
+///     fn key(&self, told: &Told) -> Key {
+///         let (Told::Remember { what } | Told::Done { what } | Told::Late { what }) = told;
+///         what.as_str().into()
+///     }
+///
+///     async fn handle(&self, late: &mut Vec<String>, told: Told, turn: &mut Turn) -> Result<(), Fault> {
+///         match told {
+///             Told::Remember { what } => {
+///                 turn.schedule("late", turn.now() + 60_000, &json!({ "told": "late", "what": what }))
+///             }
+///             Told::Done { .. } => turn.cancel("late"),
+///             Told::Late { what } => {
+///                 late.push(what);
+///                 turn.emit("reminder.late", &late)
+///             }
+///         }
+///     }
+/// }
+///
+/// let mut stage = Stage::of(Handlers::new().with(Reminders));
+/// for what in ["tea", "mail"] {
+///     stage.send::<Reminders>(&json!({ "told": "remember", "what": what }));
+/// }
+/// stage.advance(Duration::from_secs(30));
+/// stage.send::<Reminders>(&json!({ "told": "done", "what": "mail" })).run_until_quiet();
+/// assert_eq!(stage.timers().len(), 1);
+/// stage.advance(Duration::from_secs(31));
+/// assert_eq!(stage.state::<Reminders>("tea"), ["tea"]);
+/// assert_eq!(stage.events(), [("tea".to_owned(), "reminder.late".to_owned())]);
+/// ```
+pub struct Stage {
+    world: World,
+    log: SimTransport,
+    dice: Dice,
+    kills: u64,
+    sent: u64,
+}
+
+impl Stage {
+    /// These handlers, with default settings and two shards.
+    #[track_caller]
+    pub fn of(handlers: Handlers) -> Self {
+        Self::with(handlers, 0, |_| ())
+    }
+
+    /// These handlers, with what follows from a seed, under settings that `change` changes.
+    #[track_caller]
+    #[expect(clippy::panic, reason = "what cannot start fails the test")]
+    pub fn with(handlers: Handlers, seed: u64, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings::default();
+        settings.ownership.shards = 2;
+        change(&mut settings);
+        let problems = settings.problems();
+        match begin(handlers, seed, settings) {
+            Ok((world, log)) if problems.is_empty() => {
+                Self { world, log, dice: Dice::seeded(seed ^ 0x6b69_6c6c), kills: 0, sent: 0 }
+            }
+            Ok(_) => panic!("the settings are wrong: {}", problems.join("; ")),
+            Err(problem) => panic!("the handlers cannot be run: {problem}"),
+        }
+    }
+
+    /// From now on a shard's owner dies at about one of so many steps, and another one takes over: whatever is under way,
+    /// between a turn and its commit, too. 0: no more.
+    pub fn kills(&mut self, one_in: u64) -> &mut Self {
+        self.kills = one_in;
+        self
+    }
+
+    /// Sends a message to the key that its handler gives it, given as what becomes its JSON. Its id is `message-1`, or
+    /// counts on behind those before.
+    #[track_caller]
+    pub fn send<H: Handler>(&mut self, message: &impl Serialize) -> &mut Self {
+        self.sent += 1;
+        let id = format!("message-{}", self.sent);
+        self.send_as::<H>(&id, message)
+    }
+
+    /// The same under this id: a message with an id that was there before is a copy, and changes nothing.
+    #[track_caller]
+    pub fn send_as<H: Handler>(&mut self, id: &str, message: &impl Serialize) -> &mut Self {
+        let payload = serde_json::to_vec(message).expect("a message becomes JSON");
+        let plan = &self.world.plan;
+        let key = plan.handlers.key_of(H::SERVICE, &payload).expect("a handler gives its messages keys");
+        let draft = Draft { id, key: key.as_str(), kind: "sent", payload: &payload, ..Draft::default() };
+        let message = draft.build().expect("id and key are usable");
+        let (shard, service) = (shard_of(message.key(), plan.shards()), plan.handlers.index_of(H::SERVICE));
+        let (origin, now) = (Arc::from("stage"), self.world.clock.now());
+        let position = self.log.append(shard, &origin, now, Content::For(H::SERVICE.into(), message.clone()));
+        let sent = [(service, message, false)];
+        self.world.witness.delivered(&self.world.plan, (shard, 1, &origin, position), &sent);
+        self
+    }
+
+    /// Runs until nothing is in hand and nothing is to be tried again. Timers do not count: see [`Stage::advance`]. What
+    /// waits for something outside that is not available is waited for a minute.
+    #[track_caller]
+    pub fn run_until_quiet(&mut self) -> &mut Self {
+        let (begin, end) = (self.world.now, self.world.now + QUIET_WITHIN);
+        loop {
+            if let Some(busy) = self.settle(end) {
+                self.fails(&format!("it does not become quiet: {busy}"));
+            }
+            let blocked = self.world.blocked();
+            match self.world.next_retry() {
+                Some(at) => self.run_to(at),
+                None if blocked && self.world.now < begin + OUTSIDE_WITHIN => self.run_to(self.world.now + 50_000),
+                None => return self,
+            }
+        }
+    }
+
+    /// Lets this much time pass, with all that comes due in it. What is under way by then goes on with the next call.
+    #[track_caller]
+    pub fn advance(&mut self, time: Duration) -> &mut Self {
+        let to = self.world.now + u64::try_from(time.as_micros()).unwrap_or(u64::MAX / 4);
+        self.run_to(to);
+        self
+    }
+
+    /// The time of the program, in milliseconds since the epoch.
+    pub fn now(&self) -> Millis {
+        self.world.clock.now()
+    }
+
+    /// The state of a key; the default where it has none.
+    #[track_caller]
+    pub fn state<H: Handler>(&self, key: &str) -> H::State {
+        let states = self.store().states();
+        let stored = states.get(&(Arc::from(H::SERVICE), Arc::from(key))).cloned();
+        decode::<H>(stored).expect("what a handler stored is what it reads")
+    }
+
+    /// The rows of a handler's table as JSON objects, in the order of their primary key.
+    pub fn rows(&self, table: &str) -> Vec<Value> {
+        self.store().rows(table)
+    }
+
+    /// Key and type of each event, in the order of commits.
+    pub fn events(&self) -> Vec<(String, String)> {
+        let events = self.store().journal().into_iter().flat_map(|commit| commit.events);
+        events.map(|event| (event.message.key().to_owned(), event.message.kind().to_owned())).collect()
+    }
+
+    /// The payloads of the events of a type, in the order of commits.
+    pub fn payloads(&self, kind: &str) -> Vec<Value> {
+        let events = self.store().journal().into_iter().flat_map(|commit| commit.events);
+        let meant = events.filter(|event| event.message.kind() == kind);
+        meant.map(|event| serde_json::from_slice(event.message.payload()).unwrap_or_default()).collect()
+    }
+
+    /// The dead letters, oldest first.
+    pub fn dead_letters(&self) -> Vec<DeadLetter> {
+        let mut letters: Vec<_> = self.store().dead_letters().into_values().collect();
+        letters.sort_by_key(|letter| letter.at);
+        letters
+    }
+
+    /// The timers that are set, those of schedules too, first due first.
+    pub fn timers(&self) -> Vec<Timer> {
+        let mut timers = self.store().timers();
+        timers.sort_by_key(|timer| timer.due_at);
+        timers
+    }
+
+    /// Messages that wait durably: for another attempt, for something outside, or behind such a one.
+    pub fn waiting(&self) -> usize {
+        self.store().pending().len()
+    }
+
+    fn store(&self) -> &MemoryStore {
+        &self.world.disk.store
+    }
+
+    /// Runs what is in hand; says what still is at `end`.
+    #[track_caller]
+    fn settle(&mut self, end: u64) -> Option<String> {
+        loop {
+            let busy = self.world.restless();
+            if busy.is_none() || self.world.now >= end {
+                return busy;
+            }
+            self.steps(end);
+        }
+    }
+
+    /// Lets time pass up to `to`; where nothing happens for long, at once.
+    #[track_caller]
+    fn run_to(&mut self, to: u64) {
+        while self.world.now < to {
+            self.steps(to);
+            if self.world.restless().is_none() && !self.world.blocked() {
+                let next = self.world.next_due().unwrap_or(u64::MAX);
+                self.world.leap(next.min(to));
+            }
+        }
+    }
+
+    /// Some steps, none of them after `end`.
+    #[track_caller]
+    fn steps(&mut self, end: u64) {
+        for _ in 0..STEPS {
+            if self.kills > 0 && self.dice.below(self.kills) == 0 {
+                let shard = self.dice.below(u64::from(self.world.plan.shards())) as usize;
+                if let Some(owner) = self.world.current[shard] {
+                    self.world.leave(owner);
+                }
+            }
+            if self.world.next_at().is_none_or(|at| at > end) {
+                return self.world.leap(end);
+            }
+            if let Err(problem) = self.world.step() {
+                self.fails(&problem);
+            }
+        }
+    }
+
+    #[track_caller]
+    #[expect(clippy::panic, reason = "a broken promise fails the test")]
+    fn fails(&self, problem: &str) -> ! {
+        panic!(
+            "after {:?} of virtual time (seed {}): {problem}",
+            Duration::from_micros(self.world.now),
+            self.world.plan.seed
+        )
+    }
+}
+
+impl std::fmt::Debug for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stage").field("now", &self.now()).field("sent", &self.sent).finish_non_exhaustive()
+    }
+}
+
+/// A world in which nothing goes wrong by itself.
+fn begin(handlers: Handlers, seed: u64, settings: Settings) -> Result<(World, SimTransport), String> {
+    let (clock, store, faults) = (Clock::manual(START), Arc::new(MemoryStore::new()), Faults::none());
+    let plan = Plan::new(seed, faults, settings, handlers, &store, &clock)?;
+    let source = |name, kind| SimTransport::new(name, kind, clock.clone());
+    let log = source("log", Kind::Log);
+    let transports: Vec<Box<dyn Transport>> = vec![
+        Box::new(EmbeddedLog::new(store.clone(), plan.settings.log.poll)),
+        Box::new(log.clone()),
+        Box::new(source("queue", Kind::Queue)),
+        Box::new(source(INTAKE, Kind::Table(store.clone()))),
+    ];
+    let (disk, refusals) = (Disk { store, away_until: 0 }, Arc::new(Refusals::new(seed, faults)));
+    Ok((World::new(plan, disk, refusals, (Witness::default(), clock), transports, 0)?, log))
+}
