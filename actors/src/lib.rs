@@ -17,20 +17,20 @@ pub use balances::Balances;
 pub use checkouts::Checkouts;
 pub use expenses::Expenses;
 pub use orders::Orders;
-pub use payments::{Payments, Provider};
+pub use payments::{PaymentProvider, Payments, Provider};
 pub use transactions::Transactions;
 
 /// What the handlers need to know.
 #[derive(Clone, Debug)]
-pub struct App {
+pub struct App<P = Provider> {
     /// The payment provider.
-    pub provider: Provider,
+    pub provider: P,
     /// How checkouts wait.
     pub checkouts: Checkouts,
 }
 
 /// All of them, ready for an engine.
-pub fn handlers(app: &App) -> Handlers {
+pub fn handlers<P: PaymentProvider + Clone>(app: &App<P>) -> Handlers {
     let payments = Payments { provider: app.provider.clone() };
     let handlers = Handlers::new().with(Balances).with(app.checkouts).with(Expenses).with(Orders);
     handlers.with(payments).with(Transactions)

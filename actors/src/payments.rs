@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use crate::money::{Cents, Currency};
 use crate::names::{Account, OrderId};
 use crate::posting::Memo;
-pub use provider::{PROVIDER, Provider, ProviderError};
+pub use provider::{PROVIDER, PaymentProvider, Provider, ProviderAnswer, ProviderError};
 
 /// Keeps the payment of each order.
 #[derive(Clone, Debug)]
-pub struct Payments {
+pub struct Payments<P = Provider> {
     /// Who moves the money.
-    pub provider: Provider,
+    pub provider: P,
 }
 
 /// What the payment of an order is told.
@@ -121,7 +121,7 @@ impl Row for PaymentRow<'_> {
     };
 }
 
-impl Handler for Payments {
+impl<P: PaymentProvider> Handler for Payments<P> {
     const SERVICE: &'static str = "payments";
     const NEEDS: &'static [&'static str] = &[PROVIDER];
     type Message = Command;
@@ -154,7 +154,7 @@ impl Handler for Payments {
     }
 }
 
-impl Payments {
+impl<P: PaymentProvider> Payments<P> {
     /// Takes the money, unless it was refunded before. The same charge again changes nothing.
     async fn charge(&self, payment: &mut Payment, charge: Charge, turn: &Turn) -> Result<(), Fault> {
         if charge.amount <= Cents(0) {
@@ -167,8 +167,14 @@ impl Payments {
             (None, _) => {}
         }
         match self.provider.charge(turn.token("charge"), &charge).await.map_err(ProviderError::fault)? {
-            Ok(reference) => (payment.status, payment.reference) = (Some(Status::Charged), Some(reference)),
-            Err(reason) => {
+            ProviderAnswer::Charged { id, order, amount } if (&order, amount) == (&charge.order, charge.amount) => {
+                (payment.status, payment.reference) = (Some(Status::Charged), Some(id));
+            }
+            ProviderAnswer::Charged { order, amount, .. } => {
+                let said = format!("it says that it took {amount} for order {order:?}");
+                return Err(ProviderError::Nonsense(said).fault());
+            }
+            ProviderAnswer::Declined { reason } => {
                 payment.status = Some(Status::Declined);
                 payment.reason = Memo::try_from(reason).ok();
             }
@@ -191,7 +197,10 @@ impl Payments {
             Some(Status::Charged) => Status::Refunded,
             None => Status::Void,
         };
-        self.provider.refund(turn.token("refund"), &order).await.map_err(ProviderError::fault)?;
+        let refunded = self.provider.refund(turn.token("refund"), &order).await.map_err(ProviderError::fault)?;
+        if refunded != order {
+            return Err(ProviderError::Nonsense(format!("it says that it refunded order {refunded:?}")).fault());
+        }
         payment.status = Some(status);
         payment.reason = reason;
         Ok(())

@@ -28,6 +28,7 @@ mod postgres_store;
 mod refused;
 mod rekeying;
 mod reshard;
+mod sagas;
 mod servers;
 mod services;
 mod simulation;

@@ -1,4 +1,5 @@
-//! The payment provider, over HTTP: `POST /charges` and `POST /refunds`, each with an `Idempotency-Key`.
+//! What `payments` needs of a payment provider; and one over HTTP: `POST /charges` and `POST /refunds`, each with an
+//! `Idempotency-Key`.
 //! In: a charge or an order to refund, a token. Out: the provider's word, or why there is none.
 
 use std::time::Duration;
@@ -14,7 +15,39 @@ use crate::names::OrderId;
 /// The provider's name among what `payments` needs.
 pub const PROVIDER: &str = "payment_provider";
 
-/// The line to the provider.
+/// What `payments` needs of a provider. Whoever asks with a token that was there before gets the answer of then.
+pub trait PaymentProvider: Send + Sync + 'static {
+    /// Takes the money; says what it took, or why it will not.
+    fn charge(
+        &self,
+        token: Uuid,
+        charge: &Charge,
+    ) -> impl Future<Output = Result<ProviderAnswer, ProviderError>> + Send;
+
+    /// Gives back whatever was taken for an order, and takes nothing for it any more; says of which order.
+    fn refund(&self, token: Uuid, order: &OrderId) -> impl Future<Output = Result<OrderId, ProviderError>> + Send;
+}
+
+/// What a provider says to a charge; not to be believed before it was compared with what was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProviderAnswer {
+    /// The money was taken.
+    Charged {
+        /// The provider's id of it.
+        id: String,
+        /// The order.
+        order: OrderId,
+        /// How much.
+        amount: Cents,
+    },
+    /// It says no.
+    Declined {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The line to a provider that speaks HTTP.
 #[derive(Clone, Debug)]
 pub struct Provider {
     http: reqwest::Client,
@@ -77,31 +110,6 @@ impl Provider {
         Ok(Self { http, url: url.trim_end_matches('/').to_owned() })
     }
 
-    /// Takes the money; gives the provider's id of it, or its reason to decline.
-    pub async fn charge(&self, token: Uuid, charge: &Charge) -> Result<Result<String, String>, ProviderError> {
-        let answer = self.post("charges", token, charge).await?;
-        if answer.status() == reqwest::StatusCode::PAYMENT_REQUIRED {
-            return Ok(Err(read::<Declined>(answer).await?.reason));
-        }
-        let charged: Charged = read(answer).await?;
-        if charged.order != charge.order || charged.amount != charge.amount {
-            let Charged { order, amount, .. } = charged;
-            return Err(ProviderError::Nonsense(format!("it says that it took {amount} for order {order:?}")));
-        }
-        Ok(Ok(charged.id))
-    }
-
-    /// Gives back whatever was taken for an order, and takes nothing for it any more.
-    pub async fn refund(&self, token: Uuid, order: &OrderId) -> Result<(), ProviderError> {
-        let refunded: Refunded =
-            read(self.post("refunds", token, &serde_json::json!({ "order": order })).await?).await?;
-        if refunded.order == *order {
-            Ok(())
-        } else {
-            Err(ProviderError::Nonsense(format!("it says that it refunded order {:?}", refunded.order)))
-        }
-    }
-
     async fn post(&self, path: &str, token: Uuid, body: &impl Serialize) -> Result<reqwest::Response, ProviderError> {
         if self.url.is_empty() {
             let how = "none is configured: set app.provider_url";
@@ -118,6 +126,24 @@ impl Provider {
             _ if status.is_server_error() || later => Err(ProviderError::Unavailable(status.to_string())),
             _ => Err(ProviderError::Refused(status.to_string())),
         }
+    }
+}
+
+impl PaymentProvider for Provider {
+    async fn charge(&self, token: Uuid, charge: &Charge) -> Result<ProviderAnswer, ProviderError> {
+        let answer = self.post("charges", token, charge).await?;
+        if answer.status() == reqwest::StatusCode::PAYMENT_REQUIRED {
+            let Declined { reason } = read(answer).await?;
+            return Ok(ProviderAnswer::Declined { reason });
+        }
+        let Charged { id, order, amount } = read(answer).await?;
+        Ok(ProviderAnswer::Charged { id, order, amount })
+    }
+
+    async fn refund(&self, token: Uuid, order: &OrderId) -> Result<OrderId, ProviderError> {
+        let refunded: Refunded =
+            read(self.post("refunds", token, &serde_json::json!({ "order": order })).await?).await?;
+        Ok(refunded.order)
     }
 }
 
