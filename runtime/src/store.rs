@@ -6,6 +6,7 @@
 pub mod append;
 mod commit;
 mod declared;
+pub mod health;
 mod layout;
 pub mod lease;
 pub mod memory;
@@ -32,7 +33,7 @@ pub use commit::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
     SentMessage, StateWrite,
 };
-pub use open::{Opened, is_running, is_shared, open};
+pub use open::{Opened, disk, is_running, is_shared, open};
 pub use timer::{DueTimers, Timer, TimerWrite};
 
 /// What a process may do with the store.

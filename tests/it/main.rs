@@ -8,6 +8,7 @@ mod chaos;
 mod cli;
 mod commands;
 mod cron;
+mod doctor;
 mod engine;
 mod fixture;
 mod fleet;

@@ -4,6 +4,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use super::health::Disk;
 use super::postgres::{Bounds, PgStore};
 use super::reshard::{ReshardError, Resharded};
 use super::sqlite::SqliteStore;
@@ -69,6 +70,11 @@ pub async fn open(settings: &Settings, access: Access) -> Result<Opened, StoreEr
         statement_timeout: settings.store.statement_timeout,
     };
     Ok(Opened(Kind::Postgres(Arc::new(PgStore::open(url, bounds, access).await?))))
+}
+
+/// Where the file of a store lies that has one, and what room is left there.
+pub fn disk(settings: &Settings) -> Option<Disk> {
+    if is_shared(settings) { None } else { SqliteStore::disk(&settings.store.url) }
 }
 
 /// Whether several workers can share the store at `store.url`.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use super::health::Health;
 use super::{
     Counters, DeadLetter, Epoch, Event, HistoryRow, LogRow, PendingRow, ServiceKey, SourcePositions, StoreError,
     StoreFuture, Timer, Watermarks,
@@ -327,4 +328,8 @@ pub trait Queries: Send + Sync {
     fn open_commands(&self, shard: ShardNo) -> StoreFuture<'_, Vec<OpenCommand>>;
     /// How far a command is.
     fn command_state(&self, id: i64) -> StoreFuture<'_, CommandState>;
+    /// What the store tells of itself to whoever checks it; a store that nothing outlives has nothing to tell.
+    fn health(&self) -> StoreFuture<'_, Health> {
+        Box::pin(std::future::ready(Ok(Health::default())))
+    }
 }

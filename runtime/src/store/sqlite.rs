@@ -27,6 +27,7 @@ use self::group::Piece;
 use self::read::signed;
 use self::writer::{Writer, failed};
 pub use super::Access;
+use super::health::{self, Disk};
 use super::query::{DeadFilter, EventRow, Queries};
 use super::reshard::{self, ReshardError, Resharded};
 use super::watch::LogWatch;
@@ -108,6 +109,11 @@ impl SqliteStore {
     /// Whether a process runs the store at `url` now.
     pub fn is_running(url: &str) -> bool {
         place::path(url).is_ok_and(|path| place::is_locked(&path))
+    }
+
+    /// Where the file of the store at `url` lies, and what room is left there.
+    pub fn disk(url: &str) -> Option<Disk> {
+        health::sqlite::disk(&place::path(url).ok()?)
     }
 
     /// Writes what was handed over, closes the file and gives the lock up. Without it the same happens a little later.

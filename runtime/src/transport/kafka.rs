@@ -6,6 +6,7 @@
 mod client;
 mod event;
 mod group;
+pub mod health;
 mod lane;
 mod reader;
 mod record;

@@ -4,6 +4,7 @@
 pub mod args;
 pub mod config;
 pub mod dlq;
+pub mod doctor;
 pub mod edit;
 pub mod explain;
 pub mod keys;
@@ -43,6 +44,8 @@ pub enum Done {
     NothingFound,
     /// It was told to stop; what it did so far is kept.
     Interrupted,
+    /// It was done, and what was looked at is not as it must be.
+    Unsound,
 }
 
 /// How a command ended.
@@ -73,6 +76,7 @@ fn code_of(ended: Ended) -> u8 {
         Ok(Done::Interrupted) => 1,
         Ok(Done::SomeRefused) => 2,
         Ok(Done::NothingFound) => 3,
+        Ok(Done::Unsound) => 5,
         Err(failure) => {
             failure.lines().into_iter().for_each(complain);
             failure.code()
@@ -111,6 +115,7 @@ async fn execute(cli: Cli) -> Ended {
         Command::Outbox(OutboxCommand::Stats) => outbox::stats(settings, out).await,
         Command::Outbox(OutboxCommand::Retire(asked)) => outbox::retire(settings, &asked, out).await,
         Command::Explain { id_or_key } => explain::explain(settings, id_or_key, out).await,
+        Command::Doctor => Box::pin(doctor::doctor(settings, out)).await,
         Command::Status => status::status(settings, out).await,
         Command::Config(asked) => config::config(&loaded, &asked, out),
         Command::Completions { .. } => Ok(Done::All),
@@ -158,6 +163,7 @@ mod tests {
             (Err(StoreError::Corrupt("x".to_owned()).into()), 1),
             (Ok(Done::SomeRefused), 2),
             (Ok(Done::NothingFound), 3),
+            (Ok(Done::Unsound), 5),
             (Err(unavailable.into()), 4),
             (Err(newer.into()), 4),
             (Err(StoreError::Locked("pid 1".to_owned()).into()), 4),

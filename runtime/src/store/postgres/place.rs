@@ -24,6 +24,8 @@ pub(super) enum Use {
     Notices,
     /// Bringing the store into shape: it may wait for another process that does, and take its time.
     Prepare,
+    /// Looking at the server as it is for any program: nothing is asked of it at the start.
+    Look,
 }
 
 impl Use {
@@ -35,6 +37,7 @@ impl Use {
             Self::Queries => "queries",
             Self::Notices => "notices",
             Self::Prepare => "prepare",
+            Self::Look => "look",
         }
     }
 }
@@ -69,7 +72,7 @@ impl Place {
             None => format!("perkey {}", purpose.as_str()),
         };
         let options = self.options.clone().application_name(&name);
-        if self.pooled {
+        if self.pooled || purpose == Use::Look {
             return options;
         }
         let bound = if purpose == Use::Prepare { 0 } else { self.statement_timeout.as_millis() };
@@ -88,7 +91,7 @@ impl Place {
                 ("enable_hashjoin", "off"),
                 ("enable_mergejoin", "off"),
             ]),
-            Use::Control | Use::Leases | Use::Queries | Use::Notices | Use::Prepare => options,
+            Use::Control | Use::Leases | Use::Queries | Use::Notices | Use::Prepare | Use::Look => options,
         }
     }
 

@@ -7,9 +7,11 @@ use sqlx::postgres::PgRow;
 use super::commit::shard_no;
 use super::escape::stored;
 use super::links::{Args, Links};
+use super::place::Use;
 use super::read::{self, FILTER, count, filtered, signed};
-use super::{PgStore, decode, explain};
+use super::{PgStore, TOOL_PATIENCE, decode, explain, schema};
 use crate::message::ShardNo;
+use crate::store::health::{self, Health};
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
     Queries, ShardRow, Story, WaitingKey, readable,
@@ -197,6 +199,16 @@ impl Queries for PgStore {
             })
         })
     }
+
+    fn health(&self) -> StoreFuture<'_, Health> {
+        Box::pin(async move {
+            // As any other program is connected: what this one asks for must not hide what the others get.
+            let links = Links::new(&self.place, Use::Look, 1, TOOL_PATIENCE);
+            let health = health(&links).await;
+            links.close().await;
+            health
+        })
+    }
 }
 
 /// Rows for the log, as a statement of [`appending`] has them first.
@@ -331,6 +343,29 @@ async fn page(
         }
     }
     Ok(found)
+}
+
+async fn health(links: &Links) -> Result<Health, StoreError> {
+    use health::postgres;
+
+    let settings = links.read(postgres::SETTINGS, Args::default()).await?;
+    let mut server =
+        one(&links.read(postgres::SERVER, Args::default()).await?, |row| postgres::server(row, &settings))?;
+    server.format_known = schema::newest();
+    server.slots =
+        links.read(postgres::SLOTS, Args::default()).await?.iter().map(postgres::slot).collect::<Result<_, _>>()?;
+    // Not everybody may look there.
+    server.wal_bytes = match links.read(postgres::WAL, Args::default()).await {
+        Ok(rows) => Some(one(&rows, postgres::wal)?),
+        Err(_) => None,
+    };
+    let shards = links.read(AssertSqlSafe(postgres::shards_sql()), Args::default()).await?;
+    let services = links.read(AssertSqlSafe(postgres::services_sql()), Args::default()).await?;
+    Ok(Health {
+        server,
+        shards: shards.iter().map(postgres::shard).collect::<Result<_, _>>()?,
+        services: services.iter().map(postgres::service).collect::<Result<_, _>>()?,
+    })
 }
 
 /// A row that begins with shard, commit_no, epoch, at.

@@ -36,10 +36,15 @@ pub(super) const HASH_KEY: &str = "SELECT decode(value, 'hex') FROM meta WHERE n
 /// The number of the newest migration that was run.
 pub(super) const NEWEST: &str = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations";
 
+/// The newest format that this program knows.
+pub(super) fn newest() -> u32 {
+    let newest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+    u32::try_from(newest).unwrap_or(u32::MAX)
+}
+
 /// Refuses a format that this program does not know.
 pub(super) fn known(found: u32) -> Result<u32, StoreError> {
-    let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
-    let known = u32::try_from(known).unwrap_or(u32::MAX);
+    let known = newest();
     if found > known { Err(StoreError::Newer { found, known }) } else { Ok(found) }
 }
 

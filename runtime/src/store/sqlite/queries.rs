@@ -9,8 +9,9 @@ use sqlx::{AssertSqlSafe, query, query_scalar};
 use super::args::Rows;
 use super::read::{self, FILTER, bind_filter, count, signed};
 use super::writer::{Writer, failed};
-use super::{SqliteStore, decode, explain};
+use super::{SqliteStore, decode, explain, schema};
 use crate::message::ShardNo;
+use crate::store::health::{self, Health};
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
     Queries, ShardRow, Story, WaitingKey, readable,
@@ -198,6 +199,14 @@ impl Queries for SqliteStore {
                 shards: decode::number(&row, 1)?,
                 affected: decode::number(&row, 2)?,
             })
+        })
+    }
+
+    fn health(&self) -> StoreFuture<'_, Health> {
+        Box::pin(async move {
+            let mut health = health::sqlite::health(&self.readers, &self.path).await?;
+            health.server.format_known = schema::newest();
+            Ok(health)
         })
     }
 }

@@ -25,10 +25,15 @@ pub(super) async fn format(connection: &mut SqliteConnection) -> Result<u32, sql
     Ok(found.map_or(0, |found| u32::try_from(found).unwrap_or(u32::MAX)))
 }
 
+/// The newest format that this program knows.
+pub(super) fn newest() -> u32 {
+    let newest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
+    u32::try_from(newest).unwrap_or(u32::MAX)
+}
+
 /// Refuses a format that this program does not know.
 pub(super) fn known(found: u32) -> Result<u32, StoreError> {
-    let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
-    let known = u32::try_from(known).unwrap_or(u32::MAX);
+    let known = newest();
     if found > known { Err(StoreError::Newer { found, known }) } else { Ok(found) }
 }
 

@@ -88,6 +88,13 @@ pub(super) fn producer(settings: &KafkaSettings) -> ClientConfig {
     config
 }
 
+/// The configuration of a client that only asks about topics.
+pub(super) fn admin(settings: &KafkaSettings) -> ClientConfig {
+    let mut config = with_properties(common(settings), settings);
+    config.set("allow.auto.create.topics", "false").set_log_level(RDKafkaLogLevel::Critical);
+    config
+}
+
 /// Why a client could not be made, without any value that may be secret.
 pub(super) fn refused(error: KafkaError) -> String {
     match error {

@@ -21,6 +21,7 @@ Exit codes:
   2   done, but some of the input was refused
   3   nothing found
   4   the store is not available: missing, locked by another process, or from a newer version
+  5   doctor found an error
   64  wrong usage
   78  wrong settings";
 
@@ -144,6 +145,8 @@ pub enum Command {
     },
     /// Show the shards and what waits in them
     Status,
+    /// Say what is unsafe or wrong in settings, store and brokers, and what to do about it
+    Doctor,
     /// Show or check the settings
     #[command(subcommand)]
     Config(ConfigCommand),

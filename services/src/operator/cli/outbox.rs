@@ -13,18 +13,18 @@ use super::output::{Out, table};
 use super::{Done, Ended, Failure, dlq, open_beside};
 
 /// How far one sink of one shard is.
-#[derive(Debug, Serialize)]
-struct Stat {
-    shard: ShardNo,
-    sink: String,
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Stat {
+    pub(super) shard: ShardNo,
+    pub(super) sink: String,
     /// Whether a route of these settings leads to it.
-    configured: bool,
-    watermark: u64,
-    last_seq: u64,
-    pending: u64,
+    pub(super) configured: bool,
+    pub(super) watermark: u64,
+    pub(super) last_seq: u64,
+    pub(super) pending: u64,
     /// When the oldest event behind the watermark was committed.
-    oldest_at: Option<String>,
-    oldest_age_seconds: Option<u64>,
+    pub(super) oldest_at: Option<String>,
+    pub(super) oldest_age_seconds: Option<u64>,
 }
 
 /// What became of a retirement.
@@ -42,13 +42,8 @@ struct Retired {
 /// Shows how far each sink is.
 pub async fn stats(settings: &Settings, out: Out) -> Ended {
     let store = open_beside(settings).await?;
-    let now = Clock::system().now();
-    let mut stats = Vec::new();
-    for row in store.queries().shards().await? {
-        for (sink, watermark) in &row.watermarks {
-            stats.push(stat(settings, store.queries(), (&row, sink, *watermark), now).await?);
-        }
-    }
+    let rows = store.queries().shards().await?;
+    let stats = collected(settings, store.queries(), &rows).await?;
     let found = !stats.is_empty();
     out.show(&stats, |stats| {
         if stats.is_empty() {
@@ -58,6 +53,22 @@ pub async fn stats(settings: &Settings, out: Out) -> Ended {
         table(&head, stats.iter().map(line))
     });
     Ok(if found { Done::All } else { Done::NothingFound })
+}
+
+/// How far each sink of each shard is.
+pub(super) async fn collected(
+    settings: &Settings,
+    queries: &dyn Queries,
+    rows: &[ShardRow],
+) -> Result<Vec<Stat>, StoreError> {
+    let now = Clock::system().now();
+    let mut stats = Vec::new();
+    for row in rows {
+        for (sink, watermark) in &row.watermarks {
+            stats.push(stat(settings, queries, (row, sink, *watermark), now).await?);
+        }
+    }
+    Ok(stats)
 }
 
 fn line(stat: &Stat) -> Vec<String> {
@@ -134,7 +145,7 @@ fn text(retired: &Retired) -> String {
     }
 }
 
-fn is_configured(settings: &Settings, sink: &str) -> bool {
+pub(super) fn is_configured(settings: &Settings, sink: &str) -> bool {
     let dead_letters = !settings.kafka.dead_letter_topic.is_empty() && sink == "kafka";
     dead_letters || settings.publish.iter().any(|publish| publish.sink == sink)
 }

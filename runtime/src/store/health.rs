@@ -1,0 +1,137 @@
+//! What a store tells of itself to whoever checks it: its server, its clock, what it keeps. Nothing is judged here.
+//! In: rows. Out: plain values.
+
+pub(super) mod postgres;
+pub(super) mod sqlite;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::clock::Millis;
+use crate::message::ShardNo;
+
+/// A store and the server that keeps it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// What keeps it.
+    pub server: ServerHealth,
+    /// Its shards, in order.
+    pub shards: Vec<ShardHealth>,
+    /// Services of which something waits, by name.
+    pub services: Vec<ServiceHealth>,
+}
+
+/// What keeps a store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerHealth {
+    /// Its version: 150004 is PostgreSQL 15.4, 3050002 is SQLite 3.50.2.
+    pub version: u32,
+    /// Its clock, where it has one of its own.
+    pub now: Option<Millis>,
+    /// Settings by their names; without those that it does not have.
+    pub settings: BTreeMap<String, String>,
+    /// The format of what is stored.
+    pub format: u32,
+    /// The newest format that this program knows.
+    pub format_known: u32,
+    /// Size of the database.
+    pub bytes: u64,
+    /// Size of the write-ahead log; nothing where it may not be looked at.
+    pub wal_bytes: Option<u64>,
+    /// Whether it only follows another server.
+    pub is_standby: bool,
+    /// Sessions of all programs.
+    pub sessions: u64,
+    /// Transactions since rows were last made safe from their numbers running out.
+    pub frozen_age: u64,
+    /// Replication slots.
+    pub slots: Vec<Slot>,
+}
+
+/// A replication slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Its name.
+    pub name: String,
+    /// Whether anybody reads it.
+    pub is_active: bool,
+    /// How much of the write-ahead log it keeps.
+    pub kept_bytes: u64,
+}
+
+/// What a shard keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardHealth {
+    /// The shard.
+    pub shard: ShardNo,
+    /// Ids in its commits.
+    pub ids: u64,
+    /// When the oldest of its commits was written, by its worker's clock.
+    pub oldest_at: Option<Millis>,
+    /// When the one with the highest number was written.
+    pub newest_at: Option<Millis>,
+    /// The latest time that any of them has.
+    pub latest_at: Option<Millis>,
+    /// The earliest time at which a waiting message or a timer may run.
+    pub due_at: Option<Millis>,
+    /// Since when a key is held.
+    pub held_at: Option<Millis>,
+}
+
+/// What waits for a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceHealth {
+    /// Its name.
+    pub service: String,
+    /// Rows in `pending`.
+    pub pending: u64,
+    /// Timers.
+    pub timers: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
+    /// When the latest of these was given up.
+    pub dead_at: Option<Millis>,
+}
+
+/// Where a store's file lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Bytes that may still be written there.
+    pub free: u64,
+    /// Bytes in all.
+    pub total: u64,
+    /// Why nothing can be written there.
+    pub problem: Option<String>,
+}
+
+/// Of each shard: ids, oldest, newest and latest commit, what is due, what is held.
+const SHARDS: &str = "SELECT s.shard AS shard,
+        (SELECT coalesce(sum(length(c.ids)), 0) / 22 FROM commits c WHERE c.shard = s.shard) AS ids,
+        (SELECT min(c.at) FROM commits c WHERE c.shard = s.shard) AS oldest,
+        (SELECT c.at FROM commits c WHERE c.shard = s.shard ORDER BY c.commit_no DESC LIMIT 1) AS newest,
+        (SELECT max(c.at) FROM commits c WHERE c.shard = s.shard) AS latest,
+        (SELECT min(p.due_at) FROM pending p WHERE p.shard = s.shard AND p.due_at IS NOT NULL) AS waits,
+        (SELECT min(t.due_at) FROM timers t WHERE t.shard = s.shard
+            AND NOT EXISTS (SELECT 1 FROM pending p WHERE p.shard = t.shard AND p.service = t.service AND p.key = t.key)
+            AND NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.shard = t.shard AND d.service = t.service
+                AND d.key = t.key AND d.holds_key)) AS rings,
+        (SELECT min(d.at) FROM dead_letters d WHERE d.shard = s.shard AND d.holds_key) AS held
+    FROM shards s ORDER BY s.shard";
+
+/// Of each service: what waits, its timers, its dead letters and the latest of these.
+const SERVICES: &str = "SELECT service, sum(pending) AS pending, sum(timers) AS timers, sum(dead) AS dead, max(at) AS at
+    FROM (
+        SELECT service, count(*) AS pending, 0 AS timers, 0 AS dead, CAST(NULL AS bigint) AS at FROM pending GROUP BY service
+        UNION ALL SELECT service, 0, count(*), 0, NULL FROM timers GROUP BY service
+        UNION ALL SELECT service, 0, 0, count(*), max(at) FROM dead_letters GROUP BY service) AS waits
+    GROUP BY service ORDER BY service";
+
+/// The earlier of two times.
+fn earlier(a: Option<Millis>, b: Option<Millis>) -> Option<Millis> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}

@@ -1,0 +1,103 @@
+//! What the brokers tell of the topics that are read and written. Nothing is judged here.
+//! In: the settings, topics, partitions. Out: plain values; what could not be asked says why.
+
+use std::collections::BTreeMap;
+
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, OwnedResourceSpecifier, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::metadata::{Metadata, MetadataTopic};
+
+use super::client;
+use super::scout::ANSWER;
+use crate::settings::KafkaSettings;
+use crate::settings::kafka::topic_of;
+
+/// The brokers and the topics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KafkaHealth {
+    /// How many brokers there are.
+    pub brokers: usize,
+    /// The topics asked about, by name; those that are not there are missing.
+    pub topics: BTreeMap<String, TopicHealth>,
+    /// First offset that each partition asked about still has, by its name in positions (`topic/3`).
+    pub first: BTreeMap<String, u64>,
+    /// Why the topics' settings could not be read.
+    pub problem: Option<String>,
+}
+
+/// A topic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TopicHealth {
+    /// Its partitions.
+    pub partitions: usize,
+    /// Partitions without a leader.
+    pub leaderless: usize,
+    /// Copies of the partition that has the fewest.
+    pub replicas: usize,
+    /// Its settings, by Kafka's names, with the brokers' defaults.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// Version of librdkafka in this program.
+pub fn library_version() -> String {
+    rdkafka::util::get_rdkafka_version().1
+}
+
+/// Asks the brokers about `topics` and about `partitions`, which are named as in positions.
+pub async fn look(
+    settings: &KafkaSettings,
+    topics: Vec<String>,
+    partitions: Vec<String>,
+) -> Result<KafkaHealth, String> {
+    client::missing_file(settings)?;
+    let config = client::admin(settings);
+    let asked = topics.clone();
+    let looked = tokio::task::spawn_blocking(move || {
+        let admin: AdminClient<DefaultClientContext> = config.create().map_err(client::refused)?;
+        let metadata = admin.inner().fetch_metadata(None, ANSWER).map_err(|error| error.to_string())?;
+        let mut health = KafkaHealth { brokers: metadata.brokers().len(), ..KafkaHealth::default() };
+        health.topics = asked.iter().filter_map(|name| Some((name.clone(), found(&metadata, name)?))).collect();
+        for name in partitions {
+            let Some((entry, partition)) = name.rsplit_once('/') else { continue };
+            let Ok(partition) = partition.parse() else { continue };
+            // One that is not there any more is told by its topic.
+            if let Ok((low, _)) = admin.inner().fetch_watermarks(topic_of(entry), partition, ANSWER) {
+                health.first.insert(name, u64::try_from(low).unwrap_or(0));
+            }
+        }
+        Ok::<_, String>((admin, health))
+    });
+    let (admin, mut health) = looked.await.map_err(|error| error.to_string())??;
+    let resources: Vec<_> = health.topics.keys().map(|name| ResourceSpecifier::Topic(name)).collect();
+    if resources.is_empty() {
+        return Ok(health);
+    }
+    let described = admin.describe_configs(&resources, &AdminOptions::new().request_timeout(Some(ANSWER))).await;
+    let described = described.unwrap_or_else(|error| {
+        health.problem = Some(error.to_string());
+        Vec::new()
+    });
+    for answer in described {
+        match answer {
+            Ok(ConfigResource { specifier: OwnedResourceSpecifier::Topic(name), entries }) => {
+                let entries = entries.into_iter().filter(|entry| !entry.is_sensitive);
+                let settings = entries.filter_map(|entry| Some((entry.name, entry.value?))).collect();
+                health.topics.entry(name).and_modify(|topic| topic.settings = settings);
+            }
+            Ok(_) => {}
+            Err(error) => health.problem = Some(error.to_string()),
+        }
+    }
+    Ok(health)
+}
+
+fn found(metadata: &Metadata, name: &str) -> Option<TopicHealth> {
+    let there = |topic: &&MetadataTopic| topic.name() == name && topic.error().is_none();
+    let partitions = metadata.topics().iter().find(there)?.partitions();
+    Some(TopicHealth {
+        partitions: partitions.len(),
+        leaderless: partitions.iter().filter(|partition| partition.leader() < 0).count(),
+        replicas: partitions.iter().map(|partition| partition.replicas().len()).min().unwrap_or(0),
+        settings: BTreeMap::new(),
+    })
+}

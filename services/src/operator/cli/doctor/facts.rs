@@ -1,0 +1,217 @@
+//! What `doctor` looks at, gathered once: nothing is judged here.
+//! In: settings. Out: facts; what is away says why.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use perkey::clock::{Clock, Millis};
+use perkey::settings::Settings;
+use perkey::store::health::{Disk, Health};
+use perkey::store::lease::Fleet;
+use perkey::store::query::{ShardRow, WaitingKey};
+use perkey::store::{self, Opened, StoreError};
+use perkey::transport::kafka::{self, health::KafkaHealth};
+
+use super::super::outbox::{self, Stat};
+use super::super::{Failure, handlers, open_beside};
+
+/// All of it.
+pub(super) struct Facts {
+    pub(super) settings: Settings,
+    /// This program's services and code version.
+    pub(super) services: Vec<Arc<str>>,
+    pub(super) code_version: u32,
+    /// Whether several workers share the store.
+    pub(super) shared: bool,
+    pub(super) disk: Option<Disk>,
+    /// The store, or why there is none.
+    pub(super) store: Result<StoreFacts, String>,
+    /// The brokers, where the settings name some, or why they do not answer.
+    pub(super) kafka: Option<Result<KafkaHealth, String>>,
+}
+
+/// What the store tells.
+#[derive(Default)]
+pub(super) struct StoreFacts {
+    pub(super) health: Health,
+    pub(super) rows: Vec<ShardRow>,
+    /// Workers and owners, where there are leases.
+    pub(super) fleet: Option<Fleet>,
+    /// The key that most messages wait for.
+    pub(super) busiest: Option<WaitingKey>,
+    pub(super) oldest_transaction: Option<Duration>,
+    pub(super) sinks: Vec<Stat>,
+    /// Whether a process runs it.
+    pub(super) running: bool,
+    /// This machine's clock before and after the store told its own.
+    pub(super) asked: (Millis, Millis),
+}
+
+/// Looks at everything, whatever is away.
+pub(super) async fn gathered(settings: &Settings) -> Result<Facts, Failure> {
+    let handlers = handlers(settings)?;
+    let store = match open_beside(settings).await {
+        Ok(store) => {
+            let told = told(settings, &store).await.map_err(|error| error.to_string());
+            store.close().await;
+            told
+        }
+        Err(Failure::Store(text) | Failure::Failed(text) | Failure::Usage(text)) => Err(text),
+        Err(Failure::Settings(problems)) => Err(problems.join("; ")),
+    };
+    let rows = store.as_ref().map_or(&[][..], |told| &told.rows);
+    let kafka = match settings.kafka.brokers.is_empty() {
+        true => None,
+        false => Some(kafka::health::look(&settings.kafka, topics(settings), partitions(rows)).await),
+    };
+    Ok(Facts {
+        settings: settings.clone(),
+        services: handlers.services(),
+        code_version: handlers.code_version(),
+        shared: store::is_shared(settings),
+        disk: store::disk(settings),
+        store,
+        kafka,
+    })
+}
+
+async fn told(settings: &Settings, store: &Opened) -> Result<StoreFacts, StoreError> {
+    let queries = store.queries();
+    let before = Clock::system().now();
+    let health = queries.health().await?;
+    let asked = (before, Clock::system().now());
+    let rows = queries.shards().await?;
+    let fleet = match store.leases() {
+        Some(leases) => Some(leases.fleet().await?),
+        None => None,
+    };
+    Ok(StoreFacts {
+        busiest: queries.waiting_keys(1).await?.into_iter().next(),
+        oldest_transaction: store.oldest_transaction().await?,
+        sinks: outbox::collected(settings, queries, &rows).await?,
+        running: store::is_running(settings).await,
+        health,
+        rows,
+        fleet,
+        asked,
+    })
+}
+
+/// The topics that are read.
+pub(super) fn read_topics(settings: &Settings) -> BTreeSet<&str> {
+    settings.kafka.topics.iter().map(|entry| name_of(entry)).collect()
+}
+
+/// The topic that an entry of `kafka.topics` names: what stands behind # counts its lives.
+pub(super) fn name_of(entry: &str) -> &str {
+    entry.split_once('#').map_or(entry, |(topic, _)| topic)
+}
+
+/// The topics that are written.
+pub(super) fn written_topics(settings: &Settings) -> BTreeSet<&str> {
+    let published = settings.publish.iter().filter(|route| route.sink == kafka::NAME).map(|route| route.topic.as_str());
+    let dead_letters = Some(settings.kafka.dead_letter_topic.as_str()).filter(|topic| !topic.is_empty());
+    published.chain(dead_letters).collect()
+}
+
+fn topics(settings: &Settings) -> Vec<String> {
+    let all: BTreeSet<_> = read_topics(settings).into_iter().chain(written_topics(settings)).collect();
+    all.into_iter().map(str::to_owned).collect()
+}
+
+fn partitions(rows: &[ShardRow]) -> Vec<String> {
+    let positions = rows.iter().filter_map(|row| row.positions.get(kafka::NAME));
+    positions.flat_map(|positions| positions.keys()).map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::collections::BTreeMap;
+
+    use perkey::store::health::{ServerHealth, ShardHealth};
+    use perkey::store::lease::{LeaseRow, Worker, WorkerRow};
+
+    use super::super::{Finding, Level};
+    use super::*;
+
+    pub(in super::super) const NOW: Millis = 1_000_000_000_000;
+
+    /// A fleet of one worker and one shard on PostgreSQL, nothing wrong with it.
+    pub(in super::super) fn sound() -> Facts {
+        let mut settings = Settings::default();
+        settings.store.url = "postgres://h/d".to_owned();
+        settings.ownership.shards = 1;
+        let names = [
+            ("fsync", "on"),
+            ("full_page_writes", "on"),
+            ("synchronous_commit", "on"),
+            ("synchronous_standby_names", "b"),
+            ("autovacuum", "on"),
+            ("max_connections", "100"),
+            ("idle_in_transaction_session_timeout", "60000"),
+        ];
+        let server = ServerHealth {
+            version: 150_004,
+            now: Some(NOW),
+            settings: names.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            format: 2,
+            format_known: 2,
+            sessions: 10,
+            ..ServerHealth::default()
+        };
+        let at = Some(NOW - 1_000);
+        let shard = ShardHealth { newest_at: at, latest_at: at, oldest_at: at, ..ShardHealth::default() };
+        let worker = Worker { id: "w".to_owned(), code_version: 8, version: "1".to_owned(), ..Worker::default() };
+        let row = LeaseRow { shard: 0, owner: Some("w".to_owned()), epoch: 1, code_version: 8 };
+        let store = StoreFacts {
+            health: Health { server, shards: vec![shard], services: Vec::new() },
+            rows: vec![row_of(0)],
+            fleet: Some(Fleet { workers: vec![WorkerRow { worker, expires_in: 9_000 }], shards: vec![row] }),
+            running: true,
+            asked: (NOW - 5, NOW + 5),
+            ..StoreFacts::default()
+        };
+        Facts {
+            settings,
+            services: vec!["orders".into()],
+            code_version: 8,
+            shared: true,
+            disk: None,
+            store: Ok(store),
+            kafka: None,
+        }
+    }
+
+    pub(in super::super) fn row_of(shard: u32) -> ShardRow {
+        ShardRow {
+            shard,
+            owner: Some("w".to_owned()),
+            epoch: 1,
+            commit_no: 1,
+            unclean: 0,
+            unread: 0,
+            pending: 0,
+            waiting_keys: 0,
+            dead_letters: 0,
+            held_keys: 0,
+            outbox_seq: 0,
+            positions: BTreeMap::new(),
+            watermarks: BTreeMap::new(),
+            counters: BTreeMap::new(),
+        }
+    }
+
+    /// What is found beyond "ok" once `change` was made to what is sound.
+    pub(in super::super) fn found(
+        checks: fn(&Facts) -> Vec<Finding>,
+        change: impl FnOnce(&mut Facts, &mut StoreFacts),
+    ) -> Vec<(&'static str, Level)> {
+        let mut facts = sound();
+        let mut store = std::mem::replace(&mut facts.store, Err(String::new())).unwrap();
+        change(&mut facts, &mut store);
+        facts.store = Ok(store);
+        let found = checks(&facts).into_iter().filter(|found| found.level > Level::Ok);
+        found.map(|found| (found.check, found.level)).collect()
+    }
+}

@@ -1,0 +1,233 @@
+//! Settings that are allowed and may still not be what is wanted.
+//! In: settings. Out: findings.
+
+use std::time::Duration;
+
+use perkey::settings::{FirstStart, Settings};
+use perkey::store;
+
+use super::{Finding, error, note, or_ok, warning};
+
+/// Below this, repeats come too late to be dropped: of an import that is read again, of a client that tries again.
+const WINDOW_LEAST: Duration = Duration::from_secs(86_400);
+
+/// All of them.
+pub(super) fn checks(settings: &Settings) -> Vec<Finding> {
+    let mut all = dedup(settings);
+    all.extend(retry(settings));
+    all.extend(lease(settings));
+    all.extend(limits(settings));
+    all.extend(edges(settings));
+    all
+}
+
+fn shown(time: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(time)
+}
+
+fn dedup(settings: &Settings) -> Vec<Finding> {
+    let (window, least) = (settings.dedup.window, settings.dedup.window_min);
+    let mut found = Vec::new();
+    if window < least {
+        found.push(error(
+            "settings.dedup",
+            format!("dedup.window ({}) is below dedup.window_min ({})", shown(window), shown(least)),
+            "set dedup.window above dedup.window_min: below that the alarm is raised for good",
+        ));
+    } else if window < WINDOW_LEAST {
+        found.push(warning(
+            "settings.dedup",
+            format!("ids are remembered for {} only (dedup.window)", shown(window)),
+            "set dedup.window to a day or more: an import that is read again, or a sender that tries again, later than \
+             that takes effect twice",
+        ));
+    }
+    or_ok("settings.dedup", found, format!("ids are remembered for {}", shown(window)))
+}
+
+/// The longest that a message can take through all its attempts.
+fn longest(settings: &Settings) -> Duration {
+    let retry = &settings.retry;
+    let cap = retry.cap.as_secs_f64();
+    let mut bound = retry.base.as_secs_f64();
+    let mut sum = 0.0;
+    let mut left = retry.attempts.saturating_sub(1);
+    while left > 0 && bound < cap {
+        sum += bound;
+        bound *= retry.factor;
+        left -= 1;
+        if retry.factor <= 1.0 {
+            sum += bound * f64::from(left);
+            left = 0;
+        }
+    }
+    Duration::try_from_secs_f64(sum + cap * f64::from(left)).unwrap_or(Duration::MAX)
+}
+
+fn retry(settings: &Settings) -> Vec<Finding> {
+    let (longest, give_up) = (longest(settings), settings.retry.give_up_after);
+    let mut found = Vec::new();
+    if longest > give_up {
+        found.push(warning(
+            "settings.retry",
+            format!(
+                "{} attempts can take {}, which is longer than retry.give_up_after ({})",
+                settings.retry.attempts,
+                shown(Duration::from_secs(longest.as_secs())),
+                shown(give_up)
+            ),
+            "lower retry.attempts or retry.cap, or raise retry.give_up_after: a message that is deferred in between is \
+             given up before its attempts are spent",
+        ));
+    }
+    if settings.history.keep < give_up {
+        found.push(warning(
+            "settings.history",
+            format!(
+                "history.keep ({}) is below retry.give_up_after ({})",
+                shown(settings.history.keep),
+                shown(give_up)
+            ),
+            "set history.keep above retry.give_up_after: explain cannot tell what happened first to a message that \
+             still waits",
+        ));
+    }
+    or_ok("settings.retry", found, format!("all attempts end within {}", shown(Duration::from_secs(longest.as_secs()))))
+}
+
+fn lease(settings: &Settings) -> Vec<Finding> {
+    if !store::is_shared(settings) {
+        return Vec::new();
+    }
+    let (ttl, statement) = (settings.ownership.lease_ttl, settings.store.statement_timeout);
+    let mut found = Vec::new();
+    if statement >= ttl * 2 / 3 {
+        found.push(warning(
+            "settings.lease",
+            format!(
+                "store.statement_timeout ({}) is not below two thirds of ownership.lease_ttl ({})",
+                shown(statement),
+                shown(ttl)
+            ),
+            "lower store.statement_timeout: a worker stops its shards after two thirds of a lease, with a statement \
+             still under way",
+        ));
+    }
+    or_ok("settings.lease", found, format!("a lease lasts {}, a statement at most {}", shown(ttl), shown(statement)))
+}
+
+fn limits(settings: &Settings) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if settings.limits.turn_bytes_max > settings.commit.bytes_max {
+        found.push(note(
+            "settings.limits",
+            format!(
+                "a turn may write {} bytes (limits.turn_bytes_max), a commit has {} (commit.bytes_max)",
+                settings.limits.turn_bytes_max, settings.commit.bytes_max
+            ),
+            "lower limits.turn_bytes_max, or raise commit.bytes_max: such a turn has a commit of its own",
+        ));
+    }
+    if settings.limits.turn_bytes_max < settings.ingress.message_bytes_max {
+        found.push(note(
+            "settings.limits",
+            format!(
+                "a message may have {} bytes (ingress.message_bytes_max), what a turn sends out {} \
+                 (limits.turn_bytes_max)",
+                settings.ingress.message_bytes_max, settings.limits.turn_bytes_max
+            ),
+            "raise limits.turn_bytes_max where handlers pass on what they get: the largest messages are rejected",
+        ));
+    }
+    or_ok("settings.limits", found, "the bounds of messages, turns and commits fit each other")
+}
+
+fn edges(settings: &Settings) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let listen = &settings.admin.listen;
+    let local = ["127.", "localhost", "[::1]"].iter().any(|start| listen.starts_with(start));
+    if !local && !listen.is_empty() {
+        found.push(note(
+            "settings.admin",
+            format!("metrics and health are served on {listen} to whoever reaches it"),
+            "let only your own network reach it: it asks for no password",
+        ));
+    }
+    let kafka = &settings.kafka;
+    if kafka.security == "sasl_plaintext" {
+        found.push(warning(
+            "settings.kafka",
+            "kafka.security is sasl_plaintext: the brokers are not authenticated and all can be read on the way",
+            "use sasl_ssl",
+        ));
+    }
+    if kafka.first_start == FirstStart::Latest && !kafka.topics.is_empty() {
+        found.push(note(
+            "settings.kafka",
+            "a topic that was never read is begun at its end (kafka.first_start = \"latest\")",
+            "set it to \"earliest\" unless what is in the topics already is to be passed over",
+        ));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    fn levels(settings: &Settings, check: &str) -> Vec<Level> {
+        checks(settings).into_iter().filter(|found| found.check == check).map(|found| found.level).collect()
+    }
+
+    #[test]
+    fn the_defaults_are_sound() {
+        let found = checks(&Settings::default());
+        assert!(found.iter().all(|found| found.level == Level::Ok), "{found:?}");
+        let mut shared = Settings::default();
+        shared.store.url = "postgres://h/d".to_owned();
+        assert_eq!(levels(&shared, "settings.lease"), [Level::Ok]);
+    }
+
+    #[test]
+    fn windows_that_are_too_short_are_told() {
+        let mut settings = Settings::default();
+        settings.dedup.window = Duration::from_secs(3_600);
+        assert_eq!(levels(&settings, "settings.dedup"), [Level::Warning]);
+        settings.dedup.window = Duration::from_secs(60);
+        assert_eq!(levels(&settings, "settings.dedup"), [Level::Error]);
+        settings.history.keep = Duration::from_secs(60);
+        assert_eq!(levels(&settings, "settings.history"), [Level::Warning]);
+        settings.store.url = "postgres://h/d".to_owned();
+        settings.store.statement_timeout = Duration::from_secs(7);
+        assert_eq!(levels(&settings, "settings.lease"), [Level::Warning]);
+    }
+
+    #[test]
+    fn attempts_that_outlast_the_giving_up_are_told() {
+        let mut settings = Settings::default();
+        // 0.25, 0.75, 2.25, 6.75, 20.25, 30
+        assert_eq!(longest(&settings), Duration::from_secs_f64(60.25));
+        settings.retry.attempts = u32::MAX;
+        assert_eq!(levels(&settings, "settings.retry"), [Level::Warning]);
+        settings.retry.factor = 1.0;
+        assert!(longest(&settings) > Duration::from_secs(1_000_000));
+        settings.retry.attempts = 1;
+        assert_eq!(longest(&settings), Duration::ZERO);
+    }
+
+    #[test]
+    fn bounds_that_do_not_fit_and_open_doors_are_told() {
+        let mut settings = Settings::default();
+        settings.limits.turn_bytes_max = 32 << 20;
+        assert_eq!(levels(&settings, "settings.limits"), [Level::Note]);
+        settings.limits.turn_bytes_max = 1 << 10;
+        assert_eq!(levels(&settings, "settings.limits"), [Level::Note]);
+        settings.admin.listen = "0.0.0.0:8082".to_owned();
+        assert_eq!(levels(&settings, "settings.admin"), [Level::Note]);
+        settings.kafka.security = "sasl_plaintext".to_owned();
+        settings.kafka.first_start = FirstStart::Latest;
+        settings.kafka.topics = vec!["orders".to_owned()];
+        assert_eq!(levels(&settings, "settings.kafka"), [Level::Warning, Level::Note]);
+    }
+}
