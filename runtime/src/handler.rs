@@ -1,7 +1,10 @@
 //! What a user of Perkey writes and imports: a handler, the turn it works on, the fault it may answer.
 //! In: one message and the state of its key. Out: the changed state and what the turn is to do when it commits.
 
+pub(crate) mod codec;
 mod command;
+#[cfg(feature = "protobuf")]
+mod protobuf;
 mod schedule;
 mod statement;
 mod table;
@@ -17,11 +20,14 @@ use serde_json::Value;
 
 use crate::message::Key;
 use crate::pipeline::retry::RetryPolicy;
+pub use codec::{Codec, CodecError, Json, Payload, Schema};
 pub use command::{ANSWER, Answer, COMMAND, Outcome, Sent, TIMER, is_between_keys};
 pub(crate) use command::{Asked, TIMER_NAME, is_reserved, stays_inside};
-pub use statement::Statement;
+#[cfg(feature = "protobuf")]
+pub use protobuf::{Protobuf, SchemaError};
 pub use schedule::Schedule;
 pub(crate) use schedule::{CRON, SCHEDULE};
+pub use statement::Statement;
 pub use table::{Column, ColumnKind, Row, Table};
 pub use turn::{Effects, Emitted, RowWrite, Scheduled, Turn, TurnLimits};
 
@@ -38,7 +44,7 @@ pub trait Handler: Send + Sync + 'static {
     const NEEDS: &'static [&'static str] = &[];
     /// Rises when the stored form of [`Handler::State`] changes; [`Handler::upgrade`] then reads the older ones.
     const STATE_VERSION: u32 = 1;
-    /// What it understands; decoded from JSON. A payload that does not decode is rejected, never retried.
+    /// What it understands; decoded from JSON, or by [`Handler::codec`]. A payload that does not decode is rejected, never retried.
     type Message: DeserializeOwned + Send;
     /// What it remembers for each key; stored as JSON in the commit of the turn that changed it.
     type State: Default + Clone + Serialize + DeserializeOwned + Send + 'static;
@@ -65,6 +71,11 @@ pub trait Handler: Send + Sync + 'static {
     fn answer(&self, answer: Answer) -> Result<Self::Message, Fault> {
         let (service, name) = (Self::SERVICE, answer.name);
         Err(Fault::reject(format!("{service} asked {name:?} and does not say what its answer is: see Handler::answer")))
+    }
+
+    /// How its messages from outside are written; those of other handlers and its timers are JSON in any case.
+    fn codec(&self) -> &dyn Codec<Self::Message> {
+        &Json
     }
 
     /// What happens to the messages of a key behind a dead letter.

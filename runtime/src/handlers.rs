@@ -2,6 +2,7 @@
 //! In: handlers; runs of messages. Out: what each turn did, the state after them.
 
 mod outgoing;
+mod payloads;
 
 use std::any::Any;
 use std::cmp::Ordering;
@@ -15,12 +16,14 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, select};
 
 use crate::clock::{Clock, Stopwatch, millis, sleep};
-use crate::handler::{ANSWER, AfterDeadLetter, Fault, Handler, Schedule, Table, Turn, TurnLimits};
+use crate::handler::{AfterDeadLetter, Fault, Handler, Payload, Schedule, Schema, Table, Turn, TurnLimits};
 use crate::message::{Key, Message};
 use crate::pipeline::ledger::{RunItem, Stored, TurnEnd, TurnFault};
 use crate::pipeline::retry::RetryPolicy;
 use crate::supervision::HandlerPanic;
 use crate::telemetry::MessageFields;
+pub use payloads::Shown;
+pub(crate) use payloads::understand;
 
 /// The handlers that a program runs.
 #[derive(Clone, Default)]
@@ -61,12 +64,6 @@ impl Handlers {
     /// The tables of all handlers.
     pub fn tables(&self) -> Vec<Table> {
         self.services.iter().flat_map(|service| service.tables()).collect()
-    }
-
-    /// The key that `service`'s handler gives a payload; the error says why it does not decode, or which services exist.
-    pub fn key_of(&self, service: &str, payload: &[u8]) -> Result<Key, String> {
-        let found = self.services.iter().find(|known| known.name() == service);
-        found.ok_or_else(|| self.unknown(service))?.key_of(payload)
     }
 
     /// The services' names, each with what it needs, in the order of their indices.
@@ -124,7 +121,8 @@ pub(crate) trait Service: Send + Sync {
     fn schedules(&self) -> Vec<Schedule>;
     fn state_version(&self) -> u32;
     fn needs(&self) -> &'static [&'static str];
-    fn key_of(&self, payload: &[u8]) -> Result<Key, String>;
+    fn schema(&self) -> &dyn Schema;
+    fn key_of(&self, payload: &Payload<'_>) -> Result<Key, String>;
     /// Runs messages in order. `early` is told what has settled when a turn outlasts the slice, once.
     fn run<'a>(
         &'a self,
@@ -176,11 +174,12 @@ impl<H: Handler> Service for Typed<H> {
         H::NEEDS
     }
 
-    fn key_of(&self, payload: &[u8]) -> Result<Key, String> {
-        let message = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
-        // Keys are worked out by the shard's own actor, which a panic must not end.
-        let key = std::panic::catch_unwind(AssertUnwindSafe(|| self.handler.key(&message)));
-        key.map_err(|panic| format!("the handler panicked: {}", panic_text(panic.as_ref())))
+    fn schema(&self) -> &dyn Schema {
+        self.handler.codec()
+    }
+
+    fn key_of(&self, payload: &Payload<'_>) -> Result<Key, String> {
+        payloads::key_of(&self.handler, payload)
     }
 
     fn run<'a>(
@@ -316,18 +315,8 @@ async fn run<H: Handler>(
 }
 
 async fn attempt<H: Handler>(handler: &H, state: &mut H::State, turn: &mut Turn) -> Result<(), TurnEnd> {
-    let message = understand(handler, turn.message().kind(), turn.message().payload()).map_err(faulted::<H>)?;
+    let message = understand(handler, &turn.message().into()).map_err(faulted::<H>)?;
     handler.handle(state, message, turn).await.map_err(faulted::<H>)
-}
-
-/// A message as its handler understands it; an answer is what the handler makes of it.
-pub(crate) fn understand<H: Handler>(handler: &H, kind: &str, payload: &[u8]) -> Result<H::Message, Fault> {
-    let undecodable = |error: serde_json::Error| Fault::Reject(format!("the payload does not decode: {error}"));
-    if kind == ANSWER {
-        handler.answer(serde_json::from_slice(payload).map_err(undecodable)?)
-    } else {
-        serde_json::from_slice(payload).map_err(undecodable)
-    }
 }
 
 fn faulted<H: Handler>(fault: Fault) -> TurnEnd {

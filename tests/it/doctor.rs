@@ -114,7 +114,8 @@ async fn topics_that_lose_records_are_found_out() {
     cli.file("f.csv", POSTINGS);
     cli.json(&["import", "--service", "transactions", "f.csv"]).await.ends(0);
     let mut store = cli.store().await;
-    let sql = format!("UPDATE shards SET positions = '{{\"kafka\":{{\"{}/2\":{{\"no\":1,\"index\":0}}}}}}'", topic.name);
+    let sql =
+        format!("UPDATE shards SET positions = '{{\"kafka\":{{\"{}/2\":{{\"no\":1,\"index\":0}}}}}}'", topic.name);
     store.execute(AssertSqlSafe(sql)).await.unwrap();
     store.close().await.unwrap();
     let kafka = |topics: &str| format!("[kafka]\nbrokers = \"{}\"\ntopics = {topics}\n", servers::kafka());

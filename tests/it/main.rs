@@ -6,6 +6,7 @@
 mod bad_input;
 mod chaos;
 mod cli;
+mod codecs;
 mod commands;
 mod cron;
 mod doctor;

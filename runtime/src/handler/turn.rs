@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{CRON, Fault, Handler, Row, Sent, Statement, Table};
+use super::{CRON, Fault, Handler, Row, Schema, Sent, Statement, Table};
 use crate::clock::Millis;
 use crate::message::{Key, Message, check_name};
 
@@ -73,8 +73,10 @@ pub struct Scheduled {
 pub struct Emitted {
     /// CloudEvents `type`.
     pub kind: String,
-    /// JSON.
+    /// JSON, or what the content type says.
     pub payload: Bytes,
+    /// Its media type, where it is not JSON.
+    pub content_type: Option<&'static str>,
 }
 
 /// One row of a handler's table to write, or to delete.
@@ -157,13 +159,22 @@ impl Turn {
 
     /// Emits an event of this key. It leaves after the commit, in the order of the key's turns.
     pub fn emit(&mut self, kind: &str, payload: &impl Serialize) -> Result<(), Fault> {
+        self.push_event(kind, serde_json::to_vec(payload)?, None)
+    }
+
+    /// The same, with a payload that `schema` writes, and its content type. What does not fit the schema is a fault.
+    pub fn emit_as(&mut self, schema: &dyn Schema, kind: &str, payload: &impl Serialize) -> Result<(), Fault> {
+        let payload = schema.encode(&serde_json::to_value(payload)?)?;
+        self.push_event(kind, payload, Some(schema.content_type()))
+    }
+
+    fn push_event(&mut self, kind: &str, payload: Vec<u8>, content_type: Option<&'static str>) -> Result<(), Fault> {
         check_name("type", kind.as_bytes()).map_err(Fault::reject)?;
         if self.effects.events.len() >= self.limits.events_max {
             return Err(self.over("events", "events", self.limits.events_max));
         }
-        let payload = serde_json::to_vec(payload)?;
         self.grow(payload.len())?;
-        self.effects.events.push(Emitted { kind: kind.to_owned(), payload: payload.into() });
+        self.effects.events.push(Emitted { kind: kind.to_owned(), payload: payload.into(), content_type });
         Ok(())
     }
 

@@ -27,6 +27,7 @@ impl Origin {
 /// Headers of a message that whatever its turn sends out has, too.
 const CARRIED: [&str; 3] = ["traceparent", "tracestate", "idempotencykey"];
 const SAGA: &str = "sagaid";
+const CONTENT_TYPE: &str = "content-type";
 
 /// Tells commands, the answer and timers from events, where an id is derived.
 const SENT: &[u8] = b"sent";
@@ -61,7 +62,15 @@ fn of(
     for (ordinal, event) in (0_u64..).zip(&effects.events) {
         let mut buffer = Uuid::encode_buffer();
         let id = ids.next(&[&ordinal.to_le_bytes()[..]]).hyphenated().encode_lower(&mut buffer);
-        let draft = Draft { id, kind: &event.kind, payload: &event.payload, ..from };
+        let typed: Vec<_>;
+        let headers = match event.content_type {
+            None => &carried[..],
+            Some(said) => {
+                typed = carried.iter().copied().chain([(CONTENT_TYPE, said)]).collect();
+                &typed
+            }
+        };
+        let draft = Draft { id, kind: &event.kind, payload: &event.payload, headers, ..from };
         // A turn's bytes are bounded far below what a frame can hold.
         events.extend(draft.build_unchecked().ok().map(|message| Event {
             service: origin.service.clone(),

@@ -211,7 +211,7 @@ impl Bindings {
     /// it is rejected, with the reason, when its turn comes. A key that cannot be one is refused by whoever takes the
     /// message; it must not run under another.
     fn rekeyed(&self, service: &str, message: &Message) -> Message {
-        let Ok(key) = self.handlers.key_of(service, message.payload()) else { return message.clone() };
+        let Ok(key) = self.handlers.key_of(service, message) else { return message.clone() };
         let headers: Vec<_> = message.headers().collect();
         let draft = Draft {
             id: message.id(),

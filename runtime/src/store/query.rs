@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -57,7 +59,7 @@ pub enum Action {
     /// A dead letter is replaced by a message with this payload and id; its header `replaces` names the one before.
     Edit {
         /// The payload.
-        payload: String,
+        payload: NewPayload,
         /// The new message's id.
         id: String,
     },
@@ -126,6 +128,52 @@ impl std::fmt::Display for Scope {
             Some(key) => write!(f, "key {key:?} of {}", self.service),
             None => write!(f, "service {}", self.service),
         }
+    }
+}
+
+/// A payload as a command carries it: as text, or in base64 where it is none, which programs that know of text only leave
+/// alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "PayloadForm", into = "PayloadForm")]
+pub struct NewPayload(Vec<u8>);
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum PayloadForm {
+    Text(String),
+    Base64 { base64: String },
+}
+
+impl NewPayload {
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<Vec<u8>> for NewPayload {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+}
+
+impl From<NewPayload> for PayloadForm {
+    fn from(payload: NewPayload) -> Self {
+        match String::from_utf8(payload.0) {
+            Ok(text) => Self::Text(text),
+            Err(error) => Self::Base64 { base64: BASE64_STANDARD.encode(error.as_bytes()) },
+        }
+    }
+}
+
+impl TryFrom<PayloadForm> for NewPayload {
+    type Error = base64::DecodeError;
+
+    fn try_from(form: PayloadForm) -> Result<Self, Self::Error> {
+        Ok(Self(match form {
+            PayloadForm::Text(text) => text.into_bytes(),
+            PayloadForm::Base64 { base64 } => BASE64_STANDARD.decode(base64)?,
+        }))
     }
 }
 
@@ -331,5 +379,20 @@ pub trait Queries: Send + Sync {
     /// What the store tells of itself to whoever checks it; a store that nothing outlives has nothing to tell.
     fn health(&self) -> StoreFuture<'_, Health> {
         Box::pin(std::future::ready(Ok(Health::default())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_text_where_it_can_be_and_comes_back_as_it_was() {
+        for (bytes, json) in [(&b"{\"a\":1}"[..], r#""{\"a\":1}""#), (b"\x08\xff", r#"{"base64":"CP8="}"#)] {
+            let payload = NewPayload::from(bytes.to_vec());
+            assert_eq!(serde_json::to_string(&payload).unwrap(), json);
+            assert_eq!(serde_json::from_str::<NewPayload>(json).unwrap().bytes(), bytes);
+        }
+        assert!(serde_json::from_str::<NewPayload>(r#"{"base64":"?"}"#).is_err());
     }
 }

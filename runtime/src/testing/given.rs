@@ -8,7 +8,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::clock::Millis;
-use crate::handler::{ANSWER, Answer, Effects, Fault, Handler, Outcome, Scheduled, Turn, TurnLimits};
+use crate::handler::codec::JSON;
+use crate::handler::{
+    ANSWER, Answer, Effects, Emitted, Fault, Handler, Outcome, Payload, Scheduled, Schema, Turn, TurnLimits,
+};
 use crate::handlers::{decode, understand};
 use crate::message::Draft;
 
@@ -145,21 +148,34 @@ impl<H: Handler> Given<H> {
     /// Handles this message, given as what becomes its JSON. Its id is `message-1`, or counts on behind those before.
     #[track_caller]
     pub fn when(self, message: impl Serialize) -> Then<H> {
-        self.turn("given", &serde_json::to_vec(&message).expect("a message becomes JSON"))
+        let json = serde_json::to_vec(&message).expect("a message becomes JSON");
+        let content_type = Schema::content_type(self.handler.codec());
+        if content_type == JSON {
+            return self.turn("given", &json, None);
+        }
+        let json = serde_json::from_slice(&json).expect("JSON that was just written is read");
+        let payload = self.handler.codec().encode(&json).expect("a message fits its handler's schema");
+        self.turn("given", &payload, Some(content_type))
+    }
+
+    /// Handles a message with this payload and content type, which need not be ones that the handler understands.
+    #[track_caller]
+    pub fn when_payload(self, payload: &[u8], content_type: Option<&str>) -> Then<H> {
+        self.turn("given", payload, content_type)
     }
 
     /// Handles the answer to what was asked under this name, in the same way.
     #[track_caller]
     pub fn when_answered(self, name: &str, outcome: Outcome) -> Then<H> {
         let answer = Answer { name: name.to_owned(), outcome };
-        self.turn(ANSWER, &serde_json::to_vec(&answer).expect("an answer becomes JSON"))
+        self.turn(ANSWER, &serde_json::to_vec(&answer).expect("an answer becomes JSON"), None)
     }
 
     #[track_caller]
-    fn turn(mut self, kind: &str, payload: &[u8]) -> Then<H> {
+    fn turn(mut self, kind: &str, payload: &[u8], content_type: Option<&str>) -> Then<H> {
         let before = value(&self.state);
         self.turns += 1;
-        let message = match understand(&self.handler, kind, payload) {
+        let message = match understand(&self.handler, &Payload::new(payload, kind, content_type)) {
             Ok(message) => message,
             Err(fault) => return Then { given: self, before, effects: Effects::default(), fault: Some(fault) },
         };
@@ -168,7 +184,8 @@ impl<H: Handler> Given<H> {
         if kind != ANSWER || self.key.is_empty() {
             key.as_str().clone_into(&mut self.key);
         }
-        let draft = Draft { id: &id, key: &self.key, kind, payload, ..Draft::default() };
+        let headers: Vec<_> = content_type.map(|said| ("content-type", said)).into_iter().collect();
+        let draft = Draft { id: &id, key: &self.key, kind, headers: &headers, payload, ..Draft::default() };
         let frame = draft.build().expect("the handler gives the message a usable key");
         let mut turn = Turn::new(frame, self.attempt, self.now, self.limits);
         let mut state = self.state.clone();
@@ -240,6 +257,17 @@ impl<H: Handler> Then<H> {
     #[track_caller]
     pub fn then_event(self, at: usize, expected: impl Serialize) -> Self {
         let event = self.effects.events.get(at).map(|event| parse(&event.payload));
+        self.same(&format!("event {at}"), &value(&event), &value(&expected))
+    }
+
+    /// The payload of one of its events that a schema wrote, counted from 0.
+    #[track_caller]
+    pub fn then_event_as(self, at: usize, schema: &dyn Schema, expected: impl Serialize) -> Self {
+        let read = |event: &Emitted| {
+            let payload = Payload::new(&event.payload, &event.kind, event.content_type);
+            schema.to_json(&payload).expect("the event is one of this schema")
+        };
+        let event = self.effects.events.get(at).map(read);
         self.same(&format!("event {at}"), &value(&event), &value(&expected))
     }
 
@@ -326,7 +354,7 @@ fn value(value: &impl Serialize) -> Value {
 }
 
 fn parse(json: &[u8]) -> Value {
-    serde_json::from_slice(json).expect("a turn keeps JSON")
+    serde_json::from_slice(json).expect("it is JSON; then_event_as compares what a schema wrote")
 }
 
 /// Runs a handler to its end: at once when it never waits, else with timers.

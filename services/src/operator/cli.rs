@@ -4,7 +4,6 @@
 pub mod args;
 pub mod config;
 pub mod dlq;
-pub mod doctor;
 pub mod edit;
 pub mod explain;
 pub mod keys;
@@ -31,7 +30,7 @@ use perkey::telemetry;
 use self::args::{Cli, Command, DlqCommand, Global, KeysCommand, OutboxCommand, ScheduleCommand, StateCommand};
 use self::output::{Out, complain};
 use crate::defaults;
-use crate::operator::import;
+use crate::operator::{doctor, import};
 
 /// How a command ended when nothing stood in its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

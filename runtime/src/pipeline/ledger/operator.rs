@@ -181,7 +181,7 @@ impl Ledger {
                     "replayed"
                 }
                 Wanted::Edit { payload, id } => {
-                    let Some(message) = replacement(&letter.message, payload, id) else { continue };
+                    let Some(message) = replacement(&letter.message, payload.bytes(), id) else { continue };
                     let number = self.policy(self.slots[ix].service).number;
                     let taken = TakenId::of(&message, number, &self.config.hash_key);
                     self.inbox.unpin(letter.id);
@@ -281,11 +281,11 @@ impl Ledger {
 }
 
 /// The message that takes an edited one's place; nothing where that cannot be one.
-fn replacement(message: &Message, payload: &str, id: &str) -> Option<Message> {
+fn replacement(message: &Message, payload: &[u8], id: &str) -> Option<Message> {
     let kept = message.headers().filter(|(name, _)| *name != REPLACES);
     let headers: Vec<_> = kept.chain([(REPLACES, message.id())]).collect();
     let (key, kind, source, time) = (message.key(), message.kind(), message.source(), message.time());
-    Draft { id, key, kind, source, time, headers: &headers, payload: payload.as_bytes() }.build_unchecked().ok()
+    Draft { id, key, kind, source, time, headers: &headers, payload }.build_unchecked().ok()
 }
 
 fn merge(part: &mut Part, result: CommandResult) {

@@ -6,8 +6,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use perkey::Handlers;
 use perkey::clock::{Clock, Millis, Stopwatch, millis, rfc3339, sleep};
 use perkey::engine::Engine;
+use perkey::handlers::Shown as Payload;
 use perkey::message::ShardNo;
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
@@ -39,6 +41,9 @@ struct Shown {
     error: String,
     attempts: Vec<ShownAttempt>,
     payload: String,
+    /// Whether that is the payload's `text`, what its service's codec `decoded`, or its `base64`.
+    payload_is: &'static str,
+    content_type: Option<String>,
 }
 
 /// A failed attempt as it is shown.
@@ -74,7 +79,8 @@ pub async fn peek(settings: &Settings, asked: &PeekArgs, out: Out) -> Ended {
     let store = open_beside(settings).await?;
     let letters = store.queries().peek(filter, asked.limit).await?;
     let found = !letters.is_empty();
-    let letters: Vec<_> = letters.into_iter().map(|(shard, letter)| shown(shard, &letter)).collect();
+    let handlers = handlers(settings)?;
+    let letters: Vec<_> = letters.into_iter().map(|(shard, letter)| shown(&handlers, shard, &letter)).collect();
     out.show(&letters, |letters| {
         if letters.is_empty() {
             return "No dead letter matches.".to_owned();
@@ -264,7 +270,12 @@ pub(super) fn who() -> String {
     named.unwrap_or_else(|| "unknown".to_owned())
 }
 
-fn shown(shard: ShardNo, letter: &DeadLetter) -> Shown {
+fn shown(handlers: &Handlers, shard: ShardNo, letter: &DeadLetter) -> Shown {
+    let (payload, payload_is) = match handlers.shown(&letter.service, &letter.message) {
+        Payload::Text(text) => (text, "text"),
+        Payload::Decoded(json) => (json.to_string(), "decoded"),
+        Payload::Base64(text) => (text, "base64"),
+    };
     let attempts = letter.history.iter().map(|failed| ShownAttempt {
         attempt: failed.attempt,
         at: rfc3339(failed.at),
@@ -283,7 +294,9 @@ fn shown(shard: ShardNo, letter: &DeadLetter) -> Shown {
         holds_key: letter.holds_key,
         error: letter.error.clone(),
         attempts: attempts.collect(),
-        payload: String::from_utf8_lossy(letter.message.payload()).into_owned(),
+        payload,
+        payload_is,
+        content_type: perkey::handler::Payload::from(&letter.message).content_type().map(str::to_owned),
     }
 }
 

@@ -4,8 +4,10 @@
 use std::io::Read;
 use std::process::Command;
 
+use perkey::Handlers;
 use perkey::clock::Clock;
-use perkey::handler::is_between_keys;
+use perkey::handler::{Payload, is_between_keys};
+use perkey::handlers::Shown;
 use perkey::settings::Settings;
 use perkey::store::DeadLetter;
 use perkey::store::query::{Action, DeadFilter};
@@ -29,33 +31,50 @@ pub async fn edit(settings: &Settings, asked: &EditArgs, out: Out) -> Ended {
             return Err(Failure::Usage(text));
         }
     };
-    let payload = match &asked.payload {
+    let handlers = handlers(settings)?;
+    let json = match &asked.payload {
         Some(file) => read(file)?,
-        None => edited(letter.message.payload())?,
+        None => edited(&as_text(handlers.shown(&letter.service, &letter.message))?)?,
     };
-    check(settings, &letter, &payload)?;
+    let payload = checked(&handlers, &letter, json)?;
     let filter = DeadFilter { service: Some(letter.service.to_string()), ..filter };
     // An edit of its own each time: the same payload may be tried again.
-    let scope = format!("{id}\0{}\0{payload}", Clock::system().now());
-    let action =
-        Action::Edit { payload, id: uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, scope.as_bytes()).to_string() };
+    let scope = [format!("{id}\0{}\0", Clock::system().now()).as_bytes(), &payload[..]].concat();
+    let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, &scope).to_string();
+    let action = Action::Edit { payload: payload.into(), id };
     dlq::command(settings, action, (filter, &asked.reason, asked.wait), out).await
 }
 
-/// A payload that its handler understands, and under the same key: it takes the letter's place there.
-fn check(settings: &Settings, letter: &DeadLetter, payload: &str) -> Result<(), Failure> {
-    if payload.as_bytes() == letter.message.payload() {
-        return Err(Failure::Usage("the payload is as it was: use dlq:replay to run it again".to_owned()));
+/// What an editor can be given: text that says all of the payload.
+fn as_text(payload: Shown) -> Result<String, Failure> {
+    match payload {
+        Shown::Text(text) => Ok(text),
+        Shown::Decoded(json) => Ok(format!("{json:#}\n")),
+        Shown::Base64(_) => {
+            let text = "the payload is neither text nor anything that its service decodes: name a file with the new one \
+                        as JSON (--payload FILE), or replay or discard the dead letter";
+            Err(Failure::Usage(text.to_owned()))
+        }
     }
-    let (service, key) = (&letter.service, &letter.key);
-    if is_between_keys(&letter.message) {
+}
+
+/// The payload that `json` is, written as the letter's was: one that its handler understands, and under the same key, as it
+/// takes the letter's place there.
+fn checked(handlers: &Handlers, letter: &DeadLetter, json: String) -> Result<Vec<u8>, Failure> {
+    let (service, key, message) = (&letter.service, &letter.key, &letter.message);
+    let unfit = |error| Failure::Usage(format!("{service} does not understand the payload: {error}"));
+    if is_between_keys(message) {
         let text = "another key asked or answered this message, and would not know of the change: replay or discard it";
         return Err(Failure::Usage(text.to_owned()));
     }
-    let found = handlers(settings)?.key_of(service, payload.as_bytes());
-    let found = found.map_err(|error| Failure::Usage(format!("{service} does not understand the payload: {error}")))?;
+    let (payload, _) = handlers.written(service, json.into_bytes(), Some(message)).map_err(unfit)?;
+    if payload == message.payload() {
+        return Err(Failure::Usage("the payload is as it was: use dlq:replay to run it again".to_owned()));
+    }
+    let content_type = Payload::from(message).content_type();
+    let found = handlers.key_of(service, Payload::new(&payload, message.kind(), content_type)).map_err(unfit)?;
     if found.as_str() == &**key {
-        return Ok(());
+        return Ok(payload);
     }
     let text = format!(
         "the payload is of key {:?}, the dead letter of {key:?}: send it as a message of its own",
@@ -75,7 +94,7 @@ fn read(file: &str) -> Result<String, Failure> {
 }
 
 /// What the operator's editor makes of a payload.
-fn edited(payload: &[u8]) -> Result<String, Failure> {
+fn edited(payload: &str) -> Result<String, Failure> {
     let editor = ["VISUAL", "EDITOR"].iter().find_map(|name| std::env::var(name).ok().filter(|name| !name.is_empty()));
     let editor = editor.ok_or_else(|| {
         Failure::Usage("set EDITOR, or name the file with the new payload: --payload FILE (- reads it)".to_owned())

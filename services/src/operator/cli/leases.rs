@@ -93,7 +93,7 @@ fn shown(fleet: &Fleet) -> Shown {
 }
 
 /// Why nobody takes a shard, where it is not a matter of moments.
-pub(super) fn problem(fleet: &Fleet, shard: &LeaseRow) -> Option<String> {
+pub(crate) fn problem(fleet: &Fleet, shard: &LeaseRow) -> Option<String> {
     let alive: Vec<_> = fleet.workers.iter().filter(|row| is_alive(row) && !row.worker.draining).collect();
     let newest = alive.iter().map(|row| row.worker.code_version).max();
     let stored = shard.code_version;

@@ -14,17 +14,17 @@ use super::{Done, Ended, Failure, dlq, open_beside};
 
 /// How far one sink of one shard is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Stat {
-    pub(super) shard: ShardNo,
-    pub(super) sink: String,
+pub(crate) struct Stat {
+    pub(crate) shard: ShardNo,
+    pub(crate) sink: String,
     /// Whether a route of these settings leads to it.
-    pub(super) configured: bool,
-    pub(super) watermark: u64,
-    pub(super) last_seq: u64,
-    pub(super) pending: u64,
+    pub(crate) configured: bool,
+    pub(crate) watermark: u64,
+    pub(crate) last_seq: u64,
+    pub(crate) pending: u64,
     /// When the oldest event behind the watermark was committed.
-    pub(super) oldest_at: Option<String>,
-    pub(super) oldest_age_seconds: Option<u64>,
+    pub(crate) oldest_at: Option<String>,
+    pub(crate) oldest_age_seconds: Option<u64>,
 }
 
 /// What became of a retirement.
@@ -56,7 +56,7 @@ pub async fn stats(settings: &Settings, out: Out) -> Ended {
 }
 
 /// How far each sink of each shard is.
-pub(super) async fn collected(
+pub(crate) async fn collected(
     settings: &Settings,
     queries: &dyn Queries,
     rows: &[ShardRow],
@@ -145,7 +145,7 @@ fn text(retired: &Retired) -> String {
     }
 }
 
-pub(super) fn is_configured(settings: &Settings, sink: &str) -> bool {
+pub(crate) fn is_configured(settings: &Settings, sink: &str) -> bool {
     let dead_letters = !settings.kafka.dead_letter_topic.is_empty() && sink == "kafka";
     dead_letters || settings.publish.iter().any(|publish| publish.sink == sink)
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use perkey::Message;
 use perkey::clock::Clock;
+use perkey::handler::Payload;
 use perkey::handlers::Handlers;
 use perkey::message::Draft;
 use perkey::store::LogRow;
@@ -239,14 +240,19 @@ impl Reader<'_> {
             self.ids.id(text, occurrence).to_string()
         });
         let payload = serde_json::to_vec(&fields).map_err(|error| error.to_string())?;
-        let key = self.handlers.key_of(&self.plan.service, &payload)?;
+        let (payload, content_type) = self.handlers.written(&self.plan.service, payload, None)?;
+        let kind = format!("{}.import", self.plan.service);
+        let key = self.handlers.key_of(&self.plan.service, Payload::new(&payload, &kind, content_type))?;
+        let line_no = line.no.to_string();
+        let content_type = content_type.map(|said| ("content-type", said));
+        let headers: Vec<_> = [("importline", line_no.as_str())].into_iter().chain(content_type).collect();
         let draft = Draft {
             id: &id,
             key: key.as_str(),
-            kind: &format!("{}.import", self.plan.service),
+            kind: &kind,
             source: &format!("import:{}", self.plan.source),
             time: Clock::system().now(),
-            headers: &[("importline", &line.no.to_string())],
+            headers: &headers,
             payload: &payload,
         };
         let message = draft.build().map_err(|error| error.to_string())?;

@@ -12,8 +12,8 @@ use perkey::settings::load::redact;
 use serde::Serialize;
 
 use self::facts::Facts;
-use super::output::{Out, table};
-use super::{Done, Ended};
+use super::cli::output::{Out, table};
+use super::cli::{Done, Ended};
 
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -9,7 +9,7 @@ use perkey::settings::Settings;
 use perkey::store::health::ShardHealth;
 use perkey::store::lease::Fleet;
 
-use super::super::leases;
+use super::super::cli::leases;
 use super::facts::{Facts, StoreFacts};
 use super::{Finding, error, note, ok, or_ok, warning};
 
@@ -287,7 +287,7 @@ mod tests {
     use perkey::store::lease::{Worker, WorkerRow};
     use perkey::store::query::WaitingKey;
 
-    use super::super::super::outbox::Stat;
+    use super::super::super::cli::outbox::Stat;
     use super::super::Level::{Error, Note, Warning};
     use super::super::facts::tests::{NOW, found, row_of};
     use super::*;

@@ -13,8 +13,8 @@ use perkey::store::query::{ShardRow, WaitingKey};
 use perkey::store::{self, Opened, StoreError};
 use perkey::transport::kafka::{self, health::KafkaHealth};
 
-use super::super::outbox::{self, Stat};
-use super::super::{Failure, handlers, open_beside};
+use super::super::cli::outbox::{self, Stat};
+use super::super::cli::{Failure, handlers, open_beside};
 
 /// All of it.
 pub(super) struct Facts {

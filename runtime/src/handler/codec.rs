@@ -1,0 +1,194 @@
+//! How payloads are written: JSON, or what a handler's codec understands.
+//! In: a payload and its content type. Out: the handler's message, the JSON that people read and write, or what is wrong.
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::stays_inside;
+use crate::message::Message;
+
+/// Media type of JSON.
+pub(crate) const JSON: &str = "application/json";
+
+/// Headers that name a payload's media type: as Kafka's CloudEvents have it, and by the attribute's own name.
+const CONTENT_TYPE: [&str; 2] = ["content-type", "datacontenttype"];
+
+/// Why a payload cannot be read or written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// It is said to be something that the codec does not read.
+    #[error("it is {found}, this service reads {wanted}")]
+    ContentType {
+        /// What it is said to be.
+        found: String,
+        /// What is read.
+        wanted: &'static str,
+    },
+    /// It is not what it should be.
+    #[error("{0}")]
+    Payload(String),
+}
+
+impl From<serde_json::Error> for CodecError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Payload(error.to_string())
+    }
+}
+
+/// A payload, and what its message says of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Payload<'a> {
+    bytes: &'a [u8],
+    kind: &'a str,
+    said: Said<'a>,
+}
+
+/// Where the content type stands: it is looked for only when somebody asks.
+#[derive(Clone, Copy, Debug)]
+enum Said<'a> {
+    In(&'a Message),
+    Type(Option<&'a str>),
+}
+
+impl<'a> Payload<'a> {
+    /// A payload by itself, of a message of this type.
+    pub fn new(bytes: &'a [u8], kind: &'a str, content_type: Option<&'a str>) -> Self {
+        Self { bytes, kind, said: Said::Type(content_type) }
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// CloudEvents `type` of its message.
+    pub fn kind(&self) -> &'a str {
+        self.kind
+    }
+
+    /// CloudEvents `datacontenttype`, where the message names it, without parameters such as `charset`.
+    pub fn content_type(&self) -> Option<&'a str> {
+        let said = match self.said {
+            Said::Type(said) => said,
+            Said::In(message) => CONTENT_TYPE.iter().find_map(|name| message.header(name)),
+        };
+        said.map(|said| said.split(';').next().unwrap_or(said).trim()).filter(|said| !said.is_empty())
+    }
+
+    /// Whether it is JSON without any codec: what services of a store say to each other always is.
+    pub fn is_internal(&self) -> bool {
+        stays_inside(self.kind)
+    }
+
+    /// Whether it is said to be JSON.
+    pub fn is_json(&self) -> bool {
+        self.is_internal() || self.content_type().is_some_and(|said| said == JSON || said.ends_with("+json"))
+    }
+
+    /// As JSON.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, CodecError> {
+        Ok(serde_json::from_slice(self.bytes)?)
+    }
+}
+
+impl<'a> From<&'a Message> for Payload<'a> {
+    fn from(message: &'a Message) -> Self {
+        Self { bytes: message.payload(), kind: message.kind(), said: Said::In(message) }
+    }
+}
+
+impl<'a> From<&'a [u8]> for Payload<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self::new(bytes, "", None)
+    }
+}
+
+impl<'a> From<&'a Vec<u8>> for Payload<'a> {
+    fn from(bytes: &'a Vec<u8>) -> Self {
+        bytes.as_slice().into()
+    }
+}
+
+/// How the payloads of a service are written. It is asked for messages from outside only: commands, answers and timers are
+/// JSON.
+pub trait Schema: Send + Sync {
+    /// The media type that it writes.
+    fn content_type(&self) -> &'static str;
+
+    /// The JSON that people read instead of the payload: all of it. What JSON cannot say is an error, and the bytes are
+    /// shown.
+    fn to_json(&self, payload: &Payload<'_>) -> Result<Value, CodecError>;
+
+    /// The payload that says what this JSON says.
+    fn encode(&self, json: &Value) -> Result<Vec<u8>, CodecError>;
+}
+
+/// A [`Schema`] that reads the messages of a handler.
+pub trait Codec<M>: Schema {
+    /// The message in a payload.
+    fn decode(&self, payload: &Payload<'_>) -> Result<M, CodecError>;
+}
+
+/// JSON, whatever the content type says: what every handler reads that names no other codec.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Json;
+
+impl Schema for Json {
+    fn content_type(&self) -> &'static str {
+        JSON
+    }
+
+    fn to_json(&self, payload: &Payload<'_>) -> Result<Value, CodecError> {
+        payload.json()
+    }
+
+    fn encode(&self, json: &Value) -> Result<Vec<u8>, CodecError> {
+        Ok(serde_json::to_vec(json)?)
+    }
+}
+
+impl<M: DeserializeOwned> Codec<M> for Json {
+    fn decode(&self, payload: &Payload<'_>) -> Result<M, CodecError> {
+        payload.json()
+    }
+}
+
+/// Says why a payload is rejected: what it was taken for and what it is said to be.
+pub(crate) fn undecodable(error: &CodecError, payload: &Payload<'_>) -> String {
+    let content_type = payload.content_type().unwrap_or("not named");
+    format!("the payload does not decode: {error} (type {:?}, content type {content_type})", payload.kind())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Draft;
+
+    #[test]
+    fn the_content_type_is_found_by_either_name_and_without_parameters() {
+        for (headers, expected) in [
+            (&[][..], None),
+            (&[("content-type", "application/json; charset=utf-8")][..], Some("application/json")),
+            (&[("datacontenttype", "application/protobuf")][..], Some("application/protobuf")),
+            (&[("content-type", " ")][..], None),
+        ] {
+            let message = Draft { id: "1", key: "k", kind: "t", headers, ..Draft::default() }.build().unwrap();
+            let payload = Payload::from(&message);
+            assert_eq!(payload.content_type(), expected, "{headers:?}");
+            assert_eq!(payload.is_json(), expected == Some("application/json"));
+        }
+        assert!(Payload::new(b"", "perkey.command", None).is_json());
+        assert!(Payload::new(b"", "t", Some("application/cloudevents+json")).is_json());
+    }
+
+    #[test]
+    fn json_is_read_whatever_it_is_called() {
+        let payload = Payload::new(b"{\"a\":1}", "t", Some("text/plain"));
+        let read: Value = Json.decode(&payload).unwrap();
+        assert_eq!(Json.encode(&read).unwrap(), payload.bytes());
+        let bad = Payload::new(b"\x08\x01", "t", Some("application/protobuf"));
+        let error = Codec::<Value>::decode(&Json, &bad).unwrap_err();
+        let said = undecodable(&error, &bad);
+        assert!(said.contains("type \"t\", content type application/protobuf"), "{said}");
+    }
+}
