@@ -49,7 +49,7 @@ pub(crate) fn plan(handlers: &Handlers, settings: &Settings, now: Millis) -> Res
                 own(&mut schedule.cron, cron);
                 own(&mut schedule.zone, zone);
             }
-            let known = |payload: &[u8]| service.key_of(payload).err();
+            let known = |payload: &[u8]| service.key_of(&payload.into()).err();
             match Planned::of(service.name(), schedule, now, known) {
                 Ok(one) if of_service.iter().any(|other| (&other.name, &other.of) == (&one.name, &one.of)) => {
                     let (service, key) = (service.name(), &one.of.key);
