@@ -144,7 +144,7 @@ async fn a_paused_key_waits_alone() {
     let shard = perkey::message::shard_of("a", shards);
     let rows = async || store.page(shard, key.clone(), 0, 100).await.unwrap();
     until("they are spilled", PATIENCE, async || rows().await.len() == 10).await.unwrap();
-    assert!(rows().await.iter().all(|row| row.kind == PendingKind::Spilled && row.attempt == 0));
+    assert!(rows().await.iter().all(|row| row.kind == PendingKind::Follower && row.attempt == 0));
     assert!(list(&*store, "a").await.is_empty());
     // A service that is resumed has no paused keys.
     tell(&*store, Action::Resume(scope("listing", None))).await;

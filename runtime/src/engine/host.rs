@@ -55,15 +55,15 @@ const CODES: &str = "Exit codes:
 /// # }
 /// use std::process::ExitCode;
 ///
-/// use perkey::host::{Host, Running};
-/// use perkey::{Handlers, SendError, json};
+/// use perkey::host::{Failure, Host, Running};
+/// use perkey::{Handlers, json};
 ///
 /// fn main() -> ExitCode {
 ///     Host::new("chat").handlers(Handlers::new().with(Rooms)).run(work)
 /// }
 ///
 /// /// Beside the engine; when it ends, the engine is drained and the process ends.
-/// async fn work(running: Running) -> Result<(), SendError> {
+/// async fn work(running: Running) -> Result<(), Failure> {
 ///     running.engine.send::<Rooms>("message-1", &json!({ "room": "lobby" })).await?;
 ///     running.engine.idle().await;
 ///     Ok(())

@@ -28,6 +28,15 @@ impl Statement {
                 "turn.execute takes one statement that begins with {verbs} and has no `;` within (texts are arguments): {sql:?}"
             )));
         }
+        if sql
+            .to_ascii_lowercase()
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .windows(2)
+            .any(|two| two == ["or", "rollback"])
+        {
+            return Err(Fault::reject(format!("OR ROLLBACK would undo others' turns: {sql:?}")));
+        }
         let args = match serde_json::to_value(args)? {
             Value::Null => Vec::new(),
             Value::Array(args) => args,
@@ -78,8 +87,16 @@ mod tests {
 
     #[test]
     fn what_would_break_the_commit_is_no_statement() {
-        for sql in ["COMMIT", "rollback", "", "SELECT 1", "UPDATE a SET b = 1; COMMIT", "PRAGMA x", "-- UPDATE\nCOMMIT"]
-        {
+        for sql in [
+            "COMMIT",
+            "rollback",
+            "",
+            "SELECT 1",
+            "UPDATE a SET b = 1; COMMIT",
+            "PRAGMA x",
+            "UPDATE OR  rollback a SET b = 1",
+            "-- UPDATE\nCOMMIT",
+        ] {
             assert!(matches!(Statement::new(sql, &()), Err(Fault::Reject(_))), "{sql:?}");
         }
         for sql in ["UPDATE a SET b = $1", " insert into a values ($1);\n", "WITH x AS (SELECT $1) DELETE FROM a"] {

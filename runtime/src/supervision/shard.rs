@@ -67,6 +67,8 @@ pub(crate) struct ShardSupervisorArgs {
     pub(crate) env: Arc<Env>,
     pub(crate) shard: ShardNo,
     pub(crate) live: Arc<AtomicUsize>,
+    /// This process had it until now, and nobody else can have had it since.
+    pub(crate) again: bool,
 }
 
 struct Children {
@@ -278,7 +280,11 @@ fn restarted(args: &ShardSupervisorArgs, child: Child, end: &End, after: Duratio
 /// Takes the shard: raises its epoch, then reads its inbox.
 async fn take(args: &ShardSupervisorArgs) -> Result<Ledger, ActorProcessingErr> {
     let env = &args.env;
-    let taken = env.store.take(args.shard, &env.owner()).await?;
+    let mut taken = env.store.take(args.shard, &env.owner()).await?;
+    if args.again {
+        // No process has ended: nothing is suspect of having ended one.
+        taken.unclean = 0;
+    }
     // Of any age: the ledger forgets by the time in which somebody ran, which a long downtime is not.
     let inbox = env.store.inbox(args.shard, 0, env.settings.dedup.max_ids).await?;
     let ids = inbox.commits.iter().map(|commit| commit.ids.len()).sum::<usize>();

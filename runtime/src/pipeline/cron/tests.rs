@@ -1,3 +1,6 @@
+//! Times of schedules: gaps and overlaps of zones, bad expressions, what is to be written after a change.
+//! In: expressions and times. Out: the next times, problems, writes.
+
 use super::*;
 use crate::clock::{from_rfc3339, rfc3339};
 use crate::handler::{Fault, Handler, Turn};

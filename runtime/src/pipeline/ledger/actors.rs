@@ -154,9 +154,7 @@ impl Ledger {
 
     /// The turn that a key ran with its permit is over.
     pub(super) fn permit_used(&mut self, ix: SlotIx) {
-        if self.slots[ix].trial == Permit::Used {
-            self.end_trial(ix, Ended::Done);
-        }
+        self.trial_used(ix);
         let slot = &mut self.slots[ix];
         if slot.permit == Permit::Used {
             slot.permit = Permit::None;
@@ -167,7 +165,7 @@ impl Ledger {
 
     /// What a key asked for is void.
     pub(super) fn reset_permit(&mut self, ix: SlotIx) {
-        if self.slots[ix].trial != Permit::Used {
+        if self.slots[ix].trial != Permit::Used || self.slots[ix].running.is_none() {
             self.end_trial(ix, Ended::Unused);
         }
         let slot = &mut self.slots[ix];

@@ -114,7 +114,7 @@ impl Batches {
 impl Ledger {
     /// Asks for the gate when there is something to commit and nothing on its way.
     pub(super) fn request_commit(&mut self) {
-        if self.stopped || self.batches.flight.is_some() || self.batches.gate_asked {
+        if self.stopped || self.batches.released || self.batches.flight.is_some() || self.batches.gate_asked {
             return;
         }
         let drained = self.draining && !self.batches.released && self.batches.is_empty() && self.nothing_runs();
@@ -134,7 +134,7 @@ impl Ledger {
         self.waiting.now = now;
         self.settle_down();
         self.batches.gate_asked = false;
-        if self.stopped || self.batches.flight.is_some() {
+        if self.stopped || self.batches.released || self.batches.flight.is_some() {
             return;
         }
         let batch = match self.batches.queue.pop_front() {
@@ -293,7 +293,7 @@ impl Ledger {
         let events = commit.events().count() as u64;
         self.outbox_seq += events;
         self.publish(commit, events);
-        if commit.clean {
+        if commit.clean || flight.release {
             self.suspicion.cleaned();
         }
         for source in &mut self.sources {
@@ -359,6 +359,9 @@ impl Ledger {
         self.timers_committed(ix, part);
         self.starts_recorded(ix, part);
         self.starts_survived(&group.items);
+        if self.slots[ix].running.is_none() {
+            self.trial_used(ix);
+        }
         self.to_advance.push_back(ix);
     }
 

@@ -1,9 +1,9 @@
 //! Operators' commands, executed by the owner of the shard within its commits, one at a time.
 //! In: commands, the dead letters they mean. Out: rows that are pending again, letters removed, results.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
-use super::slot::{From, SlotIx};
+use super::slot::{From, Item, SlotIx};
 use super::{Action, Ledger};
 use crate::clock::Millis;
 use crate::message::{Draft, Message, TakenId, shard_of};
@@ -71,6 +71,10 @@ impl Ledger {
         let resting: Vec<SlotIx> = resting.filter_map(|slot| self.slots.find(slot.service, &slot.key)).collect();
         self.to_advance.extend(resting);
         self.timers.at(self.waiting.now);
+        self.waiting.at(self.waiting.now);
+        // Anew, whatever is on its way: it may have passed over what was paused.
+        self.waiting.orphans = true;
+        self.out.push(Action::FetchOrphans(None, self.config.settings.pending.page));
         self.pauses.0.len() < before
     }
 
@@ -80,6 +84,10 @@ impl Ledger {
         let paused = self.pauses.holds(&self.config.services[usize::from(slot.service)].name, &slot.key);
         if paused && !slot.paused {
             slot.busy_since = self.waiting.now;
+            let (timers, rest): (VecDeque<Item>, VecDeque<Item>) =
+                std::mem::take(&mut slot.queue).into_iter().partition(|item| item.from == From::Timer);
+            slot.queue = rest;
+            timers.iter().for_each(|timer| self.put_back(ix, timer));
             self.give_actor_back(ix);
         }
         self.slots[ix].paused = paused;
@@ -220,7 +228,7 @@ impl Ledger {
     /// Dead becomes pending: at its old place when it held the key, else behind everything that waits. No due time is
     /// needed: the key is in hand, and after a crash it is found as one whose head has none.
     fn replay(&mut self, ix: SlotIx, letter: &DeadLetter, releases: bool, now: Millis) {
-        if !releases && self.slots[ix].queue.iter().any(|item| matches!(item.from, From::Live(_))) {
+        if !releases && self.slots[ix].queue.iter().any(|item| !matches!(item.from, From::Row(_))) {
             // What is in memory gets its rows first: if one of it fails, those behind it are not to overtake it.
             let queue = std::mem::take(&mut self.slots[ix].queue);
             self.follow_all(ix, queue);

@@ -106,10 +106,17 @@ impl Ledger {
         if (slot.held || slot.waits) && !super::planted(super::Defect::FollowersNotAppended) {
             return self.rest(ix);
         }
-        if slot.queue.is_empty() {
-            return if slot.rows.behind() { self.page(ix) } else { self.rest(ix) };
+        if slot.queue.is_empty() && !slot.rows.behind() {
+            return self.rest(ix);
         }
-        if slot.solo > 0 && slot.uncommitted > 0 || self.draining || self.rests_paused(ix) {
+        if self.rests_paused(ix) {
+            return;
+        }
+        let slot = &mut self.slots[ix];
+        if slot.queue.is_empty() {
+            return self.page(ix);
+        }
+        if slot.solo > 0 && slot.uncommitted > 0 || self.draining {
             return;
         }
         if self.fault_at_head(ix) {

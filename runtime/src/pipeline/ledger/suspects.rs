@@ -27,6 +27,8 @@ const FIRST: u32 = UNCLEAN_MIN + 1;
 pub(crate) struct Suspicion {
     /// Unclean takeovers in a row, as stored.
     unclean: u32,
+    /// The last owner died: starts that it recorded ended with it.
+    died: bool,
     /// What was in hand at the last one is suspect.
     on: bool,
     /// What may have been in hand at the last one has been passed.
@@ -46,7 +48,7 @@ pub(crate) struct Suspicion {
 impl Suspicion {
     /// After so many unclean takeovers in a row, the last row's number being `seq`.
     pub(super) fn new(unclean: u32, seq: u64) -> Self {
-        Self { unclean, on: unclean >= UNCLEAN_MIN, seq, ..Self::default() }
+        Self { unclean, died: unclean > 0, on: unclean >= UNCLEAN_MIN, seq, ..Self::default() }
     }
 
     /// A delivery that is no duplicate, of an origin of a source, as the arrival of this number. A source hands over again
@@ -70,6 +72,8 @@ impl Suspicion {
             0 if row.seq <= self.seq && !self.calm => self.doubt(),
             0 => (0, Trial::Free),
             starts if starts >= FIRST && self.here.contains(&row.id) => (starts, Trial::Recorded),
+            // Nothing ended with the last owner: the same start is recorded again.
+            starts if starts >= FIRST && !self.died => (starts - 1, Trial::Wanted),
             starts => (starts, Trial::Wanted),
         }
     }
@@ -123,7 +127,7 @@ impl Slot {
         let old = |item: &Item| match item.from {
             From::Live(_) => item.arrival <= suspicion.last,
             From::Row(seq) => seq <= suspicion.seq || item.trial != Trial::Free,
-            From::Timer => true,
+            From::Timer => item.trial != Trial::Free,
         };
         let unread = self.rows.behind() && self.rows.loaded < suspicion.seq && !self.waits && !self.held;
         items.any(old) || unread || self.loading
@@ -175,7 +179,6 @@ impl Ledger {
         item.starts = starts;
         item.trial = Trial::Recording;
         item.from = From::Row(seq);
-        self.suspicion.here.insert(item.id);
         let row = self.row(ix, item, seq, PendingKind::Suspect, None);
         let new = before.from != item.from;
         let group = self.group(ix);
@@ -193,6 +196,7 @@ impl Ledger {
                 let recorded = |row: &PendingRow| item.from == From::Row(row.seq) && row.starts == item.starts;
                 if part.pending.iter().any(recorded) {
                     item.trial = Trial::Recorded;
+                    self.suspicion.here.insert(item.id);
                 }
             }
         }
@@ -254,6 +258,14 @@ impl Ledger {
         self.slots[ix].queue.push_front(head);
     }
 
+    /// The turn that a suspect had alone is over, and durable: until then the process may end, and it would be found again.
+    pub(super) fn trial_used(&mut self, ix: SlotIx) {
+        let slot = &self.slots[ix];
+        if slot.trial == Permit::Used && slot.uncommitted == 0 {
+            self.end_trial(ix, Ended::Done);
+        }
+    }
+
     /// A key's trial is over, or does not take place.
     pub(super) fn end_trial(&mut self, ix: SlotIx, ended: Ended) {
         let line = self.trial_line();
@@ -278,7 +290,7 @@ impl Ledger {
         let enough = |of: (u16, u16)| self.suspicion.passed.get(&of).is_some_and(|passed| *passed >= credits);
         let mut known = origins.peekable();
         let all = known.peek().is_some() && known.all(enough);
-        let reading = self.waiting.fetching || !self.timers.rest(now);
+        let reading = self.waiting.fetching || self.waiting.orphans || self.timers.unread(now);
         if (late || all) && !reading && !self.slots.iter().any(|slot| slot.is_old(&self.suspicion)) {
             self.suspicion.calm = true;
         }

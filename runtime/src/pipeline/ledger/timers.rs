@@ -52,6 +52,11 @@ impl Timers {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
     }
 
+    /// Whether some that are due may not have been read yet.
+    pub(super) fn unread(&self, now: Millis) -> bool {
+        self.fetching || self.next.is_some_and(|next| next <= now)
+    }
+
     /// Whether none is in hand, and none is known to be due.
     pub(super) fn rest(&self, now: Millis) -> bool {
         self.queued == 0 && !self.fetching && !self.unread && self.next.is_none_or(|next| next > now)

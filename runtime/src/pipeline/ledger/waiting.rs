@@ -11,6 +11,8 @@ use crate::store::{Due, PendingKind, PendingRow, ServiceKey};
 
 /// Pause before the store is asked again while all that is due is already in hand.
 const AGAIN_MS: Millis = 100;
+/// The same while all of it is of services that are paused, or that this program does not have.
+const REST_MS: Millis = 1_000;
 /// Pause between two looks for turns that take long.
 const SPILL_LOOK_MS: Millis = 500;
 
@@ -25,6 +27,8 @@ pub(crate) struct Waiting {
     pub(crate) next: Option<Millis>,
     /// The store was asked for what is due.
     pub(crate) fetching: bool,
+    /// It was asked for keys whose head was settled before a crash.
+    pub(crate) orphans: bool,
     /// Keys whose head row was found due and is not settled.
     pub(crate) awake: usize,
     /// Keys found due whose service this program does not have.
@@ -38,7 +42,7 @@ pub(crate) struct Waiting {
 impl Waiting {
     pub(crate) fn new(rows: u64) -> Self {
         // The first look is asked for when the ledger is made.
-        Self { rows, fetching: true, ..Self::default() }
+        Self { rows, fetching: true, orphans: true, ..Self::default() }
     }
 
     /// Something is due at `at`.
@@ -70,13 +74,16 @@ impl Ledger {
         if let Some(next) = due.next {
             self.waiting.at(next.max(now + AGAIN_MS.min(next.saturating_sub(now))));
         }
-        // Rows of services that this program does not have stay due: the next look goes past them.
-        let known = |key: &&ServiceKey| self.service_of(&key.service).is_some();
+        // Rows of services that this program does not have, or that are paused, stay due: the next look goes past them.
+        let known =
+            |key: &&ServiceKey| self.service_of(&key.service).is_some() && !self.pauses.holds(&key.service, &key.key);
         self.waiting.foreign = due.keys.len() - due.keys.iter().filter(known).count();
         let woken = due.keys.iter().filter(|key| self.wake(key)).count();
         if !due.keys.is_empty() {
             // What was not woken is in hand already, or its newer time is not committed yet.
-            self.waiting.at(if woken > 0 { now } else { now + AGAIN_MS });
+            let rests = self.waiting.foreign == due.keys.len();
+            let pause = if rests { REST_MS } else { AGAIN_MS };
+            self.waiting.at(if woken > 0 { now } else { now + pause });
         }
     }
 
@@ -86,6 +93,7 @@ impl Ledger {
         for key in &keys {
             self.wake(key);
         }
+        self.waiting.orphans = keys.len() >= page;
         if keys.len() >= page {
             self.out.push(Action::FetchOrphans(keys.into_iter().next_back(), page));
         }
@@ -94,6 +102,9 @@ impl Ledger {
     fn wake(&mut self, key: &ServiceKey) -> bool {
         // Rows of a service that this program does not have wait for one that has it.
         let Some(service) = self.service_of(&key.service) else { return false };
+        if self.pauses.holds(&key.service, &key.key) {
+            return false;
+        }
         let ix = self.slot_for(service, &key.key);
         let slot = &mut self.slots[ix];
         if !slot.known {
@@ -161,7 +172,13 @@ impl Ledger {
         let slow: Vec<SlotIx> =
             self.slots.iter().filter(slow).filter_map(|slot| self.slots.find(slot.service, &slot.key)).collect();
         for ix in slow {
-            self.spill_key(ix);
+            if self.slots[ix].paused && self.slots[ix].running.is_none() {
+                // Nothing of it runs soon: it needs no memory.
+                let queue = std::mem::take(&mut self.slots[ix].queue);
+                self.follow_all(ix, queue);
+            } else {
+                self.spill_key(ix);
+            }
         }
     }
 

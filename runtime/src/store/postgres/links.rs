@@ -167,7 +167,11 @@ impl Links {
             return Ok(rows);
         }
         for (sql, args) in then {
-            self.once(connection, sql, args.clone()).await?;
+            // Whatever a handler's statement fails of may be its own doing: the fence alone finds an outage.
+            self.once(connection, sql, args.clone()).await.map_err(|failure| match failure {
+                Failure::Unavailable(error) => Failure::Refused { permanent: false, error },
+                other => other,
+            })?;
         }
         self.once(connection, &commit.0, commit.1).await?;
         Ok(rows)

@@ -245,7 +245,20 @@ pub(super) fn statement(statement: &Statement) -> (SqlStr, Args) {
         // What else there is was refused.
         Value::Null | Value::Array(_) | Value::Object(_) => args.put(Nothing),
     });
-    (AssertSqlSafe(statement.sql.clone()).into_sql_str(), args)
+    // The server prepares a statement for the types of its first arguments: those of other types are another statement.
+    let types: String = statement.args.iter().map(letter).collect();
+    (AssertSqlSafe(format!("/* {types} */ {}", statement.sql)).into_sql_str(), args)
+}
+
+/// Stands for the type that an argument is sent as.
+fn letter(arg: &Value) -> char {
+    match arg {
+        Value::Bool(_) => 'b',
+        Value::Number(number) if number.is_i64() => 'i',
+        Value::Number(_) => 'f',
+        Value::String(_) => 't',
+        Value::Null | Value::Array(_) | Value::Object(_) => 'n',
+    }
 }
 
 /// NULL of whatever type the server finds that it has.
