@@ -234,9 +234,9 @@ fn every_seed_keeps_every_promise() {
     }
 }
 
-/// Seeds until one notices what is wrong.
-fn noticed(store: impl Fn() -> MemoryStore) -> Option<(u64, String)> {
-    (0..300).find_map(|seed| Some((seed, run(seed, Arc::new(store())).err()?)))
+/// Seeds, at most so many, until one notices what is wrong.
+fn noticed(seeds: u64, store: impl Fn() -> MemoryStore) -> Option<(u64, String)> {
+    (0..seeds).find_map(|seed| Some((seed, run(seed, Arc::new(store())).err()?)))
 }
 
 #[test]
@@ -251,11 +251,11 @@ fn every_planted_defect_is_noticed() {
         Defect::TimerLeavesEarly,
         Defect::ScheduleLost,
     ];
-    assert_eq!(noticed(MemoryStore::new), None, "without a defect nothing is noticed");
+    assert_eq!(noticed(300, MemoryStore::new), None, "without a defect nothing is noticed");
     let mut missed = Vec::new();
     for defect in defects {
         ledger::plant(Some(defect));
-        let found = noticed(MemoryStore::new);
+        let found = noticed(3_000, MemoryStore::new);
         ledger::plant(None);
         println!("{defect:?}: {found:?}");
         if found.is_none() {
@@ -263,7 +263,7 @@ fn every_planted_defect_is_noticed() {
         }
     }
     for defect in [memory::Defect::NoFence, memory::Defect::PartNotFenced] {
-        let found = noticed(|| {
+        let found = noticed(3_000, || {
             let store = MemoryStore::new();
             store.plant(defect);
             store
