@@ -180,6 +180,32 @@ async fn one_process_runs_a_store_and_an_import_works_beside_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_after_kills_ends_when_everything_is_handled() {
+    // After two kills what comes has its start recorded: rows, of few keys, that no source waits for any longer.
+    let cli = Cli::new().await;
+    let lines = (0..6_000).map(|no| format!("a-{},1,EUR,2026-01-31\n", no % 20)).collect::<String>();
+    cli.file("f.csv", format!("account,amount,currency,at\n{lines}"));
+    let import = ["import", "--service", "balances", "f.csv"];
+    for _ in 0..3 {
+        let mut killed = cli.place.start("import.log", &import).unwrap();
+        let taken = async || match cli.place.run(&["status", "--output", "json"], SOON).await {
+            Ok(said) => String::from_utf8_lossy(&said.stdout).contains("pid"),
+            Err(_) => false,
+        };
+        until("the import runs no shard", SOON, taken).await.unwrap();
+        assert!(killed.kill().await.unwrap(), "the import ended by itself: {}", cli.place.tail("import.log"));
+    }
+    let ended = cli.json(&import).await.ends(0);
+    assert_eq!(ended["engine"]["waiting"], 0, "{ended}");
+    let status = cli.json(&["status"]).await.ends(0);
+    assert_eq!(status["totals"]["counters"]["taken"], 6_000, "{status}");
+    let mut store = cli.store().await;
+    let counted = "SELECT sum(json_extract(state, '$.n')) FROM states WHERE service = 'balances'";
+    let counted: i64 = sqlx::query_scalar(counted).fetch_one(&mut store).await.unwrap();
+    assert_eq!(counted, 6_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_signal_ends_a_drain_at_once_and_loses_nothing() {
     let cli = Cli::new().await;
     let mut up = cli.up().await;

@@ -263,16 +263,15 @@ impl Ledger {
         self.config.settings.ingress.credits.cast_signed() - (source.used + source.owed).cast_signed()
     }
 
-    /// Whether nothing is in hand or being committed. What waits on disk for its time does not count.
+    /// Whether nothing can be run now, or is being committed. What waits on disk for its time, for an operator or for a
+    /// resumption does not count; what has its row and is only waiting for its turn does.
     pub fn is_idle(&self) -> bool {
         self.batches.is_empty()
             && self.sources.iter().all(|source| source.used == 0)
-            && self.waiting.awake == 0
+            && self.waiting.is_read()
             && self.command.is_none()
-            && self.waiting.next.is_none_or(|next| next > self.waiting.now)
-            && !self.waiting.fetching
             && self.timers.rest(self.waiting.now)
-            && self.slots.iter().all(|slot| slot.running.is_none() && !slot.holds_positions())
+            && self.slots.iter().all(|slot| !slot.is_busy() && !slot.holds_positions())
     }
 
     /// How full it is.

@@ -198,6 +198,12 @@ impl Slot {
         running.chain(&self.queue).any(|item| matches!(item.from, From::Live(_)))
     }
 
+    /// Whether something of it runs, or is to run as soon as it can.
+    pub(crate) fn is_busy(&self) -> bool {
+        let rests = self.held || self.waits || self.paused;
+        self.running.is_some() || self.loading || !rests && (!self.queue.is_empty() || self.rows.behind())
+    }
+
     /// Whether nothing of it is under way, so that it may be forgotten.
     pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty()

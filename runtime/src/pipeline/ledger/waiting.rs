@@ -50,6 +50,12 @@ impl Waiting {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
     }
 
+    /// Whether all that is due, or was left by an owner that died, was found and handled.
+    pub(crate) fn is_read(&self) -> bool {
+        let due = self.next.is_some_and(|next| next <= self.now);
+        !due && !self.fetching && !self.orphans && self.awake == 0 && self.woken.is_empty()
+    }
+
     /// The key's head is no longer awake: settled, or waiting again.
     pub(crate) fn sleep(&mut self, slot: &mut Slot) {
         if std::mem::take(&mut slot.awake) {
