@@ -35,18 +35,27 @@ pub fn assign(fleet: &Fleet) -> Vec<Option<&str>> {
         let place = &mut workers[at];
         place.share = share;
         let worker = place.worker;
-        place.kept.sort_by_key(|kept| std::cmp::Reverse(score(worker, fleet.shards[*kept].shard)));
+        // What few others may own is kept before what many may: else it has nowhere to go, and comes back for ever.
+        place.kept.sort_by_key(|kept| {
+            let shard = &fleet.shards[*kept];
+            let able = fleet.workers.iter().filter(|other| may_own(other, shard)).count();
+            (able, std::cmp::Reverse(score(worker, shard.shard)))
+        });
         place.kept.truncate(share);
         place.kept.iter().for_each(|kept| assigned[*kept] = Some(at));
     }
-    for (at, shard) in fleet.shards.iter().enumerate() {
-        if assigned[at].is_none()
-            && let Some(to) = choose(&workers, shard)
-        {
-            workers[to].kept.push(at);
-            assigned[at] = Some(to);
+    let open: Vec<usize> = (0..fleet.shards.len()).filter(|at| assigned[*at].is_none()).collect();
+    let mut tight = Vec::new();
+    for at in open {
+        match roomy(&workers, &fleet.shards[at]) {
+            Some(to) => {
+                workers[to].kept.push(at);
+                assigned[at] = Some(to);
+            }
+            None => tight.push(at),
         }
     }
+    squeeze(&mut workers, &fleet.shards, &tight, &mut assigned);
     assigned.into_iter().map(|to| to.map(|to| workers[to].id())).collect()
 }
 
@@ -78,18 +87,44 @@ fn shares(workers: &[Place<'_>], shards: usize) -> Vec<usize> {
     shares
 }
 
-/// Who gets a shard that nobody keeps: the highest score among those with room. Where none of those may own it, the least
-/// loaded of all that may; its owner, if that is one of them, so that two full workers do not swap for ever.
-fn choose(workers: &[Place<'_>], shard: &LeaseRow) -> Option<usize> {
-    let able: Vec<usize> = (0..workers.len()).filter(|at| may_own(workers[*at].worker, shard)).collect();
-    let best = |among: Vec<usize>| among.into_iter().max_by_key(|at| score(workers[*at].worker, shard.shard));
-    let roomy = able.iter().copied().filter(|at| workers[*at].kept.len() < workers[*at].share).collect();
-    best(roomy).or_else(|| {
-        let least = able.iter().map(|at| workers[*at].kept.len()).min()?;
-        let light: Vec<usize> = able.into_iter().filter(|at| workers[*at].kept.len() == least).collect();
-        let owner = light.iter().copied().find(|at| shard.owner.as_deref() == Some(workers[*at].id()));
-        owner.or_else(|| best(light))
-    })
+fn able<'a>(workers: &'a [Place<'_>], shard: &'a LeaseRow) -> impl Iterator<Item = usize> + 'a {
+    (0..workers.len()).filter(|at| may_own(workers[*at].worker, shard))
+}
+
+/// Who gets a shard that nobody keeps: the highest score among those with room.
+fn roomy(workers: &[Place<'_>], shard: &LeaseRow) -> Option<usize> {
+    let roomy = able(workers, shard).filter(|at| workers[*at].kept.len() < workers[*at].share);
+    roomy.max_by_key(|at| score(workers[*at].worker, shard.shard))
+}
+
+/// Shards for which nobody who may own them has room: each stays where it is, or goes to whoever has least. Then they are
+/// moved as long as that levels the loads, so that full workers do not swap for ever.
+fn squeeze(workers: &mut [Place<'_>], shards: &[LeaseRow], tight: &[usize], assigned: &mut [Option<usize>]) {
+    let least = |workers: &[Place<'_>], shard: &LeaseRow| {
+        able(workers, shard).min_by_key(|at| {
+            let worker = &workers[*at];
+            (worker.kept.len(), std::cmp::Reverse(score(worker.worker, shard.shard)))
+        })
+    };
+    for at in tight {
+        let shard = &shards[*at];
+        let owner = able(workers, shard).find(|to| shard.owner.as_deref() == Some(workers[*to].id()));
+        assigned[*at] = owner.or_else(|| least(workers, shard));
+        if let Some(to) = assigned[*at] {
+            workers[to].kept.push(*at);
+        }
+    }
+    loop {
+        let lighter = |at: &usize| {
+            let (from, to) = (assigned[*at]?, least(workers, &shards[*at])?);
+            (workers[to].kept.len() + 1 < workers[from].kept.len()).then_some((*at, from, to))
+        };
+        // Each move makes the loads more equal, so this ends.
+        let Some((at, from, to)) = tight.iter().find_map(lighter) else { return };
+        workers[from].kept.retain(|kept| *kept != at);
+        workers[to].kept.push(at);
+        assigned[at] = Some(to);
+    }
 }
 
 /// The rendezvous score of a worker for a shard.
