@@ -1,6 +1,8 @@
 //! Binds handlers to sources, starts the tree, drains it in order.
 //! In: settings, handlers, a store. Out: a running engine, until it is drained or gives up.
 
+pub mod cache;
+pub mod calls;
 mod entry;
 pub mod host;
 

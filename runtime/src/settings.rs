@@ -51,6 +51,10 @@ pub struct Settings {
     pub supervision: SupervisionSettings,
     /// The listener for metrics and health.
     pub admin: AdminSettings,
+    /// The front doors.
+    pub gateway: GatewaySettings,
+    /// The cache of answers.
+    pub cache: CacheSettings,
     /// Events on their way to sinks.
     pub outbox: OutboxSettings,
     /// Kafka as source and sink.
@@ -83,6 +87,10 @@ macro_rules! section {
         }
     };
 }
+
+// Behind the macro that it uses.
+mod gateway;
+pub use self::gateway::{CacheSettings, GatewaySettings};
 
 section! {
     /// The store.

@@ -4,6 +4,7 @@
 //! The fence: a commit counts only when the shard still has the commit's epoch and the commit number before it.
 
 pub mod append;
+pub mod calls;
 mod commit;
 mod declared;
 pub mod health;

@@ -67,6 +67,7 @@ impl Settings {
         check(self.drain.exit <= Duration::from_secs(20), "drain.exit must be at most 20s: a drain ends within 25s");
         problems.extend(super::cron::problems(self));
         problems.extend(super::gates::problems(self));
+        problems.extend(super::gateway::problems(self));
         problems.extend(super::kafka::problems(&self.kafka));
         problems
     }

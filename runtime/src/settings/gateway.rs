@@ -1,0 +1,81 @@
+//! The front doors, and the cache of answers behind them.
+//! In: the sections `[gateway]` and `[cache]`. Out: plain values, or what is wrong with them.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Settings;
+
+section! {
+    /// The front doors: REST and GraphQL on one listener, gRPC on another.
+    GatewaySettings {
+        /// Address of REST and GraphQL.
+        listen: String = "127.0.0.1:8080".to_owned(),
+        /// Address of gRPC.
+        grpc_listen: String = "127.0.0.1:8081".to_owned(),
+        /// File with the bearer tokens' hashes (`budget-manager token:new`). Without one only loopback is served, as tenant `default`.
+        tokens: String = String::new(),
+        /// Certificate chain (PEM) of both listeners; with `tls_key`. Without it they speak plain text.
+        tls_cert: String = String::new(),
+        /// Its private key (PEM).
+        tls_key: String = String::new(),
+        /// How long a call is waited for before its sender hears that it still runs.
+        #[serde(with = "humantime_serde")]
+        wait: Duration = Duration::from_secs(10),
+        /// How long an answer is kept under its idempotency key, and an older one may be asked for again.
+        #[serde(with = "humantime_serde")]
+        keep: Duration = Duration::from_secs(24 * 3600),
+        /// Operations that are refused without an idempotency key of the client's own; others are given one.
+        require_key: Vec<String> = vec!["payments.charge".to_owned()],
+        /// Whether a key may come as a plain token (`abc`) as well as a quoted string (`"abc"`).
+        lenient_keys: bool = true,
+        /// Largest body of a request, in bytes.
+        body_bytes_max: usize = 1 << 20,
+        /// Records of calls that one tenant may have.
+        keys_max: u64 = 1_000_000,
+        /// Requests a second of one tenant, for each process; 0: no bound.
+        rate: f64 = 0.0,
+        /// Connections at once, on each listener.
+        connections_max: usize = 1_024,
+        /// How long a client may take to send a request's head, and then its body.
+        #[serde(with = "humantime_serde")]
+        read_timeout: Duration = Duration::from_secs(10),
+    }
+}
+
+section! {
+    /// The cache of answers that were given: it makes repeats faster, and is never believed where the store says otherwise.
+    CacheSettings {
+        /// Redis (`redis://host:port`), which the gateways of a fleet share; empty: each process has its own.
+        url: String = String::new(),
+        /// Answers in the process's own cache.
+        entries_max: u64 = 100_000,
+        /// Largest answer that is cached, in bytes.
+        entry_bytes_max: usize = 16 << 10,
+        /// How long Redis may take before the store is asked instead.
+        #[serde(with = "humantime_serde")]
+        timeout: Duration = Duration::from_millis(50),
+    }
+}
+
+pub(super) fn problems(settings: &Settings) -> Vec<String> {
+    let (gateway, cache) = (&settings.gateway, &settings.cache);
+    let mut problems = Vec::new();
+    let mut check = |fine: bool, problem: &str| {
+        if !fine {
+            problems.push(problem.to_owned());
+        }
+    };
+    check(gateway.tls_cert.is_empty() == gateway.tls_key.is_empty(), "gateway.tls_cert and gateway.tls_key go together");
+    check(!gateway.wait.is_zero(), "gateway.wait must be above 0");
+    check(gateway.keep >= gateway.wait, "gateway.keep must be at least gateway.wait");
+    check(gateway.body_bytes_max > 0, "gateway.body_bytes_max must be above 0");
+    check(gateway.connections_max > 0, "gateway.connections_max must be above 0");
+    check(gateway.keys_max > 0, "gateway.keys_max must be above 0");
+    check(gateway.rate.is_finite() && gateway.rate >= 0.0, "gateway.rate must be 0 or more");
+    check(!gateway.read_timeout.is_zero(), "gateway.read_timeout must be above 0");
+    check(cache.url.is_empty() || cache.url.starts_with("redis://"), "cache.url must be redis://host:port, or empty");
+    check(!cache.timeout.is_zero(), "cache.timeout must be above 0");
+    problems
+}
