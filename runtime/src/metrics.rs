@@ -22,7 +22,7 @@ use crate::message::ShardNo;
 use crate::store::Outcome;
 pub use dependency::DependencyMetrics;
 use families::{Catalogue, Families, Labels};
-pub use words::{Alarm, Child, CommitWord, DedupSource, RestartReason, TakeReason, WorkerAlarm};
+pub use words::{Alarm, CallWord, Child, CommitWord, DedupSource, RestartReason, TakeReason, WorkerAlarm};
 
 /// Media type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -39,6 +39,7 @@ pub struct Metrics {
     dedup_hits: Vec<Counter>,
     retries: Vec<Counter>,
     commits: Vec<Counter>,
+    calls: Vec<Counter>,
     takeovers: Vec<Counter>,
     worker_alarms: Vec<Gauge>,
     /// Sinks that were asked for.
@@ -53,6 +54,7 @@ impl Metrics {
         let dedup_hits = DedupSource::ALL.iter().map(|source| one("source", source.as_str()));
         let retries = (1..=ATTEMPT_LABEL_MAX).map(|attempt| one("attempt", &attempt.to_string()));
         let commits = CommitWord::ALL.iter().map(|word| one("outcome", word.as_str()));
+        let calls = CallWord::ALL.iter().map(|word| one("outcome", word.as_str()));
         let takeovers = TakeReason::ALL.iter().map(|reason| one("reason", reason.as_str()));
         let worker_alarms = WorkerAlarm::ALL.iter().map(|alarm| one("alarm", alarm.as_str()));
         Arc::new(Self {
@@ -61,6 +63,7 @@ impl Metrics {
             dedup_hits: dedup_hits.map(|labels| families.dedup_hits.get_or_create_owned(&labels)).collect(),
             retries: retries.map(|labels| families.retries.get_or_create_owned(&labels)).collect(),
             commits: commits.map(|labels| families.commits.get_or_create_owned(&labels)).collect(),
+            calls: calls.map(|labels| families.calls.get_or_create_owned(&labels)).collect(),
             registry: catalogue.registry,
             exposed: catalogue.exposed,
             families,
@@ -166,6 +169,11 @@ impl Metrics {
         if word == CommitWord::Committed {
             self.families.commit_turns.observe(turns as f64);
         }
+    }
+
+    /// A call was answered.
+    pub fn record_call(&self, word: CallWord) {
+        self.calls[word as usize].inc();
     }
 
     /// Shards that run here, in a fleet.

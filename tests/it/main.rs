@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests may")]
 
 mod bad_input;
+mod call_records;
+mod calls;
 mod chaos;
 mod cli;
 mod codecs;

@@ -1,6 +1,8 @@
 //! What operators and tools ask of a store, and the little they may write.
 //! In: filters. Out: rows to show; commands and imports that the shards' owners pick up.
 
+pub mod calls;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -360,7 +362,7 @@ pub trait Queries: Send + Sync {
     fn waiting_keys(&self, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>>;
     /// Events of a shard with a number above `after`, in order, at most `limit` commits' worth.
     fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>>;
-    /// Messages of the `import` lane that are not read yet.
+    /// Messages of the lanes that are written from outside, by imports and by calls, that are not read yet.
     fn unread_imports(&self) -> StoreFuture<'_, u64>;
     /// An import's progress so far.
     fn import_progress(&self, service: String, source: String) -> StoreFuture<'_, ImportProgress>;
