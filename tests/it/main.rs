@@ -30,6 +30,7 @@ mod postgres_store;
 mod refused;
 mod rekeying;
 mod reshard;
+mod row_reads;
 mod sagas;
 mod servers;
 mod services;
