@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests may")]
 
 mod bad_input;
+mod cache;
 mod chaos;
 mod cli;
 mod codecs;
