@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests may")]
 
 mod bad_input;
+mod cache;
 mod call_records;
 mod calls;
 mod chaos;
@@ -32,6 +33,7 @@ mod postgres_store;
 mod refused;
 mod rekeying;
 mod reshard;
+mod row_reads;
 mod sagas;
 mod servers;
 mod services;

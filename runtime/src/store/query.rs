@@ -2,6 +2,7 @@
 //! In: filters. Out: rows to show; commands and imports that the shards' owners pick up.
 
 pub mod calls;
+mod rows;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +20,9 @@ use super::{
 };
 use crate::clock::Millis;
 use crate::message::ShardNo;
+
+pub(in crate::store) use rows::Dialect;
+pub use rows::RowsAsk;
 
 /// Which dead letters are meant. Empty fields match all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -362,6 +366,8 @@ pub trait Queries: Send + Sync {
     fn waiting_keys(&self, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>>;
     /// Events of a shard with a number above `after`, in order, at most `limit` commits' worth.
     fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>>;
+    /// Rows of a handler's table.
+    fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, Vec<serde_json::Value>>;
     /// Messages of the lanes that are written from outside, by imports and by calls, that are not read yet.
     fn unread_imports(&self) -> StoreFuture<'_, u64>;
     /// An import's progress so far.
