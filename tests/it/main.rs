@@ -7,6 +7,7 @@ mod bad_input;
 mod cache;
 mod chaos;
 mod cli;
+mod client;
 mod codecs;
 mod commands;
 mod cron;
