@@ -93,8 +93,14 @@ async fn execute(cli: Cli) -> Ended {
         return Ok(Done::All);
     }
     let filter = if matches!(cli.command, Command::Up | Command::Worker) { "info" } else { "warn" };
-    telemetry::init(cli.global.log_format.into(), defaults::LOG_VARIABLE, filter)
+    let telemetry = telemetry::init(cli.global.log_format.into(), defaults::LOG_VARIABLE, filter)
         .map_err(|error| Failure::Settings(vec![error.to_string()]))?;
+    let ended = Box::pin(perform(cli, out)).await;
+    telemetry.end().await;
+    ended
+}
+
+async fn perform(cli: Cli, out: Out) -> Ended {
     let loaded = settings(&cli.global)?;
     let settings = &loaded.settings;
     match cli.command {
