@@ -12,6 +12,7 @@ use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::ListenerExt;
 use axum::{Json, Router};
 use perkey::clock::{Clock, Dice, rfc3339};
 use serde::{Deserialize, Serialize};
@@ -109,6 +110,7 @@ async fn main() {
         .route("/api/transactions", get(page).post(post))
         .with_state(plain);
     let listener = TcpListener::bind(value("--listen")).await.expect("a free port");
+    let listener = listener.tap_io(|connection| drop(connection.set_nodelay(true)));
     axum::serve(listener, router).await.expect("it serves until it is killed");
 }
 
