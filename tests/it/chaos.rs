@@ -13,7 +13,9 @@ use perkey_chaos::fleet::servers::Servers;
 use perkey_chaos::fleet::topics::Topics;
 use perkey_chaos::kill::{self, Mode};
 use perkey_chaos::provider::Faults;
-use perkey_chaos::{ChaosError, Verdict, checkouts, children, fleet, flood, neighbours, process, suspects, timers};
+use perkey_chaos::{
+    ChaosError, Verdict, calls, checkouts, children, fleet, flood, neighbours, process, suspects, timers,
+};
 
 fn holds(again: &str, said: &[String], verdict: Result<Verdict, ChaosError>) {
     let again = format!("again: cargo run -p perkey-chaos -- {again}");
@@ -178,4 +180,22 @@ async fn a_commit_whose_answer_is_lost_counts_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_alone_carries_a_fleet_whose_workers_are_killed() {
     fleet_of_three(Scenario::Kill, On::Postgres, 8).await;
+}
+
+async fn called(store: calls::StoreKind, operations: u64, kills: u32, word: &str) {
+    let binary = tokio::task::spawn_blocking(process::built).await.unwrap().unwrap();
+    let plan = calls::Plan { binary, store, operations, kills, cut: 0.3, seed: 7 };
+    let mut said = Vec::new();
+    let verdict = calls::calls(&plan, &mut |line| said.push(line.to_owned())).await;
+    holds(&format!("calls --on {word} --operations {operations} --kills {kills} --seed 7"), &said, verdict);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_through_kills_and_cuts_take_effect_once() {
+    called(calls::StoreKind::Sqlite, 200, 4, "sqlite").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_to_a_fleet_through_kills_and_cuts_take_effect_once() {
+    called(calls::StoreKind::Postgres, 150, 3, "postgres").await;
 }

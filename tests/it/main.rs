@@ -46,4 +46,5 @@ mod store_contract;
 mod support;
 mod tidy;
 mod timers;
+mod traces;
 mod transport_contract;
