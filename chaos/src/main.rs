@@ -19,7 +19,7 @@ usage: perkey-chaos kill [--mode import|up] [--binary PATH] [--kills 50] [--line
        perkey-chaos children [--times 100] [--child key_actor|ingress|committer|shard|all] [--seed 1]
        perkey-chaos checkouts [--checkouts 10000] [--kills 10] [--fail 0.1] [--hang 0.01] [--lose 0.01] [--binary PATH] [--seed 1]
        perkey-chaos calls [--on sqlite|postgres] [--operations 1000] [--kills 10] [--cut 0.3] [--binary PATH] [--seed 1]
-       perkey-chaos suspects [--messages 2000] [--deadly yes|no] [--kills 0] [--import yes|no] [--binary PATH] [--seed 1]
+       perkey-chaos suspects [--messages 2000] [--deadly yes|no] [--kills 0] [--import yes|no] [--call yes|no] [--binary PATH] [--seed 1]
        perkey-chaos neighbours --of slow|away [--seconds 60] [--rate 500]
        perkey-chaos timers [--timers 100000] [--seconds 60] [--restarts 3]
        perkey-chaos provider [--listen 127.0.0.1:8090] [--fail 0] [--hang 0] [--lose 0] [--seed 1]
@@ -76,8 +76,9 @@ async fn run(args: &[String]) -> Result<Option<Verdict>, ChaosError> {
         "suspects" => {
             let importer = options.import.then(|| binary(&options)).transpose()?;
             let worker = (std::env::current_exe()?, vec!["suspects-worker".to_owned()]);
-            let Options { messages, deadly, kills, .. } = options;
-            let plan = suspects::Plan { worker, importer, messages, deadly, kills: kills.unwrap_or(0), seed };
+            let Options { messages, deadly, call, kills, .. } = options;
+            let kills = kills.unwrap_or(0);
+            let plan = suspects::Plan { worker, importer, messages, deadly, call, kills, seed };
             suspects::suspects(&plan, &mut say).await.map(Some)
         }
         "neighbours" => {
@@ -126,6 +127,7 @@ struct Options {
     messages: u64,
     deadly: bool,
     import: bool,
+    call: bool,
     restarts: u32,
     faults: Option<Faults>,
     listen: SocketAddr,
@@ -158,6 +160,7 @@ impl Options {
             messages: 2_000,
             deadly: true,
             import: false,
+            call: false,
             restarts: 3,
             faults: None,
             listen: ([127, 0, 0, 1], 8_090).into(),
@@ -191,6 +194,7 @@ impl Options {
                 "--of" if value == "away" => options.of = Some(neighbours::What::Away),
                 "--messages" => options.messages = value.parse().ok().filter(|messages| *messages > 0)?,
                 "--deadly" => options.deadly = yes(value)?,
+                "--call" => options.call = yes(value)?,
                 "--import" => options.import = yes(value)?,
                 "--restarts" => options.restarts = value.parse().ok()?,
                 "--listen" => options.listen = value.parse().ok()?,

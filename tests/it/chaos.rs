@@ -59,14 +59,22 @@ async fn worker_that_a_message_may_end() {
     suspects::work().await.unwrap();
 }
 
-async fn suspected(import: bool, deadly: bool, kills: u32) {
+#[derive(Clone, Copy, Default)]
+struct Suspected {
+    import: bool,
+    deadly: bool,
+    call: bool,
+    kills: u32,
+}
+
+async fn suspected(Suspected { import, deadly, call, kills }: Suspected) {
     let args = ["--exact", "chaos::worker_that_a_message_may_end", "--nocapture"].map(str::to_owned);
     let worker = (std::env::current_exe().unwrap(), args.to_vec());
     let importer = match import {
         true => Some(tokio::task::spawn_blocking(process::built).await.unwrap().unwrap()),
         false => None,
     };
-    let plan = suspects::Plan { worker, importer, messages: 600, deadly, kills, seed: 3 };
+    let plan = suspects::Plan { worker, importer, messages: 600, deadly, call, kills, seed: 3 };
     let mut said = Vec::new();
     let verdict = suspects::suspects(&plan, &mut |line| said.push(line.to_owned())).await;
     holds("suspects --messages 600 --seed 3", &said, verdict);
@@ -74,17 +82,22 @@ async fn suspected(import: bool, deadly: bool, kills: u32) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_that_ends_the_process_is_a_dead_letter_after_seven_starts() {
-    suspected(false, true, 0).await;
+    suspected(Suspected { deadly: true, ..Suspected::default() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_that_ends_the_process_and_comes_by_import_is_a_dead_letter_after_seven_starts() {
-    suspected(true, true, 0).await;
+    suspected(Suspected { import: true, deadly: true, ..Suspected::default() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kills_from_outside_make_no_message_a_dead_letter() {
-    suspected(false, false, 12).await;
+    suspected(Suspected { kills: 12, ..Suspected::default() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_ends_the_process_is_a_stored_error_after_seven_starts() {
+    suspected(Suspected { deadly: true, call: true, ..Suspected::default() }).await;
 }
 
 async fn disturbed(what: neighbours::What, word: &str) {
