@@ -5,6 +5,8 @@
 
 mod bad_input;
 mod cache;
+mod call_records;
+mod calls;
 mod chaos;
 mod cli;
 mod codecs;

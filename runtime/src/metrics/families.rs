@@ -59,11 +59,13 @@ pub(super) struct Families {
     pub(super) cache_errors: Counter,
     pub(super) alarms: Gauges,
     pub(super) owned_shards: Gauge,
+    pub(super) calls: Counters,
     pub(super) lease_remaining: FloatGauge,
     pub(super) takeovers: Counters,
     pub(super) takeover_seconds: Histogram,
     pub(super) kafka_lag: Gauges,
     pub(super) oldest_transaction: FloatGauge,
+    pub(super) http: Counters,
     pub(super) shard: ShardFamilies,
 }
 
@@ -102,6 +104,7 @@ impl Families {
             commits: to.add("perkey_commits", "Commits, by how they ended", Counters::default()),
             commit_turns: to.add("perkey_commit_turns", "Turns in a commit", sizes()),
             commit_seconds: to.add("perkey_commit_seconds", "Time of a commit at the store", commit_times()),
+            calls: to.add("idempotency_key", "Calls, by what their idempotency key was", Counters::default()),
             restarts: to.add("perkey_restarts", "Restarts, by child and reason", Counters::default()),
             published: to.add("outbox_published", "Events that a sink confirmed", Counters::default()),
             refused: to.add("outbox_refused", "Events that a sink refused", Counters::default()),
@@ -116,6 +119,7 @@ impl Families {
             takeover_seconds: to.add("perkey_takeover_seconds", "Time of a shard without an owner", waits()),
             kafka_lag: to.add("kafka_consumer_lag", "Records behind which the group is", Gauges::default()),
             oldest_transaction: to.add("postgres_oldest_transaction_seconds", "Age of the oldest transaction", FloatGauge::default()),
+            http: to.add("http_request_outcome", "Requests at the front doors, by how they ended", Counters::default()),
             shard: ShardFamilies::register(to),
         }
     }

@@ -112,6 +112,20 @@ words! {
 }
 
 words! {
+    /// What the idempotency key of a call was.
+    CallWord {
+        /// Its call was made.
+        New = "new",
+        /// Its call had ended: the answer was given again.
+        Replay = "replay",
+        /// Its call still runs.
+        InFlight = "in_flight",
+        /// Its call asked for something else.
+        Mismatch = "mismatch",
+    }
+}
+
+words! {
     /// How a commit ended, as a label.
     CommitWord {
         /// See [`Outcome::Committed`].
@@ -136,5 +150,27 @@ impl From<&Outcome> for CommitWord {
             Outcome::Unavailable(_) => Self::Unavailable,
             Outcome::Unknown(_) => Self::Unknown,
         }
+    }
+}
+
+words! {
+    /// How a request at a front door ended.
+    HttpOutcome {
+        /// It was done.
+        Done = "done",
+        /// It was answered as before.
+        Replayed = "replayed",
+        /// It was not as it must be, or refused by what handles it.
+        Refused = "refused",
+        /// Its sender may not.
+        Forbidden = "forbidden",
+        /// Another one came first, or still runs.
+        Conflict = "conflict",
+        /// Its tenant sends too much.
+        Limited = "limited",
+        /// It failed here.
+        Failed = "failed",
+        /// There was no room, or no store.
+        Unavailable = "unavailable",
     }
 }
