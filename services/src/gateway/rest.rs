@@ -70,7 +70,10 @@ pub fn routes(rest: &Rest) -> Router {
             router = router.route(entity.path(), many);
         }
     }
-    router.merge(documents::routes(rest)).fallback(documents::not_found).method_not_allowed_fallback(documents::no_method)
+    router
+        .merge(documents::routes(rest))
+        .fallback(documents::not_found)
+        .method_not_allowed_fallback(documents::no_method)
 }
 
 /// Routes behind what holds for all of them: bounds of time, a look at whom the request is for, a count of outcomes.
@@ -104,6 +107,16 @@ impl Rest {
         }
     }
 
+    /// The key of a request with these headers, and how its answer repeats it.
+    fn key(&self, operation: &Operation, headers: &HeaderMap) -> Result<(IdempotencyKey, Echo), Problem> {
+        let values = || headers.get_all(key::HEADER).into_iter();
+        let lenient = self.front.settings().lenient_keys;
+        let given = IdempotencyKey::of_header(values().map(|value| value.as_bytes()), lenient)?;
+        let key = self.front.key(operation, given)?;
+        let echo = Echo::of(values().next().cloned(), &key);
+        Ok((key, echo))
+    }
+
     async fn made(
         &self,
         operation: &'static Operation,
@@ -111,12 +124,8 @@ impl Rest {
         echo: &mut Echo,
     ) -> Result<Response, Problem> {
         let caller = self.caller(request.headers(), Role::Write)?;
-        let values = || request.headers().get_all(key::HEADER).into_iter();
-        let lenient = self.front.settings().lenient_keys;
-        let given = IdempotencyKey::of_header(values().map(|value| value.as_bytes()), lenient)?;
-        let sent = values().next().cloned();
-        let key = self.front.key(operation, given)?;
-        *echo = Echo::of(sent, &key);
+        let (key, repeated) = self.key(operation, request.headers())?;
+        *echo = repeated;
         let target = target(&mut request).await?;
         let headers = taken_along(request.headers());
         let body = body(request).await?;
@@ -188,7 +197,8 @@ async fn body(request: Request) -> Result<Value, Problem> {
     let kind = kind.as_ref().and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if essence != "application/json" && !(essence.starts_with("application/") && essence.ends_with("+json")) {
-        let detail = format!("the body is {kind:?}: send JSON with the header Content-Type: application/json (curl --json)");
+        let detail =
+            format!("the body is {kind:?}: send JSON with the header Content-Type: application/json (curl --json)");
         return Err(Problem::new(Kind::UnsupportedMedia, detail));
     }
     json::parse(&bytes)

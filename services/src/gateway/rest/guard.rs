@@ -91,9 +91,12 @@ mod tests {
 
     #[test]
     fn without_tokens_only_this_machine_is_served() {
-        for (host, origin) in
-            [("localhost:8080", None), ("127.0.0.1", None), ("[::1]:8080", None), ("localhost", Some("http://localhost:3000"))]
-        {
+        for (host, origin) in [
+            ("localhost:8080", None),
+            ("127.0.0.1", None),
+            ("[::1]:8080", None),
+            ("localhost", Some("http://localhost:3000")),
+        ] {
             assert_eq!(from_elsewhere(&asked(host, origin)), None, "{host} {origin:?}");
         }
         for (host, origin) in [
