@@ -20,16 +20,16 @@ const LINKS_MAX: usize = 64;
 pub(super) use self::exported::{Exporter, layer};
 
 /// The span of a request that a front door serves. Its parent is the client's span, where that says so.
-pub fn request(name: &str, kind: &'static str, traceparent: Option<&str>) -> Span {
+pub fn request(name: &str, traceparent: Option<&str>) -> Span {
     #[cfg(feature = "otlp")]
     if exported::is_on() {
         let span = tracing::info_span!(
-            target: exported::TARGET, "request", otel.name = name, otel.kind = "server", network.protocol.name = kind,
+            target: exported::TARGET, "request", otel.name = name, otel.kind = "server",
             http.response.status_code = tracing::field::Empty, otel.status_code = tracing::field::Empty,
         );
         return exported::under(span, traceparent);
     }
-    let _ = (name, kind, traceparent);
+    let _ = (name, traceparent);
     Span::none()
 }
 

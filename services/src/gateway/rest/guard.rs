@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use perkey::metrics::HttpOutcome;
+use perkey::telemetry::traces;
+use tracing::{Instrument, Span};
 
 use super::answer::{self, Echo, REPLAYED};
 use super::{Rest, changes};
@@ -16,25 +18,42 @@ use crate::gateway::problem::{Kind, Problem};
 /// What a request may take beyond its reading and its wait.
 const SPARE: Duration = Duration::from_secs(20);
 
+/// W3C Trace Context.
+const TRACEPARENT: &str = "traceparent";
+
 /// Names of this machine that a client of loopback uses.
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
-pub(super) async fn guard(State(rest): State<Rest>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(rest): State<Rest>, mut request: Request, next: Next) -> Response {
     let instance = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let settings = rest.front.settings();
     let within = settings.read_timeout + settings.wait + SPARE;
+    let span = span(&mut request, route.as_ref());
     let refused = rest.auth.is_open().then(|| from_elsewhere(&request)).flatten();
     let answer = match refused {
         Some(problem) => Err(problem),
-        None => tokio::time::timeout(within, next.run(request)).await.map_err(|_| {
+        None => tokio::time::timeout(within, next.run(request).instrument(span.clone())).await.map_err(|_| {
             let detail = "the request took too long here: ask again with the same key";
             Problem::new(Kind::Unavailable, detail).retry_after(Duration::from_secs(2))
         }),
     };
     let response = answer.unwrap_or_else(|problem| answer::problem(&problem, &instance, &Echo::default()));
+    traces::answered(&span, response.status().as_u16());
     rest.metrics.record_http(route.as_ref().map_or("other", MatchedPath::as_str), outcome(&response));
     response
+}
+
+/// The span of a request, which what it causes has as its parent from now on.
+fn span(request: &mut Request, route: Option<&MatchedPath>) -> Span {
+    let name = format!("{} {}", request.method(), route.map_or("other", MatchedPath::as_str));
+    let given = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+    let span = traces::request(&name, given);
+    let own = traces::traceparent(&span, None).and_then(|own| HeaderValue::from_str(&own).ok());
+    if let Some(own) = own {
+        request.headers_mut().insert(TRACEPARENT, own);
+    }
+    span
 }
 
 /// Without tokens a page of another site must not reach what listens here: neither by a name of its own that leads to
