@@ -11,14 +11,15 @@ use perkey::metrics::Child;
 use perkey_chaos::fleet::faults::{On, Scenario};
 use perkey_chaos::provider::{Faults, Provider};
 use perkey_chaos::{
-    ChaosError, Verdict, checkouts, children, fleet, flood, kill, neighbours, process, suspects, timers,
+    ChaosError, Verdict, calls, checkouts, children, fleet, flood, kill, neighbours, process, suspects, timers,
 };
 
 const USAGE: &str = "\
 usage: perkey-chaos kill [--mode import|up] [--binary PATH] [--kills 50] [--lines 100000] [--accounts 5000] [--seed 1]
        perkey-chaos children [--times 100] [--child key_actor|ingress|committer|shard|all] [--seed 1]
        perkey-chaos checkouts [--checkouts 10000] [--kills 10] [--fail 0.1] [--hang 0.01] [--lose 0.01] [--binary PATH] [--seed 1]
-       perkey-chaos suspects [--messages 2000] [--deadly yes|no] [--kills 0] [--import yes|no] [--binary PATH] [--seed 1]
+       perkey-chaos calls [--on sqlite|postgres] [--operations 1000] [--kills 10] [--cut 0.3] [--binary PATH] [--seed 1]
+       perkey-chaos suspects [--messages 2000] [--deadly yes|no] [--kills 0] [--import yes|no] [--call yes|no] [--binary PATH] [--seed 1]
        perkey-chaos neighbours --of slow|away [--seconds 60] [--rate 500]
        perkey-chaos timers [--timers 100000] [--seconds 60] [--restarts 3]
        perkey-chaos provider [--listen 127.0.0.1:8090] [--fail 0] [--hang 0] [--lose 0] [--seed 1]
@@ -65,11 +66,19 @@ async fn run(args: &[String]) -> Result<Option<Verdict>, ChaosError> {
             let plan = checkouts::Plan { binary, kills: options.kills.unwrap_or(10), checkouts, faults, seed };
             checkouts::checkouts(&plan, &mut say).await.map(Some)
         }
+        "calls" => {
+            let binary = binary(&options)?;
+            let Options { store, operations, cut, .. } = options;
+            let kills = options.kills.unwrap_or(10);
+            let plan = calls::Plan { binary, store, operations, kills, cut, seed };
+            calls::calls(&plan, &mut say).await.map(Some)
+        }
         "suspects" => {
             let importer = options.import.then(|| binary(&options)).transpose()?;
             let worker = (std::env::current_exe()?, vec!["suspects-worker".to_owned()]);
-            let Options { messages, deadly, kills, .. } = options;
-            let plan = suspects::Plan { worker, importer, messages, deadly, kills: kills.unwrap_or(0), seed };
+            let Options { messages, deadly, call, kills, .. } = options;
+            let kills = kills.unwrap_or(0);
+            let plan = suspects::Plan { worker, importer, messages, deadly, call, kills, seed };
             suspects::suspects(&plan, &mut say).await.map(Some)
         }
         "neighbours" => {
@@ -118,6 +127,7 @@ struct Options {
     messages: u64,
     deadly: bool,
     import: bool,
+    call: bool,
     restarts: u32,
     faults: Option<Faults>,
     listen: SocketAddr,
@@ -129,6 +139,9 @@ struct Options {
     seconds: u64,
     scenario: Option<Scenario>,
     on: On,
+    store: calls::StoreKind,
+    operations: u64,
+    cut: f64,
     workers: usize,
     rate: u64,
     of: Option<neighbours::What>,
@@ -147,6 +160,7 @@ impl Options {
             messages: 2_000,
             deadly: true,
             import: false,
+            call: false,
             restarts: 3,
             faults: None,
             listen: ([127, 0, 0, 1], 8_090).into(),
@@ -158,6 +172,9 @@ impl Options {
             seconds: 60,
             scenario: None,
             on: On::Kafka,
+            store: calls::StoreKind::Sqlite,
+            operations: 1_000,
+            cut: 0.3,
             workers: 3,
             rate: RATE,
             of: None,
@@ -177,6 +194,7 @@ impl Options {
                 "--of" if value == "away" => options.of = Some(neighbours::What::Away),
                 "--messages" => options.messages = value.parse().ok().filter(|messages| *messages > 0)?,
                 "--deadly" => options.deadly = yes(value)?,
+                "--call" => options.call = yes(value)?,
                 "--import" => options.import = yes(value)?,
                 "--restarts" => options.restarts = value.parse().ok()?,
                 "--listen" => options.listen = value.parse().ok()?,
@@ -189,7 +207,12 @@ impl Options {
                 "--times" => options.times = value.parse().ok()?,
                 "--scenario" => options.scenario = Some(Scenario::named(value)?),
                 "--on" if value == "kafka" => options.on = On::Kafka,
-                "--on" if value == "postgres" => options.on = On::Postgres,
+                "--on" if value == "postgres" => {
+                    (options.on, options.store) = (On::Postgres, calls::StoreKind::Postgres);
+                }
+                "--on" if value == "sqlite" => options.store = calls::StoreKind::Sqlite,
+                "--operations" => options.operations = value.parse().ok().filter(|operations| *operations > 0)?,
+                "--cut" => options.cut = value.parse().ok()?,
                 "--workers" => options.workers = value.parse().ok().filter(|workers| *workers > 0)?,
                 "--rate" => options.rate = value.parse().ok()?,
                 "--away" => options.away = value.parse().ok()?,

@@ -11,15 +11,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perkey::clock::{Dice, Stopwatch, sleep};
+use perkey::engine::cache;
+use perkey::engine::calls::{Call, CallAnswer, CallError, Calls};
 use perkey::message::{Draft, shard_of};
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
+use perkey::store::calls::{CallEnd, CallId, CallOutcome};
 use perkey::store::query::DeadFilter;
 use perkey::store::sqlite::{Access, SqliteStore};
-use perkey::store::{ServiceKey, Setup, Store};
+use perkey::store::{ServiceKey, Setup, Store, StoreError};
 use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 
 use crate::engine::append;
 use crate::postings::SERVICE;
@@ -51,6 +55,8 @@ pub struct Plan {
     pub messages: u64,
     /// Whether one of them is deadly.
     pub deadly: bool,
+    /// Whether the deadly one is a call, whose sender asks until it is answered.
+    pub call: bool,
     /// Kills from outside.
     pub kills: u32,
     /// The seed.
@@ -110,6 +116,10 @@ pub async fn suspects(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict,
     let folder = tempfile::tempdir()?;
     let mut scene = Scene { plan, folder: folder.path(), worker: None, dice: Dice::seeded(plan.seed) };
     let mut import = scene.bring().await?;
+    let mut sender = JoinSet::new();
+    if plan.call {
+        sender.spawn(ask(folder.path().to_owned()));
+    }
     let (mut lives, mut kills, watch) = (1, 0, Stopwatch::start());
     loop {
         let life = Duration::from_millis(150 + scene.dice.below(700));
@@ -131,8 +141,41 @@ pub async fn suspects(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict,
         }
     }
     say(&format!("{lives} lives, {kills} kills from outside, {:.1} s", watch.elapsed().as_secs_f64()));
+    let mut verdict = Verdict::default();
+    if let Some(told) = sender.join_next().await {
+        let told = told.map_err(|error| ChaosError::Stuck(error.to_string()))??;
+        let reason = String::from_utf8_lossy(&told.body);
+        verdict.facts.push(format!("its sender was told: {reason}"));
+        let stored = told.end == CallEnd::Failed && reason.contains("suspects.starts");
+        verdict.expect(stored, || format!("its sender was told {told:?}"));
+    }
     drop(scene.worker.take());
-    scene.judge().await
+    scene.judge(verdict).await
+}
+
+/// The sender of the deadly call: asks until it is told how it ended.
+async fn ask(folder: PathBuf) -> Result<CallOutcome, ChaosError> {
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&url(&folder), Access::Tool).await?);
+    let (settings, metrics) = (Settings::default(), Metrics::new());
+    let cache = cache::open(&settings, "suspects", &metrics).map_err(ChaosError::Stuck)?;
+    let handlers = Handlers::new().with(Fragile { folder });
+    let calls = Calls::new(&settings, handlers, store, cache, metrics);
+    let payload = serde_json::json!({ "account": account(1), "amount": DEADLY }).to_string().into_bytes();
+    let call = Call {
+        id: CallId([7; 16]),
+        fingerprint: [7; 32],
+        tenant: "default".to_owned(),
+        service: SERVICE,
+        payload,
+        headers: Vec::new(),
+    };
+    loop {
+        match calls.call(call.clone(), Duration::from_secs(1)).await {
+            Ok(CallAnswer::New(outcome) | CallAnswer::Replay(outcome)) => return Ok(outcome),
+            Ok(CallAnswer::InFlight) | Err(CallError::Store(StoreError::Unavailable(_))) => sleep(SLOW).await,
+            other => return Err(ChaosError::Stuck(format!("the call was answered {other:?}"))),
+        }
+    }
 }
 
 enum Ended {
@@ -154,7 +197,9 @@ impl Scene<'_> {
             let store = SqliteStore::open(&url(self.folder), Access::Run).await?;
             let (shards, services) = (Settings::default().ownership.shards, vec![SERVICE.into()]);
             store.prepare(Setup { shards, services, tables: Vec::new(), code_version: 1 }).await?;
-            let messages = (0..self.plan.messages).map(|no| self.message(no)).collect::<Result<Vec<_>, _>>()?;
+            let called = |no: &u64| self.plan.call && self.is_deadly(*no);
+            let messages = (0..self.plan.messages).filter(|no| !called(no)).map(|no| self.message(no));
+            let messages = messages.collect::<Result<Vec<_>, _>>()?;
             append(&store, shards, &messages).await?;
             store.close().await;
             return Ok(None);
@@ -178,10 +223,13 @@ impl Scene<'_> {
         Ok(draft.build()?)
     }
 
+    fn is_deadly(&self, no: u64) -> bool {
+        self.plan.deadly && no == self.plan.messages / 2
+    }
+
     /// The deadly one is in the middle.
     fn amount(&self, no: u64) -> i64 {
-        let deadly = self.plan.deadly && no == self.plan.messages / 2;
-        if deadly { DEADLY } else { (no % KEYS + 1).cast_signed() }
+        if self.is_deadly(no) { DEADLY } else { (no % KEYS + 1).cast_signed() }
     }
 
     async fn start(&mut self) -> Result<(), ChaosError> {
@@ -229,9 +277,8 @@ impl Scene<'_> {
         Ok(taken >= self.plan.messages && rows.iter().all(|row| row.unread + row.pending == 0))
     }
 
-    async fn judge(&self) -> Result<Verdict, ChaosError> {
+    async fn judge(&self, mut verdict: Verdict) -> Result<Verdict, ChaosError> {
         let plan = self.plan;
-        let mut verdict = Verdict::default();
         let starts = std::fs::read_to_string(self.folder.join(STARTS)).unwrap_or_default().lines().count();
         let wanted = if plan.deadly { Settings::default().suspects.starts as usize } else { 0 };
         verdict.facts.push(format!("the deadly message was started {starts} times"));
@@ -245,7 +292,8 @@ impl Scene<'_> {
             let letters = store.dead(shard, DeadFilter::default(), None, 100).await?;
             dead.extend(letters.into_iter().map(|letter| format!("{}: {}", letter.message.id(), letter.error)));
         }
-        let deadly = format!("m-{}: ", plan.messages / 2);
+        // A call's message has an id of its own; it is known by why it was given up.
+        let deadly = if plan.call { String::new() } else { format!("m-{}: ", plan.messages / 2) };
         let right = dead.len() == usize::from(plan.deadly) && dead.iter().all(|letter| letter.starts_with(&deadly));
         verdict.expect(right, || format!("dead letters: {dead:?}"));
         for key in 0..KEYS {

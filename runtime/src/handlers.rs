@@ -3,17 +3,18 @@
 
 mod outgoing;
 mod payloads;
+mod states;
 
 use std::any::Any;
-use std::cmp::Ordering;
+use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, select};
+use tracing::{Instrument, Span};
 
 use crate::clock::{Clock, Stopwatch, millis, sleep};
 use crate::handler::{AfterDeadLetter, Fault, Handler, Payload, Schedule, Schema, Table, Turn, TurnLimits};
@@ -21,9 +22,11 @@ use crate::message::{Key, Message};
 use crate::pipeline::ledger::{RunItem, Stored, TurnEnd, TurnFault};
 use crate::pipeline::retry::RetryPolicy;
 use crate::supervision::HandlerPanic;
-use crate::telemetry::MessageFields;
+use crate::telemetry::traces;
 pub use payloads::Shown;
 pub(crate) use payloads::understand;
+pub(crate) use states::decode;
+use states::encode;
 
 /// The handlers that a program runs.
 #[derive(Clone, Default)]
@@ -213,37 +216,6 @@ impl<H: Handler> Service for Typed<H> {
     }
 }
 
-pub(crate) fn decode<H: Handler>(stored: Stored) -> Result<H::State, String> {
-    let Some((version, json)) = stored else { return Ok(H::State::default()) };
-    let state = match version.cmp(&H::STATE_VERSION) {
-        Ordering::Equal => serde_json::from_slice(&json).map_err(|error| error.to_string()),
-        Ordering::Less => upgrade::<H>(version, &json),
-        Ordering::Greater => Err("a newer program stored it".to_owned()),
-    };
-    state.map_err(|error| {
-        let (service, now) = (H::SERVICE, H::STATE_VERSION);
-        format!("the stored state (version {version}; {service} writes version {now}) does not decode: {error}")
-    })
-}
-
-fn upgrade<H: Handler>(version: u32, json: &[u8]) -> Result<H::State, String> {
-    let stored = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-    let upgraded = std::panic::catch_unwind(AssertUnwindSafe(|| H::upgrade(version, stored)));
-    let upgraded = upgraded.map_err(|panic| format!("the upgrade panicked: {}", panic_text(panic.as_ref())))?;
-    upgraded.map_err(|fault| match fault {
-        Fault::Retry(error) | Fault::Reject(error) | Fault::Refuse { reason: error, .. } => error,
-        Fault::Defer(delay) => format!("the upgrade asks to be left alone for {delay:?}"),
-        Fault::Unavailable { dependency, reason } => format!("{dependency} is not available: {reason}"),
-    })
-}
-
-fn encode<H: Handler>(state: &H::State) -> Result<Bytes, TurnFault> {
-    match serde_json::to_vec(state) {
-        Ok(json) => Ok(json.into()),
-        Err(error) => Err(TurnFault::Reject(format!("the state after this turn does not encode: {error}"))),
-    }
-}
-
 /// One run of one key: turns in order, until one has to be tried later, panics, or the slice is over.
 async fn run<H: Handler>(
     service: &Typed<H>,
@@ -261,8 +233,10 @@ async fn run<H: Handler>(
     for item in items {
         let before = state.clone();
         let mut turn = Turn::new(item.message.clone(), item.attempt, context.clock.now(), context.limits);
+        let span = traces::turn(H::SERVICE, &item.message, item.attempt);
         let end = {
-            let attempt = AssertUnwindSafe(attempt(handler, state, &mut turn)).catch_unwind();
+            let attempt = attempt(handler, state, &mut turn).instrument(span.clone());
+            let attempt = AssertUnwindSafe(attempt).catch_unwind();
             let mut attempt = pin!(attempt);
             match attempt.as_mut().now_or_never() {
                 Some(end) => end,
@@ -282,6 +256,7 @@ async fn run<H: Handler>(
                 },
             }
         };
+        let cause = traces::traceparent(&span, item.message.header("traceparent"));
         let stop = match end {
             Ok(Ok(())) => {
                 change = Change::Written;
@@ -289,10 +264,16 @@ async fn run<H: Handler>(
                     *state = H::State::default();
                     change = Change::Forgotten;
                 }
-                settled.turns.push(outgoing::end(&service.origin, &item.message, turn.into_effects(), context));
+                settled.turns.push(outgoing::end(
+                    &service.origin,
+                    (&item.message, cause.as_deref()),
+                    turn.into_effects(),
+                    context,
+                ));
                 false
             }
             Ok(Err(end)) => {
+                note(&span, &end);
                 *state = before;
                 let stop = hold || !matches!(end, TurnEnd::Fault(TurnFault::Reject(_) | TurnFault::Refuse(..)));
                 settled.turns.push(end);
@@ -301,8 +282,9 @@ async fn run<H: Handler>(
             Err(panic) => {
                 *state = before;
                 let reason = panic_text(panic.as_ref());
+                traces::failed(&span, &reason);
                 settled.turns.push(TurnEnd::Fault(TurnFault::Retry(format!("the handler panicked: {reason}"))));
-                settled.panic = Some(panicked(&item.message, reason));
+                settled.panic = Some(panicked(&item.message, cause, reason));
                 true
             }
         };
@@ -312,6 +294,17 @@ async fn run<H: Handler>(
     }
     close::<H>(&mut settled, state, change);
     settled
+}
+
+/// A turn's span says how it failed.
+fn note(span: &Span, end: &TurnEnd) {
+    match end {
+        TurnEnd::Fault(TurnFault::Defer(_)) | TurnEnd::Done { .. } => {}
+        TurnEnd::Fault(
+            TurnFault::Retry(error) | TurnFault::Reject(error) | TurnFault::Refuse(_, error) | TurnFault::GiveUp(error),
+        )
+        | TurnEnd::Unavailable(_, error) => traces::failed(span, error),
+    }
 }
 
 async fn attempt<H: Handler>(handler: &H, state: &mut H::State, turn: &mut Turn) -> Result<(), TurnEnd> {
@@ -367,16 +360,15 @@ fn close<H: Handler>(settled: &mut Settled, state: &H::State, change: Change) {
             }
             settled.panic.get_or_insert_with(|| HandlerPanic {
                 message_id: String::new(),
-                trace_id: None,
+                cause: None,
                 reason: "the state does not encode".to_owned(),
             });
         }
     }
 }
 
-fn panicked(message: &Message, reason: String) -> HandlerPanic {
-    let ids = MessageFields::of(message);
-    HandlerPanic { message_id: ids.message_id.to_owned(), trace_id: ids.trace_id.map(str::to_owned), reason }
+fn panicked(message: &Message, cause: Option<Cow<'_, str>>, reason: String) -> HandlerPanic {
+    HandlerPanic { message_id: message.id().to_owned(), cause: cause.map(Cow::into_owned), reason }
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use ractor::{ActorCell, ActorId, SupervisionEvent};
 use tokio::sync::Semaphore;
-use tracing::{Span, info_span, warn};
+use tracing::{Span, warn};
 
 use crate::clock::{Clock, millis};
 use crate::engine::calls::Desk;
@@ -31,6 +31,7 @@ use crate::pipeline::gates::Keeper;
 use crate::pipeline::ledger::ServiceInfo;
 use crate::settings::Settings;
 use crate::store::{Identity, Store};
+use crate::telemetry::traces;
 use crate::transport::{SinkTransport, Transport};
 
 /// What every actor of the tree shares.
@@ -119,7 +120,8 @@ impl Env {
 #[error("the handler panicked on message {message_id}: {reason}")]
 pub(crate) struct HandlerPanic {
     pub(crate) message_id: String,
-    pub(crate) trace_id: Option<String>,
+    /// The `traceparent` of the turn.
+    pub(crate) cause: Option<String>,
     pub(crate) reason: String,
 }
 
@@ -129,14 +131,14 @@ pub(crate) struct End {
     pub(crate) id: ActorId,
     pub(crate) word: RestartReason,
     pub(crate) reason: String,
-    /// The trace of the message that caused it, where one did.
-    pub(crate) trace_id: Option<String>,
+    /// The `traceparent` of the turn that caused it, where one did.
+    pub(crate) cause: Option<String>,
 }
 
 impl End {
     /// The end that an event tells of, if it tells of one.
     pub(crate) fn of(event: &SupervisionEvent) -> Option<Self> {
-        let end = |cell: &ActorCell, word, reason: String| Self { id: cell.get_id(), word, reason, trace_id: None };
+        let end = |cell: &ActorCell, word, reason: String| Self { id: cell.get_id(), word, reason, cause: None };
         match event {
             SupervisionEvent::ActorTerminated(cell, _, reason) => {
                 let reason = reason.clone().unwrap_or_else(|| "it stopped".to_owned());
@@ -145,8 +147,8 @@ impl End {
             SupervisionEvent::ActorFailed(cell, error) => {
                 let panic = error.downcast_ref::<HandlerPanic>();
                 let word = if panic.is_some() { RestartReason::Panicked } else { RestartReason::Failed };
-                let trace_id = panic.and_then(|panic| panic.trace_id.clone());
-                Some(Self { trace_id, ..end(cell, word, error.to_string()) })
+                let cause = panic.and_then(|panic| panic.cause.clone());
+                Some(Self { cause, ..end(cell, word, error.to_string()) })
             }
             SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => None,
         }
@@ -156,7 +158,7 @@ impl End {
 /// The span of a restart, with its log line. It carries the trace of the message that caused it.
 pub(crate) fn restart_span(child: Child, shard: ShardNo, end: &End, after: Duration) -> Span {
     let (child, word) = (child.as_str(), end.word.as_str());
-    let span = info_span!("restart", child, shard, reason = word, trace_id = end.trace_id);
+    let span = traces::restart(child, shard, word, end.cause.as_deref());
     let delay_ms = millis(after);
     span.in_scope(|| warn!(child, shard, reason = word, error = end.reason, delay_ms, "child is restarted"));
     span

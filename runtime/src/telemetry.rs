@@ -1,8 +1,11 @@
-//! Logs: where they go, in which form, and which messages they speak of.
-//! In: a form and a filter, once per process. Out: lines on standard error, with the ids of messages as fields.
+//! Logs: where they go, in which form, and which messages they speak of; and [`traces`].
+//! In: a form and a filter, once per process. Out: lines on standard error, with the ids of messages as fields; spans where
+//! the environment names an OTLP endpoint.
 //!
 //! A JSON line is flat: the fields of the event beside the time and the level, and from the spans around it the ids
 //! that tie lines together ([`MessageFields`]).
+
+pub mod traces;
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -14,8 +17,10 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{Layer, Registry};
 
 use crate::clock::{Clock, rfc3339};
 use crate::message::Message;
@@ -46,27 +51,57 @@ pub enum TelemetryError {
         /// What is wrong with it.
         source: tracing_subscriber::filter::ParseError,
     },
+    /// Traces cannot be exported.
+    #[error("traces cannot be exported: {0}; see the variables OTEL_EXPORTER_OTLP_*, or unset them")]
+    Traces(String),
     /// The process has a log already.
     #[error("the log was set up twice: {0}")]
     Twice(#[from] TryInitError),
 }
 
+/// Log and traces of a process.
+#[derive(Debug, Default)]
+#[must_use = "what is left of the traces is exported by its end"]
+pub struct Telemetry {
+    #[cfg(feature = "otlp")]
+    exporter: Option<traces::Exporter>,
+}
+
+impl Telemetry {
+    /// Exports what is left, for two seconds at most.
+    pub async fn end(self) {
+        #[cfg(feature = "otlp")]
+        if let Some(exporter) = self.exporter {
+            // It waits for a thread of its own, which needs this one's runtime.
+            tokio::task::spawn_blocking(|| exporter.end()).await.ok();
+        }
+    }
+}
+
 /// Sends the process's log to standard error. The filter is that of the environment's `variable`, else of `RUST_LOG`, else
-/// `filter` (such as `info` or `info,perkey=debug`).
-pub fn init(format: Format, variable: &str, filter: &str) -> Result<(), TelemetryError> {
+/// `filter` (such as `info` or `info,perkey=debug`). Where `OTEL_EXPORTER_OTLP_ENDPOINT` is set, traces go there, by gRPC;
+/// what OpenTelemetry's other variables say of exporter and sampler holds. It must be called in a tokio runtime.
+pub fn init(format: Format, variable: &str, filter: &str) -> Result<Telemetry, TelemetryError> {
     let asked = [variable, "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
     let filter = parse(asked.as_deref().unwrap_or(filter))?;
     let terminal = std::io::stderr().is_terminal();
     let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        Format::Text => log.with_ansi(colour).finish().try_init()?,
-        Format::Auto if terminal => log.with_ansi(colour).finish().try_init()?,
-        Format::Json | Format::Auto => {
-            log.fmt_fields(JsonFields::new()).event_format(JsonLines(Clock::system())).finish().try_init()?;
-        }
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let text = format == Format::Text || format == Format::Auto && terminal;
+    let log: Box<dyn Layer<Registry> + Send + Sync> = if text {
+        Box::new(log.with_ansi(colour).with_filter(filter))
+    } else {
+        Box::new(log.fmt_fields(JsonFields::new()).event_format(JsonLines(Clock::system())).with_filter(filter))
+    };
+    #[cfg_attr(not(feature = "otlp"), expect(unused_mut, reason = "traces are a layer more"))]
+    let (mut layers, mut telemetry) = (vec![log], Telemetry::default());
+    #[cfg(feature = "otlp")]
+    if let Some((layer, exporter)) = traces::layer().map_err(TelemetryError::Traces)? {
+        layers.push(layer);
+        telemetry.exporter = Some(exporter);
     }
-    Ok(())
+    tracing_subscriber::registry().with(layers).try_init()?;
+    Ok(telemetry)
 }
 
 /// The actor library speaks of each actor's life, which would be a line per key: it is kept to warnings unless a

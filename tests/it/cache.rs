@@ -18,8 +18,17 @@ const MINUTE: Millis = 60_000;
 /// What a hundred requests may lose together to a Redis that does not answer: alone each would lose 50 ms.
 const LOST_MAX: Duration = Duration::from_secs(2);
 
+/// A cache with so much time that it forgets nothing for want of it.
 fn open(url: &str, scope: &str) -> (Arc<dyn ReplayCache>, Arc<Metrics>) {
-    let cache = CacheSettings { url: url.to_owned(), ..CacheSettings::default() };
+    with(CacheSettings { url: url.to_owned(), timeout: Duration::from_secs(5), ..CacheSettings::default() }, scope)
+}
+
+/// A cache with the time that it has by default.
+fn hasty(url: &str) -> (Arc<dyn ReplayCache>, Arc<Metrics>) {
+    with(CacheSettings { url: url.to_owned(), ..CacheSettings::default() }, "store")
+}
+
+fn with(cache: CacheSettings, scope: &str) -> (Arc<dyn ReplayCache>, Arc<Metrics>) {
     let (settings, metrics) = (Settings { cache, ..Settings::default() }, Metrics::new());
     (cache::open(&settings, scope, &metrics).unwrap(), metrics)
 }
@@ -212,7 +221,7 @@ async fn nothing_is_lost_but_speed(cache: &Arc<dyn ReplayCache>) {
 #[tokio::test]
 async fn a_redis_that_is_killed_costs_no_time_and_is_used_again_when_it_is_back() {
     let mut server = Own::start();
-    let (cache, metrics) = open(&server.url(), "store");
+    let (cache, metrics) = hasty(&server.url());
     let mine = record(1, "answer", 10 * MINUTE);
     kept(&cache, &mine).await;
     server.kill();
@@ -226,7 +235,7 @@ async fn a_redis_that_is_killed_costs_no_time_and_is_used_again_when_it_is_back(
 #[tokio::test]
 async fn a_redis_that_stands_still_costs_little_time_and_is_used_again_when_it_goes_on() {
     let server = Own::start();
-    let (cache, _) = open(&server.url(), "store");
+    let (cache, _) = hasty(&server.url());
     let mine = record(1, "answer", 10 * MINUTE);
     kept(&cache, &mine).await;
     server.signal("STOP");
@@ -240,7 +249,7 @@ async fn a_redis_that_stands_still_costs_little_time_and_is_used_again_when_it_g
 async fn a_server_that_never_answers_costs_no_time() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("redis://{}", listener.local_addr().unwrap());
-    let (cache, _) = open(&url, "store");
+    let (cache, _) = hasty(&url);
     nothing_is_lost_but_speed(&cache).await;
     let connected = listener.accept().await.unwrap();
     nothing_is_lost_but_speed(&cache).await;

@@ -13,7 +13,9 @@ use perkey_chaos::fleet::servers::Servers;
 use perkey_chaos::fleet::topics::Topics;
 use perkey_chaos::kill::{self, Mode};
 use perkey_chaos::provider::Faults;
-use perkey_chaos::{ChaosError, Verdict, checkouts, children, fleet, flood, neighbours, process, suspects, timers};
+use perkey_chaos::{
+    ChaosError, Verdict, calls, checkouts, children, fleet, flood, neighbours, process, suspects, timers,
+};
 
 fn holds(again: &str, said: &[String], verdict: Result<Verdict, ChaosError>) {
     let again = format!("again: cargo run -p perkey-chaos -- {again}");
@@ -57,14 +59,22 @@ async fn worker_that_a_message_may_end() {
     suspects::work().await.unwrap();
 }
 
-async fn suspected(import: bool, deadly: bool, kills: u32) {
+#[derive(Clone, Copy, Default)]
+struct Suspected {
+    import: bool,
+    deadly: bool,
+    call: bool,
+    kills: u32,
+}
+
+async fn suspected(Suspected { import, deadly, call, kills }: Suspected) {
     let args = ["--exact", "chaos::worker_that_a_message_may_end", "--nocapture"].map(str::to_owned);
     let worker = (std::env::current_exe().unwrap(), args.to_vec());
     let importer = match import {
         true => Some(tokio::task::spawn_blocking(process::built).await.unwrap().unwrap()),
         false => None,
     };
-    let plan = suspects::Plan { worker, importer, messages: 600, deadly, kills, seed: 3 };
+    let plan = suspects::Plan { worker, importer, messages: 600, deadly, call, kills, seed: 3 };
     let mut said = Vec::new();
     let verdict = suspects::suspects(&plan, &mut |line| said.push(line.to_owned())).await;
     holds("suspects --messages 600 --seed 3", &said, verdict);
@@ -72,17 +82,22 @@ async fn suspected(import: bool, deadly: bool, kills: u32) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_that_ends_the_process_is_a_dead_letter_after_seven_starts() {
-    suspected(false, true, 0).await;
+    suspected(Suspected { deadly: true, ..Suspected::default() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_that_ends_the_process_and_comes_by_import_is_a_dead_letter_after_seven_starts() {
-    suspected(true, true, 0).await;
+    suspected(Suspected { import: true, deadly: true, ..Suspected::default() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kills_from_outside_make_no_message_a_dead_letter() {
-    suspected(false, false, 12).await;
+    suspected(Suspected { kills: 12, ..Suspected::default() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_ends_the_process_is_a_stored_error_after_seven_starts() {
+    suspected(Suspected { deadly: true, call: true, ..Suspected::default() }).await;
 }
 
 async fn disturbed(what: neighbours::What, word: &str) {
@@ -178,4 +193,22 @@ async fn a_commit_whose_answer_is_lost_counts_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_alone_carries_a_fleet_whose_workers_are_killed() {
     fleet_of_three(Scenario::Kill, On::Postgres, 8).await;
+}
+
+async fn called(store: calls::StoreKind, operations: u64, kills: u32, word: &str) {
+    let binary = tokio::task::spawn_blocking(process::built).await.unwrap().unwrap();
+    let plan = calls::Plan { binary, store, operations, kills, cut: 0.3, seed: 7 };
+    let mut said = Vec::new();
+    let verdict = calls::calls(&plan, &mut |line| said.push(line.to_owned())).await;
+    holds(&format!("calls --on {word} --operations {operations} --kills {kills} --seed 7"), &said, verdict);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_through_kills_and_cuts_take_effect_once() {
+    called(calls::StoreKind::Sqlite, 200, 4, "sqlite").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_to_a_fleet_through_kills_and_cuts_take_effect_once() {
+    called(calls::StoreKind::Postgres, 150, 3, "postgres").await;
 }

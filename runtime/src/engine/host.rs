@@ -182,8 +182,19 @@ impl Host {
     ) -> Result<Drained, Failure> {
         let prefix = prefix(&self.program);
         let format = log_format(&prefix, std::env::var(format!("{prefix}LOG_FORMAT")).ok().as_deref())?;
-        telemetry::init(format, &format!("{prefix}LOG"), "info")
+        let telemetry = telemetry::init(format, &format!("{prefix}LOG"), "info")
             .map_err(|error| Failure::Settings(vec![error.to_string()]))?;
+        let ended = self.perform(arguments, prefix, work).await;
+        telemetry.end().await;
+        ended
+    }
+
+    async fn perform(
+        self,
+        arguments: Arguments,
+        prefix: String,
+        work: impl AsyncFnOnce(Running) -> Result<(), Failure>,
+    ) -> Result<Drained, Failure> {
         let sources = Sources {
             file: file(&self.program, arguments.config, Path::new("")),
             defaults: self.defaults,

@@ -26,7 +26,8 @@ impl Origin {
 }
 
 /// Headers of a message that whatever its turn sends out has, too.
-const CARRIED: [&str; 3] = ["traceparent", "tracestate", "idempotencykey"];
+const TRACE: &str = "traceparent";
+const CARRIED: [&str; 3] = [TRACE, "tracestate", "idempotencykey"];
 const SAGA: &str = "sagaid";
 const CONTENT_TYPE: &str = "content-type";
 
@@ -36,8 +37,14 @@ const ANSWERED: &[u8] = b"answered";
 const SCHEDULED: &[u8] = b"scheduled";
 
 /// How a turn ended that succeeded.
-pub(super) fn end(origin: &Origin, cause: &Message, effects: Effects, context: &RunContext) -> TurnEnd {
-    let (events, sent, timers) = of(origin, cause, &effects, context);
+/// `cause` is its message, with the `traceparent` of what it sends.
+pub(super) fn end(
+    origin: &Origin,
+    (cause, trace): (&Message, Option<&str>),
+    effects: Effects,
+    context: &RunContext,
+) -> TurnEnd {
+    let (events, sent, timers) = of(origin, (cause, trace), &effects, context);
     let Effects { rows, statements, reply, .. } = effects;
     let reply = call_of(cause).map(|call| Reply { call, outcome: CallOutcome::done(reply) });
     TurnEnd::Done { events, sent, rows, timers, statements, reply }
@@ -46,7 +53,7 @@ pub(super) fn end(origin: &Origin, cause: &Message, effects: Effects, context: &
 /// Of a turn that succeeded: its events, what it sends to services, the answer among it if one is wanted, its timers.
 fn of(
     origin: &Origin,
-    cause: &Message,
+    (cause, trace): (&Message, Option<&str>),
     effects: &Effects,
     context: &RunContext,
 ) -> (Vec<Event>, Vec<SentMessage>, Vec<TimerWrite>) {
@@ -57,6 +64,7 @@ fn of(
     let mut ids = Ids::new(origin, cause, &context.hash_key);
     let saga = effects.saga.as_deref();
     let carried = cause.headers().filter(|(name, _)| CARRIED.contains(name) || *name == SAGA && saga.is_none());
+    let carried = carried.map(|(name, value)| (name, if name == TRACE { trace.unwrap_or(value) } else { value }));
     let carried: Vec<_> = carried.chain(saga.map(|id| (SAGA, id))).collect();
     let time = context.clock.now();
     let from = Draft { key: cause.key(), source: &origin.source, time, headers: &carried, ..Draft::default() };

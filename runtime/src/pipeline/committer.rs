@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument;
 
 use super::retry::RetryPolicy;
 use super::shard::ShardMessage;
@@ -13,6 +14,7 @@ use crate::clock::{Dice, Stopwatch, sleep};
 use crate::settings::RetrySettings;
 use crate::store::{Commit, Outcome};
 use crate::supervision::Env;
+use crate::telemetry::traces;
 
 /// What a committer is asked for.
 pub(crate) enum CommitterMessage {
@@ -80,7 +82,8 @@ impl Actor for Committer {
                 }
                 state.wait_for_room().await;
                 let watch = Stopwatch::start();
-                let outcome = state.env.store.commit(&commit).await;
+                let span = traces::commit(&commit);
+                let outcome = state.env.store.commit(&commit).instrument(span).await;
                 state.room = None;
                 if matches!(outcome, Outcome::Committed) {
                     state.env.desk.committed(&commit);

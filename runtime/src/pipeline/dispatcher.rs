@@ -20,6 +20,7 @@ use crate::metrics::SinkMetrics;
 use crate::settings::RetrySettings;
 use crate::store::StoreError;
 use crate::supervision::Env;
+use crate::telemetry::traces;
 use crate::transport::{Sink, SinkError};
 
 /// How long it waits for anything before it looks at its gauges.
@@ -146,6 +147,10 @@ impl DispatcherState {
         let mut stuck = false;
         while !stuck && !publisher.ready().is_empty() {
             let count = end.send(publisher.ready())?;
+            for out in &publisher.ready()[..count] {
+                // Of the instant: the answer comes for many at once.
+                drop(traces::send(env.sinks[usize::from(*sink)].name(), &out.topic, &out.message));
+            }
             publisher.sent(count);
             stuck = count == 0;
         }

@@ -206,7 +206,7 @@ impl RootState {
         let now = self.args.env.clock.now();
         match self.shards[shard as usize].budget.on_failure(now, &mut self.dice) {
             Verdict::Restart(after) => {
-                let end = End { id: myself.get_id(), word, reason: reason.to_owned(), trace_id: None };
+                let end = End { id: myself.get_id(), word, reason: reason.to_owned(), cause: None };
                 let _span = restart_span(Child::Shard, shard, &end, after).entered();
                 self.args.env.metrics.record_restart(Child::Shard, word);
                 myself.send_after(after, move || RootMessage::Retake(shard));

@@ -2,6 +2,7 @@
 //! In: arguments. Out: text or JSON on standard output, problems on standard error, an exit code.
 
 pub mod args;
+pub mod call;
 pub mod config;
 pub mod dlq;
 pub mod edit;
@@ -95,8 +96,14 @@ async fn execute(cli: Cli) -> Ended {
     }
     let serves = matches!(cli.command, Command::Up | Command::Worker | Command::Gateway);
     let filter = if serves { "info" } else { "warn" };
-    telemetry::init(cli.global.log_format.into(), defaults::LOG_VARIABLE, filter)
+    let telemetry = telemetry::init(cli.global.log_format.into(), defaults::LOG_VARIABLE, filter)
         .map_err(|error| Failure::Settings(vec![error.to_string()]))?;
+    let ended = Box::pin(perform(cli, out)).await;
+    telemetry.end().await;
+    ended
+}
+
+async fn perform(cli: Cli, out: Out) -> Ended {
     let loaded = settings(&cli.global)?;
     let settings = &loaded.settings;
     match cli.command {
@@ -119,6 +126,7 @@ async fn execute(cli: Cli) -> Ended {
         Command::Outbox(OutboxCommand::Stats) => outbox::stats(settings, out).await,
         Command::Outbox(OutboxCommand::Retire(asked)) => outbox::retire(settings, &asked, out).await,
         Command::Explain { id_or_key } => explain::explain(settings, id_or_key, out).await,
+        Command::Call(asked) => call::call(settings, asked, out).await,
         Command::Doctor => Box::pin(doctor::doctor(settings, out)).await,
         Command::Status => status::status(settings, out).await,
         Command::Config(asked) => config::config(&loaded, &asked, out),

@@ -67,7 +67,7 @@ pub struct CallRecord {
     pub id: CallId,
     /// What it asked for.
     pub fingerprint: Fingerprint,
-    /// The id of its message.
+    /// The id of its message; empty where a cache has forgotten it.
     pub message_id: String,
     /// When it was accepted.
     pub accepted_at: Millis,
