@@ -149,9 +149,9 @@ struct Options {
     ttl: u64,
 }
 
-impl Options {
-    fn parse(args: &[String]) -> Option<Self> {
-        let mut options = Self {
+impl Default for Options {
+    fn default() -> Self {
+        Self {
             mode: kill::Mode::Import,
             binary: None,
             kills: None,
@@ -180,50 +180,61 @@ impl Options {
             of: None,
             away: 60,
             ttl: 3,
-        };
+        }
+    }
+}
+
+impl Options {
+    fn parse(args: &[String]) -> Option<Self> {
+        let mut options = Self::default();
         for pair in args.chunks(2) {
             let [name, value] = pair else { return None };
-            match name.as_str() {
-                "--mode" if value == "import" => options.mode = kill::Mode::Import,
-                "--mode" if value == "up" => options.mode = kill::Mode::Up,
-                "--binary" => options.binary = Some(value.into()),
-                "--kills" => options.kills = Some(value.parse().ok()?),
-                "--checkouts" => options.checkouts = value.parse().ok().filter(|checkouts| *checkouts > 0)?,
-                "--timers" => options.timers = value.parse().ok().filter(|timers| *timers > 0)?,
-                "--of" if value == "slow" => options.of = Some(neighbours::What::Slow),
-                "--of" if value == "away" => options.of = Some(neighbours::What::Away),
-                "--messages" => options.messages = value.parse().ok().filter(|messages| *messages > 0)?,
-                "--deadly" => options.deadly = yes(value)?,
-                "--call" => options.call = yes(value)?,
-                "--import" => options.import = yes(value)?,
-                "--restarts" => options.restarts = value.parse().ok()?,
-                "--listen" => options.listen = value.parse().ok()?,
-                "--fail" => options.faults.get_or_insert_default().fail = value.parse().ok()?,
-                "--hang" => options.faults.get_or_insert_default().hang = value.parse().ok()?,
-                "--lose" => options.faults.get_or_insert_default().lose = value.parse().ok()?,
-                "--lines" => options.lines = value.parse().ok()?,
-                "--accounts" => options.accounts = value.parse().ok()?,
-                "--seed" => options.seed = value.parse().ok()?,
-                "--times" => options.times = value.parse().ok()?,
-                "--scenario" => options.scenario = Some(Scenario::named(value)?),
-                "--on" if value == "kafka" => options.on = On::Kafka,
-                "--on" if value == "postgres" => {
-                    (options.on, options.store) = (On::Postgres, calls::StoreKind::Postgres);
-                }
-                "--on" if value == "sqlite" => options.store = calls::StoreKind::Sqlite,
-                "--operations" => options.operations = value.parse().ok().filter(|operations| *operations > 0)?,
-                "--cut" => options.cut = value.parse().ok()?,
-                "--workers" => options.workers = value.parse().ok().filter(|workers| *workers > 0)?,
-                "--rate" => options.rate = value.parse().ok()?,
-                "--away" => options.away = value.parse().ok()?,
-                "--ttl" => options.ttl = value.parse().ok().filter(|ttl| *ttl > 0)?,
-                "--seconds" => options.seconds = value.parse().ok()?,
-                "--child" if value == "all" => options.children = Child::ALL.to_vec(),
-                "--child" => options.children = vec![*Child::ALL.iter().find(|child| child.as_str() == value)?],
-                _ => return None,
-            }
+            options.take(name, value)?;
         }
         Some(options)
+    }
+
+    fn take(&mut self, name: &str, value: &str) -> Option<()> {
+        match name {
+            "--mode" if value == "import" => self.mode = kill::Mode::Import,
+            "--mode" if value == "up" => self.mode = kill::Mode::Up,
+            "--binary" => self.binary = Some(value.into()),
+            "--kills" => self.kills = Some(value.parse().ok()?),
+            "--checkouts" => self.checkouts = value.parse().ok().filter(|checkouts| *checkouts > 0)?,
+            "--timers" => self.timers = value.parse().ok().filter(|timers| *timers > 0)?,
+            "--of" if value == "slow" => self.of = Some(neighbours::What::Slow),
+            "--of" if value == "away" => self.of = Some(neighbours::What::Away),
+            "--messages" => self.messages = value.parse().ok().filter(|messages| *messages > 0)?,
+            "--deadly" => self.deadly = yes(value)?,
+            "--call" => self.call = yes(value)?,
+            "--import" => self.import = yes(value)?,
+            "--restarts" => self.restarts = value.parse().ok()?,
+            "--listen" => self.listen = value.parse().ok()?,
+            "--fail" => self.faults.get_or_insert_default().fail = value.parse().ok()?,
+            "--hang" => self.faults.get_or_insert_default().hang = value.parse().ok()?,
+            "--lose" => self.faults.get_or_insert_default().lose = value.parse().ok()?,
+            "--lines" => self.lines = value.parse().ok()?,
+            "--accounts" => self.accounts = value.parse().ok()?,
+            "--seed" => self.seed = value.parse().ok()?,
+            "--times" => self.times = value.parse().ok()?,
+            "--scenario" => self.scenario = Some(Scenario::named(value)?),
+            "--on" if value == "kafka" => self.on = On::Kafka,
+            "--on" if value == "postgres" => {
+                (self.on, self.store) = (On::Postgres, calls::StoreKind::Postgres);
+            }
+            "--on" if value == "sqlite" => self.store = calls::StoreKind::Sqlite,
+            "--operations" => self.operations = value.parse().ok().filter(|operations| *operations > 0)?,
+            "--cut" => self.cut = value.parse().ok()?,
+            "--workers" => self.workers = value.parse().ok().filter(|workers| *workers > 0)?,
+            "--rate" => self.rate = value.parse().ok()?,
+            "--away" => self.away = value.parse().ok()?,
+            "--ttl" => self.ttl = value.parse().ok().filter(|ttl| *ttl > 0)?,
+            "--seconds" => self.seconds = value.parse().ok()?,
+            "--child" if value == "all" => self.children = Child::ALL.to_vec(),
+            "--child" => self.children = vec![*Child::ALL.iter().find(|child| child.as_str() == value)?],
+            _ => return None,
+        }
+        Some(())
     }
 }
 

@@ -259,17 +259,9 @@ async fn run<H: Handler>(
         let cause = traces::traceparent(&span, item.message.header("traceparent"));
         let stop = match end {
             Ok(Ok(())) => {
-                change = Change::Written;
-                if turn.effects().forget {
-                    *state = H::State::default();
-                    change = Change::Forgotten;
-                }
-                settled.turns.push(outgoing::end(
-                    &service.origin,
-                    (&item.message, cause.as_deref()),
-                    turn.into_effects(),
-                    context,
-                ));
+                change = changed::<H>(state, &turn);
+                let message = (&item.message, cause.as_deref());
+                settled.turns.push(outgoing::end(&service.origin, message, turn.into_effects(), context));
                 false
             }
             Ok(Err(end)) => {
@@ -294,6 +286,15 @@ async fn run<H: Handler>(
     }
     close::<H>(&mut settled, state, change);
     settled
+}
+
+/// What a turn that succeeded makes of the state.
+fn changed<H: Handler>(state: &mut H::State, turn: &Turn) -> Change {
+    if turn.effects().forget {
+        *state = H::State::default();
+        return Change::Forgotten;
+    }
+    Change::Written
 }
 
 /// A turn's span says how it failed.
