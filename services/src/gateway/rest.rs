@@ -223,3 +223,18 @@ pub async fn read(body: Body) -> Result<bytes::Bytes, Problem> {
 fn changes(method: &Method) -> bool {
     !method.is_safe()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_the_trace_is_taken_along() {
+        let mut headers = HeaderMap::new();
+        for name in ["traceparent", "tracestate", "baggage", "cookie", "authorization"] {
+            headers.insert(name, axum::http::HeaderValue::from_static("x"));
+        }
+        let taken = taken_along(&headers);
+        assert_eq!(taken.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["traceparent", "tracestate"]);
+    }
+}
