@@ -103,7 +103,8 @@ async fn pages_lead_through_all_of_an_account_and_to_nothing_else() {
         for n in 1..=7 {
             let body = json!({ "account": "a b", "amount": n, "currency": "EUR" });
             ids.insert(made(&scene, "/api/transactions", body).await["id"].as_str().unwrap().to_owned());
-            let body = json!({ "id": format!("o-{n}"), "account": if n > 5 { "b" } else { "a b" }, "amount": n, "currency": "EUR" });
+            let account = if n > 5 { "b" } else { "a b" };
+            let body = json!({ "id": format!("o-{n}"), "account": account, "amount": n, "currency": "EUR" });
             made(&scene, "/api/orders", body).await;
         }
         let (mut seen, mut after) = (Vec::new(), String::new());
@@ -150,7 +151,8 @@ async fn every_problem_says_what_was_wrong() {
     assert_eq!(large.status(), 413);
     // The same without a length: it is counted as it comes.
     let mut stream = TcpStream::connect(scene.http.strip_prefix("http://").unwrap()).await.unwrap();
-    let head = "POST /api/orders HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    let head = "POST /api/orders HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+                transfer-encoding: chunked\r\n\r\n";
     let chunks = format!("64\r\n{}\r\n", " ".repeat(100)).repeat(20);
     stream.write_all(format!("{head}{chunks}0\r\n\r\n").as_bytes()).await.unwrap();
     let mut said = [0; 12];

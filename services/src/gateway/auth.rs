@@ -1,4 +1,4 @@
-//! Who calls: bearer tokens, of which a file has the hashes; on loopback without such a file everybody is tenant `default`.
+//! Who calls: bearer tokens, of which a file has the hashes; without it, on loopback, everybody is tenant `default`.
 //! In: the header `Authorization`. Out: tenant, principal and roles, or the problem.
 
 use std::net::SocketAddr;

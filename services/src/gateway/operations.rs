@@ -1,4 +1,4 @@
-//! What can be asked for: each operation once, for every protocol. A new row here is a new endpoint, with the whole contract.
+//! What can be asked for: each operation once, for every protocol. A new one here is an endpoint with the whole contract.
 //! In: a checked request. Out: the message that its handler understands.
 
 mod members;

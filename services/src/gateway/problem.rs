@@ -65,51 +65,74 @@ macro_rules! kinds {
 
 kinds! {
     /// The input cannot be understood.
-    Malformed = 400 "malformed" "The request is malformed": "The input cannot be understood; errors tells where. Correct it: nothing was stored under the key.";
+    Malformed = 400 "malformed" "The request is malformed":
+        "The input cannot be understood; errors tells where. Correct it: nothing was stored under the key.";
     /// No key where one is needed.
-    KeyMissing = 400 "key_missing" "Idempotency-Key is missing": "This operation needs an Idempotency-Key header of the client's own.";
+    KeyMissing = 400 "key_missing" "Idempotency-Key is missing":
+        "This operation needs an Idempotency-Key header of the client's own.";
     /// A key that is none.
-    KeyMalformed = 400 "key_malformed" "Idempotency-Key is malformed": "A key is one string of 1 to 255 printable ASCII characters, such as \"8e03978e-40d5-43dd-bc93-6894a57f9324\".";
+    KeyMalformed = 400 "key_malformed" "Idempotency-Key is malformed":
+        "A key is one string of 1 to 255 printable ASCII characters, such as \"8e03978e-40d5-43dd-bc93-6894a57f9324\".";
     /// No token, or none that is known.
-    Unauthenticated = 401 "unauthenticated" "A token is needed": "Send a token: Authorization: Bearer TOKEN.";
+    Unauthenticated = 401 "unauthenticated" "A token is needed":
+        "Send a token: Authorization: Bearer TOKEN.";
     /// The provider of payments said no.
-    Declined = 402 "declined" "The payment was declined": "The payment provider said no. The same key tells the same; a new charge of the order is not made.";
+    Declined = 402 "declined" "The payment was declined":
+        "The payment provider said no. The same key tells the same; a new charge of the order is not made.";
     /// The token does not allow it.
-    Forbidden = 403 "forbidden" "The token does not allow this": "The token's principal lacks the role that this needs.";
+    Forbidden = 403 "forbidden" "The token does not allow this":
+        "The token's principal lacks the role that this needs.";
     /// There is no such thing.
-    NotFound = 404 "not_found" "There is no such thing": "Nothing of this address or id is there for this tenant.";
+    NotFound = 404 "not_found" "There is no such thing":
+        "Nothing of this address or id is there for this tenant.";
     /// The address exists, for other methods.
-    MethodNotAllowed = 405 "method_not_allowed" "The address has other methods": "See the header Allow, or /api/openapi.json.";
+    MethodNotAllowed = 405 "method_not_allowed" "The address has other methods":
+        "See the header Allow, or /api/openapi.json.";
     /// The client was too slow.
-    TooSlow = 408 "too_slow" "The request took too long to arrive": "Send it again, faster: nothing was stored under the key.";
+    TooSlow = 408 "too_slow" "The request took too long to arrive":
+        "Send it again, faster: nothing was stored under the key.";
     /// The same request still runs.
-    InFlight = 409 "in_flight" "A request is outstanding for this Idempotency-Key": "The same request still runs. Ask again after Retry-After, with the same key.";
+    InFlight = 409 "in_flight" "A request is outstanding for this Idempotency-Key":
+        "The same request still runs. Ask again after Retry-After, with the same key.";
     /// Such a thing is there.
-    AlreadyExists = 409 "already_exists" "It exists already": "A thing with this id was made by another request.";
+    AlreadyExists = 409 "already_exists" "It exists already":
+        "A thing with this id was made by another request.";
     /// It is in a state in which this cannot be done.
-    Conflict = 409 "conflict" "Its state does not allow this": "What came first stands.";
+    Conflict = 409 "conflict" "Its state does not allow this":
+        "What came first stands.";
     /// The body is too large.
-    TooLarge = 413 "too_large" "The request is too large": "The body has more bytes than gateway.body_bytes_max.";
+    TooLarge = 413 "too_large" "The request is too large":
+        "The body has more bytes than gateway.body_bytes_max.";
     /// The body is of a type that is not understood.
-    UnsupportedMedia = 415 "unsupported_media_type" "The body is of another type": "Send JSON: Content-Type: application/json.";
+    UnsupportedMedia = 415 "unsupported_media_type" "The body is of another type":
+        "Send JSON: Content-Type: application/json.";
     /// The key belongs to another request.
-    Mismatch = 422 "key_reused" "Idempotency-Key is already used": "The key was used for a request that asked for something else. Use a new key for a new request.";
+    Mismatch = 422 "key_reused" "Idempotency-Key is already used":
+        "The key was used for a request that asked for something else. Use a new key for a new request.";
     /// Not enough is there.
-    Insufficient = 422 "insufficient" "Not enough is there": "What the request needs is not there; it had no effect.";
+    Insufficient = 422 "insufficient" "Not enough is there":
+        "What the request needs is not there; it had no effect.";
     /// The handler refused it.
-    Rejected = 422 "rejected" "The request was refused": "What it asks for cannot be done; it had no effect. The same key tells the same.";
+    Rejected = 422 "rejected" "The request was refused":
+        "What it asks for cannot be done; it had no effect. The same key tells the same.";
     /// The tenant sends too many requests.
-    RateLimited = 429 "rate_limited" "Too many requests": "The tenant sends more requests a second than gateway.rate. Ask again after Retry-After.";
+    RateLimited = 429 "rate_limited" "Too many requests":
+        "The tenant sends more requests a second than gateway.rate. Ask again after Retry-After.";
     /// The tenant has too many keys.
-    TooManyKeys = 429 "too_many_keys" "Too many keys": "The tenant has as many keys in the store as gateway.keys_max. They expire after gateway.keep.";
+    TooManyKeys = 429 "too_many_keys" "Too many keys":
+        "The tenant has as many keys in the store as gateway.keys_max. They expire after gateway.keep.";
     /// It failed as often as it may.
-    Failed = 500 "failed" "The request failed": "It was tried as often as it may be, and had no effect. The same key tells the same; operators have its dead letter.";
+    Failed = 500 "failed" "The request failed":
+        "It was tried as often as it may be, without effect. The same key tells the same; operators have a dead letter.";
     /// Something that should not happen.
-    Internal = 500 "internal" "Something went wrong here": "This should not happen; the log has more. Ask again with the same key.";
+    Internal = 500 "internal" "Something went wrong here":
+        "This should not happen; the log has more. Ask again with the same key.";
     /// No room now.
-    Overloaded = 503 "overloaded" "There is no room for the request now": "Nothing was stored under the key. Ask again after Retry-After.";
+    Overloaded = 503 "overloaded" "There is no room for the request now":
+        "Nothing was stored under the key. Ask again after Retry-After.";
     /// The store does not answer, or the process ends.
-    Unavailable = 503 "unavailable" "The store does not answer": "Whether the request took effect is not known. Ask again after Retry-After, with the same key.";
+    Unavailable = 503 "unavailable" "The store does not answer":
+        "Whether the request took effect is not known. Ask again after Retry-After, with the same key.";
 }
 
 impl Kind {

@@ -64,7 +64,7 @@ pub fn routes(rest: &Rest) -> Router {
         let many = rest.clone();
         let many = get(move |request: Request| {
             let rest = many.clone();
-            async move { rest.answer(request, async |rest, request| rest.page(entity, &request).await).await }
+            async move { rest.answer(request, async |rest, request| rest.page(entity, request).await).await }
         });
         if entity.table().is_some() {
             router = router.route(entity.path(), many);
@@ -153,7 +153,7 @@ impl Rest {
         self.front.one(&caller, entity, &id).await
     }
 
-    async fn page(&self, entity: Entity, request: &Request) -> Result<Value, Problem> {
+    async fn page(&self, entity: Entity, request: Request) -> Result<Value, Problem> {
         let caller = self.caller(request.headers(), Role::Read)?;
         let (mut account, mut after, mut limit) = (None, None, PAGE);
         for (name, value) in answer::query(request.uri().query().unwrap_or_default())? {
@@ -222,4 +222,19 @@ pub async fn read(body: Body) -> Result<bytes::Bytes, Problem> {
 /// Whether a request of this method can change something.
 fn changes(method: &Method) -> bool {
     !method.is_safe()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_the_trace_is_taken_along() {
+        let mut headers = HeaderMap::new();
+        for name in ["traceparent", "tracestate", "baggage", "cookie", "authorization"] {
+            headers.insert(name, axum::http::HeaderValue::from_static("x"));
+        }
+        let taken = taken_along(&headers);
+        assert_eq!(taken.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["traceparent", "tracestate"]);
+    }
 }

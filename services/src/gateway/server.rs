@@ -1,4 +1,4 @@
-//! Connections: as many as there may be, each as slow as it may be, over TLS where that is configured; drained in order.
+//! Connections: as many as may be, each as slow as it may be, over TLS where that is configured; drained in order.
 //! In: a listener and routes. Out: answers over HTTP/1.1 and HTTP/2, until it is told to stop.
 
 mod body;
@@ -236,8 +236,8 @@ impl Drop for Run {
 pub async fn bind(setting: &str, address: &str) -> Result<(TcpListener, SocketAddr), String> {
     let listener = TcpListener::bind(address).await.map_err(|error| {
         format!(
-            "cannot listen on {address} ({setting}): {error}; is another process of this kind running? Else choose another \
-             address with --set {setting}=HOST:PORT"
+            "cannot listen on {address} ({setting}): {error}; is another process of this kind running? Else choose \
+             another address with --set {setting}=HOST:PORT"
         )
     })?;
     let address = listener.local_addr().map_err(|error| format!("{setting}: {error}"))?;

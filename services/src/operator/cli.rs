@@ -28,12 +28,11 @@ use perkey::settings::load::{Loaded, Sources, load};
 use perkey::store::{self, Access, Opened};
 use perkey::telemetry;
 
-use self::args::{
-    Cli, Command, DlqCommand, Global, KeysCommand, OutboxCommand, ScheduleCommand, StateCommand, TokenCommand,
-};
+use self::args::{Cli, Command, DlqCommand, Global, KeysCommand, OutboxCommand, ScheduleCommand, StateCommand};
 use self::output::{Out, complain};
 use crate::defaults;
-use crate::operator::{doctor, gateway, import, token};
+use crate::operator::token::{self, TokenCommand};
+use crate::operator::{doctor, gateway, import};
 
 /// How a command ended when nothing stood in its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

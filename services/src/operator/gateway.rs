@@ -23,8 +23,8 @@ pub async fn gateway(settings: &Settings) -> Ended {
     if !store::is_shared(settings) {
         let shown = redact("store.url", &settings.store.url);
         let why = format!(
-            "store.url: `gateway` stands in front of a store that workers share, and {shown} is run by one process, which \
-             listens itself: set store.url = \"postgres://user@host/database\", or use `budget-manager up`"
+            "store.url: `gateway` stands in front of a store that workers share, and {shown} is run by one process, \
+             which listens itself: set store.url = \"postgres://user@host/database\", or use `budget-manager up`"
         );
         return Err(Failure::Settings(vec![why]));
     }

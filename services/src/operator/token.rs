@@ -5,11 +5,11 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 
+use clap::{Args, Subcommand};
 use perkey::settings::Settings;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::cli::args::TokenArgs;
 use super::cli::output::Out;
 use super::cli::{Done, Ended, Failure};
 use crate::gateway::auth::{Caller, Token, name};
@@ -20,6 +20,27 @@ const BYTES: usize = 32;
 
 /// What a token begins with, so that one that lies around is recognised.
 const MARK: &str = "bm_";
+
+/// What to do with tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make one: it is shown once, its hash is added to the file of gateway.tokens
+    New(TokenArgs),
+}
+
+/// Whose token it is.
+#[derive(Args, Debug)]
+pub struct TokenArgs {
+    /// Whose data it reaches
+    #[arg(long)]
+    pub tenant: String,
+    /// Who it is there: idempotency keys are its own
+    #[arg(long)]
+    pub principal: String,
+    /// What it may do: read or write; may be repeated
+    #[arg(long = "role", required = true)]
+    pub roles: Vec<String>,
+}
 
 /// Makes a token.
 pub fn new(settings: &Settings, asked: &TokenArgs, out: Out) -> Ended {

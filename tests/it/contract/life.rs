@@ -17,7 +17,9 @@ pub(super) async fn hold(protocol: &str, kind: Kind) {
     let failed = settled(&*before, &charge("fails", "fails")).await;
     failed.is("failed");
     scene.provider.is(Mood::Fine);
-    before.send(charge("fails", "fails")).await.replays(&failed);
+    let again = before.send(charge("fails", "fails")).await;
+    assert!(again.replayed, "{again:?}");
+    again.is_same(&failed);
     // Its sender was told: under another key the order can be paid.
     assert!(settled(&*before, &charge("again", "fails")).await.code.is_empty());
 

@@ -108,7 +108,8 @@ impl Scene {
         match &self.database {
             Some(database) => {
                 let mut connection = PgConnection::connect(&database.url).await.unwrap();
-                let sql = "SELECT coalesce(string_agg(row_to_json(c)::text || encode(coalesce(c.body, ''), 'escape'), ' '), '')
+                let sql = "SELECT coalesce(string_agg(row_to_json(c)::text
+                        || encode(coalesce(c.body, ''), 'escape'), ' '), '')
                     FROM calls c";
                 sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap()
             }

@@ -30,7 +30,7 @@ fn policy(rest: &Rest) -> Value {
         "plain_tokens": settings.lenient_keys,
         "key_length_max": KEY_BYTES_MAX,
         "scope": "tenant, principal, operation (method and route), key",
-        "fingerprint": "the operation, the target and the body as RFC 8785 has it; another one under the same key is refused (422)",
+        "fingerprint": "operation, target and body as RFC 8785 has it; another under the same key is refused (422)",
         "expires_after_seconds": settings.keep.as_secs(),
         "required_for": settings.require_key,
         "without_a_key": "one is made and told by the answer's header Idempotency-Key",

@@ -18,42 +18,47 @@ use crate::gateway::problem::{Kind, Problem};
 /// What a request may take beyond its reading and its wait.
 const SPARE: Duration = Duration::from_secs(20);
 
-/// W3C Trace Context.
-const TRACEPARENT: &str = "traceparent";
-
 /// Names of this machine that a client of loopback uses.
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
+/// The header that says which trace a request is part of.
+const TRACEPARENT: &str = "traceparent";
+
 pub(super) async fn guard(State(rest): State<Rest>, mut request: Request, next: Next) -> Response {
-    let instance = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("other", MatchedPath::as_str);
+    let span = traced(&mut request, route);
+    let response = bounded(&rest, request, next).instrument(span.clone()).await;
+    traces::answered(&span, response.status().as_u16());
+    rest.metrics.record_http(route, outcome(&response));
+    response
+}
+
+/// The request's span. What the request causes is told of that, instead of what caused it.
+fn traced(request: &mut Request, route: &str) -> Span {
+    let given = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let span = traces::request(&format!("{} {route}", request.method()), given.as_deref());
+    let own = traces::traceparent(&span, given.as_deref());
+    if let Some(own) = own.and_then(|own| HeaderValue::from_str(&own).ok()) {
+        request.headers_mut().insert(TRACEPARENT, own);
+    }
+    span
+}
+
+/// The answer, or a problem when it takes too long.
+async fn bounded(rest: &Rest, request: Request, next: Next) -> Response {
+    let instance = request.uri().path().to_owned();
     let settings = rest.front.settings();
     let within = settings.read_timeout + settings.wait + SPARE;
-    let span = span(&mut request, route.as_ref());
     let refused = rest.auth.is_open().then(|| from_elsewhere(&request)).flatten();
     let answer = match refused {
         Some(problem) => Err(problem),
-        None => tokio::time::timeout(within, next.run(request).instrument(span.clone())).await.map_err(|_| {
+        None => tokio::time::timeout(within, next.run(request)).await.map_err(|_| {
             let detail = "the request took too long here: ask again with the same key";
             Problem::new(Kind::Unavailable, detail).retry_after(Duration::from_secs(2))
         }),
     };
-    let response = answer.unwrap_or_else(|problem| answer::problem(&problem, &instance, &Echo::default()));
-    traces::answered(&span, response.status().as_u16());
-    rest.metrics.record_http(route.as_ref().map_or("other", MatchedPath::as_str), outcome(&response));
-    response
-}
-
-/// The span of a request, which what it causes has as its parent from now on.
-fn span(request: &mut Request, route: Option<&MatchedPath>) -> Span {
-    let name = format!("{} {}", request.method(), route.map_or("other", MatchedPath::as_str));
-    let given = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
-    let span = traces::request(&name, given);
-    let own = traces::traceparent(&span, None).and_then(|own| HeaderValue::from_str(&own).ok());
-    if let Some(own) = own {
-        request.headers_mut().insert(TRACEPARENT, own);
-    }
-    span
+    answer.unwrap_or_else(|problem| answer::problem(&problem, &instance, &Echo::default()))
 }
 
 /// Without tokens a page of another site must not reach what listens here: neither by a name of its own that leads to

@@ -42,7 +42,7 @@ pub fn document(tables: &[Table]) -> Value {
         "info": {
             "title": "Budget Manager",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Orders, expenses, transactions, checkouts and payments; each request takes effect once under \
+            "description": "Orders, expenses, postings, checkouts, payments; each request takes effect once under \
                             its Idempotency-Key.",
         },
         "security": [{ "token": [] }, {}],
@@ -118,21 +118,25 @@ fn one(entity: Entity) -> Value {
     })
 }
 
+/// A parameter of the query.
+fn parameter(name: &str, required: bool, schema: &Value) -> Value {
+    json!({ "name": name, "in": "query", "required": required, "schema": schema })
+}
+
 fn many(entity: Entity) -> Value {
-    let parameter = |name: &str, required: bool, schema: Value| json!({ "name": name, "in": "query", "required": required, "schema": schema });
     let items = json!({ "type": "array", "items": { "$ref": format!("#/components/schemas/{}", entity.as_str()) } });
     let page = json!({
         "type": "object",
-        "properties": { "items": items, "next": { "type": ["string", "null"], "description": "after of the next page" } },
+        "properties": { "items": items, "next": { "type": ["string", "null"] } },
         "required": ["items", "next"],
     });
     json!({
         "operationId": format!("{}.list", entity.as_str()),
         "summary": format!("What an account has, by id: {}", entity.as_str()),
         "parameters": [
-            parameter("account", true, json!({ "type": "string" })),
-            parameter("after", false, json!({ "type": "string" })),
-            parameter("limit", false, json!({ "type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": 20 })),
+            parameter("account", true, &json!({ "type": "string" })),
+            parameter("after", false, &json!({ "type": "string" })),
+            parameter("limit", false, &json!({ "type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": 20 })),
         ],
         "responses": {
             "200": { "description": "A page", "content": { "application/json": { "schema": page } } },

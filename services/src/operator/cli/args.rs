@@ -10,6 +10,7 @@ use clap_complete::Shell;
 use super::call::CallArgs;
 use super::edit::EditArgs;
 use super::pause::{KeyCommand, ServiceCommand};
+use crate::operator::token::TokenCommand;
 use perkey::settings::load::Flag;
 use perkey::telemetry;
 
@@ -164,27 +165,6 @@ pub enum Command {
         /// For which shell
         shell: Shell,
     },
-}
-
-/// What to do with tokens.
-#[derive(Debug, Subcommand)]
-pub enum TokenCommand {
-    /// Make one: it is shown once, its hash is added to the file of gateway.tokens
-    New(TokenArgs),
-}
-
-/// Whose token it is.
-#[derive(Args, Debug)]
-pub struct TokenArgs {
-    /// Whose data it reaches
-    #[arg(long)]
-    pub tenant: String,
-    /// Who it is there: idempotency keys are its own
-    #[arg(long)]
-    pub principal: String,
-    /// What it may do: read or write; may be repeated
-    #[arg(long = "role", required = true)]
-    pub roles: Vec<String>,
 }
 
 /// What to do with the settings.
