@@ -1,0 +1,87 @@
+//! The GraphQL door: the operations and reads of REST as mutations and queries.
+//! In: POST /graphql. Out: data, and errors with the codes that all doors share; the schema at GET /graphql/schema.
+
+mod asking;
+mod document;
+mod error;
+mod mutation;
+mod post;
+mod query;
+mod types;
+
+use std::sync::Arc;
+
+use async_graphql::{EmptySubscription, Schema};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use axum::routing::{get, post as posted};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use self::mutation::Mutation;
+use self::query::Query;
+use super::auth::Auth;
+use super::front::Front;
+use super::problem::{Kind, Problem};
+
+/// How deep a document may ask.
+const DEPTH_MAX: usize = 10;
+/// How many fields it may ask for, each as often as its page may hold it.
+const COMPLEXITY_MAX: usize = 5_000;
+/// How many aliases it may have, and so how many mutations.
+const ALIASES_MAX: usize = 30;
+/// How long it may be, without its variables.
+const DOCUMENT_BYTES_MAX: usize = 16 << 10;
+/// How many directives a field may have.
+const DIRECTIVES_MAX: usize = 5;
+
+type Served = Schema<Query, Mutation, EmptySubscription>;
+
+/// What answers.
+struct Door {
+    schema: Served,
+    front: Arc<Front>,
+    auth: Arc<Auth>,
+}
+
+/// The door's routes. The schema tells about itself only where no tokens are asked for; in any case a file has it.
+pub fn routes(front: &Arc<Front>, auth: &Arc<Auth>) -> Router {
+    let schema = schema(front.settings().tokens.is_empty());
+    let door = Arc::new(Door { schema, front: Arc::clone(front), auth: Arc::clone(auth) });
+    Router::new().route("/graphql", posted(answer)).route("/graphql/schema", get(async || sdl())).with_state(door)
+}
+
+async fn answer(State(door): State<Arc<Door>>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
+    let max = door.front.settings().body_bytes_max;
+    match Limited::new(body, max).collect().await {
+        Ok(body) => post::answer(&door, &head.headers, &body.to_bytes()).await,
+        Err(error) if error.is::<LengthLimitError>() => {
+            post::refused(&Problem::new(Kind::TooLarge, format!("a body has at most {max} bytes")))
+        }
+        Err(_) => post::refused(&Problem::new(Kind::TooSlow, "the body did not arrive")),
+    }
+}
+
+fn schema(introspection: bool) -> Served {
+    let schema = Schema::build(Query, Mutation, EmptySubscription)
+        .limit_depth(DEPTH_MAX)
+        .limit_complexity(COMPLEXITY_MAX)
+        .limit_directives(DIRECTIVES_MAX);
+    if introspection { schema.finish() } else { schema.disable_introspection().disable_suggestions().finish() }
+}
+
+/// The schema in its own language.
+pub fn sdl() -> String {
+    schema(true).sdl()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::gateway::published;
+
+    #[test]
+    fn the_published_schema_is_the_served_one() {
+        published("schema.graphql", &super::sdl());
+    }
+}

@@ -1,0 +1,92 @@
+//! The gRPC door: the operations and reads of REST as services, with health and reflection.
+//! In: calls. Out: answers, or statuses with details.
+
+mod calls;
+mod services;
+mod status;
+
+use std::sync::Arc;
+
+use tonic::server::NamedService;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+
+use self::calls::Calls;
+use self::proto::checkouts_server::CheckoutsServer;
+use self::proto::expenses_server::ExpensesServer;
+use self::proto::orders_server::OrdersServer;
+use self::proto::payments_server::PaymentsServer;
+use self::proto::transactions_server::TransactionsServer;
+use super::auth::Auth;
+use super::front::Front;
+
+/// What `services/proto/budget/v1/budget.proto` says, as types, clients and services.
+#[expect(missing_docs, reason = "the file has its own comments; what is generated around them has none")]
+pub mod proto {
+    tonic::include_proto!("budget.v1");
+
+    /// The file itself.
+    pub const SOURCE: &str = include_str!("../../proto/budget/v1/budget.proto");
+
+    /// Its descriptor, and those of what it imports.
+    pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/budget.bin"));
+}
+
+/// The services as routes, and who says that they are ready, or no longer.
+pub fn routes(
+    front: &Arc<Front>,
+    auth: &Arc<Auth>,
+) -> Result<(axum::Router, Readiness), tonic_reflection::server::Error> {
+    let calls = Calls { front: Arc::clone(front), auth: Arc::clone(auth) };
+    let (reporter, health) = health_reporter();
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let max = front.settings().body_bytes_max;
+    let routes = Routes::new(OrdersServer::new(calls.clone()).max_decoding_message_size(max))
+        .add_service(ExpensesServer::new(calls.clone()).max_decoding_message_size(max))
+        .add_service(TransactionsServer::new(calls.clone()).max_decoding_message_size(max))
+        .add_service(CheckoutsServer::new(calls.clone()).max_decoding_message_size(max))
+        .add_service(PaymentsServer::new(calls).max_decoding_message_size(max))
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?);
+    Ok((routes.into_axum_router(), Readiness(reporter)))
+}
+
+/// What the health service says of the services.
+#[derive(Clone, Debug)]
+pub struct Readiness(HealthReporter);
+
+impl Readiness {
+    /// Every name that may be asked about; the empty one is the process.
+    const NAMES: [&str; 6] = [
+        "",
+        OrdersServer::<Calls>::NAME,
+        ExpensesServer::<Calls>::NAME,
+        TransactionsServer::<Calls>::NAME,
+        CheckoutsServer::<Calls>::NAME,
+        PaymentsServer::<Calls>::NAME,
+    ];
+
+    /// Calls are answered, or are so no longer: who balances the load sends them elsewhere then.
+    pub async fn set(&self, ready: bool) {
+        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for name in Self::NAMES {
+            self.0.set_service_status(name, status).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::gateway::published;
+
+    #[test]
+    fn the_published_proto_is_the_served_one() {
+        published("budget.proto", super::proto::SOURCE);
+    }
+}
