@@ -2,4 +2,5 @@
 //! In: a command line. Out: what it asked for, and an exit code.
 
 pub mod defaults;
+pub mod gateway;
 pub mod operator;

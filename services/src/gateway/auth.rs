@@ -1,0 +1,277 @@
+//! Who calls: bearer tokens, of which a file has the hashes; on loopback without such a file everybody is tenant `default`.
+//! In: the header `Authorization`. Out: tenant, principal and roles, or the problem.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use perkey::clock::Stopwatch;
+use sha2::{Digest, Sha256};
+use tracing::{error, info};
+
+use super::problem::{Kind, Problem};
+
+/// The tenant of a process that asks for no tokens.
+pub const DEFAULT_TENANT: &str = "default";
+
+/// How long a change of the file may go unnoticed.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Most characters of a tenant's and a principal's name.
+const NAME_BYTES_MAX: usize = 32;
+
+/// What a principal may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Read what is there.
+    Read,
+    /// Make operations.
+    Write,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Read, Self::Write];
+
+    /// Its word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|role| role.as_str() == word);
+        found.ok_or_else(|| format!("there is no role {word:?}; there are read and write"))
+    }
+}
+
+/// Who calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Whose data it sees.
+    pub tenant: String,
+    /// Who it is there: keys are its own.
+    pub principal: String,
+    /// What it may do.
+    pub roles: Vec<Role>,
+}
+
+impl Caller {
+    /// Whether it may do what needs this role.
+    pub fn check(&self, role: Role) -> Result<(), Problem> {
+        if self.roles.contains(&role) {
+            return Ok(());
+        }
+        Err(Problem::new(Kind::Forbidden, format!("the token lacks the role {}", role.as_str())))
+    }
+}
+
+/// Knows the tokens.
+#[derive(Debug)]
+pub struct Auth {
+    /// Nothing where no tokens are asked for.
+    tokens: Option<Tokens>,
+}
+
+#[derive(Debug)]
+struct Tokens {
+    file: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    known: Arc<[Token]>,
+    version: Option<(SystemTime, u64)>,
+    looked: Stopwatch,
+}
+
+/// A line of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// SHA-256 of the token.
+    pub hash: [u8; 32],
+    /// Whose it is.
+    pub caller: Caller,
+}
+
+impl Auth {
+    /// With this file of tokens; an empty path is none, which only addresses of this machine alone may do without.
+    pub fn open(file: &str, listens: &[SocketAddr]) -> Result<Self, String> {
+        if !file.is_empty() {
+            let file = PathBuf::from(file);
+            let (known, version) = read(&file)?;
+            let state = Mutex::new(State { known: known.into(), version, looked: Stopwatch::start() });
+            return Ok(Self { tokens: Some(Tokens { file, state }) });
+        }
+        match listens.iter().find(|address| !address.ip().is_loopback()) {
+            None => Ok(Self { tokens: None }),
+            Some(address) => Err(format!(
+                "gateway: {address} can be reached from outside, and no tokens are asked for: name a file with \
+                 gateway.tokens (`budget-manager token:new` writes it), or listen on 127.0.0.1"
+            )),
+        }
+    }
+
+    /// Who sends a request with this header `Authorization`.
+    pub fn caller(&self, authorization: Option<&[u8]>) -> Result<Caller, Problem> {
+        let Some(tokens) = &self.tokens else {
+            let (tenant, principal) = (DEFAULT_TENANT.to_owned(), "anybody".to_owned());
+            return Ok(Caller { tenant, principal, roles: Role::ALL.to_vec() });
+        };
+        let unknown = |detail: &str| Problem::new(Kind::Unauthenticated, detail);
+        let header = authorization.ok_or_else(|| unknown("no token came: Authorization: Bearer TOKEN"))?;
+        let token = bearer(header).ok_or_else(|| unknown("Authorization is not of the form: Bearer TOKEN"))?;
+        let hash: [u8; 32] = Sha256::digest(token).into();
+        let mut found = None;
+        // All of them are compared, each in full: time tells nothing.
+        for token in tokens.known().iter() {
+            if is_same(&token.hash, &hash) {
+                found = Some(token.caller.clone());
+            }
+        }
+        found.ok_or_else(|| unknown("the token is not known here"))
+    }
+}
+
+impl Tokens {
+    /// The tokens as the file has them now, or had them when it could last be read.
+    fn known(&self) -> Arc<[Token]> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.looked.elapsed() < LOOK_AGAIN {
+            return Arc::clone(&state.known);
+        }
+        state.looked = Stopwatch::start();
+        if version(&self.file) != state.version {
+            match read(&self.file) {
+                Ok((known, version)) => {
+                    info!(tokens = known.len(), "the file of tokens was read again");
+                    (state.known, state.version) = (known.into(), version);
+                }
+                Err(problem) => error!(%problem, "the file of tokens cannot be read: those known before count"),
+            }
+        }
+        Arc::clone(&state.known)
+    }
+}
+
+fn bearer(header: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = header.split_at_checked(7)?;
+    let token = token.trim_ascii();
+    (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then_some(token)
+}
+
+fn is_same(one: &[u8; 32], other: &[u8; 32]) -> bool {
+    let differ = one.iter().zip(other).fold(0, |differ, (a, b)| differ | (a ^ b));
+    std::hint::black_box(differ) == 0
+}
+
+fn version(file: &Path) -> Option<(SystemTime, u64)> {
+    let data = std::fs::metadata(file).ok()?;
+    Some((data.modified().ok()?, data.len()))
+}
+
+fn read(file: &Path) -> Result<(Vec<Token>, Option<(SystemTime, u64)>), String> {
+    let version = version(file);
+    let text = std::fs::read_to_string(file);
+    let text = text.map_err(|error| format!("gateway.tokens: cannot read {}: {error}", file.display()))?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
+    let tokens = lines
+        .map(|(no, line)| line.parse().map_err(|why| format!("gateway.tokens: {}:{}: {why}", file.display(), no + 1)));
+    Ok((tokens.collect::<Result<_, _>>()?, version))
+}
+
+impl FromStr for Token {
+    type Err = String;
+
+    fn from_str(line: &str) -> Result<Self, String> {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [hash, tenant, principal, roles] = words[..] else {
+            return Err("a line is: SHA-256 of the token, tenant, principal, roles with commas between".to_owned());
+        };
+        let mut bytes = [0; 32];
+        let digits = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+        for (at, byte) in bytes.iter_mut().enumerate().filter(|_| digits) {
+            *byte = u8::from_str_radix(&hash[2 * at..2 * at + 2], 16).map_err(|error| error.to_string())?;
+        }
+        if !digits {
+            return Err("the hash is not 64 hexadecimal digits".to_owned());
+        }
+        let roles = roles.split(',').map(str::parse).collect::<Result<_, _>>()?;
+        let (tenant, principal) = (name(tenant)?, name(principal)?);
+        Ok(Self { hash: bytes, caller: Caller { tenant, principal, roles } })
+    }
+}
+
+impl std::fmt::Display for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Caller { tenant, principal, roles } = &self.caller;
+        self.hash.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        let roles: Vec<_> = roles.iter().map(|role| role.as_str()).collect();
+        write!(f, " {tenant} {principal} {}", roles.join(","))
+    }
+}
+
+/// A name of a tenant or a principal: it stands before the names of what a tenant has.
+pub fn name(text: &str) -> Result<String, String> {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_' | b'.');
+    if text.is_empty() || text.len() > NAME_BYTES_MAX || !text.bytes().all(fits) {
+        return Err(format!(
+            "{text:?} is no name: 1 to {NAME_BYTES_MAX} lower-case letters, digits, dots, dashes and underscores"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(secret: &str, tenant: &str, roles: &[Role]) -> Token {
+        let caller = Caller { tenant: tenant.to_owned(), principal: "ann".to_owned(), roles: roles.to_vec() };
+        Token { hash: Sha256::digest(secret).into(), caller }
+    }
+
+    #[test]
+    fn a_token_is_known_by_its_hash_alone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let known = token("secret", "acme", &[Role::Read]);
+        std::fs::write(file.path(), format!("# tokens\n\n{known}\n")).unwrap();
+        let listens = ["0.0.0.0:1".parse().unwrap()];
+        let auth = Auth::open(file.path().to_str().unwrap(), &listens).unwrap();
+        assert_eq!(auth.caller(Some(b"Bearer secret")), Ok(known.caller.clone()));
+        for header in [None, Some(&b"Bearer other"[..]), Some(b"Basic secret"), Some(b"Bearer"), Some(b"Bearer  ")] {
+            assert_eq!(auth.caller(header).unwrap_err().kind, Kind::Unauthenticated, "{header:?}");
+        }
+        assert!(known.caller.check(Role::Read).is_ok());
+        assert_eq!(known.caller.check(Role::Write).unwrap_err().kind, Kind::Forbidden);
+    }
+
+    #[test]
+    fn without_tokens_only_loopback_is_served() {
+        let loopback = ["127.0.0.1:1".parse().unwrap(), "[::1]:1".parse().unwrap()];
+        let caller = Auth::open("", &loopback).unwrap().caller(None).unwrap();
+        assert_eq!((caller.tenant.as_str(), caller.roles.len()), ("default", 2));
+        let outside = Auth::open("", &["0.0.0.0:1".parse().unwrap()]).unwrap_err();
+        assert!(outside.contains("gateway.tokens") && outside.contains("0.0.0.0:1"), "{outside}");
+    }
+
+    #[test]
+    fn a_line_that_makes_no_sense_is_told_with_its_number() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for line in ["abc", "zz t p read", "aa Acme ann read", "aa acme ann root"] {
+            let line = line.replacen("aa", &"a".repeat(64), 1);
+            std::fs::write(file.path(), format!("\n{line}\n")).unwrap();
+            let problem = Auth::open(file.path().to_str().unwrap(), &[]).unwrap_err();
+            assert!(problem.contains(":2: "), "{problem}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Tenants: the names of what they have are kept apart by what stands before them.
+//! In: a name as a caller says it, or a value as it is stored. Out: the other one.
+//!
+//! Those of the tenant `default` are stored as they are, so that imports and topics see the same. Those of others begin
+//! with `@tenant/`, and none of the former may begin with `@`.
+
+use serde_json::{Map, Value};
+
+use crate::gateway::auth::DEFAULT_TENANT;
+use crate::gateway::operations::{Member, MemberKind};
+use crate::gateway::problem::Problem;
+
+/// What the names of other tenants begin with.
+const MARK: char = '@';
+
+/// Members of rows and replies that hold such a name.
+const NAMED: [&str; 5] = ["id", "account", "order", "order_id", "saga"];
+
+/// The names of one tenant.
+#[derive(Debug)]
+pub struct Names {
+    prefix: String,
+}
+
+impl Names {
+    /// Those of this tenant.
+    pub fn of(tenant: &str) -> Self {
+        let prefix = if tenant == DEFAULT_TENANT { String::new() } else { format!("{MARK}{tenant}/") };
+        Self { prefix }
+    }
+
+    /// A name as it is stored; nothing where no name is like that.
+    pub fn stored(&self, name: &str) -> Option<String> {
+        if self.prefix.is_empty() && name.starts_with(MARK) {
+            return None;
+        }
+        let stored = format!("{}{name}", self.prefix);
+        perkey::message::check_name("name", stored.as_bytes()).is_ok().then_some(stored)
+    }
+
+    /// A name as the tenant knows it; nothing where it is another's.
+    pub fn shown<'a>(&self, stored: &'a str) -> Option<&'a str> {
+        match stored.strip_prefix(self.prefix.as_str()) {
+            Some(name) if self.prefix.is_empty() && name.starts_with(MARK) => None,
+            shown => shown,
+        }
+    }
+
+    /// A checked body with its names as they are stored.
+    pub fn store(&self, members: &[Member], mut body: Map<String, Value>) -> Result<Map<String, Value>, Problem> {
+        for member in members.iter().filter(|member| member.kind == MemberKind::Name) {
+            let Some(Value::String(name)) = body.get_mut(member.name) else { continue };
+            *name = self.stored(name).ok_or_else(|| Problem::at(format!("/{}", member.name), self.unfit(name)))?;
+        }
+        Ok(body)
+    }
+
+    /// Why a name cannot be one of this tenant's.
+    pub fn unfit(&self, name: &str) -> String {
+        if self.prefix.is_empty() && name.starts_with(MARK) {
+            return format!("no name begins with {MARK}");
+        }
+        format!("a name of this tenant is 1 to {} bytes without NUL", 256 - self.prefix.len())
+    }
+
+    /// Whether a row or a reply is this tenant's.
+    pub fn own(&self, value: &Value) -> bool {
+        let named = NAMED[1..].iter().filter_map(|name| value.get(*name).and_then(Value::as_str));
+        named.into_iter().all(|name| self.shown(name).is_some())
+    }
+
+    /// A row or a reply as the tenant knows it.
+    pub fn show(&self, value: &mut Value) {
+        if self.prefix.is_empty() {
+            return;
+        }
+        match value {
+            Value::Object(members) => {
+                for (name, value) in members {
+                    match value {
+                        Value::String(text) if NAMED.contains(&name.as_str()) => {
+                            if let Some(shown) = self.shown(text).map(str::to_owned) {
+                                *text = shown;
+                            }
+                        }
+                        value => self.show(value),
+                    }
+                }
+            }
+            Value::Array(values) => values.iter_mut().for_each(|value| self.show(value)),
+            _ => {}
+        }
+    }
+
+    /// A reason as the tenant may read it.
+    pub fn say(&self, text: &str) -> String {
+        if self.prefix.is_empty() { text.to_owned() } else { text.replace(&self.prefix, "") }
+    }
+
+    /// Whether what is stored is what is shown.
+    pub fn are_plain(&self) -> bool {
+        self.prefix.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::gateway::operations::operation;
+
+    #[test]
+    fn no_name_of_one_tenant_is_anothers() {
+        let (default, acme, ac) = (Names::of("default"), Names::of("acme"), Names::of("ac"));
+        assert_eq!(default.stored("a").as_deref(), Some("a"));
+        assert_eq!(default.stored("@acme/a"), None);
+        assert_eq!(acme.stored("a").as_deref(), Some("@acme/a"));
+        assert_eq!(acme.stored("@ac/a").as_deref(), Some("@acme/@ac/a"));
+        assert_eq!((acme.shown("@acme/a"), ac.shown("@acme/a"), default.shown("@acme/a")), (Some("a"), None, None));
+        assert_eq!(acme.stored(&"x".repeat(251)), None);
+    }
+
+    #[test]
+    fn a_body_goes_in_and_a_reply_comes_out() {
+        let names = Names::of("acme");
+        let members = operation("transactions.post").unwrap().members;
+        let body = json!({ "account": "a", "memo": "@acme/a" });
+        let stored = Value::from(names.store(members, body.as_object().unwrap().clone()).unwrap());
+        assert_eq!(stored, json!({ "account": "@acme/a", "memo": "@acme/a" }));
+        assert!(names.own(&stored) && !Names::of("default").own(&stored));
+        let mut reply = json!({ "id": "1", "account": "@acme/a", "memo": "@acme/a", "in": [{ "order": "@acme/o" }] });
+        names.show(&mut reply);
+        assert_eq!(reply, json!({ "id": "1", "account": "a", "memo": "@acme/a", "in": [{ "order": "o" }] }));
+    }
+}
