@@ -22,7 +22,6 @@ use super::auth::Auth;
 use super::front::Front;
 
 /// What `services/proto/budget/v1/budget.proto` says, as types, clients and services.
-#[expect(missing_docs, reason = "the file has its own comments; what is generated around them has none")]
 pub mod proto {
     tonic::include_proto!("budget.v1");
 

@@ -73,7 +73,9 @@ fn flat(entity: Entity, value: Value, id: Option<&str>) -> Value {
     for (name, value) in members {
         match value {
             Value::Object(inner) if NESTED.contains(&name.as_str()) => {
-                inner.into_iter().for_each(|(name, value)| drop(flat.entry(name).or_insert(value)));
+                for (name, value) in inner {
+                    flat.entry(name).or_insert(value);
+                }
             }
             value if name == "order_id" => drop(flat.insert("order".to_owned(), value)),
             value => drop(flat.insert(name, value)),

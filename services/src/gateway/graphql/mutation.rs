@@ -12,7 +12,7 @@ use super::types::{
 /// Operations. Each takes an `idempotencyKey`; the header `Idempotency-Key` does as well where it is the only one of a
 /// document. Repeated with the same key and the same input, it answers the same and has no other effect.
 #[derive(Debug)]
-pub struct Mutation;
+pub(super) struct Mutation;
 
 /// Every operation that a mutation is for.
 #[cfg(test)]

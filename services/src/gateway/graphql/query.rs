@@ -13,7 +13,7 @@ use crate::gateway::typed::PAGE;
 
 /// What is there.
 #[derive(Debug)]
-pub struct Query;
+pub(super) struct Query;
 
 /// What a page costs: as much as all that it may hold.
 fn cost(limit: Option<u32>, each: usize) -> usize {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// An amount in whole minor units of its currency: 1250 is 12.50. A number of 64 bits, where `Int` has 32.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Cents(serde_json::Value);
+pub(super) struct Cents(serde_json::Value);
 
 #[Scalar]
 impl ScalarType for Cents {
@@ -30,7 +30,7 @@ impl ScalarType for Cents {
 /// A whole number that may be large.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Count(Number);
+pub(super) struct Count(Number);
 
 #[Scalar]
 impl ScalarType for Count {
@@ -57,8 +57,8 @@ macro_rules! inputs {
     ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* })*) => {$(
         $(#[$doc])*
         #[derive(InputObject, Serialize)]
-        pub struct $name {
-            $($(#[$field_doc])* #[serde(skip_serializing_if = "Option::is_none")] pub $field: Option<$kind>,)*
+        pub(super) struct $name {
+            $($(#[$field_doc])* #[serde(skip_serializing_if = "Option::is_none")] pub(super) $field: Option<$kind>,)*
         }
     )*};
 }
@@ -176,17 +176,17 @@ macro_rules! outputs {
     ($($(#[$doc:meta])* $name:ident, $page:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* })*) => {$(
         $(#[$doc])*
         #[derive(SimpleObject, Deserialize)]
-        pub struct $name {
-            $($(#[$field_doc])* pub $field: $kind,)*
+        pub(super) struct $name {
+            $($(#[$field_doc])* pub(super) $field: $kind,)*
         }
 
         /// A page of what an account has.
         #[derive(SimpleObject, Deserialize)]
-        pub struct $page {
+        pub(super) struct $page {
             /// The page.
-            pub items: Vec<$name>,
+            pub(super) items: Vec<$name>,
             /// What to give as `after` for those that follow; null when there are none.
-            pub next: Option<String>,
+            pub(super) next: Option<String>,
         }
     )*};
 }
@@ -295,26 +295,26 @@ outputs! {
 
 /// A budget.
 #[derive(SimpleObject, Deserialize)]
-pub struct Budget {
+pub(super) struct Budget {
     /// Whose it is.
-    pub account: String,
+    pub(super) account: String,
     /// The category.
-    pub category: String,
+    pub(super) category: String,
     /// The most that is meant to be spent in a month; null where there is no budget.
-    pub limit: Option<Cents>,
+    pub(super) limit: Option<Cents>,
     /// The currency.
-    pub currency: String,
+    pub(super) currency: String,
 }
 
 /// What an account has.
 #[derive(SimpleObject, Deserialize)]
-pub struct Account {
+pub(super) struct Account {
     /// The account.
-    pub account: String,
+    pub(super) account: String,
     /// The sum of its transactions.
-    pub balance: Cents,
+    pub(super) balance: Cents,
     /// How many transactions it has.
-    pub n: Count,
+    pub(super) n: Count,
     /// Its currency, once it has one.
-    pub currency: Option<String>,
+    pub(super) currency: Option<String>,
 }

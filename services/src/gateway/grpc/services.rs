@@ -20,7 +20,7 @@ use crate::gateway::operations::Entity;
 /// A service: its commands with the operations that they are, and how its things are read.
 macro_rules! services {
     ($($service:ident {
-        $($command:ident($request:ty) -> $reply:ty: $operation:literal;)*
+        $(tell $command:ident($request:ty) -> $reply:ty: $operation:literal;)*
         $(one $one:ident($asked:ty, $id:ident) -> $found:ty: $of:expr;)*
         page $page:ident -> $listed:ty: $entity:expr;
     })*) => {
@@ -47,37 +47,37 @@ macro_rules! services {
 
 services! {
     Orders {
-        place_order(PlaceOrderRequest) -> proto::Order: "orders.place";
-        change_order(ChangeOrderRequest) -> proto::Order: "orders.change";
-        complete_order(CompleteOrderRequest) -> proto::Order: "orders.complete";
-        cancel_order(CancelOrderRequest) -> proto::Order: "orders.cancel";
+        tell place_order(PlaceOrderRequest) -> proto::Order: "orders.place";
+        tell change_order(ChangeOrderRequest) -> proto::Order: "orders.change";
+        tell complete_order(CompleteOrderRequest) -> proto::Order: "orders.complete";
+        tell cancel_order(CancelOrderRequest) -> proto::Order: "orders.cancel";
         one get_order(GetRequest, id) -> proto::Order: Entity::Order;
         page list_orders -> ListOrdersResponse: Entity::Order;
     }
 
     Expenses {
-        record_expense(RecordExpenseRequest) -> proto::Expense: "expenses.record";
-        set_budget(SetBudgetRequest) -> proto::Budget: "expenses.budget";
+        tell record_expense(RecordExpenseRequest) -> proto::Expense: "expenses.record";
+        tell set_budget(SetBudgetRequest) -> proto::Budget: "expenses.budget";
         one get_expense(GetRequest, id) -> proto::Expense: Entity::Expense;
         page list_expenses -> ListExpensesResponse: Entity::Expense;
     }
 
     Transactions {
-        post_transaction(PostTransactionRequest) -> proto::Transaction: "transactions.post";
+        tell post_transaction(PostTransactionRequest) -> proto::Transaction: "transactions.post";
         one get_transaction(GetRequest, id) -> proto::Transaction: Entity::Transaction;
         one get_account(GetAccountRequest, account) -> proto::Account: Entity::Account;
         page list_transactions -> ListTransactionsResponse: Entity::Transaction;
     }
 
     Checkouts {
-        start_checkout(StartCheckoutRequest) -> proto::Checkout: "checkouts.start";
+        tell start_checkout(StartCheckoutRequest) -> proto::Checkout: "checkouts.start";
         one get_checkout(GetRequest, id) -> proto::Checkout: Entity::Checkout;
         page list_checkouts -> ListCheckoutsResponse: Entity::Checkout;
     }
 
     Payments {
-        charge(ChargeRequest) -> proto::Payment: "payments.charge";
-        refund(RefundRequest) -> proto::Payment: "payments.refund";
+        tell charge(ChargeRequest) -> proto::Payment: "payments.charge";
+        tell refund(RefundRequest) -> proto::Payment: "payments.refund";
         one get_payment(GetRequest, id) -> proto::Payment: Entity::Payment;
         page list_payments -> ListPaymentsResponse: Entity::Payment;
     }
