@@ -149,6 +149,7 @@ impl Row for CheckoutRow<'_> {
         ],
         primary_key: &["id"],
         key_column: Some("id"),
+        indexes: &[&["account", "id"]],
     };
 }
 

@@ -127,6 +127,7 @@ impl Row for ExpenseRow<'_> {
         ],
         primary_key: &["account", "id"],
         key_column: Some("account"),
+        indexes: &[&["id"], &["account", "id"]],
     };
 }
 
@@ -150,6 +151,7 @@ impl Row for BudgetRow<'_> {
         ],
         primary_key: &["account", "category"],
         key_column: Some("account"),
+        indexes: &[],
     };
 }
 

@@ -124,6 +124,7 @@ impl Row for OrderRow<'_> {
         ],
         primary_key: &["id"],
         key_column: Some("id"),
+        indexes: &[&["account", "id"]],
     };
 }
 

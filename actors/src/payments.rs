@@ -118,6 +118,7 @@ impl Row for PaymentRow<'_> {
         ],
         primary_key: &["order_id"],
         key_column: Some("order_id"),
+        indexes: &[&["account", "order_id"]],
     };
 }
 

@@ -56,6 +56,7 @@ impl Row for TransactionRow<'_> {
         ],
         primary_key: &["account", "id"],
         key_column: Some("account"),
+        indexes: &[&["id"], &["account", "id"]],
     };
 }
 

@@ -4,6 +4,7 @@
 //! Handles are resolved once, when a service is bound or a shard is taken; recording is then an atomic addition.
 //! Labels come from closed sets. No key, id or payload is ever one.
 
+mod cache;
 mod dependency;
 mod families;
 mod words;
@@ -20,6 +21,7 @@ use prometheus_client::registry::Registry;
 
 use crate::message::ShardNo;
 use crate::store::Outcome;
+pub use cache::CacheMetrics;
 pub use dependency::DependencyMetrics;
 use families::{Catalogue, Families, Labels};
 pub use words::{Alarm, Child, CommitWord, DedupSource, RestartReason, TakeReason, WorkerAlarm};

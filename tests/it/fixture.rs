@@ -52,6 +52,7 @@ pub(crate) const POSTINGS: Table = Table {
     ],
     primary_key: &["account", "id"],
     key_column: Some("account"),
+    indexes: &[&["id"], &["account", "id"]],
 };
 
 pub(crate) fn setup() -> Setup {

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests may")]
 
 mod bad_input;
+mod cache;
 mod chaos;
 mod cli;
 mod codecs;
@@ -30,6 +31,7 @@ mod postgres_store;
 mod refused;
 mod rekeying;
 mod reshard;
+mod row_reads;
 mod sagas;
 mod servers;
 mod services;

@@ -74,6 +74,7 @@ impl Row for WrittenRow<'_> {
         ],
         primary_key: &["key", "id"],
         key_column: Some("key"),
+        indexes: &[],
     };
 }
 

@@ -11,6 +11,11 @@ pub(crate) fn kafka() -> String {
     server("PERKEY_TEST_KAFKA")
 }
 
+/// URL of a Redis, without a database: tests take one each.
+pub(crate) fn redis() -> String {
+    server("PERKEY_TEST_REDIS")
+}
+
 fn server(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `eval \"$(scripts/services up)\"` first"))
 }

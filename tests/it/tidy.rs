@@ -20,7 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sqlx", &["runtime/src/store/", "chaos/src/fleet", "chaos/src/checkouts.rs"]),
     ("rdkafka", &["runtime/src/transport/kafka", "chaos/src/fleet/topics.rs"]),
     ("lapin", &["runtime/src/transport/rabbitmq"]),
-    ("redis", &["runtime/src/cache"]),
+    ("redis", &["runtime/src/engine/cache"]),
     ("axum", &["services/src/", "chaos/src/provider.rs"]),
     ("tonic", &["services/src/"]),
     ("async_graphql", &["services/src/"]),

@@ -32,6 +32,7 @@ impl Row for Notice<'_> {
         ],
         primary_key: &["member", "id"],
         key_column: Some("member"),
+        indexes: &[],
     };
 }
 

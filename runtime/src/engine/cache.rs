@@ -1,8 +1,20 @@
 //! The cache of answers that calls were given: it makes repeats faster, and is never an authority.
 //! In: records of calls that have ended. Out: the same, or nothing.
 
+#[cfg(feature = "redis")]
+mod entry;
+mod memory;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "redis")]
+mod rest;
+
+use std::sync::Arc;
+
 use futures_util::future::BoxFuture;
 
+use crate::metrics::Metrics;
+use crate::settings::Settings;
 use crate::store::calls::{CallId, CallRecord};
 
 /// A cache of ended calls. It may forget any of them at any time; whoever asks compares fingerprint and expiry.
@@ -12,4 +24,26 @@ pub trait ReplayCache: Send + Sync + std::fmt::Debug {
 
     /// Keeps records, each until it expires. It does not wait for anybody.
     fn put(&self, records: Vec<CallRecord>);
+}
+
+/// The cache that the settings ask for: Redis, or the process's own. `store_scope` is the same in all processes of a store
+/// and in no other store's: stores that share a Redis do not see each other's answers. It is called within a Tokio
+/// runtime, and does not wait for Redis. The error says what is wrong with the settings.
+pub fn open(settings: &Settings, store_scope: &str, metrics: &Metrics) -> Result<Arc<dyn ReplayCache>, String> {
+    let (cache, metrics) = (&settings.cache, metrics.cache());
+    if cache.url.is_empty() {
+        return Ok(Arc::new(memory::MemoryCache::new(cache, metrics)));
+    }
+    #[cfg(feature = "redis")]
+    return Ok(Arc::new(redis::RedisCache::open(cache, store_scope, metrics)?));
+    #[cfg(not(feature = "redis"))]
+    {
+        drop((store_scope, metrics));
+        Err("cache.url is set, and this program was built without Redis (feature `redis`): leave it empty".to_owned())
+    }
+}
+
+/// Whether a record is worth its place: calls that still run may end in any way, and large answers are read from the store.
+fn is_kept(record: &CallRecord, bytes_max: usize) -> bool {
+    record.outcome.as_ref().is_some_and(|outcome| outcome.code.len() + outcome.body.len() <= bytes_max)
 }

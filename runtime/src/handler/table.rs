@@ -28,6 +28,8 @@ pub struct Table {
     pub primary_key: &'static [&'static str],
     /// The primary-key column that holds the handler's key; `None` declares the table shared (the last commit wins).
     pub key_column: Option<&'static str>,
+    /// Its secondary indexes, by their columns in order.
+    pub indexes: &'static [&'static [&'static str]],
 }
 
 /// A column of a [`Table`].

@@ -2,7 +2,7 @@
 //! In: declarations, and the shape of tables that exist. Out: what does not fit, in words.
 
 use super::StoreError;
-use crate::handler::{Column, Table};
+use crate::handler::{Column, ColumnKind, Table};
 
 /// Names of the store's own tables.
 const OURS: [&str; 17] = [
@@ -82,6 +82,20 @@ pub(crate) fn check(table: &Table) -> Result<(), StoreError> {
             Some(_) => {}
         }
     }
+    for (at, index) in table.indexes.iter().enumerate() {
+        if index.is_empty() || table.indexes[..at].contains(index) {
+            return Err(wrong(table, format!("index {index:?} has no columns, or is declared twice")));
+        }
+        for (at, name) in index.iter().enumerate() {
+            match table.columns.iter().find(|column| column.name == *name) {
+                None => return Err(wrong(table, format!("the index's column {name} is not declared"))),
+                Some(column) if column.kind == ColumnKind::Json || index[..at].contains(name) => {
+                    return Err(wrong(table, format!("the index's column {name} is JSON, or comes twice")));
+                }
+                Some(_) => {}
+            }
+        }
+    }
     match table.key_column {
         Some(name) if !table.primary_key.contains(&name) => {
             Err(wrong(table, format!("column {name} has the handler's key, so it must be in the primary key")))
@@ -107,6 +121,17 @@ pub(crate) fn compare(table: &Table, kind: fn(&Column) -> &'static str, found: &
         Some(extra) => Err(wrong(table, format!("the store has a column that is not declared: {extra}"))),
         None => Ok(()),
     }
+}
+
+/// The name of an index: none that a table can have.
+pub(crate) fn index_name(table: &Table, index: &[&str]) -> String {
+    let name = format!("{} by {}", table.name, index.join(", "));
+    if name.len() <= NAME_BYTES_MAX {
+        return name;
+    }
+    // Databases cut longer names, and would take two indexes for one.
+    let hash = blake3::hash(name.as_bytes()).to_hex();
+    format!("{:.40} by {:.16}", table.name, hash)
 }
 
 /// The columns that `table` declares.

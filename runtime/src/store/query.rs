@@ -1,6 +1,8 @@
 //! What operators and tools ask of a store, and the little they may write.
 //! In: filters. Out: rows to show; commands and imports that the shards' owners pick up.
 
+mod rows;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -17,6 +19,9 @@ use super::{
 };
 use crate::clock::Millis;
 use crate::message::ShardNo;
+
+pub(in crate::store) use rows::Dialect;
+pub use rows::RowsAsk;
 
 /// Which dead letters are meant. Empty fields match all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -360,6 +365,8 @@ pub trait Queries: Send + Sync {
     fn waiting_keys(&self, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>>;
     /// Events of a shard with a number above `after`, in order, at most `limit` commits' worth.
     fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>>;
+    /// Rows of a handler's table.
+    fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, Vec<serde_json::Value>>;
     /// Messages of the `import` lane that are not read yet.
     fn unread_imports(&self) -> StoreFuture<'_, u64>;
     /// An import's progress so far.

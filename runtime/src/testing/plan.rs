@@ -35,6 +35,7 @@ pub(super) const PROBE: Table = Table {
     ],
     primary_key: &["service", "id", "turn"],
     key_column: None,
+    indexes: &[],
 };
 
 /// Which kinds of faults a simulation draws from its seed.

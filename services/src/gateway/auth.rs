@@ -121,6 +121,11 @@ impl Auth {
         }
     }
 
+    /// Whether no tokens are asked for.
+    pub fn is_open(&self) -> bool {
+        self.tokens.is_none()
+    }
+
     /// Who sends a request with this header `Authorization`.
     pub fn caller(&self, authorization: Option<&[u8]>) -> Result<Caller, Problem> {
         let Some(tokens) = &self.tokens else {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use perkey::clock::{Clock, Dice};
+use perkey::clock::Clock;
 use perkey::engine::calls::{Call, CallAnswer, CallError, Calls};
 use perkey::handler::Table;
 use perkey::handlers::Handlers;
@@ -22,6 +22,7 @@ use serde_json::Value;
 use tracing::{debug, warn};
 
 use self::limit::Limits;
+pub use self::read::PAGE_MAX;
 use self::tenant::Names;
 use super::auth::{Caller, Role};
 use super::key::IdempotencyKey;
@@ -123,7 +124,7 @@ impl Front {
                 let name = operation.name;
                 Err(Problem::new(Kind::KeyMissing, format!("{name} needs an Idempotency-Key of the client's own")))
             }
-            None => Ok(IdempotencyKey::minted(&mut Dice::from_system())),
+            None => IdempotencyKey::minted(),
         }
     }
 

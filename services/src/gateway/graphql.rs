@@ -14,15 +14,11 @@ use std::sync::Arc;
 use async_graphql::{EmptySubscription, Schema};
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::response::Response;
 use axum::routing::{get, post as posted};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use self::mutation::Mutation;
 use self::query::Query;
-use super::auth::Auth;
-use super::front::Front;
-use super::problem::{Kind, Problem};
+use super::rest::Rest;
 
 /// How deep a document may ask.
 const DEPTH_MAX: usize = 10;
@@ -40,27 +36,14 @@ type Served = Schema<Query, Mutation, EmptySubscription>;
 /// What answers.
 struct Door {
     schema: Served,
-    front: Arc<Front>,
-    auth: Arc<Auth>,
+    rest: Rest,
 }
 
 /// The door's routes. The schema tells about itself only where no tokens are asked for; in any case a file has it.
-pub fn routes(front: &Arc<Front>, auth: &Arc<Auth>) -> Router {
-    let schema = schema(front.settings().tokens.is_empty());
-    let door = Arc::new(Door { schema, front: Arc::clone(front), auth: Arc::clone(auth) });
+pub fn routes(rest: &Rest) -> Router {
+    let door = Arc::new(Door { schema: schema(rest.auth.is_open()), rest: rest.clone() });
+    let answer = async |State(door): State<Arc<Door>>, request: Request| post::answer(&door, request).await;
     Router::new().route("/graphql", posted(answer)).route("/graphql/schema", get(async || sdl())).with_state(door)
-}
-
-async fn answer(State(door): State<Arc<Door>>, request: Request) -> Response {
-    let (head, body) = request.into_parts();
-    let max = door.front.settings().body_bytes_max;
-    match Limited::new(body, max).collect().await {
-        Ok(body) => post::answer(&door, &head.headers, &body.to_bytes()).await,
-        Err(error) if error.is::<LengthLimitError>() => {
-            post::refused(&Problem::new(Kind::TooLarge, format!("a body has at most {max} bytes")))
-        }
-        Err(_) => post::refused(&Problem::new(Kind::TooSlow, "the body did not arrive")),
-    }
 }
 
 fn schema(introspection: bool) -> Served {

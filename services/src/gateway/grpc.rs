@@ -18,8 +18,7 @@ use self::proto::expenses_server::ExpensesServer;
 use self::proto::orders_server::OrdersServer;
 use self::proto::payments_server::PaymentsServer;
 use self::proto::transactions_server::TransactionsServer;
-use super::auth::Auth;
-use super::front::Front;
+use super::rest::Rest;
 
 /// What `services/proto/budget/v1/budget.proto` says, as types, clients and services.
 pub mod proto {
@@ -33,18 +32,15 @@ pub mod proto {
 }
 
 /// The services as routes, and who says that they are ready, or no longer.
-pub fn routes(
-    front: &Arc<Front>,
-    auth: &Arc<Auth>,
-) -> Result<(axum::Router, Readiness), tonic_reflection::server::Error> {
-    let calls = Calls { front: Arc::clone(front), auth: Arc::clone(auth) };
+pub fn routes(rest: &Rest) -> Result<(axum::Router, Readiness), tonic_reflection::server::Error> {
+    let calls = Calls { front: Arc::clone(&rest.front), auth: Arc::clone(&rest.auth) };
     let (reporter, health) = health_reporter();
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let max = front.settings().body_bytes_max;
+    let max = rest.front.settings().body_bytes_max;
     let routes = Routes::new(OrdersServer::new(calls.clone()).max_decoding_message_size(max))
         .add_service(ExpensesServer::new(calls.clone()).max_decoding_message_size(max))
         .add_service(TransactionsServer::new(calls.clone()).max_decoding_message_size(max))

@@ -1,7 +1,6 @@
 //! The header `Idempotency-Key`: one structured-field string (RFC 8941), or leniently a plain token.
 //! In: header values as they came. Out: a key that may be looked up, or what is wrong with it.
 
-use perkey::clock::Dice;
 use uuid::Builder;
 
 use super::problem::{Kind, Problem};
@@ -39,10 +38,10 @@ impl IdempotencyKey {
     }
 
     /// A key for a request that brought none.
-    pub fn minted(dice: &mut Dice) -> Self {
-        let (high, low) = (dice.below(u64::MAX), dice.below(u64::MAX));
-        let random = (u128::from(high) << 64) | u128::from(low);
-        Self(Builder::from_random_bytes(random.to_be_bytes()).into_uuid().to_string())
+    pub fn minted() -> Result<Self, Problem> {
+        let mut random = [0; 16];
+        fill(&mut random)?;
+        Ok(Self(Builder::from_random_bytes(random).into_uuid().to_string()))
     }
 
     /// The key as text.
@@ -65,6 +64,12 @@ impl IdempotencyKey {
             _ => Ok(Self(key)),
         }
     }
+}
+
+/// Fills with bytes that nobody can guess.
+pub fn fill(bytes: &mut [u8]) -> Result<(), Problem> {
+    let filled = rustls::crypto::ring::default_provider().secure_random.fill(bytes);
+    filled.map_err(|_| Problem::new(Kind::Internal, "the system gives no random bytes"))
 }
 
 fn malformed(why: &str) -> Problem {
@@ -165,8 +170,6 @@ mod tests {
     fn a_key_is_echoed_as_it_would_be_sent() {
         let key = IdempotencyKey::new("a\"\\b").unwrap();
         assert_eq!(IdempotencyKey::of_header([key.quoted().as_bytes()], false), Ok(Some(key)));
-        let (one, other) = (Dice::seeded(1), Dice::seeded(2));
-        let minted = |mut dice: Dice| IdempotencyKey::minted(&mut dice);
-        assert_ne!(minted(one), minted(other));
+        assert_ne!(IdempotencyKey::minted().unwrap(), IdempotencyKey::minted().unwrap());
     }
 }

@@ -14,7 +14,7 @@ use super::operations::{Entity, MemberKind, Operation};
 use super::problem::{Kind, Problem};
 
 /// How many a page has unless it is asked for another number.
-pub(super) const PAGE: u32 = 50;
+pub(super) const PAGE: u32 = 20;
 
 /// Headers and metadata that a call takes along.
 pub(super) const TAKEN_ALONG: [&str; 2] = ["traceparent", "tracestate"];

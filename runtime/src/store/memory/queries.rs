@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures_util::future::ready;
+use serde_json::Value;
 
 use super::read::passed;
 use super::{HASH_KEY, Inner, MemoryStore, Written};
 use crate::message::{ShardNo, TakenId, digest};
+use crate::store::declared::wrong;
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
-    Queries, ShardRow, Story, WaitingKey,
+    Queries, RowsAsk, ShardRow, Story, WaitingKey,
 };
 use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer};
 use crate::transport::{Position, embedded};
@@ -77,6 +79,15 @@ impl Queries for MemoryStore {
         keys.sort_by_key(|key| (std::cmp::Reverse(key.pending), key.oldest_at));
         keys.truncate(limit);
         Box::pin(ready(Ok(keys)))
+    }
+
+    fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, Vec<Value>> {
+        let inner = self.inner();
+        let found = match inner.tables.get(ask.table.name) {
+            Some((_, rows)) => ask.of(rows.values()),
+            None => Err(wrong(&ask.table, "it was not prepared")),
+        };
+        Box::pin(ready(found))
     }
 
     fn unread_imports(&self) -> StoreFuture<'_, u64> {

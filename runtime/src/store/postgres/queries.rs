@@ -9,12 +9,12 @@ use super::escape::stored;
 use super::links::{Args, Links};
 use super::place::Use;
 use super::read::{self, FILTER, count, filtered, signed};
-use super::{PgStore, TOOL_PATIENCE, decode, explain, schema};
+use super::{PgStore, TOOL_PATIENCE, decode, explain, schema, tables};
 use crate::message::ShardNo;
 use crate::store::health::{self, Health};
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
-    Queries, ShardRow, Story, WaitingKey, readable,
+    Queries, RowsAsk, ShardRow, Story, WaitingKey, readable,
 };
 use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer, layout};
 
@@ -107,6 +107,10 @@ impl Queries for PgStore {
             });
             waiting.collect()
         })
+    }
+
+    fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, Vec<serde_json::Value>> {
+        Box::pin(async move { tables::rows(&self.queries, &ask).await })
     }
 
     fn unread_imports(&self) -> StoreFuture<'_, u64> {

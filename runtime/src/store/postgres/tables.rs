@@ -1,5 +1,5 @@
-//! Handlers' tables: made at start, checked, and written as parts of the commit's statement.
-//! In: table declarations, rows as JSON. Out: tables that fit; per table one upsert and one delete over lists.
+//! Handlers' tables: made at start, checked, written as parts of the commit's statement, and read page by page.
+//! In: table declarations, rows as JSON. Out: tables that fit; per table one upsert and one delete over lists; rows.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -10,15 +10,16 @@ use serde_json::value::RawValue;
 use sqlx::encode::{Encode, IsNull};
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
-use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, Postgres};
+use sqlx::postgres::{PgArgumentBuffer, PgRow, PgTypeInfo, Postgres};
 use sqlx::{AssertSqlSafe, PgConnection, SqlSafeStr, SqlStr, Type};
 
 use super::decode;
 use super::failure::Failure;
-use super::links::Args;
+use super::links::{Args, Links};
 use crate::handler::{Column, ColumnKind, RowWrite, Statement, Table};
 use crate::store::StoreError;
 use crate::store::declared::{self, Shape};
+use crate::store::query::{Dialect, RowsAsk};
 
 /// Characters of a value that does not fit, as an error shows it.
 const SHOWN: usize = 60;
@@ -37,8 +38,8 @@ pub(super) async fn prepare(connection: &mut PgConnection, table: &Table) -> Res
     .await
     .map_err(|error| Failure::of(&error))?;
     if found.is_empty() {
-        let made = sqlx::query(AssertSqlSafe(create(table))).execute(connection).await;
-        return made.map(drop).map_err(|error| declared::wrong(table, error.to_string()));
+        run(connection, table, create(table)).await?;
+        return make_indexes(connection, table).await;
     }
     let mut shapes = Vec::with_capacity(found.len());
     for row in &found {
@@ -49,7 +50,50 @@ pub(super) async fn prepare(connection: &mut PgConnection, table: &Table) -> Res
             place: decode::number(row, 3)?,
         });
     }
-    declared::compare(table, kind, &shapes)
+    declared::compare(table, kind, &shapes)?;
+    make_indexes(connection, table).await
+}
+
+async fn make_indexes(connection: &mut PgConnection, table: &Table) -> Result<(), StoreError> {
+    for index in table.indexes {
+        let name = declared::index_name(table, index);
+        // Asked first: the statement that makes one waits for whoever writes the table, even where there is one.
+        let there: bool = sqlx::query_scalar("SELECT to_regclass(quote_ident($1)) IS NOT NULL")
+            .bind(&name)
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(|error| Failure::of(&error))?;
+        if !there {
+            run(connection, table, create_index(table, &name, index)).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn run(connection: &mut PgConnection, table: &Table, sql: String) -> Result<(), StoreError> {
+    let made = sqlx::query(AssertSqlSafe(sql)).execute(connection).await;
+    made.map(drop).map_err(|error| declared::wrong(table, error.to_string()))
+}
+
+/// Rows are read in the order of their texts' bytes, whatever the order of the database.
+const DIALECT: Dialect = Dialect { collate: " COLLATE \"C\"", json: "::text", nul: false };
+
+/// Rows of a table that are asked for.
+pub(super) async fn rows(links: &Links, ask: &RowsAsk) -> Result<Vec<Value>, StoreError> {
+    let Some((sql, args)) = ask.statement(&DIALECT)? else { return Ok(Vec::new()) };
+    let found = links.read(AssertSqlSafe(sql), args.iter().fold(Args::default(), bound)).await?;
+    found.iter().map(|row| ask.object(|at, column| value(row, at, column))).collect()
+}
+
+fn value(row: &PgRow, at: usize, column: &Column) -> Result<Value, StoreError> {
+    Ok(match column.kind {
+        ColumnKind::Text => decode::get::<Option<String>>(row, at)?.into(),
+        ColumnKind::Integer => decode::get::<Option<i64>>(row, at)?.into(),
+        ColumnKind::Real => decode::get::<Option<f64>>(row, at)?.into(),
+        ColumnKind::Boolean => decode::get::<Option<bool>>(row, at)?.into(),
+        ColumnKind::Json if decode::get::<Option<&str>>(row, at)?.is_none() => Value::Null,
+        ColumnKind::Json => decode::json(row, at)?,
+    })
 }
 
 /// Adds the parts that write `rows`: of each primary key the last one, in the key's order. `count` arguments are there.
@@ -189,6 +233,14 @@ fn create(table: &Table) -> String {
     format!("CREATE TABLE \"{}\" ({columns}, PRIMARY KEY ({}))", table.name, names(table.primary_key))
 }
 
+fn create_index(table: &Table, name: &str, index: &[&str]) -> String {
+    let columns = table.columns.iter();
+    let text = |name: &str| columns.clone().any(|column| column.name == name && column.kind == ColumnKind::Text);
+    let column = |name: &&str| format!("\"{name}\"{}", if text(name) { DIALECT.collate } else { "" });
+    let columns = index.iter().map(column).collect::<Vec<_>>().join(", ");
+    format!("CREATE INDEX IF NOT EXISTS \"{name}\" ON \"{}\" ({columns})", table.name)
+}
+
 /// The lists of `columns` as rows, from argument `count + 1` on.
 fn unnest<'a>(columns: impl Iterator<Item = &'a Column>, count: usize) -> String {
     let lists = columns.enumerate().map(|(at, column)| {
@@ -235,7 +287,14 @@ fn names(names: &[&str]) -> String {
 
 /// A handler's own statement.
 pub(super) fn statement(statement: &Statement) -> (SqlStr, Args) {
-    let args = statement.args.iter().fold(Args::default(), |args, arg| match arg {
+    let args = statement.args.iter().fold(Args::default(), bound);
+    // The server prepares a statement for the types of its first arguments: those of other types are another statement.
+    let types: String = statement.args.iter().map(letter).collect();
+    (AssertSqlSafe(format!("/* {types} */ {}", statement.sql)).into_sql_str(), args)
+}
+
+fn bound(args: Args, arg: &Value) -> Args {
+    match arg {
         Value::Bool(value) => args.put(*value),
         Value::Number(number) => match number.as_i64() {
             Some(value) => args.put(value),
@@ -244,10 +303,7 @@ pub(super) fn statement(statement: &Statement) -> (SqlStr, Args) {
         Value::String(text) => args.put(text.clone()),
         // What else there is was refused.
         Value::Null | Value::Array(_) | Value::Object(_) => args.put(Nothing),
-    });
-    // The server prepares a statement for the types of its first arguments: those of other types are another statement.
-    let types: String = statement.args.iter().map(letter).collect();
-    (AssertSqlSafe(format!("/* {types} */ {}", statement.sql)).into_sql_str(), args)
+    }
 }
 
 /// Stands for the type that an argument is sent as.

@@ -9,12 +9,12 @@ use sqlx::{AssertSqlSafe, query, query_scalar};
 use super::args::Rows;
 use super::read::{self, FILTER, bind_filter, count, signed};
 use super::writer::{Writer, failed};
-use super::{SqliteStore, decode, explain, schema};
+use super::{SqliteStore, decode, explain, schema, tables};
 use crate::message::ShardNo;
 use crate::store::health::{self, Health};
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
-    Queries, ShardRow, Story, WaitingKey, readable,
+    Queries, RowsAsk, ShardRow, Story, WaitingKey, readable,
 };
 use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer, layout};
 
@@ -97,6 +97,10 @@ impl Queries for SqliteStore {
             });
             waiting.collect()
         })
+    }
+
+    fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, Vec<serde_json::Value>> {
+        Box::pin(async move { tables::rows(&self.readers, &ask).await })
     }
 
     fn unread_imports(&self) -> StoreFuture<'_, u64> {

@@ -1,11 +1,11 @@
-//! Handlers' tables: made at start, checked, and written many rows per statement.
-//! In: table declarations, rows as JSON. Out: tables that fit, one upsert and one delete per table.
+//! Handlers' tables: made at start, checked, written many rows per statement, and read page by page.
+//! In: table declarations, rows as JSON. Out: tables that fit, one upsert and one delete per table; rows.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 use sqlx::query::Query;
-use sqlx::sqlite::SqliteArguments;
+use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
 
 use super::decode;
@@ -13,6 +13,7 @@ use super::failure::store_error;
 use crate::handler::{Column, ColumnKind, RowWrite, Statement, Table};
 use crate::store::StoreError;
 use crate::store::declared::{self, Shape};
+use crate::store::query::{Dialect, RowsAsk};
 
 /// Checks the declaration, then makes the table, or compares the one that is there.
 pub(super) async fn prepare(connection: &mut SqliteConnection, table: &Table) -> Result<(), StoreError> {
@@ -23,8 +24,8 @@ pub(super) async fn prepare(connection: &mut SqliteConnection, table: &Table) ->
         .await
         .map_err(|error| store_error(&error))?;
     if found.is_empty() {
-        let made = sqlx::query(AssertSqlSafe(create(table))).execute(connection).await;
-        return made.map(drop).map_err(|error| declared::wrong(table, error.to_string()));
+        run(connection, table, create(table)).await?;
+        return make_indexes(connection, table).await;
     }
     let mut shapes = Vec::with_capacity(found.len());
     for row in &found {
@@ -35,7 +36,43 @@ pub(super) async fn prepare(connection: &mut SqliteConnection, table: &Table) ->
             place: decode::number(row, 3)?,
         });
     }
-    declared::compare(table, kind, &shapes)
+    declared::compare(table, kind, &shapes)?;
+    make_indexes(connection, table).await
+}
+
+async fn make_indexes(connection: &mut SqliteConnection, table: &Table) -> Result<(), StoreError> {
+    // The primary key is an index of its own.
+    for index in table.indexes.iter().filter(|index| !table.primary_key.starts_with(index)) {
+        let (name, on) = (declared::index_name(table, index), table.name);
+        run(connection, table, format!("CREATE INDEX IF NOT EXISTS \"{name}\" ON \"{on}\" ({})", names(index))).await?;
+    }
+    Ok(())
+}
+
+async fn run(connection: &mut SqliteConnection, table: &Table, sql: String) -> Result<(), StoreError> {
+    let made = sqlx::query(AssertSqlSafe(sql)).execute(connection).await;
+    made.map(drop).map_err(|error| declared::wrong(table, error.to_string()))
+}
+
+const DIALECT: Dialect = Dialect { collate: "", json: "", nul: true };
+
+/// Rows of a table that are asked for.
+pub(super) async fn rows(pool: &SqlitePool, ask: &RowsAsk) -> Result<Vec<Value>, StoreError> {
+    let Some((sql, args)) = ask.statement(&DIALECT)? else { return Ok(Vec::new()) };
+    let query = args.iter().fold(sqlx::query(AssertSqlSafe(sql)), bound);
+    let found = query.fetch_all(pool).await.map_err(|error| store_error(&error))?;
+    found.iter().map(|row| ask.object(|at, column| value(row, at, column))).collect()
+}
+
+fn value(row: &SqliteRow, at: usize, column: &Column) -> Result<Value, StoreError> {
+    Ok(match column.kind {
+        ColumnKind::Text => decode::get::<Option<String>>(row, at)?.into(),
+        ColumnKind::Integer => decode::get::<Option<i64>>(row, at)?.into(),
+        ColumnKind::Real => decode::get::<Option<f64>>(row, at)?.into(),
+        ColumnKind::Boolean => decode::get::<Option<i64>>(row, at)?.map(|value| value != 0).into(),
+        ColumnKind::Json if decode::get::<Option<&str>>(row, at)?.is_none() => Value::Null,
+        ColumnKind::Json => decode::json(row, at)?,
+    })
 }
 
 /// The statements that write `rows`: of each primary key the last one, in the key's order.
@@ -61,8 +98,11 @@ pub(super) fn writes<'a>(rows: impl Iterator<Item = &'a RowWrite>) -> Vec<Query<
 
 /// A handler's own statement.
 pub(super) fn statement(statement: &Statement) -> Query<'static, Sqlite, SqliteArguments> {
-    let query = sqlx::query(AssertSqlSafe(statement.sql.clone()));
-    statement.args.iter().fold(query, |query, arg| match arg {
+    statement.args.iter().fold(sqlx::query(AssertSqlSafe(statement.sql.clone())), bound)
+}
+
+fn bound(query: Query<'static, Sqlite, SqliteArguments>, arg: &Value) -> Query<'static, Sqlite, SqliteArguments> {
+    match arg {
         Value::Bool(value) => query.bind(*value),
         Value::Number(number) => match number.as_i64() {
             Some(value) => query.bind(value),
@@ -71,7 +111,7 @@ pub(super) fn statement(statement: &Statement) -> Query<'static, Sqlite, SqliteA
         Value::String(text) => query.bind(text.clone()),
         // What else there is was refused.
         Value::Null | Value::Array(_) | Value::Object(_) => query.bind(None::<String>),
-    })
+    }
 }
 
 fn kind(column: &Column) -> &'static str {

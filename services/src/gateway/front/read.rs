@@ -1,8 +1,8 @@
 //! Reading: one of what a tenant has, or a page of it, as the last commit left it.
 //! In: a caller, an entity, an id or an account. Out: rows of the handlers' tables as JSON.
 
-use perkey::handler::Table;
 use perkey::message::shard_of;
+use perkey::store::query::RowsAsk;
 use perkey::store::{ServiceKey, StoreError};
 use serde_json::{Value, json};
 use tracing::warn;
@@ -22,9 +22,16 @@ impl Front {
         self.admit(caller, Role::Read)?;
         let missing = || Problem::new(Kind::NotFound, format!("there is no {} {id:?}", entity.as_str()));
         let names = Names::of(&caller.tenant);
-        let found = match entity.table() {
-            None => self.account(&names, id).await?,
-            Some(name) => self.row(&names, name, (entity, id)).await?,
+        let found = match entity {
+            Entity::Account => self.account(&names, id).await?,
+            // These are given their ids by their messages; whose they are, their account tells.
+            Entity::Expense | Entity::Transaction => {
+                self.rows(entity, vec![("id", id.to_owned())], None, 1).await?.pop()
+            }
+            Entity::Order | Entity::Checkout | Entity::Payment => match names.stored(id) {
+                Some(stored) => self.rows(entity, vec![(entity.id_member(), stored)], None, 1).await?.pop(),
+                None => None,
+            },
         };
         let mut value = found.filter(|value| names.own(value)).ok_or_else(missing)?;
         names.show(&mut value);
@@ -41,17 +48,42 @@ impl Front {
         limit: usize,
     ) -> Result<Page, Problem> {
         self.admit(caller, Role::Read)?;
-        let _ = (account, after, limit);
-        Err(Problem::new(Kind::NotFound, format!("there are no pages of {}", entity.as_str())))
+        if !(1..=PAGE_MAX).contains(&limit) {
+            return Err(Problem::new(Kind::Malformed, format!("limit is 1 to {PAGE_MAX}, not {limit}")));
+        }
+        let names = Names::of(&caller.tenant);
+        let nothing = Page { items: Vec::new(), next: None };
+        let Some(stored) = names.stored(account) else { return Ok(nothing) };
+        let after = match (entity, after) {
+            (_, None) => None,
+            (Entity::Expense | Entity::Transaction, Some(id)) => Some(vec![stored.clone(), id.to_owned()]),
+            (_, Some(id)) => match names.stored(id) {
+                Some(id) => Some(vec![id]),
+                None => return Ok(nothing),
+            },
+        };
+        let mut items = self.rows(entity, vec![("account", stored)], after, limit + 1).await?;
+        let more = items.len() > limit;
+        items.truncate(limit);
+        items.retain(|item| names.own(item));
+        items.iter_mut().for_each(|item| names.show(item));
+        let last = items.last().and_then(|item| item.get(entity.id_member())).and_then(Value::as_str);
+        let next = last.filter(|_| more).map(str::to_owned);
+        Ok(Page { items, next })
     }
 
-    async fn row(&self, names: &Names, table: &str, (entity, id): (Entity, &str)) -> Result<Option<Value>, Problem> {
-        let _ = (names, table, entity, id, self.table(table));
-        Ok(None)
-    }
-
-    fn table(&self, name: &str) -> Option<Table> {
-        self.tables.iter().find(|table| table.name == name).copied()
+    async fn rows(
+        &self,
+        entity: Entity,
+        equals: Vec<(&'static str, String)>,
+        after: Option<Vec<String>>,
+        limit: usize,
+    ) -> Result<Vec<Value>, Problem> {
+        let table = self.tables.iter().find(|table| Some(table.name) == entity.table()).copied();
+        let Some(table) = table else {
+            return Err(Problem::new(Kind::NotFound, format!("there are no pages of {}", entity.as_str())));
+        };
+        self.store.queries().rows(RowsAsk { table, equals, after, limit }).await.map_err(|error| unread(&error))
     }
 
     /// What the account's ledger holds.

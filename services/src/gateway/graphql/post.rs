@@ -4,21 +4,21 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_graphql::{ErrorExtensionValues, Request, Response, ServerError, Value};
+use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response as HttpResponse};
 
 use super::asking::Asking;
 use super::document::{Counted, count};
 use super::error::whole;
 use super::{ALIASES_MAX, DOCUMENT_BYTES_MAX, Door};
-use crate::gateway::json;
 use crate::gateway::key::{self, IdempotencyKey};
 use crate::gateway::problem::{Kind, Problem};
-use crate::gateway::typed::TAKEN_ALONG;
+use crate::gateway::rest::{self, Rest};
 
-/// The answer to a request with this body.
-pub(super) async fn answer(door: &Door, headers: &HeaderMap, body: &[u8]) -> axum::response::Response {
-    match asked(door, headers, body) {
+/// The answer to a request.
+pub(super) async fn answer(door: &Door, request: HttpRequest) -> HttpResponse {
+    match asked(&door.rest, request).await {
         Ok((request, asking)) => {
             let asking = Arc::new(asking);
             let response = door.schema.execute(request.data(Arc::clone(&asking))).await;
@@ -29,14 +29,14 @@ pub(super) async fn answer(door: &Door, headers: &HeaderMap, body: &[u8]) -> axu
     }
 }
 
-/// The request, when it may run.
-fn asked(door: &Door, headers: &HeaderMap, body: &[u8]) -> Result<(Request, Asking), Problem> {
-    let authorization = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-    let caller = door.auth.caller(authorization)?;
-    if !is_json(headers) {
-        return Err(Problem::new(Kind::UnsupportedMedia, "send JSON: Content-Type: application/json"));
-    }
-    let body = json::parse(body)?;
+/// The request, when it may run. Who asks is known before its body is read.
+async fn asked(rest: &Rest, request: HttpRequest) -> Result<(Request, Asking), Problem> {
+    let authorization = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let caller = rest.auth.caller(authorization)?;
+    let values = request.headers().get_all(key::HEADER).iter().map(HeaderValue::as_bytes);
+    let key = IdempotencyKey::of_header(values, rest.front.settings().lenient_keys)?;
+    let headers = rest::taken_along(request.headers());
+    let body = rest::body(request).await?;
     if body.is_array() {
         return Err(Problem::at("", "a batch is not answered: send each request by itself"));
     }
@@ -46,21 +46,12 @@ fn asked(door: &Door, headers: &HeaderMap, body: &[u8]) -> Result<(Request, Aski
     if aliases > ALIASES_MAX {
         return Err(Problem::at("/query", format!("the document has {aliases} aliases, at most {ALIASES_MAX} may be")));
     }
-    let values = headers.get_all(key::HEADER).iter().map(HeaderValue::as_bytes);
-    let key = IdempotencyKey::of_header(values, door.front.settings().lenient_keys)?;
     if key.is_some() && mutations > 1 {
         let detail = "the header Idempotency-Key is for one mutation: give each of several its idempotencyKey";
         return Err(Problem::new(Kind::KeyMalformed, detail));
     }
-    let said = |name: &str| Some((name.to_owned(), headers.get(name)?.to_str().ok()?.to_owned()));
-    let headers = TAKEN_ALONG.into_iter().filter_map(said).collect();
     let replayed = Mutex::default();
-    Ok((request, Asking { front: Arc::clone(&door.front), caller, key, headers, mutations, replayed }))
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+    Ok((request, Asking { front: Arc::clone(&rest.front), caller, key, headers, mutations, replayed }))
 }
 
 fn counted(request: &mut Request) -> Result<Counted, Problem> {
@@ -75,7 +66,7 @@ fn counted(request: &mut Request) -> Result<Counted, Problem> {
 }
 
 /// The response as HTTP has it: 200 as soon as anything of it ran.
-fn rendered(mut response: Response, replayed: Vec<String>, mutations: usize) -> axum::response::Response {
+fn rendered(mut response: Response, replayed: Vec<String>, mutations: usize) -> HttpResponse {
     let ran = response.data != Value::Null;
     response.errors.iter_mut().for_each(classified);
     let mut headers = HeaderMap::new();
@@ -100,7 +91,7 @@ fn classified(error: &mut ServerError) {
 }
 
 /// The answer to a request of which nothing ran.
-pub(super) fn refused(problem: &Problem) -> axum::response::Response {
+fn refused(problem: &Problem) -> HttpResponse {
     let status = StatusCode::from_u16(problem.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut headers = HeaderMap::new();
     if problem.kind == Kind::Unauthenticated {

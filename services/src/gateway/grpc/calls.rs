@@ -77,14 +77,17 @@ impl Calls {
         let values = metadata.get_all(key::HEADER);
         // A key of metadata is no structured field: quotes may be there, and need not.
         let key = IdempotencyKey::of_header(values.iter().map(|value| value.as_encoded_bytes()), true)?;
+        let key = self.front.key(operation, key)?;
+        let echo = key.quoted().parse::<MetadataValue<Ascii>>().ok();
         let (target, body) = untyped(operation, &message)?;
-        let asked = Asked { key, target, body, headers: headers(&metadata) };
+        let asked = Asked { key: Some(key), target, body, headers: headers(&metadata) };
         let reply = self.front.command(&caller, operation, asked).await?;
         let mut response = Response::new(typed_reply(operation.entity, &reply)?);
         let about = response.metadata_mut();
         if reply.replayed {
             about.insert(REPLAYED, MetadataValue::from_static("true"));
         }
+        echo.into_iter().for_each(|key| drop(about.insert(key::HEADER, key)));
         let location = reply.location.and_then(|path| path.parse::<MetadataValue<Ascii>>().ok());
         location.into_iter().for_each(|path| drop(about.insert("location", path)));
         Ok(response)

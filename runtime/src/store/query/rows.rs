@@ -1,0 +1,253 @@
+//! Rows of a handler's table, page by page, as programs beside the handler read them.
+//! In: what is asked for. Out: the statement that reads it, and its rows as JSON.
+
+use std::cmp::Ordering;
+
+use serde_json::Value;
+
+use crate::handler::{Column, ColumnKind, Table};
+use crate::store::StoreError;
+use crate::store::declared::{self, wrong};
+
+/// Which rows are asked for. They come in the order of the table's primary key, texts in that of their bytes.
+#[derive(Clone, Debug)]
+pub struct RowsAsk {
+    /// The table, as its handler declares it.
+    pub table: Table,
+    /// Only rows whose text columns have these values.
+    pub equals: Vec<(&'static str, String)>,
+    /// Only rows behind this primary key: a value for each of its columns, numbers and booleans as text.
+    pub after: Option<Vec<String>>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// How a database writes what SQL leaves open.
+pub(in crate::store) struct Dialect {
+    /// Behind a text column, so that texts compare by their bytes.
+    pub(in crate::store) collate: &'static str,
+    /// Behind a JSON column, so that it is read as text.
+    pub(in crate::store) json: &'static str,
+    /// Whether a text may have U+0000 in it.
+    pub(in crate::store) nul: bool,
+}
+
+impl RowsAsk {
+    /// The statement, with `$1`, `$2`, … for its arguments; nothing where no row can be meant.
+    pub(in crate::store) fn statement(&self, dialect: &Dialect) -> Result<Option<(String, Vec<Value>)>, StoreError> {
+        self.check()?;
+        let (mut args, mut conditions) = (Vec::new(), Vec::new());
+        let mut place = |value: Value| {
+            args.push(value);
+            format!("${}", args.len())
+        };
+        let collate = if self.is_indexed() { dialect.collate } else { "" };
+        for (column, value) in &self.equals {
+            if !dialect.nul && value.contains('\0') {
+                return Ok(None);
+            }
+            conditions.push(format!("\"{column}\"{collate} = {}", place(value.as_str().into())));
+        }
+        if let Some(after) = self.key_after()? {
+            let (mut columns, mut values) = (Vec::new(), Vec::new());
+            for (column, value) in self.key_columns().zip(after) {
+                columns.push(ordered(column, dialect));
+                // Nothing is equal to a text that cannot be: what is behind it is behind its beginning.
+                let cut = value.as_str().filter(|_| !dialect.nul).and_then(|text| text.split_once('\0'));
+                let cut = cut.map(|(beginning, _)| Value::from(beginning));
+                let ends = cut.is_some();
+                values.push(place(cut.unwrap_or(value)));
+                if ends {
+                    break;
+                }
+            }
+            conditions.push(format!("({}) > ({})", columns.join(", "), values.join(", ")));
+        }
+        let columns = self.table.columns.iter().map(|column| match column.kind {
+            ColumnKind::Json => format!("\"{}\"{}", column.name, dialect.json),
+            ColumnKind::Text | ColumnKind::Integer | ColumnKind::Real | ColumnKind::Boolean => {
+                format!("\"{}\"", column.name)
+            }
+        });
+        let columns = columns.collect::<Vec<_>>().join(", ");
+        let only = if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
+        let order: Vec<String> = self.key_columns().map(|column| ordered(column, dialect)).collect();
+        let limit = place(i64::try_from(self.limit).unwrap_or(i64::MAX).into());
+        let (name, order) = (self.table.name, order.join(", "));
+        Ok(Some((format!("SELECT {columns} FROM \"{name}\"{only} ORDER BY {order} LIMIT {limit}"), args)))
+    }
+
+    /// A row as an object; `value` gives that of the column at a place.
+    pub(in crate::store) fn object(
+        &self,
+        value: impl Fn(usize, &Column) -> Result<Value, StoreError>,
+    ) -> Result<Value, StoreError> {
+        let columns = self.table.columns.iter().enumerate();
+        let fields = columns.map(|(at, column)| Ok((column.name.to_owned(), value(at, column)?)));
+        Ok(Value::Object(fields.collect::<Result<_, StoreError>>()?))
+    }
+
+    /// What a database would give of `rows`, which are as their handler wrote them.
+    pub(in crate::store) fn of<'a>(&self, rows: impl Iterator<Item = &'a Value>) -> Result<Vec<Value>, StoreError> {
+        self.check()?;
+        let after = self.key_after()?;
+        let meant = |row: &&Value| {
+            let equal = |(column, value): &(&'static str, String)| field(row, column).as_str() == Some(value);
+            let compared = |after: &Vec<Value>| {
+                let mut pairs =
+                    self.key_columns().zip(after).map(|(column, value)| compare(field(row, column.name), value));
+                pairs.find(|order| *order != Ordering::Equal) == Some(Ordering::Greater)
+            };
+            self.equals.iter().all(equal) && after.as_ref().is_none_or(compared)
+        };
+        let mut found: Vec<&Value> = rows.filter(meant).collect();
+        found.sort_by(|a, b| {
+            let pairs = self.key_columns().map(|column| compare(field(a, column.name), field(b, column.name)));
+            pairs.fold(Ordering::Equal, Ordering::then)
+        });
+        found.truncate(self.limit);
+        let written = found.into_iter().map(|row| self.object(|_, column| Ok(typed(column, field(row, column.name)))));
+        written.collect()
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        declared::check(&self.table)?;
+        for (name, _) in &self.equals {
+            let column = self.table.columns.iter().find(|column| column.name == *name);
+            if column.is_none_or(|column| column.kind != ColumnKind::Text) {
+                return Err(wrong(
+                    &self.table,
+                    format!("rows are asked for by {name}, which is none of its text columns"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn key_columns(&self) -> impl Iterator<Item = &Column> {
+        let key = self.table.primary_key.iter();
+        key.filter_map(|name| self.table.columns.iter().find(|column| column.name == *name))
+    }
+
+    /// The values of `after`, each of its column's type.
+    fn key_after(&self) -> Result<Option<Vec<Value>>, StoreError> {
+        let Some(after) = &self.after else { return Ok(None) };
+        if after.len() != self.table.primary_key.len() {
+            let reason = format!("{} values are no place in its order: its primary key has other columns", after.len());
+            return Err(wrong(&self.table, reason));
+        }
+        let value = |(column, text): (&Column, &String)| {
+            let value = match column.kind {
+                ColumnKind::Text => Some(text.as_str().into()),
+                ColumnKind::Integer => text.parse::<i64>().ok().map(Value::from),
+                ColumnKind::Real => text.parse::<f64>().ok().map(Value::from),
+                ColumnKind::Boolean => text.parse::<bool>().ok().map(Value::from),
+                ColumnKind::Json => None,
+            };
+            value.ok_or_else(|| wrong(&self.table, format!("{text:?} is no value of column {}", column.name)))
+        };
+        self.key_columns().zip(after).map(value).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Whether what is equal leads further into one of the table's indexes than into its primary key. A database whose
+    /// texts have another order than that of their bytes uses an index only for comparisons in the index's own.
+    fn is_indexed(&self) -> bool {
+        let leads = |index: &&[&str]| {
+            index.iter().take_while(|name| self.equals.iter().any(|(column, _)| column == *name)).count()
+        };
+        let best = self.table.indexes.iter().map(leads).max().unwrap_or(0);
+        best > 0 && best >= leads(&self.table.primary_key)
+    }
+}
+
+fn ordered(column: &Column, dialect: &Dialect) -> String {
+    let collate = if column.kind == ColumnKind::Text { dialect.collate } else { "" };
+    format!("\"{}\"{collate}", column.name)
+}
+
+fn field<'a>(row: &'a Value, column: &str) -> &'a Value {
+    row.get(column).unwrap_or(&Value::Null)
+}
+
+/// Values of one column of a primary key.
+fn compare(a: &Value, b: &Value) -> Ordering {
+    match (a, b) {
+        (Value::String(a), Value::String(b)) => a.cmp(b),
+        (Value::Bool(a), Value::Bool(b)) => a.cmp(b),
+        (Value::Number(a), Value::Number(b)) => match (a.as_i64(), b.as_i64()) {
+            (Some(a), Some(b)) => a.cmp(&b),
+            _ => a.as_f64().unwrap_or(0.0).total_cmp(&b.as_f64().unwrap_or(0.0)),
+        },
+        _ => Ordering::Equal,
+    }
+}
+
+/// A value as a column of its type holds it.
+fn typed(column: &Column, value: &Value) -> Value {
+    match (column.kind, value.as_f64()) {
+        (ColumnKind::Real, Some(number)) => number.into(),
+        _ => value.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIALECT: Dialect = Dialect { collate: " COLLATE \"C\"", json: "::text", nul: false };
+    const TABLE: Table = Table {
+        name: "orders",
+        columns: &[
+            Column::new("id", ColumnKind::Text),
+            Column::new("account", ColumnKind::Text),
+            Column::new("n", ColumnKind::Integer),
+            Column::nullable("extra", ColumnKind::Json),
+        ],
+        primary_key: &["id", "n"],
+        key_column: None,
+        indexes: &[&["account", "id"]],
+    };
+
+    fn ask(equals: &[(&'static str, &str)], after: Option<&[&str]>) -> RowsAsk {
+        let equals = equals.iter().map(|(column, value)| (*column, (*value).to_owned())).collect();
+        let after = after.map(|after| after.iter().map(|value| (*value).to_owned()).collect());
+        RowsAsk { table: TABLE, equals, after, limit: 5 }
+    }
+
+    #[test]
+    fn what_leads_into_an_index_is_compared_as_the_index_is_made() {
+        let sql = |ask: RowsAsk| ask.statement(&DIALECT).unwrap().unwrap().0;
+        let all = "SELECT \"id\", \"account\", \"n\", \"extra\"::text FROM \"orders\"";
+        let order = "ORDER BY \"id\" COLLATE \"C\", \"n\" LIMIT";
+        assert_eq!(sql(ask(&[], None)), format!("{all} {order} $1"));
+        assert_eq!(sql(ask(&[("id", "a")], None)), format!("{all} WHERE \"id\" = $1 {order} $2"));
+        assert_eq!(
+            sql(ask(&[("account", "a")], Some(&["x", "7"]))),
+            format!(
+                "{all} WHERE \"account\" COLLATE \"C\" = $1 AND (\"id\" COLLATE \"C\", \"n\") > ($2, $3) {order} $4"
+            )
+        );
+    }
+
+    #[test]
+    fn a_text_that_cannot_be_is_equal_to_none_and_has_its_place_in_the_order() {
+        assert_eq!(ask(&[("id", "a\0")], None).statement(&DIALECT), Ok(None));
+        let (sql, args) = ask(&[], Some(&["a\0b", "7"])).statement(&DIALECT).unwrap().unwrap();
+        assert!(sql.contains("(\"id\" COLLATE \"C\") > ($1)"), "{sql}");
+        assert_eq!(args, [Value::from("a"), Value::from(5)]);
+    }
+
+    #[test]
+    fn what_is_no_value_of_its_column_is_refused_in_words() {
+        for (ask, word) in [
+            (ask(&[("n", "1")], None), "none of its text columns"),
+            (ask(&[("nothing", "1")], None), "none of its text columns"),
+            (ask(&[], Some(&["x"])), "no place in its order"),
+            (ask(&[], Some(&["x", "many"])), "\"many\" is no value of column n"),
+        ] {
+            let refused = ask.statement(&DIALECT).unwrap_err().to_string();
+            assert!(refused.contains(word), "{refused}");
+            assert!(ask.of(std::iter::empty()).is_err());
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! REST: every operation at its path, every entity by id and by account, and what describes them.
+//! In: HTTP requests. Out: JSON, or RFC 9457 problem details.
+
+mod answer;
+mod documents;
+mod guard;
+pub mod openapi;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::rejection::RawPathParamsRejection;
+use axum::extract::{RawPathParams, Request};
+use axum::http::{HeaderMap, Method, header};
+use axum::response::Response;
+use axum::routing::{MethodFilter, get, on};
+use axum::{RequestExt, middleware};
+use http_body_util::BodyExt;
+use perkey::metrics::Metrics;
+use serde_json::{Value, json};
+
+use self::answer::Echo;
+use super::auth::{Auth, Caller, Role};
+use super::front::{Asked, Front};
+use super::json;
+use super::key::{self, IdempotencyKey};
+use super::operations::{Entity, OPERATIONS, Operation};
+use super::problem::{Kind, Problem};
+use super::server::BodyError;
+
+/// Items of a page where nothing is said.
+const PAGE: usize = 20;
+
+/// What every route has.
+#[derive(Clone, Debug)]
+pub struct Rest {
+    /// The layer behind all protocols.
+    pub front: Arc<Front>,
+    /// Who may.
+    pub auth: Arc<Auth>,
+    /// Where outcomes are counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The routes of REST; others may be merged with them before [`guarded`].
+pub fn routes(rest: &Rest) -> Router {
+    let mut router = Router::new();
+    for operation in OPERATIONS {
+        let rest = rest.clone();
+        let handler = move |request: Request| {
+            let rest = rest.clone();
+            async move { rest.command(operation, request).await }
+        };
+        router = router.route(operation.path, on(method(operation), handler));
+    }
+    for entity in Entity::ALL {
+        let one = rest.clone();
+        let one = get(move |request: Request| {
+            let rest = one.clone();
+            async move { rest.answer(request, async |rest, request| rest.one(entity, request).await).await }
+        });
+        router = router.route(&format!("{}/{{id}}", entity.path()), one);
+        let many = rest.clone();
+        let many = get(move |request: Request| {
+            let rest = many.clone();
+            async move { rest.answer(request, async |rest, request| rest.page(entity, &request).await).await }
+        });
+        if entity.table().is_some() {
+            router = router.route(entity.path(), many);
+        }
+    }
+    router.merge(documents::routes(rest)).fallback(documents::not_found).method_not_allowed_fallback(documents::no_method)
+}
+
+/// Routes behind what holds for all of them: bounds of time, a look at whom the request is for, a count of outcomes.
+pub fn guarded(rest: &Rest, routes: Router) -> Router {
+    routes.layer(middleware::from_fn_with_state(rest.clone(), guard::guard))
+}
+
+fn method(operation: &Operation) -> MethodFilter {
+    match operation.method {
+        "PATCH" => MethodFilter::PATCH,
+        "PUT" => MethodFilter::PUT,
+        "DELETE" => MethodFilter::DELETE,
+        _ => MethodFilter::POST,
+    }
+}
+
+impl Rest {
+    /// Who sends a request with these headers.
+    pub fn caller(&self, headers: &HeaderMap, role: Role) -> Result<Caller, Problem> {
+        let caller = self.auth.caller(headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()))?;
+        caller.check(role)?;
+        Ok(caller)
+    }
+
+    async fn command(&self, operation: &'static Operation, request: Request) -> Response {
+        let instance = request.uri().path().to_owned();
+        let mut echo = Echo::default();
+        match self.made(operation, request, &mut echo).await {
+            Ok(response) => response,
+            Err(problem) => answer::problem(&problem, &instance, &echo),
+        }
+    }
+
+    async fn made(
+        &self,
+        operation: &'static Operation,
+        mut request: Request,
+        echo: &mut Echo,
+    ) -> Result<Response, Problem> {
+        let caller = self.caller(request.headers(), Role::Write)?;
+        let values = || request.headers().get_all(key::HEADER).into_iter();
+        let lenient = self.front.settings().lenient_keys;
+        let given = IdempotencyKey::of_header(values().map(|value| value.as_bytes()), lenient)?;
+        let sent = values().next().cloned();
+        let key = self.front.key(operation, given)?;
+        *echo = Echo::of(sent, &key);
+        let target = target(&mut request).await?;
+        let headers = taken_along(request.headers());
+        let body = body(request).await?;
+        let asked = Asked { key: Some(key), target, body, headers };
+        let reply = self.front.command(&caller, operation, asked).await?;
+        Ok(answer::reply(reply, echo))
+    }
+
+    /// Answers a request that changes nothing.
+    async fn answer(
+        &self,
+        request: Request,
+        found: impl AsyncFnOnce(&Self, Request) -> Result<Value, Problem>,
+    ) -> Response {
+        let instance = request.uri().path().to_owned();
+        match found(self, request).await {
+            Ok(value) => answer::json(&value),
+            Err(problem) => answer::problem(&problem, &instance, &Echo::default()),
+        }
+    }
+
+    async fn one(&self, entity: Entity, mut request: Request) -> Result<Value, Problem> {
+        let caller = self.caller(request.headers(), Role::Read)?;
+        let id = target(&mut request).await?.unwrap_or_default();
+        self.front.one(&caller, entity, &id).await
+    }
+
+    async fn page(&self, entity: Entity, request: &Request) -> Result<Value, Problem> {
+        let caller = self.caller(request.headers(), Role::Read)?;
+        let (mut account, mut after, mut limit) = (None, None, PAGE);
+        for (name, value) in answer::query(request.uri().query().unwrap_or_default())? {
+            match name.as_str() {
+                "account" => account = Some(value),
+                "after" => after = Some(value),
+                "limit" => limit = value.parse().map_err(|_| wrong("limit", &format!("{value:?} is no number")))?,
+                _ => return Err(wrong(&name, "is not known here; there are: account, after, limit")),
+            }
+        }
+        let account = account.ok_or_else(|| wrong("account", "is missing: ?account=NAME"))?;
+        let page = self.front.page(&caller, entity, &account, after.as_deref(), limit).await?;
+        Ok(json!({ "items": page.items, "next": page.next }))
+    }
+}
+
+/// A parameter of the query is wrong.
+fn wrong(name: &str, detail: &str) -> Problem {
+    Problem::new(Kind::Malformed, format!("{name} in the query: {detail}"))
+}
+
+/// `{id}` of the path.
+async fn target(request: &mut Request) -> Result<Option<String>, Problem> {
+    let params = request.extract_parts::<RawPathParams>().await;
+    let params = params.map_err(|error: RawPathParamsRejection| Problem::new(Kind::Malformed, error.to_string()))?;
+    Ok(params.iter().find(|(name, _)| *name == "id").map(|(_, value)| value.to_owned()))
+}
+
+/// What of the headers belongs to the call itself.
+pub fn taken_along(headers: &HeaderMap) -> Vec<(String, String)> {
+    let text = |name: &str| Some((name.to_owned(), headers.get(name)?.to_str().ok()?.to_owned()));
+    ["traceparent", "tracestate"].into_iter().filter_map(text).collect()
+}
+
+/// The body as JSON. Another type is refused also where it would be JSON: a page of another site could send it.
+pub async fn body(request: Request) -> Result<Value, Problem> {
+    let kind = request.headers().get(header::CONTENT_TYPE).cloned();
+    let bytes = read(request.into_body()).await?;
+    if bytes.is_empty() {
+        return Ok(Value::Null);
+    }
+    let kind = kind.as_ref().and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if essence != "application/json" && !(essence.starts_with("application/") && essence.ends_with("+json")) {
+        let detail = format!("the body is {kind:?}: send JSON with the header Content-Type: application/json (curl --json)");
+        return Err(Problem::new(Kind::UnsupportedMedia, detail));
+    }
+    json::parse(&bytes)
+}
+
+/// All bytes of a body, within the bounds of the server.
+pub async fn read(body: Body) -> Result<bytes::Bytes, Problem> {
+    match body.collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) => {
+            let error = error.into_inner();
+            Err(match error.downcast_ref::<BodyError>() {
+                Some(BodyError::TooLarge(_)) => Problem::new(Kind::TooLarge, error.to_string()),
+                Some(BodyError::TooSlow(_)) => Problem::new(Kind::TooSlow, error.to_string()),
+                _ => Problem::new(Kind::Malformed, "the body did not arrive"),
+            })
+        }
+    }
+}
+
+/// Whether a request of this method can change something.
+fn changes(method: &Method) -> bool {
+    !method.is_safe()
+}

@@ -1,0 +1,109 @@
+//! What holds for every route of the listener, whatever its protocol.
+//! In: a request. Out: its answer, in time, and a count of how it ended.
+
+use std::time::Duration;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use perkey::metrics::HttpOutcome;
+
+use super::answer::{self, Echo, REPLAYED};
+use super::{Rest, changes};
+use crate::gateway::problem::{Kind, Problem};
+
+/// What a request may take beyond its reading and its wait.
+const SPARE: Duration = Duration::from_secs(20);
+
+/// Names of this machine that a client of loopback uses.
+const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+
+pub(super) async fn guard(State(rest): State<Rest>, request: Request, next: Next) -> Response {
+    let instance = request.uri().path().to_owned();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let settings = rest.front.settings();
+    let within = settings.read_timeout + settings.wait + SPARE;
+    let refused = rest.auth.is_open().then(|| from_elsewhere(&request)).flatten();
+    let answer = match refused {
+        Some(problem) => Err(problem),
+        None => tokio::time::timeout(within, next.run(request)).await.map_err(|_| {
+            let detail = "the request took too long here: ask again with the same key";
+            Problem::new(Kind::Unavailable, detail).retry_after(Duration::from_secs(2))
+        }),
+    };
+    let response = answer.unwrap_or_else(|problem| answer::problem(&problem, &instance, &Echo::default()));
+    rest.metrics.record_http(route.as_ref().map_or("other", MatchedPath::as_str), outcome(&response));
+    response
+}
+
+/// Without tokens a page of another site must not reach what listens here: neither by a name of its own that leads to
+/// this machine, nor by a request of its own.
+fn from_elsewhere(request: &Request) -> Option<Problem> {
+    let text = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
+    let host = request.uri().authority().map(|authority| authority.as_str()).or_else(|| text(header::HOST));
+    if let Some(host) = host.filter(|host| !LOOPBACK.contains(&name_of(host))) {
+        let detail = format!("without tokens only this machine is served, and {host:?} is not its name: use localhost");
+        return Some(Problem::new(Kind::Forbidden, detail));
+    }
+    let origin = text(header::ORIGIN).filter(|_| changes(request.method()))?;
+    let site = origin.split_once("://").map_or(origin, |(_, site)| site);
+    if LOOPBACK.contains(&name_of(site)) {
+        return None;
+    }
+    Some(Problem::new(Kind::Forbidden, format!("without tokens no page of another site is served: {origin:?}")))
+}
+
+/// A host without its port.
+fn name_of(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+fn outcome(response: &Response) -> HttpOutcome {
+    match response.status() {
+        _ if response.headers().contains_key(&REPLAYED) => HttpOutcome::Replayed,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => HttpOutcome::Forbidden,
+        StatusCode::CONFLICT => HttpOutcome::Conflict,
+        StatusCode::TOO_MANY_REQUESTS => HttpOutcome::Limited,
+        StatusCode::SERVICE_UNAVAILABLE => HttpOutcome::Unavailable,
+        status if status.is_server_error() => HttpOutcome::Failed,
+        status if status.is_client_error() => HttpOutcome::Refused,
+        _ => HttpOutcome::Done,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    fn asked(host: &str, origin: Option<&str>) -> Request {
+        let mut request = Request::post("/api/orders").header(header::HOST, host);
+        if let Some(origin) = origin {
+            request = request.header(header::ORIGIN, origin);
+        }
+        request.body(Body::empty()).unwrap()
+    }
+
+    #[test]
+    fn without_tokens_only_this_machine_is_served() {
+        for (host, origin) in
+            [("localhost:8080", None), ("127.0.0.1", None), ("[::1]:8080", None), ("localhost", Some("http://localhost:3000"))]
+        {
+            assert_eq!(from_elsewhere(&asked(host, origin)), None, "{host} {origin:?}");
+        }
+        for (host, origin) in [
+            ("evil.example:8080", None),
+            ("127.0.0.1.evil.example", None),
+            ("localhost:8080", Some("https://evil.example")),
+            ("localhost:8080", Some("null")),
+        ] {
+            let problem = from_elsewhere(&asked(host, origin)).unwrap();
+            assert_eq!(problem.kind, Kind::Forbidden, "{host} {origin:?}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Connections: as many as there may be, each as slow as it may be, over TLS where that is configured; drained in order.
+//! In: a listener and routes. Out: answers over HTTP/1.1 and HTTP/2, until it is told to stop.
+
+mod body;
+mod preface;
+mod tls;
+
+use std::future::pending;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use perkey::clock::sleep;
+use perkey::settings::GatewaySettings;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tower::ServiceExt;
+use tracing::{debug, warn};
+
+pub use self::body::BodyError;
+use self::body::Bounded;
+pub use self::tls::{Tls, tls};
+
+/// Streams at once on a connection of HTTP/2.
+const STREAMS_MAX: u32 = 128;
+
+/// Headers of a request.
+const HEADERS_MAX: usize = 100;
+
+/// Bytes of a request's head.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// Time without a request after which a connection is closed.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Pause after the system would not give a connection: it has no room for more files, say.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// What connections may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Connections at once.
+    pub connections: usize,
+    /// Time of a TLS handshake, of a request's head, and of its body.
+    pub read: Duration,
+    /// Bytes of a body.
+    pub body_bytes: usize,
+    /// How long requests that run may take when it is told to stop.
+    pub drain: Duration,
+}
+
+impl Bounds {
+    /// Those of the settings.
+    pub fn of(settings: &GatewaySettings) -> Self {
+        Self {
+            connections: settings.connections_max,
+            read: settings.read_timeout,
+            body_bytes: settings.body_bytes_max,
+            drain: settings.wait,
+        }
+    }
+}
+
+/// What all connections of a listener share.
+struct Shared {
+    tls: Option<Tls>,
+    router: Router,
+    bounds: Bounds,
+}
+
+/// Serves until `stop` says true, or nobody can say it any more; then lets what runs end.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    router: Router,
+    bounds: Bounds,
+    mut stop: watch::Receiver<bool>,
+) {
+    let room = Arc::new(Semaphore::new(bounds.connections));
+    let shared = Arc::new(Shared { tls, router, bounds });
+    let mut open = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &room) => accepted,
+            () = stopped(&mut stop) => break,
+            Some(_) = open.join_next() => continue,
+        };
+        let Some((stream, permit)) = accepted else { continue };
+        let (shared, mut stop) = (Arc::clone(&shared), stop.clone());
+        open.spawn(async move {
+            if let Err(error) = connection(stream, &shared, &mut stop).await {
+                debug!(%error, "a connection has ended");
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    let all = async { while open.join_next().await.is_some() {} };
+    if timeout(bounds.drain, all).await.is_err() {
+        warn!(connections = open.len(), "connections are cut off: their requests took too long");
+    }
+}
+
+/// The next connection, once there is room for it.
+async fn accept(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = Arc::clone(room).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _)) => Some((stream, permit)),
+        Err(error) => {
+            warn!(%error, "a connection could not be accepted");
+            sleep(ACCEPT_AGAIN).await;
+            None
+        }
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // Without a sender nobody holds the server any more.
+    stop.wait_for(|stop| *stop).await.ok();
+}
+
+type Ended = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+async fn connection(stream: TcpStream, shared: &Shared, stop: &mut watch::Receiver<bool>) -> Ended {
+    stream.set_nodelay(true)?;
+    match &shared.tls {
+        None => speak(stream, shared, stop).await,
+        Some(tls) => {
+            let stream = timeout(shared.bounds.read, tls.accept(stream)).await??;
+            Box::pin(speak(stream, shared, stop)).await
+        }
+    }
+}
+
+/// Answers one connection's requests.
+async fn speak<I>(io: I, shared: &Shared, stop: &mut watch::Receiver<bool>) -> Ended
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let bounds = shared.bounds;
+    let (is_h2, io) = timeout(bounds.read, preface::look(io)).await??;
+    let builder = builder(bounds, is_h2);
+    let activity = Arc::new(Activity::default());
+    let service = service_fn({
+        let activity = Arc::clone(&activity);
+        let router = shared.router.clone();
+        move |request: hyper::Request<Incoming>| {
+            let run = Run::of(&activity);
+            let request: Request<_> = request.map(|body| Bounded::new(body, bounds.body_bytes, bounds.read));
+            let answer = router.clone().oneshot(request);
+            async move {
+                let answer = answer.await;
+                drop(run);
+                answer
+            }
+        }
+    });
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
+    let mut leaving = false;
+    let mut seen = activity.seen();
+    loop {
+        let idle = async { if leaving { pending().await } else { sleep(IDLE).await } };
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            () = stopped(stop), if !leaving => leaving = true,
+            () = idle => {
+                let now = activity.seen();
+                leaving = now == seen && activity.is_idle();
+                seen = now;
+            }
+        }
+        if leaving {
+            connection.as_mut().graceful_shutdown();
+        }
+    }
+}
+
+fn builder(bounds: Bounds, is_h2: bool) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    let mut h1 = builder.http1();
+    h1.timer(TokioTimer::new()).header_read_timeout(bounds.read);
+    h1.max_headers(HEADERS_MAX).max_buf_size(HEAD_BYTES_MAX);
+    let mut h2 = builder.http2();
+    h2.timer(TokioTimer::new()).keep_alive_interval(bounds.read).keep_alive_timeout(bounds.read);
+    h2.max_concurrent_streams(STREAMS_MAX).max_header_list_size(HEAD_BYTES_MAX as u32);
+    if is_h2 { builder.http2_only() } else { builder.http1_only() }
+}
+
+/// The requests of a connection.
+#[derive(Debug, Default)]
+struct Activity {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Activity {
+    fn seen(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.ended.load(Ordering::Acquire) == self.seen()
+    }
+}
+
+/// A request that runs; also one whose client went away has ended.
+struct Run(Arc<Activity>);
+
+impl Run {
+    fn of(activity: &Arc<Activity>) -> Self {
+        activity.begun.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(activity))
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Takes an address; `setting` is what names it.
+pub async fn bind(setting: &str, address: &str) -> Result<(TcpListener, SocketAddr), String> {
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        format!(
+            "cannot listen on {address} ({setting}): {error}; is another process of this kind running? Else choose another \
+             address with --set {setting}=HOST:PORT"
+        )
+    })?;
+    let address = listener.local_addr().map_err(|error| format!("{setting}: {error}"))?;
+    Ok((listener, address))
+}
