@@ -9,6 +9,8 @@ pub mod json;
 pub mod key;
 pub mod operations;
 pub mod problem;
+pub mod rest;
+pub mod server;
 mod typed;
 
 /// Compares a file of `docs/api` with what is served; with `BLESS=1` in the environment it is written.

@@ -11,6 +11,7 @@ mod codecs;
 mod commands;
 mod cron;
 mod doctor;
+mod doors;
 mod engine;
 mod fixture;
 mod fleet;
