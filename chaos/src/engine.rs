@@ -1,6 +1,9 @@
 //! An engine in this process, with a handler whose pace can be set, and a hand that keeps its log filled.
 //! In: settings, postings. Out: a running engine; postings appended as long as there is room.
 
+pub mod children;
+pub mod flood;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -82,7 +82,7 @@ pub async fn fleet(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, Ch
     ended
 }
 
-async fn change(postgres: &str, sql: &str) -> Result<(), ChaosError> {
+pub(crate) async fn change(postgres: &str, sql: &str) -> Result<(), ChaosError> {
     let mut connection = PgConnection::connect(postgres).await?;
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await?;
     connection.close().await?;
@@ -90,7 +90,7 @@ async fn change(postgres: &str, sql: &str) -> Result<(), ChaosError> {
 }
 
 /// `url` with another database.
-fn in_database(url: &str, database: &str) -> String {
+pub(crate) fn in_database(url: &str, database: &str) -> String {
     url.rsplit_once('/').map_or_else(|| url.to_owned(), |(server, _)| format!("{server}/{database}"))
 }
 

@@ -5,14 +5,14 @@
 //! [`children`], [`flood`]), and then reads nothing but the store ([`check`]). [`fleet`] does the same to several workers
 //! on real servers, with a [`proxy`] between each worker and what it talks to. [`checkouts`] disturbs sagas, beside a
 //! payment [`provider`] that has faults of its own; [`timers`] restarts an engine while many are due; [`suspects`] has a
-//! message that ends the process; [`neighbours`] measures what a slow key, or a dependency that is away, costs the others.
+//! message that ends the process; [`neighbours`] measures what a slow key, or a dependency that is away, costs the others;
+//! [`calls`] has clients that ask again and again at gateways which are killed and cut off.
 
+pub mod calls;
 pub mod check;
 pub mod checkouts;
-pub mod children;
 pub mod engine;
 pub mod fleet;
-pub mod flood;
 pub mod kill;
 pub mod neighbours;
 pub mod postings;
@@ -21,6 +21,8 @@ pub mod provider;
 pub mod proxy;
 pub mod suspects;
 pub mod timers;
+
+pub use engine::{children, flood};
 
 /// A scenario could not be run to its end; that says nothing about what it was to prove.
 #[derive(Debug, thiserror::Error)]

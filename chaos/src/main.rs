@@ -11,13 +11,14 @@ use perkey::metrics::Child;
 use perkey_chaos::fleet::faults::{On, Scenario};
 use perkey_chaos::provider::{Faults, Provider};
 use perkey_chaos::{
-    ChaosError, Verdict, checkouts, children, fleet, flood, kill, neighbours, process, suspects, timers,
+    ChaosError, Verdict, calls, checkouts, children, fleet, flood, kill, neighbours, process, suspects, timers,
 };
 
 const USAGE: &str = "\
 usage: perkey-chaos kill [--mode import|up] [--binary PATH] [--kills 50] [--lines 100000] [--accounts 5000] [--seed 1]
        perkey-chaos children [--times 100] [--child key_actor|ingress|committer|shard|all] [--seed 1]
        perkey-chaos checkouts [--checkouts 10000] [--kills 10] [--fail 0.1] [--hang 0.01] [--lose 0.01] [--binary PATH] [--seed 1]
+       perkey-chaos calls [--on sqlite|postgres] [--operations 1000] [--kills 10] [--cut 0.3] [--binary PATH] [--seed 1]
        perkey-chaos suspects [--messages 2000] [--deadly yes|no] [--kills 0] [--import yes|no] [--binary PATH] [--seed 1]
        perkey-chaos neighbours --of slow|away [--seconds 60] [--rate 500]
        perkey-chaos timers [--timers 100000] [--seconds 60] [--restarts 3]
@@ -64,6 +65,13 @@ async fn run(args: &[String]) -> Result<Option<Verdict>, ChaosError> {
             let faults = faults.unwrap_or(Faults { fail: 0.1, hang: 0.01, lose: 0.01, ..Faults::default() });
             let plan = checkouts::Plan { binary, kills: options.kills.unwrap_or(10), checkouts, faults, seed };
             checkouts::checkouts(&plan, &mut say).await.map(Some)
+        }
+        "calls" => {
+            let binary = binary(&options)?;
+            let Options { store, operations, cut, .. } = options;
+            let kills = options.kills.unwrap_or(10);
+            let plan = calls::Plan { binary, store, operations, kills, cut, seed };
+            calls::calls(&plan, &mut say).await.map(Some)
         }
         "suspects" => {
             let importer = options.import.then(|| binary(&options)).transpose()?;
@@ -129,6 +137,9 @@ struct Options {
     seconds: u64,
     scenario: Option<Scenario>,
     on: On,
+    store: calls::StoreKind,
+    operations: u64,
+    cut: f64,
     workers: usize,
     rate: u64,
     of: Option<neighbours::What>,
@@ -158,6 +169,9 @@ impl Options {
             seconds: 60,
             scenario: None,
             on: On::Kafka,
+            store: calls::StoreKind::Sqlite,
+            operations: 1_000,
+            cut: 0.3,
             workers: 3,
             rate: RATE,
             of: None,
@@ -189,7 +203,12 @@ impl Options {
                 "--times" => options.times = value.parse().ok()?,
                 "--scenario" => options.scenario = Some(Scenario::named(value)?),
                 "--on" if value == "kafka" => options.on = On::Kafka,
-                "--on" if value == "postgres" => options.on = On::Postgres,
+                "--on" if value == "postgres" => {
+                    (options.on, options.store) = (On::Postgres, calls::StoreKind::Postgres);
+                }
+                "--on" if value == "sqlite" => options.store = calls::StoreKind::Sqlite,
+                "--operations" => options.operations = value.parse().ok().filter(|operations| *operations > 0)?,
+                "--cut" => options.cut = value.parse().ok()?,
                 "--workers" => options.workers = value.parse().ok().filter(|workers| *workers > 0)?,
                 "--rate" => options.rate = value.parse().ok()?,
                 "--away" => options.away = value.parse().ok()?,

@@ -14,6 +14,8 @@ use ractor::{Actor, ActorRef, SpawnErr, call_t};
 use tokio::sync::{Semaphore, watch};
 use tracing::{info, warn};
 
+use self::cache::ReplayCache;
+use self::calls::Calls;
 use self::entry::Entry;
 pub use self::entry::SendError;
 use crate::clock::{Clock, Dice, Stopwatch, since_boot, sleep};
@@ -46,6 +48,7 @@ pub struct Engine {
     root: ActorRef<RootMessage>,
     failed: watch::Receiver<Option<String>>,
     entry: Arc<Entry>,
+    calls: Arc<Calls>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -124,7 +127,9 @@ impl Engine {
         let services: Arc<[_]> = describe(&handlers, &identity.services, settings, &gates, schedules).into();
         let in_flight = store.writes_in_parallel().then(|| Arc::new(Semaphore::new(settings.commit.in_flight)));
         let fleet = store.leases().map(|_| Ownership::new(&ownership::worker(settings, handlers.code_version())));
+        let cache = cache::open(settings, &settings.store.url, &metrics).map_err(EngineError::Settings)?;
         let env = Arc::new(Env {
+            desk: Arc::default(),
             in_flight,
             fleet,
             gates: Arc::new(Keeper::new(gates, Clock::system(), metrics.clone())),
@@ -149,7 +154,13 @@ impl Engine {
         let (root, _) = Actor::spawn(None, Root, args).await.map_err(start_error)?;
         info!(shards = settings.ownership.shards, "engine started");
         let entry = Arc::new(Entry::new(Arc::clone(&env), watch.clone()));
-        Ok(Self { env, root, failed: watch, entry })
+        let calls = calls(&env, cache);
+        Ok(Self { env, root, failed: watch, entry, calls })
+    }
+
+    /// Where commands come in whose senders wait for an answer.
+    pub fn calls(&self) -> Arc<Calls> {
+        Arc::clone(&self.calls)
     }
 
     /// Whether it can do its work.
@@ -297,6 +308,15 @@ impl Engine {
     async fn shards(&self) -> Vec<Option<ActorRef<ShardSupervisorMessage>>> {
         call_t!(self.root, RootMessage::Shards, ANSWER_MS).unwrap_or_default()
     }
+}
+
+/// The way in for calls of a process that runs shards.
+fn calls(env: &Arc<Env>, cache: Arc<dyn ReplayCache>) -> Arc<Calls> {
+    let here = Arc::clone(env);
+    let is_here = move |shard| here.fleet.as_ref().is_none_or(|fleet| fleet.view().running.contains(&shard));
+    let (settings, handlers) = (Arc::clone(&env.settings), env.handlers.clone());
+    let (store, metrics, desk) = (Arc::clone(&env.store), Arc::clone(&env.metrics), Arc::clone(&env.desk));
+    Calls::with(settings, handlers, (store, cache), metrics, (desk, Box::new(is_here)))
 }
 
 /// The sinks that events are routed to; and every source or sink that a route names and nobody brought.

@@ -21,8 +21,8 @@ use serde_json::Value;
 use crate::message::Key;
 use crate::pipeline::retry::RetryPolicy;
 pub use codec::{Codec, CodecError, Json, Payload, Schema};
-pub use command::{ANSWER, Answer, COMMAND, Outcome, Sent, TIMER, is_between_keys};
-pub(crate) use command::{Asked, TIMER_NAME, is_reserved, stays_inside};
+pub use command::{ANSWER, Answer, CALL, COMMAND, Outcome, Sent, TIMER, call_of, is_between_keys};
+pub(crate) use command::{Asked, CALL_ID, TIMER_NAME, is_reserved, stays_inside};
 #[cfg(feature = "protobuf")]
 pub use protobuf::{Protobuf, SchemaError};
 pub use schedule::Schedule;
@@ -115,8 +115,15 @@ pub enum AfterDeadLetter {
 pub enum Fault {
     /// Try again later: spends an attempt, with full jitter between attempts.
     Retry(String),
-    /// Never try again: a dead letter now.
+    /// Never try again: a dead letter now. Of a call: its sender is told, and that is all.
     Reject(String),
+    /// The same, with a word by which the sender of a call may know the reason.
+    Refuse {
+        /// The word, in snake case: `already_exists`, `insufficient_funds`.
+        code: &'static str,
+        /// The reason.
+        reason: String,
+    },
     /// Try again after this long: spends no attempt, bounded by `retry.give_up_after`.
     Defer(Duration),
     /// Something of [`Handler::NEEDS`] is not available: the turn is run again when it is, and spends no attempt.
@@ -132,6 +139,11 @@ impl Fault {
     /// [`Fault::Reject`] with a reason.
     pub fn reject(reason: impl fmt::Display) -> Self {
         Self::Reject(reason.to_string())
+    }
+
+    /// [`Fault::Refuse`] with a code and a reason.
+    pub fn refuse(code: &'static str, reason: impl fmt::Display) -> Self {
+        Self::Refuse { code, reason: reason.to_string() }
     }
 
     /// [`Fault::Unavailable`] with a reason.

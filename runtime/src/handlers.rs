@@ -231,7 +231,7 @@ fn upgrade<H: Handler>(version: u32, json: &[u8]) -> Result<H::State, String> {
     let upgraded = std::panic::catch_unwind(AssertUnwindSafe(|| H::upgrade(version, stored)));
     let upgraded = upgraded.map_err(|panic| format!("the upgrade panicked: {}", panic_text(panic.as_ref())))?;
     upgraded.map_err(|fault| match fault {
-        Fault::Retry(error) | Fault::Reject(error) => error,
+        Fault::Retry(error) | Fault::Reject(error) | Fault::Refuse { reason: error, .. } => error,
         Fault::Defer(delay) => format!("the upgrade asks to be left alone for {delay:?}"),
         Fault::Unavailable { dependency, reason } => format!("{dependency} is not available: {reason}"),
     })
@@ -294,7 +294,7 @@ async fn run<H: Handler>(
             }
             Ok(Err(end)) => {
                 *state = before;
-                let stop = hold || !matches!(end, TurnEnd::Fault(TurnFault::Reject(_)));
+                let stop = hold || !matches!(end, TurnEnd::Fault(TurnFault::Reject(_) | TurnFault::Refuse(..)));
                 settled.turns.push(end);
                 stop
             }
@@ -323,6 +323,7 @@ fn faulted<H: Handler>(fault: Fault) -> TurnEnd {
     TurnEnd::Fault(match fault {
         Fault::Retry(error) => TurnFault::Retry(error),
         Fault::Reject(reason) => TurnFault::Reject(reason),
+        Fault::Refuse { code, reason } => TurnFault::Refuse(code, reason),
         Fault::Defer(delay) => TurnFault::Defer(millis(delay)),
         Fault::Unavailable { dependency, reason } => match H::NEEDS.iter().position(|need| *need == dependency) {
             Some(which) => return TurnEnd::Unavailable(which, reason),

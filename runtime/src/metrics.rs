@@ -24,7 +24,7 @@ use crate::store::Outcome;
 pub use cache::CacheMetrics;
 pub use dependency::DependencyMetrics;
 use families::{Catalogue, Families, Labels};
-pub use words::{Alarm, Child, CommitWord, DedupSource, RestartReason, TakeReason, WorkerAlarm};
+pub use words::{Alarm, CallWord, Child, CommitWord, DedupSource, RestartReason, TakeReason, WorkerAlarm};
 
 /// Media type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -41,6 +41,7 @@ pub struct Metrics {
     dedup_hits: Vec<Counter>,
     retries: Vec<Counter>,
     commits: Vec<Counter>,
+    calls: Vec<Counter>,
     takeovers: Vec<Counter>,
     worker_alarms: Vec<Gauge>,
     /// Sinks that were asked for.
@@ -55,6 +56,7 @@ impl Metrics {
         let dedup_hits = DedupSource::ALL.iter().map(|source| one("source", source.as_str()));
         let retries = (1..=ATTEMPT_LABEL_MAX).map(|attempt| one("attempt", &attempt.to_string()));
         let commits = CommitWord::ALL.iter().map(|word| one("outcome", word.as_str()));
+        let calls = CallWord::ALL.iter().map(|word| one("outcome", word.as_str()));
         let takeovers = TakeReason::ALL.iter().map(|reason| one("reason", reason.as_str()));
         let worker_alarms = WorkerAlarm::ALL.iter().map(|alarm| one("alarm", alarm.as_str()));
         Arc::new(Self {
@@ -63,6 +65,7 @@ impl Metrics {
             dedup_hits: dedup_hits.map(|labels| families.dedup_hits.get_or_create_owned(&labels)).collect(),
             retries: retries.map(|labels| families.retries.get_or_create_owned(&labels)).collect(),
             commits: commits.map(|labels| families.commits.get_or_create_owned(&labels)).collect(),
+            calls: calls.map(|labels| families.calls.get_or_create_owned(&labels)).collect(),
             registry: catalogue.registry,
             exposed: catalogue.exposed,
             families,
@@ -168,6 +171,11 @@ impl Metrics {
         if word == CommitWord::Committed {
             self.families.commit_turns.observe(turns as f64);
         }
+    }
+
+    /// A call was answered.
+    pub fn record_call(&self, word: CallWord) {
+        self.calls[word as usize].inc();
     }
 
     /// Shards that run here, in a fleet.

@@ -88,8 +88,7 @@ macro_rules! section {
     };
 }
 
-// Behind the macro that it uses.
-mod gateway;
+mod gateway; // Behind the macro that it uses.
 pub use self::gateway::{CacheSettings, GatewaySettings};
 
 section! {

@@ -4,7 +4,6 @@
 //! The fence: a commit counts only when the shard still has the commit's epoch and the commit number before it.
 
 pub mod append;
-pub mod calls;
 mod commit;
 mod declared;
 pub mod health;
@@ -35,6 +34,7 @@ pub use commit::{
     SentMessage, StateWrite,
 };
 pub use open::{Opened, disk, is_running, is_shared, open};
+pub use query::calls;
 pub use timer::{DueTimers, Timer, TimerWrite};
 
 /// What a process may do with the store.
@@ -328,13 +328,15 @@ pub trait Store: Send + Sync + 'static {
     /// What operators and tools ask of it.
     fn queries(&self) -> &dyn query::Queries;
 
+    /// Its records of calls.
+    fn calls(&self) -> &dyn calls::CallStore;
+
     /// Its leases, if several workers can share it; else whoever opened it to run has all shards.
     fn leases(&self) -> Option<&dyn lease::Leases> {
         None
     }
 
-    /// The age of the oldest transaction that anybody has open in the database and that keeps dead rows from being
-    /// removed; nothing where there can be none.
+    /// The age of the oldest open transaction, which keeps dead rows from being removed; nothing where there can be none.
     fn oldest_transaction(&self) -> StoreFuture<'_, Option<Duration>> {
         Box::pin(std::future::ready(Ok(None)))
     }

@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use tracing::{Span, info_span, warn};
 
 use crate::clock::{Clock, millis};
+use crate::engine::calls::Desk;
 use crate::handler::TurnLimits;
 use crate::handlers::{Handlers, RunContext};
 use crate::message::ShardNo;
@@ -56,6 +57,8 @@ pub(crate) struct Env {
     pub(crate) process: String,
     /// This worker's part in its fleet, where the store has leases.
     pub(crate) fleet: Option<Ownership>,
+    /// Who waits here for the end of a call.
+    pub(crate) desk: Arc<Desk>,
     /// Room for commits on their way to the store, where it takes several at once.
     pub(crate) in_flight: Option<Arc<Semaphore>>,
 }

@@ -14,6 +14,7 @@ use perkey::clock::{Millis, Stopwatch, sleep};
 use perkey::message::{Draft, ShardNo, shard_of};
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
+use perkey::store::calls::CallStore;
 use perkey::store::query::{DeadFilter, Queries};
 use perkey::store::sqlite::SqliteStore;
 use perkey::store::{
@@ -333,5 +334,9 @@ impl Store for Probe {
 
     fn queries(&self) -> &dyn Queries {
         self.store.queries()
+    }
+
+    fn calls(&self) -> &dyn CallStore {
+        self.store.calls()
     }
 }

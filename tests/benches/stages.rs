@@ -242,6 +242,7 @@ fn report(actor: u32, order: &RunOrder, handled: &HashMap<String, Handled>) -> R
         rows: Vec::new(),
         timers: Vec::new(),
         statements: Vec::new(),
+        reply: None,
     };
     let turns = order.items.iter().map(|item| turn(&item.message)).collect();
     let state = order.items.last().map(|item| (1, found(&item.message).state.clone()));

@@ -28,7 +28,8 @@ fn record(id: u8, body: &str, lives: Millis) -> CallRecord {
     let now = Clock::system().now();
     let outcome = CallOutcome { end: CallEnd::Done, code: String::new(), body: body.to_owned().into() };
     let (id, fingerprint) = (CallId([id; 16]), [body.len().try_into().unwrap(); 32]);
-    CallRecord { id, fingerprint, accepted_at: now, expires_at: now + lives, outcome: Some(outcome) }
+    let message_id = String::new();
+    CallRecord { id, fingerprint, message_id, accepted_at: now, expires_at: now + lives, outcome: Some(outcome) }
 }
 
 /// A database of its own in the Redis that all tests share, with nothing in it.

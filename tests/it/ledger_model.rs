@@ -362,6 +362,7 @@ impl World {
                         rows: Vec::new(),
                         timers: Vec::new(),
                         statements: Vec::new(),
+                        reply: None,
                     });
                     continue;
                 }

@@ -5,8 +5,11 @@
 
 mod bad_input;
 mod cache;
+mod call_records;
+mod calls;
 mod chaos;
 mod cli;
+mod client;
 mod codecs;
 mod commands;
 mod cron;

@@ -357,6 +357,10 @@ impl Store for Strict {
     fn queries(&self) -> &dyn Queries {
         self.store.queries()
     }
+
+    fn calls(&self) -> &dyn perkey::store::calls::CallStore {
+        self.store.calls()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,12 +1,28 @@
 //! Calls: commands whose senders wait for an answer, each taking effect once under its idempotency key.
 //! In: calls. Out: how they ended, from their own turn, from the cache or from the store; or that they still run.
+//!
+//! A call is written with its message in one transaction (`accept`), many calls in one write. Its outcome comes with the
+//! commit of its last turn: told by the committer where that is in this process, looked up where it is not (`desk`).
+//! Nothing is asked of the shard's owner, so any process may take calls, and one whose owner dies goes on with the next.
+
+mod accept;
+mod desk;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use uuid::Builder;
+
+use self::accept::{Accepts, Verdict};
+pub(crate) use self::desk::Desk;
+use super::cache::ReplayCache;
+use crate::clock::{Clock, Dice};
+use crate::handler::{CALL, CALL_ID, is_reserved};
 use crate::handlers::Handlers;
-use crate::metrics::Metrics;
+use crate::message::{Draft, Message, ShardNo, shard_of};
+use crate::metrics::{CallWord, Metrics};
 use crate::settings::Settings;
-use crate::store::calls::{CallId, CallOutcome, Fingerprint};
+use crate::store::calls::{CallId, CallOutcome, CallRecord, Fingerprint, NewCall};
 use crate::store::{Store, StoreError};
 
 /// A call as a front door has it.
@@ -22,7 +38,7 @@ pub struct Call {
     pub service: &'static str,
     /// What the service's handler understands, as JSON.
     pub payload: Vec<u8>,
-    /// Headers of its message, such as `traceparent`. None begins with `perkey`.
+    /// Headers of its message, such as `traceparent`. Names that begin with `perkey` are left out.
     pub headers: Vec<(String, String)>,
 }
 
@@ -45,31 +61,140 @@ pub enum CallError {
     /// Its handler does not understand it, or it is too large.
     #[error("{0}")]
     Malformed(String),
-    /// The log has no room for it now.
-    #[error("too many messages wait to be read (log.max_unread)")]
+    /// The log has no room for it now, or too many calls wait to be written.
+    #[error("too many messages wait to be handled (log.max_unread)")]
     Full,
     /// Its tenant has as many records as it may have.
-    #[error("the tenant has {0} keys in the store, as many as it may have (gateway.keys_max)")]
+    #[error("the tenant has {0} idempotency keys in the store, as many as it may have (gateway.keys_max)")]
     TooManyKeys(u64),
-    /// The store does not answer.
+    /// The store does not answer. The call may have been accepted: sent again under its key it takes effect once.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
+/// Whether a shard runs in this process.
+pub(crate) type IsHere = dyn Fn(ShardNo) -> bool + Send + Sync;
+
 /// Where calls come in.
-#[derive(Debug)]
-pub struct Calls {}
+pub struct Calls {
+    settings: Arc<Settings>,
+    handlers: Handlers,
+    cache: Arc<dyn ReplayCache>,
+    accepts: Accepts,
+    desk: Arc<Desk>,
+    is_here: Box<IsHere>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+}
+
+impl std::fmt::Debug for Calls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Calls").field("cache", &self.cache).finish_non_exhaustive()
+    }
+}
 
 impl Calls {
-    /// For a process without an engine: its calls are run by those that have one.
-    pub fn new(settings: &Settings, handlers: Handlers, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Arc<Self> {
-        drop((settings.gateway.wait, handlers, store, metrics));
-        Arc::new(Self {})
+    /// For a process without an engine: its calls are run by those that have one. It must be made in a tokio runtime.
+    pub fn new(
+        settings: &Settings,
+        handlers: Handlers,
+        store: Arc<dyn Store>,
+        cache: Arc<dyn ReplayCache>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let settings = Arc::new(settings.clone());
+        Self::with(settings, handlers, (store, cache), metrics, (Arc::default(), Box::new(|_| false)))
     }
 
-    /// Makes a call, or joins what it was before: waits up to `wait` for its end. Dropped meanwhile, the call goes on.
+    /// For a process whose committers tell `desk`.
+    pub(crate) fn with(
+        settings: Arc<Settings>,
+        handlers: Handlers,
+        (store, cache): (Arc<dyn Store>, Arc<dyn ReplayCache>),
+        metrics: Arc<Metrics>,
+        (desk, is_here): (Arc<Desk>, Box<IsHere>),
+    ) -> Arc<Self> {
+        let accepts = Accepts::start(Arc::clone(&store), &settings);
+        Desk::serve(&desk, store);
+        Arc::new(Self { settings, handlers, cache, accepts, desk, is_here, metrics, clock: Clock::system() })
+    }
+
+    /// Makes a call, or joins what it was before: waits up to `wait` for its end. Where the caller stops waiting before,
+    /// or is dropped, the call goes on: asked again it tells how it ended.
     pub async fn call(&self, call: Call, wait: Duration) -> Result<CallAnswer, CallError> {
-        drop((call, wait));
-        Ok(CallAnswer::InFlight)
+        let answer = self.answer(call, wait).await?;
+        self.metrics.record_call(match &answer {
+            CallAnswer::New(_) => CallWord::New,
+            CallAnswer::Replay(_) => CallWord::Replay,
+            CallAnswer::InFlight => CallWord::InFlight,
+            CallAnswer::Mismatch => CallWord::Mismatch,
+        });
+        Ok(answer)
+    }
+
+    async fn answer(&self, call: Call, wait: Duration) -> Result<CallAnswer, CallError> {
+        let now = self.clock.now();
+        if let Some(record) = self.cache.get(call.id).await.filter(|record| !record.is_expired(now))
+            && record.id == call.id
+            && let Some(outcome) = record.outcome
+        {
+            let same = record.fingerprint == call.fingerprint;
+            return Ok(if same { CallAnswer::Replay(outcome) } else { CallAnswer::Mismatch });
+        }
+        let new = self.accepted(&call, now)?;
+        let (id, fingerprint, expires_at) = (call.id, call.fingerprint, new.expires_at);
+        let message_id = new.message.id().to_owned();
+        let shard = shard_of(new.message.key(), self.settings.ownership.shards);
+        // Before it is accepted: it may end before that is told.
+        let waiting = self.desk.wait(id, (self.is_here)(shard));
+        match self.accepts.accept(new).await? {
+            Verdict::New => {}
+            Verdict::Known(record) if record.fingerprint != fingerprint => return Ok(CallAnswer::Mismatch),
+            Verdict::Known(record) => {
+                let Some(outcome) = record.outcome.clone() else { return Ok(CallAnswer::InFlight) };
+                self.cache.put(vec![record]);
+                return Ok(CallAnswer::Replay(outcome));
+            }
+        }
+        let Ok(outcome) = tokio::time::timeout(wait, waiting.outcome()).await else { return Ok(CallAnswer::InFlight) };
+        let outcome = outcome.ok_or_else(|| StoreError::Unavailable("the process is ending".to_owned()))?;
+        let kept = Some(outcome.clone());
+        self.cache.put(vec![CallRecord { id, fingerprint, message_id, accepted_at: now, expires_at, outcome: kept }]);
+        Ok(CallAnswer::New(outcome))
+    }
+
+    /// The call as it is written; its message has an id of its own each time, as the record alone says what was done.
+    fn accepted(&self, call: &Call, now: u64) -> Result<NewCall, CallError> {
+        let key = self.handlers.key_of(call.service, &call.payload).map_err(CallError::Malformed)?;
+        let mut dice = Dice::from_system();
+        let chance = std::array::from_fn(|_| u8::try_from(dice.below(256)).unwrap_or_default());
+        let id = Builder::from_unix_timestamp_millis(now, &chance).into_uuid().to_string();
+        let message = self.message(call, (&id, key.as_str()), now)?;
+        let keep = crate::clock::millis(self.settings.gateway.keep);
+        Ok(NewCall {
+            id: call.id,
+            fingerprint: call.fingerprint,
+            tenant: call.tenant.clone(),
+            service: call.service,
+            message,
+            at: now,
+            expires_at: now.saturating_add(keep),
+        })
+    }
+
+    fn message(&self, call: &Call, (id, key): (&str, &str), now: u64) -> Result<Message, CallError> {
+        let call_id = call.id.to_string();
+        let given = call.headers.iter().filter(|(name, _)| !is_reserved(name));
+        let mut headers: Vec<(&str, &str)> = given.map(|(name, value)| (&**name, &**value)).collect();
+        headers.push((CALL_ID, &call_id));
+        let draft =
+            Draft { id, key, kind: CALL, source: "perkey:call", time: now, headers: &headers, payload: &call.payload };
+        let message = draft.build().map_err(|error| CallError::Malformed(error.to_string()))?;
+        let (bytes, max) = (message.frame().len(), self.settings.ingress.message_bytes_max);
+        if bytes > max {
+            let reason = format!("it has {bytes} bytes, at most {max} are allowed (ingress.message_bytes_max)");
+            return Err(CallError::Malformed(reason));
+        }
+        Ok(message)
     }
 }

@@ -11,11 +11,24 @@ use super::Fault;
 use crate::clock::Millis;
 use crate::message::{Draft, Key, Message};
 use crate::store::SentMessage;
+use crate::store::calls::CallId;
 
 /// CloudEvents `type` of a command that a handler sent.
 pub const COMMAND: &str = "perkey.command";
 /// CloudEvents `type` of the answer to one.
 pub const ANSWER: &str = "perkey.answer";
+
+/// CloudEvents `type` of a call: a command whose sender, outside, waits for its reply.
+pub const CALL: &str = "perkey.call";
+
+/// Header of a call's message: what identifies the call.
+pub(crate) const CALL_ID: &str = "perkeycall";
+
+/// The call that a message is, if it is one.
+pub fn call_of(message: &Message) -> Option<CallId> {
+    let id = (message.kind() == CALL).then(|| message.header(CALL_ID)).flatten()?;
+    id.parse().ok()
+}
 
 /// CloudEvents `type` of a timer that fired.
 pub const TIMER: &str = "perkey.timer";
@@ -29,7 +42,7 @@ const ASKED: [&str; 3] = ["perkeyaskedby", "perkeyaskedkey", "perkeyaskedname"];
 /// Whether messages of this type are only made within a store: whoever can put a message into a topic or a table could
 /// otherwise answer in another's name.
 pub(crate) fn stays_inside(kind: &str) -> bool {
-    kind == COMMAND || kind == ANSWER || kind == TIMER
+    kind == COMMAND || kind == ANSWER || kind == TIMER || kind == CALL
 }
 
 /// Whether a header means something to Perkey itself, so that none from outside is taken.

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::RunContext;
-use crate::handler::{Asked, COMMAND, Effects, Outcome, TIMER, TIMER_NAME};
+use crate::handler::{Asked, COMMAND, Effects, Outcome, TIMER, TIMER_NAME, call_of};
 use crate::message::{Draft, Message, digest, keyed_hash};
 use crate::pipeline::ledger::TurnEnd;
+use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{Event, SentMessage, TimerWrite};
 
 /// The handler whose turns they are.
@@ -37,8 +38,9 @@ const SCHEDULED: &[u8] = b"scheduled";
 /// How a turn ended that succeeded.
 pub(super) fn end(origin: &Origin, cause: &Message, effects: Effects, context: &RunContext) -> TurnEnd {
     let (events, sent, timers) = of(origin, cause, &effects, context);
-    let Effects { rows, statements, .. } = effects;
-    TurnEnd::Done { events, sent, rows, timers, statements }
+    let Effects { rows, statements, reply, .. } = effects;
+    let reply = call_of(cause).map(|call| Reply { call, outcome: CallOutcome::done(reply) });
+    TurnEnd::Done { events, sent, rows, timers, statements, reply }
 }
 
 /// Of a turn that succeeded: its events, what it sends to services, the answer among it if one is wanted, its timers.

@@ -112,6 +112,20 @@ words! {
 }
 
 words! {
+    /// What the idempotency key of a call was.
+    CallWord {
+        /// Its call was made.
+        New = "new",
+        /// Its call had ended: the answer was given again.
+        Replay = "replay",
+        /// Its call still runs.
+        InFlight = "in_flight",
+        /// Its call asked for something else.
+        Mismatch = "mismatch",
+    }
+}
+
+words! {
     /// How a commit ended, as a label.
     CommitWord {
         /// See [`Outcome::Committed`].

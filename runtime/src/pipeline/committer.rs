@@ -11,7 +11,7 @@ use super::retry::RetryPolicy;
 use super::shard::ShardMessage;
 use crate::clock::{Dice, Stopwatch, sleep};
 use crate::settings::RetrySettings;
-use crate::store::Commit;
+use crate::store::{Commit, Outcome};
 use crate::supervision::Env;
 
 /// What a committer is asked for.
@@ -82,6 +82,9 @@ impl Actor for Committer {
                 let watch = Stopwatch::start();
                 let outcome = state.env.store.commit(&commit).await;
                 state.room = None;
+                if matches!(outcome, Outcome::Committed) {
+                    state.env.desk.committed(&commit);
+                }
                 let turns = commit.parts.iter().map(|part| part.ids.len() + part.settled.len()).sum::<usize>();
                 state.env.metrics.record_commit(&outcome, turns as u64, watch.elapsed());
                 state.shard.cast(ShardMessage::CommitEnded(commit.epoch, commit.no, outcome))?;

@@ -67,7 +67,10 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
             problems.push(problem.to_owned());
         }
     };
-    check(gateway.tls_cert.is_empty() == gateway.tls_key.is_empty(), "gateway.tls_cert and gateway.tls_key go together");
+    check(
+        gateway.tls_cert.is_empty() == gateway.tls_key.is_empty(),
+        "gateway.tls_cert and gateway.tls_key go together",
+    );
     check(!gateway.wait.is_zero(), "gateway.wait must be above 0");
     check(gateway.keep >= gateway.wait, "gateway.keep must be at least gateway.wait");
     check(gateway.body_bytes_max > 0, "gateway.body_bytes_max must be above 0");

@@ -13,6 +13,13 @@ use crate::transport::embedded;
 /// How long a full log, or a busy store, is left alone.
 pub const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// The lanes of the log into which calls are written: a process takes one of them by its name. Few, because a reader
+/// remembers of each how far it is; more than one, because a lane is locked while something is appended to it.
+pub const CALL_LANES: [&str; 4] = ["call-0", "call-1", "call-2", "call-3"];
+
+/// The lanes that are written from outside of any shard, as a relation of one column in both dialects of SQL.
+pub(in crate::store) const OUTSIDE: &str = "VALUES ('import'), ('call-0'), ('call-1'), ('call-2'), ('call-3')";
+
 /// How often an append is tried while the store is busy beyond its own patience.
 const TRIES: u32 = 5;
 

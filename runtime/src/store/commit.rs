@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::calls::Reply;
 use super::{Counters, Epoch, SourcePositions, StoreError, TimerWrite, Watermarks};
 use crate::clock::Millis;
 use crate::handler::{RowWrite, Statement};
@@ -81,6 +82,8 @@ pub struct Part {
     pub statements: Vec<Statement>,
     /// Timers set and removed, in turn order.
     pub timers: Vec<TimerWrite>,
+    /// How calls ended whose turns these were.
+    pub replies: Vec<Reply>,
     /// An operator command's result on this shard.
     pub command: Option<CommandResult>,
 }
@@ -101,8 +104,16 @@ impl Part {
         let timers = self.timers.iter().filter_map(|write| write.set.as_ref());
         let timers = timers.map(|(_, message)| message.frame().len());
         let statements = self.statements.iter().map(Statement::bytes);
-        let lists =
-            events.chain(sent).chain(kept).chain(history).chain(rows).chain(timers).chain(statements).sum::<usize>();
+        let replies = self.replies.iter().map(|reply| reply.outcome.body.len() + reply.outcome.code.len());
+        let lists = events
+            .chain(sent)
+            .chain(kept)
+            .chain(history)
+            .chain(rows)
+            .chain(timers)
+            .chain(statements)
+            .chain(replies)
+            .sum::<usize>();
         state + lists + self.ids.len() * size_of::<TakenId>()
     }
 }

@@ -2,6 +2,7 @@
 //! In: commits. Out: what [`Store`] promises, and everything that a checker wants to see.
 
 mod apply;
+mod calls;
 mod leases;
 mod queries;
 mod read;
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
 use serde_json::Value;
 
+use super::calls::{CallId, CallStore};
 use super::lease::{Leases, Worker};
 use super::query::{DeadFilter, ImportProgress, NewCommand, Queries};
 use super::watch::LogWatch;
@@ -99,7 +101,8 @@ struct Inner {
     timers: BTreeMap<(ServiceKey, Arc<str>), (ShardNo, Timer)>,
     history: Vec<(ShardNo, HistoryRow)>,
     log: BTreeMap<(ShardNo, Arc<str>, u64), (u32, Bytes)>,
-    lanes: BTreeMap<&'static str, u64>,
+    lanes: BTreeMap<String, u64>,
+    calls: BTreeMap<CallId, calls::Kept>,
     intake: BTreeSet<(ShardNo, u64)>,
     imports: BTreeMap<(String, String), ImportProgress>,
     commands: Vec<NewCommand>,
@@ -379,6 +382,10 @@ impl Store for MemoryStore {
     }
 
     fn queries(&self) -> &dyn Queries {
+        self
+    }
+
+    fn calls(&self) -> &dyn CallStore {
         self
     }
 

@@ -4,9 +4,9 @@
 //! Every write is one statement. No transaction spans an await but the one of [`Store::prepare`], which runs in a task
 //! that is never cancelled, on a connection that is closed behind it.
 
+mod calls;
 mod commit;
 mod decode;
-mod escape;
 mod explain;
 mod failure;
 mod leases;
@@ -20,18 +20,19 @@ mod tables;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use self::commit::{Statement, shard_no};
+use self::commit::{Statement, TRIM_COMMITS, TRIM_HISTORY, TRIM_LOG, shard_no};
 use self::links::{Args, Links};
 use self::place::{Place, Use};
 use self::read::signed;
 use self::writer::Writer;
+use super::calls::CallStore;
 use super::lease::Leases;
 use super::query::{DeadFilter, EventRow, Queries};
 use super::reshard::{self, ReshardError, Resharded};
@@ -72,6 +73,7 @@ pub struct PgStore {
     queries: Links,
     leases: Links,
     prepared: RwLock<Option<Arc<Prepared>>>,
+    shards_seen: OnceLock<u32>,
 }
 
 /// What [`Store::prepare`] brought.
@@ -99,6 +101,7 @@ impl PgStore {
             queries: Links::new(&place, Use::Queries, connections, patience),
             leases: Links::new(&place, Use::Leases, 1, patience.min(LEASE_PATIENCE)),
             prepared: RwLock::new(None),
+            shards_seen: OnceLock::new(),
             place,
         };
         if access == Access::Tool {
@@ -296,21 +299,14 @@ impl Store for PgStore {
         self
     }
 
+    fn calls(&self) -> &dyn CallStore {
+        self
+    }
+
     fn leases(&self) -> Option<&dyn Leases> {
         Some(self)
     }
 }
-
-const TRIM_LOG: &str = "DELETE FROM log WHERE ctid = ANY (ARRAY(
-    SELECT l.ctid FROM UNNEST($2::text[], $3::bigint[], $4::bigint[]) AS p (origin, no, passed)
-    JOIN log l ON l.target = $1 AND l.origin = p.origin AND l.no <= p.no
-    WHERE l.no < p.no OR l.count <= p.passed LIMIT $5))";
-const TRIM_COMMITS: &str = "DELETE FROM commits WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM commits WHERE shard = $1 AND commit_no < $2 ORDER BY commit_no LIMIT $3))";
-/// Its arguments are of other types than those of [`TRIM_COMMITS`]: whatever stands between could mix statements up, the
-/// server would refuse one's arguments to the other.
-const TRIM_HISTORY: &str = "DELETE FROM history WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM history WHERE at < $1 AND shard = $2 ORDER BY at LIMIT $3))";
 
 /// In a task of its own: a transaction must not be left open because nobody waits any more.
 #[expect(clippy::disallowed_methods, reason = "it holds a transaction, which must come to its end")]

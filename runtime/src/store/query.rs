@@ -1,6 +1,7 @@
 //! What operators and tools ask of a store, and the little they may write.
 //! In: filters. Out: rows to show; commands and imports that the shards' owners pick up.
 
+pub mod calls;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -367,7 +368,7 @@ pub trait Queries: Send + Sync {
     fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>>;
     /// Rows of a handler's table.
     fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, Vec<serde_json::Value>>;
-    /// Messages of the `import` lane that are not read yet.
+    /// Messages of the lanes that are written from outside, by imports and by calls, that are not read yet.
     fn unread_imports(&self) -> StoreFuture<'_, u64>;
     /// An import's progress so far.
     fn import_progress(&self, service: String, source: String) -> StoreFuture<'_, ImportProgress>;

@@ -2,6 +2,7 @@
 //! In: `store.url`. Out: [`Store`] and [`Queries`] over one writing connection and a few that read.
 
 mod args;
+mod calls;
 mod decode;
 mod explain;
 mod failure;
@@ -27,6 +28,7 @@ use self::group::Piece;
 use self::read::signed;
 use self::writer::{Writer, failed};
 pub use super::Access;
+use super::calls::CallStore;
 use super::health::{self, Disk};
 use super::query::{DeadFilter, EventRow, Queries};
 use super::reshard::{self, ReshardError, Resharded};
@@ -311,6 +313,10 @@ impl Store for SqliteStore {
     }
 
     fn queries(&self) -> &dyn Queries {
+        self
+    }
+
+    fn calls(&self) -> &dyn CallStore {
         self
     }
 }

@@ -1,4 +1,5 @@
-//! Keeps the gauges that only the store can tell: dead letters, waiting and held keys, unread messages, old transactions.
+//! Keeps the gauges that only the store can tell: dead letters, waiting and held keys, unread messages, old transactions;
+//! and removes records of calls whose time is over.
 //! In: the time. Out: gauges per shard and of the store.
 
 use std::sync::Arc;
@@ -16,6 +17,10 @@ const EVERY: Duration = Duration::from_secs(2);
 /// How often it looks for old transactions, at least.
 const TRANSACTIONS_EVERY: Duration = Duration::from_secs(15);
 
+/// How often records of calls that have expired are removed; as many at once.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+const SWEEP_MAX: usize = 10_000;
+
 /// The janitor.
 pub(crate) struct Janitor;
 
@@ -24,6 +29,8 @@ pub(crate) struct JanitorState {
     env: Arc<Env>,
     /// Since transactions were looked at.
     looked: Option<Stopwatch>,
+    /// Since expired records were removed.
+    swept: Option<Stopwatch>,
 }
 
 impl Actor for Janitor {
@@ -33,7 +40,7 @@ impl Actor for Janitor {
 
     async fn pre_start(&self, myself: ActorRef<()>, env: Arc<Env>) -> Result<JanitorState, ActorProcessingErr> {
         myself.send_interval(EVERY, || ());
-        Ok(JanitorState { env, looked: None })
+        Ok(JanitorState { env, looked: None, swept: None })
     }
 
     async fn handle(&self, _: ActorRef<()>, (): (), state: &mut JanitorState) -> Result<(), ActorProcessingErr> {
@@ -42,6 +49,10 @@ impl Actor for Janitor {
         if state.looked.as_ref().is_none_or(|looked| looked.elapsed() >= every) {
             look_at_transactions(env).await;
             state.looked = Some(Stopwatch::start());
+        }
+        if state.swept.as_ref().is_none_or(|swept| swept.elapsed() >= SWEEP_EVERY) {
+            sweep(env).await;
+            state.swept = Some(Stopwatch::start());
         }
         // While the store cannot be read the gauges keep their last values; its alarm says why.
         let owner = env.fleet.is_some().then(|| env.owner());
@@ -65,6 +76,13 @@ impl Actor for Janitor {
             }
         }
         Ok(())
+    }
+}
+
+/// What is left is removed the next time.
+async fn sweep(env: &Env) {
+    if let Err(error) = env.store.calls().sweep(env.clock.now(), SWEEP_MAX).await {
+        warn!(%error, "expired idempotency keys cannot be removed now");
     }
 }
 

@@ -290,7 +290,8 @@ impl<H: Handler> Then<H> {
     /// The message was rejected, for a reason that contains `text`.
     #[track_caller]
     pub fn then_rejects(self, text: &str) -> Self {
-        let fine = matches!(&self.fault, Some(Fault::Reject(reason)) if reason.contains(text));
+        let fine =
+            matches!(&self.fault, Some(Fault::Reject(reason) | Fault::Refuse { reason, .. }) if reason.contains(text));
         self.failed(fine, &format!("a rejection with {text:?}"))
     }
 

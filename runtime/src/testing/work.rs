@@ -113,7 +113,7 @@ impl Bench<'_> {
 
     fn stops(&self, service: u16, end: &TurnEnd) -> bool {
         let hold = self.plan.services[service as usize].after_dead_letter == crate::AfterDeadLetter::HoldKey;
-        hold || !matches!(end, TurnEnd::Fault(TurnFault::Reject(_)))
+        hold || !matches!(end, TurnEnd::Fault(TurnFault::Reject(_) | TurnFault::Refuse(..)))
     }
 
     /// The fault that the seed has for this attempt, and whether the actor dies of it.

@@ -2,6 +2,7 @@
 //! In: arguments. Out: text or JSON on standard output, problems on standard error, an exit code.
 
 pub mod args;
+pub mod call;
 pub mod config;
 pub mod dlq;
 pub mod edit;
@@ -114,6 +115,7 @@ async fn execute(cli: Cli) -> Ended {
         Command::Outbox(OutboxCommand::Stats) => outbox::stats(settings, out).await,
         Command::Outbox(OutboxCommand::Retire(asked)) => outbox::retire(settings, &asked, out).await,
         Command::Explain { id_or_key } => explain::explain(settings, id_or_key, out).await,
+        Command::Call(asked) => call::call(settings, asked, out).await,
         Command::Doctor => Box::pin(doctor::doctor(settings, out)).await,
         Command::Status => status::status(settings, out).await,
         Command::Config(asked) => config::config(&loaded, &asked, out),

@@ -79,6 +79,7 @@ impl Scope {
         let record = CallRecord {
             id,
             fingerprint: *fingerprint,
+            message_id: String::new(),
             accepted_at: u64::from_le_bytes(*accepted_at),
             expires_at: u64::from_le_bytes(*expires_at),
             outcome: Some(CallOutcome { end, code, body: Bytes::copy_from_slice(body) }),
@@ -104,6 +105,7 @@ mod tests {
         CallRecord {
             id: CallId(id),
             fingerprint: [7; 32],
+            message_id: String::new(),
             accepted_at: 5,
             expires_at: u64::MAX,
             outcome: Some(outcome),

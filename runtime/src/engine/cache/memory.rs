@@ -84,7 +84,14 @@ mod tests {
 
     fn record(id: u8, body: &str, expires_at: u64) -> CallRecord {
         let outcome = CallOutcome { end: CallEnd::Done, code: String::new(), body: body.to_owned().into() };
-        CallRecord { id: CallId([id; 16]), fingerprint: [id; 32], accepted_at: 1, expires_at, outcome: Some(outcome) }
+        CallRecord {
+            id: CallId([id; 16]),
+            fingerprint: [id; 32],
+            message_id: String::new(),
+            accepted_at: 1,
+            expires_at,
+            outcome: Some(outcome),
+        }
     }
 
     fn cache(entries_max: u64) -> MemoryCache {

@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use super::slot::{From, Item, SlotIx};
 use super::{Action, Ledger};
 use crate::clock::Millis;
+use crate::handler::{CALL, CALL_ID, COMMAND, call_of};
 use crate::message::{Draft, Message, TakenId, shard_of};
 use crate::store::query::{Action as Wanted, OpenCommand, Scope};
 use crate::store::{CommandResult, DeadLetter, DeadPlace, HistoryRow, Part, PendingKind, PendingRow};
@@ -137,6 +138,8 @@ impl Ledger {
                     self.without_slot(&operation, "discarded", now);
                     outstanding += 1;
                 }
+                // Its sender was told that it failed, and may have acted on that.
+                (_, Wanted::Replay) if call_of(&operation.letter.message).is_some() => {}
                 (Some(service), _) if !operation.letter.key.is_empty() => {
                     let ix = self.slot_for(service, &operation.letter.key);
                     self.slots[ix].operations.push(operation);
@@ -290,9 +293,11 @@ impl Ledger {
 
 /// The message that takes an edited one's place; nothing where that cannot be one.
 fn replacement(message: &Message, payload: &[u8], id: &str) -> Option<Message> {
-    let kept = message.headers().filter(|(name, _)| *name != REPLACES);
+    let kept = message.headers().filter(|(name, _)| *name != REPLACES && *name != CALL_ID);
     let headers: Vec<_> = kept.chain([(REPLACES, message.id())]).collect();
-    let (key, kind, source, time) = (message.key(), message.kind(), message.source(), message.time());
+    // The sender of a call has its answer: what takes the call's place has none to give.
+    let kind = if message.kind() == CALL { COMMAND } else { message.kind() };
+    let (key, source, time) = (message.key(), message.source(), message.time());
     Draft { id, key, kind, source, time, headers: &headers, payload }.build_unchecked().ok()
 }
 

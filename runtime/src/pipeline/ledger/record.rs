@@ -8,6 +8,7 @@ use hashbrown::HashMap;
 use super::Ledger;
 use super::slot::{Item, SlotIx};
 use crate::clock::Millis;
+use crate::store::calls::{CallId, CallOutcome, Reply};
 use crate::store::{DeadLetter, Epoch, HistoryRow, ServiceKey};
 
 /// What happened since it was last asked, for metrics and logs.
@@ -113,6 +114,18 @@ impl Ledger {
             what: what.to_owned(),
             error: error.to_owned(),
         });
+    }
+}
+
+impl Ledger {
+    /// A call is over without an effect, because its handler says so: its sender is told, and nothing is left of it.
+    pub(super) fn refuse_call(&mut self, ix: SlotIx, item: Item, call: CallId, (code, reason): (&str, &str)) {
+        let outcome = CallOutcome::refused(code, reason);
+        let group = self.group(ix);
+        group.part.replies.push(Reply { call, outcome });
+        group.turn(item.id);
+        self.turned(ix);
+        self.settle_item(ix, item);
     }
 }
 

@@ -9,6 +9,7 @@ use super::{Action, Ledger, Stored};
 use crate::clock::{Millis, millis};
 use crate::handler::{RowWrite, Statement};
 use crate::message::Message;
+use crate::store::calls::Reply;
 use crate::store::{Event, SentMessage, TimerWrite};
 
 /// A run: consecutive turns of one key handed over together.
@@ -69,6 +70,8 @@ pub enum TurnEnd {
         timers: Vec<TimerWrite>,
         /// Its statements.
         statements: Vec<Statement>,
+        /// Of a call: how it ended.
+        reply: Option<Reply>,
     },
     /// It failed; nothing of it counts.
     Fault(TurnFault),
@@ -84,6 +87,10 @@ pub enum TurnFault {
     Retry(String),
     /// Never to be tried again.
     Reject(String),
+    /// The same, with a word for the sender of a call.
+    Refuse(&'static str, String),
+    /// Not to be tried again, and a dead letter also where it is a call: its handler has not decided so.
+    GiveUp(String),
     /// To be tried after so many milliseconds, without spending an attempt.
     Defer(Millis),
 }

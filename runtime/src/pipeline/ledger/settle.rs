@@ -8,8 +8,9 @@ use super::runs::{TurnEnd, TurnFault};
 use super::slot::{From, Item, Newest, SlotIx, Trial};
 use super::{Ledger, Stored, Ticket};
 use crate::clock::{Millis, millis};
-use crate::handler::{AfterDeadLetter, Fault};
+use crate::handler::{AfterDeadLetter, Fault, call_of};
 use crate::message::TakenId;
+use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{Attempt, Part, PendingKind, StateWrite};
 
 /// Failed attempts kept with a message: the first of them and the newest.
@@ -42,7 +43,7 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    fn turn(&mut self, id: TakenId) {
+    pub(super) fn turn(&mut self, id: TakenId) {
         self.turns += 1;
         self.first.get_or_insert(id);
     }
@@ -65,7 +66,7 @@ impl Ledger {
             let Some(item) = running.and_then(|running| running.items.pop_front()) else { break };
             self.slots[ix].unavailable = None;
             match end {
-                TurnEnd::Done { events, sent, rows, timers, statements } => {
+                TurnEnd::Done { events, sent, rows, timers, statements, reply } => {
                     if item.from == From::Timer {
                         self.fired(ix, &item.message);
                         self.group(ix).fired += 1;
@@ -78,6 +79,7 @@ impl Ledger {
                     add(&mut group.part.sent, sent);
                     add(&mut group.part.rows, rows);
                     add(&mut group.part.statements, statements);
+                    group.part.replies.extend(reply);
                     group.turn(item.id);
                     self.turned(ix);
                     self.settle_item(ix, item);
@@ -106,13 +108,13 @@ impl Ledger {
     }
 
     /// One turn fewer that must have a commit of its own.
-    fn turned(&mut self, ix: SlotIx) {
+    pub(super) fn turned(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
         slot.solo = slot.solo.saturating_sub(1);
     }
 
     /// A message is done with: its id is taken, or its row deleted.
-    fn settle_item(&mut self, ix: SlotIx, item: Item) {
+    pub(super) fn settle_item(&mut self, ix: SlotIx, item: Item) {
         match item.from {
             From::Live(ticket) => self.take(Some(ix), &item, ticket),
             From::Row(seq) => {
@@ -147,6 +149,14 @@ impl Ledger {
 
     /// A turn failed, or a message is refused without being run.
     pub(super) fn fault(&mut self, ix: SlotIx, mut item: Item, fault: TurnFault, now: Millis) {
+        let refused = match &fault {
+            TurnFault::Refuse(code, reason) => Some((*code, &**reason)),
+            TurnFault::Reject(reason) => Some(("rejected", &**reason)),
+            TurnFault::Retry(_) | TurnFault::Defer(_) | TurnFault::GiveUp(_) => None,
+        };
+        if let (Some(refused), Some(call)) = (refused, call_of(&item.message)) {
+            return self.refuse_call(ix, item, call, refused);
+        }
         let generation = self.slots[ix].actor.map_or(0, |actor| self.actors.generation(actor));
         // As it is handled again if this fault cannot be recorded.
         let before = item.clone();
@@ -154,7 +164,10 @@ impl Ledger {
         let policy = self.policy(self.slots[ix].service).retry;
         let attempt = item.attempt + u32::from(!matches!(fault, TurnFault::Defer(_)));
         let error = match &fault {
-            TurnFault::Retry(error) | TurnFault::Reject(error) => error.clone(),
+            TurnFault::Retry(error)
+            | TurnFault::Reject(error)
+            | TurnFault::Refuse(_, error)
+            | TurnFault::GiveUp(error) => error.clone(),
             TurnFault::Defer(delay) => format!("deferred for {delay} ms"),
         };
         if item.history.len() >= ATTEMPTS_KEPT {
@@ -163,7 +176,7 @@ impl Ledger {
         item.history.push(Attempt { attempt: attempt.max(1), at: now, generation, error: error.clone() });
         item.attempt = attempt;
         let due = match fault {
-            TurnFault::Reject(_) => Err(error.clone()),
+            TurnFault::Reject(_) | TurnFault::Refuse(..) | TurnFault::GiveUp(_) => Err(error.clone()),
             TurnFault::Retry(_) => match policy.next(attempt, &mut self.dice) {
                 Some(delay) => Ok(millis(delay)),
                 None => Err(error.clone()),
@@ -223,7 +236,10 @@ impl Ledger {
 
     /// The message becomes a dead letter.
     fn give_up(&mut self, ix: SlotIx, (item, before): (Item, Item), error: String, now: Millis) {
-        let holds_key = self.policy(self.slots[ix].service).after_dead_letter == AfterDeadLetter::HoldKey;
+        let call = call_of(&item.message);
+        // The sender of a call is told, and nobody else waits for it.
+        let holds_key =
+            call.is_none() && self.policy(self.slots[ix].service).after_dead_letter == AfterDeadLetter::HoldKey;
         let row = matches!(item.from, From::Row(_));
         let seq = match item.from {
             From::Row(seq) => {
@@ -247,7 +263,9 @@ impl Ledger {
         let key = self.service_key(ix);
         let letter = dead_letter(&item, seq, key, error, holds_key, now);
         let (event, answer) = (self.obituary(&letter), self.bad_news(&letter));
+        let reply = call.map(|call| Reply { call, outcome: CallOutcome::failed(&letter.error) });
         let group = self.group(ix);
+        group.part.replies.extend(reply);
         group.part.events.extend(event);
         group.part.sent.extend(answer);
         group.part.dead.push(letter);
@@ -344,7 +362,9 @@ impl Ledger {
         }
         let Some(head) = slot.queue.pop_front() else { return false };
         let fault = match (slot.blame.take_if(|_| blamed), head.refusal.clone()) {
-            (Some((_, Fault::Reject(reason))), _) | (None, Some(reason)) => TurnFault::Reject(reason),
+            (Some((_, Fault::Reject(reason) | Fault::Refuse { reason, .. })), _) | (None, Some(reason)) => {
+                TurnFault::Reject(reason)
+            }
             (Some((_, Fault::Retry(reason))), _) => TurnFault::Retry(reason),
             (Some((_, Fault::Defer(delay))), _) => TurnFault::Defer(millis(delay)),
             (Some((_, Fault::Unavailable { reason, .. })), _) => TurnFault::Retry(reason),

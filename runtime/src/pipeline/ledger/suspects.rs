@@ -248,7 +248,7 @@ impl Ledger {
                  again (suspects.starts)"
             );
             self.to_advance.push_back(ix);
-            return self.fault(ix, head, TurnFault::Reject(reason), now);
+            return self.fault(ix, head, TurnFault::GiveUp(reason), now);
         }
         let starts = head.starts + 1;
         let what = format!("the process ended while it was being handled: start {starts} of {most}");

@@ -134,6 +134,7 @@ impl Inner {
                 None => rows.remove(&write.key),
             };
         }
+        self.write_replies(&part.replies);
         if let Some(result) = &part.command {
             let (affected, done) = self.results.entry((result.command, shard)).or_default();
             *affected += result.affected;

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::read::passed;
 use super::{HASH_KEY, Inner, MemoryStore, Written};
 use crate::message::{ShardNo, TakenId, digest};
+use crate::store::append::CALL_LANES;
 use crate::store::declared::wrong;
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
@@ -93,7 +94,8 @@ impl Queries for MemoryStore {
     fn unread_imports(&self) -> StoreFuture<'_, u64> {
         let inner = self.inner();
         let unread = inner.log.iter().filter(|((target, origin, no), (count, _))| {
-            &**origin == IMPORT && !passed(inner.position(*target, origin), *no, *count)
+            (&**origin == IMPORT || CALL_LANES.contains(&&**origin))
+                && !passed(inner.position(*target, origin), *no, *count)
         });
         Box::pin(ready(Ok(unread.map(|(_, (count, _))| u64::from(*count)).sum())))
     }
@@ -109,7 +111,7 @@ impl Queries for MemoryStore {
             return Box::pin(ready(Err(StoreError::Unavailable(error))));
         }
         let mut inner = self.inner();
-        let no = inner.lanes.entry(IMPORT).or_default();
+        let no = inner.lanes.entry(IMPORT.to_owned()).or_default();
         *no += 1;
         let no = *no;
         for row in rows {

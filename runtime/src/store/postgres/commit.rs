@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
-use super::escape::stored;
+use super::decode::stored;
 use super::failure::Failure;
 use super::links::Args;
 use super::read::signed;
-use super::tables;
+use super::{calls, tables};
 use crate::message::ShardNo;
 use crate::store::{Attempt, Commit, DeadLetter, PendingRow, StateWrite, TimerWrite, layout};
 
@@ -19,6 +19,19 @@ const SLIM: usize = 21;
 const WHOLE: usize = 57;
 /// Arguments of [`timer_rows`].
 const TIMERS: usize = 8;
+
+// What is removed once nobody needs it any more.
+
+pub(super) const TRIM_LOG: &str = "DELETE FROM log WHERE ctid = ANY (ARRAY(
+    SELECT l.ctid FROM UNNEST($2::text[], $3::bigint[], $4::bigint[]) AS p (origin, no, passed)
+    JOIN log l ON l.target = $1 AND l.origin = p.origin AND l.no <= p.no
+    WHERE l.no < p.no OR l.count <= p.passed LIMIT $5))";
+pub(super) const TRIM_COMMITS: &str = "DELETE FROM commits WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM commits WHERE shard = $1 AND commit_no < $2 ORDER BY commit_no LIMIT $3))";
+/// Its arguments are of other types than those of [`TRIM_COMMITS`]: whatever stands between could mix statements up, the
+/// server would refuse one's arguments to the other.
+pub(super) const TRIM_HISTORY: &str = "DELETE FROM history WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM history WHERE at < $1 AND shard = $2 ORDER BY at LIMIT $3))";
 
 /// A commit, ready to be sent.
 #[derive(Debug)]
@@ -72,6 +85,12 @@ impl Statement {
             sql += &timer_rows(count);
             count += TIMERS;
             args = put_timers(args, &timers);
+        }
+        let replies: Vec<_> = commit.parts.iter().flat_map(|part| &part.replies).collect();
+        if !replies.is_empty() {
+            sql += &calls::reply_rows(count);
+            count += calls::REPLIES;
+            args = calls::put_replies(args, &replies);
         }
         if !commit.intake.is_empty() {
             count += 1;

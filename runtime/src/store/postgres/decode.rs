@@ -1,6 +1,7 @@
-//! Rows of PostgreSQL as the store's own values.
-//! In: rows. Out: values, or what does not decode.
+//! Rows of PostgreSQL as the store's own values, and texts as it can hold them: its text knows no U+0000.
+//! In: rows, texts. Out: values, or what does not decode; texts that it can hold.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,7 +9,6 @@ use serde::de::DeserializeOwned;
 use sqlx::postgres::PgRow;
 use sqlx::{Decode, Postgres, Row, Type};
 
-use super::escape::given;
 use crate::store::layout::{self, message};
 use crate::store::{DeadLetter, HistoryRow, PendingRow, ServiceKey, StoreError, TakenShard, Timer};
 
@@ -37,7 +37,7 @@ pub(super) fn maybe<T: TryFrom<i64>>(row: &PgRow, at: usize) -> Result<Option<T>
     T::try_from(raw).map(Some).map_err(|_| StoreError::Corrupt(format!("number {raw} in column {at}")))
 }
 
-/// A text that was written by [`super::escape::stored`].
+/// A text that was written by [`stored`].
 pub(super) fn text(row: &PgRow, at: usize) -> Result<Arc<str>, StoreError> {
     get::<&str>(row, at).map(|text| Arc::from(given(text)))
 }
@@ -125,4 +125,55 @@ pub(super) fn history(row: &PgRow) -> Result<HistoryRow, StoreError> {
         what: string(row, 6)?,
         error: string(row, 7)?,
     })
+}
+
+/// Stands for itself when it comes twice, for U+0000 when a 0 follows.
+const MARK: char = '\u{241B}';
+
+/// `text` as it is stored.
+pub(super) fn stored(text: &str) -> Cow<'_, str> {
+    if !text.contains(['\0', MARK]) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        match c {
+            '\0' => escaped.extend([MARK, '0']),
+            MARK => escaped.extend([MARK, MARK]),
+            other => escaped.push(other),
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+/// The text that [`stored`] was given.
+pub(super) fn given(text: &str) -> Cow<'_, str> {
+    if !text.contains(MARK) {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            MARK => plain.extend(chars.next().map(|next| if next == '0' { '\0' } else { next })),
+            other => plain.push(other),
+        }
+    }
+    Cow::Owned(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_text_comes_back(text in "[a0\u{0}\u{241B}é]{0,12}") {
+            let stored = stored(&text);
+            prop_assert!(!stored.contains('\0'));
+            prop_assert_eq!(given(&stored), text.as_str());
+        }
+    }
 }

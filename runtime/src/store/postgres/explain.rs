@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sqlx::AssertSqlSafe;
 
-use super::escape::stored;
+use super::decode::stored;
 use super::links::{Args, Links};
 use super::queries::commit;
 use super::read::count;

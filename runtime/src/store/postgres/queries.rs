@@ -5,12 +5,13 @@ use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgRow;
 
 use super::commit::shard_no;
-use super::escape::stored;
+use super::decode::stored;
 use super::links::{Args, Links};
 use super::place::Use;
 use super::read::{self, FILTER, count, filtered, signed};
 use super::{PgStore, TOOL_PATIENCE, decode, explain, schema, tables};
 use crate::message::ShardNo;
+use crate::store::append::OUTSIDE;
 use crate::store::health::{self, Health};
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
@@ -117,9 +118,9 @@ impl Queries for PgStore {
         Box::pin(async move {
             let sql = format!(
                 "WITH {POSITIONS}
-                 SELECT coalesce(sum(l.count), 0)::bigint FROM shards s
-                 LEFT JOIN positions p ON p.shard = s.shard AND p.origin = 'import'
-                 JOIN log l ON l.target = s.shard AND l.origin = 'import' AND l.no >= coalesce(p.no, 0)
+                 SELECT coalesce(sum(l.count), 0)::bigint FROM shards s CROSS JOIN ({OUTSIDE}) AS o
+                 LEFT JOIN positions p ON p.shard = s.shard AND p.origin = o.column1
+                 JOIN log l ON l.target = s.shard AND l.origin = o.column1 AND l.no >= coalesce(p.no, 0)
                      AND (l.no > coalesce(p.no, 0) OR l.count > coalesce(p.passed, 0))"
             );
             one(&self.queries.read(AssertSqlSafe(sql), Args::default()).await?, |row| decode::number(row, 0))

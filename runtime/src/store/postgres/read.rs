@@ -9,7 +9,7 @@ use sqlx::AssertSqlSafe;
 
 use super::commit::shard_no;
 use super::decode;
-use super::escape::stored;
+use super::decode::stored;
 use super::links::{Args, Links};
 use crate::clock::Millis;
 use crate::message::ShardNo;

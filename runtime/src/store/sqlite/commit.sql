@@ -65,6 +65,15 @@ FROM json_each(?) WHERE true
 ON CONFLICT (service, key, name) DO UPDATE SET due_at = excluded.due_at, message = excluded.message;
 DELETE FROM timers WHERE (service, key, name) IN (SELECT value->>0, value->>1, value->>2 FROM json_each(?));
 
+-- Outcomes of calls.
+UPDATE calls SET ended = r.ended, code = r.code, body = r.body
+FROM (
+    SELECT unhex(value->>0) AS id, value->>1 AS ended, value->>2 AS code,
+        coalesce(substr(?, value->>3, value->>4), x'') AS body
+    FROM json_each(?)
+) AS r
+WHERE calls.id = r.id;
+
 -- History, and results of operator commands.
 INSERT INTO history (shard, service, key, id, at, attempt, generation, what, error)
 SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7, value->>8

@@ -12,6 +12,7 @@ use super::args::Rows;
 use super::read::signed;
 use crate::handler::{RowWrite, Statement};
 use crate::message::ShardNo;
+use crate::store::calls::Reply;
 use crate::store::{CommandResult, Commit, DeadLetter, HistoryRow, LogRow, PendingRow, StateWrite, TimerWrite, layout};
 
 /// A commit, owned and with its bytes laid out as they are stored.
@@ -40,6 +41,7 @@ pub(super) struct Piece {
     pub(super) rows: Vec<RowWrite>,
     pub(super) statements: Vec<Statement>,
     timers: Vec<TimerWrite>,
+    replies: Vec<Reply>,
 }
 
 impl Piece {
@@ -70,6 +72,7 @@ impl Piece {
             rows: Vec::new(),
             statements: Vec::new(),
             timers: TimerWrite::newest(&commit.parts).into_iter().cloned().collect(),
+            replies: commit.parts.iter().flat_map(|part| part.replies.iter().cloned()).collect(),
         };
         for part in &commit.parts {
             piece.states.extend(part.state.clone());
@@ -111,6 +114,8 @@ pub(super) fn arguments(sql: &'static str, pieces: &[&Piece]) -> Query<'static, 
     let query = query.bind(pending_blob).bind(pending).bind(settled).bind(dead_blob).bind(dead).bind(undead);
     let ((timers, timers_blob), stopped) = timers(pieces);
     let query = query.bind(timers_blob).bind(timers).bind(stopped);
+    let (replies, replies_blob) = replies(pieces).finish();
+    let query = query.bind(replies_blob).bind(replies);
     query.bind(history(pieces).finish().0).bind(results(pieces).finish().0)
 }
 
@@ -215,6 +220,14 @@ fn timers(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
     (set.finish(), stopped.finish().0)
 }
 
+fn replies(pieces: &[&Piece]) -> Rows {
+    let mut rows = Rows::default();
+    for Reply { call, outcome } in pieces.iter().flat_map(|piece| &piece.replies) {
+        rows.row().put(hex(&call.0)).put(outcome.end.as_str()).put(&outcome.code).put_blob(&outcome.body);
+    }
+    rows
+}
+
 fn history(pieces: &[&Piece]) -> Rows {
     let mut rows = Rows::default();
     for piece in pieces {
@@ -236,7 +249,7 @@ fn results(pieces: &[&Piece]) -> Rows {
     rows
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()

@@ -11,6 +11,7 @@ use super::read::{self, FILTER, bind_filter, count, signed};
 use super::writer::{Writer, failed};
 use super::{SqliteStore, decode, explain, schema, tables};
 use crate::message::ShardNo;
+use crate::store::append::OUTSIDE;
 use crate::store::health::{self, Health};
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
@@ -107,9 +108,9 @@ impl Queries for SqliteStore {
         Box::pin(async move {
             let sql = format!(
                 "WITH {POSITIONS}
-                 SELECT coalesce(sum(l.count), 0) FROM shards s
-                 LEFT JOIN positions p ON p.shard = s.shard AND p.origin = 'import'
-                 JOIN log l ON l.target = s.shard AND l.origin = 'import' AND l.no >= coalesce(p.no, 0)
+                 SELECT coalesce(sum(l.count), 0) FROM shards s CROSS JOIN ({OUTSIDE}) AS o
+                 LEFT JOIN positions p ON p.shard = s.shard AND p.origin = o.column1
+                 JOIN log l ON l.target = s.shard AND l.origin = o.column1 AND l.no >= coalesce(p.no, 0)
                      AND (l.no > coalesce(p.no, 0) OR l.count > coalesce(p.passed, 0))"
             );
             decode::number(&query(AssertSqlSafe(sql)).fetch_one(&self.readers).await.map_err(failed)?, 0)

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use super::call::CallArgs;
+use super::edit::EditArgs;
 use super::pause::{KeyCommand, ServiceCommand};
 use perkey::settings::load::Flag;
 use perkey::telemetry;
@@ -143,6 +145,8 @@ pub enum Command {
         #[arg(value_name = "MESSAGE-ID|KEY")]
         id_or_key: String,
     },
+    /// Call a front door: the operation takes effect once, however often it has to be sent
+    Call(CallArgs),
     /// Show the shards and what waits in them
     Status,
     /// Say what is unsafe or wrong in settings, store and brokers, and what to do about it
@@ -212,29 +216,6 @@ pub enum DlqCommand {
     Discard(ChangeArgs),
     /// Replace one by a message with another payload, which runs in its place
     Edit(EditArgs),
-}
-
-/// Which dead letter is edited, and how.
-#[derive(Args, Debug)]
-pub struct EditArgs {
-    /// Its message's id
-    #[arg(value_name = "ID")]
-    pub id: String,
-    /// Its service, where that is not the only one
-    #[arg(long)]
-    pub service: Option<String>,
-    /// Its key, where that is not the only one
-    #[arg(long)]
-    pub key: Option<String>,
-    /// File with the new payload, - for standard input [default: what EDITOR makes of the old one]
-    #[arg(long, value_name = "FILE")]
-    pub payload: Option<String>,
-    /// Why; kept with the command
-    #[arg(long, default_value = "")]
-    pub reason: String,
-    /// How long to wait until it is done
-    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
-    pub wait: std::time::Duration,
 }
 
 /// What to do with a key's state.

@@ -3,7 +3,9 @@
 
 use std::io::Read;
 use std::process::Command;
+use std::time::Duration;
 
+use clap::Args;
 use perkey::Handlers;
 use perkey::clock::Clock;
 use perkey::handler::{Payload, is_between_keys};
@@ -12,9 +14,31 @@ use perkey::settings::Settings;
 use perkey::store::DeadLetter;
 use perkey::store::query::{Action, DeadFilter};
 
-use super::args::EditArgs;
 use super::output::Out;
 use super::{Ended, Failure, dlq, handlers, open_beside};
+
+/// Which dead letter is edited, and how.
+#[derive(Args, Debug)]
+pub struct EditArgs {
+    /// Its message's id
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Its service, where that is not the only one
+    #[arg(long)]
+    pub service: Option<String>,
+    /// Its key, where that is not the only one
+    #[arg(long)]
+    pub key: Option<String>,
+    /// File with the new payload, - for standard input [default: what EDITOR makes of the old one]
+    #[arg(long, value_name = "FILE")]
+    pub payload: Option<String>,
+    /// Why; kept with the command
+    #[arg(long, default_value = "")]
+    pub reason: String,
+    /// How long to wait until it is done
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    pub wait: Duration,
+}
 
 /// Asks the owner of a dead letter to run it with another payload.
 pub async fn edit(settings: &Settings, asked: &EditArgs, out: Out) -> Ended {

@@ -5,11 +5,13 @@
 //! of the turn that ends it writes its outcome into the record. So there is no record without a message, no effect
 //! without an answer, and no answer without its effect.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 
-use super::{StoreError, StoreFuture};
 use crate::clock::Millis;
 use crate::message::Message;
+use crate::store::{StoreError, StoreFuture};
 
 /// What identifies a call: a hash of tenant, principal, operation and idempotency key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,6 +67,8 @@ pub struct CallRecord {
     pub id: CallId,
     /// What it asked for.
     pub fingerprint: Fingerprint,
+    /// The id of its message; empty where a cache has forgotten it.
+    pub message_id: String,
     /// When it was accepted.
     pub accepted_at: Millis,
     /// From when on its key may be used again, once it has ended.
@@ -89,6 +93,24 @@ pub struct CallOutcome {
     pub code: String,
     /// The handler's reply as JSON; of any other end the reason as text.
     pub body: Bytes,
+}
+
+impl CallOutcome {
+    /// It took effect, and its handler replied this, or nothing.
+    pub(crate) fn done(reply: Option<Bytes>) -> Self {
+        let body = reply.unwrap_or(Bytes::from_static(b"null"));
+        Self { end: CallEnd::Done, code: String::new(), body }
+    }
+
+    /// Its handler refused it, with this code and reason.
+    pub(crate) fn refused(code: &str, reason: &str) -> Self {
+        Self { end: CallEnd::Refused, code: code.to_owned(), body: Bytes::copy_from_slice(reason.as_bytes()) }
+    }
+
+    /// It was given up for this reason.
+    pub(crate) fn failed(reason: &str) -> Self {
+        Self { end: CallEnd::Failed, code: String::new(), body: Bytes::copy_from_slice(reason.as_bytes()) }
+    }
 }
 
 /// The ends of a call.
@@ -136,15 +158,38 @@ pub struct Reply {
 pub trait CallStore: Send + Sync {
     /// Accepts calls in one transaction, each with its message in lane `lane` of the embedded log. In the order asked:
     /// nothing for a call that is new, and the record that was there for one that is not. A record that has expired is
-    /// replaced. Of two calls of the same id the first counts.
+    /// replaced. Of two calls of the same id the first counts, and the other one finds its record.
     fn accept(&self, lane: String, calls: Vec<NewCall>) -> StoreFuture<'_, Vec<Option<CallRecord>>>;
 
     /// The records of these calls, in the order asked; nothing where there is none.
     fn records(&self, ids: Vec<CallId>) -> StoreFuture<'_, Vec<Option<CallRecord>>>;
 
-    /// How many records a tenant has.
-    fn count(&self, tenant: String) -> StoreFuture<'_, u64>;
+    /// How many records each tenant has.
+    fn counts(&self) -> StoreFuture<'_, Vec<(String, u64)>>;
 
     /// Removes records that had expired by `before`, at most `limit`; says how many it removed.
     fn sweep(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64>;
+}
+
+/// The calls of which each is the first of its id, by their places.
+pub(in crate::store) fn firsts(calls: &[NewCall]) -> Vec<usize> {
+    let mut seen = HashSet::with_capacity(calls.len());
+    (0..calls.len()).filter(|at| seen.insert(calls[*at].id)).collect()
+}
+
+/// What [`CallStore::accept`] answers where the calls at these places were new, and these are the others' records, in
+/// order. One that was removed just now is neither.
+pub(in crate::store) fn answers(
+    count: usize,
+    new: &HashSet<usize>,
+    records: Vec<Option<CallRecord>>,
+) -> Result<Vec<Option<CallRecord>>, StoreError> {
+    let mut records = records.into_iter();
+    let answer = |at: usize| match new.contains(&at) {
+        true => Ok(None),
+        false => records.next().flatten().map(Some).ok_or_else(|| {
+            StoreError::Unavailable("the record of a call was removed while it was looked at: ask again".to_owned())
+        }),
+    };
+    (0..count).map(answer).collect()
 }

@@ -1,0 +1,194 @@
+//! Clients that ask again and again, several for each operation, at gateways that are killed and cut off from them.
+//! In: how many operations, how many kills, which share of the answers is lost. Out: whether each operation took effect
+//! once, by what a client and the database can see.
+
+mod clients;
+mod judge;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use perkey::clock::{Dice, Stopwatch, sleep};
+
+use self::clients::{Clients, Given};
+use crate::fleet::servers::Servers;
+use crate::fleet::{change, in_database};
+use crate::process::{Place, Running, until};
+use crate::proxy::{Mode, Proxy};
+use crate::{ChaosError, Verdict};
+
+/// All operations have been answered within this once nobody is killed any more.
+const REST_MAX: Duration = Duration::from_secs(300);
+/// How long a line stays cut.
+const CUT_FOR: Duration = Duration::from_millis(150);
+/// `ownership.lease_ttl` of a fleet's workers.
+const TTL: &str = "ownership.lease_ttl=2s";
+
+/// What holds the calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    /// One process on a file.
+    Sqlite,
+    /// Two workers on a database.
+    Postgres,
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The binary.
+    pub binary: PathBuf,
+    /// What holds the calls.
+    pub store: StoreKind,
+    /// Operations, each with its own key.
+    pub operations: u64,
+    /// How often a process is killed.
+    pub kills: u32,
+    /// Share of the requests whose client leaves before it is answered.
+    pub cut: f64,
+    /// The seed.
+    pub seed: u64,
+}
+
+/// Runs `plan`; each line of the report goes to `say` as it comes.
+pub async fn calls(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, ChaosError> {
+    let folder = tempfile::tempdir()?;
+    let mut place = Place::new(&plan.binary, folder.path());
+    let mut database = None;
+    if plan.store == StoreKind::Postgres {
+        let server = Servers::running()?.postgres;
+        let name = format!("perkey_test_calls_{:08x}", Dice::from_system().below(1 << 32));
+        change(&server, &format!("CREATE DATABASE {name}")).await?;
+        place.url = in_database(&server, &name);
+        database = Some((server, name));
+    }
+    let verdict = Scene::start(plan, place).await?.play(say).await?;
+    if let Some((server, name)) = database.filter(|_| verdict.violations.is_empty()) {
+        change(&server, &format!("DROP DATABASE {name} WITH (FORCE)")).await?;
+    }
+    Ok(verdict)
+}
+
+/// A process with a gateway, and the line to it.
+struct Gate {
+    name: String,
+    listen: String,
+    line: Proxy,
+    running: Option<Running>,
+}
+
+struct Scene<'a> {
+    plan: &'a Plan,
+    place: Place,
+    gates: Vec<Gate>,
+    dice: Dice,
+}
+
+impl<'a> Scene<'a> {
+    async fn start(plan: &'a Plan, place: Place) -> Result<Self, ChaosError> {
+        let count = if plan.store == StoreKind::Sqlite { 1 } else { 2 };
+        let mut gates = Vec::new();
+        for no in 0..count {
+            // Free now; the process takes it before anybody else asks for one.
+            let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+            let line = Proxy::start("127.0.0.1:0", &listen).await?;
+            gates.push(Gate { name: format!("w{no}"), listen, line, running: None });
+        }
+        let mut scene = Self { plan, place, gates, dice: Dice::seeded(plan.seed ^ 0x63_616c_6c73) };
+        for at in 0..scene.gates.len() {
+            scene.run(at)?;
+        }
+        for gate in &mut scene.gates {
+            let listen = gate.listen.clone();
+            let up = async || tokio::net::TcpStream::connect(&listen).await.is_ok() || !is_alive(&mut gate.running);
+            until("the gateway does not listen", REST_MAX, up).await?;
+        }
+        Ok(scene)
+    }
+
+    /// Starts the process of a gate, unless it runs.
+    fn run(&mut self, at: usize) -> Result<(), ChaosError> {
+        let gate = &mut self.gates[at];
+        if is_alive(&mut gate.running) {
+            return Ok(());
+        }
+        let (listen, worker) = (format!("gateway.listen={}", gate.listen), format!("ownership.worker={}", gate.name));
+        let mut args = vec![if self.plan.store == StoreKind::Sqlite { "up" } else { "worker" }];
+        let settings = ["admin.listen=127.0.0.1:0", "gateway.grpc_listen=127.0.0.1:0", &listen];
+        settings.iter().for_each(|setting| args.extend(["--set", setting]));
+        if self.plan.store == StoreKind::Postgres {
+            args.extend(["--set", &worker, "--set", TTL, "--set", "ownership.heartbeat=200ms"]);
+            args.extend(["--set", "store.statement_timeout=1s"]);
+        }
+        gate.running = Some(self.place.start(&format!("{}.log", gate.name), &args)?);
+        Ok(())
+    }
+
+    async fn play(mut self, say: &mut dyn FnMut(&str)) -> Result<Verdict, ChaosError> {
+        let watch = Stopwatch::start();
+        let mut verdict = Verdict::default();
+        let given = Given::new(self.plan.seed, self.plan.operations);
+        let urls = self.gates.iter().map(|gate| format!("http://{}", gate.line.address())).collect();
+        let clients = Clients::start(&given, urls, self.plan.cut, self.plan.seed)?;
+        for no in 1..=self.plan.kills {
+            // A kill for each share of the operations: none comes when all is over.
+            let share = self.plan.operations * u64::from(no) / u64::from(self.plan.kills + 1);
+            until("no operation is answered any more", REST_MAX, async || clients.answered() >= share).await?;
+            sleep(Duration::from_millis(self.dice.below(80))).await;
+            let killed = self.strike().await?;
+            say(&format!("{no}: {killed}; {} of {} answered", clients.answered(), self.plan.operations));
+        }
+        let all = async || clients.answered() >= self.plan.operations;
+        let rested = until("not all operations were answered", REST_MAX, all).await;
+        let seen = clients.finish().await;
+        rested.map_err(|error| ChaosError::Stuck(format!("{error}: {}", self.place.tail("w0.log"))))?;
+        verdict.facts.push(format!(
+            "{} requests for {} operations, {} left before their answer, {:.1} s in all",
+            seen.requests,
+            self.plan.operations,
+            seen.left,
+            watch.elapsed().as_secs_f64()
+        ));
+        let url = format!("http://{}", self.gates[0].line.address());
+        judge::answers(&given, &seen, &mut verdict);
+        judge::pages(&url, &given, &mut verdict).await?;
+        self.leave(&mut verdict).await?;
+        judge::database(&self.place.url, &given, &mut verdict).await?;
+        Ok(verdict)
+    }
+
+    /// Cuts a line, kills a process, or both; the process is started again at once.
+    async fn strike(&mut self) -> Result<String, ChaosError> {
+        let at = usize::try_from(self.dice.below(self.gates.len() as u64)).unwrap_or(0);
+        let cut = self.dice.unit() < 0.5;
+        if cut {
+            self.gates[at].line.set(Mode::Cut);
+            sleep(CUT_FOR).await;
+        }
+        let gate = &mut self.gates[at];
+        let pid = gate.running.as_ref().map_or(0, |running| running.pid);
+        if let Some(running) = &mut gate.running {
+            running.kill().await?;
+        }
+        gate.line.set(Mode::Pass);
+        self.run(at)?;
+        Ok(format!("killed {pid}{}", if cut { ", its line cut before" } else { "" }))
+    }
+
+    /// Lets all processes end in order.
+    async fn leave(&mut self, verdict: &mut Verdict) -> Result<(), ChaosError> {
+        for gate in &mut self.gates {
+            let Some(running) = &mut gate.running else { continue };
+            running.terminate().await?;
+            let status = running.ends(Duration::from_secs(30)).await?;
+            let log = format!("{}.log", gate.name);
+            verdict
+                .expect(status.code() == Some(0), || format!("a drain ended with {status}: {}", self.place.tail(&log)));
+        }
+        Ok(())
+    }
+}
+
+fn is_alive(running: &mut Option<Running>) -> bool {
+    running.as_mut().is_some_and(Running::is_alive)
+}

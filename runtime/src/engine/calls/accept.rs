@@ -1,0 +1,155 @@
+//! Writes calls that come at once together: a task that no caller cancels.
+//! In: calls. Out: of each whether it is new, or the record that was there.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
+
+use super::CallError;
+use crate::clock::{Dice, Stopwatch, sleep};
+use crate::settings::Settings;
+use crate::store::append::{CALL_LANES, LOOK_EVERY, Room};
+use crate::store::calls::{CallRecord, NewCall};
+use crate::store::{Store, StoreError};
+
+/// Calls that may wait to be written.
+const WAITING_MAX: usize = 16_384;
+/// Calls in one write.
+const BATCH_MAX: usize = 256;
+/// How often a write is tried while the store is busy beyond its own patience.
+const TRIES: u32 = 5;
+/// How often the records that tenants have are counted; what is accepted here is counted as it comes.
+const COUNT_EVERY: Duration = Duration::from_secs(60);
+
+/// What became of a call.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// It is durable, and will be handled.
+    New,
+    /// There was a call under its key.
+    Known(CallRecord),
+}
+
+type Told = Result<Verdict, CallError>;
+
+/// The way to the task.
+#[derive(Debug)]
+pub(super) struct Accepts {
+    calls: mpsc::Sender<(NewCall, oneshot::Sender<Told>)>,
+    quota: Arc<Quota>,
+}
+
+impl Accepts {
+    #[expect(clippy::disallowed_methods, reason = "a write outlives its caller, who may be gone when it is done")]
+    pub(super) fn start(store: Arc<dyn Store>, settings: &Settings) -> Self {
+        let (calls, mut inbox) = mpsc::channel(WAITING_MAX);
+        let quota = Arc::new(Quota { max: settings.gateway.keys_max, counts: Mutex::default() });
+        let lane = Dice::from_system().below(CALL_LANES.len() as u64);
+        let lane = usize::try_from(lane).ok().and_then(|lane| CALL_LANES.get(lane)).copied().unwrap_or(CALL_LANES[0]);
+        let mut task =
+            Task { room: Room::new(settings.log.max_unread), quota: Arc::clone(&quota), counted: None, lane, store };
+        tokio::spawn(async move {
+            let mut batch = Vec::new();
+            while inbox.recv_many(&mut batch, BATCH_MAX).await > 0 {
+                task.write(std::mem::take(&mut batch)).await;
+            }
+        });
+        Self { calls, quota }
+    }
+
+    /// Writes a call, with others that come meanwhile.
+    pub(super) async fn accept(&self, call: NewCall) -> Told {
+        self.quota.check(&call.tenant)?;
+        let (tell, told) = oneshot::channel();
+        self.calls.try_send((call, tell)).map_err(|_| CallError::Full)?;
+        told.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the process is ending".to_owned()).into()))
+    }
+}
+
+/// How many records each tenant has, about.
+#[derive(Debug)]
+struct Quota {
+    max: u64,
+    counts: Mutex<HashMap<String, u64>>,
+}
+
+impl Quota {
+    fn check(&self, tenant: &str) -> Result<(), CallError> {
+        let has = self.counts().get(tenant).copied().unwrap_or(0);
+        if has >= self.max { Err(CallError::TooManyKeys(has)) } else { Ok(()) }
+    }
+
+    fn add(&self, tenant: &str) {
+        *self.counts().entry(tenant.to_owned()).or_default() += 1;
+    }
+
+    fn counts(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Task {
+    store: Arc<dyn Store>,
+    room: Room,
+    quota: Arc<Quota>,
+    /// Since the records were counted.
+    counted: Option<Stopwatch>,
+    lane: &'static str,
+}
+
+impl Task {
+    async fn write(&mut self, batch: Vec<(NewCall, oneshot::Sender<Told>)>) {
+        self.count().await;
+        let (calls, tellers): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        // Who gave up waiting does not listen.
+        match self.accept(&calls).await {
+            Ok(known) => {
+                for ((tell, known), call) in tellers.into_iter().zip(known).zip(&calls) {
+                    tell.send(Ok(self.verdict(call, known))).ok();
+                }
+            }
+            Err(error) => tellers.into_iter().for_each(|tell| drop(tell.send(Err(error.clone())))),
+        }
+    }
+
+    fn verdict(&self, call: &NewCall, known: Option<CallRecord>) -> Verdict {
+        match known {
+            // Its own record: the answer to the write that made it was lost, and it was written again.
+            Some(record) if record.message_id != call.message.id() => Verdict::Known(record),
+            _ => {
+                self.quota.add(&call.tenant);
+                Verdict::New
+            }
+        }
+    }
+
+    async fn accept(&mut self, calls: &[NewCall]) -> Result<Vec<Option<CallRecord>>, CallError> {
+        let count = calls.len() as u64;
+        if !self.room.is_there(self.store.queries(), count).await? {
+            return Err(CallError::Full);
+        }
+        self.room.used(count);
+        for _ in 1..TRIES {
+            match self.store.calls().accept(self.lane.to_owned(), calls.to_vec()).await {
+                Err(StoreError::Unavailable(_)) => sleep(LOOK_EVERY).await,
+                done => return Ok(done?),
+            }
+        }
+        Ok(self.store.calls().accept(self.lane.to_owned(), calls.to_vec()).await?)
+    }
+
+    /// Counts what tenants have, now and then.
+    async fn count(&mut self) {
+        if self.counted.as_ref().is_some_and(|counted| counted.elapsed() < COUNT_EVERY) {
+            return;
+        }
+        self.counted = Some(Stopwatch::start());
+        match self.store.calls().counts().await {
+            Ok(counts) => *self.quota.counts() = counts.into_iter().collect(),
+            Err(error) => warn!(%error, "the idempotency keys that tenants have cannot be counted now"),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Records of calls in PostgreSQL: accepted with their messages by one statement.
+//! In: calls. Out: records; the part of a commit that writes their outcomes.
+
+use std::collections::{HashMap, HashSet};
+
+use sqlx::postgres::PgRow;
+
+use super::PgStore;
+use super::commit::shard_no;
+use super::decode::{self, stored};
+use super::links::Args;
+use super::read::signed;
+use crate::clock::Millis;
+use crate::message::{ShardNo, shard_of};
+use crate::store::calls::{CallId, CallOutcome, CallRecord, CallStore, NewCall, Reply, answers, firsts};
+use crate::store::{StoreError, StoreFuture};
+use crate::transport::embedded;
+
+/// In the order of their ids, so that two of these cannot wait for each other. The lane's row is locked until the
+/// numbers that it gave are visible.
+const ACCEPT: &str = "WITH given AS (
+        SELECT * FROM UNNEST($2::bytea[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[],
+            $9::integer[], $10::bytea[]) WITH ORDINALITY
+            AS g (id, fingerprint, tenant, service, message_id, at, expires_at, target, messages, place)),
+    taken AS (
+        INSERT INTO calls AS c (id, fingerprint, tenant, service, message_id, accepted_at, expires_at)
+        SELECT id, fingerprint, tenant, service, message_id, at, expires_at FROM given ORDER BY id
+        ON CONFLICT (id) DO UPDATE SET fingerprint = excluded.fingerprint, tenant = excluded.tenant,
+            service = excluded.service, message_id = excluded.message_id, accepted_at = excluded.accepted_at,
+            expires_at = excluded.expires_at, ended = NULL, code = NULL, body = NULL
+        WHERE c.ended IS NOT NULL AND c.expires_at <= excluded.accepted_at
+        RETURNING id),
+    new AS (
+        SELECT g.place, g.target, g.messages, row_number() OVER (ORDER BY g.place) AS number
+        FROM given g WHERE g.id IN (SELECT id FROM taken)),
+    lane AS (
+        INSERT INTO lanes AS l (origin, no) SELECT $1, count(*) FROM new HAVING count(*) > 0
+        ON CONFLICT (origin) DO UPDATE SET no = l.no + excluded.no
+        RETURNING no - (SELECT count(*) FROM new) AS before),
+    log_rows AS (
+        INSERT INTO log (target, origin, no, count, messages)
+        SELECT n.target, $1, lane.before + n.number, 1, n.messages FROM new n, lane)
+    SELECT place FROM new";
+
+const RECORDS: &str = "SELECT id, fingerprint, message_id, accepted_at, expires_at, ended, code, body
+    FROM calls WHERE id = ANY ($1)";
+
+/// Among the arguments of a commit, behind so many: outcomes of calls. As an upsert, because it always goes by the index;
+/// each record is there, as none is removed before it has ended.
+pub(super) fn reply_rows(behind: usize) -> String {
+    let [id, ended, code, body] = [1, 2, 3, 4].map(|at| behind + at);
+    format!(
+        ", reply_rows AS (
+             INSERT INTO calls AS c
+                 (id, ended, code, body, fingerprint, tenant, service, message_id, accepted_at, expires_at)
+             SELECT r.*, ''::bytea, '', '', '', 0, 0
+             FROM fence, UNNEST(${id}::bytea[], ${ended}::text[], ${code}::text[], ${body}::bytea[])
+                 AS r (id, ended, code, body)
+             ON CONFLICT (id) DO UPDATE SET ended = excluded.ended, code = excluded.code, body = excluded.body)\n"
+    )
+}
+
+/// Arguments of [`reply_rows`].
+pub(super) const REPLIES: usize = 4;
+
+/// Its arguments: of each call the last outcome, in the order of their ids.
+pub(super) fn put_replies(args: Args, replies: &[&Reply]) -> Args {
+    let newest: std::collections::BTreeMap<CallId, &CallOutcome> =
+        replies.iter().map(|reply| (reply.call, &reply.outcome)).collect();
+    args.put(newest.keys().map(|id| &id.0[..]).collect::<Vec<&[u8]>>())
+        .put(newest.values().map(|outcome| outcome.end.as_str()).collect::<Vec<_>>())
+        .put(newest.values().map(|outcome| stored(&outcome.code)).collect::<Vec<_>>())
+        .put(newest.values().map(|outcome| &outcome.body[..]).collect::<Vec<&[u8]>>())
+}
+
+fn accept_args(lane: &str, calls: &[NewCall], places: &[usize], shards: u32) -> Args {
+    let calls: Vec<&NewCall> = places.iter().map(|at| &calls[*at]).collect();
+    let messages: Vec<_> = calls.iter().map(|call| embedded::encode(&[(call.service, &call.message)])).collect();
+    Args::default()
+        .put(lane)
+        .put(calls.iter().map(|call| &call.id.0[..]).collect::<Vec<&[u8]>>())
+        .put(calls.iter().map(|call| &call.fingerprint[..]).collect::<Vec<&[u8]>>())
+        .put(calls.iter().map(|call| &*call.tenant).collect::<Vec<_>>())
+        .put(calls.iter().map(|call| call.service).collect::<Vec<_>>())
+        .put(calls.iter().map(|call| stored(call.message.id())).collect::<Vec<_>>())
+        .put(calls.iter().map(|call| signed(call.at)).collect::<Vec<_>>())
+        .put(calls.iter().map(|call| signed(call.expires_at)).collect::<Vec<_>>())
+        .put(calls.iter().map(|call| shard_no(shard_of(call.message.key(), shards))).collect::<Vec<_>>())
+        .put(messages.iter().map(|row| &row[..]).collect::<Vec<&[u8]>>())
+}
+
+fn id(row: &PgRow, at: usize) -> Result<CallId, StoreError> {
+    let bytes: &[u8] = decode::get(row, at)?;
+    bytes.try_into().map(CallId).map_err(|_| StoreError::Corrupt("the id of a call has another length".to_owned()))
+}
+
+fn record(row: &PgRow) -> Result<CallRecord, StoreError> {
+    let fingerprint: &[u8] = decode::get(row, 1)?;
+    let wrong = |_| StoreError::Corrupt("the fingerprint of a call has another length".to_owned());
+    let ended: Option<&str> = decode::get(row, 5)?;
+    let outcome = match ended {
+        Some(end) => {
+            Some(CallOutcome { end: end.parse()?, code: decode::string(row, 6)?, body: decode::blob(row, 7)? })
+        }
+        None => None,
+    };
+    Ok(CallRecord {
+        id: id(row, 0)?,
+        fingerprint: fingerprint.try_into().map_err(wrong)?,
+        message_id: decode::string(row, 2)?,
+        accepted_at: decode::number(row, 3)?,
+        expires_at: decode::number(row, 4)?,
+        outcome,
+    })
+}
+
+impl PgStore {
+    /// The number of shards, as a worker recorded it; a process without an engine reads it once.
+    async fn shards(&self) -> Result<u32, StoreError> {
+        if let Ok(prepared) = self.prepared() {
+            return Ok(prepared.shards);
+        }
+        if let Some(shards) = self.shards_seen.get() {
+            return Ok(*shards);
+        }
+        let shards = self.shards_recorded().await?;
+        if shards == 0 {
+            return Err(StoreError::Unavailable("it has no shards yet: start a worker once".to_owned()));
+        }
+        Ok(*self.shards_seen.get_or_init(|| shards))
+    }
+}
+
+impl CallStore for PgStore {
+    fn accept(&self, lane: String, calls: Vec<NewCall>) -> StoreFuture<'_, Vec<Option<CallRecord>>> {
+        Box::pin(async move {
+            let (places, shards) = (firsts(&calls), self.shards().await?);
+            let args = accept_args(&lane, &calls, &places, shards);
+            let mut new = HashSet::new();
+            for row in &self.writer.call(ACCEPT, args).await? {
+                let place: usize = decode::number(row, 0)?;
+                new.extend(places.get(place.saturating_sub(1)).copied());
+            }
+            let targets: Vec<ShardNo> = new.iter().map(|at| shard_of(calls[*at].message.key(), shards)).collect();
+            self.writer.appended(&targets);
+            if new.len() == calls.len() {
+                return Ok(vec![None; calls.len()]);
+            }
+            let others = (0..calls.len()).filter(|at| !new.contains(at)).map(|at| calls[at].id).collect();
+            answers(calls.len(), &new, self.records(others).await?)
+        })
+    }
+
+    fn records(&self, ids: Vec<CallId>) -> StoreFuture<'_, Vec<Option<CallRecord>>> {
+        Box::pin(async move {
+            let asked = Args::default().put(ids.iter().map(|id| &id.0[..]).collect::<Vec<&[u8]>>());
+            let mut records = HashMap::new();
+            for row in &self.queries.read(RECORDS, asked).await? {
+                let record = record(row)?;
+                records.insert(record.id, record);
+            }
+            Ok(ids.iter().map(|id| records.get(id).cloned()).collect())
+        })
+    }
+
+    fn counts(&self) -> StoreFuture<'_, Vec<(String, u64)>> {
+        Box::pin(async move {
+            let sql = "SELECT tenant, count(*) FROM calls GROUP BY tenant";
+            let rows = self.queries.read(sql, Args::default()).await?;
+            rows.iter().map(|row| Ok((decode::string(row, 0)?, decode::number(row, 1)?))).collect()
+        })
+    }
+
+    fn sweep(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64> {
+        Box::pin(async move {
+            let sql = "WITH gone AS (DELETE FROM calls WHERE ctid = ANY (ARRAY(
+                    SELECT ctid FROM calls WHERE expires_at <= $1 AND ended IS NOT NULL LIMIT $2))
+                    AND ended IS NOT NULL AND expires_at <= $1 RETURNING 1)
+                SELECT count(*) FROM gone";
+            let args = Args::default().put(signed(before)).put(i64::try_from(limit).unwrap_or(i64::MAX));
+            super::queries::one(&self.writer.call(sql, args).await?, |row| decode::number(row, 0))
+        })
+    }
+}

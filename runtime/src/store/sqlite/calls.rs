@@ -1,0 +1,165 @@
+//! Records of calls in SQLite: accepted with their messages in one transaction of the writer.
+//! In: calls. Out: records.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection, query};
+
+use super::SqliteStore;
+use super::args::Rows;
+use super::decode;
+use super::group::hex;
+use super::read::signed;
+use super::writer::failed;
+use crate::clock::Millis;
+use crate::message::{ShardNo, shard_of};
+use crate::store::append::log_rows;
+use crate::store::calls::{CallId, CallOutcome, CallRecord, CallStore, NewCall, answers, firsts};
+use crate::store::{LogRow, StoreError, StoreFuture};
+
+const RECORD: &str = "id, fingerprint, message_id, accepted_at, expires_at, ended, code, body";
+
+/// Those that were written have their places returned.
+const INSERT: &str = "INSERT INTO calls (id, fingerprint, tenant, service, message_id, accepted_at, expires_at)
+    SELECT unhex(value->>1), unhex(value->>2), value->>3, value->>4, value->>5, value->>6, value->>7
+    FROM json_each(?) WHERE true
+    ON CONFLICT (id) DO UPDATE SET fingerprint = excluded.fingerprint, tenant = excluded.tenant,
+        service = excluded.service, message_id = excluded.message_id, accepted_at = excluded.accepted_at,
+        expires_at = excluded.expires_at, ended = NULL, code = NULL, body = NULL
+    WHERE calls.ended IS NOT NULL AND calls.expires_at <= excluded.accepted_at
+    RETURNING id";
+
+const LANE: &str = "INSERT INTO lanes (origin, no) VALUES (?1, 1) ON CONFLICT (origin) DO UPDATE SET no = no + 1
+    RETURNING no";
+
+const LOG: &str = "INSERT INTO log (target, origin, no, count, messages)
+    SELECT value->>0, ?1, ?2, value->>1, coalesce(substr(?3, value->>2, value->>3), x'') FROM json_each(?4)";
+
+/// Which of the calls, by their places, were accepted; the shards whose log has grown.
+struct Accepted {
+    new: HashSet<usize>,
+    targets: Vec<ShardNo>,
+}
+
+async fn accept(connection: &mut SqliteConnection, lane: String, calls: &[NewCall]) -> Result<Accepted, StoreError> {
+    let places = firsts(calls);
+    let mut rows = Rows::default();
+    for at in &places {
+        let call = &calls[*at];
+        rows.row().put(at).put(hex(&call.id.0)).put(hex(&call.fingerprint)).put(&call.tenant).put(call.service);
+        rows.put(call.message.id()).put(signed(call.at)).put(signed(call.expires_at));
+    }
+    query("BEGIN IMMEDIATE").execute(&mut *connection).await.map_err(failed)?;
+    let written = query(INSERT).bind(rows.finish().0).fetch_all(&mut *connection).await.map_err(failed)?;
+    let by_id: HashMap<CallId, usize> = places.iter().map(|at| (calls[*at].id, *at)).collect();
+    let mut new = HashSet::with_capacity(written.len());
+    for row in &written {
+        new.extend(by_id.get(&id(row, 0)?).copied());
+    }
+    let shards: i64 = query("SELECT count(*) FROM shards")
+        .fetch_one(&mut *connection)
+        .await
+        .and_then(|row| row.try_get(0))
+        .map_err(failed)?;
+    let shards = u32::try_from(shards).unwrap_or(1).max(1);
+    let messages = calls.iter().enumerate().filter(|(at, _)| new.contains(at));
+    let log = log_rows(shards, messages.map(|(_, call)| (call.service, &call.message)));
+    if !log.is_empty() {
+        append(connection, lane, &log).await?;
+    }
+    query("COMMIT").execute(&mut *connection).await.map_err(failed)?;
+    Ok(Accepted { new, targets: calls.iter().map(|call| shard_of(call.message.key(), shards)).collect() })
+}
+
+async fn append(connection: &mut SqliteConnection, lane: String, log: &[LogRow]) -> Result<(), StoreError> {
+    let no: i64 =
+        query(LANE).bind(&lane).fetch_one(&mut *connection).await.and_then(|row| row.try_get(0)).map_err(failed)?;
+    let mut rows = Rows::default();
+    for row in log {
+        rows.row().put(row.target).put(row.count).put_blob(&row.messages);
+    }
+    let (json, blob) = rows.finish();
+    query(LOG).bind(lane).bind(no).bind(blob).bind(json).execute(connection).await.map(drop).map_err(failed)
+}
+
+fn id(row: &SqliteRow, at: usize) -> Result<CallId, StoreError> {
+    let bytes: &[u8] = decode::get(row, at)?;
+    bytes.try_into().map(CallId).map_err(|_| StoreError::Corrupt("the id of a call has another length".to_owned()))
+}
+
+fn record(row: &SqliteRow) -> Result<CallRecord, StoreError> {
+    let fingerprint: &[u8] = decode::get(row, 1)?;
+    let wrong = |_| StoreError::Corrupt("the fingerprint of a call has another length".to_owned());
+    let ended: Option<&str> = decode::get(row, 5)?;
+    let outcome = match ended {
+        Some(end) => Some(CallOutcome { end: end.parse()?, code: decode::get(row, 6)?, body: decode::blob(row, 7)? }),
+        None => None,
+    };
+    Ok(CallRecord {
+        id: id(row, 0)?,
+        fingerprint: fingerprint.try_into().map_err(wrong)?,
+        message_id: decode::get(row, 2)?,
+        accepted_at: decode::number(row, 3)?,
+        expires_at: decode::number(row, 4)?,
+        outcome,
+    })
+}
+
+impl CallStore for SqliteStore {
+    fn accept(&self, lane: String, calls: Vec<NewCall>) -> StoreFuture<'_, Vec<Option<CallRecord>>> {
+        let calls: Arc<[NewCall]> = calls.into();
+        let given = Arc::clone(&calls);
+        let written =
+            self.writer.call(move |connection| Box::pin(async move { accept(connection, lane, &given).await }));
+        Box::pin(async move {
+            let Accepted { new, targets } = written.await?;
+            self.watch.appended(targets);
+            if new.len() == calls.len() {
+                return Ok(vec![None; calls.len()]);
+            }
+            let others = (0..calls.len()).filter(|at| !new.contains(at)).map(|at| calls[at].id).collect();
+            answers(calls.len(), &new, self.records(others).await?)
+        })
+    }
+
+    fn records(&self, ids: Vec<CallId>) -> StoreFuture<'_, Vec<Option<CallRecord>>> {
+        Box::pin(async move {
+            let mut rows = Rows::default();
+            for id in &ids {
+                rows.row().put(hex(&id.0));
+            }
+            let sql = format!("SELECT {RECORD} FROM calls WHERE id IN (SELECT unhex(value->>0) FROM json_each(?))");
+            let found = query(sqlx::AssertSqlSafe(sql)).bind(rows.finish().0).fetch_all(&self.readers).await;
+            let mut records = HashMap::new();
+            for row in &found.map_err(failed)? {
+                let record = record(row)?;
+                records.insert(record.id, record);
+            }
+            Ok(ids.iter().map(|id| records.get(id).cloned()).collect())
+        })
+    }
+
+    fn counts(&self) -> StoreFuture<'_, Vec<(String, u64)>> {
+        Box::pin(async move {
+            let sql = query("SELECT tenant, count(*) FROM calls GROUP BY tenant");
+            let rows = sql.fetch_all(&self.readers).await.map_err(failed)?;
+            rows.iter().map(|row| Ok((decode::get(row, 0)?, decode::number(row, 1)?))).collect()
+        })
+    }
+
+    fn sweep(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.writer.call(move |connection| {
+            Box::pin(async move {
+                let sql = query(
+                    "DELETE FROM calls WHERE id IN (
+                         SELECT id FROM calls WHERE expires_at <= ?1 AND ended IS NOT NULL LIMIT ?2)",
+                );
+                let swept = sql.bind(signed(before)).bind(limit).execute(connection).await.map_err(failed)?;
+                Ok(swept.rows_affected())
+            })
+        })
+    }
+}

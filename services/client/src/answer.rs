@@ -1,0 +1,112 @@
+//! What comes of a call.
+//! In: HTTP answers. Out: an answer that will not change, or why there is none.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// A final answer: the same operation under the same key would be given it again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// Whether it had been given before: the operation took effect earlier, and not again.
+    pub replayed: bool,
+    /// Where the thing is that was made.
+    pub location: Option<String>,
+    /// The idempotency key that it was asked for under; a question has none.
+    pub key: Option<String>,
+    /// How often it was asked for.
+    pub attempts: u32,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// Problem details (RFC 9457), as far as they are there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Problem {
+    /// Its name for programs.
+    pub code: Option<String>,
+    /// Its name for people.
+    pub title: Option<String>,
+    /// What was wrong this time.
+    pub detail: Option<String>,
+}
+
+impl Answer {
+    /// Whether it was done.
+    pub fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// The body as `T`.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_slice(&self.body)
+    }
+
+    /// What was wrong, where it was not done and the body says why.
+    pub fn problem(&self) -> Option<Problem> {
+        if self.is_success() { None } else { self.json().ok() }
+    }
+}
+
+/// What came last of a call that has no final answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Last {
+    /// No connection: the last attempt sent nothing.
+    #[error("no connection: {0}")]
+    NoConnection(String),
+    /// No answer: whether it took effect is not known.
+    #[error("no answer: {0}")]
+    Lost(String),
+    /// An answer that may change.
+    #[error("status {} ({})", .0.status, .0.problem().and_then(|problem| problem.detail).unwrap_or_default())]
+    Answer(Box<Answer>),
+}
+
+/// Why a call has no final answer. Called again under the same key, the operation still takes effect once.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// It cannot be sent as it is.
+    #[error("{0}")]
+    Invalid(String),
+    /// Time is up.
+    #[error("no final answer within {deadline:?}, after {attempts} attempts under the key {}: {last}", shown(key))]
+    Deadline {
+        /// The time that there was.
+        deadline: Duration,
+        /// How often it was tried.
+        attempts: u32,
+        /// Its idempotency key.
+        key: Option<String>,
+        /// What came last.
+        last: Last,
+    },
+    /// Too many calls of this kind are tried again already.
+    #[error(
+        "no more retries are allowed now (Options::retry_share), after {attempts} attempts under the key {}: {last}",
+        shown(key)
+    )]
+    Budget {
+        /// How often it was tried.
+        attempts: u32,
+        /// Its idempotency key.
+        key: Option<String>,
+        /// What came last.
+        last: Last,
+    },
+    /// The answer is larger than it may be.
+    #[error("an answer with status {status} has more than {max} bytes (Options::body_bytes_max)")]
+    TooLarge {
+        /// Its status.
+        status: u16,
+        /// The bound.
+        max: usize,
+    },
+}
+
+fn shown(key: &Option<String>) -> &str {
+    key.as_deref().unwrap_or("(none)")
+}
