@@ -22,6 +22,8 @@ use super::rest::Rest;
 
 /// How deep a document may ask.
 const DEPTH_MAX: usize = 10;
+/// How deep one about the schema alone may: tools ask for types of types, which takes more.
+const ABOUT_DEPTH_MAX: usize = 16;
 /// How many fields it may ask for, each as often as its page may hold it.
 const COMPLEXITY_MAX: usize = 5_000;
 /// How many aliases it may have, and so how many mutations.
@@ -36,19 +38,23 @@ type Served = Schema<Query, Mutation, EmptySubscription>;
 /// What answers.
 struct Door {
     schema: Served,
+    /// Answers what is about the schema alone.
+    about: Served,
     rest: Rest,
 }
 
 /// The door's routes. The schema tells about itself only where no tokens are asked for; in any case a file has it.
 pub fn routes(rest: &Rest) -> Router {
-    let door = Arc::new(Door { schema: schema(rest.auth.is_open()), rest: rest.clone() });
+    let open = rest.auth.is_open();
+    let (schema, about) = (schema(open, DEPTH_MAX), schema(open, ABOUT_DEPTH_MAX));
+    let door = Arc::new(Door { schema, about, rest: rest.clone() });
     let answer = async |State(door): State<Arc<Door>>, request: Request| post::answer(&door, request).await;
     Router::new().route("/graphql", posted(answer)).route("/graphql/schema", get(async || sdl())).with_state(door)
 }
 
-fn schema(introspection: bool) -> Served {
+fn schema(introspection: bool, depth: usize) -> Served {
     let schema = Schema::build(Query, Mutation, EmptySubscription)
-        .limit_depth(DEPTH_MAX)
+        .limit_depth(depth)
         .limit_complexity(COMPLEXITY_MAX)
         .limit_directives(DIRECTIVES_MAX);
     if introspection { schema.finish() } else { schema.disable_introspection().disable_suggestions().finish() }
@@ -56,7 +62,7 @@ fn schema(introspection: bool) -> Served {
 
 /// The schema in its own language.
 pub fn sdl() -> String {
-    schema(true).sdl()
+    schema(true, DEPTH_MAX).sdl()
 }
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ pub(super) struct Asking {
     pub(super) headers: Vec<(String, String)>,
     /// How many mutations the document has.
     pub(super) mutations: usize,
+    /// It asks about the schema alone.
+    pub(super) about_itself: bool,
     /// The fields whose answer was given before.
     pub(super) replayed: Mutex<Vec<String>>,
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use async_graphql::parser::types::{ExecutableDocument, OperationDefinition, OperationType, Selection, SelectionSet};
+use async_graphql::parser::types::{ExecutableDocument, OperationType, Selection, SelectionSet};
 
 /// What is counted in a document.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub(super) struct Counted {
     pub(super) mutations: usize,
     /// Aliases, wherever they are.
     pub(super) aliases: usize,
+    /// It asks about the schema and nothing else.
+    pub(super) about_itself: bool,
 }
 
 /// Counts, each fragment once for each time that it is spread at the top.
@@ -25,30 +27,36 @@ pub(super) fn count(document: &ExecutableDocument, name: Option<&str>) -> Counte
         (_, None) => true,
         (None, Some(_)) => false,
     });
-    let mutations = chosen.map_or(0, |(_, operation)| mutations(document, &operation.node));
-    Counted { mutations, aliases }
-}
-
-fn mutations(document: &ExecutableDocument, operation: &OperationDefinition) -> usize {
-    match operation.ty {
-        OperationType::Mutation => top(document, &operation.selection_set.node, &mut HashSet::new()),
-        OperationType::Query | OperationType::Subscription => 0,
-    }
+    let Some((_, operation)) = chosen else { return Counted { aliases, ..Counted::default() } };
+    let mut fields = Vec::new();
+    top(document, &operation.node.selection_set.node, &mut HashSet::new(), &mut fields);
+    let mutations = if operation.node.ty == OperationType::Mutation { fields.len() } else { 0 };
+    Counted { mutations, aliases, about_itself: !fields.is_empty() && fields.iter().all(|name| name.starts_with("__")) }
 }
 
 /// The fields at the top. A fragment that spreads itself is refused later; here it must only come to an end.
-fn top<'a>(document: &'a ExecutableDocument, set: &'a SelectionSet, within: &mut HashSet<&'a str>) -> usize {
-    let count = |selection: &'a Selection, within: &mut HashSet<&'a str>| match selection {
-        Selection::Field(_) => 1,
-        Selection::InlineFragment(fragment) => top(document, &fragment.node.selection_set.node, within),
-        Selection::FragmentSpread(spread) => {
-            let name = spread.node.fragment_name.node.as_str();
-            let Some(fragment) = document.fragments.get(name) else { return 0 };
-            // Two spreads are two at most to whoever counts: a document that doubles itself is not followed.
-            if within.insert(name) { top(document, &fragment.node.selection_set.node, within) } else { 1 }
+fn top<'a>(
+    document: &'a ExecutableDocument,
+    set: &'a SelectionSet,
+    spread: &mut HashSet<&'a str>,
+    fields: &mut Vec<&'a str>,
+) {
+    for item in &set.items {
+        match &item.node {
+            Selection::Field(field) => fields.push(field.node.name.node.as_str()),
+            Selection::InlineFragment(fragment) => top(document, &fragment.node.selection_set.node, spread, fields),
+            Selection::FragmentSpread(fragment) => {
+                let name = fragment.node.fragment_name.node.as_str();
+                let Some(inner) = document.fragments.get(name) else { continue };
+                // The second time it counts as one: a document that doubles itself is not followed.
+                if spread.insert(name) {
+                    top(document, &inner.node.selection_set.node, spread, fields);
+                } else {
+                    fields.push(name);
+                }
+            }
         }
-    };
-    set.items.iter().map(|item| count(&item.node, within)).sum()
+    }
 }
 
 fn aliases(set: &SelectionSet) -> usize {
@@ -85,6 +93,14 @@ mod tests {
         assert_eq!(counted(named, Some("A")), (1, 1));
         assert_eq!(counted(named, Some("B")), (3, 1));
         assert_eq!(counted(named, Some("C")), (0, 1));
+    }
+
+    #[test]
+    fn what_is_only_about_the_schema_is_known() {
+        let about = |document: &str| count(&parse_query(document).unwrap(), None).about_itself;
+        assert!(about("{ __schema { types { name } } __typename }"));
+        assert!(about("{ ...F } fragment F on Query { __typename }"));
+        assert!(!about("{ __typename a }") && !about("{ ...F __typename } fragment F on Query { a }"));
     }
 
     #[test]

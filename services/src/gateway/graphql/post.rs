@@ -21,7 +21,8 @@ pub(super) async fn answer(door: &Door, request: HttpRequest) -> HttpResponse {
     match asked(&door.rest, request).await {
         Ok((request, asking)) => {
             let asking = Arc::new(asking);
-            let response = door.schema.execute(request.data(Arc::clone(&asking))).await;
+            let schema = if asking.about_itself { &door.about } else { &door.schema };
+            let response = schema.execute(request.data(Arc::clone(&asking))).await;
             let replayed = std::mem::take(&mut *asking.replayed.lock().unwrap_or_else(PoisonError::into_inner));
             rendered(response, replayed, asking.mutations)
         }
@@ -42,7 +43,7 @@ async fn asked(rest: &Rest, request: HttpRequest) -> Result<(Request, Asking), P
     }
     let mut request: Request = serde_json::from_value(body)
         .map_err(|error| Problem::at("", format!("the body is no GraphQL request: {error}")))?;
-    let Counted { mutations, aliases } = counted(&mut request)?;
+    let Counted { mutations, aliases, about_itself } = counted(&mut request)?;
     if aliases > ALIASES_MAX {
         return Err(Problem::at("/query", format!("the document has {aliases} aliases, at most {ALIASES_MAX} may be")));
     }
@@ -51,7 +52,7 @@ async fn asked(rest: &Rest, request: HttpRequest) -> Result<(Request, Asking), P
         return Err(Problem::new(Kind::KeyMalformed, detail));
     }
     let replayed = Mutex::default();
-    Ok((request, Asking { front: Arc::clone(&rest.front), caller, key, headers, mutations, replayed }))
+    Ok((request, Asking { front: Arc::clone(&rest.front), caller, key, headers, mutations, about_itself, replayed }))
 }
 
 fn counted(request: &mut Request) -> Result<Counted, Problem> {
