@@ -63,7 +63,7 @@ impl House {
         let said = async || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("messages are being handled"));
         until("`up` handles messages", SOON, said).await.unwrap();
         let text = std::fs::read_to_string(&log).unwrap();
-        let (http, grpc) = (address(&text, "gateway="), address(&text, "grpc="));
+        let (http, grpc) = (address(&text, "the gateway listens"), address(&text, "the gateway listens for gRPC"));
         let grpc = Channel::from_shared(grpc).unwrap().connect().await.unwrap();
         Self { http, grpc, client: reqwest::Client::new(), up, cli }
     }
@@ -104,12 +104,11 @@ impl House {
     }
 }
 
-/// What stands behind `field` in the log, with or without quotes.
-fn address(log: &str, field: &str) -> String {
-    let (_, rest) = log.split_once(field).unwrap_or_else(|| panic!("{field} is not told: {log}"));
-    let rest = rest.trim_start_matches('"');
-    let address: String = rest.chars().take_while(|c| !c.is_whitespace() && *c != '"').collect();
-    if address.contains("://") { address } else { format!("http://{address}") }
+/// The address in the first line of the log that has these words.
+fn address(log: &str, words: &str) -> String {
+    let line = log.lines().find(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}: not in {log}"));
+    let (_, address) = line.split_once("address=").unwrap();
+    address.trim_start_matches('"').chars().take_while(|c| !c.is_whitespace() && *c != '"').collect()
 }
 
 fn posting(account: &str, amount: i64) -> proto::PostTransactionRequest {

@@ -7,10 +7,12 @@ mod status;
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
+use tracing::error;
 
 use self::calls::Calls;
 use self::proto::checkouts_server::CheckoutsServer;
@@ -32,28 +34,37 @@ pub mod proto {
 }
 
 /// The services as routes, and who says that they are ready, or no longer.
-pub fn routes(rest: &Rest) -> Result<(axum::Router, Readiness), tonic_reflection::server::Error> {
+pub fn routes(rest: &Rest) -> (axum::Router, Readiness) {
     let calls = Calls { front: Arc::clone(&rest.front), auth: Arc::clone(&rest.auth) };
     let (reporter, health) = health_reporter();
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
     let max = rest.front.settings().body_bytes_max;
     let routes = Routes::new(OrdersServer::new(calls.clone()).max_decoding_message_size(max))
         .add_service(ExpensesServer::new(calls.clone()).max_decoding_message_size(max))
         .add_service(TransactionsServer::new(calls.clone()).max_decoding_message_size(max))
         .add_service(CheckoutsServer::new(calls.clone()).max_decoding_message_size(max))
         .add_service(PaymentsServer::new(calls).max_decoding_message_size(max))
-        .add_service(health)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?);
-    Ok((routes.into_axum_router(), Readiness(reporter)))
+        .add_service(health);
+    (reflected(routes).into_axum_router(), Readiness(reporter))
+}
+
+/// With reflection in both versions that tools ask for.
+fn reflected(routes: Routes) -> Routes {
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    match (builder().build_v1(), builder().build_v1alpha()) {
+        (Ok(new), Ok(old)) => routes.add_service(new).add_service(old),
+        (Err(error), _) | (_, Err(error)) => {
+            error!(%error, "there is no reflection: the descriptor of the services cannot be read");
+            routes
+        }
+    }
 }
 
 /// What the health service says of the services.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Readiness(HealthReporter);
 
 impl Readiness {
@@ -67,9 +78,18 @@ impl Readiness {
         PaymentsServer::<Calls>::NAME,
     ];
 
-    /// Calls are answered, or are so no longer: who balances the load sends them elsewhere then.
-    pub async fn set(&self, ready: bool) {
-        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+    /// Calls are answered until `stop` says true, or nobody can say it any more. Who balances the load hears of both, and
+    /// who watches is let go: a watch would hold its connection open.
+    pub async fn follow(mut self, mut stop: watch::Receiver<bool>) {
+        self.tell(ServingStatus::Serving).await;
+        stop.wait_for(|stop| *stop).await.ok();
+        self.tell(ServingStatus::NotServing).await;
+        for name in Self::NAMES {
+            self.0.clear_service_status(name).await;
+        }
+    }
+
+    async fn tell(&self, status: ServingStatus) {
         for name in Self::NAMES {
             self.0.set_service_status(name, status).await;
         }
