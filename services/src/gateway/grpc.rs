@@ -7,6 +7,10 @@ mod status;
 
 use std::sync::Arc;
 
+use axum::body::Body;
+use axum::extract::Request;
+use axum::middleware::map_request;
+use http_body_util::BodyExt;
 use tokio::sync::watch;
 use tonic::server::NamedService;
 use tonic::service::Routes;
@@ -20,7 +24,10 @@ use self::proto::expenses_server::ExpensesServer;
 use self::proto::orders_server::OrdersServer;
 use self::proto::payments_server::PaymentsServer;
 use self::proto::transactions_server::TransactionsServer;
+use self::status::status;
+use super::problem::{Kind, Problem};
 use super::rest::Rest;
+use super::server::BodyError;
 
 /// What `services/proto/budget/v1/budget.proto` says, as types, clients and services.
 pub mod proto {
@@ -44,7 +51,21 @@ pub fn routes(rest: &Rest) -> (axum::Router, Readiness) {
         .add_service(CheckoutsServer::new(calls.clone()).max_decoding_message_size(max))
         .add_service(PaymentsServer::new(calls).max_decoding_message_size(max))
         .add_service(health);
-    (reflected(routes).into_axum_router(), Readiness(reporter))
+    let routes = reflected(routes).into_axum_router();
+    (routes.layer(map_request(async |request: Request| request.map(said_in_status))), Readiness(reporter))
+}
+
+/// The body of a call; where the server cuts it off, for its size or its slowness, the client hears why.
+fn said_in_status(body: Body) -> Body {
+    Body::new(body.map_err(|error| {
+        let error = error.into_inner();
+        let kind = match error.downcast_ref::<BodyError>() {
+            Some(BodyError::TooLarge(_)) => Kind::TooLarge,
+            Some(BodyError::TooSlow(_)) => Kind::TooSlow,
+            Some(BodyError::Broken(_)) | None => Kind::Malformed,
+        };
+        status(&Problem::new(kind, error.to_string()))
+    }))
 }
 
 /// With reflection in both versions that tools ask for.

@@ -64,7 +64,7 @@ pub fn routes(rest: &Rest) -> Router {
         let many = rest.clone();
         let many = get(move |request: Request| {
             let rest = many.clone();
-            async move { rest.answer(request, async |rest, request| rest.page(entity, &request).await).await }
+            async move { rest.answer(request, async |rest, request| rest.page(entity, request).await).await }
         });
         if entity.table().is_some() {
             router = router.route(entity.path(), many);
@@ -111,10 +111,10 @@ impl Rest {
         echo: &mut Echo,
     ) -> Result<Response, Problem> {
         let caller = self.caller(request.headers(), Role::Write)?;
-        let values = || request.headers().get_all(key::HEADER).into_iter();
         let lenient = self.front.settings().lenient_keys;
-        let given = IdempotencyKey::of_header(values().map(|value| value.as_bytes()), lenient)?;
-        let sent = values().next().cloned();
+        let values = request.headers().get_all(key::HEADER).into_iter();
+        let given = IdempotencyKey::of_header(values.map(|value| value.as_bytes()), lenient)?;
+        let sent = request.headers().get(key::HEADER).cloned();
         let key = self.front.key(operation, given)?;
         *echo = Echo::of(sent, &key);
         let target = target(&mut request).await?;
@@ -144,7 +144,7 @@ impl Rest {
         self.front.one(&caller, entity, &id).await
     }
 
-    async fn page(&self, entity: Entity, request: &Request) -> Result<Value, Problem> {
+    async fn page(&self, entity: Entity, request: Request) -> Result<Value, Problem> {
         let caller = self.caller(request.headers(), Role::Read)?;
         let (mut account, mut after, mut limit) = (None, None, PAGE);
         for (name, value) in answer::query(request.uri().query().unwrap_or_default())? {
