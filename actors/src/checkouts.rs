@@ -182,13 +182,13 @@ impl Handler for Checkouts {
             Command::Answered { step, undone, outcome } => self.answered(saga, (step, undone), outcome, turn)?,
         }
         saga.settle();
-        if let (Some(checkout), Some(status)) = (&saga.checkout, saga.status)
-            && before != Some(status)
-        {
-            turn.write(&CheckoutRow::of(checkout, status, saga.reason.as_ref()))?;
+        let (Some(checkout), Some(status)) = (&saga.checkout, saga.status) else { return turn.reply(saga) };
+        let row = CheckoutRow::of(checkout, status, saga.reason.as_ref());
+        if before != Some(status) {
+            turn.write(&row)?;
             turn.emit(&format!("checkout.{status}"), saga)?;
         }
-        turn.reply(saga)
+        turn.reply(&row)
     }
 
     fn tables(&self) -> Vec<Table> {
@@ -201,7 +201,7 @@ impl Checkouts {
     fn start(&self, saga: &mut Saga, checkout: Checkout, turn: &mut Turn) -> Result<(), Fault> {
         match &saga.checkout {
             Some(before) if *before == checkout => return Ok(()),
-            Some(_) => return Err(Fault::reject("another checkout has this id")),
+            Some(_) => return Err(Fault::refuse("already_exists", "another checkout has this id")),
             None => {}
         }
         if checkout.amount <= Cents(0) {

@@ -3,6 +3,7 @@
 
 use perkey::{Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::money::{Cents, Currency};
 use crate::names::{Account, OrderId, SagaId};
@@ -30,6 +31,9 @@ pub enum Command {
         /// Why.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<Memo>,
+        /// Only an order that was placed: one that was not is told, and nothing is remembered.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        placed: bool,
     },
 }
 
@@ -96,7 +100,19 @@ pub enum OrderError {
     Amount(Cents),
 }
 
-/// A row of table `orders`: an order that was placed.
+impl OrderError {
+    fn fault(self) -> Fault {
+        let code = match self {
+            Self::Exists(_) => "already_exists",
+            Self::NotPlaced => "not_found",
+            Self::Settled(_) => "conflict",
+            Self::Amount(_) => "rejected",
+        };
+        Fault::refuse(code, self)
+    }
+}
+
+/// A row of table `orders`, and the reply: an order that was placed.
 #[derive(Serialize)]
 struct OrderRow<'a> {
     id: &'a OrderId,
@@ -150,14 +166,18 @@ impl Handler for Orders {
 
     async fn handle(&self, order: &mut Order, command: Command, turn: &mut Turn) -> Result<(), Fault> {
         let before = order.status;
-        order.follow(command).map_err(Fault::reject)?;
+        order.follow(command).map_err(OrderError::fault)?;
         if let (Some(placement), Some(status)) = (&order.placement, order.status)
             && before != Some(status)
         {
             turn.write(&OrderRow::of(placement, status, order.reason.as_ref()))?;
             turn.emit(&format!("order.{status}"), order)?;
         }
-        turn.reply(order)
+        let id = turn.key().to_owned();
+        match (&order.placement, order.status) {
+            (Some(placement), Some(status)) => turn.reply(&OrderRow::of(placement, status, order.reason.as_ref())),
+            (_, status) => turn.reply(&json!({ "id": id, "status": status, "reason": order.reason })),
+        }
     }
 
     fn tables(&self) -> Vec<Table> {
@@ -178,7 +198,9 @@ impl Order {
             }
             (Command::Place(placement), Some(status)) if self.placement.as_ref() == Some(&placement) => status,
             (Command::Place(_), Some(status)) => return Err(OrderError::Exists(status)),
-            (Command::Complete { .. }, None) => return Err(OrderError::NotPlaced),
+            (Command::Complete { .. } | Command::Cancel { placed: true, .. }, None) => {
+                return Err(OrderError::NotPlaced);
+            }
             (Command::Complete { .. }, Some(Status::Placed | Status::Completed)) => Status::Completed,
             (Command::Cancel { reason, .. }, None | Some(Status::Placed)) => {
                 self.reason = reason;
@@ -204,7 +226,7 @@ impl std::fmt::Display for Status {
 #[cfg(test)]
 mod tests {
     use perkey::testing::Given;
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
     use super::*;
 
@@ -233,6 +255,7 @@ mod tests {
         let placed = Given::handler(Orders).when(place(500)).then_events(["order.placed"]);
         placed
             .then_rows([row("placed", None)])
+            .then_reply(&row("placed", None))
             .when(told("complete"))
             .then_events(["order.completed"])
             .then_rows([row("completed", None)])
@@ -260,6 +283,9 @@ mod tests {
     fn a_cancellation_that_comes_first_is_remembered() {
         let cancelled = Given::handler(Orders).when(told("cancel")).then_succeeds().then_rows([(); 0]).then_events([]);
         cancelled.when(place(5)).then_rejects("exists already: it is cancelled");
+        let only_placed = json!({ "command": "cancel", "order": "o-1", "placed": true });
+        Given::handler(Orders).when(only_placed.clone()).then_rejects("no such order");
+        Given::handler(Orders).messages([place(5)]).when(only_placed).then_events(["order.cancelled"]);
     }
 
     #[test]

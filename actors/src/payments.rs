@@ -142,12 +142,13 @@ impl<P: PaymentProvider> Handler for Payments<P> {
             Command::Charge(charge) => self.charge(payment, charge, turn).await?,
             Command::Refund { order, reason } => self.refund(payment, order, reason, turn).await?,
         }
-        if let Some(status) = payment.status.filter(|status| before != Some(*status)) {
-            let order = turn.key().to_owned();
+        let Some(status) = payment.status else { return turn.reply(payment) };
+        let order = turn.key().to_owned();
+        if before != Some(status) {
             turn.write(&payment.row(&order, status))?;
             turn.emit(&format!("payment.{status}"), payment)?;
         }
-        turn.reply(payment)
+        turn.reply(&payment.row(&order, status))
     }
 
     fn tables(&self) -> Vec<Table> {
@@ -164,7 +165,7 @@ impl<P: PaymentProvider> Payments<P> {
         match (&payment.charge, payment.status) {
             (_, Some(Status::Void)) => return Ok(()),
             (Some(before), _) if *before == charge => return Ok(()),
-            (Some(_), _) => return Err(Fault::reject(PaymentError::Another)),
+            (Some(_), _) => return Err(Fault::refuse("already_exists", PaymentError::Another)),
             (None, _) => {}
         }
         match self.provider.charge(turn.token("charge"), &charge).await.map_err(ProviderError::fault)? {

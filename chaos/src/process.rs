@@ -80,6 +80,8 @@ impl Place {
             }
         }
         command.env("BUDGET_STORE__URL", &self.url).env("BUDGET_LOG_FORMAT", "text");
+        // Ports of the system's choice: many of them run at once.
+        command.env("BUDGET_GATEWAY__LISTEN", "127.0.0.1:0").env("BUDGET_GATEWAY__GRPC_LISTEN", "127.0.0.1:0");
         command
     }
 

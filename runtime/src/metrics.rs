@@ -7,6 +7,7 @@
 mod cache;
 mod dependency;
 mod families;
+mod http;
 mod words;
 
 use std::collections::BTreeSet;
@@ -24,7 +25,7 @@ use crate::store::Outcome;
 pub use cache::CacheMetrics;
 pub use dependency::DependencyMetrics;
 use families::{Catalogue, Families, Labels};
-pub use words::{Alarm, CallWord, Child, CommitWord, DedupSource, RestartReason, TakeReason, WorkerAlarm};
+pub use words::{Alarm, CallWord, Child, CommitWord, DedupSource, HttpOutcome, RestartReason, TakeReason, WorkerAlarm};
 
 /// Media type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -408,6 +409,7 @@ mod tests {
         metrics.dependency("provider").set_open(true);
         metrics.dependency("provider").add_unavailable();
         metrics.record_restart(Child::Committer, RestartReason::Panicked);
+        metrics.record_http("/api/orders/{id}", HttpOutcome::Done);
         metrics
     }
 
@@ -471,6 +473,7 @@ mod tests {
             "topic",
             "partition",
             "dependency",
+            "route",
         ];
         let text = exercised().encode();
         let series = text.lines().filter_map(|line| Some(line.split_once('{')?.1.rsplit_once('}')?.0));

@@ -4,4 +4,6 @@
 pub mod admin;
 pub mod cli;
 pub mod doctor;
+pub mod gateway;
 pub mod import;
+pub mod token;

@@ -13,7 +13,6 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use crate::cli::Cli;
-use crate::knock::{self, Knock, Told};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -418,67 +417,6 @@ async fn a_grpc_retry_and_a_hedged_pair_are_one_effect() {
     }
     assert!(ends.windows(2).all(|pair| pair[0] == pair[1]), "{ends:?}");
     assert_eq!(house.postings("a").await, 21);
-}
-
-/// What both doors make of the same requests, by themselves.
-async fn contract(told: impl AsyncFn(Knock<'_>) -> Told) {
-    fn post<'a>(keys: &'a [&'a str], body: Value) -> Knock<'a> {
-        Knock { operation: "transactions.post", keys, body, ..Knock::default() }
-    }
-    let long = "k".repeat(256);
-    let first = told(post(&["\"k\""], input("a", 5))).await;
-    assert!(first.status == 200 && !first.replayed && first.body["n"] == 1, "{first:?}");
-    let again = told(post(&["k"], input("a", 5))).await;
-    assert_eq!(again, Told { replayed: true, ..first });
-    let other = told(post(&["k"], input("a", 6))).await;
-    assert_eq!((other.status, other.code.as_deref(), other.replayed), (422, Some("key_reused"), false));
-    // A refusal is kept with its key; wrong input is not.
-    for replayed in [false, true] {
-        let dollars = json!({ "account": "a", "amount": 5, "currency": "USD" });
-        let refused = told(post(&["usd"], dollars)).await;
-        assert_eq!((refused.status, refused.code.as_deref(), refused.replayed), (422, Some("rejected"), replayed));
-    }
-    let wrong = told(post(&["free"], json!({ "account": "", "currency": "eur" }))).await;
-    assert_eq!((wrong.status, wrong.code.as_deref()), (400, Some("malformed")), "{wrong:?}");
-    assert_eq!(wrong.pointers, ["/account", "/amount", "/currency"]);
-    let right = told(post(&["free"], input("a", 1))).await;
-    assert!(right.status == 200 && !right.replayed && right.body["n"] == 2, "{right:?}");
-    for keys in [&["\"\""][..], &["a", "b"], &["a, b"], &["\"open"], &[long.as_str()]] {
-        let malformed = told(post(keys, input("a", 1))).await;
-        assert_eq!((malformed.status, malformed.code.as_deref()), (400, Some("key_malformed")), "{keys:?}");
-    }
-    let beyond = told(post(&["beyond"], input("a", (1 << 53) + 1))).await;
-    assert_eq!((beyond.status, beyond.code.as_deref()), (400, Some("malformed")));
-    let charge = Knock { operation: "payments.charge", body: input("a", 1), ..Knock::default() };
-    let keyless = told(charge).await;
-    assert_eq!((keyless.status, keyless.code.as_deref()), (400, Some("key_missing")));
-    // The same key of another operation, and of another order, is another's.
-    let place = Knock { operation: "orders.place", keys: &["k"], body: input("a", 5), ..Knock::default() };
-    let placed = told(place).await;
-    assert!(placed.status == 200 && !placed.replayed, "{placed:?}");
-    let id = placed.body["id"].as_str().unwrap();
-    let cancel = |target| Knock { operation: "orders.cancel", keys: &["k"], target: Some(target), ..Knock::default() };
-    assert_eq!(told(cancel(id)).await.body["status"], "cancelled");
-    assert_eq!(told(cancel("another")).await.code.as_deref(), Some("key_reused"));
-    // A hundred at once: one of them does it, the others hear of it or that it still runs.
-    let racers = (0..100).map(|_| told(post(&["race"], input("race", 1))));
-    let ends = futures_util::future::join_all(racers).await;
-    let fine = |end: &Told| end.status == 200 || end.code.as_deref() == Some("in_flight") && end.retry_after.is_some();
-    assert!(ends.iter().all(fine), "{ends:?}");
-    assert_eq!(ends.iter().filter(|end| end.status == 200 && !end.replayed).count(), 1);
-    assert_eq!(told(post(&["after"], input("race", 1))).await.body["n"], 2);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn graphql_keeps_the_contract() {
-    let house = House::open(&[]).await;
-    contract(async |knock| knock::graphql(&house.client, &house.http, &knock).await).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn grpc_keeps_the_contract() {
-    let house = House::open(&[]).await;
-    contract(async |knock| knock::grpc(&house.grpc, &knock).await).await;
 }
 
 /// SHA-256 of the tokens `writer`, `reader` and `other`.

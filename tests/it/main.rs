@@ -25,7 +25,6 @@ mod intake;
 mod kafka;
 mod kafka_lost;
 mod kafka_topic;
-mod knock;
 mod ledger_model;
 mod operator;
 mod outbox;

@@ -120,7 +120,7 @@ impl Step {
         let reason = Memo::try_from("the checkout was given up".to_owned()).ok();
         match self {
             Self::Order | Self::Completion => {
-                turn.ask::<Orders>(&name, &checkout.order, &orders::Command::Cancel { order, reason })
+                turn.ask::<Orders>(&name, &checkout.order, &orders::Command::Cancel { order, reason, placed: false })
             }
             Self::Payment => turn.ask::<Payments>(&name, &checkout.order, &payments::Command::Refund { order, reason }),
             Self::Expense => turn.ask::<Expenses>(&name, &account, &record(checkout, Cents(-amount.0))),

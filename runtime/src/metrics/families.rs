@@ -65,6 +65,7 @@ pub(super) struct Families {
     pub(super) takeover_seconds: Histogram,
     pub(super) kafka_lag: Gauges,
     pub(super) oldest_transaction: FloatGauge,
+    pub(super) http: Counters,
     pub(super) shard: ShardFamilies,
 }
 
@@ -118,6 +119,7 @@ impl Families {
             takeover_seconds: to.add("perkey_takeover_seconds", "Time of a shard without an owner", waits()),
             kafka_lag: to.add("kafka_consumer_lag", "Records behind which the group is", Gauges::default()),
             oldest_transaction: to.add("postgres_oldest_transaction_seconds", "Age of the oldest transaction", FloatGauge::default()),
+            http: to.add("http_request_outcome", "Requests at the front doors, by how they ended", Counters::default()),
             shard: ShardFamilies::register(to),
         }
     }

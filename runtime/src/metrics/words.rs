@@ -152,3 +152,25 @@ impl From<&Outcome> for CommitWord {
         }
     }
 }
+
+words! {
+    /// How a request at a front door ended.
+    HttpOutcome {
+        /// It was done.
+        Done = "done",
+        /// It was answered as before.
+        Replayed = "replayed",
+        /// It was not as it must be, or refused by what handles it.
+        Refused = "refused",
+        /// Its sender may not.
+        Forbidden = "forbidden",
+        /// Another one came first, or still runs.
+        Conflict = "conflict",
+        /// Its tenant sends too much.
+        Limited = "limited",
+        /// It failed here.
+        Failed = "failed",
+        /// There was no room, or no store.
+        Unavailable = "unavailable",
+    }
+}

@@ -203,7 +203,7 @@ pub static OPERATIONS: &[Operation] = &[
         entity: Entity::Order,
         creates: false,
         members: &[REASON],
-        message: |request| Ok(of_order(request, "cancel")),
+        message: |request| Ok(cancel(request)),
         verdict: fine,
     },
     Operation {
@@ -322,12 +322,19 @@ fn of_order(request: &Request<'_>, command: &str) -> Value {
     message.into()
 }
 
+/// Whoever asks from outside means an order that is there.
+fn cancel(request: &Request<'_>) -> Value {
+    let mut message = of_order(request, "cancel");
+    message["placed"] = true.into();
+    message
+}
+
 fn change(request: &Request<'_>) -> Result<Value, Problem> {
     let completes = request.body.get("status").is_some_and(|status| status == "completed");
     match (completes, request.body.get("reason")) {
         (true, Some(reason)) if !reason.is_null() => Err(Problem::at("/reason", "only a cancelled order has one")),
         (true, _) => Ok(json!({ "command": "complete", "order": request.target })),
-        (false, _) => Ok(of_order(request, "cancel")),
+        (false, _) => Ok(cancel(request)),
     }
 }
 
@@ -424,7 +431,7 @@ mod tests {
         let own = message("orders.place", &own);
         assert_eq!((&own["order"], &own["at"]), (&"o-1".into(), &"2026-01-31".into()));
         let cancel = message("orders.change", &json!({ "status": "cancelled", "reason": "late" }));
-        assert_eq!(cancel, json!({ "command": "cancel", "order": "t-1", "reason": "late" }));
+        assert_eq!(cancel, json!({ "command": "cancel", "order": "t-1", "placed": true, "reason": "late" }));
     }
 
     #[test]

@@ -70,7 +70,10 @@ pub fn routes(rest: &Rest) -> Router {
             router = router.route(entity.path(), many);
         }
     }
-    router.merge(documents::routes(rest)).fallback(documents::not_found).method_not_allowed_fallback(documents::no_method)
+    router
+        .merge(documents::routes(rest))
+        .fallback(documents::not_found)
+        .method_not_allowed_fallback(documents::no_method)
 }
 
 /// Routes behind what holds for all of them: bounds of time, a look at whom the request is for, a count of outcomes.
@@ -189,7 +192,8 @@ pub async fn body(request: Request) -> Result<Value, Problem> {
     let kind = kind.as_ref().and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if essence != "application/json" && !(essence.starts_with("application/") && essence.ends_with("+json")) {
-        let detail = format!("the body is {kind:?}: send JSON with the header Content-Type: application/json (curl --json)");
+        let detail =
+            format!("the body is {kind:?}: send JSON with the header Content-Type: application/json (curl --json)");
         return Err(Problem::new(Kind::UnsupportedMedia, detail));
     }
     json::parse(&bytes)

@@ -10,7 +10,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use perkey::engine::Engine;
+use perkey::host::Failure;
 use perkey::metrics::Metrics;
+use perkey::store::Store;
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -25,14 +27,27 @@ pub struct Admin {
 }
 
 /// Where the process is in its life.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Stage {
     /// The engine is not up yet.
     Starting,
     /// The engine runs.
     Running(Engine),
+    /// There is no engine here: this store is what is needed.
+    Reading(Arc<dyn Store>),
     /// The engine is being drained.
     Draining,
+}
+
+impl std::fmt::Debug for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "Starting",
+            Self::Running(_) => "Running",
+            Self::Reading(_) => "Reading",
+            Self::Draining => "Draining",
+        })
+    }
 }
 
 impl Admin {
@@ -51,6 +66,7 @@ impl Admin {
         let engine = match stage {
             Stage::Starting => return not_ready("the engine is starting"),
             Stage::Running(engine) => engine,
+            Stage::Reading(store) => return readable(&*store).await,
             Stage::Draining => return not_ready("the engine is being drained"),
         };
         match tokio::time::timeout(ANSWER_WITHIN, engine.health()).await {
@@ -68,6 +84,20 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) -> std::io::Result<
         .route("/readyz", get(readyz))
         .with_state(admin);
     axum::serve(listener, routes).await
+}
+
+/// Why the process has to end when the listener has.
+pub fn failed(ended: std::io::Result<()>) -> Failure {
+    let reason = ended.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string());
+    Failure::Failed(format!("the admin listener failed: {reason}"))
+}
+
+async fn readable(store: &dyn Store) -> (bool, Vec<String>) {
+    match tokio::time::timeout(ANSWER_WITHIN, store.queries().pauses()).await {
+        Ok(Ok(_)) => (true, Vec::new()),
+        Ok(Err(error)) => not_ready(&error.to_string()),
+        Err(_) => not_ready("the store does not answer"),
+    }
 }
 
 fn not_ready(problem: &str) -> (bool, Vec<String>) {

@@ -28,10 +28,12 @@ use perkey::settings::load::{Loaded, Sources, load};
 use perkey::store::{self, Access, Opened};
 use perkey::telemetry;
 
-use self::args::{Cli, Command, DlqCommand, Global, KeysCommand, OutboxCommand, ScheduleCommand, StateCommand};
+use self::args::{
+    Cli, Command, DlqCommand, Global, KeysCommand, OutboxCommand, ScheduleCommand, StateCommand, TokenCommand,
+};
 use self::output::{Out, complain};
 use crate::defaults;
-use crate::operator::{doctor, import};
+use crate::operator::{doctor, gateway, import, token};
 
 /// How a command ended when nothing stood in its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +94,8 @@ async fn execute(cli: Cli) -> Ended {
         out.text(String::from_utf8_lossy(&script).trim_end());
         return Ok(Done::All);
     }
-    let filter = if matches!(cli.command, Command::Up | Command::Worker) { "info" } else { "warn" };
+    let serves = matches!(cli.command, Command::Up | Command::Worker | Command::Gateway);
+    let filter = if serves { "info" } else { "warn" };
     telemetry::init(cli.global.log_format.into(), defaults::LOG_VARIABLE, filter)
         .map_err(|error| Failure::Settings(vec![error.to_string()]))?;
     let loaded = settings(&cli.global)?;
@@ -100,6 +103,8 @@ async fn execute(cli: Cli) -> Ended {
     match cli.command {
         Command::Up => up::up(settings).await,
         Command::Worker => up::worker(settings).await,
+        Command::Gateway => gateway::gateway(settings).await,
+        Command::Token(TokenCommand::New(asked)) => token::new(settings, &asked, out),
         Command::Reshard { shards } => reshard::reshard(settings, shards, out).await,
         Command::Leases => leases::leases(settings, out).await,
         Command::Import(asked) => Box::pin(import::import(settings, &asked, out)).await,

@@ -79,6 +79,7 @@ impl Scope {
         let record = CallRecord {
             id,
             fingerprint: *fingerprint,
+            // An answer is the same without it.
             message_id: String::new(),
             accepted_at: u64::from_le_bytes(*accepted_at),
             expires_at: u64::from_le_bytes(*expires_at),

@@ -4,7 +4,7 @@
 use async_graphql::{Error, ErrorExtensions, ServerError, Value};
 use serde_json::json;
 
-use crate::gateway::problem::Problem;
+use crate::gateway::problem::{POLICY, Problem};
 
 /// The error of a field.
 pub(super) fn error(problem: &Problem) -> Error {
@@ -12,6 +12,7 @@ pub(super) fn error(problem: &Problem) -> Error {
         let kind = problem.kind;
         extensions.set("code", kind.code());
         extensions.set("status", i32::from(kind.status()));
+        extensions.set("describedBy", POLICY);
         if let Some(pause) = problem.retry_after {
             extensions.set("retryAfterMs", u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
         }
@@ -44,11 +45,11 @@ mod tests {
         let problem = Problem { replayed: true, ..Problem::at("/amount", "is no amount") };
         let told = serde_json::to_value(whole(&problem.retry_after(Duration::from_millis(1_500)))).unwrap();
         let expected = json!({
-            "code": "malformed", "status": 400, "retryAfterMs": 1_500, "replayed": true,
+            "code": "malformed", "status": 400, "retryAfterMs": 1_500, "replayed": true, "describedBy": POLICY,
             "errors": [{ "pointer": "/amount", "detail": "is no amount" }],
         });
         assert_eq!((&told["message"], &told["extensions"]), (&json!("/amount: is no amount"), &expected));
         let plain = serde_json::to_value(whole(&Problem::new(Kind::Mismatch, "x"))).unwrap();
-        assert_eq!(plain["extensions"], json!({ "code": "key_reused", "status": 422 }));
+        assert_eq!(plain["extensions"], json!({ "code": "key_reused", "status": 422, "describedBy": POLICY }));
     }
 }

@@ -13,7 +13,7 @@ use super::document::{Counted, count};
 use super::error::whole;
 use super::{ALIASES_MAX, DOCUMENT_BYTES_MAX, Door};
 use crate::gateway::key::{self, IdempotencyKey};
-use crate::gateway::problem::{Kind, Problem};
+use crate::gateway::problem::{Kind, POLICY, Problem};
 use crate::gateway::rest::{self, Rest};
 
 /// The answer to a request.
@@ -88,6 +88,7 @@ fn classified(error: &mut ServerError) {
     if extensions.get("code").is_none() {
         extensions.set("code", Kind::Malformed.code());
         extensions.set("status", i32::from(Kind::Malformed.status()));
+        extensions.set("describedBy", POLICY);
     }
 }
 

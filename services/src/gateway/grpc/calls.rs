@@ -75,8 +75,8 @@ impl Calls {
         let caller = self.caller(&metadata)?;
         let operation = operation(name).ok_or_else(|| unknown(name))?;
         let values = metadata.get_all(key::HEADER);
-        // A key of metadata is no structured field: quotes may be there, and need not.
-        let key = IdempotencyKey::of_header(values.iter().map(|value| value.as_encoded_bytes()), true)?;
+        let lenient = self.front.settings().lenient_keys;
+        let key = IdempotencyKey::of_header(values.iter().map(|value| value.as_encoded_bytes()), lenient)?;
         let key = self.front.key(operation, key)?;
         let echo = key.quoted().parse::<MetadataValue<Ascii>>().ok();
         let (target, body) = untyped(operation, &message)?;

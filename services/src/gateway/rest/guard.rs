@@ -63,8 +63,11 @@ fn name_of(host: &str) -> &str {
 }
 
 fn outcome(response: &Response) -> HttpOutcome {
+    // An error of gRPC is a 200 with another status in it.
+    let grpc = response.headers().get("grpc-status").and_then(|code| code.to_str().ok()).unwrap_or("0");
     match response.status() {
         _ if response.headers().contains_key(&REPLAYED) => HttpOutcome::Replayed,
+        StatusCode::OK if grpc != "0" => of_grpc(grpc),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => HttpOutcome::Forbidden,
         StatusCode::CONFLICT => HttpOutcome::Conflict,
         StatusCode::TOO_MANY_REQUESTS => HttpOutcome::Limited,
@@ -72,6 +75,18 @@ fn outcome(response: &Response) -> HttpOutcome {
         status if status.is_server_error() => HttpOutcome::Failed,
         status if status.is_client_error() => HttpOutcome::Refused,
         _ => HttpOutcome::Done,
+    }
+}
+
+/// By gRPC's numbers.
+fn of_grpc(code: &str) -> HttpOutcome {
+    match code {
+        "7" | "16" => HttpOutcome::Forbidden,
+        "6" | "10" => HttpOutcome::Conflict,
+        "8" => HttpOutcome::Limited,
+        "14" => HttpOutcome::Unavailable,
+        "2" | "13" | "15" => HttpOutcome::Failed,
+        _ => HttpOutcome::Refused,
     }
 }
 
@@ -91,9 +106,12 @@ mod tests {
 
     #[test]
     fn without_tokens_only_this_machine_is_served() {
-        for (host, origin) in
-            [("localhost:8080", None), ("127.0.0.1", None), ("[::1]:8080", None), ("localhost", Some("http://localhost:3000"))]
-        {
+        for (host, origin) in [
+            ("localhost:8080", None),
+            ("127.0.0.1", None),
+            ("[::1]:8080", None),
+            ("localhost", Some("http://localhost:3000")),
+        ] {
             assert_eq!(from_elsewhere(&asked(host, origin)), None, "{host} {origin:?}");
         }
         for (host, origin) in [

@@ -24,11 +24,9 @@ pub fn document(tables: &[Table]) -> Value {
             put(entity.path(), "get", many(entity));
         }
     }
-    for (path, summary) in [
-        ("/api/openapi.json", "This document"),
-        (POLICY, "The idempotency policy"),
-        ("/api/problems", "Every problem"),
-    ] {
+    for (path, summary) in
+        [("/api/openapi.json", "This document"), (POLICY, "The idempotency policy"), ("/api/problems", "Every problem")]
+    {
         let response = json!({ "200": { "description": summary, "content": { "application/json": {} } } });
         put(path, "get", json!({ "summary": summary, "responses": response, "security": [] }));
     }
@@ -69,7 +67,8 @@ fn command(operation: &Operation) -> Value {
     }
     let properties: Map<_, _> =
         operation.members.iter().map(|member| (member.name.to_owned(), member.schema())).collect();
-    let required: Vec<_> = operation.members.iter().filter(|member| member.required).map(|member| member.name).collect();
+    let required: Vec<_> =
+        operation.members.iter().filter(|member| member.required).map(|member| member.name).collect();
     let schema = json!({
         "type": "object", "properties": properties, "required": required, "additionalProperties": false,
     });
@@ -120,9 +119,7 @@ fn one(entity: Entity) -> Value {
 }
 
 fn many(entity: Entity) -> Value {
-    let parameter = |name: &str, required: bool, schema: Value| {
-        json!({ "name": name, "in": "query", "required": required, "schema": schema })
-    };
+    let parameter = |name: &str, required: bool, schema: Value| json!({ "name": name, "in": "query", "required": required, "schema": schema });
     let items = json!({ "type": "array", "items": { "$ref": format!("#/components/schemas/{}", entity.as_str()) } });
     let page = json!({
         "type": "object",
@@ -183,9 +180,13 @@ fn more(entity: Entity) -> &'static [(&'static str, &'static str)] {
     match entity {
         Entity::Transaction => &[("balance", "integer"), ("n", "integer")],
         Entity::Expense => &[("spent", "integer"), ("limit", "integer")],
-        Entity::Account => {
-            &[("account", "string"), ("balance", "integer"), ("currency", "string"), ("n", "integer"), ("category", "string")]
-        }
+        Entity::Account => &[
+            ("account", "string"),
+            ("balance", "integer"),
+            ("currency", "string"),
+            ("n", "integer"),
+            ("category", "string"),
+        ],
         Entity::Order | Entity::Checkout | Entity::Payment => &[],
     }
 }

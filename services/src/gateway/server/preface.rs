@@ -86,7 +86,9 @@ mod tests {
     async fn the_first_bytes_tell_and_are_not_lost() {
         let h2 = [PREFACE.as_slice(), b"frames"].concat();
         assert_eq!(told(&h2).await.unwrap(), (true, h2));
-        for h1 in [&b"POST / HTTP/1.1\r\n\r\n"[..], b"PRI * HTTP/1.1\r\n\r\nand more than that", b"GET / HTTP/1.1\r\n\r\n"] {
+        for h1 in
+            [&b"POST / HTTP/1.1\r\n\r\n"[..], b"PRI * HTTP/1.1\r\n\r\nand more than that", b"GET / HTTP/1.1\r\n\r\n"]
+        {
             assert_eq!(told(h1).await.unwrap(), (false, h1.to_vec()));
         }
         assert!(told(b"PRI * HTTP").await.is_err() && told(b"").await.is_err());

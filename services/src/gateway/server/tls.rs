@@ -16,7 +16,8 @@ pub fn tls(settings: &GatewaySettings) -> Result<Option<Tls>, String> {
     if cert.is_empty() && key.is_empty() {
         return Ok(None);
     }
-    let unread = |setting: &str, file: &str, error: &dyn std::fmt::Display| format!("{setting}: cannot read {file}: {error}");
+    let unread =
+        |setting: &str, file: &str, error: &dyn std::fmt::Display| format!("{setting}: cannot read {file}: {error}");
     let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let chain = chain.map_err(|error| unread("gateway.tls_cert", cert, &error))?;
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| unread("gateway.tls_key", key, &error))?;

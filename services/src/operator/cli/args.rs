@@ -31,7 +31,7 @@ Exit codes:
 const GLOBAL_WITH_VALUE: [&str; 5] = ["--config", "--store-url", "--output", "--set", "--log-format"];
 
 /// Commands with commands of their own: `dlq peek` may be written `dlq:peek`.
-const GROUPS: [&str; 8] = ["dlq", "outbox", "config", "state", "schedule", "keys", "service", "key"];
+const GROUPS: [&str; 9] = ["dlq", "outbox", "config", "state", "schedule", "keys", "service", "key", "token"];
 
 /// Budget Manager: accounts as per-key actors on Perkey, each message taking effect exactly once.
 #[derive(Debug, Parser)]
@@ -108,6 +108,11 @@ pub enum Command {
     Up,
     /// Run one worker of a fleet, which shares a PostgreSQL store, until it is told to stop
     Worker,
+    /// Run front doors alone, in front of a store that workers run, until it is told to stop
+    Gateway,
+    /// Make bearer tokens for the front doors (token new may be written token:new)
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// Show the workers of a fleet and who owns which shard
     Leases,
     /// Give a store that nobody runs another number of shards
@@ -159,6 +164,27 @@ pub enum Command {
         /// For which shell
         shell: Shell,
     },
+}
+
+/// What to do with tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make one: it is shown once, its hash is added to the file of gateway.tokens
+    New(TokenArgs),
+}
+
+/// Whose token it is.
+#[derive(Args, Debug)]
+pub struct TokenArgs {
+    /// Whose data it reaches
+    #[arg(long)]
+    pub tenant: String,
+    /// Who it is there: idempotency keys are its own
+    #[arg(long)]
+    pub principal: String,
+    /// What it may do: read or write; may be repeated
+    #[arg(long = "role", required = true)]
+    pub roles: Vec<String>,
 }
 
 /// What to do with the settings.

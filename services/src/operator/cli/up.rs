@@ -1,4 +1,4 @@
-//! `up` and `worker`: the engine and the admin listener in one process, until told to stop.
+//! `up` and `worker`: the engine, its front doors and the admin listener in one process, until told to stop.
 //! In: settings. Out: a process that drains in order at the first signal and ends at once at the second.
 
 use std::sync::Arc;
@@ -13,6 +13,8 @@ use tokio::net::TcpListener;
 use tracing::info;
 
 use super::{Done, Ended, Failure, handlers};
+use crate::gateway::front::Front;
+use crate::gateway::{self, Doors, Open};
 use crate::operator::admin::{self, Admin, Stage};
 
 /// Runs everything in this process.
@@ -43,6 +45,29 @@ async fn serve(settings: &Settings) -> Ended {
     let mut signals = Signals::take()?;
     // First of all: whether another process runs the store matters more than its port.
     let store = store::open(settings, Access::Run).await?.store();
+    let (listener, address) = admin_listener(settings).await?;
+    let doors = Doors::bind(settings).await.map_err(Failure::Failed)?;
+    let metrics = Metrics::new();
+    let admin = Admin::new(Arc::clone(&metrics));
+    let engine = async {
+        let handlers = handlers(settings)?;
+        let engine = Engine::start(settings, handlers.clone(), Arc::clone(&store), Arc::clone(&metrics)).await?;
+        admin.set(Stage::Running(engine.clone()));
+        let front = Front::new(settings, &handlers, store, engine.calls());
+        let open = gateway::start(doors, front, metrics);
+        let store = redact("store.url", &settings.store.url);
+        let shards = settings.ownership.shards;
+        info!(%store, shards, metrics = %address, "messages are being handled");
+        run((engine, open), &admin, &mut signals).await
+    };
+    tokio::select! {
+        ended = Box::pin(engine) => ended,
+        ended = admin::serve(listener, Arc::clone(&admin)) => Err(admin::failed(ended)),
+    }
+}
+
+/// Takes the address for metrics and health, and tells where they are.
+pub(crate) async fn admin_listener(settings: &Settings) -> Result<(TcpListener, String), Failure> {
     let listen = &settings.admin.listen;
     let listener = TcpListener::bind(listen).await.map_err(|error| {
         Failure::Failed(format!(
@@ -51,33 +76,29 @@ async fn serve(settings: &Settings) -> Ended {
         ))
     })?;
     let address = listener.local_addr().map_or_else(|_| listen.clone(), |address| address.to_string());
-    let metrics = Metrics::new();
-    let admin = Admin::new(Arc::clone(&metrics));
-    let engine = async {
-        let engine = Engine::start(settings, handlers(settings)?, store, metrics).await?;
-        admin.set(Stage::Running(engine.clone()));
-        let store = redact("store.url", &settings.store.url);
-        let shards = settings.ownership.shards;
-        info!(%store, shards, metrics = %format!("http://{address}/metrics"), "messages are being handled");
-        run(engine, &admin, &mut signals).await
-    };
-    tokio::select! {
-        ended = engine => ended,
-        ended = admin::serve(listener, Arc::clone(&admin)) => {
-            let reason = ended.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string());
-            Err(Failure::Failed(format!("the admin listener failed: {reason}")))
-        }
-    }
+    Ok((listener, format!("http://{address}/metrics")))
 }
 
-async fn run(engine: Engine, admin: &Admin, signals: &mut Signals) -> Ended {
+async fn run((engine, open): (Engine, Open), admin: &Admin, signals: &mut Signals) -> Ended {
     tokio::select! {
         reason = engine.failed() => return Err(Failure::Failed(format!("the engine gave up: {reason}"))),
         () = signals.next() => (),
     }
     info!("draining; a second signal ends the process at once");
     admin.set(Stage::Draining);
+    // What clients wait for needs the engine: the doors are shut first.
+    if !shut(open, signals).await {
+        return Ok(Done::Interrupted);
+    }
     leave(engine, signals).await
+}
+
+/// Shuts the front doors in order; false when a signal cut it short.
+pub(crate) async fn shut(open: Open, signals: &mut Signals) -> bool {
+    tokio::select! {
+        () = open.shut() => true,
+        () = signals.next() => false,
+    }
 }
 
 /// Drains the engine in order; a signal meanwhile cuts it short.

@@ -1,0 +1,67 @@
+//! `gateway`: the front doors alone, in front of a store that workers run.
+//! In: settings. Out: a process that answers until it is told to stop.
+
+use std::sync::Arc;
+
+use perkey::engine::cache;
+use perkey::engine::calls::Calls;
+use perkey::host::Signals;
+use perkey::metrics::Metrics;
+use perkey::settings::Settings;
+use perkey::settings::load::redact;
+use perkey::store::{self, Access, Store};
+use tracing::info;
+
+use crate::gateway::front::Front;
+use crate::gateway::{self, Doors};
+use crate::operator::admin::{self, Admin, Stage};
+use crate::operator::cli::up::{admin_listener, shut};
+use crate::operator::cli::{Done, Ended, Failure, handlers};
+
+/// Runs the front doors.
+pub async fn gateway(settings: &Settings) -> Ended {
+    if !store::is_shared(settings) {
+        let shown = redact("store.url", &settings.store.url);
+        let why = format!(
+            "store.url: `gateway` stands in front of a store that workers share, and {shown} is run by one process, which \
+             listens itself: set store.url = \"postgres://user@host/database\", or use `budget-manager up`"
+        );
+        return Err(Failure::Settings(vec![why]));
+    }
+    let mut signals = Signals::take()?;
+    let store = store::open(settings, Access::Tool).await?.store();
+    fits(settings, &*store).await?;
+    let doors = Doors::bind(settings).await.map_err(Failure::Failed)?;
+    let (listener, address) = admin_listener(settings).await?;
+    let (metrics, handlers) = (Metrics::new(), handlers(settings)?);
+    let cache = cache::open(settings, &settings.store.url, &metrics);
+    let cache = cache.map_err(|problem| Failure::Settings(vec![problem]))?;
+    let calls = Calls::new(settings, handlers.clone(), Arc::clone(&store), cache, Arc::clone(&metrics));
+    let front = Front::new(settings, &handlers, Arc::clone(&store), calls);
+    let admin = Admin::new(Arc::clone(&metrics));
+    admin.set(Stage::Reading(store));
+    let open = gateway::start(doors, front, metrics);
+    info!(store = %redact("store.url", &settings.store.url), metrics = %address, "requests are being answered");
+    tokio::select! {
+        () = signals.next() => {}
+        ended = admin::serve(listener, Arc::clone(&admin)) => return Err(admin::failed(ended)),
+    }
+    info!("draining; a second signal ends the process at once");
+    admin.set(Stage::Draining);
+    Ok(if shut(open, &mut signals).await { Done::All } else { Done::Interrupted })
+}
+
+/// Whether workers have made the store what the settings say.
+async fn fits(settings: &Settings, store: &dyn Store) -> Result<(), Failure> {
+    let (there, wanted) = (store.queries().shards().await?.len(), settings.ownership.shards);
+    match there {
+        0 => Err(Failure::Failed(
+            "no worker has prepared this store yet: start `budget-manager worker` first".to_owned(),
+        )),
+        there if there != wanted as usize => {
+            let why = format!("ownership.shards: the store has {there} shards, the settings say {wanted}");
+            Err(Failure::Settings(vec![why]))
+        }
+        _ => Ok(()),
+    }
+}
