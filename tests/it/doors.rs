@@ -49,8 +49,7 @@ impl Answer {
     }
 }
 
-const POST: &str =
-    "mutation($in: TransactionInput!, $key: String) { createTransaction(input: $in, idempotencyKey: $key) { id account amount balance n } }";
+const POST: &str = "mutation($in: TransactionInput!, $key: String) { createTransaction(input: $in, idempotencyKey: $key) { id account amount balance n } }";
 
 impl House {
     async fn open(settings: &[&str]) -> Self {
@@ -172,7 +171,10 @@ async fn graphql_has_the_operations_and_the_reads() {
     assert_eq!((&answer.data()["spent"]["spent"], &answer.data()["spent"]["limit"]), (&json!(7), &json!(10)));
     assert_eq!(answer.data()["saga"]["status"], "running");
     let none = house.graphql("{ order(id: \"nobody's\") { id } }", json!({})).await;
-    assert_eq!((none.status, &none.problem()["code"], &none.body["data"]["order"]), (200, &json!("not_found"), &Value::Null));
+    assert_eq!(
+        (none.status, &none.problem()["code"], &none.body["data"]["order"]),
+        (200, &json!("not_found"), &Value::Null)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -187,10 +189,15 @@ async fn graphql_repeats_an_answer_and_keeps_no_refusal_that_had_no_effect() {
     let body = json!({ "query": POST, "variables": { "in": input("a", 5) } });
     assert!(house.graphql_with(&[("Idempotency-Key", "\"k\"")], &body).await.replayed);
     let other = house.graphql(POST, json!({ "in": input("a", 6), "key": "k" })).await;
-    assert_eq!((other.status, &other.problem()["code"], &other.problem()["status"]), (200, &json!("key_reused"), &json!(422)));
+    assert_eq!(
+        (other.status, &other.problem()["code"], &other.problem()["status"]),
+        (200, &json!("key_reused"), &json!(422))
+    );
 
     // Wrong input is an error in a 200 and nothing else: the key is free.
-    let wrong = house.graphql(POST, json!({ "in": { "account": "b", "amount": "1.5", "currency": "EUR" }, "key": "free" })).await;
+    let wrong = house
+        .graphql(POST, json!({ "in": { "account": "b", "amount": "1.5", "currency": "EUR" }, "key": "free" }))
+        .await;
     assert_eq!((wrong.status, &wrong.problem()["code"]), (200, &json!("malformed")));
     assert_eq!(wrong.problem()["errors"][0]["pointer"], "/amount", "{wrong:?}");
     house.graphql(POST, json!({ "in": input("b", 1), "key": "free" })).await.data();
@@ -203,7 +210,10 @@ async fn graphql_repeats_an_answer_and_keeps_no_refusal_that_had_no_effect() {
     assert_eq!((&first.problem()["code"], &first.problem()["replayed"]), (&json!("rejected"), &Value::Null));
     let again = house.graphql(both, json!({})).await;
     assert_eq!(again.problem()["replayed"], true);
-    assert_eq!((&again.body["data"], &again.body["extensions"]["replayed"]), (&first.body["data"], &json!(["one", "two"])));
+    assert_eq!(
+        (&again.body["data"], &again.body["extensions"]["replayed"]),
+        (&first.body["data"], &json!(["one", "two"]))
+    );
     assert_eq!((house.postings("a").await, house.postings("b").await), (2, 1));
 }
 
@@ -318,7 +328,10 @@ async fn grpc_tells_errors_as_its_clients_understand_them() {
     for (replayed, key) in [(None, "usd"), (Some("true"), "usd")] {
         let dollars = proto::PostTransactionRequest { currency: Some("USD".to_owned()), ..posting("a", 1) };
         let refused = house.transactions().post_transaction(keyed(key, dollars)).await.unwrap_err();
-        assert_eq!((refused.code(), said(refused.metadata(), "idempotent-replayed")), (Code::FailedPrecondition, replayed));
+        assert_eq!(
+            (refused.code(), said(refused.metadata(), "idempotent-replayed")),
+            (Code::FailedPrecondition, replayed)
+        );
     }
     for key in ["", "\"unclosed", &"k".repeat(256)] {
         let malformed = house.post(key, 1).await.unwrap_err();
@@ -329,7 +342,12 @@ async fn grpc_tells_errors_as_its_clients_understand_them() {
     assert_eq!(house.transactions().post_transaction(twice).await.unwrap_err().code(), Code::InvalidArgument);
     let none = house.transactions().get_transaction(proto::GetRequest { id: "nobody's".to_owned() }).await.unwrap_err();
     assert_eq!(none.code(), Code::NotFound);
-    let charge = proto::ChargeRequest { order: Some("o".to_owned()), account: Some("a".to_owned()), amount: Some(1), currency: Some("EUR".to_owned()) };
+    let charge = proto::ChargeRequest {
+        order: Some("o".to_owned()),
+        account: Some("a".to_owned()),
+        amount: Some(1),
+        currency: Some("EUR".to_owned()),
+    };
     let keyless = proto::payments_client::PaymentsClient::new(house.grpc.clone()).charge(charge).await.unwrap_err();
     assert_eq!(keyless.code(), Code::InvalidArgument, "{keyless:?}");
     let large = proto::PostTransactionRequest { memo: Some("x".repeat(5_000)), ..posting("a", 1) };
@@ -360,7 +378,10 @@ async fn one_key_is_one_effect_whichever_door_it_comes_through() {
     let order = orders.place_order(keyed("place", order)).await.unwrap().into_inner();
     let body = json!({ "account": "a", "amount": 5, "currency": "EUR", "at": "2026-01-31" });
     let (status, placed) = house.rest("/api/orders", "place", &body).await;
-    assert_eq!((status, placed["id"].as_str().or(placed["placement"]["order"].as_str())), (201, Some(order.id.as_str())));
+    assert_eq!(
+        (status, placed["id"].as_str().or(placed["placement"]["order"].as_str())),
+        (201, Some(order.id.as_str()))
+    );
     let cancel = proto::CancelOrderRequest { id: order.id.clone(), reason: None };
     orders.cancel_order(keyed("cancel", cancel)).await.unwrap();
     let cancel = "mutation($id: String!) { cancelOrder(id: $id, idempotencyKey: \"cancel\") { status } }";
@@ -410,7 +431,8 @@ async fn a_grpc_retry_and_a_hedged_pair_are_one_effect() {
     // The same for an error, whose metadata are its trailers.
     let mut ends = Vec::new();
     for attempts in ["0", "2", "3"] {
-        let mut dollars = keyed("usd", proto::PostTransactionRequest { currency: Some("USD".to_owned()), ..posting("a", 1) });
+        let mut dollars =
+            keyed("usd", proto::PostTransactionRequest { currency: Some("USD".to_owned()), ..posting("a", 1) });
         dollars.metadata_mut().insert("grpc-previous-rpc-attempts", attempts.parse().unwrap());
         let status = house.transactions().post_transaction(dollars).await.unwrap_err();
         ends.push((status.code(), status.message().to_owned(), status.details().to_vec()));

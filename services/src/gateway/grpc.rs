@@ -99,8 +99,8 @@ impl Readiness {
         PaymentsServer::<Calls>::NAME,
     ];
 
-    /// Calls are answered until `stop` says true, or nobody can say it any more. Who balances the load hears of both, and
-    /// who watches is let go: a watch would hold its connection open.
+    /// Calls are answered until `stop` says true, or nobody can say it any more. Who balances the load hears of both;
+    /// who watches is let go, as a watch would hold its connection open.
     pub async fn follow(mut self, mut stop: watch::Receiver<bool>) {
         self.tell(ServingStatus::Serving).await;
         stop.wait_for(|stop| *stop).await.ok();

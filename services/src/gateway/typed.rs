@@ -1,7 +1,7 @@
 //! Between JSON and the types of GraphQL and gRPC, once for all operations.
 //! In: a typed request, or an answer in JSON. Out: the JSON that REST would have brought, or a typed answer.
 //!
-//! A request is the same JSON whichever way it comes, so a key that was used over one protocol is a repeat over another.
+//! A request is the same JSON whichever way it comes: a key that was used over one protocol is a repeat over another.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,10 +23,7 @@ pub(super) const TAKEN_ALONG: [&str; 2] = ["traceparent", "tracestate"];
 const NESTED: [&str; 3] = ["placement", "charge", "checkout"];
 
 /// What the path of an operation would name, and the body that it would have.
-pub(super) fn untyped(
-    operation: &Operation,
-    request: &impl Serialize,
-) -> Result<(Option<String>, Value), Problem> {
+pub(super) fn untyped(operation: &Operation, request: &impl Serialize) -> Result<(Option<String>, Value), Problem> {
     let bytes = serde_json::to_vec(request).map_err(|error| Problem::at("", error.to_string()))?;
     // Read as strictly as a body of REST.
     let Value::Object(mut body) = json::parse(&bytes)? else { return Err(Problem::at("", "the request is no object")) };

@@ -69,7 +69,8 @@ impl GraphqlDoor {
             None if sent.body["reason"].is_null() => {}
             None => given.push(("$reason: String", "reason", reason.as_str())),
         }
-        let list = |parts: Vec<String>| if parts.is_empty() { String::new() } else { format!("({})", parts.join(", ")) };
+        let list =
+            |parts: Vec<String>| if parts.is_empty() { String::new() } else { format!("({})", parts.join(", ")) };
         let declared = list(given.iter().map(|(declared, ..)| (*declared).to_owned()).collect());
         let arguments = list(given.iter().map(|(_, name, _)| format!("{name}: ${name}")).collect());
         let values: Vec<_> = given.iter().map(|(_, name, value)| format!("\"{name}\":{value}")).collect();

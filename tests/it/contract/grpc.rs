@@ -130,7 +130,12 @@ fn of_status(status: &Status) -> Answered {
     }
 }
 
-async fn found(channel: Channel, entity: &str, id: &str, metadata: MetadataMap) -> Result<(MetadataMap, Value), Status> {
+async fn found(
+    channel: Channel,
+    entity: &str,
+    id: &str,
+    metadata: MetadataMap,
+) -> Result<(MetadataMap, Value), Status> {
     match entity {
         "account" => call!(TransactionsClient, get_account, channel, json!({ "account": id }), metadata),
         "transaction" => call!(TransactionsClient, get_transaction, channel, json!({ "id": id }), metadata),

@@ -43,11 +43,7 @@ pub(super) async fn told<T: DeserializeOwned>(
 }
 
 /// One thing, by its id.
-pub(super) async fn one<T: DeserializeOwned>(
-    ctx: &Context<'_>,
-    entity: Entity,
-    id: &str,
-) -> Result<Option<T>, Error> {
+pub(super) async fn one<T: DeserializeOwned>(ctx: &Context<'_>, entity: Entity, id: &str) -> Result<Option<T>, Error> {
     let asking = asking(ctx)?;
     let found = async { typed(entity, asking.front.one(&asking.caller, entity, id).await?, Some(id)).map(Some) };
     found.await.map_err(|problem: Problem| error(&problem))
@@ -93,8 +89,8 @@ impl Asking {
         name: &'static str,
         input: Input<'_, impl Serialize>,
     ) -> Result<Option<T>, Problem> {
-        let operation = operation(name)
-            .ok_or_else(|| Problem::new(Kind::Internal, format!("there is no operation {name}")))?;
+        let operation =
+            operation(name).ok_or_else(|| Problem::new(Kind::Internal, format!("there is no operation {name}")))?;
         let key = key(input.key.as_deref(), self.key.as_ref(), self.mutations)?;
         let (_, body) = untyped(operation, &input.body)?;
         let target = input.id.map(str::to_owned);

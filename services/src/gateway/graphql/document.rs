@@ -65,9 +65,7 @@ fn aliases(set: &SelectionSet) -> usize {
 
 fn in_selection(selection: &Selection) -> usize {
     match selection {
-        Selection::Field(field) => {
-            usize::from(field.node.alias.is_some()) + aliases(&field.node.selection_set.node)
-        }
+        Selection::Field(field) => usize::from(field.node.alias.is_some()) + aliases(&field.node.selection_set.node),
         Selection::InlineFragment(fragment) => aliases(&fragment.node.selection_set.node),
         Selection::FragmentSpread(_) => 0,
     }
@@ -105,7 +103,8 @@ mod tests {
 
     #[test]
     fn fragments_that_spread_themselves_come_to_an_end() {
-        let (mutations, _) = counted("mutation { ...F } fragment F on Mutation { a ...G } fragment G on Mutation { ...F }", None);
+        let (mutations, _) =
+            counted("mutation { ...F } fragment F on Mutation { a ...G } fragment G on Mutation { ...F }", None);
         assert!(mutations >= 1, "{mutations}");
         let (mutations, _) = counted("mutation { ...F ...F } fragment F on Mutation { a }", None);
         assert_eq!(mutations, 2);

@@ -58,7 +58,8 @@ async fn asked(rest: &Rest, request: HttpRequest) -> Result<(Request, Asking), P
 fn counted(request: &mut Request) -> Result<Counted, Problem> {
     let bytes = request.query.len();
     if bytes > DOCUMENT_BYTES_MAX {
-        let detail = format!("the document has {bytes} bytes, at most {DOCUMENT_BYTES_MAX} may be; give values as variables");
+        let detail =
+            format!("the document has {bytes} bytes, at most {DOCUMENT_BYTES_MAX} may be; give values as variables");
         return Err(Problem::at("/query", detail));
     }
     let name = request.operation_name.clone();
