@@ -107,6 +107,16 @@ impl Rest {
         }
     }
 
+    /// The key of a request with these headers, and how its answer repeats it.
+    fn key(&self, operation: &Operation, headers: &HeaderMap) -> Result<(IdempotencyKey, Echo), Problem> {
+        let values = || headers.get_all(key::HEADER).into_iter();
+        let lenient = self.front.settings().lenient_keys;
+        let given = IdempotencyKey::of_header(values().map(|value| value.as_bytes()), lenient)?;
+        let key = self.front.key(operation, given)?;
+        let echo = Echo::of(values().next().cloned(), &key);
+        Ok((key, echo))
+    }
+
     async fn made(
         &self,
         operation: &'static Operation,
@@ -114,12 +124,8 @@ impl Rest {
         echo: &mut Echo,
     ) -> Result<Response, Problem> {
         let caller = self.caller(request.headers(), Role::Write)?;
-        let lenient = self.front.settings().lenient_keys;
-        let values = request.headers().get_all(key::HEADER).into_iter();
-        let given = IdempotencyKey::of_header(values.map(|value| value.as_bytes()), lenient)?;
-        let sent = request.headers().get(key::HEADER).cloned();
-        let key = self.front.key(operation, given)?;
-        *echo = Echo::of(sent, &key);
+        let (key, repeated) = self.key(operation, request.headers())?;
+        *echo = repeated;
         let target = target(&mut request).await?;
         let headers = taken_along(request.headers());
         let body = body(request).await?;

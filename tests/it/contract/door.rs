@@ -81,6 +81,12 @@ impl Answered {
         assert_eq!((&self.code, &self.bytes), (&first.code, &first.bytes));
     }
 
+    /// It says the same, whether it was given before or not.
+    #[track_caller]
+    pub(crate) fn is_same(&self, other: &Self) {
+        assert_eq!((&self.code, &self.bytes), (&other.code, &other.bytes));
+    }
+
     #[track_caller]
     pub(crate) fn is(&self, code: &str) {
         assert_eq!(self.code, code, "{self:?}");

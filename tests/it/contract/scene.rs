@@ -34,7 +34,13 @@ pub(crate) struct Scene {
 impl Scene {
     /// Starts one with these settings besides those that make it quick.
     pub(crate) async fn new(kind: Kind, sets: &[&str]) -> Self {
+        Self::with(kind, sets, |_| {}).await
+    }
+
+    /// The same, once the folder is as it is to be.
+    pub(crate) async fn with(kind: Kind, sets: &[&str], prepare: impl FnOnce(&Cli)) -> Self {
         let mut cli = Cli::new().await;
+        prepare(&cli);
         let database = match kind {
             Kind::Sqlite => None,
             Kind::Postgres => Some(Database::new().await),
@@ -125,7 +131,8 @@ fn log(starts: usize) -> String {
 fn start(cli: &Cli, sets: &[String], in_fleet: bool, starts: usize) -> Running {
     let mut args = vec![if in_fleet { "worker" } else { "up" }];
     // The same worker again: it gives the lease of its former life up.
-    let fleet = ["ownership.worker=w", "ownership.lease_ttl=3s", "ownership.heartbeat=300ms", "store.statement_timeout=2s"];
+    let fleet =
+        ["ownership.worker=w", "ownership.lease_ttl=3s", "ownership.heartbeat=300ms", "store.statement_timeout=2s"];
     let sets = sets.iter().map(String::as_str).chain(fleet.into_iter().filter(|_| in_fleet));
     args.extend(sets.flat_map(|set| ["--set", set]));
     cli.place.start(&log(starts), &args).unwrap()
