@@ -3,12 +3,15 @@
 
 pub mod auth;
 pub mod front;
+pub mod graphql;
+pub mod grpc;
 pub mod json;
 pub mod key;
 pub mod operations;
 pub mod problem;
 pub mod rest;
 pub mod server;
+mod typed;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -93,19 +96,16 @@ pub fn start(doors: Doors, front: Arc<Front>, metrics: Arc<Metrics>) -> Open {
     }
     if let Some((listener, address)) = grpc {
         info!(address = %format!("{scheme}://{address}"), "the gateway listens for gRPC");
-        serving.spawn(server::serve(listener, tls, grpc_routes(&rest), bounds, stopped));
+        let (routes, readiness) = grpc::routes(&rest);
+        serving.spawn(readiness.follow(stopped.clone()));
+        serving.spawn(server::serve(listener, tls, rest::guarded(&rest, routes), bounds, stopped));
     }
     Open { stop, serving, patience }
 }
 
 /// What the listener of `gateway.listen` answers.
 fn http_routes(rest: &Rest) -> Router {
-    rest::routes(rest)
-}
-
-/// What the listener of `gateway.grpc_listen` answers.
-fn grpc_routes(rest: &Rest) -> Router {
-    rest::guarded(rest, Router::new())
+    rest::routes(rest).merge(graphql::routes(rest))
 }
 
 impl Open {
@@ -117,4 +117,16 @@ impl Open {
             warn!("the gateway was shut before all of its requests had ended");
         }
     }
+}
+
+/// Compares a file of `docs/api` with what is served; with `BLESS=1` in the environment it is written.
+#[cfg(test)]
+#[track_caller]
+fn published(file: &str, served: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/api").join(file);
+    if std::env::var_os("BLESS").is_some_and(|bless| bless == "1") {
+        std::fs::write(&path, served).unwrap();
+    }
+    let published = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(published, served, "{} is another: run this test with BLESS=1", path.display());
 }

@@ -2,6 +2,8 @@
 //! In: doors of real processes. Out: the rows I-01 to I-25 and I-28; each is a function over a [`Door`].
 
 mod door;
+mod graphql;
+mod grpc;
 mod life;
 mod owners;
 mod provider;
@@ -10,6 +12,8 @@ mod rows;
 mod scene;
 
 pub(crate) use door::{Answered, Door, Keys, Sent};
+pub(crate) use graphql::GraphqlDoor;
+pub(crate) use grpc::GrpcDoor;
 pub(crate) use rest::RestDoor;
 pub(crate) use scene::{Kind, Scene};
 
@@ -17,6 +21,8 @@ pub(crate) use scene::{Kind, Scene};
 fn door(protocol: &str, scene: &Scene) -> Box<dyn Door> {
     match protocol {
         "rest" => Box::new(RestDoor::new(&scene.http)),
+        "graphql" => Box::new(GraphqlDoor::new(&scene.http)),
+        "grpc" => Box::new(GrpcDoor::new(&scene.grpc)),
         other => panic!("no door speaks {other}"),
     }
 }
@@ -53,4 +59,8 @@ macro_rules! suites {
 suites! {
     rest_on_sqlite: "rest" on Sqlite;
     rest_on_postgres: "rest" on Postgres;
+    graphql_on_sqlite: "graphql" on Sqlite;
+    graphql_on_postgres: "graphql" on Postgres;
+    grpc_on_sqlite: "grpc" on Sqlite;
+    grpc_on_postgres: "grpc" on Postgres;
 }

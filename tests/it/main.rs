@@ -15,6 +15,7 @@ mod commands;
 mod contract;
 mod cron;
 mod doctor;
+mod doors;
 mod engine;
 mod fixture;
 mod fleet;

@@ -182,13 +182,14 @@ async fn target(request: &mut Request) -> Result<Option<String>, Problem> {
     Ok(params.iter().find(|(name, _)| *name == "id").map(|(_, value)| value.to_owned()))
 }
 
-fn taken_along(headers: &HeaderMap) -> Vec<(String, String)> {
+/// What of the headers belongs to the call itself.
+pub fn taken_along(headers: &HeaderMap) -> Vec<(String, String)> {
     let text = |name: &str| Some((name.to_owned(), headers.get(name)?.to_str().ok()?.to_owned()));
     ["traceparent", "tracestate"].into_iter().filter_map(text).collect()
 }
 
 /// The body as JSON. Another type is refused also where it would be JSON: a page of another site could send it.
-async fn body(request: Request) -> Result<Value, Problem> {
+pub async fn body(request: Request) -> Result<Value, Problem> {
     let kind = request.headers().get(header::CONTENT_TYPE).cloned();
     let bytes = read(request.into_body()).await?;
     if bytes.is_empty() {

@@ -87,8 +87,11 @@ fn name_of(host: &str) -> &str {
 }
 
 fn outcome(response: &Response) -> HttpOutcome {
+    // An error of gRPC is a 200 with another status in it.
+    let grpc = response.headers().get("grpc-status").and_then(|code| code.to_str().ok()).unwrap_or("0");
     match response.status() {
         _ if response.headers().contains_key(&REPLAYED) => HttpOutcome::Replayed,
+        StatusCode::OK if grpc != "0" => of_grpc(grpc),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => HttpOutcome::Forbidden,
         StatusCode::CONFLICT => HttpOutcome::Conflict,
         StatusCode::TOO_MANY_REQUESTS => HttpOutcome::Limited,
@@ -96,6 +99,18 @@ fn outcome(response: &Response) -> HttpOutcome {
         status if status.is_server_error() => HttpOutcome::Failed,
         status if status.is_client_error() => HttpOutcome::Refused,
         _ => HttpOutcome::Done,
+    }
+}
+
+/// By gRPC's numbers.
+fn of_grpc(code: &str) -> HttpOutcome {
+    match code {
+        "7" | "16" => HttpOutcome::Forbidden,
+        "6" | "10" => HttpOutcome::Conflict,
+        "8" => HttpOutcome::Limited,
+        "14" => HttpOutcome::Unavailable,
+        "2" | "13" | "15" => HttpOutcome::Failed,
+        _ => HttpOutcome::Refused,
     }
 }
 

@@ -1,0 +1,149 @@
+//! A request on its way through a document: who asks, and under which keys.
+//! In: a field with its arguments. Out: an answer, or the problem as an error.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_graphql::{Context, Error};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::error::error;
+use crate::gateway::auth::Caller;
+use crate::gateway::front::{Asked, Front};
+use crate::gateway::key::IdempotencyKey;
+use crate::gateway::operations::{Entity, operation};
+use crate::gateway::problem::{Kind, Problem};
+use crate::gateway::typed::{PAGE, typed, typed_page, typed_reply, untyped};
+
+/// What all fields of a request share.
+pub(super) struct Asking {
+    /// Whom it asks.
+    pub(super) front: Arc<Front>,
+    /// Who asks.
+    pub(super) caller: Caller,
+    /// The key of the header.
+    pub(super) key: Option<IdempotencyKey>,
+    /// Headers that belong to each call.
+    pub(super) headers: Vec<(String, String)>,
+    /// How many mutations the document has.
+    pub(super) mutations: usize,
+    /// It asks about the schema alone.
+    pub(super) about_itself: bool,
+    /// The fields whose answer was given before.
+    pub(super) replayed: Mutex<Vec<String>>,
+}
+
+/// A mutation: the operation of this name.
+pub(super) async fn told<T: DeserializeOwned>(
+    ctx: &Context<'_>,
+    name: &'static str,
+    input: Input<'_, impl Serialize + Sync>,
+) -> Result<Option<T>, Error> {
+    asking(ctx)?.tell(ctx.item.node.response_key().node.as_str(), name, input).await.map_err(|problem| error(&problem))
+}
+
+/// One thing, by its id.
+pub(super) async fn one<T: DeserializeOwned>(ctx: &Context<'_>, entity: Entity, id: &str) -> Result<Option<T>, Error> {
+    let asking = asking(ctx)?;
+    let found = async { typed(entity, asking.front.one(&asking.caller, entity, id).await?, Some(id)).map(Some) };
+    found.await.map_err(|problem: Problem| error(&problem))
+}
+
+/// What an account has, a page of it.
+pub(super) async fn page<T: DeserializeOwned>(
+    ctx: &Context<'_>,
+    entity: Entity,
+    asked: PageOf,
+) -> Result<Option<T>, Error> {
+    asking(ctx)?.page(entity, asked).await.map_err(|problem| error(&problem))
+}
+
+/// What a mutation was given.
+pub(super) struct Input<'a, I> {
+    /// What the path would name.
+    pub(super) id: Option<&'a str>,
+    /// What the body would have.
+    pub(super) body: I,
+    /// Its own key.
+    pub(super) key: Option<String>,
+}
+
+/// Which page is asked for.
+pub(super) struct PageOf {
+    /// Whose.
+    pub(super) account: String,
+    /// Where the page before ended.
+    pub(super) after: Option<String>,
+    /// How many.
+    pub(super) limit: Option<u32>,
+}
+
+fn asking<'a>(ctx: &Context<'a>) -> Result<&'a Arc<Asking>, Error> {
+    ctx.data::<Arc<Asking>>()
+}
+
+impl Asking {
+    async fn tell<T: DeserializeOwned>(
+        &self,
+        field: &str,
+        name: &'static str,
+        input: Input<'_, impl Serialize>,
+    ) -> Result<Option<T>, Problem> {
+        let operation =
+            operation(name).ok_or_else(|| Problem::new(Kind::Internal, format!("there is no operation {name}")))?;
+        let key = key(input.key.as_deref(), self.key.as_ref(), self.mutations)?;
+        let (_, body) = untyped(operation, &input.body)?;
+        let target = input.id.map(str::to_owned);
+        let asked = Asked { key, target, body, headers: self.headers.clone() };
+        let told = self.front.command(&self.caller, operation, asked).await;
+        if told.as_ref().map_or_else(|problem| problem.replayed, |reply| reply.replayed) {
+            self.replayed.lock().unwrap_or_else(PoisonError::into_inner).push(field.to_owned());
+        }
+        let reply = told?;
+        typed_reply(operation.entity, &reply).map(Some)
+    }
+
+    async fn page<T: DeserializeOwned>(&self, entity: Entity, asked: PageOf) -> Result<Option<T>, Problem> {
+        let PageOf { account, after, limit } = asked;
+        let limit = usize::try_from(limit.unwrap_or(PAGE)).unwrap_or(usize::MAX);
+        let page = self.front.page(&self.caller, entity, &account, after.as_deref(), limit).await?;
+        typed_page(entity, page).map(Some)
+    }
+}
+
+/// The key of a mutation: its own, or the header's where it is the only one.
+fn key(
+    own: Option<&str>,
+    header: Option<&IdempotencyKey>,
+    mutations: usize,
+) -> Result<Option<IdempotencyKey>, Problem> {
+    let own = own.map(IdempotencyKey::new).transpose()?;
+    match (own, header) {
+        (Some(own), Some(header)) if own != *header => Err(Problem::new(
+            Kind::KeyMalformed,
+            "idempotencyKey and the header Idempotency-Key differ: give one of them",
+        )),
+        (None, None) if mutations > 1 => Err(Problem::new(
+            Kind::KeyMissing,
+            "each of several mutations in one document needs a key of its own: give it idempotencyKey",
+        )),
+        (own, header) => Ok(own.or_else(|| header.cloned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mutation_has_its_own_key_or_the_headers() {
+        let (one, other) = (IdempotencyKey::new("one").unwrap(), IdempotencyKey::new("other").unwrap());
+        assert_eq!(key(None, None, 1), Ok(None));
+        assert_eq!(key(None, Some(&one), 1), Ok(Some(one.clone())));
+        assert_eq!(key(Some("one"), Some(&one), 1), Ok(Some(one.clone())));
+        assert_eq!(key(Some("one"), None, 2), Ok(Some(one.clone())));
+        assert_eq!(key(Some("one"), Some(&other), 1).unwrap_err().kind, Kind::KeyMalformed);
+        assert_eq!(key(None, None, 2).unwrap_err().kind, Kind::KeyMissing);
+        assert_eq!(key(Some(""), None, 1).unwrap_err().kind, Kind::KeyMalformed);
+    }
+}

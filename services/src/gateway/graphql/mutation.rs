@@ -1,0 +1,160 @@
+//! The mutations: the operations, in GraphQL's words.
+//! In: arguments. Out: what the operation answers.
+
+use async_graphql::{Context, Object, Result};
+
+use super::asking::{Input, told};
+use super::types::{
+    Budget, BudgetInput, ChargeInput, Checkout, CheckoutInput, Expense, ExpenseInput, Order, OrderChange, OrderInput,
+    Payment, Reason, Transaction, TransactionInput,
+};
+
+/// Operations. Each takes an `idempotencyKey`; the header `Idempotency-Key` does as well where it is the only one of a
+/// document. Repeated with the same key and the same input, it answers the same and has no other effect.
+#[derive(Debug)]
+pub(super) struct Mutation;
+
+/// Every operation that a mutation is for.
+#[cfg(test)]
+const OPERATIONS: [&str; 10] = [
+    "orders.place",
+    "orders.change",
+    "orders.complete",
+    "orders.cancel",
+    "expenses.record",
+    "expenses.budget",
+    "transactions.post",
+    "checkouts.start",
+    "payments.charge",
+    "payments.refund",
+];
+
+#[Object]
+impl Mutation {
+    /// Places an order.
+    async fn create_order(
+        &self,
+        ctx: &Context<'_>,
+        input: OrderInput,
+        idempotency_key: Option<String>,
+    ) -> Result<Option<Order>> {
+        let input = Input { id: None, body: input, key: idempotency_key };
+        told(ctx, "orders.place", input).await
+    }
+
+    /// Completes or cancels an order.
+    async fn change_order(
+        &self,
+        ctx: &Context<'_>,
+        id: String,
+        input: OrderChange,
+        idempotency_key: Option<String>,
+    ) -> Result<Option<Order>> {
+        let input = Input { id: Some(&id), body: input, key: idempotency_key };
+        told(ctx, "orders.change", input).await
+    }
+
+    /// Says that an order is paid for and booked.
+    async fn complete_order(
+        &self,
+        ctx: &Context<'_>,
+        id: String,
+        idempotency_key: Option<String>,
+    ) -> Result<Option<Order>> {
+        let input = Input { id: Some(&id), body: Reason { reason: None }, key: idempotency_key };
+        told(ctx, "orders.complete", input).await
+    }
+
+    /// Cancels an order.
+    async fn cancel_order(
+        &self,
+        ctx: &Context<'_>,
+        id: String,
+        reason: Option<String>,
+        idempotency_key: Option<String>,
+    ) -> Result<Option<Order>> {
+        let input = Input { id: Some(&id), body: Reason { reason }, key: idempotency_key };
+        told(ctx, "orders.cancel", input).await
+    }
+
+    /// Records an expense.
+    async fn create_expense(
+        &self,
+        ctx: &Context<'_>,
+        input: ExpenseInput,
+        idempotency_key: Option<String>,
+    ) -> Result<Option<Expense>> {
+        let input = Input { id: None, body: input, key: idempotency_key };
+        told(ctx, "expenses.record", input).await
+    }
+
+    /// Sets what may be spent on a category in each month.
+    async fn set_budget(
+        &self,
+        ctx: &Context<'_>,
+        input: BudgetInput,
+        idempotency_key: Option<String>,
+    ) -> Result<Option<Budget>> {
+        let input = Input { id: None, body: input, key: idempotency_key };
+        told(ctx, "expenses.budget", input).await
+    }
+
+    /// Books an amount on an account.
+    async fn create_transaction(
+        &self,
+        ctx: &Context<'_>,
+        input: TransactionInput,
+        idempotency_key: Option<String>,
+    ) -> Result<Option<Transaction>> {
+        let input = Input { id: None, body: input, key: idempotency_key };
+        told(ctx, "transactions.post", input).await
+    }
+
+    /// Starts a checkout: order, payment, expense and transaction, or none of them.
+    async fn checkout(
+        &self,
+        ctx: &Context<'_>,
+        input: CheckoutInput,
+        idempotency_key: Option<String>,
+    ) -> Result<Option<Checkout>> {
+        let input = Input { id: None, body: input, key: idempotency_key };
+        told(ctx, "checkouts.start", input).await
+    }
+
+    /// Takes the money for an order. The key is required.
+    async fn charge(
+        &self,
+        ctx: &Context<'_>,
+        input: ChargeInput,
+        idempotency_key: Option<String>,
+    ) -> Result<Option<Payment>> {
+        let input = Input { id: None, body: input, key: idempotency_key };
+        told(ctx, "payments.charge", input).await
+    }
+
+    /// Gives the money of an order back.
+    async fn refund(
+        &self,
+        ctx: &Context<'_>,
+        id: String,
+        reason: Option<String>,
+        idempotency_key: Option<String>,
+    ) -> Result<Option<Payment>> {
+        let input = Input { id: Some(&id), body: Reason { reason }, key: idempotency_key };
+        told(ctx, "payments.refund", input).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use crate::gateway::operations;
+
+    #[test]
+    fn every_operation_has_its_mutation() {
+        let mutations: BTreeSet<_> = super::OPERATIONS.into_iter().collect();
+        let all: BTreeSet<_> = operations::OPERATIONS.iter().map(|operation| operation.name).collect();
+        assert_eq!(mutations, all);
+    }
+}

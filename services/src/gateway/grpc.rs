@@ -1,0 +1,128 @@
+//! The gRPC door: the operations and reads of REST as services, with health and reflection.
+//! In: calls. Out: answers, or statuses with details.
+
+mod calls;
+mod services;
+mod status;
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::middleware::map_request;
+use http_body_util::BodyExt;
+use tokio::sync::watch;
+use tonic::server::NamedService;
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+use tracing::error;
+
+use self::calls::Calls;
+use self::proto::checkouts_server::CheckoutsServer;
+use self::proto::expenses_server::ExpensesServer;
+use self::proto::orders_server::OrdersServer;
+use self::proto::payments_server::PaymentsServer;
+use self::proto::transactions_server::TransactionsServer;
+use self::status::status;
+use super::problem::{Kind, Problem};
+use super::rest::Rest;
+use super::server::BodyError;
+
+/// What `services/proto/budget/v1/budget.proto` says, as types, clients and services.
+pub mod proto {
+    tonic::include_proto!("budget.v1");
+
+    /// The file itself.
+    pub const SOURCE: &str = include_str!("../../proto/budget/v1/budget.proto");
+
+    /// Its descriptor, and those of what it imports.
+    pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/budget.bin"));
+}
+
+/// The services as routes, and who says that they are ready, or no longer.
+pub fn routes(rest: &Rest) -> (axum::Router, Readiness) {
+    let calls = Calls { front: Arc::clone(&rest.front), auth: Arc::clone(&rest.auth) };
+    let (reporter, health) = health_reporter();
+    let max = rest.front.settings().body_bytes_max;
+    let routes = Routes::new(OrdersServer::new(calls.clone()).max_decoding_message_size(max))
+        .add_service(ExpensesServer::new(calls.clone()).max_decoding_message_size(max))
+        .add_service(TransactionsServer::new(calls.clone()).max_decoding_message_size(max))
+        .add_service(CheckoutsServer::new(calls.clone()).max_decoding_message_size(max))
+        .add_service(PaymentsServer::new(calls).max_decoding_message_size(max))
+        .add_service(health);
+    let routes = reflected(routes).into_axum_router();
+    (routes.layer(map_request(async |request: Request| request.map(said_in_status))), Readiness(reporter))
+}
+
+/// The body of a call; where the server cuts it off, for its size or its slowness, the client hears why.
+fn said_in_status(body: Body) -> Body {
+    Body::new(body.map_err(|error| {
+        let error = error.into_inner();
+        let kind = match error.downcast_ref::<BodyError>() {
+            Some(BodyError::TooLarge(_)) => Kind::TooLarge,
+            Some(BodyError::TooSlow(_)) => Kind::TooSlow,
+            Some(BodyError::Broken(_)) | None => Kind::Malformed,
+        };
+        status(&Problem::new(kind, error.to_string()))
+    }))
+}
+
+/// With reflection in both versions that tools ask for.
+fn reflected(routes: Routes) -> Routes {
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    match (builder().build_v1(), builder().build_v1alpha()) {
+        (Ok(new), Ok(old)) => routes.add_service(new).add_service(old),
+        (Err(error), _) | (_, Err(error)) => {
+            error!(%error, "there is no reflection: the descriptor of the services cannot be read");
+            routes
+        }
+    }
+}
+
+/// What the health service says of the services.
+#[derive(Debug)]
+pub struct Readiness(HealthReporter);
+
+impl Readiness {
+    /// Every name that may be asked about; the empty one is the process.
+    const NAMES: [&str; 6] = [
+        "",
+        OrdersServer::<Calls>::NAME,
+        ExpensesServer::<Calls>::NAME,
+        TransactionsServer::<Calls>::NAME,
+        CheckoutsServer::<Calls>::NAME,
+        PaymentsServer::<Calls>::NAME,
+    ];
+
+    /// Calls are answered until `stop` says true, or nobody can say it any more. Who balances the load hears of both;
+    /// who watches is let go, as a watch would hold its connection open.
+    pub async fn follow(mut self, mut stop: watch::Receiver<bool>) {
+        self.tell(ServingStatus::Serving).await;
+        stop.wait_for(|stop| *stop).await.ok();
+        self.tell(ServingStatus::NotServing).await;
+        for name in Self::NAMES {
+            self.0.clear_service_status(name).await;
+        }
+    }
+
+    async fn tell(&self, status: ServingStatus) {
+        for name in Self::NAMES {
+            self.0.set_service_status(name, status).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::gateway::published;
+
+    #[test]
+    fn the_published_proto_is_the_served_one() {
+        published("budget.proto", super::proto::SOURCE);
+    }
+}
