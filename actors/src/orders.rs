@@ -255,7 +255,7 @@ mod tests {
         let placed = Given::handler(Orders).when(place(500)).then_events(["order.placed"]);
         placed
             .then_rows([row("placed", None)])
-            .then_reply(&row("placed", None))
+            .then_reply(row("placed", None))
             .when(told("complete"))
             .then_events(["order.completed"])
             .then_rows([row("completed", None)])

@@ -90,9 +90,12 @@ struct Tokens {
 #[derive(Debug)]
 struct State {
     known: Arc<[Token]>,
-    version: Option<(SystemTime, u64)>,
+    version: Option<Version>,
     looked: Stopwatch,
 }
+
+/// When the file was changed, and how long it is: another one is to be read again.
+type Version = (SystemTime, u64);
 
 /// A line of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,12 +182,12 @@ fn is_same(one: &[u8; 32], other: &[u8; 32]) -> bool {
     std::hint::black_box(differ) == 0
 }
 
-fn version(file: &Path) -> Option<(SystemTime, u64)> {
+fn version(file: &Path) -> Option<Version> {
     let data = std::fs::metadata(file).ok()?;
     Some((data.modified().ok()?, data.len()))
 }
 
-fn read(file: &Path) -> Result<(Vec<Token>, Option<(SystemTime, u64)>), String> {
+fn read(file: &Path) -> Result<(Vec<Token>, Option<Version>), String> {
     let version = version(file);
     let text = std::fs::read_to_string(file);
     let text = text.map_err(|error| format!("gateway.tokens: cannot read {}: {error}", file.display()))?;
