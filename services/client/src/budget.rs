@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// The bucket of retries is full after this long without one.
 const FULL_AFTER: f64 = 10.0;
+/// Shares that add up to one retry may come out a little below it.
+const ROUNDING: f64 = 1e-9;
 /// Call sites that have a bucket of their own; the others share one.
 const SITES_MAX: usize = 1_000;
 
@@ -40,7 +42,7 @@ impl Budget {
     /// Whether there may be one more retry, which is then counted.
     pub(crate) fn may_retry(&mut self, site: &str, now: Duration) -> bool {
         let bucket = self.bucket(site, now);
-        let may = bucket.tokens >= 1.0;
+        let may = bucket.tokens >= 1.0 - ROUNDING;
         if may {
             bucket.tokens -= 1.0;
         }

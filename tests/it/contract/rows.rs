@@ -48,11 +48,12 @@ pub(super) fn charge(key: &str, order: &str) -> Sent {
 
 /// Sends it until it no longer runs.
 pub(super) async fn settled(door: &dyn Door, sent: &Sent) -> Answered {
-    for _ in 0..120 {
+    for _ in 0..600 {
         let answer = door.send(sent.clone()).await;
         if answer.code != "in_flight" {
             return answer;
         }
+        sleep(Duration::from_millis(100)).await;
     }
     panic!("it still runs: {sent:?}");
 }

@@ -146,7 +146,7 @@ async fn listens(cli: &Cli, starts: usize, words: &str) -> String {
     let what = format!("the process did not say that it {words}");
     let said = until(&what, SOON, async || {
         let text = std::fs::read_to_string(&file).unwrap_or_default();
-        let mut lines = text.lines().filter(|line| line.contains(&format!("the gateway {words} ")));
+        let mut lines = text.lines().filter(|line| line.contains(&format!("the gateway {words} address=")));
         let address = lines.next_back().and_then(|line| line.split_once("address=")).map(|(_, rest)| rest);
         found = address.and_then(|rest| rest.split_whitespace().next()).unwrap_or_default().to_owned();
         !found.is_empty()

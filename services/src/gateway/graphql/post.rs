@@ -69,7 +69,8 @@ fn counted(request: &mut Request) -> Result<Counted, Problem> {
 
 /// The response as HTTP has it: 200 as soon as anything of it ran.
 fn rendered(mut response: Response, replayed: Vec<String>, mutations: usize) -> HttpResponse {
-    let ran = response.data != Value::Null;
+    // An error of a field has its place: that one was asked.
+    let ran = response.data != Value::Null || response.errors.iter().any(|error| !error.path.is_empty());
     response.errors.iter_mut().for_each(classified);
     let mut headers = HeaderMap::new();
     if !replayed.is_empty() {
