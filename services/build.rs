@@ -1,8 +1,6 @@
 //! Compiles the proto file of the gRPC door, without `protoc`.
 //! In: proto/budget/v1/budget.proto. Out: messages that are also JSON, services, clients, and the file's descriptor.
 
-#![expect(clippy::print_stdout, reason = "cargo reads it")]
-
 use std::error::Error;
 use std::path::PathBuf;
 

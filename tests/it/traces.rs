@@ -57,14 +57,15 @@ async fn traced(post: impl AsyncFnOnce(&str) -> u16, wanted: &[&str]) -> HashMap
     let serving = Server::builder()
         .add_service(TraceServiceServer::new(receiver.clone()))
         .serve_with_incoming(TcpIncoming::from(listener));
-    let serving = tokio::task::spawn(serving);
+    let mut receiving = tokio::task::JoinSet::new();
+    receiving.spawn(serving);
 
     let binary = tokio::task::spawn_blocking(process::built).await.unwrap().unwrap();
     let (folder, topic) = (tempfile::tempdir().unwrap(), Topic::new(8).await);
     let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let settings = format!(
         "[kafka]\nbrokers = \"{}\"\ntopics = [\"{name}\"]\n\n[admin]\nlisten = \"127.0.0.1:0\"\n\n\
-         [gateway]\nlisten = \"{listen}\"\ngrpc_listen = \"127.0.0.1:0\"\n\n\
+         \
          [[publish]]\nservice = \"transactions\"\ntype = \"transaction.posted\"\nsink = \"kafka\"\ntopic = \"{name}\"\n\n\
          [[bind]]\nsource = \"kafka\"\ntype = \"transaction.posted\"\nservice = \"balances\"\n",
         crate::servers::kafka(),
@@ -72,7 +73,8 @@ async fn traced(post: impl AsyncFnOnce(&str) -> u16, wanted: &[&str]) -> HashMap
     );
     std::fs::write(folder.path().join("traced.toml"), settings).unwrap();
     let place = Place::new(&binary, folder.path());
-    let mut command = place.command(&["up", "--config", "traced.toml"]);
+    let listens = format!("gateway.listen={listen}");
+    let mut command = place.command(&["up", "--config", "traced.toml", "--set", &listens]);
     command.env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint).env("OTEL_BSP_SCHEDULE_DELAY", "50");
     let log = std::fs::File::create(folder.path().join("up.log")).unwrap();
     let mut up = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
@@ -88,7 +90,6 @@ async fn traced(post: impl AsyncFnOnce(&str) -> u16, wanted: &[&str]) -> HashMap
     let came = until("spans are missing", BOUND, all).await;
     assert!(came.is_ok(), "{:?}: {}", receiver.named().keys(), place.tail("up.log"));
     up.kill().await.unwrap();
-    serving.abort();
     receiver.named()
 }
 

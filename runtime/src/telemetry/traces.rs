@@ -168,8 +168,11 @@ mod exported {
         }
     }
 
+    /// A layer, and what is to be ended with the process.
+    type Exported = (Box<dyn Layer<Registry> + Send + Sync>, Exporter);
+
     /// The layer that exports, where the environment names an endpoint; or why it cannot be.
-    pub(in crate::telemetry) fn layer() -> Result<Option<(Box<dyn Layer<Registry> + Send + Sync>, Exporter)>, String> {
+    pub(in crate::telemetry) fn layer() -> Result<Option<Exported>, String> {
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let off = std::env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
         if off || !ENDPOINTS.iter().any(|name| set(name)) {

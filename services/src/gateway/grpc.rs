@@ -30,6 +30,7 @@ use super::rest::Rest;
 use super::server::BodyError;
 
 /// What `services/proto/budget/v1/budget.proto` says, as types, clients and services.
+#[expect(clippy::allow_attributes, clippy::too_many_lines, reason = "the code is generated")]
 pub mod proto {
     tonic::include_proto!("budget.v1");
 

@@ -121,7 +121,7 @@ mod tests {
         let checkout = flat(Entity::Checkout, saga, Some("other"));
         assert_eq!((&checkout["id"], &checkout["order"]), (&json!("s"), &json!("o")));
         let row = json!({ "order_id": "o", "status": "charged" });
-        assert_eq!(flat(Entity::Payment, row.clone(), None)["order"], "o");
+        assert_eq!(flat(Entity::Payment, row, None)["order"], "o");
         assert_eq!(flat(Entity::Payment, json!({ "charge": { "order": "o" } }), None)["order"], "o");
         assert_eq!(flat(Entity::Checkout, json!({ "id": "s", "order_id": "o" }), None)["order"], "o");
     }

@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(key(None, None, 1), Ok(None));
         assert_eq!(key(None, Some(&one), 1), Ok(Some(one.clone())));
         assert_eq!(key(Some("one"), Some(&one), 1), Ok(Some(one.clone())));
-        assert_eq!(key(Some("one"), None, 2), Ok(Some(one.clone())));
+        assert_eq!(key(Some("one"), None, 2), Ok(Some(one)));
         assert_eq!(key(Some("one"), Some(&other), 1).unwrap_err().kind, Kind::KeyMalformed);
         assert_eq!(key(None, None, 2).unwrap_err().kind, Kind::KeyMissing);
         assert_eq!(key(Some(""), None, 1).unwrap_err().kind, Kind::KeyMalformed);
