@@ -20,7 +20,7 @@ mod tables;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -73,7 +73,6 @@ pub struct PgStore {
     queries: Links,
     leases: Links,
     prepared: RwLock<Option<Arc<Prepared>>>,
-    shards_seen: OnceLock<u32>,
 }
 
 /// What [`Store::prepare`] brought.
@@ -101,7 +100,6 @@ impl PgStore {
             queries: Links::new(&place, Use::Queries, connections, patience),
             leases: Links::new(&place, Use::Leases, 1, patience.min(LEASE_PATIENCE)),
             prepared: RwLock::new(None),
-            shards_seen: OnceLock::new(),
             place,
         };
         if access == Access::Tool {

@@ -115,19 +115,15 @@ fn record(row: &PgRow) -> Result<CallRecord, StoreError> {
 }
 
 impl PgStore {
-    /// The number of shards, as a worker recorded it; a process without an engine reads it once.
+    /// The number of shards. A process without an engine outlives a change of it, so it asks each time.
     async fn shards(&self) -> Result<u32, StoreError> {
         if let Ok(prepared) = self.prepared() {
             return Ok(prepared.shards);
         }
-        if let Some(shards) = self.shards_seen.get() {
-            return Ok(*shards);
+        match self.shards_recorded().await? {
+            0 => Err(StoreError::Unavailable("it has no shards yet: start a worker once".to_owned())),
+            shards => Ok(shards),
         }
-        let shards = self.shards_recorded().await?;
-        if shards == 0 {
-            return Err(StoreError::Unavailable("it has no shards yet: start a worker once".to_owned()));
-        }
-        Ok(*self.shards_seen.get_or_init(|| shards))
     }
 }
 
