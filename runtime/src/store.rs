@@ -42,8 +42,10 @@ pub use timer::{DueTimers, Timer, TimerWrite};
 pub enum Access {
     /// Run its shards; on SQLite one process at a time.
     Run,
-    /// Look, and leave commands and imports for the processes that run it.
+    /// Look, and leave commands and imports for the processes that run it. What is asked may take minutes.
     Tool,
+    /// The same, for who answers requests: nothing takes longer than for those that run it.
+    Serve,
 }
 
 /// Fences a shard's owner: rises with each takeover.
@@ -309,13 +311,11 @@ pub trait Store: Send + Sync + 'static {
         false
     }
 
-    /// Resolves when something may have been appended for `target` by this process since the last call. It may resolve
-    /// for nothing, it never misses an append; one waiter per target.
+    /// Resolves when something may have been appended for `target` here since the last call, or for nothing; one waiter each.
     fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()>;
 
-    /// Events of `shard` with a number above `after`, in order, looked for from commit `from` on (0 where that is not
-    /// known): at most `limit` commits' worth, and fewer where these are large. Reading on from one page to the next does
-    /// not depend on what lies before.
+    /// Events of `shard` above number `after`, in order, looked for from commit `from` on (0: not known): at most `limit`
+    /// commits' worth, fewer where these are large. Reading on does not depend on what lies before.
     fn outbox(&self, shard: ShardNo, from: u64, after: u64, limit: usize) -> StoreFuture<'_, Vec<query::EventRow>> {
         let _ = from;
         self.queries().events(shard, after, limit)

@@ -169,14 +169,15 @@ async fn records_are_counted_and_swept_when_their_time_is_over(place: Box<impl P
     let replies = (1..=4).map(|no| done(CallId([no; 16]), "1")).collect();
     let part = Part { replies, ..Part::default() };
     committed(&store, &perkey::store::Commit { parts: vec![part], ..commit(1, epoch, 1) }).await;
-    let counts = async || {
-        let mut counts = store.calls().counts().await.unwrap();
+    let counts = async |at| {
+        let mut counts = store.calls().counts(at).await.unwrap();
         counts.sort();
         counts
     };
-    assert_eq!(counts().await, [("t-0".to_owned(), 2), ("t-1".to_owned(), 3)]);
+    assert_eq!(counts(109).await, [("t-0".to_owned(), 2), ("t-1".to_owned(), 3)]);
+    assert_eq!(counts(110).await, [("t-1".to_owned(), 1)], "what has expired does not count");
     assert_eq!(store.calls().sweep(109, 10).await.unwrap(), 0, "not before their time");
     assert_eq!(store.calls().sweep(110, 3).await.unwrap(), 3, "bounded");
     assert_eq!(store.calls().sweep(110, 3).await.unwrap(), 1);
-    assert_eq!(counts().await, [("t-1".to_owned(), 1)], "one that runs stays");
+    assert_eq!(counts(109).await, [("t-1".to_owned(), 1)], "one that runs stays");
 }

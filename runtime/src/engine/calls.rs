@@ -146,8 +146,8 @@ impl Calls {
         let message_id = new.message.id().to_owned();
         let shard = shard_of(new.message.key(), self.settings.ownership.shards);
         // Before it is accepted: it may end before that is told.
-        let waiting = self.desk.wait(id, (self.is_here)(shard));
-        match self.accepts.accept(new).await? {
+        let waiting = self.desk.wait(id, &message_id, (self.is_here)(shard));
+        match self.accepted_or_known(new).await? {
             Verdict::New => {}
             Verdict::Known(record) if record.fingerprint != fingerprint => return Ok(CallAnswer::Mismatch),
             Verdict::Known(record) => {
@@ -161,6 +161,18 @@ impl Calls {
         let kept = Some(outcome.clone());
         self.cache.put(vec![CallRecord { id, fingerprint, message_id, accepted_at: now, expires_at, outcome: kept }]);
         Ok(CallAnswer::New(outcome))
+    }
+
+    /// Where there is no room for a new call, it may be one that is known.
+    async fn accepted_or_known(&self, new: NewCall) -> Result<Verdict, CallError> {
+        let id = new.id;
+        match self.accepts.accept(new).await {
+            Err(no_room @ (CallError::Full | CallError::TooManyKeys(_))) => {
+                let known = self.accepts.known(id).await?.filter(|record| !record.is_expired(self.clock.now()));
+                known.map(Verdict::Known).ok_or(no_room)
+            }
+            told => told,
+        }
     }
 
     /// The call as it is written; its message has an id of its own each time, as the record alone says what was done.

@@ -37,6 +37,6 @@ fn upgrade<H: Handler>(version: u32, json: &[u8]) -> Result<H::State, String> {
 pub(super) fn encode<H: Handler>(state: &H::State) -> Result<Bytes, TurnFault> {
     match serde_json::to_vec(state) {
         Ok(json) => Ok(json.into()),
-        Err(error) => Err(TurnFault::Reject(format!("the state after this turn does not encode: {error}"))),
+        Err(error) => Err(TurnFault::GiveUp(format!("the state after this turn does not encode: {error}"))),
     }
 }

@@ -88,7 +88,7 @@ impl PgStore {
     /// have been prepared by a worker that ran it.
     pub async fn open(url: &str, bounds: Bounds, access: Access) -> Result<Self, StoreError> {
         let timeout = match access {
-            Access::Run => bounds.statement_timeout,
+            Access::Run | Access::Serve => bounds.statement_timeout,
             Access::Tool => bounds.statement_timeout.max(TOOL_PATIENCE),
         };
         let place = Place::of(url, timeout)?;
@@ -102,7 +102,7 @@ impl PgStore {
             prepared: RwLock::new(None),
             place,
         };
-        if access == Access::Tool {
+        if access != Access::Run {
             store.check_format().await?;
         }
         Ok(store)
@@ -160,7 +160,7 @@ impl PgStore {
     }
 
     fn prepared(&self) -> Result<Arc<Prepared>, StoreError> {
-        if self.access == Access::Tool {
+        if self.access != Access::Run {
             return Err(StoreError::Unavailable(LOOKS.to_owned()));
         }
         let prepared = self.prepared.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -173,7 +173,7 @@ const LOOKS: &str = "it was opened to look, not to run its shards";
 impl Store for PgStore {
     fn prepare(&self, setup: Setup) -> StoreFuture<'_, Identity> {
         Box::pin(async move {
-            if self.access == Access::Tool {
+            if self.access != Access::Run {
                 return Err(StoreError::Unavailable(LOOKS.to_owned()));
             }
             let (code_version, shards) = (setup.code_version, setup.shards);

@@ -83,12 +83,12 @@ impl SqliteStore {
                 let connection = connect_to_run(&options).await;
                 (Some(connection.map_err(|error| open_error(&path, &error))?), Some(lock))
             }
-            Access::Tool if !path.exists() => {
+            Access::Tool | Access::Serve if !path.exists() => {
                 let path = path.display();
                 let why = "it is made by the process that runs it; or store.url names another file";
                 return Err(StoreError::Unavailable(format!("there is no store at {path} yet: {why}")));
             }
-            Access::Tool => (None, None),
+            Access::Tool | Access::Serve => (None, None),
         };
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
@@ -148,16 +148,16 @@ impl SqliteStore {
         };
         let found = schema::format(&mut reader).await.map_err(|error| open_error(&self.path, &error))?;
         match (schema::known(found)?, self.access) {
-            (0, Access::Tool) => Err(StoreError::Unavailable(format!(
+            (0, Access::Tool | Access::Serve) => Err(StoreError::Unavailable(format!(
                 "{} is no store yet: it is prepared by the process that runs it; or store.url names another file",
                 self.path.display()
             ))),
-            (_, Access::Tool | Access::Run) => Ok(()),
+            (_, Access::Run | Access::Tool | Access::Serve) => Ok(()),
         }
     }
 
     fn only_looks(&self) -> bool {
-        self.access == Access::Tool
+        self.access != Access::Run
     }
 
     fn takeover(&self, sql: String, shard: ShardNo, missing: StoreError) -> StoreFuture<'static, TakenShard> {

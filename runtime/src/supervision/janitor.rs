@@ -20,6 +20,8 @@ const TRANSACTIONS_EVERY: Duration = Duration::from_secs(15);
 /// How often records of calls that have expired are removed; as many at once.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 const SWEEP_MAX: usize = 10_000;
+/// How often in a row, while there are more.
+const SWEEPS_MAX: u32 = 20;
 
 /// The janitor.
 pub(crate) struct Janitor;
@@ -81,8 +83,12 @@ impl Actor for Janitor {
 
 /// What is left is removed the next time.
 async fn sweep(env: &Env) {
-    if let Err(error) = env.store.calls().sweep(env.clock.now(), SWEEP_MAX).await {
-        warn!(%error, "expired idempotency keys cannot be removed now");
+    for _ in 0..SWEEPS_MAX {
+        match env.store.calls().sweep(env.clock.now(), SWEEP_MAX).await {
+            Ok(swept) if swept < SWEEP_MAX as u64 => return,
+            Ok(_) => {}
+            Err(error) => return warn!(%error, "expired idempotency keys cannot be removed now"),
+        }
     }
 }
 

@@ -8,8 +8,11 @@ mod status;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::Request;
-use axum::middleware::map_request;
+use axum::extract::{Request, State};
+use axum::http::HeaderValue;
+use axum::http::header::AUTHORIZATION;
+use axum::middleware::{Next, from_fn_with_state, map_request};
+use axum::response::Response;
 use http_body_util::BodyExt;
 use tokio::sync::watch;
 use tonic::server::NamedService;
@@ -25,9 +28,13 @@ use self::proto::orders_server::OrdersServer;
 use self::proto::payments_server::PaymentsServer;
 use self::proto::transactions_server::TransactionsServer;
 use self::status::status;
+use super::auth::Auth;
 use super::problem::{Kind, Problem};
 use super::rest::Rest;
 use super::server::BodyError;
+
+/// How the paths of the services begin.
+const CALLS: &str = "/budget.v1.";
 
 /// What `services/proto/budget/v1/budget.proto` says, as types, clients and services.
 #[expect(clippy::allow_attributes, clippy::too_many_lines, reason = "the code is generated")]
@@ -52,8 +59,18 @@ pub fn routes(rest: &Rest) -> (axum::Router, Readiness) {
         .add_service(CheckoutsServer::new(calls.clone()).max_decoding_message_size(max))
         .add_service(PaymentsServer::new(calls).max_decoding_message_size(max))
         .add_service(health);
-    let routes = reflected(routes).into_axum_router();
+    let known = from_fn_with_state(Arc::clone(&rest.auth), known);
+    let routes = reflected(routes).into_axum_router().layer(known);
     (routes.layer(map_request(async |request: Request| request.map(said_in_status))), Readiness(reporter))
+}
+
+/// Whether the caller is known, before anything of the body is read. What tells of the process itself anybody may ask.
+async fn known(State(auth): State<Arc<Auth>>, request: Request, next: Next) -> Response {
+    let header = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
+    match request.uri().path().starts_with(CALLS).then(|| auth.caller(header)) {
+        Some(Err(problem)) => status(&problem).into_http(),
+        _ => next.run(request).await,
+    }
 }
 
 /// The body of a call; where the server cuts it off, for its size or its slowness, the client hears why.

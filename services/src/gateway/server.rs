@@ -5,7 +5,6 @@ mod body;
 mod preface;
 mod tls;
 
-use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -172,11 +171,14 @@ where
     let mut leaving = false;
     let mut seen = activity.seen();
     loop {
-        let idle = async { if leaving { pending().await } else { sleep(IDLE).await } };
+        let idle = sleep(if leaving { bounds.drain } else { IDLE });
         tokio::select! {
             ended = connection.as_mut() => return ended,
             () = stopped(stop), if !leaving => leaving = true,
-            () = idle => {
+            // Whoever does not read its answer would keep its place for ever.
+            () = idle => if leaving {
+                return Err("it was told to end, and did not".into());
+            } else {
                 let now = activity.seen();
                 leaving = now == seen && activity.is_idle();
                 seen = now;

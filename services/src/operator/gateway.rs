@@ -29,7 +29,7 @@ pub async fn gateway(settings: &Settings) -> Ended {
         return Err(Failure::Settings(vec![why]));
     }
     let mut signals = Signals::take()?;
-    let store = store::open(settings, Access::Tool).await?.store();
+    let store = store::open(settings, Access::Serve).await?.store();
     fits(settings, &*store).await?;
     let doors = Doors::bind(settings).await.map_err(Failure::Failed)?;
     let (listener, address) = admin_listener(settings).await?;

@@ -2,17 +2,17 @@
 //! In: calls. Out: of each whether it is new, or the record that was there.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use super::CallError;
-use crate::clock::{Dice, Stopwatch, sleep};
+use crate::clock::{Clock, Dice, sleep};
 use crate::settings::Settings;
 use crate::store::append::{CALL_LANES, LOOK_EVERY, Room};
-use crate::store::calls::{CallRecord, NewCall};
+use crate::store::calls::{CallId, CallRecord, NewCall};
 use crate::store::{Store, StoreError};
 
 /// Calls that may wait to be written.
@@ -36,8 +36,8 @@ pub(super) enum Verdict {
 type Told = Result<Verdict, CallError>;
 
 /// The way to the task.
-#[derive(Debug)]
 pub(super) struct Accepts {
+    store: Arc<dyn Store>,
     calls: mpsc::Sender<(NewCall, oneshot::Sender<Told>)>,
     quota: Arc<Quota>,
 }
@@ -47,17 +47,23 @@ impl Accepts {
     pub(super) fn start(store: Arc<dyn Store>, settings: &Settings) -> Self {
         let (calls, mut inbox) = mpsc::channel(WAITING_MAX);
         let quota = Arc::new(Quota { max: settings.gateway.keys_max, counts: Mutex::default() });
+        tokio::spawn(keep_count(Arc::downgrade(&quota), Arc::clone(&store)));
+        let kept = Arc::clone(&store);
         let lane = Dice::from_system().below(CALL_LANES.len() as u64);
         let lane = usize::try_from(lane).ok().and_then(|lane| CALL_LANES.get(lane)).copied().unwrap_or(CALL_LANES[0]);
-        let mut task =
-            Task { room: Room::new(settings.log.max_unread), quota: Arc::clone(&quota), counted: None, lane, store };
+        let mut task = Task { room: Room::new(settings.log.max_unread), quota: Arc::clone(&quota), lane, store };
         tokio::spawn(async move {
             let mut batch = Vec::new();
             while inbox.recv_many(&mut batch, BATCH_MAX).await > 0 {
                 task.write(std::mem::take(&mut batch)).await;
             }
         });
-        Self { calls, quota }
+        Self { store: kept, calls, quota }
+    }
+
+    /// The record of a call, where there is one.
+    pub(super) async fn known(&self, id: CallId) -> Result<Option<CallRecord>, CallError> {
+        Ok(self.store.calls().records(vec![id]).await?.into_iter().next().flatten())
     }
 
     /// Writes a call, with others that come meanwhile.
@@ -95,14 +101,11 @@ struct Task {
     store: Arc<dyn Store>,
     room: Room,
     quota: Arc<Quota>,
-    /// Since the records were counted.
-    counted: Option<Stopwatch>,
     lane: &'static str,
 }
 
 impl Task {
     async fn write(&mut self, batch: Vec<(NewCall, oneshot::Sender<Told>)>) {
-        self.count().await;
         let (calls, tellers): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         // Who gave up waiting does not listen.
         match self.accept(&calls).await {
@@ -140,16 +143,19 @@ impl Task {
         }
         Ok(self.store.calls().accept(self.lane.to_owned(), calls.to_vec()).await?)
     }
+}
 
-    /// Counts what tenants have, now and then.
-    async fn count(&mut self) {
-        if self.counted.as_ref().is_some_and(|counted| counted.elapsed() < COUNT_EVERY) {
-            return;
-        }
-        self.counted = Some(Stopwatch::start());
-        match self.store.calls().counts().await {
-            Ok(counts) => *self.quota.counts() = counts.into_iter().collect(),
+/// Counts what tenants have, at once and then now and then, as long as anybody asks. Nobody waits for it: it may take long.
+async fn keep_count(quota: Weak<Quota>, store: Arc<dyn Store>) {
+    let clock = Clock::system();
+    loop {
+        let counted = store.calls().counts(clock.now()).await;
+        let Some(quota) = quota.upgrade() else { return };
+        match counted {
+            Ok(counts) => *quota.counts() = counts.into_iter().collect(),
             Err(error) => warn!(%error, "the idempotency keys that tenants have cannot be counted now"),
         }
+        drop(quota);
+        sleep(COUNT_EVERY).await;
     }
 }

@@ -12,14 +12,14 @@ use tokio::sync::{Notify, oneshot};
 use tracing::debug;
 
 use crate::clock::sleep;
-use crate::store::calls::{CallId, CallOutcome};
+use crate::store::calls::{CallId, CallOutcome, CallRecord};
 use crate::store::{Commit, Store};
 
 /// How often what runs elsewhere is looked up.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// What runs here is looked up with every so many of these.
 const SELDOM: u32 = 25;
-/// Calls looked up at once.
+/// Calls in one look.
 const LOOK_MAX: usize = 1_000;
 
 /// The desk.
@@ -39,6 +39,8 @@ struct Waiting {
 #[derive(Debug)]
 struct Waiter {
     no: u64,
+    /// Its message: there may be a record of an older call under the same id.
+    message_id: String,
     here: bool,
     tell: oneshot::Sender<CallOutcome>,
 }
@@ -72,12 +74,12 @@ impl Drop for Place {
 
 impl Desk {
     /// Waits for the end of a call, whose shard is here or is not.
-    pub(super) fn wait(self: &Arc<Self>, id: CallId, here: bool) -> Place {
+    pub(super) fn wait(self: &Arc<Self>, id: CallId, message_id: &str, here: bool) -> Place {
         let (tell, told) = oneshot::channel();
         let mut waiting = self.waiting();
         waiting.last += 1;
         let no = waiting.last;
-        waiting.calls.entry(id).or_default().push(Waiter { no, here, tell });
+        waiting.calls.entry(id).or_default().push(Waiter { no, message_id: message_id.to_owned(), here, tell });
         drop(waiting);
         self.more.notify_one();
         Place { desk: Arc::clone(self), id, no, told }
@@ -86,15 +88,32 @@ impl Desk {
     /// A commit of this process is durable.
     pub(crate) fn committed(&self, commit: &Commit) {
         for reply in commit.parts.iter().flat_map(|part| &part.replies) {
-            self.tell(reply.call, &reply.outcome);
+            self.tell(reply.call, &reply.outcome, |_| true);
         }
     }
 
-    fn tell(&self, id: CallId, outcome: &CallOutcome) {
-        let waiters = self.waiting().calls.remove(&id);
-        for waiter in waiters.into_iter().flatten() {
+    fn tell(&self, id: CallId, outcome: &CallOutcome, whom: impl Fn(&Waiter) -> bool) {
+        let told: Vec<Waiter> = {
+            let mut waiting = self.waiting();
+            let Some(waiters) = waiting.calls.get_mut(&id) else { return };
+            let told = waiters.extract_if(.., |waiter| whom(waiter)).collect();
+            if waiters.is_empty() {
+                waiting.calls.remove(&id);
+            }
+            told
+        };
+        for waiter in told {
             // Who gave up waiting does not listen.
             waiter.tell.send(outcome.clone()).ok();
+        }
+    }
+
+    /// What the store has of calls that are waited for.
+    fn found(&self, records: Vec<Option<CallRecord>>) {
+        for CallRecord { id, message_id, outcome, .. } in records.into_iter().flatten() {
+            if let Some(outcome) = outcome {
+                self.tell(id, &outcome, |waiter| waiter.message_id == message_id);
+            }
         }
     }
 
@@ -106,20 +125,13 @@ impl Desk {
             let mut round = 0_u32;
             while let Some(ids) = next(&desk, round).await {
                 round = round.wrapping_add(1);
-                let found = match ids.is_empty() {
-                    true => continue,
-                    false => store.calls().records(ids).await,
-                };
-                let Some(desk) = desk.upgrade() else { return };
-                match found {
-                    Ok(records) => {
-                        for record in records.into_iter().flatten() {
-                            if let Some(outcome) = record.outcome {
-                                desk.tell(record.id, &outcome);
-                            }
-                        }
+                for ids in ids.chunks(LOOK_MAX) {
+                    let found = store.calls().records(ids.to_vec()).await;
+                    let Some(desk) = desk.upgrade() else { return };
+                    match found {
+                        Ok(records) => desk.found(records),
+                        Err(error) => debug!(%error, "the ends of calls cannot be looked up now"),
                     }
-                    Err(error) => debug!(%error, "the ends of calls cannot be looked up now"),
                 }
             }
         });
@@ -130,7 +142,7 @@ impl Desk {
         let all = round.is_multiple_of(SELDOM);
         let waiting = self.waiting();
         let wanted = waiting.calls.iter().filter(|(_, waiters)| all || waiters.iter().any(|waiter| !waiter.here));
-        wanted.map(|(id, _)| *id).take(LOOK_MAX).collect()
+        wanted.map(|(id, _)| *id).collect()
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -170,14 +182,25 @@ mod tests {
     async fn a_commit_tells_whoever_waits_for_its_calls_and_nobody_else() {
         let desk = Arc::new(Desk::default());
         let (one, two, other) = (CallId([1; 16]), CallId([1; 16]), CallId([2; 16]));
-        let (one, two) = (desk.wait(one, true), desk.wait(two, false));
-        let other = desk.wait(other, true);
+        let (one, two) = (desk.wait(one, "m-1", true), desk.wait(two, "m-2", false));
+        let other = desk.wait(other, "m-3", true);
         desk.committed(&commit(CallId([1; 16])));
         assert_eq!(one.outcome().await, Some(CallOutcome::done(None)));
         assert_eq!(two.outcome().await, Some(CallOutcome::done(None)));
         assert_eq!(desk.wanted(0), [CallId([2; 16])]);
         assert!(desk.wanted(1).is_empty(), "what runs here is looked up seldom");
-        drop(other);
+        let old = CallRecord {
+            id: CallId([2; 16]),
+            fingerprint: [0; 32],
+            message_id: "of an older call".to_owned(),
+            accepted_at: 0,
+            expires_at: 0,
+            outcome: Some(CallOutcome::done(None)),
+        };
+        desk.found(vec![Some(old.clone()), None]);
+        assert_eq!(desk.wanted(0), [CallId([2; 16])], "its key had been used before");
+        desk.found(vec![Some(CallRecord { message_id: "m-3".to_owned(), ..old })]);
+        assert_eq!(other.outcome().await, Some(CallOutcome::done(None)));
         assert!(desk.wanted(0).is_empty(), "nobody waits any more");
     }
 }

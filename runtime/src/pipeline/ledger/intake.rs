@@ -6,8 +6,10 @@ use super::record::dead_letter;
 use super::slot::{From, Item, Newest, SlotIx};
 use super::{Action, Ledger, Ticket, Tracker};
 use crate::clock::{Millis, millis};
+use crate::handler::call_of;
 use crate::message::{Message, TakenId, shard_of};
 use crate::settings::Overflow;
+use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{KeyRow, RowSpan, ServiceKey};
 use crate::transport::Position;
 use std::sync::Arc;
@@ -219,9 +221,11 @@ impl Ledger {
         let key = ServiceKey { service: name, key: item.message.key().into() };
         let letter = dead_letter(&item, seq, key, error, false, now);
         let (event, answer) = (self.obituary(&letter), self.bad_news(&letter));
+        let reply = call_of(&letter.message).map(|call| Reply { call, outcome: CallOutcome::failed(&letter.error) });
         let part = &mut self.batches.loose().part;
         part.events.extend(event);
         part.sent.extend(answer);
+        part.replies.extend(reply);
         part.dead.push(letter);
     }
 

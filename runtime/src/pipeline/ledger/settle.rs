@@ -362,9 +362,9 @@ impl Ledger {
         }
         let Some(head) = slot.queue.pop_front() else { return false };
         let fault = match (slot.blame.take_if(|_| blamed), head.refusal.clone()) {
-            (Some((_, Fault::Reject(reason) | Fault::Refuse { reason, .. })), _) | (None, Some(reason)) => {
-                TurnFault::Reject(reason)
-            }
+            // The database decided so, not the handler.
+            (Some((_, Fault::Reject(reason) | Fault::Refuse { reason, .. })), _) => TurnFault::GiveUp(reason),
+            (None, Some(reason)) => TurnFault::Reject(reason),
             (Some((_, Fault::Retry(reason))), _) => TurnFault::Retry(reason),
             (Some((_, Fault::Defer(delay))), _) => TurnFault::Defer(millis(delay)),
             (Some((_, Fault::Unavailable { reason, .. })), _) => TurnFault::Retry(reason),

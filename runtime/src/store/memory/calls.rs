@@ -76,9 +76,9 @@ impl CallStore for MemoryStore {
         Box::pin(ready(Ok(records)))
     }
 
-    fn counts(&self) -> StoreFuture<'_, Vec<(String, u64)>> {
+    fn counts(&self, now: Millis) -> StoreFuture<'_, Vec<(String, u64)>> {
         let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-        for kept in self.inner().calls.values() {
+        for kept in self.inner().calls.values().filter(|kept| !kept.record.is_expired(now)) {
             *counts.entry(kept.tenant.clone()).or_default() += 1;
         }
         Box::pin(ready(Ok(counts.into_iter().collect())))

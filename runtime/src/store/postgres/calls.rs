@@ -16,12 +16,14 @@ use crate::store::calls::{CallId, CallOutcome, CallRecord, CallStore, NewCall, R
 use crate::store::{StoreError, StoreFuture};
 use crate::transport::embedded;
 
-/// In the order of their ids, so that two of these cannot wait for each other. The lane's row is locked until the
+/// Nothing is accepted where the number of shards is another by now: the messages would lie where nobody reads them. In
+/// the order of their ids, so that two of these cannot wait for each other. The lane's row is locked until the
 /// numbers that it gave are visible.
 const ACCEPT: &str = "WITH given AS (
         SELECT * FROM UNNEST($2::bytea[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[],
             $9::integer[], $10::bytea[]) WITH ORDINALITY
-            AS g (id, fingerprint, tenant, service, message_id, at, expires_at, target, messages, place)),
+            AS g (id, fingerprint, tenant, service, message_id, at, expires_at, target, messages, place)
+        WHERE (SELECT count(*) FROM shards) = $11),
     taken AS (
         INSERT INTO calls AS c (id, fingerprint, tenant, service, message_id, accepted_at, expires_at)
         SELECT id, fingerprint, tenant, service, message_id, at, expires_at FROM given ORDER BY id
@@ -87,6 +89,7 @@ fn accept_args(lane: &str, calls: &[NewCall], places: &[usize], shards: u32) -> 
         .put(calls.iter().map(|call| signed(call.expires_at)).collect::<Vec<_>>())
         .put(calls.iter().map(|call| shard_no(shard_of(call.message.key(), shards))).collect::<Vec<_>>())
         .put(messages.iter().map(|row| &row[..]).collect::<Vec<&[u8]>>())
+        .put(i64::from(shards))
 }
 
 fn id(row: &PgRow, at: usize) -> Result<CallId, StoreError> {
@@ -159,10 +162,10 @@ impl CallStore for PgStore {
         })
     }
 
-    fn counts(&self) -> StoreFuture<'_, Vec<(String, u64)>> {
+    fn counts(&self, now: Millis) -> StoreFuture<'_, Vec<(String, u64)>> {
         Box::pin(async move {
-            let sql = "SELECT tenant, count(*) FROM calls GROUP BY tenant";
-            let rows = self.queries.read(sql, Args::default()).await?;
+            let sql = "SELECT tenant, count(*) FROM calls WHERE ended IS NULL OR expires_at > $1 GROUP BY tenant";
+            let rows = self.queries.read(sql, Args::default().put(signed(now))).await?;
             rows.iter().map(|row| Ok((decode::string(row, 0)?, decode::number(row, 1)?))).collect()
         })
     }

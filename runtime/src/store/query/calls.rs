@@ -164,8 +164,8 @@ pub trait CallStore: Send + Sync {
     /// The records of these calls, in the order asked; nothing where there is none.
     fn records(&self, ids: Vec<CallId>) -> StoreFuture<'_, Vec<Option<CallRecord>>>;
 
-    /// How many records each tenant has.
-    fn counts(&self) -> StoreFuture<'_, Vec<(String, u64)>>;
+    /// How many records each tenant has that have not expired by `now`.
+    fn counts(&self, now: Millis) -> StoreFuture<'_, Vec<(String, u64)>>;
 
     /// Removes records that had expired by `before`, at most `limit`; says how many it removed.
     fn sweep(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64>;

@@ -141,10 +141,11 @@ impl CallStore for SqliteStore {
         })
     }
 
-    fn counts(&self) -> StoreFuture<'_, Vec<(String, u64)>> {
+    fn counts(&self, now: Millis) -> StoreFuture<'_, Vec<(String, u64)>> {
         Box::pin(async move {
-            let sql = query("SELECT tenant, count(*) FROM calls GROUP BY tenant");
-            let rows = sql.fetch_all(&self.readers).await.map_err(failed)?;
+            let sql =
+                query("SELECT tenant, count(*) FROM calls WHERE ended IS NULL OR expires_at > ?1 GROUP BY tenant");
+            let rows = sql.bind(signed(now)).fetch_all(&self.readers).await.map_err(failed)?;
             rows.iter().map(|row| Ok((decode::get(row, 0)?, decode::number(row, 1)?))).collect()
         })
     }
