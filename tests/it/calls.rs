@@ -65,6 +65,23 @@ impl Handler for Counter {
     }
 }
 
+/// A handler that only the process in front knows.
+struct Elsewhere;
+
+impl Handler for Elsewhere {
+    const SERVICE: &'static str = "elsewhere";
+    type Message = Value;
+    type State = u64;
+
+    fn key(&self, _: &Value) -> Key {
+        "e".into()
+    }
+
+    async fn handle(&self, _: &mut u64, _: Value, _: &mut Turn) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
 struct Scene {
     _dir: tempfile::TempDir,
     store: Arc<SqliteStore>,
@@ -211,5 +228,20 @@ async fn a_tenant_has_no_more_keys_than_it_may_and_others_have_theirs() {
     assert_eq!(over, Err(CallError::TooManyKeys(3)));
     let other = Call { tenant: "other".to_owned(), ..call(5, json!({ "up": { "key": "a" } })) };
     assert!(matches!(calls.call(other, PATIENCE).await, Ok(CallAnswer::New(_))));
+    scene.engine.drain().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_for_a_service_that_its_owner_lacks_ends_too() {
+    let scene = scene(&fast()).await;
+    let (settings, metrics) = (fast(), Metrics::new());
+    let cache = cache::open(&settings, "front", &metrics).unwrap();
+    let handlers = Handlers::new().with(Counter).with(Elsewhere);
+    let front = Calls::new(&settings, handlers, scene.store.clone(), cache, metrics);
+    let asked = || Call { service: "elsewhere", ..call(1, json!({})) };
+    let (new, end, reason) = body(&front.call(asked(), PATIENCE).await.unwrap());
+    assert_eq!((new, end), (true, CallEnd::Failed));
+    assert!(reason.contains("there is no service \"elsewhere\""), "{reason}");
+    assert!(matches!(front.call(asked(), PATIENCE).await, Ok(CallAnswer::Replay(_))));
     scene.engine.drain().await.unwrap();
 }
