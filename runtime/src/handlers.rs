@@ -6,7 +6,6 @@ mod payloads;
 mod states;
 
 use std::any::Any;
-use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -256,11 +255,11 @@ async fn run<H: Handler>(
                 },
             }
         };
-        let cause = traces::traceparent(&span, item.message.header("traceparent"));
+        let own = traces::traceparent(&span);
         let stop = match end {
             Ok(Ok(())) => {
                 change = changed::<H>(state, &turn);
-                let message = (&item.message, cause.as_deref());
+                let message = (&item.message, own.as_deref());
                 settled.turns.push(outgoing::end(&service.origin, message, turn.into_effects(), context));
                 false
             }
@@ -276,7 +275,7 @@ async fn run<H: Handler>(
                 let reason = panic_text(panic.as_ref());
                 traces::failed(&span, &reason);
                 settled.turns.push(TurnEnd::Fault(TurnFault::Retry(format!("the handler panicked: {reason}"))));
-                settled.panic = Some(panicked(&item.message, cause, reason));
+                settled.panic = Some(panicked(&item.message, own, reason));
                 true
             }
         };
@@ -368,8 +367,9 @@ fn close<H: Handler>(settled: &mut Settled, state: &H::State, change: Change) {
     }
 }
 
-fn panicked(message: &Message, cause: Option<Cow<'_, str>>, reason: String) -> HandlerPanic {
-    HandlerPanic { message_id: message.id().to_owned(), cause: cause.map(Cow::into_owned), reason }
+fn panicked(message: &Message, own: Option<String>, reason: String) -> HandlerPanic {
+    let cause = own.or_else(|| message.header("traceparent").map(str::to_owned));
+    HandlerPanic { message_id: message.id().to_owned(), cause, reason }
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {

@@ -22,3 +22,5 @@ pub(crate) mod committer;
 pub mod dispatcher;
 
 pub mod retry;
+
+pub use gates::Bucket;

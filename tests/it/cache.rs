@@ -10,11 +10,14 @@ use perkey::engine::cache::{self, ReplayCache};
 use perkey::metrics::Metrics;
 use perkey::settings::{CacheSettings, Settings};
 use perkey::store::calls::{CallEnd, CallId, CallOutcome, CallRecord};
+use perkey_chaos::process::until;
 use redis::aio::MultiplexedConnection;
 
 use crate::servers;
 
 const MINUTE: Millis = 60_000;
+/// A cache has remembered, or forgotten, within this.
+const SOON: Duration = Duration::from_secs(10);
 /// What a hundred requests may lose together to a Redis that does not answer: alone each would lose 50 ms.
 const LOST_MAX: Duration = Duration::from_secs(2);
 
@@ -55,24 +58,16 @@ async fn connect(url: &str) -> MultiplexedConnection {
 
 /// Puts a record until it is found: a cache may forget.
 async fn kept(cache: &Arc<dyn ReplayCache>, record: &CallRecord) {
-    for _ in 0..500 {
+    let found = async || {
         cache.put(vec![record.clone()]);
         sleep(Duration::from_millis(20)).await;
-        if cache.get(record.id).await.as_ref() == Some(record) {
-            return;
-        }
-    }
-    panic!("it was never found");
+        cache.get(record.id).await.as_ref() == Some(record)
+    };
+    until("it was never found", SOON, found).await.unwrap();
 }
 
 async fn lost(cache: &Arc<dyn ReplayCache>, id: CallId) {
-    for _ in 0..500 {
-        if cache.get(id).await.is_none() {
-            return;
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    panic!("it is still there");
+    until("it is still there", SOON, async || cache.get(id).await.is_none()).await.unwrap();
 }
 
 async fn the_key(connection: &mut MultiplexedConnection) -> String {

@@ -22,7 +22,7 @@ use crate::handlers::Handlers;
 use crate::message::{Draft, Message, ShardNo, shard_of};
 use crate::metrics::{CallWord, Metrics};
 use crate::settings::Settings;
-use crate::store::calls::{CallId, CallOutcome, CallRecord, Fingerprint, NewCall};
+use crate::store::calls::{CallId, CallOutcome, Fingerprint, NewCall};
 use crate::store::{Store, StoreError};
 
 /// A call as a front door has it.
@@ -142,24 +142,23 @@ impl Calls {
             return Ok(if same { CallAnswer::Replay(outcome) } else { CallAnswer::Mismatch });
         }
         let new = self.accepted(&call, now)?;
-        let (id, fingerprint, expires_at) = (call.id, call.fingerprint, new.expires_at);
-        let message_id = new.message.id().to_owned();
+        let mut record = new.record();
         let shard = shard_of(new.message.key(), self.settings.ownership.shards);
         // Before it is accepted: it may end before that is told.
-        let waiting = self.desk.wait(id, &message_id, (self.is_here)(shard));
+        let waiting = self.desk.wait(record.id, &record.message_id, (self.is_here)(shard));
         match self.accepted_or_known(new).await? {
             Verdict::New => {}
-            Verdict::Known(record) if record.fingerprint != fingerprint => return Ok(CallAnswer::Mismatch),
-            Verdict::Known(record) => {
-                let Some(outcome) = record.outcome.clone() else { return Ok(CallAnswer::InFlight) };
-                self.cache.put(vec![record]);
+            Verdict::Known(known) if known.fingerprint != record.fingerprint => return Ok(CallAnswer::Mismatch),
+            Verdict::Known(known) => {
+                let Some(outcome) = known.outcome.clone() else { return Ok(CallAnswer::InFlight) };
+                self.cache.put(vec![known]);
                 return Ok(CallAnswer::Replay(outcome));
             }
         }
         let Ok(outcome) = tokio::time::timeout(wait, waiting.outcome()).await else { return Ok(CallAnswer::InFlight) };
         let outcome = outcome.ok_or_else(|| StoreError::Unavailable("the process is ending".to_owned()))?;
-        let kept = Some(outcome.clone());
-        self.cache.put(vec![CallRecord { id, fingerprint, message_id, accepted_at: now, expires_at, outcome: kept }]);
+        record.outcome = Some(outcome.clone());
+        self.cache.put(vec![record]);
         Ok(CallAnswer::New(outcome))
     }
 

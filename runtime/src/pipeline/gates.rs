@@ -14,6 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use self::breaker::Dependency;
 pub(crate) use self::breaker::{Change, State};
 pub(crate) use self::keeper::{Chair, Keeper};
+pub use self::limit::Bucket;
 use self::limit::Limit;
 use crate::clock::{Dice, Millis};
 use crate::settings::Settings;

@@ -37,10 +37,10 @@ pub fn log_rows<'a>(shards: u32, messages: impl IntoIterator<Item = (&'a str, &'
 }
 
 /// Does `append` until the store has answered: a batch that was written all the same is there twice, and dropped by its
-/// ids.
-pub async fn patiently<F>(append: impl Fn() -> F) -> Result<(), StoreError>
+/// ids; a call is known by that of its message.
+pub async fn patiently<T, F>(append: impl Fn() -> F) -> Result<T, StoreError>
 where
-    F: Future<Output = Result<(), StoreError>>,
+    F: Future<Output = Result<T, StoreError>>,
 {
     for _ in 1..TRIES {
         match append().await {

@@ -5,8 +5,6 @@
 //! nothing. Without an exporter nothing has. Names and attributes follow OpenTelemetry's conventions for messaging
 //! (1.44): a turn is `process`, its parent the span that made the message; a commit is of many turns, so it has links.
 
-use std::borrow::Cow;
-
 use tracing::Span;
 
 use crate::message::{Message, ShardNo};
@@ -20,16 +18,16 @@ const LINKS_MAX: usize = 64;
 pub(super) use self::exported::{Exporter, layer};
 
 /// The span of a request that a front door serves. Its parent is the client's span, where that says so.
-pub fn request(name: &str, traceparent: Option<&str>) -> Span {
+pub fn request(method: &str, route: &str, traceparent: Option<&str>) -> Span {
     #[cfg(feature = "otlp")]
     if exported::is_on() {
         let span = tracing::info_span!(
-            target: exported::TARGET, "request", otel.name = name, otel.kind = "server",
+            target: exported::TARGET, "request", otel.name = format!("{method} {route}"), otel.kind = "server",
             http.response.status_code = tracing::field::Empty, otel.status_code = tracing::field::Empty,
         );
         return exported::under(span, traceparent);
     }
-    let _ = (name, traceparent);
+    let _ = (method, route, traceparent);
     Span::none()
 }
 
@@ -117,14 +115,15 @@ pub(crate) fn restart(child: &'static str, shard: ShardNo, reason: &'static str,
     tracing::info_span!("restart", child, shard, reason, trace_id = id)
 }
 
-/// The `traceparent` of what a span causes: its own where it is one, else the one that there was.
-pub fn traceparent<'a>(span: &Span, given: Option<&'a str>) -> Option<Cow<'a, str>> {
+/// The `traceparent` of what a span causes; nothing where it is not exported.
+pub fn traceparent(span: &Span) -> Option<String> {
     #[cfg(feature = "otlp")]
-    if let Some(own) = exported::traceparent(span) {
-        return Some(own.into());
+    return exported::traceparent(span);
+    #[cfg(not(feature = "otlp"))]
+    {
+        let _ = span;
+        None
     }
-    let _ = span;
-    given.map(Cow::Borrowed)
 }
 
 #[cfg(feature = "otlp")]

@@ -22,7 +22,7 @@ use serde_json::Value;
 use tracing::{debug, warn};
 
 use self::limit::Limits;
-pub use self::read::PAGE_MAX;
+pub use self::read::{PAGE, PAGE_MAX};
 use self::tenant::Names;
 use super::auth::{Caller, Role};
 use super::key::IdempotencyKey;
@@ -35,8 +35,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// When a client for which there was no room asks again.
 const COME_BACK: Duration = Duration::from_secs(2);
 
-/// Headers that a message takes along.
-const TAKEN_ALONG: [&str; 2] = ["traceparent", "tracestate"];
+/// Headers, and metadata, that a message takes along.
+pub(super) const TAKEN_ALONG: [&str; 2] = ["traceparent", "tracestate"];
 
 /// What is asked.
 #[derive(Clone, Debug, Default)]

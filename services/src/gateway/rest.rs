@@ -22,15 +22,12 @@ use serde_json::{Value, json};
 
 use self::answer::Echo;
 use super::auth::{Auth, Caller, Role};
-use super::front::{Asked, Front};
+use super::front::{Asked, Front, PAGE, TAKEN_ALONG};
 use super::json;
 use super::key::{self, IdempotencyKey};
 use super::operations::{Entity, OPERATIONS, Operation};
 use super::problem::{Kind, Problem};
 use super::server::BodyError;
-
-/// Items of a page where nothing is said.
-const PAGE: usize = 20;
 
 /// What every route has.
 #[derive(Clone, Debug)]
@@ -185,7 +182,7 @@ async fn target(request: &mut Request) -> Result<Option<String>, Problem> {
 /// What of the headers belongs to the call itself.
 pub fn taken_along(headers: &HeaderMap) -> Vec<(String, String)> {
     let text = |name: &str| Some((name.to_owned(), headers.get(name)?.to_str().ok()?.to_owned()));
-    ["traceparent", "tracestate"].into_iter().filter_map(text).collect()
+    TAKEN_ALONG.into_iter().filter_map(text).collect()
 }
 
 /// The body as JSON. Another type is refused also where it would be JSON: a page of another site could send it.

@@ -8,16 +8,15 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tracing::error;
 
-use super::front::{Page, Reply};
+use super::front::{PAGE, Page, Reply};
 use super::json;
 use super::operations::{Entity, MemberKind, Operation};
 use super::problem::{Kind, Problem};
 
-/// How many a page has unless it is asked for another number.
-pub(super) const PAGE: u32 = 20;
-
-/// Headers and metadata that a call takes along.
-pub(super) const TAKEN_ALONG: [&str; 2] = ["traceparent", "tracestate"];
+/// How many items a page is asked for, where the protocol has a number for that.
+pub(super) fn limit(asked: Option<u32>) -> usize {
+    asked.map_or(PAGE, |asked| usize::try_from(asked).unwrap_or(usize::MAX))
+}
 
 /// Parts of a handler's reply that hold what was asked for.
 const NESTED: [&str; 3] = ["placement", "charge", "checkout"];

@@ -9,7 +9,7 @@ use perkey::host::Signals;
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::settings::load::redact;
-use perkey::store::{self, Access, Store};
+use perkey::store::{self, Access, Store, StoreError};
 use tracing::info;
 
 use crate::gateway::front::Front;
@@ -53,15 +53,13 @@ pub async fn gateway(settings: &Settings) -> Ended {
 
 /// Whether workers have made the store what the settings say.
 async fn fits(settings: &Settings, store: &dyn Store) -> Result<(), Failure> {
-    let (there, wanted) = (store.queries().shards().await?.len(), settings.ownership.shards);
-    match there {
+    let recorded = u32::try_from(store.queries().shards().await?.len()).unwrap_or(u32::MAX);
+    let wanted = settings.ownership.shards;
+    match recorded {
         0 => Err(Failure::Failed(
             "no worker has prepared this store yet: start `budget-manager worker` first".to_owned(),
         )),
-        there if there != wanted as usize => {
-            let why = format!("ownership.shards: the store has {there} shards, the settings say {wanted}");
-            Err(Failure::Settings(vec![why]))
-        }
+        _ if recorded != wanted => Err(StoreError::Shards { recorded, wanted }.into()),
         _ => Ok(()),
     }
 }

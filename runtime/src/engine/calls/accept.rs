@@ -11,7 +11,7 @@ use tracing::warn;
 use super::CallError;
 use crate::clock::{Clock, Dice, sleep};
 use crate::settings::Settings;
-use crate::store::append::{CALL_LANES, LOOK_EVERY, Room};
+use crate::store::append::{CALL_LANES, Room, patiently};
 use crate::store::calls::{CallId, CallRecord, NewCall};
 use crate::store::{Store, StoreError};
 
@@ -19,8 +19,6 @@ use crate::store::{Store, StoreError};
 const WAITING_MAX: usize = 16_384;
 /// Calls in one write.
 const BATCH_MAX: usize = 256;
-/// How often a write is tried while the store is busy beyond its own patience.
-const TRIES: u32 = 5;
 /// How often the records that tenants have are counted; what is accepted here is counted as it comes.
 const COUNT_EVERY: Duration = Duration::from_secs(60);
 
@@ -135,13 +133,7 @@ impl Task {
             return Err(CallError::Full);
         }
         self.room.used(count);
-        for _ in 1..TRIES {
-            match self.store.calls().accept(self.lane.to_owned(), calls.to_vec()).await {
-                Err(StoreError::Unavailable(_)) => sleep(LOOK_EVERY).await,
-                done => return Ok(done?),
-            }
-        }
-        Ok(self.store.calls().accept(self.lane.to_owned(), calls.to_vec()).await?)
+        Ok(patiently(|| self.store.calls().accept(self.lane.to_owned(), calls.to_vec())).await?)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Limits of concurrency and rate.
 //! In: settings, the time. Out: whether there is room for one more.
 
+use std::time::Duration;
+
 use crate::clock::Millis;
 use crate::settings::ServiceLimit;
 
@@ -44,8 +46,8 @@ impl Limit {
 }
 
 /// Tokens that come with time.
-#[derive(Debug)]
-pub(super) struct Bucket {
+#[derive(Clone, Debug)]
+pub struct Bucket {
     per_second: f64,
     most: f64,
     tokens: f64,
@@ -53,7 +55,8 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    pub(super) fn new(per_second: f64, most: f64) -> Self {
+    /// Full with so many tokens at most, of which so many come a second.
+    pub fn new(per_second: f64, most: f64) -> Self {
         Self { per_second, most, tokens: most, filled_at: None }
     }
 
@@ -62,15 +65,22 @@ impl Bucket {
         Self { tokens, ..self }
     }
 
-    pub(super) fn has(&mut self, now: Millis) -> bool {
+    /// Whether there is a token at `now`.
+    pub fn has(&mut self, now: Millis) -> bool {
         let since = now.saturating_sub(self.filled_at.replace(now).unwrap_or(now));
         #[expect(clippy::cast_precision_loss, reason = "a pause of 2^52 ms is none")]
         self.add(self.per_second * since as f64 / 1_000.0);
         self.tokens >= 1.0
     }
 
-    pub(super) fn take(&mut self) {
+    /// Takes one.
+    pub fn take(&mut self) {
         self.tokens -= 1.0;
+    }
+
+    /// When there will be one.
+    pub fn wait(&self) -> Duration {
+        Duration::from_secs_f64(((1.0 - self.tokens) / self.per_second).max(0.0))
     }
 
     pub(super) fn add(&mut self, tokens: f64) {

@@ -9,7 +9,7 @@ use super::{Inner, MemoryStore};
 use crate::clock::Millis;
 use crate::message::shard_of;
 use crate::store::StoreFuture;
-use crate::store::calls::{CallId, CallRecord, CallStore, NewCall, Reply, answers, firsts};
+use crate::store::calls::{CallId, CallRecord, CallStore, NewCall, Reply, answered, firsts};
 use crate::transport::embedded;
 
 /// A record, and whose it is.
@@ -20,7 +20,8 @@ pub(super) struct Kept {
 }
 
 impl Inner {
-    fn accept(&mut self, lane: &str, calls: &[NewCall]) -> Vec<Option<CallRecord>> {
+    /// Which of them are new, by their places.
+    fn accept(&mut self, lane: &str, calls: &[NewCall]) -> HashSet<usize> {
         let mut new = HashSet::new();
         for at in firsts(calls) {
             let call = &calls[at];
@@ -28,23 +29,13 @@ impl Inner {
                 continue;
             }
             new.insert(at);
-            let record = CallRecord {
-                id: call.id,
-                fingerprint: call.fingerprint,
-                message_id: call.message.id().to_owned(),
-                accepted_at: call.at,
-                expires_at: call.expires_at,
-                outcome: None,
-            };
-            self.calls.insert(call.id, Kept { tenant: call.tenant.clone(), record });
+            self.calls.insert(call.id, Kept { tenant: call.tenant.clone(), record: call.record() });
             let target = shard_of(call.message.key(), u32::try_from(self.shards.len()).unwrap_or(1));
             let no = self.lanes.entry(lane.to_owned()).or_default();
             *no += 1;
             self.log.insert((target, lane.into(), *no), (1, embedded::encode(&[(call.service, &call.message)])));
         }
-        let others = (0..calls.len()).filter(|at| !new.contains(at));
-        let records = others.map(|at| self.record(calls[at].id)).collect();
-        answers(calls.len(), &new, records).unwrap_or_default()
+        new
     }
 
     fn record(&self, id: CallId) -> Option<CallRecord> {
@@ -62,12 +53,12 @@ impl Inner {
 
 impl CallStore for MemoryStore {
     fn accept(&self, lane: String, calls: Vec<NewCall>) -> StoreFuture<'_, Vec<Option<CallRecord>>> {
-        let (answers, shards) = {
+        let (new, shards) = {
             let mut inner = self.inner();
             (inner.accept(&lane, &calls), u32::try_from(inner.shards.len()).unwrap_or(1))
         };
         self.watch.appended(calls.iter().map(|call| shard_of(call.message.key(), shards)));
-        Box::pin(ready(Ok(answers)))
+        Box::pin(async move { answered(self, &calls, &new).await })
     }
 
     fn records(&self, ids: Vec<CallId>) -> StoreFuture<'_, Vec<Option<CallRecord>>> {

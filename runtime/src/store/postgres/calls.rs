@@ -1,7 +1,7 @@
 //! Records of calls in PostgreSQL: accepted with their messages by one statement.
 //! In: calls. Out: records; the part of a commit that writes their outcomes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use sqlx::postgres::PgRow;
 
@@ -12,7 +12,9 @@ use super::links::Args;
 use super::read::signed;
 use crate::clock::Millis;
 use crate::message::{ShardNo, shard_of};
-use crate::store::calls::{CallId, CallOutcome, CallRecord, CallStore, NewCall, Reply, answers, firsts};
+use crate::store::calls::{
+    CallId, CallOutcome, CallRecord, CallStore, NewCall, Reply, answered, firsts, hash, in_order,
+};
 use crate::store::{StoreError, StoreFuture};
 use crate::transport::embedded;
 
@@ -67,8 +69,7 @@ pub(super) const REPLIES: usize = 4;
 
 /// Its arguments: of each call the last outcome, in the order of their ids.
 pub(super) fn put_replies(args: Args, replies: &[&Reply]) -> Args {
-    let newest: std::collections::BTreeMap<CallId, &CallOutcome> =
-        replies.iter().map(|reply| (reply.call, &reply.outcome)).collect();
+    let newest: BTreeMap<CallId, &CallOutcome> = replies.iter().map(|reply| (reply.call, &reply.outcome)).collect();
     args.put(newest.keys().map(|id| &id.0[..]).collect::<Vec<&[u8]>>())
         .put(newest.values().map(|outcome| outcome.end.as_str()).collect::<Vec<_>>())
         .put(newest.values().map(|outcome| stored(&outcome.code)).collect::<Vec<_>>())
@@ -92,14 +93,7 @@ fn accept_args(lane: &str, calls: &[NewCall], places: &[usize], shards: u32) -> 
         .put(i64::from(shards))
 }
 
-fn id(row: &PgRow, at: usize) -> Result<CallId, StoreError> {
-    let bytes: &[u8] = decode::get(row, at)?;
-    bytes.try_into().map(CallId).map_err(|_| StoreError::Corrupt("the id of a call has another length".to_owned()))
-}
-
 fn record(row: &PgRow) -> Result<CallRecord, StoreError> {
-    let fingerprint: &[u8] = decode::get(row, 1)?;
-    let wrong = |_| StoreError::Corrupt("the fingerprint of a call has another length".to_owned());
     let ended: Option<&str> = decode::get(row, 5)?;
     let outcome = match ended {
         Some(end) => {
@@ -108,8 +102,8 @@ fn record(row: &PgRow) -> Result<CallRecord, StoreError> {
         None => None,
     };
     Ok(CallRecord {
-        id: id(row, 0)?,
-        fingerprint: fingerprint.try_into().map_err(wrong)?,
+        id: CallId(hash(decode::get(row, 0)?)?),
+        fingerprint: hash(decode::get(row, 1)?)?,
         message_id: decode::string(row, 2)?,
         accepted_at: decode::number(row, 3)?,
         expires_at: decode::number(row, 4)?,
@@ -142,23 +136,14 @@ impl CallStore for PgStore {
             }
             let targets: Vec<ShardNo> = new.iter().map(|at| shard_of(calls[*at].message.key(), shards)).collect();
             self.writer.appended(&targets);
-            if new.len() == calls.len() {
-                return Ok(vec![None; calls.len()]);
-            }
-            let others = (0..calls.len()).filter(|at| !new.contains(at)).map(|at| calls[at].id).collect();
-            answers(calls.len(), &new, self.records(others).await?)
+            answered(self, &calls, &new).await
         })
     }
 
     fn records(&self, ids: Vec<CallId>) -> StoreFuture<'_, Vec<Option<CallRecord>>> {
         Box::pin(async move {
             let asked = Args::default().put(ids.iter().map(|id| &id.0[..]).collect::<Vec<&[u8]>>());
-            let mut records = HashMap::new();
-            for row in &self.queries.read(RECORDS, asked).await? {
-                let record = record(row)?;
-                records.insert(record.id, record);
-            }
-            Ok(ids.iter().map(|id| records.get(id).cloned()).collect())
+            in_order(&ids, self.queries.read(RECORDS, asked).await?.iter().map(record))
         })
     }
 

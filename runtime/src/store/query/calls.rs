@@ -5,7 +5,7 @@
 //! of the turn that ends it writes its outcome into the record. So there is no record without a message, no effect
 //! without an answer, and no answer without its effect.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
@@ -58,6 +58,20 @@ pub struct NewCall {
     pub at: Millis,
     /// From when on its key may be used again, once it has ended.
     pub expires_at: Millis,
+}
+
+impl NewCall {
+    /// Its record, from when it is accepted until it ends.
+    pub(crate) fn record(&self) -> CallRecord {
+        CallRecord {
+            id: self.id,
+            fingerprint: self.fingerprint,
+            message_id: self.message.id().to_owned(),
+            accepted_at: self.at,
+            expires_at: self.expires_at,
+            outcome: None,
+        }
+    }
 }
 
 /// What the store knows of a call.
@@ -177,19 +191,38 @@ pub(in crate::store) fn firsts(calls: &[NewCall]) -> Vec<usize> {
     (0..calls.len()).filter(|at| seen.insert(calls[*at].id)).collect()
 }
 
-/// What [`CallStore::accept`] answers where the calls at these places were new, and these are the others' records, in
-/// order. One that was removed just now is neither.
-pub(in crate::store) fn answers(
-    count: usize,
+/// What [`CallStore::accept`] answers where the calls at these places were new: of the others, in order, their records. One
+/// that was removed just now is neither.
+pub(in crate::store) async fn answered(
+    store: &dyn CallStore,
+    calls: &[NewCall],
     new: &HashSet<usize>,
-    records: Vec<Option<CallRecord>>,
 ) -> Result<Vec<Option<CallRecord>>, StoreError> {
-    let mut records = records.into_iter();
+    if new.len() == calls.len() {
+        return Ok(vec![None; calls.len()]);
+    }
+    let others = (0..calls.len()).filter(|at| !new.contains(at)).map(|at| calls[at].id).collect();
+    let mut records = store.records(others).await?.into_iter();
     let answer = |at: usize| match new.contains(&at) {
         true => Ok(None),
         false => records.next().flatten().map(Some).ok_or_else(|| {
             StoreError::Unavailable("the record of a call was removed while it was looked at: ask again".to_owned())
         }),
     };
-    (0..count).map(answer).collect()
+    (0..calls.len()).map(answer).collect()
+}
+
+/// Records as they were asked for; nothing where there is none.
+pub(in crate::store) fn in_order(
+    ids: &[CallId],
+    found: impl IntoIterator<Item = Result<CallRecord, StoreError>>,
+) -> Result<Vec<Option<CallRecord>>, StoreError> {
+    let by_id = |record: Result<CallRecord, _>| record.map(|record| (record.id, record));
+    let records: HashMap<CallId, CallRecord> = found.into_iter().map(by_id).collect::<Result<_, _>>()?;
+    Ok(ids.iter().map(|id| records.get(id).cloned()).collect())
+}
+
+/// A hash as it was stored.
+pub(in crate::store) fn hash<const N: usize>(stored: &[u8]) -> Result<[u8; N], StoreError> {
+    stored.try_into().map_err(|_| StoreError::Corrupt(format!("a hash of a call has {} bytes, not {N}", stored.len())))
 }

@@ -16,7 +16,7 @@ use super::writer::failed;
 use crate::clock::Millis;
 use crate::message::{ShardNo, shard_of};
 use crate::store::append::log_rows;
-use crate::store::calls::{CallId, CallOutcome, CallRecord, CallStore, NewCall, answers, firsts};
+use crate::store::calls::{CallId, CallOutcome, CallRecord, CallStore, NewCall, answered, firsts, hash, in_order};
 use crate::store::{LogRow, StoreError, StoreFuture};
 
 const RECORD: &str = "id, fingerprint, message_id, accepted_at, expires_at, ended, code, body";
@@ -56,7 +56,7 @@ async fn accept(connection: &mut SqliteConnection, lane: String, calls: &[NewCal
     let by_id: HashMap<CallId, usize> = places.iter().map(|at| (calls[*at].id, *at)).collect();
     let mut new = HashSet::with_capacity(written.len());
     for row in &written {
-        new.extend(by_id.get(&id(row, 0)?).copied());
+        new.extend(by_id.get(&CallId(hash(decode::get(row, 0)?)?)).copied());
     }
     let shards: i64 = query("SELECT count(*) FROM shards")
         .fetch_one(&mut *connection)
@@ -84,22 +84,15 @@ async fn append(connection: &mut SqliteConnection, lane: String, log: &[LogRow])
     query(LOG).bind(lane).bind(no).bind(blob).bind(json).execute(connection).await.map(drop).map_err(failed)
 }
 
-fn id(row: &SqliteRow, at: usize) -> Result<CallId, StoreError> {
-    let bytes: &[u8] = decode::get(row, at)?;
-    bytes.try_into().map(CallId).map_err(|_| StoreError::Corrupt("the id of a call has another length".to_owned()))
-}
-
 fn record(row: &SqliteRow) -> Result<CallRecord, StoreError> {
-    let fingerprint: &[u8] = decode::get(row, 1)?;
-    let wrong = |_| StoreError::Corrupt("the fingerprint of a call has another length".to_owned());
     let ended: Option<&str> = decode::get(row, 5)?;
     let outcome = match ended {
         Some(end) => Some(CallOutcome { end: end.parse()?, code: decode::get(row, 6)?, body: decode::blob(row, 7)? }),
         None => None,
     };
     Ok(CallRecord {
-        id: id(row, 0)?,
-        fingerprint: fingerprint.try_into().map_err(wrong)?,
+        id: CallId(hash(decode::get(row, 0)?)?),
+        fingerprint: hash(decode::get(row, 1)?)?,
         message_id: decode::get(row, 2)?,
         accepted_at: decode::number(row, 3)?,
         expires_at: decode::number(row, 4)?,
@@ -116,11 +109,7 @@ impl CallStore for SqliteStore {
         Box::pin(async move {
             let Accepted { new, targets } = written.await?;
             self.watch.appended(targets);
-            if new.len() == calls.len() {
-                return Ok(vec![None; calls.len()]);
-            }
-            let others = (0..calls.len()).filter(|at| !new.contains(at)).map(|at| calls[at].id).collect();
-            answers(calls.len(), &new, self.records(others).await?)
+            answered(self, &calls, &new).await
         })
     }
 
@@ -132,12 +121,7 @@ impl CallStore for SqliteStore {
             }
             let sql = format!("SELECT {RECORD} FROM calls WHERE id IN (SELECT unhex(value->>0) FROM json_each(?))");
             let found = query(sqlx::AssertSqlSafe(sql)).bind(rows.finish().0).fetch_all(&self.readers).await;
-            let mut records = HashMap::new();
-            for row in &found.map_err(failed)? {
-                let record = record(row)?;
-                records.insert(record.id, record);
-            }
-            Ok(ids.iter().map(|id| records.get(id).cloned()).collect())
+            in_order(&ids, found.map_err(failed)?.iter().map(record))
         })
     }
 

@@ -6,18 +6,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use perkey::clock::Millis;
+use perkey::pipeline::Bucket;
 
 /// A bucket of tokens for each tenant; tenants are of a closed set, those that have tokens.
 #[derive(Debug)]
 pub(super) struct Limits {
     per_second: f64,
     buckets: Mutex<HashMap<String, Bucket>>,
-}
-
-#[derive(Debug)]
-struct Bucket {
-    tokens: f64,
-    at: Millis,
 }
 
 impl Limits {
@@ -31,21 +26,16 @@ impl Limits {
         if self.per_second <= 0.0 {
             return Ok(());
         }
-        let most = self.per_second.max(1.0);
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let bucket = match buckets.get_mut(tenant) {
             Some(bucket) => bucket,
-            None => buckets.entry(tenant.to_owned()).or_insert(Bucket { tokens: most, at: now }),
+            None => buckets.entry(tenant.to_owned()).or_insert(Bucket::new(self.per_second, self.per_second.max(1.0))),
         };
-        #[expect(clippy::cast_precision_loss, reason = "a pause of 2^52 ms is none")]
-        let since = now.saturating_sub(bucket.at) as f64 / 1_000.0;
-        bucket.tokens = (bucket.tokens + self.per_second * since).min(most);
-        bucket.at = now;
-        if bucket.tokens >= 1.0 {
-            bucket.tokens -= 1.0;
+        if bucket.has(now) {
+            bucket.take();
             return Ok(());
         }
-        Err(Duration::from_secs_f64((1.0 - bucket.tokens) / self.per_second))
+        Err(bucket.wait())
     }
 }
 

@@ -13,6 +13,9 @@ use crate::gateway::auth::{Caller, Role};
 use crate::gateway::operations::Entity;
 use crate::gateway::problem::{Kind, Problem};
 
+/// Items of a page that is asked for without a number.
+pub const PAGE: usize = 20;
+
 /// Most items of a page.
 pub const PAGE_MAX: usize = 100;
 

@@ -13,7 +13,7 @@ use crate::gateway::front::{Asked, Front};
 use crate::gateway::key::IdempotencyKey;
 use crate::gateway::operations::{Entity, operation};
 use crate::gateway::problem::{Kind, Problem};
-use crate::gateway::typed::{PAGE, typed, typed_page, typed_reply, untyped};
+use crate::gateway::typed::{self, typed, typed_page, typed_reply, untyped};
 
 /// What all fields of a request share.
 pub(super) struct Asking {
@@ -105,8 +105,7 @@ impl Asking {
 
     async fn page<T: DeserializeOwned>(&self, entity: Entity, asked: PageOf) -> Result<Option<T>, Problem> {
         let PageOf { account, after, limit } = asked;
-        let limit = usize::try_from(limit.unwrap_or(PAGE)).unwrap_or(usize::MAX);
-        let page = self.front.page(&self.caller, entity, &account, after.as_deref(), limit).await?;
+        let page = self.front.page(&self.caller, entity, &account, after.as_deref(), typed::limit(limit)).await?;
         typed_page(entity, page).map(Some)
     }
 }

@@ -9,7 +9,7 @@ use super::types::{
     TransactionPage,
 };
 use crate::gateway::operations::Entity;
-use crate::gateway::typed::PAGE;
+use crate::gateway::typed;
 
 /// What is there.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) struct Query;
 
 /// What a page costs: as much as all that it may hold.
 fn cost(limit: Option<u32>, each: usize) -> usize {
-    usize::try_from(limit.unwrap_or(PAGE)).unwrap_or(usize::MAX).saturating_mul(each).saturating_add(1)
+    typed::limit(limit).saturating_mul(each).saturating_add(1)
 }
 
 #[Object]

@@ -11,11 +11,11 @@ use tonic::{Request, Response, Status};
 use super::proto::ListRequest;
 use super::status::{REPLAYED, status};
 use crate::gateway::auth::{Auth, Caller};
-use crate::gateway::front::{Asked, Front};
+use crate::gateway::front::{Asked, Front, TAKEN_ALONG};
 use crate::gateway::key::{self, IdempotencyKey};
 use crate::gateway::operations::{Entity, operation};
 use crate::gateway::problem::{Kind, Problem};
-use crate::gateway::typed::{PAGE, TAKEN_ALONG, typed, typed_page, typed_reply, untyped};
+use crate::gateway::typed::{self, typed, typed_page, typed_reply, untyped};
 
 /// Answers calls, whatever they are about.
 #[derive(Clone, Debug)]
@@ -59,8 +59,7 @@ impl Calls {
         let listed = async {
             let caller = self.caller(request.metadata())?;
             let ListRequest { account, after, limit } = request.get_ref();
-            let limit = usize::try_from(limit.unwrap_or(PAGE)).unwrap_or(usize::MAX);
-            let page = self.front.page(&caller, entity, account, after.as_deref(), limit).await?;
+            let page = self.front.page(&caller, entity, account, after.as_deref(), typed::limit(*limit)).await?;
             typed_page(entity, page).map(Response::new)
         };
         listed.await.map_err(|problem| status(&problem))

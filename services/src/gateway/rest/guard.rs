@@ -36,10 +36,9 @@ pub(super) async fn guard(State(rest): State<Rest>, mut request: Request, next: 
 
 /// The request's span. What the request causes is told of that, instead of what caused it.
 fn traced(request: &mut Request, route: &str) -> Span {
-    let given = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let span = traces::request(&format!("{} {route}", request.method()), given.as_deref());
-    let own = traces::traceparent(&span, given.as_deref());
-    if let Some(own) = own.and_then(|own| HeaderValue::from_str(&own).ok()) {
+    let given = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+    let span = traces::request(request.method().as_str(), route, given);
+    if let Some(own) = traces::traceparent(&span).and_then(|own| HeaderValue::from_str(&own).ok()) {
         request.headers_mut().insert(TRACEPARENT, own);
     }
     span
