@@ -8,6 +8,7 @@ mod cache;
 mod dependency;
 mod families;
 mod http;
+mod intake;
 mod words;
 
 use std::collections::BTreeSet;
@@ -25,6 +26,7 @@ use crate::store::Outcome;
 pub use cache::CacheMetrics;
 pub use dependency::DependencyMetrics;
 use families::{Catalogue, Families, Labels};
+pub use intake::{IntakeMetrics, IntakeOutcome};
 pub use words::{Alarm, CallWord, Child, CommitWord, DedupSource, HttpOutcome, RestartReason, TakeReason, WorkerAlarm};
 
 /// Media type of [`Metrics::encode`]'s text.
@@ -405,6 +407,7 @@ mod tests {
         service.record_run(4, Duration::from_micros(8));
         metrics.shard(7).set_alarm(Alarm::HeldKeys, true);
         metrics.set_kafka_lag("orders", 3, 7);
+        metrics.intake("orders.intake").record(IntakeOutcome::Moved);
         metrics.sink(7, "kafka").add_published(1);
         metrics.dependency("provider").set_open(true);
         metrics.dependency("provider").add_unavailable();
@@ -472,6 +475,7 @@ mod tests {
             "sink",
             "topic",
             "partition",
+            "queue",
             "dependency",
             "route",
         ];

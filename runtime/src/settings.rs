@@ -3,7 +3,6 @@
 
 mod cron;
 mod gates;
-pub(crate) mod kafka;
 pub mod load;
 mod problems;
 mod routes;
@@ -59,6 +58,8 @@ pub struct Settings {
     pub outbox: OutboxSettings,
     /// Kafka as source and sink.
     pub kafka: KafkaSettings,
+    /// RabbitMQ as source and sink.
+    pub rabbitmq: RabbitmqSettings,
     /// Settings of the program's own, by names that its defaults declare.
     pub app: BTreeMap<String, String>,
     /// Routes from sources to services.
@@ -88,8 +89,13 @@ macro_rules! section {
     };
 }
 
-mod gateway; // Behind the macro that it uses.
+// Behind the macro that they use.
+mod gateway;
+pub(crate) mod kafka;
+pub(crate) mod rabbitmq;
 pub use self::gateway::{CacheSettings, GatewaySettings};
+pub use self::kafka::{FirstStart, KafkaSettings, next_life, topic_of};
+pub use self::rabbitmq::{RabbitmqSettings, WithoutId};
 
 section! {
     /// The store.
@@ -287,55 +293,6 @@ section! {
         #[serde(with = "humantime_serde")]
         idle: Duration = Duration::from_millis(50),
     }
-}
-
-section! {
-    /// Kafka as source and sink; not used while `brokers` is empty.
-    KafkaSettings {
-        /// Addresses of some brokers: `host:port,host:port`.
-        brokers: String = String::new(),
-        /// Topics to read; `topic#2` reads a topic that was made anew as one that was never read.
-        topics: Vec<String> = Vec::new(),
-        /// Consumer group that positions are also committed to, for lag tools; the store's decide where reading goes on.
-        group: String = "perkey".to_owned(),
-        /// Where a topic that was never read is begun.
-        first_start: FirstStart = FirstStart::Earliest,
-        /// Header with the message's id where there is no `ce_id`.
-        id_header: String = "id".to_owned(),
-        /// Bytes per shard that are read ahead, and bytes per shard on their way to the brokers.
-        buffer_bytes: usize = 8 << 20,
-        /// Time after which a producer that has events and confirms none is replaced.
-        #[serde(with = "humantime_serde")]
-        answer_timeout: Duration = Duration::from_secs(120),
-        /// Topic that dead letters are copied to, or empty.
-        dead_letter_topic: String = String::new(),
-        /// `plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`.
-        security: String = "plaintext".to_owned(),
-        /// `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`; used with `sasl_…`.
-        sasl_mechanism: String = "SCRAM-SHA-512".to_owned(),
-        /// User name for SASL.
-        username: String = String::new(),
-        /// Password for SASL.
-        password: String = String::new(),
-        /// File with the certificates to trust, or empty for the system's.
-        ca_file: String = String::new(),
-        /// File with the client's certificate, or empty.
-        cert_file: String = String::new(),
-        /// File with the client's key, or empty.
-        key_file: String = String::new(),
-        /// Further properties of librdkafka: `name=value`.
-        properties: Vec<String> = Vec::new(),
-    }
-}
-
-/// Where a topic that was never read is begun.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FirstStart {
-    /// With its oldest record.
-    Earliest,
-    /// With what is written from now on.
-    Latest,
 }
 
 section! {

@@ -108,7 +108,7 @@ pub fn init(format: Format, variable: &str, filter: &str) -> Result<Telemetry, T
 /// filter names it.
 fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
     EnvFilter::builder()
-        .parse(format!("ractor=warn,{filter}"))
+        .parse(format!("ractor=warn,lapin=off,{filter}"))
         .map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })
 }
 

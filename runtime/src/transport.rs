@@ -1,6 +1,8 @@
 //! Where messages come from: the contract of every source.
 //! In: positions to start from. Out: deliveries in each origin's order, at most as many as there are credits.
 
+#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
+mod attributes;
 pub mod embedded;
 pub mod intake;
 #[cfg(feature = "kafka")]
@@ -8,6 +10,8 @@ pub mod kafka;
 pub mod memory;
 mod ongoing;
 pub(crate) mod open;
+#[cfg(feature = "rabbitmq")]
+pub mod rabbitmq;
 mod sink;
 
 use std::collections::BTreeMap;

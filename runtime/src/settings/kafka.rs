@@ -1,9 +1,58 @@
-//! What may be wrong with the settings for Kafka.
+//! The settings for Kafka, and what may be wrong with them.
 //! In: the section `kafka`. Out: every problem, each with what to do; topics by name and incarnation.
 
 use std::time::Duration;
 
-use super::KafkaSettings;
+use serde::{Deserialize, Serialize};
+
+section! {
+    /// Kafka as source and sink; not used while `brokers` is empty.
+    KafkaSettings {
+        /// Addresses of some brokers: `host:port,host:port`.
+        brokers: String = String::new(),
+        /// Topics to read; `topic#2` reads a topic that was made anew as one that was never read.
+        topics: Vec<String> = Vec::new(),
+        /// Consumer group that positions are also committed to, for lag tools; the store's decide where reading goes on.
+        group: String = "perkey".to_owned(),
+        /// Where a topic that was never read is begun.
+        first_start: FirstStart = FirstStart::Earliest,
+        /// Header with the message's id where there is no `ce_id`.
+        id_header: String = "id".to_owned(),
+        /// Bytes per shard that are read ahead, and bytes per shard on their way to the brokers.
+        buffer_bytes: usize = 8 << 20,
+        /// Time after which a producer that has events and confirms none is replaced.
+        #[serde(with = "humantime_serde")]
+        answer_timeout: Duration = Duration::from_secs(120),
+        /// Topic that dead letters are copied to, or empty.
+        dead_letter_topic: String = String::new(),
+        /// `plaintext`, `ssl`, `sasl_plaintext` or `sasl_ssl`.
+        security: String = "plaintext".to_owned(),
+        /// `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`; used with `sasl_…`.
+        sasl_mechanism: String = "SCRAM-SHA-512".to_owned(),
+        /// User name for SASL.
+        username: String = String::new(),
+        /// Password for SASL.
+        password: String = String::new(),
+        /// File with the certificates to trust, or empty for the system's.
+        ca_file: String = String::new(),
+        /// File with the client's certificate, or empty.
+        cert_file: String = String::new(),
+        /// File with the client's key, or empty.
+        key_file: String = String::new(),
+        /// Further properties of librdkafka: `name=value`.
+        properties: Vec<String> = Vec::new(),
+    }
+}
+
+/// Where a topic that was never read is begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FirstStart {
+    /// With its oldest record.
+    Earliest,
+    /// With what is written from now on.
+    Latest,
+}
 
 /// Longest entry of `kafka.topics`: ids derived from it must stay within a message's bounds.
 const TOPIC_BYTES_MAX: usize = 220;
@@ -43,9 +92,16 @@ const TAKEN: &[(&str, &str)] = &[
     ("transactional.id", "the outbox needs no transactions of Kafka"),
 ];
 
-/// The topic that an entry of `kafka.topics` names: what stands before `#`, behind which a new incarnation is counted.
-pub(crate) fn topic_of(entry: &str) -> &str {
+/// The topic, or stream, that an entry of `kafka.topics` or `rabbitmq.streams` names: what stands before `#`, behind which its
+/// lives are counted.
+pub fn topic_of(entry: &str) -> &str {
     entry.split_once('#').map_or(entry, |(topic, _)| topic)
+}
+
+/// The entry with which the same topic, or stream, is begun anew: `orders#2` for `orders`, `orders#3` for `orders#2`.
+pub fn next_life(entry: &str) -> String {
+    let (topic, life) = entry.split_once('#').unwrap_or((entry, "1"));
+    format!("{topic}#{}", life.parse().unwrap_or(1_u64) + 1)
 }
 
 /// Name and value of an entry of `kafka.properties`.
@@ -137,6 +193,11 @@ mod tests {
         let topics = ["orders", "orders#2", "#3"].map(str::to_owned).to_vec();
         let problems = problems(&KafkaSettings { topics, ..KafkaSettings::default() });
         assert!(problems.len() == 2 && problems[0].contains("twice") && problems[1].contains("#3"), "{problems:?}");
+    }
+
+    #[test]
+    fn each_life_of_a_topic_has_the_next_number() {
+        assert_eq!(["t", "t#2", "t#9"].map(next_life), ["t#2", "t#3", "t#10"]);
     }
 
     #[test]

@@ -69,6 +69,7 @@ impl Settings {
         problems.extend(super::gates::problems(self));
         problems.extend(super::gateway::problems(self));
         problems.extend(super::kafka::problems(&self.kafka));
+        problems.extend(super::rabbitmq::problems(&self.rabbitmq));
         problems
     }
 }

@@ -7,6 +7,8 @@ use super::embedded::EmbeddedLog;
 use super::intake::Intake;
 #[cfg(feature = "kafka")]
 use super::kafka::{KafkaSink, KafkaTransport};
+#[cfg(feature = "rabbitmq")]
+use super::rabbitmq::{RabbitmqSink, RabbitmqTransport};
 use super::{SinkTransport, Transport};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
@@ -15,8 +17,8 @@ use crate::store::Store;
 /// Sources and sinks of a process.
 pub(crate) type Ends = (Vec<Arc<dyn Transport>>, Vec<Arc<dyn SinkTransport>>);
 
-/// Opens them. The embedded log is always a source, and so is the intake of a store that has one; Kafka is a source when
-/// topics are named, and a sink when brokers are.
+/// Opens them. The embedded log is always a source, and so is the intake of a store that has one; a broker is a
+/// source when topics or streams are named, and a sink when its addresses are.
 pub(crate) fn open(settings: &Settings, store: &Arc<dyn Store>, metrics: &Arc<Metrics>) -> Result<Ends, String> {
     let mut sources: Vec<Arc<dyn Transport>> = vec![Arc::new(EmbeddedLog::new(Arc::clone(store), settings.log.poll))];
     if store.has_intake() {
@@ -24,6 +26,7 @@ pub(crate) fn open(settings: &Settings, store: &Arc<dyn Store>, metrics: &Arc<Me
     }
     let mut ends = (sources, Vec::new());
     kafka(settings, metrics, &mut ends)?;
+    rabbitmq(settings, metrics, &mut ends)?;
     Ok(ends)
 }
 
@@ -42,5 +45,23 @@ fn kafka(settings: &Settings, metrics: &Arc<Metrics>, (sources, sinks): &mut End
 /// Settings that ask for Kafka are refused where they are checked.
 #[cfg(not(feature = "kafka"))]
 fn kafka(_: &Settings, _: &Arc<Metrics>, _: &mut Ends) -> Result<(), String> {
+    Ok(())
+}
+
+#[cfg(feature = "rabbitmq")]
+fn rabbitmq(settings: &Settings, metrics: &Arc<Metrics>, (sources, sinks): &mut Ends) -> Result<(), String> {
+    let (rabbitmq, shards) = (&settings.rabbitmq, settings.ownership.shards);
+    if !rabbitmq.addresses.is_empty() {
+        if !rabbitmq.streams.is_empty() {
+            sources.push(RabbitmqTransport::new(rabbitmq, shards, metrics)?);
+        }
+        sinks.push(RabbitmqSink::new(rabbitmq, shards)?);
+    }
+    Ok(())
+}
+
+/// Settings that ask for RabbitMQ are refused where they are checked.
+#[cfg(not(feature = "rabbitmq"))]
+fn rabbitmq(_: &Settings, _: &Arc<Metrics>, _: &mut Ends) -> Result<(), String> {
     Ok(())
 }

@@ -5,13 +5,10 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
 use rdkafka::util::IntoOpaque;
 
-use super::record::JSON;
-use crate::clock::rfc3339;
 use crate::message::Message;
 use crate::transport::Outgoing;
+use crate::transport::attributes::{content_type, say};
 
-/// The `source` of an event whose message names none; CloudEvents wants one.
-const SOURCE: &str = "perkey";
 /// What a record takes in memory and on the wire beside its message: names of headers, the client's own structures.
 const OVERHEAD: usize = 256;
 
@@ -36,38 +33,13 @@ pub(super) fn record<D: IntoOpaque>(event: &Outgoing, opaque: D) -> BaseRecord<'
 }
 
 fn headers(message: &Message) -> OwnedHeaders {
-    let source = if message.source().is_empty() { SOURCE } else { message.source() };
-    let time = (message.time() > 0).then(|| rfc3339(message.time()));
-    let mut headers = OwnedHeaders::new_with_capacity(8);
-    for (key, value) in [
-        ("ce_specversion", "1.0"),
-        ("ce_id", message.id()),
-        ("ce_type", message.kind()),
-        ("ce_source", source),
-        ("content-type", message.header("content-type").unwrap_or(JSON)),
-    ] {
-        headers = headers.insert(Header { key, value: Some(value) });
-    }
-    if let Some(time) = &time {
-        headers = headers.insert(Header { key: "ce_time", value: Some(time) });
-    }
-    for (name, value) in message.headers().filter(|(name, _)| *name != "content-type") {
-        let prefixed;
-        let key = if is_extension(name) {
-            prefixed = format!("ce_{name}");
-            &prefixed
-        } else {
-            name
-        };
-        headers = headers.insert(Header { key, value: Some(value) });
-    }
-    headers
-}
-
-/// Whether a header is an attribute of CloudEvents. The trace context travels under the names of its own standard.
-fn is_extension(name: &str) -> bool {
-    !["traceparent", "tracestate", "baggage"].contains(&name)
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+    let mut headers = Some(OwnedHeaders::new_with_capacity(8));
+    let mut put = |key: &str, value: &str| {
+        headers = headers.take().map(|headers| headers.insert(Header { key, value: Some(value) }));
+    };
+    put("content-type", content_type(message));
+    say(message, "ce_", put);
+    headers.unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -105,11 +77,11 @@ mod tests {
         assert_eq!((record.topic, record.key, record.payload), ("out", Some("acct-1"), Some(&b"{}"[..])));
         assert_eq!(record.timestamp, Some(1_500));
         let expected = [
+            ("content-type", "text/plain"),
             ("ce_specversion", "1.0"),
             ("ce_id", "e-1"),
             ("ce_type", "posted"),
             ("ce_source", "balances"),
-            ("content-type", "text/plain"),
             ("ce_time", "1970-01-01T00:00:01.5Z"),
             ("traceparent", "00-1-2-01"),
             ("ce_sagaid", "s-1"),

@@ -10,7 +10,7 @@ use rdkafka::metadata::{Metadata, MetadataTopic};
 use super::client;
 use super::scout::ANSWER;
 use crate::settings::KafkaSettings;
-use crate::settings::kafka::topic_of;
+use crate::settings::topic_of;
 
 /// The brokers and the topics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

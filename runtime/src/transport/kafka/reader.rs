@@ -229,9 +229,9 @@ impl Reader {
             if known.mark == mark {
                 lane.next = record.offset + 1;
             } else {
-                let shard = lane.shard;
                 let reason = format!("the record at {}, offset {} is another one: {MADE_ANEW}", lane.origin, known.no);
-                let reason = ways_on(&lane.place.topic, &reason);
+                let entry = lane.origin.rsplit_once('/').map_or(&*lane.place.topic, |(entry, _)| entry);
+                let (shard, reason) = (lane.shard, ways_on(entry, &reason));
                 self.lost(shard, reason);
             }
             return 0;

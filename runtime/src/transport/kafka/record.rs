@@ -5,16 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rdkafka::message::{BorrowedMessage, Headers, Message as _};
 
-use crate::clock::{Millis, from_rfc3339};
-use crate::handler::is_reserved;
-use crate::message::{Draft, Message, MessageError, check_name};
+use crate::clock::Millis;
+use crate::message::{Draft, Message, check_name};
 use crate::transport::Content;
-
-/// What is shown of the payload of a record that is no message.
-const SHOWN_BYTES: usize = 64 << 10;
-
-/// The media type that needs no header.
-pub(super) const JSON: &str = "application/json";
+use crate::transport::attributes::{Named, Scheme, absorb, check, said, shown};
 
 /// Where records come from, worked out once per partition.
 #[derive(Clone, Debug)]
@@ -74,8 +68,9 @@ impl<'a> Record<'a> {
     fn message(&self, place: &Place, id_header: &str) -> Result<Message, String> {
         let headers = self.headers.as_deref().ok_or("a header's name is not valid UTF-8")?;
         let mut named = Named::default();
+        let scheme = Scheme { prefixes: &["ce_"], id_header, key_header: "" };
         for (name, value) in headers {
-            named.take(name, value, id_header)?;
+            named.take(name, value, &scheme)?;
         }
         let derived;
         let id = match named.id.or(named.plain_id) {
@@ -102,72 +97,16 @@ impl<'a> Record<'a> {
     /// What an operator sees of a record that is no message.
     fn shown(&self, place: &Place) -> Message {
         let id = format!("{}/{}", place.origin, self.offset);
-        let draft = Draft {
+        shown(&Draft {
             id: &id,
             key: check_name("key", self.key).unwrap_or_default(),
             kind: &place.topic,
             source: &place.source,
             time: self.time.unwrap_or(0),
             headers: &[],
-            payload: &self.payload[..self.payload.len().min(SHOWN_BYTES)],
-        };
-        draft.build_unchecked().expect("names within their bounds and 64 KiB of payload fit a frame")
+            payload: self.payload,
+        })
     }
-}
-
-/// Takes bytes into a hash, eight at a time: each record is hashed once, with all that it has.
-fn absorb(hash: u64, bytes: &[u8]) -> u64 {
-    let mix = |hash: u64, word: u64| (hash.rotate_left(26) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let (words, rest) = bytes.as_chunks::<8>();
-    let hash = words.iter().fold(mix(hash, bytes.len() as u64), |hash, word| mix(hash, u64::from_le_bytes(*word)));
-    let mut last = [0; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    mix(hash, u64::from_le_bytes(last))
-}
-
-/// Headers by what they mean.
-#[derive(Default)]
-struct Named<'a> {
-    id: Option<&'a [u8]>,
-    plain_id: Option<&'a [u8]>,
-    kind: Option<&'a [u8]>,
-    source: Option<&'a [u8]>,
-    time: Option<Millis>,
-    others: Vec<(&'a str, &'a str)>,
-}
-
-impl<'a> Named<'a> {
-    fn take(&mut self, name: &'a str, value: &'a [u8], id_header: &str) -> Result<(), String> {
-        let text = || std::str::from_utf8(value).map_err(|_| format!("the header {name:?} is not valid UTF-8"));
-        match name {
-            "ce_id" => self.id = Some(value),
-            "ce_type" => self.kind = Some(value),
-            "ce_source" => self.source = Some(value),
-            // A time that is none is not worth a dead letter: the record has one, too.
-            "ce_time" => self.time = from_rfc3339(text()?),
-            "ce_specversion" => {}
-            "content-type" if value == JSON.as_bytes() => {}
-            _ if name == id_header && self.plain_id.is_none() => self.plain_id = Some(value),
-            _ if is_reserved(name.strip_prefix("ce_").unwrap_or(name)) => {}
-            _ => match name.strip_prefix("ce_") {
-                Some(extension) => self.others.push((extension, text()?)),
-                None if ["content-type", "traceparent", "tracestate"].contains(&name) => {
-                    self.others.push((name, text()?));
-                }
-                // Bytes that only their own reader understands, such as a schema's number, say nothing here.
-                None => self.others.extend(text().ok().map(|value| (name, value))),
-            },
-        }
-        Ok(())
-    }
-}
-
-fn check<'a>(name: &'static str, bytes: &'a [u8]) -> Result<&'a str, String> {
-    check_name(name, bytes).map_err(said)
-}
-
-fn said(error: MessageError) -> String {
-    error.to_string()
 }
 
 #[cfg(test)]

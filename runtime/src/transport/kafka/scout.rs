@@ -20,7 +20,7 @@ use super::{Generation, group};
 use crate::clock::Stopwatch;
 use crate::message::ShardNo;
 use crate::settings::FirstStart;
-use crate::settings::kafka::topic_of;
+use crate::settings::topic_of;
 use crate::transport::{Position, Positions};
 
 /// How often new partitions are looked for.
@@ -300,9 +300,7 @@ impl Scout {
         {
             return Ok(Start { at: bounds.low, check: None });
         }
-        start.map_err(|reason| {
-            Trouble::Lost(ways_on(topic_of(entry), &format!("{}: {reason}", origin(entry, partition))))
-        })
+        start.map_err(|reason| Trouble::Lost(ways_on(entry, &format!("{}: {reason}", origin(entry, partition)))))
     }
 
     /// The start of a partition of which nothing was taken yet.

@@ -1,6 +1,7 @@
 //! Where a partition is gone on with. Pure.
 //! In: the last position taken, the partition's bounds now. Out: the offset to read from, or what was lost.
 
+use crate::settings::next_life;
 use crate::transport::Position;
 
 /// Where reading a partition begins.
@@ -42,10 +43,11 @@ pub(super) fn after(last: Position, bounds: Bounds) -> Result<Start, String> {
 pub(super) const MADE_ANEW: &str = "the topic was re-created, or cut back";
 
 /// The two ways on from a lost place.
-pub(super) fn ways_on(topic: &str, reason: &str) -> String {
+pub(super) fn ways_on(entry: &str, reason: &str) -> String {
+    let next = next_life(entry);
     format!(
-        "{reason}. Either restore the topic, or begin it anew: write \"{topic}#2\" (then #3, …) for it in kafka.topics, \
-         which is read as a topic that was never read (kafka.first_start)"
+        "{reason}. Either restore the topic, or begin it anew: write {next:?} for it in kafka.topics, which is read as a \
+         topic that was never read (kafka.first_start)"
     )
 }
 

@@ -1,0 +1,135 @@
+//! CloudEvents in the headers of a broker's messages (binary mode), and the trace context of the W3C beside them.
+//! In: headers by name; a message. Out: what each header means; the headers that say a message.
+//!
+//! Each protocol has a prefix for the attributes: `ce_` on Kafka, `cloudEvents_` (also `cloudEvents:`) on AMQP.
+
+use crate::clock::{Millis, from_rfc3339, rfc3339};
+use crate::handler::is_reserved;
+use crate::message::{Draft, Message, MessageError, check_name};
+
+/// The media type that needs no header.
+pub(super) const JSON: &str = "application/json";
+/// What is shown of the payload of a record that is no message.
+const SHOWN_BYTES: usize = 64 << 10;
+/// The `source` of an event whose message names none; CloudEvents wants one.
+const SOURCE: &str = "perkey";
+
+/// How a protocol names what a message consists of.
+pub(super) struct Scheme<'a> {
+    /// Prefixes of attributes.
+    pub(super) prefixes: &'a [&'a str],
+    /// The header with the id where there is no such attribute; empty: none.
+    pub(super) id_header: &'a str,
+    /// The header with the key where there is no attribute `partitionkey`; empty: the key is in no header.
+    pub(super) key_header: &'a str,
+}
+
+/// Headers by what they mean.
+#[derive(Default)]
+pub(super) struct Named<'a> {
+    pub(super) id: Option<&'a [u8]>,
+    pub(super) plain_id: Option<&'a [u8]>,
+    pub(super) key: Option<&'a [u8]>,
+    pub(super) plain_key: Option<&'a [u8]>,
+    pub(super) kind: Option<&'a [u8]>,
+    pub(super) source: Option<&'a [u8]>,
+    pub(super) time: Option<Millis>,
+    pub(super) others: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Named<'a> {
+    /// Takes a header; the error says why the message cannot be used.
+    pub(super) fn take(&mut self, name: &'a str, value: &'a [u8], scheme: &Scheme<'_>) -> Result<(), String> {
+        let text = || std::str::from_utf8(value).map_err(|_| format!("the header {name:?} is not valid UTF-8"));
+        let attribute = scheme.prefixes.iter().find_map(|prefix| name.strip_prefix(prefix));
+        match attribute {
+            Some("id") => self.id = Some(value),
+            Some("type") => self.kind = Some(value),
+            Some("source") => self.source = Some(value),
+            // A time that is none is not worth a dead letter: the record has one, too.
+            Some("time") => self.time = from_rfc3339(text()?),
+            Some("specversion") => {}
+            Some("partitionkey") if !scheme.key_header.is_empty() => self.key = Some(value),
+            Some(extension) if is_reserved(extension) => {}
+            Some(extension) => self.others.push((extension, text()?)),
+            None => self.take_plain(name, value, scheme)?,
+        }
+        Ok(())
+    }
+
+    fn take_plain(&mut self, name: &'a str, value: &'a [u8], scheme: &Scheme<'_>) -> Result<(), String> {
+        let text = std::str::from_utf8(value);
+        match name {
+            "content-type" if value == JSON.as_bytes() => {}
+            _ if name == scheme.id_header && self.plain_id.is_none() => self.plain_id = Some(value),
+            _ if name == scheme.key_header => self.plain_key = Some(value),
+            _ if is_reserved(name) => {}
+            "content-type" | "traceparent" | "tracestate" => {
+                let text = text.map_err(|_| format!("the header {name:?} is not valid UTF-8"))?;
+                self.others.push((name, text));
+            }
+            // Bytes that only their own reader understands, such as a schema's number, say nothing here.
+            _ => self.others.extend(text.ok().map(|value| (name, value))),
+        }
+        Ok(())
+    }
+}
+
+/// A name as text, within the bounds of a message.
+pub(super) fn check<'a>(name: &'static str, bytes: &'a [u8]) -> Result<&'a str, String> {
+    check_name(name, bytes).map_err(said)
+}
+
+/// Why there is no message.
+pub(super) fn said(error: MessageError) -> String {
+    error.to_string()
+}
+
+/// What an operator sees of a record that is no message: its names, and a part of its payload.
+pub(super) fn shown(draft: &Draft<'_>) -> Message {
+    let payload = &draft.payload[..draft.payload.len().min(SHOWN_BYTES)];
+    let draft = Draft { payload, headers: &[], ..*draft };
+    draft.build_unchecked().expect("names within their bounds and 64 KiB of payload fit a frame")
+}
+
+/// Says a message in headers, one call of `put` each; its key, content type and payload go elsewhere.
+pub(super) fn say(message: &Message, prefix: &str, mut put: impl FnMut(&str, &str)) {
+    let source = if message.source().is_empty() { SOURCE } else { message.source() };
+    let attributes = [("specversion", "1.0"), ("id", message.id()), ("type", message.kind()), ("source", source)];
+    let prefixed = |attribute: &str| format!("{prefix}{attribute}");
+    for (attribute, value) in attributes {
+        put(&prefixed(attribute), value);
+    }
+    if message.time() > 0 {
+        put(&prefixed("time"), &rfc3339(message.time()));
+    }
+    for (name, value) in message.headers().filter(|(name, _)| *name != "content-type") {
+        if is_extension(name) {
+            put(&prefixed(name), value);
+        } else {
+            put(name, value);
+        }
+    }
+}
+
+/// The media type of a message's payload.
+pub(super) fn content_type(message: &Message) -> &str {
+    message.header("content-type").unwrap_or(JSON)
+}
+
+/// Whether a header is an attribute of CloudEvents. The trace context travels under the names of its own standard.
+fn is_extension(name: &str) -> bool {
+    !["traceparent", "tracestate", "baggage"].contains(&name)
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+}
+
+/// Takes bytes into a fingerprint, eight at a time: each record is hashed once, with all that it has. Fingerprints are stored
+/// with positions: this must not change.
+pub(super) fn absorb(hash: u64, bytes: &[u8]) -> u64 {
+    let mix = |hash: u64, word: u64| (hash.rotate_left(26) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let (words, rest) = bytes.as_chunks::<8>();
+    let hash = words.iter().fold(mix(hash, bytes.len() as u64), |hash, word| mix(hash, u64::from_le_bytes(*word)));
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    mix(hash, u64::from_le_bytes(last))
+}

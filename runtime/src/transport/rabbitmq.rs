@@ -1,0 +1,84 @@
+//! RabbitMQ: streams as a source that the owners of their shards read, exchanges as a sink, an intake for others' publishers.
+//! In: deliveries; events. Out: deliveries, each stream's in order; messages in the order of the commits, confirmed.
+//!
+//! `docs/rabbitmq.md` tells what becomes of what.
+
+mod client;
+mod event;
+pub mod health;
+mod intake;
+mod moved;
+mod publisher;
+mod record;
+mod sink;
+mod source;
+mod start;
+mod topology;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use self::client::{Client, Declared};
+use self::intake::Movers;
+pub use self::sink::RabbitmqSink;
+use self::source::RabbitmqSource;
+use super::{Positions, Source, SourceError, Transport};
+use crate::message::ShardNo;
+use crate::metrics::Metrics;
+use crate::settings::RabbitmqSettings;
+
+/// The transport's name in settings, positions and metrics.
+pub const NAME: &str = "rabbitmq";
+
+/// Pause after a first failure.
+const AGAIN: Duration = Duration::from_millis(250);
+/// The longest pause.
+const AGAIN_MAX: Duration = Duration::from_secs(5);
+
+/// Why a consumer without an error of its own cannot go on.
+fn broken_off() -> String {
+    "the broker ended it: the queue was deleted, or its leader is gone".to_owned()
+}
+
+/// Pause after so many failures in a row: it doubles, up to a bound.
+fn pause_after(failures: u32) -> Duration {
+    (AGAIN * 2_u32.pow(failures.min(6))).min(AGAIN_MAX)
+}
+
+/// Streams of RabbitMQ, as a transport: a connection for each shard that is read here, and one for each queue of an intake.
+pub struct RabbitmqTransport {
+    settings: RabbitmqSettings,
+    shards: u32,
+    declared: Arc<Declared>,
+    _movers: Movers,
+}
+
+impl RabbitmqTransport {
+    /// The transport, and whoever moves messages from the intakes to their streams; for use within a runtime of tokio. The
+    /// nodes need not be there yet; settings of no use are an error.
+    pub fn new(settings: &RabbitmqSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
+        let declared = Arc::default();
+        // Files that cannot be read are told now, not when the first shard is opened.
+        Client::new(settings, shards, "source", &declared)?;
+        let movers = Movers::start(settings, shards, &declared, metrics)?;
+        Ok(Arc::new(Self { settings: settings.clone(), shards, declared, _movers: movers }))
+    }
+}
+
+impl Transport for RabbitmqTransport {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn open(&self, shard: ShardNo, from: Positions) -> BoxFuture<'_, Result<Box<dyn Source>, SourceError>> {
+        // A connection of its own: a message that the client cannot read ends all that go by the same one.
+        let opened = Client::new(&self.settings, self.shards, "source", &self.declared);
+        let opened = match opened {
+            Ok(client) => Ok(Box::new(RabbitmqSource::new(Arc::new(client), shard, from)) as Box<dyn Source>),
+            Err(reason) => Err(SourceError::Unavailable { name: NAME.to_owned(), reason }),
+        };
+        Box::pin(std::future::ready(opened))
+    }
+}

@@ -1,0 +1,224 @@
+//! Moves what others publish from an intake's queues to the streams.
+//! In: deliveries of a queue, in its order. Out: messages in the streams, in that order; then, and only then, acknowledgements.
+//!
+//! Every process has these tasks, and RabbitMQ lets one consumer of a queue work at a time. One that dies between a confirm and
+//! an acknowledgement leaves messages that the next one moves again: the inbox drops them by their ids.
+
+use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures_util::{FutureExt, StreamExt};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Acker, Channel, Consumer};
+use tokio::task::JoinSet;
+use tracing::{error, warn};
+
+use super::client::{Client, Declared, within};
+use super::event::Publishing;
+use super::moved::Rules;
+use super::publisher::{Publisher, Settled};
+use super::{broken_off, pause_after, topology};
+use crate::clock::{Dice, sleep};
+use crate::metrics::{IntakeMetrics, IntakeOutcome, Metrics};
+use crate::settings::RabbitmqSettings;
+
+/// The tasks of all intakes; dropped, they end.
+pub(super) struct Movers {
+    _tasks: JoinSet<()>,
+}
+
+impl Movers {
+    /// Starts two for each intake: one for its queue, one for what RabbitMQ dead-letters.
+    pub(super) fn start(
+        settings: &RabbitmqSettings,
+        shards: u32,
+        declared: &Arc<Declared>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, String> {
+        let mut tasks = JoinSet::new();
+        for name in &settings.intakes {
+            for dead in [false, true] {
+                let queue = if dead { topology::dead(name) } else { topology::intake(name) };
+                let rules = Rules {
+                    exchange: name.as_str().into(),
+                    shards,
+                    key_header: settings.key_header.clone(),
+                    without_id: settings.without_id,
+                    dead,
+                };
+                // A connection of its own: a message that no client can read costs the others nothing.
+                let client = Client::new(settings, shards, "intake", declared)?;
+                let counts = metrics.intake(&queue);
+                tasks.spawn(supervise(Mover { client, queue, rules, counts }));
+            }
+        }
+        Ok(Self { _tasks: tasks })
+    }
+}
+
+/// Runs a mover, and runs it again should it panic: nobody else would notice.
+async fn supervise(mover: Mover) {
+    loop {
+        if AssertUnwindSafe(mover.run()).catch_unwind().await.is_err() {
+            error!(queue = mover.queue, "whoever moves the messages of an intake panicked, and begins again");
+            sleep(pause_after(2)).await;
+        }
+    }
+}
+
+/// Moves the messages of one queue.
+struct Mover {
+    client: Client,
+    queue: String,
+    rules: Rules,
+    counts: IntakeMetrics,
+}
+
+/// A message that is not acknowledged yet.
+struct Held {
+    acker: Acker,
+    publishing: Publishing,
+    outcome: IntakeOutcome,
+    settled: bool,
+}
+
+impl Mover {
+    async fn run(&self) {
+        let mut failed = 0;
+        loop {
+            // Whatever ended the connection counts as a delivery of all that were in hand: after that one at a time is, until as
+            // many have passed.
+            let careful = failed > 0;
+            match self.consume(careful).await {
+                Ok(()) => failed = 0,
+                Err(reason) => {
+                    warn!(queue = self.queue, reason, "an intake cannot be read, trying again");
+                    sleep(pause_after(failed)).await;
+                    failed = failed.saturating_add(1);
+                }
+            }
+        }
+    }
+
+    /// Moves until the connection breaks; where it is careful, until as many messages have passed as it would else have in hand.
+    async fn consume(&self, careful: bool) -> Result<(), String> {
+        let most = usize::from(self.client.settings.intake_prefetch);
+        let in_hand = if careful { 1 } else { self.client.settings.intake_prefetch };
+        let (channel, mut consumer) = self.attach(in_hand).await?;
+        let mut passed = 0;
+        let mut held = VecDeque::new();
+        loop {
+            match self.publish(&mut consumer, &mut held, &mut passed, careful.then_some(most)).await? {
+                Ended::Passed => return Ok(()),
+                // The consumer stays, and what it holds: only a lost connection counts as a failed delivery.
+                Ended::Failed(reason) => {
+                    warn!(queue = self.queue, reason, "messages of an intake cannot be published, trying again");
+                    held.iter_mut().for_each(|held: &mut Held| held.settled = false);
+                    sleep(pause_after(2)).await;
+                    // What this one holds is another one's by now.
+                    if !channel.status().connected() {
+                        return Err(broken_off());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn attach(&self, prefetch: u16) -> Result<(Channel, Consumer), String> {
+        let channel = self.client.channel().await?;
+        within(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        let options = BasicConsumeOptions::default();
+        let consumer = channel.basic_consume(self.queue.as_str().into(), "".into(), options, FieldTable::default());
+        Ok((channel.clone(), within(consumer).await?))
+    }
+
+    /// Publishes what is held and what comes, by one channel; the error says that the consumer is gone.
+    async fn publish(
+        &self,
+        consumer: &mut Consumer,
+        held: &mut VecDeque<Held>,
+        passed: &mut usize,
+        most: Option<usize>,
+    ) -> Result<Ended, String> {
+        let mut publisher = match Publisher::open(&self.client).await {
+            Ok(publisher) => publisher,
+            Err(reason) => return Ok(Ended::Failed(reason)),
+        };
+        // Tags count what this channel was given: the first of them is the first that is held.
+        let (mut first, mut next, mut dice) = (0_u64, 0_u64, Dice::from_system());
+        for held in held.iter() {
+            publisher.publish(next, held.publishing.clone());
+            next += 1;
+        }
+        loop {
+            tokio::select! {
+                settled = publisher.settled() => {
+                    let settled = match settled {
+                        Ok(settled) => settled,
+                        Err(reason) => return Ok(Ended::Failed(reason)),
+                    };
+                    if let Some(reason) = settle(held, first, settled) {
+                        return Ok(Ended::Failed(reason));
+                    }
+                    let done = self.acknowledge(held).await?;
+                    first += done as u64;
+                    *passed += done;
+                    if most.is_some_and(|most| *passed >= most) && held.is_empty() {
+                        return Ok(Ended::Passed);
+                    }
+                }
+                delivery = consumer.next() => {
+                    let delivery = delivery.ok_or_else(broken_off)?.map_err(|error| error.to_string())?;
+                    let (publishing, outcome) = self.rules.publishing(&delivery, &mut dice);
+                    publisher.publish(next, publishing.clone());
+                    next += 1;
+                    held.push_back(Held { acker: delivery.acker, publishing, outcome, settled: false });
+                }
+            }
+        }
+    }
+
+    /// Acknowledges what lies in the streams without a gap; gives how many.
+    async fn acknowledge(&self, held: &mut VecDeque<Held>) -> Result<usize, String> {
+        let done = held.iter().take_while(|held| held.settled).count();
+        let mut last = None;
+        for held in held.drain(..done) {
+            self.counts.record(held.outcome);
+            if held.outcome != IntakeOutcome::Moved {
+                warn!(queue = self.queue, "a message of an intake becomes a dead letter");
+            }
+            last = Some(held.acker);
+        }
+        if let Some(acker) = last {
+            // False: the channel by which they came is gone, and they will come again.
+            if !acker.ack(BasicAckOptions { multiple: true }).await.map_err(|error| error.to_string())? {
+                return Err(broken_off());
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// Marks what lies in the streams; a reason where something does not.
+fn settle(held: &mut VecDeque<Held>, first: u64, settled: Vec<(u64, Settled)>) -> Option<String> {
+    for (tag, settled) in settled {
+        if let Err(reason) = settled {
+            return Some(reason);
+        }
+        let at = tag.checked_sub(first).and_then(|at| usize::try_from(at).ok());
+        if let Some(held) = at.and_then(|at| held.get_mut(at)) {
+            held.settled = true;
+        }
+    }
+    None
+}
+
+/// Why one channel's publishing ended.
+enum Ended {
+    /// Enough has passed.
+    Passed,
+    /// The channel is gone, or the streams are; everything that is held is published again.
+    Failed(String),
+}

@@ -1,0 +1,317 @@
+//! Exchanges as a sink: each shard's end is a task with a channel of its own.
+//! In: events of a shard, in sequence. Out: persistent messages in that sequence; an answer to each event.
+//!
+//! An end whose channel ended is of no use any longer: what it had on its way may have arrived or not, and the next end
+//! publishes from the watermark.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use super::client::Client;
+use super::event::{Publishing, Routes, bytes_of};
+use super::publisher::Publisher;
+use super::{NAME, pause_after, topology};
+use crate::clock::{Stopwatch, sleep};
+use crate::message::ShardNo;
+use crate::settings::RabbitmqSettings;
+use crate::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
+
+/// Events handed to the channel before answers are looked at.
+const BATCH: usize = 256;
+/// How long an exchange that cannot be used is not asked about again.
+const CLOSED_FOR: Duration = Duration::from_secs(10);
+
+/// Exchanges of RabbitMQ, as a sink.
+pub struct RabbitmqSink {
+    shared: Arc<Shared>,
+}
+
+/// What all ends have in common.
+struct Shared {
+    client: Client,
+    routes: Routes,
+    /// Where nothing can be published for now, and why.
+    closed: Mutex<HashMap<Way, (Stopwatch, String)>>,
+}
+
+/// An exchange; with a routing key where only that one may not be used.
+type Way = (String, Option<String>);
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl RabbitmqSink {
+    /// The sink. The nodes need not be there yet; settings of no use are an error.
+    pub fn new(settings: &RabbitmqSettings, shards: u32) -> Result<Arc<Self>, String> {
+        let client = Client::new(settings, shards, "sink", &Arc::default())?;
+        let (routes, closed) = (Routes::new(settings, shards), Mutex::default());
+        Ok(Arc::new(Self { shared: Arc::new(Shared { client, routes, closed }) }))
+    }
+}
+
+impl SinkTransport for RabbitmqSink {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn open(&self, _shard: ShardNo) -> BoxFuture<'_, Result<Box<dyn Sink>, SinkError>> {
+        let (events, orders) = unbounded_channel();
+        let end = Arc::new(End::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(run(Arc::clone(&self.shared), orders, Arc::clone(&end)));
+        let RabbitmqSettings { buffer_bytes, answer_timeout, .. } = self.shared.client.settings;
+        let (bound, silence, quiet) = (buffer_bytes, answer_timeout, Stopwatch::start());
+        let shared = Arc::clone(&self.shared);
+        let opened = RabbitmqEnd { shared, events, end, bound, silence, quiet, _tasks: tasks };
+        Box::pin(std::future::ready(Ok(Box::new(opened) as Box<dyn Sink>)))
+    }
+}
+
+/// What an end and its task share.
+#[derive(Default)]
+struct End {
+    answers: Mutex<Vec<Answer>>,
+    answered: Notify,
+    /// Bytes on their way.
+    bytes: AtomicUsize,
+    broken: Mutex<Option<String>>,
+}
+
+impl End {
+    fn answer(&self, answer: Answer, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        locked(&self.answers).push(answer);
+        self.answered.notify_one();
+    }
+
+    fn fail(&self, reason: &str) {
+        locked(&self.broken).get_or_insert_with(|| reason.to_owned());
+        self.answered.notify_one();
+    }
+
+    fn broken(&self) -> Option<String> {
+        locked(&self.broken).clone()
+    }
+}
+
+// ---- the task
+
+async fn run(shared: Arc<Shared>, orders: UnboundedReceiver<Outgoing>, end: Arc<End>) {
+    let publisher = connect(&shared).await;
+    let mut line = Line { shared: &shared, end: &end, publisher, known: Vec::new() };
+    if let Err(reason) = line.serve(orders).await {
+        if let Some(way) = way_in(&reason) {
+            locked(&shared.closed).insert(way, (Stopwatch::start(), reason.clone()));
+        }
+        end.fail(&reason);
+    }
+}
+
+/// Waits for the broker: nothing was sent yet, so nothing is unknown.
+async fn connect(shared: &Shared) -> Publisher<(u64, usize)> {
+    let mut failed = 0;
+    loop {
+        match Publisher::open(&shared.client).await {
+            Ok(publisher) => return publisher,
+            Err(reason) => warn!(sink = NAME, reason, "the broker cannot be reached, trying again"),
+        }
+        sleep(pause_after(failed)).await;
+        failed = failed.saturating_add(1);
+    }
+}
+
+/// What a broker's error is about, where it is that something is not there or not allowed.
+fn way_in(reason: &str) -> Option<Way> {
+    let about = reason.contains("NOT_FOUND") || reason.contains("ACCESS_REFUSED");
+    let quoted = |behind: &str| {
+        let (_, rest) = reason.split_once(behind).filter(|_| about)?;
+        rest.split_once('\'').map(|(name, _)| name.to_owned())
+    };
+    // The name under which the broker speaks of the one without a name.
+    let exchange = quoted("exchange '").map(|name| if name == "amq.default" { String::new() } else { name })?;
+    Some((exchange, quoted("access to topic '")))
+}
+
+/// A channel at work.
+struct Line<'a> {
+    shared: &'a Shared,
+    end: &'a End,
+    publisher: Publisher<(u64, usize)>,
+    /// Exchanges that are there.
+    known: Vec<String>,
+}
+
+impl Line<'_> {
+    async fn serve(&mut self, mut orders: UnboundedReceiver<Outgoing>) -> Result<(), String> {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            tokio::select! {
+                settled = self.publisher.settled() => {
+                    for ((seq, bytes), settled) in settled? {
+                        let answer = match settled {
+                            Ok(()) => Answer::Confirmed(seq),
+                            Err(reason) => Answer::Refused(seq, reason),
+                        };
+                        self.end.answer(answer, bytes);
+                    }
+                }
+                count = orders.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        return Ok(());
+                    }
+                    for event in batch.drain(..) {
+                        self.publish(&event).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn publish(&mut self, event: &Outgoing) -> Result<(), String> {
+        let bytes = bytes_of(event);
+        let refused = match self.shared.routes.publishing(event) {
+            Err(reason) => reason,
+            Ok(publishing) => match self.closed(&publishing).await? {
+                Some(reason) => reason,
+                None => {
+                    self.publisher.publish((event.seq, bytes), publishing);
+                    return Ok(());
+                }
+            },
+        };
+        self.end.answer(Answer::Refused(event.seq, refused), bytes);
+        Ok(())
+    }
+
+    /// Why a message cannot be published for now: to an exchange that is not there, it would end the channel.
+    async fn closed(
+        &mut self,
+        Publishing { exchange, routing_key, .. }: &Publishing,
+    ) -> Result<Option<String>, String> {
+        let exchange = exchange.as_str();
+        for key in [None, Some(routing_key.to_string())] {
+            if let Some((since, reason)) = locked(&self.shared.closed).get(&(exchange.to_owned(), key))
+                && since.elapsed() < CLOSED_FOR
+            {
+                return Ok(Some(reason.clone()));
+            }
+        }
+        // The default exchange is always there, and may not be asked about.
+        if exchange.is_empty() || self.known.iter().any(|known| known == exchange) {
+            return Ok(None);
+        }
+        let channel = self.shared.client.channel().await?;
+        match topology::look_for_exchange(&channel, exchange).await {
+            Ok(()) => {
+                self.known.push(exchange.to_owned());
+                Ok(None)
+            }
+            Err(reason) if reason.contains("NOT_FOUND") => {
+                let known = (Stopwatch::start(), reason.clone());
+                locked(&self.shared.closed).insert((exchange.to_owned(), None), known);
+                Ok(Some(reason))
+            }
+            Err(reason) => Err(reason),
+        }
+    }
+}
+
+// ---- the shard's side
+
+struct RabbitmqEnd {
+    shared: Arc<Shared>,
+    events: UnboundedSender<Outgoing>,
+    end: Arc<End>,
+    bound: usize,
+    silence: Duration,
+    /// Since it took answers, or sent the first event after all were answered.
+    quiet: Stopwatch,
+    /// Ends with this end.
+    _tasks: JoinSet<()>,
+}
+
+impl Sink for RabbitmqEnd {
+    fn send(&mut self, events: &[Outgoing]) -> Result<usize, SinkError> {
+        if let Some(reason) = self.end.broken() {
+            return Err(broken(reason));
+        }
+        if self.end.bytes.load(Ordering::Acquire) == 0 {
+            self.quiet = Stopwatch::start();
+        }
+        let mut taken = 0;
+        for event in events {
+            let bytes = bytes_of(event);
+            let waiting = self.end.bytes.load(Ordering::Acquire);
+            // One always goes: an event larger than the bound must not wait for ever.
+            if waiting > 0 && waiting + bytes > self.bound {
+                break;
+            }
+            self.end.bytes.fetch_add(bytes, Ordering::AcqRel);
+            if self.events.send(event.clone()).is_err() {
+                return Err(broken("its task has ended".to_owned()));
+            }
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
+    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<Answer>, SinkError>> {
+        Box::pin(async move {
+            loop {
+                // Asked before the answers are taken: what was answered before it broke is told before it.
+                let reason = self.end.broken();
+                let answers = std::mem::take(&mut *locked(&self.end.answers));
+                if !answers.is_empty() {
+                    self.quiet = Stopwatch::start();
+                    return Ok(answers);
+                }
+                if let Some(reason) = reason {
+                    return Err(broken(reason));
+                }
+                // A broker that takes nothing for now says so, and is waited for.
+                if self.shared.client.is_blocked() {
+                    self.quiet = Stopwatch::start();
+                }
+                let quiet = self.quiet.elapsed();
+                if self.end.bytes.load(Ordering::Acquire) > 0 && quiet >= self.silence {
+                    self.end.fail(&format!("nothing was confirmed for {quiet:.0?}"));
+                    continue;
+                }
+                tokio::select! {
+                    () = self.end.answered.notified() => {}
+                    () = sleep(self.silence / 4) => {}
+                }
+            }
+        })
+    }
+}
+
+fn broken(reason: String) -> SinkError {
+    SinkError::Broken { name: NAME.to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_broker_speaks_of_is_found() {
+        let way = |exchange: &str, key: Option<&str>| Some((exchange.to_owned(), key.map(str::to_owned)));
+        let said = "NOT_FOUND - no exchange 'shop.events' in vhost '/'";
+        assert_eq!(way_in(said), way("shop.events", None));
+        let said = "ACCESS_REFUSED - write access to exchange 'amq.default' in vhost '/' refused for user 'u'";
+        assert_eq!(way_in(said), way("", None));
+        let said = "ACCESS_REFUSED - write access to topic 'a.b' in exchange 'e' in vhost '/' refused for user 'u'";
+        assert_eq!(way_in(said), way("e", Some("a.b")));
+        assert_eq!(way_in("the connection is gone"), None);
+    }
+}

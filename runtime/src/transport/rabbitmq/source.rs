@@ -1,0 +1,330 @@
+//! One shard's streams: read from where the store is, judged when they are attached, attached anew when the line breaks.
+//! In: positions. Out: deliveries, each stream's in order; as many read ahead as the prefetch allows.
+//!
+//! A delivery is acknowledged when the shard comes back for more, which is what lets the broker send further ones: a stream
+//! keeps all of them, whatever is acknowledged.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, Stream, StreamExt};
+use lapin::message::Delivery as Raw;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Acker, Channel, Consumer, ErrorKind};
+use tokio::time::timeout;
+
+use super::client::{ANSWER, Client, within};
+use super::record::{Place, Record};
+use super::start::{First, compare, ended, ways_on};
+use super::topology::{self, origin, stream};
+use super::{NAME, broken_off};
+use crate::message::ShardNo;
+use crate::settings::topic_of;
+use crate::transport::{Delivery, Position, Positions, Source, SourceError};
+
+/// Why streams cannot be read.
+#[derive(Clone)]
+enum Trouble {
+    Now(String),
+    Lost(String),
+}
+
+impl From<String> for Trouble {
+    fn from(reason: String) -> Self {
+        Self::Now(reason)
+    }
+}
+
+/// A stream that is read.
+struct Reader {
+    place: Place,
+    origin: Arc<str>,
+    /// Keeps the channel open.
+    _channel: Channel,
+    consumer: Consumer,
+    /// Came while the stream was judged.
+    held: Option<Raw>,
+    /// The lowest offset that was not handed over.
+    next: u64,
+    /// The last delivery that was handed over and not acknowledged.
+    unacknowledged: Option<Acker>,
+    /// Why it gives nothing more: said once by the client, and then never again.
+    failed: Option<Trouble>,
+}
+
+enum State {
+    Closed,
+    /// A fetch may be given up long before this ends; the next one goes on with it.
+    Opening(BoxFuture<'static, Result<Vec<Reader>, Trouble>>),
+    Open(Vec<Reader>),
+}
+
+/// One shard's end.
+pub(super) struct RabbitmqSource {
+    client: Arc<Client>,
+    shard: ShardNo,
+    /// What was handed over, or gone on from, last.
+    last: Positions,
+    state: State,
+    /// The reader that is asked first.
+    turn: usize,
+}
+
+impl RabbitmqSource {
+    pub(super) fn new(client: Arc<Client>, shard: ShardNo, from: Positions) -> Self {
+        Self { client, shard, last: from, state: State::Closed, turn: 0 }
+    }
+
+    async fn more(&mut self, max: usize) -> Result<Vec<Delivery>, SourceError> {
+        loop {
+            match &mut self.state {
+                State::Closed => {
+                    let opening = open(Arc::clone(&self.client), self.shard, self.last.clone());
+                    self.state = State::Opening(Box::pin(opening));
+                }
+                State::Opening(opening) => {
+                    let opened = opening.await;
+                    self.state = State::Closed;
+                    match opened {
+                        Ok(readers) => self.state = State::Open(readers),
+                        Err(trouble) => return Err(trouble.into()),
+                    }
+                }
+                State::Open(readers) => {
+                    let taken = async {
+                        acknowledge(readers).await?;
+                        let key_header = self.client.settings.key_header.as_str();
+                        std::future::poll_fn(|context| take(readers, self.turn, (max, key_header), context)).await
+                    };
+                    match taken.await {
+                        Ok(deliveries) => {
+                            self.turn = self.turn.wrapping_add(1);
+                            for delivery in &deliveries {
+                                self.last.insert(Arc::clone(&delivery.origin), delivery.position);
+                            }
+                            return Ok(deliveries);
+                        }
+                        Err(trouble) => {
+                            self.state = State::Closed;
+                            return Err(trouble.into());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Source for RabbitmqSource {
+    fn fetch(&mut self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>, SourceError>> {
+        if max == 0 {
+            return Box::pin(std::future::pending());
+        }
+        Box::pin(self.more(max))
+    }
+
+    fn committed(&mut self, _positions: &Positions) {
+        // A stream keeps what it has until its retention removes it: there is nobody to tell.
+    }
+}
+
+impl From<Trouble> for SourceError {
+    fn from(trouble: Trouble) -> Self {
+        let name = NAME.to_owned();
+        match trouble {
+            Trouble::Now(reason) => Self::Unavailable { name, reason },
+            Trouble::Lost(reason) => Self::Lost { name, reason },
+        }
+    }
+}
+
+/// Tells the broker that what was handed over was taken, so that it sends more.
+async fn acknowledge(readers: &mut [Reader]) -> Result<(), String> {
+    for reader in readers {
+        // Taken before it is sent: sent twice, it would end the channel. Should this be given up before it was sent, the next
+        // one says this one's, too.
+        if let Some(acker) = reader.unacknowledged.take() {
+            acker.ack(BasicAckOptions { multiple: true }).await.map_err(|error| error.to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes what is ready, at most `max`, beginning with another reader each time. Nothing is awaited between taking and
+/// returning it.
+fn take(
+    readers: &mut [Reader],
+    turn: usize,
+    (max, key_header): (usize, &str),
+    context: &mut Context<'_>,
+) -> Poll<Result<Vec<Delivery>, Trouble>> {
+    let (mut taken, mut failed) = (Vec::new(), None);
+    let count = readers.len();
+    for at in 0..count {
+        let reader = &mut readers[turn.wrapping_add(at) % count];
+        while taken.len() < max {
+            match reader.next(context) {
+                Poll::Ready(Ok(raw)) => match reader.deliver(&raw, key_header) {
+                    Ok(delivery) => {
+                        reader.unacknowledged = Some(raw.acker);
+                        taken.extend(delivery);
+                    }
+                    Err(trouble) => {
+                        failed = Some(trouble);
+                        break;
+                    }
+                },
+                Poll::Ready(Err(trouble)) => {
+                    failed = Some(trouble);
+                    break;
+                }
+                Poll::Pending => break,
+            }
+        }
+    }
+    match failed {
+        // What was taken goes first: the reader that failed will say so again.
+        _ if !taken.is_empty() => Poll::Ready(Ok(taken)),
+        Some(trouble) => Poll::Ready(Err(trouble)),
+        None => Poll::Pending,
+    }
+}
+
+impl Reader {
+    fn next(&mut self, context: &mut Context<'_>) -> Poll<Result<Raw, Trouble>> {
+        if let Some(held) = self.held.take() {
+            return Poll::Ready(Ok(held));
+        }
+        if let Some(trouble) = &self.failed {
+            return Poll::Ready(Err(trouble.clone()));
+        }
+        let came = Pin::new(&mut self.consumer).poll_next(context).map(|next| came(next, &self.origin, self.next));
+        if let Poll::Ready(Err(trouble)) = &came {
+            self.failed = Some(trouble.clone());
+        }
+        came
+    }
+
+    /// The delivery to hand over; none where it was before.
+    fn deliver(&mut self, raw: &Raw, key_header: &str) -> Result<Option<Delivery>, Trouble> {
+        let record = Record::of(raw);
+        let no = record.offset.ok_or_else(|| no_stream(&self.origin))?;
+        if no < self.next {
+            return Ok(None);
+        }
+        self.next = no + 1;
+        let position = Position { no, index: 0, mark: record.mark() };
+        let content = record.content(&self.place, key_header);
+        Ok(Some(Delivery { origin: Arc::clone(&self.origin), position, content }))
+    }
+}
+
+/// What a consumer gave, behind the offsets below `next`.
+fn came(given: Option<lapin::Result<Raw>>, origin: &str, next: u64) -> Result<Raw, Trouble> {
+    match given {
+        Some(Ok(raw)) => Ok(raw),
+        // The client gives the connection up, and would at each attempt.
+        Some(Err(error)) if matches!(error.kind(), ErrorKind::ParsingError(_)) => Err(Trouble::Lost(format!(
+            "{origin}: the message at offset {next}, or one behind it that was read ahead, cannot be read: a property or the \
+             name of a header is not valid UTF-8"
+        ))),
+        Some(Err(error)) => Err(Trouble::Now(format!("{origin}: {error}"))),
+        None => Err(Trouble::Now(format!("{origin}: {}", broken_off()))),
+    }
+}
+
+fn no_stream(origin: &str) -> String {
+    format!("{origin} is no stream: declare it with x-queue-type=stream")
+}
+
+// ---- opening
+
+/// Attaches to all streams of a shard, each behind its position.
+async fn open(client: Arc<Client>, shard: ShardNo, from: Positions) -> Result<Vec<Reader>, Trouble> {
+    let mut readers = Vec::new();
+    for entry in &client.settings.streams {
+        let mut partition = shard;
+        // Beyond the number of shards: what another number of shards left.
+        while partition < client.shards || is_there(&client, &stream(topic_of(entry), partition)).await? {
+            let last = from.get(origin(entry, partition).as_str()).copied();
+            readers.push(attach(&client, entry, partition, last).await?);
+            partition += client.shards;
+        }
+    }
+    Ok(readers)
+}
+
+async fn is_there(client: &Client, queue: &str) -> Result<bool, String> {
+    let channel = client.channel().await?;
+    match topology::look(&channel, queue).await {
+        Ok(_) => Ok(true),
+        Err(reason) if reason.contains("NOT_FOUND") => Ok(false),
+        Err(reason) => Err(reason),
+    }
+}
+
+async fn attach(client: &Client, entry: &str, partition: u32, last: Option<Position>) -> Result<Reader, Trouble> {
+    let (name, origin) = (topic_of(entry), origin(entry, partition));
+    let queue = stream(name, partition);
+    let from = match last {
+        None => topology::text("first"),
+        Some(last) => AMQPValue::LongLongInt(i64::try_from(last.no).unwrap_or(i64::MAX)),
+    };
+    let (channel, consumer) = consume(client, &queue, client.settings.prefetch, from).await?;
+    let place = Place { origin: origin.clone(), name: name.to_owned(), source: format!("{NAME}:{name}") };
+    let (origin, next) = (Arc::from(origin), last.map_or(0, |last| last.no + 1));
+    let mut reader =
+        Reader { place, origin, _channel: channel, consumer, held: None, next, unacknowledged: None, failed: None };
+    if let Some(last) = last {
+        let lost = |reason: String| Trouble::Lost(ways_on(entry, &format!("{}: {reason}", reader.place.origin)));
+        match first(client, &mut reader.consumer, &queue, last).await? {
+            Ok(raw) => {
+                let record = Record::of(&raw);
+                let offset = record.offset.ok_or_else(|| no_stream(&reader.place.origin))?;
+                match compare(last, offset, record.mark()).map_err(lost)? {
+                    First::Known => reader.unacknowledged = Some(raw.acker),
+                    First::Next => reader.held = Some(raw),
+                }
+            }
+            Err(reason) => return Err(lost(reason)),
+        }
+    }
+    Ok(reader)
+}
+
+/// The first record that a stream gives from `last` on; the inner error says that there is none. A stream that is attached
+/// beyond its end gives nothing, nor says so: then its beginning is looked at, too.
+async fn first(
+    client: &Client,
+    consumer: &mut Consumer,
+    queue: &str,
+    last: Position,
+) -> Result<Result<Raw, String>, Trouble> {
+    if let Ok(next) = timeout(ANSWER, consumer.next()).await {
+        return came(next, queue, last.no).map(Ok);
+    }
+    let (channel, mut oldest) = consume(client, queue, 1, topology::text("first")).await?;
+    let answers = match timeout(ANSWER, oldest.next()).await {
+        Ok(next) => came(next, queue, 0).is_ok(),
+        // An empty one gives nothing either.
+        Err(_) => topology::look(&channel, queue).await?.message_count() == 0,
+    };
+    match consumer.next().now_or_never() {
+        Some(next) => came(next, queue, last.no).map(Ok),
+        None if answers => Ok(Err(ended(last))),
+        None => Err(Trouble::Now(format!("{queue} gives nothing within {ANSWER:?}"))),
+    }
+}
+
+async fn consume(client: &Client, queue: &str, prefetch: u16, from: AMQPValue) -> Result<(Channel, Consumer), String> {
+    let channel = client.channel().await?;
+    within(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+    let arguments = FieldTable::from(BTreeMap::from([("x-stream-offset".into(), from)]));
+    let consumer = channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), arguments);
+    let consumer = within(consumer).await?;
+    Ok((channel, consumer))
+}

@@ -1,0 +1,70 @@
+//! Whether a stream still is the one that was read. Pure.
+//! In: the last position taken, the first record that the stream gives from there on. Out: how to go on, or what was lost.
+
+use crate::settings::next_life;
+use crate::transport::Position;
+
+/// What the first record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum First {
+    /// The one that was taken last.
+    Known,
+    /// The next one.
+    Next,
+}
+
+/// Compares the first record, at `offset` with `mark`, that a stream gave which was attached at `last`. The error says what
+/// became of the stream.
+pub(super) fn compare(last: Position, offset: u64, mark: u64) -> Result<First, String> {
+    // A position without a mark was not made from a record.
+    if offset == last.no && (last.mark == 0 || last.mark == mark) {
+        return Ok(First::Known);
+    }
+    if offset <= last.no {
+        return Err(format!("the record at offset {offset} is another one: {MADE_ANEW}"));
+    }
+    // All that was taken may be gone, and nothing else: there is no record left to compare with.
+    if offset == last.no + 1 {
+        return Ok(First::Next);
+    }
+    let (first, before) = (last.no + 1, offset - 1);
+    Err(format!("offsets {first} to {before} were removed by the stream's retention before they were read"))
+}
+
+/// What is wrong with a stream that gives nothing from `last` on, although it was taken.
+pub(super) fn ended(last: Position) -> String {
+    format!("offset {} was taken, but the stream ends before it: {MADE_ANEW}", last.no)
+}
+
+/// What a stream that does not hold what it held is taken for.
+pub(super) const MADE_ANEW: &str = "the stream was made anew, or cut back";
+
+/// The two ways on from a lost place.
+pub(super) fn ways_on(entry: &str, reason: &str) -> String {
+    let next = next_life(entry);
+    format!(
+        "{reason}. Either restore the stream, or begin it anew: write {next:?} for it in rabbitmq.streams, which is read as \
+         one that was never read"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_record_is_read_once_more() {
+        let last = Position { no: 5, index: 0, mark: 7 };
+        assert_eq!(compare(last, 5, 7), Ok(First::Known));
+        assert_eq!(compare(Position::new(5, 0), 5, 9), Ok(First::Known));
+        assert!(compare(last, 5, 9).unwrap_err().contains(MADE_ANEW));
+        assert!(compare(last, 4, 7).unwrap_err().contains(MADE_ANEW));
+    }
+
+    #[test]
+    fn retention_may_remove_what_was_taken_and_nothing_else() {
+        let last = Position { no: 5, index: 0, mark: 7 };
+        assert_eq!(compare(last, 6, 1), Ok(First::Next));
+        assert!(compare(last, 9, 1).unwrap_err().contains("offsets 6 to 8 were removed"));
+    }
+}

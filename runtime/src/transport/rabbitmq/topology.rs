@@ -1,0 +1,140 @@
+//! What is declared, and what it is called: the layout of RabbitMQ's own super streams, and an intake beside it.
+//! In: the settings. Out: names (pure); exchanges, streams, queues and bindings that are there.
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection, ExchangeKind, Queue};
+use tracing::warn;
+
+use super::client::within;
+use crate::settings::RabbitmqSettings;
+use crate::settings::topic_of;
+
+/// Deliveries of an intake's message after which RabbitMQ gives it to the dead-letter exchange. Perkey counts attempts itself:
+/// this bounds what a message costs that no client can even read. (4.0 and later have a limit of 20 where none is set.)
+const DELIVERIES_MAX: i32 = 100;
+/// The same for the dead letters of an intake: beyond it they would be lost, so there is none to be reached. (-1, which says so
+/// from 4.0 on, makes 3.10 drop a message at its first return.)
+const DEAD_DELIVERIES_MAX: i32 = i32::MAX;
+
+/// The stream of a partition.
+pub(super) fn stream(name: &str, partition: u32) -> String {
+    format!("{name}-{partition}")
+}
+
+/// The exchange and the queue to which others publish.
+pub(super) fn intake(name: &str) -> String {
+    format!("{name}.intake")
+}
+
+/// The dead-letter exchange of an intake, and its queue.
+pub(super) fn dead(name: &str) -> String {
+    format!("{name}.intake.dead")
+}
+
+/// The name of a partition in positions.
+pub(super) fn origin(entry: &str, partition: u32) -> String {
+    format!("{entry}/{partition}")
+}
+
+/// Declares all that the settings name. What is there already, with the same arguments, is left as it is.
+pub(super) async fn declare(connection: &Connection, settings: &RabbitmqSettings, shards: u32) -> Result<(), String> {
+    let mut channel = within(connection.create_channel()).await?;
+    for name in settings.streams.iter().map(|entry| topic_of(entry)) {
+        exchange(&channel, name, ExchangeKind::Direct).await?;
+        for partition in 0..shards {
+            let queue = stream(name, partition);
+            if let Err(reason) = declare_queue(&channel, &queue, stream_arguments(settings)).await {
+                // Another retention than the settings', which changes nothing of what is read: it is used as it is.
+                if !reason.contains("inequivalent arg 'x-max-") {
+                    return Err(reason);
+                }
+                warn!(queue, reason, "a stream has another retention than rabbitmq.max_age and rabbitmq.max_bytes");
+                channel = within(connection.create_channel()).await?;
+            }
+            bind(&channel, &queue, name, &partition.to_string()).await?;
+        }
+    }
+    for name in &settings.intakes {
+        let (intake, dead) = (intake(name), dead(name));
+        exchange(&channel, &dead, ExchangeKind::Fanout).await?;
+        declare_queue(&channel, &dead, quorum_arguments(None)).await?;
+        bind(&channel, &dead, &dead, "").await?;
+        exchange(&channel, &intake, ExchangeKind::Topic).await?;
+        declare_queue(&channel, &intake, quorum_arguments(Some(&dead))).await?;
+        bind(&channel, &intake, &intake, "#").await?;
+    }
+    within(channel.close(200, "done".into())).await
+}
+
+/// What is known of a queue; the error is the broker's when it is not there. It ends its channel then.
+pub(super) async fn look(channel: &Channel, queue: &str) -> Result<Queue, String> {
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    within(channel.queue_declare(queue.into(), options, FieldTable::default())).await
+}
+
+/// Whether an exchange is there; the error is the broker's when it is not. It ends its channel then.
+pub(super) async fn look_for_exchange(channel: &Channel, name: &str) -> Result<(), String> {
+    let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    // Its kind is not compared.
+    within(channel.exchange_declare(name.into(), ExchangeKind::Direct, options, FieldTable::default())).await
+}
+
+async fn exchange(channel: &Channel, name: &str, kind: ExchangeKind) -> Result<(), String> {
+    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    within(channel.exchange_declare(name.into(), kind, options, FieldTable::default())).await.map_err(explained)
+}
+
+async fn declare_queue(channel: &Channel, name: &str, arguments: FieldTable) -> Result<(), String> {
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    within(channel.queue_declare(name.into(), options, arguments)).await.map(|_| ()).map_err(explained)
+}
+
+async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), String> {
+    let options = QueueBindOptions::default();
+    within(channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default())).await
+}
+
+fn stream_arguments(settings: &RabbitmqSettings) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), text("stream"));
+    if !settings.max_age.is_zero() {
+        arguments.insert("x-max-age".into(), text(&format!("{}s", settings.max_age.as_secs())));
+    }
+    if settings.max_bytes > 0 {
+        let bytes = i64::try_from(settings.max_bytes).unwrap_or(i64::MAX);
+        arguments.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(bytes));
+    }
+    arguments
+}
+
+/// A queue of which one consumer at a time takes, in order. Its dead letters are kept until their own queue has them.
+fn quorum_arguments(dead: Option<&str>) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), text("quorum"));
+    arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    let limit = if dead.is_some() { DELIVERIES_MAX } else { DEAD_DELIVERIES_MAX };
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(limit));
+    if let Some(dead) = dead {
+        arguments.insert("x-dead-letter-exchange".into(), text(dead));
+        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+        arguments.insert("x-overflow".into(), text("reject-publish"));
+    }
+    arguments
+}
+
+/// A value of an argument or a header.
+pub(super) fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+/// Says what to do where something is there under the same name, of another kind.
+fn explained(reason: String) -> String {
+    if reason.contains("PRECONDITION_FAILED") {
+        return format!(
+            "{reason}. It is there with other arguments than docs/rabbitmq.md says: remove it, or declare all of it yourself \
+             and set rabbitmq.declare = false"
+        );
+    }
+    reason
+}
