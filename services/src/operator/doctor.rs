@@ -3,6 +3,7 @@
 
 mod facts;
 mod kafka;
+mod rabbitmq;
 mod server;
 mod settings;
 mod shards;
@@ -84,6 +85,7 @@ fn judged(facts: &Facts) -> Vec<Finding> {
     findings.extend(server::checks(facts));
     findings.extend(shards::checks(facts));
     findings.extend(kafka::checks(facts));
+    findings.extend(rabbitmq::checks(facts));
     findings
 }
 

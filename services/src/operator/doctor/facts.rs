@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perkey::clock::{Clock, Millis};
-use perkey::settings::Settings;
+use perkey::settings::{Settings, topic_of};
 use perkey::store::health::{Disk, Health};
 use perkey::store::lease::Fleet;
 use perkey::store::query::{ShardRow, WaitingKey};
 use perkey::store::{self, Opened, StoreError};
 use perkey::transport::kafka::{self, health::KafkaHealth};
+use perkey::transport::rabbitmq::{self, health::RabbitmqHealth};
 
 use super::super::cli::outbox::{self, Stat};
 use super::super::cli::{Failure, handlers, open_beside};
@@ -29,6 +30,8 @@ pub(super) struct Facts {
     pub(super) store: Result<StoreFacts, String>,
     /// The brokers, where the settings name some, or why they do not answer.
     pub(super) kafka: Option<Result<KafkaHealth, String>>,
+    /// RabbitMQ, where the settings name it, or why it does not answer.
+    pub(super) rabbitmq: Option<Result<RabbitmqHealth, String>>,
 }
 
 /// What the store tells.
@@ -65,6 +68,11 @@ pub(super) async fn gathered(settings: &Settings) -> Result<Facts, Failure> {
         true => None,
         false => Some(kafka::health::look(&settings.kafka, topics(settings), partitions(rows)).await),
     };
+    let shards = settings.ownership.shards;
+    let rabbitmq = match settings.rabbitmq.addresses.is_empty() {
+        true => None,
+        false => Some(rabbitmq::health::look(&settings.rabbitmq, shards, exchanges(settings)).await),
+    };
     Ok(Facts {
         settings: settings.clone(),
         services: handlers.services(),
@@ -73,6 +81,7 @@ pub(super) async fn gathered(settings: &Settings) -> Result<Facts, Failure> {
         disk: store::disk(settings),
         store,
         kafka,
+        rabbitmq,
     })
 }
 
@@ -100,12 +109,7 @@ async fn told(settings: &Settings, store: &Opened) -> Result<StoreFacts, StoreEr
 
 /// The topics that are read.
 pub(super) fn read_topics(settings: &Settings) -> BTreeSet<&str> {
-    settings.kafka.topics.iter().map(|entry| name_of(entry)).collect()
-}
-
-/// The topic that an entry of `kafka.topics` names: what stands behind # counts its lives.
-pub(super) fn name_of(entry: &str) -> &str {
-    entry.split_once('#').map_or(entry, |(topic, _)| topic)
+    settings.kafka.topics.iter().map(|entry| topic_of(entry)).collect()
 }
 
 /// The topics that are written.
@@ -123,6 +127,23 @@ fn topics(settings: &Settings) -> Vec<String> {
 fn partitions(rows: &[ShardRow]) -> Vec<String> {
     let positions = rows.iter().filter_map(|row| row.positions.get(kafka::NAME));
     positions.flat_map(|positions| positions.keys()).map(ToString::to_string).collect()
+}
+
+/// The exchanges that events go to and that are not those of streams; a route names a routing key behind a colon.
+pub(super) fn written_exchanges(settings: &Settings) -> BTreeSet<&str> {
+    let routes = settings.publish.iter().filter(|route| route.sink == rabbitmq::NAME).map(|route| route.topic.as_str());
+    let others = routes.filter(|topic| !settings.rabbitmq.streams.iter().any(|entry| topic_of(entry) == *topic));
+    // The broker's own exchange, which has no name, is always there.
+    others.map(|topic| topic.split_once(':').map_or(topic, |(name, _)| name)).filter(|name| !name.is_empty()).collect()
+}
+
+/// All exchanges that are to be there.
+fn exchanges(settings: &Settings) -> Vec<String> {
+    let streams = settings.rabbitmq.streams.iter().map(|entry| topic_of(entry).to_owned());
+    let intakes = settings.rabbitmq.intakes.iter();
+    let intakes = intakes.flat_map(|name| [format!("{name}.intake"), format!("{name}.intake.dead")]);
+    let written = written_exchanges(settings).into_iter().map(str::to_owned);
+    streams.chain(intakes).chain(written).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 #[cfg(test)]
@@ -180,6 +201,7 @@ pub(super) mod tests {
             disk: None,
             store: Ok(store),
             kafka: None,
+            rabbitmq: None,
         }
     }
 

@@ -1,12 +1,12 @@
 //! The topics that are read and written.
 //! In: facts. Out: findings.
 
-use perkey::settings::Settings;
+use perkey::settings::{Settings, next_life};
 use perkey::store::query::ShardRow;
 use perkey::transport::kafka::NAME;
 use perkey::transport::kafka::health::{KafkaHealth, TopicHealth};
 
-use super::facts::{Facts, name_of, read_topics, written_topics};
+use super::facts::{Facts, read_topics, written_topics};
 use super::server::bytes;
 use super::{Finding, error, note, ok, or_ok, warning};
 
@@ -175,7 +175,7 @@ fn positions(settings: &Settings, rows: &[ShardRow], health: &KafkaHealth) -> Ve
                     "{origin} begins at {first}, and was read up to {}: what lay between was removed unread",
                     position.no
                 ),
-                format!("restore the topic, or begin it anew: write \"{}#2\" for it in kafka.topics", name_of(entry)),
+                format!("restore the topic, or begin it anew: write {:?} for it in kafka.topics", next_life(entry)),
             ));
         }
     }

@@ -1,9 +1,10 @@
 //! Settings that are allowed and may still not be what is wanted.
 //! In: settings. Out: findings.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use perkey::settings::{FirstStart, Settings};
+use perkey::settings::{FirstStart, RabbitmqSettings, Settings, WithoutId};
 use perkey::store;
 
 use super::{Finding, error, note, or_ok, warning};
@@ -18,6 +19,7 @@ pub(super) fn checks(settings: &Settings) -> Vec<Finding> {
     all.extend(lease(settings));
     all.extend(limits(settings));
     all.extend(edges(settings));
+    all.extend(rabbitmq(&settings.rabbitmq));
     all
 }
 
@@ -171,6 +173,44 @@ fn edges(settings: &Settings) -> Vec<Finding> {
     found
 }
 
+fn rabbitmq(rabbitmq: &RabbitmqSettings) -> Vec<Finding> {
+    const CHECK: &str = "settings.rabbitmq";
+    let mut found = Vec::new();
+    if !rabbitmq.tls && !is_local(&rabbitmq.addresses) {
+        found.push(note(
+            CHECK,
+            "rabbitmq.tls is false: the password and all messages can be read on the way, and no node proves who it is",
+            "use TLS, unless the network on the way is trusted",
+        ));
+    }
+    if (rabbitmq.username.as_str(), rabbitmq.password.as_str()) == ("guest", "guest") && !is_local(&rabbitmq.addresses)
+    {
+        found.push(warning(
+            CHECK,
+            "RabbitMQ on another machine is asked as guest with the password that everybody knows",
+            "make a user with the rights in docs/rabbitmq.md; as it comes, RabbitMQ lets guest in from its own machine \
+             alone",
+        ));
+    }
+    if rabbitmq.without_id == WithoutId::Mint && !rabbitmq.intakes.is_empty() {
+        found.push(note(
+            CHECK,
+            "a message of an intake that has no id is given one (rabbitmq.without_id = \"mint\")",
+            "have publishers set message_id: without it a repeat, theirs or the intake's, takes effect again",
+        ));
+    }
+    found
+}
+
+/// Whether nothing but this machine is named: `host:port,host:port`, an IPv6 address in brackets.
+fn is_local(addresses: &str) -> bool {
+    addresses.split(',').filter(|address| !address.trim().is_empty()).all(|address| {
+        let address = address.trim();
+        let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']);
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Level;
@@ -229,5 +269,23 @@ mod tests {
         settings.kafka.first_start = FirstStart::Latest;
         settings.kafka.topics = vec!["orders".to_owned()];
         assert_eq!(levels(&settings, "settings.kafka"), [Level::Warning, Level::Note]);
+    }
+    #[test]
+    fn doors_to_rabbitmq_that_stand_open_are_told() {
+        let mut settings = Settings::default();
+        for near in ["localhost:5672", "127.0.0.1:5672, [::1]:5672", ""] {
+            near.clone_into(&mut settings.rabbitmq.addresses);
+            assert_eq!(levels(&settings, "settings.rabbitmq"), [], "{near}");
+        }
+        settings.rabbitmq.addresses = "localhost:5672,rabbit-2:5672".to_owned();
+        assert_eq!(levels(&settings, "settings.rabbitmq"), [Level::Note, Level::Warning]);
+        settings.rabbitmq.tls = true;
+        assert_eq!(levels(&settings, "settings.rabbitmq"), [Level::Warning]);
+        settings.rabbitmq.password = "of its own".to_owned();
+        assert_eq!(levels(&settings, "settings.rabbitmq"), []);
+        settings.rabbitmq.without_id = WithoutId::Mint;
+        assert_eq!(levels(&settings, "settings.rabbitmq"), []);
+        settings.rabbitmq.intakes = vec!["orders".to_owned()];
+        assert_eq!(levels(&settings, "settings.rabbitmq"), [Level::Note]);
     }
 }
