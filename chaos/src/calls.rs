@@ -11,6 +11,7 @@ use std::time::Duration;
 use perkey::clock::{Dice, Stopwatch, sleep};
 
 use self::clients::{Clients, Given};
+use crate::fleet::faults::On;
 use crate::fleet::servers::Servers;
 use crate::fleet::{change, in_database};
 use crate::process::{Place, Running, until};
@@ -56,7 +57,7 @@ pub async fn calls(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, Ch
     let mut place = Place::new(&plan.binary, folder.path());
     let mut database = None;
     if plan.store == StoreKind::Postgres {
-        let server = Servers::running()?.postgres;
+        let server = Servers::running(On::Postgres)?.postgres;
         let name = format!("perkey_test_calls_{:08x}", Dice::from_system().below(1 << 32));
         change(&server, &format!("CREATE DATABASE {name}")).await?;
         place.url = in_database(&server, &name);

@@ -1,6 +1,7 @@
 //! A fleet of real workers on real servers under a steady load, while workers, lines and servers fail.
 //! In: a scenario and a seed. Out: what happened, how long takeovers took, and everything that does not hold.
 
+pub mod carrier;
 pub mod faults;
 mod figures;
 pub mod judge;
@@ -8,6 +9,7 @@ pub mod load;
 pub mod meter;
 mod scene;
 pub mod servers;
+pub mod streams;
 pub mod topics;
 pub mod workers;
 
@@ -18,10 +20,10 @@ use perkey::clock::Dice;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::{ChaosError, Verdict};
+use carrier::Carrier;
 use faults::{On, Scenario};
 use scene::Scene;
 use servers::Servers;
-use topics::Topics;
 use workers::Common;
 
 /// What to do.
@@ -51,20 +53,23 @@ pub struct Plan {
 
 /// Runs `plan`; each line of the report goes to `say` as it comes.
 pub async fn fleet(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, ChaosError> {
-    let running = Servers::running();
-    let servers = if plan.scenario.kills_servers() || running.is_err() { Servers::own().await? } else { running? };
+    let Plan { scenario, on, .. } = *plan;
+    if !scenario.goes_with(on) {
+        return Err(ChaosError::Stuck(format!("nothing of this scenario happens --on {}", on.as_str())));
+    }
+    let running = Servers::running(on);
+    let servers = if scenario.kills_servers() || running.is_err() { Servers::own(on).await? } else { running? };
     let suffix = format!("{:08x}", Dice::from_system().below(1 << 32));
     let database = format!("perkey_test_chaos_{suffix}");
-    let topics = Topics::make(&servers.kafka, &suffix).await?;
+    let carrier = Carrier::make(on, &servers, &suffix).await?;
     change(&servers.postgres, &format!("CREATE DATABASE {database}")).await?;
     let folder = tempfile::tempdir()?;
     let common = Common {
         binary: plan.binary.clone(),
         folder: folder.path().to_owned(),
         database: database.clone(),
-        on: plan.on,
+        carrier: carrier.clone(),
         ttl: plan.ttl,
-        topics: topics.clone(),
     };
     let ended = match Scene::start(plan, &servers, &common).await {
         Ok(mut scene) => scene.play(say).await,
@@ -72,7 +77,7 @@ pub async fn fleet(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, Ch
     };
     let holds = ended.as_ref().is_ok_and(|verdict| verdict.violations.is_empty());
     if holds {
-        topics.remove().await?;
+        carrier.remove().await?;
         change(&servers.postgres, &format!("DROP DATABASE {database} WITH (FORCE)")).await?;
         servers.leave().await?;
     } else {

@@ -24,8 +24,8 @@ usage: perkey-chaos kill [--mode import|up] [--binary PATH] [--kills 50] [--line
        perkey-chaos timers [--timers 100000] [--seconds 60] [--restarts 3]
        perkey-chaos provider [--listen 127.0.0.1:8090] [--fail 0] [--hang 0] [--lose 0] [--seed 1]
        perkey-chaos flood [--seconds 60] [--seed 1]
-       perkey-chaos fleet --scenario kill|freeze|rolling|kafka|postgres|cut|answer_lost|away|held|all [--binary PATH]
-                    [--on kafka|postgres] [--workers 3] [--rate 2000] [--seconds 60] [--away 60] [--ttl 3] [--accounts 5000] [--seed 1]";
+       perkey-chaos fleet --scenario kill|freeze|rolling|kafka|rabbitmq|postgres|cut|answer_lost|away|held|all [--binary PATH]
+                    [--on kafka|rabbitmq|postgres] [--workers 3] [--rate 2000] [--seconds 60] [--away 60] [--ttl 3] [--accounts 5000] [--seed 1]";
 
 /// Messages a second that a fleet gets.
 const RATE: u64 = 2_000;
@@ -219,6 +219,7 @@ impl Options {
             "--times" => self.times = value.parse().ok()?,
             "--scenario" => self.scenario = Some(Scenario::named(value)?),
             "--on" if value == "kafka" => self.on = On::Kafka,
+            "--on" if value == "rabbitmq" => self.on = On::Rabbitmq,
             "--on" if value == "postgres" => {
                 (self.on, self.store) = (On::Postgres, calls::StoreKind::Postgres);
             }

@@ -1,9 +1,10 @@
 //! What Perkey costs, measured in a release build: `scripts/bench`.
-//! In: `balances|stages|memory|failing` and options, see each file. Out: figures on standard output.
+//! In: `balances|stages|memory|failing|brokers` and options, see each file. Out: figures on standard output.
 
 #![expect(clippy::print_stdout, reason = "figures are what a bench prints")]
 
 mod balances;
+mod brokers;
 mod failing;
 mod memory;
 mod meter;
@@ -58,7 +59,8 @@ fn main() {
         "stages" => stages::run(&runtime, &options),
         "memory" => memory::run(&runtime, &options),
         "failing" => failing::run(&runtime, &options),
-        other => println!("there is no bench {other:?}; there are: balances, stages, memory, failing"),
+        "brokers" => brokers::run(&runtime, &options),
+        other => println!("there is no bench {other:?}; there are: balances, stages, memory, failing, brokers"),
     }
     println!("afterwards: {}", meter::machine());
 }

@@ -10,8 +10,10 @@ use perkey::metrics::Child;
 use perkey_chaos::fleet::faults::{On, Scenario};
 use perkey_chaos::fleet::load::{Gauge, Load, Pace, Way};
 use perkey_chaos::fleet::servers::Servers;
+use perkey_chaos::fleet::streams::Streams;
 use perkey_chaos::fleet::topics::Topics;
 use perkey_chaos::kill::{self, Mode};
+use perkey_chaos::postings::Postings;
 use perkey_chaos::provider::Faults;
 use perkey_chaos::{
     ChaosError, Verdict, calls, checkouts, children, fleet, flood, neighbours, process, suspects, timers,
@@ -139,18 +141,18 @@ async fn a_flood_waits_in_the_log_and_not_in_memory() {
     holds("flood --seconds 3 --seed 4", &[], verdict);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_load_lies_in_the_partitions_of_its_shards() {
-    let kafka = Servers::running().unwrap().kafka;
-    let topics = Topics::make(&kafka, &format!("load_{}", std::process::id())).await.unwrap();
+/// A small load that went its way.
+async fn loaded(way: Way) -> Postings {
     let gauge = Arc::new(Gauge::default());
     let pace = Pace { seed: 1, accounts: 200, rate: 5_000, ahead_max: 1_000 };
-    let load = Load::start(Way::Topic(topics.producer().unwrap()), pace, Arc::clone(&gauge));
+    let load = Load::start(way, pace, Arc::clone(&gauge));
     let full = || gauge.unique.load(Ordering::Relaxed) == pace.ahead_max;
     process::until("the load was not put", Duration::from_secs(30), async || full()).await.unwrap();
-    let given = load.finish().await.unwrap();
-    let partitions = topics.read(&topics.input).await.unwrap();
-    for (partition, values) in (0..).zip(&partitions) {
+    load.finish().await.unwrap()
+}
+
+fn lies_by_shards(partitions: &[Vec<Vec<u8>>], given: &Postings) {
+    for (partition, values) in (0..).zip(partitions) {
         for value in values {
             let posting: serde_json::Value = serde_json::from_slice(value).unwrap();
             assert_eq!(shard_of(posting["account"].as_str().unwrap(), 8), partition);
@@ -158,7 +160,27 @@ async fn a_load_lies_in_the_partitions_of_its_shards() {
     }
     let put: usize = partitions.iter().map(Vec::len).sum();
     assert_eq!(put as u64, given.unique() as u64 + given.repeats());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_lies_in_the_partitions_of_its_shards() {
+    let kafka = Servers::running(On::Kafka).unwrap().broker;
+    let topics = Topics::make(&kafka, &format!("load_{}", std::process::id())).await.unwrap();
+    let given = loaded(Way::Topic(topics.producer().unwrap())).await;
+    lies_by_shards(&topics.read(&topics.input).await.unwrap(), &given);
     topics.remove().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_lies_in_the_streams_of_its_shards() {
+    let rabbitmq = Servers::running(On::Rabbitmq).unwrap().broker;
+    let streams = Streams::make(&rabbitmq, &format!("load_{}", std::process::id())).await.unwrap();
+    let given = loaded(Way::Streams(streams.producer())).await;
+    // Another reader's marks are no records.
+    for _ in 0..2 {
+        lies_by_shards(&streams.read(&streams.input).await.unwrap(), &given);
+    }
+    streams.remove().await.unwrap();
 }
 
 /// Three workers under a small load, for seconds; `perkey-chaos fleet` runs them for longer.
@@ -170,7 +192,7 @@ async fn fleet_of_three(scenario: Scenario, on: On, seconds: u64) {
     let mut said = Vec::new();
     let verdict = fleet::fleet(&plan, &mut |line| said.push(line.to_owned())).await;
     let name = Scenario::NAMED.iter().find(|(_, named)| *named == scenario).map_or("", |(name, _)| name);
-    let on = if on == On::Kafka { "kafka" } else { "postgres" };
+    let on = on.as_str();
     let size = format!("--rate {rate} --seconds {seconds} --ttl 2 --accounts {accounts} --seed {seed}");
     holds(&format!("fleet --scenario {name} --on {on} {size}"), &said, verdict);
 }
@@ -188,6 +210,16 @@ async fn a_frozen_worker_wakes_up_and_changes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_whose_answer_is_lost_counts_once() {
     fleet_of_three(Scenario::AnswerLost, On::Kafka, 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_go_to_others_with_a_killed_workers_shards_and_nothing_is_lost() {
+    fleet_of_three(Scenario::Kill, On::Rabbitmq, 8).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_worker_wakes_up_beside_its_streams_next_readers_and_changes_nothing() {
+    fleet_of_three(Scenario::Freeze, On::Rabbitmq, 6).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

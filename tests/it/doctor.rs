@@ -1,8 +1,9 @@
 //! `doctor` as an operator has it: the real binary beside real servers that were made unsafe.
-//! In: stores, topics, settings. Out: findings with their levels, and exit codes.
+//! In: stores, topics, streams, settings. Out: findings with their levels, and exit codes.
 
 use std::time::Duration;
 
+use lapin::BasicProperties;
 use perkey::clock::Clock;
 use perkey::store::lease::{Leases, Worker};
 use serde_json::Value;
@@ -11,6 +12,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor};
 use crate::cli::Cli;
 use crate::kafka_topic::Topic;
 use crate::postgres_place::PostgresPlace;
+use crate::rabbitmq_place::{Streams, table, text};
 use crate::servers;
 
 /// A posting, and one in another currency, which holds its account.
@@ -133,4 +135,52 @@ async fn topics_that_lose_records_are_found_out() {
     cli.file("away.toml", "[kafka]\nbrokers = \"127.0.0.1:1\"\ntopics = [\"t\"]\n");
     let away = cli.json(&["doctor", "--config", "away.toml"]).await.ends(5);
     tells(&away, "kafka", "error", "the brokers do not answer");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_are_missing_and_what_nobody_takes_are_found_out() {
+    // One is missing of those that eight shards need, and all of the intake but what nobody takes.
+    let streams = Streams::new(7).await;
+    let name = &streams.name;
+    let dead = format!("{name}.intake.dead");
+    streams.wire.queue(&dead, table(&[("x-queue-type", text("quorum"))])).await;
+    streams.wire.publish("", [(dead.clone(), &b"{}"[..], BasicProperties::default())]).await;
+
+    let cli = Cli::new().await;
+    cli.file("f.csv", POSTINGS);
+    cli.json(&["import", "--service", "transactions", "f.csv"]).await.ends(0);
+    let mut store = cli.store().await;
+    let sql = format!(
+        "UPDATE shards SET positions = '{{\"rabbitmq\":{{\"{name}/7\":{{\"no\":5,\"index\":0}},
+                                                     \"former/0\":{{\"no\":5,\"index\":0}}}}}}'"
+    );
+    store.execute(AssertSqlSafe(sql)).await.unwrap();
+    store.close().await.unwrap();
+
+    let settings = |address: &str, declare: bool| {
+        format!(
+            "[rabbitmq]\naddresses = \"{address}\"\ndeclare = {declare}\nstreams = [\"{name}\"]\nintakes = [\"{name}\"]\n\
+             [[publish]]\ntype = \"*\"\nsink = \"rabbitmq\"\ntopic = \"perkey_no_such_exchange:{{key}}\"\n"
+        )
+    };
+    cli.file("by_hand.toml", settings(&servers::rabbitmq(), false));
+    let wrong = cli.json(&["doctor", "--config", "by_hand.toml"]).await.ends(5);
+    tells(&wrong, "rabbitmq", "ok", "RabbitMQ 3.1");
+    tells(&wrong, "rabbitmq.streams", "error", &format!("{name}-7 is not there"));
+    let three = format!("{name}.intake, exchange {name}.intake, exchange {name}.intake.dead are not there");
+    tells(&wrong, "rabbitmq.intakes", "error", &three);
+    tells(&wrong, "rabbitmq.intakes", "warning", &format!("1 messages wait in {dead}: nobody takes them"));
+    tells(&wrong, "rabbitmq.exchanges", "error", "exchange perkey_no_such_exchange is not there");
+    tells(&wrong, "rabbitmq.positions", "error", &format!("{name}-7 is not there, and was read up to 5"));
+    tells(&wrong, "rabbitmq.positions", "note", "stream former was read");
+
+    // It only looks: asked again, the same is not there.
+    cli.file("declared.toml", settings(&servers::rabbitmq(), true));
+    for _ in 0..2 {
+        let declared = cli.json(&["doctor", "--config", "declared.toml"]).await.ends(5);
+        tells(&declared, "rabbitmq.streams", "note", &format!("{name}-7 is not there"));
+    }
+    cli.file("away.toml", settings("127.0.0.1:1", true));
+    let away = cli.json(&["doctor", "--config", "away.toml"]).await.ends(5);
+    tells(&away, "rabbitmq", "error", "the broker does not answer");
 }

@@ -8,14 +8,13 @@ use std::time::Duration;
 use perkey::metrics::Metrics;
 use perkey::settings::{FirstStart, KafkaSettings};
 use perkey::transport::kafka::{KafkaSink, KafkaTransport};
-use perkey::transport::{
-    Content, Delivery, Outgoing, Position, Positions, Sink, SinkTransport, Source, SourceError, Transport,
-};
+use perkey::transport::{Content, Outgoing, Position, Positions, Sink, SinkTransport, Source, SourceError, Transport};
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use crate::fixture::{SHARDS, message};
 use crate::kafka_topic::{Topic, Written};
+use crate::sources::{assert_lost, behind, error, error_that_lasts, fetch, ids, is_dry, named};
 
 const BOUND: Duration = Duration::from_secs(30);
 
@@ -25,52 +24,6 @@ fn transport(settings: &KafkaSettings) -> Arc<KafkaTransport> {
 
 async fn open(transport: &KafkaTransport, shard: u32, from: &Positions) -> Box<dyn Source> {
     transport.open(shard, from.clone()).await.unwrap()
-}
-
-/// Fetches until `count` deliveries have come.
-async fn fetch(source: &mut dyn Source, count: usize) -> Vec<Delivery> {
-    let mut all = Vec::new();
-    while all.len() < count {
-        all.extend(tokio::time::timeout(BOUND, source.fetch(500)).await.expect("a fetch must not hang").unwrap());
-    }
-    assert_eq!(all.len(), count);
-    all
-}
-
-/// Waits for the error that a source ends in, or tells of.
-async fn error(source: &mut dyn Source) -> SourceError {
-    loop {
-        if let Err(error) = tokio::time::timeout(BOUND, source.fetch(500)).await.expect("a fetch must not hang") {
-            return error;
-        }
-    }
-}
-
-async fn is_dry(source: &mut dyn Source) -> bool {
-    tokio::time::timeout(Duration::from_millis(500), source.fetch(9)).await.is_err()
-}
-
-fn ids(all: &[Delivery]) -> Vec<&str> {
-    let id = |delivery| match delivery {
-        &Delivery { content: Content::Unrouted(ref message), .. } => message.id(),
-        other => panic!("{other:?}"),
-    };
-    all.iter().map(id).collect()
-}
-
-fn named(tag: &str, ids: std::ops::Range<u32>) -> Vec<String> {
-    ids.map(|id| format!("{tag}-{id}")).collect()
-}
-
-/// Positions behind a delivery.
-fn behind(delivery: &Delivery) -> Positions {
-    Positions::from([(Arc::clone(&delivery.origin), delivery.position)])
-}
-
-fn assert_lost(error: &SourceError, parts: &[&str]) {
-    let text = error.to_string();
-    assert!(matches!(error, SourceError::Lost { .. }), "{text}");
-    assert!(parts.iter().all(|part| text.contains(part)), "{text}");
 }
 
 #[tokio::test]
@@ -105,16 +58,6 @@ async fn a_shorter_topic_made_anew_is_lost_at_once_and_while_it_is_read() {
     assert_lost(&while_read, &["offset 4 was taken, but the partition now ends at 2"]);
     let lost = error(&mut *open(&topic.transport(), 2, &from).await).await;
     assert_lost(&lost, &["offset 4 was taken, but the partition now ends at 2", "re-created"]);
-}
-
-/// An error other than that the topic is away for a moment.
-async fn error_that_lasts(source: &mut dyn Source) -> SourceError {
-    loop {
-        match error(source).await {
-            SourceError::Unavailable { .. } => {}
-            lasting => return lasting,
-        }
-    }
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! A topic of a real broker, made for one test, with a producer of its own at the other end.
 //! In: a number of partitions. Out: a topic to write to, to make anew and to cut; settings that read it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -13,10 +13,11 @@ use perkey::transport::Transport;
 use perkey::transport::kafka::KafkaTransport;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{Header, Message as _, OwnedHeaders, OwnedMessage};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders, OwnedMessage};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::fixture::SHARDS;
@@ -44,7 +45,24 @@ pub(crate) struct Topic {
     partitions: i32,
     settings: Vec<(&'static str, &'static str)>,
     admin: AdminClient<DefaultClientContext>,
-    producer: ThreadedProducer<DefaultProducerContext>,
+    producer: ThreadedProducer<Refusals>,
+    refusals: Refusals,
+}
+
+/// What the broker did not take: a flush alone says nothing of it.
+#[derive(Clone, Default)]
+struct Refusals(Arc<Mutex<Vec<KafkaError>>>);
+
+impl ClientContext for Refusals {}
+
+impl ProducerContext for Refusals {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            self.0.lock().unwrap().push(error.clone());
+        }
+    }
 }
 
 pub(crate) fn client() -> ClientConfig {
@@ -64,8 +82,9 @@ impl Topic {
         let admin: AdminClient<_> = client().create().unwrap();
         let mut producer = client();
         producer.set("linger.ms", "0").set("message.max.bytes", "20000000").set("enable.idempotence", "true");
-        let producer = producer.create().unwrap();
-        let topic = Self { name, partitions, settings: settings.to_vec(), admin, producer };
+        let refusals = Refusals::default();
+        let producer = producer.create_with_context(refusals.clone()).unwrap();
+        let topic = Self { name, partitions, settings: settings.to_vec(), admin, producer, refusals };
         topic.remove_old(now).await;
         topic.create().await;
         topic
@@ -91,7 +110,8 @@ impl Topic {
         for _ in 0..300 {
             let made = self.admin.create_topics([&topic], &wait).await.unwrap();
             if made[0].is_ok() {
-                return self.await_partitions().await;
+                self.await_partitions().await;
+                return self.await_empty().await;
             }
             perkey::clock::sleep(Duration::from_millis(50)).await;
         }
@@ -110,6 +130,22 @@ impl Topic {
             perkey::clock::sleep(Duration::from_millis(20)).await;
         }
         panic!("{} has no leaders", self.name);
+    }
+
+    /// Until the leader has every partition, and nothing in it: metadata come before, and what is written until then to a
+    /// topic that was just made, or made anew, may be lost.
+    async fn await_empty(&self) {
+        for partition in 0..self.partitions {
+            let mut known = None;
+            for _ in 0..600 {
+                known = self.producer.client().fetch_watermarks(&self.name, partition, BOUND).ok();
+                if known.is_some_and(|(_, high)| high == 0) {
+                    break;
+                }
+                perkey::clock::sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!(known.map(|(_, high)| high), Some(0), "{}/{partition} is not there", self.name);
+        }
     }
 
     pub(crate) async fn delete(&self) {
@@ -155,6 +191,7 @@ impl Topic {
 
     pub(crate) fn flush(&self) {
         self.producer.flush(BOUND).unwrap();
+        assert!(self.refusals.0.lock().unwrap().is_empty(), "{:?}", self.refusals.0);
     }
 
     /// Writes plain messages with ids `tag-0`, `tag-1`, …

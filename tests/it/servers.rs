@@ -11,6 +11,17 @@ pub(crate) fn kafka() -> String {
     server("PERKEY_TEST_KAFKA")
 }
 
+/// Address of a RabbitMQ on which exchanges, queues and streams may be made, by guest.
+pub(crate) fn rabbitmq() -> String {
+    server("PERKEY_TEST_RABBITMQ")
+}
+
+/// A Python that has pika, a RabbitMQ client of others.
+pub(crate) fn python() -> String {
+    let unset = "PERKEY_TEST_PYTHON is not set: run `eval \"$(scripts/services up rabbitmq)\"` first";
+    std::env::var("PERKEY_TEST_PYTHON").unwrap_or_else(|_| panic!("{unset}"))
+}
+
 /// URL of a Redis, without a database: tests take one each.
 pub(crate) fn redis() -> String {
     server("PERKEY_TEST_REDIS")

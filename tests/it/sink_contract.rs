@@ -6,13 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use lapin::ExchangeKind;
 use perkey::message::{Draft, Message};
 use perkey::transport::kafka::KafkaSink;
+use perkey::transport::rabbitmq::RabbitmqSink;
 use perkey::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
 use rdkafka::message::{Headers, Message as _};
 
 use crate::fixture::SHARDS;
 use crate::kafka_topic::Topic;
+use crate::rabbitmq_place::{Streams, said};
 use crate::sinks::{MemorySink, REFUSED};
 use crate::store_contract::contract;
 
@@ -111,9 +114,58 @@ impl Mouth for Kafka {
     }
 }
 
+struct Rabbitmq {
+    sink: Arc<RabbitmqSink>,
+    streams: Streams,
+}
+
+impl Rabbitmq {
+    async fn new() -> Box<Self> {
+        let streams = Streams::with(1, ExchangeKind::Fanout, &[]).await;
+        // One that nothing is bound to.
+        streams.wire.exchange(&format!("{}.beside", streams.name), ExchangeKind::Direct).await;
+        let sink = RabbitmqSink::new(&Self::settings(&streams), SHARDS).unwrap();
+        Box::new(Self { sink, streams })
+    }
+
+    fn settings(streams: &Streams) -> perkey::settings::RabbitmqSettings {
+        perkey::settings::RabbitmqSettings { message_bytes_max: 1 << 20, ..streams.settings() }
+    }
+}
+
+impl Mouth for Rabbitmq {
+    fn sink(&self) -> &dyn SinkTransport {
+        &*self.sink
+    }
+
+    fn stuck(&self) -> Arc<dyn SinkTransport> {
+        let settings = Self::settings(&self.streams);
+        let settings = perkey::settings::RabbitmqSettings { addresses: "127.0.0.1:1".to_owned(), ..settings };
+        RabbitmqSink::new(&settings, SHARDS).unwrap()
+    }
+
+    fn topic(&self) -> Arc<str> {
+        format!("{}:{{key}}", self.streams.name).into()
+    }
+
+    fn refusable(&self) -> Vec<Outgoing> {
+        let (large, nowhere) = (vec![b'x'; 1_100_000], format!("{}.beside:nobody", self.streams.name));
+        vec![
+            event(&self.topic(), 0, "k-0", &large),
+            event("perkey_test_that_is_not_there:x", 0, "k-0", b"{}"),
+            event(&nowhere, 0, "k-0", b"{}"),
+        ]
+    }
+
+    fn arrived(&self) -> Vec<(String, String)> {
+        self.streams.read_apart(0).iter().map(said).collect()
+    }
+}
+
 contract! {
     memory: super::Memory::new();
     kafka: super::Kafka::new();
+    rabbitmq: super::Rabbitmq::new();
     => [
         every_event_is_confirmed_once_and_keys_keep_their_order,
         each_end_gets_its_own_answers,
@@ -127,7 +179,7 @@ contract! {
 const BOUND: Duration = Duration::from_secs(30);
 const KEYS: u64 = 37;
 
-fn event(topic: &str, seq: u64, key: &str, payload: &[u8]) -> Outgoing {
+pub(crate) fn event(topic: &str, seq: u64, key: &str, payload: &[u8]) -> Outgoing {
     let id = format!("e-{seq}");
     let draft = Draft { id: &id, key, kind: "posted", source: "test", time: 7, payload, ..Draft::default() };
     Outgoing { seq, topic: topic.into(), message: draft.build().unwrap() }
@@ -139,7 +191,7 @@ fn events(mouth: &dyn Mouth, seqs: std::ops::Range<u64>) -> Vec<Outgoing> {
 }
 
 /// Sends all of `events` as there is room, and gives the answers to them.
-async fn publish(end: &mut dyn Sink, events: &[Outgoing]) -> Vec<Answer> {
+pub(crate) async fn publish(end: &mut dyn Sink, events: &[Outgoing]) -> Vec<Answer> {
     let (mut sent, mut answers) = (0, Vec::new());
     while answers.len() < events.len() {
         sent += end.send(&events[sent..]).unwrap();
@@ -150,7 +202,7 @@ async fn publish(end: &mut dyn Sink, events: &[Outgoing]) -> Vec<Answer> {
     answers
 }
 
-fn confirmed(answers: &[Answer]) -> BTreeSet<u64> {
+pub(crate) fn confirmed(answers: &[Answer]) -> BTreeSet<u64> {
     let confirmed: Vec<u64> =
         answers.iter().filter_map(|a| if let Answer::Confirmed(seq) = a { Some(*seq) } else { None }).collect();
     let once: BTreeSet<u64> = confirmed.iter().copied().collect();
@@ -159,7 +211,7 @@ fn confirmed(answers: &[Answer]) -> BTreeSet<u64> {
 }
 
 /// Ids by key, repeats removed.
-fn by_key(arrived: Vec<(String, String)>) -> BTreeMap<String, Vec<String>> {
+pub(crate) fn by_key(arrived: Vec<(String, String)>) -> BTreeMap<String, Vec<String>> {
     let (mut seen, mut keys) = (BTreeSet::new(), BTreeMap::<String, Vec<String>>::new());
     for (key, id) in arrived {
         if seen.insert(id.clone()) {
@@ -169,7 +221,7 @@ fn by_key(arrived: Vec<(String, String)>) -> BTreeMap<String, Vec<String>> {
     keys
 }
 
-fn expected(events: &[Outgoing]) -> BTreeMap<String, Vec<String>> {
+pub(crate) fn expected(events: &[Outgoing]) -> BTreeMap<String, Vec<String>> {
     by_key(events.iter().map(|event| (event.message.key().to_owned(), event.message.id().to_owned())).collect())
 }
 

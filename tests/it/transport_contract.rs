@@ -100,6 +100,7 @@ contract! {
     embedded_sqlite: super::Log::sqlite();
     embedded_postgres: super::Log::postgres();
     kafka: crate::kafka_topic::KafkaLine::new();
+    rabbitmq: crate::rabbitmq_place::RabbitmqLine::new();
     => [
         each_origin_comes_in_its_order,
         it_goes_on_after_any_position,

@@ -19,6 +19,8 @@ pub enum Scenario {
     Rolling,
     /// Kafka is restarted and killed.
     Kafka,
+    /// RabbitMQ is restarted and killed.
+    Rabbitmq,
     /// PostgreSQL is restarted and killed.
     Postgres,
     /// A worker's line to a server is cut, or goes silent.
@@ -35,11 +37,12 @@ pub enum Scenario {
 
 impl Scenario {
     /// All, by name.
-    pub const NAMED: [(&str, Self); 10] = [
+    pub const NAMED: [(&str, Self); 11] = [
         ("kill", Self::Kill),
         ("freeze", Self::Freeze),
         ("rolling", Self::Rolling),
         ("kafka", Self::Kafka),
+        ("rabbitmq", Self::Rabbitmq),
         ("postgres", Self::Postgres),
         ("cut", Self::Cut),
         ("answer_lost", Self::AnswerLost),
@@ -55,12 +58,21 @@ impl Scenario {
 
     /// Whether it takes servers down, which only servers of its own may suffer.
     pub fn kills_servers(self) -> bool {
-        matches!(self, Self::Kafka | Self::Postgres | Self::Away | Self::All)
+        matches!(self, Self::Kafka | Self::Rabbitmq | Self::Postgres | Self::Away | Self::All)
     }
 
-    /// Whether a worker's way to Kafka leads through a proxy.
-    pub fn cuts_kafka(self) -> bool {
+    /// Whether it cuts a worker's line to what carries the messages.
+    pub fn cuts_lines(self) -> bool {
         matches!(self, Self::Cut | Self::All)
+    }
+
+    /// Whether it happens to what carries the messages: a server that nobody uses is not missed.
+    pub fn goes_with(self, on: On) -> bool {
+        match self {
+            Self::Kafka => on == On::Kafka,
+            Self::Rabbitmq => on == On::Rabbitmq,
+            _ => true,
+        }
     }
 }
 
@@ -69,8 +81,35 @@ impl Scenario {
 pub enum On {
     /// Topics.
     Kafka,
+    /// Streams.
+    Rabbitmq,
     /// The store's own log: PostgreSQL is all there is.
     Postgres,
+}
+
+impl On {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        self.broker().unwrap_or(Server::Postgres).as_str()
+    }
+
+    /// The server that it takes beside PostgreSQL.
+    pub fn broker(self) -> Option<Server> {
+        match self {
+            Self::Kafka => Some(Server::Kafka),
+            Self::Rabbitmq => Some(Server::Rabbitmq),
+            Self::Postgres => None,
+        }
+    }
+
+    /// The scenario in which its server fails.
+    fn outage(self) -> Scenario {
+        match self {
+            Self::Kafka => Scenario::Kafka,
+            Self::Rabbitmq => Scenario::Rabbitmq,
+            Self::Postgres => Scenario::Postgres,
+        }
+    }
 }
 
 /// One thing that is done.
@@ -123,6 +162,7 @@ pub enum Act {
 #[derive(Clone, Debug)]
 pub struct Course {
     scenario: Scenario,
+    on: On,
     workers: usize,
     ttl: Duration,
     away: Duration,
@@ -132,15 +172,17 @@ pub struct Course {
 
 impl Course {
     /// The course of a seed, for so many workers with leases of `ttl`.
-    pub fn new(scenario: Scenario, workers: usize, ttl: Duration, away: Duration, seed: u64) -> Self {
-        Self { scenario, workers: workers.max(1), ttl, away, dice: Dice::seeded(seed ^ 0x0066_6c65_6574), done: 0 }
+    pub fn new(scenario: Scenario, on: On, workers: usize, [ttl, away]: [Duration; 2], seed: u64) -> Self {
+        let dice = Dice::seeded(seed ^ 0x0066_6c65_6574);
+        Self { scenario, on, workers: workers.max(1), ttl, away, dice, done: 0 }
     }
 
     /// What comes next, and how long before it nothing is done.
     pub fn next_act(&mut self) -> (Duration, Act) {
         let mut scenario = self.scenario;
         if scenario == Scenario::All {
-            let any = [0, 1, 2, 3, 4, 5, 6].map(|at| Scenario::NAMED[at].1);
+            use Scenario::{AnswerLost, Cut, Freeze, Kill, Postgres, Rolling};
+            let any = [Kill, Freeze, Rolling, self.on.outage(), Postgres, Cut, AnswerLost];
             scenario = any[self.dice.below(any.len() as u64) as usize];
         }
         let no = self.done;
@@ -166,16 +208,20 @@ impl Course {
             Scenario::Kill => Act::Kill { worker, back: self.ttl.mul_f64(2.0 * self.dice.unit()) },
             Scenario::Freeze => Act::Freeze { worker, hold: self.ttl * 3, late: !(worker + turn).is_multiple_of(2) },
             Scenario::Rolling | Scenario::Held => Act::Roll { worker },
-            Scenario::Kafka | Scenario::Postgres => {
-                let server = if scenario == Scenario::Kafka { Server::Kafka } else { Server::Postgres };
+            Scenario::Kafka | Scenario::Rabbitmq | Scenario::Postgres => {
+                let broker = self.on.broker().filter(|_| scenario != Scenario::Postgres);
+                let server = broker.unwrap_or(Server::Postgres);
                 Act::Down { server, crash: no.is_multiple_of(2), hold: self.between(0, 3_000) }
             }
             Scenario::Away => Act::Down { server: Server::Postgres, crash: true, hold: self.away },
             Scenario::Cut => {
-                let server = if no.is_multiple_of(2) { Server::Postgres } else { Server::Kafka };
+                let broker = self.on.broker().filter(|_| !no.is_multiple_of(2));
+                let server = broker.unwrap_or(Server::Postgres);
+                // Only one of them has a line to Kafka that can be cut.
+                let worker = if self.on == On::Kafka { 0 } else { no / 4 % self.workers };
                 let mode = if (no / 2).is_multiple_of(2) { Mode::Freeze } else { Mode::Cut };
                 // Shorter than the lease, or longer.
-                Act::Line { worker: 0, server, mode, hold: self.ttl.mul_f64(0.1 + 2.0 * self.dice.unit()) }
+                Act::Line { worker, server, mode, hold: self.ttl.mul_f64(0.1 + 2.0 * self.dice.unit()) }
             }
             Scenario::AnswerLost => {
                 let hold = self.between(5, 400);
@@ -219,17 +265,58 @@ mod tests {
         let ttl = Duration::from_secs(3);
         for (name, scenario) in Scenario::NAMED {
             let acts = |seed| {
-                let mut course = Course::new(scenario, 3, ttl, ttl, seed);
+                let mut course = Course::new(scenario, On::Kafka, 3, [ttl; 2], seed);
                 (0..12).map(|_| course.next_act()).collect::<Vec<_>>()
             };
             assert_eq!(acts(5), acts(5), "{name}");
             assert_eq!(Scenario::named(name), Some(scenario));
         }
-        let mut course = Course::new(Scenario::Freeze, 3, ttl, ttl, 1);
+        let mut course = Course::new(Scenario::Freeze, On::Kafka, 3, [ttl; 2], 1);
         let late: Vec<_> = (0..6).map(|_| course.next_act().1).collect();
         for worker in 0..3 {
             for late_one in [false, true] {
                 assert!(late.contains(&Act::Freeze { worker, hold: ttl * 3, late: late_one }), "{late:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_carries_the_messages_is_what_fails() {
+        let ttl = Duration::from_secs(3);
+        for on in [On::Kafka, On::Rabbitmq, On::Postgres] {
+            let acts = |scenario| {
+                let mut course = Course::new(scenario, on, 3, [ttl; 2], 1);
+                (0..200).map(|_| course.next_act().1).collect::<Vec<_>>()
+            };
+            let down = |act: &Act| matches!(act, Act::Down { server, .. } if Some(*server) == on.broker());
+            assert_eq!(acts(Scenario::All).iter().any(down), on != On::Postgres, "{on:?}");
+            let other = |act: &&Act| match act {
+                Act::Down { server, .. } | Act::Line { server, .. } => {
+                    *server != Server::Postgres && Some(*server) != on.broker()
+                }
+                _ => false,
+            };
+            for scenario in [Scenario::All, Scenario::Cut] {
+                assert_eq!(acts(scenario).iter().find(other), None, "{on:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_line_of_each_worker_to_rabbitmq_and_postgres_is_cut_and_silenced() {
+        let ttl = Duration::from_secs(3);
+        let mut course = Course::new(Scenario::Cut, On::Rabbitmq, 2, [ttl; 2], 1);
+        let lines: Vec<_> = (0..8)
+            .map(|_| match course.next_act().1 {
+                Act::Line { worker, server, mode, .. } => (worker, server, mode),
+                other => panic!("{other}"),
+            })
+            .collect();
+        for worker in 0..2 {
+            for server in [Server::Postgres, Server::Rabbitmq] {
+                for mode in [Mode::Freeze, Mode::Cut] {
+                    assert!(lines.contains(&(worker, server, mode)), "{lines:?}");
+                }
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What must hold of a fleet's database and of its output topic once everything is at rest.
+//! What must hold of a fleet's database and of its output once everything is at rest.
 //! In: both, and the postings that were given. Out: everything that does not hold.
 
 use std::collections::{HashMap, HashSet};
@@ -276,7 +276,7 @@ pub fn output(partitions: &[Vec<Vec<u8>>], seed: u64, given: &Postings, verdict:
             let course = found.entry(account.clone()).or_default();
             course.push((number, balance));
             if course.len() as u64 != n {
-                tell(format!("{account}: its event {} on the topic says n = {n}", course.len()), verdict);
+                tell(format!("{account}: its event {} of the output says n = {n}", course.len()), verdict);
             }
         }
     }

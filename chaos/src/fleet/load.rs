@@ -1,4 +1,4 @@
-//! A steady load of postings, as the ledger workload has them: on a topic, or in the store's own log.
+//! A steady load of postings, as the ledger workload has them: on a topic, on streams, or in the store's own log.
 //! In: a seed, a rate. Out: records at that rate until told to stop; what must have come of them.
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::ChaosError;
 use crate::engine::append;
-use crate::fleet::topics::Input;
+use crate::fleet::{streams, topics};
 use crate::postings::{Posting, Postings};
 
 /// A store that is away is tried again for so long.
@@ -27,7 +27,7 @@ const TICK: Duration = Duration::from_millis(5);
 /// A posting as a record of the ledger workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The message's id, a UUID: the header `id`.
+    /// The message's id, a UUID.
     pub id: String,
     /// The key.
     pub account: String,
@@ -58,7 +58,9 @@ impl Record {
 /// Where the load goes.
 pub enum Way {
     /// To a topic.
-    Topic(Input),
+    Topic(topics::Input),
+    /// To streams.
+    Streams(streams::Input),
     /// To the log of a store with so many shards.
     Log(Opened, u32),
 }
@@ -71,6 +73,11 @@ impl Way {
                     while !input.offer(record)? {
                         sleep(TICK).await;
                     }
+                }
+            }
+            Self::Streams(input) => {
+                for record in records {
+                    input.put(record).await?;
                 }
             }
             Self::Log(store, shards) if !records.is_empty() => {
@@ -93,6 +100,7 @@ impl Way {
     async fn flush(&self, count: u64) -> Result<(), ChaosError> {
         match self {
             Self::Topic(input) => input.flush(count).await,
+            Self::Streams(input) => input.flush(count).await,
             Self::Log(store, _) => {
                 store.close().await;
                 Ok(())
@@ -161,7 +169,7 @@ impl Load {
         }
     }
 
-    /// Stops it, waits until all of it is on the topic, and tells what it was.
+    /// Stops it, waits until all of it is where it goes, and tells what it was.
     pub async fn finish(mut self) -> Result<Postings, ChaosError> {
         self.gauge.stop.store(true, Ordering::Release);
         match self.tasks.join_next().await {

@@ -11,16 +11,16 @@ use perkey::store::Access;
 use perkey::store::{Opened, open};
 use sqlx::{Connection, PgConnection};
 
+use crate::fleet::carrier::Carrier;
 use crate::fleet::faults::{Act, Course, On, Scenario};
 use crate::fleet::judge::Progress;
 use crate::fleet::load::{self, Gauge, Load, Pace};
 use crate::fleet::meter::Meter;
 use crate::fleet::servers::{Server, Servers};
-use crate::fleet::topics::Topics;
 use crate::fleet::workers::{Common, Memory, Worker};
 use crate::fleet::{Plan, host, in_database, judge};
 use crate::postings::Postings;
-use crate::proxy::{Mode, Proxy};
+use crate::proxy::Mode;
 use crate::{ChaosError, Verdict};
 
 /// A fleet has divided its shards within this.
@@ -53,11 +53,10 @@ pub(super) enum Way {
 pub(super) struct Scene<'a> {
     pub(super) plan: &'a Plan,
     pub(super) servers: &'a Servers,
-    pub(super) topics: Topics,
+    pub(super) carrier: Carrier,
     pub(super) url: String,
     pub(super) workers: Vec<Worker>,
     pub(super) names: Vec<String>,
-    pub(super) kafka_line: Option<Proxy>,
     pub(super) gauge: Arc<Gauge>,
     pub(super) meter: Meter,
     pub(super) memory: Memory,
@@ -70,20 +69,10 @@ pub(super) struct Scene<'a> {
 impl<'a> Scene<'a> {
     /// Starts the workers, and waits until each has its share.
     pub(super) async fn start(plan: &'a Plan, servers: &'a Servers, common: &Common) -> Result<Self, ChaosError> {
-        let mut brokers = servers.kafka.clone();
-        let mut kafka_line = None;
-        if plan.scenario.cuts_kafka() {
-            let (target, listen) = servers.proxied.as_ref().ok_or_else(|| {
-                ChaosError::Stuck("Kafka has no listener for a proxy: scripts/services restart kafka".to_owned())
-            })?;
-            kafka_line = Some(Proxy::start(listen, target).await?);
-            brokers.clone_from(listen);
-        }
         let mut workers = Vec::new();
         for number in 0..plan.workers {
-            // Kafka tells its clients one address: one worker goes by way of the proxy, the others go straight.
-            let brokers = if number == 0 { &brokers } else { &servers.kafka };
-            workers.push(Worker::new(common, number, host(&servers.postgres), brokers).await?);
+            let line = common.carrier.line(servers, number, plan.scenario.cuts_lines()).await?;
+            workers.push(Worker::new(common, number, host(&servers.postgres), line).await?);
         }
         for worker in &mut workers {
             worker.start()?;
@@ -97,11 +86,10 @@ impl<'a> Scene<'a> {
         let mut scene = Self {
             plan,
             servers,
-            topics: common.topics.clone(),
+            carrier: common.carrier.clone(),
             url,
             workers,
             names,
-            kafka_line,
             gauge,
             meter,
             memory,
@@ -165,9 +153,9 @@ impl<'a> Scene<'a> {
             rate: if all { 1_000_000 } else { rate },
             ahead_max: if all { AHEAD_MAX } else { u64::MAX },
         };
-        let way = match self.plan.on {
-            On::Kafka => load::Way::Topic(self.topics.producer()?),
-            On::Postgres => load::Way::Log(self.store().await?, self.shards()),
+        let way = match self.carrier.way()? {
+            Some(way) => way,
+            None => load::Way::Log(self.store().await?, self.shards()),
         };
         let mut load = Load::start(way, pace, Arc::clone(&self.gauge));
         let began = self.watch.elapsed();
@@ -186,9 +174,9 @@ impl<'a> Scene<'a> {
         self.rest(&given).await?;
         self.figures(began, ended, &given).await;
         judge::database(&self.url, seed, &given, &mut self.verdict).await?;
-        let published = match self.plan.on {
-            On::Kafka => self.topics.read(&self.topics.output).await?,
-            On::Postgres => judge::events(&*self.store().await?, self.shards()).await?,
+        let published = match self.carrier.read().await? {
+            Some(published) => published,
+            None => judge::events(&*self.store().await?, self.shards()).await?,
         };
         judge::output(&published, seed, &given, &mut self.verdict);
         for worker in &mut self.workers {
@@ -223,8 +211,8 @@ impl<'a> Scene<'a> {
     }
 
     async fn disturb(&mut self, say: &mut dyn FnMut(&str)) -> Result<(), ChaosError> {
-        let Plan { scenario, workers, ttl, away, seed, seconds, .. } = *self.plan;
-        let mut course = Course::new(scenario, workers, ttl, away, seed);
+        let Plan { scenario, on, workers, ttl, away, seed, seconds, .. } = *self.plan;
+        let mut course = Course::new(scenario, on, workers, [ttl, away], seed);
         let mut acts = 0;
         loop {
             let (pause, act) = course.next_act();
@@ -279,10 +267,8 @@ impl<'a> Scene<'a> {
                 Ok(())
             }
             Act::Line { worker, server, mode, hold } => {
-                let line = match (server, &self.kafka_line) {
-                    (Server::Kafka, Some(line)) => line,
-                    _ => &self.workers[worker].postgres,
-                };
+                let Worker { postgres, broker, .. } = &self.workers[worker];
+                let line = broker.as_ref().filter(|_| server != Server::Postgres).unwrap_or(postgres);
                 line.set(mode);
                 sleep(hold).await;
                 line.set(Mode::Pass);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::process::Command;
 
 use crate::ChaosError;
+use crate::fleet::faults::On;
 
 /// A server is up, or down, within this, also where it is to be installed first.
 const WITHIN: Duration = Duration::from_secs(600);
@@ -19,6 +20,8 @@ pub enum Server {
     Postgres,
     /// Source and sink.
     Kafka,
+    /// Source and sink.
+    Rabbitmq,
 }
 
 impl Server {
@@ -27,6 +30,16 @@ impl Server {
         match self {
             Self::Postgres => "postgres",
             Self::Kafka => "kafka",
+            Self::Rabbitmq => "rabbitmq",
+        }
+    }
+
+    /// The variable that says where it answers.
+    fn variable(self) -> &'static str {
+        match self {
+            Self::Postgres => "PERKEY_TEST_POSTGRES",
+            Self::Kafka => "PERKEY_TEST_KAFKA",
+            Self::Rabbitmq => "PERKEY_TEST_RABBITMQ",
         }
     }
 }
@@ -36,8 +49,8 @@ impl Server {
 pub struct Servers {
     /// `postgres://…` of a database from which others are made.
     pub postgres: String,
-    /// Kafka's `host:port`.
-    pub kafka: String,
+    /// `host:port` of the server that carries the messages; empty where PostgreSQL does.
+    pub broker: String,
     /// Kafka by way of a proxy: where it listens, and where the proxy is to listen.
     pub proxied: Option<(String, String)>,
     /// Where they are kept, when they are the scenario's own.
@@ -46,29 +59,32 @@ pub struct Servers {
 
 impl Servers {
     /// Those that the environment names.
-    pub fn running() -> Result<Self, ChaosError> {
-        Self::named(|name| std::env::var(name).ok(), None)
+    pub fn running(on: On) -> Result<Self, ChaosError> {
+        Self::named(on, |name| std::env::var(name).ok(), None)
     }
 
     /// A set of one's own, started if need be.
-    pub async fn own() -> Result<Self, ChaosError> {
+    pub async fn own(on: On) -> Result<Self, ChaosError> {
         // Not below a folder that only its maker may enter: PostgreSQL runs as a user of its own.
         let folder = std::env::temp_dir().join("perkey-chaos-services");
-        let said = services(&folder, &["up", "postgres", "kafka"]).await?;
+        let mut up = vec!["up", Server::Postgres.as_str()];
+        up.extend(on.broker().map(Server::as_str));
+        let said = services(&folder, &up).await?;
         let value = |name: &str| {
             let mut words = said.split_whitespace().filter_map(|word| word.split_once('='));
             words.find(|(word, _)| *word == name).map(|(_, value)| value.to_owned())
         };
-        Self::named(value, Some(folder.clone()))
+        Self::named(on, value, Some(folder.clone()))
     }
 
-    fn named(value: impl Fn(&str) -> Option<String>, own: Option<PathBuf>) -> Result<Self, ChaosError> {
-        let needed = |name: &str| {
+    fn named(on: On, value: impl Fn(&str) -> Option<String>, own: Option<PathBuf>) -> Result<Self, ChaosError> {
+        let needed = |server: Server| {
+            let name = server.variable();
             value(name).ok_or_else(|| ChaosError::Stuck(format!("{name} is not set: eval \"$(scripts/services up)\"")))
         };
         Ok(Self {
-            postgres: needed("PERKEY_TEST_POSTGRES")?,
-            kafka: needed("PERKEY_TEST_KAFKA")?,
+            postgres: needed(Server::Postgres)?,
+            broker: on.broker().map(needed).transpose()?.unwrap_or_default(),
             proxied: value("PERKEY_TEST_KAFKA_PROXIED").zip(value("PERKEY_TEST_KAFKA_PROXY")),
             own,
         })

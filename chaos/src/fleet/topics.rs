@@ -71,6 +71,30 @@ impl Topics {
         Ok(self.config().create()?)
     }
 
+    /// What the settings of a worker say that reaches Kafka at `brokers`.
+    pub fn settings(&self, brokers: &str) -> String {
+        let Self { input, output, .. } = self;
+        format!(
+            r#"
+[kafka]
+brokers = "{brokers}"
+topics = ["{input}"]
+group = "{input}"
+
+[[bind]]
+source = "kafka"
+type = "{input}"
+service = "balances"
+
+[[publish]]
+service = "balances"
+type = "balance.changed"
+sink = "kafka"
+topic = "{output}"
+"#
+        )
+    }
+
     /// Who puts records on the input.
     pub fn producer(&self) -> Result<Input, ChaosError> {
         let mut config = self.config();

@@ -12,8 +12,7 @@ use tokio::process::Command;
 use tokio::task::JoinSet;
 
 use crate::ChaosError;
-use crate::fleet::faults::On;
-use crate::fleet::topics::Topics;
+use crate::fleet::carrier::{Carrier, Line};
 use crate::process::{Place, Running};
 use crate::proxy::Proxy;
 
@@ -32,11 +31,9 @@ pub struct Common {
     /// The database's name.
     pub database: String,
     /// What carries the messages.
-    pub on: On,
+    pub carrier: Carrier,
     /// `ownership.lease_ttl`.
     pub ttl: Duration,
-    /// Topics.
-    pub topics: Topics,
 }
 
 /// A worker, whether its process runs or not.
@@ -46,6 +43,8 @@ pub struct Worker {
     pub name: String,
     /// Between it and PostgreSQL.
     pub postgres: Proxy,
+    /// Between it and what carries the messages, where there is one.
+    pub broker: Option<Proxy>,
     place: Place,
     running: Option<Running>,
     pid: Arc<Mutex<Option<u32>>>,
@@ -53,13 +52,13 @@ pub struct Worker {
 
 impl Worker {
     /// Worker number `number`, which does not run yet.
-    pub async fn new(common: &Common, number: usize, postgres: &str, kafka: &str) -> Result<Self, ChaosError> {
+    pub async fn new(common: &Common, number: usize, postgres: &str, line: Line) -> Result<Self, ChaosError> {
         let name = format!("w{number}");
         let proxy = Proxy::start("127.0.0.1:0", postgres).await?;
         let url = format!("postgres://postgres@{}/{}", proxy.address(), common.database);
-        std::fs::write(common.folder.join(format!("{name}.toml")), settings(common, &name, kafka))?;
+        std::fs::write(common.folder.join(format!("{name}.toml")), settings(common, &name, &line.address))?;
         let place = Place { binary: common.binary.clone(), folder: common.folder.clone(), url };
-        Ok(Self { name, postgres: proxy, place, running: None, pid: Arc::default() })
+        Ok(Self { name, postgres: proxy, broker: line.proxy, place, running: None, pid: Arc::default() })
     }
 
     fn log(&self) -> String {
@@ -153,9 +152,8 @@ impl Worker {
     }
 }
 
-fn settings(common: &Common, name: &str, kafka: &str) -> String {
-    let Common { ttl, topics, .. } = common;
-    let Topics { input, output, .. } = topics;
+fn settings(common: &Common, name: &str, broker: &str) -> String {
+    let Common { ttl, carrier, .. } = common;
     let (ttl, statement, heartbeat) = (ttl.as_millis(), ttl.as_millis() * 2 / 3, ttl.as_millis() / 10);
     let own = format!(
         r#"[store]
@@ -170,26 +168,7 @@ heartbeat = "{heartbeat}ms"
 listen = "127.0.0.1:0"
 "#
     );
-    let topics = format!(
-        r#"
-[kafka]
-brokers = "{kafka}"
-topics = ["{input}"]
-group = "{input}"
-
-[[bind]]
-source = "kafka"
-type = "{input}"
-service = "balances"
-
-[[publish]]
-service = "balances"
-type = "balance.changed"
-sink = "kafka"
-topic = "{output}"
-"#
-    );
-    if common.on == On::Kafka { own + &topics } else { own }
+    own + &carrier.settings(broker)
 }
 
 /// What a metric adds up to over the lines that have `label`.
