@@ -2,6 +2,8 @@
 //! In: positions to start from. Out: deliveries in each origin's order, at most as many as there are credits.
 
 #[cfg(any(feature = "kafka", feature = "rabbitmq"))]
+mod again;
+#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
 mod attributes;
 pub mod embedded;
 pub mod intake;

@@ -109,10 +109,9 @@ pub(crate) fn run(runtime: &tokio::runtime::Runtime, options: &Options) {
     }
 }
 
-fn event(broker: &Broker, seq: u64) -> Outgoing {
-    let key = format!("acct-{}", seq % ACCOUNTS);
-    let (id, payload) = (format!("{:08x}-5eed-8000-8000-000000000000", seq), vec![b'x'; PAYLOAD_BYTES]);
-    let draft = Draft { id: &id, key: &key, kind: "posted", source: "bench", payload: &payload, ..Draft::default() };
+fn event(broker: &Broker, seq: u64, payload: &[u8]) -> Outgoing {
+    let (id, key) = (format!("{seq:08x}-5eed-8000-8000-000000000000"), format!("acct-{}", seq % ACCOUNTS));
+    let draft = Draft { id: &id, key: &key, kind: "posted", source: "bench", payload, ..Draft::default() };
     Outgoing { seq, topic: Arc::clone(&broker.topic), message: draft.build().expect("a message") }
 }
 
@@ -120,7 +119,7 @@ fn event(broker: &Broker, seq: u64) -> Outgoing {
 async fn flood(broker: &Broker, messages: usize) -> Figures {
     let mut shards: Vec<Vec<Outgoing>> = (0..SHARDS).map(|_| Vec::new()).collect();
     for seq in 1..=messages as u64 {
-        let event = event(broker, seq);
+        let event = event(broker, seq, &[b'x'; PAYLOAD_BYTES]);
         shards[shard_of(event.message.key(), SHARDS) as usize].push(event);
     }
     // What is made at first use is not measured.
@@ -206,14 +205,10 @@ async fn pace_through(broker: &Broker, (rate, seconds): (u64, u64)) -> Vec<f64> 
         let due = ((watch.elapsed().as_secs_f64() * rate as f64) as u64).min(total);
         while sent < due {
             sent += 1;
-            let mut event = event(broker, sent);
-            let mut payload = event.message.payload().to_vec();
+            let mut payload = [b'x'; PAYLOAD_BYTES];
             payload[..8].copy_from_slice(&(clock.elapsed().as_nanos() as u64).to_le_bytes());
-            let (id, key) = (event.message.id().to_owned(), event.message.key().to_owned());
-            let draft =
-                Draft { id: &id, key: &key, kind: "posted", source: "bench", payload: &payload, ..Draft::default() };
-            event.message = draft.build().expect("a message");
-            let end = &mut ends[shard_of(&key, SHARDS) as usize];
+            let event = event(broker, sent, &payload);
+            let end = &mut ends[shard_of(event.message.key(), SHARDS) as usize];
             assert_eq!(end.send(&[event]).expect("the end works"), 1);
         }
         sleep(Duration::from_millis(1)).await;

@@ -40,39 +40,38 @@ pub(super) struct Named<'a> {
 impl<'a> Named<'a> {
     /// Takes a header; the error says why the message cannot be used.
     pub(super) fn take(&mut self, name: &'a str, value: &'a [u8], scheme: &Scheme<'_>) -> Result<(), String> {
-        let text = || std::str::from_utf8(value).map_err(|_| format!("the header {name:?} is not valid UTF-8"));
         let attribute = scheme.prefixes.iter().find_map(|prefix| name.strip_prefix(prefix));
         match attribute {
             Some("id") => self.id = Some(value),
             Some("type") => self.kind = Some(value),
             Some("source") => self.source = Some(value),
             // A time that is none is not worth a dead letter: the record has one, too.
-            Some("time") => self.time = from_rfc3339(text()?),
+            Some("time") => self.time = from_rfc3339(text(name, value)?),
             Some("specversion") => {}
             Some("partitionkey") if !scheme.key_header.is_empty() => self.key = Some(value),
             Some(extension) if is_reserved(extension) => {}
-            Some(extension) => self.others.push((extension, text()?)),
+            Some(extension) => self.others.push((extension, text(name, value)?)),
             None => self.take_plain(name, value, scheme)?,
         }
         Ok(())
     }
 
     fn take_plain(&mut self, name: &'a str, value: &'a [u8], scheme: &Scheme<'_>) -> Result<(), String> {
-        let text = std::str::from_utf8(value);
         match name {
             "content-type" if value == JSON.as_bytes() => {}
             _ if name == scheme.id_header && self.plain_id.is_none() => self.plain_id = Some(value),
             _ if name == scheme.key_header => self.plain_key = Some(value),
             _ if is_reserved(name) => {}
-            "content-type" | "traceparent" | "tracestate" => {
-                let text = text.map_err(|_| format!("the header {name:?} is not valid UTF-8"))?;
-                self.others.push((name, text));
-            }
+            "content-type" | "traceparent" | "tracestate" => self.others.push((name, text(name, value)?)),
             // Bytes that only their own reader understands, such as a schema's number, say nothing here.
-            _ => self.others.extend(text.ok().map(|value| (name, value))),
+            _ => self.others.extend(std::str::from_utf8(value).ok().map(|value| (name, value))),
         }
         Ok(())
     }
+}
+
+fn text<'a>(name: &str, value: &'a [u8]) -> Result<&'a str, String> {
+    std::str::from_utf8(value).map_err(|_| format!("the header {name:?} is not valid UTF-8"))
 }
 
 /// A name as text, within the bounds of a message.
@@ -96,19 +95,24 @@ pub(super) fn shown(draft: &Draft<'_>) -> Message {
 pub(super) fn say(message: &Message, prefix: &str, mut put: impl FnMut(&str, &str)) {
     let source = if message.source().is_empty() { SOURCE } else { message.source() };
     let attributes = [("specversion", "1.0"), ("id", message.id()), ("type", message.kind()), ("source", source)];
-    let prefixed = |attribute: &str| format!("{prefix}{attribute}");
-    for (attribute, value) in attributes {
-        put(&prefixed(attribute), value);
+    // One buffer for all names: each event is said once for each sink.
+    let mut buffer = prefix.to_owned();
+    let mut header = |is_attribute: bool, name: &str, value: &str| {
+        if !is_attribute {
+            return put(name, value);
+        }
+        buffer.truncate(prefix.len());
+        buffer.push_str(name);
+        put(&buffer, value);
+    };
+    for (name, value) in attributes {
+        header(true, name, value);
     }
     if message.time() > 0 {
-        put(&prefixed("time"), &rfc3339(message.time()));
+        header(true, "time", &rfc3339(message.time()));
     }
     for (name, value) in message.headers().filter(|(name, _)| *name != "content-type") {
-        if is_extension(name) {
-            put(&prefixed(name), value);
-        } else {
-            put(name, value);
-        }
+        header(is_extension(name), name, value);
     }
 }
 

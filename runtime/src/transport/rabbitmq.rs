@@ -16,7 +16,6 @@ mod start;
 mod topology;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
@@ -32,19 +31,9 @@ use crate::settings::RabbitmqSettings;
 /// The transport's name in settings, positions and metrics.
 pub const NAME: &str = "rabbitmq";
 
-/// Pause after a first failure.
-const AGAIN: Duration = Duration::from_millis(250);
-/// The longest pause.
-const AGAIN_MAX: Duration = Duration::from_secs(5);
-
 /// Why a consumer without an error of its own cannot go on.
 fn broken_off() -> String {
     "the broker ended it: the queue was deleted, or its leader is gone".to_owned()
-}
-
-/// Pause after so many failures in a row: it doubles, up to a bound.
-fn pause_after(failures: u32) -> Duration {
-    (AGAIN * 2_u32.pow(failures.min(6))).min(AGAIN_MAX)
 }
 
 /// Streams of RabbitMQ, as a transport: a connection for each shard that is read here, and one for each queue of an intake.
@@ -59,9 +48,9 @@ impl RabbitmqTransport {
     /// The transport, and whoever moves messages from the intakes to their streams; for use within a runtime of tokio. The
     /// nodes need not be there yet; settings of no use are an error.
     pub fn new(settings: &RabbitmqSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
-        let declared = Arc::default();
         // Files that cannot be read are told now, not when the first shard is opened.
-        Client::new(settings, shards, "source", &declared)?;
+        client::tls(settings)?;
+        let declared = Arc::default();
         let movers = Movers::start(settings, shards, &declared, metrics)?;
         Ok(Arc::new(Self { settings: settings.clone(), shards, declared, _movers: movers }))
     }

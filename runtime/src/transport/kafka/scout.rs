@@ -21,14 +21,13 @@ use crate::clock::Stopwatch;
 use crate::message::ShardNo;
 use crate::settings::FirstStart;
 use crate::settings::topic_of;
+use crate::transport::again::{AGAIN, AGAIN_MAX, pause_after};
 use crate::transport::{Position, Positions};
 
 /// How often new partitions are looked for.
-const REFRESH: Duration = Duration::from_secs(5);
+const REFRESH: Duration = AGAIN_MAX;
 /// How long a broker may take to answer.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
-/// Pause after a first failure; it doubles up to `REFRESH`.
-const AGAIN: Duration = Duration::from_millis(250);
 
 /// How often the group's offsets of partitions that are read are written again: it forgets them one by one, each some days
 /// after it was written, and a partition of which nothing was taken yet would lose its beginning.
@@ -339,10 +338,6 @@ impl Drop for Scout {
             }
         }
     }
-}
-
-fn pause_after(failures: u32) -> Duration {
-    (AGAIN * 2_u32.pow(failures.min(6).saturating_sub(1))).min(REFRESH)
 }
 
 /// The name of a partition in positions.

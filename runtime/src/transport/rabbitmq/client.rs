@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::types::FieldTable;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
-use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, Event};
+use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties, Consumer, Event};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -40,6 +42,20 @@ struct Held {
     _listener: JoinSet<()>,
 }
 
+/// Whether the broker takes nothing for now: it is short of memory or disk.
+#[derive(Clone, Default)]
+pub(super) struct Blocked(Arc<AtomicBool>);
+
+impl Blocked {
+    pub(super) fn is_now(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn set(&self, blocked: bool) {
+        self.0.store(blocked, Ordering::Release);
+    }
+}
+
 /// A connection that is made when it is needed.
 pub(super) struct Client {
     pub(super) settings: RabbitmqSettings,
@@ -48,8 +64,7 @@ pub(super) struct Client {
     tls: OwnedTLSConfig,
     declared: Arc<Declared>,
     connection: Mutex<Option<Held>>,
-    /// Whether the broker takes nothing for now.
-    blocked: Arc<AtomicBool>,
+    blocked: Blocked,
     /// A node took a connection and said nothing.
     silent: AtomicBool,
 }
@@ -64,18 +79,27 @@ impl Client {
     ) -> Result<Self, String> {
         let tls = tls(settings)?;
         let (settings, shards, declared) = (settings.clone(), shards.max(1), Arc::clone(declared));
-        let (connection, blocked, silent) = (Mutex::new(None), Arc::default(), AtomicBool::new(false));
+        let (connection, blocked, silent) = (Mutex::new(None), Blocked::default(), AtomicBool::new(false));
         Ok(Self { settings, shards, purpose, tls, declared, connection, blocked, silent })
     }
 
-    /// Whether the broker takes nothing for now: it is short of memory or disk.
-    pub(super) fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::Acquire)
+    /// Whether the broker takes nothing for now, as long as there is this client.
+    pub(super) fn blocked(&self) -> &Blocked {
+        &self.blocked
     }
 
-    /// The same, for who asks often.
-    pub(super) fn blocked(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.blocked)
+    /// Takes from a queue, by a channel of its own.
+    pub(super) async fn consume(
+        &self,
+        queue: &str,
+        prefetch: u16,
+        arguments: FieldTable,
+    ) -> Result<(Channel, Consumer), String> {
+        let channel = self.channel().await?;
+        within(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        let options = BasicConsumeOptions::default();
+        let consumer = within(channel.basic_consume(queue.into(), "".into(), options, arguments)).await?;
+        Ok((channel, consumer))
     }
 
     /// A channel of the connection there is, or of a new one.
@@ -87,14 +111,16 @@ impl Client {
             match within(connection.create_channel()).await {
                 Ok(channel) => return Ok(channel),
                 // Another connection would be blocked, too, and this one could not even say goodbye.
-                Err(reason) if self.is_blocked() => return Err(format!("{reason}: the broker takes nothing for now")),
+                Err(reason) if self.blocked.is_now() => {
+                    return Err(format!("{reason}: the broker takes nothing for now"));
+                }
                 Err(reason) => {
                     warn!(reason, purpose = self.purpose, "no channel was given, connecting to RabbitMQ anew")
                 }
             }
         }
         *held = None;
-        self.blocked.store(false, Ordering::Release);
+        self.blocked.set(false);
         let connected = self.connect().await?;
         let channel = within(connected.connection.create_channel()).await?;
         *held = Some(connected);
@@ -113,7 +139,7 @@ impl Client {
             match made.await {
                 Ok(connection) => {
                     info!(node = format!("{host}:{port}"), purpose = self.purpose, "connected to RabbitMQ");
-                    let (events, blocked) = (connection.events_listener(), Arc::clone(&self.blocked));
+                    let (events, blocked) = (connection.events_listener(), self.blocked.clone());
                     let mut listener = JoinSet::new();
                     listener.spawn(watch(events, self.purpose, blocked));
                     return Ok(Held { connection, _listener: listener });
@@ -215,24 +241,25 @@ pub(super) async fn within<T>(answer: impl Future<Output = lapin::Result<T>>) ->
 }
 
 /// What the connection tells of itself until it is gone.
-async fn watch(events: impl futures_util::Stream<Item = Event>, purpose: &'static str, blocked: Arc<AtomicBool>) {
+async fn watch(events: impl futures_util::Stream<Item = Event>, purpose: &'static str, blocked: Blocked) {
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
         match event {
             Event::ConnectionBlocked(reason) => {
                 warn!(purpose, %reason, "the broker takes nothing for now: it is short of memory or disk");
-                blocked.store(true, Ordering::Release);
+                blocked.set(true);
             }
             Event::ConnectionUnblocked => {
                 info!(purpose, "the broker takes messages again");
-                blocked.store(false, Ordering::Release);
+                blocked.set(false);
             }
             _ => {}
         }
     }
 }
 
-fn tls(settings: &RabbitmqSettings) -> Result<OwnedTLSConfig, String> {
+/// What the connections are encrypted with; a file that cannot be read is named.
+pub(super) fn tls(settings: &RabbitmqSettings) -> Result<OwnedTLSConfig, String> {
     let read = |name: &str, file: &str| {
         std::fs::read(file).map_err(|error| format!("rabbitmq.{name}: {file} cannot be read: {error}"))
     };

@@ -56,7 +56,7 @@ pub async fn look(settings: &RabbitmqSettings, shards: u32, exchanges: Vec<Strin
 fn there<T>(answer: Result<T, String>) -> Result<Option<T>, String> {
     match answer {
         Ok(found) => Ok(Some(found)),
-        Err(reason) if reason.contains("NOT_FOUND") => Ok(None),
+        Err(reason) if topology::is_missing(&reason) => Ok(None),
         Err(reason) => Err(reason),
     }
 }

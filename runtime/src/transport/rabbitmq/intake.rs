@@ -9,20 +9,21 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt};
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::BasicAckOptions;
 use lapin::types::FieldTable;
-use lapin::{Acker, Channel, Consumer};
+use lapin::{Acker, Consumer};
 use tokio::task::JoinSet;
 use tracing::{error, warn};
 
-use super::client::{Client, Declared, within};
+use super::client::{Client, Declared};
 use super::event::Publishing;
 use super::moved::Rules;
 use super::publisher::{Publisher, Settled};
-use super::{broken_off, pause_after, topology};
+use super::{broken_off, topology};
 use crate::clock::{Dice, sleep};
 use crate::metrics::{IntakeMetrics, IntakeOutcome, Metrics};
 use crate::settings::RabbitmqSettings;
+use crate::transport::again::pause_after;
 
 /// The tasks of all intakes; dropped, they end.
 pub(super) struct Movers {
@@ -63,7 +64,7 @@ async fn supervise(mover: Mover) {
     loop {
         if AssertUnwindSafe(mover.run()).catch_unwind().await.is_err() {
             error!(queue = mover.queue, "whoever moves the messages of an intake panicked, and begins again");
-            sleep(pause_after(2)).await;
+            sleep(pause_after(3)).await;
         }
     }
 }
@@ -86,7 +87,7 @@ struct Held {
 
 impl Mover {
     async fn run(&self) {
-        let mut failed = 0;
+        let mut failed = 0_u32;
         loop {
             // Whatever ended the connection counts as a delivery of all that were in hand: after that one at a time is, until as
             // many have passed.
@@ -95,8 +96,8 @@ impl Mover {
                 Ok(()) => failed = 0,
                 Err(reason) => {
                     warn!(queue = self.queue, reason, "an intake cannot be read, trying again");
-                    sleep(pause_after(failed)).await;
                     failed = failed.saturating_add(1);
+                    sleep(pause_after(failed)).await;
                 }
             }
         }
@@ -106,7 +107,7 @@ impl Mover {
     async fn consume(&self, careful: bool) -> Result<(), String> {
         let most = usize::from(self.client.settings.intake_prefetch);
         let in_hand = if careful { 1 } else { self.client.settings.intake_prefetch };
-        let (channel, mut consumer) = self.attach(in_hand).await?;
+        let (channel, mut consumer) = self.client.consume(&self.queue, in_hand, FieldTable::default()).await?;
         let mut passed = 0;
         let mut held = VecDeque::new();
         loop {
@@ -116,7 +117,7 @@ impl Mover {
                 Ended::Failed(reason) => {
                     warn!(queue = self.queue, reason, "messages of an intake cannot be published, trying again");
                     held.iter_mut().for_each(|held: &mut Held| held.settled = false);
-                    sleep(pause_after(2)).await;
+                    sleep(pause_after(3)).await;
                     // What this one holds is another one's by now.
                     if !channel.status().connected() {
                         return Err(broken_off());
@@ -124,14 +125,6 @@ impl Mover {
                 }
             }
         }
-    }
-
-    async fn attach(&self, prefetch: u16) -> Result<(Channel, Consumer), String> {
-        let channel = self.client.channel().await?;
-        within(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        let options = BasicConsumeOptions::default();
-        let consumer = channel.basic_consume(self.queue.as_str().into(), "".into(), options, FieldTable::default());
-        Ok((channel.clone(), within(consumer).await?))
     }
 
     /// Publishes what is held and what comes, by one channel; the error says that the consumer is gone.

@@ -1,11 +1,12 @@
 //! A message of an intake on its way to a stream. Pure.
 //! In: a delivery of the intake, or of its dead-letter queue. Out: what to publish to the stream, and what that is counted as.
 
+use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::event::{HEADERS_MAX, PERSISTENT, Publishing, partition};
-use super::record::{PREFIXES, REFUSED, named, property, texts};
+use super::record::{PREFIXES, REFUSED, id_header, named, property, texts};
 use super::topology::text;
 use crate::clock::Dice;
 use crate::metrics::IntakeOutcome;
@@ -64,7 +65,7 @@ impl Rules {
         if let Some(reason) = &refusal {
             headers.insert(REFUSED.into(), text(reason));
         }
-        let mut moved = properties.clone().with_headers(headers).with_delivery_mode(PERSISTENT);
+        let mut moved = copied(properties).with_headers(headers);
         if property(properties.message_id()).is_none()
             && let Ok(id) = ShortString::try_new(id)
         {
@@ -74,7 +75,7 @@ impl Rules {
             exchange: self.exchange.clone(),
             routing_key: partition(&key, id, self.shards).to_string().into(),
             by_key: true,
-            properties: without_publisher(moved),
+            properties: moved,
             payload: delivery.data.clone().into(),
         };
         (publishing, counted)
@@ -126,77 +127,54 @@ fn minted_by(dice: &mut Dice) -> String {
     uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
 }
 
-fn id_of(properties: &lapin::BasicProperties) -> Option<String> {
-    let header = texts(properties).find_map(|(name, value)| {
-        let attribute = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
-        (attribute == Some("id")).then(|| String::from_utf8_lossy(value).into_owned())
-    });
+fn id_of(properties: &BasicProperties) -> Option<String> {
+    let header = id_header(properties).map(|id| String::from_utf8_lossy(id).into_owned());
     header.or_else(|| property(properties.message_id()).map(str::to_owned))
 }
 
-/// The broker compares the user of a message with the one who publishes it, and lets messages expire: neither is for a copy.
-fn without_publisher(properties: lapin::BasicProperties) -> lapin::BasicProperties {
-    let mut kept = lapin::BasicProperties::default();
-    if let Some(value) = properties.content_type().clone() {
-        kept = kept.with_content_type(value);
+/// The properties of a copy, without headers. The broker compares the user of a message with the one who publishes it, and
+/// lets messages expire: neither goes along.
+fn copied(from: &BasicProperties) -> BasicProperties {
+    fn with<T: Clone>(
+        copy: BasicProperties,
+        value: &Option<T>,
+        set: fn(BasicProperties, T) -> BasicProperties,
+    ) -> BasicProperties {
+        match value {
+            Some(value) => set(copy, value.clone()),
+            None => copy,
+        }
     }
-    if let Some(value) = properties.content_encoding().clone() {
-        kept = kept.with_content_encoding(value);
-    }
-    if let Some(value) = properties.headers().clone() {
-        kept = kept.with_headers(value);
-    }
-    if let Some(value) = properties.delivery_mode() {
-        kept = kept.with_delivery_mode(*value);
-    }
-    if let Some(value) = properties.correlation_id().clone() {
-        kept = kept.with_correlation_id(value);
-    }
-    if let Some(value) = properties.reply_to().clone() {
-        kept = kept.with_reply_to(value);
-    }
-    if let Some(value) = properties.message_id().clone() {
-        kept = kept.with_message_id(value);
-    }
-    if let Some(value) = properties.timestamp() {
-        kept = kept.with_timestamp(*value);
-    }
-    if let Some(value) = properties.kind().clone() {
-        kept = kept.with_type(value);
-    }
-    if let Some(value) = properties.app_id().clone() {
-        kept = kept.with_app_id(value);
-    }
-    kept
+    let copy = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    let copy = with(copy, from.content_type(), BasicProperties::with_content_type);
+    let copy = with(copy, from.content_encoding(), BasicProperties::with_content_encoding);
+    let copy = with(copy, from.correlation_id(), BasicProperties::with_correlation_id);
+    let copy = with(copy, from.reply_to(), BasicProperties::with_reply_to);
+    let copy = with(copy, from.message_id(), BasicProperties::with_message_id);
+    let copy = with(copy, from.timestamp(), BasicProperties::with_timestamp);
+    let copy = with(copy, from.kind(), BasicProperties::with_type);
+    with(copy, from.app_id(), BasicProperties::with_app_id)
 }
 
 /// What RabbitMQ says of a message that it dead-lettered: the first entry of `x-death` is the last death.
-fn dead_because(properties: &lapin::BasicProperties) -> String {
-    let death =
-        properties.headers().as_ref().and_then(|headers| headers.inner().get("x-death")).and_then(
-            |deaths| match deaths {
-                AMQPValue::FieldArray(deaths) => match deaths.as_slice().first()? {
-                    AMQPValue::FieldTable(death) => Some(death),
-                    _ => None,
-                },
-                _ => None,
-            },
-        );
-    let of = |name: &str| match death.and_then(|death| death.inner().get(name)) {
+fn dead_because(properties: &BasicProperties) -> String {
+    let deaths = properties.headers().as_ref().and_then(|headers| headers.inner().get("x-death"));
+    let death = match deaths {
+        Some(AMQPValue::FieldArray(deaths)) => deaths.as_slice().first(),
+        _ => None,
+    };
+    let Some(AMQPValue::FieldTable(death)) = death else {
+        return "it was published to the dead-letter exchange".to_owned();
+    };
+    let of = |name: &str| match death.inner().get(name) {
         Some(AMQPValue::LongString(text)) => text.to_string(),
         _ => "?".to_owned(),
     };
-    if death.is_none() {
-        return "it was published to the dead-letter exchange".to_owned();
-    }
     format!("RabbitMQ dead-lettered it from the queue {}: {}", of("queue"), of("reason"))
 }
 
 #[cfg(test)]
 mod tests {
-    use lapin::BasicProperties;
-
-    use super::super::event::partition;
     use super::*;
 
     fn rules() -> Rules {

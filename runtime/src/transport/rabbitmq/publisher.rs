@@ -9,8 +9,6 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::mem::take;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -20,7 +18,7 @@ use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation};
 
-use super::client::{Client, within};
+use super::client::{Blocked, Client, within};
 use super::event::Publishing;
 use crate::clock::{Stopwatch, sleep};
 use crate::transport::attributes::absorb;
@@ -70,7 +68,7 @@ pub(super) struct Publisher<T> {
     opened: Stopwatch,
     /// Since something was heard.
     quiet: Stopwatch,
-    blocked: Arc<AtomicBool>,
+    blocked: Blocked,
 }
 
 impl<T: Send + 'static> Publisher<T> {
@@ -89,7 +87,7 @@ impl<T: Send + 'static> Publisher<T> {
             again: FuturesUnordered::new(),
             opened: Stopwatch::start(),
             quiet: Stopwatch::start(),
-            blocked: client.blocked(),
+            blocked: client.blocked().clone(),
         })
     }
 
@@ -170,7 +168,7 @@ impl<T: Send + 'static> Publisher<T> {
 
     /// A first message that is not confirmed in time never is; a broker that takes nothing for now is waited for.
     fn listen(&mut self) -> Result<(), String> {
-        if self.blocked.load(Ordering::Acquire) {
+        if self.blocked.is_now() {
             self.quiet = Stopwatch::start();
         }
         if self.quiet.elapsed() > FIRST_WITHIN && self.ways.values().any(|arrived| !arrived) {
@@ -265,8 +263,7 @@ impl<T: Send + 'static> Publisher<T> {
 /// for a property.
 fn name(exchange: &str, routing_key: &str, properties: &lapin::BasicProperties) -> u64 {
     let id = super::record::property(properties.message_id()).unwrap_or_default();
-    let header = super::record::texts(properties).find(|(name, _)| *name == "cloudEvents_id");
-    let header = header.map(|(_, id)| id).unwrap_or_default();
+    let header = super::record::id_header(properties).unwrap_or_default();
     [exchange.as_bytes(), routing_key.as_bytes(), id.as_bytes(), header].into_iter().fold(0, absorb)
 }
 

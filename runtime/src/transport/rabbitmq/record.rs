@@ -51,6 +51,12 @@ fn bytes_of(value: &AMQPValue) -> Option<&[u8]> {
     }
 }
 
+/// The header with the id, where there is one.
+pub(super) fn id_header(properties: &BasicProperties) -> Option<&[u8]> {
+    let is_id = |name: &str| PREFIXES.iter().any(|prefix| name.strip_prefix(prefix) == Some("id"));
+    texts(properties).find(|(name, _)| is_id(name)).map(|(_, id)| id)
+}
+
 /// The text of a property.
 pub(super) fn property(value: &Option<lapin::types::ShortString>) -> Option<&str> {
     value.as_ref().map(lapin::types::ShortString::as_str).filter(|text| !text.is_empty())

@@ -18,10 +18,11 @@ use tracing::warn;
 use super::client::Client;
 use super::event::{Publishing, Routes, bytes_of};
 use super::publisher::Publisher;
-use super::{NAME, pause_after, topology};
+use super::{NAME, topology};
 use crate::clock::{Stopwatch, sleep};
 use crate::message::ShardNo;
 use crate::settings::RabbitmqSettings;
+use crate::transport::again::pause_after;
 use crate::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
 
 /// Events handed to the channel before answers are looked at.
@@ -44,6 +45,24 @@ struct Shared {
 
 /// An exchange; with a routing key where only that one may not be used.
 type Way = (String, Option<String>);
+
+impl Shared {
+    fn close(&self, way: Way, reason: &str) {
+        locked(&self.closed).insert(way, (Stopwatch::start(), reason.to_owned()));
+    }
+
+    /// Why nothing can be published there for now.
+    fn closed(&self, exchange: &str, routing_key: &str) -> Option<String> {
+        let closed = locked(&self.closed);
+        // Asked for each event, and mostly there is none.
+        if closed.is_empty() {
+            return None;
+        }
+        let ways = [None, Some(routing_key.to_owned())].map(|key| (exchange.to_owned(), key));
+        let mut found = ways.iter().filter_map(|way| closed.get(way));
+        found.find(|(since, _)| since.elapsed() < CLOSED_FOR).map(|(_, reason)| reason.clone())
+    }
+}
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -110,7 +129,7 @@ async fn run(shared: Arc<Shared>, orders: UnboundedReceiver<Outgoing>, end: Arc<
     let mut line = Line { shared: &shared, end: &end, publisher, known: Vec::new() };
     if let Err(reason) = line.serve(orders).await {
         if let Some(way) = way_in(&reason) {
-            locked(&shared.closed).insert(way, (Stopwatch::start(), reason.clone()));
+            shared.close(way, &reason);
         }
         end.fail(&reason);
     }
@@ -118,20 +137,20 @@ async fn run(shared: Arc<Shared>, orders: UnboundedReceiver<Outgoing>, end: Arc<
 
 /// Waits for the broker: nothing was sent yet, so nothing is unknown.
 async fn connect(shared: &Shared) -> Publisher<(u64, usize)> {
-    let mut failed = 0;
+    let mut failed = 0_u32;
     loop {
         match Publisher::open(&shared.client).await {
             Ok(publisher) => return publisher,
             Err(reason) => warn!(sink = NAME, reason, "the broker cannot be reached, trying again"),
         }
-        sleep(pause_after(failed)).await;
         failed = failed.saturating_add(1);
+        sleep(pause_after(failed)).await;
     }
 }
 
 /// What a broker's error is about, where it is that something is not there or not allowed.
 fn way_in(reason: &str) -> Option<Way> {
-    let about = reason.contains("NOT_FOUND") || reason.contains("ACCESS_REFUSED");
+    let about = topology::is_missing(reason) || reason.contains("ACCESS_REFUSED");
     let quoted = |behind: &str| {
         let (_, rest) = reason.split_once(behind).filter(|_| about)?;
         rest.split_once('\'').map(|(name, _)| name.to_owned())
@@ -198,12 +217,8 @@ impl Line<'_> {
         Publishing { exchange, routing_key, .. }: &Publishing,
     ) -> Result<Option<String>, String> {
         let exchange = exchange.as_str();
-        for key in [None, Some(routing_key.to_string())] {
-            if let Some((since, reason)) = locked(&self.shared.closed).get(&(exchange.to_owned(), key))
-                && since.elapsed() < CLOSED_FOR
-            {
-                return Ok(Some(reason.clone()));
-            }
+        if let Some(reason) = self.shared.closed(exchange, routing_key.as_str()) {
+            return Ok(Some(reason));
         }
         // The default exchange is always there, and may not be asked about.
         if exchange.is_empty() || self.known.iter().any(|known| known == exchange) {
@@ -215,9 +230,8 @@ impl Line<'_> {
                 self.known.push(exchange.to_owned());
                 Ok(None)
             }
-            Err(reason) if reason.contains("NOT_FOUND") => {
-                let known = (Stopwatch::start(), reason.clone());
-                locked(&self.shared.closed).insert((exchange.to_owned(), None), known);
+            Err(reason) if topology::is_missing(&reason) => {
+                self.shared.close((exchange.to_owned(), None), &reason);
                 Ok(Some(reason))
             }
             Err(reason) => Err(reason),
@@ -278,7 +292,7 @@ impl Sink for RabbitmqEnd {
                     return Err(broken(reason));
                 }
                 // A broker that takes nothing for now says so, and is waited for.
-                if self.shared.client.is_blocked() {
+                if self.shared.client.blocked().is_now() {
                     self.quiet = Stopwatch::start();
                 }
                 let quiet = self.quiet.elapsed();

@@ -12,12 +12,12 @@ use std::task::{Context, Poll};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, Stream, StreamExt};
 use lapin::message::Delivery as Raw;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::BasicAckOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, Channel, Consumer, ErrorKind};
 use tokio::time::timeout;
 
-use super::client::{ANSWER, Client, within};
+use super::client::{ANSWER, Client};
 use super::record::{Place, Record};
 use super::start::{First, compare, ended, ways_on};
 use super::topology::{self, origin, stream};
@@ -262,7 +262,7 @@ async fn is_there(client: &Client, queue: &str) -> Result<bool, String> {
     let channel = client.channel().await?;
     match topology::look(&channel, queue).await {
         Ok(_) => Ok(true),
-        Err(reason) if reason.contains("NOT_FOUND") => Ok(false),
+        Err(reason) if topology::is_missing(&reason) => Ok(false),
         Err(reason) => Err(reason),
     }
 }
@@ -274,7 +274,7 @@ async fn attach(client: &Client, entry: &str, partition: u32, last: Option<Posit
         None => topology::text("first"),
         Some(last) => AMQPValue::LongLongInt(i64::try_from(last.no).unwrap_or(i64::MAX)),
     };
-    let (channel, consumer) = consume(client, &queue, client.settings.prefetch, from).await?;
+    let (channel, consumer) = client.consume(&queue, client.settings.prefetch, offset(from)).await?;
     let place = Place { origin: origin.clone(), name: name.to_owned(), source: format!("{NAME}:{name}") };
     let (origin, next) = (Arc::from(origin), last.map_or(0, |last| last.no + 1));
     let mut reader =
@@ -307,7 +307,7 @@ async fn first(
     if let Ok(next) = timeout(ANSWER, consumer.next()).await {
         return came(next, queue, last.no).map(Ok);
     }
-    let (channel, mut oldest) = consume(client, queue, 1, topology::text("first")).await?;
+    let (channel, mut oldest) = client.consume(queue, 1, offset(topology::text("first"))).await?;
     let answers = match timeout(ANSWER, oldest.next()).await {
         Ok(next) => came(next, queue, 0).is_ok(),
         // An empty one gives nothing either.
@@ -320,11 +320,7 @@ async fn first(
     }
 }
 
-async fn consume(client: &Client, queue: &str, prefetch: u16, from: AMQPValue) -> Result<(Channel, Consumer), String> {
-    let channel = client.channel().await?;
-    within(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-    let arguments = FieldTable::from(BTreeMap::from([("x-stream-offset".into(), from)]));
-    let consumer = channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), arguments);
-    let consumer = within(consumer).await?;
-    Ok((channel, consumer))
+/// The argument that says where reading a stream begins.
+fn offset(from: AMQPValue) -> FieldTable {
+    BTreeMap::from([("x-stream-offset".into(), from)]).into()
 }

@@ -67,6 +67,11 @@ pub(super) async fn declare(connection: &Connection, settings: &RabbitmqSettings
     within(channel.close(200, "done".into())).await
 }
 
+/// Whether a broker's error is that there is no such thing.
+pub(super) fn is_missing(reason: &str) -> bool {
+    reason.contains("NOT_FOUND")
+}
+
 /// What is known of a queue; the error is the broker's when it is not there. It ends its channel then.
 pub(super) async fn look(channel: &Channel, queue: &str) -> Result<Queue, String> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
