@@ -43,6 +43,12 @@ impl Broker {
         let partitions = i32::try_from(SHARDS).expect("few");
         let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1)).set("retention.ms", "3600000");
         admin.create_topics([&new], &AdminOptions::new()).await.expect("a topic");
+        for partition in 0..partitions {
+            // What is written before the leader has a partition may be lost.
+            while admin.inner().fetch_watermarks(topic, partition, Duration::from_secs(5)).is_err() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
         let settings = KafkaSettings { brokers, topics: vec![topic.to_owned()], ..KafkaSettings::default() };
         let sink = KafkaSink::new(&settings).expect("a sink");
         let source = KafkaTransport::new(&settings, SHARDS, &Metrics::new()).expect("a source");

@@ -15,8 +15,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::fixture::{Place, SHARDS, commit, committed, message};
 use crate::postgres_place::PostgresPlace;
-
-const BOUND: Duration = Duration::from_secs(20);
+use crate::sources::fetch;
 
 async fn run(connection: &mut PgConnection, sql: &str) {
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
@@ -26,15 +25,6 @@ async fn source(store: Arc<dyn Store>, shard: u32) -> Box<dyn Source> {
     let intake = Intake::new(store, Duration::from_millis(5));
     assert!(!intake.ordered());
     intake.open(shard, Positions::new()).await.unwrap()
-}
-
-async fn fetch(source: &mut dyn Source, count: usize) -> Vec<Delivery> {
-    let mut all = Vec::new();
-    while all.len() < count {
-        all.extend(tokio::time::timeout(BOUND, source.fetch(100)).await.expect("it must not hang").unwrap());
-    }
-    assert_eq!(all.len(), count);
-    all
 }
 
 async fn is_dry(source: &mut dyn Source) -> bool {

@@ -106,45 +106,56 @@ impl Topic {
             topic = topic.set(name, value);
         }
         let wait = AdminOptions::new().operation_timeout(Some(BOUND));
+        let mut refused = Vec::new();
         // A topic that was just deleted may be there for a moment more.
         for _ in 0..300 {
             let made = self.admin.create_topics([&topic], &wait).await.unwrap();
             if made[0].is_ok() {
-                self.await_partitions().await;
-                return self.await_empty().await;
+                return self.await_new(0..self.partitions).await;
             }
+            refused = made;
             perkey::clock::sleep(Duration::from_millis(50)).await;
         }
-        panic!("{} cannot be made", self.name);
+        panic!("{} cannot be made: {refused:?}", self.name);
+    }
+
+    /// Until partitions that were just made can be written to.
+    async fn await_new(&self, partitions: std::ops::Range<i32>) {
+        self.await_leaders().await;
+        self.await_empty(partitions).await;
     }
 
     /// Until every partition has a leader.
-    async fn await_partitions(&self) {
+    async fn await_leaders(&self) {
+        let mut seen = Vec::new();
         for _ in 0..300 {
             // The producer asks, so that it knows the partitions, too.
             let metadata = self.producer.client().fetch_metadata(Some(&self.name), BOUND).unwrap();
-            let led = metadata.topics()[0].partitions().iter().filter(|partition| partition.leader() >= 0).count();
-            if led == usize::try_from(self.partitions).unwrap() {
+            let partitions = metadata.topics()[0].partitions();
+            seen = partitions.iter().map(|partition| (partition.id(), partition.leader())).collect();
+            if seen.iter().filter(|(_, leader)| *leader >= 0).count() == usize::try_from(self.partitions).unwrap() {
                 return;
             }
             perkey::clock::sleep(Duration::from_millis(20)).await;
         }
-        panic!("{} has no leaders", self.name);
+        panic!("{} has not {} partitions with leaders, but (partition, leader) {seen:?}", self.name, self.partitions);
     }
 
-    /// Until the leader has every partition, and nothing in it: metadata come before, and what is written until then to a
-    /// topic that was just made, or made anew, may be lost.
-    async fn await_empty(&self) {
-        for partition in 0..self.partitions {
-            let mut known = None;
+    /// Until the leader has these partitions, and nothing in them: metadata come before, and what is written until then to a
+    /// topic that was just made, made anew or widened may be lost.
+    async fn await_empty(&self, partitions: std::ops::Range<i32>) {
+        for partition in partitions {
+            let mut seen = None;
             for _ in 0..600 {
-                known = self.producer.client().fetch_watermarks(&self.name, partition, BOUND).ok();
-                if known.is_some_and(|(_, high)| high == 0) {
+                let known = self.producer.client().fetch_watermarks(&self.name, partition, BOUND);
+                if known.as_ref().is_ok_and(|(_, high)| *high == 0) {
+                    seen = None;
                     break;
                 }
+                seen = Some(known);
                 perkey::clock::sleep(Duration::from_millis(20)).await;
             }
-            assert_eq!(known.map(|(_, high)| high), Some(0), "{}/{partition} is not there", self.name);
+            assert!(seen.is_none(), "{}/{partition} is not there and empty, but (low, high) {seen:?}", self.name);
         }
     }
 
@@ -159,8 +170,8 @@ impl Topic {
         let more = rdkafka::admin::NewPartitions::new(&self.name, usize::try_from(partitions).unwrap());
         let made = self.admin.create_partitions([&more], &AdminOptions::new()).await.unwrap();
         assert!(made[0].is_ok(), "{made:?}");
-        self.partitions = partitions;
-        self.await_partitions().await;
+        let new = std::mem::replace(&mut self.partitions, partitions)..partitions;
+        self.await_new(new).await;
     }
 
     /// Removes the records of a partition before an offset, as retention does.

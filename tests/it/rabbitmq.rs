@@ -28,7 +28,7 @@ use crate::fixture::SHARDS;
 use crate::rabbitmq_place::{Streams, Written, bytes, headed, said, text};
 use crate::servers;
 use crate::sink_contract::{by_key, event, expected, publish};
-use crate::sources::{assert_lost, behind, error, error_that_lasts, fetch, ids, is_dry, named};
+use crate::sources::{assert_lost, behind, error, error_that_lasts, fetch, ids, is_dry, named, next};
 
 const BOUND: Duration = Duration::from_secs(30);
 
@@ -212,7 +212,7 @@ async fn a_stream_that_is_not_there_is_said_and_waited_for() {
 async fn patient(source: &mut dyn Source, count: usize) -> Vec<Delivery> {
     let mut all = Vec::new();
     while all.len() < count {
-        match timeout(BOUND, source.fetch(50)).await.expect("a fetch must not hang") {
+        match next(source, 50, &format!("{count} deliveries"), &all).await {
             Ok(more) => all.extend(more),
             Err(SourceError::Unavailable { .. }) => {}
             Err(other) => panic!("{other}"),

@@ -8,21 +8,41 @@ use perkey::transport::{Content, Delivery, Positions, Source, SourceError};
 
 const BOUND: Duration = Duration::from_secs(30);
 
-/// Fetches until `count` deliveries have come.
-pub(crate) async fn fetch(source: &mut dyn Source, count: usize) -> Vec<Delivery> {
+/// The next deliveries of a source; who waits in vain is told what was waited for, and what was seen until then.
+pub(crate) async fn next(
+    source: &mut dyn Source,
+    max: usize,
+    wanted: &str,
+    seen: &dyn std::fmt::Debug,
+) -> Result<Vec<Delivery>, SourceError> {
+    let next = tokio::time::timeout(BOUND, source.fetch(max)).await;
+    next.unwrap_or_else(|_| panic!("waited {BOUND:?} for {wanted}, and saw {seen:?}"))
+}
+
+/// Fetches at most `max` at a time until `count` deliveries have come.
+pub(crate) async fn fetch_by(source: &mut dyn Source, max: usize, count: usize) -> Vec<Delivery> {
     let mut all = Vec::new();
     while all.len() < count {
-        all.extend(tokio::time::timeout(BOUND, source.fetch(500)).await.expect("a fetch must not hang").unwrap());
+        let some = next(source, max, &format!("{count} deliveries"), &all).await.unwrap();
+        assert!(!some.is_empty() && some.len() <= max, "{} of at most {max}", some.len());
+        all.extend(some);
     }
     assert_eq!(all.len(), count);
     all
 }
 
+/// Fetches until `count` deliveries have come.
+pub(crate) async fn fetch(source: &mut dyn Source, count: usize) -> Vec<Delivery> {
+    fetch_by(source, 500, count).await
+}
+
 /// Waits for the error that a source ends in, or tells of.
 pub(crate) async fn error(source: &mut dyn Source) -> SourceError {
+    let mut seen = 0;
     loop {
-        if let Err(error) = tokio::time::timeout(BOUND, source.fetch(500)).await.expect("a fetch must not hang") {
-            return error;
+        match next(source, 500, "an error", &seen).await {
+            Ok(more) => seen += more.len(),
+            Err(error) => return error,
         }
     }
 }

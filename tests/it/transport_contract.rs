@@ -15,6 +15,7 @@ use perkey::transport::{Content, Delivery, Position, Positions, Source, Transpor
 
 use crate::fixture::{MemoryPlace, Place, SHARDS, SqlitePlace, commit, message};
 use crate::postgres_place::PostgresPlace;
+use crate::sources::{fetch_by, next};
 use crate::store_contract::contract;
 
 /// A transport with something at its other end that writes.
@@ -124,18 +125,6 @@ async fn open(line: &dyn Line, shard: u32, from: Positions) -> Box<dyn Source> {
     line.transport().open(shard, from).await.unwrap()
 }
 
-/// Fetches until `count` deliveries have come.
-async fn fetch(source: &mut dyn Source, max: usize, count: usize) -> Vec<Delivery> {
-    let mut all = Vec::new();
-    while all.len() < count {
-        let some = tokio::time::timeout(BOUND, source.fetch(max)).await.expect("a fetch must not hang").unwrap();
-        assert!(!some.is_empty() && some.len() <= max, "{} of at most {max}", some.len());
-        all.extend(some);
-    }
-    assert_eq!(all.len(), count);
-    all
-}
-
 fn id(delivery: &Delivery) -> &str {
     match &delivery.content {
         Content::For(_, message) | Content::Unrouted(message) => message.id(),
@@ -163,7 +152,7 @@ async fn each_origin_comes_in_its_order(mut line: Box<impl Line>) {
         line.append(1, 2, &b[at..at + 10]).await;
     }
     let mut source = open(&*line, 2, Positions::new()).await;
-    let all = fetch(&mut *source, 7, 100).await;
+    let all = fetch_by(&mut *source, 7, 100).await;
     assert_eq!((of(&all, "a"), of(&all, "b")), (ids(&a), ids(&b)));
     let mut last: BTreeMap<Arc<str>, Position> = BTreeMap::new();
     for delivery in &all {
@@ -179,12 +168,12 @@ async fn it_goes_on_after_any_position(mut line: Box<impl Line>) {
         line.append(0, 2, &a[at..at + 3]).await;
     }
     line.append(1, 2, &b).await;
-    let all = fetch(&mut *open(&*line, 2, Positions::new()).await, 99, 11).await;
+    let all = fetch_by(&mut *open(&*line, 2, Positions::new()).await, 99, 11).await;
     let mut from = Positions::new();
     for (taken, delivery) in all.iter().enumerate() {
         from.insert(Arc::clone(&delivery.origin), delivery.position);
         let mut source = open(&*line, 2, from.clone()).await;
-        let rest = if taken == 10 { Vec::new() } else { fetch(&mut *source, 4, 10 - taken).await };
+        let rest = if taken == 10 { Vec::new() } else { fetch_by(&mut *source, 4, 10 - taken).await };
         for tag in ["a", "b"] {
             assert_eq!(of(&rest, tag), of(&all[taken + 1..], tag), "{from:?}");
         }
@@ -195,13 +184,13 @@ async fn it_goes_on_after_any_position(mut line: Box<impl Line>) {
 async fn never_more_than_asked_for(mut line: Box<impl Line>) {
     line.append(0, 2, &batch("a", 0..500)).await;
     let mut source = open(&*line, 2, Positions::new()).await;
-    assert_eq!(fetch(&mut *source, 1, 1).await.len(), 1);
+    assert_eq!(fetch_by(&mut *source, 1, 1).await.len(), 1);
     assert!(source.fetch(300).await.unwrap().len() <= 300);
     // No credit: nothing is handed over, and nothing is lost.
     assert!(tokio::time::timeout(Duration::from_millis(20), source.fetch(0)).await.is_err());
     let mut last = String::new();
     while last != "a-499" {
-        let rest = tokio::time::timeout(BOUND, source.fetch(10_000)).await.expect("nothing is lost").unwrap();
+        let rest = next(&mut *source, 10_000, "a-499", &last).await.unwrap();
         last = id(rest.last().unwrap()).to_owned();
     }
 }
@@ -214,12 +203,12 @@ async fn a_dropped_fetch_loses_nothing(mut line: Box<impl Line>) {
         assert!(source.fetch(9).now_or_never().is_none_or(|got| got.is_ok_and(|got| got.is_empty())));
         line.append(0, 2, &a[at..=at]).await;
         if at % 2 == 0 {
-            let got = fetch(&mut *source, 1, 1).await;
+            let got = fetch_by(&mut *source, 1, 1).await;
             assert_eq!(of(&got, "a"), [a[at].id()]);
         } else {
             let polled = source.fetch(1);
             let got = polled.now_or_never().unwrap_or_else(|| Ok(Vec::new())).unwrap();
-            let got = if got.is_empty() { fetch(&mut *source, 1, 1).await } else { got };
+            let got = if got.is_empty() { fetch_by(&mut *source, 1, 1).await } else { got };
             assert_eq!(of(&got, "a"), [a[at].id()]);
         }
     }
@@ -232,7 +221,7 @@ async fn shards_see_only_their_own(mut line: Box<impl Line>) {
     }
     for target in 0..SHARDS {
         let mut source = open(&*line, target, Positions::new()).await;
-        let all = fetch(&mut *source, 99, 5).await;
+        let all = fetch_by(&mut *source, 99, 5).await;
         assert_eq!(of(&all, &format!("t{target}")).len(), 5);
         assert!(is_dry(&*line, &mut *source).await);
     }
@@ -243,7 +232,7 @@ async fn what_cannot_be_read_is_handed_over_once(mut line: Box<impl Line>) {
     line.garble(0, 2).await;
     line.append(0, 2, &batch("b", 0..2)).await;
     let mut source = open(&*line, 2, Positions::new()).await;
-    let all = fetch(&mut *source, 99, 5).await;
+    let all = fetch_by(&mut *source, 99, 5).await;
     assert_eq!(all.iter().map(id).collect::<Vec<_>>(), ["a-0", "a-1", "unreadable", "b-0", "b-1"]);
     assert!(matches!(
         &all[2].content,
@@ -251,7 +240,7 @@ async fn what_cannot_be_read_is_handed_over_once(mut line: Box<impl Line>) {
             if reason.contains(line.garbled()) && message.payload().starts_with(b"\xff\xfe")
     ));
     let from = Positions::from([(Arc::clone(&all[2].origin), all[2].position)]);
-    let rest = fetch(&mut *open(&*line, 2, from).await, 99, 2).await;
+    let rest = fetch_by(&mut *open(&*line, 2, from).await, 99, 2).await;
     assert_eq!(of(&rest, "b").len(), 2);
 }
 
@@ -268,10 +257,10 @@ async fn an_append_wakes_who_waits(mut line: Box<impl Line>) {
 async fn an_origin_that_comes_late_appears(mut line: Box<impl Line>) {
     line.append(1, 2, &batch("a", 0..3)).await;
     let mut source = open(&*line, 2, Positions::new()).await;
-    fetch(&mut *source, 99, 3).await;
+    fetch_by(&mut *source, 99, 3).await;
     line.append(0, 2, &batch("b", 0..3)).await;
     line.append(1, 2, &batch("c", 0..1)).await;
-    let all = fetch(&mut *source, 99, 4).await;
+    let all = fetch_by(&mut *source, 99, 4).await;
     assert_eq!((of(&all, "b").len(), of(&all, "c").len()), (3, 1));
 }
 
@@ -279,7 +268,7 @@ async fn a_large_message_comes_whole(mut line: Box<impl Line>) {
     let payload = vec![b'x'; 8 << 20];
     let large = message("large", "k", &payload);
     line.append(0, 2, &[batch("a", 0..1).remove(0), large.clone()]).await;
-    let all = fetch(&mut *open(&*line, 2, Positions::new()).await, 99, 2).await;
+    let all = fetch_by(&mut *open(&*line, 2, Positions::new()).await, 99, 2).await;
     let whole = match &all[1].content {
         Content::For(service, message) => &**service == "balances" && *message == large,
         Content::Unrouted(message) => *message == large,

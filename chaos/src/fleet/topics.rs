@@ -50,8 +50,27 @@ impl Topics {
         let made = topics.admin()?.create_topics([&new(&topics.input), &new(&topics.output)], &options).await?;
         match made.into_iter().find_map(Result::err) {
             Some((name, code)) => Err(ChaosError::Stuck(format!("topic {name} could not be made: {code}"))),
-            None => Ok(topics),
+            None => {
+                topics.await_leaders().await?;
+                Ok(topics)
+            }
         }
+    }
+
+    /// Waits until the leaders have all partitions: what is written until then may be lost.
+    async fn await_leaders(&self) -> Result<(), ChaosError> {
+        let (admin, watch) = (self.admin()?, Stopwatch::start());
+        for topic in [&self.input, &self.output] {
+            for partition in 0..PARTITIONS {
+                while let Err(error) = admin.inner().fetch_watermarks(topic, partition, SILENCE) {
+                    if watch.elapsed() > WITHIN {
+                        return Err(ChaosError::Stuck(format!("{topic}/{partition} cannot be written to: {error}")));
+                    }
+                    sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes them.
