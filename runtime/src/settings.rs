@@ -110,6 +110,8 @@ section! {
         /// Age from which a transaction that anybody has open in PostgreSQL is an alarm.
         #[serde(with = "humantime_serde")]
         transaction_age_max: Duration = Duration::from_secs(60),
+        /// Size of a SQLite store's `-wal` file above which nothing is written until it can be emptied.
+        wal_bytes_max: u64 = 4 << 30,
     }
 }
 
@@ -262,7 +264,7 @@ section! {
 section! {
     /// The embedded log.
     LogSettings {
-        /// Unread messages above which an import waits.
+        /// Unread messages above which imports and sends wait, and calls are refused; each shard has its share of it.
         max_unread: u64 = 200_000,
         /// How often a reader looks for what other processes appended.
         #[serde(with = "humantime_serde")]

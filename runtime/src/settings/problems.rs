@@ -53,6 +53,7 @@ impl Settings {
         check(!self.log.poll.is_zero(), "log.poll must be above 0");
         check(self.commit.in_flight >= 1, "commit.in_flight must be at least 1");
         check(self.store.connections >= 1, "store.connections must be at least 1");
+        check(self.store.wal_bytes_max >= 1 << 20, "store.wal_bytes_max must be at least 1048576 (1 MiB)");
         check(
             self.store.statement_timeout < self.ownership.lease_ttl,
             "store.statement_timeout must be below ownership.lease_ttl: what a worker sent must end before its lease does",
