@@ -66,6 +66,9 @@ pub(super) struct Families {
     pub(super) kafka_lag: Gauges,
     pub(super) intake: Counters,
     pub(super) oldest_transaction: FloatGauge,
+    pub(super) call_keys: Gauge,
+    pub(super) call_keys_share: FloatGauge,
+    pub(super) call_keys_forecast: FloatGauge,
     pub(super) http: Counters,
     pub(super) shard: ShardFamilies,
 }
@@ -121,6 +124,9 @@ impl Families {
             kafka_lag: to.add("kafka_consumer_lag", "Records behind which the group is", Gauges::default()),
             intake: to.add("rabbitmq_intake", "Messages of an intake, by what became of them", Counters::default()),
             oldest_transaction: to.add("postgres_oldest_transaction_seconds", "Age of the oldest transaction", FloatGauge::default()),
+            call_keys: to.add("idempotency_keys", "Idempotency keys in the store", Gauge::default()),
+            call_keys_share: to.add("idempotency_keys_share", "Keys of the tenant with most, of its bound", FloatGauge::default()),
+            call_keys_forecast: to.add("idempotency_keys_forecast_share", "The same once its pace has gone on", FloatGauge::default()),
             http: to.add("http_request_outcome", "Requests at the front doors, by how they ended", Counters::default()),
             shard: ShardFamilies::register(to),
         }
