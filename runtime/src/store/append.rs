@@ -20,6 +20,10 @@ pub const CALL_LANES: [&str; 4] = ["call-0", "call-1", "call-2", "call-3"];
 /// The lanes that are written from outside of any shard, as a relation of one column in both dialects of SQL.
 pub(in crate::store) const OUTSIDE: &str = "VALUES ('import'), ('call-0'), ('call-1'), ('call-2'), ('call-3')";
 
+/// A row of the log counts for as many messages as it has, or for one per so many bytes where that is more: so what is
+/// read at once, as many messages as are asked for, is bounded in bytes as well.
+pub(in crate::store) const WEIGHT_BYTES: usize = 2_048;
+
 /// How often an append is tried while the store is busy beyond its own patience.
 const TRIES: u32 = 5;
 

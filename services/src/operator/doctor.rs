@@ -3,6 +3,7 @@
 
 mod calls;
 mod facts;
+mod ids;
 mod kafka;
 mod rabbitmq;
 mod server;
@@ -86,6 +87,7 @@ fn judged(facts: &Facts) -> Vec<Finding> {
     findings.extend(server::checks(facts));
     findings.extend(shards::checks(facts));
     findings.extend(calls::checks(facts));
+    findings.extend(ids::checks(facts));
     findings.extend(kafka::checks(facts));
     findings.extend(rabbitmq::checks(facts));
     findings
