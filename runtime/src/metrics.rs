@@ -312,14 +312,10 @@ impl ShardMetrics {
         set(&self.pending_rows, count);
     }
 
-    /// Bytes of deliveries in hand.
-    pub fn set_bytes_in_hand(&self, bytes: u64) {
-        set(&self.bytes_in_hand, bytes);
-    }
-
-    /// Deliveries in hand.
-    pub fn set_credits_in_use(&self, count: u64) {
+    /// Deliveries in hand, and their bytes.
+    pub fn set_in_hand(&self, count: u64, bytes: u64) {
         set(&self.credits_in_use, count);
+        set(&self.bytes_in_hand, bytes);
     }
 
     /// Messages between the sources' positions and their ends.

@@ -186,7 +186,7 @@ async fn what_was_committed_before_a_kill_is_there() {
 /// A commit that writes about `bytes` of state.
 fn large(no: u64, epoch: u64, bytes: usize) -> perkey::store::Commit {
     let json = format!("\"{}\"", "x".repeat(bytes));
-    let part = Part { state: Some(state(&format!("k{}", no % 3), &json)), ..Part::default() };
+    let part = Part { state: Some(state(&format!("k{no}"), &json)), ..Part::default() };
     perkey::store::Commit { parts: vec![part], ..commit(0, epoch, no) }
 }
 

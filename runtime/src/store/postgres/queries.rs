@@ -120,7 +120,7 @@ impl Queries for PgStore {
         Box::pin(async move {
             let sql = format!(
                 "WITH {POSITIONS}
-                 SELECT s.shard, sum(l.count)::bigint FROM shards s CROSS JOIN ({OUTSIDE}) AS o
+                 SELECT s.shard::bigint, sum(l.count)::bigint FROM shards s CROSS JOIN ({OUTSIDE}) AS o
                  LEFT JOIN positions p ON p.shard = s.shard AND p.origin = o.column1
                  JOIN log l ON l.target = s.shard AND l.origin = o.column1 AND l.no >= coalesce(p.no, 0)
                      AND (l.no > coalesce(p.no, 0) OR l.count > coalesce(p.passed, 0))

@@ -32,8 +32,11 @@ mod tests {
 
     #[test]
     fn a_key_whose_ids_come_from_two_sources_is_told_of() {
-        let with =
-            |mixed| found(checks, |_, store| drop(store.rows[0].counters.insert("two_senders".to_owned(), mixed)));
+        let with = |mixed| {
+            found(checks, |_, store| {
+                store.rows[0].counters.insert("two_senders".to_owned(), mixed);
+            })
+        };
         assert_eq!((with(0), with(1)), (vec![], vec![("ids", Level::Warning)]));
     }
 }
