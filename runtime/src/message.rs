@@ -13,6 +13,9 @@ use crate::clock::Millis;
 /// The longest key, id, type or source, in bytes.
 pub const NAME_BYTES_MAX: usize = 256;
 
+/// Header of a message whose id is unique within its source only.
+pub(crate) const ID_WITHIN: &str = "perkeyidwithin";
+
 const VERSION: u8 = 1;
 const HEAD: usize = 25;
 
@@ -222,6 +225,11 @@ impl Message {
         &self.frame[self.payload_at()..]
     }
 
+    /// Whether its id is unique within its source only.
+    pub(crate) fn id_is_within_source(&self) -> bool {
+        self.header(ID_WITHIN).is_some()
+    }
+
     /// The value of a header (a CloudEvents extension).
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers().find(|(n, _)| *n == name).map(|(_, value)| value)
@@ -293,10 +301,14 @@ impl TakenId {
     /// Stands in the place of a service's number.
     const OUTGOING: u16 = u16::MAX - 1;
 
-    /// The id of `message` as `service` (by its number) takes it.
+    /// The id of `message` as `service` (by its number) takes it: within its source, where a binding asked for that.
     pub fn of(message: &Message, service: u16, hash_key: &[u8; 32]) -> Self {
         let mut raw = [0; Self::BYTES];
-        raw[..16].copy_from_slice(&digest(message.id(), hash_key));
+        let id = match message.id_is_within_source() {
+            true => keyed_hash(id_within(message.source(), message.id()).as_bytes(), hash_key),
+            false => digest(message.id(), hash_key),
+        };
+        raw[..16].copy_from_slice(&id);
         raw[16..20].copy_from_slice(&murmur2(message.key().as_bytes()).to_le_bytes());
         raw[20..].copy_from_slice(&service.to_le_bytes());
         Self(raw)
@@ -323,6 +335,13 @@ impl TakenId {
     pub fn is(&self, digest: &[u8; 16]) -> bool {
         self.0[..16] == *digest
     }
+}
+
+/// An id and the source in which it is unique, as one text. A source is a URI reference, which has no space: one that has
+/// is set apart by what no id can have, so that no two pairs are one text.
+fn id_within(source: &str, id: &str) -> String {
+    let between = if source.contains(' ') { '\0' } else { ' ' };
+    format!("{source}{between}{id}")
 }
 
 /// The 16 bytes that stand for an id: a UUID's own, else a keyed BLAKE3 hash.
@@ -418,6 +437,21 @@ mod tests {
         ] {
             assert_eq!(murmur2(text.as_bytes()).cast_signed(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn an_id_within_its_source_is_another_one_in_another_source() {
+        let taken = |source, id, within: bool| {
+            let headers: &[(&str, &str)] = if within { &[(ID_WITHIN, "source")] } else { &[] };
+            TakenId::of(&Draft { id, source, headers, ..draft() }.build().unwrap(), 1, &[7; 32])
+        };
+        assert_eq!(taken("/a", "1", false), taken("/b", "1", false), "whoever sent it");
+        assert_ne!(taken("/a", "1", true), taken("/b", "1", true));
+        assert_eq!(taken("/a", "1", true), taken("/a", "1", true));
+        assert_ne!(taken("a b", "c", true), taken("a", "b c", true), "no two pairs are one");
+        let uuid = "0190a6c4-7d5e-7b3a-8a5d-000000000001";
+        assert_ne!(taken("/a", uuid, true), taken("/b", uuid, true));
+        assert!(taken("/a", "1", true).is(&digest("/a 1", &[7; 32])), "so it is asked for");
     }
 
     #[test]

@@ -112,6 +112,7 @@ impl Metrics {
             held_keys: shard.held_keys.get_or_create_owned(&labels),
             pending_rows: shard.pending_rows.get_or_create_owned(&labels),
             credits_in_use: shard.credits_in_use.get_or_create_owned(&labels),
+            bytes_in_hand: shard.bytes_in_hand.get_or_create_owned(&labels),
             unread: shard.unread.get_or_create_owned(&labels),
             inbox_ids: shard.inbox_ids.get_or_create_owned(&labels),
             dedup_window: shard.dedup_window.get_or_create_owned(&labels),
@@ -266,6 +267,7 @@ pub struct ShardMetrics {
     held_keys: Gauge,
     pending_rows: Gauge,
     credits_in_use: Gauge,
+    bytes_in_hand: Gauge,
     unread: Gauge,
     inbox_ids: Gauge,
     dedup_window: Gauge,
@@ -310,9 +312,10 @@ impl ShardMetrics {
         set(&self.pending_rows, count);
     }
 
-    /// Deliveries in hand.
-    pub fn set_credits_in_use(&self, count: u64) {
+    /// Deliveries in hand, and their bytes.
+    pub fn set_in_hand(&self, count: u64, bytes: u64) {
         set(&self.credits_in_use, count);
+        set(&self.bytes_in_hand, bytes);
     }
 
     /// Messages between the sources' positions and their ends.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::cron::CronSettings;
 pub use self::gates::{DependencySettings, ServiceLimit};
-pub use self::routes::{Bind, KeyFrom, Publish};
+pub use self::routes::{Bind, IdWithin, KeyFrom, Publish};
 
 /// All settings. Sections are those of `config/default.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub struct Settings {
     pub ownership: OwnershipSettings,
     /// What is taken in.
     pub ingress: IngressSettings,
+    /// Messages in memory.
+    pub memory: MemorySettings,
     /// Key actors.
     pub actors: ActorSettings,
     /// Commits.
@@ -92,9 +94,11 @@ macro_rules! section {
 // Behind the macro that they use.
 mod gateway;
 pub(crate) mod kafka;
+mod memory;
 pub(crate) mod rabbitmq;
 pub use self::gateway::{CacheSettings, GatewaySettings};
 pub use self::kafka::{FirstStart, KafkaSettings, next_life, topic_of};
+pub use self::memory::MemorySettings;
 pub use self::rabbitmq::{RabbitmqSettings, WithoutId};
 
 section! {
@@ -110,6 +114,8 @@ section! {
         /// Age from which a transaction that anybody has open in PostgreSQL is an alarm.
         #[serde(with = "humantime_serde")]
         transaction_age_max: Duration = Duration::from_secs(60),
+        /// Size of a SQLite store's `-wal` file above which nothing is written until it can be emptied.
+        wal_bytes_max: u64 = 4 << 30,
     }
 }
 
@@ -262,7 +268,7 @@ section! {
 section! {
     /// The embedded log.
     LogSettings {
-        /// Unread messages above which an import waits.
+        /// Unread messages above which imports and sends wait, and calls are refused; each shard has its share of it.
         max_unread: u64 = 200_000,
         /// How often a reader looks for what other processes appended.
         #[serde(with = "humantime_serde")]

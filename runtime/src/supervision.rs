@@ -27,6 +27,7 @@ use crate::message::ShardNo;
 use crate::metrics::{Child, Metrics, RestartReason, ServiceMetrics};
 use crate::ownership::Ownership;
 use crate::pipeline::bindings::Bindings;
+use crate::pipeline::dispatcher::publisher::Window;
 use crate::pipeline::gates::Keeper;
 use crate::pipeline::ledger::ServiceInfo;
 use crate::settings::Settings;
@@ -68,6 +69,12 @@ impl Env {
     /// This process, as the store names owners. In a fleet it changes when the worker comes back as another incarnation.
     pub(crate) fn owner(&self) -> String {
         self.fleet.as_ref().map_or_else(|| self.process.clone(), |fleet| fleet.view().id.clone())
+    }
+
+    /// How much of a shard's events may be on its way to one sink.
+    pub(crate) fn window(&self) -> Window {
+        let (settings, ends) = (&self.settings, self.transports.len() + self.sinks.len());
+        Window { events: settings.outbox.window, bytes: settings.memory.share(settings.ownership.shards, ends) }
     }
 
     /// A shard's commits cannot be written now, or can again.

@@ -64,6 +64,17 @@ pub struct Delivery {
     pub content: Content,
 }
 
+impl Delivery {
+    /// Bytes of its message.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.content {
+            Content::For(_, message) | Content::Unrouted(message) | Content::Unreadable { message, .. } => {
+                message.frame().len()
+            }
+        }
+    }
+}
+
 /// What a delivery holds.
 #[derive(Clone, Debug)]
 pub enum Content {

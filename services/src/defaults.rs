@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use budget_actors::{App, Checkouts, Provider};
 use perkey::Handlers;
-use perkey::settings::{Bind, KeyFrom, Settings};
+use perkey::settings::{Bind, IdWithin, KeyFrom, Settings};
 
 /// What the environment variables of its settings start with.
 pub const ENV_PREFIX: &str = "BUDGET_";
@@ -20,6 +20,7 @@ pub fn settings() -> Settings {
         kind: "transaction.posted".to_owned(),
         service: "balances".to_owned(),
         key: KeyFrom::Record,
+        id: IdWithin::Key,
     };
     let app = APP.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     Settings { bind: vec![posted], app, ..Settings::default() }

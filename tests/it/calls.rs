@@ -216,6 +216,27 @@ async fn of_a_hundred_at_once_under_each_of_a_hundred_keys_one_is_run() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_reads_nothing_refuses_calls_for_its_own_keys_alone() {
+    let mut settings = fast();
+    settings.log.max_unread = 1_000;
+    let scene = scene(&settings).await;
+    scene.engine.drain().await.unwrap();
+    let metrics = Metrics::new();
+    let cache = cache::open(&settings, "front", &metrics).unwrap();
+    let front = Calls::new(&settings, Handlers::new().with(Counter), scene.store.clone(), cache, metrics);
+    let shard = |key: &str| perkey::message::shard_of(key, settings.ownership.shards);
+    let elsewhere = (0..).map(|no| format!("k-{no}")).find(|key| shard(key) != shard("a")).unwrap();
+    let up = |no, key: &str| front.call(call(no, json!({ "up": { "key": key } })), Duration::ZERO);
+    let share = u8::try_from(1_000 / settings.ownership.shards).unwrap();
+    for no in 1..=share {
+        assert_eq!(up(no, "a").await, Ok(CallAnswer::InFlight));
+    }
+    assert_eq!(up(share + 1, "a").await, Err(CallError::Full));
+    assert_eq!(up(share, "a").await, Ok(CallAnswer::InFlight), "what was accepted is known");
+    assert_eq!(up(share + 2, &elsewhere).await, Ok(CallAnswer::InFlight), "the others have their shares");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_has_no_more_keys_than_it_may_and_others_have_theirs() {
     let mut settings = fast();
     settings.gateway.keys_max = 3;

@@ -87,6 +87,11 @@ impl Cli {
         up
     }
 
+    /// Whether there is something beside the store's one file that belongs to it.
+    fn has_wal(&self) -> bool {
+        self.place.folder.join("store.db-wal").exists()
+    }
+
     /// Waits until the log of `up` says so.
     async fn logs(&self, words: &str) {
         let log = self.place.folder.join("up.log");
@@ -149,6 +154,7 @@ async fn dead_letters_are_shown_explained_replayed_and_discarded() {
     let discarded = cli.json(&["dlq:discard", "--id", "p-2", "--offline"]).await.ends(0);
     assert_eq!((&discarded["done"], &discarded["affected"]), (&true.into(), &1.into()));
     cli.json(&["dlq:discard", "--all", "--offline"]).await.ends(3);
+    assert!(!cli.has_wal(), "a command that has ended leaves one file");
     // The key goes on with what waited behind it.
     let mut up = cli.up().await;
     let rested = async || cli.json(&["status"]).await.json()["totals"]["pending"] == 0;
@@ -174,6 +180,7 @@ async fn one_process_runs_a_store_and_an_import_works_beside_it() {
     assert_eq!((&again["imported"], &again["skipped"]), (&0.into(), &3.into()));
     up.terminate().await.unwrap();
     assert_eq!(up.ends(Duration::from_secs(25)).await.unwrap().code(), Some(0), "{}", cli.place.tail("up.log"));
+    assert!(!cli.has_wal(), "the one file is the whole store");
     let status = cli.json(&["status"]).await.ends(0);
     let owners: Vec<_> = status["shards"].as_array().unwrap().iter().map(|shard| &shard["owner"]).collect();
     assert!(owners.iter().all(|owner| owner.is_null()), "{owners:?}");
@@ -197,6 +204,7 @@ async fn an_import_after_kills_ends_when_everything_is_handled() {
     }
     let ended = cli.json(&import).await.ends(0);
     assert_eq!(ended["engine"]["waiting"], 0, "{ended}");
+    assert!(!cli.has_wal(), "an import that ran the store leaves one file");
     let status = cli.json(&["status"]).await.ends(0);
     assert_eq!(status["totals"]["counters"]["taken"], 6_000, "{status}");
     let mut store = cli.store().await;

@@ -8,7 +8,7 @@ use perkey::clock::sleep;
 use perkey::handler::{Codec, Payload, Protobuf, Schema};
 use perkey::handlers::Shown;
 use perkey::message::Draft;
-use perkey::settings::{Bind, KeyFrom, Publish, Settings};
+use perkey::settings::{Bind, IdWithin, KeyFrom, Publish, Settings};
 use perkey::store::Store;
 use perkey::store::query::{Action, DeadFilter, NewCommand};
 use perkey::testing::Given;
@@ -151,7 +151,7 @@ async fn a_topic_of_protobuf_becomes_one_and_what_is_none_a_dead_letter() {
     let (of, kind, service) = ("kafka".to_owned(), "order.placed".to_owned(), "shop".to_owned());
     let mut settings = Settings {
         kafka: source.settings(),
-        bind: vec![Bind { source: of, kind, service, key: KeyFrom::Handler }],
+        bind: vec![Bind { source: of, kind, service, key: KeyFrom::Handler, id: IdWithin::Key }],
         ..settings()
     };
     let route = json!({ "type": "order.*", "sink": "kafka", "topic": sink.name });

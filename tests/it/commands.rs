@@ -151,6 +151,7 @@ async fn nobody_answers_from_outside() {
         kind: "*".to_owned(),
         service: "orders".to_owned(),
         key: perkey::settings::KeyFrom::Record,
+        id: perkey::settings::IdWithin::Key,
     };
     let settings = Settings { bind: vec![bind("kafka")], ..Settings::default() };
     let bindings = perkey::pipeline::bindings::Bindings::new(&settings, Handlers::new().with(Orders)).unwrap();

@@ -9,7 +9,7 @@ use futures_util::future::{BoxFuture, pending, ready};
 use perkey::Engine;
 use perkey::message::ShardNo;
 use perkey::metrics::Metrics;
-use perkey::settings::{Bind, KeyFrom, Settings};
+use perkey::settings::{Bind, IdWithin, KeyFrom, Settings};
 use perkey::store::Store;
 use perkey::transport::embedded::EmbeddedLog;
 use perkey::transport::{Content, Delivery, Position, Positions, Source, SourceError, Transport};
@@ -76,7 +76,7 @@ async fn a_lost_source_stands_still_and_disturbs_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder.path().join("s.db")).await;
     let (kind, service) = ("count".to_owned(), "counting".to_owned());
-    let bind = Bind { source: "fragile".to_owned(), kind, service, key: KeyFrom::Record };
+    let bind = Bind { source: "fragile".to_owned(), kind, service, key: KeyFrom::Record, id: IdWithin::Key };
     let mut settings = Settings { bind: vec![bind], ..Settings::default() };
     settings.ownership.shards = 1;
     let (fragile, metrics) = (Fragile::default(), Metrics::new());

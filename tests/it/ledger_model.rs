@@ -109,6 +109,9 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Bytes in hand: about four messages.
+const IN_HAND: isize = 200;
+
 struct World {
     store: Arc<MemoryStore>,
     config: LedgerConfig,
@@ -118,6 +121,8 @@ struct World {
     log: Vec<Message>,
     read: usize,
     credits: usize,
+    /// Bytes that may still be taken in hand.
+    room: isize,
     loads: VecDeque<Action>,
     questions: VecDeque<Action>,
     commits: VecDeque<Action>,
@@ -133,6 +138,7 @@ fn config(store: &MemoryStore, small: [u64; 3]) -> LedgerConfig {
     let mut settings = Settings::default();
     settings.ownership.shards = 1;
     settings.ingress.credits = 16;
+    settings.memory.in_hand = IN_HAND as u64;
     settings.actors.run_max = 1 + usize::try_from(small[0] % 4).unwrap();
     settings.pending.max_per_key = 2 + small[1] % 6;
     settings.pending.max_per_shard = settings.pending.max_per_key + 6;
@@ -175,6 +181,7 @@ impl World {
             log: Vec::new(),
             read: 0,
             credits: 0,
+            room: IN_HAND,
             loads: VecDeque::new(),
             questions: VecDeque::new(),
             commits: VecDeque::new(),
@@ -232,6 +239,7 @@ impl World {
                 self.ledger = Self::owner(&self.store, &self.config);
                 (self.loads, self.questions, self.commits) = Default::default();
                 (self.runs, self.held, self.spawned, self.credits) = Default::default();
+                self.room = IN_HAND;
                 let stored = self.ledger.received(0).get("one").map_or(0, |position| position.no);
                 self.read = usize::try_from(stored).unwrap();
                 self.perform();
@@ -242,9 +250,13 @@ impl World {
         self.fetch();
     }
 
-    /// The source hands over what there are credits for.
+    /// The source hands over what there are credits and room for.
     fn fetch(&mut self) {
-        let end = self.log.len().min(self.read + self.credits);
+        let mut end = self.read;
+        while end < self.log.len().min(self.read + self.credits) && self.room > 0 {
+            self.room -= self.log[end].frame().len().cast_signed();
+            end += 1;
+        }
         let arrivals = (self.read..end).map(|at| Arrival {
             origin: "one".into(),
             position: Position::new(at as u64 + 1, 0),
@@ -256,6 +268,11 @@ impl World {
         self.read = end;
         self.ledger.fetched(0, arrivals, self.now);
         self.perform();
+        assert_eq!(
+            self.room,
+            self.ledger.room_free(0),
+            "what the ledger holds is what was handed over and is not free"
+        );
     }
 
     fn perform(&mut self) {
@@ -270,6 +287,7 @@ impl World {
                 }
                 Action::CommitReady | Action::Commit(_) | Action::CommitLater(..) => self.commits.push_back(action),
                 Action::Credit(_, more) => self.credits += more,
+                Action::Room(_, bytes) => self.room += bytes.cast_signed(),
                 Action::Acknowledge(_, positions) => {
                     let durable = self.store.take_positions();
                     for (origin, position) in positions {
@@ -385,6 +403,7 @@ impl World {
             assert!(round < 5_000, "it never ends: {:?}", self.ledger.gauges(self.now));
             let read = self.read == self.log.len() && self.ledger.is_idle();
             if read && self.store.pending().is_empty() && self.commits.is_empty() {
+                assert_eq!(self.room, IN_HAND, "nothing is in hand");
                 return;
             }
             for op in [Op::Load, Op::Answer, Op::Work(0, true), Op::Work(1, true), Op::Tick(7)] {

@@ -10,7 +10,7 @@ use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, BasicRejectOptions};
 use perkey::Engine;
 use perkey::metrics::Metrics;
-use perkey::settings::{Bind, KeyFrom, RabbitmqSettings, Settings, WithoutId};
+use perkey::settings::{Bind, IdWithin, KeyFrom, RabbitmqSettings, Settings, WithoutId};
 use perkey::store::query::DeadFilter;
 use perkey::store::sqlite::SqliteStore;
 use perkey::store::{DeadLetter, Store};
@@ -44,7 +44,7 @@ impl Scene {
         let streams = Streams::named().await;
         let bind = |kind: &str, key| {
             let (source, kind, service) = ("rabbitmq".to_owned(), kind.to_owned(), "counting".to_owned());
-            Bind { source, kind, service, key }
+            Bind { source, kind, service, key, id: IdWithin::Key }
         };
         let bind = vec![bind("count", KeyFrom::Record), bind("loose", KeyFrom::Handler)];
         let mut settings = Settings { bind, rabbitmq: with_intake(&streams), ..Settings::default() };

@@ -9,7 +9,7 @@ use futures_util::future::{BoxFuture, pending, ready};
 use perkey::Engine;
 use perkey::message::{Draft, Message, ShardNo, shard_of};
 use perkey::metrics::{Child, Metrics};
-use perkey::settings::{Bind, KeyFrom, Settings};
+use perkey::settings::{Bind, IdWithin, KeyFrom, Settings};
 use perkey::store::Store;
 use perkey::transport::embedded::EmbeddedLog;
 use perkey::transport::{Content, Delivery, Position, Positions, Source, SourceError, Transport};
@@ -62,13 +62,14 @@ impl Source for Reader {
     fn committed(&mut self, _: &Positions) {}
 }
 
-/// Messages of some keys, each in the partition of its record's key.
-fn filled(messages: u64, record_key: impl Fn(u64) -> String) -> Partitions {
+/// Messages of some keys, each in the partition of its record's key; of so many senders with the same ids.
+fn filled(messages: u64, senders: u64, record_key: impl Fn(u64) -> String) -> Partitions {
     let mut partitions = vec![Vec::new(); PARTITIONS as usize];
     for n in 0..messages {
-        let (id, key) = (format!("m{n}"), record_key(n));
-        let payload = serde_json::json!({ "key": format!("k{}", n % 50) }).to_string();
-        let draft = Draft { id: &id, key: &key, kind: "count", payload: payload.as_bytes(), ..Draft::default() };
+        let (id, key, source) = (format!("m{}", n / senders), record_key(n), format!("/till/{}", n % senders));
+        let payload = serde_json::json!({ "key": format!("k{}", n / senders % 50) }).to_string();
+        let (kind, payload) = ("count", payload.as_bytes());
+        let draft = Draft { id: &id, key: &key, kind, source: &source, payload, ..Draft::default() };
         partitions[shard_of(&key, PARTITIONS) as usize].push(draft.build().unwrap());
     }
     Partitions(Arc::new(partitions))
@@ -76,11 +77,15 @@ fn filled(messages: u64, record_key: impl Fn(u64) -> String) -> Partitions {
 
 /// Runs them, with deaths; gives the counts of each key in the order in which they were emitted, and how many were
 /// passed on.
-async fn counted(log: Partitions, key: KeyFrom, messages: u64) -> (BTreeMap<String, Vec<String>>, u64) {
+async fn counted(
+    log: Partitions,
+    (key, id): (KeyFrom, IdWithin),
+    messages: u64,
+) -> (BTreeMap<String, Vec<String>>, u64) {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder.path().join("s.db")).await;
     let (source, kind, service) = ("partitions".to_owned(), "count".to_owned(), "counting".to_owned());
-    let mut settings = Settings { bind: vec![Bind { source, kind, service, key }], ..Settings::default() };
+    let mut settings = Settings { bind: vec![Bind { source, kind, service, key, id }], ..Settings::default() };
     settings.ownership.shards = SHARDS;
     settings.ingress.credits = 64;
     settings.supervision.shard.restarts = 100;
@@ -117,7 +122,8 @@ async fn counted(log: Partitions, key: KeyFrom, messages: u64) -> (BTreeMap<Stri
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partition_count_that_is_no_multiple_of_the_shards_changes_nothing() {
-    let (counts, rekeyed) = counted(filled(4_000, |n| format!("k{}", n % 50)), KeyFrom::Record, 4_000).await;
+    let (counts, rekeyed) =
+        counted(filled(4_000, 1, |n| format!("k{}", n % 50)), (KeyFrom::Record, IdWithin::Key), 4_000).await;
     for (key, ids) in &counts {
         let own: u64 = key[1..].parse().unwrap();
         let expected: Vec<_> = (0..80).map(|n| format!("m{}", own + n * 50)).collect();
@@ -129,8 +135,26 @@ async fn a_partition_count_that_is_no_multiple_of_the_shards_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_runs_under_the_key_that_its_handler_gives_it() {
-    let (counts, rekeyed) = counted(filled(1_000, |n| format!("record-{n}")), KeyFrom::Handler, 1_000).await;
+    let (counts, rekeyed) =
+        counted(filled(1_000, 1, |n| format!("record-{n}")), (KeyFrom::Handler, IdWithin::Key), 1_000).await;
     assert_eq!(counts.values().map(Vec::len).sum::<usize>(), 1_000);
     assert!(counts.keys().all(|key| key.starts_with('k')) && counts.len() == 50);
     assert!(rekeyed > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_id_of_another_source_is_another_message_where_a_binding_says_so() {
+    // Across shards, and through deaths: the log and the redeliveries keep what the id is unique in.
+    let log = filled(1_000, 2, |n| format!("record-{n}"));
+    let (counts, rekeyed) = counted(log, (KeyFrom::Handler, IdWithin::Source), 1_000).await;
+    assert!(rekeyed > 0);
+    for (key, ids) in &counts {
+        let own: u64 = key[1..].parse().unwrap();
+        let mut ids = ids.clone();
+        ids.sort();
+        let mut expected: Vec<_> = (0..20).map(|n| format!("m{}", own + n / 2 * 50)).collect();
+        expected.sort();
+        assert_eq!(ids, expected, "{key}: each id once of each source");
+    }
+    assert_eq!(counts.len(), 50);
 }

@@ -161,6 +161,7 @@ fn shop_of(seed: u64) -> Shop {
             kind: "transaction.posted".to_owned(),
             service: "balances".to_owned(),
             key: perkey::settings::KeyFrom::Record,
+            id: perkey::settings::IdWithin::Key,
         }];
     });
     Shop { stage, bank }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use perkey::message::Draft;
 use perkey::pipeline::ledger::{self, Defect};
-use perkey::settings::{Bind, KeyFrom, Publish};
+use perkey::settings::{Bind, IdWithin, KeyFrom, Publish};
 use perkey::store::memory::{self, MemoryStore};
 use perkey::testing::{Report, Seen, Simulation};
 use perkey::transport::Content;
@@ -114,7 +114,8 @@ fn message(id: &str, key: &str, kind: &str, fail: Option<&str>) -> Message {
 }
 
 fn bind(source: &str, kind: &str, service: &str) -> Bind {
-    Bind { source: source.to_owned(), kind: kind.to_owned(), service: service.to_owned(), key: KeyFrom::Record }
+    let (source, kind, service) = (source.to_owned(), kind.to_owned(), service.to_owned());
+    Bind { source, kind, service, key: KeyFrom::Record, id: IdWithin::Key }
 }
 
 fn publish(service: &str, kind: &str, sink: &str) -> Publish {

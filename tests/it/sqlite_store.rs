@@ -9,6 +9,7 @@ use perkey::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewC
 use perkey::store::sqlite::{Access, SqliteStore};
 use perkey::store::{LogRow, Outcome, Part, Store, StoreError};
 use perkey::transport::Positions;
+use perkey_chaos::process::until;
 use sqlx::{Connection, Row};
 
 use crate::fixture::{Place, SqlitePlace, commit, committed, everything, full, setup, state, url};
@@ -180,6 +181,82 @@ async fn what_was_committed_before_a_kill_is_there() {
     let taken = after.take(1, "next").await.unwrap();
     assert_eq!((taken.commit_no, taken.epoch, taken.unclean), (20, epoch + 1, 1));
     assert_eq!(after.inbox(1, 0, 1_000).await.unwrap().commits.len(), 20);
+}
+
+/// A commit that writes about `bytes` of state.
+fn large(no: u64, epoch: u64, bytes: usize) -> perkey::store::Commit {
+    let json = format!("\"{}\"", "x".repeat(bytes));
+    let part = Part { state: Some(state(&format!("k{no}"), &json)), ..Part::default() };
+    perkey::store::Commit { parts: vec![part], ..commit(0, epoch, no) }
+}
+
+/// Size of the write-ahead log; nothing where there is none.
+fn wal(place: &SqlitePlace) -> Option<u64> {
+    std::fs::metadata(place.folder.path().join("store.db-wal")).ok().map(|found| found.len())
+}
+
+#[tokio::test]
+async fn a_closed_store_is_whole_in_its_one_file() {
+    let place = SqlitePlace::new().await;
+    let store = place.store();
+    let identity = store.prepare(setup()).await.unwrap();
+    let epoch = store.take(1, "me").await.unwrap().epoch;
+    committed(&store, &full(&identity, 1, epoch, 1, "a")).await;
+    // Connections that read have been opened, and are idle.
+    assert_eq!(store.queries().shards().await.unwrap()[1].commit_no, 1);
+    assert!(wal(&place).is_some_and(|bytes| bytes > 0));
+    place.sqlite().close().await;
+    assert_eq!(wal(&place), None, "it is gone");
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::copy(place.folder.path().join("store.db"), copy.path().join("store.db")).unwrap();
+    // A tool that looks, and leaves a request, leaves one file as well.
+    let tool = SqliteStore::open(&url(&copy), Access::Tool).await.unwrap();
+    assert_eq!(tool.queries().shards().await.unwrap()[1].commit_no, 1);
+    tool.close().await;
+    assert!(!copy.path().join("store.db-wal").exists());
+    // With another program that has it open, but reads nothing just now.
+    let store = SqliteStore::open(&url(&copy), Access::Run).await.unwrap();
+    store.prepare(setup()).await.unwrap();
+    let other = SqliteStore::open(&url(&copy), Access::Tool).await.unwrap();
+    assert_eq!(other.queries().shards().await.unwrap()[1].commit_no, 1);
+    store.take(1, "next").await.unwrap();
+    store.close().await;
+    assert_eq!(std::fs::metadata(copy.path().join("store.db-wal")).map_or(0, |found| found.len()), 0);
+    other.close().await;
+}
+
+#[tokio::test]
+async fn a_long_read_bounds_the_log_and_its_end_empties_it() {
+    const MAX: u64 = 2 << 20;
+    let place = SqlitePlace::new().await;
+    let store = place.store();
+    let epoch = store.take(0, "me").await.unwrap().epoch;
+    place.sqlite().limit_wal(MAX);
+    // Nobody reads for long: it is emptied whenever it is too large.
+    for no in 1..=20 {
+        committed(&store, &large(no, epoch, 300_000)).await;
+    }
+    assert!(wal(&place).is_some_and(|bytes| bytes < MAX + (1 << 20)), "{:?}", wal(&place));
+    let mut reader = place.connection().await;
+    sqlx::query("BEGIN").execute(&mut reader).await.unwrap();
+    sqlx::query("SELECT count(*) FROM shards").fetch_one(&mut reader).await.unwrap();
+    let mut no = 20;
+    let refusal = loop {
+        no += 1;
+        match store.commit(&large(no, epoch, 300_000)).await {
+            Outcome::Committed => assert!(no < 100, "nothing bounds it: {:?}", wal(&place)),
+            refused => break refused,
+        }
+    };
+    assert!(matches!(&refusal, Outcome::Unavailable(text) if text.contains("store.wal_bytes_max")), "{refusal:?}");
+    assert!(store.take(1, "me").await.unwrap_err().to_string().contains("store.wal_bytes_max"));
+    assert!(wal(&place).is_some_and(|bytes| bytes < MAX + (2 << 20)), "{:?}", wal(&place));
+    sqlx::query("COMMIT").execute(&mut reader).await.unwrap();
+    let soon = std::time::Duration::from_secs(60);
+    let emptied = async || wal(&place).is_some_and(|bytes| bytes == 0);
+    until("the log is not emptied though nobody reads and writes", soon, emptied).await.unwrap();
+    let goes_on = async || matches!(store.commit(&large(no, epoch, 300_000)).await, Outcome::Committed);
+    until("the store does not go on", soon, goes_on).await.unwrap();
 }
 
 #[tokio::test]

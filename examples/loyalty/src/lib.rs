@@ -5,7 +5,7 @@ pub mod notices;
 pub mod points;
 
 use perkey::Handlers;
-use perkey::settings::{Bind, KeyFrom, Settings};
+use perkey::settings::{Bind, IdWithin, KeyFrom, Settings};
 
 pub use notices::Notices;
 pub use points::{Account, Message, Points};
@@ -18,6 +18,7 @@ pub fn defaults(settings: &mut Settings) {
         kind: "points.expired".to_owned(),
         service: "notices".to_owned(),
         key: KeyFrom::Record,
+        id: IdWithin::Key,
     });
 }
 

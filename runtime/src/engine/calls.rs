@@ -61,8 +61,8 @@ pub enum CallError {
     /// Its handler does not understand it, or it is too large.
     #[error("{0}")]
     Malformed(String),
-    /// The log has no room for it now, or too many calls wait to be written.
-    #[error("too many messages wait to be handled (log.max_unread)")]
+    /// The log has no room for its key's shard now, or too many calls wait to be written.
+    #[error("too many messages wait to be handled by the shard of its key (log.max_unread)")]
     Full,
     /// Its tenant has as many records as it may have.
     #[error("the tenant has {0} idempotency keys in the store, as many as it may have (gateway.keys_max)")]
@@ -114,7 +114,7 @@ impl Calls {
         metrics: Arc<Metrics>,
         (desk, is_here): (Arc<Desk>, Box<IsHere>),
     ) -> Arc<Self> {
-        let accepts = Accepts::start(Arc::clone(&store), &settings);
+        let accepts = Accepts::start(Arc::clone(&store), &settings, &metrics);
         Desk::serve(&desk, store);
         Arc::new(Self { settings, handlers, cache, accepts, desk, is_here, metrics, clock: Clock::system() })
     }

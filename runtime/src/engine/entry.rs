@@ -14,7 +14,7 @@ use crate::clock::sleep;
 use crate::handler::Handler;
 use crate::handlers::decode;
 use crate::message::{Draft, Message, shard_of};
-use crate::store::append::{LOOK_EVERY, Room, log_rows, patiently};
+use crate::store::append::{LOOK_EVERY, Room, Targets, log_rows, patiently};
 use crate::store::query::Queries;
 use crate::store::{ServiceKey, StoreError};
 use crate::supervision::Env;
@@ -40,7 +40,7 @@ impl Engine {
     /// Sends a message to a handler of this program, under the key that [`Handler::key`] gives it. When this returns,
     /// the message is durable and will be handled; of several with the same id and key one takes effect (within
     /// `dedup.window`). Messages of one key that are sent one after the other are handled in that order. While the
-    /// log has `log.max_unread` unread messages, this waits.
+    /// log has no room for the key's shard (`log.max_unread`), this waits; what is for other shards does not.
     pub async fn send<H: Handler>(&self, id: &str, message: &impl Serialize) -> Result<(), SendError> {
         let message = self.entry.message::<H>(id, message)?;
         self.entry.put(vec![(H::SERVICE, message)]).await
@@ -96,7 +96,7 @@ struct Waiting {
 
 impl Entry {
     pub(super) fn new(env: Arc<Env>, engine: watch::Receiver<Option<String>>) -> Self {
-        let room = Room::new(env.settings.log.max_unread);
+        let room = Room::new(env.settings.log.max_unread, env.settings.ownership.shards);
         Self { env, engine, waiting: Mutex::default(), line: Line::new(room) }
     }
 
@@ -139,47 +139,69 @@ impl Entry {
         }
     }
 
-    /// Writes for those who have waited longest.
+    /// Writes for those who have waited longest, of those for whose shards there is room.
     async fn write(&self, room: &mut Room) {
-        let mut batch = Vec::new();
-        let mut count = 0;
+        let (mut batch, mut count, mut passed) = (Vec::new(), 0, 0);
         while count < BATCH_MAX {
-            let Some(next) = self.next(BATCH_MAX - count) else { break };
-            count += next.messages.len();
-            batch.push(next);
+            let Some(next) = self.next(BATCH_MAX - count, passed) else { break };
+            let wanted = self.targets(&next);
+            match room.is_there(self.env.store.queries(), &wanted).await {
+                Ok(true) => {
+                    room.used(&wanted);
+                    count += next.messages.len();
+                    batch.push(next);
+                }
+                // Nobody makes room any more.
+                Ok(false) if self.engine.has_changed().is_err() => drop(next.tell.send(Err(SendError::Ended))),
+                Ok(false) => {
+                    self.put_back(next, passed);
+                    passed += 1;
+                }
+                Err(error) => drop(next.tell.send(Err(error.into()))),
+            }
         }
         if batch.is_empty() {
+            if passed > 0 {
+                sleep(LOOK_EVERY).await;
+            }
             return;
         }
-        let written = self.append(&batch, count, room).await;
+        let written = self.append(&batch).await;
         for waiting in batch {
             // Who gave up waiting does not listen.
             waiting.tell.send(written.clone()).ok();
         }
     }
 
-    /// The next call that still waits, if it has at most `max` messages.
-    fn next(&self, max: usize) -> Option<Waiting> {
+    /// The call at `place` of those that still wait, if it has at most `max` messages.
+    fn next(&self, max: usize, place: usize) -> Option<Waiting> {
         let mut waiting = self.waiting();
-        while waiting.front().is_some_and(|first| first.tell.is_closed()) {
-            waiting.pop_front();
+        while waiting.get(place).is_some_and(|next| next.tell.is_closed()) {
+            waiting.remove(place);
         }
-        waiting.pop_front_if(|first| first.messages.len() <= max)
+        let fits = waiting.get(place).is_some_and(|next| next.messages.len() <= max);
+        if fits { waiting.remove(place) } else { None }
     }
 
-    async fn append(&self, batch: &[Waiting], count: usize, room: &mut Room) -> Result<(), SendError> {
-        let queries = self.env.store.queries();
-        while !room.is_there(queries, count as u64).await? {
-            if self.engine.has_changed().is_err() {
-                return Err(SendError::Ended);
-            }
-            sleep(LOOK_EVERY).await;
+    fn put_back(&self, passed: Waiting, place: usize) {
+        let mut waiting = self.waiting();
+        let place = place.min(waiting.len());
+        waiting.insert(place, passed);
+    }
+
+    fn targets(&self, waiting: &Waiting) -> Targets {
+        let mut targets = Targets::new();
+        for (_, message) in &waiting.messages {
+            *targets.entry(shard_of(message.key(), self.env.settings.ownership.shards)).or_default() += 1;
         }
+        targets
+    }
+
+    async fn append(&self, batch: &[Waiting]) -> Result<(), SendError> {
+        let queries = self.env.store.queries();
         let messages = batch.iter().flat_map(|waiting| &waiting.messages);
         let rows = log_rows(self.env.settings.ownership.shards, messages.map(|(service, message)| (*service, message)));
-        patiently(|| queries.append(rows.clone())).await?;
-        room.used(count as u64);
-        Ok(())
+        Ok(patiently(|| queries.append(rows.clone())).await?)
     }
 
     fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiting>> {

@@ -238,12 +238,12 @@ impl Host {
     }
 }
 
-/// Runs a process's one future on all cores. What still runs when it has ended is cut off: a thread that reads a
-/// terminal would never end.
+/// Runs a process's one future on all cores, and closes the stores that it opened. What still runs by then is cut off: a
+/// thread that reads a terminal would never end.
 pub fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Failed(format!("cannot start: {error}")))?;
-    let ended = runtime.block_on(future);
+    let ended = runtime.block_on(store::closing(future));
     runtime.shutdown_timeout(SHUTDOWN);
     Ok(ended)
 }

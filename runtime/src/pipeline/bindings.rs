@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::ledger::{Arrival, What};
 use crate::handler::stays_inside;
 use crate::handlers::Handlers;
-use crate::message::{Draft, Message, ShardNo, check_name, shard_of};
-use crate::settings::{Bind, KeyFrom, Settings, Unbound};
+use crate::message::{Draft, ID_WITHIN, Message, ShardNo, check_name, shard_of};
+use crate::settings::{Bind, IdWithin, KeyFrom, Settings, Unbound};
 use crate::store::{Event, LogRow, Part, SentMessage};
 use crate::transport::{Content, Delivery, embedded};
 
@@ -128,7 +128,7 @@ impl Bindings {
     fn unrouted(&self, source: &str, message: &Message) -> Vec<What> {
         let routed: Vec<_> = self
             .matching(source, message.kind())
-            .map(|bind| self.addressed(&bind.service, self.keyed(bind, message)))
+            .map(|bind| self.addressed(&bind.service, self.bound(bind, message)))
             .collect();
         if !routed.is_empty() {
             return routed;
@@ -183,7 +183,7 @@ impl Bindings {
         }
         for event in parts.iter().flat_map(|part| &part.events) {
             for bind in self.matching(embedded::NAME, event.message.kind()) {
-                let message = self.keyed(bind, &event.message);
+                let message = self.bound(bind, &event.message);
                 routed.push((shard_of(message.key(), self.shards), &bind.service, message));
             }
         }
@@ -199,23 +199,22 @@ impl Bindings {
         rows.into_iter().map(row).collect()
     }
 
-    /// The message under the key that a binding asks for.
-    fn keyed(&self, bind: &Bind, message: &Message) -> Message {
-        match bind.key {
-            KeyFrom::Record => message.clone(),
-            KeyFrom::Handler => self.rekeyed(&bind.service, message),
+    /// The message as a binding asks for it: under the key that its handler gives it, with an id within its source. One
+    /// that the handler cannot read keeps the record's key: it is rejected, with the reason, when its turn comes. A key that
+    /// cannot be one is refused by whoever takes the message; it must not run under another.
+    fn bound(&self, bind: &Bind, message: &Message) -> Message {
+        let key = match bind.key {
+            KeyFrom::Record => None,
+            KeyFrom::Handler => self.handlers.key_of(&bind.service, message).ok(),
+        };
+        let within = bind.id == IdWithin::Source && !message.id_is_within_source();
+        if key.is_none() && !within {
+            return message.clone();
         }
-    }
-
-    /// The message under the key that its handler gives it. One that the handler cannot read keeps the record's key:
-    /// it is rejected, with the reason, when its turn comes. A key that cannot be one is refused by whoever takes the
-    /// message; it must not run under another.
-    fn rekeyed(&self, service: &str, message: &Message) -> Message {
-        let Ok(key) = self.handlers.key_of(service, message) else { return message.clone() };
-        let headers: Vec<_> = message.headers().collect();
+        let headers: Vec<_> = message.headers().chain(within.then_some((ID_WITHIN, "source"))).collect();
         let draft = Draft {
             id: message.id(),
-            key: shown(key.as_str()),
+            key: key.as_ref().map_or(message.key(), |key| shown(key.as_str())),
             kind: message.kind(),
             source: message.source(),
             time: message.time(),
@@ -308,7 +307,7 @@ mod tests {
 
     fn arrival(key: &str) -> What {
         let (source, kind, service) = ("kafka".to_owned(), "*".to_owned(), "keyed".to_owned());
-        let bind = Bind { source, kind, service, key: KeyFrom::Handler };
+        let bind = Bind { source, kind, service, key: KeyFrom::Handler, id: IdWithin::Key };
         let settings = Settings { bind: vec![bind], ..Settings::default() };
         let bindings = Bindings::new(&settings, Handlers::new().with(Keyed)).unwrap();
         let payload = serde_json::to_vec(key).unwrap();
@@ -329,5 +328,25 @@ mod tests {
             let What::Refused(None, _, reason) = arrival(bad) else { panic!("{bad:?} is taken") };
             assert!(reason.contains(part), "{reason}");
         }
+    }
+
+    #[test]
+    fn an_id_is_within_its_source_where_a_binding_says_so_and_stays_so() {
+        let (source, kind, service) = ("kafka".to_owned(), "*".to_owned(), "keyed".to_owned());
+        let bind = Bind { source, kind, service, key: KeyFrom::Record, id: IdWithin::Source };
+        let settings = Settings { bind: vec![bind], ..Settings::default() };
+        let bindings = Bindings::new(&settings, Handlers::new().with(Keyed)).unwrap();
+        let message =
+            Draft { id: "1", key: "k", kind: "t", source: "/till/7", headers: &[("h", "v")], ..Draft::default() };
+        let content = Content::Unrouted(message.build().unwrap());
+        let delivery = Delivery { origin: "t/0".into(), position: Position::new(1, 0), content };
+        let What::Message(_, bound) = bindings.arrivals("kafka", delivery).remove(0).what else {
+            panic!("it is taken")
+        };
+        assert!(bound.id_is_within_source());
+        assert_eq!((bound.id(), bound.source(), bound.header("h")), ("1", "/till/7", Some("v")));
+        // Passed on to the shard of its key, it is read from the log under the same id.
+        let row = bindings.log_rows(&[], &[(0, bound.clone())]).remove(0);
+        assert_eq!(embedded::decode(row.messages).unwrap()[0].1, bound);
     }
 }

@@ -86,7 +86,7 @@ impl Actor for Dispatcher {
         match message {
             DispatcherMessage::Begin(watermark, durable) => {
                 let DispatcherArgs { env, sink, .. } = &state.args;
-                let (bindings, window) = (env.bindings.clone(), env.settings.outbox.window);
+                let (bindings, window) = (env.bindings.clone(), env.window());
                 state.publisher = Some(Publisher::new(*sink, bindings, window, (watermark, durable)));
             }
             DispatcherMessage::Pump => state.pump().await?,

@@ -22,10 +22,12 @@ const WAIT: Duration = Duration::from_millis(500);
 
 /// What an ingress is told.
 pub(crate) enum IngressMessage {
-    /// Open the source after these positions, with so many credits.
-    Begin(Positions, isize),
+    /// Open the source after these positions, with so many credits, and room for so many bytes.
+    Begin(Positions, isize, isize),
     /// So many deliveries more.
     Credit(usize),
+    /// Room for so many bytes more.
+    Room(usize),
     /// Deliveries up to these positions are durable.
     Acknowledge(Positions),
     /// Fetch the next batch.
@@ -55,6 +57,8 @@ pub(crate) struct IngressState {
     source: Option<Box<dyn Source>>,
     /// Below 0 after a delivery for more services than there were credits.
     credits: isize,
+    /// Bytes that may still be taken in hand; below 0 after deliveries that had more.
+    room: isize,
     fetching: bool,
     /// Openings so far.
     openings: u64,
@@ -75,8 +79,9 @@ impl Actor for Ingress {
     ) -> Result<IngressState, ActorProcessingErr> {
         args.shard.cast(ShardMessage::Ingress(args.source, myself))?;
         let metrics = args.env.metrics.shard(args.shard_no);
-        let (openings, troubled) = (0, false);
-        Ok(IngressState { args, source: None, credits: 0, fetching: false, openings, troubled, metrics })
+        let (credits, room, openings) = (0, 0, 0);
+        let (source, fetching, troubled) = (None, false, false);
+        Ok(IngressState { args, source, credits, room, fetching, openings, troubled, metrics })
     }
 
     async fn handle(
@@ -86,9 +91,10 @@ impl Actor for Ingress {
         state: &mut IngressState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            IngressMessage::Begin(from, credits) => {
+            IngressMessage::Begin(from, credits, room) => {
                 let opened = state.transport().open(state.args.shard_no, from).await;
-                (state.openings, state.credits, state.troubled) = (state.openings + 1, credits, false);
+                (state.openings, state.troubled) = (state.openings + 1, false);
+                (state.credits, state.room) = (credits, room);
                 match opened {
                     Ok(source) => state.source = Some(source),
                     Err(SourceError::Lost { reason, .. }) => state.lost(&myself, reason),
@@ -103,6 +109,7 @@ impl Actor for Ingress {
             IngressMessage::Judge(opening) if opening == state.openings => state.judge(&myself),
             IngressMessage::Judge(_) => {}
             IngressMessage::Credit(more) => state.credits += more.cast_signed(),
+            IngressMessage::Room(more) => state.room += more.cast_signed(),
             IngressMessage::Acknowledge(positions) => {
                 if let Some(source) = state.source.as_mut() {
                     source.committed(&positions);
@@ -113,7 +120,7 @@ impl Actor for Ingress {
                 fetch(&myself, state).await?;
             }
         }
-        if state.credits > 0 && state.source.is_some() && !state.fetching {
+        if state.credits > 0 && state.room > 0 && state.source.is_some() && !state.fetching {
             state.fetching = true;
             myself.cast(IngressMessage::Fetch)?;
         }
@@ -163,10 +170,11 @@ impl IngressState {
 }
 
 async fn fetch(myself: &ActorRef<IngressMessage>, state: &mut IngressState) -> Result<(), ActorProcessingErr> {
-    let IngressState { args, source: Some(source), credits, .. } = state else { return Ok(()) };
+    let IngressState { args, source: Some(source), credits, room, .. } = state else { return Ok(()) };
     let name = args.env.transports[args.source as usize].name();
     // Deliveries were asked for while there were credits; a delivery may have taken more than one since.
     let Ok(most @ 1..) = usize::try_from(*credits) else { return Ok(()) };
+    // What comes is not known before: a source has read no more ahead than it may, and the last fetch takes that in hand.
     let most = most.min(args.env.settings.ingress.batch_max);
     // Not for ever: acknowledgements wait behind it in the mailbox. Dropping a fetch loses nothing.
     let fetched = tokio::time::timeout(WAIT, source.fetch(most)).await;
@@ -191,6 +199,7 @@ async fn fetch(myself: &ActorRef<IngressMessage>, state: &mut IngressState) -> R
         args.env.bindings.route(name, delivery, &mut arrivals);
     }
     *credits -= arrivals.len().cast_signed();
+    *room -= arrivals.iter().map(|arrival| arrival.bytes() as usize).sum::<usize>().cast_signed();
     args.shard.cast(ShardMessage::Fetched(args.source, arrivals))?;
     Ok(())
 }

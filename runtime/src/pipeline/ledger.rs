@@ -133,6 +133,8 @@ pub enum Action {
     FindDead(i64, DeadFilter, Option<DeadPlace>, usize),
     /// The source may hand over this many deliveries more.
     Credit(u16, usize),
+    /// So many bytes of the source's deliveries are not in hand any more.
+    Room(u16, usize),
     /// The source's deliveries up to these positions are durable.
     Acknowledge(u16, Positions),
     /// Events are durable: publish what the sinks want of them; dispatchers answer with [`Ledger::published`].
@@ -263,6 +265,13 @@ impl Ledger {
         self.config.settings.ingress.credits.cast_signed() - (source.used + source.owed).cast_signed()
     }
 
+    /// Bytes that a restarted ingress may take in hand; 0 or below when those in hand have none left.
+    pub fn room_free(&self, source: u16) -> isize {
+        let ends = self.config.sources.len() + self.config.bindings.sinks().len();
+        let share = self.config.settings.memory.share(self.config.settings.ownership.shards, ends);
+        share.cast_signed() - self.sources[source as usize].bytes.cast_signed()
+    }
+
     /// Whether nothing can be run now, or is being committed. What waits on disk for its time, for an operator or for a
     /// resumption does not count; what has its row and is only waiting for its turn does.
     pub fn is_idle(&self) -> bool {
@@ -280,6 +289,7 @@ impl Ledger {
             slots: self.slots.len(),
             actors: self.actors.len(),
             credits_used: self.sources.iter().map(|source| source.used).sum(),
+            bytes_in_hand: self.sources.iter().map(|source| source.bytes).sum(),
             pending: self.waiting.rows,
             inbox_ids: self.inbox.len(),
             window: self.inbox.oldest().filter(|_| self.inbox.is_short()).map_or(0, |(_, at)| now.saturating_sub(at)),
@@ -345,7 +355,8 @@ impl Ledger {
     }
 }
 
-const COUNTERS: [&str; 7] = ["taken", "duplicates", "dead_letters", "retries", "unbound", "rekeyed", "takeovers"];
+const COUNTERS: [&str; 8] =
+    ["taken", "duplicates", "dead_letters", "retries", "unbound", "rekeyed", "takeovers", "two_senders"];
 
 fn restore_counters(stored: &Counters) -> BTreeMap<&'static str, u64> {
     let known = COUNTERS.iter().map(|name| (*name, stored.get(*name).copied().unwrap_or(0)));

@@ -137,6 +137,7 @@ impl ReaderState {
             | Action::Commit(_)
             | Action::CommitLater(..)
             | Action::Credit(..)
+            | Action::Room(..)
             | Action::Acknowledge(..)
             | Action::Publish(_)
             | Action::Drained

@@ -220,7 +220,8 @@ impl ShardState {
                 }
             }
             ShardMessage::Ingress(source, ingress) => {
-                let begin = IngressMessage::Begin(self.ledger.received(source), self.ledger.credits_free(source));
+                let (credits, room) = (self.ledger.credits_free(source), self.ledger.room_free(source));
+                let begin = IngressMessage::Begin(self.ledger.received(source), credits, room);
                 drop(ingress.cast(begin));
                 self.ingresses[source as usize] = Some(ingress);
             }
@@ -297,9 +298,10 @@ impl ShardState {
             Action::Commit(commit) => self.commit(CommitterMessage::Write(commit, 0)),
             Action::CommitLater(commit, tries) => self.commit(CommitterMessage::Write(commit, tries)),
             Action::Credit(source, more) => self.tell(source, IngressMessage::Credit(more)),
+            Action::Room(source, bytes) => self.tell(source, IngressMessage::Room(bytes)),
             Action::Acknowledge(source, positions) => self.tell(source, IngressMessage::Acknowledge(positions)),
             Action::Publish(commit) => {
-                let window = self.env.settings.outbox.window;
+                let window = self.env.window();
                 self.handovers.iter().for_each(|handover| handover.put(&commit, window));
             }
             Action::AskPermit(service, again) => self.chair.ask(service, again),

@@ -16,6 +16,8 @@ pub(crate) struct Ticket {
     pub(crate) source: u16,
     pub(crate) origin: u16,
     pub(crate) seq: u64,
+    /// Bytes that its message takes while it is in hand.
+    pub(crate) bytes: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -195,6 +197,8 @@ pub(crate) struct SourceTrack {
     pub(crate) trackers: Vec<Tracker>,
     /// Deliveries in hand.
     pub(crate) used: usize,
+    /// Their bytes.
+    pub(crate) bytes: usize,
     /// Credits that are free but not granted, because the source is too far ahead of its position.
     pub(crate) owed: usize,
     /// Positions that the source was last told.
@@ -210,6 +214,7 @@ impl SourceTrack {
             names: Vec::new(),
             trackers: Vec::new(),
             used: 0,
+            bytes: 0,
             owed: 0,
             acknowledged: Positions::new(),
         };

@@ -32,8 +32,8 @@ section! {
         lenient_keys: bool = true,
         /// Largest body of a request, in bytes.
         body_bytes_max: usize = 1 << 20,
-        /// Records of calls that one tenant may have.
-        keys_max: u64 = 1_000_000,
+        /// Records of calls that one tenant may have: its rate times `keep`.
+        keys_max: u64 = 100_000_000,
         /// Requests a second of one tenant, for each process; 0: no bound.
         rate: f64 = 0.0,
         /// Connections at once, on each listener.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::{Bind, CronSettings, DependencySettings, KeyFrom, Publish, ServiceLimit, Settings};
+use super::{Bind, CronSettings, DependencySettings, IdWithin, KeyFrom, Publish, ServiceLimit, Settings};
 
 /// Ends of variables with a program's prefix that are no settings: they say where settings are and how to log.
 pub const ENV_OTHERS: [&str; 4] = ["CONFIG", "LOG", "LOG_FORMAT", "OUTPUT"];
@@ -297,7 +297,11 @@ fn shown_binds(binds: &[Bind]) -> String {
             KeyFrom::Record => "record",
             KeyFrom::Handler => "handler",
         };
-        format!("{} {} -> {} (key = {key})", bind.source, bind.kind, bind.service)
+        let id = match bind.id {
+            IdWithin::Key => "",
+            IdWithin::Source => ", id = source",
+        };
+        format!("{} {} -> {} (key = {key}{id})", bind.source, bind.kind, bind.service)
     });
     shown.collect::<Vec<_>>().join("; ")
 }
@@ -453,6 +457,7 @@ mod tests {
             kind: "transaction.posted".to_owned(),
             service: service.to_owned(),
             key: KeyFrom::Record,
+            id: IdWithin::Key,
         };
         let defaults = Settings { bind: vec![bind("balances")], ..Settings::default() };
         let built_in = load(&Sources { defaults: defaults.clone(), ..Sources::default() }).unwrap();

@@ -26,6 +26,7 @@ impl Settings {
             self.actors.resident_max >= self.ownership.shards as usize,
             "actors.resident_max must be at least ownership.shards: each shard needs an actor",
         );
+        check(self.memory.in_hand >= 1 << 20, "memory.in_hand must be at least 1048576 (1 MiB)");
         check((1..=4_096).contains(&self.actors.run_max), "actors.run_max must be 1 to 4096");
         check(!self.actors.slice.is_zero(), "actors.slice must be above 0");
         check(self.commit.turns_max >= 1, "commit.turns_max must be at least 1");
@@ -53,6 +54,7 @@ impl Settings {
         check(!self.log.poll.is_zero(), "log.poll must be above 0");
         check(self.commit.in_flight >= 1, "commit.in_flight must be at least 1");
         check(self.store.connections >= 1, "store.connections must be at least 1");
+        check(self.store.wal_bytes_max >= 1 << 20, "store.wal_bytes_max must be at least 1048576 (1 MiB)");
         check(
             self.store.statement_timeout < self.ownership.lease_ttl,
             "store.statement_timeout must be below ownership.lease_ttl: what a worker sent must end before its lease does",

@@ -41,11 +41,11 @@ section! {
         max_age: Duration = Duration::from_secs(7 * 86_400),
         /// Bytes above which a stream gives up its oldest segments, read or not; 0: without a bound.
         max_bytes: u64 = 0,
-        /// Messages of a stream that are read ahead.
+        /// Messages of a stream that are read ahead; fewer where these would be more than `buffer_bytes`.
         prefetch: u16 = 500,
         /// Messages of an intake that are on their way to its stream.
         intake_prefetch: u16 = 100,
-        /// Bytes of a shard's events on their way to the broker.
+        /// Bytes of a shard's events on their way to the broker; and of its streams' messages that are read ahead.
         buffer_bytes: usize = 8 << 20,
         /// Bytes of an event's payload above which it is refused before it is sent.
         message_bytes_max: usize = 16 << 20,

@@ -18,6 +18,9 @@ pub struct Bind {
     /// Where their key comes from.
     #[serde(default)]
     pub key: KeyFrom,
+    /// What their id is unique in.
+    #[serde(default)]
+    pub id: IdWithin,
 }
 
 fn embedded() -> String {
@@ -33,6 +36,17 @@ pub enum KeyFrom {
     Record,
     /// The service's `Handler::key`.
     Handler,
+}
+
+/// Within what the id of a bound message is unique: by that a repeat is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IdWithin {
+    /// The key and the service: the same id under the same key is the same message, whoever sent it.
+    #[default]
+    Key,
+    /// The CloudEvents `source` as well.
+    Source,
 }
 
 /// A route: events of `service` whose type matches `kind` go to `topic` of `sink`.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::query::Queries;
 use super::{LogRow, StoreError};
-use crate::clock::sleep;
+use crate::clock::{Stopwatch, sleep};
 use crate::message::{Message, ShardNo, shard_of};
 use crate::transport::embedded;
 
@@ -19,6 +19,10 @@ pub const CALL_LANES: [&str; 4] = ["call-0", "call-1", "call-2", "call-3"];
 
 /// The lanes that are written from outside of any shard, as a relation of one column in both dialects of SQL.
 pub(in crate::store) const OUTSIDE: &str = "VALUES ('import'), ('call-0'), ('call-1'), ('call-2'), ('call-3')";
+
+/// A row of the log counts for as many messages as it has, or for one per so many bytes where that is more: so what is
+/// read at once, as many messages as are asked for, is bounded in bytes as well.
+pub(in crate::store) const WEIGHT_BYTES: usize = 2_048;
 
 /// How often an append is tried while the store is busy beyond its own patience.
 const TRIES: u32 = 5;
@@ -51,29 +55,98 @@ where
     append().await
 }
 
-/// How many messages may be appended before the log has to be looked at again.
+/// How many messages are for each shard.
+pub type Targets = BTreeMap<ShardNo, u64>;
+
+/// What `rows` are for.
+pub fn targets(rows: &[LogRow]) -> Targets {
+    let mut targets = Targets::new();
+    for row in rows {
+        *targets.entry(row.target).or_default() += u64::from(row.count);
+    }
+    targets
+}
+
+/// How many messages may be appended before the log has to be looked at again. Each shard has a share of the log, so one
+/// that reads nothing keeps out what is for it, and nothing else.
 #[derive(Debug)]
 pub struct Room {
     max_unread: u64,
-    left: u64,
+    share: u64,
+    /// Unread of each shard: as last looked at, and what was appended since. Nothing before the first look.
+    unread: Option<Targets>,
+    /// Shards that had no room, and since when that is known.
+    full: BTreeMap<ShardNo, Stopwatch>,
 }
 
 impl Room {
-    /// In a log that is to have at most this many unread messages (`log.max_unread`).
-    pub fn new(max_unread: u64) -> Self {
-        Self { max_unread, left: 0 }
+    /// In a log that is to have at most this many unread messages (`log.max_unread`), of so many shards.
+    pub fn new(max_unread: u64, shards: u32) -> Self {
+        let share = (max_unread / u64::from(shards.max(1))).max(1);
+        Self { max_unread, share, unread: None, full: BTreeMap::new() }
     }
 
-    /// Whether there is room for `messages`; looks at the log where that is not known.
-    pub async fn is_there(&mut self, queries: &dyn Queries, messages: u64) -> Result<bool, StoreError> {
-        if self.left < messages {
-            self.left = self.max_unread.saturating_sub(queries.unread_imports().await?);
+    /// Whether there is room for `wanted`; looks at the log where that is not known. A shard that was found full is not
+    /// looked at again at once.
+    pub async fn is_there(&mut self, queries: &dyn Queries, wanted: &Targets) -> Result<bool, StoreError> {
+        if self.lacks(wanted).is_some_and(|shards| shards.is_empty()) {
+            return Ok(true);
         }
-        Ok(self.left >= messages)
+        self.full.retain(|_, since| since.elapsed() < LOOK_EVERY);
+        if wanted.keys().any(|shard| self.full.contains_key(shard)) {
+            return Ok(false);
+        }
+        self.unread = Some(queries.unread_outside().await?);
+        let lacks = self.lacks(wanted).unwrap_or_default();
+        self.full.extend(lacks.iter().map(|shard| (*shard, Stopwatch::start())));
+        Ok(lacks.is_empty())
     }
 
     /// Some of it was used.
-    pub fn used(&mut self, messages: u64) {
-        self.left = self.left.saturating_sub(messages);
+    pub fn used(&mut self, wanted: &Targets) {
+        let unread = self.unread.get_or_insert_default();
+        for (shard, messages) in wanted {
+            *unread.entry(*shard).or_default() += messages;
+        }
+    }
+
+    /// The shards that have no room, as far as is known. What is more than a share goes to a shard that has read all.
+    fn lacks(&self, wanted: &Targets) -> Option<Vec<ShardNo>> {
+        let unread = self.unread.as_ref()?;
+        let all = unread.values().sum::<u64>() + wanted.values().sum::<u64>();
+        let lacks = |(shard, messages): (&ShardNo, &u64)| {
+            let has = unread.get(shard).copied().unwrap_or(0);
+            (has > 0 && (has + messages > self.share || all > self.max_unread)).then_some(*shard)
+        };
+        Some(wanted.iter().filter_map(lacks).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+    use crate::store::memory::MemoryStore;
+
+    fn rows(target: ShardNo, count: u32) -> Vec<LogRow> {
+        vec![LogRow { target, count, messages: bytes::Bytes::new() }]
+    }
+
+    #[tokio::test]
+    async fn a_shard_that_reads_nothing_keeps_out_what_is_for_it_alone() {
+        let store = MemoryStore::new();
+        let queries = store.queries();
+        let mut room = Room::new(400, 4);
+        for _ in 0..10 {
+            let more = rows(1, 10);
+            assert!(room.is_there(queries, &targets(&more)).await.unwrap());
+            queries.append(more.clone()).await.unwrap();
+            room.used(&targets(&more));
+        }
+        assert!(!room.is_there(queries, &targets(&rows(1, 1))).await.unwrap(), "its share is used up");
+        assert!(room.is_there(queries, &targets(&rows(2, 100))).await.unwrap(), "the others have theirs");
+        assert!(!room.is_there(queries, &Targets::from([(1, 1), (2, 1)])).await.unwrap());
+        assert!(!Room::new(400, 4).is_there(queries, &targets(&rows(1, 1))).await.unwrap(), "whoever looks");
+        assert!(room.is_there(queries, &targets(&rows(3, 300))).await.unwrap(), "more than a share, to an empty shard");
     }
 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
 use serde_json::Value;
 
-use super::calls::{CallId, CallStore};
+use super::calls::{CallId, CallRecord, CallStore};
 use super::lease::{Leases, Worker};
 use super::query::{DeadFilter, ImportProgress, NewCommand, Queries};
 use super::watch::LogWatch;
@@ -102,7 +102,9 @@ struct Inner {
     history: Vec<(ShardNo, HistoryRow)>,
     log: BTreeMap<(ShardNo, Arc<str>, u64), (u32, Bytes)>,
     lanes: BTreeMap<String, u64>,
-    calls: BTreeMap<CallId, calls::Kept>,
+    calls: BTreeMap<CallId, CallRecord>,
+    /// Records of each tenant by when their time is over.
+    call_counts: BTreeMap<(String, Millis), u64>,
     intake: BTreeSet<(ShardNo, u64)>,
     imports: BTreeMap<(String, String), ImportProgress>,
     commands: Vec<NewCommand>,

@@ -1,8 +1,10 @@
 //! Opens the store that the settings name, whatever the database.
 //! In: `[store]` and `commit.in_flight`. Out: a store, and what only its opener needs to know of it.
 
+use std::cell::RefCell;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::health::Disk;
 use super::postgres::{Bounds, PgStore};
@@ -10,6 +12,9 @@ use super::reshard::{ReshardError, Resharded};
 use super::sqlite::SqliteStore;
 use super::{Access, Store, StoreError};
 use crate::settings::Settings;
+
+/// A process that ends waits so long for a store to be closed.
+const CLOSED_WITHIN: Duration = Duration::from_secs(15);
 
 /// A store as it was opened.
 #[derive(Clone, Debug)]
@@ -62,14 +67,48 @@ impl Deref for Opened {
 pub async fn open(settings: &Settings, access: Access) -> Result<Opened, StoreError> {
     let url = &settings.store.url;
     if !is_shared(settings) {
-        return Ok(Opened(Kind::Sqlite(Arc::new(SqliteStore::open(url, access).await?))));
+        let store = SqliteStore::open(url, access).await?;
+        store.limit_wal(settings.store.wal_bytes_max);
+        return Ok(kept(Opened(Kind::Sqlite(Arc::new(store)))));
     }
     let bounds = Bounds {
         connections: settings.store.connections,
         commits_in_flight: settings.commit.in_flight,
         statement_timeout: settings.store.statement_timeout,
     };
-    Ok(Opened(Kind::Postgres(Arc::new(PgStore::open(url, bounds, access).await?))))
+    Ok(kept(Opened(Kind::Postgres(Arc::new(PgStore::open(url, bounds, access).await?)))))
+}
+
+tokio::task_local! {
+    /// What [`closing`] is to close.
+    static OPENED: RefCell<Vec<Opened>>;
+}
+
+fn kept(opened: Opened) -> Opened {
+    // Elsewhere whoever opened it closes it.
+    let _ = OPENED.try_with(|all| all.borrow_mut().push(opened.clone()));
+    opened
+}
+
+/// Closes nothing after all: the process is to end at once, and its stores recover when they are opened.
+pub fn leave_open() {
+    // Outside of `closing` nothing would be closed.
+    let _ = OPENED.try_with(RefCell::take);
+}
+
+/// Does `work`, and then closes in order every store that it opened, however it ended.
+pub async fn closing<T>(work: impl Future<Output = T>) -> T {
+    let scope = async {
+        let ended = work.await;
+        (ended, OPENED.with(RefCell::take))
+    };
+    let (ended, opened) = OPENED.scope(RefCell::default(), scope).await;
+    for store in opened {
+        if tokio::time::timeout(CLOSED_WITHIN, store.close()).await.is_err() {
+            tracing::warn!("the store was not closed within {CLOSED_WITHIN:?}; it recovers when it is opened");
+        }
+    }
+    ended
 }
 
 /// Where the file of a store lies that has one, and what room is left there.

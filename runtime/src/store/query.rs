@@ -368,8 +368,12 @@ pub trait Queries: Send + Sync {
     fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>>;
     /// Rows of a handler's table.
     fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, Vec<serde_json::Value>>;
-    /// Messages of the lanes that are written from outside, by imports and by calls, that are not read yet.
-    fn unread_imports(&self) -> StoreFuture<'_, u64>;
+    /// Messages of the lanes that are written from outside, by imports and by calls, that are not read yet; by shard.
+    fn unread_outside(&self) -> StoreFuture<'_, BTreeMap<ShardNo, u64>>;
+    /// The same, all together.
+    fn unread_imports(&self) -> StoreFuture<'_, u64> {
+        Box::pin(async move { Ok(self.unread_outside().await?.values().sum()) })
+    }
     /// An import's progress so far.
     fn import_progress(&self, service: String, source: String) -> StoreFuture<'_, ImportProgress>;
     /// Appends rows to the log's `import` lane, one per target shard, in one transaction.

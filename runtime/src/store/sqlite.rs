@@ -12,6 +12,7 @@ mod queries;
 mod read;
 mod schema;
 mod tables;
+mod wal;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -74,7 +75,8 @@ impl SqliteStore {
             .pragma("cache_size", "-20000")
             .pragma("temp_store", "memory")
             .disable_statement_logging();
-        let readers = options.clone().read_only(true);
+        // Not opened read-only: whoever closes the file last copies the log into it, and a tool may be the last.
+        let readers = options.clone().pragma("query_only", "on");
         options = options.synchronous(SqliteSynchronous::Full).pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
         let (connection, lock) = match access {
             Access::Run => {
@@ -97,7 +99,7 @@ impl SqliteStore {
             .test_before_acquire(false)
             .connect_lazy_with(readers);
         let watch = Arc::new(LogWatch::default());
-        let writer = Writer::start(connection, options, lock, Arc::clone(&watch));
+        let writer = Writer::start((&path, options), connection, lock, Arc::clone(&watch));
         let store = Self { access, path, writer, readers, services: OnceLock::new(), watch };
         match store.check_format().await {
             Ok(()) => Ok(store),
@@ -118,10 +120,20 @@ impl SqliteStore {
         health::sqlite::disk(&place::path(url).ok()?)
     }
 
-    /// Writes what was handed over, closes the file and gives the lock up. Without it the same happens a little later.
+    /// Writes what was handed over, closes the file and gives the lock up: then the one file is the whole store, unless
+    /// another program has it open. Without it the same happens a little later, if the process lives as long.
     pub async fn close(&self) {
-        self.readers.close().await;
+        // Before the writer: it copies the log into the file, and nobody may need an older one by then.
+        if tokio::time::timeout(BUSY_TIMEOUT, self.readers.close()).await.is_err() {
+            tracing::warn!("something still reads the store, which is closed");
+        }
         self.writer.close().await;
+    }
+
+    /// Bounds the size of the `-wal` file: above it the store answers as on a full disk, until the program has ended that
+    /// reads it in one long transaction.
+    pub fn limit_wal(&self, bytes: u64) {
+        self.writer.limit_wal(bytes);
     }
 
     /// Bounds the file's size in pages (of 4 KiB) while this store is open: at the bound it answers as on a full disk.

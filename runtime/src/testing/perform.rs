@@ -52,6 +52,8 @@ impl World {
                         self.fetch_soon(id, source);
                     }
                 }
+                // Its sources have small messages: credits bound them.
+                Action::Room(..) => {}
                 Action::Acknowledge(source, positions) => {
                     let name = self.plan.sources[source as usize].name.clone();
                     self.witness.reached((owner.shard, &name), &positions, false)?;

@@ -10,6 +10,7 @@ use crate::handlers::{Handlers, RunContext};
 use crate::message::{ShardNo, TakenId};
 use crate::pipeline::bindings::{Bindings, describe};
 use crate::pipeline::cron;
+use crate::pipeline::dispatcher::publisher::Window;
 use crate::pipeline::gates::Gates;
 use crate::pipeline::ledger::{Ledger, LedgerConfig, ServiceInfo, SourceInfo};
 use crate::settings::Settings;
@@ -113,6 +114,12 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// How much of a shard's events may be on its way to one sink.
+    pub(super) fn window(&self) -> Window {
+        let (settings, ends) = (&self.settings, self.sources.len() + self.sinks.len());
+        Window { events: settings.outbox.window, bytes: settings.memory.share(settings.ownership.shards, ends) }
+    }
+
     pub(super) fn new(
         seed: u64,
         faults: Faults,

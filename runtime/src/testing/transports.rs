@@ -218,7 +218,7 @@ impl World {
     /// A dispatcher is there, for the first time or again.
     pub(super) fn start_outlet(&mut self, id: OwnerId, sink: u16) {
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let (bindings, window) = (self.plan.bindings.clone(), self.plan.settings.outbox.window);
+        let (bindings, window) = (self.plan.bindings.clone(), self.plan.window());
         let from = owner.ledger.publish_from(sink);
         owner.outlets[usize::from(sink)].publisher = Some(Publisher::new(sink, bindings, window, from));
         self.pump_soon(id, sink);
@@ -241,7 +241,7 @@ impl World {
     }
 
     pub(super) fn hand_over(&mut self, id: OwnerId, commit: &Arc<Commit>) {
-        let window = self.plan.settings.outbox.window;
+        let window = self.plan.window();
         for sink in 0..u16::try_from(self.plan.sinks.len()).unwrap_or(0) {
             if let Some(owner) = &self.owners[id] {
                 owner.outlets[usize::from(sink)].handover.put(commit, window);

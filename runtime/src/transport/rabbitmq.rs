@@ -3,6 +3,7 @@
 //!
 //! `docs/rabbitmq.md` tells what becomes of what.
 
+mod ahead;
 mod client;
 mod event;
 pub mod health;

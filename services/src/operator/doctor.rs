@@ -1,7 +1,9 @@
 //! `doctor`: looks at settings, store and brokers, and says what is unsafe or wrong and what to do about it.
 //! In: settings, a store, brokers; any of them may be away. Out: findings, worst first.
 
+mod calls;
 mod facts;
+mod ids;
 mod kafka;
 mod rabbitmq;
 mod server;
@@ -84,6 +86,8 @@ fn judged(facts: &Facts) -> Vec<Finding> {
     let mut findings = settings::checks(&facts.settings);
     findings.extend(server::checks(facts));
     findings.extend(shards::checks(facts));
+    findings.extend(calls::checks(facts));
+    findings.extend(ids::checks(facts));
     findings.extend(kafka::checks(facts));
     findings.extend(rabbitmq::checks(facts));
     findings

@@ -1,7 +1,7 @@
 //! Writes calls that come at once together: a task that no caller cancels.
 //! In: calls. Out: of each whether it is new, or the record that was there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -9,10 +9,12 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use super::CallError;
-use crate::clock::{Clock, Dice, sleep};
+use crate::clock::{Clock, Dice, Millis, millis, sleep};
+use crate::message::{ShardNo, shard_of};
+use crate::metrics::Metrics;
 use crate::settings::Settings;
-use crate::store::append::{CALL_LANES, Room, patiently};
-use crate::store::calls::{CallId, CallRecord, NewCall};
+use crate::store::append::{CALL_LANES, Room, Targets, patiently};
+use crate::store::calls::{CallId, CallRecord, KeyCount, NewCall, tenant_keys};
 use crate::store::{Store, StoreError};
 
 /// Calls that may wait to be written.
@@ -20,7 +22,7 @@ const WAITING_MAX: usize = 16_384;
 /// Calls in one write.
 const BATCH_MAX: usize = 256;
 /// How often the records that tenants have are counted; what is accepted here is counted as it comes.
-const COUNT_EVERY: Duration = Duration::from_secs(60);
+const COUNT_EVERY: Duration = Duration::from_secs(10);
 
 /// What became of a call.
 #[derive(Debug)]
@@ -32,24 +34,33 @@ pub(super) enum Verdict {
 }
 
 type Told = Result<Verdict, CallError>;
+/// A call, and who waits to be told of it.
+type Asked = (NewCall, oneshot::Sender<Told>);
 
 /// The way to the task.
 pub(super) struct Accepts {
     store: Arc<dyn Store>,
-    calls: mpsc::Sender<(NewCall, oneshot::Sender<Told>)>,
+    calls: mpsc::Sender<Asked>,
     quota: Arc<Quota>,
 }
 
 impl Accepts {
     #[expect(clippy::disallowed_methods, reason = "a write outlives its caller, who may be gone when it is done")]
-    pub(super) fn start(store: Arc<dyn Store>, settings: &Settings) -> Self {
+    pub(super) fn start(store: Arc<dyn Store>, settings: &Settings, metrics: &Arc<Metrics>) -> Self {
         let (calls, mut inbox) = mpsc::channel(WAITING_MAX);
-        let quota = Arc::new(Quota { max: settings.gateway.keys_max, counts: Mutex::default() });
+        let shards = settings.ownership.shards;
+        let quota = Arc::new(Quota {
+            max: settings.gateway.keys_max,
+            keep: millis(settings.gateway.keep),
+            counts: Mutex::default(),
+            metrics: Arc::clone(metrics),
+        });
         tokio::spawn(keep_count(Arc::downgrade(&quota), Arc::clone(&store)));
         let kept = Arc::clone(&store);
         let lane = Dice::from_system().below(CALL_LANES.len() as u64);
         let lane = usize::try_from(lane).ok().and_then(|lane| CALL_LANES.get(lane)).copied().unwrap_or(CALL_LANES[0]);
-        let mut task = Task { room: Room::new(settings.log.max_unread), quota: Arc::clone(&quota), lane, store };
+        let mut task =
+            Task { room: Room::new(settings.log.max_unread, shards), shards, quota: Arc::clone(&quota), lane, store };
         tokio::spawn(async move {
             let mut batch = Vec::new();
             while inbox.recv_many(&mut batch, BATCH_MAX).await > 0 {
@@ -77,7 +88,9 @@ impl Accepts {
 #[derive(Debug)]
 struct Quota {
     max: u64,
+    keep: Millis,
     counts: Mutex<HashMap<String, u64>>,
+    metrics: Arc<Metrics>,
 }
 
 impl Quota {
@@ -90,6 +103,12 @@ impl Quota {
         *self.counts().entry(tenant.to_owned()).or_default() += 1;
     }
 
+    fn counted(&self, counts: &[KeyCount], now: Millis) {
+        let tenants = tenant_keys(counts, now, self.keep);
+        self.metrics.set_call_keys(tenants.values(), self.max);
+        *self.counts() = tenants.iter().map(|(tenant, keys)| ((*tenant).to_owned(), keys.records)).collect();
+    }
+
     fn counts(&self) -> MutexGuard<'_, HashMap<String, u64>> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -98,22 +117,49 @@ impl Quota {
 struct Task {
     store: Arc<dyn Store>,
     room: Room,
+    shards: u32,
     quota: Arc<Quota>,
     lane: &'static str,
 }
 
 impl Task {
-    async fn write(&mut self, batch: Vec<(NewCall, oneshot::Sender<Told>)>) {
-        let (calls, tellers): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+    async fn write(&mut self, batch: Vec<Asked>) {
+        let (calls, tellers): (Vec<_>, Vec<_>) = self.with_room(batch).await.into_iter().unzip();
+        if calls.is_empty() {
+            return;
+        }
         // Who gave up waiting does not listen.
-        match self.accept(&calls).await {
+        match patiently(|| self.store.calls().accept(self.lane.to_owned(), calls.clone())).await {
             Ok(known) => {
                 for ((tell, known), call) in tellers.into_iter().zip(known).zip(&calls) {
                     tell.send(Ok(self.verdict(call, known))).ok();
                 }
             }
-            Err(error) => tellers.into_iter().for_each(|tell| drop(tell.send(Err(error.clone())))),
+            Err(error) => tellers.into_iter().for_each(|tell| drop(tell.send(Err(error.clone().into())))),
         }
+    }
+
+    /// Those for whose shards the log has room; the others are told.
+    async fn with_room(&mut self, batch: Vec<Asked>) -> Vec<Asked> {
+        let mut shards: BTreeMap<ShardNo, Vec<Asked>> = BTreeMap::new();
+        for asked in batch {
+            shards.entry(shard_of(asked.0.message.key(), self.shards)).or_default().push(asked);
+        }
+        let mut fit = Vec::new();
+        for (shard, asked) in shards {
+            let wanted = Targets::from([(shard, asked.len() as u64)]);
+            let error = match self.room.is_there(self.store.queries(), &wanted).await {
+                Ok(true) => {
+                    self.room.used(&wanted);
+                    fit.extend(asked);
+                    continue;
+                }
+                Ok(false) => CallError::Full,
+                Err(error) => error.into(),
+            };
+            asked.into_iter().for_each(|(_, tell)| drop(tell.send(Err(error.clone()))));
+        }
+        fit
     }
 
     fn verdict(&self, call: &NewCall, known: Option<CallRecord>) -> Verdict {
@@ -126,26 +172,22 @@ impl Task {
             }
         }
     }
-
-    async fn accept(&mut self, calls: &[NewCall]) -> Result<Vec<Option<CallRecord>>, CallError> {
-        let count = calls.len() as u64;
-        if !self.room.is_there(self.store.queries(), count).await? {
-            return Err(CallError::Full);
-        }
-        self.room.used(count);
-        Ok(patiently(|| self.store.calls().accept(self.lane.to_owned(), calls.to_vec())).await?)
-    }
 }
 
-/// Counts what tenants have, at once and then now and then, as long as anybody asks. Nobody waits for it: it may take long.
+/// Looks at what tenants have, at once and then now and then, as long as anybody asks.
 async fn keep_count(quota: Weak<Quota>, store: Arc<dyn Store>) {
     let clock = Clock::system();
     loop {
-        let counted = store.calls().counts(clock.now()).await;
+        let now = clock.now();
+        let counted = store.calls().counts(now).await;
         let Some(quota) = quota.upgrade() else { return };
         match counted {
-            Ok(counts) => *quota.counts() = counts.into_iter().collect(),
-            Err(error) => warn!(%error, "the idempotency keys that tenants have cannot be counted now"),
+            Ok(counts) => quota.counted(&counts, now),
+            Err(error) => {
+                // What was counted since is added to nothing that is known any more: it refuses nobody.
+                quota.counts().clear();
+                warn!(%error, "the idempotency keys that tenants have cannot be counted now");
+            }
         }
         drop(quota);
         sleep(COUNT_EVERY).await;

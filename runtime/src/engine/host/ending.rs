@@ -9,8 +9,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::engine::{Engine, EngineError, SendError};
-use crate::store::StoreError;
 use crate::store::reshard::ReshardError;
+use crate::store::{StoreError, leave_open};
 
 /// A drain ends within this, whatever happens.
 const DRAIN_MAX: Duration = Duration::from_secs(25);
@@ -146,10 +146,14 @@ pub async fn drain(engine: Engine, signals: &mut Signals) -> Result<Drained, Fai
                 info!("drained");
                 Ok(Drained::InOrder)
             }
-            Err(_) => Err(Failure::Failed(format!("the drain did not end within {DRAIN_MAX:?}"))),
+            Err(_) => {
+                leave_open();
+                Err(Failure::Failed(format!("the drain did not end within {DRAIN_MAX:?}")))
+            }
         },
         () = signals.next() => {
             warn!("told to stop a second time; what was in hand is handled again at the next start");
+            leave_open();
             Ok(Drained::CutShort)
         }
     }

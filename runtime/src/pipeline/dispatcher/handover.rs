@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::publisher::Window;
 use crate::store::Commit;
 
 /// Commits that a dispatcher has not taken up.
@@ -21,16 +22,18 @@ pub(crate) struct Waiting {
     /// The last event that is durable.
     pub(crate) durable: u64,
     events: usize,
+    bytes: usize,
 }
 
 impl Handover {
-    /// A commit with events is durable. At `window` events that wait it is left to be read from the store.
-    pub(crate) fn put(&self, commit: &Arc<Commit>, window: usize) {
+    /// A commit with events is durable. Where as many events wait as the `window` has it is left to be read from the store.
+    pub(crate) fn put(&self, commit: &Arc<Commit>, window: Window) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let events = commit.events().count();
         waiting.durable = commit.first_seq + events as u64 - 1;
-        if waiting.events < window {
+        if waiting.events < window.events && waiting.bytes < window.bytes {
             waiting.events += events;
+            waiting.bytes += commit.events().map(|event| event.message.frame().len()).sum::<usize>();
             waiting.commits.push(commit.clone());
         }
         drop(waiting);

@@ -14,6 +14,15 @@ use crate::transport::{Answer, Outgoing};
 /// Commits in one page of the store, at most.
 const PAGE_COMMITS_MAX: usize = 256;
 
+/// How much of a shard's events may be on its way to a sink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Events (`outbox.window`).
+    pub events: usize,
+    /// Their bytes; a larger one goes alone.
+    pub bytes: usize,
+}
+
 /// An event that its sink will never take.
 #[derive(Clone, Debug)]
 pub struct Unpublished {
@@ -65,7 +74,9 @@ struct Entry {
 pub struct Publisher {
     sink: u16,
     bindings: Arc<Bindings>,
-    window: usize,
+    window: Window,
+    /// Bytes of what was handed to the sink, or is to be.
+    bytes: usize,
     /// The last event that is known to be durable.
     durable: u64,
     /// The last event that was looked at: those up to it are queued, or nobody wants them here.
@@ -84,11 +95,12 @@ pub struct Publisher {
 
 impl Publisher {
     /// A publisher that goes on after `watermark`; events up to `durable` are in the store.
-    pub fn new(sink: u16, bindings: Arc<Bindings>, window: usize, (watermark, durable): (u64, u64)) -> Self {
+    pub fn new(sink: u16, bindings: Arc<Bindings>, window: Window, (watermark, durable): (u64, u64)) -> Self {
         Self {
             sink,
             bindings,
             window,
+            bytes: 0,
             durable,
             seen: watermark,
             commit: 0,
@@ -121,7 +133,8 @@ impl Publisher {
     pub fn page(&self) -> Option<Page> {
         let behind = self.seen < self.durable;
         // In large steps: with every confirmed event there is room for one more.
-        let room = self.ready.is_empty() && (self.sent.len() <= self.window / 2);
+        let room = self.sent.len() <= self.window.events / 2 && self.bytes <= self.window.bytes / 2;
+        let room = room && self.ready.is_empty();
         (behind && room).then_some(Page { from: self.commit, after: self.seen, commits: self.page })
     }
 
@@ -145,7 +158,10 @@ impl Publisher {
         }
         // As many commits as are about to fill half the window.
         let commits = rows.last().map_or(1, |last| last.commit.no - rows[0].commit.no + 1);
-        let room = self.window as u64 / 2 * commits / (rows.len() as u64).max(1);
+        let bytes: u64 = rows.iter().map(|row| row.event.message.frame().len() as u64).sum();
+        let by_events = self.window.events as u64 / 2 * commits / (rows.len() as u64).max(1);
+        let by_bytes = (self.window.bytes as u64 / 2).saturating_mul(commits) / bytes.max(1);
+        let room = by_events.min(by_bytes);
         self.page = usize::try_from(room).unwrap_or(1).clamp(1, PAGE_COMMITS_MAX);
         if self.seen >= self.durable {
             // What is read the next time may be of another size.
@@ -155,7 +171,8 @@ impl Publisher {
     }
 
     fn has_room(&self) -> bool {
-        self.sent.len() + self.ready.len() < self.window
+        let events = self.sent.len() + self.ready.len();
+        events < self.window.events && (self.bytes < self.window.bytes || events == 0)
     }
 
     fn look_at(&mut self, seq: u64, event: &Event, commit: u64) {
@@ -163,6 +180,7 @@ impl Publisher {
         self.commit = commit;
         if let Some(topic) = self.bindings.topic(self.sink, event) {
             let (topic, message) = (topic.clone(), event.message.clone());
+            self.bytes += message.frame().len();
             self.services.push_back(event.service.clone());
             self.ready.push_back(Outgoing { seq, topic, message });
         }
@@ -212,6 +230,7 @@ impl Publisher {
     pub fn progress(&mut self) -> Option<Progress> {
         let mut refused = Vec::new();
         while let Some(entry) = self.sent.pop_front_if(|entry| entry.stage != Stage::Sent) {
+            self.bytes -= entry.event.message.frame().len();
             if entry.stage == Stage::Refused {
                 let Entry { service, event, reason, .. } = entry;
                 refused.push(Unpublished { service, event, reason });
@@ -277,7 +296,7 @@ mod tests {
     #[test]
     fn a_page_that_cannot_be_read_is_halved_and_begins_small_after_the_last() {
         let bindings = Arc::new(Bindings::new(&Settings::default(), Handlers::new()).unwrap());
-        let mut publisher = Publisher::new(0, bindings, 100, (0, 10));
+        let mut publisher = Publisher::new(0, bindings, Window { events: 100, bytes: usize::MAX }, (0, 10));
         let commits = |publisher: &Publisher| publisher.page().map(|page| page.commits);
         assert_eq!(commits(&publisher), Some(1));
         let first = publisher.page().unwrap();
@@ -292,5 +311,40 @@ mod tests {
         assert_eq!(commits(&publisher), None, "all is known");
         publisher.durable(11);
         assert_eq!(commits(&publisher), Some(1), "what comes next may be larger");
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_bounded_by_its_bytes_too() {
+        let route = crate::settings::Publish {
+            service: "*".to_owned(),
+            kind: "*".to_owned(),
+            sink: "kafka".to_owned(),
+            topic: "t".to_owned(),
+        };
+        let settings = Settings { publish: vec![route], ..Settings::default() };
+        let bindings = Arc::new(Bindings::new(&settings, Handlers::new()).unwrap());
+        let mut all = rows(1..=9);
+        let payload = vec![0; 1_000];
+        for row in &mut all {
+            row.event.message = Draft { id: "e", payload: &payload, ..Draft::default() }.build_unchecked().unwrap();
+        }
+        let mut publisher = Publisher::new(0, bindings, Window { events: 100, bytes: 2_500 }, (0, 9));
+        let read = |publisher: &mut Publisher| {
+            let page = publisher.page().unwrap();
+            let after = usize::try_from(page.after).unwrap();
+            publisher.paged(page, &all[after..]);
+            publisher.ready().len()
+        };
+        assert_eq!(read(&mut publisher), 3, "the one that fills it is the last");
+        publisher.sent(3);
+        assert_eq!(publisher.page(), None, "it is full");
+        publisher.answered(vec![Answer::Confirmed(1), Answer::Confirmed(3)]);
+        publisher.progress();
+        assert_eq!(publisher.page(), None, "what waits for its predecessors is still held");
+        publisher.answered(vec![Answer::Confirmed(2)]);
+        publisher.progress();
+        assert_eq!(read(&mut publisher), 3);
+        let mut narrow = Publisher::new(0, Arc::clone(&publisher.bindings), Window { events: 100, bytes: 1 }, (0, 9));
+        assert_eq!(read(&mut narrow), 1, "one at least");
     }
 }

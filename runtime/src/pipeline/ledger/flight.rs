@@ -330,12 +330,15 @@ impl Ledger {
     }
 
     fn free_credits(&mut self, batch: &Batch, now: Millis) {
-        let mut freed = vec![0; self.sources.len()];
+        let mut freed = vec![(0, 0); self.sources.len()];
         for ticket in batch.groups.iter().flat_map(|group| &group.tickets) {
-            freed[ticket.source as usize] += 1;
+            let (credits, bytes) = &mut freed[ticket.source as usize];
+            *credits += 1;
+            *bytes += ticket.bytes as usize;
         }
-        for (source, freed) in freed.into_iter().enumerate().filter(|(_, freed)| *freed > 0) {
-            self.grant(u16::try_from(source).expect("there are few sources"), freed, now);
+        for (source, (freed, bytes)) in (0..).zip(freed).filter(|(_, (freed, _))| *freed > 0) {
+            self.make_room(source, bytes);
+            self.grant(source, freed, now);
         }
     }
 

@@ -173,7 +173,7 @@ impl Inbox {
 mod tests {
     use super::*;
 
-    const TICKET: Ticket = Ticket { source: 0, origin: 0, seq: 0 };
+    const TICKET: Ticket = Ticket { source: 0, origin: 0, seq: 0, bytes: 0 };
 
     fn id(n: u8) -> TakenId {
         TakenId([n; TakenId::BYTES])

@@ -7,7 +7,7 @@ use super::slot::{From, Item, Newest, SlotIx};
 use super::{Action, Ledger, Ticket, Tracker};
 use crate::clock::{Millis, millis};
 use crate::handler::call_of;
-use crate::message::{Message, TakenId, shard_of};
+use crate::message::{Message, TakenId, murmur2, shard_of};
 use crate::settings::Overflow;
 use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{KeyRow, RowSpan, ServiceKey};
@@ -38,22 +38,46 @@ pub enum What {
     Unbound,
 }
 
+impl Arrival {
+    /// What it takes in memory while it is in hand.
+    pub(crate) fn bytes(&self) -> u32 {
+        match &self.what {
+            What::Message(_, message) | What::Refused(_, message, _) => {
+                u32::try_from(message.frame().len()).unwrap_or(u32::MAX)
+            }
+            What::Unbound => 0,
+        }
+    }
+}
+
 impl Ledger {
     /// A source handed over deliveries, each origin's in order. Each uses one credit.
     pub fn fetched(&mut self, source: u16, arrivals: Vec<Arrival>, now: Millis) {
-        let mut unused = 0;
+        let (mut unused, mut unused_bytes) = (0, 0);
         self.sources[source as usize].used += arrivals.len();
         for arrival in arrivals {
+            let bytes = arrival.bytes();
             let track = &mut self.sources[source as usize];
+            track.bytes += bytes as usize;
             let Some((origin, seq)) = track.receive(&arrival.origin, arrival.position, arrival.last) else {
                 self.tally.passed += 1;
                 unused += 1;
+                unused_bytes += bytes as usize;
                 continue;
             };
-            self.arrive(Ticket { source, origin, seq }, arrival.what, now);
+            self.arrive(Ticket { source, origin, seq, bytes }, arrival.what, now);
         }
+        self.make_room(source, unused_bytes);
         if unused > 0 {
             self.grant(source, unused, now);
+        }
+    }
+
+    /// Bytes of a source are not in hand any more.
+    pub(super) fn make_room(&mut self, source: u16, bytes: usize) {
+        if bytes > 0 {
+            self.sources[source as usize].bytes -= bytes;
+            self.out.push(Action::Room(source, bytes));
         }
     }
 
@@ -119,6 +143,7 @@ impl Ledger {
 
     fn queue(&mut self, service: u16, item: Item) {
         let ix = self.slot_for(service, item.message.key());
+        self.compare_sender(ix, &item.message);
         let slot = &mut self.slots[ix];
         if !slot.known {
             slot.queue.push_back(item);
@@ -129,6 +154,18 @@ impl Ledger {
         } else {
             slot.queue.push_back(item);
             self.to_advance.push_back(ix);
+        }
+    }
+
+    /// Two senders of a key's messages whose ids are no UUIDs may give the same id to two messages: then the second one is
+    /// dropped as a repeat. `doctor` tells of it.
+    fn compare_sender(&mut self, ix: SlotIx, message: &Message) {
+        if is_unique(message.id()) || message.id_is_within_source() {
+            return;
+        }
+        let sender = murmur2(message.source().as_bytes());
+        if *self.slots[ix].sender.get_or_insert(sender) != sender {
+            self.count("two_senders", 1);
         }
     }
 
@@ -251,4 +288,9 @@ impl Ledger {
             self.out.push(Action::Credit(source, granted));
         }
     }
+}
+
+/// Whether an id looks like one that no other sender gives: a UUID, or made of a place such as `topic/partition/offset`.
+fn is_unique(id: &str) -> bool {
+    id.len() == 36 && id.as_bytes()[8] == b'-' || id.contains('/')
 }

@@ -62,6 +62,8 @@ pub struct Gauges {
     pub actors: u32,
     /// Deliveries in hand.
     pub credits_used: usize,
+    /// Their bytes.
+    pub bytes_in_hand: usize,
     /// Rows in `pending`.
     pub pending: u64,
     /// Ids remembered.

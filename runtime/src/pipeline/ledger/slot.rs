@@ -143,6 +143,8 @@ pub(crate) struct Slot {
     /// What the store knows of the key was read once.
     pub(crate) known: bool,
     pub(crate) queue: VecDeque<Item>,
+    /// The source, as a hash, of the first message with an id that need not be unique in the world.
+    pub(crate) sender: Option<u32>,
     /// Live items behind rows that may not grow further: they keep their credits.
     pub(crate) overflow: VecDeque<Item>,
     pub(crate) running: Option<Running>,

@@ -16,7 +16,7 @@ impl ShardState {
         let gauges = self.ledger.gauges(now);
         self.metrics.set_resident_actors(u64::from(gauges.actors));
         self.metrics.set_pending_rows(gauges.pending);
-        self.metrics.set_credits_in_use(gauges.credits_used as u64);
+        self.metrics.set_in_hand(gauges.credits_used as u64, gauges.bytes_in_hand as u64);
         self.metrics.set_inbox_ids(gauges.inbox_ids as u64);
         self.metrics.set_epoch(gauges.epoch);
         self.metrics.set_commit_no(gauges.commit_no);

@@ -91,13 +91,16 @@ impl Queries for MemoryStore {
         Box::pin(ready(found))
     }
 
-    fn unread_imports(&self) -> StoreFuture<'_, u64> {
+    fn unread_outside(&self) -> StoreFuture<'_, BTreeMap<ShardNo, u64>> {
         let inner = self.inner();
-        let unread = inner.log.iter().filter(|((target, origin, no), (count, _))| {
-            (&**origin == IMPORT || CALL_LANES.contains(&&**origin))
-                && !passed(inner.position(*target, origin), *no, *count)
-        });
-        Box::pin(ready(Ok(unread.map(|(_, (count, _))| u64::from(*count)).sum())))
+        let mut unread = BTreeMap::new();
+        for ((target, origin, no), (count, _)) in &inner.log {
+            let outside = &**origin == IMPORT || CALL_LANES.contains(&&**origin);
+            if outside && !passed(inner.position(*target, origin), *no, *count) {
+                *unread.entry(*target).or_default() += u64::from(*count);
+            }
+        }
+        Box::pin(ready(Ok(unread)))
     }
 
     fn import_progress(&self, service: String, source: String) -> StoreFuture<'_, ImportProgress> {

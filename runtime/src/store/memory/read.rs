@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::{Inner, Shard};
 use crate::clock::Millis;
 use crate::message::ShardNo;
+use crate::store::append::WEIGHT_BYTES;
 use crate::store::query::{DeadFilter, NewCommand, Pause};
 use crate::store::{
     CommitIds, DeadLetter, DeadPlace, Due, DueTimers, Epoch, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey,
@@ -142,7 +143,7 @@ impl Inner {
                 if messages >= share {
                     break;
                 }
-                messages += *count as usize;
+                messages += (*count as usize).max(row.len() / WEIGHT_BYTES);
                 found.push(StoredLogRow { origin: Arc::clone(origin), no: *no, messages: row.clone() });
             }
         }

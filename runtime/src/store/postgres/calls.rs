@@ -13,7 +13,7 @@ use super::read::signed;
 use crate::clock::Millis;
 use crate::message::{ShardNo, shard_of};
 use crate::store::calls::{
-    CallId, CallOutcome, CallRecord, CallStore, NewCall, Reply, answered, firsts, hash, in_order,
+    CallId, CallOutcome, CallRecord, CallStore, KeyCount, NewCall, Reply, answered, firsts, hash, in_order,
 };
 use crate::store::{StoreError, StoreFuture};
 use crate::transport::embedded;
@@ -23,8 +23,8 @@ use crate::transport::embedded;
 /// numbers that it gave are visible.
 const ACCEPT: &str = "WITH given AS (
         SELECT * FROM UNNEST($2::bytea[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[],
-            $9::integer[], $10::bytea[]) WITH ORDINALITY
-            AS g (id, fingerprint, tenant, service, message_id, at, expires_at, target, messages, place)
+            $9::integer[], $10::bytea[], $12::bigint[]) WITH ORDINALITY
+            AS g (id, fingerprint, tenant, service, message_id, at, expires_at, target, messages, until, place)
         WHERE (SELECT count(*) FROM shards) = $11),
     taken AS (
         INSERT INTO calls AS c (id, fingerprint, tenant, service, message_id, accepted_at, expires_at)
@@ -41,6 +41,11 @@ const ACCEPT: &str = "WITH given AS (
         INSERT INTO lanes AS l (origin, no) SELECT $1, count(*) FROM new HAVING count(*) > 0
         ON CONFLICT (origin) DO UPDATE SET no = l.no + excluded.no
         RETURNING no - (SELECT count(*) FROM new) AS before),
+    counted AS (
+        INSERT INTO call_counts AS k (tenant, until, lane, records)
+        SELECT g.tenant, g.until, $1, count(*) FROM given g, lane WHERE g.id IN (SELECT id FROM taken)
+        GROUP BY g.tenant, g.until ORDER BY g.tenant, g.until
+        ON CONFLICT (tenant, until, lane) DO UPDATE SET records = k.records + excluded.records),
     log_rows AS (
         INSERT INTO log (target, origin, no, count, messages)
         SELECT n.target, $1, lane.before + n.number, 1, n.messages FROM new n, lane)
@@ -91,6 +96,7 @@ fn accept_args(lane: &str, calls: &[NewCall], places: &[usize], shards: u32) -> 
         .put(calls.iter().map(|call| shard_no(shard_of(call.message.key(), shards))).collect::<Vec<_>>())
         .put(messages.iter().map(|row| &row[..]).collect::<Vec<&[u8]>>())
         .put(i64::from(shards))
+        .put(calls.iter().map(|call| signed(call.counted_until())).collect::<Vec<_>>())
 }
 
 fn record(row: &PgRow) -> Result<CallRecord, StoreError> {
@@ -147,17 +153,26 @@ impl CallStore for PgStore {
         })
     }
 
-    fn counts(&self, now: Millis) -> StoreFuture<'_, Vec<(String, u64)>> {
+    fn counts(&self, now: Millis) -> StoreFuture<'_, Vec<KeyCount>> {
         Box::pin(async move {
-            let sql = "SELECT tenant, count(*) FROM calls WHERE ended IS NULL OR expires_at > $1 GROUP BY tenant";
+            let sql =
+                "SELECT tenant, until, sum(records)::bigint FROM call_counts WHERE until > $1 GROUP BY tenant, until";
             let rows = self.queries.read(sql, Args::default().put(signed(now))).await?;
-            rows.iter().map(|row| Ok((decode::string(row, 0)?, decode::number(row, 1)?))).collect()
+            let count = |row: &PgRow| {
+                Ok(KeyCount {
+                    tenant: decode::string(row, 0)?,
+                    until: decode::number(row, 1)?,
+                    records: decode::number(row, 2)?,
+                })
+            };
+            rows.iter().map(count).collect()
         })
     }
 
     fn sweep(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64> {
         Box::pin(async move {
-            let sql = "WITH gone AS (DELETE FROM calls WHERE ctid = ANY (ARRAY(
+            let sql = "WITH uncounted AS (DELETE FROM call_counts WHERE until <= $1),
+                gone AS (DELETE FROM calls WHERE ctid = ANY (ARRAY(
                     SELECT ctid FROM calls WHERE expires_at <= $1 AND ended IS NOT NULL LIMIT $2))
                     AND ended IS NOT NULL AND expires_at <= $1 RETURNING 1)
                 SELECT count(*) FROM gone";

@@ -1,6 +1,8 @@
 //! What operators and tools ask of a PostgreSQL store, and the little they write.
 //! In: filters, commands, imports. Out: rows; writes that are one statement each.
 
+use std::collections::BTreeMap;
+
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgRow;
 
@@ -114,16 +116,18 @@ impl Queries for PgStore {
         Box::pin(async move { tables::rows(&self.queries, &ask).await })
     }
 
-    fn unread_imports(&self) -> StoreFuture<'_, u64> {
+    fn unread_outside(&self) -> StoreFuture<'_, BTreeMap<ShardNo, u64>> {
         Box::pin(async move {
             let sql = format!(
                 "WITH {POSITIONS}
-                 SELECT coalesce(sum(l.count), 0)::bigint FROM shards s CROSS JOIN ({OUTSIDE}) AS o
+                 SELECT s.shard::bigint, sum(l.count)::bigint FROM shards s CROSS JOIN ({OUTSIDE}) AS o
                  LEFT JOIN positions p ON p.shard = s.shard AND p.origin = o.column1
                  JOIN log l ON l.target = s.shard AND l.origin = o.column1 AND l.no >= coalesce(p.no, 0)
-                     AND (l.no > coalesce(p.no, 0) OR l.count > coalesce(p.passed, 0))"
+                     AND (l.no > coalesce(p.no, 0) OR l.count > coalesce(p.passed, 0))
+                 GROUP BY s.shard"
             );
-            one(&self.queries.read(AssertSqlSafe(sql), Args::default()).await?, |row| decode::number(row, 0))
+            let rows = self.queries.read(AssertSqlSafe(sql), Args::default()).await?;
+            rows.iter().map(|row| Ok((decode::number(row, 0)?, decode::number(row, 1)?))).collect()
         })
     }
 

@@ -214,7 +214,8 @@ pub(super) async fn dead(
     links.read(AssertSqlSafe(sql), args).await?.iter().map(decode::dead).collect()
 }
 
-/// From each origin's first unread row on, row by row, until their messages reach the limit: each origin gets its
+/// From each origin's first unread row on, row by row, until their messages reach the limit, a large row counting for as
+/// many as its bytes are by [`crate::store::append::WEIGHT_BYTES`]: each origin gets its
 /// share, so that a busy one does not keep the others waiting. The origins are found by hopping from one to the next
 /// in the index.
 const READ_LOG: &str = "
@@ -225,17 +226,17 @@ const READ_LOG: &str = "
             SELECT l.origin FROM log l WHERE l.target = $1 AND l.origin > o.origin ORDER BY l.origin LIMIT 1) n),
     known (origin, no, passed) AS (SELECT * FROM UNNEST($2::text[], $3::bigint[], $4::bigint[])),
     picked (origin, no, share, sum) AS (
-        SELECT o.origin, l.no, greatest(1, $5::bigint / (SELECT count(*) FROM origins)), l.count
+        SELECT o.origin, l.no, greatest(1, $5::bigint / (SELECT count(*) FROM origins)), l.weight
         FROM origins o LEFT JOIN known k ON k.origin = o.origin
         CROSS JOIN LATERAL (
-            SELECT l.no, l.count FROM log l
+            SELECT l.no, greatest(l.count, octet_length(l.messages) / 2048)::bigint AS weight FROM log l
             WHERE l.target = $1 AND l.origin = o.origin AND l.no >= coalesce(k.no, 0)
                 AND (l.no > coalesce(k.no, 0) OR l.count > coalesce(k.passed, 0))
             ORDER BY l.no LIMIT 1) l
         UNION ALL
-        SELECT p.origin, l.no, p.share, p.sum + l.count
+        SELECT p.origin, l.no, p.share, p.sum + l.weight
         FROM picked p CROSS JOIN LATERAL (
-            SELECT l.no, l.count FROM log l
+            SELECT l.no, greatest(l.count, octet_length(l.messages) / 2048)::bigint AS weight FROM log l
             WHERE l.target = $1 AND l.origin = p.origin AND l.no > p.no ORDER BY l.no LIMIT 1) l
         WHERE p.sum < p.share)
     SELECT l.origin, l.no, l.messages FROM picked p
@@ -280,9 +281,12 @@ pub(super) async fn read_intake(
             found.left.push(decode::number(row, 0)?);
         }
     }
+    // As many as are asked for, fewer where these are large; one at least.
     let sql = "SELECT no, service, key, id, type, headers::text, payload,
             greatest((extract(epoch FROM at) * 1000)::bigint, 0)
-        FROM perkey_intake WHERE shard = $1 AND no <> ALL ($2) ORDER BY no LIMIT $3";
+        FROM (SELECT i.*, sum(octet_length(payload)) OVER (ORDER BY no) - octet_length(payload) AS before
+            FROM (SELECT * FROM perkey_intake WHERE shard = $1 AND no <> ALL ($2) ORDER BY no LIMIT $3) i) i
+        WHERE before < 4194304 ORDER BY no";
     for row in &links.read(sql, Args::default().put(shard_no(shard)).put(&held).put(count(limit))).await? {
         found.rows.push(IntakeRow {
             no: decode::number(row, 0)?,

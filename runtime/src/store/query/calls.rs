@@ -5,7 +5,7 @@
 //! of the turn that ends it writes its outcome into the record. So there is no record without a message, no effect
 //! without an answer, and no answer without its effect.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 
@@ -61,6 +61,11 @@ pub struct NewCall {
 }
 
 impl NewCall {
+    /// Until when its record counts as one of its tenant's.
+    pub(in crate::store) fn counted_until(&self) -> Millis {
+        counted_until(self.at, self.expires_at)
+    }
+
     /// Its record, from when it is accepted until it ends.
     pub(crate) fn record(&self) -> CallRecord {
         CallRecord {
@@ -178,11 +183,71 @@ pub trait CallStore: Send + Sync {
     /// The records of these calls, in the order asked; nothing where there is none.
     fn records(&self, ids: Vec<CallId>) -> StoreFuture<'_, Vec<Option<CallRecord>>>;
 
-    /// How many records each tenant has that have not expired by `now`.
-    fn counts(&self, now: Millis) -> StoreFuture<'_, Vec<(String, u64)>>;
+    /// How many records each tenant has whose time is not over at `now`. What this costs grows with the tenants, and not
+    /// with the records.
+    fn counts(&self, now: Millis) -> StoreFuture<'_, Vec<KeyCount>>;
 
-    /// Removes records that had expired by `before`, at most `limit`; says how many it removed.
+    /// Removes records that had expired by `before`, at most `limit`; says how many it removed. The counts of those whose
+    /// time is over by then go too.
     fn sweep(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64>;
+}
+
+/// How many records of a tenant have about the same time left.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyCount {
+    /// The tenant.
+    pub tenant: String,
+    /// When the time of all of them is over.
+    pub until: Millis,
+    /// How many there are.
+    pub records: u64,
+}
+
+/// The parts of a record's time by which it is counted: it counts for at most one part longer than it lives.
+const PARTS: Millis = 24;
+
+/// Length of one of the parts of `keep`.
+fn part(keep: Millis) -> Millis {
+    (keep / PARTS).max(1_000)
+}
+
+/// Until when a record counts that is kept from `at` to `expires_at`.
+fn counted_until(at: Millis, expires_at: Millis) -> Millis {
+    expires_at.div_ceil(part(expires_at.saturating_sub(at))).saturating_mul(part(expires_at.saturating_sub(at)))
+}
+
+/// The records that were made of the calls at these places, by tenant and by when their time is over.
+pub(in crate::store) fn counted<'a>(calls: &'a [NewCall], new: &HashSet<usize>) -> BTreeMap<(&'a str, Millis), u64> {
+    let mut counted = BTreeMap::new();
+    for call in new.iter().filter_map(|at| calls.get(*at)) {
+        *counted.entry((&*call.tenant, call.counted_until())).or_default() += 1;
+    }
+    counted
+}
+
+/// What a tenant has in the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TenantKeys {
+    /// Records that it has.
+    pub records: u64,
+    /// Records that it will have, at the pace of the last twenty-fourth of the time for which each is kept.
+    pub forecast: u64,
+}
+
+/// What each tenant has at `now`, where records are kept for `keep`.
+pub fn tenant_keys(counts: &[KeyCount], now: Millis, keep: Millis) -> BTreeMap<&str, TenantKeys> {
+    let newest = counted_until(now, now.saturating_add(keep));
+    // The newest part is not over yet; the one before it is.
+    let recent = [newest, newest.saturating_sub(part(keep))];
+    let mut tenants: BTreeMap<&str, TenantKeys> = BTreeMap::new();
+    for count in counts {
+        let tenant = tenants.entry(&count.tenant).or_default();
+        tenant.records += count.records;
+        if recent.contains(&count.until) {
+            tenant.forecast = tenant.forecast.max(count.records * (keep / part(keep)).max(1));
+        }
+    }
+    tenants
 }
 
 /// The calls of which each is the first of its id, by their places.
@@ -225,4 +290,34 @@ pub(in crate::store) fn in_order(
 /// A hash as it was stored.
 pub(in crate::store) fn hash<const N: usize>(stored: &[u8]) -> Result<[u8; N], StoreError> {
     stored.try_into().map_err(|_| StoreError::Corrupt(format!("a hash of a call has {} bytes, not {N}", stored.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Millis = 3_600_000;
+
+    #[test]
+    fn a_record_counts_for_a_part_longer_than_it_lives_at_most() {
+        let day = 24 * HOUR;
+        assert_eq!(counted_until(0, day), day);
+        assert_eq!(counted_until(1, day + 1), day + HOUR);
+        assert_eq!(counted_until(HOUR - 1, day + HOUR - 1), day + HOUR);
+        assert_eq!(counted_until(10, 110), 1_000, "a part has a second at least");
+    }
+
+    #[test]
+    fn what_a_tenant_will_have_is_its_pace_times_the_time_for_which_each_is_kept() {
+        let day = 24 * HOUR;
+        let count = |tenant: &str, until, records| KeyCount { tenant: tenant.to_owned(), until, records };
+        let now = 100 * HOUR + HOUR / 2;
+        // One that has sent steadily, one that has stopped, one that has begun just now.
+        let mut counts: Vec<_> = (102..=124).map(|hour| count("steady", hour * HOUR, 3_600)).collect();
+        counts.extend([count("steady", 125 * HOUR, 1_800), count("gone", 110 * HOUR, 9), count("new", 125 * HOUR, 5)]);
+        let tenants = tenant_keys(&counts, now, day);
+        assert_eq!(tenants["steady"], TenantKeys { records: 84_600, forecast: 86_400 });
+        assert_eq!(tenants["gone"], TenantKeys { records: 9, forecast: 0 });
+        assert_eq!(tenants["new"], TenantKeys { records: 5, forecast: 120 });
+    }
 }

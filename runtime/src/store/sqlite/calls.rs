@@ -16,7 +16,9 @@ use super::writer::failed;
 use crate::clock::Millis;
 use crate::message::{ShardNo, shard_of};
 use crate::store::append::log_rows;
-use crate::store::calls::{CallId, CallOutcome, CallRecord, CallStore, NewCall, answered, firsts, hash, in_order};
+use crate::store::calls::{
+    CallId, CallOutcome, CallRecord, CallStore, KeyCount, NewCall, answered, counted, firsts, hash, in_order,
+};
 use crate::store::{LogRow, StoreError, StoreFuture};
 
 const RECORD: &str = "id, fingerprint, message_id, accepted_at, expires_at, ended, code, body";
@@ -36,6 +38,10 @@ const LANE: &str = "INSERT INTO lanes (origin, no) VALUES (?1, 1) ON CONFLICT (o
 
 const LOG: &str = "INSERT INTO log (target, origin, no, count, messages)
     SELECT value->>0, ?1, ?2, value->>1, coalesce(substr(?3, value->>2, value->>3), x'') FROM json_each(?4)";
+
+const COUNT: &str = "INSERT INTO call_counts (tenant, until, lane, records)
+    SELECT value->>0, value->>1, ?1, value->>2 FROM json_each(?2) WHERE true
+    ON CONFLICT (tenant, until, lane) DO UPDATE SET records = records + excluded.records";
 
 /// Which of the calls, by their places, were accepted; the shards whose log has grown.
 struct Accepted {
@@ -67,6 +73,11 @@ async fn accept(connection: &mut SqliteConnection, lane: String, calls: &[NewCal
     let messages = calls.iter().enumerate().filter(|(at, _)| new.contains(at));
     let log = log_rows(shards, messages.map(|(_, call)| (call.service, &call.message)));
     if !log.is_empty() {
+        let mut counts = Rows::default();
+        for ((tenant, until), records) in counted(calls, &new) {
+            counts.row().put(tenant).put(signed(until)).put(records);
+        }
+        query(COUNT).bind(&*lane).bind(counts.finish().0).execute(&mut *connection).await.map_err(failed)?;
         append(connection, lane, &log).await?;
     }
     query("COMMIT").execute(&mut *connection).await.map_err(failed)?;
@@ -125,12 +136,19 @@ impl CallStore for SqliteStore {
         })
     }
 
-    fn counts(&self, now: Millis) -> StoreFuture<'_, Vec<(String, u64)>> {
+    fn counts(&self, now: Millis) -> StoreFuture<'_, Vec<KeyCount>> {
         Box::pin(async move {
             let sql =
-                query("SELECT tenant, count(*) FROM calls WHERE ended IS NULL OR expires_at > ?1 GROUP BY tenant");
+                query("SELECT tenant, until, sum(records) FROM call_counts WHERE until > ?1 GROUP BY tenant, until");
             let rows = sql.bind(signed(now)).fetch_all(&self.readers).await.map_err(failed)?;
-            rows.iter().map(|row| Ok((decode::get(row, 0)?, decode::number(row, 1)?))).collect()
+            let count = |row: &SqliteRow| {
+                Ok(KeyCount {
+                    tenant: decode::get(row, 0)?,
+                    until: decode::number(row, 1)?,
+                    records: decode::number(row, 2)?,
+                })
+            };
+            rows.iter().map(count).collect()
         })
     }
 
@@ -142,6 +160,8 @@ impl CallStore for SqliteStore {
                     "DELETE FROM calls WHERE id IN (
                          SELECT id FROM calls WHERE expires_at <= ?1 AND ended IS NOT NULL LIMIT ?2)",
                 );
+                let counts = query("DELETE FROM call_counts WHERE until <= ?1").bind(signed(before));
+                counts.execute(&mut *connection).await.map_err(failed)?;
                 let swept = sql.bind(signed(before)).bind(limit).execute(connection).await.map_err(failed)?;
                 Ok(swept.rows_affected())
             })

@@ -1,6 +1,7 @@
 //! What operators and tools ask of a SQLite store, and the little they write.
 //! In: filters, commands, imports. Out: rows; writes that are one transaction each.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sqlx::sqlite::{SqlitePool, SqliteRow};
@@ -104,16 +105,18 @@ impl Queries for SqliteStore {
         Box::pin(async move { tables::rows(&self.readers, &ask).await })
     }
 
-    fn unread_imports(&self) -> StoreFuture<'_, u64> {
+    fn unread_outside(&self) -> StoreFuture<'_, BTreeMap<ShardNo, u64>> {
         Box::pin(async move {
             let sql = format!(
                 "WITH {POSITIONS}
-                 SELECT coalesce(sum(l.count), 0) FROM shards s CROSS JOIN ({OUTSIDE}) AS o
+                 SELECT s.shard, sum(l.count) FROM shards s CROSS JOIN ({OUTSIDE}) AS o
                  LEFT JOIN positions p ON p.shard = s.shard AND p.origin = o.column1
                  JOIN log l ON l.target = s.shard AND l.origin = o.column1 AND l.no >= coalesce(p.no, 0)
-                     AND (l.no > coalesce(p.no, 0) OR l.count > coalesce(p.passed, 0))"
+                     AND (l.no > coalesce(p.no, 0) OR l.count > coalesce(p.passed, 0))
+                 GROUP BY s.shard"
             );
-            decode::number(&query(AssertSqlSafe(sql)).fetch_one(&self.readers).await.map_err(failed)?, 0)
+            let rows = query(AssertSqlSafe(sql)).fetch_all(&self.readers).await.map_err(failed)?;
+            rows.iter().map(|row| Ok((decode::number(row, 0)?, decode::number(row, 1)?))).collect()
         })
     }
 

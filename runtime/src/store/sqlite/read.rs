@@ -270,6 +270,9 @@ const ORIGINS: &str = "origins (origin) AS (
     SELECT (SELECT min(l.origin) FROM log l WHERE l.target = ?1 AND l.origin > o.origin)
     FROM origins o WHERE o.origin IS NOT NULL)";
 
+/// What a row of the log counts for: its messages, or its bytes by [`crate::store::append::WEIGHT_BYTES`].
+const WEIGHT: &str = "max(l.count, length(l.messages) / 2048)";
+
 pub(super) async fn read_log(
     pool: &SqlitePool,
     target: ShardNo,
@@ -281,7 +284,7 @@ pub(super) async fn read_log(
         known.row().put(&**origin).put(position.no).put(u64::from(position.index) + 1);
     }
     // From each origin's first unread row on, row by row, until their messages reach the limit: each origin gets its
-    // share, so that a busy one does not keep the others waiting.
+    // share, so that a busy one does not keep the others waiting. A large row counts for as many as its bytes are.
     let sql = format!(
         "WITH RECURSIVE {ORIGINS},
          known (origin, no, passed) AS (SELECT value->>0, value->>1, value->>2 FROM json_each(?2)),
@@ -295,10 +298,10 @@ pub(super) async fn read_log(
              FROM origins o LEFT JOIN known k ON k.origin = o.origin WHERE o.origin IS NOT NULL),
          picked (origin, no, share, sum) AS (
              SELECT s.origin, s.no, s.share,
-                 (SELECT l.count FROM log l WHERE l.target = ?1 AND l.origin = s.origin AND l.no = s.no)
+                 (SELECT {WEIGHT} FROM log l WHERE l.target = ?1 AND l.origin = s.origin AND l.no = s.no)
              FROM starts s WHERE s.no IS NOT NULL
              UNION ALL
-             SELECT p.origin, l.no, p.share, p.sum + l.count
+             SELECT p.origin, l.no, p.share, p.sum + {WEIGHT}
              FROM picked p JOIN log l ON l.target = ?1 AND l.origin = p.origin AND l.no = (
                  SELECT min(n.no) FROM log n WHERE n.target = ?1 AND n.origin = p.origin AND n.no > p.no)
              WHERE p.sum < p.share)

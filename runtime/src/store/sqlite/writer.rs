@@ -2,6 +2,7 @@
 //! In: commits and other writes, in order. Out: an answer to each; waiting commits share one transaction.
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
@@ -13,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::failure::{Failure, store_error};
 use super::group::{self, Piece};
 use super::tables;
+use super::wal::{AGAIN, Wal, WalBound};
 use crate::store::watch::LogWatch;
 use crate::store::{Outcome, StoreError};
 
@@ -34,6 +36,7 @@ enum Write {
 #[derive(Clone)]
 pub(super) struct Writer {
     writes: mpsc::Sender<Write>,
+    wal: Arc<WalBound>,
 }
 
 impl std::fmt::Debug for Writer {
@@ -43,27 +46,38 @@ impl std::fmt::Debug for Writer {
 }
 
 impl Writer {
-    /// Starts the writer. It holds `lock` until it has closed its connection; it connects when it is first needed.
+    /// Starts the writer of the file at `path`. It holds `lock` until it has closed its connection; it connects when it
+    /// is first needed.
     #[expect(clippy::disallowed_methods, reason = "the writer outlives every actor that waits for a commit")]
     pub(super) fn start(
+        (path, options): (&Path, SqliteConnectOptions),
         connection: Option<SqliteConnection>,
-        options: SqliteConnectOptions,
         lock: Option<File>,
         watch: Arc<LogWatch>,
     ) -> Self {
         let (writes, inbox) = mpsc::channel(WRITES_MAX);
+        let wal = Arc::new(WalBound::default());
+        let (path, bound) = (path.to_owned(), Arc::clone(&wal));
         let mut task = Task { connection, options, watch };
         tokio::spawn(async move {
             let mut inbox = inbox;
-            let closing = task.run(&mut inbox).await;
+            let closing = task.run(&mut inbox, Wal::of(&path, &bound)).await;
             drop(lock);
             drop(closing);
         });
-        Self { writes }
+        Self { writes, wal }
+    }
+
+    /// Bounds the size of the `-wal` file.
+    pub(super) fn limit_wal(&self, bytes: u64) {
+        self.wal.limit(bytes);
     }
 
     /// Hands a commit over now; the answer may be waited for or not.
     pub(super) fn commit(&self, piece: Piece) -> BoxFuture<'static, Outcome> {
+        if let Some(refusal) = self.wal.refusal() {
+            return Box::pin(async { Outcome::Unavailable(refusal) });
+        }
         let (reply, answer) = oneshot::channel();
         let sent = self.writes.try_send(Write::Commit(Box::new(piece), reply));
         Box::pin(async move {
@@ -80,6 +94,9 @@ impl Writer {
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, StoreError>> + Send + 'static,
     {
+        if let Some(refusal) = self.wal.refusal() {
+            return Box::pin(async { Err(StoreError::Unavailable(refusal)) });
+        }
         let (reply, answer) = oneshot::channel();
         let write: Call = Box::new(move |connection| {
             Box::pin(async move {
@@ -122,30 +139,39 @@ struct Task {
 
 impl Task {
     /// Works until all senders are gone or the store is closed; gives whoever waits for that.
-    async fn run(&mut self, inbox: &mut mpsc::Receiver<Write>) -> Option<oneshot::Sender<()>> {
+    async fn run(&mut self, inbox: &mut mpsc::Receiver<Write>, mut wal: Wal<'_>) -> Option<oneshot::Sender<()>> {
         let mut kept = None;
         let mut closing = None;
-        while let Some(write) = match kept.take() {
-            Some(write) => Some(write),
-            None => inbox.recv().await,
-        } {
-            match write {
-                Write::Commit(piece, reply) => {
+        loop {
+            if let Some(connection) = self.connection.as_mut() {
+                wal.tend(connection).await;
+            }
+            let next = match kept.take() {
+                None if wal.is_kept() => tokio::time::timeout(AGAIN, inbox.recv()).await,
+                None => Ok(inbox.recv().await),
+                write => Ok(write),
+            };
+            match next {
+                // Nobody writes: the log is looked at again.
+                Err(_) => {}
+                Ok(Some(Write::Commit(piece, reply))) => {
                     let mut group = vec![(piece, reply)];
                     kept = gather(&mut group, inbox);
                     self.commit(group).await;
                 }
-                Write::Call(call) => self.call(call).await,
-                Write::Close(reply) => {
+                Ok(Some(Write::Call(call))) => self.call(call).await,
+                Ok(Some(Write::Close(reply))) => {
                     closing = Some(reply);
                     break;
                 }
+                Ok(None) => break,
             }
         }
-        if let Some(connection) = self.connection.take()
-            && let Err(error) = connection.close().await
-        {
-            tracing::warn!(%error, "the store was not closed in order; it recovers when it is opened");
+        if let Some(mut connection) = self.connection.take() {
+            wal.end(&mut connection).await;
+            if let Err(error) = connection.close().await {
+                tracing::warn!(%error, "the store was not closed in order; it recovers when it is opened");
+            }
         }
         closing
     }

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::{ENDED, NAME};
-use crate::transport::{Content, Delivery, Positions, SourceError};
+use crate::transport::{Delivery, Positions, SourceError};
 
 /// What a delivery takes in memory beside its message.
 const OVERHEAD: usize = 128;
@@ -41,10 +41,7 @@ struct Inner {
 
 /// What one delivery takes of a shelf.
 pub(super) fn bytes_of(delivery: &Delivery) -> usize {
-    let message = match &delivery.content {
-        Content::For(_, message) | Content::Unrouted(message) | Content::Unreadable { message, .. } => message,
-    };
-    OVERHEAD + message.frame().len()
+    OVERHEAD + delivery.bytes()
 }
 
 impl Shelf {
@@ -142,7 +139,7 @@ mod tests {
 
     use super::*;
     use crate::message::Draft;
-    use crate::transport::Position;
+    use crate::transport::{Content, Position};
 
     fn delivery(no: u64) -> Delivery {
         let payload = vec![b'x'; 1_000];

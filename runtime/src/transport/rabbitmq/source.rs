@@ -1,5 +1,6 @@
 //! One shard's streams: read from where the store is, judged when they are attached, attached anew when the line breaks.
-//! In: positions. Out: deliveries, each stream's in order; as many read ahead as the prefetch allows.
+//! In: positions. Out: deliveries, each stream's in order; as many read ahead as `rabbitmq.prefetch` and
+//! `rabbitmq.buffer_bytes` allow.
 //!
 //! A delivery is acknowledged when the shard comes back for more, which is what lets the broker send further ones: a stream
 //! keeps all of them, whatever is acknowledged.
@@ -17,6 +18,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, Channel, Consumer, ErrorKind};
 use tokio::time::timeout;
 
+use super::ahead::Ahead;
 use super::client::{ANSWER, Client};
 use super::record::{Place, Record};
 use super::start::{First, compare, ended, ways_on};
@@ -72,18 +74,22 @@ pub(super) struct RabbitmqSource {
     state: State,
     /// The reader that is asked first.
     turn: usize,
+    ahead: Ahead,
 }
 
 impl RabbitmqSource {
     pub(super) fn new(client: Arc<Client>, shard: ShardNo, from: Positions) -> Self {
-        Self { client, shard, last: from, state: State::Closed, turn: 0 }
+        let settings = &client.settings;
+        let ahead = Ahead::new(settings.prefetch, settings.buffer_bytes / settings.streams.len().max(1));
+        Self { client, shard, last: from, state: State::Closed, turn: 0, ahead }
     }
 
     async fn more(&mut self, max: usize) -> Result<Vec<Delivery>, SourceError> {
         loop {
             match &mut self.state {
                 State::Closed => {
-                    let opening = open(Arc::clone(&self.client), self.shard, self.last.clone());
+                    let (client, last) = (Arc::clone(&self.client), self.last.clone());
+                    let opening = open(client, self.shard, last, self.ahead.prefetch());
                     self.state = State::Opening(Box::pin(opening));
                 }
                 State::Opening(opening) => {
@@ -105,6 +111,11 @@ impl RabbitmqSource {
                             self.turn = self.turn.wrapping_add(1);
                             for delivery in &deliveries {
                                 self.last.insert(Arc::clone(&delivery.origin), delivery.position);
+                                self.ahead.came(delivery.bytes());
+                            }
+                            if self.ahead.changed() {
+                                // What was read ahead comes again.
+                                self.state = State::Closed;
                             }
                             return Ok(deliveries);
                         }
@@ -244,14 +255,14 @@ fn no_stream(origin: &str) -> String {
 // ---- opening
 
 /// Attaches to all streams of a shard, each behind its position.
-async fn open(client: Arc<Client>, shard: ShardNo, from: Positions) -> Result<Vec<Reader>, Trouble> {
+async fn open(client: Arc<Client>, shard: ShardNo, from: Positions, prefetch: u16) -> Result<Vec<Reader>, Trouble> {
     let mut readers = Vec::new();
     for entry in &client.settings.streams {
         let mut partition = shard;
         // Beyond the number of shards: what another number of shards left.
         while partition < client.shards || is_there(&client, &stream(topic_of(entry), partition)).await? {
             let last = from.get(origin(entry, partition).as_str()).copied();
-            readers.push(attach(&client, entry, partition, last).await?);
+            readers.push(attach(&client, (entry, partition), last, prefetch).await?);
             partition += client.shards;
         }
     }
@@ -267,14 +278,19 @@ async fn is_there(client: &Client, queue: &str) -> Result<bool, String> {
     }
 }
 
-async fn attach(client: &Client, entry: &str, partition: u32, last: Option<Position>) -> Result<Reader, Trouble> {
+async fn attach(
+    client: &Client,
+    (entry, partition): (&str, u32),
+    last: Option<Position>,
+    prefetch: u16,
+) -> Result<Reader, Trouble> {
     let (name, origin) = (topic_of(entry), origin(entry, partition));
     let queue = stream(name, partition);
     let from = match last {
         None => topology::text("first"),
         Some(last) => AMQPValue::LongLongInt(i64::try_from(last.no).unwrap_or(i64::MAX)),
     };
-    let (channel, consumer) = client.consume(&queue, client.settings.prefetch, offset(from)).await?;
+    let (channel, consumer) = client.consume(&queue, prefetch, offset(from)).await?;
     let place = Place { origin: origin.clone(), name: name.to_owned(), source: format!("{NAME}:{name}") };
     let (origin, next) = (Arc::from(origin), last.map_or(0, |last| last.no + 1));
     let mut reader =

@@ -97,7 +97,10 @@ async fn run((engine, open): (Engine, Open), admin: &Admin, signals: &mut Signal
 pub(crate) async fn shut(open: Open, signals: &mut Signals) -> bool {
     tokio::select! {
         () = open.shut() => true,
-        () = signals.next() => false,
+        () = signals.next() => {
+            store::leave_open();
+            false
+        }
     }
 }
 

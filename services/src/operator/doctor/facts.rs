@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use perkey::clock::{Clock, Millis};
 use perkey::settings::{Settings, topic_of};
+use perkey::store::calls::KeyCount;
 use perkey::store::health::{Disk, Health};
 use perkey::store::lease::Fleet;
 use perkey::store::query::{ShardRow, WaitingKey};
@@ -45,6 +46,8 @@ pub(super) struct StoreFacts {
     pub(super) busiest: Option<WaitingKey>,
     pub(super) oldest_transaction: Option<Duration>,
     pub(super) sinks: Vec<Stat>,
+    /// What tenants have of idempotency keys.
+    pub(super) keys: Vec<KeyCount>,
     /// Whether a process runs it.
     pub(super) running: bool,
     /// This machine's clock before and after the store told its own.
@@ -99,6 +102,7 @@ async fn told(settings: &Settings, store: &Opened) -> Result<StoreFacts, StoreEr
         busiest: queries.waiting_keys(1).await?.into_iter().next(),
         oldest_transaction: store.oldest_transaction().await?,
         sinks: outbox::collected(settings, queries, &rows).await?,
+        keys: store.calls().counts(before).await?,
         running: store::is_running(settings).await,
         health,
         rows,

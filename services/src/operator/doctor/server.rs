@@ -195,7 +195,8 @@ fn sqlite(server: &ServerHealth) -> Vec<Finding> {
         found.push(warning(
             "sqlite",
             format!("the write-ahead log has {}", bytes(wal)),
-            "end the program that reads the file in one long transaction: until then the log is not copied back",
+            "end the program that reads the file in one long transaction: until then the log grows, and at \
+             store.wal_bytes_max nothing is written any more",
         ));
     }
     or_ok("sqlite", found, format!("{}, {} of write-ahead log", bytes(server.bytes), bytes(wal)))

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use perkey::clock::{Clock, Stopwatch, sleep};
 use perkey::settings::Settings;
-use perkey::store::append::{LOOK_EVERY, Room, patiently};
+use perkey::store::append::{LOOK_EVERY, Room, Targets, patiently, targets};
 use perkey::store::query::{ImportBatch, ImportProgress};
 use perkey::store::{self, Store};
 use tokio::sync::mpsc::Receiver;
@@ -51,7 +51,7 @@ impl<'a> Append<'a> {
         bar: Bar,
     ) -> Self {
         let skipped = progress.messages;
-        let room = Room::new(settings.log.max_unread);
+        let room = Room::new(settings.log.max_unread, settings.ownership.shards);
         Self { store, settings, service, source, progress, rejects, room, appended: 0, skipped, bar }
     }
 
@@ -87,7 +87,8 @@ impl<'a> Append<'a> {
 
     async fn batch(&mut self, batch: Batch) -> Result<(), Failure> {
         self.rejects.add(&batch.rejects).map_err(|error| self.refused(&error))?;
-        self.wait_for_room(batch.messages).await?;
+        let wanted = targets(&batch.rows);
+        self.wait_for_room(&wanted).await?;
         let progress = ImportProgress {
             lines: batch.lines,
             messages: self.progress.messages + batch.messages,
@@ -104,16 +105,16 @@ impl<'a> Append<'a> {
         };
         patiently(|| self.store.queries().append_import(rows.clone())).await?;
         self.progress = progress;
-        self.room.used(batch.messages);
+        self.room.used(&wanted);
         self.appended += batch.messages;
         self.bar.at(batch.bytes, batch.messages);
         Ok(())
     }
 
-    async fn wait_for_room(&mut self, messages: u64) -> Result<(), Failure> {
+    async fn wait_for_room(&mut self, wanted: &Targets) -> Result<(), Failure> {
         let since = Stopwatch::start();
         let mut said = false;
-        while !self.room.is_there(self.store.queries(), messages).await? {
+        while !self.room.is_there(self.store.queries(), wanted).await? {
             if !said && since.elapsed() >= SAY_AFTER && !store::is_running(self.settings).await {
                 said = true;
                 let runner = runner(self.settings);

@@ -23,6 +23,8 @@ use crate::operator::cli::args::ImportFormat;
 
 /// Lines in a batch.
 const BATCH_LINES: u64 = 1_000;
+/// Bytes of a batch, about: who reads the log reads a whole row of it.
+const BATCH_BYTES: u64 = 4 << 20;
 /// How much of a refused line is shown.
 const SHOWN_MAX: usize = 4_096;
 
@@ -168,7 +170,8 @@ impl Reader<'_> {
         let mut messages = Vec::new();
         let first = lines.lines();
         let mut ended = false;
-        while lines.lines() - first < BATCH_LINES {
+        let begun = lines.bytes();
+        while lines.lines() - first < BATCH_LINES && lines.bytes() - begun < BATCH_BYTES {
             let Some(line) = lines.next(text)? else {
                 ended = true;
                 break;

@@ -1,0 +1,42 @@
+//! Whether ids tell messages apart.
+//! In: facts. Out: findings.
+
+use super::facts::Facts;
+use super::{Finding, or_ok, warning};
+
+/// All of them.
+pub(super) fn checks(facts: &Facts) -> Vec<Finding> {
+    let Ok(store) = &facts.store else { return Vec::new() };
+    let count = |name: &str| -> u64 { store.rows.iter().filter_map(|row| row.counters.get(name)).sum() };
+    let (mixed, duplicates) = (count("two_senders"), count("duplicates"));
+    let mut found = Vec::new();
+    if mixed > 0 {
+        found.push(warning(
+            "ids",
+            format!(
+                "{mixed} messages came under a key that another CloudEvents source sends to as well, with ids that are no UUIDs; \
+                 {duplicates} messages were dropped as repeats"
+            ),
+            "where two sources may give the same id to two messages, set id = \"source\" in their [[bind]]: else the second \
+             one is dropped as a repeat. UUIDs are unique without it",
+        ));
+    }
+    or_ok("ids", found, "no key gets ids from two sources that could be the same")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::super::facts::tests::found;
+    use super::*;
+
+    #[test]
+    fn a_key_whose_ids_come_from_two_sources_is_told_of() {
+        let with = |mixed| {
+            found(checks, |_, store| {
+                store.rows[0].counters.insert("two_senders".to_owned(), mixed);
+            })
+        };
+        assert_eq!((with(0), with(1)), (vec![], vec![("ids", Level::Warning)]));
+    }
+}
