@@ -1,6 +1,7 @@
 //! A fleet of real workers on real servers under a steady load, while workers, lines and servers fail.
 //! In: a scenario and a seed. Out: what happened, how long takeovers took, and everything that does not hold.
 
+mod beside;
 pub mod carrier;
 pub mod faults;
 mod figures;

@@ -12,6 +12,7 @@ pub mod kafka;
 pub mod memory;
 mod ongoing;
 pub(crate) mod open;
+pub(crate) mod pace;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
 mod sink;

@@ -1,6 +1,6 @@
 //! What Kafka and RabbitMQ carry, side by side: events out through the sink, messages in through the source, and how long one
 //! takes from the one to the other. Needs both servers: `eval "$(scripts/services up kafka rabbitmq)"`.
-//! In: `--messages N --rounds N --rate N --seconds N`. Out: thousands a second, milliseconds, and RabbitMQ's ratio to Kafka.
+//! In: `--messages N --rounds N --rate N --seconds N --accounts N`. Out: thousands a second, milliseconds, and RabbitMQ's ratio to Kafka.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,18 +24,19 @@ use super::meter::{cpu_seconds, median, percentile};
 const SHARDS: u32 = 8;
 /// Bytes of a payload, as the ledger workload has them.
 const PAYLOAD_BYTES: usize = 200;
-const ACCOUNTS: u64 = 10_000;
 
 /// A broker with a topic, or streams, of its own.
 struct Broker {
     name: &'static str,
     topic: Arc<str>,
+    /// Different keys of events.
+    accounts: u64,
     sink: Arc<dyn SinkTransport>,
     source: Arc<dyn Transport>,
 }
 
 impl Broker {
-    async fn kafka(topic: &str) -> Self {
+    async fn kafka(topic: &str, accounts: u64) -> Self {
         let brokers = std::env::var("PERKEY_TEST_KAFKA").expect("PERKEY_TEST_KAFKA is set");
         let mut config = rdkafka::ClientConfig::new();
         let admin: AdminClient<DefaultClientContext> =
@@ -52,10 +53,10 @@ impl Broker {
         let settings = KafkaSettings { brokers, topics: vec![topic.to_owned()], ..KafkaSettings::default() };
         let sink = KafkaSink::new(&settings).expect("a sink");
         let source = KafkaTransport::new(&settings, SHARDS, &Metrics::new()).expect("a source");
-        Self { name: "kafka", topic: topic.into(), sink, source }
+        Self { name: "kafka", topic: topic.into(), accounts, sink, source }
     }
 
-    fn rabbitmq(topic: &str) -> Self {
+    fn rabbitmq(topic: &str, accounts: u64) -> Self {
         let settings = RabbitmqSettings {
             addresses: std::env::var("PERKEY_TEST_RABBITMQ").expect("PERKEY_TEST_RABBITMQ is set"),
             streams: vec![topic.to_owned()],
@@ -64,7 +65,7 @@ impl Broker {
         };
         let sink = RabbitmqSink::new(&settings, SHARDS).expect("a sink");
         let source = RabbitmqTransport::new(&settings, SHARDS, &Metrics::new()).expect("a source");
-        Self { name: "rabbitmq", topic: topic.into(), sink, source }
+        Self { name: "rabbitmq", topic: topic.into(), accounts, sink, source }
     }
 }
 
@@ -84,6 +85,7 @@ struct Figures {
 pub(crate) fn run(runtime: &tokio::runtime::Runtime, options: &Options) {
     let messages = options.number("--messages", 100_000);
     let rounds = options.number("--rounds", 3);
+    let accounts = options.number("--accounts", 10_000) as u64;
     let pace = (options.number("--rate", 2_000) as u64, options.number("seconds", 5) as u64);
     let mut all: HashMap<&'static str, Vec<Figures>> = HashMap::new();
     runtime.block_on(async {
@@ -93,7 +95,10 @@ pub(crate) fn run(runtime: &tokio::runtime::Runtime, options: &Options) {
             // Each goes first in turn.
             for kafka in [round % 2 == 0, round % 2 != 0] {
                 let [bulk, steady] = &topics;
-                let broker = async |topic: &str| if kafka { Broker::kafka(topic).await } else { Broker::rabbitmq(topic) };
+                let broker = async |topic: &str| match kafka {
+                    true => Broker::kafka(topic, accounts).await,
+                    false => Broker::rabbitmq(topic, accounts),
+                };
                 let mut figures = flood(&broker(bulk).await, messages).await;
                 let steady = broker(steady).await;
                 let waits = pace_through(&steady, pace).await;
@@ -116,7 +121,7 @@ pub(crate) fn run(runtime: &tokio::runtime::Runtime, options: &Options) {
 }
 
 fn event(broker: &Broker, seq: u64, payload: &[u8]) -> Outgoing {
-    let (id, key) = (format!("{seq:08x}-5eed-8000-8000-000000000000"), format!("acct-{}", seq % ACCOUNTS));
+    let (id, key) = (format!("{seq:08x}-5eed-8000-8000-000000000000"), format!("acct-{}", seq % broker.accounts));
     let draft = Draft { id: &id, key: &key, kind: "posted", source: "bench", payload, ..Draft::default() };
     Outgoing { seq, topic: Arc::clone(&broker.topic), message: draft.build().expect("a message") }
 }
@@ -132,8 +137,9 @@ async fn flood(broker: &Broker, messages: usize) -> Figures {
     let mut ends = Vec::new();
     for (shard, events) in (0..SHARDS).zip(&mut shards) {
         let mut end = broker.sink.open(shard).await.expect("an end");
-        let first = events.pop().expect("each shard has events");
-        publish(&mut *end, &[first]).await;
+        if let Some(first) = events.pop() {
+            publish(&mut *end, &[first]).await;
+        }
         ends.push(end);
     }
     let (cpu, watch) = (cpu_seconds(), Stopwatch::start());

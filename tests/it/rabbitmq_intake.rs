@@ -22,8 +22,10 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use crate::fixture::SHARDS;
+use crate::rabbitmq_nacks::Narrow;
 use crate::rabbitmq_place::{Streams, headed, table, text};
 use crate::servers;
+use crate::sink_contract::by_key;
 use crate::support::{handlers, open};
 
 const BOUND: Duration = Duration::from_secs(60);
@@ -357,4 +359,29 @@ async fn another_mover_goes_on_where_one_is_cut_off() {
     }
     assert_eq!(keys, published(1_500));
     assert!(counted(&metrics[1], &queue, "moved") > 0, "the second one did it");
+}
+
+/// A queue of others beside the streams that becomes full: the mover waits for it, and swaps nothing in either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_beside_the_streams_is_waited_for_and_swaps_nothing() {
+    let scene = Scene::new(|_| {}).await;
+    let routes: Vec<String> = (0..SHARDS).map(|shard| shard.to_string()).collect();
+    let Scene { engine, store, metrics, settings, folder, streams } = scene;
+    let narrow = Narrow::beside(streams, "quorum", &routes.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let all: Vec<Value> = (0..500).map(|no| message(&narrow.streams, no)).collect();
+    let name = |delivery: &lapin::message::Delivery| {
+        let body: Value = serde_json::from_slice(&delivery.data).unwrap();
+        let id = delivery.properties.message_id().as_ref().unwrap().to_string();
+        (body["key"].as_str().unwrap().to_owned(), id)
+    };
+    let consumed = async {
+        narrow.is_full().await;
+        narrow.consume(500, name).await
+    };
+    let ((), arrived) = tokio::join!(publish(&all), consumed);
+    assert_eq!(by_key(arrived), published(500));
+    let scene = Scene { engine, store, metrics, settings, folder, streams: narrow.streams };
+    assert_eq!(scene.until_handled(500).await, published(500));
+    assert!(scene.until_dead(0).await.is_empty());
+    scene.end().await;
 }

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 /// Seeds that are run when nothing else is asked for.
 const SEEDS: u64 = 600;
+/// Events that sinks do not take for the moment, at least, over all of them.
+const NACKS: u64 = 10_000;
 
 #[derive(Deserialize)]
 struct Step {
@@ -232,6 +234,7 @@ fn every_seed_keeps_every_promise() {
     );
     if whole {
         assert_eq!(sum.missing(), Vec::<&str>::new(), "the seeds do not reach these any more");
+        assert!(sum.nacked >= NACKS, "only {} events were nacked", sum.nacked);
     }
 }
 
@@ -251,6 +254,7 @@ fn every_planted_defect_is_noticed() {
         Defect::WatermarkTooHigh,
         Defect::TimerLeavesEarly,
         Defect::ScheduleLost,
+        Defect::NackOvertaken,
     ];
     assert_eq!(noticed(300, MemoryStore::new), None, "without a defect nothing is noticed");
     let mut missed = Vec::new();

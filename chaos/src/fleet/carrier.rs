@@ -2,6 +2,7 @@
 //! In: a choice, servers. Out: what workers are told of it, where the load goes, what came out.
 
 use crate::ChaosError;
+use crate::fleet::beside::Beside;
 use crate::fleet::faults::On;
 use crate::fleet::load::Way;
 use crate::fleet::servers::Servers;
@@ -87,6 +88,12 @@ impl Carrier {
             Self::Streams(streams) => Some(Way::Streams(streams.producer())),
             Self::Log => None,
         })
+    }
+
+    /// A short queue beside what comes out, with a consumer that stands still at times; only RabbitMQ has such a thing.
+    pub(super) async fn beside(&self, seed: u64) -> Result<Option<Beside>, ChaosError> {
+        let Self::Streams(streams) = self else { return Ok(None) };
+        Ok(Some(Beside::start(&streams.address, &streams.output, seed).await?))
     }
 
     /// The values of everything that came out, each partition in its order; nothing where that is in the store.

@@ -157,6 +157,11 @@ impl<'a> Scene<'a> {
             Some(way) => way,
             None => load::Way::Log(self.store().await?, self.shards()),
         };
+        // Throughput is not measured by a queue of others.
+        let beside = match self.plan.scenario {
+            Scenario::Held => None,
+            _ => self.carrier.beside(seed).await?,
+        };
         let mut load = Load::start(way, pace, Arc::clone(&self.gauge));
         let began = self.watch.elapsed();
         let acted = async {
@@ -179,6 +184,14 @@ impl<'a> Scene<'a> {
             None => judge::events(&*self.store().await?, self.shards()).await?,
         };
         judge::output(&published, seed, &given, &mut self.verdict);
+        if let Some(beside) = beside {
+            let mut verdict = Verdict::default();
+            judge::output(&[beside.finish(given.unique()).await], seed, &given, &mut verdict);
+            let beside = |text: String| format!("beside, in a queue that was full at times: {text}");
+            let told = |of: Vec<String>| of.into_iter().map(beside);
+            self.verdict.facts.extend(told(verdict.facts));
+            self.verdict.violations.extend(told(verdict.violations));
+        }
         for worker in &mut self.workers {
             let wrong = worker.leave().await?;
             self.verdict.violations.extend(wrong);

@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::ChaosError;
+use crate::fleet::beside;
 use crate::fleet::load::Record;
 
 /// Streams of the input: as many as there are shards.
@@ -33,7 +34,7 @@ const SILENCE: Duration = Duration::from_secs(20);
 /// The first message to a stream over a connection is confirmed within this; else it never is.
 const FIRST_WITHIN: Duration = Duration::from_secs(3);
 /// Before another connection is tried.
-const AGAIN_AFTER: Duration = Duration::from_millis(100);
+pub(super) const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Records that wait to be sent, while the server is away.
 const QUEUE: usize = 200_000;
 /// Records that are sent and not confirmed.
@@ -59,7 +60,7 @@ fn stuck(what: impl std::fmt::Display) -> ChaosError {
 /// Exchanges and their streams that one scenario has for itself.
 #[derive(Clone, Debug)]
 pub struct Streams {
-    address: String,
+    pub(super) address: String,
     /// The exchange before the streams that workers read.
     pub input: String,
     /// The exchange that they publish to.
@@ -87,6 +88,8 @@ impl Streams {
             }
             channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await?;
         }
+        let beside = beside::name(&self.output);
+        channel.queue_delete(beside.into(), QueueDeleteOptions::default()).await?;
         Ok(())
     }
 
@@ -144,14 +147,14 @@ topic = "{output}:{{key}}"
 }
 
 /// A connection and its channel.
-struct Line {
-    channel: Channel,
+pub(super) struct Line {
+    pub(super) channel: Channel,
     // Dropped, it is closed.
     _connection: Connection,
 }
 
 impl Line {
-    async fn open(address: &str) -> Result<Self, ChaosError> {
+    pub(super) async fn open(address: &str) -> Result<Self, ChaosError> {
         let uri = format!("amqp://guest:guest@{address}/%2f?heartbeat=5");
         let open = async {
             let connection = Connection::connect(&uri, ConnectionProperties::default()).await?;
@@ -225,7 +228,7 @@ impl Line {
     }
 }
 
-async fn next(consumer: &mut Consumer, stream: &str) -> Result<Delivery, ChaosError> {
+pub(super) async fn next(consumer: &mut Consumer, stream: &str) -> Result<Delivery, ChaosError> {
     match timeout(SILENCE, consumer.next()).await {
         Ok(Some(delivery)) => Ok(delivery?),
         Ok(None) => Err(stuck(format!("reading {stream} was ended"))),
@@ -249,7 +252,7 @@ async fn soon(within: Duration, answer: impl Future<Output = Result<(), ChaosErr
     timeout(within, answer).await.map_err(|_| stuck("it confirms nothing"))?
 }
 
-fn text(name: &str, value: &str) -> FieldTable {
+pub(super) fn text(name: &str, value: &str) -> FieldTable {
     let mut table = FieldTable::default();
     table.insert(name.into(), AMQPValue::LongString(value.into()));
     table

@@ -20,6 +20,8 @@ pub enum Defect {
     TimerLeavesEarly,
     /// A schedule whose timer was being set when its key had to start again is forgotten.
     ScheduleLost,
+    /// Events go to a sink although one of their key before them is not known to be there.
+    NackOvertaken,
 }
 
 #[cfg(feature = "planted-defects")]

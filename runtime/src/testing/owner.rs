@@ -12,6 +12,7 @@ use crate::store::query::OpenCommand;
 use crate::store::{
     DeadLetter, Due, DueTimers, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard, Timer,
 };
+use crate::transport::pace::{Pace, Sent};
 use crate::transport::{Answer, Outgoing, Source};
 
 /// An owner's number; never used twice.
@@ -51,7 +52,8 @@ pub(super) enum Told {
     Commands(Vec<OpenCommand>),
     DeadFound(i64, Vec<DeadLetter>),
     DispatcherBack(u16),
-    Answered(u16, u32, Answer),
+    /// What became of an event; nothing where the sink does not take it for the moment.
+    Answered(u16, u32, (Sent, Outgoing), Option<Answer>),
     Published(u16, Progress),
     Drain,
     Tick,
@@ -75,8 +77,10 @@ pub(super) struct Outlet {
     pub(super) publisher: Option<Publisher>,
     /// Rises when it dies, and when its end of the sink is opened anew.
     pub(super) generation: u32,
+    /// What may go when; none before the first publisher.
+    pub(super) pace: Option<Pace<Outgoing>>,
     /// On its way to the broker.
-    pub(super) wire: VecDeque<Outgoing>,
+    pub(super) wire: VecDeque<(Sent, Outgoing)>,
     pub(super) pumping: bool,
     pub(super) delivering: bool,
 }

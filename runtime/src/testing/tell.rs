@@ -63,7 +63,7 @@ impl World {
             Told::DeadFound(command, letters) => ledger.dead_found(command, letters, now),
             Told::Published(sink, progress) => ledger.published(sink, progress, now),
             Told::DispatcherBack(sink) => self.start_outlet(id, sink),
-            Told::Answered(sink, generation, answer) => self.answered(id, sink, generation, answer),
+            Told::Answered(sink, generation, sent, answer) => self.answered(id, (sink, generation), sent, answer),
             Told::Drain => ledger.drain(),
             Told::Tick => self.tick(id, now),
         }

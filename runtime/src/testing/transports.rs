@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, pending, ready};
@@ -12,11 +13,13 @@ use futures_util::future::{BoxFuture, pending, ready};
 use super::fate::Fate;
 use super::owner::{Lane, OwnerId, Told};
 use super::world::{Event, World};
-use crate::clock::{Clock, Millis};
-use crate::message::ShardNo;
+use crate::clock::{Clock, Dice, Millis};
+use crate::message::{ShardNo, murmur2};
 use crate::pipeline::dispatcher::publisher::Publisher;
+use crate::pipeline::ledger::{Defect, planted};
 use crate::store::memory::MemoryStore;
 use crate::store::{self, Commit, Store};
+use crate::transport::pace::{Pace, Sent};
 use crate::transport::{Answer, Content, Delivery, Outgoing, Position, Positions, Source, SourceError, Transport};
 
 type Origins = BTreeMap<Arc<str>, Vec<(Millis, Content)>>;
@@ -220,7 +223,9 @@ impl World {
         let Some(owner) = self.owners[id].as_mut() else { return };
         let (bindings, window) = (self.plan.bindings.clone(), self.plan.window());
         let from = owner.ledger.publish_from(sink);
-        owner.outlets[usize::from(sink)].publisher = Some(Publisher::new(sink, bindings, window, from));
+        let outlet = &mut owner.outlets[usize::from(sink)];
+        outlet.publisher = Some(Publisher::new(sink, bindings, window, from));
+        outlet.pace = Some(Pace::new(Dice::seeded(self.dice.below(u64::MAX))));
         self.pump_soon(id, sink);
     }
 
@@ -264,11 +269,12 @@ impl World {
         let (store_away, sink_away) = (self.now < self.disk.away_until, self.now < self.sinks_away_until);
         let broken = self.plan.faults.sinks && self.now < self.trouble_until && self.dice.below(40) == 0;
         let room = usize::try_from(1 + self.dice.below(6)).unwrap_or(1);
+        let anew = Pace::new(Dice::seeded(self.dice.below(u64::MAX)));
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let shard = owner.shard;
         let outlet = &mut owner.outlets[usize::from(sink)];
         outlet.pumping = false;
-        let Some(publisher) = outlet.publisher.as_mut() else { return Ok(()) };
+        let (Some(publisher), Some(pace)) = (&mut outlet.publisher, &mut outlet.pace) else { return Ok(()) };
         let waiting = outlet.handover.take();
         publisher.durable(waiting.durable);
         waiting.commits.iter().for_each(|commit| publisher.committed(commit));
@@ -283,13 +289,19 @@ impl World {
         let progress = publisher.progress();
         if broken {
             publisher.restart();
+            *pace = anew;
             outlet.generation += 1;
             outlet.wire.clear();
             self.witness.stats.reopened += 1;
         } else if !sink_away {
             let count = room.min(publisher.ready().len());
-            outlet.wire.extend(publisher.ready()[..count].iter().cloned());
+            for event in &publisher.ready()[..count] {
+                let [way, key] = [&*event.topic, event.message.key()].map(|text| u64::from(murmur2(text.as_bytes())));
+                let key = (!planted(Defect::NackOvertaken)).then_some(key);
+                pace.push(way, key, event.clone());
+            }
             publisher.sent(count);
+            outlet.wire.extend(pace.due(Duration::from_micros(self.now)));
         }
         let again = !publisher.is_done();
         if let Some(progress) = progress {
@@ -321,32 +333,47 @@ impl World {
         outlet.delivering = false;
         if outlet.generation == generation {
             let count = count.min(outlet.wire.len());
-            let events: Vec<Outgoing> = outlet.wire.drain(..count).collect();
-            for event in events {
+            let events: Vec<_> = outlet.wire.drain(..count).collect();
+            for (sent, event) in events {
                 let (plan, name) = (&self.plan, &self.plan.sinks[usize::from(sink)]);
                 let refused = Fate::is_refused(plan.seed, plan.faults, name, event.message.id());
                 let answer = if refused && !self.healed {
-                    Answer::Refused(event.seq, "simulated".to_owned())
+                    Some(Answer::Refused(event.seq, "simulated".to_owned()))
+                } else if plan.faults.sinks && !self.healed && self.dice.below(3) == 0 {
+                    self.witness.stats.nacked += 1;
+                    None
                 } else {
                     self.witness.topics[usize::from(sink)].write(shard, &event)?;
                     self.witness.stats.published += 1;
-                    Answer::Confirmed(event.seq)
+                    Some(Answer::Confirmed(event.seq))
                 };
                 let delay = self.delay(3_000);
-                self.at(self.now + delay, Event::Told(id, Told::Answered(sink, generation, answer)));
+                self.at(self.now + delay, Event::Told(id, Told::Answered(sink, generation, (sent, event), answer)));
             }
         }
         self.deliver_soon(id, sink);
         Ok(())
     }
 
-    pub(super) fn answered(&mut self, id: OwnerId, sink: u16, generation: u32, answer: Answer) {
+    pub(super) fn answered(
+        &mut self,
+        id: OwnerId,
+        (sink, generation): (u16, u32),
+        (sent, event): (Sent, Outgoing),
+        answer: Option<Answer>,
+    ) {
         let Some(owner) = self.owners[id].as_mut() else { return };
         let outlet = &mut owner.outlets[usize::from(sink)];
         if outlet.generation == generation
-            && let Some(publisher) = outlet.publisher.as_mut()
+            && let (Some(publisher), Some(pace)) = (&mut outlet.publisher, &mut outlet.pace)
         {
-            publisher.answered(vec![answer]);
+            match answer {
+                Some(answer) => {
+                    pace.settled(&sent, matches!(answer, Answer::Confirmed(_)));
+                    publisher.answered(vec![answer]);
+                }
+                None => pace.refused(sent, event, Duration::from_micros(self.now)),
+            }
             self.pump_soon(id, sink);
         }
     }

@@ -40,6 +40,8 @@ pub struct Seen {
     pub published: u64,
     /// Events that sinks refused.
     pub unpublished: u64,
+    /// Events that sinks did not take for the moment.
+    pub nacked: u64,
     /// Pages of events that were read back.
     pub read_back: u64,
     /// Ends of sinks that were opened anew.
@@ -69,7 +71,7 @@ impl Seen {
         self.clone().all().into_iter().filter(|(_, count)| **count == 0).map(|(name, _)| name).collect()
     }
 
-    fn all(&mut self) -> [(&'static str, &mut u64); 24] {
+    fn all(&mut self) -> [(&'static str, &mut u64); 25] {
         [
             ("commits", &mut self.commits),
             ("fenced", &mut self.fenced),
@@ -89,6 +91,7 @@ impl Seen {
             ("rekeyed", &mut self.rekeyed),
             ("published", &mut self.published),
             ("unpublished", &mut self.unpublished),
+            ("nacked", &mut self.nacked),
             ("read_back", &mut self.read_back),
             ("reopened", &mut self.reopened),
             ("fired", &mut self.fired),

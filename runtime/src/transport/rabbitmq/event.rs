@@ -12,7 +12,7 @@ use crate::message::{Message, shard_of};
 use crate::settings::RabbitmqSettings;
 use crate::settings::topic_of;
 use crate::transport::Outgoing;
-use crate::transport::attributes::{content_type, say};
+use crate::transport::attributes::{absorb, content_type, say};
 
 /// What a message takes in memory and on the wire beside its frame: names of headers, the client's own structures.
 const OVERHEAD: usize = 512;
@@ -34,8 +34,23 @@ pub(super) struct Publishing {
     pub(super) routing_key: ShortString,
     /// Whether the routing key says which stream it goes to.
     pub(super) by_key: bool,
+    /// What tells its key from others; none where it has none.
+    pub(super) key: Option<u64>,
     pub(super) properties: BasicProperties,
     pub(super) payload: bytes::Bytes,
+}
+
+impl Publishing {
+    /// What becomes full, or is not there, by itself: a stream, else an exchange with whatever is behind it.
+    pub(super) fn way(&self) -> u64 {
+        let key = if self.by_key { self.routing_key.as_str() } else { "" };
+        absorb(absorb(0, self.exchange.as_str().as_bytes()), key.as_bytes())
+    }
+}
+
+/// What tells a key from others: two that are taken for one wait for each other, and no more.
+pub(super) fn told_by(key: &str) -> Option<u64> {
+    (!key.is_empty()).then(|| absorb(0, key.as_bytes()))
 }
 
 /// Where events go, worked out once.
@@ -67,6 +82,7 @@ impl Routes {
             exchange: short("exchange", exchange)?,
             routing_key: short("routing key", &routing_key)?,
             by_key: self.streams.contains(&*event.topic),
+            key: told_by(message.key()),
             properties: properties(message)?,
             payload: bytes::Bytes::copy_from_slice(message.payload()),
         })

@@ -18,7 +18,7 @@ use tracing::{error, warn};
 use super::client::{Client, Declared};
 use super::event::Publishing;
 use super::moved::Rules;
-use super::publisher::{Publisher, Settled};
+use super::publisher::{Publisher, Returned, Settled};
 use super::{broken_off, topology};
 use crate::clock::{Dice, sleep};
 use crate::metrics::{IntakeMetrics, IntakeOutcome, Metrics};
@@ -135,7 +135,7 @@ impl Mover {
         passed: &mut usize,
         most: Option<usize>,
     ) -> Result<Ended, String> {
-        let mut publisher = match Publisher::open(&self.client).await {
+        let mut publisher = match Publisher::open(&self.client, Returned::Again).await {
             Ok(publisher) => publisher,
             Err(reason) => return Ok(Ended::Failed(reason)),
         };
@@ -152,9 +152,7 @@ impl Mover {
                         Ok(settled) => settled,
                         Err(reason) => return Ok(Ended::Failed(reason)),
                     };
-                    if let Some(reason) = settle(held, first, settled) {
-                        return Ok(Ended::Failed(reason));
-                    }
+                    settle(held, first, settled);
                     let done = self.acknowledge(held).await?;
                     first += done as u64;
                     *passed += done;
@@ -194,24 +192,20 @@ impl Mover {
     }
 }
 
-/// Marks what lies in the streams; a reason where something does not.
-fn settle(held: &mut VecDeque<Held>, first: u64, settled: Vec<(u64, Settled)>) -> Option<String> {
-    for (tag, settled) in settled {
-        if let Err(reason) = settled {
-            return Some(reason);
-        }
+/// Marks what lies in the streams.
+fn settle(held: &mut VecDeque<Held>, first: u64, settled: Vec<(u64, Settled)>) {
+    for (tag, _) in settled.into_iter().filter(|(_, settled)| settled.is_ok()) {
         let at = tag.checked_sub(first).and_then(|at| usize::try_from(at).ok());
         if let Some(held) = at.and_then(|at| held.get_mut(at)) {
             held.settled = true;
         }
     }
-    None
 }
 
 /// Why one channel's publishing ended.
 enum Ended {
     /// Enough has passed.
     Passed,
-    /// The channel is gone, or the streams are; everything that is held is published again.
+    /// The channel is gone; everything that is held is published again.
     Failed(String),
 }

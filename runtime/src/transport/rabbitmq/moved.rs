@@ -5,7 +5,7 @@ use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use super::event::{HEADERS_MAX, PERSISTENT, Publishing, partition};
+use super::event::{HEADERS_MAX, PERSISTENT, Publishing, partition, told_by};
 use super::record::{PREFIXES, REFUSED, id_header, named, property, texts};
 use super::topology::text;
 use crate::clock::Dice;
@@ -75,6 +75,7 @@ impl Rules {
             exchange: self.exchange.clone(),
             routing_key: partition(&key, id, self.shards).to_string().into(),
             by_key: true,
+            key: told_by(&key),
             properties: moved,
             payload: delivery.data.clone().into(),
         };

@@ -1,13 +1,14 @@
-//! A channel that publishes with confirms, and knows which of its messages came back.
+//! A channel that publishes with confirms, knows which of its messages came back, and tries those again that were nacked.
 //! In: messages, each with a tag. Out: each tag once: taken, or returned with the reason; or the end of the channel.
 //!
 //! The client (lapin 4) hands a returned message to whichever confirm ends next, and RabbitMQ confirms many at once. So a
 //! confirm alone says nothing: returned messages are matched by what they are, and a tag is settled when an answer of the same
 //! channel has come behind its confirm. RabbitMQ sends the return before the confirm, and the client takes what comes in order: by
 //! then every return that belongs to a confirm before that answer has been seen.
+//!
+//! A nack is no end: a queue is full, or has no leader for the moment. What may be sent when is [`Pace`]'s to say.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::mem::take;
 use std::time::Duration;
 
@@ -16,32 +17,43 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{Channel, Confirmation};
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel, Confirmation};
+use tracing::warn;
 
 use super::client::{Blocked, Client, within};
 use super::event::Publishing;
-use crate::clock::{Stopwatch, sleep};
+use crate::clock::{Dice, Stopwatch, sleep};
 use crate::transport::attributes::absorb;
+use crate::transport::pace::{Pace, Sent};
 
 /// What became of a message: the broker has it, or returned it with the reason.
 pub(super) type Settled = Result<(), String>;
+
+/// What a message is that no queue takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Returned {
+    /// Settled: nobody wants it.
+    Settled,
+    /// Tried again, like one that was nacked: somebody will.
+    Again,
+}
 
 /// A message on its way.
 struct Ticket<T> {
     tag: T,
     name: u64,
-    way: u64,
-    /// The message itself, where it is the first of its way.
-    first: Option<Publishing>,
+    sent: Sent,
+    publishing: Publishing,
 }
 
 /// How long after a channel was opened a first message that comes back is sent again: for a moment after its start a broker
 /// does not route to streams that are there (seen with 3.10).
 const STARTING: Duration = Duration::from_secs(5);
-/// Before it is sent again.
-const AGAIN: Duration = Duration::from_millis(100);
 /// Within this the first message of a way is confirmed; else it never is (seen with 3.10, after the server was killed).
 const FIRST_WITHIN: Duration = Duration::from_secs(10);
+/// How often it is said that messages are nacked.
+const SAID_EVERY: Duration = Duration::from_secs(60);
 
 /// An answer under way.
 struct Asked<T> {
@@ -53,74 +65,67 @@ struct Asked<T> {
 /// A channel in confirm mode.
 pub(super) struct Publisher<T> {
     channel: Channel,
+    pace: Pace<(T, Publishing)>,
     confirms: FuturesUnordered<BoxFuture<'static, (Ticket<T>, lapin::Result<Confirmation>)>>,
     /// Confirmed since the answer under way was asked for.
     confirmed: Vec<Ticket<T>>,
     asked: Option<Asked<T>>,
     /// Reasons for which messages of a name came back.
     returned: HashMap<u64, Vec<String>>,
-    /// Ways whose first message is on its way, and whether it has arrived.
-    ways: HashMap<u64, bool>,
-    /// What waits until it has.
-    waiting: VecDeque<(Ticket<T>, Publishing)>,
-    /// First messages that came back, and are sent again.
-    again: FuturesUnordered<BoxFuture<'static, (Ticket<T>, Publishing)>>,
+    returns: Returned,
     opened: Stopwatch,
     /// Since something was heard.
     quiet: Stopwatch,
+    /// Whether messages were nacked since that was told.
+    nacked: bool,
+    /// Since it was said that they are.
+    said: Option<Stopwatch>,
     blocked: Blocked,
 }
 
 impl<T: Send + 'static> Publisher<T> {
     /// A channel of its own.
-    pub(super) async fn open(client: &Client) -> Result<Self, String> {
+    pub(super) async fn open(client: &Client, returns: Returned) -> Result<Self, String> {
         let channel = client.channel().await?;
         within(channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(Self {
             channel,
+            pace: Pace::new(Dice::from_system()),
             confirms: FuturesUnordered::new(),
             confirmed: Vec::new(),
             asked: None,
             returned: HashMap::new(),
-            ways: HashMap::new(),
-            waiting: VecDeque::new(),
-            again: FuturesUnordered::new(),
+            returns,
             opened: Stopwatch::start(),
             quiet: Stopwatch::start(),
+            nacked: false,
+            said: None,
             blocked: client.blocked().clone(),
         })
     }
 
-    /// Hands a message over; whatever is wrong is told by [`Self::settled`]. A broker that has just started may lose what comes
-    /// behind a message that had to wait for its stream's leader, and confirm it all the same (seen with 3.10): so nothing
-    /// follows the first message of a way before that has arrived.
+    /// Hands a message over; it goes, and whatever is wrong is told, by [`Self::settled`]. A broker that has just started may
+    /// lose what comes behind a message that had to wait for its stream's leader, and confirm it all the same (seen with 3.10):
+    /// so nothing follows the first message of a way before that has arrived.
     pub(super) fn publish(&mut self, tag: T, publishing: Publishing) {
-        let Publishing { exchange, routing_key, by_key, properties, .. } = &publishing;
-        let (exchange, key) = (exchange.as_str(), routing_key.as_str());
-        let way = absorb(absorb(0, exchange.as_bytes()), if *by_key { key.as_bytes() } else { b"" });
-        let ticket = Ticket { tag, name: name(exchange, key, properties), way, first: None };
-        self.waiting.push_back((ticket, publishing));
-        self.send_waiting();
+        let (way, key) = (publishing.way(), publishing.key);
+        self.pace.push(way, key, (tag, publishing));
     }
 
-    fn send_waiting(&mut self) {
-        while let Some((ticket, _)) = self.waiting.front()
-            && self.ways.get(&ticket.way) != Some(&false)
-            && let Some((mut ticket, publishing)) = self.waiting.pop_front()
-        {
-            if let Entry::Vacant(way) = self.ways.entry(ticket.way) {
-                way.insert(false);
-                ticket.first = Some(publishing.clone());
+    fn send_due(&mut self) {
+        for (sent, (tag, publishing)) in self.pace.due(self.opened.elapsed()) {
+            if sent.first {
                 self.quiet = Stopwatch::start();
             }
-            self.send(ticket, publishing);
+            let name = name(&publishing.exchange, &publishing.routing_key, &publishing.properties);
+            self.send(Ticket { tag, name, sent, publishing });
         }
     }
 
-    fn send(&mut self, ticket: Ticket<T>, publishing: Publishing) {
+    fn send(&mut self, ticket: Ticket<T>) {
         let channel = self.channel.clone();
         let mut sent = async move {
-            let Publishing { exchange, routing_key, properties, payload, .. } = publishing;
+            let Publishing { exchange, routing_key, properties, payload, .. } = ticket.publishing.clone();
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             let confirmation = match channel.basic_publish(exchange, routing_key, options, &payload, properties).await {
                 Ok(confirm) => confirm.await,
@@ -136,31 +141,40 @@ impl<T: Send + 'static> Publisher<T> {
         self.confirms.push(sent);
     }
 
-    /// Waits until some are settled; the error ends the channel, and nothing is known of what was not. Dropping the future loses
-    /// nothing.
+    /// Waits until some are settled; none are where messages were nacked, which is a sign of life. The error ends the channel,
+    /// and nothing is known of what was not settled. Dropping the future loses nothing.
     pub(super) async fn settled(&mut self) -> Result<Vec<(T, Settled)>, String> {
         loop {
             self.take_ready()?;
+            self.send_due();
+            if take(&mut self.nacked) {
+                return Ok(Vec::new());
+            }
             if self.asked.is_none() && !self.confirmed.is_empty() {
                 let channel = self.channel.clone();
                 let answer = async move { channel.confirm_select(ConfirmSelectOptions::default()).await };
                 self.asked = Some(Asked { answer: answer.boxed(), behind: take(&mut self.confirmed) });
             }
+            let longest = FIRST_WITHIN / 4;
+            let pause = self.pace.due_in(self.opened.elapsed()).map_or(longest, |due| due.min(longest));
             let Some(Asked { answer, .. }) = &mut self.asked else {
                 tokio::select! {
                     Some((ticket, confirmation)) = self.confirms.next() => self.take(ticket, confirmation)?,
-                    Some((ticket, publishing)) = self.again.next() => self.send(ticket, publishing),
-                    () = sleep(FIRST_WITHIN / 4) => self.listen()?,
+                    () = sleep(pause) => self.listen()?,
                 }
                 continue;
             };
-            answer.await.map_err(|error| error.to_string())?;
+            tokio::select! {
+                answer = answer => answer.map_err(|error| error.to_string())?,
+                // What was nacked is due again.
+                () = sleep(pause) => continue,
+            }
             self.quiet = Stopwatch::start();
             self.take_ready()?;
             let behind = self.asked.take().map(|asked| asked.behind).unwrap_or_default();
             let settled: Vec<_> = behind.into_iter().filter_map(|ticket| self.settle(ticket)).collect();
-            self.send_waiting();
             if !settled.is_empty() {
+                self.send_due();
                 return Ok(settled);
             }
         }
@@ -171,7 +185,7 @@ impl<T: Send + 'static> Publisher<T> {
         if self.blocked.is_now() {
             self.quiet = Stopwatch::start();
         }
-        if self.quiet.elapsed() > FIRST_WITHIN && self.ways.values().any(|arrived| !arrived) {
+        if self.quiet.elapsed() > FIRST_WITHIN && self.pace.awaits_first() {
             return Err(format!(
                 "the first message to a stream or an exchange was not confirmed within {FIRST_WITHIN:?}"
             ));
@@ -216,55 +230,59 @@ impl<T: Send + 'static> Publisher<T> {
             Ok(confirmation) => confirmation,
             Err(error) => return Err(self.why(error)),
         };
-        if !confirmation.is_ack() {
-            return Err("the broker could not take a message (nack)".to_owned());
-        }
+        let acked = confirmation.is_ack();
+        // Whichever message it is that came back.
         if let Some(message) = confirmation.take_message() {
-            let of = name(
-                message.delivery.exchange.as_str(),
-                message.delivery.routing_key.as_str(),
-                &message.delivery.properties,
-            );
+            let BasicReturnMessage { delivery, .. } = &message;
+            let of = name(&delivery.exchange, &delivery.routing_key, &delivery.properties);
             self.returned.entry(of).or_default().push(reason(&message));
         }
-        self.confirmed.push(ticket);
+        if acked {
+            self.confirmed.push(ticket);
+        } else {
+            self.again(ticket, "a queue is full, or has no leader (nack)");
+        }
         Ok(())
     }
 
+    /// It goes again, alone of its key, after a pause.
+    fn again(&mut self, Ticket { tag, sent, publishing, .. }: Ticket<T>, reason: &str) {
+        if self.said.is_none_or(|said| said.elapsed() > SAID_EVERY) {
+            self.said = Some(Stopwatch::start());
+            let (exchange, routing_key) = (publishing.exchange.as_str(), publishing.routing_key.as_str());
+            warn!(exchange, routing_key, reason, "the broker does not take messages for now, they are tried again");
+        }
+        self.quiet = Stopwatch::start();
+        self.nacked = true;
+        self.pace.refused(sent, (tag, publishing), self.opened.elapsed());
+    }
+
     /// What became of a message; none where it is sent again.
-    fn settle(&mut self, mut ticket: Ticket<T>) -> Option<(T, Settled)> {
+    fn settle(&mut self, ticket: Ticket<T>) -> Option<(T, Settled)> {
         let reason = self.returned.get_mut(&ticket.name).and_then(Vec::pop);
         if self.returned.get(&ticket.name).is_some_and(Vec::is_empty) {
             self.returned.remove(&ticket.name);
         }
         let Some(reason) = reason else {
-            self.ways.insert(ticket.way, true);
+            self.pace.settled(&ticket.sent, true);
             return Some((ticket.tag, Ok(())));
         };
-        if self.opened.elapsed() < STARTING
-            && let Some(publishing) = ticket.first.clone()
-        {
-            let pause = async move {
-                sleep(AGAIN).await;
-                (ticket, publishing)
-            };
-            self.again.push(pause.boxed());
+        let starting = ticket.sent.first && self.opened.elapsed() < STARTING;
+        if starting || self.returns == Returned::Again {
+            self.again(ticket, &reason);
             return None;
         }
-        // It says nothing of the way: the next one is the first.
-        if ticket.first.take().is_some() {
-            self.ways.remove(&ticket.way);
-        }
+        self.pace.settled(&ticket.sent, false);
         Some((ticket.tag, Err(reason)))
     }
 }
 
 /// What a message is told by when it comes back: where it went, its id, and the header in which an id stands that is too long
 /// for a property.
-fn name(exchange: &str, routing_key: &str, properties: &lapin::BasicProperties) -> u64 {
+fn name(exchange: &ShortString, routing_key: &ShortString, properties: &BasicProperties) -> u64 {
     let id = super::record::property(properties.message_id()).unwrap_or_default();
     let header = super::record::id_header(properties).unwrap_or_default();
-    [exchange.as_bytes(), routing_key.as_bytes(), id.as_bytes(), header].into_iter().fold(0, absorb)
+    [exchange.as_str().as_bytes(), routing_key.as_str().as_bytes(), id.as_bytes(), header].into_iter().fold(0, absorb)
 }
 
 fn reason(message: &BasicReturnMessage) -> String {

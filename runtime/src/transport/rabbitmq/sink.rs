@@ -5,7 +5,7 @@
 //! publishes from the watermark.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tracing::warn;
 
 use super::client::Client;
 use super::event::{Publishing, Routes, bytes_of};
-use super::publisher::Publisher;
+use super::publisher::{Publisher, Returned};
 use super::{NAME, topology};
 use crate::clock::{Stopwatch, sleep};
 use crate::message::ShardNo;
@@ -102,6 +102,8 @@ struct End {
     answered: Notify,
     /// Bytes on their way.
     bytes: AtomicUsize,
+    /// The broker takes nothing for now, but it said so.
+    heard: AtomicBool,
     broken: Mutex<Option<String>>,
 }
 
@@ -110,6 +112,10 @@ impl End {
         self.bytes.fetch_sub(bytes, Ordering::AcqRel);
         locked(&self.answers).push(answer);
         self.answered.notify_one();
+    }
+
+    fn heard(&self) {
+        self.heard.store(true, Ordering::Release);
     }
 
     fn fail(&self, reason: &str) {
@@ -139,7 +145,7 @@ async fn run(shared: Arc<Shared>, orders: UnboundedReceiver<Outgoing>, end: Arc<
 async fn connect(shared: &Shared) -> Publisher<(u64, usize)> {
     let mut failed = 0_u32;
     loop {
-        match Publisher::open(&shared.client).await {
+        match Publisher::open(&shared.client, Returned::Settled).await {
             Ok(publisher) => return publisher,
             Err(reason) => warn!(sink = NAME, reason, "the broker cannot be reached, trying again"),
         }
@@ -175,7 +181,11 @@ impl Line<'_> {
         loop {
             tokio::select! {
                 settled = self.publisher.settled() => {
-                    for ((seq, bytes), settled) in settled? {
+                    let settled = settled?;
+                    if settled.is_empty() {
+                        self.end.heard();
+                    }
+                    for ((seq, bytes), settled) in settled {
                         let answer = match settled {
                             Ok(()) => Answer::Confirmed(seq),
                             Err(reason) => Answer::Refused(seq, reason),
@@ -292,7 +302,7 @@ impl Sink for RabbitmqEnd {
                     return Err(broken(reason));
                 }
                 // A broker that takes nothing for now says so, and is waited for.
-                if self.shared.client.blocked().is_now() {
+                if self.shared.client.blocked().is_now() || self.end.heard.swap(false, Ordering::AcqRel) {
                     self.quiet = Stopwatch::start();
                 }
                 let quiet = self.quiet.elapsed();

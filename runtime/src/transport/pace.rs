@@ -1,0 +1,329 @@
+//! Which messages may go to a broker now, where it may refuse one for the moment (a nack) and take those behind it. Pure.
+//! In: messages, each with its way and key; what became of each. Out: those to be sent now; when to look again.
+//!
+//! Of a key one message is on its way at a time: a second one, sent before the first is known to be there, would overtake it
+//! whenever the first is refused and the second is not, and no later repair would turn them round again. Keys go side by side.
+//!
+//! A way (an exchange, one of its streams) has a window of messages that are not answered. It is halved when one is refused and
+//! grows by one for each window that is taken; what is refused comes back to the head of its way. Until one is taken again, one
+//! at a time is tried, after a pause that doubles: a queue that is full is asked seldom, and a consumer that is slow is never
+//! waited for longer than it took to make room.
+
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+use crate::clock::Dice;
+
+/// The window of a way that has refused nothing: other bounds are reached before it.
+const WIDEST: f64 = 65_536.0;
+/// Bound of the pause after a first refusal.
+const PAUSE: Duration = Duration::from_millis(5);
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// A message that was handed out, until its answer comes.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    way: u64,
+    no: u64,
+    key: Option<u64>,
+    round: u64,
+    /// Whether nothing by this way has arrived so far.
+    pub(crate) first: bool,
+}
+
+/// Messages of one channel that wait, by their ways and keys.
+#[derive(Debug)]
+pub(crate) struct Pace<M> {
+    ways: BTreeMap<u64, Way<M>>,
+    /// Of each key of which one message is ready or on its way: those behind it, with their ways.
+    keys: HashMap<u64, VecDeque<(u64, Ready<M>)>>,
+    next: u64,
+    dice: Dice,
+}
+
+#[derive(Debug)]
+struct Ready<M> {
+    no: u64,
+    key: Option<u64>,
+    message: M,
+}
+
+#[derive(Debug)]
+struct Way<M> {
+    /// In the order in which they came.
+    ready: BTreeMap<u64, Ready<M>>,
+    unanswered: usize,
+    window: f64,
+    /// Whether one has arrived: until then one at a time is sent.
+    begun: bool,
+    /// Refusals since one was taken, each of another round.
+    refusals: u32,
+    /// Rises with each refusal that counts: those that were on their way with it say nothing new.
+    round: u64,
+    /// Until then nothing is sent.
+    paused_until: Duration,
+}
+
+impl<M> Way<M> {
+    fn new() -> Self {
+        let (ready, paused_until) = (BTreeMap::new(), Duration::ZERO);
+        Self { ready, unanswered: 0, window: WIDEST, begun: false, refusals: 0, round: 0, paused_until }
+    }
+
+    fn has_room(&self) -> bool {
+        let window = if self.begun && self.refusals == 0 { self.window } else { 1.0 };
+        (self.unanswered as f64) < window.floor()
+    }
+}
+
+impl<M> Pace<M> {
+    /// Nothing waits.
+    pub(crate) fn new(dice: Dice) -> Self {
+        Self { ways: BTreeMap::new(), keys: HashMap::new(), next: 0, dice }
+    }
+
+    /// Puts a message behind all others of its key. One without a key waits for no other.
+    pub(crate) fn push(&mut self, way: u64, key: Option<u64>, message: M) {
+        let ready = Ready { no: self.next, key, message };
+        self.next += 1;
+        match key.map(|key| self.keys.entry(key)) {
+            Some(Entry::Occupied(mut behind)) => return behind.get_mut().push_back((way, ready)),
+            Some(Entry::Vacant(key)) => drop(key.insert(VecDeque::new())),
+            None => {}
+        }
+        self.ready(way, ready);
+    }
+
+    fn ready(&mut self, way: u64, ready: Ready<M>) {
+        self.ways.entry(way).or_insert_with(Way::new).ready.insert(ready.no, ready);
+    }
+
+    /// What is to be sent now, of each way in the order in which it came.
+    pub(crate) fn due(&mut self, now: Duration) -> Vec<(Sent, M)> {
+        let mut due = Vec::new();
+        for (number, way) in &mut self.ways {
+            while way.paused_until <= now
+                && way.has_room()
+                && let Some((no, Ready { key, message, .. })) = way.ready.pop_first()
+            {
+                way.unanswered += 1;
+                due.push((Sent { way: *number, no, key, round: way.round, first: !way.begun }, message));
+            }
+        }
+        due
+    }
+
+    /// In how long something will be due, where only time is missing.
+    pub(crate) fn due_in(&self, now: Duration) -> Option<Duration> {
+        let waiting = self.ways.values().filter(|way| !way.ready.is_empty() && way.has_room());
+        waiting.map(|way| way.paused_until.saturating_sub(now)).min()
+    }
+
+    /// Whether the first message of a way is not answered.
+    pub(crate) fn awaits_first(&self) -> bool {
+        self.ways.values().any(|way| !way.begun && way.unanswered > 0)
+    }
+
+    /// The broker has it, or, where it has not arrived, never will: the next one of its key may go.
+    pub(crate) fn settled(&mut self, sent: &Sent, arrived: bool) {
+        if let Some(way) = self.ways.get_mut(&sent.way) {
+            way.unanswered -= 1;
+            way.begun |= arrived;
+            if arrived && sent.round == way.round {
+                way.refusals = 0;
+                way.window = (way.window + 1.0 / way.window).min(WIDEST);
+            }
+        }
+        let Some(key) = sent.key else { return };
+        match self.keys.get_mut(&key).and_then(VecDeque::pop_front) {
+            Some((way, next)) => self.ready(way, next),
+            None => drop(self.keys.remove(&key)),
+        }
+    }
+
+    /// The broker does not take it now: it will be due again, before all that came after it.
+    pub(crate) fn refused(&mut self, sent: Sent, message: M, now: Duration) {
+        let Sent { way, no, key, round, .. } = sent;
+        let Some(way) = self.ways.get_mut(&way) else { return };
+        if round == way.round {
+            if way.refusals == 0 {
+                way.window = (way.window.min(way.unanswered as f64) / 2.0).max(1.0);
+            }
+            way.refusals += 1;
+            way.round += 1;
+            let bound = PAUSE_MAX.min(PAUSE * 2_u32.pow(way.refusals.min(16) - 1));
+            way.paused_until = now + bound.mul_f64(0.5 + self.dice.unit() / 2.0);
+        }
+        way.unanswered -= 1;
+        way.ready.insert(no, Ready { no, key, message });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeSet, HashSet};
+
+    use super::*;
+
+    const TICK: Duration = Duration::from_millis(1);
+
+    /// A broker with a queue that has a bound, whose answers take a while.
+    struct Broker {
+        room: usize,
+        queue: VecDeque<u64>,
+        /// Messages that were sent and are not answered, with the time of their answer.
+        line: VecDeque<(Duration, Sent, u64)>,
+        arrived: Vec<u64>,
+        refused: usize,
+        most: usize,
+    }
+
+    impl Broker {
+        fn new(room: usize) -> Self {
+            let (queue, line, arrived) = (VecDeque::new(), VecDeque::new(), Vec::new());
+            Self { room, queue, line, arrived, refused: 0, most: 0 }
+        }
+
+        /// What happens within a tick; refuses besides as chance will have it.
+        fn tick(&mut self, pace: &mut Pace<u64>, now: Duration, mut refuses: impl FnMut() -> bool) {
+            for (sent, message) in pace.due(now) {
+                self.line.push_back((now + TICK * 2, sent, message));
+            }
+            self.most = self.most.max(self.line.len());
+            while let Some((_, sent, message)) = self.line.pop_front_if(|(at, ..)| *at <= now) {
+                if self.queue.len() >= self.room || refuses() {
+                    self.refused += 1;
+                    pace.refused(sent, message, now);
+                } else {
+                    self.queue.push_back(message);
+                    self.arrived.push(message);
+                    pace.settled(&sent, true);
+                }
+            }
+        }
+    }
+
+    fn key_of(message: u64, keys: u64) -> u64 {
+        message * 7 % keys
+    }
+
+    /// Messages that arrived before an earlier one of their key.
+    fn swapped(arrived: &[u64], keys: u64) -> usize {
+        let mut newest = HashMap::new();
+        let early =
+            |message: &&u64| newest.insert(key_of(**message, keys), **message).is_some_and(|last| last > **message);
+        arrived.iter().filter(early).count()
+    }
+
+    #[test]
+    fn ten_thousand_refusals_at_random_swap_nothing_and_lose_nothing() {
+        let mut dice = Dice::seeded(21);
+        let mut refused = 0;
+        for round in 0..60 {
+            let (keys, count) = (1 + dice.below(40), 500);
+            let mut pace = Pace::new(Dice::seeded(round));
+            let mut broker = Broker::new(usize::MAX);
+            // One exchange or several; one in ten refused, or nine.
+            let (ways, odds) = (1 + dice.below(3), 1 + dice.below(9));
+            (0..count).for_each(|message| pace.push(message % ways, Some(key_of(message, keys)), message));
+            let mut now = Duration::ZERO;
+            while broker.arrived.len() < count as usize {
+                now += TICK;
+                broker.tick(&mut pace, now, || dice.below(10) < odds);
+                let on_their_way: Vec<u64> = broker.line.iter().map(|(_, _, message)| key_of(*message, keys)).collect();
+                let different: HashSet<&u64> = on_their_way.iter().collect();
+                assert_eq!(different.len(), on_their_way.len(), "two of a key are on their way");
+            }
+            assert_eq!(broker.arrived.iter().collect::<BTreeSet<_>>().len(), count as usize, "each arrives once");
+            assert_eq!(swapped(&broker.arrived, keys), 0, "{keys} keys");
+            assert!(pace.keys.is_empty() && pace.ways.values().all(|way| way.unanswered == 0 && way.ready.is_empty()));
+            refused += broker.refused;
+        }
+        assert!(refused >= 10_000, "{refused} were refused");
+    }
+
+    #[test]
+    fn a_full_queue_gets_what_its_consumer_takes_and_few_are_refused() {
+        for keys in [7, 1_000] {
+            let mut pace = Pace::new(Dice::seeded(3));
+            let mut broker = Broker::new(200);
+            (0..8_000).for_each(|message| pace.push(0, Some(key_of(message, keys)), message));
+            let (mut now, mut idle) = (Duration::ZERO, 0);
+            while broker.arrived.len() < 8_000 {
+                now += TICK;
+                broker.tick(&mut pace, now, || false);
+                // One a millisecond.
+                idle += usize::from(broker.queue.pop_front().is_none());
+            }
+            assert_eq!(swapped(&broker.arrived, keys), 0);
+            assert!(idle < 80, "{keys} keys: its consumer waited {idle} times of 8,000");
+            assert!(broker.refused < 1_600, "{keys} keys: {} were refused", broker.refused);
+        }
+    }
+
+    #[test]
+    fn a_queue_that_takes_nothing_is_asked_by_one_at_a_time_and_seldom() {
+        let mut pace = Pace::new(Dice::seeded(5));
+        let mut broker = Broker::new(10);
+        (0..500).for_each(|message| pace.push(0, Some(message), message));
+        let mut now = Duration::ZERO;
+        while now < Duration::from_secs(600) {
+            now += TICK;
+            broker.tick(&mut pace, now, || false);
+        }
+        assert!(broker.refused < 500 + 600 * 2, "{} were refused within ten minutes", broker.refused);
+        // It goes on as soon as a pause is over.
+        let mut waited = Duration::ZERO;
+        broker.queue.clear();
+        while broker.queue.is_empty() {
+            waited += TICK;
+            broker.tick(&mut pace, now + waited, || false);
+        }
+        assert!(waited <= PAUSE_MAX + TICK * 4, "{waited:?}");
+    }
+
+    #[test]
+    fn the_window_is_halved_once_for_all_that_were_on_their_way_and_grows_again() {
+        let mut pace = Pace::new(Dice::seeded(7));
+        (0..101).for_each(|message| pace.push(0, None, message));
+        let (first, _) = pace.due(Duration::ZERO).remove(0);
+        assert!(
+            first.first && pace.awaits_first() && pace.due(Duration::ZERO).is_empty(),
+            "nothing follows a first one"
+        );
+        pace.settled(&first, true);
+        let all = pace.due(Duration::ZERO);
+        assert_eq!((all.len(), all.iter().any(|(sent, _)| sent.first)), (100, false));
+        all.into_iter().for_each(|(sent, message)| pace.refused(sent, message, Duration::ZERO));
+        assert_eq!(pace.due(Duration::ZERO).len(), 0, "it pauses");
+        let later = pace.due_in(Duration::ZERO).unwrap();
+        assert!(!later.is_zero() && later <= PAUSE);
+        let (probe, message) = pace.due(later).remove(0);
+        assert_eq!((message, pace.due(later).len()), (1, 0), "the first of them alone");
+        pace.settled(&probe, true);
+        let half = pace.due(later);
+        assert_eq!(half.len(), 50);
+        for (at, (sent, _)) in half.iter().enumerate() {
+            pace.settled(sent, true);
+            let more = pace.due(later).len();
+            assert!(more == 1 || more == 2 && at > 40 || at >= 48, "{more} after {at}");
+        }
+        assert!(pace.ways[&0].window > 50.9 && pace.ways[&0].window < 51.1);
+    }
+
+    #[test]
+    fn what_will_never_arrive_lets_the_next_of_its_key_go_and_proves_no_way() {
+        let mut pace = Pace::new(Dice::seeded(9));
+        for message in 0..3 {
+            pace.push(message % 2, Some(1), message);
+        }
+        let mut next = || {
+            let (sent, message) = pace.due(Duration::ZERO).remove(0);
+            pace.settled(&sent, message == 2);
+            (sent.first, message)
+        };
+        assert_eq!([next(), next(), next()], [(true, 0), (true, 1), (true, 2)], "across ways, too");
+    }
+}
