@@ -24,7 +24,6 @@ mod guide;
 mod host;
 mod intake;
 mod kafka;
-mod kafka_gap;
 mod kafka_lost;
 mod kafka_topic;
 mod ledger_model;

@@ -19,7 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("ractor", &["runtime/src/pipeline", "runtime/src/supervision", "runtime/src/ownership", "runtime/src/engine"]),
     ("sqlx", &["runtime/src/store/", "chaos/src/fleet", "chaos/src/checkouts.rs"]),
     ("rdkafka", &["runtime/src/transport/kafka", "chaos/src/fleet/topics.rs"]),
-    ("lapin", &["runtime/src/transport/rabbitmq", "chaos/src/fleet/streams.rs"]),
+    ("lapin", &["runtime/src/transport/rabbitmq", "chaos/src/fleet/streams.rs", "chaos/src/fleet/beside.rs"]),
     ("redis", &["runtime/src/engine/cache"]),
     ("axum", &["services/src/", "chaos/src/provider.rs"]),
     ("tonic", &["services/src/"]),

@@ -11,7 +11,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
-use rdkafka::producer::{Producer, ProducerContext, PurgeConfig, ThreadedProducer};
+use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
@@ -43,8 +43,6 @@ struct Answers {
     broken: Mutex<Option<String>>,
     /// Since an end took answers.
     heard: Mutex<Option<Stopwatch>>,
-    /// Whose answers they are.
-    line: Mutex<Weak<Line>>,
     ends: Mutex<Vec<Weak<End>>>,
 }
 
@@ -112,9 +110,7 @@ impl SinkTransport for KafkaSink {
 impl Line {
     fn start(config: &ClientConfig) -> Result<Arc<Self>, String> {
         let producer = config.create_with_context(Answers::default()).map_err(client::refused)?;
-        let line = Arc::new(Self { producer });
-        *locked(&line.answers().line) = Arc::downgrade(&line);
-        Ok(line)
+        Ok(Arc::new(Self { producer }))
     }
 
     fn answers(&self) -> &Answers {
@@ -134,20 +130,9 @@ impl Answers {
         locked(&self.broken).clone()
     }
 
-    /// The producer is of no use any longer: every end of it is told. What it still has is taken from it at once: behind a
-    /// record that failed for good the client goes on with the next one, which would be written first.
+    /// The producer is of no use any longer: every end of it is told.
     fn fail(&self, reason: &str) {
-        let mut broken = locked(&self.broken);
-        if broken.is_some() {
-            return;
-        }
-        *broken = Some(reason.to_owned());
-        drop(broken);
-        let line = locked(&self.line).upgrade();
-        if let Some(line) = line {
-            line.producer.purge(PurgeConfig::default().queue().inflight());
-            leave(line);
-        }
+        locked(&self.broken).get_or_insert_with(|| reason.to_owned());
         for end in locked(&self.ends).iter().filter_map(Weak::upgrade) {
             end.answered.notify_one();
         }

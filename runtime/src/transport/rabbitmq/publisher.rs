@@ -47,6 +47,14 @@ struct Ticket<T> {
     publishing: Publishing,
 }
 
+/// A message that is confirmed, of which it is not known yet whether it came back.
+enum Confirmed<T> {
+    /// It goes no second time: the next one of its key may be on its way.
+    Done { tag: T, name: u64 },
+    /// It does if it came back.
+    Held(Ticket<T>),
+}
+
 /// How long after a channel was opened a first message that comes back is sent again: for a moment after its start a broker
 /// does not route to streams that are there (seen with 3.10).
 const STARTING: Duration = Duration::from_secs(5);
@@ -59,7 +67,7 @@ const SAID_EVERY: Duration = Duration::from_secs(60);
 struct Asked<T> {
     answer: BoxFuture<'static, lapin::Result<()>>,
     /// What was confirmed before it was asked for.
-    behind: Vec<Ticket<T>>,
+    behind: Vec<Confirmed<T>>,
 }
 
 /// A channel in confirm mode.
@@ -68,7 +76,7 @@ pub(super) struct Publisher<T> {
     pace: Pace<(T, Publishing)>,
     confirms: FuturesUnordered<BoxFuture<'static, (Ticket<T>, lapin::Result<Confirmation>)>>,
     /// Confirmed since the answer under way was asked for.
-    confirmed: Vec<Ticket<T>>,
+    confirmed: Vec<Confirmed<T>>,
     asked: Option<Asked<T>>,
     /// Reasons for which messages of a name came back.
     returned: HashMap<u64, Vec<String>>,
@@ -166,13 +174,17 @@ impl<T: Send + 'static> Publisher<T> {
             };
             tokio::select! {
                 answer = answer => answer.map_err(|error| error.to_string())?,
-                // What was nacked is due again.
+                // What is behind it in its key may go; what was nacked is due again.
+                Some((ticket, confirmation)) = self.confirms.next() => {
+                    self.take(ticket, confirmation)?;
+                    continue;
+                }
                 () = sleep(pause) => continue,
             }
             self.quiet = Stopwatch::start();
             self.take_ready()?;
             let behind = self.asked.take().map(|asked| asked.behind).unwrap_or_default();
-            let settled: Vec<_> = behind.into_iter().filter_map(|ticket| self.settle(ticket)).collect();
+            let settled: Vec<_> = behind.into_iter().filter_map(|confirmed| self.settle(confirmed)).collect();
             if !settled.is_empty() {
                 self.send_due();
                 return Ok(settled);
@@ -237,10 +249,13 @@ impl<T: Send + 'static> Publisher<T> {
             let of = name(&delivery.exchange, &delivery.routing_key, &delivery.properties);
             self.returned.entry(of).or_default().push(reason(&message));
         }
-        if acked {
-            self.confirmed.push(ticket);
-        } else {
+        if !acked {
             self.again(ticket, "a queue is full, or has no leader (nack)");
+        } else if ticket.sent.first || self.returns == Returned::Again {
+            self.confirmed.push(Confirmed::Held(ticket));
+        } else {
+            self.pace.settled(&ticket.sent, true);
+            self.confirmed.push(Confirmed::Done { tag: ticket.tag, name: ticket.name });
         }
         Ok(())
     }
@@ -258,22 +273,31 @@ impl<T: Send + 'static> Publisher<T> {
     }
 
     /// What became of a message; none where it is sent again.
-    fn settle(&mut self, ticket: Ticket<T>) -> Option<(T, Settled)> {
-        let reason = self.returned.get_mut(&ticket.name).and_then(Vec::pop);
-        if self.returned.get(&ticket.name).is_some_and(Vec::is_empty) {
-            self.returned.remove(&ticket.name);
-        }
-        let Some(reason) = reason else {
+    fn settle(&mut self, confirmed: Confirmed<T>) -> Option<(T, Settled)> {
+        let ticket = match confirmed {
+            Confirmed::Done { tag, name } => return Some((tag, self.came_back(name).map_or(Ok(()), Err))),
+            Confirmed::Held(ticket) => ticket,
+        };
+        let Some(reason) = self.came_back(ticket.name) else {
             self.pace.settled(&ticket.sent, true);
             return Some((ticket.tag, Ok(())));
         };
-        let starting = ticket.sent.first && self.opened.elapsed() < STARTING;
-        if starting || self.returns == Returned::Again {
+        if self.returns == Returned::Again || self.opened.elapsed() < STARTING {
             self.again(ticket, &reason);
             return None;
         }
         self.pace.settled(&ticket.sent, false);
         Some((ticket.tag, Err(reason)))
+    }
+
+    /// Why a message of this name came back, if one did.
+    fn came_back(&mut self, name: u64) -> Option<String> {
+        let reasons = self.returned.get_mut(&name)?;
+        let reason = reasons.pop();
+        if reasons.is_empty() {
+            self.returned.remove(&name);
+        }
+        reason
     }
 }
 
