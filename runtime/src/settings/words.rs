@@ -33,8 +33,8 @@ pub(crate) fn address(text: &str) -> Option<(&str, u16)> {
 /// What a deserializer wants of a value, for people who do not know its types.
 pub(super) fn wanted(message: &str) -> String {
     let line = message.lines().next().unwrap_or_default();
-    if line.starts_with("missing field ") {
-        return format!("{} is missing", line["missing field ".len()..].trim_matches('`'));
+    if let Some(field) = line.strip_prefix("missing field ") {
+        return format!("{} is missing", field.trim_matches('`'));
     }
     let Some((_, expected)) = line.rsplit_once("expected ") else { return line.to_owned() };
     let whole = |most: u64| format!("a whole number from 0 to {most} is wanted");
