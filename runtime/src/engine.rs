@@ -6,7 +6,7 @@ pub mod calls;
 mod entry;
 pub mod host;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -28,11 +28,13 @@ use crate::pipeline::bindings::{Bindings, describe, sinks_of};
 use crate::pipeline::cron;
 use crate::pipeline::gates::{Gates, Keeper};
 use crate::settings::Settings;
+use crate::settings::load::or_near;
 use crate::store::lease::{Fleet, WorkerRow};
 use crate::store::{Setup, Store, StoreError};
 use crate::supervision::Env;
 use crate::supervision::root::{Root, RootArgs, RootMessage};
 use crate::supervision::shard::{LAST_COMMITS, ShardSupervisorMessage};
+use crate::supervision::troubles::Troubles;
 use crate::transport::{self, SinkTransport, Transport};
 
 /// How long a shard may take to answer a question.
@@ -135,8 +137,7 @@ impl Engine {
             gates: Arc::new(Keeper::new(gates, Clock::system(), metrics.clone())),
             service_metrics: services.iter().map(|service| metrics.service(&service.name)).collect(),
             services,
-            stalled: (0..settings.ownership.shards).map(|_| Mutex::default()).collect(),
-            lost: (0..settings.ownership.shards).map(|_| Mutex::default()).collect(),
+            troubles: Troubles::new(settings.ownership.shards),
             settings: Arc::new(settings.clone()),
             handlers,
             bindings: Arc::new(bindings),
@@ -173,14 +174,8 @@ impl Engine {
         }
         let gone = shards.iter().enumerate().filter(|(no, shard)| shard.is_none() && here.contains(no));
         problems.extend(gone.map(|(no, _)| format!("shard {no} is being taken again")));
-        let stalled = (0..shards.len()).filter_map(|no| Some((no, self.env.stalled(no)?)));
-        problems.extend(stalled.map(|(no, why)| format!("commits of shard {no} cannot be written: {why}")));
-        for (no, (source, why)) in
-            (0..shards.len()).flat_map(|no| self.env.lost(no).into_iter().map(move |lost| (no, lost)))
-        {
-            let name = self.env.transports[usize::from(source)].name();
-            problems.push(format!("source {name} of shard {no} lost its place: {why}"));
-        }
+        problems.extend(self.env.problems());
+        problems.extend(self.calls.trouble());
         Health { ready: problems.is_empty() && !shards.is_empty(), problems }
     }
 
@@ -325,28 +320,34 @@ fn routed(
     transports: &[Arc<dyn Transport>],
     (wanted, sinks): (&[Arc<str>], &[Arc<dyn SinkTransport>]),
 ) -> (Vec<Arc<dyn SinkTransport>>, Vec<String>) {
+    let sources: Vec<&str> = transports.iter().map(|transport| transport.name()).collect();
+    let names: Vec<&str> = sinks.iter().map(|sink| sink.name()).collect();
+    let problems = unrouted(settings, &sources, &names);
+    let found = wanted.iter().filter_map(|name| sinks.iter().find(|sink| sink.name() == &**name).cloned());
+    (found.collect(), problems)
+}
+
+/// Every source and sink that a route names and that is none of these.
+fn unrouted(settings: &Settings, sources: &[&str], sinks: &[&str]) -> Vec<String> {
+    let listed = |names: &[&str]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let mut problems = Vec::new();
-    let names: Vec<&str> = transports.iter().map(|transport| transport.name()).collect();
-    for bind in settings.bind.iter().filter(|bind| !names.contains(&bind.source.as_str())) {
-        let (source, kind, names) = (&bind.source, &bind.kind, names.join(", "));
-        problems.push(format!("bind of type {kind:?}: there is no source {source:?}; there are: {names}"));
+    for bind in settings.bind.iter().filter(|bind| !sources.contains(&bind.source.as_str())) {
+        let (source, kind, near) = (&bind.source, &bind.kind, or_near(&bind.source, sources.iter().copied()));
+        problems.push(format!(
+            "bind of type {kind:?}: there is no source {source:?}; there are: {}{near}",
+            listed(sources)
+        ));
     }
-    let mut found = Vec::new();
-    for name in wanted {
-        if let Some(sink) = sinks.iter().find(|sink| sink.name() == &**name) {
-            found.push(sink.clone());
-            continue;
-        }
+    for name in sinks_of(settings).iter().filter(|name| !sinks.contains(&&***name)) {
         let publish = settings.publish.iter().find(|publish| *publish.sink == **name);
         let what = publish.map_or_else(
             || "kafka.dead_letter_topic".to_owned(),
             |publish| format!("publish of type {:?}", publish.kind),
         );
-        let names: Vec<&str> = sinks.iter().map(|sink| sink.name()).collect();
-        let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        problems.push(format!("{what}: there is no sink {name:?}; there are: {names}"));
+        let near = or_near(name, sinks.iter().copied());
+        problems.push(format!("{what}: there is no sink {name:?}; there are: {}{near}", listed(sinks)));
     }
-    (found, problems)
+    problems
 }
 
 /// What a start that failed in the tree failed of: a store keeps its own words.

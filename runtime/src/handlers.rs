@@ -20,6 +20,7 @@ use crate::handler::{AfterDeadLetter, Fault, Handler, Payload, Schedule, Schema,
 use crate::message::{Key, Message};
 use crate::pipeline::ledger::{RunItem, Stored, TurnEnd, TurnFault};
 use crate::pipeline::retry::RetryPolicy;
+use crate::settings::load::or_near;
 use crate::supervision::HandlerPanic;
 use crate::telemetry::traces;
 pub use payloads::Shown;
@@ -81,7 +82,8 @@ impl Handlers {
     /// Says that there is no such service, and which there are.
     pub fn unknown(&self, service: &str) -> String {
         let known = self.services();
-        format!("there is no service {service:?}; this program has: {}", known.join(", "))
+        let near = or_near(service, known.iter().map(|name| &**name));
+        format!("there is no service {service:?}; this program has: {}{near}", known.join(", "))
     }
 
     pub(crate) fn all(&self) -> &[Arc<dyn Service>] {

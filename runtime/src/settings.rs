@@ -6,6 +6,7 @@ mod gates;
 pub mod load;
 mod problems;
 mod routes;
+mod words;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,6 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use self::cron::CronSettings;
 pub use self::gates::{DependencySettings, ServiceLimit};
 pub use self::routes::{Bind, IdWithin, KeyFrom, Publish};
+pub(crate) use self::words::address;
+pub use self::words::duration;
 
 /// All settings. Sections are those of `config/default.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -106,6 +109,8 @@ section! {
     StoreSettings {
         /// Where it is: `sqlite:///path/to.db`, or `postgres://user@host/database`, which several workers share.
         url: String = "sqlite://perkey.db".to_owned(),
+        /// Whether its tables may be made in a database that has tables of others.
+        share_database: bool = false,
         /// Connections that read, on PostgreSQL; commits and leases have their own beside them.
         connections: u32 = 8,
         /// Time after which PostgreSQL gives a statement up; below `ownership.lease_ttl`.
@@ -339,6 +344,9 @@ section! {
     AdminSettings {
         /// Its address.
         listen: String = "127.0.0.1:8082".to_owned(),
+        /// Time after which a broker that is away makes the process not ready.
+        #[serde(with = "humantime_serde")]
+        away_max: Duration = Duration::from_secs(30),
     }
 }
 

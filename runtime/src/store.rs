@@ -33,7 +33,7 @@ pub use commit::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
     SentMessage, StateWrite,
 };
-pub use open::{Opened, closing, disk, is_running, is_shared, leave_open, open};
+pub use open::{Opened, check_url, closing, disk, is_running, is_shared, leave_open, open};
 pub use query::calls;
 pub use timer::{DueTimers, Timer, TimerWrite};
 

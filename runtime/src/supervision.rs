@@ -10,15 +10,16 @@ pub(crate) mod keys;
 pub mod policy;
 pub(crate) mod root;
 pub(crate) mod shard;
+pub(crate) mod troubles;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{ActorCell, ActorId, SupervisionEvent};
 use tokio::sync::Semaphore;
 use tracing::{Span, warn};
 
+use self::troubles::Troubles;
 use crate::clock::{Clock, millis};
 use crate::engine::calls::Desk;
 use crate::handler::TurnLimits;
@@ -51,10 +52,8 @@ pub(crate) struct Env {
     pub(crate) gates: Arc<Keeper>,
     pub(crate) clock: Clock,
     pub(crate) identity: Identity,
-    /// Of each shard, why its commits cannot be written now.
-    pub(crate) stalled: Vec<Mutex<Option<String>>>,
-    /// Of each shard, its sources that lost their places, by index, and why.
-    pub(crate) lost: Vec<Mutex<BTreeMap<u16, String>>>,
+    /// What stands in the way of being ready.
+    pub(crate) troubles: Troubles,
     /// This process, as the store names owners, where it has no leases.
     pub(crate) process: String,
     /// This worker's part in its fleet, where the store has leases.
@@ -77,34 +76,12 @@ impl Env {
         Window { events: settings.outbox.window, bytes: settings.memory.share(settings.ownership.shards, ends) }
     }
 
-    /// A shard's commits cannot be written now, or can again.
-    pub(crate) fn set_stalled(&self, shard: ShardNo, why: Option<String>) {
-        *self.stalled[shard as usize].lock().unwrap_or_else(PoisonError::into_inner) = why;
-    }
-
-    /// Why a shard's commits cannot be written now.
-    pub(crate) fn stalled(&self, shard: usize) -> Option<String> {
-        self.stalled[shard].lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// A source of a shard lost its place, or has found it again.
-    pub(crate) fn set_lost(&self, shard: ShardNo, source: u16, why: Option<String>) {
-        let mut lost = self.lost[shard as usize].lock().unwrap_or_else(PoisonError::into_inner);
-        match why {
-            Some(why) => drop(lost.insert(source, why)),
-            None => drop(lost.remove(&source)),
-        }
-    }
-
-    /// The sources of a shard that lost their places, and why.
-    pub(crate) fn lost(&self, shard: usize) -> BTreeMap<u16, String> {
-        self.lost[shard].lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// A shard does not run here any longer: nothing is known of it.
-    pub(crate) fn forget_troubles(&self, shard: ShardNo) {
-        self.set_stalled(shard, None);
-        self.lost[shard as usize].lock().unwrap_or_else(PoisonError::into_inner).clear();
+    /// What stands in the way of being ready, each a sentence.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        self.troubles.problems(self.settings.admin.away_max, |end| match end {
+            troubles::End::Source(no) => format!("source {}", self.transports[usize::from(no)].name()),
+            troubles::End::Sink(no) => format!("sink {}", self.sinks[usize::from(no)].name()),
+        })
     }
 
     pub(crate) fn run_context(&self) -> RunContext {

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
 use tracing_subscriber::layer::SubscriberExt;
@@ -24,9 +25,13 @@ use tracing_subscriber::{Layer, Registry};
 
 use crate::clock::{Clock, rfc3339};
 use crate::message::Message;
+use crate::settings::load::or_near;
 
 /// Fields of spans that every line within them carries.
 const INHERITED: [&str; 3] = ["message_id", "saga_id", "trace_id"];
+
+/// Levels of the log, each with those before it.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// The form of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,13 +48,15 @@ pub enum Format {
 /// The log could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// A filter does not parse.
-    #[error("the log filter {filter:?} is not one: {source}")]
+    /// A filter is none.
+    #[error("{variable}: the log filter {filter:?} is not one: {reason}")]
     Filter {
+        /// What gave it.
+        variable: String,
         /// As given.
         filter: String,
         /// What is wrong with it.
-        source: tracing_subscriber::filter::ParseError,
+        reason: String,
     },
     /// Traces cannot be exported.
     #[error("traces cannot be exported: {0}; see the variables OTEL_EXPORTER_OTLP_*, or unset them")]
@@ -78,12 +85,13 @@ impl Telemetry {
     }
 }
 
-/// Sends the process's log to standard error. The filter is that of the environment's `variable`, else of `RUST_LOG`, else
+/// Sends the process's log to standard error. The filter is that of the environment's `variable`, else of `RUST_LOG` (an empty one is none), else
 /// `filter` (such as `info` or `info,perkey=debug`). Where `OTEL_EXPORTER_OTLP_ENDPOINT` is set, traces go there, by gRPC;
 /// what OpenTelemetry's other variables say of exporter and sampler holds. It must be called in a tokio runtime.
 pub fn init(format: Format, variable: &str, filter: &str) -> Result<Telemetry, TelemetryError> {
-    let asked = [variable, "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
-    let filter = parse(asked.as_deref().unwrap_or(filter))?;
+    let of = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty()).map(|text| (name.to_owned(), text));
+    let asked = of(variable).or_else(|| of("RUST_LOG")).unwrap_or_else(|| ("default".to_owned(), filter.to_owned()));
+    let filter = parse(&asked.0, &asked.1)?;
     let terminal = std::io::stderr().is_terminal();
     let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
@@ -106,10 +114,23 @@ pub fn init(format: Format, variable: &str, filter: &str) -> Result<Telemetry, T
 
 /// The actor library speaks of each actor's life, which would be a line per key: it is kept to warnings unless a
 /// filter names it.
-fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
-    EnvFilter::builder()
-        .parse(format!("ractor=warn,lapin=off,{filter}"))
-        .map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })
+///
+/// A word alone must be a level: as the name of a target it would turn the log of everything else off, and `warning` is
+/// mostly meant as a level.
+fn parse(variable: &str, filter: &str) -> Result<EnvFilter, TelemetryError> {
+    let refused =
+        |reason: String| TelemetryError::Filter { variable: variable.to_owned(), filter: filter.to_owned(), reason };
+    let words =
+        filter.split(',').map(str::trim).filter(|word| !word.is_empty() && !word.contains(['=', '[', '{', ']']));
+    if let Some(word) = words.into_iter().find(|word| word.parse::<LevelFilter>().is_err()) {
+        let near = or_near(&word.to_lowercase(), LEVELS);
+        let levels = LEVELS.join(", ");
+        let how = format!("{word:?} is not a level: {levels}{near} (of one target: {word}=info)");
+        return Err(refused(how));
+    }
+    EnvFilter::builder().parse(format!("ractor=warn,lapin=off,{filter}")).map_err(|error| {
+        refused(format!("{error}; it is a level ({}), or such as info,perkey=debug", LEVELS.join(", ")))
+    })
 }
 
 /// The ids by which a line about a message can be found.
@@ -279,7 +300,7 @@ mod tests {
         clock.advance(Duration::from_millis(500));
         let writer = sink.clone();
         let log = tracing_subscriber::fmt()
-            .with_env_filter(parse(filter).unwrap())
+            .with_env_filter(parse("X_LOG", filter).unwrap())
             .with_writer(move || writer.clone())
             .fmt_fields(JsonFields::new())
             .event_format(JsonLines(clock))
@@ -357,7 +378,7 @@ mod tests {
 
     #[test]
     fn a_filter_that_is_none_is_refused_with_its_text() {
-        let error = parse("perkey=loud").unwrap_err().to_string();
+        let error = parse("X_LOG", "perkey=loud").unwrap_err().to_string();
         assert!(error.contains("\"perkey=loud\""), "{error}");
     }
 

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use budget_actors::{App, Checkouts, Provider};
-use perkey::Handlers;
-use perkey::settings::{Bind, IdWithin, KeyFrom, Settings};
+use budget_actors::{App, Checkouts, Payments, Provider};
+use perkey::settings::{Bind, IdWithin, KeyFrom, Settings, duration};
+use perkey::{Handler, Handlers};
 
 /// What the environment variables of its settings start with.
 pub const ENV_PREFIX: &str = "BUDGET_";
@@ -30,16 +30,35 @@ pub fn settings() -> Settings {
 const APP: [(&str, &str); 4] =
     [("provider_url", ""), ("provider_timeout", "5s"), ("checkout_patience", "15m"), ("checkout_pause", "10s")];
 
+/// Something that handlers need and the settings do not name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lack {
+    /// The services that need it.
+    pub services: &'static [&'static str],
+    /// What is missing, and what to set.
+    pub what: &'static str,
+}
+
+/// What the settings lack: operations of these services are refused at the front doors, as they would wait for ever.
+pub fn lacks(settings: &Settings) -> Vec<Lack> {
+    let provider = settings.app.get("provider_url").is_some_and(|url| !url.is_empty());
+    let what = "there is no payment provider: set app.provider_url to its address; charges, refunds and checkouts are \
+                refused until then";
+    let lack = Lack { services: &[Payments::<Provider>::SERVICE, Checkouts::SERVICE], what };
+    (!provider).then_some(lack).into_iter().collect()
+}
+
 /// Budget Manager's handlers, as the settings want them; or everything that is wrong with those.
 pub fn handlers(settings: &Settings) -> Result<Handlers, Vec<String>> {
     let mut problems = Vec::new();
     let text = |name: &str| settings.app.get(name).map_or("", String::as_str);
     let mut time = |name: &str| {
-        let parsed = humantime::parse_duration(text(name)).ok().filter(|time| !time.is_zero());
-        parsed.unwrap_or_else(|| {
-            problems.push(format!("app.{name}: {:?} is no duration above 0, such as 5s or 15m", text(name)));
-            Duration::from_secs(1)
-        })
+        match duration(text(name)) {
+            Ok(time) if !time.is_zero() => return time,
+            Ok(_) => problems.push(format!("app.{name}: {:?} is not above 0", text(name))),
+            Err(problem) => problems.push(format!("app.{name}: {problem}")),
+        }
+        Duration::from_secs(1)
     };
     let timeout = time("provider_timeout");
     let checkouts = Checkouts { patience: time("checkout_patience"), pause: time("checkout_pause") };
@@ -69,6 +88,15 @@ mod tests {
         let missing = |origin: &&Origin| origin.origin == "default" && !empty.contains(&origin.setting.as_str());
         let missing: Vec<_> = loaded.origins.iter().filter(missing).map(|origin| &origin.setting).collect();
         assert!(missing.is_empty(), "not in config/default.toml: {missing:?}");
+    }
+
+    #[test]
+    fn what_the_settings_lack_is_known_before_anything_waits_for_it() {
+        let mut settings = super::settings();
+        let [lack] = super::lacks(&settings)[..] else { panic!("nothing is lacking without a provider") };
+        assert_eq!((lack.services, lack.what.contains("app.provider_url")), (&["payments", "checkouts"][..], true));
+        settings.app.insert("provider_url".to_owned(), "http://127.0.0.1:1".to_owned());
+        assert_eq!(super::lacks(&settings), []);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! In: commands and probes. Out: an engine that runs, rows for its owner, answers.
 
 pub mod admin;
+pub mod append;
 pub mod cli;
 pub mod doctor;
 pub mod gateway;

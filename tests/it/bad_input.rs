@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use perkey::engine::Health;
+use perkey::engine::calls::{Call, CallError};
 use perkey::message::{Draft, shard_of};
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
+use perkey::store::calls::CallId;
 use perkey::store::query::{DeadFilter, ImportBatch, ImportProgress};
 use perkey::store::{LogRow, Store};
 use perkey::transport::embedded;
@@ -19,6 +22,7 @@ use sqlx::{Connection, SqliteConnection};
 use tokio::sync::Semaphore;
 
 use crate::cli::Cli;
+use crate::postgres_place::Database;
 use crate::support::{Count, Counted, append, count, handlers, open};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -209,6 +213,57 @@ impl Handler for Gated {
     }
 }
 
+/// A call that is too large for a disk without room.
+fn large_call() -> Call {
+    let payload = serde_json::json!({ "key": "k1", "fail": "x".repeat(100_000) }).to_string().into_bytes();
+    let (id, fingerprint) = (CallId([7; 16]), [7; 32]);
+    Call { id, fingerprint, tenant: "t".to_owned(), service: "counting", payload, headers: Vec::new() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_of_others_gets_no_tables_unasked() {
+    let mut cli = Cli::new().await;
+    cli.file("f.csv", "account,amount,currency,at\na,1,EUR,2026-01-31\n");
+    let import = ["import", "--service", "balances", "f.csv"];
+    let url = cli.place.url.clone();
+    let file = SqliteConnectOptions::new().filename(cli.place.folder.join("store.db")).create_if_missing(true);
+    let mut others = SqliteConnection::connect_with(&file).await.unwrap();
+    sqlx::query("CREATE TABLE invoices (no INTEGER)").execute(&mut others).await.unwrap();
+    let said = ["tables of others (invoices)", "store.share_database = true"];
+    cli.run(&["up", "--set", "admin.listen=127.0.0.1:0"]).await.fails(78, &said);
+    cli.run(&import).await.fails(78, &said);
+    let tables = async |others: &mut SqliteConnection| -> i64 {
+        let sql = "SELECT count(*) FROM sqlite_master WHERE type = 'table'";
+        sqlx::query_scalar(sql).fetch_one(others).await.unwrap()
+    };
+    assert_eq!(tables(&mut others).await, 1, "nothing was made");
+    let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut others).await.unwrap();
+    assert_eq!(mode, "delete", "nothing was changed");
+    others.close().await.unwrap();
+    cli.json(&[&import[..], &["--set", "store.share_database=true"]].concat()).await.ends(0);
+    assert_eq!(cli.json(&import).await.ends(0)["skipped"], 1, "it is a store now");
+
+    let database = Database::new().await;
+    cli.place.url.clone_from(&database.url);
+    let mut others = database.connection().await;
+    sqlx::query("CREATE TABLE invoices (no INTEGER)").execute(&mut others).await.unwrap();
+    let worker = ["worker", "--set", "admin.listen=127.0.0.1:0"];
+    cli.run(&worker).await.fails(78, &said);
+    let made: i64 = sqlx::query_scalar("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
+        .fetch_one(&mut others)
+        .await
+        .unwrap();
+    assert_eq!(made, 1, "nothing was made");
+    let mut started =
+        cli.place.start("worker.log", &[&worker[..], &["--set", "store.share_database=true"]].concat()).unwrap();
+    let log = cli.place.folder.join("worker.log");
+    let handles = async || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("messages are being handled"));
+    until("the worker does not start", SOON, handles).await.unwrap();
+    started.terminate().await.unwrap();
+    started.ended().await.unwrap();
+    cli.place.url = url;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_stops_nothing_but_the_commits() {
     let dir = tempfile::tempdir().unwrap();
@@ -230,6 +285,12 @@ async fn a_full_disk_stops_nothing_but_the_commits() {
     };
     until("the alarm is not raised", SOON, async || raised()).await.unwrap();
     assert_eq!(tokio::time::timeout(Duration::from_millis(500), engine.failed()).await.ok(), None, "it keeps running");
+    let full = |health: Health, part: &str| !health.ready && health.problems.iter().any(|told| told.contains(part));
+    let health = engine.health().await;
+    assert!(full(health.clone(), "the store cannot be written") && full(health.clone(), "full"), "{health:?}");
+    let refused = engine.calls().call(large_call(), Duration::from_millis(100)).await;
+    assert!(matches!(refused, Err(CallError::Store(_))), "{refused:?}");
+    assert!(full(engine.health().await, "calls cannot be accepted"));
     assert!(
         store
             .queries()
@@ -247,6 +308,8 @@ async fn a_full_disk_stops_nothing_but_the_commits() {
     store.limit_pages(1_000_000).await.unwrap();
     tokio::time::timeout(SOON, engine.idle()).await.expect("it goes on when there is room again");
     assert!(!raised(), "the alarm is over");
+    // Calls were not asked for again: that they were refused is forgotten after a while.
+    until("it is not ready again", SOON, async || engine.health().await.ready).await.unwrap();
     let rows = store.queries().shards().await.unwrap();
     assert_eq!(rows.iter().map(|row| row.counters["taken"]).sum::<u64>(), 5_000);
     assert_eq!(rows.iter().map(|row| row.dead_letters + row.pending).sum::<u64>(), 0);

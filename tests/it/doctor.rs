@@ -43,6 +43,7 @@ async fn a_file_is_looked_at_without_a_process_and_beside_one() {
     let alone = cli.json(&["doctor"]).await.ends(0);
     assert_eq!((&alone["errors"], of(&alone, "disk").len()), (&0.into(), 1), "{alone:#}");
     tells(&alone, "shards", "note", "no process runs the store");
+    tells(&alone, "settings.app", "note", "set app.provider_url");
     tells(&alone, "held_keys", "note", "1 keys are held");
     tells(&alone, "dead_letters", "warning", "transactions has 1 dead letters");
     tells(&alone, "versions", "ok", "SQLite 3.");

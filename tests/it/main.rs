@@ -9,6 +9,7 @@ mod call_records;
 mod calls;
 mod chaos;
 mod cli;
+mod cli_words;
 mod client;
 mod codecs;
 mod commands;

@@ -228,6 +228,32 @@ async fn a_sink_that_is_away_is_waited_for_up_to_a_bound() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sink_that_is_away_for_long_is_told_and_so_is_its_return() {
+    let mut settings = settings(1);
+    settings.admin.away_max = Duration::ZERO;
+    let scene = Scene::new(settings).await;
+    assert!(scene.engine.health().await.ready);
+    let told = async |part: &str| {
+        let health = scene.engine.health().await;
+        !health.ready
+            && health.problems.iter().any(|told| told.contains("sink kafka of shard 0") && told.contains(part))
+    };
+    scene.sink.set_away(true);
+    scene.give(0..10).await;
+    until("its absence is told", async || told("has been away for").await).await;
+    scene.sink.set_away(false);
+    until("its return is told", async || scene.engine.health().await.ready).await;
+    // It is there, and confirms nothing.
+    scene.sink.set_silent(true);
+    scene.give(10..20).await;
+    until("its silence is told", async || told("confirms nothing").await).await;
+    scene.sink.set_silent(false);
+    until("its answers are told", async || scene.engine.health().await.ready).await;
+    scene.published().await;
+    complete(&scene.sink, 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_does_not_wait_for_the_outbox_and_the_next_owner_publishes() {
     let scene = Scene::new(settings(2)).await;
     scene.sink.set_away(true);

@@ -286,13 +286,61 @@ async fn tls_is_spoken_where_there_is_a_certificate() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_is_encoded_and_text_that_is_not_utf_8_are_named() {
+    let scene = Scene::new(Kind::Sqlite, &[]).await;
+    let posting = br#"{"account":"a","amount":1,"currency":"USD"}"#;
+    for path in ["/api/transactions", "/graphql"] {
+        let post = |kind: &str| {
+            Client::new().post(format!("{}{path}", scene.http)).header("content-type", kind).body(posting.to_vec())
+        };
+        let encoded = post("application/json").header("content-encoding", "gzip").send().await.unwrap();
+        assert_eq!(
+            (encoded.status().as_u16(), encoded.headers()["accept-encoding"].as_bytes()),
+            (415, &b"identity"[..])
+        );
+        assert!(encoded.text().await.unwrap().contains("unsupported_content_encoding"), "{path}");
+        let other = post("application/json; charset=utf-16").send().await.unwrap();
+        assert_eq!(other.status(), 415, "{path}");
+        assert!(!other.headers().contains_key("accept-encoding"), "{path}: the coding was not it");
+        assert!(other.text().await.unwrap().contains("charset"), "{path}");
+    }
+    let marked = [b"\xef\xbb\xbf", &posting[..]].concat();
+    let post =
+        Client::new().post(format!("{}/api/transactions", scene.http)).header("content-type", "application/json");
+    assert_eq!(post.body(marked).send().await.unwrap().status(), 201);
+    let upper = scene.http.replace("127.0.0.1", "LOCALHOST").replace("http://", "");
+    let named = Client::new().get(format!("{}/api/accounts/a", scene.http)).header("host", upper).send().await.unwrap();
+    assert_eq!(named.status(), 200);
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_payment_provider_whatever_needs_one_is_refused_at_once() {
+    let charge = json!({ "order": "o-1", "account": "a-1", "amount": 500, "currency": "USD" });
+    let scene = Scene::new(Kind::Sqlite, &["app.provider_url="]).await;
+    for (path, body) in [
+        ("/charge", charge),
+        ("/charge/o-1/refund", Value::Null),
+        ("/api/checkouts", json!({ "account": "a-1", "amount": 500, "currency": "USD" })),
+    ] {
+        let (status, problem) = send(&scene, "POST", path, body).await;
+        assert_eq!((status, &problem["code"]), (501, &"not_configured".into()), "{path}: {problem}");
+        assert!(problem["detail"].as_str().unwrap().contains("set app.provider_url"), "{problem}");
+    }
+    let (status, _) =
+        send(&scene, "POST", "/api/transactions", json!({ "account": "a", "amount": 1, "currency": "USD" })).await;
+    assert_eq!(status, 201, "nothing else needs it");
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_opened_is_told_before_anything_runs() {
     let cli = Cli::new().await;
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let listen = format!("gateway.listen={}", taken.local_addr().unwrap());
     let up = ["up", "--set", "admin.listen=127.0.0.1:0", "--set"];
     cli.run(&[&up[..], &[&listen]].concat()).await.fails(1, &["cannot listen", "gateway.listen"]);
-    cli.run(&[&up[..], &["gateway.listen=0.0.0.0:0"]].concat()).await.fails(1, &["gateway.tokens", "token:new"]);
+    cli.run(&[&up[..], &["gateway.listen=0.0.0.0:0"]].concat()).await.fails(78, &["gateway.tokens", "token:new"]);
     cli.run(&[&up[..], &["gateway.tokens=missing"]].concat()).await.fails(1, &["cannot read missing"]);
     cli.file("tokens", "nonsense\n");
     cli.run(&[&up[..], &["gateway.tokens=tokens"]].concat()).await.fails(1, &["tokens:1"]);

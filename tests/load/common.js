@@ -1,3 +1,5 @@
+// For those who have k6 (AGPL-3.0, https://k6.io): k6 run -e BASE=http://127.0.0.1:8080 tests/load/new.js. scripts/load does the same
+// with vegeta, and needs none of it.
 // What the load scripts share: where they send to, how long, and the line that they leave behind.
 // In: BASE (one or several, with commas), SECONDS, VUS, ACCOUNTS, KEYS, TOKEN, SUMMARY. Out: figures on the terminal, and in
 // the file SUMMARY a line: name, requests a second, p50 and p99 in ms, share of failures.

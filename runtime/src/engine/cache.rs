@@ -17,6 +17,10 @@ use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::store::calls::{CallId, CallRecord};
 
+#[cfg(not(feature = "redis"))]
+const WITHOUT_REDIS: &str =
+    "cache.url is set, and this program was built without Redis (feature `redis`): leave it empty";
+
 /// A cache of ended calls. It may forget any of them at any time; whoever asks compares fingerprint and expiry.
 pub trait ReplayCache: Send + Sync + std::fmt::Debug {
     /// The record of a call, where the cache has it.
@@ -39,8 +43,21 @@ pub fn open(settings: &Settings, store_scope: &str, metrics: &Metrics) -> Result
     #[cfg(not(feature = "redis"))]
     {
         drop((store_scope, metrics));
-        Err("cache.url is set, and this program was built without Redis (feature `redis`): leave it empty".to_owned())
+        Err(WITHOUT_REDIS.to_owned())
     }
+}
+
+/// What is wrong with the settings of the cache; nothing is opened.
+pub(crate) fn check(settings: &Settings) -> Result<(), String> {
+    #[cfg(feature = "redis")]
+    if !settings.cache.url.is_empty() {
+        redis::client(&settings.cache.url)?;
+    }
+    #[cfg(not(feature = "redis"))]
+    if !settings.cache.url.is_empty() {
+        return Err(WITHOUT_REDIS.to_owned());
+    }
+    Ok(())
 }
 
 /// Whether a record is worth its place: calls that still run may end in any way, and large answers are read from the store.

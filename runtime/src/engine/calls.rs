@@ -132,6 +132,16 @@ impl Calls {
         Ok(answer)
     }
 
+    /// Whether a call was made before, and may be asked for again.
+    pub async fn is_known(&self, id: CallId) -> Result<bool, CallError> {
+        Ok(self.accepts.known(id).await?.is_some_and(|record| !record.is_expired(self.clock.now())))
+    }
+
+    /// Why calls could not be written just now, if they could not.
+    pub fn trouble(&self) -> Option<String> {
+        self.accepts.trouble().map(|why| format!("the store cannot be written: {why} (calls cannot be accepted)"))
+    }
+
     async fn answer(&self, call: Call, wait: Duration) -> Result<CallAnswer, CallError> {
         let now = self.clock.now();
         if let Some(record) = self.cache.get(call.id).await.filter(|record| !record.is_expired(now))

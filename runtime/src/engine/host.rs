@@ -17,12 +17,15 @@ use tracing::info;
 use self::arguments::Arguments;
 pub use self::ending::{Drained, Failure, Signals, drain};
 use super::Engine;
+use crate::clock::Clock;
 use crate::handlers::Handlers;
 use crate::metrics::Metrics;
+use crate::pipeline::cron;
 use crate::settings::Settings;
-use crate::settings::load::{Sources, load, redact};
+use crate::settings::load::{Sources, load, or_near, redact};
 use crate::store::{self, Access};
 use crate::telemetry::{self, Format};
+use crate::transport;
 
 /// How long what still runs may take when the process ends: it was told to, or is to be cut off.
 const SHUTDOWN: Duration = Duration::from_millis(100);
@@ -156,8 +159,7 @@ impl Host {
         let program = self.program.clone();
         let ended = Arguments::of(words()).map_err(Failure::Usage).and_then(|arguments| {
             if arguments.help {
-                writeln!(std::io::stdout().lock(), "{}", self.help()).ok();
-                return Ok(Drained::InOrder);
+                return said(&self.help()).map(|()| Drained::InOrder);
             }
             in_runtime(Box::pin(self.execute(arguments, work)))?
         });
@@ -238,6 +240,17 @@ impl Host {
     }
 }
 
+/// Writes a text to standard output, to the last byte. A reader that has seen enough closes the pipe: that is no failure.
+pub fn said(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::Failed(format!("cannot write: {error}")))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Runs a process's one future on all cores, and closes the stores that it opened. What still runs by then is cut off: a
 /// thread that reads a terminal would never end.
 pub fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
@@ -256,23 +269,39 @@ pub fn environment() -> Vec<(String, String)> {
     std::env::vars_os().filter_map(text).collect()
 }
 
-/// What settings name that the handlers do not have: services, dependencies.
+/// Who runs this process, as commands are recorded: the user's name, else the number, and the machine.
+pub fn operator() -> String {
+    let name = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|who| !who.is_empty()));
+    named(name, rustix::process::getuid().as_raw(), &rustix::system::uname().nodename().to_string_lossy())
+}
+
+fn named(name: Option<String>, uid: u32, host: &str) -> String {
+    // A container has neither name in its environment.
+    let name = name.unwrap_or_else(|| format!("uid {uid}"));
+    format!("{name} on {host}")
+}
+
+/// What settings name that is not there: services, dependencies, schedules, sources, sinks. A start refuses the same.
 pub fn misfits(settings: &Settings, handlers: &Handlers) -> Vec<String> {
-    let services = handlers.services();
     let binds = settings.bind.iter().map(|bind| ("bind", &bind.service));
     let publishes = settings.publish.iter().map(|publish| ("publish", &publish.service));
     let publishes = publishes.filter(|(_, service)| *service != "*");
     let limits = settings.limit.iter().map(|limit| ("limit", &limit.service));
-    let unknown =
-        binds.chain(publishes).chain(limits).filter(|(_, service)| !services.contains(&service.as_str().into()));
-    let mut problems: Vec<_> = unknown
-        .map(|(route, service)| format!("{route}: there is no service {service:?}; there are {}", services.join(", ")))
-        .collect();
+    let unknown = binds.chain(publishes).chain(limits).filter(|(_, service)| handlers.index_of(service).is_none());
+    let mut problems: Vec<_> =
+        unknown.map(|(route, service)| format!("{route}: {}", handlers.unknown(service))).collect();
     let needs: BTreeSet<_> = handlers.needs().into_iter().flat_map(|(_, needs)| needs).copied().collect();
     let named = settings.dependency.iter().map(|dependency| dependency.name.as_str());
-    let needed = needs.iter().copied().collect::<Vec<_>>().join(", ");
-    let unneeded = named.filter(|name| !needs.contains(name));
-    problems.extend(unneeded.map(|name| format!("dependency: no handler needs {name:?}; they need {needed}")));
+    problems.extend(named.filter(|name| !needs.contains(name)).map(|name| {
+        let near = or_near(name, needs.iter().copied());
+        let needed = needs.iter().copied().collect::<Vec<_>>().join(", ");
+        format!("dependency: no handler needs {name:?}; they need {needed}{near}")
+    }));
+    let schedules = cron::plan(handlers, settings, Clock::system().now());
+    problems.extend(schedules.err().into_iter().flatten());
+    let (sources, sinks) = transport::open::names(settings);
+    problems.extend(super::unrouted(settings, &sources, &sinks));
+    problems.extend(super::cache::check(settings).err());
     problems
 }
 
@@ -296,7 +325,7 @@ fn file(program: &str, named: Option<PathBuf>, folder: &Path) -> Option<PathBuf>
 
 fn log_format(prefix: &str, asked: Option<&str>) -> Result<Format, Failure> {
     match asked {
-        None | Some("auto") => Ok(Format::Auto),
+        None | Some("" | "auto") => Ok(Format::Auto),
         Some("text") => Ok(Format::Text),
         Some("json") => Ok(Format::Json),
         Some(other) => {
@@ -308,6 +337,13 @@ fn log_format(prefix: &str, asked: Option<&str>) -> Result<Format, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_gave_a_command_is_known() {
+        assert_eq!(named(Some("ann".to_owned()), 0, "db-1"), "ann on db-1");
+        assert_eq!(named(None, 1_000, "db-1"), "uid 1000 on db-1");
+        assert!(operator().contains(" on "), "{}", operator());
+    }
 
     #[test]
     fn a_programs_variables_have_its_name() {
@@ -329,6 +365,7 @@ mod tests {
     #[test]
     fn a_form_of_the_log_that_is_none_is_told() {
         assert_eq!(log_format("X_", Some("json")), Ok(Format::Json));
+        assert_eq!(log_format("X_", Some("")), Ok(Format::Auto), "an empty variable is as one that is not set");
         let Err(Failure::Settings(problems)) = log_format("X_", Some("xml")) else { panic!("xml is no form") };
         assert!(problems[0].starts_with("X_LOG_FORMAT: \"xml\""), "{problems:?}");
     }

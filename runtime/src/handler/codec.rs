@@ -156,6 +156,11 @@ impl<M: DeserializeOwned> Codec<M> for Json {
 /// Says why a payload is rejected: what it was taken for and what it is said to be.
 pub(crate) fn undecodable(error: &CodecError, payload: &Payload<'_>) -> String {
     let content_type = payload.content_type().unwrap_or("not named");
+    if payload.bytes().is_empty() {
+        let what =
+            "a record without a value (in Kafka a tombstone, by which a compacted topic forgets a key) is no message";
+        return format!("the payload is empty: {what} (type {:?}, content type {content_type})", payload.kind());
+    }
     format!("the payload does not decode: {error} (type {:?}, content type {content_type})", payload.kind())
 }
 
@@ -190,5 +195,13 @@ mod tests {
         let error = Codec::<Value>::decode(&Json, &bad).unwrap_err();
         let said = undecodable(&error, &bad);
         assert!(said.contains("type \"t\", content type application/protobuf"), "{said}");
+    }
+
+    #[test]
+    fn a_tombstone_is_named() {
+        let error = CodecError::Payload("EOF while parsing a value".to_owned());
+        let said = undecodable(&error, &Payload::new(b"", "posted", None));
+        assert!(said.contains("tombstone") && said.contains("\"posted\"") && !said.contains("EOF"), "{said}");
+        assert!(undecodable(&error, &Payload::new(b"{", "posted", None)).contains("EOF"));
     }
 }

@@ -78,6 +78,8 @@ words! {
         OutboxRefused = "outbox_refused",
         /// A sink is no longer configured and was not given up: commits are kept for it.
         SinkGone = "sink_gone",
+        /// The next time of a schedule cannot be found.
+        ScheduleEnded = "schedule_ended",
         /// A source of the shard lost its place and stands still until an operator has decided.
         SourceLost = "source_lost",
         /// Operators have paused a service or a key.

@@ -198,5 +198,13 @@ pub(crate) fn reconcile<'a>(
     writes
 }
 
+/// Whether what is to be written ends a schedule that is wanted: its next time cannot be found, and it comes no more.
+pub(crate) fn ends<'a>(mut wanted: impl Iterator<Item = &'a Planned>, write: &TimerWrite) -> bool {
+    let is = |planned: &Planned| {
+        (&planned.of.service, &planned.of.key, &planned.name) == (&write.service, &write.key, &write.name)
+    };
+    write.set.is_none() && wanted.any(is)
+}
+
 #[cfg(test)]
 mod tests;

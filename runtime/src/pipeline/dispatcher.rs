@@ -20,6 +20,7 @@ use crate::metrics::SinkMetrics;
 use crate::settings::RetrySettings;
 use crate::store::StoreError;
 use crate::supervision::Env;
+use crate::supervision::troubles::End;
 use crate::telemetry::traces;
 use crate::transport::{Sink, SinkError};
 
@@ -164,10 +165,14 @@ impl DispatcherState {
                 // An end that breaks as soon as it is opened must not be opened anew without a pause.
                 let confirmed = publisher.answered(answers?);
                 self.failures = 0;
+                env.troubles.back(*shard_no, End::Sink(*sink));
                 self.metrics.add_published(confirmed);
             }
             () = handover.changed() => {}
-            () = sleep(wait) => {}
+            // A sink that owes answers has them sooner.
+            () = sleep(wait) => if owed {
+                env.troubles.away(*shard_no, End::Sink(*sink), "it confirms nothing");
+            }
         }
         Ok(())
     }
@@ -198,6 +203,8 @@ impl DispatcherState {
     /// An outage is waited for: it spends no restarts. An end that is broken is opened anew.
     async fn failed(&mut self, failure: &SinkError) {
         let (shard, sink) = (self.args.shard_no, self.name());
+        let (SinkError::Unavailable { reason, .. } | SinkError::Broken { reason, .. }) = failure;
+        self.args.env.troubles.away(shard, End::Sink(self.args.sink), reason);
         match failure {
             SinkError::Unavailable { reason, .. } => warn!(shard, sink, reason, "sink cannot be written, trying again"),
             SinkError::Broken { reason, .. } => {

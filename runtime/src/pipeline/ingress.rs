@@ -12,6 +12,7 @@ use crate::clock::sleep;
 use crate::message::ShardNo;
 use crate::metrics::{Alarm, ShardMetrics};
 use crate::supervision::Env;
+use crate::supervision::troubles::End;
 use crate::transport::{Positions, Source, SourceError, Transport};
 
 /// Pause after a source could not be read.
@@ -140,13 +141,13 @@ impl IngressState {
         if !self.is_lost() {
             error!(shard, source, reason, "source lost its place, it stands still until that is mended");
         }
-        self.args.env.set_lost(shard, self.args.source, Some(reason));
+        self.args.env.troubles.set_lost(shard, self.args.source, Some(reason));
         self.metrics.set_alarm(Alarm::SourceLost, true);
         myself.send_after(self.transport().lost_for(), || IngressMessage::Reopen);
     }
 
     fn is_lost(&self) -> bool {
-        self.args.env.lost(self.args.shard_no as usize).contains_key(&self.args.source)
+        self.args.env.troubles.lost(self.args.shard_no).contains_key(&self.args.source)
     }
 
     /// That a place is lost may be found out long after the opening, and other partitions are read until then: only
@@ -164,8 +165,8 @@ impl IngressState {
         }
         let (shard, source) = (self.args.shard_no, self.transport().name());
         info!(shard, source, "source found its place again");
-        self.args.env.set_lost(shard, self.args.source, None);
-        self.metrics.set_alarm(Alarm::SourceLost, !self.args.env.lost(shard as usize).is_empty());
+        self.args.env.troubles.set_lost(shard, self.args.source, None);
+        self.metrics.set_alarm(Alarm::SourceLost, !self.args.env.troubles.lost(shard).is_empty());
     }
 }
 
@@ -180,10 +181,14 @@ async fn fetch(myself: &ActorRef<IngressMessage>, state: &mut IngressState) -> R
     let fetched = tokio::time::timeout(WAIT, source.fetch(most)).await;
     let deliveries = match fetched.unwrap_or(Ok(Vec::new())) {
         Ok(deliveries) if deliveries.is_empty() => return Ok(()),
-        Ok(deliveries) => deliveries,
+        Ok(deliveries) => {
+            args.env.troubles.back(args.shard_no, End::Source(args.source));
+            deliveries
+        }
         // An outage is waited for: it spends neither attempts nor restarts.
         Err(error @ SourceError::Unavailable { .. }) => {
             warn!(shard = args.shard_no, source = name, %error, "source cannot be read, trying again");
+            args.env.troubles.away(args.shard_no, End::Source(args.source), &error.to_string());
             state.troubled = true;
             sleep(AGAIN).await;
             return Ok(());

@@ -299,6 +299,7 @@ impl Ledger {
             paused: !self.pauses.is_empty(),
             outbox_refused: self.outbox.refused,
             sink_gone: self.sink_gone(),
+            schedules_ended: self.schedules_ended(),
             epoch: self.epoch,
             commit_no: self.commit_no,
         }

@@ -186,13 +186,21 @@ impl ReaderState {
 
     /// Asks until the store answers; an outage is waited for.
     async fn ask<'a, T>(&'a self, question: impl Fn() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
+        let mut failed = false;
         loop {
             match question().await {
                 Err(StoreError::Unavailable(error) | StoreError::Refused(error)) => {
                     warn!(shard = self.shard_no, error, "store cannot be read, trying again");
+                    self.env.troubles.set_unread(self.shard_no, Some(error));
+                    failed = true;
                     sleep(AGAIN).await;
                 }
-                answer => return answer,
+                answer => {
+                    if failed {
+                        self.env.troubles.set_unread(self.shard_no, None);
+                    }
+                    return answer;
+                }
             }
         }
     }

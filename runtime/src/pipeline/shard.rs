@@ -244,7 +244,10 @@ impl ShardState {
             Outcome::Refused { error, .. } => {
                 info!(shard = self.no, commit_no = no, error, "commit was refused, looking for the turn at fault");
             }
-            Outcome::Unknown(error) => warn!(shard = self.no, commit_no = no, error, "outcome of a commit is unknown"),
+            Outcome::Unknown(error) => {
+                warn!(shard = self.no, commit_no = no, error, "outcome of a commit is unknown");
+                self.stall(Some(error.clone()));
+            }
             Outcome::Fenced => warn!(shard = self.no, commit_no = no, "commit was fenced off"),
         }
         self.ledger.commit_ended(epoch, no, outcome, now);
@@ -253,12 +256,16 @@ impl ShardState {
     fn stall(&mut self, why: Option<String>) {
         self.stalled = why.is_some();
         self.metrics.set_alarm(Alarm::StoreUnavailable, self.stalled);
-        self.env.set_stalled(self.no, why);
+        self.env.troubles.set_unwritten(self.no, why);
     }
 
     fn tick(&mut self, now: crate::clock::Millis) {
         self.ledger.tick(now);
         self.env.gates.tick();
+        // A commit whose outcome was unknown had been written, and there is no other.
+        if self.stalled && self.ledger.is_idle() {
+            self.stall(None);
+        }
         self.ticks += 1;
         if !self.ticks.is_multiple_of(TICKS_PER_LOOK) {
             return;

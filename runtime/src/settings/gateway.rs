@@ -1,11 +1,12 @@
 //! The front doors, and the cache of answers behind them.
 //! In: the sections `[gateway]` and `[cache]`. Out: plain values, or what is wrong with them.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Settings;
+use super::{Settings, address};
 
 section! {
     /// The front doors: REST and GraphQL on one listener, gRPC on another.
@@ -67,6 +68,25 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
             problems.push(problem.to_owned());
         }
     };
+    for (setting, listen) in [
+        ("gateway.listen", &gateway.listen),
+        ("gateway.grpc_listen", &gateway.grpc_listen),
+        ("admin.listen", &settings.admin.listen),
+    ] {
+        let none = listen.is_empty() && setting != "admin.listen";
+        if !none && address(listen).is_none() {
+            let or = if setting == "admin.listen" { "" } else { ", or empty for none" };
+            check(false, &format!("{setting} must be HOST:PORT, such as 127.0.0.1:8080{or}, not {listen:?}"));
+        }
+        let outside = listen.parse().is_ok_and(|address: SocketAddr| !address.ip().is_loopback());
+        check(
+            !outside || !gateway.tokens.is_empty() || setting == "admin.listen",
+            &format!(
+                "{setting}: {listen} can be reached from outside, and no tokens are asked for: name a file with \
+                 gateway.tokens (`budget-manager token:new` writes it), or listen on 127.0.0.1"
+            ),
+        );
+    }
     check(
         gateway.tls_cert.is_empty() == gateway.tls_key.is_empty(),
         "gateway.tls_cert and gateway.tls_key go together",
@@ -81,4 +101,31 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
     check(cache.url.is_empty() || cache.url.starts_with("redis://"), "cache.url must be redis://host:port, or empty");
     check(!cache.timeout.is_zero(), "cache.timeout must be above 0");
     problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_checked_before_they_are_listened_on() {
+        let with = |listen: &str| {
+            let mut settings = Settings::default();
+            settings.gateway.listen = listen.to_owned();
+            settings.admin.listen = listen.to_owned();
+            problems(&settings)
+        };
+        assert_eq!(problems(&Settings::default()), Vec::<String>::new());
+        assert_eq!(with("localhost:0"), Vec::<String>::new());
+        for bad in ["8080", ":8080", "localhost:70000"] {
+            let problems = with(bad).join("\n");
+            assert!(
+                problems.contains("gateway.listen must be HOST:PORT") && problems.contains("admin.listen"),
+                "{problems}"
+            );
+        }
+        let (none, outside) = (with("").join("\n"), with("0.0.0.0:80").join("\n"));
+        assert!(none.contains("admin.listen") && !none.contains("gateway.listen"), "{none}");
+        assert!(outside.contains("gateway.tokens") && !outside.contains("admin.listen"), "{outside}");
+    }
 }

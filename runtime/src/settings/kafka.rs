@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::address;
+
 section! {
     /// Kafka as source and sink; not used while `brokers` is empty.
     KafkaSettings {
@@ -110,6 +112,12 @@ pub(crate) fn property(entry: &str) -> Option<(&str, &str)> {
     Some((name.trim(), value.trim()))
 }
 
+/// Whether this is the address of a broker as librdkafka takes it: protocol and port may be left out.
+fn is_broker(broker: &str) -> bool {
+    let host = broker.split_once("://").map_or(broker, |(_, host)| host);
+    address(host).is_some() || !host.is_empty() && !host.contains([':', ' '])
+}
+
 /// Everything that is wrong.
 pub(super) fn problems(kafka: &KafkaSettings) -> Vec<String> {
     let mut problems = Vec::new();
@@ -121,6 +129,10 @@ pub(super) fn problems(kafka: &KafkaSettings) -> Vec<String> {
     check(
         kafka.brokers.is_empty() || cfg!(feature = "kafka"),
         "kafka.brokers must be empty: this program was built without Kafka; build it with perkey's feature `kafka`",
+    );
+    check(
+        kafka.brokers.is_empty() || kafka.brokers.split(',').all(|broker| is_broker(broker.trim())),
+        "kafka.brokers must be \"host:port\", separated by commas",
     );
     check(
         kafka.brokers.is_empty() || !kafka.group.is_empty(),
@@ -186,6 +198,17 @@ mod tests {
         assert_eq!(problems.len(), 5, "{problems:?}");
         assert!(problems[0].contains("enable.auto.commit") && problems[1].contains("acks"), "{problems:?}");
         assert!(problems[2].contains("name=value") && problems[3].contains("kafka.group"), "{problems:?}");
+    }
+
+    #[test]
+    fn brokers_are_addresses() {
+        let with = |brokers: &str| problems(&KafkaSettings { brokers: brokers.to_owned(), ..KafkaSettings::default() });
+        for brokers in ["h:9092, i:9092", "h", "PLAINTEXT://h:9092", "[::1]:9092"] {
+            assert_eq!(with(brokers), Vec::<String>::new(), "{brokers}");
+        }
+        for brokers in ["h:9092,", "h:90920", ":9092", "h i:1"] {
+            assert!(with(brokers)[0].starts_with("kafka.brokers"), "{brokers}");
+        }
     }
 
     #[test]

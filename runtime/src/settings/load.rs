@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
+use tracing::warn;
 
+use super::words::{duration, wanted};
 use super::{Bind, CronSettings, DependencySettings, IdWithin, KeyFrom, Publish, ServiceLimit, Settings};
-
-/// Ends of variables with a program's prefix that are no settings: they say where settings are and how to log.
-pub const ENV_OTHERS: [&str; 4] = ["CONFIG", "LOG", "LOG_FORMAT", "OUTPUT"];
 
 /// Where settings come from.
 #[derive(Clone, Debug, Default)]
@@ -19,10 +18,11 @@ pub struct Sources {
     pub defaults: Settings,
     /// A TOML file.
     pub file: Option<PathBuf>,
-    /// What the program's environment variables start with: `BUDGET_`; `__` separates section and name. Empty: none is
-    /// read.
+    /// What the program's environment variables start with: `BUDGET_`. Empty: none is read.
     pub prefix: String,
-    /// The environment; variables without that prefix are passed over.
+    /// The environment. Settings are the variables of that prefix with a `__`, which separates section and name; all
+    /// others are somebody else's: Kubernetes gives each pod variables with the names of services. An empty one is as one
+    /// that is not there.
     pub env: Vec<(String, String)>,
     /// Flags, in the order given.
     pub flags: Vec<Flag>,
@@ -72,11 +72,14 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<String>> {
     let own = |name: &str| !sources.prefix.is_empty() && name.starts_with(&sources.prefix);
     let mut env: Vec<_> = sources.env.iter().filter(|(name, _)| own(name)).collect();
     env.sort();
-    for (name, value) in env {
+    for (name, value) in env.into_iter().filter(|(_, value)| !value.is_empty()) {
         let rest = &name[sources.prefix.len()..];
-        if !ENV_OTHERS.contains(&rest) {
+        if rest.contains("__") {
             let setting = rest.to_lowercase().replace("__", ".");
             loading.text(&setting, value, format!("environment {name}"));
+        } else if let Some(meant) = loading.meant(rest) {
+            let meant = format!("{}{}", sources.prefix, meant.to_uppercase().replace('.', "__"));
+            warn!(variable = %name, %meant, "a variable is no setting and is passed over: two underscores were meant");
         }
     }
     for flag in &sources.flags {
@@ -117,6 +120,11 @@ pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) ->
     (near.0 <= (word.len() / 3).max(1)).then_some(near.1)
 }
 
+/// The end of a sentence that says what was most likely meant; nothing where nothing is near.
+pub fn or_near<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    did_you_mean(word, known).map_or_else(String::new, |near| format!("; did you mean {near}?"))
+}
+
 struct Loading {
     known: Vec<String>,
     merged: Value,
@@ -126,12 +134,19 @@ struct Loading {
 }
 
 impl Loading {
+    /// The setting that a variable would name if its underscores were two.
+    fn meant(&self, rest: &str) -> Option<&str> {
+        let rest = rest.to_lowercase();
+        self.known.iter().map(String::as_str).find(|known| known.contains('.') && known.replace('.', "_") == rest)
+    }
+
     fn file(&mut self, path: &Path) {
         let origin = format!("file {}", path.display());
-        let text = match std::fs::read_to_string(path) {
+        let read = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) => return self.problems.push(format!("cannot read the settings: {error} ({origin})")),
         };
+        let text = read.strip_prefix(BOM).unwrap_or(&read);
         match text.parse::<Table>() {
             Ok(table) => self.table("", &table, &origin),
             // Not the whole error: it quotes the line, which may hold a secret.
@@ -182,9 +197,12 @@ impl Loading {
             // A name that is unknown is already reported: only what else is wrong is still to be said.
             match entry.clone().try_into::<E>() {
                 Err(error) if !error.message().contains("unknown field") => {
-                    self.problems.push(format!("{list}[{no}]: {} ({origin})", error.message()));
+                    self.problems.push(format!("{list}[{no}]: {} ({origin})", wanted_of(entry, error.message())));
                 }
-                Ok(_) | Err(_) => {}
+                Ok(_) | Err(_) => {
+                    let problems = TIMES.iter().filter_map(|name| duration(entry.get(name)?.as_str()?).err());
+                    self.problems.extend(problems.map(|problem| format!("{list}[{no}]: {problem} ({origin})")));
+                }
             }
         }
         if before == self.problems.len() {
@@ -217,11 +235,16 @@ impl Loading {
             let unknown = Unknown { what: "setting", name: setting.to_owned(), near };
             return self.problems.push(format!("{unknown} ({origin})"));
         };
+        // What is a duration by default stays one.
+        let is_duration = place.as_str().is_some_and(|text| duration(text).is_ok());
+        if let Some(Err(problem)) = value.as_str().filter(|_| is_duration).map(duration) {
+            return self.problems.push(format!("{setting}: {problem} ({origin})"));
+        }
         let before = std::mem::replace(place, value);
         if let Err(error) = self.merged.clone().try_into::<Settings>() {
             let refused = at_mut(&mut self.merged, setting).map(|place| std::mem::replace(place, before));
             let shown = refused.map_or_else(String::new, |value| redact(setting, &value.to_string()));
-            let reason = error.message().trim_end();
+            let reason = wanted(error.message());
             return self.problems.push(format!("{setting}: {shown} cannot be used: {reason} ({origin})"));
         }
         self.layers.push((setting.to_owned(), origin.to_owned()));
@@ -231,7 +254,7 @@ impl Loading {
         let settings: Settings = match self.merged.clone().try_into() {
             Ok(settings) => settings,
             Err(error) => {
-                self.problems.push(error.message().to_owned());
+                self.problems.push(wanted(error.message()));
                 return Err(self.problems);
             }
         };
@@ -265,6 +288,12 @@ impl Loading {
     }
 }
 
+/// What some editors begin a file with.
+const BOM: char = '\u{feff}';
+
+/// Fields of repeated sections that are durations.
+const TIMES: [&str; 2] = ["open_for", "open_max"];
+
 /// Sections that may be repeated.
 const LISTS: [&str; 5] = ["bind", "publish", "dependency", "limit", "cron"];
 /// Fields of a `[[dependency]]`.
@@ -277,6 +306,14 @@ const CRON: [&str; 5] = ["service", "name", "cron", "zone", "enabled"];
 const BIND: [&str; 4] = ["source", "type", "service", "key"];
 /// Fields of a `[[publish]]`.
 const PUBLISH: [&str; 4] = ["service", "type", "sink", "topic"];
+
+/// What is wanted of a section, and of which of its fields, where that can be told.
+fn wanted_of(entry: &Value, message: &str) -> String {
+    let found = message.split('"').nth(1).unwrap_or_default();
+    let field = entry.as_table().into_iter().flatten().find(|(_, value)| value.as_str() == Some(found));
+    field
+        .map_or_else(|| wanted(message), |(name, value)| format!("{name}: {value} cannot be used: {}", wanted(message)))
+}
 
 struct Unknown<'a> {
     what: &'static str,
@@ -418,7 +455,7 @@ mod tests {
         let sources = Sources {
             file,
             prefix: "BUDGET_".to_owned(),
-            env: vec![env("BUDGET_RETRY__BASE", "soon"), env("BUDGET_STROE__URL", "x"), env("BUDGET_BIND", "x")],
+            env: vec![env("BUDGET_RETRY__BASE", "soon"), env("BUDGET_STROE__URL", "x"), env("BUDGET_BIND__0", "x")],
             flags: vec![flag("ingress.unbound", "drop"), flag("ingress", "1")],
             ..Sources::default()
         };
@@ -430,15 +467,67 @@ mod tests {
         said(&["colour: there is no such setting", "x.toml"]);
         said(&["store: is a section", "x.toml"]);
         said(&["ingress.credit: there is no such setting; did you mean ingress.credits?", "x.toml"]);
-        said(&["ingress.credits: \"many\" cannot be used", "x.toml"]);
+        said(&["ingress.credits: \"many\" cannot be used: a whole number", "x.toml"]);
         said(&["ownership.shards must be 1 to 256", "x.toml"]);
         said(&["bind[1].servise: there is no such setting; did you mean service?", "x.toml"]);
-        said(&["retry.base: \"soon\" cannot be used", "environment BUDGET_RETRY__BASE"]);
+        said(&["retry.base: \"soon\" is not a duration such as", "environment BUDGET_RETRY__BASE"]);
         said(&["stroe.url", "did you mean store.url?", "environment BUDGET_STROE__URL"]);
-        said(&["bind: [[bind]] can only be set in a file", "environment BUDGET_BIND"]);
-        said(&["ingress.unbound: \"drop\" cannot be used", "flag --set"]);
+        said(&["bind.0: [[bind]] can only be set in a file", "environment BUDGET_BIND__0"]);
+        said(&["ingress.unbound: \"drop\" cannot be used: \"skip\" or \"dead_letter\" is wanted", "flag --set"]);
         said(&["ingress: there is no such setting", "flag --set"]);
         assert_eq!(problems.len(), 11, "{problems:#?}");
+    }
+
+    #[test]
+    fn variables_of_others_are_no_settings_and_empty_ones_are_not_there() {
+        let of = |env: Vec<_>| load(&Sources { prefix: "BUDGET_".to_owned(), env, ..Sources::default() });
+        // What Kubernetes puts into each pod of a namespace with a Service `budget-manager`, and one `budget`.
+        let links = [
+            ("BUDGET_MANAGER_SERVICE_HOST", "10.0.0.1"),
+            ("BUDGET_MANAGER_SERVICE_PORT", "8080"),
+            ("BUDGET_MANAGER_PORT", "tcp://10.0.0.1:8080"),
+            ("BUDGET_MANAGER_PORT_8080_TCP_ADDR", "10.0.0.1"),
+            ("BUDGET_PORT", "tcp://10.0.0.1:8080"),
+            ("BUDGET_BIND", "x"),
+            ("BUDGET_CONFIG", "x.toml"),
+            // One underscore is missing: it is told of in the log.
+            ("BUDGET_STORE_URL", "sqlite://other.db"),
+            ("BUDGET_RETRY__ATTEMPTS", ""),
+        ];
+        let loaded = of(links.map(|(name, value)| env(name, value)).to_vec()).unwrap();
+        assert_eq!(loaded.settings, Settings::default());
+        let problems = of(vec![env("BUDGET_MANAGER__PORT", "1")]).unwrap_err();
+        assert!(problems[0].contains("manager.port: there is no such setting"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_variable_that_lacks_an_underscore_is_known_for_what_was_meant() {
+        let known = vec!["store.url".to_owned(), "bind".to_owned()];
+        let loading = Loading { known, merged: Value::Boolean(true), layers: Vec::new(), problems: Vec::new() };
+        assert_eq!(loading.meant("STORE_URL"), Some("store.url"));
+        assert_eq!((loading.meant("MANAGER_PORT"), loading.meant("BIND")), (None, None));
+    }
+
+    #[test]
+    fn months_are_not_taken_for_minutes_anywhere() {
+        let (_folder, file) = file(
+            "[history]\nkeep = \"15M\"\n[[dependency]]\nname = \"x\"\nopen_for = \"1M\"\n[[limit]]\nservice = \"x\"\nrate = \"fast\"\n",
+        );
+        let flags = vec![flag("actors.passivate_after", "1M")];
+        let problems = load(&Sources { file, flags, ..Sources::default() }).unwrap_err();
+        assert_eq!(problems.len(), 4, "{problems:#?}");
+        for (name, part) in [("history.keep", "15m"), ("dependency[1]", "1m"), ("actors.passivate_after", "1m")] {
+            let found = problems.iter().find(|problem| problem.starts_with(name)).unwrap();
+            assert!(found.contains("would be months") && found.contains(part), "{found}");
+        }
+        let found = problems.iter().find(|problem| problem.starts_with("limit[1]")).unwrap();
+        assert!(found.contains("rate: \"fast\" cannot be used: a number such as 1.5 is wanted"), "{found}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_content() {
+        let (_folder, file) = file("\u{feff}[retry]\r\nattempts = 3\r\n");
+        assert_eq!(load(&Sources { file, ..Sources::default() }).unwrap().settings.retry.attempts, 3);
     }
 
     #[test]

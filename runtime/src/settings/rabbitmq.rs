@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::address;
 use super::kafka::topic_of;
 
 section! {
@@ -73,11 +74,7 @@ const STREAM_BYTES_MAX: usize = 200;
 
 /// Host and port of each node; none where one of them is none.
 pub(crate) fn nodes(addresses: &str) -> Option<Vec<(String, u16)>> {
-    let node = |address: &str| {
-        let (host, port) = address.trim().rsplit_once(':')?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        Some((host.to_owned(), port.parse().ok()?)).filter(|_| !host.is_empty())
-    };
+    let node = |node: &str| address(node.trim()).map(|(host, port)| (host.to_owned(), port));
     addresses.split(',').map(node).collect()
 }
 

@@ -11,7 +11,7 @@ use super::postgres::{Bounds, PgStore};
 use super::reshard::{ReshardError, Resharded};
 use super::sqlite::SqliteStore;
 use super::{Access, Store, StoreError};
-use crate::settings::Settings;
+use crate::settings::{Settings, StoreSettings};
 
 /// A process that ends waits so long for a store to be closed.
 const CLOSED_WITHIN: Duration = Duration::from_secs(15);
@@ -66,7 +66,12 @@ impl Deref for Opened {
 /// Opens the store at `store.url`.
 pub async fn open(settings: &Settings, access: Access) -> Result<Opened, StoreError> {
     let url = &settings.store.url;
+    // Whoever runs a store makes its tables: not in a database that was named by mistake.
+    let makes = access == Access::Run && !settings.store.share_database;
     if !is_shared(settings) {
+        if makes {
+            nobodys(&SqliteStore::foreign(url).await?)?;
+        }
         let store = SqliteStore::open(url, access).await?;
         store.limit_wal(settings.store.wal_bytes_max);
         return Ok(kept(Opened(Kind::Sqlite(Arc::new(store)))));
@@ -76,7 +81,29 @@ pub async fn open(settings: &Settings, access: Access) -> Result<Opened, StoreEr
         commits_in_flight: settings.commit.in_flight,
         statement_timeout: settings.store.statement_timeout,
     };
-    Ok(kept(Opened(Kind::Postgres(Arc::new(PgStore::open(url, bounds, access).await?)))))
+    let store = PgStore::open(url, bounds, access).await?;
+    if makes {
+        nobodys(&store.foreign().await?)?;
+    }
+    Ok(kept(Opened(Kind::Postgres(Arc::new(store)))))
+}
+
+/// Refuses a database with these tables of others.
+fn nobodys(foreign: &[String]) -> Result<(), StoreError> {
+    if foreign.is_empty() {
+        return Ok(());
+    }
+    Err(StoreError::Url(format!(
+        "names a database that is no store yet and has tables of others ({}): name one of its own, or set \
+         store.share_database = true to make the store's tables beside them",
+        foreign.join(", ")
+    )))
+}
+
+/// Whether `store.url` can be a store's address; nothing is opened.
+pub fn check_url(settings: &Settings) -> Result<(), StoreError> {
+    let StoreSettings { url, statement_timeout, .. } = &settings.store;
+    if is_shared(settings) { PgStore::check_url(url, *statement_timeout) } else { SqliteStore::check_url(url) }
 }
 
 tokio::task_local! {

@@ -12,10 +12,27 @@ use super::rabbitmq::{RabbitmqSink, RabbitmqTransport};
 use super::{SinkTransport, Transport};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// Sources and sinks of a process.
 pub(crate) type Ends = (Vec<Arc<dyn Transport>>, Vec<Arc<dyn SinkTransport>>);
+
+/// The names of the sources and of the sinks that these settings have opened.
+pub(crate) fn names(settings: &Settings) -> (Vec<&'static str>, Vec<&'static str>) {
+    let (mut sources, mut sinks) = (vec![super::embedded::NAME], Vec::new());
+    sources.extend(store::is_shared(settings).then_some(super::intake::NAME));
+    #[cfg(feature = "kafka")]
+    if !settings.kafka.brokers.is_empty() {
+        sources.extend((!settings.kafka.topics.is_empty()).then_some(super::kafka::NAME));
+        sinks.push(super::kafka::NAME);
+    }
+    #[cfg(feature = "rabbitmq")]
+    if !settings.rabbitmq.addresses.is_empty() {
+        sources.extend((!settings.rabbitmq.streams.is_empty()).then_some(super::rabbitmq::NAME));
+        sinks.push(super::rabbitmq::NAME);
+    }
+    (sources, sinks)
+}
 
 /// Opens them. The embedded log is always a source, and so is the intake of a store that has one; a broker is a
 /// source when topics or streams are named, and a sink when its addresses are.

@@ -191,7 +191,9 @@ fn read(file: &Path) -> Result<(Vec<Token>, Option<Version>), String> {
     let version = version(file);
     let text = std::fs::read_to_string(file);
     let text = text.map_err(|error| format!("gateway.tokens: cannot read {}: {error}", file.display()))?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
+    // Some editors begin a file with a mark.
+    let lines = text.strip_prefix('\u{feff}').unwrap_or(&text).lines().enumerate();
+    let lines = lines.filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
     let tokens = lines
         .map(|(no, line)| line.parse().map_err(|why| format!("gateway.tokens: {}:{}: {why}", file.display(), no + 1)));
     Ok((tokens.collect::<Result<_, _>>()?, version))
@@ -252,7 +254,8 @@ mod tests {
     fn a_token_is_known_by_its_hash_alone() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let known = token("secret", "acme", &[Role::Read]);
-        std::fs::write(file.path(), format!("# tokens\n\n{known}\n")).unwrap();
+        // As an editor on Windows leaves it.
+        std::fs::write(file.path(), format!("\u{feff}# tokens\r\n\r\n{known}\r\n")).unwrap();
         let listens = ["0.0.0.0:1".parse().unwrap()];
         let auth = Auth::open(file.path().to_str().unwrap(), &listens).unwrap();
         assert_eq!(auth.caller(Some(b"Bearer secret")), Ok(known.caller.clone()));

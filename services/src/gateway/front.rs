@@ -28,6 +28,7 @@ use super::auth::{Caller, Role};
 use super::key::IdempotencyKey;
 use super::operations::{Operation, Request, checked};
 use super::problem::{Kind, Problem};
+use crate::defaults::{self, Lack};
 
 /// When a client whose request still runs asks again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -83,6 +84,7 @@ pub struct Front {
     store: Arc<dyn Store>,
     calls: Arc<Calls>,
     limits: Limits,
+    lacks: Vec<Lack>,
     clock: Clock,
 }
 
@@ -102,6 +104,7 @@ impl Front {
             store,
             calls,
             limits: Limits::new(settings.gateway.rate),
+            lacks: defaults::lacks(settings),
             clock: Clock::system(),
         })
     }
@@ -140,6 +143,12 @@ impl Front {
         let names = Names::of(&caller.tenant);
         let call = self.call_of(caller, operation, (&key, request), &names)?;
         let id = call.id;
+        if let Some(lack) = self.lacks.iter().find(|lack| lack.services.contains(&operation.service)) {
+            // What was answered before is answered so again.
+            if !self.calls.is_known(id).await.map_err(|error| not_accepted(&error))? {
+                return Err(Problem::new(Kind::NotConfigured, lack.what));
+            }
+        }
         let answer = self.calls.call(call, self.settings.wait).await.map_err(|error| not_accepted(&error))?;
         debug!(call = %id, operation = operation.name, "a call was answered");
         match answer {

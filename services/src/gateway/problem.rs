@@ -106,6 +106,9 @@ kinds! {
     /// The body is of a type that is not understood.
     UnsupportedMedia = 415 "unsupported_media_type" "The body is of another type":
         "Send JSON: Content-Type: application/json.";
+    /// The body is encoded in a way that is not understood.
+    UnsupportedEncoding = 415 "unsupported_content_encoding" "The body is encoded":
+        "Send the body as it is, without a Content-Encoding (Accept-Encoding: identity).";
     /// The key belongs to another request.
     Mismatch = 422 "key_reused" "Idempotency-Key is already used":
         "The key was used for a request that asked for something else. Use a new key for a new request.";
@@ -127,6 +130,9 @@ kinds! {
     /// Something that should not happen.
     Internal = 500 "internal" "Something went wrong here":
         "This should not happen; the log has more. Ask again with the same key.";
+    /// The settings lack what it needs.
+    NotConfigured = 501 "not_configured" "This is not set up here":
+        "The operation needs something that the settings do not name; detail tells what to set. Nothing was stored under the key.";
     /// No room now.
     Overloaded = 503 "overloaded" "There is no room for the request now":
         "Nothing was stored under the key. Ask again after Retry-After.";

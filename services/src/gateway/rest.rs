@@ -4,6 +4,7 @@
 mod answer;
 mod documents;
 mod guard;
+mod media;
 pub mod openapi;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use perkey::metrics::Metrics;
 use serde_json::{Value, json};
 
 use self::answer::Echo;
+pub use self::answer::wanted;
 use super::auth::{Auth, Caller, Role};
 use super::front::{Asked, Front, PAGE, TAKEN_ALONG};
 use super::json;
@@ -187,19 +189,13 @@ pub fn taken_along(headers: &HeaderMap) -> Vec<(String, String)> {
 
 /// The body as JSON. Another type is refused also where it would be JSON: a page of another site could send it.
 pub async fn body(request: Request) -> Result<Value, Problem> {
-    let kind = request.headers().get(header::CONTENT_TYPE).cloned();
+    let headers = request.headers().clone();
     let bytes = read(request.into_body()).await?;
     if bytes.is_empty() {
         return Ok(Value::Null);
     }
-    let kind = kind.as_ref().and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    if essence != "application/json" && !(essence.starts_with("application/") && essence.ends_with("+json")) {
-        let detail =
-            format!("the body is {kind:?}: send JSON with the header Content-Type: application/json (curl --json)");
-        return Err(Problem::new(Kind::UnsupportedMedia, detail));
-    }
-    json::parse(&bytes)
+    media::check(&headers)?;
+    json::parse(media::text(&bytes)?)
 }
 
 /// All bytes of a body, within the bounds of the server.

@@ -10,11 +10,15 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use perkey::engine::Engine;
+use perkey::engine::calls::Calls;
 use perkey::host::Failure;
 use perkey::metrics::Metrics;
+use perkey::settings::Settings;
 use perkey::store::Store;
 use serde_json::json;
 use tokio::net::TcpListener;
+
+use crate::defaults;
 
 /// A probe that waits longer tells nothing to whoever sent it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
@@ -23,6 +27,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Admin {
     metrics: Arc<Metrics>,
+    /// What is worth knowing of its settings, and keeps nobody from sending it work.
+    notes: Vec<&'static str>,
     stage: Mutex<Stage>,
 }
 
@@ -34,7 +40,7 @@ pub enum Stage {
     /// The engine runs.
     Running(Engine),
     /// There is no engine here: this store is what is needed.
-    Reading(Arc<dyn Store>),
+    Reading(Arc<dyn Store>, Arc<Calls>),
     /// The engine is being drained.
     Draining,
 }
@@ -44,16 +50,17 @@ impl std::fmt::Debug for Stage {
         f.write_str(match self {
             Self::Starting => "Starting",
             Self::Running(_) => "Running",
-            Self::Reading(_) => "Reading",
+            Self::Reading(..) => "Reading",
             Self::Draining => "Draining",
         })
     }
 }
 
 impl Admin {
-    /// For an engine that is to start.
-    pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { metrics, stage: Mutex::new(Stage::Starting) })
+    /// For an engine that is to start with these settings.
+    pub fn new(settings: &Settings, metrics: Arc<Metrics>) -> Arc<Self> {
+        let notes = defaults::lacks(settings).into_iter().map(|lack| lack.what).collect();
+        Arc::new(Self { metrics, notes, stage: Mutex::new(Stage::Starting) })
     }
 
     /// Tells where the process is now.
@@ -66,7 +73,7 @@ impl Admin {
         let engine = match stage {
             Stage::Starting => return not_ready("the engine is starting"),
             Stage::Running(engine) => engine,
-            Stage::Reading(store) => return readable(&*store).await,
+            Stage::Reading(store, calls) => return readable(&*store, &calls).await,
             Stage::Draining => return not_ready("the engine is being drained"),
         };
         match tokio::time::timeout(ANSWER_WITHIN, engine.health()).await {
@@ -92,10 +99,10 @@ pub fn failed(ended: std::io::Result<()>) -> Failure {
     Failure::Failed(format!("the admin listener failed: {reason}"))
 }
 
-async fn readable(store: &dyn Store) -> (bool, Vec<String>) {
+async fn readable(store: &dyn Store, calls: &Calls) -> (bool, Vec<String>) {
     match tokio::time::timeout(ANSWER_WITHIN, store.queries().pauses()).await {
-        Ok(Ok(_)) => (true, Vec::new()),
-        Ok(Err(error)) => not_ready(&error.to_string()),
+        Ok(Ok(_)) => calls.trouble().map_or((true, Vec::new()), |trouble| not_ready(&trouble)),
+        Ok(Err(error)) => not_ready(&format!("the store cannot be read: {error}")),
         Err(_) => not_ready("the store does not answer"),
     }
 }
@@ -112,7 +119,7 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     let (ready, problems) = admin.readiness().await;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = json!({ "ready": ready, "problems": problems }).to_string();
+    let body = json!({ "ready": ready, "problems": problems, "notes": admin.notes }).to_string();
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
@@ -122,7 +129,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_process_is_ready_only_while_its_engine_runs() {
-        let admin = Admin::new(Metrics::new());
+        let admin = Admin::new(&defaults::settings(), Metrics::new());
         for stage in [Stage::Starting, Stage::Draining] {
             admin.set(stage);
             let answer = readyz(State(Arc::clone(&admin))).await;
@@ -133,7 +140,7 @@ mod tests {
 
     #[tokio::test]
     async fn metrics_are_openmetrics() {
-        let answer = metrics(State(Admin::new(Metrics::new()))).await;
+        let answer = metrics(State(Admin::new(&defaults::settings(), Metrics::new()))).await;
         assert_eq!(answer.status(), StatusCode::OK);
         assert!(answer.headers()[header::CONTENT_TYPE].to_str().unwrap().starts_with("application/openmetrics-text"));
     }

@@ -17,20 +17,22 @@ pub mod status;
 pub mod up;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use perkey::Handlers;
 pub use perkey::host::Failure;
-use perkey::host::{environment, misfits};
+use perkey::host::{environment, misfits, said};
 use perkey::settings::Settings;
-use perkey::settings::load::{Loaded, Sources, load};
+use perkey::settings::load::{Loaded, Sources, load, or_near};
 use perkey::store::{self, Access, Opened};
 use perkey::telemetry;
 
 use self::args::{Cli, Command, DlqCommand, Global, KeysCommand, OutboxCommand, ScheduleCommand, StateCommand};
 use self::output::{Out, complain};
 use crate::defaults;
+use crate::gateway::operations::OPERATIONS;
 use crate::operator::token::{self, TokenCommand};
 use crate::operator::{doctor, gateway, import};
 
@@ -59,16 +61,25 @@ pub fn handlers(settings: &Settings) -> Result<Handlers, Failure> {
 
 /// Does what the arguments ask.
 pub async fn run(argv: Vec<OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args::rewritten(argv)) {
+    let cli = match args::parsed(argv) {
         Ok(cli) => cli,
-        Err(error) => {
-            // A pipe that was closed is no reason to end with another code.
+        Err(error) if error.use_stderr() => {
+            // Nobody is left to hear that this cannot be written.
             error.print().ok();
-            return ExitCode::from(if error.use_stderr() { 64 } else { 0 });
+            return ExitCode::from(64);
         }
+        Err(help) => return ExitCode::from(code_of(asked_for(&help))),
     };
     let ended = execute(cli).await;
     ExitCode::from(code_of(ended))
+}
+
+/// Help or version, in colour on a terminal.
+fn asked_for(help: &clap::Error) -> Ended {
+    match help.print().and_then(|()| std::io::stdout().flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(output::unwritten(error)),
+        Ok(()) | Err(_) => Ok(Done::All),
+    }
 }
 
 fn code_of(ended: Ended) -> u8 {
@@ -90,8 +101,7 @@ async fn execute(cli: Cli) -> Ended {
     if let Command::Completions { shell } = cli.command {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Cli::command(), "budget-manager", &mut script);
-        out.text(String::from_utf8_lossy(&script).trim_end());
-        return Ok(Done::All);
+        return said(String::from_utf8_lossy(&script).trim_end()).map(|()| Done::All);
     }
     let serves = matches!(cli.command, Command::Up | Command::Worker | Command::Gateway);
     let filter = if serves { "info" } else { "warn" };
@@ -143,8 +153,19 @@ fn settings(global: &Global) -> Result<Loaded, Failure> {
     };
     let loaded = load(&sources).map_err(Failure::Settings)?;
     let handlers = handlers(&loaded.settings)?;
-    let problems = misfits(&loaded.settings, &handlers);
+    let mut problems = misfits(&loaded.settings, &handlers);
+    problems.extend(no_operations(&loaded.settings));
     if problems.is_empty() { Ok(loaded) } else { Err(Failure::Settings(problems)) }
+}
+
+/// Names of operations that are none: what they were to protect would not be.
+fn no_operations(settings: &Settings) -> impl Iterator<Item = String> {
+    let known = || OPERATIONS.iter().map(|operation| operation.name);
+    let unknown = settings.gateway.require_key.iter().filter(move |name| known().all(|known| known != name.as_str()));
+    unknown.map(move |name| {
+        let (near, all) = (or_near(name, known()), known().collect::<Vec<_>>().join(", "));
+        format!("gateway.require_key: there is no operation {name:?}; there are: {all}{near}")
+    })
 }
 
 /// Opens the store for a command that works beside a running process, or without one.

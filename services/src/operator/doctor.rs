@@ -78,12 +78,13 @@ struct Report {
 pub async fn doctor(settings: &Settings, out: Out) -> Ended {
     let facts = facts::gathered(settings).await?;
     let report = report(settings, judged(&facts));
-    out.show(&report, text);
+    out.show(&report, text)?;
     Ok(if report.errors > 0 { Done::Unsound } else { Done::All })
 }
 
 fn judged(facts: &Facts) -> Vec<Finding> {
     let mut findings = settings::checks(&facts.settings);
+    findings.extend(settings::lacks(&facts.settings));
     findings.extend(server::checks(facts));
     findings.extend(shards::checks(facts));
     findings.extend(calls::checks(facts));

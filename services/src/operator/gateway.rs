@@ -37,9 +37,9 @@ pub async fn gateway(settings: &Settings) -> Ended {
     let cache = cache::open(settings, &settings.store.url, &metrics);
     let cache = cache.map_err(|problem| Failure::Settings(vec![problem]))?;
     let calls = Calls::new(settings, handlers.clone(), Arc::clone(&store), cache, Arc::clone(&metrics));
-    let front = Front::new(settings, &handlers, Arc::clone(&store), calls);
-    let admin = Admin::new(Arc::clone(&metrics));
-    admin.set(Stage::Reading(store));
+    let front = Front::new(settings, &handlers, Arc::clone(&store), Arc::clone(&calls));
+    let admin = Admin::new(settings, Arc::clone(&metrics));
+    admin.set(Stage::Reading(store, calls));
     let open = gateway::start(doors, front, metrics);
     info!(store = %redact("store.url", &settings.store.url), metrics = %address, "requests are being answered");
     tokio::select! {

@@ -5,6 +5,7 @@ pub mod append;
 pub mod bar;
 pub mod ids;
 pub mod lines;
+pub mod look;
 pub mod reader;
 pub mod record;
 pub mod rejects;
@@ -184,12 +185,13 @@ impl Import<'_> {
         let after = engine.is_some().then_some(store.queries().shards().await?);
         let handled = after.map(|after| handled(&before, &Totals::of(&after)));
         let summary = self.summary(&append, handled);
-        out.show(&summary, text);
+        out.show(&summary, text)?;
         if ended == Done::Interrupted {
             complain("interrupted; the same command goes on from here");
             return Ok(ended);
         }
-        Ok(match (summary.lines, summary.rejected) {
+        // A header alone is as good as nothing.
+        Ok(match (summary.imported + summary.skipped + summary.rejected, summary.rejected) {
             (0, _) => Done::NothingFound,
             (_, 0) => Done::All,
             _ => Done::SomeRefused,

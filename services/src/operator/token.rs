@@ -2,7 +2,6 @@
 //! In: a tenant, a principal, roles. Out: the token, shown once; its hash, in the file of tokens.
 
 use std::fs::OpenOptions;
-use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 
 use clap::{Args, Subcommand};
@@ -10,6 +9,7 @@ use perkey::settings::Settings;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::append::append_line;
 use super::cli::output::Out;
 use super::cli::{Done, Ended, Failure};
 use crate::gateway::auth::{Caller, Token, name};
@@ -62,19 +62,18 @@ pub fn new(settings: &Settings, asked: &TokenArgs, out: Out) -> Ended {
     fill(&mut random).map_err(|problem| Failure::Failed(problem.detail))?;
     let secret: String = MARK.chars().chain(random.iter().flat_map(|byte| hex(*byte))).collect();
     let token = Token { hash: Sha256::digest(&secret).into(), caller: Caller { tenant, principal, roles } };
-    append(file, &token).map_err(|error| Failure::Failed(format!("cannot write {file}: {error}")))?;
+    let cannot = |error: std::io::Error| Failure::Failed(format!("cannot write {file}: {error}"));
+    // Before it is shown: what cannot be kept must not be told.
+    let opened = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(file).map_err(cannot)?;
     let Caller { tenant, principal, roles } = &token.caller;
     let roles: Vec<_> = roles.iter().map(|role| role.as_str()).collect();
     let shown = json!({ "token": secret, "tenant": tenant, "principal": principal, "roles": roles });
-    out.show(&shown, |_| secret.clone());
+    // Before it is kept: a token that nobody has seen must not be known.
+    out.hand_over(&shown, |_| secret.clone())?;
+    append_line(&opened, &token.to_string()).map_err(|error| {
+        Failure::Failed(format!("cannot write {file}: {error}; the token that was shown is not known: make another"))
+    })?;
     Ok(Done::All)
-}
-
-/// A line in one write: another process may do the same.
-fn append(file: &str, token: &Token) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(file)?;
-    file.write_all(format!("{token}\n").as_bytes())?;
-    file.sync_all()
 }
 
 fn hex(byte: u8) -> impl Iterator<Item = char> {

@@ -73,7 +73,8 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(task);
 }
 
-fn client(url: &str) -> Result<Client, String> {
+/// A client of the Redis that an address names, not connected yet.
+pub(super) fn client(url: &str) -> Result<Client, String> {
     let wanted = "it must be redis://host:port (redis://user:password@host:port/database)";
     if !url.starts_with("redis://") {
         return Err(format!("cache.url is no address of Redis: {wanted}"));

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use super::CallError;
-use crate::clock::{Clock, Dice, Millis, millis, sleep};
+use crate::clock::{Clock, Dice, Millis, Stopwatch, millis, sleep};
 use crate::message::{ShardNo, shard_of};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
@@ -21,6 +21,8 @@ use crate::store::{Store, StoreError};
 const WAITING_MAX: usize = 16_384;
 /// Calls in one write.
 const BATCH_MAX: usize = 256;
+/// How long calls that could not be written are a trouble, unless others are.
+const TROUBLED: Duration = Duration::from_secs(10);
 /// How often the records that tenants have are counted; what is accepted here is counted as it comes.
 const COUNT_EVERY: Duration = Duration::from_secs(10);
 
@@ -42,6 +44,7 @@ pub(super) struct Accepts {
     store: Arc<dyn Store>,
     calls: mpsc::Sender<Asked>,
     quota: Arc<Quota>,
+    trouble: Arc<Mutex<Option<(Stopwatch, String)>>>,
 }
 
 impl Accepts {
@@ -59,15 +62,22 @@ impl Accepts {
         let kept = Arc::clone(&store);
         let lane = Dice::from_system().below(CALL_LANES.len() as u64);
         let lane = usize::try_from(lane).ok().and_then(|lane| CALL_LANES.get(lane)).copied().unwrap_or(CALL_LANES[0]);
+        let (room, trouble) = (Room::new(settings.log.max_unread, shards), Arc::default());
         let mut task =
-            Task { room: Room::new(settings.log.max_unread, shards), shards, quota: Arc::clone(&quota), lane, store };
+            Task { room, shards, quota: Arc::clone(&quota), lane, store, trouble: Arc::clone(&trouble) };
         tokio::spawn(async move {
             let mut batch = Vec::new();
             while inbox.recv_many(&mut batch, BATCH_MAX).await > 0 {
                 task.write(std::mem::take(&mut batch)).await;
             }
         });
-        Self { store: kept, calls, quota }
+        Self { store: kept, calls, quota, trouble }
+    }
+
+    /// Why calls could not be written just now. Nobody tries again but clients: after a while they may.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.as_ref().filter(|(since, _)| since.elapsed() < TROUBLED).map(|(_, why)| why.clone())
     }
 
     /// The record of a call, where there is one.
@@ -120,6 +130,7 @@ struct Task {
     shards: u32,
     quota: Arc<Quota>,
     lane: &'static str,
+    trouble: Arc<Mutex<Option<(Stopwatch, String)>>>,
 }
 
 impl Task {
@@ -128,8 +139,11 @@ impl Task {
         if calls.is_empty() {
             return;
         }
+        let accepted = patiently(|| self.store.calls().accept(self.lane.to_owned(), calls.clone())).await;
+        let why = accepted.as_ref().err().map(|error| (Stopwatch::start(), error.to_string()));
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
         // Who gave up waiting does not listen.
-        match patiently(|| self.store.calls().accept(self.lane.to_owned(), calls.clone())).await {
+        match accepted {
             Ok(known) => {
                 for ((tell, known), call) in tellers.into_iter().zip(known).zip(&calls) {
                     tell.send(Ok(self.verdict(call, known))).ok();

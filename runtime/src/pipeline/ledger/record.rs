@@ -80,6 +80,8 @@ pub struct Gauges {
     pub outbox_refused: u64,
     /// A sink that is no longer configured keeps commits.
     pub sink_gone: bool,
+    /// Schedules whose next time could not be found.
+    pub schedules_ended: u64,
     /// The epoch.
     pub epoch: Epoch,
     /// The last commit.

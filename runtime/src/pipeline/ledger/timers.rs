@@ -15,7 +15,7 @@ use super::{Action, Defect, Ledger, planted};
 use crate::clock::Millis;
 use crate::handler::{CRON, TIMER_NAME};
 use crate::message::{Message, TakenId, shard_of};
-use crate::pipeline::cron::{Planned, reconcile};
+use crate::pipeline::cron::{Planned, ends, reconcile};
 use crate::store::{DueTimers, Part, Timer, TimerWrite};
 
 /// Pause before the store is asked again while all that is due is in hand, or of keys that wait.
@@ -38,11 +38,22 @@ pub(crate) struct Timers {
     foreign: usize,
     /// Names that leave the hand with the next answer of the store: slot, its token, name.
     leaving: Vec<(SlotIx, u64, Arc<str>)>,
+    /// Schedules whose next time could not be found: they come no more.
+    ended: u64,
 }
 
 impl Default for Timers {
     fn default() -> Self {
-        Self { unread: true, next: Some(0), fetching: false, void: false, queued: 0, foreign: 0, leaving: Vec::new() }
+        Self {
+            unread: true,
+            next: Some(0),
+            fetching: false,
+            void: false,
+            queued: 0,
+            foreign: 0,
+            leaving: Vec::new(),
+            ended: 0,
+        }
     }
 }
 
@@ -99,6 +110,8 @@ impl Ledger {
             for write in reconcile(here, found, known, (now, &self.config.hash_key)) {
                 let service = self.service_of(&write.service).expect("what is written is of a service that is here");
                 let ix = self.slot_for(service, &write.key);
+                let mut planned = services.iter().flat_map(|service| service.schedules.iter());
+                self.timers.ended += u64::from(ends(&mut planned, &write));
                 // What is in hand of it was decided after this was read.
                 if self.slots[ix].timers.iter().all(|hand| hand.name != write.name) {
                     self.write_timer(ix, write);
@@ -190,7 +203,15 @@ impl Ledger {
         let key = self.service_key(ix);
         let name = name_of(message).into();
         let set = self.next_occurrence(ix, message);
-        self.write_timer(ix, TimerWrite { service: key.service, key: key.key, name, set });
+        let write = TimerWrite { service: key.service, key: key.key, name, set };
+        let service = self.slots[ix].service;
+        self.timers.ended += u64::from(ends(self.policy(service).schedules.iter(), &write));
+        self.write_timer(ix, write);
+    }
+
+    /// Schedules that come no more, as no next time could be found.
+    pub(super) fn schedules_ended(&self) -> u64 {
+        self.timers.ended
     }
 
     /// What follows on the occurrence of a schedule that a message was: counted from when that was to be, but not before

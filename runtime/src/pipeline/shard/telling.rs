@@ -1,7 +1,7 @@
 //! What a shard tells metrics and the log.
 //! In: its ledger's counts and gauges. Out: metrics, alarms, log lines.
 
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::ShardState;
 use crate::clock::Millis;
@@ -31,6 +31,10 @@ impl ShardState {
         }
         self.outbox_alarms(&gauges);
         self.metrics.set_alarm(Alarm::Paused, gauges.paused);
+        if self.metrics.set_alarm(Alarm::ScheduleEnded, gauges.schedules_ended > 0) {
+            let (shard, schedules) = (self.no, gauges.schedules_ended);
+            error!(shard, schedules, "next time of a schedule cannot be found: it comes no more until it is changed");
+        }
         if self.metrics.set_alarm(Alarm::PendingBoundReached, gauges.pending_full) {
             let (shard, full, rows) = (self.no, gauges.pending_full, gauges.pending);
             warn!(shard, full, rows, "bound of waiting messages was reached or left; at the bound sources pause");

@@ -3,13 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, query, query_scalar};
 
 use super::failure::Failure;
-use super::{decode, tables};
+use super::links::Args;
+use super::place::Place;
+use super::{PgStore, decode, tables};
 use crate::store::{Identity, Setup, StoreError};
 
 /// Without the driver's own lock: it belongs to a session, and behind a pooler the statement that gives it back may reach
@@ -33,8 +36,29 @@ pub(super) const SERVICES: &str = "SELECT name, number::bigint FROM services";
 /// Asks for the key that ids are hashed under.
 pub(super) const HASH_KEY: &str = "SELECT decode(value, 'hex') FROM meta WHERE name = 'hash_key'";
 
+/// Asks for some tables of others in the schema that the store would be made in, where there is none yet. What extensions
+/// brought is nobody's.
+const FOREIGN: &str = "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname = current_schema() AND c.relname <> '_sqlx_migrations'
+    AND NOT (to_regclass('_sqlx_migrations') IS NOT NULL AND to_regclass('shards') IS NOT NULL)
+    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+    ORDER BY c.relname LIMIT 3";
+
 /// The number of the newest migration that was run.
 pub(super) const NEWEST: &str = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations";
+
+impl PgStore {
+    /// Whether `url` can be read as the address of a store.
+    pub(in crate::store) fn check_url(url: &str, statement_timeout: Duration) -> Result<(), StoreError> {
+        Place::of(url, statement_timeout).map(drop)
+    }
+
+    /// Some tables of others, where no store was made yet.
+    pub(in crate::store) async fn foreign(&self) -> Result<Vec<String>, StoreError> {
+        let rows = self.queries.read(FOREIGN, Args::default()).await?;
+        rows.iter().map(|row| Ok(decode::text(row, 0)?.to_string())).collect()
+    }
+}
 
 /// The newest format that this program knows.
 pub(super) fn newest() -> u32 {

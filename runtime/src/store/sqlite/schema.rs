@@ -5,13 +5,42 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, Row, SqliteConnection, query, query_scalar};
 
-use super::failure::store_error;
-use super::{decode, tables};
+use super::failure::{open_error, store_error};
+use super::{BUSY_TIMEOUT, SqliteStore, decode, place, tables};
 use crate::store::{Identity, Setup, StoreError};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// Asks for some tables of others. The name of the migrations' table is ours, too: a process may have died behind it.
+const FOREIGN: &str = "SELECT name FROM sqlite_master
+    WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name <> '_sqlx_migrations' ORDER BY name LIMIT 3";
+
+impl SqliteStore {
+    /// Whether `url` can be read as the address of a store.
+    pub(in crate::store) fn check_url(url: &str) -> Result<(), StoreError> {
+        place::path(url).map(drop)
+    }
+
+    /// Some tables of others in the file at `url`, where no store was made in it yet. The file is only read.
+    pub(in crate::store) async fn foreign(url: &str) -> Result<Vec<String>, StoreError> {
+        let path = place::path(url)?;
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let failed = |error: sqlx::Error| open_error(&path, &error);
+        let options = SqliteConnectOptions::new().filename(&path).read_only(true).busy_timeout(BUSY_TIMEOUT);
+        let mut connection = SqliteConnection::connect_with(&options).await.map_err(failed)?;
+        let mut found = Vec::new();
+        if format(&mut connection).await.map_err(failed)? == 0 {
+            found = query_scalar(FOREIGN).fetch_all(&mut connection).await.map_err(failed)?;
+        }
+        connection.close().await.map_err(failed)?;
+        Ok(found)
+    }
+}
 
 /// The format that the store has, 0 for an empty file; refuses one that is newer than this program.
 pub(super) async fn format(connection: &mut SqliteConnection) -> Result<u32, sqlx::Error> {

@@ -129,7 +129,7 @@ impl RootState {
         }
         let env = &self.args.env;
         env.metrics.forget_shard(shard);
-        env.forget_troubles(shard);
+        env.troubles.forget(shard);
         self.shards[shard as usize].wanted = false;
         self.tell(News::Stopped(shard));
     }
@@ -139,7 +139,7 @@ impl RootState {
         error!(shard, reason, "shard failed too often, it is given back");
         let env = &self.args.env;
         env.metrics.forget_shard(shard);
-        env.forget_troubles(shard);
+        env.troubles.forget(shard);
         let owned = &mut self.shards[shard as usize];
         owned.wanted = false;
         let args = GiveBackArgs { env: Arc::clone(env), shard, live: Arc::clone(&owned.live) };

@@ -97,9 +97,6 @@ fn classified(error: &mut ServerError) {
 /// The answer to a request of which nothing ran.
 fn refused(problem: &Problem) -> HttpResponse {
     let status = StatusCode::from_u16(problem.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut headers = HeaderMap::new();
-    if problem.kind == Kind::Unauthenticated {
-        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    }
+    let headers: HeaderMap = rest::wanted(problem.kind).into_iter().collect();
     (status, headers, axum::Json(Response::from_errors(vec![whole(problem)]))).into_response()
 }

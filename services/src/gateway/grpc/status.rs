@@ -52,11 +52,15 @@ fn field(pointer: &str) -> String {
 /// gRPC's code of a kind of problem. What a client library tries again by itself is `Unavailable` and `Aborted`.
 fn code(kind: Kind) -> Code {
     match kind {
-        Kind::Malformed | Kind::KeyMissing | Kind::KeyMalformed | Kind::UnsupportedMedia => Code::InvalidArgument,
+        Kind::Malformed
+        | Kind::KeyMissing
+        | Kind::KeyMalformed
+        | Kind::UnsupportedMedia
+        | Kind::UnsupportedEncoding => Code::InvalidArgument,
         Kind::Unauthenticated => Code::Unauthenticated,
         Kind::Forbidden => Code::PermissionDenied,
         Kind::NotFound => Code::NotFound,
-        Kind::MethodNotAllowed => Code::Unimplemented,
+        Kind::MethodNotAllowed | Kind::NotConfigured => Code::Unimplemented,
         Kind::TooSlow => Code::DeadlineExceeded,
         Kind::InFlight => Code::Aborted,
         Kind::AlreadyExists => Code::AlreadyExists,

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_TYPE, HeaderName, LINK, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_TYPE, HeaderName, LINK, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderValue, Response as HttpResponse, StatusCode};
 use axum::response::Response;
@@ -60,11 +61,19 @@ pub(super) fn problem(problem: &Problem, instance: &str, echo: &Echo) -> Respons
     let link = HeaderValue::from_str(&format!("<{POLICY}>; rel=\"describedby\""));
     headers.extend(link.ok().map(|link| (LINK, link)));
     headers.extend(problem.retry_after_seconds().map(|seconds| (RETRY_AFTER, HeaderValue::from(seconds))));
-    if problem.kind == Kind::Unauthenticated {
-        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    }
+    headers.extend(wanted(problem.kind));
     echo.put(headers, problem.replayed);
     response
+}
+
+/// What a client has to send instead, as a header.
+pub fn wanted(kind: Kind) -> Option<(HeaderName, HeaderValue)> {
+    match kind {
+        Kind::Unauthenticated => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+        // Only here: beside another reason it would say that the coding was it (RFC 9110, 12.5.3).
+        Kind::UnsupportedEncoding => Some((ACCEPT_ENCODING, HeaderValue::from_static("identity"))),
+        _ => None,
+    }
 }
 
 fn with(status: StatusCode, kind: &'static str, body: Body) -> Response {

@@ -65,16 +65,21 @@ async fn bounded(rest: &Rest, request: Request, next: Next) -> Response {
 fn from_elsewhere(request: &Request) -> Option<Problem> {
     let text = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
     let host = request.uri().authority().map(|authority| authority.as_str()).or_else(|| text(header::HOST));
-    if let Some(host) = host.filter(|host| !LOOPBACK.contains(&name_of(host))) {
+    if let Some(host) = host.filter(|host| !is_loopback(host)) {
         let detail = format!("without tokens only this machine is served, and {host:?} is not its name: use localhost");
         return Some(Problem::new(Kind::Forbidden, detail));
     }
     let origin = text(header::ORIGIN).filter(|_| changes(request.method()))?;
     let site = origin.split_once("://").map_or(origin, |(_, site)| site);
-    if LOOPBACK.contains(&name_of(site)) {
+    if is_loopback(site) {
         return None;
     }
     Some(Problem::new(Kind::Forbidden, format!("without tokens no page of another site is served: {origin:?}")))
+}
+
+/// Whether a host, with or without its port, is this machine. Names of hosts have no case (RFC 3986, 3.2.2).
+fn is_loopback(host: &str) -> bool {
+    LOOPBACK.iter().any(|name| name.eq_ignore_ascii_case(name_of(host)))
 }
 
 /// A host without its port.
@@ -133,6 +138,7 @@ mod tests {
             ("localhost:8080", None),
             ("127.0.0.1", None),
             ("[::1]:8080", None),
+            ("LocalHost:8080", Some("http://LOCALHOST:3000")),
             ("localhost", Some("http://localhost:3000")),
         ] {
             assert_eq!(from_elsewhere(&asked(host, origin)), None, "{host} {origin:?}");

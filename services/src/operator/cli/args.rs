@@ -4,7 +4,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::Resettable;
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use super::call::CallArgs;
@@ -296,7 +297,7 @@ pub struct RetireArgs {
     #[arg(long)]
     pub why: String,
     /// How long to wait until it is done
-    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "10s", value_parser = perkey::settings::duration)]
     pub wait: std::time::Duration,
 }
 
@@ -347,11 +348,25 @@ pub struct ChangeArgs {
     #[arg(long, default_value = "")]
     pub reason: String,
     /// How long to wait until it is done
-    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "10s", value_parser = perkey::settings::duration)]
     pub wait: std::time::Duration,
     /// Run the engine here just long enough to do it, when no process runs the store
     #[arg(long)]
     pub offline: bool,
+}
+
+/// The command that the arguments and the environment ask for. A variable that is empty is as one that is not set.
+pub fn parsed(argv: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let mut command = without_empty(Cli::command());
+    let mut matches = command.try_get_matches_from_mut(rewritten(argv))?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+}
+
+fn without_empty(command: clap::Command) -> clap::Command {
+    let is_empty =
+        |arg: &Arg| arg.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|set| set.is_empty()));
+    let command = command.mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg });
+    command.mut_subcommands(without_empty)
 }
 
 /// The arguments with `dlq:peek` written as `dlq peek`, wherever the command stands.
@@ -384,8 +399,6 @@ fn set(text: &str) -> Result<(String, String), String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn words(line: &str) -> Vec<OsString> {

@@ -31,7 +31,7 @@ pub struct CallArgs {
     #[arg(long, env = "PERKEY_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// The time that it has, with all its retries
-    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "30s", value_parser = perkey::settings::duration)]
     pub deadline: Duration,
 }
 
@@ -55,7 +55,7 @@ pub async fn call(settings: &Settings, asked: CallArgs, out: Out) -> Ended {
     let done = done(&answer);
     let body = answer.json().unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&answer.body).into_owned()));
     let Answer { status, replayed, key, location, attempts, .. } = answer;
-    out.show(&Shown { status, replayed, key, location, attempts, body }, text);
+    out.show(&Shown { status, replayed, key, location, attempts, body }, text)?;
     done
 }
 
@@ -71,7 +71,7 @@ fn operation(asked: &CallArgs) -> Result<Operation, Failure> {
         Some("-") => Some(std::io::read_to_string(std::io::stdin()).map_err(Failure::failed)?),
         body => body.map(str::to_owned),
     };
-    let json = text.map(|text| serde_json::from_str(&text)).transpose();
+    let json = text.map(|text| serde_json::from_str(text.trim_start_matches('\u{feff}'))).transpose();
     let json = json.map_err(|error| Failure::Usage(format!("the body is no JSON: {error}")))?;
     let operation = Operation::new(&asked.method, &asked.path, json).map_err(usage)?;
     match &asked.key {

@@ -12,7 +12,7 @@ use perkey::engine::Engine;
 use perkey::handlers::Shown as Payload;
 use perkey::message::ShardNo;
 use perkey::metrics::Metrics;
-use perkey::settings::Settings;
+use perkey::settings::{Settings, duration};
 use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand};
 use perkey::store::{self, Access, DeadLetter, Opened, Store, StoreError};
 use serde::Serialize;
@@ -21,7 +21,7 @@ use super::args::{ChangeArgs, Filter, PeekArgs};
 use super::output::{Out, complain, table};
 use super::up::leave;
 use super::{Done, Ended, Failure, handlers, open_beside, runner};
-use perkey::host::Signals;
+use perkey::host::{Signals, operator};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -93,7 +93,7 @@ pub async fn peek(settings: &Settings, asked: &PeekArgs, out: Out) -> Ended {
             texts.map(str::to_owned).to_vec()
         };
         table(&head, letters.iter().map(row))
-    });
+    })?;
     Ok(if found { Done::All } else { Done::NothingFound })
 }
 
@@ -136,7 +136,7 @@ async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Ou
     };
     let mut ended = Ok(if matched == 0 { Done::NothingFound } else { Done::All });
     if matched > 0 && !asked.dry_run {
-        let command = NewCommand { action, filter, who: who(), why: asked.reason.clone(), matched, at: now };
+        let command = NewCommand { action, filter, who: operator(), why: asked.reason.clone(), matched, at: now };
         if asked.offline {
             ended = offline(settings, &store, command, asked.wait, &mut changed).await;
         } else {
@@ -145,7 +145,7 @@ async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Ou
             watch(&*store, id, wait, &mut changed).await?;
         }
     }
-    out.show(&changed, text);
+    out.show(&changed, text)?;
     ended
 }
 
@@ -161,7 +161,7 @@ pub(super) async fn command(
     let command = NewCommand {
         action: action.clone(),
         filter,
-        who: who(),
+        who: operator(),
         why: why.to_owned(),
         matched: 1,
         at: Clock::system().now(),
@@ -171,7 +171,7 @@ pub(super) async fn command(
     let (command, done, affected) = (Some(id), false, 0);
     let mut changed = Changed { action, matched: 1, dry_run: false, command, done, affected, running, runner };
     watch(&*store, id, if running { wait } else { Duration::ZERO }, &mut changed).await?;
-    out.show(&changed, text);
+    out.show(&changed, text)?;
     Ok(Done::All)
 }
 
@@ -255,19 +255,17 @@ fn filter(asked: &Filter, now: Millis, until: Option<Millis>) -> Result<DeadFilt
 
 /// An instant: so long ago, a time, or the start of a day in UTC.
 fn since(text: &str, now: Millis) -> Result<Millis, String> {
-    if let Ok(ago) = humantime::parse_duration(text) {
-        return Ok(now.saturating_sub(millis(ago)));
+    match duration(text) {
+        Ok(ago) => return Ok(now.saturating_sub(millis(ago))),
+        // A time has digits before each of its letters as well: only months are told apart.
+        Err(problem) if problem.contains("months") => return Err(format!("--since {problem}")),
+        Err(_) => (),
     }
     let day = || text.parse::<Date>().ok()?.to_zoned(TimeZone::UTC).ok().map(|day| day.timestamp());
     let at = text.parse::<Timestamp>().ok().or_else(day);
     let at =
         at.ok_or_else(|| format!("--since {text:?} is neither a duration (15m) nor a time (2026-01-31T10:00:00Z)"))?;
     Ok(u64::try_from(at.as_millisecond()).unwrap_or_default())
-}
-
-pub(super) fn who() -> String {
-    let named = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|who| !who.is_empty()));
-    named.unwrap_or_else(|| "unknown".to_owned())
 }
 
 fn shown(handlers: &Handlers, shard: ShardNo, letter: &DeadLetter) -> Shown {
@@ -312,6 +310,7 @@ mod tests {
         assert_eq!(since("1970-01-01T00:00:01Z", now), Ok(1_000));
         assert_eq!(since("1970-01-01T01:00:01+01:00", now), Ok(1_000));
         assert_eq!(since("1970-01-02", now), Ok(86_400_000));
+        assert!(since("15M", now).unwrap_err().contains("months"));
         for bad in ["", "yesterday", "15", "2026-13-01"] {
             assert!(since(bad, now).unwrap_err().contains("--since"), "{bad}");
         }

@@ -36,7 +36,7 @@ pub struct EditArgs {
     #[arg(long, default_value = "")]
     pub reason: String,
     /// How long to wait until it is done
-    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "10s", value_parser = perkey::settings::duration)]
     pub wait: Duration,
 }
 
@@ -114,7 +114,7 @@ fn read(file: &str) -> Result<String, Failure> {
         path => std::fs::read_to_string(path).map(|read| text = read),
     };
     read.map_err(|error| Failure::Failed(format!("cannot read {file}: {error}")))?;
-    Ok(text.trim_end().to_owned())
+    Ok(text.trim_start_matches('\u{feff}').trim_end().to_owned())
 }
 
 /// What the operator's editor makes of a payload.

@@ -50,7 +50,7 @@ pub async fn explain(settings: &Settings, asked: String, out: Out) -> Ended {
         state: serde_json::from_slice(json).unwrap_or_default(),
     });
     let shown = Shown { states: states.collect(), story: lines(&story, &asked), asked };
-    out.show(&shown, text);
+    out.show(&shown, text)?;
     let found = !(shown.story.is_empty() && shown.states.is_empty());
     Ok(if found { Done::All } else { Done::NothingFound })
 }

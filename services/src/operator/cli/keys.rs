@@ -71,7 +71,7 @@ pub async fn get(settings: &Settings, asked: &KeyArgs, out: Out) -> Ended {
         held: row.held,
         timers: timers.into_iter().map(timer).collect(),
     };
-    out.show(&shown, text);
+    out.show(&shown, text)?;
     Ok(if known { Done::All } else { Done::NothingFound })
 }
 
@@ -105,7 +105,7 @@ pub async fn schedule(settings: &Settings, asked: &ScheduleArgs, out: Out) -> En
                 .to_vec()
         };
         table(&["due at", "service", "key", "name", "schedule", "message"], timers.iter().map(row))
-    });
+    })?;
     Ok(if timers.is_empty() { Done::NothingFound } else { Done::All })
 }
 
@@ -151,6 +151,6 @@ pub async fn top(settings: &Settings, asked: &TopArgs, out: Out) -> Ended {
             vec![top.service.clone(), top.key.clone(), top.pending.to_string(), format!("{} s", top.oldest_age_seconds)]
         };
         table(&["service", "key", "waiting", "oldest"], top.iter().map(row))
-    });
+    })?;
     Ok(if top.is_empty() { Done::NothingFound } else { Done::All })
 }

@@ -53,7 +53,7 @@ pub async fn leases(settings: &Settings, out: Out) -> Ended {
         Some(leases) => leases.fleet().await?,
         None => Fleet::default(),
     };
-    out.show(&shown(&fleet), text);
+    out.show(&shown(&fleet), text)?;
     Ok(if fleet.workers.is_empty() { Done::NothingFound } else { Done::All })
 }
 

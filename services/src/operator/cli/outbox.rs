@@ -2,6 +2,7 @@
 //! In: a store. Out: a row per shard and sink; a recorded command and how far it got.
 
 use perkey::clock::{Clock, Millis, rfc3339};
+use perkey::host::operator;
 use perkey::message::ShardNo;
 use perkey::settings::Settings;
 use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand, Queries, ShardRow};
@@ -51,7 +52,7 @@ pub async fn stats(settings: &Settings, out: Out) -> Ended {
         }
         let head = ["shard", "sink", "watermark", "last seq", "pending", "oldest"];
         table(&head, stats.iter().map(line))
-    });
+    })?;
     Ok(if found { Done::All } else { Done::NothingFound })
 }
 
@@ -116,7 +117,7 @@ pub async fn retire(settings: &Settings, asked: &RetireArgs, out: Out) -> Ended 
         let command = NewCommand {
             action: Action::Retire(retired.sink.clone()),
             filter: DeadFilter::default(),
-            who: dlq::who(),
+            who: operator(),
             why: asked.why.clone(),
             matched,
             at: Clock::system().now(),
@@ -126,7 +127,7 @@ pub async fn retire(settings: &Settings, asked: &RetireArgs, out: Out) -> Ended 
         let CommandState { shards_done, shards, affected } = dlq::waited(&*store, id, wait).await?;
         retired = Retired { command: Some(id), done: shards_done >= shards, affected, ..retired };
     }
-    out.show(&retired, text);
+    out.show(&retired, text)?;
     Ok(if matched == 0 { Done::NothingFound } else { Done::All })
 }
 

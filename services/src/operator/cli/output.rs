@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write};
 
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
+use perkey::host::{Failure, said};
 use serde::Serialize;
 
 /// How results are written.
@@ -28,19 +29,29 @@ impl Out {
         Self { form }
     }
 
-    /// Writes `value` for programs, or what `text` makes of it for people.
-    pub fn show<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) {
-        match self.form {
-            Form::Table => self.text(&text(value)),
-            Form::Json => self.text(&serde_json::to_string_pretty(value).unwrap_or_default()),
-        }
+    /// Writes `value` for programs, or what `text` makes of it for people. A command that cannot show what it did has
+    /// failed: whoever keeps the output would take a part of it for all.
+    pub fn show<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+        said(&self.written(value, text)?)
     }
 
-    /// Writes a text.
-    pub fn text(self, text: &str) {
-        // A reader that has seen enough closes the pipe: that is no failure.
-        writeln!(std::io::stdout().lock(), "{text}").ok();
+    /// Writes what must not be lost: a reader that has gone is a failure, too.
+    pub fn hand_over<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{}", self.written(value, text)?).and_then(|()| out.flush()).map_err(unwritten)
     }
+
+    fn written<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<String, Failure> {
+        match self.form {
+            Form::Table => Ok(text(value)),
+            Form::Json => serde_json::to_string_pretty(value).map_err(|error| unwritten(error.into())),
+        }
+    }
+}
+
+/// The failure of a write to standard output.
+pub fn unwritten(error: std::io::Error) -> Failure {
+    Failure::Failed(format!("cannot write: {error}"))
 }
 
 /// A table for people: a row is a line.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use perkey::clock::Clock;
+use perkey::host::operator;
 use perkey::settings::Settings;
 use perkey::store;
 use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand, Scope};
@@ -59,7 +60,7 @@ struct Asked {
     #[arg(long)]
     why: String,
     /// How long to wait until all shards know
-    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "10s", value_parser = perkey::settings::duration)]
     wait: Duration,
 }
 
@@ -112,7 +113,7 @@ async fn tell(settings: &Settings, (scope, paused): (Scope, bool), asked: Asked,
     let mut told = Told { paused, service, key, before, command: None, done: true, running };
     if before != paused {
         let action = if paused { Action::Pause(scope.clone()) } else { Action::Resume(scope.clone()) };
-        let (who, why, at) = (dlq::who(), asked.why, Clock::system().now());
+        let (who, why, at) = (operator(), asked.why, Clock::system().now());
         let command = NewCommand { action, filter: DeadFilter::default(), who, why, matched: 1, at };
         let id = store.queries().command(command).await?;
         let wait = if running { asked.wait } else { Duration::ZERO };
@@ -120,7 +121,7 @@ async fn tell(settings: &Settings, (scope, paused): (Scope, bool), asked: Asked,
         told = Told { command: Some(id), done: shards_done >= shards, ..told };
     }
     let found = told.command.is_some();
-    out.show(&told, |told| text(told, &scope));
+    out.show(&told, |told| text(told, &scope))?;
     Ok(if found { Done::All } else { Done::NothingFound })
 }
 

@@ -16,7 +16,7 @@ pub async fn reshard(settings: &Settings, shards: u32, out: Out) -> Ended {
     // A tool never makes a store: a mistyped name is an error.
     open_beside(settings).await?.close().await;
     let resharded = store::open(settings, Access::Run).await?.reshard(shards, sinks).await?;
-    out.show(&resharded, text);
+    out.show(&resharded, text)?;
     Ok(Done::All)
 }
 

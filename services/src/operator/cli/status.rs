@@ -87,7 +87,7 @@ pub async fn status(settings: &Settings, out: Out) -> Ended {
         totals: Totals::of(&shards),
         shards,
     };
-    out.show(&status, text);
+    out.show(&status, text)?;
     Ok(Done::All)
 }
 

@@ -48,7 +48,7 @@ async fn serve(settings: &Settings) -> Ended {
     let (listener, address) = admin_listener(settings).await?;
     let doors = Doors::bind(settings).await.map_err(Failure::Failed)?;
     let metrics = Metrics::new();
-    let admin = Admin::new(Arc::clone(&metrics));
+    let admin = Admin::new(settings, Arc::clone(&metrics));
     let engine = async {
         let handlers = handlers(settings)?;
         let engine = Engine::start(settings, handlers.clone(), Arc::clone(&store), Arc::clone(&metrics)).await?;

@@ -8,11 +8,18 @@ use perkey::settings::{FirstStart, RabbitmqSettings, Settings, WithoutId};
 use perkey::store;
 
 use super::{Finding, error, note, or_ok, warning};
+use crate::defaults;
 
 /// Below this, repeats come too late to be dropped: of an import that is read again, of a client that tries again.
 const WINDOW_LEAST: Duration = Duration::from_secs(86_400);
 
-/// All of them.
+/// What the program's own settings do not name, though handlers need it.
+pub(super) fn lacks(settings: &Settings) -> Vec<Finding> {
+    let what_to_do = "set it where orders are paid here; else there is nothing to do";
+    defaults::lacks(settings).into_iter().map(|lack| note("settings.app", lack.what, what_to_do)).collect()
+}
+
+/// All others.
 pub(super) fn checks(settings: &Settings) -> Vec<Finding> {
     let mut all = dedup(settings);
     all.extend(retry(settings));

@@ -17,7 +17,8 @@ use super::rejects::Rejects;
 use crate::operator::cli::{Failure, runner};
 
 /// Why an import of a changed file does not go on by itself.
-const CHANGED: &str = "the lines imported before have changed since: nothing was imported. With --from-start all lines are \
+const CHANGED: &str = "the lines imported before have changed since: nothing was imported. Is this another file of the same \
+    name, it needs a name of its own: --source NAME. Is it the same, changed: with --from-start all lines are \
     read again; those that are unchanged are dropped as repeats only while their ids are remembered (dedup.window and \
     dedup.max_ids), so import what is new from a file of its own when the first import is older";
 

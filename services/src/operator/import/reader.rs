@@ -17,6 +17,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::ids::Ids;
 use super::lines::{Line, Lines};
+use super::look;
 use super::record::Format;
 use super::rejects::Reject;
 use crate::operator::cli::args::ImportFormat;
@@ -145,7 +146,15 @@ impl Reader<'_> {
                 Box::new(BufReader::with_capacity(1 << 16, file))
             }
         };
-        Ok(Lines::new(input, self.plan.longest))
+        let name = match &self.plan.input {
+            Input::Stdin => "-".to_owned(),
+            Input::File(path) => path.display().to_string(),
+        };
+        let (input, problem) = look::looked(input, &name)?;
+        match problem {
+            Some(problem) => Err(Stop::Failed(problem)),
+            None => Ok(Lines::new(Box::new(input), self.plan.longest)),
+        }
     }
 
     /// Passes the first `count` lines, counting occurrences; false when there are fewer.

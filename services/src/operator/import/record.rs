@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::value::{RawValue, to_raw_value};
 
 /// The columns of a CSV file, in the order in which the documentation names them.
-const COLUMNS: [&str; 6] = ["id", "account", "amount", "currency", "at", "memo"];
+pub(super) const COLUMNS: [&str; 6] = ["id", "account", "amount", "currency", "at", "memo"];
 const REQUIRED: [&str; 4] = ["account", "amount", "currency", "at"];
 
 /// A payload's fields.

@@ -2,10 +2,12 @@
 //! In: lines and the reasons why they were refused. Out: one JSON object a line, each refused line once.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+
+use crate::operator::append::append;
 
 /// A refused line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -58,11 +60,9 @@ impl Rejects {
         }
         let file = match &mut self.file {
             Some(file) => file,
-            none => none.insert(OpenOptions::new().create(true).append(true).open(&self.path)?),
+            none => none.insert(OpenOptions::new().create(true).read(true).append(true).open(&self.path)?),
         };
-        file.write_all(&text)?;
-        file.sync_data()?;
-        self.bytes += text.len() as u64;
+        self.bytes += append(file, text)?;
         Ok(())
     }
 
