@@ -200,8 +200,9 @@ impl Engine {
         if !join_all(answers).await.into_iter().all(|answer| answer.unwrap_or(false)) {
             return false;
         }
-        let rows = self.env.store.queries().shards().await.unwrap_or_default();
-        !rows.is_empty() && rows.iter().all(|row| row.unread == 0 || !here.contains(&(row.shard as usize)))
+        let here = here.into_iter().filter_map(|shard| ShardNo::try_from(shard).ok()).collect();
+        let unread = self.env.store.queries().unread(here).await;
+        unread.is_ok_and(|rows| rows.iter().all(|(_, unread)| *unread == 0))
     }
 
     /// The shards that should run here.

@@ -299,7 +299,7 @@ impl TakenId {
     pub const BYTES: usize = 22;
 
     /// Stands in the place of a service's number.
-    const OUTGOING: u16 = u16::MAX - 1;
+    pub(crate) const OUTGOING: u16 = u16::MAX - 1;
 
     /// The id of `message` as `service` (by its number) takes it: within its source, where a binding asked for that.
     pub fn of(message: &Message, service: u16, hash_key: &[u8; 32]) -> Self {

@@ -9,6 +9,7 @@ mod dependency;
 mod families;
 mod http;
 mod intake;
+mod letters;
 mod words;
 
 use std::collections::BTreeSet;

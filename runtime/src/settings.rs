@@ -39,6 +39,8 @@ pub struct Settings {
     pub dedup: DedupSettings,
     /// Messages that wait durably.
     pub pending: PendingSettings,
+    /// Dead letters.
+    pub dlq: DlqSettings,
     /// Messages that may have ended the process.
     pub suspects: SuspectSettings,
     /// Retries of messages.
@@ -220,6 +222,17 @@ section! {
 }
 
 section! {
+    /// Dead letters.
+    DlqSettings {
+        /// Dead letters per shard; at the bound the shard's sources pause.
+        max: u64 = 1_000_000,
+        /// How long one is kept that holds no key; 0s: until an operator has decided.
+        #[serde(with = "humantime_serde")]
+        keep: Duration = Duration::ZERO,
+    }
+}
+
+section! {
     /// Messages that were in hand when the process ended, twice in a row.
     SuspectSettings {
         /// Starts of such a message that end with the process, before it is a dead letter.
@@ -262,11 +275,14 @@ section! {
 }
 
 section! {
-    /// What `explain` reads.
+    /// What `explain` reads, and what operators asked for.
     HistorySettings {
         /// How long it is kept.
         #[serde(with = "humantime_serde")]
         keep: Duration = Duration::from_secs(7 * 86_400),
+        /// How long operators' commands are kept that every shard has executed.
+        #[serde(with = "humantime_serde")]
+        keep_commands: Duration = Duration::from_secs(365 * 86_400),
     }
 }
 

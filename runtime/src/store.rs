@@ -29,13 +29,16 @@ use crate::clock::Millis;
 use crate::handler::Table;
 use crate::message::{ShardNo, TakenId};
 use crate::transport::Positions;
+pub use append::{IntakeRow, IntakeRows};
 pub use commit::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
     SentMessage, StateWrite,
 };
 pub use open::{Opened, check_url, closing, disk, is_running, is_shared, leave_open, open};
 pub use query::calls;
-pub use timer::{DueTimers, Timer, TimerWrite};
+pub(in crate::store) use timer::KeyWalk;
+pub use timer::{Due, DueTimers, OfService, Runnable, Timer, TimerWrite};
+pub use timer::{Letters, OldLetter, OldLetters};
 
 /// What a process may do with the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +102,6 @@ pub struct CommitIds {
 pub struct InboxRows {
     /// Commits within the window, oldest first.
     pub commits: Vec<CommitIds>,
-    /// Ids of pending rows and dead letters: they count at any age.
-    pub pinned: Vec<TakenId>,
     /// Number of pending rows.
     pub pending: u64,
     /// What operators have paused.
@@ -114,6 +115,8 @@ pub struct KeyRow {
     pub state: Option<(u32, Bytes)>,
     /// Whether a dead letter holds it.
     pub held: bool,
+    /// Whether it has dead letters, of whichever service.
+    pub dead: bool,
     /// Its pending rows, if it has any.
     pub pending: Option<RowSpan>,
 }
@@ -139,15 +142,6 @@ pub struct ServiceKey {
     pub service: Arc<str>,
     /// The key.
     pub key: Arc<str>,
-}
-
-/// Keys whose first waiting message may run now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Due {
-    /// The keys, longest due first.
-    pub keys: Vec<ServiceKey>,
-    /// When the next one after these is due.
-    pub next: Option<Millis>,
 }
 
 /// Where the owner's process has the store, and what it brings.
@@ -261,25 +255,44 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Fenced`] when the shard no longer has `epoch`.
     fn retake(&self, shard: ShardNo, epoch: Epoch) -> StoreFuture<'_, TakenShard>;
 
-    /// The ids of commits written at or after `since`, at most about `max` (the newest), and all pinned ones; and what is
+    /// The ids of commits written at or after `since`, at most about `max` (the newest); how many rows wait, and what is
     /// paused.
     fn inbox(&self, shard: ShardNo, since: Millis, max: usize) -> StoreFuture<'_, InboxRows>;
+
+    /// Which of these ids, each with the message's own, a pending row or a dead letter has: those count at any age.
+    fn known(&self, shard: ShardNo, asked: Vec<(TakenId, String)>) -> StoreFuture<'_, Vec<bool>>;
+
+    /// How many dead letters the shard has. They are counted in pieces: it takes its time, and never too long.
+    fn letters(&self, shard: ShardNo) -> StoreFuture<'_, Letters>;
+
+    /// Of the next dead letters with a number above `after` those that hold no key and were given up before `before`.
+    fn old(&self, shard: ShardNo, after: u64, before: Millis) -> StoreFuture<'_, OldLetters>;
 
     /// What is stored of each key, in the order asked.
     fn load(&self, shard: ShardNo, keys: Vec<ServiceKey>) -> StoreFuture<'_, Vec<KeyRow>>;
 
-    /// Keys whose retry or replay is due at `now`, at most `limit`.
-    fn due(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, Due>;
+    /// Keys that may run whose retry or replay is due at `now`, at most `limit`. What others have costs nothing.
+    fn due(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, Due>;
 
-    /// Keys, after `after` in order, that have pending rows and none of them with a due time: their head was settled
-    /// just before a crash. At most `limit`.
-    fn orphans(&self, shard: ShardNo, after: Option<ServiceKey>, limit: usize) -> StoreFuture<'_, Vec<ServiceKey>>;
+    /// Keys that may run, after `after` in order, that have pending rows and none of them with a due time: their head was
+    /// settled just before a crash. At most `limit`.
+    fn orphans(
+        &self,
+        shard: ShardNo,
+        runnable: Runnable,
+        after: Option<ServiceKey>,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<ServiceKey>>;
 
     /// Pending rows of one key with `seq` above `after`, in order, at most `limit`.
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>>;
 
-    /// Timers due at `now` whose keys have neither pending rows nor a dead letter that holds them, at most `limit`.
-    fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers>;
+    /// Timers due at `now` of keys that may run and have neither pending rows nor a dead letter that holds them, at most
+    /// `limit`. What others have costs nothing.
+    fn timers(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, DueTimers>;
+
+    /// What waits for a service, at most `limit` of each.
+    fn of_service(&self, shard: ShardNo, service: Arc<str>, limit: usize) -> StoreFuture<'_, OfService>;
 
     /// Timers of the shard that are schedules': their names begin with `cron:`.
     fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>>;
@@ -356,36 +369,6 @@ pub struct StoredLogRow {
     pub no: u64,
     /// Its messages, see [`crate::transport::embedded::decode`].
     pub messages: Bytes,
-}
-
-/// What [`Store::read_intake`] found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IntakeRows {
-    /// Rows that were not held.
-    pub rows: Vec<IntakeRow>,
-    /// Held rows that no commit has deleted yet.
-    pub left: Vec<u64>,
-}
-
-/// A message that an application left in the intake.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IntakeRow {
-    /// Its number; numbers may become visible in another order.
-    pub no: u64,
-    /// The service that is to have it; without one, the settings' bindings choose.
-    pub service: Option<Arc<str>>,
-    /// Its key.
-    pub key: String,
-    /// Its id.
-    pub id: String,
-    /// Its type.
-    pub kind: String,
-    /// Its headers: a JSON object.
-    pub headers: String,
-    /// Its payload.
-    pub payload: String,
-    /// When it was inserted.
-    pub at: Millis,
 }
 
 /// What [`Store::trim`] may remove.

@@ -218,9 +218,9 @@ impl Drive {
                         self.commits.push(commit);
                     }
                     Action::Credit(_, more) => self.credits += more,
-                    Action::FetchDue(_) => self.ledger.due(perkey::store::Due::default(), self.now),
+                    Action::FetchDue(..) => self.ledger.due(perkey::store::Due::default(), self.now),
                     Action::FetchSchedules => self.ledger.schedules(Vec::new(), self.now),
-                    Action::FetchTimers(_) => self.ledger.timers_due(perkey::store::DueTimers::default(), self.now),
+                    Action::FetchTimers(..) => self.ledger.timers_due(perkey::store::DueTimers::default(), self.now),
                     Action::FetchOrphans(..) => self.ledger.orphans(Vec::new()),
                     _ => {}
                 }

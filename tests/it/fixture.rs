@@ -13,7 +13,7 @@ use perkey::store::query::{DeadFilter, Story};
 use perkey::store::sqlite::{Access, SqliteStore};
 use perkey::store::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, Identity, LogRow, Outcome, Part, PendingKind,
-    PendingRow, ServiceKey, Setup, StateWrite, Store,
+    PendingRow, Runnable, ServiceKey, Setup, StateWrite, Store,
 };
 use perkey::transport::Position;
 use serde_json::Value;
@@ -160,6 +160,11 @@ pub(crate) fn service_key(key: &str) -> ServiceKey {
     ServiceKey { service: "balances".into(), key: key.into() }
 }
 
+/// The services of [`setup`] may run.
+pub(crate) fn runnable() -> Runnable {
+    Runnable { services: setup().services, without: Vec::new() }
+}
+
 pub(crate) fn state(key: &str, json: &str) -> StateWrite {
     StateWrite {
         service: "balances".into(),
@@ -265,7 +270,7 @@ pub(crate) async fn everything(place: &dyn Place, tags: &[&str]) -> String {
     for shard in 0..SHARDS {
         seen += &format!("events {:?}\n", store.queries().events(shard, 0, 100).await.unwrap());
         seen += &format!("inbox {:?}\n", store.inbox(shard, 0, 1_000).await.unwrap());
-        seen += &format!("due {:?}\n", store.due(shard, u64::MAX / 4, 100).await.unwrap());
+        seen += &format!("due {:?}\n", store.due(shard, u64::MAX / 4, runnable(), 100).await.unwrap());
         seen += &format!("dead {:?}\n", store.dead(shard, DeadFilter::default(), None, 100).await.unwrap());
         seen += &format!("log {:?}\n", store.read_log(shard, BTreeMap::new(), 1_000).await.unwrap());
     }

@@ -278,7 +278,7 @@ impl World {
     fn perform(&mut self) {
         for action in self.ledger.actions() {
             match action {
-                Action::Load(..) => self.loads.push_back(action),
+                Action::Load(..) | Action::Check(..) => self.loads.push_back(action),
                 Action::Run(actor, order) => self.runs.entry(actor).or_default().push_back(order),
                 Action::Spawn(more) => {
                     (self.spawned..self.spawned + more).for_each(|actor| self.ledger.actor_ready(actor));
@@ -304,20 +304,24 @@ impl World {
     }
 
     fn load(&mut self) {
-        if let Some(Action::Load(slots, keys)) = self.loads.pop_front() {
-            self.ledger.loaded(&slots, self.store.load_now(0, &keys));
+        match self.loads.pop_front() {
+            Some(Action::Load(slots, keys)) => self.ledger.loaded(&slots, self.store.load_now(0, &keys)),
+            Some(Action::Check(places, ids)) => self.ledger.checked(&places, &self.store.known_now(0, &ids)),
+            _ => {}
         }
     }
 
     fn answer(&mut self) {
         match self.questions.pop_front() {
             Some(Action::FetchSchedules) => self.ledger.schedules(self.store.schedules_now(0), self.now),
-            Some(Action::FetchTimers(limit)) => {
-                self.ledger.timers_due(self.store.timers_now(0, self.now, limit), self.now);
+            Some(Action::FetchTimers(runnable, limit)) => {
+                self.ledger.timers_due(self.store.timers_now(0, self.now, &runnable, limit), self.now);
             }
-            Some(Action::FetchDue(limit)) => self.ledger.due(self.store.due_now(0, self.now, limit), self.now),
-            Some(Action::FetchOrphans(after, limit)) => {
-                self.ledger.orphans(self.store.orphans_now(0, after.as_ref(), limit));
+            Some(Action::FetchDue(runnable, limit)) => {
+                self.ledger.due(self.store.due_now(0, self.now, &runnable, limit), self.now);
+            }
+            Some(Action::FetchOrphans(runnable, after, limit)) => {
+                self.ledger.orphans(self.store.orphans_now(0, &runnable, after.as_ref(), limit));
             }
             Some(Action::Page(slot, token, key, after, limit)) => {
                 self.ledger.paged(slot, token, self.store.page_now(0, &key, after, limit), self.now);

@@ -48,6 +48,23 @@ impl Handler for Listing {
     }
 }
 
+/// Another program's handler.
+struct Another;
+
+impl Handler for Another {
+    const SERVICE: &'static str = "another";
+    type Message = Word;
+    type State = ();
+
+    fn key(&self, word: &Word) -> Key {
+        word.key.as_str().into()
+    }
+
+    async fn handle(&self, (): &mut (), _: Word, _: &mut Turn) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
 fn word(key: &str, word: &str, timer: Option<&str>) -> Message {
     let payload = json!({ "key": key, "word": word, "timer": timer }).to_string();
     let id = format!("{key}/{word}");
@@ -153,6 +170,42 @@ async fn a_paused_key_waits_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_service_that_no_program_has_is_given_up_by_an_operator() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("s.db")).await;
+    let (mut settings, shards) = (settings(), settings().ownership.shards);
+    // Both wait for longer than the test takes.
+    settings.retry.base = Duration::from_secs(3_600);
+    settings.retry.cap = Duration::from_secs(3_600);
+    let engine = start(&settings, store.clone(), Handlers::new().with(Listing).with(Counting)).await;
+    append(&*store, shards, "counting", &[count("fails", "c", Some("always")), count("behind", "c", None)]).await;
+    append(&*store, shards, "listing", &[word("a", "0", Some("rings"))]).await;
+    let waits = async || store.queries().waiting_keys(Some("counting".to_owned()), 9).await.unwrap();
+    until("they wait", PATIENCE, async || waits().await.first().is_some_and(|key| key.pending == 2)).await.unwrap();
+    until("it runs", PATIENCE, async || !list(&*store, "a").await.is_empty()).await.unwrap();
+    tell(&*store, Action::Drop("counting".to_owned())).await;
+    assert_eq!(waits().await.len(), 1, "what runs here is not given up");
+    engine.drain().await.unwrap();
+
+    let engine = start(&settings, store.clone(), Handlers::new().with(Another)).await;
+    tell(&*store, Action::Drop("counting".to_owned())).await;
+    tell(&*store, Action::Drop("listing".to_owned())).await;
+    assert!(waits().await.is_empty());
+    assert!(store.queries().scheduled(None, None, 9).await.unwrap().is_empty(), "the timer is gone");
+    let letters = store.queries().peek(DeadFilter::default(), 9).await.unwrap();
+    let mut ids: Vec<_> = letters.iter().map(|(_, letter)| letter.message.id()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, ["behind", "fails"], "nothing is lost");
+    assert!(letters.iter().all(|(_, letter)| letter.error.contains("given up by ann") && !letter.holds_key));
+    let rows = store.queries().shards().await.unwrap();
+    let counted: u64 = rows.iter().map(|row| row.counters["dead_letters_now"]).sum();
+    assert_eq!(counted, 2, "commits know how many there are");
+    tell(&*store, Action::Discard).await;
+    assert_eq!(store.queries().count_dead(DeadFilter::default()).await.unwrap(), 0);
+    engine.drain().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_line_pauses_resumes_and_says_so() {
     let binary = tokio::task::spawn_blocking(built).await.unwrap().unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -177,4 +230,8 @@ async fn the_command_line_pauses_resumes_and_says_so() {
     let (_, text) = run(&["status", "--output", "json"]).await;
     let status: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!((&status["paused"][0]["key"], &status["paused"][1]), (&json!("a"), &json!(null)));
+    let (code, text) = run(&["service:drop", "balances", "--why", "gone"]).await;
+    assert!(code == 64 && text.contains("this program has service balances"), "{code} {text}");
+    let (code, text) = run(&["service:drop", "ghost", "--why", "gone"]).await;
+    assert!(code == 3 && text.contains("Nothing waits for service ghost"), "{code} {text}");
 }

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use perkey::clock::{Millis, sleep};
+use perkey::message::TakenId;
 use perkey::message::{Draft, ShardNo, shard_of};
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::store::query::{Action, DeadFilter, NewCommand, Queries};
 use perkey::store::{
-    Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey,
-    Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer, Trim,
+    Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Letters, OfService, OldLetters,
+    Outcome, PendingRow, Runnable, ServiceKey, Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer,
+    Trim,
 };
 use perkey::transport::Positions;
 use perkey::{AfterDeadLetter, Column, ColumnKind, Engine, Fault, Handler, Handlers, Key, Message, Row, Table, Turn};
@@ -304,16 +306,38 @@ impl Store for Strict {
         self.store.load(shard, keys)
     }
 
-    fn due(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, Due> {
-        self.store.due(shard, now, limit)
+    fn due(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, Due> {
+        self.store.due(shard, now, runnable, limit)
     }
 
-    fn orphans(&self, shard: ShardNo, after: Option<ServiceKey>, limit: usize) -> StoreFuture<'_, Vec<ServiceKey>> {
-        self.store.orphans(shard, after, limit)
+    fn orphans(
+        &self,
+        shard: ShardNo,
+        runnable: Runnable,
+        after: Option<ServiceKey>,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<ServiceKey>> {
+        self.store.orphans(shard, runnable, after, limit)
     }
 
-    fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers> {
-        self.store.timers(shard, now, limit)
+    fn timers(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, DueTimers> {
+        self.store.timers(shard, now, runnable, limit)
+    }
+
+    fn of_service(&self, shard: ShardNo, service: Arc<str>, limit: usize) -> StoreFuture<'_, OfService> {
+        self.store.of_service(shard, service, limit)
+    }
+
+    fn known(&self, shard: ShardNo, asked: Vec<(TakenId, String)>) -> StoreFuture<'_, Vec<bool>> {
+        self.store.known(shard, asked)
+    }
+
+    fn letters(&self, shard: ShardNo) -> StoreFuture<'_, Letters> {
+        self.store.letters(shard)
+    }
+
+    fn old(&self, shard: ShardNo, after: u64, before: Millis) -> StoreFuture<'_, OldLetters> {
+        self.store.old(shard, after, before)
     }
 
     fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>> {

@@ -51,7 +51,7 @@ async fn a_tool_looks_and_leaves_requests_while_the_store_runs() {
         at: 3,
     };
     let id = tool.command(command).await.unwrap();
-    assert_eq!(store.queries().open_commands(0).await.unwrap()[0].id, id);
+    assert_eq!(store.queries().open_commands(0, Vec::new()).await.unwrap()[0].as_ref().unwrap().id, id);
     let rows = vec![LogRow { target: 0, count: 1, messages: Bytes::from_static(b"x") }];
     let progress = ImportProgress { lines: 2, ..ImportProgress::default() };
     let batch = ImportBatch { service: "balances".into(), source: "f".into(), rows, progress, at: 4 };

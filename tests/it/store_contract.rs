@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{
     POSTINGS, Place, SHARDS, commit, committed, everything, full, letter, message, pending, posting, row_write,
-    service_key, setup, state, taken,
+    runnable, service_key, setup, state, taken,
 };
 
 /// Runs each promise on each driver.
@@ -49,7 +49,7 @@ contract! {
         a_refused_row_undoes_its_whole_commit,
         retake_shuts_out_and_tells_the_number,
         release_and_clean_end_an_unclean_series,
-        the_inbox_is_the_window_and_what_is_pinned,
+        the_inbox_is_the_window_and_what_waits,
         load_answers_in_the_order_asked,
         due_gives_keys_longest_due_first,
         orphans_have_no_row_that_is_due,
@@ -233,7 +233,7 @@ async fn release_and_clean_end_an_unclean_series(place: Box<impl Place>) {
     assert_eq!(fifth.counters["taken"], 20);
 }
 
-async fn the_inbox_is_the_window_and_what_is_pinned(place: Box<impl Place>) {
+async fn the_inbox_is_the_window_and_what_waits(place: Box<impl Place>) {
     let (store, identity, epoch) = begin(&*place, 0).await;
     for no in 1..=4 {
         let ids = (0..3).map(|at| taken(&identity, &message(&format!("m-{no}-{at}"), "k", b""))).collect();
@@ -250,9 +250,8 @@ async fn the_inbox_is_the_window_and_what_is_pinned(place: Box<impl Place>) {
     assert_eq!(numbers(&all), [1, 2, 3, 4]);
     assert_eq!((all.commits[2].at, all.commits[2].ids.len(), all.pending), (1_003, 3, 1));
     assert_eq!(all.commits[2].ids[1], taken(&identity, &message("m-3-1", "k", b"")));
-    assert_eq!(all.pinned, [pending(1, "waits", None).id, letter(2, "dead", false).id]);
     let recent = store.inbox(0, 1_003, 1_000).await.unwrap();
-    assert_eq!((numbers(&recent), recent.pinned.len()), (vec![3, 4], 2), "pinned ids count at any age");
+    assert_eq!((numbers(&recent), recent.pending), (vec![3, 4], 1), "rows wait at any age");
     assert_eq!(numbers(&store.inbox(0, 0, 4).await.unwrap()), [3, 4], "the newest");
     assert_eq!(store.inbox(1, 0, 1_000).await.unwrap(), perkey::store::InboxRows::default());
 }
@@ -272,10 +271,13 @@ async fn load_answers_in_the_order_asked(place: Box<impl Place>) {
     let asked = ["c", "none", "b", "a", "a"].map(service_key).to_vec();
     let found = store.load(0, asked).await.unwrap();
     assert_eq!(found.len(), 5);
-    assert_eq!((found[0].held, &found[0].state, found[0].pending), (true, &None, None));
+    assert_eq!((found[0].held, found[0].dead, &found[0].state, found[0].pending), (true, true, &None, None));
     assert_eq!(found[1], perkey::store::KeyRow::default());
     assert_eq!((found[2].held, found[2].pending), (false, Some(RowSpan { first: 4, last: 6, count: 3 })));
-    assert_eq!((found[3].held, &found[3].state), (false, &Some((3, Bytes::from_static(b"{\"n\":2}")))));
+    assert_eq!(
+        (found[3].held, found[3].dead, &found[3].state),
+        (false, true, &Some((3, Bytes::from_static(b"{\"n\":2}"))))
+    );
     assert_eq!(found[4], found[3]);
     let mut audit = service_key("a");
     audit.service = "audit".into();
@@ -299,18 +301,18 @@ async fn due_gives_keys_longest_due_first(place: Box<impl Place>) {
     ];
     committed(&store, &with(Part { pending: rows, ..Part::default() }, commit(0, epoch, 1))).await;
     let names = |due: &perkey::store::Due| due.keys.iter().map(|key| key.key.to_string()).collect::<Vec<_>>();
-    let due = store.due(0, 200, 10).await.unwrap();
+    let due = store.due(0, 200, runnable(), 10).await.unwrap();
     assert_eq!((names(&due), due.next), (vec!["first".to_owned(), "second".to_owned()], Some(300)));
-    let due = store.due(0, 200, 1).await.unwrap();
+    let due = store.due(0, 200, runnable(), 1).await.unwrap();
     assert_eq!((names(&due), due.next), (vec!["first".to_owned()], Some(200)), "what the limit left is next");
-    let due = store.due(0, 1_000, 10).await.unwrap();
+    let due = store.due(0, 1_000, runnable(), 10).await.unwrap();
     assert_eq!((due.keys.len(), due.next), (3, None));
-    assert_eq!(store.due(0, 99, 10).await.unwrap().next, Some(100));
-    assert_eq!(store.due(1, 1_000, 10).await.unwrap(), perkey::store::Due::default());
+    assert_eq!(store.due(0, 99, runnable(), 10).await.unwrap().next, Some(100));
+    assert_eq!(store.due(1, 1_000, runnable(), 10).await.unwrap(), perkey::store::Due::default());
     // A retry is written again with its new time; a settled one is gone.
     let part = Part { pending: vec![pending(2, "first", Some(900))], settled: vec![4], ..Part::default() };
     committed(&store, &with(part, commit(0, epoch, 2))).await;
-    let due = store.due(0, 300, 10).await.unwrap();
+    let due = store.due(0, 300, runnable(), 10).await.unwrap();
     assert_eq!((names(&due), due.next), (vec!["late".to_owned()], Some(900)));
 }
 
@@ -325,10 +327,10 @@ async fn orphans_have_no_row_that_is_due(place: Box<impl Place>) {
         pending(6, "b", None),
     ];
     committed(&store, &with(Part { pending: rows, ..Part::default() }, commit(0, epoch, 1))).await;
-    let first = store.orphans(0, None, 2).await.unwrap();
+    let first = store.orphans(0, runnable(), None, 2).await.unwrap();
     assert_eq!(first, [service_key("a"), service_key("b")]);
-    assert_eq!(store.orphans(0, first.last().cloned(), 2).await.unwrap(), [service_key("c")]);
-    assert!(store.orphans(0, Some(service_key("c")), 2).await.unwrap().is_empty());
+    assert_eq!(store.orphans(0, runnable(), first.last().cloned(), 2).await.unwrap(), [service_key("c")]);
+    assert!(store.orphans(0, runnable(), Some(service_key("c")), 2).await.unwrap().is_empty());
 }
 
 async fn a_page_is_a_key_in_order(place: Box<impl Place>) {
@@ -657,12 +659,12 @@ async fn timers_are_set_moved_and_removed(place: Box<impl Place>) {
     let odd = "\u{1}'%";
     let first = vec![timer("a", "x", Some(30)), timer("a", "y", Some(10)), timer(odd, "x", Some(20))];
     committed(&store, &with(timers(first), commit(0, epoch, 1))).await;
-    let due = store.timers(0, 29, 10).await.unwrap();
+    let due = store.timers(0, 29, runnable(), 10).await.unwrap();
     assert_eq!((names(&due.timers), due.any, due.next), (vec![("a", "y", 10), (odd, "x", 20)], true, Some(30)));
     assert_eq!(due.timers[0].message, message("timer-y-10", "a", b"{}"));
-    assert_eq!(names(&store.timers(0, 29, 1).await.unwrap().timers), [("a", "y", 10)], "at most so many");
-    assert_eq!(store.timers(1, 99, 10).await.unwrap(), DueTimers::default(), "of another shard");
-    let early = store.timers(0, 9, 10).await.unwrap();
+    assert_eq!(names(&store.timers(0, 29, runnable(), 1).await.unwrap().timers), [("a", "y", 10)], "at most so many");
+    assert_eq!(store.timers(1, 99, runnable(), 10).await.unwrap(), DueTimers::default(), "of another shard");
+    let early = store.timers(0, 9, runnable(), 10).await.unwrap();
     assert_eq!((early.timers.len(), early.any, early.next), (0, false, Some(10)));
     // Of several writes of one timer the last counts; what is not there may be removed.
     let stale = with(timers(vec![timer("a", "x", None)]), commit(0, epoch, 1));
@@ -677,13 +679,13 @@ async fn timers_are_set_moved_and_removed(place: Box<impl Place>) {
     ];
     let parts = then.into_iter().map(|write| timers(vec![write])).collect();
     committed(&store, &Commit { parts, ..commit(0, epoch, 2) }).await;
-    let due = store.timers(0, 99, 10).await.unwrap();
+    let due = store.timers(0, 99, runnable(), 10).await.unwrap();
     assert_eq!((names(&due.timers), due.next), (vec![("a", "x", 5)], None));
     let listed = |key: &str| store.queries().scheduled(Some("balances".to_owned()), Some(key.to_owned()), 9);
     assert_eq!(listed("a").await.unwrap(), due.timers);
     assert!(listed("b").await.unwrap().is_empty());
     assert_eq!(store.queries().scheduled(None, None, 9).await.unwrap().len(), 1);
-    assert!(store.inbox(0, 0, 9).await.unwrap().pinned.is_empty(), "it waits, and is no message yet");
+    assert_eq!(store.inbox(0, 0, 9).await.unwrap().pending, 0, "it waits, and is no message yet");
 }
 
 async fn timers_of_schedules_are_told_apart(place: Box<impl Place>) {
@@ -716,11 +718,11 @@ async fn a_timer_of_a_key_that_waits_is_not_due(place: Box<impl Place>) {
     let set = ["waits", "held", "free"].map(|key| timer(key, "t", Some(1))).to_vec();
     let part = Part { pending: vec![row], dead: vec![held], ..timers(set) };
     committed(&store, &with(part, commit(0, epoch, 1))).await;
-    let due = store.timers(0, 10, 10).await.unwrap();
+    let due = store.timers(0, 10, runnable(), 10).await.unwrap();
     assert_eq!((names(&due.timers), due.any), (vec![("free", "t", 1)], true));
     let part = Part { settled: vec![7], undead: vec![8], ..timers(vec![timer("free", "t", None)]) };
     committed(&store, &with(part, commit(0, epoch, 2))).await;
-    let due = store.timers(0, 10, 10).await.unwrap().timers;
+    let due = store.timers(0, 10, runnable(), 10).await.unwrap().timers;
     assert_eq!(
         due.iter().map(|timer| &*timer.of.key).collect::<std::collections::BTreeSet<_>>(),
         ["held", "waits"].into()
@@ -855,16 +857,16 @@ async fn a_command_is_open_until_its_shard_is_done(place: Box<impl Place>) {
     };
     let id = store.queries().command(new.clone()).await.unwrap();
     let second = store.queries().command(NewCommand { action: Action::Discard, ..new }).await.unwrap();
-    let open = store.queries().open_commands(0).await.unwrap();
+    let open: Vec<_> = store.queries().open_commands(0, Vec::new()).await.unwrap().into_iter().flatten().collect();
     assert_eq!(open.iter().map(|command| command.id).collect::<Vec<_>>(), [id, second]);
     assert_eq!((&open[0].action, &open[0].filter, open[0].who.as_str()), (&Action::Replay, &filter, "ann"));
     let result =
         |affected, done| Part { command: Some(CommandResult { command: id, affected, done }), ..Part::default() };
     committed(&store, &with(result(2, false), commit(0, epoch, 1))).await;
-    assert_eq!(store.queries().open_commands(0).await.unwrap().len(), 2);
+    assert_eq!(store.queries().open_commands(0, Vec::new()).await.unwrap().len(), 2);
     committed(&store, &with(result(1, true), commit(0, epoch, 2))).await;
-    assert_eq!(store.queries().open_commands(0).await.unwrap().len(), 1);
-    assert_eq!(store.queries().open_commands(1).await.unwrap().len(), 2);
+    assert_eq!(store.queries().open_commands(0, Vec::new()).await.unwrap().len(), 1);
+    assert_eq!(store.queries().open_commands(1, Vec::new()).await.unwrap().len(), 2);
     let state = store.queries().command_state(id).await.unwrap();
     assert_eq!((state.shards_done, state.shards, state.affected), (1, SHARDS, 3));
 }

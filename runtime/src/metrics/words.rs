@@ -82,6 +82,10 @@ words! {
         ScheduleEnded = "schedule_ended",
         /// A source of the shard lost its place and stands still until an operator has decided.
         SourceLost = "source_lost",
+        /// A shard has four fifths of the dead letters that it may have.
+        DeadLettersNearBound = "dead_letters_near_bound",
+        /// A shard has as many dead letters as it may: its sources pause.
+        DeadLetterBoundReached = "dead_letter_bound_reached",
         /// Operators have paused a service or a key.
         Paused = "paused",
     }

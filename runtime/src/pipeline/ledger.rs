@@ -44,11 +44,12 @@ use super::retry::RetryPolicy;
 use super::tracker::{SourceTrack, Ticket, Tracker};
 use crate::clock::{Dice, Millis};
 use crate::handler::AfterDeadLetter;
-use crate::message::ShardNo;
+use crate::message::{ShardNo, TakenId};
 use crate::settings::Settings;
 use crate::store::query::DeadFilter;
 use crate::store::{
-    Commit, Counters, DeadPlace, Epoch, InboxRows, ServiceKey, SourcePositions, TakenShard, Trim, Watermarks,
+    Commit, Counters, DeadPlace, Epoch, InboxRows, Letters, Runnable, ServiceKey, SourcePositions, TakenShard, Trim,
+    Watermarks,
 };
 use crate::transport::Positions;
 
@@ -102,6 +103,10 @@ pub struct LedgerConfig {
 pub enum Action {
     /// Read what the store has of these keys; answer with [`Ledger::loaded`].
     Load(Vec<(SlotIx, u64)>, Vec<ServiceKey>),
+    /// Ask which of these ids, each with the message's own, wait or were given up; answer with [`Ledger::checked`].
+    Check(Vec<(SlotIx, u64)>, Vec<(TakenId, String)>),
+    /// Look for dead letters behind a number that were given up before a time; answer with [`Ledger::old_found`].
+    FindOld(u64, Millis),
     /// Hand a run to an actor; it answers with [`Ledger::ran`].
     Run(ActorIx, RunOrder),
     /// A turn of a service (by its index) is to start, one that was unavailable before if so; answer with
@@ -120,17 +125,20 @@ pub enum Action {
     /// Take the shard over from oneself; answer with [`Ledger::retaken`].
     Retake(Epoch),
     /// Ask for keys that are due, at most this many; answer with [`Ledger::due`].
-    FetchDue(usize),
+    FetchDue(Runnable, usize),
     /// Ask for keys whose head was settled before a crash; answer with [`Ledger::orphans`].
-    FetchOrphans(Option<ServiceKey>, usize),
+    FetchOrphans(Runnable, Option<ServiceKey>, usize),
     /// Read the timers of schedules; answer with [`Ledger::schedules`].
     FetchSchedules,
     /// Ask for timers that are due, at most this many; answer with [`Ledger::timers_due`].
-    FetchTimers(usize),
+    FetchTimers(Runnable, usize),
     /// Read rows of a key after a number, at most so many; answer with [`Ledger::paged`].
     Page(SlotIx, u64, ServiceKey, u64, usize),
     /// Find dead letters for an operator's command behind a place, at most so many; answer with [`Ledger::dead_found`].
     FindDead(i64, DeadFilter, Option<DeadPlace>, usize),
+    /// Find what waits for a service, for an operator's command, at most so many of each; answer with
+    /// [`Ledger::service_found`].
+    FindService(i64, Arc<str>, usize),
     /// The source may hand over this many deliveries more.
     Credit(u16, usize),
     /// So many bytes of the source's deliveries are not in hand any more.
@@ -174,12 +182,16 @@ pub struct Ledger {
     waiting: waiting::Waiting,
     timers: timers::Timers,
     outbox: outbox::Outbox,
+    /// Dead letters as of the last commit.
+    letters: Letters,
+    keeping: record::Keeping,
     command: Option<operator::Progress>,
     pauses: operator::Pauses,
     dice: Dice,
     draining: bool,
     stopped: bool,
     to_load: Vec<SlotIx>,
+    to_check: Vec<SlotIx>,
     to_advance: VecDeque<SlotIx>,
     out: Vec<Action>,
     tally: Tally,
@@ -188,7 +200,7 @@ pub struct Ledger {
 impl Ledger {
     /// The ledger of a shard that was just taken over; `inbox` was read after its epoch was raised.
     pub fn new(config: LedgerConfig, mut taken: TakenShard, inbox: InboxRows) -> Self {
-        let outbox = outbox::Outbox::restore(&config.bindings.sinks(), &mut taken, &inbox);
+        let outbox = outbox::Outbox::restore(&config.bindings.sinks(), &mut taken);
         let sources = config.sources.iter().map(|source| {
             let stored = taken.positions.remove(&source.name).unwrap_or_default();
             SourceTrack::restore(source, stored)
@@ -202,6 +214,8 @@ impl Ledger {
             last_seq: taken.last_seq,
             suspicion: suspects::Suspicion::new(taken.unclean, taken.last_seq),
             counters: restore_counters(&taken.counters),
+            letters: Letters::stored(&taken.counters).unwrap_or_default(),
+            keeping: record::Keeping::default(),
             watermarks: taken.watermarks,
             outbox,
             waiting: waiting::Waiting::new(inbox.pending),
@@ -221,6 +235,7 @@ impl Ledger {
             draining: false,
             stopped: false,
             to_load: Vec::new(),
+            to_check: Vec::new(),
             to_advance: VecDeque::new(),
             out: Vec::new(),
             tally: Tally::default(),
@@ -230,8 +245,8 @@ impl Ledger {
             let source = u16::try_from(source).expect("there are few sources");
             ledger.out.push(Action::Credit(source, ledger.config.settings.ingress.credits));
         }
-        ledger.out.push(Action::FetchOrphans(None, ledger.config.settings.pending.page));
-        ledger.out.push(Action::FetchDue(ledger.config.settings.pending.page));
+        ledger.out.push(Action::FetchOrphans(ledger.runnable(), None, ledger.config.settings.pending.page));
+        ledger.out.push(Action::FetchDue(ledger.runnable(), ledger.config.settings.pending.page));
         ledger.fetch_timers(0);
         ledger
     }
@@ -297,7 +312,8 @@ impl Ledger {
                 || self.slots.iter().any(|slot| !slot.overflow.is_empty()),
             outbox_full: self.outbox_full(),
             paused: !self.pauses.is_empty(),
-            outbox_refused: self.outbox.refused,
+            letters: self.letters,
+            letters_full: self.letters_full(),
             sink_gone: self.sink_gone(),
             schedules_ended: self.schedules_ended(),
             epoch: self.epoch,
@@ -320,6 +336,7 @@ impl Ledger {
         self.passivate_idle(now);
         self.tick_outbox(now);
         self.calm_down(now);
+        self.look_for_old(now);
         for source in 0..self.sources.len() {
             self.grant(u16::try_from(source).expect("there are few sources"), 0, now);
         }
@@ -351,6 +368,9 @@ impl Ledger {
         }
         if !self.to_load.is_empty() {
             self.request_loads();
+        }
+        if !self.to_check.is_empty() {
+            self.request_checks();
         }
         self.request_commit();
     }

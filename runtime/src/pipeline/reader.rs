@@ -11,7 +11,7 @@ use super::ledger::Action;
 use super::shard::ShardMessage;
 use crate::clock::sleep;
 use crate::message::ShardNo;
-use crate::store::query::DeadFilter;
+use crate::store::query::{DeadFilter, Strange};
 use crate::store::{DeadPlace, StoreError, StoreFuture};
 use crate::supervision::Env;
 
@@ -37,7 +37,7 @@ impl Readers {
     /// Has a question of the ledger's answered.
     pub(crate) fn ask(&self, action: Action) -> Result<(), ActorProcessingErr> {
         let reader = match action {
-            Action::Load(..) => &self.loader,
+            Action::Load(..) | Action::Check(..) => &self.loader,
             Action::Retake(_) => &self.taker,
             _ => &self.clerk,
         };
@@ -56,6 +56,8 @@ pub(crate) struct ReaderState {
     shard: ActorRef<ShardMessage>,
     /// Dead letters that can be read at once in the time that a statement has.
     letters: usize,
+    /// Commands that this program does not understand.
+    strange: Vec<i64>,
 }
 
 impl Actor for Reader {
@@ -68,7 +70,7 @@ impl Actor for Reader {
         _: ActorRef<Question>,
         (env, shard_no, shard): Self::Arguments,
     ) -> Result<ReaderState, ActorProcessingErr> {
-        Ok(ReaderState { env, shard_no, shard, letters: usize::MAX })
+        Ok(ReaderState { env, shard_no, shard, letters: usize::MAX, strange: Vec::new() })
     }
 
     async fn handle(
@@ -97,16 +99,24 @@ impl ReaderState {
                 let rows = self.ask(|| store.load(shard, keys.clone())).await?;
                 Some(ShardMessage::Loaded(slots, rows))
             }
-            Action::FetchDue(limit) => {
-                let due = self.ask(|| store.due(shard, self.env.clock.now(), limit)).await?;
+            Action::Check(places, ids) => {
+                let known = self.ask(|| store.known(shard, ids.clone())).await?;
+                Some(ShardMessage::Checked(places, known))
+            }
+            Action::FindOld(after, before) => {
+                let found = self.ask(|| store.old(shard, after, before)).await?;
+                Some(ShardMessage::OldFound(found))
+            }
+            Action::FetchDue(runnable, limit) => {
+                let due = self.ask(|| store.due(shard, self.env.clock.now(), runnable.clone(), limit)).await?;
                 Some(ShardMessage::Due(due))
             }
-            Action::FetchOrphans(after, limit) => {
-                let keys = self.ask(|| store.orphans(shard, after.clone(), limit)).await?;
+            Action::FetchOrphans(runnable, after, limit) => {
+                let keys = self.ask(|| store.orphans(shard, runnable.clone(), after.clone(), limit)).await?;
                 Some(ShardMessage::Orphans(keys))
             }
-            Action::FetchTimers(limit) => {
-                let due = self.ask(|| store.timers(shard, self.env.clock.now(), limit)).await?;
+            Action::FetchTimers(runnable, limit) => {
+                let due = self.ask(|| store.timers(shard, self.env.clock.now(), runnable.clone(), limit)).await?;
                 Some(ShardMessage::Timers(due))
             }
             Action::FetchSchedules => {
@@ -118,6 +128,10 @@ impl ReaderState {
                 Some(ShardMessage::Paged(slot, token, rows))
             }
             Action::FindDead(command, filter, after, limit) => Some(self.dead(command, (filter, after), limit).await),
+            Action::FindService(command, service, limit) => {
+                let found = self.ask(|| store.of_service(shard, service.clone(), limit)).await?;
+                Some(ShardMessage::ServiceFound(command, found))
+            }
             Action::Retake(epoch) => {
                 let taken = self.ask(|| store.retake(shard, epoch)).await;
                 Some(ShardMessage::Retaken(taken))
@@ -145,10 +159,23 @@ impl ReaderState {
         })
     }
 
-    /// Commands that are open. It is asked again soon: what fails now is only said.
-    async fn commands(&self) -> Option<ShardMessage> {
-        match self.env.store.queries().open_commands(self.shard_no).await {
-            Ok(commands) => (!commands.is_empty()).then_some(ShardMessage::Commands(commands)),
+    /// Commands that are open. It is asked again soon: what fails now is only said. One that a newer program recorded stays
+    /// open, and does not keep this one from those that it understands: it is passed over, and said once.
+    async fn commands(&mut self) -> Option<ShardMessage> {
+        match self.env.store.queries().open_commands(self.shard_no, self.strange.clone()).await {
+            Ok(open) => {
+                let (shard, mut commands) = (self.shard_no, Vec::new());
+                for command in open {
+                    match command {
+                        Ok(command) => commands.push(command),
+                        Err(Strange { id, error }) => {
+                            warn!(shard, command = id, error, "an operator's command is not understood, it stays open");
+                            self.strange.push(id);
+                        }
+                    }
+                }
+                (!commands.is_empty()).then_some(ShardMessage::Commands(commands))
+            }
             Err(error) => {
                 warn!(shard = self.shard_no, %error, "operators' commands cannot be read, trying again");
                 None

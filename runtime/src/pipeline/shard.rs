@@ -21,7 +21,8 @@ use crate::message::ShardNo;
 use crate::metrics::{Alarm, ShardMetrics};
 use crate::store::query::OpenCommand;
 use crate::store::{
-    DeadLetter, Due, DueTimers, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard, Timer,
+    DeadLetter, Due, DueTimers, Epoch, KeyRow, OfService, OldLetters, Outcome, PendingRow, ServiceKey, StoreError,
+    TakenShard, Timer,
 };
 use crate::supervision::Env;
 use crate::supervision::keys::KeysMessage;
@@ -56,6 +57,8 @@ pub(crate) enum ShardMessage {
     CommitEnded(Epoch, u64, Outcome),
     Retaken(Result<TakenShard, StoreError>),
     Loaded(Vec<(SlotIx, u64)>, Vec<KeyRow>),
+    Checked(Vec<(SlotIx, u64)>, Vec<bool>),
+    OldFound(OldLetters),
     Due(Due),
     /// A turn of a service may start.
     Permit(u16),
@@ -67,6 +70,7 @@ pub(crate) enum ShardMessage {
     Paged(SlotIx, u64, Vec<PendingRow>),
     Commands(Vec<OpenCommand>),
     DeadFound(i64, Vec<DeadLetter>),
+    ServiceFound(i64, OfService),
     /// They cannot be read.
     DeadRefused(i64),
     Tick,
@@ -167,6 +171,8 @@ impl ShardState {
             ShardMessage::CommitEnded(epoch, no, outcome) => self.commit_ended(epoch, no, outcome, now),
             ShardMessage::Retaken(answer) => ledger.retaken(answer, now),
             ShardMessage::Loaded(slots, rows) => ledger.loaded(&slots, rows),
+            ShardMessage::Checked(places, known) => ledger.checked(&places, &known),
+            ShardMessage::OldFound(found) => ledger.old_found(found, now),
             ShardMessage::Permit(service) => ledger.permit(service),
             ShardMessage::Due(due) => ledger.due(due, now),
             ShardMessage::Timers(due) => ledger.timers_due(due, now),
@@ -175,6 +181,7 @@ impl ShardState {
             ShardMessage::Paged(slot, token, rows) => ledger.paged(slot, token, rows, now),
             ShardMessage::Commands(commands) => commands.into_iter().for_each(|command| ledger.command(command)),
             ShardMessage::DeadFound(command, letters) => ledger.dead_found(command, letters, now),
+            ShardMessage::ServiceFound(command, found) => ledger.service_found(command, found, now),
             ShardMessage::DeadRefused(command) => ledger.command_ends(command),
             ShardMessage::Tick => self.tick(now),
             ShardMessage::IsIdle(reply) => drop(reply.send(ledger.is_idle())),
@@ -288,13 +295,16 @@ impl ShardState {
                 None => warn!(shard = self.no, actor, "run ordered from an actor that is gone"),
             },
             Action::Load(..)
+            | Action::Check(..)
+            | Action::FindOld(..)
             | Action::Retake(_)
-            | Action::FetchDue(_)
+            | Action::FetchDue(..)
             | Action::FetchOrphans(..)
-            | Action::FetchTimers(_)
+            | Action::FetchTimers(..)
             | Action::FetchSchedules
             | Action::Page(..)
             | Action::FindDead(..)
+            | Action::FindService(..)
             | Action::Trim(_) => self.readers.as_ref().map_or(Ok(()), |readers| readers.ask(action))?,
             Action::Spawn(more) => {
                 if let Some(keys) = &self.keys {

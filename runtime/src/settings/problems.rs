@@ -42,6 +42,7 @@ impl Settings {
             self.pending.max_per_shard >= self.pending.max_per_key,
             "pending.max_per_shard must be at least pending.max_per_key",
         );
+        check(self.dlq.max >= 1, "dlq.max must be at least 1");
         check(
             self.suspects.starts >= 3,
             "suspects.starts must be at least 3: the first two that end with the process are not recorded",

@@ -2,13 +2,44 @@
 //! In: messages for services. Out: rows by target shard; a log that never holds more than its bound.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::query::Queries;
 use super::{LogRow, StoreError};
-use crate::clock::{Stopwatch, sleep};
+use crate::clock::{Millis, Stopwatch, sleep};
 use crate::message::{Message, ShardNo, shard_of};
 use crate::transport::embedded;
+
+/// What [`super::Store::read_intake`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IntakeRows {
+    /// Rows that were not held.
+    pub rows: Vec<IntakeRow>,
+    /// Held rows that no commit has deleted yet.
+    pub left: Vec<u64>,
+}
+
+/// A message that an application left in the intake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IntakeRow {
+    /// Its number; numbers may become visible in another order.
+    pub no: u64,
+    /// The service that is to have it; without one, the settings' bindings choose.
+    pub service: Option<Arc<str>>,
+    /// Its key.
+    pub key: String,
+    /// Its id.
+    pub id: String,
+    /// Its type.
+    pub kind: String,
+    /// Its headers: a JSON object.
+    pub headers: String,
+    /// Its payload.
+    pub payload: String,
+    /// When it was inserted.
+    pub at: Millis,
+}
 
 /// How long a full log, or a busy store, is left alone.
 pub const LOOK_EVERY: Duration = Duration::from_millis(100);

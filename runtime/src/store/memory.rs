@@ -16,15 +16,15 @@ use serde_json::Value;
 
 use super::calls::{CallId, CallRecord, CallStore};
 use super::lease::{Leases, Worker};
-use super::query::{DeadFilter, ImportProgress, NewCommand, Queries};
+use super::query::{DeadFilter, ImportProgress, NewCommand, Pause, Queries, Scope};
 use super::watch::LogWatch;
 use super::{
     Commit, Counters, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Event, HistoryRow, Identity, InboxRows, KeyRow,
-    Outcome, PendingRow, ServiceKey, Setup, SourcePositions, Store, StoreError, StoreFuture, StoredLogRow, TakenShard,
-    Timer, Trim, Watermarks, declared,
+    Letters, OfService, OldLetters, Outcome, PendingRow, Runnable, ServiceKey, Setup, SourcePositions, Store,
+    StoreError, StoreFuture, StoredLogRow, TakenShard, Timer, Trim, Watermarks, declared,
 };
 use crate::clock::{Clock, Millis};
-use crate::handler::{CRON, Column, ColumnKind, RowWrite, Table};
+use crate::handler::{Column, ColumnKind, RowWrite, Table};
 use crate::message::{ShardNo, TakenId};
 use crate::transport::Positions;
 
@@ -107,7 +107,9 @@ struct Inner {
     call_counts: BTreeMap<(String, Millis), u64>,
     intake: BTreeSet<(ShardNo, u64)>,
     imports: BTreeMap<(String, String), ImportProgress>,
-    commands: Vec<NewCommand>,
+    commands: BTreeMap<i64, NewCommand>,
+    commands_made: i64,
+    pauses: BTreeMap<Scope, Pause>,
     results: BTreeMap<(i64, ShardNo), (u64, bool)>,
     tables: BTreeMap<&'static str, (Table, BTreeMap<String, Value>)>,
     refuse: Option<Box<Refuse>>,
@@ -202,33 +204,6 @@ impl MemoryStore {
     pub fn load_now(&self, shard: ShardNo, keys: &[ServiceKey]) -> Vec<KeyRow> {
         let inner = self.inner();
         keys.iter().map(|key| inner.load(shard, key)).collect()
-    }
-
-    /// [`Store::due`].
-    pub fn due_now(&self, shard: ShardNo, now: Millis, limit: usize) -> Due {
-        self.inner().due(shard, now, limit)
-    }
-
-    /// [`Store::orphans`].
-    pub fn orphans_now(&self, shard: ShardNo, after: Option<&ServiceKey>, limit: usize) -> Vec<ServiceKey> {
-        self.inner().orphans(shard, after, limit)
-    }
-
-    /// [`Store::page`].
-    pub fn page_now(&self, shard: ShardNo, key: &ServiceKey, after: u64, limit: usize) -> Vec<PendingRow> {
-        self.inner().page(shard, key, after, limit)
-    }
-
-    /// [`Store::timers`].
-    pub fn timers_now(&self, shard: ShardNo, now: Millis, limit: usize) -> DueTimers {
-        self.inner().due_timers(shard, now, limit)
-    }
-
-    /// [`Store::schedules`].
-    pub fn schedules_now(&self, shard: ShardNo) -> Vec<Timer> {
-        let inner = self.inner();
-        let here = inner.timers.values().filter(|(of, timer)| *of == shard && timer.name.starts_with(CRON));
-        here.map(|(_, timer)| timer.clone()).collect()
     }
 
     /// [`Store::dead`].
@@ -329,24 +304,46 @@ impl Store for MemoryStore {
         Box::pin(async move { Ok(self.inbox_now(shard, since, max)) })
     }
 
+    fn known(&self, shard: ShardNo, asked: Vec<(TakenId, String)>) -> StoreFuture<'_, Vec<bool>> {
+        Box::pin(async move { Ok(self.known_now(shard, &asked)) })
+    }
+
+    fn letters(&self, shard: ShardNo) -> StoreFuture<'_, Letters> {
+        Box::pin(async move { Ok(self.inner().letters(shard)) })
+    }
+
+    fn old(&self, shard: ShardNo, after: u64, before: Millis) -> StoreFuture<'_, OldLetters> {
+        Box::pin(async move { Ok(self.old_now(shard, after, before)) })
+    }
+
     fn load(&self, shard: ShardNo, keys: Vec<ServiceKey>) -> StoreFuture<'_, Vec<KeyRow>> {
         Box::pin(async move { Ok(self.load_now(shard, &keys)) })
     }
 
-    fn due(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, Due> {
-        Box::pin(async move { Ok(self.due_now(shard, now, limit)) })
+    fn due(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, Due> {
+        Box::pin(async move { Ok(self.due_now(shard, now, &runnable, limit)) })
     }
 
-    fn orphans(&self, shard: ShardNo, after: Option<ServiceKey>, limit: usize) -> StoreFuture<'_, Vec<ServiceKey>> {
-        Box::pin(async move { Ok(self.orphans_now(shard, after.as_ref(), limit)) })
+    fn orphans(
+        &self,
+        shard: ShardNo,
+        runnable: Runnable,
+        after: Option<ServiceKey>,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<ServiceKey>> {
+        Box::pin(async move { Ok(self.orphans_now(shard, &runnable, after.as_ref(), limit)) })
     }
 
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {
         Box::pin(async move { Ok(self.page_now(shard, &key, after, limit)) })
     }
 
-    fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers> {
-        Box::pin(async move { Ok(self.timers_now(shard, now, limit)) })
+    fn timers(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, DueTimers> {
+        Box::pin(async move { Ok(self.timers_now(shard, now, &runnable, limit)) })
+    }
+
+    fn of_service(&self, shard: ShardNo, service: Arc<str>, limit: usize) -> StoreFuture<'_, OfService> {
+        Box::pin(async move { Ok(self.of_service_now(shard, &service, limit)) })
     }
 
     fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>> {

@@ -24,7 +24,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use self::commit::{Statement, TRIM_COMMITS, TRIM_HISTORY, TRIM_LOG, shard_no};
@@ -37,19 +36,18 @@ use super::lease::Leases;
 use super::query::{DeadFilter, EventRow, Queries};
 use super::reshard::{self, ReshardError, Resharded};
 use super::{
-    Access, Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, IntakeRows, KeyRow, Outcome,
-    PendingRow, ServiceKey, Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer, Trim,
+    Access, Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, IntakeRows, KeyRow, Letters,
+    OfService, OldLetters, Outcome, PendingRow, Runnable, ServiceKey, Setup, Store, StoreError, StoreFuture,
+    StoredLogRow, TakenShard, Timer, Trim,
 };
 use crate::clock::Millis;
-use crate::message::ShardNo;
+use crate::message::{ShardNo, TakenId};
 use crate::transport::Positions;
 
 /// A tool's question may scan.
 const TOOL_PATIENCE: Duration = Duration::from_secs(300);
 /// The longest that a sign of life is waited for.
 const LEASE_PATIENCE: Duration = Duration::from_secs(3);
-/// How often a takeover looks again when another one came in between.
-const TAKE_TRIES: u32 = 3;
 /// Rows of each kind that one [`Store::trim`] removes.
 const TRIM_ROWS: i64 = 10_000;
 
@@ -71,6 +69,7 @@ pub struct PgStore {
     place: Place,
     writer: Writer,
     queries: Links,
+    log: Links,
     leases: Links,
     prepared: RwLock<Option<Arc<Prepared>>>,
 }
@@ -98,6 +97,7 @@ impl PgStore {
             access,
             writer: Writer::new(&place, bounds.commits_in_flight),
             queries: Links::new(&place, Use::Queries, connections, patience),
+            log: Links::new(&place, Use::Log, connections.div_ceil(2), patience),
             leases: Links::new(&place, Use::Leases, 1, patience.min(LEASE_PATIENCE)),
             prepared: RwLock::new(None),
             place,
@@ -129,6 +129,7 @@ impl PgStore {
     pub async fn close(&self) {
         self.writer.close().await;
         self.queries.close().await;
+        self.log.close().await;
         self.leases.close().await;
     }
 
@@ -186,7 +187,7 @@ impl Store for PgStore {
 
     fn take(&self, shard: ShardNo, owner: &str) -> StoreFuture<'_, TakenShard> {
         let (owner, prepared) = (owner.to_owned(), self.prepared());
-        self.writer.after(shard, move |links| async move { take(&links, shard, &owner, &*prepared?).await })
+        self.writer.after(shard, move |links| async move { leases::take(&links, shard, &owner, &*prepared?).await })
     }
 
     fn retake(&self, shard: ShardNo, epoch: Epoch) -> StoreFuture<'_, TakenShard> {
@@ -206,24 +207,46 @@ impl Store for PgStore {
         Box::pin(read::inbox(&self.queries, shard, since, max))
     }
 
+    fn known(&self, shard: ShardNo, asked: Vec<(TakenId, String)>) -> StoreFuture<'_, Vec<bool>> {
+        Box::pin(async move { explain::known(&self.queries, shard, &asked).await })
+    }
+
+    fn letters(&self, shard: ShardNo) -> StoreFuture<'_, Letters> {
+        Box::pin(explain::letters(&self.queries, shard))
+    }
+
+    fn old(&self, shard: ShardNo, after: u64, before: Millis) -> StoreFuture<'_, OldLetters> {
+        Box::pin(explain::old(&self.queries, shard, after, before))
+    }
+
     fn load(&self, shard: ShardNo, keys: Vec<ServiceKey>) -> StoreFuture<'_, Vec<KeyRow>> {
         Box::pin(async move { read::load(&self.queries, shard, &keys).await })
     }
 
-    fn due(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, Due> {
-        Box::pin(read::due(&self.queries, shard, now, limit))
+    fn due(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, Due> {
+        Box::pin(async move { read::due(&self.queries, shard, now, &runnable, limit).await })
     }
 
-    fn orphans(&self, shard: ShardNo, after: Option<ServiceKey>, limit: usize) -> StoreFuture<'_, Vec<ServiceKey>> {
-        Box::pin(read::orphans(&self.queries, shard, after, limit))
+    fn orphans(
+        &self,
+        shard: ShardNo,
+        runnable: Runnable,
+        after: Option<ServiceKey>,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<ServiceKey>> {
+        Box::pin(async move { read::orphans(&self.queries, shard, &runnable, after, limit).await })
     }
 
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {
         Box::pin(read::page(&self.queries, shard, key, after, limit))
     }
 
-    fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers> {
-        Box::pin(read::timers(&self.queries, shard, now, limit))
+    fn timers(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, DueTimers> {
+        Box::pin(async move { read::timers(&self.queries, shard, now, &runnable, limit).await })
+    }
+
+    fn of_service(&self, shard: ShardNo, service: Arc<str>, limit: usize) -> StoreFuture<'_, OfService> {
+        Box::pin(async move { explain::of_service(&self.queries, shard, &service, limit).await })
     }
 
     fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>> {
@@ -252,7 +275,7 @@ impl Store for PgStore {
     }
 
     fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>> {
-        Box::pin(async move { read::read_log(&self.queries, target, &from, limit).await })
+        Box::pin(async move { read::read_log(&self.log, target, &from, limit).await })
     }
 
     fn read_intake(&self, shard: ShardNo, held: Vec<u64>, limit: usize) -> StoreFuture<'_, IntakeRows> {
@@ -268,7 +291,7 @@ impl Store for PgStore {
     }
 
     fn outbox(&self, shard: ShardNo, from: u64, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>> {
-        Box::pin(queries::outbox(&self.queries, shard, (from, after), limit))
+        Box::pin(explain::outbox(&self.log, shard, (from, after), limit))
     }
 
     fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()> {
@@ -324,71 +347,4 @@ async fn prepare(place: Place, setup: Setup) -> Result<Identity, StoreError> {
         prepared
     });
     task.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
-}
-
-/// An owner as it was read.
-struct Seen {
-    owner: Option<String>,
-    epoch: i64,
-    code_version: u32,
-    alive: bool,
-}
-
-async fn seen(links: &Links, shard: ShardNo, wanted: u32) -> Result<Seen, StoreError> {
-    let sql = "SELECT s.owner, s.epoch, s.code_version, coalesce(w.expires_at > clock_timestamp(), false), n.shards
-        FROM (SELECT count(*) AS shards FROM shards) AS n LEFT JOIN shards s ON s.shard = $1
-        LEFT JOIN workers w ON w.id = s.owner";
-    let rows = links.run(sql, Args::default().put(shard_no(shard))).await?;
-    let missing = || StoreError::Corrupt(format!("there is no shard {shard}"));
-    let row: &PgRow = rows.first().ok_or_else(missing)?;
-    let recorded = decode::number(row, 4)?;
-    if recorded != wanted {
-        return Err(StoreError::Shards { recorded, wanted });
-    }
-    Ok(Seen {
-        owner: decode::get(row, 0)?,
-        epoch: decode::get(row, 1)?,
-        code_version: decode::number(row, 2)?,
-        alive: decode::get(row, 3)?,
-    })
-}
-
-/// Takes the shard if it is as it was read, and nobody else's or nobody's who is alive.
-async fn take(links: &Links, shard: ShardNo, owner: &str, prepared: &Prepared) -> Result<TakenShard, StoreError> {
-    let (ours, shards) = (prepared.code_version, prepared.shards);
-    let sql = format!(
-        "UPDATE shards s SET epoch = epoch + 1, owner = $2, code_version = greatest(code_version, $3),
-             unclean = unclean + CASE WHEN owner <> $2 THEN 1 ELSE 0 END
-         WHERE shard = $1 AND epoch = $4 AND owner IS NOT DISTINCT FROM $5 AND code_version <= $3
-             AND (SELECT count(*) FROM shards) = $6
-             AND (owner IS NULL OR owner = $2
-                 OR NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = s.owner AND w.expires_at > clock_timestamp()))
-         RETURNING {}",
-        decode::SHARD
-    );
-    let mut first: Option<Seen> = None;
-    for _ in 0..TAKE_TRIES {
-        let now = seen(links, shard, shards).await?;
-        if now.code_version > ours {
-            return Err(StoreError::CodeVersion { shard, stored: now.code_version, ours });
-        }
-        let other = now.owner.clone().filter(|there| there != owner);
-        let raced = first.as_ref().is_some_and(|first| first.epoch != now.epoch);
-        if let Some(other) = other.filter(|_| now.alive || raced) {
-            return Err(StoreError::Owned { shard, owner: other });
-        }
-        let args = Args::default()
-            .put(shard_no(shard))
-            .put(owner)
-            .put(i64::from(ours))
-            .put(now.epoch)
-            .put(now.owner.as_deref())
-            .put(i64::from(shards));
-        let rows = links.run(AssertSqlSafe(sql.clone()), args).await?;
-        if let Some(row) = rows.first() {
-            return decode::shard(row);
-        }
-        first = Some(now);
-    }
-    Err(StoreError::Unavailable(format!("shard {shard} changes its owner again and again")))
 }

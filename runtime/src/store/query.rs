@@ -2,6 +2,7 @@
 //! In: filters. Out: rows to show; commands and imports that the shards' owners pick up.
 
 pub mod calls;
+mod commands;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -11,16 +12,17 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
 use super::health::Health;
 use super::{
-    Counters, DeadLetter, Epoch, Event, HistoryRow, LogRow, PendingRow, ServiceKey, SourcePositions, StoreError,
-    StoreFuture, Timer, Watermarks,
+    Counters, DeadLetter, Epoch, Event, HistoryRow, LogRow, PendingRow, ServiceKey, SourcePositions, StoreFuture,
+    Timer, Watermarks,
 };
 use crate::clock::Millis;
 use crate::message::ShardNo;
 
+pub(in crate::store) use commands::PAUSES;
+pub use commands::{Action, NewCommand, OpenCommand, Pause, Scope, Strange};
 pub(in crate::store) use rows::Dialect;
 pub use rows::RowsAsk;
 
@@ -51,89 +53,6 @@ impl DeadFilter {
             && self.since.is_none_or(|since| letter.at >= since)
             && self.until.is_none_or(|until| letter.at <= until)
             && self.error.as_deref().is_none_or(|text| letter.error.contains(text))
-    }
-}
-
-/// What an operator wants done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Action {
-    /// Dead letters become pending again; those that are refused events are published again.
-    Replay,
-    /// Dead letters are removed.
-    Discard,
-    /// A dead letter is replaced by a message with this payload and id; its header `replaces` names the one before.
-    Edit {
-        /// The payload.
-        payload: NewPayload,
-        /// The new message's id.
-        id: String,
-    },
-    /// A sink, by its name, that is no longer configured is given up: its watermark goes.
-    Retire(String),
-    /// No turn of these starts until they are resumed; their messages wait.
-    Pause(Scope),
-    /// Their turns start again.
-    Resume(Scope),
-}
-
-/// A service, or one of its keys.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Scope {
-    /// The service.
-    pub service: String,
-    /// The key; all of them where there is none.
-    pub key: Option<String>,
-}
-
-/// What operators paused and resumed, in order. Both read alike on both databases.
-pub(in crate::store) const PAUSES: &str = "SELECT action, who, why, at FROM operator_commands
-    WHERE action LIKE '{\"pause\"%' OR action LIKE '{\"resume\"%' ORDER BY id";
-
-/// What is paused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pause {
-    /// What.
-    pub scope: Scope,
-    /// Who asked.
-    pub who: String,
-    /// Why.
-    pub why: String,
-    /// Since when.
-    pub since: Millis,
-}
-
-impl Pause {
-    /// What is paused after these commands, in the order in which they were recorded: a resumed service has no paused keys
-    /// either. Each with its action's JSON, who asked, why and when; what is not understood is passed over.
-    pub(in crate::store) fn after(commands: impl IntoIterator<Item = (String, String, String, Millis)>) -> Vec<Self> {
-        let mut paused: BTreeMap<Scope, Self> = BTreeMap::new();
-        for (action, who, why, since) in commands {
-            match serde_json::from_str(&action) {
-                Ok(Action::Pause(scope)) => {
-                    paused.entry(scope.clone()).or_insert(Self { scope, who, why, since });
-                }
-                Ok(Action::Resume(scope)) => paused.retain(|other, _| !scope.covers(other)),
-                Ok(_) | Err(_) => {}
-            }
-        }
-        paused.into_values().collect()
-    }
-}
-
-impl Scope {
-    /// Whether all of `other` is part of it.
-    pub fn covers(&self, other: &Self) -> bool {
-        self.service == other.service && (self.key.is_none() || self.key == other.key)
-    }
-}
-
-impl std::fmt::Display for Scope {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.key {
-            Some(key) => write!(f, "key {key:?} of {}", self.service),
-            None => write!(f, "service {}", self.service),
-        }
     }
 }
 
@@ -192,45 +111,6 @@ pub struct WaitingKey {
     pub pending: u64,
     /// When the first of them was taken.
     pub oldest_at: Millis,
-}
-
-/// A command to be recorded: also the audit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewCommand {
-    /// What.
-    pub action: Action,
-    /// On which dead letters, where it is about some.
-    pub filter: DeadFilter,
-    /// Who asked.
-    pub who: String,
-    /// Why.
-    pub why: String,
-    /// How many it matched when it was asked.
-    pub matched: u64,
-    /// When.
-    pub at: Millis,
-}
-
-/// A command that the owner of a shard has still to execute there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenCommand {
-    /// Its number.
-    pub id: i64,
-    /// What.
-    pub action: Action,
-    /// On which dead letters.
-    pub filter: DeadFilter,
-    /// Who asked.
-    pub who: String,
-}
-
-/// A command as it was read, or nothing and a line in the log: one that a newer program recorded must not keep this one
-/// from those that it understands.
-pub(super) fn readable(shard: ShardNo, id: i64, read: Result<OpenCommand, StoreError>) -> Option<OpenCommand> {
-    read.inspect_err(
-        |error| warn!(shard, command = id, %error, "an operator's command is not understood, it stays open"),
-    )
-    .ok()
 }
 
 /// How far a command is.
@@ -318,6 +198,23 @@ pub struct Story {
     pub log: Vec<(ShardNo, Arc<str>, u64)>,
     /// The key's states: service, version, JSON.
     pub states: Vec<(Arc<str>, u32, Bytes)>,
+    /// Of which kinds there are more than are told: the newest are.
+    pub cut: Vec<&'static str>,
+}
+
+impl Story {
+    /// Lines of each kind that are told.
+    pub const LINES_MAX: usize = 10_000;
+
+    /// Of lines that come newest first those that are told, oldest first; what is cut is noted.
+    pub(in crate::store) fn told<T>(&mut self, what: &'static str, mut lines: Vec<T>) -> Vec<T> {
+        if lines.len() > Self::LINES_MAX {
+            lines.truncate(Self::LINES_MAX);
+            self.cut.push(what);
+        }
+        lines.reverse();
+        lines
+    }
 }
 
 /// An import's progress: a row of its own, written with the messages it counts.
@@ -352,8 +249,12 @@ pub struct ImportBatch {
 
 /// The questions.
 pub trait Queries: Send + Sync {
-    /// The shards.
+    /// The shards. It counts all that waits in them: for people.
     fn shards(&self) -> StoreFuture<'_, Vec<ShardRow>>;
+    /// Unread messages of these shards in the embedded log (a row half read counts whole).
+    fn unread(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>>;
+    /// How many keys of these shards have rows in `pending`.
+    fn count_waiting(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>>;
     /// Dead letters, newest first, at most `limit`.
     fn peek(&self, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<(ShardNo, DeadLetter)>>;
     /// How many dead letters match.
@@ -362,8 +263,8 @@ pub trait Queries: Send + Sync {
     fn explain(&self, text: String) -> StoreFuture<'_, Story>;
     /// Timers, first due first, at most `limit`; of one service or one key where they are named.
     fn scheduled(&self, service: Option<String>, key: Option<String>, limit: usize) -> StoreFuture<'_, Vec<Timer>>;
-    /// Keys that most messages wait for, at most `limit`.
-    fn waiting_keys(&self, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>>;
+    /// Keys that most messages wait for, at most `limit`; of one service where it is named.
+    fn waiting_keys(&self, service: Option<String>, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>>;
     /// Events of a shard with a number above `after`, in order, at most `limit` commits' worth.
     fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>>;
     /// Rows of a handler's table.
@@ -384,8 +285,10 @@ pub trait Queries: Send + Sync {
     fn command(&self, command: NewCommand) -> StoreFuture<'_, i64>;
     /// What is paused, as operators have asked.
     fn pauses(&self) -> StoreFuture<'_, Vec<Pause>>;
-    /// Commands that `shard` has still to execute.
-    fn open_commands(&self, shard: ShardNo) -> StoreFuture<'_, Vec<OpenCommand>>;
+    /// Commands that `shard` has still to execute, in order, without those that are passed over.
+    fn open_commands(&self, shard: ShardNo, without: Vec<i64>) -> StoreFuture<'_, Vec<Result<OpenCommand, Strange>>>;
+    /// Forgets commands that were recorded before a time and executed by every shard, at most `limit`; gives how many.
+    fn forget_commands(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64>;
     /// How far a command is.
     fn command_state(&self, id: i64) -> StoreFuture<'_, CommandState>;
     /// What the store tells of itself to whoever checks it; a store that nothing outlives has nothing to tell.

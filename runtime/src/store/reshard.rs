@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::layout;
-use super::{Counters, SourcePositions, StoreError, Watermarks};
+use super::{Counters, Letters, SourcePositions, StoreError, Watermarks};
 use crate::clock::Millis;
 use crate::message::{Message, ShardNo, TakenId, murmur2, shard_of};
 use crate::transport::{Positions, embedded};
@@ -204,6 +204,8 @@ impl Plan {
         for (name, count) in old.iter().flat_map(|row| &row.counters) {
             *totals.entry(name.clone()).or_default() += count;
         }
+        // Each shard counts what it is dealt.
+        Letters::forget(&mut totals);
         let shard = |(shard, (commit_no, outbox_seq, last_seq)): (ShardNo, &(u64, u64, u64))| New {
             shard,
             // Whoever still thinks that it owns a shard of this number is fenced off.

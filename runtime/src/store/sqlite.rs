@@ -12,6 +12,7 @@ mod queries;
 mod read;
 mod schema;
 mod tables;
+mod waiting;
 mod wal;
 mod writer;
 
@@ -35,11 +36,12 @@ use super::query::{DeadFilter, EventRow, Queries};
 use super::reshard::{self, ReshardError, Resharded};
 use super::watch::LogWatch;
 use super::{
-    Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Outcome, PendingRow, ServiceKey,
-    Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer, Trim,
+    Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Letters, OfService, OldLetters,
+    Outcome, PendingRow, Runnable, ServiceKey, Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer,
+    Trim,
 };
 use crate::clock::Millis;
-use crate::message::ShardNo;
+use crate::message::{ShardNo, TakenId};
 use crate::transport::Positions;
 
 /// How long a connection waits for another one's write.
@@ -242,24 +244,46 @@ impl Store for SqliteStore {
         Box::pin(read::inbox(&self.readers, shard, since, max))
     }
 
+    fn known(&self, shard: ShardNo, asked: Vec<(TakenId, String)>) -> StoreFuture<'_, Vec<bool>> {
+        Box::pin(async move { waiting::known(&self.readers, shard, &asked).await })
+    }
+
+    fn letters(&self, shard: ShardNo) -> StoreFuture<'_, Letters> {
+        Box::pin(waiting::letters(&self.readers, shard))
+    }
+
+    fn old(&self, shard: ShardNo, after: u64, before: Millis) -> StoreFuture<'_, OldLetters> {
+        Box::pin(waiting::old(&self.readers, shard, after, before))
+    }
+
     fn load(&self, shard: ShardNo, keys: Vec<ServiceKey>) -> StoreFuture<'_, Vec<KeyRow>> {
         Box::pin(async move { read::load(&self.readers, shard, &keys).await })
     }
 
-    fn due(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, Due> {
-        Box::pin(read::due(&self.readers, shard, now, limit))
+    fn due(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, Due> {
+        Box::pin(async move { waiting::due(&self.readers, shard, now, &runnable, limit).await })
     }
 
-    fn orphans(&self, shard: ShardNo, after: Option<ServiceKey>, limit: usize) -> StoreFuture<'_, Vec<ServiceKey>> {
-        Box::pin(read::orphans(&self.readers, shard, after, limit))
+    fn orphans(
+        &self,
+        shard: ShardNo,
+        runnable: Runnable,
+        after: Option<ServiceKey>,
+        limit: usize,
+    ) -> StoreFuture<'_, Vec<ServiceKey>> {
+        Box::pin(async move { waiting::orphans(&self.readers, shard, &runnable, after, limit).await })
     }
 
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {
         Box::pin(read::page(&self.readers, shard, key, after, limit))
     }
 
-    fn timers(&self, shard: ShardNo, now: Millis, limit: usize) -> StoreFuture<'_, DueTimers> {
-        Box::pin(read::timers(&self.readers, shard, now, limit))
+    fn timers(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, DueTimers> {
+        Box::pin(async move { waiting::timers(&self.readers, shard, now, &runnable, limit).await })
+    }
+
+    fn of_service(&self, shard: ShardNo, service: Arc<str>, limit: usize) -> StoreFuture<'_, OfService> {
+        Box::pin(async move { waiting::of_service(&self.readers, shard, &service, limit).await })
     }
 
     fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>> {

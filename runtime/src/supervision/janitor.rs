@@ -1,6 +1,9 @@
-//! Keeps the gauges that only the store can tell: dead letters, waiting and held keys, unread messages, old transactions;
-//! and removes records of calls whose time is over.
+//! Keeps the gauges that only the store can tell: unread messages, waiting keys, old transactions; and removes records of
+//! calls whose time is over, and commands of operators that are old.
 //! In: the time. Out: gauges per shard and of the store.
+//!
+//! Counting costs what there is to count: it rests for two hundred times as long as it took, so that it never uses more than a
+//! half percent of a core.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +12,18 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tracing::{info, warn};
 
 use super::Env;
-use crate::clock::Stopwatch;
-use crate::metrics::{Alarm, WorkerAlarm};
+use crate::clock::{Stopwatch, millis};
+use crate::message::ShardNo;
+use crate::metrics::WorkerAlarm;
+use crate::store::StoreError;
 
 /// How often it looks.
 const EVERY: Duration = Duration::from_secs(2);
+/// How much longer it rests than it counted.
+const REST_FACTOR: u32 = 200;
+/// How often old commands are forgotten; as many at once.
+const FORGET_EVERY: Duration = Duration::from_secs(600);
+const FORGET_MAX: usize = 1_000;
 /// How often it looks for old transactions, at least.
 const TRANSACTIONS_EVERY: Duration = Duration::from_secs(15);
 
@@ -33,6 +43,10 @@ pub(crate) struct JanitorState {
     looked: Option<Stopwatch>,
     /// Since expired records were removed.
     swept: Option<Stopwatch>,
+    /// Since old commands were forgotten.
+    forgot: Option<Stopwatch>,
+    /// Since it counted, and how long it rests.
+    counted: Option<(Stopwatch, Duration)>,
 }
 
 impl Actor for Janitor {
@@ -42,7 +56,7 @@ impl Actor for Janitor {
 
     async fn pre_start(&self, myself: ActorRef<()>, env: Arc<Env>) -> Result<JanitorState, ActorProcessingErr> {
         myself.send_interval(EVERY, || ());
-        Ok(JanitorState { env, looked: None, swept: None })
+        Ok(JanitorState { env, looked: None, swept: None, forgot: None, counted: None })
     }
 
     async fn handle(&self, _: ActorRef<()>, (): (), state: &mut JanitorState) -> Result<(), ActorProcessingErr> {
@@ -56,28 +70,52 @@ impl Actor for Janitor {
             sweep(env).await;
             state.swept = Some(Stopwatch::start());
         }
-        // While the store cannot be read the gauges keep their last values; its alarm says why.
-        let owner = env.fleet.is_some().then(|| env.owner());
-        for row in env.store.queries().shards().await.unwrap_or_default() {
-            // In a fleet each worker shows what it owns.
-            if owner.is_some() && row.owner != owner {
-                continue;
-            }
-            let shard = env.metrics.shard(row.shard);
-            shard.set_dead_letter_depth(row.dead_letters);
-            shard.set_unread(row.unread);
-            shard.set_waiting_keys(row.waiting_keys);
-            shard.set_held_keys(row.held_keys);
-            let held = row.held_keys > 0;
-            if shard.set_alarm(Alarm::HeldKeys, held) {
-                let (shard, keys) = (row.shard, row.held_keys);
-                match held {
-                    true => warn!(shard, keys, "keys wait for an operator: look at the dead letters that hold them"),
-                    false => info!(shard, "no key waits for an operator any more"),
-                }
-            }
+        if state.forgot.as_ref().is_none_or(|forgot| forgot.elapsed() >= FORGET_EVERY) {
+            forget_commands(env).await;
+            state.forgot = Some(Stopwatch::start());
+        }
+        if state.counted.as_ref().is_none_or(|(counted, rest)| counted.elapsed() >= *rest) {
+            let took = count(env).await;
+            state.counted = Some((Stopwatch::start(), EVERY.max(took.saturating_mul(REST_FACTOR))));
         }
         Ok(())
+    }
+}
+
+/// Counts what only the store can tell of the shards that run here; gives how long that took. While it cannot be told the
+/// gauges keep their last values.
+async fn count(env: &Env) -> Duration {
+    let watch = Stopwatch::start();
+    let here: Vec<ShardNo> = match &env.fleet {
+        Some(fleet) => fleet.view().running.clone(),
+        None => (0..env.settings.ownership.shards).collect(),
+    };
+    let queries = env.store.queries();
+    if let Some(found) = told(env, queries.unread(here.clone()).await) {
+        found.into_iter().for_each(|(shard, count)| env.metrics.shard(shard).set_unread(count));
+    }
+    if let Some(found) = told(env, queries.count_waiting(here).await) {
+        found.into_iter().for_each(|(shard, count)| env.metrics.shard(shard).set_waiting_keys(count));
+    }
+    watch.elapsed()
+}
+
+fn told<T>(env: &Env, answer: Result<T, StoreError>) -> Option<T> {
+    answer
+        .inspect_err(|error| {
+            env.metrics.add_look_failure();
+            warn!(%error, "unread messages and waiting keys cannot be counted now: their gauges keep their last values");
+        })
+        .ok()
+}
+
+/// Commands are kept for `history.keep_commands`.
+async fn forget_commands(env: &Env) {
+    let before = env.clock.now().saturating_sub(millis(env.settings.history.keep_commands));
+    match env.store.queries().forget_commands(before, FORGET_MAX).await {
+        Ok(0) => {}
+        Ok(commands) => info!(commands, "operators' commands were forgotten after history.keep_commands"),
+        Err(error) => warn!(%error, "operators' commands cannot be forgotten now"),
     }
 }
 

@@ -22,6 +22,7 @@ use crate::pipeline::ingress::{Ingress, IngressArgs, IngressMessage};
 use crate::pipeline::ledger::{Ledger, LedgerConfig, SourceInfo};
 use crate::pipeline::reader::{Reader, Readers};
 use crate::pipeline::shard::{Shard, ShardMessage};
+use crate::store::Letters;
 use crate::transport::Transport;
 
 /// How often a shard looks at the time.
@@ -284,6 +285,9 @@ async fn take(args: &ShardSupervisorArgs) -> Result<Ledger, ActorProcessingErr> 
     if args.again {
         // No process has ended: nothing is suspect of having ended one.
         taken.unclean = 0;
+    }
+    if Letters::stored(&taken.counters).is_none() {
+        env.store.letters(args.shard).await?.store(&mut taken.counters);
     }
     // Of any age: the ledger forgets by the time in which somebody ran, which a long downtime is not.
     let inbox = env.store.inbox(args.shard, 0, env.settings.dedup.max_ids).await?;

@@ -10,7 +10,8 @@ use crate::pipeline::dispatcher::publisher::{Progress, Publisher};
 use crate::pipeline::ledger::{ActorIx, Arrival, Ledger, RunReport, SlotIx};
 use crate::store::query::OpenCommand;
 use crate::store::{
-    DeadLetter, Due, DueTimers, Epoch, KeyRow, Outcome, PendingRow, ServiceKey, StoreError, TakenShard, Timer,
+    DeadLetter, Due, DueTimers, Epoch, KeyRow, OfService, OldLetters, Outcome, PendingRow, ServiceKey, StoreError,
+    TakenShard, Timer,
 };
 use crate::transport::pace::{Pace, Sent};
 use crate::transport::{Answer, Outgoing, Source};
@@ -43,6 +44,8 @@ pub(super) enum Told {
     CommitterBack,
     Retaken(Result<TakenShard, StoreError>),
     Loaded(Vec<(SlotIx, u64)>, Vec<KeyRow>),
+    Checked(Vec<(SlotIx, u64)>, Vec<bool>),
+    OldFound(OldLetters),
     Permit(u16),
     Due(Due),
     Timers(DueTimers),
@@ -51,6 +54,7 @@ pub(super) enum Told {
     Paged(SlotIx, u64, Vec<PendingRow>),
     Commands(Vec<OpenCommand>),
     DeadFound(i64, Vec<DeadLetter>),
+    ServiceFound(i64, OfService),
     DispatcherBack(u16),
     /// What became of an event; nothing where the sink does not take it for the moment.
     Answered(u16, u32, (Sent, Outgoing), Option<Answer>),

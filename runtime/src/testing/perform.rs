@@ -20,13 +20,15 @@ impl World {
             let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
             let (now, committer) = (self.now, owner.committer);
             match action {
-                Action::Load(..) => self.question(id, Lane::Loader(true), action),
-                Action::FetchDue(_)
+                Action::Load(..) | Action::Check(..) => self.question(id, Lane::Loader(true), action),
+                Action::FetchDue(..)
+                | Action::FindOld(..)
                 | Action::FetchOrphans(..)
-                | Action::FetchTimers(_)
+                | Action::FetchTimers(..)
                 | Action::FetchSchedules
                 | Action::Page(..)
                 | Action::FindDead(..)
+                | Action::FindService(..)
                 | Action::Trim(_) => self.question(id, Lane::Clerk(true), action),
                 Action::Retake(_) => self.question(id, Lane::Taker(true), action),
                 Action::Run(actor, order) => {
@@ -122,16 +124,29 @@ impl World {
                 self.told(id, Lane::Loader(false), 500, Told::Loaded(slots, rows));
                 return Ok(());
             }
-            Action::FetchDue(limit) => Told::Due(store.due_now(shard, self.clock.now(), limit)),
-            Action::FetchTimers(limit) => Told::Timers(store.timers_now(shard, self.clock.now(), limit)),
+            Action::Check(places, ids) => {
+                let known = store.known_now(shard, &ids);
+                self.told(id, Lane::Loader(false), 500, Told::Checked(places, known));
+                return Ok(());
+            }
+            Action::FindOld(after, before) => Told::OldFound(store.old_now(shard, after, before)),
+            Action::FetchDue(runnable, limit) => Told::Due(store.due_now(shard, self.clock.now(), &runnable, limit)),
+            Action::FetchTimers(runnable, limit) => {
+                Told::Timers(store.timers_now(shard, self.clock.now(), &runnable, limit))
+            }
             Action::FetchSchedules => Told::Schedules(store.schedules_now(shard)),
-            Action::FetchOrphans(after, limit) => Told::Orphans(store.orphans_now(shard, after.as_ref(), limit)),
+            Action::FetchOrphans(runnable, after, limit) => {
+                Told::Orphans(store.orphans_now(shard, &runnable, after.as_ref(), limit))
+            }
             Action::Page(slot, token, key, after, limit) => {
                 self.witness.stats.pages += 1;
                 Told::Paged(slot, token, store.page_now(shard, &key, after, limit))
             }
             Action::FindDead(id, filter, after, limit) => {
                 Told::DeadFound(id, store.dead_now(shard, &filter, after.as_ref(), limit))
+            }
+            Action::FindService(id, service, limit) => {
+                Told::ServiceFound(id, store.of_service_now(shard, &service, limit))
             }
             Action::Retake(epoch) => {
                 let taken = store.retake_now(shard, epoch);

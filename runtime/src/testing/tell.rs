@@ -53,6 +53,8 @@ impl World {
             }
             Told::Retaken(answer) => ledger.retaken(answer, now),
             Told::Loaded(slots, rows) => ledger.loaded(&slots, rows),
+            Told::Checked(places, known) => ledger.checked(&places, &known),
+            Told::OldFound(found) => ledger.old_found(found, now),
             Told::Due(due) => ledger.due(due, now),
             Told::Permit(service) => ledger.permit(service),
             Told::Timers(due) => ledger.timers_due(due, now),
@@ -61,6 +63,7 @@ impl World {
             Told::Paged(slot, token, rows) => ledger.paged(slot, token, rows, now),
             Told::Commands(commands) => commands.into_iter().for_each(|command| ledger.command(command)),
             Told::DeadFound(command, letters) => ledger.dead_found(command, letters, now),
+            Told::ServiceFound(command, found) => ledger.service_found(command, found, now),
             Told::Published(sink, progress) => ledger.published(sink, progress, now),
             Told::DispatcherBack(sink) => self.start_outlet(id, sink),
             Told::Answered(sink, generation, sent, answer) => self.answered(id, (sink, generation), sent, answer),

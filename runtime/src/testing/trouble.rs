@@ -124,8 +124,8 @@ impl World {
 
     /// Commands that a shard has still to execute.
     pub(super) fn open_commands(&self, shard: ShardNo) -> Vec<OpenCommand> {
-        let open = Queries::open_commands(&*self.disk.store, shard).now_or_never();
-        open.and_then(Result::ok).unwrap_or_default()
+        let open = Queries::open_commands(&*self.disk.store, shard, Vec::new()).now_or_never();
+        open.and_then(Result::ok).unwrap_or_default().into_iter().flatten().collect()
     }
 
     /// Looks whether everything is done.
@@ -234,6 +234,10 @@ impl World {
             let gauges = owner.ledger.gauges(self.clock.now());
             if gauges.pending != in_store {
                 return Some(format!("shard {shard} counts {} waiting rows, there are {in_store}", gauges.pending));
+            }
+            let letters = self.disk.store.dead_letters().into_keys().filter(|(of, _)| *of == shard).count() as u64;
+            if gauges.letters.count != letters {
+                return Some(format!("shard {shard} counts {:?}, there are {letters}", gauges.letters));
             }
             for (source, ingress) in (0..).zip(&owner.ingresses) {
                 let free = owner.ledger.credits_free(source);

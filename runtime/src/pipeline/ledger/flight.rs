@@ -12,7 +12,7 @@ use super::{Action, Defect, Ledger, planted};
 use crate::clock::{Millis, millis};
 use crate::message::TakenId;
 use crate::settings::Overflow;
-use crate::store::{Commit, Epoch, Outcome, Part, StoreError, TakenShard, Trim};
+use crate::store::{Commit, Epoch, Letters, Outcome, Part, StoreError, TakenShard, Trim};
 
 /// A batch that was found unwritten this often in a row, its outcome unknown each time, is taken apart: it may be what
 /// breaks the connection.
@@ -38,6 +38,8 @@ pub(super) struct Flight {
     /// How often in a row its outcome was unknown, and it was found not to be written.
     unwritten: u32,
     pub(super) commit: Arc<Commit>,
+    /// Dead letters once it is durable.
+    letters: Letters,
     /// Its outcome is being found out.
     unknown: bool,
 }
@@ -201,6 +203,7 @@ impl Ledger {
         }
         let infos = self.config.sources.clone();
         let intake = self.sources.iter().flat_map(super::SourceTrack::rows_passed).collect();
+        let (letters, counters) = self.counted(&parts, &batch.groups);
         let names = infos.iter().map(|source| source.name.clone());
         let positions = names.zip(self.sources.iter_mut().map(super::SourceTrack::positions));
         let positions = positions.chain(self.absent.iter().map(|(name, at)| (name.clone(), at.clone())));
@@ -211,7 +214,7 @@ impl Ledger {
             at: now,
             positions: positions.collect(),
             watermarks,
-            counters: self.counters.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+            counters,
             first_seq: self.outbox_seq + 1,
             log,
             parts,
@@ -225,7 +228,7 @@ impl Ledger {
         let commit = Arc::new(commit);
         self.out.push(Action::Commit(commit.clone()));
         self.batches.flight =
-            Some(Flight { batch, suspects, release, unavailable: 0, unwritten: 0, commit, unknown: false });
+            Some(Flight { batch, suspects, release, unavailable: 0, unwritten: 0, commit, letters, unknown: false });
     }
 
     /// The store's answer to [`Action::Commit`] for the commit of this epoch and number.
@@ -274,8 +277,7 @@ impl Ledger {
                         let error = format!("its outcome was unknown {UNWRITTEN_MAX} times, and it was not written");
                         return self.refused(false, &error, now);
                     }
-                    let again = Commit { epoch: taken.epoch, ..Commit::clone(&flight.commit) };
-                    flight.commit = Arc::new(again);
+                    flight.commit = Arc::new(Commit { epoch: taken.epoch, ..Commit::clone(&flight.commit) });
                     self.out.push(Action::CommitLater(flight.commit.clone(), flight.unwritten - 1));
                 } else {
                     self.stop("the shard's commit number is not the one that was left behind");
@@ -289,16 +291,14 @@ impl Ledger {
     fn finish(&mut self, now: Millis) {
         let Some(flight) = self.batches.flight.take() else { return };
         let commit = &flight.commit;
-        self.commit_no = commit.no;
+        (self.commit_no, self.letters) = (commit.no, flight.letters);
         let events = commit.events().count() as u64;
         self.outbox_seq += events;
         self.publish(commit, events);
         if commit.clean || flight.release {
             self.suspicion.cleaned();
         }
-        for source in &mut self.sources {
-            source.committed(commit.no);
-        }
+        self.sources.iter_mut().for_each(|source| source.committed(commit.no));
         if !planted(Defect::AcknowledgeBeforeCommit) {
             self.acknowledge(commit);
         }
@@ -347,7 +347,7 @@ impl Ledger {
             self.waiting.at(due);
         }
         self.command_committed(part);
-        let Some(ix) = group.slot else { return };
+        let Some(ix) = group.slot else { return self.old_committed(part) };
         let slot = &mut self.slots[ix];
         let settled = (part.ids.len() - group.recorded + part.settled.len() + group.fired) as u64;
         *self.tally.processed.entry(slot.service).or_insert(0) += settled;

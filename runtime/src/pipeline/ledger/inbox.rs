@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
-use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
+use hashbrown::{HashMap, HashSet};
 
 use crate::clock::Millis;
 use crate::message::TakenId;
@@ -33,8 +33,9 @@ enum Mark {
 pub(crate) struct Inbox {
     ids: HashMap<TakenId, Mark>,
     copies: HashMap<TakenId, Vec<Ticket>>,
-    /// Ids of pending rows and dead letters count at any age.
-    pinned: HashMap<TakenId, u32>,
+    /// Ids of messages that operators put in the place of dead letters: no commit has taken them, and the store may not have
+    /// them yet. Those of other rows and letters are looked up in the store once they have left the window.
+    pinned: HashSet<TakenId>,
     commits: VecDeque<(u64, Millis, Box<[TakenId]>)>,
     taken: usize,
     /// When the last commit was written that was read at the takeover, until ids age for the first time.
@@ -70,15 +71,12 @@ impl Inbox {
             inbox.taken += commit.ids.len();
             inbox.commits.push_back((commit.no, commit.at, commit.ids.into_boxed_slice()));
         }
-        for id in rows.pinned {
-            inbox.pin(id);
-        }
         inbox
     }
 
     /// An id arrives with a delivery.
     pub(crate) fn arrive(&mut self, id: TakenId, ticket: Ticket) -> Arrival {
-        if !self.pinned.is_empty() && self.pinned.contains_key(&id) {
+        if !self.pinned.is_empty() && self.pinned.contains(&id) {
             return Arrival::Taken;
         }
         match self.ids.entry(id) {
@@ -111,19 +109,20 @@ impl Inbox {
         }
     }
 
-    /// The id's row or dead letter exists.
-    pub(crate) fn pin(&mut self, id: TakenId) {
-        *self.pinned.entry(id).or_insert(0) += 1;
+    /// An id in hand turns out to be that of a row or a dead letter, which the store has. Gives its copies.
+    pub(crate) fn forget(&mut self, id: TakenId) -> Vec<Ticket> {
+        self.ids.remove(&id);
+        self.copies.remove(&id).unwrap_or_default()
     }
 
-    /// The id's row or dead letter is gone.
+    /// An operator puts a message with this id in the place of another.
+    pub(crate) fn pin(&mut self, id: TakenId) {
+        self.pinned.insert(id);
+    }
+
+    /// It was not written.
     pub(crate) fn unpin(&mut self, id: TakenId) {
-        if let Entry::Occupied(mut count) = self.pinned.entry(id) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
+        self.pinned.remove(&id);
     }
 
     /// A commit took these ids.

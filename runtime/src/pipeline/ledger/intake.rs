@@ -2,7 +2,7 @@
 //! In: deliveries of a source, answers to loads. Out: items in their slots' queues, duplicates settled at once.
 
 use super::inbox::Arrival as Seen;
-use super::record::dead_letter;
+use super::record::{bounded, dead_letter};
 use super::slot::{From, Item, Newest, SlotIx};
 use super::{Action, Ledger, Ticket, Tracker};
 use crate::clock::{Millis, millis};
@@ -13,6 +13,9 @@ use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{KeyRow, RowSpan, ServiceKey};
 use crate::transport::Position;
 use std::sync::Arc;
+
+/// Messages that the store is asked about at once, about so many.
+const CHECK_MAX: usize = 1_000;
 
 /// A delivery as the ingress passes it on.
 #[derive(Clone, Debug)]
@@ -147,7 +150,18 @@ impl Ledger {
         let slot = &mut self.slots[ix];
         if !slot.known {
             slot.queue.push_back(item);
-        } else if !slot.overflow.is_empty() {
+        } else if slot.is_doubtful() {
+            slot.unsure.push_back(item);
+            self.to_check.push(ix);
+        } else {
+            self.enqueue(ix, item);
+        }
+    }
+
+    /// A message that is new goes behind what is in hand of its key.
+    fn enqueue(&mut self, ix: SlotIx, item: Item) {
+        let slot = &mut self.slots[ix];
+        if !slot.overflow.is_empty() {
             slot.overflow.push_back(item);
         } else if slot.must_follow() && !super::planted(super::Defect::FollowersNotAppended) {
             self.follow(ix, item);
@@ -196,6 +210,46 @@ impl Ledger {
         }
     }
 
+    /// Asks the store about messages whose ids the inbox does not know, of keys of which something waits or was given up.
+    pub(super) fn request_checks(&mut self) {
+        let (mut places, mut ids) = (Vec::new(), Vec::new());
+        for ix in std::mem::take(&mut self.to_check) {
+            let Some(_) = self.slots.get(ix).filter(|slot| slot.asked == 0) else { continue };
+            let slot = &mut self.slots[ix];
+            slot.asked = slot.unsure.len().min(CHECK_MAX);
+            places.extend(std::iter::repeat_n((ix, slot.token), slot.asked));
+            ids.extend(slot.unsure.iter().take(slot.asked).map(|item| (item.id, item.message.id().to_owned())));
+            if ids.len() >= CHECK_MAX {
+                self.out.push(Action::Check(std::mem::take(&mut places), std::mem::take(&mut ids)));
+            }
+        }
+        if !ids.is_empty() {
+            self.out.push(Action::Check(places, ids));
+        }
+    }
+
+    /// The store's answer to [`Action::Check`]: which of these messages wait, or were given up.
+    pub fn checked(&mut self, places: &[(SlotIx, u64)], known: &[bool]) {
+        for ((ix, token), known) in places.iter().zip(known) {
+            if !self.slots.current(*ix, *token) {
+                continue;
+            }
+            let slot = &mut self.slots[*ix];
+            let Some(item) = slot.unsure.pop_front() else { continue };
+            slot.asked = slot.asked.saturating_sub(1);
+            self.to_check.push(*ix);
+            self.to_advance.push_back(*ix);
+            match item.from {
+                From::Live(ticket) if *known => {
+                    self.count_duplicate();
+                    self.drop_ticket(ticket);
+                    self.inbox.forget(item.id).into_iter().for_each(|copy| self.drop_ticket(copy));
+                }
+                _ => self.enqueue(*ix, item),
+            }
+        }
+    }
+
     pub(super) fn service_key(&self, ix: SlotIx) -> ServiceKey {
         let slot = &self.slots[ix];
         ServiceKey { service: self.policy(slot.service).name.clone(), key: slot.key.clone() }
@@ -214,6 +268,7 @@ impl Ledger {
             }
             if !slot.known {
                 slot.known = true;
+                slot.letters = row.dead;
                 self.know(*ix, row.held, row.pending);
             }
             self.to_advance.push_back(*ix);
@@ -236,6 +291,13 @@ impl Ledger {
                 self.waiting.awake += 1;
             }
         }
+        if slot.is_doubtful() {
+            let queue = std::mem::take(&mut slot.queue);
+            let (live, rest) = queue.into_iter().partition(|item| matches!(item.from, From::Live(_)));
+            (slot.unsure, slot.queue) = (live, rest);
+            self.to_check.push(ix);
+        }
+        let slot = &mut self.slots[ix];
         if slot.must_follow() && !super::planted(super::Defect::FollowersNotAppended) {
             for item in std::mem::take(&mut slot.queue) {
                 self.follow(ix, item);
@@ -249,12 +311,11 @@ impl Ledger {
         let bytes_max = self.config.settings.commit.bytes_max;
         self.batches.loose_with_room(item.message.frame().len(), bytes_max);
         self.take(None, &item, ticket);
-        self.inbox.pin(item.id);
         let seq = self.next_seq();
         self.tally.dead.push(service);
         self.count("dead_letters", 1);
         let name: Arc<str> = service.map_or_else(|| Arc::from(""), |service| self.policy(service).name.clone());
-        let error = item.refusal.clone().unwrap_or_else(|| "the message has no key".to_owned());
+        let error = bounded(item.refusal.clone().unwrap_or_else(|| "the message has no key".to_owned()));
         let key = ServiceKey { service: name, key: item.message.key().into() };
         let letter = dead_letter(&item, seq, key, error, false, now);
         let (event, answer) = (self.obituary(&letter), self.bad_news(&letter));
@@ -278,11 +339,11 @@ impl Ledger {
         let young = self.inbox.oldest().is_some_and(|(_, at)| now.saturating_sub(at) < window_min);
         let full =
             self.outbox_full() || dedup.overflow == Overflow::Pause && self.inbox.len() >= dedup.max_ids && young;
+        let room = self.waiting.rows < self.config.settings.pending.max_per_shard && !self.letters_full();
         let track = &mut self.sources[source as usize];
         track.used -= freed;
         track.owed += freed;
         let far = track.trackers.iter().map(Tracker::len).sum::<usize>();
-        let room = self.waiting.rows < self.config.settings.pending.max_per_shard;
         if track.owed > 0 && !full && room && far <= self.config.settings.ingress.ahead_max {
             let granted = std::mem::take(&mut track.owed);
             self.out.push(Action::Credit(source, granted));

@@ -9,10 +9,14 @@ use crate::clock::Millis;
 use crate::handler::{CALL, CALL_ID, COMMAND, call_of};
 use crate::message::{Draft, Message, TakenId, shard_of};
 use crate::store::query::{Action as Wanted, OpenCommand, Scope};
-use crate::store::{CommandResult, DeadLetter, DeadPlace, HistoryRow, Part, PendingKind, PendingRow};
+use crate::store::{
+    CommandResult, DeadLetter, DeadPlace, HistoryRow, Letters, Part, PendingKind, PendingRow, Runnable, ServiceKey,
+};
 
 /// Dead letters looked up at once.
 const FIND_MAX: usize = 500;
+/// Rows and timers of a service looked up at once.
+const SERVICE_MAX: usize = 64;
 /// Header of a message that replaced a dead letter: the id of that.
 const REPLACES: &str = "replaces";
 
@@ -28,9 +32,9 @@ pub(crate) struct Operation {
 /// The command on its way.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    command: OpenCommand,
-    /// Letters found whose operations are not durable.
-    outstanding: usize,
+    pub(super) command: OpenCommand,
+    /// What was found whose operations are not durable.
+    pub(super) outstanding: u64,
     /// The last letter that was looked at: what cannot be replayed stays, and what stands behind it is found all the
     /// same.
     after: Option<DeadPlace>,
@@ -75,8 +79,21 @@ impl Ledger {
         self.waiting.at(self.waiting.now);
         // Anew, whatever is on its way: it may have passed over what was paused.
         self.waiting.orphans = true;
-        self.out.push(Action::FetchOrphans(None, self.config.settings.pending.page));
+        self.out.push(Action::FetchOrphans(self.runnable(), None, self.config.settings.pending.page));
         self.pauses.0.len() < before
+    }
+
+    /// Whose rows may run.
+    pub(super) fn runnable(&self) -> Runnable {
+        let is_paused =
+            |service: &str| self.pauses.0.iter().any(|scope| scope.service == *service && scope.key.is_none());
+        let names = self.config.services.iter().map(|service| &service.name);
+        let services: Vec<_> = names.filter(|name| !is_paused(name)).cloned().collect();
+        let key = |scope: &Scope| {
+            let service = services.iter().find(|name| ***name == *scope.service)?;
+            Some(ServiceKey { service: service.clone(), key: scope.key.as_deref()?.into() })
+        };
+        Runnable { without: self.pauses.0.iter().filter_map(key).collect(), services }
     }
 
     /// Whether a key with something to run is paused: it keeps no actor meanwhile.
@@ -97,7 +114,7 @@ impl Ledger {
 
     /// A command is to be executed on this shard. Ignored while another one is: it is still open when that is done.
     pub fn command(&mut self, command: OpenCommand) {
-        if self.draining || self.command.is_some() {
+        if self.draining || self.command.is_some() || self.keeping.is_busy() {
             return;
         }
         match &command.action {
@@ -111,6 +128,14 @@ impl Ledger {
             }
             Wanted::Replay | Wanted::Discard | Wanted::Edit { .. } => {
                 self.out.push(Action::FindDead(command.id, command.filter.clone(), None, FIND_MAX));
+            }
+            // What runs here is not given up.
+            Wanted::Drop(service) if self.service_of(service).is_some() => {
+                let result = CommandResult { command: command.id, affected: 0, done: true };
+                merge(&mut self.batches.loose().part, result);
+            }
+            Wanted::Drop(service) => {
+                self.out.push(Action::FindService(command.id, service.as_str().into(), SERVICE_MAX));
             }
         }
         self.command = Some(Progress { command, outstanding: 0, after: None });
@@ -126,7 +151,7 @@ impl Ledger {
             let service = self.service_of(&letter.service);
             let operation = Operation { command: id, action: action.clone(), who: who.clone(), letter };
             match (service, &operation.action) {
-                (_, Wanted::Retire(_) | Wanted::Pause(_) | Wanted::Resume(_)) => {}
+                (_, Wanted::Retire(_) | Wanted::Pause(_) | Wanted::Resume(_) | Wanted::Drop(_)) => {}
                 (_, Wanted::Edit { .. }) if operation.letter.id.is_outgoing() => {}
                 (_, Wanted::Replay) if operation.letter.id.is_outgoing() => {
                     self.publish_again(&operation.letter);
@@ -134,7 +159,6 @@ impl Ledger {
                     outstanding += 1;
                 }
                 (_, Wanted::Discard) if operation.letter.id.is_outgoing() => {
-                    self.unbury(&operation.letter);
                     self.without_slot(&operation, "discarded", now);
                     outstanding += 1;
                 }
@@ -149,7 +173,6 @@ impl Ledger {
                 // Of no service, or without a key: there is nowhere to replay it to.
                 (_, Wanted::Replay | Wanted::Edit { .. }) => {}
                 (_, Wanted::Discard) => {
-                    self.inbox.unpin(operation.letter.id);
                     self.without_slot(&operation, "discarded", now);
                     outstanding += 1;
                 }
@@ -174,7 +197,9 @@ impl Ledger {
 
     /// A letter that no key waits for is gone with the next commit.
     fn without_slot(&mut self, operation: &Operation, what: &str, now: Millis) {
-        let part = &mut self.batches.loose().part;
+        let group = self.batches.loose();
+        group.gone = group.gone.plus(Letters::one(&operation.letter.id, operation.letter.holds_key));
+        let part = &mut group.part;
         part.undead.push(operation.letter.seq);
         part.history.push(history(operation, what, now));
         merge(part, CommandResult { command: operation.command, affected: 1, done: false });
@@ -195,19 +220,15 @@ impl Ledger {
                     let Some(message) = replacement(&letter.message, payload.bytes(), id) else { continue };
                     let number = self.policy(self.slots[ix].service).number;
                     let taken = TakenId::of(&message, number, &self.config.hash_key);
-                    self.inbox.unpin(letter.id);
                     self.inbox.pin(taken);
                     self.group(ix).pinned.push(taken);
                     let edited = DeadLetter { message, id: taken, history: Vec::new(), ..letter.clone() };
                     self.replay(ix, &edited, releases, now);
                     "edited"
                 }
-                Wanted::Discard => {
-                    self.inbox.unpin(letter.id);
-                    "discarded"
-                }
+                Wanted::Discard => "discarded",
                 // They are about no dead letter.
-                Wanted::Retire(_) | Wanted::Pause(_) | Wanted::Resume(_) => continue,
+                Wanted::Retire(_) | Wanted::Pause(_) | Wanted::Resume(_) | Wanted::Drop(_) => continue,
             };
             if releases {
                 let slot = &mut self.slots[ix];
@@ -217,9 +238,7 @@ impl Ledger {
                 }
             }
             let group = self.group(ix);
-            if operation.action != Wanted::Replay {
-                group.discarded.push(letter.id);
-            }
+            group.gone = group.gone.plus(Letters::one(&letter.id, letter.holds_key));
             let part = &mut group.part;
             part.undead.push(letter.seq);
             part.history.push(history(&operation, what, now));
@@ -244,7 +263,6 @@ impl Ledger {
             slot.rows.loaded = seq - 1;
         }
         slot.rows.last = slot.rows.last.max(seq);
-        // The letter's pin in the inbox becomes the row's.
         let row = PendingRow {
             seq,
             service: letter.service.clone(),
@@ -266,27 +284,30 @@ impl Ledger {
     pub(super) fn command_committed(&mut self, part: &Part) {
         match &part.command {
             Some(result) if result.done => self.command = None,
-            Some(_) => self.command_step(part.undead.len()),
+            Some(result) => self.command_step(result.affected),
             None => {}
         }
     }
 
     /// A part with an operator's result was refused: its letters are found again.
     pub(super) fn command_undone(&mut self, part: &Part) {
-        if part.command.is_some() {
+        if let Some(result) = &part.command {
             if let Some(progress) = self.command.as_mut() {
                 progress.after = None;
             }
-            self.command_step(part.undead.len());
+            self.command_step(result.affected);
         }
     }
 
-    fn command_step(&mut self, operations: usize) {
+    fn command_step(&mut self, operations: u64) {
         let Some(progress) = self.command.as_mut() else { return };
         progress.outstanding = progress.outstanding.saturating_sub(operations);
         if progress.outstanding == 0 {
-            let (id, filter) = (progress.command.id, progress.command.filter.clone());
-            self.out.push(Action::FindDead(id, filter, progress.after.clone(), FIND_MAX));
+            let id = progress.command.id;
+            self.out.push(match &progress.command.action {
+                Wanted::Drop(service) => Action::FindService(id, service.as_str().into(), SERVICE_MAX),
+                _ => Action::FindDead(id, progress.command.filter.clone(), progress.after.clone(), FIND_MAX),
+            });
         }
     }
 }
@@ -301,7 +322,7 @@ fn replacement(message: &Message, payload: &[u8], id: &str) -> Option<Message> {
     Draft { id, key, kind, source, time, headers: &headers, payload }.build_unchecked().ok()
 }
 
-fn merge(part: &mut Part, result: CommandResult) {
+pub(super) fn merge(part: &mut Part, result: CommandResult) {
     match &mut part.command {
         Some(sum) => {
             sum.affected += result.affected;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::flight::Batch;
+use super::record::bounded;
 use super::settle::Group;
 use super::{Action, Ledger};
 use crate::clock::{Millis, millis};
@@ -14,7 +15,7 @@ use crate::handler::{Asked, Outcome};
 use crate::message::{Draft, Message, TakenId, keyed_hash};
 use crate::pipeline::bindings::DEAD_LETTER;
 use crate::pipeline::dispatcher::publisher::{Progress, Unpublished};
-use crate::store::{Attempt, Commit, DeadLetter, Event, InboxRows, SentMessage, TakenShard, Watermarks};
+use crate::store::{Attempt, Commit, DeadLetter, Event, SentMessage, TakenShard, Watermarks};
 
 /// Places kept to find the commits that all sinks have passed: with more, every other one is dropped.
 const PLACES_MAX: usize = 1_024;
@@ -30,8 +31,6 @@ pub(super) struct Outbox {
     due: bool,
     /// Commits, with the last event up to them.
     places: VecDeque<(u64, u64)>,
-    /// Dead letters that sinks refused.
-    pub(super) refused: u64,
 }
 
 /// What a batch brings beside its parts.
@@ -57,14 +56,13 @@ pub(super) struct Sum {
 
 impl Outbox {
     /// The outbox of a shard that was just taken over. A sink that is new there begins with what is emitted from now on.
-    pub(super) fn restore(sinks: &[Arc<str>], taken: &mut TakenShard, inbox: &InboxRows) -> Self {
+    pub(super) fn restore(sinks: &[Arc<str>], taken: &mut TakenShard) -> Self {
         let places = VecDeque::from([(taken.commit_no, taken.outbox_seq)]);
         let mut told = Vec::with_capacity(sinks.len());
         for sink in sinks {
             told.push(*taken.watermarks.entry(sink.clone()).or_insert(taken.outbox_seq));
         }
-        let refused = inbox.pinned.iter().filter(|id| id.is_outgoing()).count() as u64;
-        Self { told, since: None, due: false, places, refused }
+        Self { told, since: None, due: false, places }
     }
 }
 
@@ -92,7 +90,7 @@ impl Ledger {
     fn bury(&mut self, sink: u16, unpublished: Unpublished, now: Millis) {
         let Unpublished { service, event, reason } = unpublished;
         let (sink, topic) = (&self.config.bindings.sinks()[usize::from(sink)], &event.topic);
-        let error = format!("sink {sink} refused it for {topic}: {reason}");
+        let error = bounded(format!("sink {sink} refused it for {topic}: {reason}"));
         let id = TakenId::outgoing(&event.message, &self.config.hash_key);
         let letter = DeadLetter {
             seq: self.next_seq(),
@@ -106,8 +104,6 @@ impl Ledger {
             history: vec![Attempt { attempt: 1, at: now, generation: 0, error }],
             message: event.message,
         };
-        self.inbox.pin(id);
-        self.outbox.refused += 1;
         self.outbox.due = true;
         let index = self.service_of(&service);
         self.tally.dead.push(index);
@@ -163,16 +159,7 @@ impl Ledger {
     pub(super) fn publish_again(&mut self, letter: &DeadLetter) {
         let event =
             Event { service: letter.service.clone(), cause: letter.id.digest(), message: letter.message.clone() };
-        self.unbury(letter);
         self.batches.loose().outward().again.push(event);
-    }
-
-    /// The dead letter of a refused event is gone.
-    pub(super) fn unbury(&mut self, letter: &DeadLetter) {
-        self.inbox.unpin(letter.id);
-        if letter.id.is_outgoing() {
-            self.outbox.refused = self.outbox.refused.saturating_sub(1);
-        }
     }
 
     /// Gives a sink up, by an operator: it no longer keeps commits from being removed. Says whether it did.
@@ -286,6 +273,7 @@ impl Group {
             && self.tickets.is_empty()
             && self.part.command.is_none()
             && self.part.dead.is_empty()
+            && self.part.undead.is_empty()
             && self.outward.as_ref().is_none_or(|outward| outward.retired.is_empty() && outward.again.is_empty())
     }
 }

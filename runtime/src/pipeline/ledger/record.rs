@@ -5,11 +5,35 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use super::Ledger;
+use super::operator::merge;
+use super::settle::Group;
 use super::slot::{Item, SlotIx};
-use crate::clock::Millis;
+use super::{Action, Ledger};
+use crate::clock::{Millis, millis};
+use crate::handler::call_of;
 use crate::store::calls::{CallId, CallOutcome, Reply};
-use crate::store::{DeadLetter, Epoch, HistoryRow, ServiceKey};
+use crate::store::{
+    CommandResult, Counters, DeadLetter, Epoch, HistoryRow, Letters, OfService, OldLetters, Part, PendingRow,
+    ServiceKey, TimerWrite,
+};
+
+/// An error's text is copied with each attempt, into rows, history, letters and headers: it is bounded where it comes in.
+const ERROR_BYTES_MAX: usize = 8 * 1024;
+
+/// The text of an error, cut where it is too long; how much was cut is said.
+pub(super) fn bounded(mut error: String) -> String {
+    if error.len() > ERROR_BYTES_MAX {
+        let end = error.floor_char_boundary(ERROR_BYTES_MAX);
+        let cut = error.len() - end;
+        error.truncate(end);
+        error.push_str(&format!("… ({cut} bytes more)"));
+    }
+    error
+}
+
+/// Pause between two pages of dead letters that are looked through for old ones, and between two rounds through all.
+const OLD_MS: Millis = 1_000;
+const OLD_ALL_MS: Millis = 10_000;
 
 /// What happened since it was last asked, for metrics and logs.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +48,8 @@ pub struct Tally {
     pub unbound: u64,
     /// Messages passed on to the shard of their key.
     pub rekeyed: u64,
+    /// Dead letters that were removed because they were kept for `dlq.keep`.
+    pub expired: u64,
     /// Dead letters, by service index; `None` where there is no service.
     pub dead: Vec<Option<u16>>,
     /// Retries: attempt that failed, delay chosen in milliseconds.
@@ -76,8 +102,10 @@ pub struct Gauges {
     pub paused: bool,
     /// As many events wait to be published as may.
     pub outbox_full: bool,
-    /// Dead letters that are events which a sink refused.
-    pub outbox_refused: u64,
+    /// Dead letters.
+    pub letters: Letters,
+    /// There are as many as may be.
+    pub letters_full: bool,
     /// A sink that is no longer configured keeps commits.
     pub sink_gone: bool,
     /// Schedules whose next time could not be found.
@@ -133,6 +161,122 @@ impl Ledger {
     }
 }
 
+/// Where the walk through dead letters is, that are kept for `dlq.keep`.
+#[derive(Debug, Default)]
+pub(super) struct Keeping {
+    /// The last one that was looked at.
+    after: u64,
+    /// When to look on.
+    next: Millis,
+    /// The store was asked, or what it found is not durable.
+    busy: bool,
+}
+
+impl Keeping {
+    /// Whether dead letters are being removed: no operator acts on them meanwhile.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy
+    }
+}
+
+impl Ledger {
+    /// Whether there are as many dead letters as may be: nothing more is taken in.
+    pub(super) fn letters_full(&self) -> bool {
+        self.letters.count >= self.config.settings.dlq.max
+    }
+
+    /// Dead letters once a batch is durable (its parts bring some, its groups remove others), and the shard's counters with
+    /// them.
+    pub(super) fn counted(&self, parts: &[Part], groups: &[Group]) -> (Letters, Counters) {
+        let born = parts.iter().flat_map(|part| &part.dead).map(|letter| Letters::one(&letter.id, letter.holds_key));
+        let letters =
+            groups.iter().map(|group| group.gone).fold(born.fold(self.letters, Letters::plus), Letters::minus);
+        let mut counters = self.counters.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+        letters.store(&mut counters);
+        (letters, counters)
+    }
+
+    /// Looks on for dead letters that were kept for long enough, page by page.
+    pub(super) fn look_for_old(&mut self, now: Millis) {
+        let keep = millis(self.config.settings.dlq.keep);
+        let rests = keep == 0 || self.letters.count == self.letters.holding || now < self.keeping.next;
+        if rests || self.keeping.busy || self.command.is_some() || self.draining {
+            return;
+        }
+        self.keeping.busy = true;
+        self.out.push(Action::FindOld(self.keeping.after, now.saturating_sub(keep)));
+    }
+
+    /// The store's answer to [`Action::FindOld`]: they are removed with the next commit, and `explain` says so.
+    pub fn old_found(&mut self, found: OldLetters, now: Millis) {
+        // From the first one again, once all were looked at.
+        self.keeping.after = found.last.unwrap_or(0);
+        self.keeping.next = now.saturating_add(if found.last.is_some() { OLD_MS } else { OLD_ALL_MS });
+        self.keeping.busy = !found.letters.is_empty();
+        self.tally.expired += found.letters.len() as u64;
+        let group = self.batches.loose();
+        for letter in found.letters {
+            group.gone = group.gone.plus(Letters::one(&letter.id, false));
+            group.part.undead.push(letter.seq);
+            group.part.history.push(HistoryRow {
+                service: letter.service,
+                key: letter.key,
+                id: letter.message_id,
+                at: now,
+                attempt: 0,
+                generation: 0,
+                what: "expired".to_owned(),
+                error: "it was a dead letter for longer than dlq.keep".to_owned(),
+            });
+        }
+    }
+
+    /// A part that belongs to no key is durable.
+    pub(super) fn old_committed(&mut self, part: &Part) {
+        if part.command.is_none() && !part.undead.is_empty() {
+            self.keeping.busy = false;
+        }
+    }
+
+    /// The store's answer to [`Action::FindService`]: nothing of it is in hand, as no program here has the service. Timers
+    /// go; messages become dead letters, so that whoever asked for them is told, and nothing is lost before it is discarded.
+    pub fn service_found(&mut self, id: i64, found: OfService, now: Millis) {
+        let Some(progress) = self.command.as_mut().filter(|progress| progress.command.id == id) else { return };
+        progress.outstanding = (found.pending.len() + found.timers.len()) as u64;
+        if progress.outstanding == 0 {
+            return self.command_ends(id);
+        }
+        let error = format!("given up by {} (command {id}): no program has its service", progress.command.who);
+        for timer in found.timers {
+            let part = &mut self.batches.loose().part;
+            part.timers.push(TimerWrite { service: timer.of.service, key: timer.of.key, name: timer.name, set: None });
+            merge(part, CommandResult { command: id, affected: 1, done: false });
+        }
+        for row in found.pending {
+            self.give_up_row(row, error.clone(), now);
+            merge(&mut self.batches.loose().part, CommandResult { command: id, affected: 1, done: false });
+        }
+    }
+
+    /// A row that no key waits for becomes a dead letter.
+    fn give_up_row(&mut self, row: PendingRow, error: String, now: Millis) {
+        let PendingRow { seq, service, key, id, taken_at, message, history, .. } = row;
+        let letter = DeadLetter { seq, service, key, id, at: now, taken_at, error, holds_key: false, history, message };
+        let (event, answer) = (self.obituary(&letter), self.bad_news(&letter));
+        let reply = call_of(&letter.message).map(|call| Reply { call, outcome: CallOutcome::failed(&letter.error) });
+        self.waiting.rows = self.waiting.rows.saturating_sub(1);
+        self.tally.dead.push(None);
+        self.count("dead_letters", 1);
+        let bytes_max = self.config.settings.commit.bytes_max;
+        let part = &mut self.batches.loose_with_room(letter.message.frame().len(), bytes_max).part;
+        part.events.extend(event);
+        part.sent.extend(answer);
+        part.replies.extend(reply);
+        part.settled.push(seq);
+        part.dead.push(letter);
+    }
+}
+
 pub(super) fn dead_letter(
     item: &Item,
     seq: u64,
@@ -152,5 +296,20 @@ pub(super) fn dead_letter(
         holds_key,
         history: item.history.clone(),
         message: item.message.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_error_is_cut_between_characters_and_says_by_how_much() {
+        assert_eq!(bounded("short".to_owned()), "short");
+        assert_eq!(bounded("x".repeat(ERROR_BYTES_MAX)).len(), ERROR_BYTES_MAX);
+        let cut = bounded("é".repeat(ERROR_BYTES_MAX));
+        assert!(cut.ends_with("é… (8192 bytes more)") && cut.len() < ERROR_BYTES_MAX + 32, "{}", cut.len());
+        let odd = bounded(format!("x{}", "é".repeat(ERROR_BYTES_MAX)));
+        assert!(odd.ends_with("é… (8194 bytes more)"));
     }
 }

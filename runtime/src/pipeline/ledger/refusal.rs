@@ -97,7 +97,7 @@ impl Ledger {
             running.stale = true;
             items.extend(running.items.drain(..));
         }
-        items.extend(slot.queue.drain(..).chain(slot.overflow.drain(..)));
+        items.extend(slot.queue.drain(..).chain(slot.overflow.drain(..)).chain(slot.unsure.drain(..)));
         items.retain(|item| matches!(item.from, From::Live(_)));
         // One that was appended behind a row may have settled before those that were in memory then.
         items.sort_by_key(|item| item.arrival);
@@ -109,6 +109,7 @@ impl Ledger {
         slot.waits = false;
         slot.newest = Newest::Elsewhere;
         slot.rows = super::slot::Rows::default();
+        (slot.letters, slot.asked) = (false, 0);
         self.waiting.sleep(slot);
         self.timers_reset(ix);
         self.reset_permit(ix);
@@ -130,13 +131,9 @@ impl Ledger {
         for item in &group.items {
             let row = group.part.pending.iter().find(|row| row.id == item.id);
             let pending = row.is_some_and(|row| !group.part.settled.contains(&row.seq));
-            let dead = group.part.dead.iter().any(|letter| letter.id == item.id);
             match item.from {
                 From::Live(_) => {
                     self.uncount("taken");
-                    if pending || dead {
-                        self.inbox.unpin(item.id);
-                    }
                     if pending {
                         self.waiting.rows = self.waiting.rows.saturating_sub(1);
                     }
@@ -145,29 +142,16 @@ impl Ledger {
                     let copies = copies.chain(self.batches.take_copies(item.id)).collect();
                     self.inbox.unsettle(item.id, copies);
                 }
-                From::Timer => {
-                    if pending || dead {
-                        self.inbox.unpin(item.id);
-                    }
-                    if pending {
-                        self.waiting.rows = self.waiting.rows.saturating_sub(1);
-                    }
-                }
+                From::Timer if pending => self.waiting.rows = self.waiting.rows.saturating_sub(1),
+                From::Timer => {}
                 // Its row was written in the same group: what is undone of the live message is all.
                 From::Row(_) if row.is_some_and(|row| row.kind == PendingKind::Spilled) => {}
                 From::Row(_) if pending => {}
-                From::Row(_) => {
-                    self.waiting.rows += 1;
-                    if !dead {
-                        self.inbox.pin(item.id);
-                    }
-                }
+                From::Row(_) => self.waiting.rows += 1,
             }
         }
-        // A replayed letter's pin is the letter's again.
         let replayed = group.part.pending.iter().filter(|row| row.kind == PendingKind::Replay);
         self.waiting.rows = self.waiting.rows.saturating_sub(replayed.count() as u64);
-        group.discarded.iter().for_each(|id| self.inbox.pin(*id));
         group.pinned.iter().for_each(|id| self.inbox.unpin(*id));
         self.command_undone(&group.part);
     }

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use super::actors::Place;
+use super::record::bounded;
 use super::slot::{ActorIx, From, Item, Newest, Permit, Running, SlotIx};
 use super::{Action, Ledger, Stored};
 use crate::clock::{Millis, millis};
@@ -93,6 +94,19 @@ pub enum TurnFault {
     GiveUp(String),
     /// To be tried after so many milliseconds, without spending an attempt.
     Defer(Millis),
+}
+
+impl TurnFault {
+    /// The same, with a text that is not too long.
+    pub(super) fn bounded(self) -> Self {
+        match self {
+            Self::Retry(error) => Self::Retry(bounded(error)),
+            Self::Reject(error) => Self::Reject(bounded(error)),
+            Self::Refuse(code, error) => Self::Refuse(code, bounded(error)),
+            Self::GiveUp(error) => Self::GiveUp(bounded(error)),
+            Self::Defer(delay) => Self::Defer(delay),
+        }
+    }
 }
 
 impl Ledger {
@@ -278,7 +292,8 @@ impl Ledger {
                 running.items.append(&mut slot.queue);
                 slot.queue = running.items;
                 if let Some(head) = slot.queue.front().cloned() {
-                    self.note(ix, &head, head.attempt, generation, "restarted", reason, now);
+                    let reason = bounded(reason.to_owned());
+                    self.note(ix, &head, head.attempt, generation, "restarted", &reason, now);
                 }
             }
             None => {}

@@ -11,7 +11,7 @@ use crate::clock::{Millis, millis};
 use crate::handler::{AfterDeadLetter, Fault, call_of};
 use crate::message::TakenId;
 use crate::store::calls::{CallOutcome, Reply};
-use crate::store::{Attempt, Part, PendingKind, StateWrite};
+use crate::store::{Attempt, Letters, Part, PendingKind, StateWrite};
 
 /// Failed attempts kept with a message: the first of them and the newest.
 const ATTEMPTS_KEPT: usize = 50;
@@ -36,8 +36,8 @@ pub(crate) struct Group {
     pub(crate) fired: usize,
     /// Ids of messages that it puts in the place of dead letters.
     pub(crate) pinned: Vec<TakenId>,
-    /// Dead letters that it removes for good.
-    pub(crate) discarded: Vec<TakenId>,
+    /// Dead letters that it removes.
+    pub(crate) gone: Letters,
     /// What it changes beside its part: only what belongs to no key does.
     pub(super) outward: Option<Box<super::outbox::Outward>>,
 }
@@ -117,10 +117,7 @@ impl Ledger {
     pub(super) fn settle_item(&mut self, ix: SlotIx, item: Item) {
         match item.from {
             From::Live(ticket) => self.take(Some(ix), &item, ticket),
-            From::Row(seq) => {
-                self.inbox.unpin(item.id);
-                self.drop_row(ix, seq);
-            }
+            From::Row(seq) => self.drop_row(ix, seq),
             From::Timer => {}
         }
         self.group(ix).items.push(item);
@@ -149,6 +146,7 @@ impl Ledger {
 
     /// A turn failed, or a message is refused without being run.
     pub(super) fn fault(&mut self, ix: SlotIx, mut item: Item, fault: TurnFault, now: Millis) {
+        let fault = fault.bounded();
         let refused = match &fault {
             TurnFault::Refuse(code, reason) => Some((*code, &**reason)),
             TurnFault::Reject(reason) => Some(("rejected", &**reason)),
@@ -212,11 +210,11 @@ impl Ledger {
             From::Live(ticket) => {
                 self.take(Some(ix), &item, ticket);
                 self.group(ix).recorded += 1;
-                self.add_row(ix, &item)
+                self.add_row(ix)
             }
             From::Timer => {
                 self.fired(ix, &item.message);
-                self.add_row(ix, &item)
+                self.add_row(ix)
             }
         };
         let slot = &mut self.slots[ix];
@@ -243,21 +241,19 @@ impl Ledger {
         let row = matches!(item.from, From::Row(_));
         let seq = match item.from {
             From::Row(seq) => {
-                // The row's pin becomes the dead letter's.
                 self.drop_row(ix, seq);
                 seq
             }
             From::Live(ticket) => {
                 self.take(Some(ix), &item, ticket);
-                self.inbox.pin(item.id);
                 self.next_seq()
             }
             From::Timer => {
                 self.fired(ix, &item.message);
-                self.inbox.pin(item.id);
                 self.next_seq()
             }
         };
+        self.slots[ix].letters = true;
         self.tally.dead.push(Some(self.slots[ix].service));
         self.count("dead_letters", 1);
         let key = self.service_key(ix);
@@ -309,7 +305,7 @@ impl Ledger {
     pub(super) fn record_live(&mut self, ix: SlotIx, item: &Item, ticket: Ticket, kind: PendingKind) -> u64 {
         self.take(Some(ix), item, ticket);
         self.group(ix).recorded += 1;
-        let seq = self.add_row(ix, item);
+        let seq = self.add_row(ix);
         let row = self.row(ix, item, seq, kind, None);
         let group = self.group(ix);
         group.part.pending.push(row);

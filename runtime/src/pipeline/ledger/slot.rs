@@ -147,6 +147,12 @@ pub(crate) struct Slot {
     pub(crate) sender: Option<u32>,
     /// Live items behind rows that may not grow further: they keep their credits.
     pub(crate) overflow: VecDeque<Item>,
+    /// Live items that the store may know, in a row or a dead letter: it is asked before they are queued.
+    pub(crate) unsure: VecDeque<Item>,
+    /// The store was asked about so many of them.
+    pub(crate) asked: usize,
+    /// It has dead letters.
+    pub(crate) letters: bool,
     pub(crate) running: Option<Running>,
     /// Since when its run is under way, or its permit is waited for.
     pub(crate) busy_since: Millis,
@@ -194,22 +200,31 @@ impl Slot {
         self.held || self.waits || self.rows.behind()
     }
 
+    /// Whether an id that the inbox does not know may be that of a row or a dead letter.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.letters || self.rows.count > 0 || !self.unsure.is_empty()
+    }
+
     /// Whether sources wait for something of it.
     pub(crate) fn holds_positions(&self) -> bool {
         let running = self.running.iter().flat_map(|run| &run.items);
-        running.chain(&self.queue).any(|item| matches!(item.from, From::Live(_)))
+        running.chain(&self.queue).chain(&self.unsure).any(|item| matches!(item.from, From::Live(_)))
     }
 
     /// Whether something of it runs, or is to run as soon as it can.
     pub(crate) fn is_busy(&self) -> bool {
         let rests = self.held || self.waits || self.paused;
-        self.running.is_some() || self.loading || !rests && (!self.queue.is_empty() || self.rows.behind())
+        self.running.is_some()
+            || self.loading
+            || !self.unsure.is_empty()
+            || !rests && (!self.queue.is_empty() || self.rows.behind())
     }
 
     /// Whether nothing of it is under way, so that it may be forgotten.
     pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty()
             && self.overflow.is_empty()
+            && self.unsure.is_empty()
             && self.running.is_none()
             && self.uncommitted == 0
             && self.operations.is_empty()

@@ -169,11 +169,11 @@ impl Ledger {
             From::Live(ticket) => {
                 self.take(Some(ix), item, ticket);
                 self.group(ix).recorded += 1;
-                self.add_row(ix, item)
+                self.add_row(ix)
             }
             From::Timer => {
                 self.fired(ix, &item.message);
-                self.add_row(ix, item)
+                self.add_row(ix)
             }
         };
         item.starts = starts;

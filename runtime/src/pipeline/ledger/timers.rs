@@ -34,8 +34,6 @@ pub(crate) struct Timers {
     void: bool,
     /// Timers that wait in their keys' queues or run.
     queued: usize,
-    /// Timers found due whose service this program does not have, or that are paused.
-    foreign: usize,
     /// Names that leave the hand with the next answer of the store: slot, its token, name.
     leaving: Vec<(SlotIx, u64, Arc<str>)>,
     /// Schedules whose next time could not be found: they come no more.
@@ -44,16 +42,7 @@ pub(crate) struct Timers {
 
 impl Default for Timers {
     fn default() -> Self {
-        Self {
-            unread: true,
-            next: Some(0),
-            fetching: false,
-            void: false,
-            queued: 0,
-            foreign: 0,
-            leaving: Vec::new(),
-            ended: 0,
-        }
+        Self { unread: true, next: Some(0), fetching: false, void: false, queued: 0, leaving: Vec::new(), ended: 0 }
     }
 }
 
@@ -93,7 +82,7 @@ impl Ledger {
         } else if due && room {
             self.timers.fetching = true;
             self.timers.next = None;
-            self.out.push(Action::FetchTimers(page + self.timers.queued + self.timers.foreign));
+            self.out.push(Action::FetchTimers(self.runnable(), page + self.timers.queued));
         }
     }
 
@@ -127,18 +116,18 @@ impl Ledger {
         // Before the first tick, too: a schedule's next time is counted from it.
         self.waiting.now = self.waiting.now.max(now);
         self.timers.fetching = false;
-        self.timers.foreign = 0;
         let mut fired = 0;
         if std::mem::take(&mut self.timers.void) {
             due.timers.clear();
             self.timers.at(now);
         }
         for timer in due.timers {
-            // Timers of a service that this program does not have, or that is paused, wait until that is over.
-            match self.service_of(&timer.of.service) {
-                Some(_) if self.pauses.holds(&timer.of.service, &timer.of.key) => self.timers.foreign += 1,
-                Some(service) => fired += usize::from(self.fire(service, timer, now)),
-                None => self.timers.foreign += 1,
+            // It may have been paused since they were asked for.
+            if self.pauses.holds(&timer.of.service, &timer.of.key) {
+                continue;
+            }
+            if let Some(service) = self.service_of(&timer.of.service) {
+                fired += usize::from(self.fire(service, timer, now));
             }
         }
         self.leave();

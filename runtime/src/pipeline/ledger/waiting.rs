@@ -11,8 +11,6 @@ use crate::store::{Due, PendingKind, PendingRow, ServiceKey};
 
 /// Pause before the store is asked again while all that is due is already in hand.
 const AGAIN_MS: Millis = 100;
-/// The same while all of it is of services that are paused, or that this program does not have.
-const REST_MS: Millis = 1_000;
 /// Pause between two looks for turns that take long.
 const SPILL_LOOK_MS: Millis = 500;
 
@@ -31,8 +29,6 @@ pub(crate) struct Waiting {
     pub(crate) orphans: bool,
     /// Keys whose head row was found due and is not settled.
     pub(crate) awake: usize,
-    /// Keys found due whose service this program does not have.
-    pub(crate) foreign: usize,
     /// When it was last looked for turns that take long.
     pub(crate) spilled_at: Millis,
     /// Keys found due while they were being loaded.
@@ -69,8 +65,8 @@ impl Ledger {
         if !self.waiting.fetching && !self.draining && self.waiting.next.is_some_and(|next| next <= now) {
             self.waiting.fetching = true;
             self.waiting.next = None;
-            self.out
-                .push(Action::FetchDue(self.config.settings.pending.page + self.waiting.awake + self.waiting.foreign));
+            let page = self.config.settings.pending.page + self.waiting.awake;
+            self.out.push(Action::FetchDue(self.runnable(), page));
         }
     }
 
@@ -80,16 +76,10 @@ impl Ledger {
         if let Some(next) = due.next {
             self.waiting.at(next.max(now + AGAIN_MS.min(next.saturating_sub(now))));
         }
-        // Rows of services that this program does not have, or that are paused, stay due: the next look goes past them.
-        let known =
-            |key: &&ServiceKey| self.service_of(&key.service).is_some() && !self.pauses.holds(&key.service, &key.key);
-        self.waiting.foreign = due.keys.len() - due.keys.iter().filter(known).count();
         let woken = due.keys.iter().filter(|key| self.wake(key)).count();
         if !due.keys.is_empty() {
             // What was not woken is in hand already, or its newer time is not committed yet.
-            let rests = self.waiting.foreign == due.keys.len();
-            let pause = if rests { REST_MS } else { AGAIN_MS };
-            self.waiting.at(if woken > 0 { now } else { now + pause });
+            self.waiting.at(if woken > 0 { now } else { now + AGAIN_MS });
         }
     }
 
@@ -101,12 +91,12 @@ impl Ledger {
         }
         self.waiting.orphans = keys.len() >= page;
         if keys.len() >= page {
-            self.out.push(Action::FetchOrphans(keys.into_iter().next_back(), page));
+            self.out.push(Action::FetchOrphans(self.runnable(), keys.into_iter().next_back(), page));
         }
     }
 
     fn wake(&mut self, key: &ServiceKey) -> bool {
-        // Rows of a service that this program does not have wait for one that has it.
+        // It may have been paused since they were asked for.
         let Some(service) = self.service_of(&key.service) else { return false };
         if self.pauses.holds(&key.service, &key.key) {
             return false;
@@ -127,8 +117,7 @@ impl Ledger {
     }
 
     /// A row for a message of a key: its number.
-    pub(super) fn add_row(&mut self, ix: SlotIx, item: &Item) -> u64 {
-        self.inbox.pin(item.id);
+    pub(super) fn add_row(&mut self, ix: SlotIx) -> u64 {
         let seq = self.next_seq();
         self.waiting.rows += 1;
         let slot = &mut self.slots[ix];

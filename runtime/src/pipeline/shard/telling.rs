@@ -1,7 +1,7 @@
 //! What a shard tells metrics and the log.
 //! In: its ledger's counts and gauges. Out: metrics, alarms, log lines.
 
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::ShardState;
 use crate::clock::Millis;
@@ -29,6 +29,7 @@ impl ShardState {
         if self.metrics.set_alarm(Alarm::DedupWindowBelowMin, window < dedup.window_min) {
             warn!(shard = self.no, window = ?window, "dedup window crossed dedup.window_min");
         }
+        self.letters(&gauges);
         self.outbox_alarms(&gauges);
         self.metrics.set_alarm(Alarm::Paused, gauges.paused);
         if self.metrics.set_alarm(Alarm::ScheduleEnded, gauges.schedules_ended > 0) {
@@ -41,6 +42,36 @@ impl ShardState {
         }
     }
 
+    /// Dead letters, as commits count them.
+    fn letters(&self, gauges: &Gauges) {
+        let (shard, letters) = (self.no, gauges.letters);
+        self.metrics.set_dead_letter_depth(letters.count);
+        self.metrics.set_held_keys(letters.holding);
+        let held = letters.holding > 0;
+        if self.metrics.set_alarm(Alarm::HeldKeys, held) {
+            match held {
+                true => warn!(
+                    shard,
+                    keys = letters.holding,
+                    "keys wait for an operator: look at the dead letters that hold them"
+                ),
+                false => info!(shard, "no key waits for an operator any more"),
+            }
+        }
+        let (count, max) = (letters.count, self.env.settings.dlq.max);
+        let near = count.saturating_mul(5) >= max.saturating_mul(4);
+        if self.metrics.set_alarm(Alarm::DeadLettersNearBound, near) {
+            warn!(shard, near, count, max, "dead letters come near dlq.max, or no longer; at the bound sources pause");
+        }
+        if self.metrics.set_alarm(Alarm::DeadLetterBoundReached, gauges.letters_full) {
+            let full = gauges.letters_full;
+            warn!(
+                shard,
+                full, count, max, "bound of dead letters was reached or left; at it sources pause: discard or replay"
+            );
+        }
+    }
+
     fn outbox_alarms(&self, gauges: &Gauges) {
         let shard = self.no;
         if self.metrics.set_alarm(Alarm::OutboxBoundReached, gauges.outbox_full) {
@@ -50,8 +81,8 @@ impl ShardState {
                 "bound of unpublished events was reached or left; at it sources pause"
             );
         }
-        if self.metrics.set_alarm(Alarm::OutboxRefused, gauges.outbox_refused > 0) {
-            warn!(shard, events = gauges.outbox_refused, "dead letters that are events which a sink refused");
+        if self.metrics.set_alarm(Alarm::OutboxRefused, gauges.letters.refused > 0) {
+            warn!(shard, events = gauges.letters.refused, "dead letters that are events which a sink refused");
         }
         if self.metrics.set_alarm(Alarm::SinkGone, gauges.sink_gone) {
             let gone = gauges.sink_gone;
@@ -80,6 +111,10 @@ impl ShardState {
         }
         if tally.unbound > 0 {
             metrics.add_unbound(tally.unbound);
+        }
+        if tally.expired > 0 {
+            metrics.add_expired(tally.expired);
+            info!(shard = self.no, letters = tally.expired, "dead letters were removed after dlq.keep");
         }
         if tally.rekeyed > 0 {
             metrics.add_rekeyed(tally.rekeyed);

@@ -9,12 +9,13 @@ use serde_json::Value;
 
 use super::read::passed;
 use super::{HASH_KEY, Inner, MemoryStore, Written};
+use crate::clock::Millis;
 use crate::message::{ShardNo, TakenId, digest};
 use crate::store::append::CALL_LANES;
 use crate::store::declared::wrong;
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
-    Queries, RowsAsk, ShardRow, Story, WaitingKey,
+    Queries, RowsAsk, ShardRow, Story, Strange, WaitingKey,
 };
 use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer};
 use crate::transport::{Position, embedded};
@@ -25,6 +26,16 @@ const IMPORT: &str = "import";
 impl Queries for MemoryStore {
     fn shards(&self) -> StoreFuture<'_, Vec<ShardRow>> {
         Box::pin(ready(Ok(self.inner().shard_rows())))
+    }
+
+    fn unread(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>> {
+        let rows = self.inner().shard_rows().into_iter().filter(|row| shards.contains(&row.shard));
+        Box::pin(ready(Ok(rows.map(|row| (row.shard, row.unread)).collect())))
+    }
+
+    fn count_waiting(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>> {
+        let rows = self.inner().shard_rows().into_iter().filter(|row| shards.contains(&row.shard));
+        Box::pin(ready(Ok(rows.map(|row| (row.shard, row.waiting_keys)).collect())))
     }
 
     fn peek(&self, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<(ShardNo, DeadLetter)>> {
@@ -67,9 +78,10 @@ impl Queries for MemoryStore {
         Box::pin(ready(Ok(timers)))
     }
 
-    fn waiting_keys(&self, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>> {
+    fn waiting_keys(&self, service: Option<String>, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>> {
         let mut keys: BTreeMap<ServiceKey, WaitingKey> = BTreeMap::new();
-        for row in self.pending().into_values() {
+        let rows = self.pending().into_values();
+        for row in rows.filter(|row| service.as_deref().is_none_or(|service| *service == *row.service)) {
             let of = ServiceKey { service: row.service, key: row.key };
             let new = WaitingKey { of: of.clone(), pending: 0, oldest_at: row.taken_at };
             let known = keys.entry(of).or_insert(new);
@@ -135,26 +147,49 @@ impl Queries for MemoryStore {
 
     fn command(&self, command: NewCommand) -> StoreFuture<'_, i64> {
         let mut inner = self.inner();
-        inner.commands.push(command);
-        Box::pin(ready(Ok(i64::try_from(inner.commands.len()).unwrap_or(i64::MAX))))
+        if let Some((scope, paused)) = command.pauses() {
+            if paused {
+                let (scope, who, why) = (scope.clone(), command.who.clone(), command.why.clone());
+                let pause = Pause { scope: scope.clone(), who, why, since: command.at };
+                inner.pauses.entry(scope).or_insert(pause);
+            } else {
+                inner.pauses.retain(|other, _| !scope.covers(other));
+            }
+        }
+        inner.commands_made += 1;
+        let id = inner.commands_made;
+        inner.commands.insert(id, command);
+        Box::pin(ready(Ok(id)))
     }
 
     fn pauses(&self) -> StoreFuture<'_, Vec<Pause>> {
         Box::pin(ready(Ok(self.inner().pauses())))
     }
 
-    fn open_commands(&self, shard: ShardNo) -> StoreFuture<'_, Vec<OpenCommand>> {
+    fn open_commands(&self, shard: ShardNo, without: Vec<i64>) -> StoreFuture<'_, Vec<Result<OpenCommand, Strange>>> {
         let inner = self.inner();
-        let open = (1..)
-            .zip(&inner.commands)
-            .filter(|(id, _)| !inner.results.get(&(*id, shard)).is_some_and(|(_, done)| *done));
-        let open = open.map(|(id, command)| OpenCommand {
-            id,
-            action: command.action.clone(),
-            filter: command.filter.clone(),
-            who: command.who.clone(),
+        let is_open = |id: &i64| !inner.results.get(&(*id, shard)).is_some_and(|(_, done)| *done);
+        let open = inner.commands.iter().filter(|(id, _)| is_open(id) && !without.contains(id));
+        let open = open.map(|(id, command)| {
+            Ok(OpenCommand {
+                id: *id,
+                action: command.action.clone(),
+                filter: command.filter.clone(),
+                who: command.who.clone(),
+            })
         });
         Box::pin(ready(Ok(open.collect())))
+    }
+
+    fn forget_commands(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64> {
+        let mut inner = self.inner();
+        let shards = inner.shards.len();
+        let done = |id: i64| inner.results.range((id, 0)..=(id, ShardNo::MAX)).filter(|(_, (_, done))| *done).count();
+        let old = inner.commands.iter().filter(|(id, command)| command.at < before && done(**id) == shards);
+        let old: Vec<i64> = old.map(|(id, _)| *id).take(limit).collect();
+        inner.commands.retain(|id, _| !old.contains(id));
+        inner.results.retain(|(id, _), _| !old.contains(id));
+        Box::pin(ready(Ok(old.len() as u64)))
     }
 
     fn command_state(&self, id: i64) -> StoreFuture<'_, CommandState> {
@@ -231,6 +266,14 @@ impl Inner {
                 story.log.push((*target, Arc::clone(origin), *no));
             }
         }
+        // The newest are told, where there are too many.
+        fn told<T>(story: &mut Story, what: &'static str, lines: Vec<T>) -> Vec<T> {
+            story.told(what, lines.into_iter().rev().collect())
+        }
+        let lines = std::mem::take(&mut story.history);
+        story.history = told(&mut story, "history", lines);
+        let lines = std::mem::take(&mut story.events);
+        story.events = told(&mut story, "events", lines);
         for ((service, _), (version, json)) in self.states.iter().filter(|((_, key), _)| &**key == text) {
             story.states.push((Arc::clone(service), *version, json.clone()));
         }

@@ -4,16 +4,67 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Inner, Shard};
+use super::{Inner, MemoryStore, Shard};
 use crate::clock::Millis;
-use crate::message::ShardNo;
+use crate::handler::CRON;
+use crate::message::{ShardNo, TakenId};
 use crate::store::append::WEIGHT_BYTES;
-use crate::store::query::{DeadFilter, NewCommand, Pause};
+use crate::store::query::{DeadFilter, Pause};
 use crate::store::{
-    CommitIds, DeadLetter, DeadPlace, Due, DueTimers, Epoch, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey,
-    StoreError, StoredLogRow, TakenShard, Timer, Trim,
+    CommitIds, DeadLetter, DeadPlace, Due, DueTimers, Epoch, InboxRows, KeyRow, Letters, OfService, OldLetter,
+    OldLetters, PendingRow, RowSpan, Runnable, ServiceKey, StoreError, StoredLogRow, TakenShard, Timer, Trim,
 };
 use crate::transport::{Position, Positions};
+
+impl MemoryStore {
+    /// [`super::super::Store::page`].
+    pub fn page_now(&self, shard: ShardNo, key: &ServiceKey, after: u64, limit: usize) -> Vec<PendingRow> {
+        self.inner().page(shard, key, after, limit)
+    }
+
+    /// [`super::super::Store::schedules`].
+    pub fn schedules_now(&self, shard: ShardNo) -> Vec<Timer> {
+        let inner = self.inner();
+        let here = inner.timers.values().filter(|(of, timer)| *of == shard && timer.name.starts_with(CRON));
+        here.map(|(_, timer)| timer.clone()).collect()
+    }
+
+    /// [`super::super::Store::due`].
+    pub fn due_now(&self, shard: ShardNo, now: Millis, runnable: &Runnable, limit: usize) -> Due {
+        self.inner().due(shard, now, runnable, limit)
+    }
+
+    /// [`super::super::Store::orphans`].
+    pub fn orphans_now(
+        &self,
+        shard: ShardNo,
+        runnable: &Runnable,
+        after: Option<&ServiceKey>,
+        limit: usize,
+    ) -> Vec<ServiceKey> {
+        self.inner().orphans(shard, runnable, after, limit)
+    }
+
+    /// [`super::super::Store::timers`].
+    pub fn timers_now(&self, shard: ShardNo, now: Millis, runnable: &Runnable, limit: usize) -> DueTimers {
+        self.inner().due_timers(shard, now, runnable, limit)
+    }
+
+    /// [`super::super::Store::known`].
+    pub fn known_now(&self, shard: ShardNo, asked: &[(TakenId, String)]) -> Vec<bool> {
+        self.inner().known(shard, asked)
+    }
+
+    /// [`super::super::Store::old`].
+    pub fn old_now(&self, shard: ShardNo, after: u64, before: Millis) -> OldLetters {
+        self.inner().old(shard, after, before)
+    }
+
+    /// [`super::super::Store::of_service`].
+    pub fn of_service_now(&self, shard: ShardNo, service: &str, limit: usize) -> OfService {
+        self.inner().of_service(shard, service, limit)
+    }
+}
 
 impl Inner {
     pub(super) fn take(&mut self, shard: ShardNo, owner: &str) -> Result<TakenShard, StoreError> {
@@ -46,17 +97,13 @@ impl Inner {
             }
         }
         found.commits.reverse();
-        found.pinned.extend(self.pending_of(shard).map(|row| row.id));
-        found.pending = found.pinned.len() as u64;
-        found.pinned.extend(self.dead_of(shard).map(|letter| letter.id));
+        found.pending = self.pending_of(shard).count() as u64;
         found.paused = self.pauses().into_iter().map(|pause| pause.scope).collect();
         found
     }
 
     pub(super) fn pauses(&self) -> Vec<Pause> {
-        let action = |command: &NewCommand| serde_json::to_string(&command.action).unwrap_or_default();
-        let row = |command: &NewCommand| (action(command), command.who.clone(), command.why.clone(), command.at);
-        Pause::after(self.commands.iter().map(row))
+        self.pauses.values().cloned().collect()
     }
 
     pub(super) fn load(&self, shard: ShardNo, key: &ServiceKey) -> KeyRow {
@@ -67,29 +114,29 @@ impl Inner {
             held: self
                 .dead_of(shard)
                 .any(|letter| letter.holds_key && letter.service == key.service && letter.key == key.key),
+            dead: self.dead_of(shard).any(|letter| letter.key == key.key),
             pending: ends.map(|(first, last)| RowSpan { first: *first, last: *last, count: seqs.len() as u64 }),
         }
     }
 
-    pub(super) fn due(&self, shard: ShardNo, now: Millis, limit: usize) -> Due {
-        let waiting = self.pending_of(shard).filter_map(|row| Some((row.due_at?, row.seq, row)));
-        let waiting: BTreeMap<(Millis, u64), &PendingRow> = waiting.map(|(at, seq, row)| ((at, seq), row)).collect();
-        let mut due = Due::default();
-        for ((due_at, _), row) in waiting {
-            if due_at > now || due.keys.len() == limit {
-                due.next = Some(due_at);
-                break;
-            }
-            due.keys.push(key_of(row));
-        }
-        due
+    pub(super) fn due(&self, shard: ShardNo, now: Millis, runnable: &Runnable, limit: usize) -> Due {
+        let waiting = self.pending_of(shard).filter_map(|row| Some(((row.due_at?, row.seq), key_of(row))));
+        let waiting: BTreeMap<(Millis, u64), ServiceKey> = waiting.filter(|(_, of)| runnable.has(of)).collect();
+        Due::of(waiting.into_iter().map(|((due_at, _), of)| (due_at, of)), now, limit)
     }
 
-    pub(super) fn orphans(&self, shard: ShardNo, after: Option<&ServiceKey>, limit: usize) -> Vec<ServiceKey> {
+    pub(super) fn orphans(
+        &self,
+        shard: ShardNo,
+        runnable: &Runnable,
+        after: Option<&ServiceKey>,
+        limit: usize,
+    ) -> Vec<ServiceKey> {
         let scheduled: BTreeSet<ServiceKey> =
             self.pending_of(shard).filter(|row| row.due_at.is_some()).map(key_of).collect();
         let all: BTreeSet<ServiceKey> = self.pending_of(shard).map(key_of).collect();
-        let orphans = all.into_iter().filter(|key| !scheduled.contains(key) && after.is_none_or(|after| key > after));
+        let orphans = all.into_iter().filter(|key| runnable.has(key));
+        let orphans = orphans.filter(|key| !scheduled.contains(key) && after.is_none_or(|after| key > after));
         orphans.take(limit).collect()
     }
 
@@ -98,8 +145,9 @@ impl Inner {
         rows.take(limit).cloned().collect()
     }
 
-    pub(super) fn due_timers(&self, shard: ShardNo, now: Millis, limit: usize) -> DueTimers {
-        let mine = self.timers.values().filter(|(of, _)| *of == shard).map(|(_, timer)| timer);
+    pub(super) fn due_timers(&self, shard: ShardNo, now: Millis, runnable: &Runnable, limit: usize) -> DueTimers {
+        let mine = self.timers.values().filter(|(of, timer)| *of == shard && runnable.has(&timer.of));
+        let mine = mine.map(|(_, timer)| timer);
         let (mut timers, later): (Vec<&Timer>, Vec<&Timer>) = mine.partition(|timer| timer.due_at <= now);
         let any = !timers.is_empty();
         timers.sort_by_key(|timer| timer.due_at);
@@ -109,6 +157,41 @@ impl Inner {
         });
         let timers = free.take(limit).cloned().collect();
         DueTimers { timers, any, next: later.iter().map(|timer| timer.due_at).min() }
+    }
+
+    pub(super) fn known(&self, shard: ShardNo, asked: &[(TakenId, String)]) -> Vec<bool> {
+        let rows: BTreeSet<TakenId> = self.pending_of(shard).map(|row| row.id).collect();
+        let letters: BTreeSet<TakenId> = self.dead_of(shard).map(|letter| letter.id).collect();
+        asked.iter().map(|(id, _)| rows.contains(id) || letters.contains(id)).collect()
+    }
+
+    pub(super) fn letters(&self, shard: ShardNo) -> Letters {
+        let each = self.dead_of(shard).map(|letter| Letters::one(&letter.id, letter.holds_key));
+        each.fold(Letters::default(), Letters::plus)
+    }
+
+    pub(super) fn old(&self, shard: ShardNo, after: u64, before: Millis) -> OldLetters {
+        let page = self.dead.range((shard, after + 1)..=(shard, u64::MAX)).map(|(_, letter)| letter);
+        let page: Vec<&DeadLetter> = page.take(100).collect();
+        let old = page.iter().filter(|letter| letter.at < before && !letter.holds_key);
+        let letters = old.map(|letter| OldLetter {
+            seq: letter.seq,
+            service: letter.service.clone(),
+            key: letter.key.clone(),
+            id: letter.id,
+            message_id: letter.message.id().to_owned(),
+        });
+        OldLetters { letters: letters.collect(), last: page.last().map(|letter| letter.seq) }
+    }
+
+    pub(super) fn of_service(&self, shard: ShardNo, service: &str, limit: usize) -> OfService {
+        let mut pending: Vec<&PendingRow> = self.pending_of(shard).filter(|row| *row.service == *service).collect();
+        pending.sort_by(|a, b| (&a.key, a.seq).cmp(&(&b.key, b.seq)));
+        let timers = self.timers.values().filter(|(of, timer)| *of == shard && *timer.of.service == *service);
+        OfService {
+            pending: pending.into_iter().take(limit).cloned().collect(),
+            timers: timers.take(limit).map(|(_, timer)| timer.clone()).collect(),
+        }
     }
 
     pub(super) fn dead_letters(

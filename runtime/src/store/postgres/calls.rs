@@ -177,7 +177,7 @@ impl CallStore for PgStore {
                     AND ended IS NOT NULL AND expires_at <= $1 RETURNING 1)
                 SELECT count(*) FROM gone";
             let args = Args::default().put(signed(before)).put(i64::try_from(limit).unwrap_or(i64::MAX));
-            super::queries::one(&self.writer.call(sql, args).await?, |row| decode::number(row, 0))
+            super::queries::one(&self.queries.run(sql, args).await?, |row| decode::number(row, 0))
         })
     }
 }

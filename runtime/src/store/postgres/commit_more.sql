@@ -44,4 +44,10 @@ result_rows AS (
     FROM fence f, UNNEST($55::bigint[], $56::bigint[], $57::boolean[]) AS r (command, affected, done)
     ON CONFLICT (command, shard) DO UPDATE
         SET affected = there.affected + excluded.affected, done = there.done OR excluded.done
+),
+closed_rows AS (
+    DELETE FROM operator_open WHERE ctid = ANY (ARRAY(
+        SELECT there.ctid FROM fence f CROSS JOIN UNNEST($55::bigint[], $57::boolean[]) AS r (command, done)
+        CROSS JOIN LATERAL (SELECT o.ctid FROM operator_open o
+            WHERE o.shard = f.shard AND o.command = r.command AND r.done OFFSET 0) there))
 )

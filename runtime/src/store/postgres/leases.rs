@@ -1,16 +1,17 @@
 //! Who is alive and who owns what, in the tables `workers` and `shards`, by the server's clock.
-//! In: signs of life. Out: all workers and shards, in one round trip on a connection of its own.
+//! In: signs of life, takeovers. Out: all workers and shards, in one round trip on a connection of its own.
 
 use std::time::Duration;
 
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgRow;
 
 use super::commit::shard_no;
-use super::links::Args;
-use super::{PgStore, decode};
+use super::links::{Args, Links};
+use super::{PgStore, Prepared, decode};
 use crate::message::ShardNo;
 use crate::store::lease::{Fleet, LeaseRow, Leases, Worker, WorkerRow};
-use crate::store::{StoreError, StoreFuture};
+use crate::store::{StoreError, StoreFuture, TakenShard};
 
 /// Both tables as one list: workers first, by id, then shards.
 macro_rules! fleet {
@@ -106,4 +107,79 @@ fn fleet(rows: &[PgRow]) -> Result<Fleet, StoreError> {
         }
     }
     Ok(fleet)
+}
+
+/// How often a takeover looks again when another one came in between.
+const TAKE_TRIES: u32 = 3;
+
+/// An owner as it was read.
+struct Seen {
+    owner: Option<String>,
+    epoch: i64,
+    code_version: u32,
+    alive: bool,
+}
+
+async fn seen(links: &Links, shard: ShardNo, wanted: u32) -> Result<Seen, StoreError> {
+    let sql = "SELECT s.owner, s.epoch, s.code_version, coalesce(w.expires_at > clock_timestamp(), false), n.shards
+        FROM (SELECT count(*) AS shards FROM shards) AS n LEFT JOIN shards s ON s.shard = $1
+        LEFT JOIN workers w ON w.id = s.owner";
+    let rows = links.run(sql, Args::default().put(shard_no(shard))).await?;
+    let missing = || StoreError::Corrupt(format!("there is no shard {shard}"));
+    let row: &PgRow = rows.first().ok_or_else(missing)?;
+    let recorded = decode::number(row, 4)?;
+    if recorded != wanted {
+        return Err(StoreError::Shards { recorded, wanted });
+    }
+    Ok(Seen {
+        owner: decode::get(row, 0)?,
+        epoch: decode::get(row, 1)?,
+        code_version: decode::number(row, 2)?,
+        alive: decode::get(row, 3)?,
+    })
+}
+
+/// Takes the shard if it is as it was read, and nobody else's or nobody's who is alive.
+pub(super) async fn take(
+    links: &Links,
+    shard: ShardNo,
+    owner: &str,
+    prepared: &Prepared,
+) -> Result<TakenShard, StoreError> {
+    let (ours, shards) = (prepared.code_version, prepared.shards);
+    let sql = format!(
+        "UPDATE shards s SET epoch = epoch + 1, owner = $2, code_version = greatest(code_version, $3),
+             unclean = unclean + CASE WHEN owner <> $2 THEN 1 ELSE 0 END
+         WHERE shard = $1 AND epoch = $4 AND owner IS NOT DISTINCT FROM $5 AND code_version <= $3
+             AND (SELECT count(*) FROM shards) = $6
+             AND (owner IS NULL OR owner = $2
+                 OR NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = s.owner AND w.expires_at > clock_timestamp()))
+         RETURNING {}",
+        decode::SHARD
+    );
+    let mut first: Option<Seen> = None;
+    for _ in 0..TAKE_TRIES {
+        let now = seen(links, shard, shards).await?;
+        if now.code_version > ours {
+            return Err(StoreError::CodeVersion { shard, stored: now.code_version, ours });
+        }
+        let other = now.owner.clone().filter(|there| there != owner);
+        let raced = first.as_ref().is_some_and(|first| first.epoch != now.epoch);
+        if let Some(other) = other.filter(|_| now.alive || raced) {
+            return Err(StoreError::Owned { shard, owner: other });
+        }
+        let args = Args::default()
+            .put(shard_no(shard))
+            .put(owner)
+            .put(i64::from(ours))
+            .put(now.epoch)
+            .put(now.owner.as_deref())
+            .put(i64::from(shards));
+        let rows = links.run(AssertSqlSafe(sql.clone()), args).await?;
+        if let Some(row) = rows.first() {
+            return decode::shard(row);
+        }
+        first = Some(now);
+    }
+    Err(StoreError::Unavailable(format!("shard {shard} changes its owner again and again")))
 }

@@ -18,8 +18,11 @@ pub(super) enum Use {
     Control,
     /// Signs of life.
     Leases,
-    /// Reading.
+    /// Reading: planned each time, for the tables as they are by then. A plan that was made while a table was empty is kept
+    /// as long as nobody analyses it, and reads all of it: of indexes that cost the same, as all do then, it has any.
     Queries,
+    /// Looking for what was appended or emitted, again and again: of tables with one index, so that the plan is known.
+    Log,
     /// Telling other processes, and being told by them.
     Notices,
     /// Bringing the store into shape: it may wait for another process that does, and take its time.
@@ -35,6 +38,7 @@ impl Use {
             Self::Control => "control",
             Self::Leases => "leases",
             Self::Queries => "queries",
+            Self::Log => "log",
             Self::Notices => "notices",
             Self::Prepare => "prepare",
             Self::Look => "look",
@@ -85,13 +89,14 @@ impl Place {
             ("tcp_keepalives_count", "3"),
         ]);
         match purpose {
-            Use::Commits => options.options([
+            Use::Commits | Use::Log => options.options([
                 ("plan_cache_mode", "force_generic_plan"),
                 ("enable_seqscan", "off"),
                 ("enable_hashjoin", "off"),
                 ("enable_mergejoin", "off"),
             ]),
-            Use::Control | Use::Leases | Use::Queries | Use::Notices | Use::Prepare | Use::Look => options,
+            Use::Queries => options.options([("plan_cache_mode", "force_custom_plan")]),
+            Use::Control | Use::Leases | Use::Notices | Use::Prepare | Use::Look => options,
         }
     }
 
@@ -117,7 +122,7 @@ mod tests {
         let options = direct.options(Use::Commits);
         assert!(options.get_options().unwrap().contains("-c statement_timeout=5000"), "{:?}", options.get_options());
         assert!(options.get_options().unwrap().contains("force_generic_plan"));
-        assert!(!direct.options(Use::Queries).get_options().unwrap().contains("force_generic_plan"));
+        assert!(direct.options(Use::Queries).get_options().unwrap().contains("force_custom_plan"));
         assert!(direct.options(Use::Prepare).get_options().unwrap().contains("-c statement_timeout=0"));
         assert_eq!(options.get_application_name(), Some("perkey commits"));
         let pooled = place("postgres://u@h/d?statement-cache-capacity=0");

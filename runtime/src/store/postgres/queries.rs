@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, SqlSafeStr};
 
 use super::commit::shard_no;
 use super::decode::stored;
@@ -12,14 +12,15 @@ use super::links::{Args, Links};
 use super::place::Use;
 use super::read::{self, FILTER, count, filtered, signed};
 use super::{PgStore, TOOL_PATIENCE, decode, explain, schema, tables};
+use crate::clock::Millis;
 use crate::message::ShardNo;
 use crate::store::append::OUTSIDE;
 use crate::store::health::{self, Health};
 use crate::store::query::{
-    CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
-    Queries, RowsAsk, ShardRow, Story, WaitingKey, readable,
+    CommandState, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause, Queries, RowsAsk,
+    ShardRow, Story, Strange, WaitingKey,
 };
-use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer, layout};
+use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer};
 
 /// Commands that a shard is given at once.
 const COMMANDS_MAX: i64 = 100;
@@ -58,9 +59,48 @@ const APPEND_IMPORT: &str = appending!(
         at = excluded.at"
 );
 
+/// A command, and what it changes of what is paused; a trigger says in which shards it is open.
+const COMMAND: &str = "WITH made AS (
+        INSERT INTO operator_commands (action, filter, who, why, matched, at) VALUES ($1, $2, $3, $4, $5, $6) RETURNING id),
+    paused AS (
+        INSERT INTO pauses (service, key, who, why, since) SELECT $7, $8, $3, $4, $6 WHERE $9::boolean
+        ON CONFLICT DO NOTHING),
+    resumed AS (
+        DELETE FROM pauses WHERE NOT $9::boolean AND service = $7 AND ($8::text IS NULL OR key = $8))
+    SELECT id FROM made";
+
+const FORGET_COMMANDS: &str = "WITH gone AS (
+        DELETE FROM operator_commands WHERE id = ANY (ARRAY(
+            SELECT c.id FROM operator_commands c WHERE c.at < $1 AND NOT EXISTS (
+                SELECT FROM operator_open o WHERE o.command = c.id AND NOT EXISTS (
+                    SELECT FROM operator_results r WHERE r.command = c.id AND r.shard = o.shard AND r.done))
+            ORDER BY c.id LIMIT $2)) RETURNING id),
+    results AS (DELETE FROM operator_results r USING gone WHERE r.command = gone.id),
+    open AS (DELETE FROM operator_open o USING gone WHERE o.command = gone.id)
+    SELECT count(*) FROM gone";
+
+const UNREAD: &str = "SELECT a.shard::bigint, (SELECT coalesce(sum(l.count), 0)::bigint FROM log l
+        LEFT JOIN positions p ON p.shard = l.target AND p.origin = l.origin
+        WHERE l.target = a.shard AND (l.no > coalesce(p.no, 0) OR (l.no = p.no AND l.count > p.passed)))
+    FROM UNNEST($1::integer[]) AS a (shard)";
+
+const COUNT_WAITING: &str = "SELECT a.shard::bigint,
+        (SELECT count(*) FROM (SELECT DISTINCT service, key FROM pending p WHERE p.shard = a.shard) keys)
+    FROM UNNEST($1::integer[]) AS a (shard)";
+
 impl Queries for PgStore {
     fn shards(&self) -> StoreFuture<'_, Vec<ShardRow>> {
         Box::pin(shards(&self.queries))
+    }
+
+    fn unread(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>> {
+        Box::pin(
+            async move { by_shard(&self.queries, AssertSqlSafe(format!("WITH {POSITIONS} {UNREAD}")), &shards).await },
+        )
+    }
+
+    fn count_waiting(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>> {
+        Box::pin(async move { by_shard(&self.queries, COUNT_WAITING, &shards).await })
     }
 
     fn peek(&self, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<(ShardNo, DeadLetter)>> {
@@ -86,7 +126,7 @@ impl Queries for PgStore {
     }
 
     fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>> {
-        Box::pin(events(&self.queries, shard, after, limit))
+        Box::pin(explain::events(&self.queries, shard, after, limit))
     }
 
     fn scheduled(&self, service: Option<String>, key: Option<String>, limit: usize) -> StoreFuture<'_, Vec<Timer>> {
@@ -99,11 +139,12 @@ impl Queries for PgStore {
         })
     }
 
-    fn waiting_keys(&self, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>> {
+    fn waiting_keys(&self, service: Option<String>, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>> {
         Box::pin(async move {
-            let sql = "SELECT service, key, count(*), min(taken_at) FROM pending
+            let sql = "SELECT service, key, count(*), min(taken_at) FROM pending WHERE $2::text IS NULL OR service = $2
                 GROUP BY service, key ORDER BY 3 DESC, 4, 1, 2 LIMIT $1";
-            let rows = self.queries.read(sql, Args::default().put(count(limit))).await?;
+            let args = Args::default().put(count(limit)).put(service.as_deref().map(stored));
+            let rows = self.queries.read(sql, args).await?;
             let waiting = rows.iter().map(|row| {
                 let of = ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? };
                 Ok(WaitingKey { of, pending: decode::number(row, 2)?, oldest_at: decode::number(row, 3)? })
@@ -160,16 +201,20 @@ impl Queries for PgStore {
 
     fn command(&self, command: NewCommand) -> StoreFuture<'_, i64> {
         Box::pin(async move {
+            let (scope, paused) = command.pauses().unzip();
+            let (service, key) =
+                (scope.map(|scope| stored(&scope.service)), scope.and_then(|scope| scope.key.as_deref()));
             let args = Args::default()
                 .put(json(&command.action)?)
                 .put(json(&command.filter)?)
-                .put(command.who)
-                .put(command.why)
+                .put(&*command.who)
+                .put(&*command.why)
                 .put(signed(command.matched))
-                .put(signed(command.at));
-            let sql = "INSERT INTO operator_commands (action, filter, who, why, matched, at)
-                VALUES ($1, $2, $3, $4, $5, $6) RETURNING id";
-            one(&self.writer.call(sql, args).await?, |row| decode::get(row, 0))
+                .put(signed(command.at))
+                .put(service)
+                .put(key.map(stored))
+                .put(paused);
+            one(&self.writer.call(COMMAND, args).await?, |row| decode::get(row, 0))
         })
     }
 
@@ -177,21 +222,31 @@ impl Queries for PgStore {
         Box::pin(read::pauses(&self.queries))
     }
 
-    fn open_commands(&self, shard: ShardNo) -> StoreFuture<'_, Vec<OpenCommand>> {
+    fn open_commands(&self, shard: ShardNo, without: Vec<i64>) -> StoreFuture<'_, Vec<Result<OpenCommand, Strange>>> {
         Box::pin(async move {
-            let sql = "SELECT id, action, filter, who FROM operator_commands c WHERE NOT EXISTS (
-                    SELECT 1 FROM operator_results r WHERE r.command = c.id AND r.shard = $1 AND r.done)
-                ORDER BY id LIMIT $2";
-            let rows = self.queries.read(sql, Args::default().put(shard_no(shard)).put(COMMANDS_MAX)).await?;
+            // An older program has them done without closing them.
+            let sql = "SELECT c.id, c.action, c.filter, c.who
+                FROM operator_open o JOIN operator_commands c ON c.id = o.command
+                WHERE o.shard = $1 AND o.command <> ALL ($3) AND NOT EXISTS (SELECT FROM operator_results r
+                    WHERE r.command = o.command AND r.shard = o.shard AND r.done)
+                ORDER BY o.command LIMIT $2";
+            let args = Args::default().put(shard_no(shard)).put(COMMANDS_MAX).put(without);
             let open = |row: &PgRow| {
                 let id = decode::get(row, 0)?;
                 let read = || {
                     let (action, filter) = (decode::json(row, 1)?, decode::json(row, 2)?);
                     Ok(OpenCommand { id, action, filter, who: decode::get(row, 3)? })
                 };
-                Ok(readable(shard, id, read()))
+                Ok(read().map_err(|error: StoreError| Strange { id, error: error.to_string() }))
             };
-            rows.iter().filter_map(|row| open(row).transpose()).collect()
+            self.queries.read(sql, args).await?.iter().map(open).collect()
+        })
+    }
+
+    fn forget_commands(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64> {
+        Box::pin(async move {
+            let args = Args::default().put(signed(before)).put(count(limit));
+            one(&self.queries.run(FORGET_COMMANDS, args).await?, |row| decode::number(row, 0))
         })
     }
 
@@ -257,6 +312,12 @@ fn progress(row: &PgRow) -> Result<ImportProgress, StoreError> {
     })
 }
 
+async fn by_shard(links: &Links, sql: impl SqlSafeStr, shards: &[ShardNo]) -> Result<Vec<(ShardNo, u64)>, StoreError> {
+    let args = Args::default().put(shards.iter().copied().map(shard_no).collect::<Vec<_>>());
+    let rows = links.read(sql, args).await?;
+    rows.iter().map(|row| Ok((decode::number(row, 0)?, decode::number(row, 1)?))).collect()
+}
+
 async fn shards(links: &Links) -> Result<Vec<ShardRow>, StoreError> {
     let sql = format!(
         "WITH {POSITIONS},
@@ -297,63 +358,6 @@ async fn shards(links: &Links) -> Result<Vec<ShardRow>, StoreError> {
     links.read(AssertSqlSafe(sql), Args::default()).await?.iter().map(show).collect()
 }
 
-async fn events(links: &Links, shard: ShardNo, after: u64, limit: usize) -> Result<Vec<EventRow>, StoreError> {
-    page(links, (shard, first(links, shard, after).await?, after), limit, i64::MAX).await
-}
-
-/// The commit that begins last at or below the event behind `after`.
-async fn first(links: &Links, shard: ShardNo, after: u64) -> Result<u64, StoreError> {
-    // Numbers rise with commits: the first commit of interest is the last one that begins at or below `after + 1`.
-    // It is found from the newest on, as who asks mostly stands near it.
-    let sql = "SELECT commit_no FROM commits WHERE shard = $1 AND first_seq <= $2 AND length(events) > 0
-        ORDER BY commit_no DESC LIMIT 1";
-    let args = Args::default().put(shard_no(shard)).put(signed(after).saturating_add(1));
-    Ok(links.read(sql, args).await?.first().map(|row| decode::number(row, 0)).transpose()?.unwrap_or(0))
-}
-
-/// Events above a number, looked for from a commit on, 0 where that is not known.
-pub(super) async fn outbox(
-    links: &Links,
-    shard: ShardNo,
-    (from, after): (u64, u64),
-    limit: usize,
-) -> Result<Vec<EventRow>, StoreError> {
-    let from = if from == 0 { first(links, shard, after).await? } else { from };
-    page(links, (shard, from, after), limit, layout::OUTBOX_BYTES_MAX).await
-}
-
-async fn page(
-    links: &Links,
-    (shard, from, after): (ShardNo, u64, u64),
-    limit: usize,
-    bytes_max: i64,
-) -> Result<Vec<EventRow>, StoreError> {
-    let names = explain::names(links).await?;
-    // All of the first commit's events may be known: the second always comes with it.
-    let sql = "SELECT shard::bigint, commit_no, epoch, at, first_seq, events FROM (
-            SELECT c.*, row_number() OVER sofar AS nth, sum(length(events)) OVER sofar AS bytes FROM (
-                SELECT shard, commit_no, epoch, at, first_seq, events FROM commits
-                WHERE shard = $1 AND commit_no >= $2 AND length(events) > 0 ORDER BY commit_no LIMIT $3) c
-            WINDOW sofar AS (ORDER BY commit_no ROWS UNBOUNDED PRECEDING)) page
-        WHERE nth <= 2 OR bytes <= $4 ORDER BY commit_no";
-    let args =
-        Args::default().put(shard_no(shard)).put(signed(from)).put(count(limit.saturating_add(1))).put(bytes_max);
-    let mut found = Vec::new();
-    let mut commits = 0;
-    for row in &links.read(sql, args).await? {
-        let commit = commit(row)?;
-        let events =
-            layout::events(&commit, decode::number(row, 4)?, decode::blob(row, 5)?, |no| names.get(&no).cloned())?;
-        let before = found.len();
-        found.extend(events.into_iter().filter(|event| event.seq > after));
-        commits += usize::from(found.len() > before);
-        if commits == limit {
-            break;
-        }
-    }
-    Ok(found)
-}
-
 async fn health(links: &Links) -> Result<Health, StoreError> {
     use health::postgres;
 
@@ -374,15 +378,5 @@ async fn health(links: &Links) -> Result<Health, StoreError> {
         server,
         shards: shards.iter().map(postgres::shard).collect::<Result<_, _>>()?,
         services: services.iter().map(postgres::service).collect::<Result<_, _>>()?,
-    })
-}
-
-/// A row that begins with shard, commit_no, epoch, at.
-pub(super) fn commit(row: &PgRow) -> Result<CommitRow, StoreError> {
-    Ok(CommitRow {
-        shard: decode::number(row, 0)?,
-        no: decode::number(row, 1)?,
-        epoch: decode::number(row, 2)?,
-        at: decode::number(row, 3)?,
     })
 }

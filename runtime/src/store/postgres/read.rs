@@ -11,13 +11,14 @@ use super::commit::shard_no;
 use super::decode;
 use super::decode::stored;
 use super::links::{Args, Links};
+use super::queries::one;
 use crate::clock::Millis;
 use crate::message::ShardNo;
 use crate::store::layout;
-use crate::store::query::{DeadFilter, PAUSES, Pause};
+use crate::store::query::{DeadFilter, PAUSES, Pause, Scope};
 use crate::store::{
-    CommitIds, DeadLetter, DeadPlace, Due, DueTimers, InboxRows, IntakeRow, IntakeRows, KeyRow, PendingRow, RowSpan,
-    ServiceKey, StoreError, StoredLogRow, Timer,
+    CommitIds, DeadLetter, DeadPlace, Due, DueTimers, InboxRows, IntakeRow, IntakeRows, KeyRow, KeyWalk, PendingRow,
+    RowSpan, Runnable, ServiceKey, StoreError, StoredLogRow, Timer,
 };
 use crate::transport::Positions;
 
@@ -51,21 +52,36 @@ pub(super) async fn inbox(links: &Links, shard: ShardNo, since: Millis, max: usi
         }
     }
     found.commits.reverse();
-    let pinned = "SELECT taken_id, 1::bigint FROM pending WHERE shard = $1
-        UNION ALL SELECT taken_id, 0::bigint FROM dead_letters WHERE shard = $1";
-    for row in &links.read(pinned, Args::default().put(shard_no(shard))).await? {
-        found.pinned.extend(layout::ids(decode::get(row, 0)?)?);
-        found.pending += decode::number::<u64>(row, 1)?;
-    }
+    found.pending = count_pending(links, shard).await?;
     found.paused = pauses(links).await?.into_iter().map(|pause| pause.scope).collect();
     Ok(found)
 }
 
+/// Rows that are counted by one statement.
+pub(super) const ROWS_PAGE: i64 = 50_000;
+
+async fn count_pending(links: &Links, shard: ShardNo) -> Result<u64, StoreError> {
+    let sql = "SELECT count(*), max(seq) FROM (
+        SELECT seq FROM pending WHERE shard = $1 AND seq > $2 ORDER BY seq LIMIT $3) page";
+    let (mut sum, mut after) = (0, Some(0));
+    while let Some(behind) = after {
+        let args = Args::default().put(shard_no(shard)).put(signed(behind)).put(ROWS_PAGE);
+        let (count, last) = one(&links.read(sql, args).await?, |row| {
+            Ok((decode::number::<u64>(row, 0)?, decode::maybe::<u64>(row, 1)?))
+        })?;
+        (sum, after) = (sum + count, last);
+    }
+    Ok(sum)
+}
+
 pub(super) async fn pauses(links: &Links) -> Result<Vec<Pause>, StoreError> {
     let rows = links.read(PAUSES, Args::default()).await?;
-    let command =
-        |row| Ok((decode::string(row, 0)?, decode::string(row, 1)?, decode::string(row, 2)?, decode::number(row, 3)?));
-    Ok(Pause::after(rows.iter().map(command).collect::<Result<Vec<_>, StoreError>>()?))
+    let pause = |row| {
+        let key = decode::get::<Option<&str>>(row, 1)?.map(|_| decode::string(row, 1)).transpose()?;
+        let scope = Scope { service: decode::string(row, 0)?, key };
+        Ok(Pause { scope, who: decode::get(row, 2)?, why: decode::get(row, 3)?, since: decode::number(row, 4)? })
+    };
+    rows.iter().map(pause).collect()
 }
 
 pub(super) async fn load(links: &Links, shard: ShardNo, keys: &[ServiceKey]) -> Result<Vec<KeyRow>, StoreError> {
@@ -78,14 +94,15 @@ pub(super) async fn load(links: &Links, shard: ShardNo, keys: &[ServiceKey]) -> 
         .put(keys.iter().map(|key| stored(&key.service)).collect::<Vec<_>>())
         .put(keys.iter().map(|key| stored(&key.key)).collect::<Vec<_>>());
     // Keys of which nothing is stored give no row: a row costs more to hand over than to find.
-    let sql = "SELECT e.at - 1, s.version, s.state::text, h.held, p.first, p.last, p.waiting
+    let sql = "SELECT e.at - 1, s.version, s.state::text, h.held, p.first, p.last, p.waiting, h.dead
         FROM UNNEST($2::text[], $3::text[]) WITH ORDINALITY AS e (service, key, at)
         LEFT JOIN states s ON s.service = e.service AND s.key = e.key
         CROSS JOIN LATERAL (SELECT EXISTS (SELECT 1 FROM dead_letters d
-            WHERE d.shard = $1 AND d.service = e.service AND d.key = e.key AND d.holds_key)) AS h (held)
+            WHERE d.shard = $1 AND d.service = e.service AND d.key = e.key AND d.holds_key OFFSET 0),
+            EXISTS (SELECT 1 FROM dead_letters d WHERE d.shard = $1 AND d.key = e.key OFFSET 0)) AS h (held, dead)
         CROSS JOIN LATERAL (SELECT min(w.seq), max(w.seq), count(w.seq) FROM pending w
             WHERE w.shard = $1 AND w.service = e.service AND w.key = e.key) AS p (first, last, waiting)
-        WHERE s.version IS NOT NULL OR h.held OR p.first IS NOT NULL";
+        WHERE s.version IS NOT NULL OR h.dead OR p.first IS NOT NULL";
     for row in &links.read(sql, args).await? {
         let at: usize = decode::number(row, 0)?;
         let version: Option<u32> = decode::maybe(row, 1)?;
@@ -97,40 +114,78 @@ pub(super) async fn load(links: &Links, shard: ShardNo, keys: &[ServiceKey]) -> 
         let count = decode::number(row, 6)?;
         let pending = pending.map(|(first, last)| RowSpan { first, last, count });
         if let Some(slot) = found.get_mut(at) {
-            *slot = KeyRow { state, held: decode::get(row, 3)?, pending };
+            *slot = KeyRow { state, held: decode::get(row, 3)?, dead: decode::get(row, 7)?, pending };
         }
     }
     Ok(found)
 }
 
-pub(super) async fn due(links: &Links, shard: ShardNo, now: Millis, limit: usize) -> Result<Due, StoreError> {
-    // One more than asked for: its due time is the next.
-    let args = Args::default().put(shard_no(shard)).put(count(limit.saturating_add(1)));
-    let sql = "SELECT service, key, due_at FROM pending
-        WHERE shard = $1 AND due_at IS NOT NULL ORDER BY due_at, seq LIMIT $2";
-    let mut due = Due::default();
-    for row in &links.read(sql, args).await? {
-        let due_at = decode::number(row, 2)?;
-        if due_at > now || due.keys.len() == limit {
-            due.next = Some(due_at);
-            break;
-        }
-        due.keys.push(ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? });
-    }
-    Ok(due)
+/// The services of [`Runnable`] and its paused keys, as statements expect them last.
+fn runnable_args(args: Args, runnable: &Runnable) -> Args {
+    args.put(runnable.services.iter().map(|service| stored(service)).collect::<Vec<_>>())
+        .put(runnable.without.iter().map(|of| stored(&of.service)).collect::<Vec<_>>())
+        .put(runnable.without.iter().map(|of| stored(&of.key)).collect::<Vec<_>>())
 }
 
-pub(super) async fn timers(links: &Links, shard: ShardNo, now: Millis, limit: usize) -> Result<DueTimers, StoreError> {
-    let args = Args::default().put(shard_no(shard)).put(signed(now)).put(count(limit));
-    let sql = "SELECT service, key, name, due_at, message FROM timers t WHERE shard = $1 AND due_at <= $2
-        AND NOT EXISTS (SELECT FROM pending p WHERE p.shard = t.shard AND p.service = t.service AND p.key = t.key)
-        AND NOT EXISTS (SELECT FROM dead_letters d
-            WHERE d.shard = t.shard AND d.service = t.service AND d.key = t.key AND d.holds_key)
-        ORDER BY due_at LIMIT $3";
-    let rows = links.read(sql, args).await?;
-    let sql = "SELECT EXISTS (SELECT FROM timers WHERE shard = $1 AND due_at <= $2),
-        (SELECT min(due_at) FROM timers WHERE shard = $1 AND due_at > $2)";
-    let found = links.read(sql, Args::default().put(shard_no(shard)).put(signed(now))).await?;
+// Service by service, each from its own place in the index: what others have is not looked at. OFFSET 0 keeps the look-ups
+// of a row's key what they are, whatever is planned; where one row is enough, the order does: it is the index's.
+
+const DUE: &str = "SELECT r.service, r.key, r.due_at FROM UNNEST($3::text[]) AS s (service) CROSS JOIN LATERAL (
+        SELECT p.service, p.key, p.due_at, p.seq FROM pending p
+        WHERE p.shard = $1 AND p.service = s.service AND p.due_at IS NOT NULL
+            AND NOT EXISTS (SELECT FROM UNNEST($4::text[], $5::text[]) AS w (service, key)
+                WHERE w.service = p.service AND w.key = p.key OFFSET 0)
+        ORDER BY p.due_at, p.seq LIMIT $2) r
+    ORDER BY r.due_at, r.seq LIMIT $2";
+
+const TIMERS: &str = "SELECT r.* FROM UNNEST($4::text[]) AS s (service) CROSS JOIN LATERAL (
+        SELECT t.service, t.key, t.name, t.due_at, t.message FROM timers t
+        WHERE t.shard = $1 AND t.service = s.service AND t.due_at <= $2
+            AND NOT EXISTS (SELECT FROM UNNEST($5::text[], $6::text[]) AS w (service, key)
+                WHERE w.service = t.service AND w.key = t.key OFFSET 0)
+            AND NOT EXISTS (SELECT FROM pending p
+                WHERE p.shard = t.shard AND p.service = t.service AND p.key = t.key OFFSET 0)
+            AND NOT EXISTS (SELECT FROM dead_letters d
+                WHERE d.shard = t.shard AND d.service = t.service AND d.key = t.key AND d.holds_key OFFSET 0)
+        ORDER BY t.due_at LIMIT $3) r
+    ORDER BY r.due_at LIMIT $3";
+
+/// Whether any of these is due, and when the next one is that is not.
+const NEXT_TIMER: &str = "SELECT coalesce(bool_or(n.due), false), min(n.next) FROM UNNEST($3::text[]) AS s (service)
+    CROSS JOIN LATERAL (SELECT
+        (SELECT true FROM timers t WHERE t.shard = $1 AND t.service = s.service AND t.due_at <= $2
+            AND NOT EXISTS (SELECT FROM UNNEST($4::text[], $5::text[]) AS w (service, key)
+                WHERE w.service = t.service AND w.key = t.key OFFSET 0)
+            ORDER BY t.due_at LIMIT 1),
+        (SELECT t.due_at FROM timers t WHERE t.shard = $1 AND t.service = s.service AND t.due_at > $2
+            ORDER BY t.due_at LIMIT 1)) AS n (due, next)";
+
+pub(super) async fn due(
+    links: &Links,
+    shard: ShardNo,
+    now: Millis,
+    runnable: &Runnable,
+    limit: usize,
+) -> Result<Due, StoreError> {
+    // One more than asked for: its due time is the next.
+    let args = Args::default().put(shard_no(shard)).put(count(limit.saturating_add(1)));
+    let rows = links.read(DUE, runnable_args(args, runnable)).await?;
+    let row =
+        |row| Ok((decode::number(row, 2)?, ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? }));
+    let rows = rows.iter().map(row).collect::<Result<Vec<_>, StoreError>>()?;
+    Ok(Due::of(rows, now, limit))
+}
+
+pub(super) async fn timers(
+    links: &Links,
+    shard: ShardNo,
+    now: Millis,
+    runnable: &Runnable,
+    limit: usize,
+) -> Result<DueTimers, StoreError> {
+    let args = Args::default().put(shard_no(shard)).put(signed(now));
+    let rows = links.read(TIMERS, runnable_args(args.clone().put(count(limit)), runnable)).await?;
+    let found = links.read(NEXT_TIMER, runnable_args(args, runnable)).await?;
     let mut due =
         DueTimers { timers: rows.iter().map(decode::timer).collect::<Result<_, _>>()?, ..DueTimers::default() };
     if let Some(row) = found.first() {
@@ -145,19 +200,34 @@ pub(super) async fn schedules(links: &Links, shard: ShardNo) -> Result<Vec<Timer
     links.read(sql, Args::default().put(shard_no(shard))).await?.iter().map(decode::timer).collect()
 }
 
+/// Keys of a service whose rows are looked at by one statement.
+const KEYS_PAGE: usize = 1_000;
+
 pub(super) async fn orphans(
     links: &Links,
     shard: ShardNo,
+    runnable: &Runnable,
     after: Option<ServiceKey>,
     limit: usize,
 ) -> Result<Vec<ServiceKey>, StoreError> {
-    let (service, key) = after.as_ref().map_or((None, None), |after| (Some(&*after.service), Some(&*after.key)));
-    let args = Args::default().put(shard_no(shard)).put(service.map(stored)).put(key.map(stored)).put(count(limit));
-    let sql = "SELECT service, key FROM pending
-        WHERE shard = $1 AND ($2::text IS NULL OR (service, key) > ($2, $3))
-        GROUP BY service, key HAVING max(due_at) IS NULL ORDER BY service, key LIMIT $4";
-    let rows = links.read(sql, args).await?;
-    rows.iter().map(|row| Ok(ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? })).collect()
+    let sql = "SELECT key, max(due_at) IS NULL FROM pending
+        WHERE shard = $1 AND service = $2 AND ($3::text IS NULL OR key > $3) GROUP BY key ORDER BY key LIMIT $4";
+    let mut found = Vec::new();
+    let mut walk = KeyWalk::new(runnable, after, KEYS_PAGE);
+    while let Some((service, behind)) = walk.place().filter(|_| found.len() < limit) {
+        let args = Args::default().put(shard_no(shard)).put(stored(&service));
+        let rows = links.read(sql, args.put(behind.as_deref().map(stored)).put(count(KEYS_PAGE))).await?;
+        for row in &rows {
+            let of = ServiceKey { service: service.clone(), key: decode::text(row, 0)? };
+            walk.reached(&of.key);
+            if decode::get(row, 1)? && runnable.has(&of) {
+                found.push(of);
+            }
+        }
+        walk.read(rows.len());
+    }
+    found.truncate(limit);
+    Ok(found)
 }
 
 pub(super) async fn page(

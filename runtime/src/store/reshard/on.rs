@@ -223,6 +223,7 @@ macro_rules! on {
 
             /// Commands are all done; the new shards are not to execute them again.
             async fn commands(connection: &mut $connection, to: u32) -> Result<(), StoreError> {
+                run(connection, "DELETE FROM operator_open".to_owned()).await?;
                 let sql = format!(
                     "INSERT INTO operator_results (command, shard, affected, done)
                      SELECT command, {ASIDE}, CAST(sum(affected) AS bigint), true FROM operator_results GROUP BY command"

@@ -81,3 +81,4 @@ FROM json_each(?);
 INSERT INTO operator_results (command, shard, affected, done)
 SELECT value->>0, value->>1, value->>2, value->>3 FROM json_each(?) WHERE true
 ON CONFLICT (command, shard) DO UPDATE SET affected = affected + excluded.affected, done = max(done, excluded.done);
+DELETE FROM operator_open WHERE (shard, command) IN (SELECT value->>1, value->>0 FROM json_each(?) WHERE value->>3);

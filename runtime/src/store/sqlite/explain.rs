@@ -17,8 +17,8 @@ use crate::store::query::Story;
 use crate::store::{StoreError, layout};
 use crate::transport::embedded;
 
-/// Lines of each kind that are looked for.
-const LINES_MAX: usize = 10_000;
+/// One more than are told: then there are more.
+const LINES: usize = Story::LINES_MAX + 1;
 
 pub(super) async fn story(pool: &SqlitePool, text: &str) -> Result<Story, StoreError> {
     let mut story = Story::default();
@@ -48,66 +48,76 @@ async fn commits(pool: &SqlitePool, text: &str, digest: &[u8; 16], story: &mut S
     // The bytes may be found by chance, or across two entries: what is found is decoded and compared.
     let mut rows = query(
         "SELECT shard, commit_no, epoch, at, first_seq, ids, events FROM commits
-         WHERE instr(ids, ?1) > 0 OR instr(events, ?1) > 0 OR instr(events, ?2) > 0 ORDER BY at, shard, commit_no",
+         WHERE instr(ids, ?1) > 0 OR instr(events, ?1) > 0 OR instr(events, ?2) > 0
+         ORDER BY at DESC, shard DESC, commit_no DESC",
     )
     .bind(&digest[..])
     .bind(text.as_bytes())
     .fetch(pool);
-    while let Some(row) = rows.try_next().await.map_err(failed)? {
+    let (mut taken, mut emitted) = (Vec::new(), Vec::new());
+    while taken.len().max(emitted.len()) < LINES
+        && let Some(row) = rows.try_next().await.map_err(failed)?
+    {
         let commit = commit(&row)?;
         for id in layout::ids(decode::get(&row, 5)?)?.iter().filter(|id| id.is(digest)) {
             let number = u16::from_le_bytes([id.0[TakenId::BYTES - 2], id.0[TakenId::BYTES - 1]]);
             let name = names.get(&number).cloned().unwrap_or_else(|| Arc::from(number.to_string()));
-            story.taken.push((commit.clone(), name));
+            taken.push((commit.clone(), name));
         }
         let events =
             layout::events(&commit, decode::number(&row, 4)?, decode::blob(&row, 6)?, |no| names.get(&no).cloned())?;
-        story.events.extend(events.into_iter().filter(|row| {
+        emitted.extend(events.into_iter().rev().filter(|row| {
             let message = &row.event.message;
             row.event.cause == *digest || message.id() == text || message.key() == text
         }));
-        if story.events.len() >= LINES_MAX {
-            break;
-        }
     }
+    story.taken = story.told("commits that took it", taken);
+    story.events = story.told("events", emitted);
     Ok(())
 }
 
 async fn waiting(pool: &SqlitePool, text: &str, story: &mut Story) -> Result<(), StoreError> {
-    let max = i64::try_from(LINES_MAX).unwrap_or(i64::MAX);
-    let sql = format!("SELECT {} FROM history WHERE id = ?1 OR key = ?1 ORDER BY at, rowid LIMIT ?2", decode::HISTORY);
-    for row in &query(AssertSqlSafe(sql)).bind(text).bind(max).fetch_all(pool).await.map_err(failed)? {
-        story.history.push(decode::history(row)?);
-    }
+    let max = i64::try_from(LINES).unwrap_or(i64::MAX);
     let sql = format!(
-        "SELECT {} FROM pending WHERE message_id = ?1 OR key = ?1 ORDER BY shard, seq LIMIT ?2",
+        "SELECT {} FROM history WHERE id = ?1 OR key = ?1 ORDER BY at DESC, rowid DESC LIMIT ?2",
+        decode::HISTORY
+    );
+    let rows = query(AssertSqlSafe(sql)).bind(text).bind(max).fetch_all(pool).await.map_err(failed)?;
+    let lines = rows.iter().map(decode::history).collect::<Result<_, _>>()?;
+    story.history = story.told("history", lines);
+    let sql = format!(
+        "SELECT {} FROM pending WHERE message_id = ?1 OR key = ?1 ORDER BY shard DESC, seq DESC LIMIT ?2",
         decode::PENDING
     );
-    for row in &query(AssertSqlSafe(sql)).bind(text).bind(max).fetch_all(pool).await.map_err(failed)? {
-        story.pending.push(decode::pending(row)?);
-    }
+    let rows = query(AssertSqlSafe(sql)).bind(text).bind(max).fetch_all(pool).await.map_err(failed)?;
+    let lines = rows.iter().map(decode::pending).collect::<Result<_, _>>()?;
+    story.pending = story.told("waiting messages", lines);
     let sql = format!(
-        "SELECT {} FROM dead_letters WHERE message_id = ?1 OR key = ?1 ORDER BY shard, seq LIMIT ?2",
+        "SELECT {} FROM dead_letters WHERE message_id = ?1 OR key = ?1 ORDER BY shard DESC, seq DESC LIMIT ?2",
         decode::DEAD
     );
-    for row in &query(AssertSqlSafe(sql)).bind(text).bind(max).fetch_all(pool).await.map_err(failed)? {
-        story.dead.push(decode::dead(row)?);
-    }
+    let rows = query(AssertSqlSafe(sql)).bind(text).bind(max).fetch_all(pool).await.map_err(failed)?;
+    let lines = rows.iter().map(decode::dead).collect::<Result<_, _>>()?;
+    story.dead = story.told("dead letters", lines);
     Ok(())
 }
 
 async fn log(pool: &SqlitePool, text: &str, story: &mut Story) -> Result<(), StoreError> {
-    let mut rows =
-        query("SELECT target, origin, no, messages FROM log WHERE instr(messages, ?1) > 0 ORDER BY target, origin, no")
-            .bind(text.as_bytes())
-            .fetch(pool);
-    while story.log.len() < LINES_MAX
+    let mut rows = query(
+        "SELECT target, origin, no, messages FROM log WHERE instr(messages, ?1) > 0
+         ORDER BY target DESC, origin DESC, no DESC",
+    )
+    .bind(text.as_bytes())
+    .fetch(pool);
+    let mut found = Vec::new();
+    while found.len() < LINES
         && let Some(row) = rows.try_next().await.map_err(failed)?
     {
         let Ok(messages) = embedded::decode(decode::blob(&row, 3)?) else { continue };
         if messages.iter().any(|(_, message)| message.id() == text || message.key() == text) {
-            story.log.push((decode::number(&row, 0)?, decode::text(&row, 1)?, decode::number(&row, 2)?));
+            found.push((decode::number(&row, 0)?, decode::text(&row, 1)?, decode::number(&row, 2)?));
         }
     }
+    story.log = story.told("rows of the log", found);
     Ok(())
 }

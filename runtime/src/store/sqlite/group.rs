@@ -116,7 +116,8 @@ pub(super) fn arguments(sql: &'static str, pieces: &[&Piece]) -> Query<'static, 
     let query = query.bind(timers_blob).bind(timers).bind(stopped);
     let (replies, replies_blob) = replies(pieces).finish();
     let query = query.bind(replies_blob).bind(replies);
-    query.bind(history(pieces).finish().0).bind(results(pieces).finish().0)
+    let results = results(pieces).finish().0;
+    query.bind(history(pieces).finish().0).bind(results.clone()).bind(results)
 }
 
 fn commits(pieces: &[&Piece]) -> (String, Vec<u8>, Vec<u8>) {

@@ -10,18 +10,16 @@ use sqlx::{AssertSqlSafe, query, query_scalar};
 use super::args::Rows;
 use super::read::{self, FILTER, bind_filter, count, signed};
 use super::writer::{Writer, failed};
-use super::{SqliteStore, decode, explain, schema, tables};
+use super::{SqliteStore, decode, explain, schema, tables, waiting};
+use crate::clock::Millis;
 use crate::message::ShardNo;
 use crate::store::append::OUTSIDE;
 use crate::store::health::{self, Health};
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
-    Queries, RowsAsk, ShardRow, Story, WaitingKey, readable,
+    Queries, RowsAsk, ShardRow, Story, Strange, WaitingKey,
 };
 use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer, layout};
-
-/// Commands that a shard is given at once.
-const COMMANDS_MAX: i64 = 100;
 
 /// Positions of the embedded log, one row per shard and origin.
 const POSITIONS: &str = "positions (shard, origin, no, passed) AS MATERIALIZED (
@@ -45,9 +43,26 @@ macro_rules! appending {
     };
 }
 
+const UNREAD: &str = "SELECT a.value, (SELECT coalesce(sum(l.count), 0) FROM log l
+        LEFT JOIN positions p ON p.shard = l.target AND p.origin = l.origin
+        WHERE l.target = a.value AND (l.no > coalesce(p.no, 0) OR (l.no = p.no AND l.count > p.passed)))
+    FROM json_each(?1) a";
+
+const COUNT_WAITING: &str = "SELECT a.value,
+        (SELECT count(*) FROM (SELECT DISTINCT service, key FROM pending p WHERE p.shard = a.value))
+    FROM json_each(?1) a";
+
 impl Queries for SqliteStore {
     fn shards(&self) -> StoreFuture<'_, Vec<ShardRow>> {
         Box::pin(shards(&self.readers))
+    }
+
+    fn unread(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>> {
+        Box::pin(async move { by_shard(&self.readers, format!("WITH {POSITIONS} {UNREAD}"), &shards).await })
+    }
+
+    fn count_waiting(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>> {
+        Box::pin(async move { by_shard(&self.readers, COUNT_WAITING.to_owned(), &shards).await })
     }
 
     fn peek(&self, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<(ShardNo, DeadLetter)>> {
@@ -88,11 +103,11 @@ impl Queries for SqliteStore {
         })
     }
 
-    fn waiting_keys(&self, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>> {
+    fn waiting_keys(&self, service: Option<String>, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>> {
         Box::pin(async move {
-            let sql = "SELECT service, key, count(*), min(taken_at) FROM pending
+            let sql = "SELECT service, key, count(*), min(taken_at) FROM pending WHERE ?2 IS NULL OR service = ?2
                 GROUP BY service, key ORDER BY 3 DESC, 4, 1, 2 LIMIT ?1";
-            let rows = query(sql).bind(count(limit)).fetch_all(&self.readers).await.map_err(failed)?;
+            let rows = query(sql).bind(count(limit)).bind(service).fetch_all(&self.readers).await.map_err(failed)?;
             let waiting = rows.iter().map(|row| {
                 let of = ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? };
                 Ok(WaitingKey { of, pending: decode::number(row, 2)?, oldest_at: decode::number(row, 3)? })
@@ -158,41 +173,20 @@ impl Queries for SqliteStore {
     }
 
     fn command(&self, command: NewCommand) -> StoreFuture<'_, i64> {
-        self.writer.call(move |connection| {
-            Box::pin(async move {
-                let made = query(
-                    "INSERT INTO operator_commands (action, filter, who, why, matched, at)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                );
-                let made = made.bind(json(&command.action)?).bind(json(&command.filter)?).bind(command.who);
-                let made = made.bind(command.why).bind(signed(command.matched)).bind(signed(command.at));
-                Ok(made.execute(connection).await.map_err(failed)?.last_insert_rowid())
-            })
-        })
+        self.writer.call(move |connection| Box::pin(async move { waiting::record_command(connection, &command).await }))
     }
 
     fn pauses(&self) -> StoreFuture<'_, Vec<Pause>> {
         Box::pin(read::pauses(&self.readers))
     }
 
-    fn open_commands(&self, shard: ShardNo) -> StoreFuture<'_, Vec<OpenCommand>> {
-        Box::pin(async move {
-            let rows = query(
-                "SELECT id, action, filter, who FROM operator_commands c WHERE NOT EXISTS (
-                     SELECT 1 FROM operator_results r WHERE r.command = c.id AND r.shard = ?1 AND r.done = 1)
-                 ORDER BY id LIMIT ?2",
-            );
-            let rows = rows.bind(shard).bind(COMMANDS_MAX).fetch_all(&self.readers).await.map_err(failed)?;
-            let open = |row: &SqliteRow| {
-                let id = decode::get(row, 0)?;
-                let read = || {
-                    let (action, filter) = (decode::json(row, 1)?, decode::json(row, 2)?);
-                    Ok(OpenCommand { id, action, filter, who: decode::get(row, 3)? })
-                };
-                Ok(readable(shard, id, read()))
-            };
-            rows.iter().filter_map(|row| open(row).transpose()).collect()
-        })
+    fn open_commands(&self, shard: ShardNo, without: Vec<i64>) -> StoreFuture<'_, Vec<Result<OpenCommand, Strange>>> {
+        Box::pin(async move { waiting::open_commands(&self.readers, shard, &without).await })
+    }
+
+    fn forget_commands(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64> {
+        self.writer
+            .call(move |connection| Box::pin(async move { waiting::forget_commands(connection, before, limit).await }))
     }
 
     fn command_state(&self, id: i64) -> StoreFuture<'_, CommandState> {
@@ -219,7 +213,12 @@ impl Queries for SqliteStore {
     }
 }
 
-fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
+async fn by_shard(pool: &SqlitePool, sql: String, shards: &[ShardNo]) -> Result<Vec<(ShardNo, u64)>, StoreError> {
+    let rows = query(AssertSqlSafe(sql)).bind(json(&shards)?).fetch_all(pool).await.map_err(failed)?;
+    rows.iter().map(|row| Ok((decode::number(row, 0)?, decode::number(row, 1)?))).collect()
+}
+
+pub(super) fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 

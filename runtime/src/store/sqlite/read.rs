@@ -14,10 +14,10 @@ use super::writer::failed;
 use crate::clock::Millis;
 use crate::message::ShardNo;
 use crate::store::layout;
-use crate::store::query::{DeadFilter, PAUSES, Pause};
+use crate::store::query::{DeadFilter, PAUSES, Pause, Scope};
 use crate::store::{
-    CommitIds, DeadLetter, DeadPlace, Due, DueTimers, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError,
-    StoredLogRow, Timer,
+    CommitIds, DeadLetter, DeadPlace, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError, StoredLogRow,
+    Timer,
 };
 use crate::transport::Positions;
 
@@ -45,26 +45,19 @@ pub(super) async fn inbox(
     }
     drop(rows);
     found.commits.reverse();
-    let rows = query(
-        "SELECT taken_id, 1 FROM pending WHERE shard = ?1
-         UNION ALL SELECT taken_id, 0 FROM dead_letters WHERE shard = ?1",
-    )
-    .bind(shard)
-    .fetch_all(pool)
-    .await
-    .map_err(failed)?;
-    for row in &rows {
-        found.pinned.extend(layout::ids(decode::get(row, 0)?)?);
-        found.pending += decode::number::<u64>(row, 1)?;
-    }
+    let row = query("SELECT count(*) FROM pending WHERE shard = ?1").bind(shard).fetch_one(pool).await;
+    found.pending = decode::number(&row.map_err(failed)?, 0)?;
     found.paused = pauses(pool).await?.into_iter().map(|pause| pause.scope).collect();
     Ok(found)
 }
 
 pub(super) async fn pauses(pool: &SqlitePool) -> Result<Vec<Pause>, StoreError> {
     let rows = query(PAUSES).fetch_all(pool).await.map_err(failed)?;
-    let command = |row| Ok((decode::get(row, 0)?, decode::get(row, 1)?, decode::get(row, 2)?, decode::number(row, 3)?));
-    Ok(Pause::after(rows.iter().map(command).collect::<Result<Vec<_>, StoreError>>()?))
+    let pause = |row| {
+        let scope = Scope { service: decode::get(row, 0)?, key: decode::get(row, 1)? };
+        Ok(Pause { scope, who: decode::get(row, 2)?, why: decode::get(row, 3)?, since: decode::number(row, 4)? })
+    };
+    rows.iter().map(pause).collect()
 }
 
 pub(super) async fn load(pool: &SqlitePool, shard: ShardNo, keys: &[ServiceKey]) -> Result<Vec<KeyRow>, StoreError> {
@@ -74,11 +67,12 @@ pub(super) async fn load(pool: &SqlitePool, shard: ShardNo, keys: &[ServiceKey])
     }
     // Keys of which nothing is stored give no row: a row costs more to hand over than to find.
     let rows = query(
-        "SELECT at, version, state, held, first, last, waiting FROM (
+        "SELECT at, version, state, held, first, last, waiting, dead FROM (
              SELECT e.key AS at, s.version, s.state,
                  EXISTS (SELECT 1 FROM dead_letters d
                      WHERE d.shard = ?1 AND d.service = e.value->>0 AND d.key = e.value->>1
                          AND d.holds_key = 1) AS held,
+                 EXISTS (SELECT 1 FROM dead_letters d WHERE d.shard = ?1 AND d.key = e.value->>1) AS dead,
                  (SELECT min(seq) FROM pending p
                      WHERE p.shard = ?1 AND p.service = e.value->>0 AND p.key = e.value->>1) AS first,
                  (SELECT max(seq) FROM pending p
@@ -86,7 +80,7 @@ pub(super) async fn load(pool: &SqlitePool, shard: ShardNo, keys: &[ServiceKey])
                  (SELECT count(seq) FROM pending p
                      WHERE p.shard = ?1 AND p.service = e.value->>0 AND p.key = e.value->>1) AS waiting
              FROM json_each(?2) e LEFT JOIN states s ON s.service = e.value->>0 AND s.key = e.value->>1
-         ) WHERE version IS NOT NULL OR held OR first IS NOT NULL",
+         ) WHERE version IS NOT NULL OR dead OR first IS NOT NULL",
     )
     .bind(shard)
     .bind(asked.finish().0)
@@ -105,65 +99,10 @@ pub(super) async fn load(pool: &SqlitePool, shard: ShardNo, keys: &[ServiceKey])
         let count = decode::number(row, 6)?;
         let pending = pending.map(|(first, last)| RowSpan { first, last, count });
         if let Some(slot) = found.get_mut(at) {
-            *slot = KeyRow { state, held: decode::get(row, 3)?, pending };
+            *slot = KeyRow { state, held: decode::get(row, 3)?, dead: decode::get(row, 7)?, pending };
         }
     }
     Ok(found)
-}
-
-pub(super) async fn due(pool: &SqlitePool, shard: ShardNo, now: Millis, limit: usize) -> Result<Due, StoreError> {
-    // One more than asked for: its due time is the next.
-    let rows = query(
-        "SELECT service, key, due_at FROM pending
-         WHERE shard = ?1 AND due_at IS NOT NULL ORDER BY due_at, seq LIMIT ?2",
-    )
-    .bind(shard)
-    .bind(count(limit.saturating_add(1)))
-    .fetch_all(pool)
-    .await
-    .map_err(failed)?;
-    let mut due = Due::default();
-    for row in &rows {
-        let due_at = decode::number(row, 2)?;
-        if due_at > now || due.keys.len() == limit {
-            due.next = Some(due_at);
-            break;
-        }
-        due.keys.push(ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? });
-    }
-    Ok(due)
-}
-
-pub(super) async fn timers(
-    pool: &SqlitePool,
-    shard: ShardNo,
-    now: Millis,
-    limit: usize,
-) -> Result<DueTimers, StoreError> {
-    let rows = query(
-        "SELECT service, key, name, due_at, message FROM timers t WHERE shard = ?1 AND due_at <= ?2
-         AND NOT EXISTS (SELECT 1 FROM pending p WHERE p.shard = t.shard AND p.service = t.service AND p.key = t.key)
-         AND NOT EXISTS (SELECT 1 FROM dead_letters d
-             WHERE d.shard = t.shard AND d.service = t.service AND d.key = t.key AND d.holds_key = 1)
-         ORDER BY due_at LIMIT ?3",
-    )
-    .bind(shard)
-    .bind(signed(now))
-    .bind(count(limit))
-    .fetch_all(pool)
-    .await
-    .map_err(failed)?;
-    let row = query(
-        "SELECT EXISTS (SELECT 1 FROM timers WHERE shard = ?1 AND due_at <= ?2),
-             (SELECT min(due_at) FROM timers WHERE shard = ?1 AND due_at > ?2)",
-    )
-    .bind(shard)
-    .bind(signed(now))
-    .fetch_one(pool)
-    .await
-    .map_err(failed)?;
-    let timers = rows.iter().map(decode::timer).collect::<Result<_, _>>()?;
-    Ok(DueTimers { timers, any: decode::get(&row, 0)?, next: decode::maybe(&row, 1)? })
 }
 
 pub(super) async fn schedules(pool: &SqlitePool, shard: ShardNo) -> Result<Vec<Timer>, StoreError> {
@@ -172,28 +111,6 @@ pub(super) async fn schedules(pool: &SqlitePool, shard: ShardNo) -> Result<Vec<T
          WHERE shard = ?1 AND name >= 'cron:' AND name < 'cron;' ORDER BY service, key, name",
     );
     rows.bind(shard).fetch_all(pool).await.map_err(failed)?.iter().map(decode::timer).collect()
-}
-
-pub(super) async fn orphans(
-    pool: &SqlitePool,
-    shard: ShardNo,
-    after: Option<ServiceKey>,
-    limit: usize,
-) -> Result<Vec<ServiceKey>, StoreError> {
-    let (service, key) = after.map_or((None, None), |after| (Some(after.service), Some(after.key)));
-    let rows = query(
-        "SELECT service, key FROM pending
-         WHERE shard = ?1 AND (?2 IS NULL OR (service, key) > (?2, ?3))
-         GROUP BY service, key HAVING max(due_at) IS NULL ORDER BY service, key LIMIT ?4",
-    )
-    .bind(shard)
-    .bind(service)
-    .bind(key)
-    .bind(count(limit))
-    .fetch_all(pool)
-    .await
-    .map_err(failed)?;
-    rows.iter().map(|row| Ok(ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? })).collect()
 }
 
 pub(super) async fn page(

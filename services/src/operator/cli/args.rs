@@ -140,7 +140,7 @@ pub enum Command {
     /// Look at keys (keys top may be written keys:top)
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Pause or resume a service (service pause may be written service:pause)
+    /// Pause, resume or give up a service (service pause may be written service:pause)
     #[command(subcommand)]
     Service(ServiceCommand),
     /// Pause or resume a key (key pause may be written key:pause)
@@ -274,6 +274,9 @@ pub enum KeysCommand {
 /// How many keys are shown.
 #[derive(Args, Debug)]
 pub struct TopArgs {
+    /// Of this service
+    #[arg(long)]
+    pub service: Option<String>,
     /// How many at most
     #[arg(long, default_value_t = 20)]
     pub limit: usize,

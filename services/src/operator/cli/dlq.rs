@@ -229,6 +229,7 @@ fn text(changed: &Changed) -> String {
         Action::Retire(_) => ("retire", "retired"),
         Action::Pause(_) => ("pause", "paused"),
         Action::Resume(_) => ("resume", "resumed"),
+        Action::Drop(_) => ("drop", "dropped"),
     };
     let letters = if *matched == 1 { "dead letter" } else { "dead letters" };
     let Some(id) = changed.command else {

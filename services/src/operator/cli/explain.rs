@@ -17,6 +17,8 @@ struct Shown {
     asked: String,
     story: Vec<Line>,
     states: Vec<State>,
+    /// Of which kinds there are more than are told: the newest are.
+    cut: Vec<&'static str>,
 }
 
 /// One thing that happened.
@@ -49,7 +51,7 @@ pub async fn explain(settings: &Settings, asked: String, out: Out) -> Ended {
         version: *version,
         state: serde_json::from_slice(json).unwrap_or_default(),
     });
-    let shown = Shown { states: states.collect(), story: lines(&story, &asked), asked };
+    let shown = Shown { states: states.collect(), story: lines(&story, &asked), asked, cut: story.cut };
     out.show(&shown, text)?;
     let found = !(shown.story.is_empty() && shown.states.is_empty());
     Ok(if found { Done::All } else { Done::NothingFound })
@@ -163,7 +165,12 @@ fn text(shown: &Shown) -> String {
     let row = |line: &Line| {
         [&line.at, &line.what, &line.service, &line.key, &line.id, &line.detail].map(String::clone).to_vec()
     };
-    let mut text = table(&["at", "what", "service", "key", "id", "detail"], shown.story.iter().map(row));
+    let mut text = String::new();
+    if !shown.cut.is_empty() {
+        let (most, cut) = (Story::LINES_MAX, shown.cut.join(", "));
+        text = format!("There is more than is told: only the newest {most} of each ({cut}).\n\n");
+    }
+    text.push_str(&table(&["at", "what", "service", "key", "id", "detail"], shown.story.iter().map(row)));
     for state in &shown.states {
         text.push_str(&format!("\n\nstate of {} (version {}): {}", state.service, state.version, state.state));
     }

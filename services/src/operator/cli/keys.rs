@@ -134,7 +134,7 @@ struct Top {
 pub async fn top(settings: &Settings, asked: &TopArgs, out: Out) -> Ended {
     let store = open_beside(settings).await?;
     let now = Clock::system().now();
-    let found = store.queries().waiting_keys(asked.limit).await?;
+    let found = store.queries().waiting_keys(asked.service.clone(), asked.limit).await?;
     let shown = |WaitingKey { of, pending, oldest_at }: WaitingKey| Top {
         service: of.service.to_string(),
         key: of.key.to_string(),

@@ -1,4 +1,5 @@
-//! `service:pause`, `service:resume`, `key:pause`, `key:resume`: whether turns start.
+//! `service:pause`, `service:resume`, `key:pause`, `key:resume`: whether turns start; `service:drop`: what waits for a service
+//! that no program has is given up.
 //! In: a service or one of its keys. Out: a recorded command and how far it got.
 
 use std::time::Duration;
@@ -21,6 +22,9 @@ pub enum ServiceCommand {
     Pause(ServiceArgs),
     /// Start the turns of a service again, those of its paused keys too
     Resume(ServiceArgs),
+    /// Give up what waits for a service that no program has any more: its timers are removed, its messages become dead
+    /// letters
+    Drop(DropArgs),
 }
 
 /// What to do with a key.
@@ -37,6 +41,18 @@ pub enum KeyCommand {
 pub struct ServiceArgs {
     /// Its name
     pub service: String,
+    #[command(flatten)]
+    asked: Asked,
+}
+
+/// Which service is given up.
+#[derive(Args, Debug)]
+pub struct DropArgs {
+    /// Its name
+    pub service: String,
+    /// Only say how much waits for it
+    #[arg(long)]
+    pub dry_run: bool,
     #[command(flatten)]
     asked: Asked,
 }
@@ -82,6 +98,7 @@ pub async fn service(settings: &Settings, command: ServiceCommand, out: Out) -> 
     let (paused, ServiceArgs { service, asked }) = match command {
         ServiceCommand::Pause(args) => (true, args),
         ServiceCommand::Resume(args) => (false, args),
+        ServiceCommand::Drop(args) => return given_up(settings, args, out).await,
     };
     tell(settings, (Scope { service, key: None }, paused), asked, out).await
 }
@@ -123,6 +140,72 @@ async fn tell(settings: &Settings, (scope, paused): (Scope, bool), asked: Asked,
     let found = told.command.is_some();
     out.show(&told, |told| text(told, &scope))?;
     Ok(if found { Done::All } else { Done::NothingFound })
+}
+
+/// What became of a service that is given up.
+#[derive(Debug, Serialize)]
+struct Dropped {
+    service: String,
+    /// Messages that wait for it.
+    pending: u64,
+    /// Its timers.
+    timers: u64,
+    dry_run: bool,
+    command: Option<i64>,
+    done: bool,
+    affected: u64,
+    running: bool,
+}
+
+/// Gives up what waits for a service that no program has.
+async fn given_up(settings: &Settings, args: DropArgs, out: Out) -> Ended {
+    let DropArgs { service, dry_run, asked } = args;
+    if handlers(settings)?.index_of(&service).is_some() {
+        let text = format!(
+            "this program has service {service}: what waits for it will run. Pause it (service:pause), or discard its dead letters"
+        );
+        return Err(Failure::Usage(text));
+    }
+    let store = open_beside(settings).await?;
+    let waits = store.queries().health().await?.services.into_iter().find(|row| row.service == service);
+    let (pending, timers) = waits.map_or((0, 0), |row| (row.pending, row.timers));
+    let running = store::is_running(settings).await;
+    let matched = pending + timers;
+    let (command, done, affected) = (None, matched == 0, 0);
+    let mut dropped = Dropped { service, pending, timers, dry_run, command, done, affected, running };
+    if matched > 0 && !dry_run {
+        let (action, who, why) = (Action::Drop(dropped.service.clone()), operator(), asked.why);
+        let at = Clock::system().now();
+        let id = store
+            .queries()
+            .command(NewCommand { action, filter: DeadFilter::default(), who, why, matched, at })
+            .await?;
+        let wait = if running { asked.wait } else { Duration::ZERO };
+        let CommandState { shards_done, shards, affected } = dlq::waited(&*store, id, wait).await?;
+        dropped = Dropped { command: Some(id), done: shards_done >= shards, affected, ..dropped };
+    }
+    out.show(&dropped, dropped_text)?;
+    Ok(if matched == 0 { Done::NothingFound } else { Done::All })
+}
+
+fn dropped_text(dropped: &Dropped) -> String {
+    let Dropped { service, pending, timers, affected, .. } = dropped;
+    let all = pending + timers;
+    match dropped.command {
+        None if all == 0 => format!("Nothing waits for service {service}."),
+        None => format!("{pending} messages would become dead letters, {timers} timers would be removed."),
+        Some(id) if dropped.done => format!(
+            "Command {id}: {affected} of {all} messages and timers of service {service} were given up; dlq:peek --service {service} shows the messages."
+        ),
+        Some(id) if dropped.running => format!(
+            "Command {id} to give up what waits for service {service} is recorded; {affected} of {all} are done so far."
+        ),
+        Some(id) => {
+            format!(
+                "Command {id} to give up what waits for service {service} is recorded, but no process runs the store."
+            )
+        }
+    }
 }
 
 fn text(told: &Told, scope: &Scope) -> String {

@@ -99,7 +99,7 @@ async fn told(settings: &Settings, store: &Opened) -> Result<StoreFacts, StoreEr
         None => None,
     };
     Ok(StoreFacts {
-        busiest: queries.waiting_keys(1).await?.into_iter().next(),
+        busiest: queries.waiting_keys(None, 1).await?.into_iter().next(),
         oldest_transaction: store.oldest_transaction().await?,
         sinks: outbox::collected(settings, queries, &rows).await?,
         keys: store.calls().counts(before).await?,

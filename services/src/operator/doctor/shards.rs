@@ -33,6 +33,7 @@ pub(super) fn checks(facts: &Facts) -> Vec<Finding> {
     all.extend(code(facts, store));
     all.extend(services(facts, store, now));
     all.extend(waiting(&facts.settings, store));
+    all.extend(letters(&facts.settings, store));
     all.extend(held(store, now));
     all.extend(sinks(&facts.settings, store));
     all.extend(window(&facts.settings, store, now));
@@ -133,7 +134,11 @@ fn services(facts: &Facts, store: &StoreFacts, now: Millis) -> Vec<Finding> {
             );
             found.push(match service.pending + service.timers {
                 0 => warning("services", what, "discard them (dlq:discard --service), or run a program that has it"),
-                _ => error("services", what, "run a program that has it: here they wait for good"),
+                _ => error(
+                    "services",
+                    what,
+                    format!("run a program that has it; or give them up: service:drop {name} --why TEXT"),
+                ),
             });
         }
         let new = service.dead_at.is_some_and(|at| at.saturating_add(HOUR) > now);
@@ -174,6 +179,21 @@ fn waiting(settings: &Settings, store: &StoreFacts) -> Vec<Finding> {
     }
     let all: u64 = store.rows.iter().map(|row| row.pending).sum();
     or_ok("pending", found, format!("{all} messages wait, no bound is near"))
+}
+
+/// Dead letters near their bound.
+fn letters(settings: &Settings, store: &StoreFacts) -> Vec<Finding> {
+    let most = settings.dlq.max;
+    let near = store.rows.iter().filter(|row| row.dead_letters.saturating_mul(5) >= most.saturating_mul(4));
+    let found = near.map(|row| {
+        let text = format!("shard {} has {} dead letters, dlq.max is {most}", row.shard, row.dead_letters);
+        let advice = "remove their cause, then replay or discard them (dlq:peek); at the bound sources pause";
+        match row.dead_letters >= most {
+            true => error("dead_letters", text, advice),
+            false => warning("dead_letters", text, advice),
+        }
+    });
+    found.collect()
 }
 
 fn held(store: &StoreFacts, now: Millis) -> Vec<Finding> {
@@ -338,6 +358,9 @@ mod tests {
             found(checks, move |_, store| store.busiest = Some(WaitingKey { of, pending, oldest_at: 0 }))
         };
         assert_eq!((key(7_999), key(8_000)), (vec![], vec![("pending", Warning)]));
+        let dead = |count| found(checks, move |_, store| store.rows[0].dead_letters = count);
+        assert_eq!(dead(799_999), []);
+        assert_eq!((dead(800_000), dead(1_000_000)), (vec![("dead_letters", Warning)], vec![("dead_letters", Error)]));
         let held = |at| {
             found(checks, move |_, store| {
                 store.rows[0].held_keys = 1;

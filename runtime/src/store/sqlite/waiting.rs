@@ -1,0 +1,282 @@
+//! What waits for long: what is due, service by service, each from its own place in the index, so that what others have costs
+//! nothing; dead letters, which ids are among them, how many there are, which are old; operators' commands.
+//! In: a shard, the time, who may run, ids. Out: keys, timers, rows; every statement is bounded.
+
+use std::sync::Arc;
+
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection, query};
+
+use super::args::Rows;
+use super::decode;
+use super::queries::json;
+use super::read::{count, signed};
+use super::writer::failed;
+use crate::clock::Millis;
+use crate::message::{ShardNo, TakenId};
+use crate::store::query::{NewCommand, OpenCommand, Strange};
+use crate::store::{
+    Due, DueTimers, KeyWalk, Letters, OfService, OldLetter, OldLetters, Runnable, ServiceKey, StoreError, Timer, layout,
+};
+
+/// Keys of a service whose rows are looked at by one statement.
+const KEYS_PAGE: usize = 1_000;
+
+/// The paused keys of a service, for `json_each`.
+fn paused(runnable: &Runnable, service: &str) -> Result<String, StoreError> {
+    let keys: Vec<&str> = runnable.without(service).collect();
+    serde_json::to_string(&keys).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+pub(super) async fn due(
+    pool: &SqlitePool,
+    shard: ShardNo,
+    now: Millis,
+    runnable: &Runnable,
+    limit: usize,
+) -> Result<Due, StoreError> {
+    let mut found: Vec<(Millis, u64, ServiceKey)> = Vec::new();
+    for service in &runnable.services {
+        let rows = query(
+            "SELECT key, due_at, seq FROM pending
+             WHERE shard = ?1 AND service = ?2 AND due_at IS NOT NULL AND key NOT IN (SELECT value FROM json_each(?3))
+             ORDER BY due_at, seq LIMIT ?4",
+        );
+        let rows = rows.bind(shard).bind(&**service).bind(paused(runnable, service)?);
+        // One more than asked for: its due time is the next.
+        for row in &rows.bind(count(limit.saturating_add(1))).fetch_all(pool).await.map_err(failed)? {
+            let of = ServiceKey { service: Arc::clone(service), key: decode::text(row, 0)? };
+            found.push((decode::number(row, 1)?, decode::number(row, 2)?, of));
+        }
+    }
+    found.sort_by_key(|(due_at, seq, _)| (*due_at, *seq));
+    Ok(Due::of(found.into_iter().map(|(due_at, _, of)| (due_at, of)), now, limit))
+}
+
+pub(super) async fn timers(
+    pool: &SqlitePool,
+    shard: ShardNo,
+    now: Millis,
+    runnable: &Runnable,
+    limit: usize,
+) -> Result<DueTimers, StoreError> {
+    let mut found = DueTimers::default();
+    for service in &runnable.services {
+        let paused = paused(runnable, service)?;
+        let rows = query(
+            "SELECT service, key, name, due_at, message FROM timers t WHERE shard = ?1 AND service = ?2 AND due_at <= ?3
+             AND key NOT IN (SELECT value FROM json_each(?4))
+             AND NOT EXISTS (SELECT 1 FROM pending p
+                 WHERE p.shard = t.shard AND p.service = t.service AND p.key = t.key)
+             AND NOT EXISTS (SELECT 1 FROM dead_letters d
+                 WHERE d.shard = t.shard AND d.service = t.service AND d.key = t.key AND d.holds_key = 1)
+             ORDER BY due_at LIMIT ?5",
+        );
+        let rows = rows.bind(shard).bind(&**service).bind(signed(now)).bind(&paused).bind(count(limit));
+        let rows = rows.fetch_all(pool).await.map_err(failed)?;
+        found.timers.extend(rows.iter().map(decode::timer).collect::<Result<Vec<_>, _>>()?);
+        let row = query(
+            "SELECT EXISTS (SELECT 1 FROM timers WHERE shard = ?1 AND service = ?2 AND due_at <= ?3
+                     AND key NOT IN (SELECT value FROM json_each(?4))),
+                 (SELECT min(due_at) FROM timers WHERE shard = ?1 AND service = ?2 AND due_at > ?3)",
+        );
+        let row = row.bind(shard).bind(&**service).bind(signed(now)).bind(&paused);
+        let row = row.fetch_one(pool).await.map_err(failed)?;
+        found.any |= decode::get::<bool>(&row, 0)?;
+        let next: Option<Millis> = decode::maybe(&row, 1)?;
+        found.next = [found.next, next].into_iter().flatten().min();
+    }
+    found.timers.sort_by_key(|timer: &Timer| timer.due_at);
+    found.timers.truncate(limit);
+    Ok(found)
+}
+
+pub(super) async fn orphans(
+    pool: &SqlitePool,
+    shard: ShardNo,
+    runnable: &Runnable,
+    after: Option<ServiceKey>,
+    limit: usize,
+) -> Result<Vec<ServiceKey>, StoreError> {
+    let mut found = Vec::new();
+    let mut walk = KeyWalk::new(runnable, after, KEYS_PAGE);
+    while let Some((service, behind)) = walk.place().filter(|_| found.len() < limit) {
+        let rows = query(
+            "SELECT key, max(due_at) IS NULL FROM pending WHERE shard = ?1 AND service = ?2 AND (?3 IS NULL OR key > ?3)
+             GROUP BY key ORDER BY key LIMIT ?4",
+        );
+        let rows = rows.bind(shard).bind(&*service).bind(behind.as_deref()).bind(count(KEYS_PAGE));
+        let rows = rows.fetch_all(pool).await.map_err(failed)?;
+        for row in &rows {
+            let of = ServiceKey { service: service.clone(), key: decode::text(row, 0)? };
+            walk.reached(&of.key);
+            if decode::get::<bool>(row, 1)? && runnable.has(&of) {
+                found.push(of);
+            }
+        }
+        walk.read(rows.len());
+    }
+    found.truncate(limit);
+    Ok(found)
+}
+
+pub(super) async fn of_service(
+    pool: &SqlitePool,
+    shard: ShardNo,
+    service: &str,
+    limit: usize,
+) -> Result<OfService, StoreError> {
+    let sql =
+        format!("SELECT {} FROM pending WHERE shard = ?1 AND service = ?2 ORDER BY key, seq LIMIT ?3", decode::PENDING);
+    let rows = query(AssertSqlSafe(sql)).bind(shard).bind(service).bind(count(limit)).fetch_all(pool).await;
+    let pending = rows.map_err(failed)?.iter().map(decode::pending).collect::<Result<_, _>>()?;
+    let rows = query(
+        "SELECT service, key, name, due_at, message FROM timers WHERE shard = ?1 AND service = ?2 ORDER BY due_at LIMIT ?3",
+    );
+    let rows = rows.bind(shard).bind(service).bind(count(limit)).fetch_all(pool).await.map_err(failed)?;
+    Ok(OfService { pending, timers: rows.iter().map(decode::timer).collect::<Result<_, _>>()? })
+}
+
+/// Dead letters that are looked through by one statement.
+const OLD_PAGE: i64 = 2_000;
+
+pub(super) async fn known(
+    pool: &SqlitePool,
+    shard: ShardNo,
+    asked: &[(TakenId, String)],
+) -> Result<Vec<bool>, StoreError> {
+    let mut rows = Rows::default();
+    for (id, message) in asked {
+        rows.row().put(message).put_blob(&id.0);
+    }
+    let (json, ids) = rows.finish();
+    // By the message's id, in whichever shard: the plus keeps the planner from an index that begins with the shard.
+    let rows = query(
+        "SELECT e.key FROM json_each(?2) e
+         WHERE EXISTS (SELECT 1 FROM pending p WHERE p.message_id = e.value->>0 AND +p.shard = ?1
+                 AND p.taken_id = substr(?3, e.value->>1, e.value->>2))
+             OR EXISTS (SELECT 1 FROM dead_letters d WHERE d.message_id = e.value->>0 AND +d.shard = ?1
+                 AND d.taken_id = substr(?3, e.value->>1, e.value->>2))",
+    );
+    let rows = rows.bind(shard).bind(json).bind(ids).fetch_all(pool).await.map_err(failed)?;
+    let mut known = vec![false; asked.len()];
+    for row in &rows {
+        let at: usize = decode::number(row, 0)?;
+        if let Some(place) = known.get_mut(at) {
+            *place = true;
+        }
+    }
+    Ok(known)
+}
+
+/// Letters among which those that sinks refused are looked for, when they are counted.
+const REFUSED_AMONG: u64 = 500_000;
+
+/// All by the primary key and those that hold by their index, which costs little; those that are refused events are looked
+/// for in the letters themselves, where there are not too many: the alarm is then of those to come.
+pub(super) async fn letters(pool: &SqlitePool, shard: ShardNo) -> Result<Letters, StoreError> {
+    let row = query(
+        "SELECT (SELECT count(*) FROM dead_letters WHERE shard = ?1),
+             (SELECT count(*) FROM dead_letters INDEXED BY dead_letters_holding WHERE shard = ?1 AND holds_key = 1)",
+    );
+    let row = row.bind(shard).fetch_one(pool).await.map_err(failed)?;
+    let mut letters = Letters { count: decode::number(&row, 0)?, holding: decode::number(&row, 1)?, refused: 0 };
+    if letters.count <= REFUSED_AMONG {
+        let row = query("SELECT count(*) FROM dead_letters WHERE shard = ?1 AND substr(taken_id, 21) = ?2");
+        let row = row.bind(shard).bind(&TakenId::OUTGOING.to_le_bytes()[..]).fetch_one(pool).await.map_err(failed)?;
+        letters.refused = decode::number(&row, 0)?;
+    }
+    Ok(letters)
+}
+
+pub(super) async fn old(
+    pool: &SqlitePool,
+    shard: ShardNo,
+    after: u64,
+    before: Millis,
+) -> Result<OldLetters, StoreError> {
+    let rows = query(
+        "SELECT seq, service, key, taken_id, message_id, at < ?3 AND holds_key = 0 FROM dead_letters
+         WHERE shard = ?1 AND seq > ?2 ORDER BY seq LIMIT ?4",
+    );
+    let rows = rows.bind(shard).bind(signed(after)).bind(signed(before)).bind(OLD_PAGE);
+    let mut found = OldLetters::default();
+    for row in &rows.fetch_all(pool).await.map_err(failed)? {
+        found.last = Some(decode::number(row, 0)?);
+        if decode::get::<bool>(row, 5)? {
+            let (service, key) = (decode::text(row, 1)?, decode::text(row, 2)?);
+            let (id, message_id) = (layout::id(decode::get(row, 3)?)?, decode::get(row, 4)?);
+            found.letters.push(OldLetter { seq: decode::number(row, 0)?, service, key, id, message_id });
+        }
+    }
+    Ok(found)
+}
+
+/// Commands that a shard is given at once.
+const COMMANDS_MAX: i64 = 100;
+
+/// Records a command, and what it changes of what is paused; a trigger says in which shards it is open.
+pub(super) async fn record_command(connection: &mut SqliteConnection, command: &NewCommand) -> Result<i64, StoreError> {
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    let made =
+        query("INSERT INTO operator_commands (action, filter, who, why, matched, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
+    let made = made.bind(json(&command.action)?).bind(json(&command.filter)?).bind(&command.who).bind(&command.why);
+    let made = made.bind(signed(command.matched)).bind(signed(command.at)).execute(&mut *transaction).await;
+    let id = made.map_err(failed)?.last_insert_rowid();
+    if let Some((scope, paused)) = command.pauses() {
+        let sql = match paused {
+            true => {
+                "INSERT INTO pauses (service, key, who, why, since) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING"
+            }
+            false => "DELETE FROM pauses WHERE service = ?1 AND (?2 IS NULL OR key = ?2)",
+        };
+        let mut changed = query(sql).bind(&scope.service).bind(&scope.key);
+        if paused {
+            changed = changed.bind(&command.who).bind(&command.why).bind(signed(command.at));
+        }
+        changed.execute(&mut *transaction).await.map_err(failed)?;
+    }
+    transaction.commit().await.map_err(failed)?;
+    Ok(id)
+}
+
+/// Commands that a shard has still to execute.
+pub(super) async fn open_commands(
+    pool: &SqlitePool,
+    shard: ShardNo,
+    without: &[i64],
+) -> Result<Vec<Result<OpenCommand, Strange>>, StoreError> {
+    let rows = query(
+        "SELECT c.id, c.action, c.filter, c.who FROM operator_open o JOIN operator_commands c ON c.id = o.command
+         WHERE o.shard = ?1 AND o.command NOT IN (SELECT value FROM json_each(?3)) ORDER BY o.command LIMIT ?2",
+    );
+    let rows = rows.bind(shard).bind(COMMANDS_MAX).bind(json(&without)?).fetch_all(pool).await.map_err(failed)?;
+    let open = |row: &SqliteRow| {
+        let id = decode::get(row, 0)?;
+        let read = || {
+            let (action, filter) = (decode::json(row, 1)?, decode::json(row, 2)?);
+            Ok(OpenCommand { id, action, filter, who: decode::get(row, 3)? })
+        };
+        Ok(read().map_err(|error: StoreError| Strange { id, error: error.to_string() }))
+    };
+    rows.iter().map(open).collect()
+}
+
+/// Forgets old commands that are open nowhere.
+pub(super) async fn forget_commands(
+    connection: &mut SqliteConnection,
+    before: Millis,
+    limit: usize,
+) -> Result<u64, StoreError> {
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    let gone = query(
+        "DELETE FROM operator_commands WHERE id IN (
+             SELECT id FROM operator_commands c WHERE at < ?1
+                 AND NOT EXISTS (SELECT 1 FROM operator_open o WHERE o.command = c.id) ORDER BY id LIMIT ?2)",
+    );
+    let gone = gone.bind(signed(before)).bind(count(limit)).execute(&mut *transaction).await.map_err(failed)?;
+    let sql = "DELETE FROM operator_results WHERE command NOT IN (SELECT id FROM operator_commands)";
+    query(sql).execute(&mut *transaction).await.map_err(failed)?;
+    transaction.commit().await.map_err(failed)?;
+    Ok(gone.rows_affected())
+}
