@@ -63,8 +63,7 @@ impl Accepts {
         let lane = Dice::from_system().below(CALL_LANES.len() as u64);
         let lane = usize::try_from(lane).ok().and_then(|lane| CALL_LANES.get(lane)).copied().unwrap_or(CALL_LANES[0]);
         let (room, trouble) = (Room::new(settings.log.max_unread, shards), Arc::default());
-        let mut task =
-            Task { room, shards, quota: Arc::clone(&quota), lane, store, trouble: Arc::clone(&trouble) };
+        let mut task = Task { room, shards, quota: Arc::clone(&quota), lane, store, trouble: Arc::clone(&trouble) };
         tokio::spawn(async move {
             let mut batch = Vec::new();
             while inbox.recv_many(&mut batch, BATCH_MAX).await > 0 {
