@@ -79,6 +79,7 @@ pub struct Checkout {
     /// What the expense is booked under.
     pub category: Category,
     /// The price; above 0.
+    #[serde(deserialize_with = "crate::money::amount")]
     pub amount: Cents,
     /// Its currency.
     pub currency: Currency,

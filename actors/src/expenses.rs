@@ -38,6 +38,7 @@ pub struct Expense {
     /// What it was spent on.
     pub category: Category,
     /// How much; negative takes an expense back.
+    #[serde(deserialize_with = "crate::money::amount")]
     pub amount: Cents,
     /// The currency: an account has only one.
     pub currency: Currency,
@@ -57,6 +58,7 @@ pub struct Budget {
     /// The category.
     pub category: Category,
     /// The most that is meant to be spent in a month; `null` for no budget.
+    #[serde(default, deserialize_with = "crate::money::maybe_amount")]
     pub limit: Option<Cents>,
     /// The currency: an account has only one.
     pub currency: Currency,

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize};
 
 /// Why money cannot be used.
@@ -20,6 +21,9 @@ pub enum MoneyError {
     /// A currency is not written as its ISO 4217 code.
     #[error("currency {0:?} is not three upper-case letters, such as EUR")]
     NotACurrency(String),
+    /// A currency is none of ISO 4217, or one without minor units, such as gold.
+    #[error("currency {0:?} is none that ISO 4217 has minor units for")]
+    UnknownCurrency(String),
     /// An account has one currency: that of its first message.
     #[error("the account is kept in {account}, the message has {message}")]
     OtherCurrency {
@@ -43,6 +47,43 @@ impl Cents {
     }
 }
 
+/// Largest amount of a message: up to 2^53 every reader of JSON has it exactly.
+const AMOUNT_MAX: i64 = 1 << 53;
+
+/// Reads the amount of a message: a whole number of minor units as far as every reader has it exactly. Sums go beyond.
+pub fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cents, D::Error> {
+    deserializer.deserialize_i64(Amount)
+}
+
+/// Reads an amount that may be null.
+pub fn maybe_amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cents>, D::Error> {
+    #[derive(Deserialize)]
+    struct Given(#[serde(deserialize_with = "amount")] Cents);
+    Ok(Option::<Given>::deserialize(deserializer)?.map(|Given(amount)| amount))
+}
+
+struct Amount;
+
+impl Visitor<'_> for Amount {
+    type Value = Cents;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an amount in whole minor units (1250 is 12.50)")
+    }
+
+    fn visit_i64<E: Error>(self, amount: i64) -> Result<Cents, E> {
+        if amount.unsigned_abs() > AMOUNT_MAX.unsigned_abs() {
+            return Err(E::custom(format!("amount {amount} is beyond 2^53, from where on readers differ")));
+        }
+        Ok(Cents(amount))
+    }
+
+    fn visit_u64<E: Error>(self, amount: u64) -> Result<Cents, E> {
+        let beyond = || E::custom(format!("amount {amount} is beyond 2^53, from where on readers differ"));
+        self.visit_i64(i64::try_from(amount).map_err(|_| beyond())?)
+    }
+}
+
 impl fmt::Display for Cents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -60,6 +101,11 @@ impl Currency {
         std::str::from_utf8(&self.0).expect("only ASCII letters are let in")
     }
 
+    /// How many decimals ISO 4217 gives it: 1250 minor units are 12.50 EUR, 1250 JPY, 1.250 KWD.
+    pub fn decimals(&self) -> u8 {
+        decimals(self.as_str()).unwrap_or_default()
+    }
+
     /// The currency that an account has once a message in `message` counts: its own, or the first one's.
     pub fn settle(account: Option<Self>, message: Self) -> Result<Self, MoneyError> {
         match account {
@@ -74,10 +120,17 @@ impl FromStr for Currency {
 
     fn from_str(code: &str) -> Result<Self, MoneyError> {
         match <[u8; 3]>::try_from(code.as_bytes()) {
-            Ok(letters) if letters.iter().all(u8::is_ascii_uppercase) => Ok(Self(letters)),
+            Ok(letters) if letters.iter().all(u8::is_ascii_uppercase) => match decimals(code) {
+                Some(_) => Ok(Self(letters)),
+                None => Err(MoneyError::UnknownCurrency(code.to_owned())),
+            },
             _ => Err(MoneyError::NotACurrency(code.to_owned())),
         }
     }
+}
+
+fn decimals(code: &str) -> Option<u8> {
+    iso_currency::Currency::from_code(code)?.exponent().and_then(|decimals| u8::try_from(decimals).ok())
 }
 
 impl TryFrom<String> for Currency {
@@ -117,6 +170,41 @@ mod tests {
         assert_eq!("EUR".parse::<Currency>().unwrap().to_string(), "EUR");
         for bad in ["", "eur", "EURO", "E1R", "€", "EU "] {
             assert_eq!(bad.parse::<Currency>(), Err(MoneyError::NotACurrency(bad.to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_currency_is_one_of_iso_4217_and_has_its_decimals() {
+        for (code, decimals) in [("EUR", 2), ("JPY", 0), ("KWD", 3), ("CLF", 4), ("ISK", 0)] {
+            assert_eq!(code.parse::<Currency>().map(|currency| currency.decimals()), Ok(decimals), "{code}");
+        }
+        for unknown in ["ABC", "XXX", "XTS", "XAU", "EUX"] {
+            assert_eq!(unknown.parse::<Currency>(), Err(MoneyError::UnknownCurrency(unknown.to_owned())));
+        }
+    }
+
+    #[test]
+    fn an_amount_is_exact_or_refused() {
+        #[derive(Deserialize)]
+        struct Said {
+            #[serde(deserialize_with = "amount")]
+            amount: Cents,
+            #[serde(default, deserialize_with = "maybe_amount")]
+            limit: Option<Cents>,
+        }
+        let read = |text: &str| serde_json::from_str::<Said>(text).map(|said| (said.amount.0, said.limit.map(|l| l.0)));
+        assert_eq!(read(r#"{"amount":-9007199254740992,"limit":5}"#).unwrap(), (-9_007_199_254_740_992, Some(5)));
+        assert_eq!(read(r#"{"amount":1,"limit":null}"#).unwrap(), (1, None));
+        for (text, why) in [
+            (r#"{"amount":9007199254740993}"#, "9007199254740993 is beyond 2^53"),
+            (r#"{"amount":18446744073709551615}"#, "beyond 2^53"),
+            (r#"{"amount":1,"limit":-9007199254740993}"#, "beyond 2^53"),
+            (r#"{"amount":12.5}"#, "whole minor units"),
+            (r#"{"amount":"1"}"#, "whole minor units"),
+            (r#"{"amount":null}"#, "whole minor units"),
+        ] {
+            let said = read(text).map_err(|error| error.to_string()).unwrap_err();
+            assert!(said.contains(why), "{text}: {said}");
         }
     }
 

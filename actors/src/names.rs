@@ -37,12 +37,12 @@ macro_rules! names {
 }
 
 names! {
-    /// An account's name: 1 to 256 bytes without NUL. It is the key of every message about it.
+    /// An account's name: 1 to 256 bytes; see [`check_name`]. It is the key of every message about it.
     "account" => Account;
-    /// An order's id: 1 to 256 bytes without NUL. It is the key of every message about it.
+    /// An order's id: 1 to 256 bytes; see [`check_name`]. It is the key of every message about it.
     "order" => OrderId;
-    /// A checkout's id: 1 to 256 bytes without NUL. It is the key of every message about it.
+    /// A checkout's id: 1 to 256 bytes; see [`check_name`]. It is the key of every message about it.
     "saga" => SagaId;
-    /// A category's name: 1 to 256 bytes without NUL.
+    /// A category's name: 1 to 256 bytes; see [`check_name`].
     "category" => Category;
 }

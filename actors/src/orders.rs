@@ -46,6 +46,7 @@ pub struct Placement {
     /// Who pays.
     pub account: Account,
     /// The price of all of it; above 0.
+    #[serde(deserialize_with = "crate::money::amount")]
     pub amount: Cents,
     /// Its currency.
     pub currency: Currency,

@@ -46,6 +46,7 @@ pub struct Charge {
     /// Who pays.
     pub account: Account,
     /// How much; above 0.
+    #[serde(deserialize_with = "crate::money::amount")]
     pub amount: Cents,
     /// The currency.
     pub currency: Currency,

@@ -38,6 +38,7 @@ pub struct Posting {
     /// The account.
     pub account: Account,
     /// What is added to the account's balance; negative takes away.
+    #[serde(deserialize_with = "crate::money::amount")]
     pub amount: Cents,
     /// The currency: an account has only one.
     pub currency: Currency,

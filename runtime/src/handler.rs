@@ -3,6 +3,7 @@
 
 pub(crate) mod codec;
 mod command;
+mod dialect;
 #[cfg(feature = "protobuf")]
 mod protobuf;
 mod schedule;
@@ -23,6 +24,7 @@ use crate::pipeline::retry::RetryPolicy;
 pub use codec::{Codec, CodecError, Json, Payload, Schema};
 pub use command::{ANSWER, Answer, CALL, COMMAND, Outcome, Sent, TIMER, call_of, is_between_keys};
 pub(crate) use command::{Asked, CALL_ID, TIMER_NAME, is_reserved, stays_inside};
+pub use dialect::{named_once, whole_number, whole_numbers};
 #[cfg(feature = "protobuf")]
 pub use protobuf::{Protobuf, SchemaError};
 pub use schedule::Schedule;
@@ -49,7 +51,8 @@ pub trait Handler: Send + Sync + 'static {
     /// What it remembers for each key; stored as JSON in the commit of the turn that changed it.
     type State: Default + Clone + Serialize + DeserializeOwned + Send + 'static;
 
-    /// The key of a message that arrives without one (a command, an import, a `key = "handler"` binding).
+    /// The key of a message: what an import and a `key = "handler"` binding run it under. One that comes from outside under
+    /// another key is rejected; an empty one is no key, and the message is of whichever it came under.
     fn key(&self, message: &Self::Message) -> Key;
 
     /// Handles one message. On any fault the change of `state` and everything put on the turn are dropped.

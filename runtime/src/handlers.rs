@@ -24,6 +24,7 @@ use crate::settings::load::or_near;
 use crate::supervision::HandlerPanic;
 use crate::telemetry::traces;
 pub use payloads::Shown;
+use payloads::own_key;
 pub(crate) use payloads::understand;
 pub(crate) use states::decode;
 use states::encode;
@@ -311,6 +312,7 @@ fn note(span: &Span, end: &TurnEnd) {
 
 async fn attempt<H: Handler>(handler: &H, state: &mut H::State, turn: &mut Turn) -> Result<(), TurnEnd> {
     let message = understand(handler, &turn.message().into()).map_err(faulted::<H>)?;
+    own_key(handler, &message, turn.message()).map_err(faulted::<H>)?;
     handler.handle(state, message, turn).await.map_err(faulted::<H>)
 }
 

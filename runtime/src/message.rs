@@ -6,6 +6,8 @@
 use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use unicode_normalization::{UnicodeNormalization, is_nfc};
+use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 use uuid::Uuid;
 
 use crate::clock::Millis;
@@ -42,6 +44,25 @@ pub enum MessageError {
     /// The attribute contains a NUL character, which no SQL text can hold.
     #[error("the {0} contains a NUL character")]
     Nul(&'static str),
+    /// The attribute begins or ends with white space, which nobody sees.
+    #[error("the {0} begins or ends with white space")]
+    Space(&'static str),
+    /// The attribute contains a character that is not seen, or turns the text around it.
+    #[error("the {name} contains the character U+{:04X}, which is not seen or changes how the others are", u32::from(*.character))]
+    Invisible {
+        /// Which attribute.
+        name: &'static str,
+        /// The character.
+        character: char,
+    },
+    /// The attribute is not in Unicode's normal form C: another one looks the same.
+    #[error("the {name} is not in Unicode's normal form NFC, in which it has the characters {nfc:?}")]
+    NotNormal {
+        /// Which attribute.
+        name: &'static str,
+        /// How it would be in that form, with every character beyond ASCII by its number.
+        nfc: String,
+    },
     /// The payload or the headers are larger than 4 GiB, or their sum than the given bound.
     #[error("the message has {bytes} bytes, at most {max} are allowed")]
     TooLarge {
@@ -55,7 +76,8 @@ pub enum MessageError {
     Frame(&'static str),
 }
 
-/// Checks a name-like attribute: 1 to [`NAME_BYTES_MAX`] bytes of UTF-8 without NUL.
+/// Checks a name-like attribute: 1 to [`NAME_BYTES_MAX`] bytes of UTF-8, so that two that look alike are alike: no control or
+/// format characters (bidirectional marks are among them), no white space at its ends, in Unicode's normal form C.
 pub fn check_name<'a>(name: &'static str, bytes: &'a [u8]) -> Result<&'a str, MessageError> {
     if bytes.is_empty() {
         return Err(MessageError::Empty(name));
@@ -66,6 +88,24 @@ pub fn check_name<'a>(name: &'static str, bytes: &'a [u8]) -> Result<&'a str, Me
     let text = std::str::from_utf8(bytes).map_err(|_| MessageError::NotUtf8(name))?;
     if text.contains('\0') {
         return Err(MessageError::Nul(name));
+    }
+    // Nearly all names are plain.
+    let is_plain = bytes.iter().all(|byte| (b' '..=b'~').contains(byte));
+    if is_plain && bytes[0] != b' ' && bytes[bytes.len() - 1] != b' ' { Ok(text) } else { check_text(name, text) }
+}
+
+fn check_text<'a>(name: &'static str, text: &'a str) -> Result<&'a str, MessageError> {
+    use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator};
+    if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
+        return Err(MessageError::Space(name));
+    }
+    let unseen = |c: &char| matches!(c.general_category(), Control | Format | LineSeparator | ParagraphSeparator);
+    if let Some(character) = text.chars().find(unseen) {
+        return Err(MessageError::Invisible { name, character });
+    }
+    if !is_nfc(text) {
+        let nfc = text.nfc().flat_map(|c| if c.is_ascii() { vec![c] } else { c.escape_unicode().collect() }).collect();
+        return Err(MessageError::NotNormal { name, nfc });
     }
     Ok(text)
 }
@@ -413,6 +453,34 @@ mod tests {
         assert_eq!(Draft { key: &long, ..draft() }.build(), Err(MessageError::TooLong { name: "key", bytes: 300 }));
         assert_eq!(Draft { key: "a\0b", ..draft() }.build(), Err(MessageError::Nul("key")));
         assert_eq!(check_name("key", b"\xff"), Err(MessageError::NotUtf8("key")));
+    }
+
+    #[test]
+    fn names_that_look_alike_are_alike_or_refused() {
+        for fine in
+            ["acct-1", "Erika Mustermann", "caf\u{e9}", "\u{4e2d}\u{6587}", "\u{5d0}\u{5d1}", "a\u{a0}b", "\u{1F600}"]
+        {
+            assert_eq!(check_name("key", fine.as_bytes()), Ok(fine));
+        }
+        for (bad, reason) in [
+            (" a", "begins or ends with white space"),
+            ("a\t", "begins or ends with white space"),
+            ("a\u{a0}", "begins or ends with white space"),
+            ("a\u{3000}", "begins or ends with white space"),
+            ("a\nb", "U+000A"),
+            ("a\u{7f}b", "U+007F"),
+            ("a\u{200b}b", "U+200B"),
+            ("a\u{202e}b", "U+202E"),
+            ("a\u{2066}b", "U+2066"),
+            ("\u{feff}a", "U+FEFF"),
+            ("a\u{ad}b", "U+00AD"),
+            ("a\u{2028}b", "U+2028"),
+            ("cafe\u{301}", "\"caf\\\\u{e9}\""),
+            ("\u{212b}", "NFC"),
+        ] {
+            let said = check_name("key", bad.as_bytes()).unwrap_err().to_string();
+            assert!(said.contains(reason), "{bad:?}: {said}");
+        }
     }
 
     #[test]

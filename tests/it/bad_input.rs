@@ -50,11 +50,15 @@ async fn messages_that_cannot_be_used_become_dead_letters_with_the_reason() {
     let mine = (0..).map(|n| format!("k{n}")).find(|key| shard_of(key, shards) == 0).unwrap();
     let fine = format!(r#"{{"key":"{mine}"}}"#);
     let long = "k".repeat(300);
+    let twice = format!(r#"{{"key":"{mine}","key":"{mine}"}}"#);
     let large = format!(r#"{{"key":"{mine}","fail":"{}"}}"#, "x".repeat(10_000));
     let bad = [
         ("no-json", unchecked("no-json", &mine, b"{"), "counting"),
         ("no-utf8", unchecked("no-utf8", &mine, b"{\"key\":\"\xff\"}"), "counting"),
         ("other-fields", unchecked("other-fields", &mine, b"{\"name\":\"x\"}"), "counting"),
+        ("twice", unchecked("twice", &mine, twice.as_bytes()), "counting"),
+        ("other-key", unchecked("other-key", &mine, br#"{"key":"elsewhere"}"#), "counting"),
+        ("unseen", unchecked("unseen", "a\u{200b}b", fine.as_bytes()), "counting"),
         ("too-large", unchecked("too-large", &mine, large.as_bytes()), "counting"),
         ("nobodys", unchecked("nobodys", &mine, fine.as_bytes()), "nobody"),
         ("empty-key", unchecked("empty-key", "", fine.as_bytes()), "counting"),
@@ -76,10 +80,14 @@ async fn messages_that_cannot_be_used_become_dead_letters_with_the_reason() {
     let dead = store.queries().peek(DeadFilter::default(), 100).await.unwrap();
     let reasons: HashMap<_, _> =
         dead.iter().map(|(_, letter)| (letter.message.id().to_owned(), letter.error.clone())).collect();
+    let other_key = format!("under the key {mine:?}, its own is \"elsewhere\"");
     for (id, reason) in [
         ("no-json", "EOF"),
         ("no-utf8", "unicode"),
         ("other-fields", "key"),
+        ("twice", "duplicate field `key`"),
+        ("other-key", other_key.as_str()),
+        ("unseen", "U+200B"),
         ("too-large", "ingress.message_bytes_max"),
         ("nobodys", "nobody"),
         ("empty-key", "no key"),
@@ -89,10 +97,10 @@ async fn messages_that_cannot_be_used_become_dead_letters_with_the_reason() {
         assert!(reasons.get(id).is_some_and(|error| error.contains(reason)), "{id}: {reasons:#?}");
     }
     let unreadable = reasons.iter().filter(|(id, _)| id.starts_with("import/")).count();
-    assert_eq!((unreadable, dead.len()), (2, 10), "nonsense and no UTF-8: {reasons:#?}");
+    assert_eq!((unreadable, dead.len()), (2, 13), "nonsense and no UTF-8: {reasons:#?}");
     let story = store.queries().explain(mine).await.unwrap();
     let state: Counted = serde_json::from_slice(&story.states[0].2).unwrap();
-    assert_eq!(state.n, 9, "the good ones counted");
+    assert_eq!(state.n, 12, "the good ones counted");
     engine.drain().await.unwrap();
 }
 
@@ -139,6 +147,104 @@ async fn lines_that_cannot_be_used_are_refused_with_number_and_reason() {
         .fails(64, &["nobody", "expenses, orders, payments, transactions"]);
     cli.file("other.csv", "name,amount\nx,1\n");
     cli.run(&["import", "--service", "balances", "other.csv"]).await.fails(1, &["header", "account"]);
+}
+
+/// The postings of the ledger, by account.
+async fn postings(cli: &Cli) -> Vec<(String, i64, Option<String>)> {
+    let options = SqliteConnectOptions::new().filename(cli.place.folder.join("store.db"));
+    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    let rows = sqlx::query_as("SELECT account, amount, memo FROM transactions ORDER BY account, amount");
+    let rows = rows.fetch_all(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    rows
+}
+
+fn posting(account: &str, amount: i64) -> (String, i64, Option<String>) {
+    (account.to_owned(), amount, None)
+}
+
+const IMPORT: [&str; 3] = ["import", "--service", "transactions"];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_of_csv_is_what_its_reader_says_and_none_is_lost() {
+    let cli = Cli::new().await;
+    let memo = "order 17\nshop,999999,EUR,2026-01-31,see above\nthanks";
+    let file =
+        format!("account,amount,currency,at,memo\nshop,1250,EUR,2026-01-31,\"{memo}\"\nother,1,EUR,2026-02-01,\n");
+    cli.file("memo.csv", file);
+    let said = cli.json(&[&IMPORT[..], &["memo.csv"]].concat()).await.ends(0);
+    assert_eq!((&said["imported"], &said["rejected"]), (&2.into(), &0.into()), "{said}");
+    let head = "account,amount,currency,at";
+    cli.file("mixed.csv", format!("{head}\na,1,EUR,2026-01-31\rb,2,EUR,2026-01-31\r\nc,3,EUR,2026-01-31\n"));
+    cli.file("mac.csv", format!("{head}\rd,4,EUR,2026-01-31\re,5,EUR,2026-01-31\r"));
+    for file in ["mixed.csv", "mac.csv"] {
+        cli.json(&[&IMPORT[..], &[file]].concat()).await.ends(0);
+    }
+    let mut wanted: Vec<_> = [("a", 1), ("b", 2), ("c", 3), ("d", 4), ("e", 5), ("other", 1)]
+        .map(|(account, amount)| posting(account, amount))
+        .to_vec();
+    wanted.push(("shop".to_owned(), 1_250, Some(memo.to_owned())));
+    assert_eq!(postings(&cli).await, wanted);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_no_end_yet_is_left_until_it_has_one() {
+    let cli = Cli::new().await;
+    let start = "account,currency,at,amount\na,EUR,2026-01-31,1\n";
+    let import = [&IMPORT[..], &["f.csv"]].concat();
+    cli.file("f.csv", format!("{start}b,EUR,2026-01-31,12"));
+    let said = cli.json(&import).await.ends(2);
+    assert_eq!((&said["imported"], &said["lines"], &said["unfinished_line"]), (&1.into(), &2.into(), &3.into()));
+    cli.file("f.csv", format!("{start}b,EUR,2026-01-31,1250\nc,EUR,\"2026-01-31,3\nd,EUR,2026-01-31,4\n"));
+    cli.run(&import).await.fails(2, &["quote", "line 4"]);
+    assert_eq!(postings(&cli).await, [posting("a", 1), posting("b", 1_250)], "no line within an open quote is read");
+    cli.file("f.csv", format!("{start}b,EUR,2026-01-31,1250\nc,EUR,\"2026-01-31\",3\nd,EUR,2026-01-31,4"));
+    let said = cli.json(&[&import[..], &["--complete"]].concat()).await.ends(0);
+    assert_eq!((&said["imported"], &said["skipped"]), (&2.into(), &2.into()), "{said}");
+    assert_eq!(postings(&cli).await[2..], [posting("c", 3), posting("d", 4)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_amounts_of_a_file_have_one_scale() {
+    let cli = Cli::new().await;
+    let head = "account,amount,currency,at";
+    let excel = format!(
+        "{head}\nx1,12.34,EUR,2026-01-31\nx2,12,EUR,2026-01-31\nx3,12.5,EUR,2026-01-31\nx4,12,JPY,2026-01-31\n"
+    );
+    cli.file("excel.csv", excel);
+    let import = [&IMPORT[..], &["excel.csv"]].concat();
+    cli.run(&import).await.fails(1, &["line 2", "12.34", "line 3", "--amounts"]);
+    cli.json(&[&import[..], &["--amounts", "major"]].concat()).await.ends(0);
+    let wanted =
+        [("x1", 1_234), ("x2", 1_200), ("x3", 1_250), ("x4", 12)].map(|(account, amount)| posting(account, amount));
+    assert_eq!(postings(&cli).await, wanted);
+    let line = |account: &str, amount: &str| {
+        format!("{{\"account\":\"{account}\",\"amount\":{amount},\"currency\":\"EUR\",\"at\":\"2026-01-31\"}}\n")
+    };
+    cli.file("js.ndjson", line("y1", "12") + &line("y2", "1250.0") + &line("y3", "1250.0000000000000001"));
+    cli.run(&[&IMPORT[..], &["js.ndjson"]].concat()).await.fails(1, &["1250.0000000000000001", "--amounts"]);
+    let said = cli.json(&[&IMPORT[..], &["js.ndjson", "--amounts", "minor"]].concat()).await.ends(2);
+    assert_eq!((&said["imported"], &said["rejected"]), (&2.into(), &1.into()), "{said}");
+    assert_eq!(postings(&cli).await[4..], [posting("y1", 12), posting("y2", 1_250)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_refused_lines_of_one_import_are_not_removed_by_anothers() {
+    let cli = Cli::new().await;
+    cli.file("f.csv", "account,amount,currency,at\n,1,EUR,2026-01-31\n");
+    let mut files = Vec::new();
+    for more in [&["transactions"][..], &["balances"], &["transactions", "--source", "other"]] {
+        let said = cli.json(&[&["import", "f.csv", "--service"][..], more].concat()).await.ends(2);
+        files.push(said["rejects_file"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(files, ["f.csv.rejects.ndjson", "f.csv.balances.rejects.ndjson", "other.rejects.ndjson"]);
+    let again = ["import", "f.csv", "--service", "transactions", "--from-start", "--rejects", "f.csv.rejects.ndjson"];
+    cli.json(&again).await.ends(2);
+    files.push("f.csv.rejects.ndjson.1".to_owned());
+    for file in files {
+        let text = std::fs::read_to_string(cli.place.folder.join(&file)).unwrap();
+        assert_eq!(text.lines().count(), 1, "{file}: {text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -234,6 +234,15 @@ async fn graphql_refuses_what_is_too_much_before_anything_runs() {
         ("{ transactions(account: \"a\", limit: 4000) { items { id amount } } }".to_owned(), "too complex"),
         ("{ nobody }".to_owned(), "nobody"),
         ("{ account(".to_owned(), "expected"),
+        (
+            "mutation { createTransaction(input: { account: \"a\", amount: 1, amount: 2, currency: \"EUR\" }) { n } }".to_owned(),
+            "\"amount\" stands twice",
+        ),
+        (
+            "mutation { createTransaction(input: { account: \"a\", amount: 1.0000000000000001, currency: \"EUR\" }) { n } }"
+                .to_owned(),
+            "whole number",
+        ),
         (format!("mutation {}1{}", "{ a".repeat(200), "}".repeat(200)), ""),
     ] {
         let refused = house.graphql(&query, json!({})).await;

@@ -1,10 +1,12 @@
 //! How payloads are written: JSON, or what a handler's codec understands.
 //! In: a payload and its content type. Out: the handler's message, the JSON that people read and write, or what is wrong.
 
+use std::borrow::Cow;
+
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::stays_inside;
+use super::{stays_inside, whole_numbers};
 use crate::message::Message;
 
 /// Media type of JSON.
@@ -85,9 +87,13 @@ impl<'a> Payload<'a> {
         self.is_internal() || self.content_type().is_some_and(|said| said == JSON || said.ends_with("+json"))
     }
 
-    /// As JSON.
+    /// As JSON. Where whole numbers are wanted, `1250.0` is one, and what only rounds to one is none. Types whose reading
+    /// serde derives refuse a member that is named twice; maps do not: see [`named_once`](super::named_once).
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, CodecError> {
-        Ok(serde_json::from_slice(self.bytes)?)
+        serde_json::from_slice(self.bytes).or_else(|error| match whole_numbers(self.bytes) {
+            Cow::Owned(written) => Ok(serde_json::from_slice(&written)?),
+            Cow::Borrowed(_) => Err(error.into()),
+        })
     }
 }
 
@@ -184,6 +190,15 @@ mod tests {
         }
         assert!(Payload::new(b"", "perkey.command", None).is_json());
         assert!(Payload::new(b"", "t", Some("application/cloudevents+json")).is_json());
+    }
+
+    #[test]
+    fn a_whole_number_is_one_however_it_is_written_and_nothing_is_rounded() {
+        let read = |text: &str| Payload::from(text.as_bytes()).json::<i64>();
+        assert_eq!((read("1250"), read("1250.0"), read("1.25e3"), read("-0")), (Ok(1250), Ok(1250), Ok(1250), Ok(0)));
+        for text in ["12.34", "1250.0000000000000001", "1e-400", "1e400", "9223372036854775808.0"] {
+            assert!(read(text).is_err(), "{text}");
+        }
     }
 
     #[test]

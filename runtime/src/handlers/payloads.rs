@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{Handlers, Service, panic_text};
 use crate::handler::codec::{JSON, undecodable};
-use crate::handler::{ANSWER, CodecError, Fault, Handler, Payload};
+use crate::handler::{ANSWER, CodecError, Fault, Handler, Payload, named_once, stays_inside};
 use crate::message::{Key, Message};
 
 /// A payload as people see it: all of it, in whatever form says all.
@@ -56,6 +56,7 @@ impl Handlers {
         if schema.content_type() == JSON || like.is_some_and(is_json) {
             return Ok((json, None));
         }
+        named_once(&json).map_err(|error| format!("it is no JSON that can be taken: {error}"))?;
         let json: Value = serde_json::from_slice(&json).map_err(|error| format!("it is no JSON: {error}"))?;
         let payload = schema.encode(&json).map_err(|error| error.to_string())?;
         Ok((payload, Some(schema.content_type())))
@@ -80,6 +81,25 @@ pub(crate) fn understand<H: Handler>(handler: &H, payload: &Payload<'_>) -> Resu
     } else {
         read(handler, payload).map_err(rejected)
     }
+}
+
+/// Refuses a message from outside that came under another key than its own: it would change what it is not about. What
+/// services of a store send each other is under the key that its sender chose.
+pub(super) fn own_key<H: Handler>(handler: &H, read: &H::Message, message: &Message) -> Result<(), Fault> {
+    if stays_inside(message.kind()) {
+        return Ok(());
+    }
+    let own = handler.key(read);
+    let own = own.as_str();
+    // A message that names no key is of whichever it came under.
+    if own.is_empty() || own == message.key() {
+        return Ok(());
+    }
+    Err(Fault::Reject(format!(
+        "the message came under the key {:?}, its own is {own:?}: send it under its own, or let the binding say key = \
+         \"handler\"",
+        message.key()
+    )))
 }
 
 /// The key that a handler gives a payload.

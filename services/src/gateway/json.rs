@@ -1,9 +1,10 @@
 //! JSON of strangers, read strictly: what two readers may understand differently is refused.
-//! In: bytes. Out: a value without doubles, deep nesting and numbers that a double cannot hold; or where it is wrong.
+//! In: bytes. Out: a value without doubles, deep nesting and numbers that a double does not hold exactly; or where it is wrong.
 
 use std::cell::RefCell;
 use std::fmt;
 
+use perkey::handler::whole_numbers;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
@@ -21,7 +22,8 @@ pub fn parse(bytes: &[u8]) -> Result<Value, Problem> {
         return Ok(Value::Null);
     }
     let at = RefCell::new(Vec::new());
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let written = whole_numbers(bytes);
+    let mut deserializer = serde_json::Deserializer::from_slice(&written);
     let value = Strict { at: &at }.deserialize(&mut deserializer);
     value.and_then(|value| deserializer.end().map(|()| value)).map_err(|error| problem(&at.borrow(), &error))
 }
@@ -93,17 +95,12 @@ impl<'de> Visitor<'de> for Strict<'_> {
         Ok(value.into())
     }
 
-    /// 1.0 is 1: both are the same number.
+    /// What is whole is written so by now (1.0 is 1): a double that is whole all the same was rounded to it.
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-        if value.fract() != 0.0 {
-            return Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("it is no number"));
+        if value.fract() == 0.0 {
+            return Err(E::custom("it is a number that readers round, or beyond 2^53, from where on they differ"));
         }
-        #[expect(clippy::cast_precision_loss, reason = "2^53 is exact")]
-        if value.abs() > EXACT_MAX as f64 {
-            return Err(E::custom(format!("{value} is beyond 2^53, from where on readers differ")));
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "it is whole, and below 2^53")]
-        Ok((value as i64).into())
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("it is no number"))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Value, A::Error> {
@@ -142,7 +139,7 @@ mod tests {
 
     #[test]
     fn what_everybody_reads_alike_is_read() {
-        let text = br#" {"a": [1, -2, 1.5, 1.0, -0, 9007199254740992, "x\u00e9"], "b": {"c": null}, "d": true} "#;
+        let text = br#" {"a": [1, -2, 1.5, 1.0, -0, 9007199254740992.0, "x\u00e9"], "b": {"c": null}, "d": true} "#;
         let value = json!({
             "a": [1, -2, 1.5, 1, 0, 9_007_199_254_740_992_i64, "x\u{e9}"], "b": { "c": null }, "d": true
         });
@@ -157,7 +154,12 @@ mod tests {
             (r#"{"a":1,"b":{"c":1,"c":2}}"#, "/b/c"),
             (r#"{"a":9007199254740993}"#, "/a"),
             (r#"{"a":[0,-9007199254740993]}"#, "/a/1"),
+            (r#"{"a":9007199254740993.0}"#, "/a"),
             (r#"{"a":1e20}"#, "/a"),
+            (r#"{"a":1250.0000000000000001}"#, "/a"),
+            (r#"{"a":1249.9999999999999999}"#, "/a"),
+            (r#"{"a":1e-400}"#, "/a"),
+            (r#"{"a":0.0}x"#, ""),
             (r#"{"a":1e400}"#, "/a"),
             (r#"{"a/b":{"~":}}"#, "/a~1b/~0"),
             (r#"{"a":1} x"#, ""),

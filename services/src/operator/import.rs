@@ -1,6 +1,7 @@
 //! `import`: a file's lines become messages, each once, however often the import is killed or repeated.
 //! In: CSV or NDJSON. Out: rows in the embedded log, handled by the process that runs the store, or by this one.
 
+pub mod amounts;
 pub mod append;
 pub mod bar;
 pub mod ids;
@@ -10,7 +11,7 @@ pub mod reader;
 pub mod record;
 pub mod rejects;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -26,8 +27,9 @@ use tokio::sync::mpsc;
 
 use self::append::Append;
 use self::bar::{Bar, rate};
+use self::lines::End;
 use self::reader::{Input, Plan, Read};
-use self::rejects::Rejects;
+use self::rejects::{Owner, Rejects};
 use crate::operator::cli::args::ImportArgs;
 use crate::operator::cli::output::{Out, complain};
 use crate::operator::cli::status::Totals;
@@ -54,6 +56,8 @@ struct Summary {
     /// Lines refused by this run and earlier ones.
     rejected: u64,
     rejects_file: Option<PathBuf>,
+    /// The line of the record that has no end yet, if the input ends so: it is left for the next run.
+    unfinished_line: Option<u64>,
     seconds: f64,
     messages_per_second: f64,
     /// What this process's own engine did; null when another process runs the store.
@@ -75,15 +79,8 @@ pub async fn import(settings: &Settings, asked: &ImportArgs, out: Out) -> Ended 
         let text = format!("there is no service {:?}; there are {}", asked.service, services.join(", "));
         return Err(Failure::Usage(text));
     }
-    let (input, source) = input(asked);
-    let bytes = match &input {
-        Input::Stdin => None,
-        Input::File(path) => {
-            let found = std::fs::metadata(path);
-            let found = found.map_err(|error| Failure::Failed(format!("cannot read {}: {error}", path.display())))?;
-            found.is_file().then_some(found.len())
-        }
-    };
+    let (input, bytes) = input(&asked.file)?;
+    let source = asked.source.clone().unwrap_or_else(|| name(&input));
     let (store, engine) = open(settings).await?;
     let engine = if engine {
         Some(Engine::start(settings, handlers(settings)?, store.store(), Metrics::new()).await?)
@@ -133,15 +130,23 @@ async fn open_prepared(settings: &Settings) -> Result<(Opened, u32), Failure> {
     }
 }
 
-fn input(asked: &ImportArgs) -> (Input, String) {
-    let (input, name) = if asked.file == "-" {
-        (Input::Stdin, "stdin".to_owned())
-    } else {
-        let path = PathBuf::from(&asked.file);
-        let name = path.file_name().map_or_else(|| asked.file.clone(), |name| name.to_string_lossy().into_owned());
-        (Input::File(path), name)
-    };
-    (input, asked.source.clone().unwrap_or(name))
+/// What is read, and how many bytes it has where that is known.
+fn input(file: &str) -> Result<(Input, Option<u64>), Failure> {
+    if file == "-" {
+        return Ok((Input::Stdin, None));
+    }
+    let path = PathBuf::from(file);
+    let found = std::fs::metadata(&path);
+    let found = found.map_err(|error| Failure::Failed(format!("cannot read {}: {error}", path.display())))?;
+    Ok(if found.is_file() { (Input::File(path), Some(found.len())) } else { (Input::Stream(path), None) })
+}
+
+/// What an input is called whose source nobody named. The name of a pipe (`/dev/fd/63`) says nothing of what is in it.
+fn name(input: &Input) -> String {
+    match input {
+        Input::Stdin | Input::Stream(_) => "stdin".to_owned(),
+        Input::File(path) => path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+    }
 }
 
 struct Import<'a> {
@@ -156,18 +161,16 @@ impl Import<'_> {
     async fn run(&mut self, store: &dyn Store, engine: Option<&Engine>, signals: &mut Signals, out: Out) -> Ended {
         let before = Totals::of(&store.queries().shards().await?);
         let progress = self.progress(store).await?;
-        let rejects = self.rejects_path();
-        let rejects = Rejects::open(rejects.clone(), progress.rejects_bytes)
-            .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", rejects.display())))?;
+        let rejects = self.rejects(progress.rejects_bytes)?;
         let mut told = self.start_reading(&progress)?;
         let names = (self.asked.service.as_str().into(), self.source.clone());
         let mut append = Append::new((store, self.settings), names, progress, rejects, Bar::new(self.bytes));
         let work = async {
-            append.run(&mut told).await?;
+            let cut = append.run(&mut told).await?;
             if let Some(engine) = engine {
                 handle(engine, store, &append.bar).await?;
             }
-            Ok(Done::All)
+            Ok(Some(cut))
         };
         let failed = async {
             match engine {
@@ -178,29 +181,33 @@ impl Import<'_> {
         let ended = tokio::select! {
             ended = work => ended,
             reason = failed => Err(Failure::Failed(format!("the engine gave up: {reason}"))),
-            () = signals.next() => Ok(Done::Interrupted),
+            () = signals.next() => Ok(None),
         };
         append.bar.end();
         let ended = ended?;
+        let cut = ended.flatten();
         let after = engine.is_some().then_some(store.queries().shards().await?);
         let handled = after.map(|after| handled(&before, &Totals::of(&after)));
-        let summary = self.summary(&append, handled);
+        let summary = Summary { unfinished_line: cut.map(|(line, _)| line), ..self.summary(&append, handled) };
         out.show(&summary, text)?;
-        if ended == Done::Interrupted {
+        if ended.is_none() {
             complain("interrupted; the same command goes on from here");
-            return Ok(ended);
+            return Ok(Done::Interrupted);
+        }
+        if let Some((line, end)) = cut {
+            complain(&unfinished(line, end));
         }
         // A header alone is as good as nothing.
-        Ok(match (summary.imported + summary.skipped + summary.rejected, summary.rejected) {
-            (0, _) => Done::NothingFound,
-            (_, 0) => Done::All,
-            _ => Done::SomeRefused,
+        Ok(match summary.imported + summary.skipped + summary.rejected {
+            0 if cut.is_none() => Done::NothingFound,
+            _ if summary.rejected > 0 || cut.is_some() => Done::SomeRefused,
+            _ => Done::All,
         })
     }
 
-    /// Where an earlier run of this import stopped. Standard input cannot be compared with what it was then.
+    /// Where an earlier run of this import stopped. What is read once cannot be compared with what it was then.
     async fn progress(&self, store: &dyn Store) -> Result<ImportProgress, Failure> {
-        if self.asked.from_start || self.input == Input::Stdin {
+        if self.asked.from_start || !matches!(self.input, Input::File(_)) {
             return Ok(ImportProgress::default());
         }
         Ok(store.queries().import_progress(self.asked.service.clone(), self.source.clone()).await?)
@@ -215,6 +222,8 @@ impl Import<'_> {
             shards: self.settings.ownership.shards,
             longest: self.settings.ingress.message_bytes_max,
             done: (progress.lines > 0).then(|| (progress.lines, progress.lines_hash.clone())),
+            amounts: self.asked.amounts,
+            complete: self.asked.complete,
         };
         let (tell, told) = mpsc::channel(BATCHES_AHEAD);
         // A thread, not a task: reading standard input cannot be cut short, and must not keep the process from ending.
@@ -225,15 +234,26 @@ impl Import<'_> {
         Ok(told)
     }
 
-    fn rejects_path(&self) -> PathBuf {
-        match &self.input {
-            Input::Stdin => PathBuf::from("stdin.rejects.ndjson"),
-            Input::File(path) => {
-                let mut name = path.clone().into_os_string();
-                name.push(".rejects.ndjson");
-                name.into()
-            }
-        }
+    /// The file of refused lines: the one that was named, or one of the source's own, beside the input or, where that has no
+    /// folder, in the working directory.
+    fn rejects(&self, keep: u64) -> Result<Rejects, Failure> {
+        let (service, source) = (&self.asked.service, &self.source);
+        let folder = match &self.input {
+            Input::File(path) => path.parent().map(Path::to_owned).unwrap_or_default(),
+            Input::Stdin | Input::Stream(_) => PathBuf::new(),
+        };
+        let plain = source.replace(|c: char| c == '/' || c.is_control(), "_");
+        let places = match &self.asked.rejects {
+            Some(path) => vec![PathBuf::from(path)],
+            None => [format!("{plain}.rejects.ndjson"), format!("{plain}.{service}.rejects.ndjson")]
+                .map(|name| folder.join(name))
+                .to_vec(),
+        };
+        let owner = Owner { service: service.clone(), source: source.clone() };
+        Rejects::open(places, owner, keep).map_err(|(path, error)| {
+            let path = path.display();
+            Failure::Failed(format!("cannot write {path}: {error}; name another file with --rejects FILE"))
+        })
     }
 
     fn summary(&self, append: &Append<'_>, engine: Option<Handled>) -> Summary {
@@ -247,6 +267,7 @@ impl Import<'_> {
             skipped: append.skipped,
             rejected: progress.rejects,
             rejects_file: (progress.rejects > 0).then(|| append.rejects().path().to_owned()),
+            unfinished_line: None,
             seconds: elapsed.as_secs_f64(),
             messages_per_second: rate(append.appended, elapsed),
             engine,
@@ -262,6 +283,20 @@ async fn handle(engine: &Engine, store: &dyn Store, bar: &Bar) -> Result<(), Fai
             () = &mut idle => return Ok(()),
             () = sleep(LOOK_EVERY) => bar.handling(store.queries().unread_imports().await?),
         }
+    }
+}
+
+/// What is said of a record that has no end.
+fn unfinished(line: u64, end: End) -> String {
+    match end {
+        End::OpenQuote => format!(
+            "a quote that is opened in line {line} or behind it is not closed until the end of the file: nothing from line \
+             {line} on was imported. Close it, or remove it, and run the same command again"
+        ),
+        End::Line | End::Input => format!(
+            "line {line} has no line end, so it may not be whole: it is left for the next run. When the file is complete, end \
+             the line, or say --complete"
+        ),
     }
 }
 

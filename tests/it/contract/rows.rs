@@ -179,6 +179,12 @@ async fn bodies(_: &Scene, door: &dyn Door) {
             (r#"{"account":"i-11","amount":"1","currency":"EUR","at":"2026-01-31"}"#, "malformed"),
             (r#"{"account":"i-11","amount":9007199254740993,"currency":"EUR","at":"2026-01-31"}"#, "malformed"),
             (r#"{"account":"i-11","account":"i-11","amount":1,"currency":"EUR","at":"2026-01-31"}"#, "malformed"),
+            (r#"{"account":"i-11","amount":1.0000000000000001,"currency":"EUR","at":"2026-01-31"}"#, "malformed"),
+            (r#"{"account":"i-11","amount":1e-400,"currency":"EUR","at":"2026-01-31"}"#, "malformed"),
+            (r#"{"account":"i-11 ","amount":1,"currency":"EUR","at":"2026-01-31"}"#, "malformed"),
+            (r#"{"account":"i-11\u202e","amount":1,"currency":"EUR","at":"2026-01-31"}"#, "malformed"),
+            (r#"{"account":"i-1e\u0301","amount":1,"currency":"EUR","at":"2026-01-31"}"#, "malformed"),
+            (r#"{"account":"i-11","amount":1,"currency":"EUX","at":"2026-01-31"}"#, "malformed"),
             (r#"{"account":"i-11","amount":1"#, "malformed"),
             (r#"{"account":"i-11","amount":2,"currency":"EUR","at":"2026-01-31"}"#, "key_reused"),
         ] {

@@ -4,6 +4,7 @@
 //! Those of the tenant `default` are stored as they are, so that imports and topics see the same. Those of others begin
 //! with `@tenant/`, and none of the former may begin with `@`.
 
+use perkey::message::{NAME_BYTES_MAX, check_name};
 use serde_json::{Map, Value};
 
 use crate::gateway::auth::DEFAULT_TENANT;
@@ -35,7 +36,7 @@ impl Names {
             return None;
         }
         let stored = format!("{}{name}", self.prefix);
-        perkey::message::check_name("name", stored.as_bytes()).is_ok().then_some(stored)
+        [name, stored.as_str()].iter().all(|name| check_name("name", name.as_bytes()).is_ok()).then_some(stored)
     }
 
     /// A name as the tenant knows it; nothing where it is another's.
@@ -60,7 +61,9 @@ impl Names {
         if self.prefix.is_empty() && name.starts_with(MARK) {
             return format!("no name begins with {MARK}");
         }
-        format!("a name of this tenant is 1 to {} bytes without NUL", 256 - self.prefix.len())
+        let most = NAME_BYTES_MAX - self.prefix.len();
+        let error = check_name("name", name.as_bytes()).err();
+        error.map_or_else(|| format!("a name of this tenant has 1 to {most} bytes"), |error| error.to_string())
     }
 
     /// Whether a row or a reply is this tenant's.
@@ -119,6 +122,10 @@ mod tests {
         assert_eq!(acme.stored("@ac/a").as_deref(), Some("@acme/@ac/a"));
         assert_eq!((acme.shown("@acme/a"), ac.shown("@acme/a"), default.shown("@acme/a")), (Some("a"), None, None));
         assert_eq!(acme.stored(&"x".repeat(251)), None);
+        for (name, why) in [(" a", "white space"), ("a\u{200b}", "U+200B"), ("cafe\u{301}", "NFC")] {
+            assert_eq!((acme.stored(name), default.stored(name)), (None, None));
+            assert!(acme.unfit(name).contains(why) && default.unfit(name).contains(why), "{name:?}");
+        }
     }
 
     #[test]

@@ -59,6 +59,72 @@ fn top<'a>(
     }
 }
 
+/// The first member that an object of the document names twice: its parser would take the last of them.
+pub(super) fn named_twice(document: &str) -> Option<&str> {
+    let (mut at, mut objects): (usize, Vec<Option<HashSet<&str>>>) = (0, Vec::new());
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    while let Some(first) = document[at..].chars().next() {
+        let rest = &document[at..];
+        at += match first {
+            '#' => rest.find(['\n', '\r']).unwrap_or(rest.len()),
+            '"' => text(rest),
+            // Within the arguments of a field braces hold an object, elsewhere a selection.
+            '(' => {
+                objects.push(Some(HashSet::new()));
+                1
+            }
+            '{' => {
+                let is_object = matches!(objects.last(), Some(Some(_)));
+                objects.push(is_object.then(HashSet::new));
+                1
+            }
+            ')' | '}' => {
+                objects.pop();
+                1
+            }
+            first if is_name(first) => {
+                let length = rest.find(|c| !is_name(c)).unwrap_or(rest.len());
+                let (name, behind) = rest.split_at(length);
+                let is_member = behind.trim_start_matches(|c: char| c.is_whitespace() || c == ',').starts_with(':');
+                // A variable is declared with its `$`; its name is no member.
+                let is_variable = document[..at].ends_with('$');
+                if let Some(Some(names)) = objects.last_mut()
+                    && is_member
+                    && !is_variable
+                    && !names.insert(name)
+                {
+                    return Some(name);
+                }
+                length
+            }
+            first => first.len_utf8(),
+        };
+    }
+    None
+}
+
+/// How long the string is that begins here, with its quotes.
+fn text(rest: &str) -> usize {
+    if let Some(block) = rest.strip_prefix("\"\"\"") {
+        let mut from = 0;
+        while let Some(found) = block[from..].find("\"\"\"") {
+            let at = from + found;
+            if !block[..at].ends_with('\\') {
+                return at + 6;
+            }
+            from = at + 3;
+        }
+        return rest.len();
+    }
+    let mut escaped = false;
+    let end = rest.bytes().skip(1).position(|byte| {
+        let ends = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        ends
+    });
+    end.map_or(rest.len(), |at| at + 2)
+}
+
 fn aliases(set: &SelectionSet) -> usize {
     set.items.iter().map(|item| in_selection(&item.node)).sum()
 }
@@ -91,6 +157,28 @@ mod tests {
         assert_eq!(counted(named, Some("A")), (1, 1));
         assert_eq!(counted(named, Some("B")), (3, 1));
         assert_eq!(counted(named, Some("C")), (0, 1));
+    }
+
+    #[test]
+    fn a_member_that_is_named_twice_is_found_wherever_it_stands() {
+        for fine in [
+            "{ a }",
+            "mutation ($a: Int, $b: Int) { x(input: {a: $a, b: {a: 1}, c: [{a: 1}, {a: 2}]}) { a: x a: x } }",
+            r#"mutation { x(input: {m: "a: 1 } \" a:", n: """a: "1" \""" { a:1 a:1""", o: 1}) }"#,
+            "mutation { x(input: {a: 1}) { a } y(input: {a: 1}) # a: 1, a: 2\n }",
+        ] {
+            assert_eq!(named_twice(fine), None, "{fine}");
+        }
+        for twice in [
+            "mutation { x(input: {a: 1, a: 2}) }",
+            "mutation { x(input: {b: {a: 1 # x\n a : 2}}) }",
+            "mutation { x(input: {b: [{c: 1}, {a: \"}\", a: \"é\"}]}) }",
+            "mutation { x(a: 1, a: 1) }",
+            "mutation ($i: In = {a: 1, a: 2}) { x(input: $i) }",
+            "mutation { x(input: {b: \"\\\\\", a: 1, a: 2}) }",
+        ] {
+            assert_eq!(named_twice(twice), Some("a"), "{twice}");
+        }
     }
 
     #[test]

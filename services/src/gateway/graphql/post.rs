@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response as HttpResponse};
 
 use super::asking::Asking;
-use super::document::{Counted, count};
+use super::document::{Counted, count, named_twice};
 use super::error::whole;
 use super::{ALIASES_MAX, DOCUMENT_BYTES_MAX, Door};
 use crate::gateway::key::{self, IdempotencyKey};
@@ -61,6 +61,12 @@ fn counted(request: &mut Request) -> Result<Counted, Problem> {
         let detail =
             format!("the document has {bytes} bytes, at most {DOCUMENT_BYTES_MAX} may be; give values as variables");
         return Err(Problem::at("/query", detail));
+    }
+    if let Some(member) = named_twice(&request.query) {
+        return Err(Problem::at(
+            "/query",
+            format!("{member:?} stands twice in one object, or in one field's arguments"),
+        ));
     }
     let name = request.operation_name.clone();
     let document = request.parsed_query().map_err(|error| Problem::at("/query", error.message))?;

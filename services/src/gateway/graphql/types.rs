@@ -16,6 +16,10 @@ impl ScalarType for Cents {
     /// Whatever could be an amount passes as it is: it is judged where REST's are.
     fn parse(value: Value) -> InputValueResult<Self> {
         match value {
+            // A document's numbers have been read as doubles by now: what it wrote is not known any more.
+            Value::Number(number) if number.is_f64() => Err(InputValueError::custom(
+                "an amount is a whole number of minor units, without point and exponent (1250 is 12.50)",
+            )),
             Value::Number(number) => Ok(Self(number.into())),
             Value::String(text) => Ok(Self(text.into())),
             other => Err(InputValueError::expected_type(other)),

@@ -11,6 +11,7 @@ use clap_complete::Shell;
 use super::call::CallArgs;
 use super::edit::EditArgs;
 use super::pause::{KeyCommand, ServiceCommand};
+use crate::operator::import::amounts::Scale;
 use crate::operator::token::TokenCommand;
 use perkey::settings::load::Flag;
 use perkey::telemetry;
@@ -199,6 +200,15 @@ pub struct ImportArgs {
     /// The input's format
     #[arg(long, value_enum, default_value_t = ImportFormat::Auto)]
     pub format: ImportFormat,
+    /// How amounts are written [default: as all of the file's are; whole numbers are minor units]
+    #[arg(long, value_enum)]
+    pub amounts: Option<Scale>,
+    /// The file will not grow: its last line counts also where it has no line end
+    #[arg(long)]
+    pub complete: bool,
+    /// Where refused lines go [default: SOURCE.rejects.ndjson, beside the file or in the working directory]
+    #[arg(long, value_name = "FILE")]
+    pub rejects: Option<String>,
 }
 
 /// The format of an import.

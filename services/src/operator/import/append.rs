@@ -12,6 +12,7 @@ use perkey::store::{self, Store};
 use tokio::sync::mpsc::Receiver;
 
 use super::bar::Bar;
+use super::lines::End;
 use super::reader::{Batch, Read};
 use super::rejects::Rejects;
 use crate::operator::cli::{Failure, runner};
@@ -56,8 +57,8 @@ impl<'a> Append<'a> {
         Self { store, settings, service, source, progress, rejects, room, appended: 0, skipped, bar }
     }
 
-    /// Appends until the input ends.
-    pub async fn run(&mut self, told: &mut Receiver<Read>) -> Result<(), Failure> {
+    /// Appends until the input ends; gives the line and the end of the record that it left there, if it did.
+    pub async fn run(&mut self, told: &mut Receiver<Read>) -> Result<Option<(u64, End)>, Failure> {
         while let Some(read) = told.recv().await {
             match read {
                 Read::GoesOn(bytes) => {
@@ -69,7 +70,8 @@ impl<'a> Append<'a> {
                     return Err(Failure::Failed(CHANGED.to_owned()));
                 }
                 Read::Batch(batch) => self.batch(batch).await?,
-                Read::End => return Ok(()),
+                Read::End => return Ok(None),
+                Read::Cut(line, end) => return Ok(Some((line, end))),
                 Read::Failed(reason) => return Err(Failure::Failed(reason)),
             }
         }

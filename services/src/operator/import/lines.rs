@@ -1,85 +1,203 @@
-//! The lines of an input, one at a time, of bounded length.
-//! In: bytes. Out: each line without its end, and a hash over all lines so far.
+//! The records of an input, one at a time, of bounded length: lines, or what the CSV reader takes for a record.
+//! In: bytes. Out: each record without its end, how it ended, and a hash over all records so far.
 
 use std::io::{self, BufRead};
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// Reads lines and hashes them.
+/// Where a record ends.
+#[derive(Debug)]
+pub enum Ends {
+    /// At its line's end.
+    Line,
+    /// Where the CSV reader says so: line ends within quotes belong to the record, and a bare CR is a line end.
+    Csv(Box<csv_core::Reader>),
+}
+
+/// Reads records and hashes them.
 #[derive(Debug)]
 pub struct Lines<R> {
     input: R,
+    ends: Ends,
     longest: usize,
+    place: Place,
+    /// Where the last record began, if it has no end.
+    before: Option<Place>,
+}
+
+/// How far the input was read.
+#[derive(Clone, Debug, Default)]
+struct Place {
     hash: blake3::Hasher,
     lines: u64,
     bytes: u64,
 }
 
-/// A line.
+/// A record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Its number, from 1.
+    /// Number of its first line, from 1.
     pub no: u64,
     /// Its length in bytes; more than was read of it when it is too long.
     pub bytes: u64,
+    /// How it ended.
+    pub end: End,
+}
+
+/// How a record ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// With a line end.
+    Line,
+    /// With the input: there may be more to come.
+    Input,
+    /// With the input, within a quote.
+    OpenQuote,
+}
+
+impl Ends {
+    /// CSV's.
+    pub fn csv() -> Self {
+        Self::Csv(Box::new(csv_core::Reader::new()))
+    }
+
+    /// How many of these bytes belong to the record, and whether the last of them ends it.
+    fn find(&mut self, bytes: &[u8]) -> (usize, bool) {
+        match self {
+            Self::Line => {
+                let end = bytes.iter().position(|byte| *byte == b'\n');
+                end.map_or((bytes.len(), false), |at| (at + 1, true))
+            }
+            Self::Csv(reader) => {
+                // Its values are read again by whoever knows the columns; only the end is looked for here.
+                let (mut values, mut ends, mut used) = ([0; 1_024], [0; 64], 0);
+                while used < bytes.len() {
+                    let (found, read, ..) = reader.read_record(&bytes[used..], &mut values, &mut ends);
+                    used += read;
+                    if found == csv_core::ReadRecordResult::Record {
+                        return (used, true);
+                    }
+                }
+                (used, false)
+            }
+        }
+    }
+
+    /// The input ended within a record.
+    fn cut_off(&mut self) -> End {
+        match self {
+            Self::Csv(reader) => {
+                // Within a quote a line end is no end.
+                let ended = reader.read_record(b"\n", &mut [0; 2], &mut [0; 2]).0 == csv_core::ReadRecordResult::Record;
+                reader.reset();
+                if ended { End::Input } else { End::OpenQuote }
+            }
+            Self::Line => End::Input,
+        }
+    }
 }
 
 impl<R: BufRead> Lines<R> {
-    /// Lines of `input`, of which at most `longest` bytes each are kept.
+    /// Records of `input`, of which at most `longest` bytes each are kept; lines until [`Lines::end_at`] says otherwise.
     pub fn new(input: R, longest: usize) -> Self {
-        Self { input, longest, hash: blake3::Hasher::new(), lines: 0, bytes: 0 }
+        Self { input, ends: Ends::Line, longest, place: Place::default(), before: None }
     }
 
-    /// Reads the next line into `text`, without its end.
+    /// Says where the records to come end.
+    pub fn end_at(&mut self, ends: Ends) {
+        self.ends = ends;
+    }
+
+    /// Some of what comes next, without the byte-order mark at the input's start; nothing at its end.
+    pub fn peek(&mut self) -> io::Result<&[u8]> {
+        if self.place.bytes == 0 && self.input.fill_buf()?.starts_with(BOM) {
+            self.used(BOM.len())?;
+        }
+        self.input.fill_buf()
+    }
+
+    /// Reads the next record into `text`, without its end. An empty line is one, in CSV too.
     pub fn next(&mut self, text: &mut Vec<u8>) -> io::Result<Option<Line>> {
         text.clear();
-        let mut bytes = 0;
+        self.before = None;
+        let (no, mut bytes) = (self.place.lines + 1, 0);
+        // The CSV reader passes over empty lines, and would count them to the record behind them.
+        let is_empty = matches!(self.peek()?.first(), Some(b'\r' | b'\n')) && matches!(self.ends, Ends::Csv(_));
         loop {
             let chunk = self.input.fill_buf()?;
             if chunk.is_empty() {
                 break;
             }
-            let end = chunk.iter().position(|byte| *byte == b'\n');
-            let part = &chunk[..end.unwrap_or(chunk.len())];
-            self.hash.update(part);
+            let (used, ended) = if is_empty { (1, true) } else { self.ends.find(chunk) };
+            let part = &chunk[..used - usize::from(ended)];
+            let end = chunk[used - 1];
             text.extend_from_slice(&part[..part.len().min(self.longest.saturating_sub(text.len()))]);
             bytes += part.len() as u64;
-            let used = part.len() + usize::from(end.is_some());
-            self.input.consume(used);
-            self.bytes += used as u64;
-            if end.is_some() {
-                return Ok(Some(self.ended(text, bytes)));
+            if !ended {
+                self.before.get_or_insert_with(|| self.place.clone());
+                self.used(used)?;
+                continue;
             }
+            self.before = None;
+            self.used(used - 1)?;
+            self.input.consume(1);
+            self.place.bytes += 1;
+            if end == b'\r' {
+                // What ends with CR and what ends with CR LF are the same: the LF may not have been written yet.
+                self.place.hash.update(b"\r");
+                if self.input.fill_buf()?.first() == Some(&b'\n') {
+                    self.input.consume(1);
+                    self.place.bytes += 1;
+                }
+            } else if text.last() == Some(&b'\r') {
+                text.pop();
+            }
+            return Ok(Some(self.ended(Line { no, bytes, end: End::Line })));
         }
-        Ok((bytes > 0).then(|| self.ended(text, bytes)))
+        if bytes == 0 {
+            return Ok(None);
+        }
+        let end = self.ends.cut_off();
+        Ok(Some(self.ended(Line { no, bytes, end })))
+    }
+
+    /// Takes the last record back where it has no end: it is as if it had not been read.
+    pub fn leave_last(&mut self) {
+        if let Some(before) = self.before.take() {
+            self.place = before;
+        }
     }
 
     /// Bytes read so far, ends of lines included.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.place.bytes
     }
 
     /// Lines read so far.
     pub fn lines(&self) -> u64 {
-        self.lines
+        self.place.lines
     }
 
-    /// Hash over the lines read so far, in hex.
+    /// Hash over the records read so far, in hex.
     pub fn hash(&self) -> String {
-        self.hash.finalize().to_hex().to_string()
+        self.place.hash.finalize().to_hex().to_string()
     }
 
-    fn ended(&mut self, text: &mut Vec<u8>, bytes: u64) -> Line {
+    /// Passes so many of the bytes that are read ahead; they are a part of a record.
+    fn used(&mut self, bytes: usize) -> io::Result<()> {
+        let part = &self.input.fill_buf()?[..bytes];
+        self.place.hash.update(part);
+        self.place.lines += part.iter().filter(|byte| **byte == b'\n').count() as u64;
+        self.place.bytes += bytes as u64;
+        self.input.consume(bytes);
+        Ok(())
+    }
+
+    fn ended(&mut self, line: Line) -> Line {
         // The end of a line counts as hashed even where the input ends without one: it may grow.
-        self.hash.update(b"\n");
-        self.lines += 1;
-        if self.lines == 1 && text.starts_with(BOM) {
-            text.drain(..BOM.len());
-        }
-        if text.last() == Some(&b'\r') {
-            text.pop();
-        }
-        Line { no: self.lines, bytes }
+        self.place.hash.update(b"\n");
+        self.place.lines += 1;
+        line
     }
 }
 
@@ -87,20 +205,33 @@ impl<R: BufRead> Lines<R> {
 mod tests {
     use super::*;
 
-    fn read(input: &[u8], longest: usize) -> (Vec<(String, u64)>, String) {
+    fn lines(input: &[u8], longest: usize, ends: Ends) -> (Vec<(String, u64, u64, End)>, String) {
         let mut lines = Lines::new(io::BufReader::with_capacity(3, input), longest);
+        lines.end_at(ends);
         let (mut text, mut all) = (Vec::new(), Vec::new());
         while let Some(line) = lines.next(&mut text).unwrap() {
-            assert_eq!(line.no, lines.lines());
-            all.push((String::from_utf8(text.clone()).unwrap(), line.bytes));
+            all.push((String::from_utf8(text.clone()).unwrap(), line.no, line.bytes, line.end));
         }
         assert_eq!(lines.bytes(), input.len() as u64);
         (all, lines.hash())
     }
 
+    fn read(input: &[u8], longest: usize) -> (Vec<(String, u64)>, String) {
+        let (all, hash) = lines(input, longest, Ends::Line);
+        (all.into_iter().map(|(text, _, bytes, _)| (text, bytes)).collect(), hash)
+    }
+
+    fn csv(input: &[u8]) -> Vec<(String, u64, End)> {
+        lines(input, 100, Ends::csv()).0.into_iter().map(|(text, no, _, end)| (text, no, end)).collect()
+    }
+
+    fn hash(input: &[u8]) -> String {
+        lines(input, 100, Ends::csv()).1
+    }
+
     #[test]
     fn line_ends_and_byte_order_marks_are_no_content() {
-        let expected = [("a,b", 6), ("", 0), ("c", 2), ("d", 1)].map(|(text, bytes)| (text.to_owned(), bytes));
+        let expected = [("a,b", 3), ("", 0), ("c", 2), ("d", 1)].map(|(text, bytes)| (text.to_owned(), bytes));
         assert_eq!(read(b"\xef\xbb\xbfa,b\n\nc\r\nd", 10).0, expected);
         assert_eq!(read(b"", 10).0, []);
     }
@@ -115,5 +246,61 @@ mod tests {
         assert_eq!(read(b"a\nb", 10).1, read(b"a\nb\n", 10).1);
         assert_ne!(read(b"a\nb\n", 10).1, read(b"ab\n\n", 10).1);
         assert_ne!(read(b"0123x\n", 4).1, read(b"0123y\n", 4).1);
+        // What an older version stored is what this one finds.
+        assert_eq!(hash(b"a,b\r\n\r\nc,d\n"), read(b"a,b\r\n\r\nc,d\n", 10).1);
+        assert_eq!(hash(b"a,b\r"), hash(b"a,b\r\n"), "the rest of a line end may come later");
+    }
+
+    #[test]
+    fn a_quoted_line_end_is_none_and_every_other_is_one() {
+        let record = |text: &str, no| (text.to_owned(), no, End::Line);
+        let text = b"a,\"x\n1,\"\"2\r\ny\",b\n\nc\rd\r\n\r\n\re,\"\"\n";
+        assert_eq!(
+            csv(text),
+            [
+                record("a,\"x\n1,\"\"2\r\ny\",b", 1),
+                record("", 4),
+                record("c", 5),
+                record("d", 6),
+                record("", 7),
+                record("", 8),
+                record("e,\"\"", 9),
+            ]
+        );
+        // A quote within a value is a part of it.
+        assert_eq!(csv(b"a,12\" pipe\nb\n"), [record("a,12\" pipe", 1), record("b", 2)]);
+    }
+
+    #[test]
+    fn a_record_without_an_end_is_told_from_one_whose_quote_is_open() {
+        for (text, end) in [(&b"a\nb,c"[..], End::Input), (b"a\nb,\"c\"", End::Input), (b"a\n\"b,c\nd", End::OpenQuote)]
+        {
+            let found = csv(text);
+            assert_eq!((found[1].1, found[1].2), (2, end), "{found:?}");
+            assert_eq!(found.len(), 2, "no line within an open quote is read");
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_left_is_as_if_it_had_not_been_read() {
+        for ends in [Ends::Line, Ends::csv()] {
+            let mut lines = Lines::new(io::BufReader::with_capacity(3, &b"a,b\n\"c,\nd"[..]), 100);
+            lines.end_at(ends);
+            let mut text = Vec::new();
+            lines.next(&mut text).unwrap().unwrap();
+            let before = (lines.lines(), lines.bytes(), lines.hash());
+            let mut last = End::Line;
+            let mut seen = before.clone();
+            while let Some(line) = lines.next(&mut text).unwrap() {
+                last = line.end;
+                if last != End::Line {
+                    lines.leave_last();
+                } else {
+                    seen = (lines.lines(), lines.bytes(), lines.hash());
+                }
+            }
+            assert_ne!(last, End::Line);
+            assert_eq!((lines.lines(), lines.bytes(), lines.hash()), seen);
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Reads an input on a thread of its own and makes batches of it.
-//! In: lines. Out: rows for the embedded log, grouped by target shard, and the lines that were refused.
+//! In: records. Out: rows for the embedded log, grouped by target shard, and the records that were refused.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -15,10 +15,11 @@ use perkey::store::LogRow;
 use perkey::store::append::log_rows;
 use tokio::sync::mpsc::Sender;
 
+use super::amounts::{Amounts, Scale, Seen};
 use super::ids::Ids;
-use super::lines::{Line, Lines};
+use super::lines::{End, Ends, Line, Lines};
 use super::look;
-use super::record::Format;
+use super::record::{Fields, Format};
 use super::rejects::Reject;
 use crate::operator::cli::args::ImportFormat;
 
@@ -34,8 +35,20 @@ const SHOWN_MAX: usize = 4_096;
 pub enum Input {
     /// Standard input: read once.
     Stdin,
+    /// A pipe, or another file that is read once.
+    Stream(PathBuf),
     /// A file.
     File(PathBuf),
+}
+
+impl Input {
+    /// Where it is, if it has a name.
+    pub fn path(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Stdin => None,
+            Self::Stream(path) | Self::File(path) => Some(path),
+        }
+    }
 }
 
 /// What is to be read, and as what.
@@ -55,6 +68,10 @@ pub struct Plan {
     pub longest: usize,
     /// Lines that an earlier run has done, and the hash over them.
     pub done: Option<(u64, String)>,
+    /// How amounts are written, where somebody said it.
+    pub amounts: Option<Scale>,
+    /// Nothing is to be written behind the input's end any more, also where its last line has no end.
+    pub complete: bool,
 }
 
 /// What the thread tells.
@@ -68,6 +85,8 @@ pub enum Read {
     Batch(Batch),
     /// The input ended.
     End,
+    /// The input ended within the record that begins in this line: it is left for the next run.
+    Cut(u64, End),
     /// The input cannot be read.
     Failed(String),
 }
@@ -92,9 +111,11 @@ pub struct Batch {
 /// Reads all that `plan` names and tells it to `told`; ends early when nobody listens any more.
 pub fn read(plan: Plan, handlers: &Handlers, told: &Sender<Read>) {
     let ids = Ids::new(&plan.service, &plan.source);
-    let mut reader = Reader { plan, handlers, told, ids, format: None };
+    let amounts = Amounts::said(plan.amounts);
+    let mut reader = Reader { plan, handlers, told, ids, format: None, amounts };
     let last = match reader.run() {
-        Ok(()) => Read::End,
+        Ok(None) => Read::End,
+        Ok(Some(cut)) => Read::Cut(cut.no, cut.end),
         Err(Stop::Failed(reason)) => Read::Failed(reason),
         Err(Stop::NobodyListens) => return,
     };
@@ -118,29 +139,60 @@ struct Reader<'a> {
     handlers: &'a Handlers,
     told: &'a Sender<Read>,
     ids: Ids,
-    /// Known from the first line on.
+    /// Known from the first record on.
     format: Option<Format>,
+    amounts: Amounts,
 }
 
+type Records = Lines<Box<dyn BufRead>>;
+
 impl Reader<'_> {
-    fn run(&mut self) -> Result<(), Stop> {
+    /// Reads all; gives the record that the input ends in, where it was left.
+    fn run(&mut self) -> Result<Option<Line>, Stop> {
+        if self.plan.amounts.is_none() && matches!(self.plan.input, Input::File(_)) {
+            self.amounts = self.scale()?;
+            self.format = None;
+        }
         let mut lines = self.open()?;
         if let Some((count, hash)) = self.plan.done.clone() {
             if self.skip(&mut lines, count)? && lines.hash() == hash {
                 self.tell(Read::GoesOn(lines.bytes()))?;
             } else {
-                return self.tell(Read::Changed);
+                self.tell(Read::Changed)?;
+                return Ok(None);
             }
         }
         let mut text = Vec::new();
-        while self.batch(&mut lines, &mut text)? {}
-        Ok(())
+        loop {
+            if let Some(cut) = self.batch(&mut lines, &mut text)? {
+                return Ok(cut);
+            }
+        }
     }
 
-    fn open(&self) -> Result<Lines<Box<dyn BufRead>>, Stop> {
+    /// Looks at all amounts: whole ones and such with decimals do not mean the same, and one of a file does not tell.
+    fn scale(&mut self) -> Result<Amounts, Stop> {
+        let (mut lines, mut text, mut seen) = (self.open()?, Vec::new(), Seen::default());
+        while let Some(line) = self.next(&mut lines, &mut text)? {
+            let is_record = self.is_record(line, &text)?;
+            // Half an amount says nothing.
+            if line.end != End::Line && self.may_grow() {
+                break;
+            }
+            if is_record
+                && let Ok((_, fields)) = self.fields(line, &text)
+                && seen.look(line.no, &fields)
+            {
+                break;
+            }
+        }
+        seen.decide().map_err(Stop::Failed)
+    }
+
+    fn open(&self) -> Result<Records, Stop> {
         let input: Box<dyn BufRead> = match &self.plan.input {
             Input::Stdin => Box::new(BufReader::new(io::stdin())),
-            Input::File(path) => {
+            Input::Stream(path) | Input::File(path) => {
                 let file = File::open(path);
                 let file = file.map_err(|error| Stop::Failed(format!("cannot read {}: {error}", path.display())))?;
                 Box::new(BufReader::with_capacity(1 << 16, file))
@@ -148,7 +200,7 @@ impl Reader<'_> {
         };
         let name = match &self.plan.input {
             Input::Stdin => "-".to_owned(),
-            Input::File(path) => path.display().to_string(),
+            Input::Stream(path) | Input::File(path) => path.display().to_string(),
         };
         let (input, problem) = look::looked(input, &name)?;
         match problem {
@@ -157,35 +209,48 @@ impl Reader<'_> {
         }
     }
 
-    /// Passes the first `count` lines, counting occurrences; false when there are fewer.
-    fn skip(&mut self, lines: &mut Lines<Box<dyn BufRead>>, count: u64) -> Result<bool, Stop> {
+    /// The next record, as the format says where it ends: what comes first tells the format.
+    fn next(&self, lines: &mut Records, text: &mut Vec<u8>) -> Result<Option<Line>, Stop> {
+        if self.format.is_none() {
+            let first = lines.peek()?.trim_ascii_start().first().copied();
+            lines.end_at(if first.is_some_and(|first| self.is_csv(first)) { Ends::csv() } else { Ends::Line });
+        }
+        Ok(lines.next(text)?)
+    }
+
+    /// Passes the first `count` lines, counting occurrences; false when there are fewer, or a record is not done there.
+    fn skip(&mut self, lines: &mut Records, count: u64) -> Result<bool, Stop> {
         let mut text = Vec::new();
         while lines.lines() < count {
-            let Some(line) = lines.next(&mut text)? else { return Ok(false) };
+            let Some(line) = self.next(lines, &mut text)? else { return Ok(false) };
             if self.is_record(line, &text)?
-                && let Some(format) = &self.format
-                && let Ok(said) = self.text(line, &text)
-                && let Ok((None, _)) = format.read(said)
+                && let Ok((None, _)) = self.fields(line, &text)
             {
                 self.ids.count(&text);
             }
         }
-        Ok(true)
+        Ok(lines.lines() == count)
     }
 
-    /// Reads and tells a batch; false at the end of the input.
-    fn batch(&mut self, lines: &mut Lines<Box<dyn BufRead>>, text: &mut Vec<u8>) -> Result<bool, Stop> {
+    /// Reads and tells a batch; at the end of the input it gives the record that was left there, if one was.
+    fn batch(&mut self, lines: &mut Records, text: &mut Vec<u8>) -> Result<Option<Option<Line>>, Stop> {
         let mut batch = Batch::default();
         let mut messages = Vec::new();
         let first = lines.lines();
-        let mut ended = false;
+        let mut ended = None;
         let begun = lines.bytes();
         while lines.lines() - first < BATCH_LINES && lines.bytes() - begun < BATCH_BYTES {
-            let Some(line) = lines.next(text)? else {
-                ended = true;
+            let Some(line) = self.next(lines, text)? else {
+                ended = Some(None);
                 break;
             };
-            if !self.is_record(line, text)? {
+            let is_record = self.is_record(line, text)?;
+            if line.end != End::Line && self.may_grow() {
+                lines.leave_last();
+                ended = Some(Some(line));
+                break;
+            }
+            if !is_record {
                 continue;
             }
             match self.message(line, text) {
@@ -200,7 +265,24 @@ impl Reader<'_> {
             (batch.lines, batch.hash, batch.bytes) = (lines.lines(), lines.hash(), lines.bytes());
             self.tell(Read::Batch(batch))?;
         }
-        Ok(!ended)
+        Ok(ended)
+    }
+
+    /// Whether more may be written where the input ends now.
+    fn may_grow(&self) -> bool {
+        !self.plan.complete && matches!(self.plan.input, Input::File(_))
+    }
+
+    fn is_csv(&self, first: u8) -> bool {
+        match self.plan.format {
+            ImportFormat::Csv => true,
+            ImportFormat::Ndjson => false,
+            ImportFormat::Auto => match self.plan.input.path().and_then(|path| path.extension()) {
+                Some(end) if end == "csv" => true,
+                Some(end) if end == "ndjson" || end == "jsonl" => false,
+                Some(_) | None => first != b'{',
+            },
+        }
     }
 
     /// Whether a line is to be read as a record: a header and blank lines are not.
@@ -211,16 +293,7 @@ impl Reader<'_> {
         if self.format.is_some() {
             return Ok(true);
         }
-        let csv = match self.plan.format {
-            ImportFormat::Csv => true,
-            ImportFormat::Ndjson => false,
-            ImportFormat::Auto => match &self.plan.input {
-                Input::File(path) if path.extension().is_some_and(|end| end == "csv") => true,
-                Input::File(path) if path.extension().is_some_and(|end| end == "ndjson" || end == "jsonl") => false,
-                Input::File(_) | Input::Stdin => !text.trim_ascii_start().starts_with(b"{"),
-            },
-        };
-        if !csv {
+        if !text.trim_ascii_start().first().is_some_and(|first| self.is_csv(*first)) {
             self.format = Some(Format::Ndjson);
             return Ok(true);
         }
@@ -232,21 +305,32 @@ impl Reader<'_> {
 
     fn text<'t>(&self, line: Line, text: &'t [u8]) -> Result<&'t str, String> {
         let longest = self.plan.longest;
+        if line.end == End::OpenQuote {
+            let no = line.no;
+            return Err(format!(
+                "a quote that is opened in line {no} or behind it is not closed until the input's end"
+            ));
+        }
         if line.bytes > longest as u64 {
             let bytes = line.bytes;
             return Err(format!(
-                "the line has {bytes} bytes, at most {longest} are allowed (ingress.message_bytes_max)"
+                "the record has {bytes} bytes, at most {longest} are allowed (ingress.message_bytes_max)"
             ));
         }
         std::str::from_utf8(text)
-            .map_err(|error| format!("the line is not valid UTF-8 from byte {}", error.valid_up_to() + 1))
+            .map_err(|error| format!("the record is not valid UTF-8 from byte {}", error.valid_up_to() + 1))
+    }
+
+    /// The id that a record names, and its fields without it: the id is the message's, and what does not ask for one in its
+    /// payload would not decode with it.
+    fn fields(&self, line: Line, text: &[u8]) -> Result<(Option<String>, Fields), String> {
+        let said = self.text(line, text)?;
+        self.format.as_ref().ok_or("the format is not known yet")?.read(said)
     }
 
     fn message(&mut self, line: Line, text: &[u8]) -> Result<Message, String> {
-        let said = self.text(line, text)?;
-        let format = self.format.as_ref().ok_or("the format is not known yet")?;
-        // The id is the message's: what does not ask for one in its payload would not decode with it.
-        let (id, fields) = format.read(said)?;
+        let (id, mut fields) = self.fields(line, text)?;
+        self.amounts.convert(&mut fields)?;
         let id = id.unwrap_or_else(|| {
             let occurrence = self.ids.count(text);
             self.ids.id(text, occurrence).to_string()
@@ -306,6 +390,8 @@ mod tests {
             shards: 8,
             longest: 300,
             done,
+            amounts: None,
+            complete: false,
         }
     }
 
@@ -321,7 +407,7 @@ mod tests {
         let mut text = b"account,amount,currency,at,id\r\na,1,EUR,2026-01-31,\r\n\r\n,1,EUR,2026-01-31,\n".to_vec();
         text.extend_from_slice(b"a,1,EUR,2026-01-31,\xff\n");
         text.extend_from_slice(
-            format!("{long},1,EUR,2026-01-31,\na,1,euro,2026-01-31,\nb,2,EUR,2026-01-31,m-1").as_bytes(),
+            format!("{long},1,EUR,2026-01-31,\na,1,euro,2026-01-31,\nb,2,EUR,2026-01-31,m-1\n").as_bytes(),
         );
         std::fs::write(&path, text).unwrap();
         let told = run(plan(path, None));
