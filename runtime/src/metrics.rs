@@ -114,6 +114,7 @@ impl Metrics {
             credits_in_use: shard.credits_in_use.get_or_create_owned(&labels),
             unread: shard.unread.get_or_create_owned(&labels),
             inbox_ids: shard.inbox_ids.get_or_create_owned(&labels),
+            ahead_stretches: shard.ahead_stretches.get_or_create_owned(&labels),
             dedup_window: shard.dedup_window.get_or_create_owned(&labels),
             epoch: shard.epoch.get_or_create_owned(&labels),
             commit_no: shard.commit_no.get_or_create_owned(&labels),
@@ -268,6 +269,7 @@ pub struct ShardMetrics {
     credits_in_use: Gauge,
     unread: Gauge,
     inbox_ids: Gauge,
+    ahead_stretches: Gauge,
     dedup_window: Gauge,
     epoch: Gauge,
     commit_no: Gauge,
@@ -323,6 +325,11 @@ impl ShardMetrics {
     /// Ids in the inbox.
     pub fn set_inbox_ids(&self, count: u64) {
         set(&self.inbox_ids, count);
+    }
+
+    /// Stretches that are done above the sources' positions.
+    pub fn set_ahead_stretches(&self, count: u64) {
+        set(&self.ahead_stretches, count);
     }
 
     /// The dedup window in force.

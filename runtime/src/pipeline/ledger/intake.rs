@@ -4,11 +4,10 @@
 use super::inbox::Arrival as Seen;
 use super::record::dead_letter;
 use super::slot::{From, Item, Newest, SlotIx};
-use super::{Action, Ledger, Ticket, Tracker};
-use crate::clock::{Millis, millis};
+use super::{Action, Ledger, Received, Ticket};
+use crate::clock::Millis;
 use crate::handler::call_of;
 use crate::message::{Message, TakenId, shard_of};
-use crate::settings::Overflow;
 use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{KeyRow, RowSpan, ServiceKey};
 use crate::transport::Position;
@@ -38,23 +37,44 @@ pub enum What {
     Unbound,
 }
 
+impl What {
+    /// The service that it is for, by its index.
+    fn service(&self) -> Option<u16> {
+        match self {
+            Self::Message(service, _) => Some(*service),
+            Self::Refused(service, ..) => *service,
+            Self::Unbound => None,
+        }
+    }
+}
+
 impl Ledger {
     /// A source handed over deliveries, each origin's in order. Each uses one credit.
     pub fn fetched(&mut self, source: u16, arrivals: Vec<Arrival>, now: Millis) {
-        let mut unused = 0;
+        let (mut unused, mut known) = (0, false);
         self.sources[source as usize].used += arrivals.len();
-        for arrival in arrivals {
-            let track = &mut self.sources[source as usize];
-            let Some((origin, seq)) = track.receive(&arrival.origin, arrival.position, arrival.last) else {
-                self.tally.passed += 1;
-                unused += 1;
+        for Arrival { origin, position, last, what } in arrivals {
+            let number = self.number_of(what.service());
+            let received = self.sources[source as usize].receive(source, (&origin, position), number, last);
+            if let Received::New(ticket) = received {
+                self.arrive(ticket, what, now);
                 continue;
-            };
-            self.arrive(Ticket { source, origin, seq }, arrival.what, now);
+            }
+            self.tally.passed += 1;
+            unused += 1;
+            known |= received == Received::Known;
+        }
+        if known && self.sources[source as usize].may_move() {
+            self.batches.moved();
         }
         if unused > 0 {
             self.grant(source, unused, now);
         }
+    }
+
+    /// The number in the store of a service, by its index.
+    fn number_of(&self, service: Option<u16>) -> u16 {
+        service.map_or(u16::MAX, |service| self.policy(service).number)
     }
 
     fn arrive(&mut self, ticket: Ticket, what: What, now: Millis) {
@@ -70,8 +90,7 @@ impl Ledger {
         if let Some(service) = service.filter(|_| self.is_anothers(ticket.source, &message)) {
             return self.pass_on(ticket, service, message);
         }
-        let number = service.map_or(u16::MAX, |service| self.policy(service).number);
-        let id = TakenId::of(&message, number, &self.config.hash_key);
+        let id = TakenId::of(&message, self.number_of(service), &self.config.hash_key);
         match self.inbox.arrive(id, ticket) {
             Seen::New => {}
             Seen::InHand => return self.count_duplicate(),
@@ -232,23 +251,5 @@ impl Ledger {
     /// A delivery is settled without anything to write: a duplicate, or unbound.
     pub(super) fn drop_ticket(&mut self, ticket: Ticket) {
         self.batches.loose().tickets.push(ticket);
-    }
-
-    /// Frees credits and grants what may be granted.
-    pub(super) fn grant(&mut self, source: u16, freed: usize, now: Millis) {
-        let dedup = &self.config.settings.dedup;
-        let window_min = millis(dedup.window_min);
-        let young = self.inbox.oldest().is_some_and(|(_, at)| now.saturating_sub(at) < window_min);
-        let full =
-            self.outbox_full() || dedup.overflow == Overflow::Pause && self.inbox.len() >= dedup.max_ids && young;
-        let track = &mut self.sources[source as usize];
-        track.used -= freed;
-        track.owed += freed;
-        let far = track.trackers.iter().map(Tracker::len).sum::<usize>();
-        let room = self.waiting.rows < self.config.settings.pending.max_per_shard;
-        if track.owed > 0 && !full && room && far <= self.config.settings.ingress.ahead_max {
-            let granted = std::mem::take(&mut track.owed);
-            self.out.push(Action::Credit(source, granted));
-        }
     }
 }
