@@ -329,7 +329,7 @@ async fn no_effect_repeats_whatever_holds_a_position_on_postgresql() {
         (Door::Intake, Wait::Held, End::Drained),
         (Door::Intake, Wait::ServicePaused, End::Killed),
     ];
-    let case = async |(from, wait, end)| runs(Place::Postgres(Database::new().await), from, wait, end).await;
+    let case = |(from, wait, end)| async move { runs(Place::Postgres(Database::new().await), from, wait, end).await };
     join_all(cases.map(case)).await;
 }
 

@@ -21,6 +21,12 @@ pub type SourcePositions = BTreeMap<Arc<str>, Positions>;
 /// that are done for some of their services.
 pub type SourceAhead = BTreeMap<Arc<str>, Ahead>;
 
+/// How many stretches that are, by the source's name.
+pub(crate) fn stretches(ahead: &SourceAhead) -> BTreeMap<Arc<str>, u64> {
+    let count = |origins: &Ahead| origins.values().map(|stretches| stretches.len() as u64).sum();
+    ahead.iter().map(|(source, origins)| (source.clone(), count(origins))).collect()
+}
+
 /// One commit: many turns of many keys of one shard.
 #[derive(Clone, Debug, Default)]
 pub struct Commit {
