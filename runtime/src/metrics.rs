@@ -322,14 +322,10 @@ impl ShardMetrics {
         set(&self.unread, count);
     }
 
-    /// Ids in the inbox.
-    pub fn set_inbox_ids(&self, count: u64) {
-        set(&self.inbox_ids, count);
-    }
-
-    /// Stretches that are done above the sources' positions.
-    pub fn set_ahead_stretches(&self, count: u64) {
-        set(&self.ahead_stretches, count);
+    /// What is known to be done: ids in the inbox, and stretches above the sources' positions.
+    pub fn set_done(&self, ids: u64, stretches: u64) {
+        set(&self.inbox_ids, ids);
+        set(&self.ahead_stretches, stretches);
     }
 
     /// The dedup window in force.

@@ -120,7 +120,7 @@ fn settings() -> Settings {
     for source in ["kafka", "rabbitmq", "intake"] {
         for (kind, service) in [("count", "counting"), ("care", "careful"), ("both", "counting"), ("both", "careful")] {
             let (source, kind, service) = (source.to_owned(), kind.to_owned(), service.to_owned());
-            settings.bind.push(Bind { source, kind, service, key: KeyDoor::Record });
+            settings.bind.push(Bind { source, kind, service, key: KeyFrom::Record });
         }
     }
     settings

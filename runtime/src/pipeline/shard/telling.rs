@@ -17,8 +17,7 @@ impl ShardState {
         self.metrics.set_resident_actors(u64::from(gauges.actors));
         self.metrics.set_pending_rows(gauges.pending);
         self.metrics.set_credits_in_use(gauges.credits_used as u64);
-        self.metrics.set_inbox_ids(gauges.inbox_ids as u64);
-        self.metrics.set_ahead_stretches(gauges.ahead as u64);
+        self.metrics.set_done(gauges.inbox_ids as u64, gauges.ahead as u64);
         self.metrics.set_epoch(gauges.epoch);
         self.metrics.set_commit_no(gauges.commit_no);
         let dedup = &self.env.settings.dedup;
