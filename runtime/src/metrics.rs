@@ -116,6 +116,7 @@ impl Metrics {
             bytes_in_hand: shard.bytes_in_hand.get_or_create_owned(&labels),
             unread: shard.unread.get_or_create_owned(&labels),
             inbox_ids: shard.inbox_ids.get_or_create_owned(&labels),
+            ahead_stretches: shard.ahead_stretches.get_or_create_owned(&labels),
             dedup_window: shard.dedup_window.get_or_create_owned(&labels),
             epoch: shard.epoch.get_or_create_owned(&labels),
             commit_no: shard.commit_no.get_or_create_owned(&labels),
@@ -271,6 +272,7 @@ pub struct ShardMetrics {
     bytes_in_hand: Gauge,
     unread: Gauge,
     inbox_ids: Gauge,
+    ahead_stretches: Gauge,
     dedup_window: Gauge,
     epoch: Gauge,
     commit_no: Gauge,
@@ -324,9 +326,10 @@ impl ShardMetrics {
         set(&self.unread, count);
     }
 
-    /// Ids in the inbox.
-    pub fn set_inbox_ids(&self, count: u64) {
-        set(&self.inbox_ids, count);
+    /// What is known to be done: ids in the inbox, and stretches above the sources' positions.
+    pub fn set_done(&self, ids: u64, stretches: u64) {
+        set(&self.inbox_ids, ids);
+        set(&self.ahead_stretches, stretches);
     }
 
     /// The dedup window in force.

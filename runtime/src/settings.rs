@@ -152,8 +152,9 @@ section! {
         credits: usize = 4_096,
         /// Deliveries fetched at once.
         batch_max: usize = 1_024,
-        /// How far committed deliveries may lie ahead of a source's position before it pauses.
-        ahead_max: usize = 65_536,
+        /// Stretches of deliveries that are done above a source's position, in a shard, before the source pauses; each takes
+        /// about 5 bytes of every commit.
+        ahead_max: usize = 2_048,
         /// Largest message in bytes; a larger one becomes a dead letter without being run.
         message_bytes_max: usize = 1 << 20,
         /// What happens to a message that no binding matches.

@@ -32,7 +32,7 @@ use crate::transport::Positions;
 pub use append::{IntakeRow, IntakeRows};
 pub use commit::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
-    SentMessage, StateWrite,
+    SentMessage, SourceAhead, SourcePositions, StateWrite,
 };
 pub use open::{Opened, check_url, closing, disk, is_running, is_shared, leave_open, open};
 pub use query::calls;
@@ -53,9 +53,6 @@ pub enum Access {
 
 /// Fences a shard's owner: rises with each takeover.
 pub type Epoch = u64;
-
-/// Positions of every source of a shard, by the source's name.
-pub type SourcePositions = BTreeMap<Arc<str>, Positions>;
 
 /// Of each sink the number of the last event all of whose predecessors it has confirmed, by the sink's name.
 pub type Watermarks = BTreeMap<Arc<str>, u64>;
@@ -80,6 +77,8 @@ pub struct TakenShard {
     pub unclean: u32,
     /// Where the sources stand.
     pub positions: SourcePositions,
+    /// What is done above that.
+    pub ahead: SourceAhead,
     /// Where the sinks stand.
     pub watermarks: Watermarks,
     /// The shard's totals.

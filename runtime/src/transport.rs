@@ -3,6 +3,7 @@
 
 #[cfg(any(feature = "kafka", feature = "rabbitmq"))]
 mod again;
+mod ahead;
 #[cfg(any(feature = "kafka", feature = "rabbitmq"))]
 mod attributes;
 pub mod embedded;
@@ -24,6 +25,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::ahead::united;
+pub use self::ahead::{Ahead, Stretch};
 pub use self::sink::{Answer, Outgoing, Sink, SinkError, SinkTransport};
 use crate::message::{Message, ShardNo};
 
@@ -43,6 +46,11 @@ impl Position {
     /// The message `index` of record `no`, of a log that is never made anew.
     pub fn new(no: u64, index: u32) -> Self {
         Self { no, index, mark: 0 }
+    }
+
+    /// Where it is in its log, whatever lies there.
+    pub(crate) fn place(&self) -> (u64, u32) {
+        (self.no, self.index)
     }
 }
 

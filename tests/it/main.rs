@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests may")]
 
+mod ahead;
 mod bad_input;
 mod cache;
 mod call_records;

@@ -81,11 +81,11 @@ async fn began(store: &Arc<SqliteStore>) -> Engine {
     start(&settings(), store.clone(), Handlers::new().with(Listing).with(Counting)).await
 }
 
-fn scope(service: &str, key: Option<&str>) -> Scope {
+pub(crate) fn scope(service: &str, key: Option<&str>) -> Scope {
     Scope { service: service.to_owned(), key: key.map(str::to_owned) }
 }
 
-async fn tell(store: &dyn Store, action: Action) {
+pub(crate) async fn tell(store: &dyn Store, action: Action) {
     let (filter, who, why) = (DeadFilter::default(), "ann".to_owned(), "to look".to_owned());
     let new = NewCommand { action, filter, who, why, matched: 1, at: Clock::system().now() };
     let id = store.queries().command(new).await.unwrap();

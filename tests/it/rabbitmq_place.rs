@@ -350,7 +350,7 @@ impl RabbitmqLine {
 }
 
 /// A message as an event in binary mode.
-fn event(message: &Message) -> BasicProperties {
+pub(crate) fn event(message: &Message) -> BasicProperties {
     let time = rfc3339(message.time());
     headed(&[
         ("cloudEvents_specversion", text("1.0")),

@@ -12,7 +12,8 @@ use perkey::store::postgres::PgStore;
 use perkey::store::query::DeadFilter;
 use perkey::store::reshard::{ReshardError, Resharded};
 use perkey::store::sqlite::SqliteStore;
-use perkey::store::{Access, Store, StoreError};
+use perkey::store::{Access, Commit, Outcome, Setup, Store, StoreError};
+use perkey::transport::{Position, Stretch};
 use perkey::{Engine, Message};
 use perkey_chaos::process::until;
 
@@ -187,6 +188,59 @@ async fn resharded(kept: &dyn Kept) {
     }
     let Err(ReshardError::Refused(why)) = kept.reshard(16).await else { panic!("it went through") };
     assert!(why[0].contains("already"), "{why:?}");
+}
+
+/// What several shards did above the position of a partition, which each of them read at some time.
+async fn keeps_what_is_done_ahead(kept: &dyn Kept) {
+    let store = kept.open().await;
+    let identity = store.prepare(setup(8)).await.unwrap();
+    assert_eq!(identity.services.len(), 1);
+    let stretch = |from, to| Stretch { from: Position::new(from, 0), to: Position::new(to, 0), services: Vec::new() };
+    for shard in 0..8 {
+        let epoch = store.take(shard, "me").await.unwrap().epoch;
+        let at = u64::from(shard);
+        let positions = BTreeMap::from([("t/0".into(), Position::new(10 + at, 0))]);
+        let ahead = BTreeMap::from([("t/0".into(), vec![stretch(12 + at, 13 + at), stretch(30 + at, 40)])]);
+        let log = BTreeMap::from([("import".into(), vec![stretch(3, 4)])]);
+        let commit = Commit {
+            shard,
+            epoch,
+            no: 1,
+            at: 1,
+            positions: BTreeMap::from([("kafka".into(), positions)]),
+            ahead: BTreeMap::from([("kafka".into(), ahead), ("embedded".into(), log)]),
+            first_seq: 1,
+            release: true,
+            ..Commit::default()
+        };
+        let outcome = store.commit(&commit).await;
+        assert!(matches!(outcome, Outcome::Committed), "{outcome:?}");
+    }
+    drop(store);
+    kept.reshard(3).await.unwrap();
+    let store = kept.open().await;
+    store.prepare(setup(3)).await.unwrap();
+    let all = [stretch(16, 20), stretch(30, 40)];
+    for shard in 0..3 {
+        let taken = store.take(shard, "me").await.unwrap();
+        assert_eq!(taken.positions["kafka"]["t/0"], Position::new(17, 0));
+        let known = &taken.ahead["kafka"]["t/0"];
+        let reach = |of: &[Stretch]| of.iter().map(|of| (of.from.no.max(18), of.to.no)).collect::<Vec<_>>();
+        assert_eq!(reach(known), reach(&all), "{known:?}");
+        assert_eq!(taken.ahead.len(), 1, "the log begins anew");
+    }
+}
+
+fn setup(shards: u32) -> Setup {
+    let handlers = handlers();
+    let (services, tables, code_version) = (handlers.services(), handlers.tables(), handlers.code_version());
+    Setup { shards, services, tables, code_version }
+}
+
+#[tokio::test]
+async fn what_is_done_ahead_is_known_to_every_shard_after_a_reshard() {
+    keeps_what_is_done_ahead(&Sqlite(tempfile::tempdir().unwrap())).await;
+    keeps_what_is_done_ahead(&Database::new().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

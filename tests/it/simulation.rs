@@ -250,6 +250,8 @@ fn every_planted_defect_is_noticed() {
         Defect::ReloadUncommitted,
         Defect::FollowersNotAppended,
         Defect::IdTakenAfterRun,
+        Defect::AheadForgotten,
+        Defect::PartForgotten,
         Defect::HighestPosition,
         Defect::WatermarkTooHigh,
         Defect::TimerLeavesEarly,

@@ -11,9 +11,9 @@ use perkey::message::Draft;
 use perkey::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand, Scope};
 use perkey::store::{
     CommandResult, Commit, DueTimers, Epoch, Identity, LogRow, Outcome, Part, PendingKind, RowSpan, ServiceKey, Setup,
-    StateWrite, Store, StoreError, Timer, TimerWrite, Trim,
+    SourceAhead, StateWrite, Store, StoreError, Timer, TimerWrite, Trim,
 };
-use perkey::transport::{Position, Positions};
+use perkey::transport::{Position, Positions, Stretch};
 use serde_json::{Value, json};
 
 use crate::fixture::{
@@ -59,6 +59,7 @@ contract! {
         the_log_gives_each_origin_its_share,
         trim_removes_only_what_was_passed,
         a_dropped_commit_lands_all_the_same,
+        what_is_done_ahead_comes_with_its_commit,
         numbers_of_services_and_seqs_are_never_reused,
         another_number_of_shards_is_refused,
         tables_that_do_not_fit_are_refused,
@@ -137,6 +138,52 @@ async fn a_stale_epoch_writes_nothing(place: Box<impl Place>) {
     let outcome = store.commit(&full(&identity, 1, stale, 1, "a")).await;
     assert!(matches!(outcome, Outcome::Fenced), "{outcome:?}");
     assert_eq!(before, everything(&*place, &["a"]).await);
+}
+
+/// Stretches of two sources, told apart by `n`; one is done for some services only.
+fn ahead(n: u64) -> SourceAhead {
+    let at = |no, index, mark| Position { no, index, mark };
+    let stretch = |from, to| Stretch { from, to, services: Vec::new() };
+    let part = Stretch { services: vec![1, 7], ..stretch(at(n + 70, 0, 0), at(n + 70, 0, 0)) };
+    let kafka = vec![stretch(at(n + 2, 0, 99), at(n + 40, 0, 0)), part];
+    let embedded = vec![stretch(at(n, 5, 0), at(n, u32::MAX, 0)), stretch(at(n + 1, 1, 0), at(n + 9, 0, 0))];
+    BTreeMap::from([
+        ("embedded".into(), BTreeMap::from([("import".into(), embedded)])),
+        ("kafka".into(), BTreeMap::from([("t/0".into(), kafka.clone()), ("t/1".into(), kafka)])),
+    ])
+}
+
+async fn what_is_done_ahead_comes_with_its_commit(mut place: Box<impl Place>) {
+    let (store, identity, epoch) = begin(&*place, 1).await;
+    let first = store.take(1, "me").await.unwrap();
+    assert_eq!(first.ahead, SourceAhead::new());
+    committed(&store, &Commit { ahead: ahead(1), ..full(&identity, 1, first.epoch, 1, "a") }).await;
+    let second = store.take(1, "you").await.unwrap();
+    assert_eq!(second.ahead, ahead(1));
+    for stale in [epoch, first.epoch] {
+        let outcome = store.commit(&Commit { ahead: ahead(2), ..commit(1, stale, 2) }).await;
+        assert!(matches!(outcome, Outcome::Fenced), "{outcome:?}");
+    }
+    assert_eq!(store.retake(1, second.epoch).await.unwrap().ahead, ahead(1));
+    drop(store);
+    place.restart().await;
+    // Several at once, which are written together where the store can.
+    let store = place.store();
+    let mut commits = Vec::new();
+    for shard in 0..SHARDS {
+        let taken = store.take(shard, "me").await.unwrap();
+        assert_eq!(taken.ahead, if shard == 1 { ahead(1) } else { SourceAhead::new() });
+        let ahead = if shard == 2 { SourceAhead::new() } else { ahead(10 + u64::from(shard)) };
+        commits.push(Commit { ahead, ..commit(shard, taken.epoch, taken.commit_no + 1) });
+    }
+    let written = join_all(commits.iter().map(|commit| store.commit(commit))).await;
+    assert!(written.iter().all(|outcome| matches!(outcome, Outcome::Committed)), "{written:?}");
+    for commit in &commits {
+        let taken = store.take(commit.shard, "me").await.unwrap();
+        assert_eq!(taken.ahead, commit.ahead, "shard {}", commit.shard);
+        committed(&store, &self::commit(commit.shard, taken.epoch, taken.commit_no + 1)).await;
+        assert_eq!(store.take(commit.shard, "me").await.unwrap().ahead, SourceAhead::new(), "all is passed");
+    }
 }
 
 async fn a_wrong_number_writes_nothing(place: Box<impl Place>) {

@@ -68,6 +68,8 @@ words! {
         DedupWindowBelowMin = "dedup_window_below_min",
         /// A key or a shard has as many pending rows as it may: sources pause.
         PendingBoundReached = "pending_bound_reached",
+        /// A source has as many stretches of done deliveries ahead of its positions as it may: it pauses.
+        AheadBoundReached = "ahead_bound_reached",
         /// The store cannot be written: nothing is lost, nothing moves.
         StoreUnavailable = "store_unavailable",
         /// Keys wait for an operator.

@@ -12,6 +12,10 @@ pub enum Defect {
     FollowersNotAppended,
     /// An id counts only once its turn has run.
     IdTakenAfterRun,
+    /// What was done above a position is not known to the next owner.
+    AheadForgotten,
+    /// For which of its services a message was done that the position has not passed is not known to the next owner.
+    PartForgotten,
     /// The highest finished position is stored instead of the contiguous one.
     HighestPosition,
     /// A sink's watermark is one too high.

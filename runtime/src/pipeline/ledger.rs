@@ -3,7 +3,7 @@
 //! the simulator.
 //!
 //! A message's way through it: [`intake`] → [`runs`] → [`settle`] → [`flight`]; [`waiting`] and [`timers`] have what
-//! waits on disk, [`suspects`] what may end the process, [`actors`] who runs, [`operator`] what operators ask, [`outbox`] how far the sinks are.
+//! waits on disk, [`sources`] how far the sources are, [`suspects`] what may end the process, [`actors`] who runs, [`operator`] what operators ask, [`outbox`] how far the sinks are.
 
 mod actors;
 mod flight;
@@ -16,6 +16,7 @@ mod refusal;
 mod runs;
 mod settle;
 mod slot;
+mod sources;
 mod suspects;
 mod timers;
 mod waiting;
@@ -41,15 +42,14 @@ pub use super::defect::plant;
 pub(crate) use super::defect::planted;
 pub use super::gates::Ended;
 use super::retry::RetryPolicy;
-use super::tracker::{SourceTrack, Ticket, Tracker};
+use super::tracker::{Received, SourceTrack, Ticket};
 use crate::clock::{Dice, Millis};
 use crate::handler::AfterDeadLetter;
 use crate::message::{ShardNo, TakenId};
 use crate::settings::Settings;
 use crate::store::query::DeadFilter;
 use crate::store::{
-    Commit, Counters, DeadPlace, Epoch, InboxRows, Letters, Runnable, ServiceKey, SourcePositions, TakenShard, Trim,
-    Watermarks,
+    Commit, Counters, DeadPlace, Epoch, InboxRows, Letters, Runnable, ServiceKey, TakenShard, Trim, Watermarks,
 };
 use crate::transport::Positions;
 
@@ -169,9 +169,7 @@ pub struct Ledger {
     counters: BTreeMap<&'static str, u64>,
     inbox: Inbox,
     sources: Vec<SourceTrack>,
-    /// Positions of sources that this process does not have, kept for one that has them: without them their messages
-    /// would come again from the start.
-    absent: SourcePositions,
+    absent: sources::Absent,
     slots: Slots,
     actors: actors::Pool,
     /// Keys that asked for permits, by service; entries with an old token are void.
@@ -203,7 +201,7 @@ impl Ledger {
         let outbox = outbox::Outbox::restore(&config.bindings.sinks(), &mut taken);
         let sources = config.sources.iter().map(|source| {
             let stored = taken.positions.remove(&source.name).unwrap_or_default();
-            SourceTrack::restore(source, stored)
+            SourceTrack::restore(source, &stored, taken.ahead.remove(&source.name).unwrap_or_default())
         });
         let sources = sources.collect();
         let mut ledger = Self {
@@ -223,7 +221,7 @@ impl Ledger {
             timers: timers::Timers::default(),
             inbox: Inbox::restore(inbox),
             sources,
-            absent: taken.positions,
+            absent: sources::Absent { positions: taken.positions, ahead: taken.ahead },
             slots: Slots::default(),
             actors: actors::Pool::new(config.actors_max),
             asked: HashMap::new(),
@@ -266,27 +264,6 @@ impl Ledger {
         std::mem::take(&mut self.tally)
     }
 
-    /// Where each origin of a source was last read: a restarted ingress goes on from there.
-    pub fn received(&self, source: u16) -> Positions {
-        let source = &self.sources[source as usize];
-        let read = source.names.iter().zip(&source.trackers);
-        read.filter_map(|(name, tracker)| Some((name.clone(), tracker.received()?))).collect()
-    }
-
-    /// Credits that a restarted ingress starts with; below 0 when a last delivery was for more services than there
-    /// were credits.
-    pub fn credits_free(&self, source: u16) -> isize {
-        let source = &self.sources[source as usize];
-        self.config.settings.ingress.credits.cast_signed() - (source.used + source.owed).cast_signed()
-    }
-
-    /// Bytes that a restarted ingress may take in hand; 0 or below when those in hand have none left.
-    pub fn room_free(&self, source: u16) -> isize {
-        let ends = self.config.sources.len() + self.config.bindings.sinks().len();
-        let share = self.config.settings.memory.share(self.config.settings.ownership.shards, ends);
-        share.cast_signed() - self.sources[source as usize].bytes.cast_signed()
-    }
-
     /// Whether nothing can be run now, or is being committed. What waits on disk for its time, for an operator or for a
     /// resumption does not count; what has its row and is only waiting for its turn does.
     pub fn is_idle(&self) -> bool {
@@ -307,6 +284,8 @@ impl Ledger {
             bytes_in_hand: self.sources.iter().map(|source| source.bytes).sum(),
             pending: self.waiting.rows,
             inbox_ids: self.inbox.len(),
+            ahead: self.sources.iter().map(SourceTrack::stretches).sum(),
+            ahead_full: self.sources.iter().any(|source| self.is_far_ahead(source)),
             window: self.inbox.oldest().filter(|_| self.inbox.is_short()).map_or(0, |(_, at)| now.saturating_sub(at)),
             pending_full: self.waiting.rows >= self.config.settings.pending.max_per_shard
                 || self.slots.iter().any(|slot| !slot.overflow.is_empty()),

@@ -1,16 +1,31 @@
 //! What one commit carries, and how it may end. Plain values.
 //! In: what the ledger decided. Out: what a store writes, all of it or nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::calls::Reply;
-use super::{Counters, Epoch, SourcePositions, StoreError, TimerWrite, Watermarks};
+use super::{Counters, Epoch, StoreError, TimerWrite, Watermarks};
 use crate::clock::Millis;
 use crate::handler::{RowWrite, Statement};
 use crate::message::{Message, ShardNo, TakenId};
+use crate::transport::{Ahead, Positions};
+
+/// Positions of every source of a shard, by the source's name.
+pub type SourcePositions = BTreeMap<Arc<str>, Positions>;
+
+/// What is done above the positions of a shard's sources, by the source's name. A source without order has its rows here
+/// that are done for some of their services.
+pub type SourceAhead = BTreeMap<Arc<str>, Ahead>;
+
+/// How many stretches that are, by the source's name.
+pub(crate) fn stretches(ahead: &SourceAhead) -> BTreeMap<Arc<str>, u64> {
+    let count = |origins: &Ahead| origins.values().map(|stretches| stretches.len() as u64).sum();
+    ahead.iter().map(|(source, origins)| (source.clone(), count(origins))).collect()
+}
 
 /// One commit: many turns of many keys of one shard.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +40,8 @@ pub struct Commit {
     pub at: Millis,
     /// Where the sources stand after it.
     pub positions: SourcePositions,
+    /// What is done above that, after it: its messages are not to be run again when they are handed over again.
+    pub ahead: SourceAhead,
     /// Where the sinks stand after it.
     pub watermarks: Watermarks,
     /// The shard's totals after it.

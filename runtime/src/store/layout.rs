@@ -1,5 +1,5 @@
-//! How a commit's ids and events lie in their columns, whatever the database.
-//! In: a commit, or stored bytes. Out: bytes to store, or ids and events, or what does not decode.
+//! How a commit's ids, events and what is done ahead of positions lie in their columns, whatever the database.
+//! In: a commit, or stored bytes. Out: bytes to store, or what they say, or what does not decode.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,8 +7,9 @@ use std::sync::Arc;
 use bytes::{Buf, BufMut, Bytes};
 
 use super::query::{CommitRow, EventRow};
-use super::{Commit, Event, StoreError};
+use super::{Commit, Event, SourceAhead, StoreError};
 use crate::message::{Message, TakenId};
+use crate::transport::{Ahead, Position, Stretch};
 
 /// Bytes before an event's frame: its service's number, its cause, the frame's length.
 pub(crate) const EVENT_HEAD: usize = 2 + 16 + 4;
@@ -111,4 +112,178 @@ pub(crate) fn events(
         events.push(EventRow { commit: commit.clone(), seq, event: Event { service, cause, message } });
     }
     Ok(events)
+}
+
+// What is done ahead: a version; of each source its name, of each of its origins its name, the fingerprint of the first
+// place and the stretches, all counted. A place is what its record's number rose by, then twice its index; that is one more
+// where the place is done for some services only: their numbers follow, else the last place does. Numbers have seven bits a
+// byte, the lowest first, and a byte above 127 is not the last one.
+
+const AHEAD_VERSION: u8 = 1;
+
+/// What is done ahead as bytes; none where nothing is.
+pub(crate) fn lay_ahead(ahead: &SourceAhead) -> Vec<u8> {
+    let mut blob = Vec::new();
+    if ahead.is_empty() {
+        return blob;
+    }
+    blob.push(AHEAD_VERSION);
+    lay_number(&mut blob, ahead.len() as u64);
+    for (source, origins) in ahead {
+        lay_text(&mut blob, source);
+        lay_number(&mut blob, origins.len() as u64);
+        for (origin, stretches) in origins {
+            lay_text(&mut blob, origin);
+            blob.put_u64_le(stretches.first().map_or(0, |first| first.from.mark));
+            lay_number(&mut blob, stretches.len() as u64);
+            let mut at = 0;
+            for Stretch { from, to, services } in stretches {
+                lay_place(&mut blob, &mut at, *from, !services.is_empty());
+                if services.is_empty() {
+                    lay_place(&mut blob, &mut at, *to, false);
+                    continue;
+                }
+                lay_number(&mut blob, services.len() as u64);
+                services.iter().for_each(|service| lay_number(&mut blob, u64::from(*service)));
+            }
+        }
+    }
+    blob
+}
+
+fn lay_number(blob: &mut Vec<u8>, mut number: u64) {
+    while number > 0x7f {
+        blob.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    blob.push(number as u8);
+}
+
+fn lay_text(blob: &mut Vec<u8>, text: &str) {
+    lay_number(blob, text.len() as u64);
+    blob.extend_from_slice(text.as_bytes());
+}
+
+fn lay_place(blob: &mut Vec<u8>, at: &mut u64, place: Position, part: bool) {
+    lay_number(blob, place.no.wrapping_sub(*at));
+    lay_number(blob, u64::from(place.index) << 1 | u64::from(part));
+    *at = place.no;
+}
+
+/// What [`lay_ahead`] laid. Of fingerprints it has each origin's first alone.
+pub(crate) fn ahead(mut blob: &[u8]) -> Result<SourceAhead, StoreError> {
+    if blob.is_empty() {
+        return Ok(SourceAhead::new());
+    }
+    let read = if blob.get_u8() == AHEAD_VERSION { sources(&mut blob) } else { None };
+    let read = read.filter(|_| blob.is_empty());
+    read.ok_or_else(|| StoreError::Corrupt("what is done above positions is cut short, or of a newer form".to_owned()))
+}
+
+fn sources(blob: &mut &[u8]) -> Option<SourceAhead> {
+    let mut sources = SourceAhead::new();
+    for _ in 0..number(blob)? {
+        let source = text(blob)?;
+        let mut origins = Ahead::new();
+        for _ in 0..number(blob)? {
+            origins.insert(text(blob)?, stretches(blob)?);
+        }
+        sources.insert(source, origins);
+    }
+    Some(sources)
+}
+
+fn stretches(blob: &mut &[u8]) -> Option<Vec<Stretch>> {
+    let mark = blob.try_get_u64_le().ok()?;
+    let (mut stretches, mut at) = (Vec::new(), 0);
+    for nth in 0..number(blob)? {
+        let (from, part) = place(blob, &mut at)?;
+        let from = Position { mark: if nth == 0 { mark } else { 0 }, ..from };
+        let stretch = if part {
+            let count = number(blob)?;
+            let services = (0..count).map(|_| u16::try_from(number(blob)?).ok()).collect::<Option<_>>()?;
+            Stretch { from, to: from, services }
+        } else {
+            Stretch { from, to: place(blob, &mut at)?.0, services: Vec::new() }
+        };
+        stretches.push(stretch);
+    }
+    Some(stretches)
+}
+
+fn number(blob: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let byte = blob.try_get_u8().ok()?;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte <= 0x7f {
+            return Some(number);
+        }
+    }
+    None
+}
+
+fn text(blob: &mut &[u8]) -> Option<Arc<str>> {
+    let length = usize::try_from(number(blob)?).ok()?;
+    let (text, rest) = blob.split_at_checked(length)?;
+    *blob = rest;
+    std::str::from_utf8(text).ok().map(Arc::from)
+}
+
+fn place(blob: &mut &[u8], at: &mut u64) -> Option<(Position, bool)> {
+    *at = at.wrapping_add(number(blob)?);
+    let index = number(blob)?;
+    Some((Position::new(*at, u32::try_from(index >> 1).ok()?), index & 1 == 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stretch() -> impl Strategy<Value = Stretch> {
+        let position = || (any::<u64>(), any::<u32>()).prop_map(|(no, index)| Position::new(no, index));
+        let part = (position(), prop::collection::vec(any::<u16>(), 1..4));
+        prop_oneof![
+            (position(), position()).prop_map(|(from, to)| Stretch { from, to, services: Vec::new() }),
+            part.prop_map(|(from, services)| Stretch { from, to: from, services }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_done_ahead_comes_back_as_it_was_laid_and_never_cut(
+            ahead in prop::collection::btree_map("[a-z]{1,9}", prop::collection::btree_map(".{0,9}",
+                prop::collection::vec(stretch(), 1..5), 1..3), 0..3),
+            mark: u64,
+        ) {
+            let mut laid = SourceAhead::new();
+            for (source, origins) in ahead {
+                let of = laid.entry(source.into()).or_default();
+                of.extend(origins.into_iter().map(|(origin, stretches)| (Arc::from(origin), stretches)));
+            }
+            for stretches in laid.values_mut().flat_map(Ahead::values_mut) {
+                let part = !stretches[0].services.is_empty();
+                stretches[0].from.mark = mark;
+                if part {
+                    stretches[0].to = stretches[0].from;
+                }
+            }
+            let blob = lay_ahead(&laid);
+            prop_assert_eq!(blob.is_empty(), laid.is_empty());
+            for end in 1..blob.len() {
+                prop_assert!(super::ahead(&blob[..end]).is_err());
+            }
+            prop_assert_eq!(super::ahead(&blob).unwrap(), laid);
+        }
+    }
+
+    #[test]
+    fn a_thousand_stretches_take_a_page() {
+        let at = |no| Position::new(no, 0);
+        let stretches = (0..1_000).map(|n| Stretch { from: at(20 * n), to: at(20 * n + 9), services: Vec::new() });
+        let ahead = [("kafka".into(), [("t/0".into(), stretches.collect())].into())].into();
+        assert!(lay_ahead(&ahead).len() <= 4 * 1_000 + 64, "{}", lay_ahead(&ahead).len());
+    }
 }

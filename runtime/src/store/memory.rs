@@ -20,8 +20,8 @@ use super::query::{DeadFilter, ImportProgress, NewCommand, Pause, Queries, Scope
 use super::watch::LogWatch;
 use super::{
     Commit, Counters, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Event, HistoryRow, Identity, InboxRows, KeyRow,
-    Letters, OfService, OldLetters, Outcome, PendingRow, Runnable, ServiceKey, Setup, SourcePositions, Store,
-    StoreError, StoreFuture, StoredLogRow, TakenShard, Timer, Trim, Watermarks, declared,
+    Letters, OfService, OldLetters, Outcome, PendingRow, Runnable, ServiceKey, Setup, SourceAhead, SourcePositions,
+    Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer, Trim, Watermarks, declared,
 };
 use crate::clock::{Clock, Millis};
 use crate::handler::{Column, ColumnKind, RowWrite, Table};
@@ -79,6 +79,7 @@ struct Shard {
     unclean: u32,
     code_version: u32,
     positions: SourcePositions,
+    ahead: SourceAhead,
     watermarks: Watermarks,
     counters: Counters,
 }

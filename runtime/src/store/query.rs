@@ -151,6 +151,8 @@ pub struct ShardRow {
     pub outbox_seq: u64,
     /// Where its sources stand.
     pub positions: SourcePositions,
+    /// Stretches that are done above that, by the source's name.
+    pub ahead: BTreeMap<Arc<str>, u64>,
     /// Where its sinks stand.
     pub watermarks: Watermarks,
     /// Totals over all its owners.

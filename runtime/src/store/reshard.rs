@@ -3,7 +3,7 @@
 //! in the way.
 //!
 //! What must not change: which ids were taken (each goes to the shard that its key now has, in the order of time), the
-//! order of a key's waiting messages, and where each source stands. Numbers only rise: commits and events are numbered
+//! order of a key's waiting messages, where each source stands and what is done above that. Numbers only rise: commits and events are numbered
 //! on from the highest of all shards, so that no lane of the embedded log and no sink meets a number twice.
 
 pub(super) mod on;
@@ -14,10 +14,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::layout;
-use super::{Counters, Letters, SourcePositions, StoreError, Watermarks};
+use super::{Counters, Letters, SourceAhead, SourcePositions, StoreError, Watermarks};
 use crate::clock::Millis;
 use crate::message::{Message, ShardNo, TakenId, murmur2, shard_of};
-use crate::transport::{Positions, embedded};
+use crate::transport::{Positions, embedded, intake, united};
 
 /// What was moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -55,6 +55,7 @@ struct Old {
     outbox_seq: u64,
     code_version: u32,
     positions: SourcePositions,
+    ahead: SourceAhead,
     watermarks: Watermarks,
     counters: Counters,
 }
@@ -69,6 +70,7 @@ struct New {
     last_seq: u64,
     code_version: u32,
     positions: SourcePositions,
+    ahead: SourceAhead,
     watermarks: Watermarks,
     counters: Counters,
 }
@@ -199,6 +201,7 @@ impl Plan {
     /// The shards as they will be.
     fn shards(&self, old: &[Old]) -> Vec<New> {
         let positions = positions(old);
+        let ahead = ahead(old, &positions);
         let sinks: std::collections::BTreeSet<&Arc<str>> = old.iter().flat_map(|row| row.watermarks.keys()).collect();
         let mut totals = Counters::new();
         for (name, count) in old.iter().flat_map(|row| &row.counters) {
@@ -215,6 +218,7 @@ impl Plan {
             last_seq: *last_seq,
             code_version: old.iter().map(|row| row.code_version).max().unwrap_or(0),
             positions: positions.clone(),
+            ahead: ahead.clone(),
             watermarks: sinks.iter().map(|sink| (Arc::clone(sink), *outbox_seq)).collect(),
             counters: if shard == 0 { totals.clone() } else { Counters::new() },
         };
@@ -230,12 +234,35 @@ fn positions(old: &[Old]) -> SourcePositions {
         let of: &mut Positions = merged.entry(Arc::clone(source)).or_default();
         for (origin, position) in origins.iter().filter(|_| &**source != embedded::NAME) {
             let known = of.entry(Arc::clone(origin)).or_insert(*position);
-            if (position.no, position.index) > (known.no, known.index) {
+            if position.place() > known.place() {
                 *known = *position;
             }
         }
     }
     merged
+}
+
+/// What is done above that, for every new shard. An origin whose reader has changed once may be known to several: what any
+/// of them did is done. The log and the intake are empty, and what they begin with has other places.
+fn ahead(old: &[Old], positions: &SourcePositions) -> SourceAhead {
+    let mut known = SourceAhead::new();
+    let sources = old.iter().flat_map(|row| &row.ahead);
+    for (source, origins) in sources.filter(|(source, _)| ![embedded::NAME, intake::NAME].contains(&&***source)) {
+        let of = known.entry(Arc::clone(source)).or_default();
+        for (origin, stretches) in origins {
+            of.entry(Arc::clone(origin)).or_default().extend(stretches.iter().cloned());
+        }
+    }
+    for (source, origins) in &mut known {
+        let positions = positions.get(source);
+        for (origin, stretches) in &mut *origins {
+            let position = positions.and_then(|positions| positions.get(origin)).copied();
+            *stretches = united(std::mem::take(stretches), position);
+        }
+        origins.retain(|_, stretches| !stretches.is_empty());
+    }
+    known.retain(|_, origins| !origins.is_empty());
+    known
 }
 
 /// Commits in the order of time: shard, number and time of each, which never falls within a shard.

@@ -67,6 +67,7 @@ async fn release(env: &Env, shard: ShardNo) -> Result<(), String> {
         no: taken.commit_no + 1,
         at: env.clock.now(),
         positions: taken.positions,
+        ahead: taken.ahead,
         watermarks: taken.watermarks,
         counters: taken.counters,
         first_seq: taken.outbox_seq + 1,

@@ -85,6 +85,7 @@ impl World {
         let stats = &mut self.witness.stats;
         stats.passivations += tally.passivations;
         stats.duplicates += tally.duplicates;
+        stats.passed += tally.passed;
         stats.retries += tally.retries.len() as u64;
         let bounds = self.plan.services.iter().map(|service| service.retry);
         for (attempt, delay) in tally.retries {

@@ -58,7 +58,7 @@ pub struct Faults {
     pub turns: bool,
     /// Shards are given up in order and taken again.
     pub drains: bool,
-    /// Operators replay and discard dead letters while everything runs.
+    /// Operators replay and discard dead letters, pause and resume services and keys while everything runs.
     pub operators: bool,
     /// Sinks are away for a while, break, and refuse some events.
     pub sinks: bool,
@@ -160,6 +160,12 @@ impl Plan {
             settings: Arc::new(settings),
             handlers,
         })
+    }
+
+    /// Whether ids are remembered for as long as it runs: copies are recognised by them.
+    pub(super) fn remembers(&self) -> bool {
+        let default = Settings::default().dedup;
+        self.settings.dedup.max_ids >= default.max_ids && self.settings.dedup.window >= default.window
     }
 
     pub(super) fn shards(&self) -> ShardNo {

@@ -16,7 +16,7 @@ use crate::handler::Handler;
 use crate::handlers::Handlers;
 use crate::message::{Message, murmur2, shard_of};
 use crate::pipeline::ledger::What;
-use crate::settings::Settings;
+use crate::settings::{Overflow, Settings};
 use crate::store::memory::MemoryStore;
 use crate::transport::embedded::EmbeddedLog;
 use crate::transport::{Content, Delivery, Transport};
@@ -231,7 +231,8 @@ impl<'a> Stock<'a> {
     fn put(&mut self, at: u64, content: &Content, dice: &mut Dice) {
         let home = murmur2(key(content).as_bytes()) >> 8;
         self.append(home, at, content);
-        if self.plan.faults.duplicates && dice.below(10) == 0 {
+        let copied = dice.below(10) == 0;
+        if self.plan.faults.duplicates && self.plan.remembers() && copied {
             let (elsewhere, later) = (dice.below(15), dice.below(self.horizon / 3));
             let place = if dice.below(2) == 0 { home } else { u32::try_from(elsewhere).unwrap_or(0) };
             self.append(place, at + later, content);
@@ -277,7 +278,7 @@ fn small(dice: &mut Dice) -> Settings {
     let size = |number: u64| usize::try_from(number).unwrap_or(1);
     settings.ownership.shards = u32::try_from(draw(1, 3)).unwrap_or(1);
     settings.ingress.credits = size(draw(16, 40));
-    settings.ingress.ahead_max = settings.ingress.credits + size(draw(0, 40));
+    settings.ingress.ahead_max = size(draw(1, 12));
     settings.ingress.batch_max = size(draw(1, 12));
     settings.actors.resident_max = settings.ownership.shards as usize * size(draw(1, 6));
     settings.actors.run_max = size(draw(1, 6));
@@ -292,6 +293,13 @@ fn small(dice: &mut Dice) -> Settings {
     settings.retry.base = Duration::from_millis(draw(1, 30));
     settings.retry.cap = Duration::from_millis(draw(30, 300));
     settings.commit.bytes_max = size(draw(200, 6_000));
+    if draw(0, 1) == 0 {
+        // Ids are forgotten while their messages may be handed over again.
+        settings.dedup.max_ids = size(draw(1, 60));
+        settings.dedup.window = Duration::from_millis(draw(20, 2_000));
+        settings.dedup.window_min = Duration::from_millis(draw(1, 20));
+        settings.dedup.overflow = if draw(0, 1) == 0 { Overflow::Shrink } else { Overflow::Pause };
+    }
     settings.suspects.calm_after = Duration::from_millis(draw(50, 3_000));
     // Owners die here again and again within a turn's time: no turn ends them.
     settings.suspects.starts = u32::MAX;

@@ -95,7 +95,9 @@ impl World {
         self.permit();
         let Some(owner) = self.owners[id].as_mut() else { return };
         owner.ticks += 1;
-        self.witness.stats.overflows += u64::from(owner.ledger.gauges(now).pending_full);
+        let gauges = owner.ledger.gauges(now);
+        self.witness.stats.overflows += u64::from(gauges.pending_full);
+        self.witness.stats.far_ahead += u64::from(gauges.ahead_full);
         let (shard, look) = (owner.shard, owner.ticks.is_multiple_of(TICKS_PER_LOOK));
         for source in 0..self.transports.len() {
             self.fetch_soon(id, u16::try_from(source).unwrap_or(0));

@@ -9,7 +9,7 @@ use crate::clock::Millis;
 use crate::message::ShardNo;
 use crate::pipeline::ledger::ActorIx;
 use crate::store::Store;
-use crate::store::query::{Action, DeadFilter, NewCommand, OpenCommand, Queries};
+use crate::store::query::{Action, DeadFilter, NewCommand, OpenCommand, Queries, Scope};
 
 /// Between two looks at whether everything is done, in microseconds.
 const LOOK: u64 = 100_000;
@@ -39,6 +39,8 @@ impl World {
             (12, _) if faults.sinks => self.sinks_away_until = self.now + self.dice.below(300_000),
             (8, _) if faults.store => self.disk.away_until = self.now + self.dice.below(200_000),
             (9..=10, _) if faults.operators => self.operate(None)?,
+            (13, _) if faults.operators => self.pause()?,
+            (14, _) if faults.operators => self.resume()?,
             _ => {}
         }
         let pause = 1_000 + self.dice.below(60_000);
@@ -115,6 +117,34 @@ impl World {
         };
         // Otherwise it would chase what it replayed.
         let filter = DeadFilter { until: Some(self.clock.now()), ..filter };
+        self.command(action, filter)
+    }
+
+    /// An operator pauses a service, or a key that something was handled of.
+    fn pause(&mut self) -> Result<(), String> {
+        let keys: Vec<_> = self.disk.store.states().into_keys().collect();
+        let services = self.plan.services.len() as u64;
+        let scope = match self.dice.below(services + keys.len() as u64) {
+            service if service < services => {
+                Scope { service: self.plan.services[service as usize].name.as_ref().to_owned(), key: None }
+            }
+            at => {
+                let (service, key) = &keys[(at - services) as usize];
+                Scope { service: service.as_ref().to_owned(), key: Some(key.as_ref().to_owned()) }
+            }
+        };
+        self.witness.stats.pauses += 1;
+        self.paused.push(scope.clone());
+        self.command(Action::Pause(scope), DeadFilter::default())
+    }
+
+    /// An operator resumes what was paused last.
+    fn resume(&mut self) -> Result<(), String> {
+        let Some(scope) = self.paused.pop() else { return Ok(()) };
+        self.command(Action::Resume(scope), DeadFilter::default())
+    }
+
+    fn command(&mut self, action: Action, filter: DeadFilter) -> Result<(), String> {
         let (who, why) = ("simulator".to_owned(), "drawn from the seed".to_owned());
         let command = NewCommand { action, filter, who, why, matched: 0, at: self.clock.now() };
         let recorded = self.disk.store.queries().command(command).now_or_never();
@@ -130,6 +160,9 @@ impl World {
 
     /// Looks whether everything is done.
     pub(super) fn look(&mut self) -> Result<(), String> {
+        while !self.paused.is_empty() {
+            self.resume()?;
+        }
         let busy = self.busy();
         let late = self.now > self.trouble_until + PATIENCE;
         match busy {

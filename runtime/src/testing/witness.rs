@@ -1,6 +1,7 @@
 //! Sees every commit as it is written, and checks it against everything written before.
 //! In: commits, acknowledgements, what was delivered. Out: the first promise that was broken.
 
+mod above;
 mod seen;
 mod timers;
 
@@ -196,6 +197,7 @@ impl Witness {
             }
         }
         self.taken_in(shard, &commit.intake).map_err(at)?;
+        self.above(commit).map_err(at)?;
         for (source, positions) in &commit.positions {
             self.reached((shard, source), positions, true).map_err(at)?;
         }

@@ -16,6 +16,7 @@ use crate::message::ShardNo;
 use crate::pipeline::gates::Gates;
 use crate::pipeline::ledger::{Action, ActorIx, RunOrder};
 use crate::store::Commit;
+use crate::store::query::Scope;
 use crate::transport::Transport;
 
 /// Between two ticks of a ledger, in microseconds.
@@ -80,6 +81,8 @@ pub(super) struct World {
     pub(super) trouble_until: u64,
     /// Operators act on what is dead, and no fate strikes any more.
     pub(super) healed: bool,
+    /// What operators have paused.
+    pub(super) paused: Vec<Scope>,
     /// Until then the sinks take nothing.
     pub(super) sinks_away_until: u64,
     pub(super) done: bool,
@@ -115,6 +118,7 @@ impl World {
             current: vec![None; shards as usize],
             trouble_until,
             healed: false,
+            paused: Vec::new(),
             sinks_away_until: 0,
             done: false,
             runtime: runtime.map_err(|error| error.to_string())?,

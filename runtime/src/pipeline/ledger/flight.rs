@@ -56,6 +56,8 @@ pub(crate) struct Batches {
     pub(super) queue: VecDeque<Batch>,
     pub(super) flight: Option<Flight>,
     gate_asked: bool,
+    /// Positions may be stored that moved with nothing to write.
+    moved: bool,
     released: bool,
 }
 
@@ -66,7 +68,12 @@ impl Batches {
 
     /// Watermarks wait for something to ride on.
     fn nothing_gathered(&self) -> bool {
-        self.gathering.groups.is_empty() && self.full.is_empty() && self.loose.only_watermarks()
+        self.gathering.groups.is_empty() && self.full.is_empty() && self.loose.only_watermarks() && !self.moved
+    }
+
+    /// What a source handed over was done before, above the position that was stored: the next commit may pass it.
+    pub(super) fn moved(&mut self) {
+        self.moved = true;
     }
 
     /// Whether the last commit of this owner is written.
@@ -139,6 +146,7 @@ impl Ledger {
         if self.stopped || self.batches.released || self.batches.flight.is_some() {
             return;
         }
+        let moved = std::mem::take(&mut self.batches.moved);
         let batch = match self.batches.queue.pop_front() {
             Some(batch) => batch,
             None => self.seal(),
@@ -148,7 +156,7 @@ impl Ledger {
         if release {
             self.leave_runs();
         }
-        if !batch.groups.is_empty() || release || self.suspicion.is_passed() {
+        if !batch.groups.is_empty() || moved || release || self.suspicion.is_passed() {
             self.send(batch, Vec::new(), release, now);
         }
     }
@@ -201,18 +209,16 @@ impl Ledger {
             // Behind those of the groups, and only here: no service handles them a second time.
             parts.push(Part { events: again, ..Part::default() });
         }
-        let infos = self.config.sources.clone();
         let intake = self.sources.iter().flat_map(super::SourceTrack::rows_passed).collect();
         let (letters, counters) = self.counted(&parts, &batch.groups);
-        let names = infos.iter().map(|source| source.name.clone());
-        let positions = names.zip(self.sources.iter_mut().map(super::SourceTrack::positions));
-        let positions = positions.chain(self.absent.iter().map(|(name, at)| (name.clone(), at.clone())));
+        let (positions, ahead) = self.standing();
         let commit = Commit {
             shard: self.shard,
             epoch: self.epoch,
             no: self.commit_no + 1,
             at: now,
-            positions: positions.collect(),
+            positions,
+            ahead,
             watermarks,
             counters,
             first_seq: self.outbox_seq + 1,
@@ -298,7 +304,7 @@ impl Ledger {
         if commit.clean || flight.release {
             self.suspicion.cleaned();
         }
-        self.sources.iter_mut().for_each(|source| source.committed(commit.no));
+        self.sources.iter_mut().for_each(super::SourceTrack::committed);
         if !planted(Defect::AcknowledgeBeforeCommit) {
             self.acknowledge(commit);
         }
@@ -315,30 +321,6 @@ impl Ledger {
         for mut suspect in flight.suspects {
             suspect.proven = true;
             self.take_apart(suspect, None);
-        }
-    }
-
-    fn acknowledge(&mut self, commit: &Commit) {
-        for (at, source) in (0..).zip(self.config.sources.iter()) {
-            let Some(positions) = commit.positions.get(&source.name) else { continue };
-            let track = &mut self.sources[usize::from(at)];
-            if track.acknowledged != *positions {
-                track.acknowledged.clone_from(positions);
-                self.out.push(Action::Acknowledge(at, positions.clone()));
-            }
-        }
-    }
-
-    fn free_credits(&mut self, batch: &Batch, now: Millis) {
-        let mut freed = vec![(0, 0); self.sources.len()];
-        for ticket in batch.groups.iter().flat_map(|group| &group.tickets) {
-            let (credits, bytes) = &mut freed[ticket.source as usize];
-            *credits += 1;
-            *bytes += ticket.bytes as usize;
-        }
-        for (source, (freed, bytes)) in (0..).zip(freed).filter(|(_, (freed, _))| *freed > 0) {
-            self.make_room(source, bytes);
-            self.grant(source, freed, now);
         }
     }
 
@@ -370,15 +352,13 @@ impl Ledger {
 
     fn age(&mut self, now: Millis) {
         let settings = &self.config.settings;
-        let floors = self.sources.iter().flat_map(|source| &source.trackers).filter_map(super::Tracker::floor);
-        let floor = floors.min().unwrap_or(u64::MAX);
         // While sources would rather pause, no id younger than the shortest window is given up for room.
         let old_enough = match settings.dedup.overflow {
             Overflow::Shrink => Millis::MAX,
             Overflow::Pause => now.saturating_sub(millis(settings.dedup.window_min)),
         };
         let window = millis(settings.dedup.window);
-        self.inbox.age(Aging { now, window, max_ids: settings.dedup.max_ids, old_enough, floor });
+        self.inbox.age(Aging { now, window, max_ids: settings.dedup.max_ids, old_enough });
         if self.commit_no.is_multiple_of(TRIM_EVERY) {
             let embedded = self.sources.iter().position(|source| source.is_log);
             let log = embedded.map(|at| self.sources[at].positions()).unwrap_or_default();

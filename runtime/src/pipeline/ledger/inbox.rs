@@ -55,8 +55,6 @@ pub(crate) struct Aging {
     /// The oldest above this many ids, if they were written before `old_enough`.
     pub(crate) max_ids: usize,
     pub(crate) old_enough: Millis,
-    /// Never a commit at or above this.
-    pub(crate) floor: u64,
 }
 
 impl Inbox {
@@ -138,9 +136,9 @@ impl Inbox {
             self.pause = aging.now.saturating_sub(last);
         }
         let since = aging.now.saturating_sub(self.pause).saturating_sub(aging.window);
-        while let Some((no, at, ids)) = self.commits.front() {
+        while let Some((_, at, ids)) = self.commits.front() {
             let over = self.taken > aging.max_ids && *at < aging.old_enough;
-            if !(*at < since || over) || *no >= aging.floor {
+            if !(*at < since || over) {
                 return;
             }
             self.short = *at >= since;
@@ -172,7 +170,7 @@ impl Inbox {
 mod tests {
     use super::*;
 
-    const TICKET: Ticket = Ticket { source: 0, origin: 0, seq: 0, bytes: 0 };
+    const TICKET: Ticket = Ticket { source: 0, origin: 0, nth: 0, seq: 0, bytes: 0 };
 
     fn id(n: u8) -> TakenId {
         TakenId([n; TakenId::BYTES])
@@ -188,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_age_out_by_time_and_number_but_never_above_the_floor_or_while_pinned() {
+    fn ids_age_out_by_time_and_number_but_never_while_pinned() {
         let mut inbox = Inbox::default();
         for n in 1..=4 {
             inbox.arrive(id(n), TICKET);
@@ -196,16 +194,14 @@ mod tests {
             inbox.committed(u64::from(n), u64::from(n) * 100, Box::new([id(n)]));
         }
         inbox.pin(id(1));
-        let aging = |window, max_ids, floor| Aging { now: 450, window, max_ids, old_enough: Millis::MAX, floor };
-        inbox.age(aging(300, 100, u64::MAX));
+        let aging = |window, max_ids| Aging { now: 450, window, max_ids, old_enough: Millis::MAX };
+        inbox.age(aging(300, 100));
         assert!(!inbox.is_short());
         assert_eq!(inbox.arrive(id(1), TICKET), Arrival::Taken, "pinned");
         inbox.unpin(id(1));
         assert_eq!(inbox.arrive(id(1), TICKET), Arrival::New, "out of the window");
-        inbox.age(aging(450, 1, 3));
+        inbox.age(aging(450, 1));
         assert!(inbox.is_short());
-        assert_eq!(inbox.oldest(), Some((3, 300)), "the floor keeps 3");
-        inbox.age(aging(450, 1, u64::MAX));
         assert_eq!((inbox.oldest(), inbox.len()), (Some((4, 400)), 1));
     }
 }

@@ -4,11 +4,10 @@
 use super::inbox::Arrival as Seen;
 use super::record::{bounded, dead_letter};
 use super::slot::{From, Item, Newest, SlotIx};
-use super::{Action, Ledger, Ticket, Tracker};
-use crate::clock::{Millis, millis};
+use super::{Action, Ledger, Received, Ticket};
+use crate::clock::Millis;
 use crate::handler::call_of;
 use crate::message::{Message, TakenId, murmur2, shard_of};
-use crate::settings::Overflow;
 use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{KeyRow, RowSpan, ServiceKey};
 use crate::transport::Position;
@@ -41,6 +40,17 @@ pub enum What {
     Unbound,
 }
 
+impl What {
+    /// The service that it is for, by its index.
+    fn service(&self) -> Option<u16> {
+        match self {
+            Self::Message(service, _) => Some(*service),
+            Self::Refused(service, ..) => *service,
+            Self::Unbound => None,
+        }
+    }
+}
+
 impl Arrival {
     /// What it takes in memory while it is in hand.
     pub(crate) fn bytes(&self) -> u32 {
@@ -56,19 +66,26 @@ impl Arrival {
 impl Ledger {
     /// A source handed over deliveries, each origin's in order. Each uses one credit.
     pub fn fetched(&mut self, source: u16, arrivals: Vec<Arrival>, now: Millis) {
-        let (mut unused, mut unused_bytes) = (0, 0);
+        let (mut unused, mut unused_bytes, mut known) = (0, 0, false);
         self.sources[source as usize].used += arrivals.len();
         for arrival in arrivals {
             let bytes = arrival.bytes();
+            let Arrival { origin, position, last, what } = arrival;
+            let number = self.number_of(what.service());
             let track = &mut self.sources[source as usize];
             track.bytes += bytes as usize;
-            let Some((origin, seq)) = track.receive(&arrival.origin, arrival.position, arrival.last) else {
-                self.tally.passed += 1;
-                unused += 1;
-                unused_bytes += bytes as usize;
+            let received = track.receive(source, (&origin, position), number, last);
+            if let Received::New(ticket) = received {
+                self.arrive(Ticket { bytes, ..ticket }, what, now);
                 continue;
-            };
-            self.arrive(Ticket { source, origin, seq, bytes }, arrival.what, now);
+            }
+            self.tally.passed += 1;
+            unused += 1;
+            unused_bytes += bytes as usize;
+            known |= received == Received::Known;
+        }
+        if known && self.sources[source as usize].may_move() {
+            self.batches.moved();
         }
         self.make_room(source, unused_bytes);
         if unused > 0 {
@@ -76,12 +93,9 @@ impl Ledger {
         }
     }
 
-    /// Bytes of a source are not in hand any more.
-    pub(super) fn make_room(&mut self, source: u16, bytes: usize) {
-        if bytes > 0 {
-            self.sources[source as usize].bytes -= bytes;
-            self.out.push(Action::Room(source, bytes));
-        }
+    /// The number in the store of a service, by its index.
+    fn number_of(&self, service: Option<u16>) -> u16 {
+        service.map_or(u16::MAX, |service| self.policy(service).number)
     }
 
     fn arrive(&mut self, ticket: Ticket, what: What, now: Millis) {
@@ -97,8 +111,7 @@ impl Ledger {
         if let Some(service) = service.filter(|_| self.is_anothers(ticket.source, &message)) {
             return self.pass_on(ticket, service, message);
         }
-        let number = service.map_or(u16::MAX, |service| self.policy(service).number);
-        let id = TakenId::of(&message, number, &self.config.hash_key);
+        let id = TakenId::of(&message, self.number_of(service), &self.config.hash_key);
         match self.inbox.arrive(id, ticket) {
             Seen::New => {}
             Seen::InHand => return self.count_duplicate(),
@@ -330,24 +343,6 @@ impl Ledger {
     /// A delivery is settled without anything to write: a duplicate, or unbound.
     pub(super) fn drop_ticket(&mut self, ticket: Ticket) {
         self.batches.loose().tickets.push(ticket);
-    }
-
-    /// Frees credits and grants what may be granted.
-    pub(super) fn grant(&mut self, source: u16, freed: usize, now: Millis) {
-        let dedup = &self.config.settings.dedup;
-        let window_min = millis(dedup.window_min);
-        let young = self.inbox.oldest().is_some_and(|(_, at)| now.saturating_sub(at) < window_min);
-        let full =
-            self.outbox_full() || dedup.overflow == Overflow::Pause && self.inbox.len() >= dedup.max_ids && young;
-        let room = self.waiting.rows < self.config.settings.pending.max_per_shard && !self.letters_full();
-        let track = &mut self.sources[source as usize];
-        track.used -= freed;
-        track.owed += freed;
-        let far = track.trackers.iter().map(Tracker::len).sum::<usize>();
-        if track.owed > 0 && !full && room && far <= self.config.settings.ingress.ahead_max {
-            let granted = std::mem::take(&mut track.owed);
-            self.out.push(Action::Credit(source, granted));
-        }
     }
 }
 

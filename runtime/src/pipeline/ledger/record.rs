@@ -42,7 +42,7 @@ pub struct Tally {
     pub processed: HashMap<u16, u64>,
     /// Duplicates dropped by the inbox.
     pub duplicates: u64,
-    /// Deliveries dropped because their position was passed.
+    /// Deliveries dropped because their position was passed, or they were done above it.
     pub passed: u64,
     /// Messages that no binding wanted.
     pub unbound: u64,
@@ -94,6 +94,10 @@ pub struct Gauges {
     pub pending: u64,
     /// Ids remembered.
     pub inbox_ids: usize,
+    /// Stretches that are done above its sources' positions.
+    pub ahead: usize,
+    /// A source has as many of them as it may.
+    pub ahead_full: bool,
     /// Age in milliseconds of the oldest id remembered, 0 when nothing was forgotten for lack of room.
     pub window: Millis,
     /// A bound of `pending` was reached.

@@ -17,7 +17,7 @@ impl ShardState {
         self.metrics.set_resident_actors(u64::from(gauges.actors));
         self.metrics.set_pending_rows(gauges.pending);
         self.metrics.set_in_hand(gauges.credits_used as u64, gauges.bytes_in_hand as u64);
-        self.metrics.set_inbox_ids(gauges.inbox_ids as u64);
+        self.metrics.set_done(gauges.inbox_ids as u64, gauges.ahead as u64);
         self.metrics.set_epoch(gauges.epoch);
         self.metrics.set_commit_no(gauges.commit_no);
         let dedup = &self.env.settings.dedup;
@@ -39,6 +39,13 @@ impl ShardState {
         if self.metrics.set_alarm(Alarm::PendingBoundReached, gauges.pending_full) {
             let (shard, full, rows) = (self.no, gauges.pending_full, gauges.pending);
             warn!(shard, full, rows, "bound of waiting messages was reached or left; at the bound sources pause");
+        }
+        if self.metrics.set_alarm(Alarm::AheadBoundReached, gauges.ahead_full) {
+            let (shard, full, stretches) = (self.no, gauges.ahead_full, gauges.ahead);
+            warn!(
+                shard,
+                full, stretches, "bound of what is done ahead was reached or left; at the bound its source pauses"
+            );
         }
     }
 

@@ -84,6 +84,7 @@ impl Inner {
         let dead = commit.parts.iter().flat_map(|part| &part.dead).map(|letter| letter.seq);
         shard.last_seq = waiting.chain(dead).fold(shard.last_seq, u64::max);
         shard.positions = commit.positions.clone();
+        shard.ahead.clone_from(&commit.ahead);
         shard.watermarks = commit.watermarks.clone();
         shard.counters = commit.counters.clone();
         if commit.release {

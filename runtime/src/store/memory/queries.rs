@@ -12,6 +12,7 @@ use super::{HASH_KEY, Inner, MemoryStore, Written};
 use crate::clock::Millis;
 use crate::message::{ShardNo, TakenId, digest};
 use crate::store::append::CALL_LANES;
+use crate::store::commit::stretches;
 use crate::store::declared::wrong;
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
@@ -233,6 +234,7 @@ impl Inner {
                 held_keys: held.len() as u64,
                 outbox_seq: shard.outbox_seq,
                 positions: shard.positions.clone(),
+                ahead: stretches(&shard.ahead),
                 watermarks: shard.watermarks.clone(),
                 counters: shard.counters.clone(),
             }

@@ -266,6 +266,7 @@ fn taken(shard: ShardNo, row: &Shard) -> TakenShard {
         last_seq: row.last_seq,
         unclean: row.unclean,
         positions: row.positions.clone(),
+        ahead: row.ahead.clone(),
         watermarks: row.watermarks.clone(),
         counters: row.counters.clone(),
     }

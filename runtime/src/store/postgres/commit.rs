@@ -15,8 +15,8 @@ use crate::message::ShardNo;
 use crate::store::{Attempt, Commit, DeadLetter, PendingRow, StateWrite, TimerWrite, layout};
 
 /// Arguments of `commit.sql`, and of both texts.
-const SLIM: usize = 21;
-const WHOLE: usize = 57;
+const SLIM: usize = 22;
+const WHOLE: usize = 58;
 /// Arguments of [`timer_rows`].
 const TIMERS: usize = 8;
 
@@ -137,6 +137,7 @@ fn fence(args: Args, commit: &Commit, outbox_seq: Option<u64>, last_seq: u64) ->
         .put(outbox_seq.map(signed))
         .put(signed(last_seq))
         .put(json(serde_json::to_string(&commit.positions)))
+        .put(layout::lay_ahead(&commit.ahead))
         .put(json(serde_json::to_string(&commit.watermarks)))
         .put(json(serde_json::to_string(&commit.counters)))
         .put(commit.release)

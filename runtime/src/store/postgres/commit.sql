@@ -5,25 +5,26 @@ WITH fence AS (
         outbox_seq = coalesce($6, outbox_seq),
         last_seq = greatest(last_seq, $7),
         positions = $8::text::json,
-        watermarks = $9::text::json,
-        counters = $10::text::json,
-        owner = CASE WHEN $11 THEN NULL ELSE owner END,
-        unclean = CASE WHEN $11 OR $12 THEN 0 ELSE unclean END
+        ahead = $9,
+        watermarks = $10::text::json,
+        counters = $11::text::json,
+        owner = CASE WHEN $12 THEN NULL ELSE owner END,
+        unclean = CASE WHEN $12 OR $13 THEN 0 ELSE unclean END
     WHERE shard = $1 AND epoch = $2 AND commit_no = $3 - 1
     RETURNING shard
 ),
 commit_row AS (
     INSERT INTO commits (shard, commit_no, epoch, at, first_seq, ids, events)
-    SELECT f.shard, $3, $2, $4, $5, $13, $14 FROM fence f WHERE length($13) > 0 OR length($14) > 0
+    SELECT f.shard, $3, $2, $4, $5, $14, $15 FROM fence f WHERE length($14) > 0 OR length($15) > 0
 ),
 state_rows AS (
     INSERT INTO states AS there (service, key, version, state)
     SELECT r.service, r.key, r.version, r.state::json
-    FROM fence, UNNEST($15::text[], $16::text[], $17::bigint[], $18::text[]) AS r (service, key, version, state)
+    FROM fence, UNNEST($16::text[], $17::text[], $18::bigint[], $19::text[]) AS r (service, key, version, state)
     ON CONFLICT (service, key) DO UPDATE SET version = excluded.version, state = excluded.state
 ),
 log_rows AS (
     INSERT INTO log (target, origin, no, count, messages)
     SELECT r.target, f.shard::text, $3, r.count, r.messages
-    FROM fence f, UNNEST($19::integer[], $20::bigint[], $21::bytea[]) AS r (target, count, messages)
+    FROM fence f, UNNEST($20::integer[], $21::bigint[], $22::bytea[]) AS r (target, count, messages)
 )

@@ -107,7 +107,7 @@ macro_rules! on {
 
             async fn shards(connection: &mut $connection) -> Result<Vec<Old>, StoreError> {
                 let sql = "SELECT CAST(shard AS bigint), owner, epoch, commit_no, outbox_seq, code_version,
-                    CAST(positions AS text), CAST(watermarks AS text), CAST(counters AS text)
+                    CAST(positions AS text), CAST(watermarks AS text), CAST(counters AS text), ahead
                     FROM shards ORDER BY shard";
                 let rows = query(sql).fetch_all(connection).await.map_err(|error| failed(&error))?;
                 let mut old = Vec::with_capacity(rows.len());
@@ -124,6 +124,7 @@ macro_rules! on {
                         positions: json(&text(6)?)?,
                         watermarks: json(&text(7)?)?,
                         counters: json(&text(8)?)?,
+                        ahead: layout::ahead(&row.try_get::<Vec<u8>, _>(9).map_err(|error| failed(&error))?)?,
                     });
                 }
                 Ok(old)
@@ -249,14 +250,14 @@ macro_rules! on {
                 for row in new {
                     let sql = concat!(
                         "INSERT INTO shards (shard, epoch, commit_no, outbox_seq, last_seq, code_version, positions,
-                             watermarks, counters)
-                         VALUES ($1, $2, $3, $4, $5, $6, $7", $json, ", $8", $json, ", $9", $json, ")"
+                             watermarks, counters, ahead)
+                         VALUES ($1, $2, $3, $4, $5, $6, $7", $json, ", $8", $json, ", $9", $json, ", $10)"
                     );
                     let insert = query(sql).bind(i64::from(row.shard)).bind(signed(row.epoch));
                     let insert = insert.bind(signed(row.commit_no)).bind(signed(row.outbox_seq));
                     let insert = insert.bind(signed(row.last_seq)).bind(i64::from(row.code_version));
                     let insert = insert.bind(text(&row.positions)?).bind(text(&row.watermarks)?);
-                    let inserted = insert.bind(text(&row.counters)?).execute(&mut *connection).await;
+                    let inserted = insert.bind(text(&row.counters)?).bind(layout::lay_ahead(&row.ahead)).execute(&mut *connection).await;
                     inserted.map_err(|error| failed(&error))?;
                 }
                 run(connection, format!("UPDATE meta SET value = '{}' WHERE name = 'shards'", new.len())).await

@@ -7,13 +7,15 @@ UPDATE shards SET
     outbox_seq = coalesce(f.outbox_seq, shards.outbox_seq),
     last_seq = max(shards.last_seq, f.last_seq),
     positions = f.positions,
+    ahead = f.ahead,
     watermarks = f.watermarks,
     counters = f.counters,
     owner = CASE WHEN f.release THEN NULL ELSE shards.owner END,
     unclean = CASE WHEN f.release OR f.clean THEN 0 ELSE shards.unclean END
 FROM (
     SELECT value->>0 AS shard, value->>1 AS epoch, value->>2 AS no, value->>5 AS outbox_seq, value->>6 AS last_seq,
-        value->>7 AS positions, value->>8 AS counters, value->>9 AS release, value->>10 AS clean, value->>15 AS watermarks
+        value->>7 AS positions, value->>8 AS counters, value->>9 AS release, value->>10 AS clean, value->>15 AS watermarks,
+        coalesce(substr(?, value->>16, value->>17), x'') AS ahead
     FROM json_each(?)
 ) AS f
 WHERE shards.shard = f.shard AND shards.epoch = f.epoch AND shards.commit_no = f.no - 1

@@ -13,7 +13,7 @@ use crate::store::layout::{self, message};
 use crate::store::{DeadLetter, HistoryRow, PendingRow, ServiceKey, StoreError, TakenShard, Timer};
 
 pub(super) const SHARD: &str =
-    "shard, epoch, commit_no, outbox_seq, last_seq, unclean, positions, watermarks, counters";
+    "shard, epoch, commit_no, outbox_seq, last_seq, unclean, positions, watermarks, counters, ahead";
 pub(super) const PENDING: &str =
     "seq, service, key, kind, due_at, taken_id, taken_at, attempt, message, history, starts";
 pub(super) const DEAD: &str = "seq, service, key, taken_id, at, taken_at, error, holds_key, history, message";
@@ -65,6 +65,7 @@ pub(super) fn shard(row: &SqliteRow) -> Result<TakenShard, StoreError> {
         positions: json(row, 6)?,
         watermarks: json(row, 7)?,
         counters: json(row, 8)?,
+        ahead: layout::ahead(get(row, 9)?)?,
     })
 }
 

@@ -26,6 +26,7 @@ pub(super) struct Piece {
     events_count: u64,
     last_seq: u64,
     positions: String,
+    ahead: Vec<u8>,
     watermarks: String,
     counters: String,
     release: bool,
@@ -57,6 +58,7 @@ impl Piece {
             events_count,
             last_seq: 0,
             positions: serde_json::to_string(&commit.positions).expect("maps of numbers always have a JSON form"),
+            ahead: layout::lay_ahead(&commit.ahead),
             watermarks: serde_json::to_string(&commit.watermarks).expect("maps of numbers always have a JSON form"),
             counters: serde_json::to_string(&commit.counters).expect("maps of numbers always have a JSON form"),
             release: commit.release,
@@ -104,12 +106,12 @@ pub(super) const FENCE: usize = 2;
 
 /// The arguments of [`ALL`] or [`ONE`] for `pieces`, whose shards differ.
 pub(super) fn arguments(sql: &'static str, pieces: &[&Piece]) -> Query<'static, Sqlite, SqliteArguments> {
-    let (commits, ids, events) = commits(pieces);
+    let Laid { commits, ahead, ids, events } = commits(pieces);
     let ((states, states_blob), forgotten) = states(pieces);
     let (log, log_blob) = log(pieces).finish();
     let ((pending, pending_blob), settled) = pending(pieces);
     let ((dead, dead_blob), undead) = dead(pieces);
-    let query = sqlx::query(sql).bind(commits.clone()).bind(ids).bind(events).bind(commits);
+    let query = sqlx::query(sql).bind(ahead).bind(commits.clone()).bind(ids).bind(events).bind(commits);
     let query = query.bind(states_blob).bind(states).bind(forgotten).bind(log_blob).bind(log);
     let query = query.bind(pending_blob).bind(pending).bind(settled).bind(dead_blob).bind(dead).bind(undead);
     let ((timers, timers_blob), stopped) = timers(pieces);
@@ -120,18 +122,28 @@ pub(super) fn arguments(sql: &'static str, pieces: &[&Piece]) -> Query<'static, 
     query.bind(history(pieces).finish().0).bind(results.clone()).bind(results)
 }
 
-fn commits(pieces: &[&Piece]) -> (String, Vec<u8>, Vec<u8>) {
-    let mut rows = Rows::default();
+/// The fence's rows, and the bytes that they point into.
+struct Laid {
+    commits: String,
+    ahead: Vec<u8>,
+    ids: Vec<u8>,
+    events: Vec<u8>,
+}
+
+fn commits(pieces: &[&Piece]) -> Laid {
+    let (mut rows, mut ahead) = (Rows::default(), Vec::new());
     let mut events = Vec::with_capacity(pieces.iter().map(|piece| piece.events.len()).sum());
     for piece in pieces {
         let outbox_seq = (piece.events_count > 0).then(|| piece.first_seq + piece.events_count - 1);
         rows.row().put(piece.shard).put(piece.epoch).put(piece.no).put(piece.at).put(piece.first_seq).put(outbox_seq);
         rows.put(piece.last_seq).put(&piece.positions).put(&piece.counters).put(piece.release).put(piece.clean);
         rows.put_blob(&piece.ids).put(events.len() + 1).put(piece.events.len()).put(&piece.watermarks);
+        rows.put(ahead.len() + 1).put(piece.ahead.len());
+        ahead.extend_from_slice(&piece.ahead);
         events.extend_from_slice(&piece.events);
     }
-    let (json, ids) = rows.finish();
-    (json, ids, events)
+    let (commits, ids) = rows.finish();
+    Laid { commits, ahead, ids, events }
 }
 
 /// Characters of a state's row beside its key, about.

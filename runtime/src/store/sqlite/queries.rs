@@ -14,6 +14,7 @@ use super::{SqliteStore, decode, explain, schema, tables, waiting};
 use crate::clock::Millis;
 use crate::message::ShardNo;
 use crate::store::append::OUTSIDE;
+use crate::store::commit::stretches;
 use crate::store::health::{self, Health};
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
@@ -253,17 +254,18 @@ async fn shards(pool: &SqlitePool) -> Result<Vec<ShardRow>, StoreError> {
         let shard = decode::shard(row)?;
         Ok(ShardRow {
             shard: shard.shard,
-            owner: decode::get(row, 9)?,
+            owner: decode::get(row, 10)?,
             epoch: shard.epoch,
             commit_no: shard.commit_no,
             unclean: shard.unclean,
-            unread: decode::number(row, 10)?,
-            pending: decode::number(row, 11)?,
-            waiting_keys: decode::number(row, 12)?,
-            dead_letters: decode::number(row, 13)?,
-            held_keys: decode::number(row, 14)?,
+            unread: decode::number(row, 11)?,
+            pending: decode::number(row, 12)?,
+            waiting_keys: decode::number(row, 13)?,
+            dead_letters: decode::number(row, 14)?,
+            held_keys: decode::number(row, 15)?,
             outbox_seq: shard.outbox_seq,
             positions: shard.positions,
+            ahead: stretches(&shard.ahead),
             watermarks: shard.watermarks,
             counters: shard.counters,
         })

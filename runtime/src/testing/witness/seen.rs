@@ -26,6 +26,14 @@ pub struct Seen {
     pub passivations: u64,
     /// Times that a bound of the waiting rows was reached.
     pub overflows: u64,
+    /// Commits that stored what was done above a position.
+    pub ahead: u64,
+    /// Ticks at which a source had as much ahead as it may.
+    pub far_ahead: u64,
+    /// Deliveries that were dropped by their position.
+    pub passed: u64,
+    /// Pauses of services and keys.
+    pub pauses: u64,
     /// Duplicates that were dropped.
     pub duplicates: u64,
     /// Attempts that were put off for later.
@@ -71,7 +79,7 @@ impl Seen {
         self.clone().all().into_iter().filter(|(_, count)| **count == 0).map(|(name, _)| name).collect()
     }
 
-    fn all(&mut self) -> [(&'static str, &mut u64); 25] {
+    fn all(&mut self) -> [(&'static str, &mut u64); 29] {
         [
             ("commits", &mut self.commits),
             ("fenced", &mut self.fenced),
@@ -84,6 +92,10 @@ impl Seen {
             ("pages", &mut self.pages),
             ("passivations", &mut self.passivations),
             ("overflows", &mut self.overflows),
+            ("ahead", &mut self.ahead),
+            ("far_ahead", &mut self.far_ahead),
+            ("passed", &mut self.passed),
+            ("pauses", &mut self.pauses),
             ("duplicates", &mut self.duplicates),
             ("retries", &mut self.retries),
             ("dead_letters", &mut self.dead_letters),

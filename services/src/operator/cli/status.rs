@@ -132,6 +132,7 @@ mod tests {
             held_keys: count,
             outbox_seq: 0,
             positions: BTreeMap::new(),
+            ahead: BTreeMap::new(),
             watermarks: BTreeMap::new(),
             counters: [("taken".to_owned(), count)].into(),
         }

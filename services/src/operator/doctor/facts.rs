@@ -223,6 +223,7 @@ pub(super) mod tests {
             held_keys: 0,
             outbox_seq: 0,
             positions: BTreeMap::new(),
+            ahead: BTreeMap::new(),
             watermarks: BTreeMap::new(),
             counters: BTreeMap::new(),
         }

@@ -162,7 +162,7 @@ fn services(facts: &Facts, store: &StoreFacts, now: Millis) -> Vec<Finding> {
 fn waiting(settings: &Settings, store: &StoreFacts) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut near = |what: String, count: u64, most: u64, setting: &str| {
-        let text = format!("{what}: {count} messages wait, {setting} is {most}");
+        let text = format!("{what}: {count}, {setting} is {most}");
         let advice = "remove what makes them wait (keys:top, dlq:peek); at the bound sources pause";
         if count >= most {
             found.push(error("pending", text, advice));
@@ -171,10 +171,21 @@ fn waiting(settings: &Settings, store: &StoreFacts) -> Vec<Finding> {
         }
     };
     for row in &store.rows {
-        near(format!("shard {}", row.shard), row.pending, settings.pending.max_per_shard, "pending.max_per_shard");
+        near(
+            format!("messages that wait in shard {}", row.shard),
+            row.pending,
+            settings.pending.max_per_shard,
+            "pending.max_per_shard",
+        );
+    }
+    for row in &store.rows {
+        for (source, count) in &row.ahead {
+            let what = format!("shard {}: {source}: stretches that are done above held positions", row.shard);
+            near(what, *count, settings.ingress.ahead_max as u64, "ingress.ahead_max");
+        }
     }
     if let Some(key) = &store.busiest {
-        let what = format!("key {:?} of {}", key.of.key, key.of.service);
+        let what = format!("messages that wait for key {:?} of {}", key.of.key, key.of.service);
         near(what, key.pending, settings.pending.max_per_key, "pending.max_per_key");
     }
     let all: u64 = store.rows.iter().map(|row| row.pending).sum();
@@ -353,6 +364,11 @@ mod tests {
         let pending = |count| found(checks, move |_, store| store.rows[0].pending = count);
         assert_eq!(pending(79_999), []);
         assert_eq!((pending(80_000), pending(100_000)), (vec![("pending", Warning)], vec![("pending", Error)]));
+        let ahead = |count| found(checks, move |_, store| store.rows[0].ahead = [("kafka".into(), count)].into());
+        assert_eq!(
+            (ahead(1_638), ahead(1_639), ahead(2_048)),
+            (vec![], vec![("pending", Warning)], vec![("pending", Error)])
+        );
         let key = |pending| {
             let of = ServiceKey { service: "orders".into(), key: "k".into() };
             found(checks, move |_, store| store.busiest = Some(WaitingKey { of, pending, oldest_at: 0 }))

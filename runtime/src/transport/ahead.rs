@@ -1,0 +1,77 @@
+//! What is done above an origin's position: stretches of places with nothing undone between them, and places that are
+//! done for some of their services. Pure.
+//! In: what several shards know of one origin. Out: what is done of it, by whomever.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Position;
+
+/// Places of an origin that are done and follow each other as its source hands them over: numbers that it leaves out do
+/// not end a stretch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// The first place.
+    pub from: Position,
+    /// The last one.
+    pub to: Position,
+    /// Of one place that is done for some of its services only: their numbers in the store. Empty: it is done for all.
+    pub services: Vec<u16>,
+}
+
+/// Of each origin what is done above its position, in order.
+pub type Ahead = BTreeMap<Arc<str>, Vec<Stretch>>;
+
+/// What several shards know of one origin, as far as it lies above its position: what one of them did is done.
+pub(crate) fn united(mut known: Vec<Stretch>, position: Option<Position>) -> Vec<Stretch> {
+    known.retain(|stretch| position.is_none_or(|position| stretch.to.place() > position.place()));
+    // At one place what is done for all comes first.
+    known.sort_by_key(|stretch| (stretch.from.place(), !stretch.services.is_empty()));
+    let mut united: Vec<Stretch> = Vec::new();
+    // The last place up to which all is done.
+    let mut reach = None;
+    for stretch in known {
+        let covered = reach.is_some_and(|reach| stretch.from.place() <= reach);
+        match united.last_mut() {
+            Some(last) if covered => {
+                if stretch.to.place() > last.to.place() {
+                    last.to = stretch.to;
+                }
+            }
+            Some(last) if !stretch.services.is_empty() && last.from.place() == stretch.from.place() => {
+                last.services.extend(&stretch.services);
+                last.services.sort_unstable();
+                last.services.dedup();
+            }
+            _ => united.push(stretch),
+        }
+        reach = united.last().filter(|last| last.services.is_empty()).map(|last| last.to.place()).or(reach);
+    }
+    united
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stretch(from: u64, to: u64, services: &[u16]) -> Stretch {
+        Stretch { from: Position::new(from, 0), to: Position::new(to, 0), services: services.to_vec() }
+    }
+
+    #[test]
+    fn what_one_of_them_did_is_done() {
+        let known = vec![
+            stretch(20, 20, &[3]),
+            stretch(5, 9, &[]),
+            stretch(7, 7, &[1]),
+            stretch(8, 12, &[]),
+            stretch(14, 14, &[2]),
+            stretch(14, 14, &[1, 2]),
+            stretch(20, 21, &[]),
+            stretch(6, 6, &[]),
+        ];
+        let all = [stretch(5, 12, &[]), stretch(14, 14, &[1, 2]), stretch(20, 21, &[])];
+        assert_eq!(united(known.clone(), None), all);
+        assert_eq!(united(known, Some(Position::new(14, 0))), all[2..]);
+    }
+}
