@@ -24,7 +24,7 @@ use crate::fixture::SHARDS;
 use crate::servers;
 use crate::transport_contract::Line;
 
-const BOUND: Duration = Duration::from_secs(30);
+const BOUND: Duration = Duration::from_secs(60);
 /// Begins the name of every topic that a test makes; those of old runs are removed by the next.
 const PREFIX: &str = "perkey_test_";
 const KEEP_MS: u64 = 3_600_000;
@@ -108,7 +108,7 @@ impl Topic {
         let wait = AdminOptions::new().operation_timeout(Some(BOUND));
         let mut refused = Vec::new();
         // A topic that was just deleted may be there for a moment more.
-        for _ in 0..300 {
+        for _ in 0..1_200 {
             let made = self.admin.create_topics([&topic], &wait).await.unwrap();
             if made[0].is_ok() {
                 return self.await_new(0..self.partitions).await;
@@ -128,7 +128,7 @@ impl Topic {
     /// Until every partition has a leader.
     async fn await_leaders(&self) {
         let mut seen = Vec::new();
-        for _ in 0..300 {
+        for _ in 0..3_000 {
             // The producer asks, so that it knows the partitions, too.
             let metadata = self.producer.client().fetch_metadata(Some(&self.name), BOUND).unwrap();
             let partitions = metadata.topics()[0].partitions();
@@ -146,7 +146,7 @@ impl Topic {
     async fn await_empty(&self, partitions: std::ops::Range<i32>) {
         for partition in partitions {
             let mut seen = None;
-            for _ in 0..600 {
+            for _ in 0..3_000 {
                 let known = self.producer.client().fetch_watermarks(&self.name, partition, BOUND);
                 if known.as_ref().is_ok_and(|(_, high)| *high == 0) {
                     seen = None;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use perkey::transport::{Content, Delivery, Positions, Source, SourceError};
 
-const BOUND: Duration = Duration::from_secs(30);
+const BOUND: Duration = Duration::from_secs(60);
 
 /// The next deliveries of a source; who waits in vain is told what was waited for, and what was seen until then.
 pub(crate) async fn next(

@@ -47,7 +47,7 @@ result_rows AS (
 ),
 closed_rows AS (
     DELETE FROM operator_open WHERE ctid = ANY (ARRAY(
-        SELECT there.ctid FROM fence f CROSS JOIN UNNEST($55::bigint[], $57::boolean[]) AS r (command, done)
+        SELECT there.ctid FROM fence f CROSS JOIN UNNEST($56::bigint[], $58::boolean[]) AS r (command, done)
         CROSS JOIN LATERAL (SELECT o.ctid FROM operator_open o
             WHERE o.shard = f.shard AND o.command = r.command AND r.done OFFSET 0) there))
 )
