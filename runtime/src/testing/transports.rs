@@ -282,7 +282,9 @@ impl World {
             self.witness.stats.read_back += 1;
             let read = self.disk.store.outbox(shard, page.from, page.after, page.commits).now_or_never();
             let rows = read.ok_or("the store in memory answers at once")?.map_err(|error| error.to_string())?;
-            if publisher.paged(page, &rows) > 0 || rows.is_empty() {
+            let lacks = publisher.paged(page, &rows) > 0 || rows.is_empty();
+            // Whoever took over from one that does not know has published more, and removed it.
+            if lacks && !owner.zombie {
                 return Err(format!("shard {shard}: the store lacks events after {}", page.after));
             }
         }
