@@ -12,7 +12,7 @@ use super::shard::ShardMessage;
 use crate::clock::sleep;
 use crate::message::ShardNo;
 use crate::store::query::{DeadFilter, Strange};
-use crate::store::{DeadPlace, StoreError, StoreFuture};
+use crate::store::{DeadPlace, StoreError, StoreFuture, Trim};
 use crate::supervision::Env;
 
 /// Pause after the store could not be read.
@@ -137,10 +137,7 @@ impl ReaderState {
                 Some(ShardMessage::Retaken(taken))
             }
             Action::Trim(trim) => {
-                // What is not removed now is removed the next time.
-                if let Err(error) = store.trim(shard, trim).await {
-                    warn!(shard, %error, "store could not be trimmed");
-                }
+                self.trim(trim).await;
                 None
             }
             Action::Run(..)
@@ -157,6 +154,14 @@ impl ReaderState {
             | Action::Drained
             | Action::Stop(_) => None,
         })
+    }
+
+    /// Removes what nobody needs any more. What is not removed now is removed the next time.
+    async fn trim(&self, trim: Trim) {
+        let shard = self.shard_no;
+        if let Err(error) = self.env.store.trim(shard, trim).await {
+            warn!(shard, %error, "store could not be trimmed");
+        }
     }
 
     /// Commands that are open. It is asked again soon: what fails now is only said. One that a newer program recorded stays

@@ -29,7 +29,8 @@ use perkey::settings::load::{Loaded, Sources, load, or_near};
 use perkey::store::{self, Access, Opened};
 use perkey::telemetry;
 
-use self::args::{Cli, Command, DlqCommand, Global, KeysCommand, OutboxCommand, ScheduleCommand, StateCommand};
+use self::args::{Cli, Command, DlqCommand, Global, KeysCommand, ScheduleCommand, StateCommand};
+use self::outbox::OutboxCommand;
 use self::output::{Out, complain};
 use crate::defaults;
 use crate::gateway::operations::OPERATIONS;

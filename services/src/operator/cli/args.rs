@@ -10,6 +10,7 @@ use clap_complete::Shell;
 
 use super::call::CallArgs;
 use super::edit::EditArgs;
+use super::outbox::OutboxCommand;
 use super::pause::{KeyCommand, ServiceCommand};
 use crate::operator::import::amounts::Scale;
 use crate::operator::token::TokenCommand;
@@ -290,28 +291,6 @@ pub struct TopArgs {
     /// How many at most
     #[arg(long, default_value_t = 20)]
     pub limit: usize,
-}
-
-/// What to do with the outbox.
-#[derive(Debug, Subcommand)]
-pub enum OutboxCommand {
-    /// Show how far each sink of each shard is
-    Stats,
-    /// Give up a sink that is no longer configured: what it has not got is no longer kept for it
-    Retire(RetireArgs),
-}
-
-/// Which sink is given up.
-#[derive(Args, Debug)]
-pub struct RetireArgs {
-    /// Its name
-    pub sink: String,
-    /// Why; kept with the command
-    #[arg(long)]
-    pub why: String,
-    /// How long to wait until it is done
-    #[arg(long, default_value = "10s", value_parser = perkey::settings::duration)]
-    pub wait: std::time::Duration,
 }
 
 /// Which dead letters.

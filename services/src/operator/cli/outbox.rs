@@ -1,6 +1,7 @@
 //! `outbox:stats`, `outbox:retire`: what sinks have still to get, and giving up one that is no longer there.
 //! In: a store. Out: a row per shard and sink; a recorded command and how far it got.
 
+use clap::{Args, Subcommand};
 use perkey::clock::{Clock, Millis, rfc3339};
 use perkey::host::operator;
 use perkey::message::ShardNo;
@@ -9,9 +10,30 @@ use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand, Queries
 use perkey::store::{self, StoreError};
 use serde::Serialize;
 
-use super::args::RetireArgs;
 use super::output::{Out, table};
 use super::{Done, Ended, Failure, dlq, open_beside};
+
+/// What to do with the outbox.
+#[derive(Debug, Subcommand)]
+pub enum OutboxCommand {
+    /// Show how far each sink of each shard is
+    Stats,
+    /// Give up a sink that is no longer configured: what it has not got is no longer kept for it
+    Retire(RetireArgs),
+}
+
+/// Which sink is given up.
+#[derive(Args, Debug)]
+pub struct RetireArgs {
+    /// Its name
+    pub sink: String,
+    /// Why; kept with the command
+    #[arg(long)]
+    pub why: String,
+    /// How long to wait until it is done
+    #[arg(long, default_value = "10s", value_parser = perkey::settings::duration)]
+    pub wait: std::time::Duration,
+}
 
 /// How far one sink of one shard is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
