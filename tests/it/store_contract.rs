@@ -703,7 +703,7 @@ fn names(due: &[Timer]) -> Vec<(&str, &str, u64)> {
 
 async fn timers_are_set_moved_and_removed(place: Box<impl Place>) {
     let (store, _, epoch) = begin(&*place, 0).await;
-    let odd = "\u{1}'%";
+    let odd = "odd'%";
     let first = vec![timer("a", "x", Some(30)), timer("a", "y", Some(10)), timer(odd, "x", Some(20))];
     committed(&store, &with(timers(first), commit(0, epoch, 1))).await;
     let due = store.timers(0, 29, runnable(), 10).await.unwrap();
