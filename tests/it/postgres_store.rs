@@ -520,9 +520,7 @@ async fn stores_that_start_together_make_it_once_and_keep_no_lock() {
     assert!(keys.iter().all(|key| *key == keys[0]));
     let mut connection = database.connection().await;
     // Behind a pooler the connection lives on, and a lock of its session with it.
-    let steps = concat!(env!("CARGO_MANIFEST_DIR"), "/../runtime/migrations/postgres");
-    let steps = i64::try_from(std::fs::read_dir(steps).unwrap().count()).unwrap();
-    assert_eq!(number(&mut connection, "SELECT count(*) FROM _sqlx_migrations WHERE success").await, steps);
+    assert_eq!(number(&mut connection, "SELECT count(*) - max(version) FROM _sqlx_migrations").await, 0);
     let options = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database =
         (SELECT oid FROM pg_database WHERE datname = current_database())";
     run(&mut connection, "BEGIN; SELECT pg_advisory_xact_lock(5783261409127364001)").await;
