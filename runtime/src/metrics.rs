@@ -290,11 +290,6 @@ impl ShardMetrics {
         self.passivations.inc_by(count);
     }
 
-    /// Dead letters in the store.
-    pub fn set_dead_letter_depth(&self, count: u64) {
-        set(&self.dead_letter_depth, count);
-    }
-
     /// Actors that have a key.
     pub fn set_resident_actors(&self, count: u64) {
         set(&self.resident_actors, count);
@@ -303,11 +298,6 @@ impl ShardMetrics {
     /// Keys that wait for a retry.
     pub fn set_waiting_keys(&self, count: u64) {
         set(&self.waiting_keys, count);
-    }
-
-    /// Keys that wait for an operator.
-    pub fn set_held_keys(&self, count: u64) {
-        set(&self.held_keys, count);
     }
 
     /// Rows in `pending`.

@@ -11,6 +11,7 @@ pub mod bindings;
 pub mod cron;
 pub mod ledger;
 
+mod inbox;
 mod tracker;
 
 pub(crate) mod shard;

@@ -140,6 +140,7 @@ fn many() -> (u64, u64) {
     (asked("PERKEY_LETTERS", 1_000_000), asked("PERKEY_ROWS", 100_000))
 }
 
+#[expect(clippy::print_stdout, reason = "figures are for whoever runs it by hand")]
 async fn takes(store: &dyn Store, what: &str) {
     store.prepare(setup()).await.unwrap();
     let watch = Stopwatch::start();

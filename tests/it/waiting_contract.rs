@@ -191,7 +191,7 @@ async fn what_is_paused_outlives_the_command_that_said_so(place: Box<impl Place>
     assert_eq!(store.queries().forget_commands(6, 9).await.unwrap(), 1);
     let paused = store.queries().pauses().await.unwrap();
     assert_eq!(paused.iter().map(|pause| (&pause.scope, &*pause.why)).collect::<Vec<_>>(), [(&scope, "to look")]);
-    assert_eq!(store.inbox(0, 0, 9).await.unwrap().paused, [scope.clone()]);
+    assert_eq!(store.inbox(0, 0, 9).await.unwrap().paused, std::slice::from_ref(&scope));
     store.queries().command(new(Action::Resume(scope), 7)).await.unwrap();
     assert!(store.queries().pauses().await.unwrap().is_empty());
 }

@@ -1,7 +1,7 @@
-//! What is measured of dead letters that are old, and of looks at the store.
-//! In: facts from shards and the janitor. Out: counters.
+//! What is measured of dead letters, and of looks at the store.
+//! In: facts from shards and the janitor. Out: counters and gauges.
 
-use super::Metrics;
+use super::{Metrics, ShardMetrics, set};
 
 impl Metrics {
     /// `count` dead letters were removed after `dlq.keep`.
@@ -12,5 +12,17 @@ impl Metrics {
     /// The store could not be looked at for gauges.
     pub fn add_look_failure(&self) {
         self.families.look_failures.inc();
+    }
+}
+
+impl ShardMetrics {
+    /// Dead letters in the store.
+    pub fn set_dead_letter_depth(&self, count: u64) {
+        set(&self.dead_letter_depth, count);
+    }
+
+    /// Keys that wait for an operator.
+    pub fn set_held_keys(&self, count: u64) {
+        set(&self.held_keys, count);
     }
 }

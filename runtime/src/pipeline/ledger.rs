@@ -7,7 +7,6 @@
 
 mod actors;
 mod flight;
-mod inbox;
 mod intake;
 mod operator;
 mod outbox;
@@ -32,7 +31,6 @@ pub use self::record::{FaultNote, Gauges, Tally};
 pub use self::runs::{RunItem, RunOrder, RunReport, TurnEnd, TurnFault};
 pub use self::slot::{ActorIx, SlotIx};
 
-use self::inbox::Inbox;
 use self::slot::Slots;
 use super::bindings::Bindings;
 use super::cron::Planned;
@@ -41,6 +39,7 @@ pub use super::defect::Defect;
 pub use super::defect::plant;
 pub(crate) use super::defect::planted;
 pub use super::gates::Ended;
+use super::inbox::Inbox;
 use super::retry::RetryPolicy;
 use super::tracker::{Received, SourceTrack, Ticket};
 use crate::clock::{Dice, Millis};

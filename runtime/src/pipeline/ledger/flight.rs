@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Ticket;
-use super::inbox::Aging;
 use super::settle::Group;
 use super::slot::{Newest, SlotIx};
 use super::{Action, Defect, Ledger, planted};
 use crate::clock::{Millis, millis};
 use crate::message::TakenId;
+use crate::pipeline::inbox::Aging;
 use crate::settings::Overflow;
 use crate::store::{Commit, Epoch, Letters, Outcome, Part, StoreError, TakenShard, Trim};
 

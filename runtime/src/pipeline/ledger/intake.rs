@@ -1,13 +1,13 @@
 //! Deliveries come in: known or new, for a key in hand or not.
 //! In: deliveries of a source, answers to loads. Out: items in their slots' queues, duplicates settled at once.
 
-use super::inbox::Arrival as Seen;
 use super::record::{bounded, dead_letter};
 use super::slot::{From, Item, Newest, SlotIx};
 use super::{Action, Ledger, Received, Ticket};
 use crate::clock::Millis;
 use crate::handler::call_of;
 use crate::message::{Message, TakenId, murmur2, shard_of};
+use crate::pipeline::inbox::Arrival as Seen;
 use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{KeyRow, PendingKind, PendingRow, RowSpan, ServiceKey};
 use crate::transport::Position;

@@ -52,7 +52,7 @@ enum Confirmed<T> {
     /// It goes no second time: the next one of its key may be on its way.
     Done { tag: T, name: u64 },
     /// It does if it came back.
-    Held(Ticket<T>),
+    Held(Box<Ticket<T>>),
 }
 
 /// How long after a channel was opened a first message that comes back is sent again: for a moment after its start a broker
@@ -252,7 +252,7 @@ impl<T: Send + 'static> Publisher<T> {
         if !acked {
             self.again(ticket, "a queue is full, or has no leader (nack)");
         } else if ticket.sent.first || self.returns == Returned::Again {
-            self.confirmed.push(Confirmed::Held(ticket));
+            self.confirmed.push(Confirmed::Held(Box::new(ticket)));
         } else {
             self.pace.settled(&ticket.sent, true);
             self.confirmed.push(Confirmed::Done { tag: ticket.tag, name: ticket.name });
@@ -276,7 +276,7 @@ impl<T: Send + 'static> Publisher<T> {
     fn settle(&mut self, confirmed: Confirmed<T>) -> Option<(T, Settled)> {
         let ticket = match confirmed {
             Confirmed::Done { tag, name } => return Some((tag, self.came_back(name).map_or(Ok(()), Err))),
-            Confirmed::Held(ticket) => ticket,
+            Confirmed::Held(ticket) => *ticket,
         };
         let Some(reason) = self.came_back(ticket.name) else {
             self.pace.settled(&ticket.sent, true);

@@ -6,9 +6,10 @@ use std::collections::VecDeque;
 use hashbrown::hash_map::Entry;
 use hashbrown::{HashMap, HashSet};
 
+use super::defect::{Defect, planted};
+use super::tracker::Ticket;
 use crate::clock::Millis;
 use crate::message::TakenId;
-use crate::pipeline::tracker::Ticket;
 use crate::store::InboxRows;
 
 /// What the inbox says of an arriving id.
@@ -79,7 +80,7 @@ impl Inbox {
             return Arrival::Taken;
         }
         match self.ids.entry(id) {
-            Entry::Vacant(_) if super::planted(super::Defect::IdTakenAfterRun) => Arrival::New,
+            Entry::Vacant(_) if planted(Defect::IdTakenAfterRun) => Arrival::New,
             Entry::Vacant(place) => {
                 place.insert(Mark::InHand);
                 Arrival::New
