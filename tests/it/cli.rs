@@ -106,7 +106,7 @@ id,account,amount,currency,at,memo
 p-1,a,10.00,EUR,2026-01-31,tea
 p-2,a,5.00,USD,2026-01-31,
 p-3,a,2.50,EUR,2026-02-01,
-p-4,b,1,EUR,2026-02-01,
+p-4,b,0.01,EUR,2026-02-01,
 ";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
