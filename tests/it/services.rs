@@ -10,9 +10,9 @@ use crate::cli::Cli;
 const ORDERS: &str = r#"
 {"id":"1","command":"place","order":"o-1","account":"a","amount":"12.50","currency":"EUR","at":"2026-01-31"}
 {"id":"2","command":"place","order":"o-2","account":"b","amount":"5.00","currency":"EUR","at":"2026-01-31","memo":"tea"}
-{"id":"3","command":"place","order":"o-2","account":"b","amount":"6","currency":"EUR","at":"2026-01-31"}
+{"id":"3","command":"place","order":"o-2","account":"b","amount":"6.00","currency":"EUR","at":"2026-01-31"}
 {"id":"4","command":"cancel","order":"o-3"}
-{"id":"5","command":"place","order":"o-3","account":"b","amount":"6","currency":"EUR","at":"2026-01-31"}
+{"id":"5","command":"place","order":"o-3","account":"b","amount":"6.00","currency":"EUR","at":"2026-01-31"}
 {"id":"6","command":"complete","order":"o-1"}
 {"id":"7","command":"cancel","order":"o-2","reason":"changed my mind"}
 "#;
