@@ -82,8 +82,11 @@ impl Cli {
 
     /// Starts `up` and waits until it handles messages.
     pub(crate) async fn up(&self) -> Running {
+        let words = "messages are being handled";
+        // The log goes on where the process before it ended.
+        let times = self.logged(words) + 1;
         let up = self.place.start("up.log", &["up", "--set", "admin.listen=127.0.0.1:0"]).unwrap();
-        self.logs("messages are being handled").await;
+        until("`up` handles messages", SOON, async || self.logged(words) == times).await.unwrap();
         up
     }
 
@@ -94,9 +97,14 @@ impl Cli {
 
     /// Waits until the log of `up` says so.
     async fn logs(&self, words: &str) {
-        let log = self.place.folder.join("up.log");
-        let said = async || std::fs::read_to_string(&log).is_ok_and(|text| text.contains(words));
+        let said = async || self.logged(words) > 0;
         until(&format!("`up` did not say {words:?}"), SOON, said).await.unwrap();
+    }
+
+    /// How often the log of `up` says so.
+    fn logged(&self, words: &str) -> usize {
+        let log = self.place.folder.join("up.log");
+        std::fs::read_to_string(&log).map_or(0, |text| text.matches(words).count())
     }
 }
 

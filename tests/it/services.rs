@@ -18,7 +18,7 @@ const ORDERS: &str = r#"
 "#;
 
 const EXPENSES: &str = r#"
-{"id":"1","command":"budget","account":"a","category":"food","limit":1000,"currency":"EUR"}
+{"id":"1","command":"budget","account":"a","category":"food","limit":"10.00","currency":"EUR"}
 {"id":"2","command":"record","account":"a","category":"food","amount":"8.00","currency":"EUR","at":"2026-01-30"}
 {"id":"3","command":"record","account":"a","category":"food","amount":"2.01","currency":"EUR","at":"2026-01-31"}
 {"id":"4","command":"record","account":"a","category":"food","amount":"2.00","currency":"USD","at":"2026-01-31"}
@@ -82,7 +82,7 @@ async fn keys_timers_and_states_are_shown_and_a_dead_letter_is_edited() {
     cli.json(&["keys:top"]).await.ends(3);
     // A checkout without a provider waits, with a timer.
     let start = r#"{"id":"c","command":"start","saga":"s-1","order":"o-7","account":"a","category":"shop","amount":"5","currency":"EUR","at":"2026-01-31"}"#;
-    cli.file("checkouts.ndjson", start);
+    cli.file("checkouts.ndjson", format!("{start}\n"));
     cli.json(&["import", "--service", "checkouts", "checkouts.ndjson"]).await.ends(0);
     let waits = async || {
         let top = cli.json(&["keys:top"]).await;
