@@ -258,9 +258,16 @@ fn every_planted_defect_is_noticed() {
         Defect::ScheduleLost,
         Defect::NackOvertaken,
     ];
-    assert_eq!(noticed(300, MemoryStore::new), None, "without a defect nothing is noticed");
+    // One alone, by its name, for whoever looks at that one.
+    let only = std::env::var("PERKEY_DEFECT").ok();
+    if only.is_none() {
+        assert_eq!(noticed(300, MemoryStore::new), None, "without a defect nothing is noticed");
+    }
     let mut missed = Vec::new();
     for defect in defects {
+        if only.as_ref().is_some_and(|only| *only != format!("{defect:?}")) {
+            continue;
+        }
         ledger::plant(Some(defect));
         let found = noticed(3_000, MemoryStore::new);
         ledger::plant(None);
