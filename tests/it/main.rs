@@ -3,7 +3,6 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests may")]
 
-mod absent;
 mod ahead;
 mod bad_input;
 mod cache;
@@ -33,7 +32,6 @@ mod ledger_model;
 mod letters;
 mod operator;
 mod outbox;
-mod panics;
 mod pauses;
 mod payments;
 mod postgres_place;

@@ -4,7 +4,6 @@
 pub(crate) mod key_actor;
 mod telling;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -102,8 +101,6 @@ pub(crate) struct ShardState {
     drained: Option<RpcReplyPort<()>>,
     /// Commits cannot be written now.
     stalled: bool,
-    /// Services that this program does not have, and that messages wait for: said once.
-    absent: BTreeSet<Arc<str>>,
     ticks: u64,
 }
 
@@ -133,7 +130,6 @@ impl Actor for Shard {
             early: Vec::new(),
             drained: None,
             stalled: false,
-            absent: BTreeSet::new(),
             ticks: 0,
         })
     }

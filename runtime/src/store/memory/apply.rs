@@ -90,7 +90,7 @@ impl Inner {
         if commit.release {
             shard.owner = None;
         }
-        if commit.clean {
+        if commit.release || commit.clean {
             shard.unclean = 0;
         }
     }
