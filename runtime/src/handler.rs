@@ -108,7 +108,8 @@ pub trait Handler: Send + Sync + 'static {
 pub enum AfterDeadLetter {
     /// Its later messages go on.
     Continue,
-    /// Its later messages wait until an operator replays or discards the dead letter.
+    /// Its later messages wait until an operator replays or discards the dead letter. Calls, and commands whose asker is told
+    /// how they ended, hold nobody.
     HoldKey,
 }
 

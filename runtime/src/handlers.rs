@@ -2,6 +2,7 @@
 //! In: handlers; runs of messages. Out: what each turn did, the state after them.
 
 mod outgoing;
+mod panics;
 mod payloads;
 mod states;
 
@@ -9,6 +10,7 @@ use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -17,12 +19,14 @@ use tracing::{Instrument, Span};
 
 use crate::clock::{Clock, Stopwatch, millis, sleep};
 use crate::handler::{AfterDeadLetter, Fault, Handler, Payload, Schedule, Schema, Table, Turn, TurnLimits};
-use crate::message::{Key, Message};
+use crate::message::Key;
 use crate::pipeline::ledger::{RunItem, Stored, TurnEnd, TurnFault};
 use crate::pipeline::retry::RetryPolicy;
 use crate::settings::load::or_near;
 use crate::supervision::HandlerPanic;
 use crate::telemetry::traces;
+pub(crate) use panics::discard;
+use panics::{beside_the_turns, panic_text, panicked};
 pub use payloads::Shown;
 use payloads::own_key;
 pub(crate) use payloads::understand;
@@ -112,8 +116,8 @@ pub(crate) struct Settled {
     pub(crate) state: Option<Stored>,
     /// The last turn panicked: its actor is to die after it answered.
     pub(crate) panic: Option<HandlerPanic>,
-    /// The state after several turns does not encode: they are to be run one at a time, so that the one at fault is
-    /// found.
+    /// The state after several turns does not encode, or something beside them panicked: they are to be run one at a
+    /// time, so that the one at fault is found.
     pub(crate) alone: bool,
 }
 
@@ -195,26 +199,44 @@ impl<H: Handler> Service for Typed<H> {
         context: &'a RunContext,
         early: &'a (dyn Fn(Settled) + Send + Sync),
     ) -> BoxFuture<'a, Settled> {
-        if let Some(state) = state {
-            match decode::<H>(state) {
-                Ok(state) => *cell = Some(Box::new(state)),
-                Err(error) => {
-                    *cell = None;
-                    let fault = TurnEnd::Fault(TurnFault::Retry(error));
-                    return Box::pin(async { Settled { turns: vec![fault], ..Settled::default() } });
-                }
+        Box::pin(async move {
+            let (all, told) = (items.len(), AtomicUsize::new(0));
+            let early = |settled: Settled| {
+                told.fetch_add(settled.turns.len(), Ordering::Relaxed);
+                early(settled);
+            };
+            // Around the turns, too, code of the handler's runs: its state is decoded, copied, encoded and dropped.
+            let run = AssertUnwindSafe(ready(self, cell, state, items, context, &early)).catch_unwind().await;
+            run.unwrap_or_else(|panic| beside_the_turns(all - told.into_inner(), panic_text(panic)))
+        })
+    }
+}
+
+/// A run, once the state is there that it starts from.
+async fn ready<H: Handler>(
+    service: &Typed<H>,
+    cell: &mut Cell,
+    state: Option<Stored>,
+    items: Vec<RunItem>,
+    context: &RunContext,
+    early: &(dyn Fn(Settled) + Send + Sync),
+) -> Settled {
+    if let Some(state) = state {
+        // What is left of another key must not be this one's fault.
+        discard(cell.take());
+        match decode::<H>(state) {
+            Ok(state) => *cell = Some(Box::new(state)),
+            Err(error) => {
+                return Settled { turns: vec![TurnEnd::Fault(TurnFault::Retry(error))], ..Settled::default() };
             }
         }
-        Box::pin(async move {
-            let state = match cell.as_mut().and_then(|cell| cell.downcast_mut::<H::State>()) {
-                Some(state) => state,
-                None => {
-                    let fault = TurnFault::Retry("the key's actor lost its state".to_owned());
-                    return Settled { turns: vec![TurnEnd::Fault(fault)], ..Settled::default() };
-                }
-            };
-            run(self, state, items, context, early).await
-        })
+    }
+    match cell.as_mut().and_then(|cell| cell.downcast_mut::<H::State>()) {
+        Some(state) => run(service, state, items, context, early).await,
+        None => {
+            let fault = TurnFault::Retry("the key's actor lost its state".to_owned());
+            Settled { turns: vec![TurnEnd::Fault(fault)], ..Settled::default() }
+        }
     }
 }
 
@@ -275,7 +297,7 @@ async fn run<H: Handler>(
             }
             Err(panic) => {
                 *state = before;
-                let reason = panic_text(panic.as_ref());
+                let reason = panic_text(panic);
                 traces::failed(&span, &reason);
                 settled.turns.push(TurnEnd::Fault(TurnFault::Retry(format!("the handler panicked: {reason}"))));
                 settled.panic = Some(panicked(&item.message, own, reason));
@@ -369,14 +391,4 @@ fn close<H: Handler>(settled: &mut Settled, state: &H::State, change: Change) {
             });
         }
     }
-}
-
-fn panicked(message: &Message, own: Option<String>, reason: String) -> HandlerPanic {
-    let cause = own.or_else(|| message.header("traceparent").map(str::to_owned));
-    HandlerPanic { message_id: message.id().to_owned(), cause, reason }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a value that is no text".to_owned())
 }

@@ -75,6 +75,8 @@ pub struct TakenShard {
     pub last_seq: u64,
     /// Takeovers since the shard was last given up or passed its in-flight messages cleanly.
     pub unclean: u32,
+    /// This takeover is one of them: another process had the shard, and did not give it up.
+    pub died: bool,
     /// Where the sources stand.
     pub positions: SourcePositions,
     /// What is done above that.
@@ -190,9 +192,7 @@ pub enum StoreError {
         owner: String,
     },
     /// The shard was owned by a newer program.
-    #[error(
-        "shard {shard} was owned by code version {stored}, this program has {ours}: run the newer program, or one whose states are as new"
-    )]
+    #[error("shard {shard} was owned by code version {stored}, this program has {ours}: run a program that is as new")]
     CodeVersion {
         /// The shard.
         shard: ShardNo,

@@ -246,7 +246,16 @@ fn report(actor: u32, order: &RunOrder, handled: &HashMap<String, Handled>) -> R
     };
     let turns = order.items.iter().map(|item| turn(&item.message)).collect();
     let state = order.items.last().map(|item| (1, found(&item.message).state.clone()));
-    RunReport { actor, slot: order.slot, no: order.no, turns, state: Some(state), alone: false, done: true }
+    RunReport {
+        actor,
+        slot: order.slot,
+        no: order.no,
+        turns,
+        state: Some(state),
+        alone: false,
+        done: true,
+        gone: false,
+    }
 }
 
 struct Echo;

@@ -6,8 +6,9 @@ use perkey::message::Draft;
 use perkey::pipeline::ledger::What;
 use perkey::settings::Settings;
 use perkey::store::Store;
+use perkey::store::query::DeadFilter;
 use perkey::transport::{Content, Delivery, Position};
-use perkey::{Answer, Fault, Handler, Handlers, Key, Turn};
+use perkey::{AfterDeadLetter, Answer, Fault, Handler, Handlers, Key, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -78,6 +79,11 @@ impl Handler for Till {
         "till-1".into()
     }
 
+    // What was asked holds nobody: its asker knows that it came to nothing.
+    fn after_dead_letter(&self) -> AfterDeadLetter {
+        AfterDeadLetter::HoldKey
+    }
+
     async fn handle(&self, paid: &mut i64, pay: Pay, turn: &mut Turn) -> Result<(), Fault> {
         match pay.amount {
             ..0 => return Err(Fault::reject("no such amount")),
@@ -114,6 +120,8 @@ async fn each_question_is_answered_once_whatever_became_of_it() {
         let rows = async || store.queries().shards().await.unwrap();
         loop {
             engine.idle().await;
+            let dead = store.queries().peek(DeadFilter::default(), 100).await.unwrap();
+            assert!(dead.iter().all(|(_, letter)| !letter.holds_key), "{dead:?}");
             if rows().await.iter().all(|row| row.pending == 0 && row.unread == 0) {
                 break;
             }

@@ -397,8 +397,10 @@ impl World {
         }
         let changed = turns.iter().any(|turn| matches!(turn, TurnEnd::Done { .. }));
         let state = changed.then(|| Some((1, serde_json::to_vec(list).unwrap().into())));
-        self.ledger
-            .ran(RunReport { actor, slot: order.slot, no: order.no, turns, state, alone: false, done: true }, self.now);
+        self.ledger.ran(
+            RunReport { actor, slot: order.slot, no: order.no, turns, state, alone: false, done: true, gone: false },
+            self.now,
+        );
     }
 
     /// Everything that is left is done, and goes well.

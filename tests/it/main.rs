@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests may")]
 
+mod absent;
 mod ahead;
 mod bad_input;
 mod cache;
@@ -32,6 +33,7 @@ mod ledger_model;
 mod letters;
 mod operator;
 mod outbox;
+mod panics;
 mod pauses;
 mod payments;
 mod postgres_place;

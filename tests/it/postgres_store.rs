@@ -535,6 +535,74 @@ async fn stores_that_start_together_make_it_once_and_keep_no_lock() {
 }
 
 #[tokio::test]
+async fn who_waits_for_a_lock_is_unavailable_and_never_refused() {
+    let place = PostgresPlace::new().await;
+    let bounds = Bounds { statement_timeout: Duration::from_millis(500), ..BOUNDS };
+    let store = PgStore::open(&place.database.url, bounds, Access::Run).await.unwrap();
+    store.prepare(setup()).await.unwrap();
+    let epoch = store.take(0, "me").await.unwrap().epoch;
+    let commit = |no: u64, then: Vec<perkey::handler::Statement>| {
+        let rows = if then.is_empty() { vec![posting("a", &no.to_string(), 1)] } else { Vec::new() };
+        let part = Part { rows, statements: then, state: Some(state("a", "{}")), ..Part::default() };
+        perkey::store::Commit { parts: vec![part], ..commit(0, epoch, no) }
+    };
+    let mut other = place.database.connection().await;
+    // As long as a row's and a statement's table is locked, by an index that is being made, or an operator.
+    for (no, then) in [
+        (1, Vec::new()),
+        (2, vec![perkey::handler::Statement { sql: "DELETE FROM postings".to_owned(), args: Vec::new() }]),
+    ] {
+        run(&mut other, "BEGIN; LOCK TABLE postings IN SHARE MODE").await;
+        let commit = commit(no, then);
+        for _ in 0..5 {
+            let outcome = store.commit(&commit).await;
+            let Outcome::Unavailable(why) = &outcome else { panic!("{outcome:?}") };
+            assert!(why.contains("lock"), "{why}");
+        }
+        run(&mut other, "COMMIT").await;
+        assert!(matches!(store.commit(&commit).await, Outcome::Committed));
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn an_index_is_made_while_its_table_is_written_and_one_that_is_half_made_is_made_anew() {
+    let place = PostgresPlace::new().await;
+    let valid = "SELECT count(*) FROM pg_index WHERE indisvalid AND indexrelid = to_regclass('\"postings by id\"')";
+    let (mut other, mut writer) = (place.database.connection().await, place.database.connection().await);
+    let insert = "INSERT INTO postings (id, account, amount) VALUES";
+    for (no, broken) in [
+        "DROP INDEX \"postings by id\"",
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = '\"postings by id\"'::regclass",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        run(&mut other, broken).await;
+        assert_eq!(number(&mut other, valid).await, 0);
+        // Somebody has written the table and goes on for a while: whoever makes an index waits for that.
+        run(&mut other, &format!("BEGIN; {insert} ('{no}', 'slow', 1)")).await;
+        let meanwhile = async {
+            let waits = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '% INDEX CONCURRENTLY %'
+                AND wait_event_type = 'Lock' AND datname = current_database()";
+            until(&mut writer, waits).await;
+            run(&mut writer, "SET lock_timeout = '5s'").await;
+            run(&mut writer, &format!("{insert} ('{no}', 'fast', 1)")).await;
+            run(&mut other, "COMMIT").await;
+        };
+        // Several workers may start at once.
+        let (first, second) = (open(&place.database.url).await, open(&place.database.url).await);
+        let (_, first, second) = tokio::join!(meanwhile, first.prepare(setup()), second.prepare(setup()));
+        first.unwrap();
+        second.unwrap();
+        assert_eq!(number(&mut other, valid).await, 1);
+    }
+    let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database =
+        (SELECT oid FROM pg_database WHERE datname = current_database())";
+    assert_eq!(number(&mut other, held).await, 0);
+}
+
+#[tokio::test]
 async fn a_server_that_is_away_is_named_without_its_password() {
     // Nothing listens on port 1.
     let store = PgStore::open("postgres://me:secret@127.0.0.1:1/budget", BOUNDS, Access::Run).await.unwrap();

@@ -48,7 +48,8 @@ contract! {
         commits_of_many_shards_stand_alone,
         a_refused_row_undoes_its_whole_commit,
         retake_shuts_out_and_tells_the_number,
-        release_and_clean_end_an_unclean_series,
+        what_is_clean_ends_an_unclean_series_and_a_release_does_not,
+        services_that_others_brought_have_numbers,
         the_inbox_is_the_window_and_what_waits,
         load_answers_in_the_order_asked,
         due_gives_keys_longest_due_first,
@@ -262,22 +263,36 @@ async fn retake_shuts_out_and_tells_the_number(place: Box<impl Place>) {
     assert_eq!(store.retake(2, epoch).await, Err(StoreError::Fenced(2)));
 }
 
-async fn release_and_clean_end_an_unclean_series(place: Box<impl Place>) {
+async fn services_that_others_brought_have_numbers(place: Box<impl Place>) {
+    let store = place.store();
+    let ours = store.queries().services().await.unwrap();
+    let newer = Setup { services: vec!["audit".into(), "newer".into()], ..setup() };
+    let identity = store.prepare(newer).await.unwrap();
+    assert_eq!(store.queries().services().await.unwrap(), identity.services);
+    assert!(!ours.contains_key("newer") && ours.iter().all(|(name, no)| identity.services.get(name) == Some(no)));
+}
+
+async fn what_is_clean_ends_an_unclean_series_and_a_release_does_not(place: Box<impl Place>) {
     let (store, _, first) = begin(&*place, 3).await;
     let second = store.take(3, "b").await.unwrap();
     assert_eq!((second.epoch, second.unclean), (first + 1, 1));
     let again = store.take(3, "b").await.unwrap();
     assert_eq!((again.epoch, again.unclean), (first + 2, 1), "a process takes its own shard again");
+    assert!(second.died && !again.died);
     let third = store.take(3, "c").await.unwrap();
-    assert_eq!(third.unclean, 2);
+    assert_eq!((third.unclean, third.died), (2, true));
     committed(&store, &Commit { clean: true, ..commit(3, third.epoch, 1) }).await;
     let fourth = store.take(3, "d").await.unwrap();
     assert_eq!((fourth.unclean, fourth.commit_no), (1, 1));
+    // Who could not go on gives it back: what was in hand when others died is as suspect as before.
     committed(&store, &Commit { release: true, ..commit(3, fourth.epoch, 2) }).await;
     assert_eq!(store.queries().shards().await.unwrap()[3].owner, None);
     let fifth = store.take(3, "e").await.unwrap();
-    assert_eq!((fifth.unclean, fifth.positions), (0, commit(3, 0, 2).positions));
+    assert_eq!((fifth.unclean, fifth.died, fifth.positions), (1, false, commit(3, 0, 2).positions));
     assert_eq!(fifth.counters["taken"], 20);
+    committed(&store, &Commit { release: true, clean: true, ..commit(3, fifth.epoch, 3) }).await;
+    let sixth = store.take(3, "f").await.unwrap();
+    assert_eq!((sixth.unclean, sixth.died), (0, false));
 }
 
 async fn the_inbox_is_the_window_and_what_waits(place: Box<impl Place>) {

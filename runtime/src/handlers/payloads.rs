@@ -107,7 +107,7 @@ pub(super) fn key_of<H: Handler>(handler: &H, payload: &Payload<'_>) -> Result<K
     // Keys are worked out by the shard's own actor, which a panic must not end.
     let key = AssertUnwindSafe(|| read(handler, payload).map(|message| handler.key(&message)));
     let key = std::panic::catch_unwind(key);
-    let key = key.map_err(|panic| format!("the handler panicked: {}", panic_text(panic.as_ref())))?;
+    let key = key.map_err(|panic| format!("the handler panicked: {}", panic_text(panic)))?;
     key.map_err(|error| error.to_string())
 }
 

@@ -26,7 +26,7 @@ pub(crate) fn decode<H: Handler>(stored: Stored) -> Result<H::State, String> {
 fn upgrade<H: Handler>(version: u32, json: &[u8]) -> Result<H::State, String> {
     let stored = serde_json::from_slice(json).map_err(|error| error.to_string())?;
     let upgraded = std::panic::catch_unwind(AssertUnwindSafe(|| H::upgrade(version, stored)));
-    let upgraded = upgraded.map_err(|panic| format!("the upgrade panicked: {}", panic_text(panic.as_ref())))?;
+    let upgraded = upgraded.map_err(|panic| format!("the upgrade panicked: {}", panic_text(panic)))?;
     upgraded.map_err(|fault| match fault {
         Fault::Retry(error) | Fault::Reject(error) | Fault::Refuse { reason: error, .. } => error,
         Fault::Defer(delay) => format!("the upgrade asks to be left alone for {delay:?}"),

@@ -102,8 +102,17 @@ impl Bindings {
     fn addressed(&self, service: &str, message: Message) -> What {
         match self.handlers.index_of(service) {
             Some(index) => self.sized(index, message),
-            None => What::Refused(None, message, self.handlers.unknown(service)),
+            None => match misnamed(&message) {
+                Some(reason) => What::Refused(None, message, reason),
+                // Whether other programs have it, the ingress asks the store.
+                None => What::Absent(service.into(), None, message),
+            },
         }
+    }
+
+    /// Says that no program has such a service.
+    pub(crate) fn unknown(&self, service: &str) -> String {
+        self.handlers.unknown(service)
     }
 
     /// Why a message is not run, if it is not.
@@ -117,12 +126,10 @@ impl Bindings {
         if let Some(reason) = self.refusal(&message) {
             return What::Refused(Some(service), message, reason);
         }
-        // A missing key is the ledger's to refuse: it knows where to keep what belongs to no key.
-        let key = (!message.key().is_empty()).then(|| check_name("key", message.key().as_bytes()));
-        if let Some(Err(error)) = key {
-            return What::Refused(None, message, error.to_string());
+        match misnamed(&message) {
+            Some(reason) => What::Refused(None, message, reason),
+            None => What::Message(service, message),
         }
-        What::Message(service, message)
     }
 
     fn unrouted(&self, source: &str, message: &Message) -> Vec<What> {
@@ -168,14 +175,13 @@ impl Bindings {
 
     /// What a commit has for services of this store, its events and messages of other shards' keys: one row for each
     /// shard that is to read some.
-    pub(crate) fn log_rows(&self, parts: &[Part], onward: &[(u16, Message)]) -> Vec<LogRow> {
+    pub(crate) fn log_rows(&self, parts: &[Part], onward: &[(Arc<str>, Message)]) -> Vec<LogRow> {
         let quiet = onward.is_empty() && parts.iter().all(|part| part.sent.is_empty());
         if quiet && self.binds.iter().all(|bind| bind.source != embedded::NAME) {
             return Vec::new();
         }
         let mut routed: Vec<(ShardNo, &str, Message)> = Vec::new();
-        let onward =
-            onward.iter().map(|(service, message)| (self.handlers.all()[usize::from(*service)].name(), message));
+        let onward = onward.iter().map(|(service, message)| (&**service, message));
         let sent = parts.iter().flat_map(|part| &part.sent);
         let sent = sent.map(|SentMessage { service, message }| (&**service, message));
         for (service, message) in onward.chain(sent) {
@@ -223,6 +229,12 @@ impl Bindings {
         };
         draft.build_unchecked().expect("a frame has room for what was in one, and for a key of that length")
     }
+}
+
+/// Why a message's key is none. A missing one is the ledger's to refuse: it knows where to keep what belongs to no key.
+fn misnamed(message: &Message) -> Option<String> {
+    let key = (!message.key().is_empty()).then(|| check_name("key", message.key().as_bytes()))?;
+    key.err().map(|error| error.to_string())
 }
 
 /// As much of a key as is kept of one that is too long to be one.
@@ -346,7 +358,7 @@ mod tests {
         assert!(bound.id_is_within_source());
         assert_eq!((bound.id(), bound.source(), bound.header("h")), ("1", "/till/7", Some("v")));
         // Passed on to the shard of its key, it is read from the log under the same id.
-        let row = bindings.log_rows(&[], &[(0, bound.clone())]).remove(0);
+        let row = bindings.log_rows(&[], &[("keyed".into(), bound.clone())]).remove(0);
         assert_eq!(embedded::decode(row.messages).unwrap()[0].1, bound);
     }
 }

@@ -35,7 +35,8 @@ pub(crate) struct Inbox {
     ids: HashMap<TakenId, Mark>,
     copies: HashMap<TakenId, Vec<Ticket>>,
     /// Ids of messages that operators put in the place of dead letters: no commit has taken them, and the store may not have
-    /// them yet. Those of other rows and letters are looked up in the store once they have left the window.
+    /// them yet; and of those that wait for a program that has their service, whose keys are none of this one's. Those of
+    /// other rows and letters are looked up in the store once they have left the window.
     pinned: HashSet<TakenId>,
     commits: VecDeque<(u64, Millis, Box<[TakenId]>)>,
     taken: usize,
@@ -114,7 +115,7 @@ impl Inbox {
         self.copies.remove(&id).unwrap_or_default()
     }
 
-    /// An operator puts a message with this id in the place of another.
+    /// An operator puts a message with this id in the place of another, or it waits for a program that has its service.
     pub(crate) fn pin(&mut self, id: TakenId) {
         self.pinned.insert(id);
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tracing::{error, info, warn};
 
+use super::ledger::{Arrival, What};
 use super::shard::ShardMessage;
 use crate::clock::sleep;
 use crate::message::ShardNo;
@@ -203,8 +204,31 @@ async fn fetch(myself: &ActorRef<IngressMessage>, state: &mut IngressState) -> R
     for delivery in deliveries {
         args.env.bindings.route(name, delivery, &mut arrivals);
     }
+    number_absent(args, &mut arrivals).await;
     *credits -= arrivals.len().cast_signed();
     *room -= arrivals.iter().map(|arrival| arrival.bytes() as usize).sum::<usize>().cast_signed();
     args.shard.cast(ShardMessage::Fetched(args.source, arrivals))?;
     Ok(())
+}
+
+/// Services that this program does not have are asked for at the store: other programs may have brought them since it
+/// started. What was fetched waits while the store cannot be read.
+async fn number_absent(args: &IngressArgs, arrivals: &mut [Arrival]) {
+    if !arrivals.iter().any(|arrival| matches!(arrival.what, What::Absent(..))) {
+        return;
+    }
+    let numbers = loop {
+        match args.env.store.queries().services().await {
+            Ok(numbers) => break numbers,
+            Err(error) => {
+                warn!(shard = args.shard_no, %error, "services' numbers cannot be read, trying again");
+                sleep(AGAIN).await;
+            }
+        }
+    };
+    for arrival in arrivals {
+        if let What::Absent(service, number, _) = &mut arrival.what {
+            *number = numbers.get(service).copied();
+        }
+    }
 }

@@ -209,7 +209,7 @@ impl Ledger {
             commit_no: taken.commit_no,
             outbox_seq: taken.outbox_seq,
             last_seq: taken.last_seq,
-            suspicion: suspects::Suspicion::new(taken.unclean, taken.last_seq),
+            suspicion: suspects::Suspicion::new((taken.unclean, taken.died), taken.last_seq),
             counters: restore_counters(&taken.counters),
             letters: Letters::stored(&taken.counters).unwrap_or_default(),
             keeping: record::Keeping::default(),

@@ -4,6 +4,7 @@
 pub(crate) mod key_actor;
 mod telling;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -101,6 +102,8 @@ pub(crate) struct ShardState {
     drained: Option<RpcReplyPort<()>>,
     /// Commits cannot be written now.
     stalled: bool,
+    /// Services that this program does not have, and that messages wait for: said once.
+    absent: BTreeSet<Arc<str>>,
     ticks: u64,
 }
 
@@ -130,6 +133,7 @@ impl Actor for Shard {
             early: Vec::new(),
             drained: None,
             stalled: false,
+            absent: BTreeSet::new(),
             ticks: 0,
         })
     }

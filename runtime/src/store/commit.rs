@@ -56,7 +56,8 @@ pub struct Commit {
     pub intake: Vec<u64>,
     /// Ownership of the shard is given up with this commit.
     pub release: bool,
-    /// `shards.unclean` is set to 0 with this commit: what was in flight at an unclean takeover has been passed.
+    /// `shards.unclean` is set to 0 with this commit: what was in flight at an unclean takeover has been passed, or the
+    /// shard was drained.
     pub clean: bool,
 }
 

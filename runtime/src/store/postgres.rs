@@ -1,8 +1,8 @@
 //! The store in a PostgreSQL database, which several workers share.
 //! In: `store.url`. Out: [`Store`], [`Queries`] and [`Leases`] over connections of their own for each use.
 //!
-//! Every write is one statement. No transaction spans an await but the one of [`Store::prepare`], which runs in a task
-//! that is never cancelled, on a connection that is closed behind it.
+//! Every write is one statement. No transaction spans an await but those of [`Store::prepare`], which runs in a task
+//! that is never cancelled, on connections that are closed behind it.
 
 mod calls;
 mod commit;
@@ -340,7 +340,11 @@ async fn prepare(place: Place, setup: Setup) -> Result<Identity, StoreError> {
             }
             Err(_) => return Err(StoreError::Unavailable("the server does not answer".to_owned())),
         };
-        let prepared = schema::prepare(&mut connection, &setup).await;
+        let prepared = async {
+            let identity = schema::prepare(&mut connection, &setup).await?;
+            schema::indexes(&mut connection, &options, &setup.tables).await.map(|()| identity)
+        };
+        let prepared = prepared.await;
         if let Err(error) = connection.close().await {
             tracing::debug!(%error, "the connection was not closed in order");
         }

@@ -257,6 +257,8 @@ pub trait Queries: Send + Sync {
     fn unread(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>>;
     /// How many keys of these shards have rows in `pending`.
     fn count_waiting(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>>;
+    /// The numbers of all services that this store ever had, by name: also those that other programs brought.
+    fn services(&self) -> StoreFuture<'_, BTreeMap<Arc<str>, u16>>;
     /// Dead letters, newest first, at most `limit`.
     fn peek(&self, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<(ShardNo, DeadLetter)>>;
     /// How many dead letters match.

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection, query};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection, query, query_scalar};
 
 use self::failure::open_error;
 use self::group::Piece;
@@ -225,9 +225,13 @@ impl Store for SqliteStore {
                      WHERE shard = ?1 RETURNING {}",
                     decode::SHARD
                 );
-                let rows = query(AssertSqlSafe(sql)).bind(shard).bind(owner).fetch_all(connection).await;
+                let died = "SELECT owner IS NOT NULL AND owner <> ?2 FROM shards WHERE shard = ?1";
+                let died = query_scalar::<_, bool>(died).bind(shard).bind(&owner).fetch_optional(&mut *connection).await;
                 let missing = StoreError::Corrupt(format!("there is no shard {shard}"));
-                rows.map_err(failed)?.first().map_or(Err(missing), decode::shard)
+                let died = died.map_err(failed)?.ok_or_else(|| missing.clone())?;
+                let rows = query(AssertSqlSafe(sql)).bind(shard).bind(owner).fetch_all(connection).await;
+                let taken = rows.map_err(failed)?.first().map_or(Err(missing), decode::shard)?;
+                Ok(TakenShard { died, ..taken })
             })
         })
     }

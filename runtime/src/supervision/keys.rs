@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 
@@ -11,7 +12,7 @@ use super::policy::{RestartBudget, Verdict};
 use super::{End, Env, restart_span};
 use crate::clock::Dice;
 use crate::message::ShardNo;
-use crate::metrics::Child;
+use crate::metrics::{Child, RestartReason};
 use crate::pipeline::ledger::{ActorIx, RunOrder};
 use crate::pipeline::shard::ShardMessage;
 use crate::pipeline::shard::key_actor::{KeyActor, KeyActorArgs};
@@ -110,11 +111,15 @@ impl Actor for Keys {
         if state.draining {
             return Ok(());
         }
+        if end.word == RestartReason::Panicked {
+            // Its message's fault: that message's attempts bound it, and no other pays.
+            state.restarted(&end, Duration::ZERO);
+            return state.start(&myself, ix).await;
+        }
         let now = state.args.env.clock.now();
         match state.budget.on_failure(now, &mut state.dice) {
             Verdict::Restart(after) => {
-                let _span = restart_span(Child::KeyActor, state.args.shard_no, &end, after).entered();
-                state.args.env.metrics.record_restart(Child::KeyActor, end.word);
+                state.restarted(&end, after);
                 myself.send_after(after, move || KeysMessage::Respawn(ix));
                 Ok(())
             }
@@ -126,6 +131,11 @@ impl Actor for Keys {
 }
 
 impl KeysState {
+    fn restarted(&self, end: &End, after: Duration) {
+        let _span = restart_span(Child::KeyActor, self.args.shard_no, end, after).entered();
+        self.args.env.metrics.record_restart(Child::KeyActor, end.word);
+    }
+
     async fn start(&mut self, myself: &ActorRef<KeysMessage>, ix: ActorIx) -> Result<(), ActorProcessingErr> {
         let KeysArgs { env, shard, live, .. } = &self.args;
         let args = KeyActorArgs { ix, env: env.clone(), shard: shard.clone(), live: live.clone() };

@@ -258,7 +258,7 @@ impl<'a> Stock<'a> {
             .filter_map(|arrival| match arrival.what {
                 What::Message(service, message) => Some((Some(service), message, false)),
                 What::Refused(service, message, _) => Some((service, message, true)),
-                What::Unbound => None,
+                What::Absent(..) | What::Unbound => None,
             })
             .collect();
         self.witness.delivered(self.plan, (shard, index, &origin, position), &messages);

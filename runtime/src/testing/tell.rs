@@ -138,6 +138,7 @@ impl World {
                 state: settled.state,
                 alone: false,
                 done: part == parts,
+                gone: worked.dies && part == parts,
             };
             // Some turns take so long that their messages are spilled.
             let most = if self.dice.below(60) == 0 { 400_000 } else { 800 };

@@ -57,6 +57,13 @@ impl Pool {
         }
     }
 
+    /// The actor is about to die: its key goes on without it.
+    pub(crate) fn leave(&mut self, actor: ActorIx) {
+        if let Some(entry) = self.entries.get_mut(actor as usize) {
+            (entry.alive, entry.slot) = (false, None);
+        }
+    }
+
     /// The actor died; gives the key that it had.
     pub(crate) fn died(&mut self, actor: ActorIx) -> Option<SlotIx> {
         let entry = self.entries.get_mut(actor as usize)?;

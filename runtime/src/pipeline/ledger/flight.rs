@@ -226,7 +226,7 @@ impl Ledger {
             parts,
             intake,
             release,
-            clean: self.suspicion.is_passed(),
+            clean: release || self.suspicion.is_passed(),
         };
         if planted(Defect::AcknowledgeBeforeCommit) {
             self.acknowledge(&commit);
@@ -301,7 +301,7 @@ impl Ledger {
         let events = commit.events().count() as u64;
         self.outbox_seq += events;
         self.publish(commit, events);
-        if commit.clean || flight.release {
+        if commit.clean {
             self.suspicion.cleaned();
         }
         self.sources.iter_mut().for_each(super::SourceTrack::committed);

@@ -9,7 +9,7 @@ use crate::handler::call_of;
 use crate::message::{Message, TakenId, murmur2, shard_of};
 use crate::pipeline::inbox::Arrival as Seen;
 use crate::store::calls::{CallOutcome, Reply};
-use crate::store::{KeyRow, RowSpan, ServiceKey};
+use crate::store::{KeyRow, PendingKind, PendingRow, RowSpan, ServiceKey};
 use crate::transport::Position;
 use std::sync::Arc;
 
@@ -34,28 +34,20 @@ pub struct Arrival {
 pub enum What {
     /// A message for a service, by its index.
     Message(u16, Message),
+    /// A message for a service that this program does not have, with the number that the store has for it: other programs
+    /// do, or did. It waits for one that does, under the service's name. Without a number none ever did: a dead letter.
+    Absent(Arc<str>, Option<u16>, Message),
     /// A message that is not run but becomes a dead letter with a reason; of a service, if it could be worked out.
     Refused(Option<u16>, Message, String),
     /// A message that no binding wants: its position passes.
     Unbound,
 }
 
-impl What {
-    /// The service that it is for, by its index.
-    fn service(&self) -> Option<u16> {
-        match self {
-            Self::Message(service, _) => Some(*service),
-            Self::Refused(service, ..) => *service,
-            Self::Unbound => None,
-        }
-    }
-}
-
 impl Arrival {
     /// What it takes in memory while it is in hand.
     pub(crate) fn bytes(&self) -> u32 {
         match &self.what {
-            What::Message(_, message) | What::Refused(_, message, _) => {
+            What::Message(_, message) | What::Absent(_, _, message) | What::Refused(_, message, _) => {
                 u32::try_from(message.frame().len()).unwrap_or(u32::MAX)
             }
             What::Unbound => 0,
@@ -71,7 +63,7 @@ impl Ledger {
         for arrival in arrivals {
             let bytes = arrival.bytes();
             let Arrival { origin, position, last, what } = arrival;
-            let number = self.number_of(what.service());
+            let number = self.number_of(&what).unwrap_or(u16::MAX);
             let track = &mut self.sources[source as usize];
             track.bytes += bytes as usize;
             let received = track.receive(source, (&origin, position), number, last);
@@ -93,25 +85,36 @@ impl Ledger {
         }
     }
 
-    /// The number in the store of a service, by its index.
-    fn number_of(&self, service: Option<u16>) -> u16 {
-        service.map_or(u16::MAX, |service| self.policy(service).number)
+    /// The number in the store of the service that a delivery is for.
+    fn number_of(&self, what: &What) -> Option<u16> {
+        match what {
+            What::Message(service, _) | What::Refused(Some(service), ..) => Some(self.policy(*service).number),
+            What::Absent(_, number, _) => *number,
+            What::Refused(None, ..) | What::Unbound => None,
+        }
     }
 
     fn arrive(&mut self, ticket: Ticket, what: What, now: Millis) {
+        let (number, mut name) = (self.number_of(&what), None);
         let (service, message, refusal) = match what {
             What::Message(service, message) => (Some(service), message, None),
             What::Refused(service, message, reason) => (service, message, Some(reason)),
+            What::Absent(absent, known, message) => {
+                let refusal = known.is_none().then(|| self.config.bindings.unknown(&absent));
+                name = Some(absent);
+                (None, message, refusal)
+            }
             What::Unbound => {
                 self.tally.unbound += 1;
                 self.count("unbound", 1);
                 return self.drop_ticket(ticket);
             }
         };
-        if let Some(service) = service.filter(|_| self.is_anothers(ticket.source, &message)) {
-            return self.pass_on(ticket, service, message);
+        if number.is_some() && self.is_anothers(ticket.source, &message) {
+            let name = service.map(|service| self.policy(service).name.clone()).or(name).unwrap_or_default();
+            return self.pass_on(ticket, name, message);
         }
-        let id = TakenId::of(&message, self.number_of(service), &self.config.hash_key);
+        let id = TakenId::of(&message, number.unwrap_or(u16::MAX), &self.config.hash_key);
         match self.inbox.arrive(id, ticket) {
             Seen::New => {}
             Seen::InHand => return self.count_duplicate(),
@@ -128,10 +131,29 @@ impl Ledger {
         let taken_at = now;
         let (attempt, history) = (0, Vec::new());
         let item = Item { message, id, from, arrival, taken_at, attempt, history, refusal, starts, trial };
-        match service {
-            Some(service) if !item.message.key().is_empty() => self.queue(service, item),
-            _ => self.refuse_unkeyed(service, item, now),
+        match (service, name) {
+            (_, name) if item.message.key().is_empty() => self.refuse_unkeyed(service, name, item, now),
+            (Some(service), _) => self.queue(service, item),
+            (None, Some(name)) if number.is_some() => self.set_aside(name, item),
+            (None, name) => self.refuse_unkeyed(None, name, item, now),
         }
+    }
+
+    /// A message of a service that this program does not have gets a row behind those of its key: whoever takes the shard
+    /// and has the service finds them, in order.
+    fn set_aside(&mut self, service: Arc<str>, item: Item) {
+        let From::Live(ticket) = item.from else { return };
+        let bytes_max = self.config.settings.commit.bytes_max;
+        self.batches.loose_with_room(item.message.frame().len(), bytes_max);
+        self.take(None, &item, ticket);
+        self.inbox.pin(item.id);
+        self.waiting.rows += 1;
+        let seq = self.next_seq();
+        self.tally.absent.push(service.clone());
+        let Item { message, id, taken_at, attempt, history, .. } = item;
+        let (key, kind, due_at) = (message.key().into(), PendingKind::Follower, None);
+        let row = PendingRow { seq, service, key, kind, due_at, id, taken_at, attempt, starts: 0, message, history };
+        self.batches.loose().part.pending.push(row);
     }
 
     /// Whether a message's key belongs to another shard. What the log holds for this one is this one's.
@@ -143,7 +165,7 @@ impl Ledger {
 
     /// A message of another shard's key is not run here: it goes there by the log, in the commit that takes it from its
     /// source. A copy is recognised there, by its id.
-    fn pass_on(&mut self, ticket: Ticket, service: u16, message: Message) {
+    fn pass_on(&mut self, ticket: Ticket, service: Arc<str>, message: Message) {
         self.tally.rekeyed += 1;
         self.count("rekeyed", 1);
         let bytes_max = self.config.settings.commit.bytes_max;
@@ -318,8 +340,8 @@ impl Ledger {
         }
     }
 
-    /// A message without a usable service or key becomes a dead letter at once.
-    pub(super) fn refuse_unkeyed(&mut self, service: Option<u16>, item: Item, now: Millis) {
+    /// A message without a usable service or key becomes a dead letter at once, under the name that it was sent to.
+    fn refuse_unkeyed(&mut self, service: Option<u16>, name: Option<Arc<str>>, item: Item, now: Millis) {
         let From::Live(ticket) = item.from else { return };
         let bytes_max = self.config.settings.commit.bytes_max;
         self.batches.loose_with_room(item.message.frame().len(), bytes_max);
@@ -327,7 +349,7 @@ impl Ledger {
         let seq = self.next_seq();
         self.tally.dead.push(service);
         self.count("dead_letters", 1);
-        let name: Arc<str> = service.map_or_else(|| Arc::from(""), |service| self.policy(service).name.clone());
+        let name = service.map(|service| self.policy(service).name.clone()).or(name).unwrap_or_default();
         let error = bounded(item.refusal.clone().unwrap_or_else(|| "the message has no key".to_owned()));
         let key = ServiceKey { service: name, key: item.message.key().into() };
         let letter = dead_letter(&item, seq, key, error, false, now);

@@ -37,7 +37,7 @@ pub(super) struct Outbox {
 #[derive(Debug, Default)]
 pub(super) struct Outward {
     /// Messages for services, of keys that belong to other shards.
-    pub(super) onward: Vec<(u16, Message)>,
+    pub(super) onward: Vec<(Arc<str>, Message)>,
     /// Watermarks, by the sink's index.
     reached: BTreeMap<u16, u64>,
     /// Sinks that were given up.
@@ -50,7 +50,7 @@ pub(super) struct Outward {
 #[derive(Debug, Default)]
 pub(super) struct Sum {
     pub(super) watermarks: Watermarks,
-    pub(super) onward: Vec<(u16, Message)>,
+    pub(super) onward: Vec<(Arc<str>, Message)>,
     pub(super) again: Vec<Event>,
 }
 

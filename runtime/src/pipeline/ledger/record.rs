@@ -52,6 +52,8 @@ pub struct Tally {
     pub expired: u64,
     /// Dead letters, by service index; `None` where there is no service.
     pub dead: Vec<Option<u16>>,
+    /// Services that this program does not have, one for each message that waits for a program that does.
+    pub absent: Vec<Arc<str>>,
     /// Retries: attempt that failed, delay chosen in milliseconds.
     pub retries: Vec<(u32, Millis)>,
     /// Keys that gave their actor to another.

@@ -54,6 +54,8 @@ pub struct RunReport {
     pub alone: bool,
     /// Whether the run is over; otherwise a turn of it is still under way.
     pub done: bool,
+    /// Whether the actor ends with it: it takes no other run.
+    pub gone: bool,
 }
 
 /// How a turn ended.
@@ -219,7 +221,13 @@ impl Ledger {
         if running.no != report.no {
             return;
         }
-        if running.stale {
+        let stale = running.stale;
+        if report.gone {
+            self.actors.leave(report.actor);
+            let slot = &mut self.slots[report.slot];
+            (slot.actor, slot.warm) = (None, false);
+        }
+        if stale {
             if report.done {
                 self.permit_used(report.slot);
                 self.slots[report.slot].running = None;

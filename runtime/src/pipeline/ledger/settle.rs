@@ -8,7 +8,7 @@ use super::runs::{TurnEnd, TurnFault};
 use super::slot::{From, Item, Newest, SlotIx, Trial};
 use super::{Ledger, Stored, Ticket};
 use crate::clock::{Millis, millis};
-use crate::handler::{AfterDeadLetter, Fault, call_of};
+use crate::handler::{AfterDeadLetter, Asked, Fault, call_of};
 use crate::message::TakenId;
 use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{Attempt, Letters, Part, PendingKind, StateWrite};
@@ -235,9 +235,9 @@ impl Ledger {
     /// The message becomes a dead letter.
     fn give_up(&mut self, ix: SlotIx, (item, before): (Item, Item), error: String, now: Millis) {
         let call = call_of(&item.message);
-        // The sender of a call is told, and nobody else waits for it.
-        let holds_key =
-            call.is_none() && self.policy(self.slots[ix].service).after_dead_letter == AfterDeadLetter::HoldKey;
+        // Who asked is told, and nobody else waits for it.
+        let told = call.is_some() || Asked::of(&item.message).is_some();
+        let holds_key = !told && self.policy(self.slots[ix].service).after_dead_letter == AfterDeadLetter::HoldKey;
         let row = matches!(item.from, From::Row(_));
         let seq = match item.from {
             From::Row(seq) => {

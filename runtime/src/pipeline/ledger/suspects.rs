@@ -46,9 +46,9 @@ pub(crate) struct Suspicion {
 }
 
 impl Suspicion {
-    /// After so many unclean takeovers in a row, the last row's number being `seq`.
-    pub(super) fn new(unclean: u32, seq: u64) -> Self {
-        Self { unclean, died: unclean > 0, on: unclean >= UNCLEAN_MIN, seq, ..Self::default() }
+    /// After so many unclean takeovers in a row, the last of them now or not; the last row's number being `seq`.
+    pub(super) fn new((unclean, died): (u32, bool), seq: u64) -> Self {
+        Self { unclean, died, on: unclean >= UNCLEAN_MIN, seq, ..Self::default() }
     }
 
     /// A delivery that is no duplicate, of an origin of a source, as the arrival of this number. A source hands over again

@@ -8,7 +8,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::ShardMessage;
 use crate::clock::Stopwatch;
-use crate::handlers::{Cell, RunContext, Settled};
+use crate::handlers::{Cell, RunContext, Settled, discard};
 use crate::pipeline::ledger::{ActorIx, RunOrder, RunReport};
 use crate::supervision::Env;
 
@@ -60,18 +60,22 @@ impl Actor for KeyActor {
         let _live = Live(&args.live);
         let report = |settled: Settled, done: bool| {
             let RunOrder { slot, no, .. } = order;
-            let Settled { turns, state, alone, .. } = settled;
-            ShardMessage::Ran(RunReport { actor: args.ix, slot, no, turns, state, alone, done })
+            let Settled { turns, state, alone, panic } = settled;
+            let gone = panic.is_some();
+            (ShardMessage::Ran(RunReport { actor: args.ix, slot, no, turns, state, alone, done, gone }), panic)
         };
         // The shard outlives its key actors but for the moment in which all of them are being stopped.
-        let early = |settled| drop(args.shard.cast(report(settled, false)));
+        let early = |settled| drop(args.shard.cast(report(settled, false).0));
         let watch = Stopwatch::start();
         let service = &args.env.handlers.all()[order.service as usize];
-        let mut settled = service.run(cell, order.state, order.items, context, &early).await;
+        let settled = service.run(cell, order.state, order.items, context, &early).await;
         args.env.service_metrics[order.service as usize].record_run(settled.turns.len() as u64, watch.elapsed());
-        let panic = settled.panic.take();
-        drop(args.shard.cast(report(settled, true)));
+        let (report, panic) = report(settled, true);
+        drop(args.shard.cast(report));
         // Its supervisor is to see the panic: what the handler left behind in this actor is not trusted.
-        panic.map_or(Ok(()), |panic| Err(panic.into()))
+        panic.map_or(Ok(()), |panic| {
+            discard(cell.take());
+            Err(panic.into())
+        })
     }
 }

@@ -110,6 +110,12 @@ impl ShardState {
                 None => metrics.service("unknown").add_dead_letters(1),
             }
         }
+        for service in tally.absent {
+            if !self.absent.contains(&service) {
+                warn!(shard = self.no, %service, "messages wait for a program that has their service");
+                self.absent.insert(service);
+            }
+        }
         if tally.duplicates > 0 {
             metrics.add_dedup_hits(DedupSource::Inbox, tally.duplicates);
         }

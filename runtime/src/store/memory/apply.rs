@@ -90,7 +90,7 @@ impl Inner {
         if commit.release {
             shard.owner = None;
         }
-        if commit.release || commit.clean {
+        if commit.clean {
             shard.unclean = 0;
         }
     }

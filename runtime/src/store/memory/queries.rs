@@ -39,6 +39,10 @@ impl Queries for MemoryStore {
         Box::pin(ready(Ok(rows.map(|row| (row.shard, row.waiting_keys)).collect())))
     }
 
+    fn services(&self) -> StoreFuture<'_, BTreeMap<Arc<str>, u16>> {
+        Box::pin(ready(Ok(self.inner().services.clone())))
+    }
+
     fn peek(&self, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<(ShardNo, DeadLetter)>> {
         let inner = self.inner();
         let found = inner.dead.iter().filter(|(_, letter)| filter.matches(letter));

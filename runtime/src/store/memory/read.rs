@@ -71,9 +71,10 @@ impl Inner {
         let row = self.shards.get_mut(shard as usize);
         let row = row.ok_or_else(|| StoreError::Corrupt(format!("there is no shard {shard}")))?;
         row.epoch += 1;
-        row.unclean += u32::from(row.owner.as_deref().is_some_and(|before| before != owner));
+        let died = row.owner.as_deref().is_some_and(|before| before != owner);
+        row.unclean += u32::from(died);
         row.owner = Some(owner.to_owned());
-        Ok(taken(shard, row))
+        Ok(TakenShard { died, ..taken(shard, row) })
     }
 
     pub(super) fn retake(&mut self, shard: ShardNo, epoch: Epoch) -> Result<TakenShard, StoreError> {
@@ -265,6 +266,7 @@ fn taken(shard: ShardNo, row: &Shard) -> TakenShard {
         outbox_seq: row.outbox_seq,
         last_seq: row.last_seq,
         unclean: row.unclean,
+        died: false,
         positions: row.positions.clone(),
         ahead: row.ahead.clone(),
         watermarks: row.watermarks.clone(),

@@ -9,7 +9,7 @@ WITH fence AS (
         watermarks = $10::text::json,
         counters = $11::text::json,
         owner = CASE WHEN $12 THEN NULL ELSE owner END,
-        unclean = CASE WHEN $12 OR $13 THEN 0 ELSE unclean END
+        unclean = CASE WHEN $13 THEN 0 ELSE unclean END
     WHERE shard = $1 AND epoch = $2 AND commit_no = $3 - 1
     RETURNING shard
 ),

@@ -64,6 +64,7 @@ pub(super) fn shard(row: &PgRow) -> Result<TakenShard, StoreError> {
         outbox_seq: number(row, 3)?,
         last_seq: number(row, 4)?,
         unclean: number(row, 5)?,
+        died: false,
         positions: json(row, 6)?,
         watermarks: json(row, 7)?,
         counters: json(row, 8)?,

@@ -18,6 +18,8 @@ pub(super) enum Failure {
     Refused { permanent: bool, error: String },
     /// A deadlock, or a serialization that failed: the same again will pass.
     Again(String),
+    /// Somebody else holds a lock that it needs: the same again will pass when that is given back.
+    Locked(String),
     /// The server took longer than it may.
     TooLong(String),
     /// The server has forgotten a prepared statement.
@@ -53,6 +55,7 @@ impl Failure {
         let class = code.get(..2).unwrap_or_default();
         match code {
             "40001" | "40P01" => Self::Again(text),
+            "55P03" => Self::Locked(text),
             "57014" => Self::TooLong(text),
             "26000" => Self::Forgotten(text),
             "XX001" | "XX002" => Self::Corrupt(text),
@@ -64,7 +67,7 @@ impl Failure {
     /// Whether the connection can be used on.
     pub(super) fn leaves_connection(&self) -> bool {
         match self {
-            Self::Refused { .. } | Self::Again(_) | Self::TooLong(_) => true,
+            Self::Refused { .. } | Self::Again(_) | Self::Locked(_) | Self::TooLong(_) => true,
             Self::Forgotten(_) | Self::Corrupt(_) | Self::Unavailable(_) | Self::Lost(_) => false,
         }
     }
@@ -74,6 +77,7 @@ impl Failure {
         match self {
             Self::Refused { permanent, error } => Outcome::Refused { permanent, error },
             Self::Again(text)
+            | Self::Locked(text)
             | Self::TooLong(text)
             | Self::Forgotten(text)
             | Self::Corrupt(text)
@@ -90,6 +94,7 @@ impl From<Failure> for StoreError {
             Failure::Corrupt(text) => Self::Corrupt(text),
             Failure::Refused { error, .. } => Self::Refused(error),
             Failure::Again(text)
+            | Failure::Locked(text)
             | Failure::TooLong(text)
             | Failure::Forgotten(text)
             | Failure::Unavailable(text)
@@ -130,7 +135,7 @@ mod tests {
             ("26000", Failure::Forgotten(String::new())),
             ("25006", Failure::Unavailable(String::new())),
             ("53100", Failure::Unavailable(String::new())),
-            ("55P03", Failure::Unavailable(String::new())),
+            ("55P03", Failure::Locked(String::new())),
             ("57P03", Failure::Unavailable(String::new())),
             ("58030", Failure::Unavailable(String::new())),
             ("XX000", Failure::Unavailable(String::new())),

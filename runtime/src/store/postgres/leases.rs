@@ -177,7 +177,9 @@ pub(super) async fn take(
             .put(i64::from(shards));
         let rows = links.run(AssertSqlSafe(sql.clone()), args).await?;
         if let Some(row) = rows.first() {
-            return decode::shard(row);
+            // It was as it was read.
+            let died = now.owner.is_some_and(|before| before != owner);
+            return Ok(TakenShard { died, ..decode::shard(row)? });
         }
         first = Some(now);
     }

@@ -9,6 +9,10 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::store::StoreError;
 
+/// A lock that a commit needs is waited for so many times shorter than its statement may take: what fails then is known to
+/// be the lock, and not what the statement does.
+const LOCK_SHARE: u32 = 5;
+
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
@@ -88,6 +92,12 @@ impl Place {
             ("tcp_keepalives_interval", "2"),
             ("tcp_keepalives_count", "3"),
         ]);
+        let options = match purpose {
+            Use::Commits => {
+                options.options([("lock_timeout", (self.statement_timeout / LOCK_SHARE).as_millis().to_string())])
+            }
+            _ => options,
+        };
         match purpose {
             Use::Commits | Use::Log => options.options([
                 ("plan_cache_mode", "force_generic_plan"),
@@ -122,6 +132,8 @@ mod tests {
         let options = direct.options(Use::Commits);
         assert!(options.get_options().unwrap().contains("-c statement_timeout=5000"), "{:?}", options.get_options());
         assert!(options.get_options().unwrap().contains("force_generic_plan"));
+        assert!(options.get_options().unwrap().contains("-c lock_timeout=1000"));
+        assert!(!direct.options(Use::Log).get_options().unwrap().contains("lock_timeout"));
         assert!(direct.options(Use::Queries).get_options().unwrap().contains("force_custom_plan"));
         assert!(direct.options(Use::Prepare).get_options().unwrap().contains("-c statement_timeout=0"));
         assert_eq!(options.get_application_name(), Some("perkey commits"));

@@ -2,6 +2,7 @@
 //! In: filters, commands, imports. Out: rows; writes that are one statement each.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, SqlSafeStr};
@@ -102,6 +103,10 @@ impl Queries for PgStore {
 
     fn count_waiting(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>> {
         Box::pin(async move { by_shard(&self.queries, COUNT_WAITING, &shards).await })
+    }
+
+    fn services(&self) -> StoreFuture<'_, BTreeMap<Arc<str>, u16>> {
+        Box::pin(async move { schema::services(&self.queries.read(schema::SERVICES, Args::default()).await?) })
     }
 
     fn peek(&self, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<(ShardNo, DeadLetter)>> {

@@ -6,14 +6,17 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::PgRow;
-use sqlx::{Connection, PgConnection, query, query_scalar};
+use sqlx::postgres::{PgConnectOptions, PgRow};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, query, query_scalar, raw_sql};
+use tracing::info;
 
 use super::failure::Failure;
-use super::links::Args;
+use super::links::{self, Args};
 use super::place::Place;
 use super::{PgStore, decode, tables};
-use crate::store::{Identity, Setup, StoreError};
+use crate::clock::sleep;
+use crate::handler::Table;
+use crate::store::{Identity, Setup, StoreError, declared};
 
 /// Without the driver's own lock: it belongs to a session, and behind a pooler the statement that gives it back may reach
 /// another one. [`LOCK`] ends with its transaction.
@@ -27,6 +30,15 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
 /// already is not worth a notice.
 const LOCK: &str =
     "SELECT pg_advisory_xact_lock(5783261409127364001), set_config('client_min_messages', 'warning', true)";
+
+/// Pause before the lock is asked for again.
+const AGAIN: Duration = Duration::from_millis(250);
+/// How often one is made anew that the server gave up for a deadlock.
+const TRIES: u32 = 5;
+/// Held by whoever makes indexes in this database; the number is any that others do not use.
+const INDEXES: &str = "SELECT pg_try_advisory_xact_lock(5783261409127364002)";
+/// Whether there is an index of this name, and it is complete.
+const STATE: &str = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(quote_ident($1))";
 
 /// Asks whether there is a store.
 pub(super) const THERE: &str = "SELECT coalesce(to_regclass('_sqlx_migrations') IS NOT NULL
@@ -100,6 +112,93 @@ pub(super) async fn prepare(connection: &mut PgConnection, setup: &Setup) -> Res
     let hash_key = hash_key(&query(HASH_KEY).fetch_all(&mut *transaction).await.map_err(failed)?)?;
     transaction.commit().await.map_err(failed)?;
     Ok(Identity { hash_key, services })
+}
+
+/// An index that is declared and not there, or there and not complete.
+struct Missing<'a> {
+    table: &'a Table,
+    index: &'a [&'static str],
+    name: String,
+    half: bool,
+}
+
+/// Makes what is missing of the indexes of tables that are there, while others write them; one that was left half made is
+/// made anew. Returns when none is missing. It is not to be cancelled: it holds a transaction.
+///
+/// An index that is made concurrently waits for every transaction that sees the table as it was, and must itself be in
+/// none: who makes one holds a lock in a transaction of another connection, and others ask for it, but never wait in it.
+pub(super) async fn indexes(
+    connection: &mut PgConnection,
+    options: &PgConnectOptions,
+    tables: &[Table],
+) -> Result<(), StoreError> {
+    let mut guard: Option<PgConnection> = None;
+    while !missing(connection, tables).await?.is_empty() {
+        let guard = match &mut guard {
+            Some(guard) => guard,
+            none => {
+                let connected = PgConnection::connect_with(options).await;
+                let unreachable = |error| StoreError::Unavailable(links::unreachable(options, &error));
+                none.insert(connected.map_err(unreachable)?)
+            }
+        };
+        let mut turn = guard.begin().await.map_err(failed)?;
+        query("SET LOCAL idle_in_transaction_session_timeout = 0").execute(&mut *turn).await.map_err(failed)?;
+        let mine: bool = query_scalar(INDEXES).fetch_one(&mut *turn).await.map_err(failed)?;
+        if mine {
+            for missing in missing(connection, tables).await? {
+                make(connection, &missing).await?;
+            }
+        }
+        turn.rollback().await.map_err(failed)?;
+        if !mine {
+            sleep(AGAIN).await;
+        }
+    }
+    if let Some(guard) = guard {
+        guard.close().await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn missing<'a>(connection: &mut PgConnection, tables: &'a [Table]) -> Result<Vec<Missing<'a>>, StoreError> {
+    let mut all = Vec::new();
+    for table in tables {
+        for index in table.indexes {
+            let name = declared::index_name(table, index);
+            let complete: Option<bool> =
+                query_scalar(STATE).bind(&name).fetch_optional(&mut *connection).await.map_err(failed)?;
+            if complete != Some(true) {
+                all.push(Missing { table, index, name, half: complete.is_some() });
+            }
+        }
+    }
+    Ok(all)
+}
+
+async fn make(connection: &mut PgConnection, missing: &Missing<'_>) -> Result<(), StoreError> {
+    let (table, name) = (missing.table, &missing.name);
+    info!(table = table.name, index = name, half_made = missing.half, "index is made, while others write its table");
+    let mut drops = missing.half;
+    for attempt in 1.. {
+        let drop = drops.then(|| format!("DROP INDEX CONCURRENTLY IF EXISTS \"{name}\""));
+        let create = tables::create_index(table, missing.index, "CONCURRENTLY ");
+        let mut made = Ok(());
+        for sql in drop.into_iter().chain([create]) {
+            made = raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await.map(|_| ());
+            if made.is_err() {
+                break;
+            }
+        }
+        match made.map_err(|error| Failure::of(&error)) {
+            Ok(()) => return Ok(()),
+            // What was made of it by then is there.
+            Err(Failure::Again(_) | Failure::Locked(_)) if attempt < TRIES => drops = true,
+            Err(Failure::Refused { error, .. }) => return Err(declared::wrong(table, error)),
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Texts are those of messages: an encoding that lacks some of their characters would refuse whole commits.

@@ -39,7 +39,11 @@ pub(super) async fn prepare(connection: &mut PgConnection, table: &Table) -> Res
     .map_err(|error| Failure::of(&error))?;
     if found.is_empty() {
         run(connection, table, create(table)).await?;
-        return make_indexes(connection, table).await;
+        for index in table.indexes {
+            // Nobody else has seen the table yet.
+            run(connection, table, create_index(table, index, "")).await?;
+        }
+        return Ok(());
     }
     let mut shapes = Vec::with_capacity(found.len());
     for row in &found {
@@ -50,24 +54,7 @@ pub(super) async fn prepare(connection: &mut PgConnection, table: &Table) -> Res
             place: decode::number(row, 3)?,
         });
     }
-    declared::compare(table, kind, &shapes)?;
-    make_indexes(connection, table).await
-}
-
-async fn make_indexes(connection: &mut PgConnection, table: &Table) -> Result<(), StoreError> {
-    for index in table.indexes {
-        let name = declared::index_name(table, index);
-        // Asked first: the statement that makes one waits for whoever writes the table, even where there is one.
-        let there: bool = sqlx::query_scalar("SELECT to_regclass(quote_ident($1)) IS NOT NULL")
-            .bind(&name)
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(|error| Failure::of(&error))?;
-        if !there {
-            run(connection, table, create_index(table, &name, index)).await?;
-        }
-    }
-    Ok(())
+    declared::compare(table, kind, &shapes)
 }
 
 async fn run(connection: &mut PgConnection, table: &Table, sql: String) -> Result<(), StoreError> {
@@ -233,12 +220,13 @@ fn create(table: &Table) -> String {
     format!("CREATE TABLE \"{}\" ({columns}, PRIMARY KEY ({}))", table.name, names(table.primary_key))
 }
 
-fn create_index(table: &Table, name: &str, index: &[&str]) -> String {
+/// The statement that makes an index, `how` is what stands before its name.
+pub(super) fn create_index(table: &Table, index: &[&str], how: &str) -> String {
     let columns = table.columns.iter();
     let text = |name: &str| columns.clone().any(|column| column.name == name && column.kind == ColumnKind::Text);
     let column = |name: &&str| format!("\"{name}\"{}", if text(name) { DIALECT.collate } else { "" });
     let columns = index.iter().map(column).collect::<Vec<_>>().join(", ");
-    format!("CREATE INDEX IF NOT EXISTS \"{name}\" ON \"{}\" ({columns})", table.name)
+    format!("CREATE INDEX {how}\"{}\" ON \"{}\" ({columns})", declared::index_name(table, index), table.name)
 }
 
 /// The lists of `columns` as rows, from argument `count + 1` on.

@@ -134,7 +134,7 @@ impl Writer {
             match ended {
                 Ok(fence) if fence.is_empty() => return Outcome::Fenced,
                 Ok(_) => return Outcome::Committed,
-                Err(Failure::Again(_)) if attempt < AGAIN_MAX || !statement.then.is_empty() => {
+                Err(Failure::Again(_)) if attempt < AGAIN_MAX => {
                     sleep(Duration::from_millis(attempt.into())).await;
                 }
                 // The fence alone has no data to be refused for: then it is the server that is slow.
@@ -144,12 +144,7 @@ impl Writer {
                 Err(failure) => return failure.outcome(),
             }
         }
-        let error = "the server found deadlocks again and again".to_owned();
-        if statement.then.is_empty() {
-            Outcome::Unavailable(error)
-        } else {
-            Outcome::Refused { permanent: false, error }
-        }
+        Outcome::Unavailable("the server found deadlocks again and again".to_owned())
     }
 
     /// Counts a commit that took too long; whether it did so too often.

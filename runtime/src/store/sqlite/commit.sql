@@ -11,7 +11,7 @@ UPDATE shards SET
     watermarks = f.watermarks,
     counters = f.counters,
     owner = CASE WHEN f.release THEN NULL ELSE shards.owner END,
-    unclean = CASE WHEN f.release OR f.clean THEN 0 ELSE shards.unclean END
+    unclean = CASE WHEN f.clean THEN 0 ELSE shards.unclean END
 FROM (
     SELECT value->>0 AS shard, value->>1 AS epoch, value->>2 AS no, value->>5 AS outbox_seq, value->>6 AS last_seq,
         value->>7 AS positions, value->>8 AS counters, value->>9 AS release, value->>10 AS clean, value->>15 AS watermarks,

@@ -66,6 +66,10 @@ impl Queries for SqliteStore {
         Box::pin(async move { by_shard(&self.readers, COUNT_WAITING.to_owned(), &shards).await })
     }
 
+    fn services(&self) -> StoreFuture<'_, BTreeMap<Arc<str>, u16>> {
+        Box::pin(async move { schema::numbers(&mut *self.readers.acquire().await.map_err(failed)?).await })
+    }
+
     fn peek(&self, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<(ShardNo, DeadLetter)>> {
         Box::pin(async move {
             let sql = format!(

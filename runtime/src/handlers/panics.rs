@@ -1,0 +1,41 @@
+//! Panics of handlers: what is made of them, so that none goes farther than its message.
+//! In: what was thrown. Out: its text; the end of an actor; of a run, when it was not a turn that panicked.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+
+use super::Settled;
+use crate::message::Message;
+use crate::pipeline::ledger::{TurnEnd, TurnFault};
+use crate::supervision::HandlerPanic;
+
+/// Something of the handler's panicked that is no turn, with so many messages not answered for: none of these counts, and
+/// one that was alone is at fault.
+pub(super) fn beside_the_turns(left: usize, reason: String) -> Settled {
+    let fault = TurnFault::Retry(format!("the handler panicked beside its turn: {reason}"));
+    let turns = if left == 1 { vec![TurnEnd::Fault(fault)] } else { Vec::new() };
+    let panic = HandlerPanic { message_id: String::new(), cause: None, reason };
+    Settled { turns, state: None, panic: Some(panic), alone: left > 1 }
+}
+
+/// What the actor of a turn that panicked ends with.
+pub(super) fn panicked(message: &Message, own: Option<String>, reason: String) -> HandlerPanic {
+    let cause = own.or_else(|| message.header("traceparent").map(str::to_owned));
+    HandlerPanic { message_id: message.id().to_owned(), cause, reason }
+}
+
+/// What a panic says. What it was thrown with may panic when it is dropped.
+pub(super) fn panic_text(panic: Box<dyn Any + Send>) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    discard(panic);
+    text.unwrap_or_else(|| "a value that is no text".to_owned())
+}
+
+/// Drops what a handler made, whatever comes of it.
+pub(crate) fn discard<T>(value: T) {
+    if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        // It could go on like that for ever.
+        std::mem::forget(panic);
+    }
+}
