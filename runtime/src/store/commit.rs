@@ -157,7 +157,7 @@ impl StateWrite {
 /// An event of the outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// The service that emitted it; empty for one that tells of a dead letter of no service.
+    /// The service that emitted it; empty for one that tells of a dead letter of a service that the program does not have.
     pub service: Arc<str>,
     /// Digest of the id of the message whose turn emitted it.
     pub cause: [u8; 16],
@@ -166,7 +166,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// Stands for a service's number in the store where an event is of none: it tells of a dead letter of none.
+    /// Stands for a service's number in the store where an event is of none: it tells of a dead letter.
     pub const NO_SERVICE: u16 = u16::MAX;
 }
 

@@ -27,26 +27,20 @@ pub(crate) fn lay_ids(commit: &Commit) -> Vec<u8> {
     blob
 }
 
-/// The events of `commit` and their number; `Err` names a service that has no number.
-pub(crate) fn lay_events(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) -> Result<(Vec<u8>, u64), Arc<str>> {
+/// The events of `commit` and their number. One that tells of a dead letter may be of no service.
+pub(crate) fn lay_events(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) -> (Vec<u8>, u64) {
     let bytes = commit.events().map(|event| EVENT_HEAD + event.message.frame().len()).sum();
     let mut blob = Vec::with_capacity(bytes);
     let mut count = 0;
     for event in commit.events() {
-        let number = number_of(&event.service, services).ok_or_else(|| Arc::clone(&event.service))?;
         let frame = event.message.frame();
-        blob.put_u16_le(number);
+        blob.put_u16_le(services.get(&event.service).copied().unwrap_or(Event::NO_SERVICE));
         blob.put_slice(&event.cause);
         blob.put_u32_le(u32::try_from(frame.len()).expect("a frame is shorter than 4 GiB"));
         blob.put_slice(frame);
         count += 1;
     }
-    Ok((blob, count))
-}
-
-/// A service's number; of no service are events that tell of a dead letter of none.
-fn number_of(service: &str, services: &BTreeMap<Arc<str>, u16>) -> Option<u16> {
-    if service.is_empty() { Some(Event::NO_SERVICE) } else { services.get(service).copied() }
+    (blob, count)
 }
 
 /// The ids of a `commits.ids` blob.

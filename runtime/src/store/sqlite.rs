@@ -311,13 +311,7 @@ impl Store for SqliteStore {
         let Some(services) = self.services.get() else {
             return Box::pin(async { Outcome::Unavailable("it was not prepared".to_owned()) });
         };
-        match Piece::of(commit, services) {
-            Ok(piece) => self.writer.commit(piece),
-            Err(name) => {
-                let error = format!("an event of service {name:?}, which the store was not prepared for");
-                Box::pin(async { Outcome::Refused { permanent: true, error } })
-            }
-        }
+        self.writer.commit(Piece::of(commit, services))
     }
 
     fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>> {

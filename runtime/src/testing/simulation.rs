@@ -196,9 +196,12 @@ impl Simulation {
         store.refuse_rows(move |row| check.check(row));
         let mut dice = Dice::seeded(self.seed ^ 0x5eed);
         let horizon = 500 + self.contents.len() as u64 * (5 + dice.below(20));
+        let all = self.contents.len() as u64;
+        // Some programs start with a backlog.
+        let backlog = if dice.below(2) == 0 { all / 3 } else { 0 };
         let mut stock = Stock::new(&plan, &clock, (&store, horizon));
-        for (at, content) in (0_u64..).zip(&self.contents) {
-            stock.put(at * horizon / self.contents.len() as u64, content, &mut dice);
+        for (nth, content) in (0_u64..).zip(&self.contents) {
+            stock.put(nth.saturating_sub(backlog) * horizon / all, content, &mut dice);
         }
         let Stock { log, queue, table, witness, .. } = stock;
         let embedded = EmbeddedLog::new(store.clone(), plan.settings.log.poll);

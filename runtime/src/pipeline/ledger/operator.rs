@@ -153,7 +153,7 @@ impl Ledger {
             match (service, &operation.action) {
                 (_, Wanted::Retire(_) | Wanted::Pause(_) | Wanted::Resume(_) | Wanted::Drop(_)) => {}
                 (_, Wanted::Edit { .. }) if operation.letter.id.is_outgoing() => {}
-                (_, Wanted::Replay) if operation.letter.id.is_outgoing() => {
+                (Some(_), Wanted::Replay) if operation.letter.id.is_outgoing() => {
                     self.publish_again(&operation.letter);
                     self.without_slot(&operation, "replayed", now);
                     outstanding += 1;

@@ -135,7 +135,9 @@ impl Ledger {
         let draft = Draft { id: &id, key, kind: DEAD_LETTER, source, time: letter.at, headers: &headers, payload };
         // Larger than the message by a few lines: it was a frame already.
         let message = draft.build_unchecked().ok()?;
-        Some(Event { service: letter.service.clone(), cause: letter.id.digest(), message })
+        // Another program's service may have no number that this one knows.
+        let service = self.service_of(&letter.service).map(|_| letter.service.clone()).unwrap_or_default();
+        Some(Event { service, cause: letter.id.digest(), message })
     }
 
     /// Tells whoever asked for a command that it became a dead letter.

@@ -50,12 +50,6 @@ impl Inner {
 
     /// Why this data cannot be written, and whether it never will be.
     fn refused(&self, commit: &Commit) -> Option<(bool, String)> {
-        if let Some(event) =
-            commit.events().find(|event| !event.service.is_empty() && !self.services.contains_key(&event.service))
-        {
-            let error = format!("an event of service {:?}, which the store was not prepared for", event.service);
-            return Some((true, error));
-        }
         commit.parts.iter().flat_map(|part| &part.rows).find_map(|row| {
             let hooked = self.refuse.as_ref().and_then(|refuse| refuse(row));
             hooked.or_else(|| self.misfit(row).map(|error| (false, error)))

@@ -51,10 +51,7 @@ pub(super) struct Statement {
 impl Statement {
     /// Lays `commit` out; [`Failure::Refused`] where it cannot be.
     pub(super) fn of(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) -> Result<Self, Failure> {
-        let (events, count) = layout::lay_events(commit, services).map_err(|name| Failure::Refused {
-            permanent: true,
-            error: format!("an event of service {name:?}, which the store was not prepared for"),
-        })?;
+        let (events, count) = layout::lay_events(commit, services);
         let waiting = Waiting::of(commit);
         let ids = layout::lay_ids(commit);
         let args = Args::with_room(room(commit, ids.len() + events.len()));

@@ -46,9 +46,9 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// Lays `commit` out; `Err` names a service that has no number.
-    pub(super) fn of(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) -> Result<Self, Arc<str>> {
-        let (events, events_count) = layout::lay_events(commit, services)?;
+    /// Lays `commit` out.
+    pub(super) fn of(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) -> Self {
+        let (events, events_count) = layout::lay_events(commit, services);
         let mut piece = Self {
             shard: commit.shard,
             epoch: commit.epoch,
@@ -90,7 +90,7 @@ impl Piece {
         let seqs =
             [piece.pending.last_key_value().map(|(seq, _)| *seq), piece.dead.last_key_value().map(|(seq, _)| *seq)];
         piece.last_seq = seqs.into_iter().flatten().max().unwrap_or(0);
-        Ok(piece)
+        piece
     }
 }
 
