@@ -82,6 +82,14 @@ impl Visitor<'_> for Amount {
         let beyond = || E::custom(format!("amount {amount} is beyond 2^53, from where on readers differ"));
         self.visit_i64(i64::try_from(amount).map_err(|_| beyond())?)
     }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Cents, E> {
+        Err(E::custom("the amount has decimals, or is beyond 2^53: whole minor units are wanted (1250 is 12.50)"))
+    }
+
+    fn visit_str<E: Error>(self, amount: &str) -> Result<Cents, E> {
+        Err(E::custom(format!("the amount is the text {amount:?}: whole minor units are wanted (1250 is 12.50)")))
+    }
 }
 
 impl fmt::Display for Cents {
