@@ -11,9 +11,11 @@ use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 use uuid::Uuid;
 
 mod hash;
+mod print;
 
 pub(crate) use self::hash::keyed_hash;
 pub use self::hash::{digest, murmur2, shard_of};
+pub use self::print::{Print, Taken};
 use crate::clock::Millis;
 
 /// The longest key, id, type or source, in bytes.

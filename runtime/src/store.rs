@@ -27,7 +27,7 @@ use futures_util::future::BoxFuture;
 
 use crate::clock::Millis;
 use crate::handler::Table;
-use crate::message::{ShardNo, TakenId};
+use crate::message::{ShardNo, Taken, TakenId};
 use crate::transport::Positions;
 pub use append::{IntakeRow, IntakeRows};
 pub use commit::{
@@ -94,8 +94,8 @@ pub struct CommitIds {
     pub no: u64,
     /// When it was written.
     pub at: Millis,
-    /// What it took.
-    pub ids: Vec<TakenId>,
+    /// What it took. A program of before prints were kept left none.
+    pub ids: Vec<Taken>,
 }
 
 /// The inbox of a shard, read at a takeover after its epoch was raised.

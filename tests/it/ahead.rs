@@ -54,7 +54,7 @@ impl Handler for Careful {
 
 /// Where messages come from.
 #[derive(Clone, Copy, Debug)]
-enum Door {
+pub(crate) enum Door {
     Log,
     Kafka,
     Rabbitmq,
@@ -63,7 +63,7 @@ enum Door {
 
 /// Why a key waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wait {
+pub(crate) enum Wait {
     Held,
     Retrying,
     KeyPaused,
@@ -79,16 +79,16 @@ enum End {
     Moved,
 }
 
-enum Place {
+pub(crate) enum Place {
     Sqlite(tempfile::TempDir),
     Postgres(Database),
 }
 
-struct Case {
+pub(crate) struct Case {
     wait: Wait,
     from: Door,
     place: Place,
-    store: Arc<dyn Store>,
+    pub(crate) store: Arc<dyn Store>,
     topic: Option<Topic>,
     streams: Option<Streams>,
     shut: Arc<AtomicBool>,
@@ -131,7 +131,7 @@ fn binds(source: &str) -> Vec<Bind> {
 }
 
 impl Case {
-    async fn new(place: Place, from: Door, wait: Wait) -> Self {
+    pub(crate) async fn new(place: Place, from: Door, wait: Wait) -> Self {
         let store: Arc<dyn Store> = match &place {
             Place::Sqlite(folder) => crate::support::open(&folder.path().join("s.db")).await,
             Place::Postgres(database) => open(&database.url).await,
@@ -152,7 +152,7 @@ impl Case {
         Self { wait, from, place, store, topic, streams, shut, settings, metrics: Metrics::new() }
     }
 
-    async fn start(&self, worker: &str) -> Engine {
+    pub(crate) async fn start(&self, worker: &str) -> Engine {
         let mut settings = self.settings.clone();
         settings.ownership.worker = worker.to_owned();
         let fault: fn(&'static str) -> Fault =
@@ -167,7 +167,7 @@ impl Case {
         engine.unwrap()
     }
 
-    async fn send(&self, messages: &[Message]) {
+    pub(crate) async fn send(&self, messages: &[Message]) {
         match self.from {
             Door::Log => {
                 let services = |message: &Message| match message.kind() {
@@ -211,7 +211,7 @@ impl Case {
     }
 
     /// The effects of a service on some keys.
-    async fn counted(&self, service: &str, keys: &[&str]) -> u64 {
+    pub(crate) async fn counted(&self, service: &str, keys: &[&str]) -> u64 {
         let asked = keys.iter().map(|key| ServiceKey { service: service.into(), key: (*key).into() }).collect();
         let rows = self.store.load(0, asked).await.unwrap();
         let states = rows.iter().filter_map(|row| row.state.as_ref());

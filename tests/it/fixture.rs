@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use perkey::handler::{Column, ColumnKind, RowWrite, Table};
-use perkey::message::{Draft, Message, TakenId};
+use perkey::message::{Draft, Message, Taken, TakenId};
 use perkey::store::memory::MemoryStore;
 use perkey::store::query::{DeadFilter, Story};
 use perkey::store::sqlite::{Access, SqliteStore};
@@ -152,8 +152,8 @@ pub(crate) fn message(id: &str, key: &str, payload: &[u8]) -> Message {
     Draft { id, key, kind: "posted", source: "test", time: 7, payload, ..Draft::default() }.build().unwrap()
 }
 
-pub(crate) fn taken(identity: &Identity, message: &Message) -> TakenId {
-    TakenId::of(message, identity.services["balances"], &identity.hash_key)
+pub(crate) fn taken(identity: &Identity, message: &Message) -> Taken {
+    Taken::of(message, identity.services["balances"], &identity.hash_key)
 }
 
 pub(crate) fn service_key(key: &str) -> ServiceKey {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use perkey::message::{Draft, Message, shard_of};
 use perkey::pipeline::bindings::Bindings;
 use perkey::pipeline::ledger::{
-    Action, ActorIx, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo, TurnEnd, TurnFault,
-    What,
+    Action, ActorIx, Arrival, Ledger, LedgerConfig, OTHER_CONTENT, RunOrder, RunReport, ServiceInfo, SourceInfo,
+    TurnEnd, TurnFault, What,
 };
 use perkey::settings::Settings;
 use perkey::store::memory::MemoryStore;
@@ -71,6 +71,8 @@ enum Op {
     Arrive(u8, usize),
     /// An earlier message arrives again.
     Again(prop::sample::Index),
+    /// Another message arrives with the id of an earlier one: what it says, of a few things.
+    Other(prop::sample::Index, u8),
     /// The next of what was asked is done: loads, questions, commits, or the run of an actor.
     Load,
     Answer,
@@ -99,6 +101,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (0u8..4, fate).prop_map(|(key, fate)| Op::Arrive(key, fate)),
         1 => any::<prop::sample::Index>().prop_map(Op::Again),
+        1 => (any::<prop::sample::Index>(), 0u8..3).prop_map(|(which, says)| Op::Other(which, says)),
         4 => Just(Op::Load),
         4 => Just(Op::Answer),
         6 => ending.prop_map(Op::Commit),
@@ -210,6 +213,16 @@ impl World {
             Op::Again(which) => {
                 if !self.log.is_empty() {
                     self.log.push(which.get(&self.log).clone());
+                    self.fetch();
+                }
+            }
+            Op::Other(which, says) => {
+                if !self.log.is_empty() {
+                    let first = which.get(&self.log);
+                    let payload = says.to_string();
+                    let (id, key, kind) = (first.id(), first.key(), first.kind());
+                    let draft = Draft { id, key, kind, payload: payload.as_bytes(), ..Draft::default() };
+                    self.log.push(draft.build().unwrap());
                     self.fetch();
                 }
             }
@@ -431,10 +444,33 @@ impl World {
         expected
     }
 
+    /// What came with an id that something else had come with before, each once.
+    fn others(&self) -> Vec<(String, String)> {
+        let mut first = BTreeMap::new();
+        let all = self.log.iter().map(said);
+        let others: BTreeSet<_> =
+            all.filter(|(id, says)| first.entry(id.clone()).or_insert_with(|| says.clone()) != says).collect();
+        others.into_iter().collect()
+    }
+
+    /// Dead letters: those that are such others, and the rest.
+    fn dead(&self) -> (Vec<(String, String)>, Vec<Message>) {
+        let letters = self.store.dead_letters().into_values();
+        let (others, rest): (Vec<_>, Vec<_>) = letters.partition(|letter| letter.error.ends_with(OTHER_CONTENT));
+        let mut others: Vec<_> = others.iter().map(|letter| said(&letter.message)).collect();
+        others.sort();
+        (others, rest.into_iter().map(|letter| letter.message).collect())
+    }
+
     fn found(&self) -> BTreeMap<String, Vec<String>> {
         let states = self.store.states().into_iter();
         states.map(|((_, key), (_, json))| (key.to_string(), serde_json::from_slice(&json).unwrap())).collect()
     }
+}
+
+/// A message's id, and what it says.
+fn said(message: &Message) -> (String, String) {
+    (message.id().to_owned(), String::from_utf8(message.payload().to_vec()).unwrap())
 }
 
 trait Positions {
@@ -460,7 +496,9 @@ proptest! {
         }
         world.finish();
         prop_assert_eq!(world.found(), world.expected());
-        let dead = world.store.dead_letters().into_values().filter(|letter| Fate::of(&letter.message).counts()).count();
+        let (others, rest) = world.dead();
+        prop_assert_eq!(others, world.others(), "each once");
+        let dead = rest.iter().filter(|message| Fate::of(message).counts()).count();
         prop_assert_eq!(dead, 0, "only what must die does");
         prop_assert_eq!(world.credits, 16, "all credits are back");
         prop_assert_eq!(world.ledger.gauges(world.now).pending, 0);

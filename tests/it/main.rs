@@ -15,6 +15,7 @@ mod cli_words;
 mod client;
 mod codecs;
 mod commands;
+mod conflicts;
 mod contract;
 mod cron;
 mod doctor;

@@ -511,6 +511,24 @@ async fn a_database_that_cannot_hold_every_text_is_refused() {
 }
 
 #[tokio::test]
+async fn ids_of_a_store_of_before_prints_were_kept_are_there_without() {
+    let place = PostgresPlace::new().await;
+    let store = place.store();
+    let identity = store.prepare(setup()).await.unwrap();
+    let epoch = store.take(1, "me").await.unwrap().epoch;
+    let written = full(&identity, 1, epoch, 1, "a");
+    committed(&store, &written).await;
+    let before = "ALTER TABLE commits DROP COLUMN prints; DELETE FROM _sqlx_migrations WHERE version >= 9";
+    run(&mut place.database.connection().await, before).await;
+    let store: Arc<dyn Store> = open(&place.database.url).await;
+    store.prepare(setup()).await.unwrap();
+    committed(&store, &full(&identity, 1, epoch, 2, "b")).await;
+    let found = store.inbox(1, 0, 100).await.unwrap().commits;
+    assert_eq!(found[0].ids, [perkey::message::Taken::from(written.parts[0].ids[0].id)]);
+    assert_ne!(found[1].ids[0].print, perkey::message::Print::UNKNOWN);
+}
+
+#[tokio::test]
 async fn stores_that_start_together_make_it_once_and_keep_no_lock() {
     let database = Database::new().await;
     let stores: Vec<_> = (0..4).map(|_| open(&database.url)).collect();

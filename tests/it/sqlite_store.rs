@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use perkey::message::{Print, Taken};
 use perkey::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand, Queries};
 use perkey::store::sqlite::{Access, SqliteStore};
 use perkey::store::{LogRow, Outcome, Part, Store, StoreError};
@@ -119,6 +120,28 @@ async fn a_store_of_a_newer_program_is_refused() {
         assert!(matches!(error, StoreError::Newer { found: 99, .. }), "{error}");
     }
     assert!(!SqliteStore::is_running(&place.url()), "a refused start holds no lock");
+}
+
+#[tokio::test]
+async fn ids_of_a_store_of_before_prints_were_kept_are_there_without() {
+    let place = SqlitePlace::new().await;
+    let store = place.store();
+    let identity = store.prepare(setup()).await.unwrap();
+    let epoch = store.take(1, "me").await.unwrap().epoch;
+    let written = full(&identity, 1, epoch, 1, "a");
+    committed(&store, &written).await;
+    drop(store);
+    place.sqlite().close().await;
+    let mut connection = place.connection().await;
+    let before = "ALTER TABLE commits DROP COLUMN prints; DELETE FROM _sqlx_migrations WHERE version >= 9";
+    sqlx::raw_sql(before).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&place.url(), Access::Run).await.unwrap());
+    store.prepare(setup()).await.unwrap();
+    committed(&store, &full(&identity, 1, epoch, 2, "b")).await;
+    let found = store.inbox(1, 0, 100).await.unwrap().commits;
+    assert_eq!(found[0].ids, [Taken::from(written.parts[0].ids[0].id)]);
+    assert_ne!(found[1].ids[0].print, Print::UNKNOWN);
 }
 
 #[tokio::test]

@@ -9,6 +9,11 @@ impl Metrics {
         self.families.expired.inc_by(count);
     }
 
+    /// `count` messages are dead letters because their id was taken before with other content.
+    pub fn add_id_conflicts(&self, count: u64) {
+        self.families.id_conflicts.inc_by(count);
+    }
+
     /// The store could not be looked at for gauges.
     pub fn add_look_failure(&self) {
         self.families.look_failures.inc();

@@ -1,5 +1,6 @@
 //! The ids that a shard has taken, exact within the dedup window.
-//! In: ids as they arrive, settle and commit. Out: new, or a duplicate; which commits have left the window.
+//! In: ids as they arrive, settle and commit, each with the print of what came with it. Out: new, a duplicate, or another
+//! content; which commits have left the window.
 
 use std::collections::VecDeque;
 
@@ -9,7 +10,7 @@ use hashbrown::{HashMap, HashSet};
 use super::defect::{Defect, planted};
 use super::tracker::Ticket;
 use crate::clock::Millis;
-use crate::message::TakenId;
+use crate::message::{Print, Taken, TakenId};
 use crate::store::InboxRows;
 
 /// What the inbox says of an arriving id.
@@ -21,6 +22,8 @@ pub(crate) enum Arrival {
     InHand,
     /// Taken: the copy is dropped.
     Taken,
+    /// In hand or taken, with other content: it is no copy.
+    Other,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +32,17 @@ enum Mark {
     Taken,
 }
 
+/// What is known of an id. All of it is of bytes: each one counts, there are millions.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    mark: Mark,
+    print: Print,
+}
+
 /// The owner's inbox.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
-    ids: HashMap<TakenId, Mark>,
+    ids: HashMap<TakenId, Known>,
     copies: HashMap<TakenId, Vec<Ticket>>,
     /// Ids of messages that operators put in the place of dead letters: no commit has taken them, and the store may not have
     /// them yet; and of those that wait for a program that has their service, whose keys are none of this one's. Those of
@@ -65,27 +75,25 @@ impl Inbox {
         let restored = rows.commits.last().map(|commit| commit.at);
         let mut inbox = Self { restored, ..Self::default() };
         for commit in rows.commits {
-            for id in &commit.ids {
-                inbox.ids.insert(*id, Mark::Taken);
+            for Taken { id, print } in &commit.ids {
+                inbox.ids.insert(*id, Known { mark: Mark::Taken, print: *print });
             }
-            inbox.taken += commit.ids.len();
-            inbox.commits.push_back((commit.no, commit.at, commit.ids.into_boxed_slice()));
+            inbox.committed(commit.no, commit.at, commit.ids.iter().map(|taken| taken.id).collect());
         }
         inbox
     }
 
     /// An id arrives with a delivery.
-    pub(crate) fn arrive(&mut self, id: TakenId, ticket: Ticket) -> Arrival {
-        if !self.pinned.is_empty() && self.pinned.contains(&id) {
-            return Arrival::Taken;
-        }
+    pub(crate) fn arrive(&mut self, Taken { id, print }: Taken, ticket: Ticket) -> Arrival {
         match self.ids.entry(id) {
+            Entry::Vacant(_) if !self.pinned.is_empty() && self.pinned.contains(&id) => Arrival::Taken,
             Entry::Vacant(_) if planted(Defect::IdTakenAfterRun) => Arrival::New,
             Entry::Vacant(place) => {
-                place.insert(Mark::InHand);
+                place.insert(Known { mark: Mark::InHand, print });
                 Arrival::New
             }
-            Entry::Occupied(place) => match place.get() {
+            Entry::Occupied(place) if place.get().print.differs(print) => Arrival::Other,
+            Entry::Occupied(place) => match place.get().mark {
                 Mark::Taken => Arrival::Taken,
                 Mark::InHand => {
                     self.copies.entry(id).or_default().push(ticket);
@@ -95,15 +103,23 @@ impl Inbox {
         }
     }
 
-    /// An id is settled: taken with the next commit. Gives the copies that are settled with it.
-    pub(crate) fn settle(&mut self, id: TakenId) -> Vec<Ticket> {
-        self.ids.insert(id, Mark::Taken);
-        if self.copies.is_empty() { Vec::new() } else { self.copies.remove(&id).unwrap_or_default() }
+    /// An id is settled: taken with the next commit, as given. Gives the copies that are settled with it, too.
+    pub(crate) fn settle(&mut self, id: TakenId) -> (Taken, Vec<Ticket>) {
+        let print = self.mark(id, Mark::Taken);
+        let copies = if self.copies.is_empty() { None } else { self.copies.remove(&id) };
+        (Taken { id, print }, copies.unwrap_or_default())
+    }
+
+    /// Marks an id, and gives the print of what came with it.
+    fn mark(&mut self, id: TakenId, mark: Mark) -> Print {
+        let known = self.ids.entry(id).or_insert(Known { mark, print: Print::UNKNOWN });
+        known.mark = mark;
+        known.print
     }
 
     /// A settled id is in hand again: its commit was refused.
     pub(crate) fn unsettle(&mut self, id: TakenId, copies: Vec<Ticket>) {
-        self.ids.insert(id, Mark::InHand);
+        self.mark(id, Mark::InHand);
         if !copies.is_empty() {
             self.copies.entry(id).or_default().extend(copies);
         }
@@ -171,6 +187,7 @@ impl Inbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::CommitIds;
 
     const TICKET: Ticket = Ticket { source: 0, origin: 0, nth: 0, seq: 0, bytes: 0 };
 
@@ -178,20 +195,24 @@ mod tests {
         TakenId([n; TakenId::BYTES])
     }
 
+    fn said(id: TakenId, print: u8) -> Taken {
+        Taken { id, print: Print([print; Print::BYTES]) }
+    }
+
     #[test]
     fn a_copy_in_hand_is_settled_with_its_original() {
         let mut inbox = Inbox::default();
-        assert_eq!(inbox.arrive(id(1), TICKET), Arrival::New);
-        assert_eq!(inbox.arrive(id(1), Ticket { seq: 7, ..TICKET }), Arrival::InHand);
-        assert_eq!(inbox.settle(id(1)), [Ticket { seq: 7, ..TICKET }]);
-        assert_eq!(inbox.arrive(id(1), TICKET), Arrival::Taken);
+        assert_eq!(inbox.arrive(said(id(1), 1), TICKET), Arrival::New);
+        assert_eq!(inbox.arrive(said(id(1), 1), Ticket { seq: 7, ..TICKET }), Arrival::InHand);
+        assert_eq!(inbox.settle(id(1)), (said(id(1), 1), vec![Ticket { seq: 7, ..TICKET }]));
+        assert_eq!(inbox.arrive(said(id(1), 1), TICKET), Arrival::Taken);
     }
 
     #[test]
     fn ids_age_out_by_time_and_number_but_never_while_pinned() {
         let mut inbox = Inbox::default();
         for n in 1..=4 {
-            inbox.arrive(id(n), TICKET);
+            inbox.arrive(said(id(n), 1), TICKET);
             inbox.settle(id(n));
             inbox.committed(u64::from(n), u64::from(n) * 100, Box::new([id(n)]));
         }
@@ -199,11 +220,36 @@ mod tests {
         let aging = |window, max_ids| Aging { now: 450, window, max_ids, old_enough: Millis::MAX };
         inbox.age(aging(300, 100));
         assert!(!inbox.is_short());
-        assert_eq!(inbox.arrive(id(1), TICKET), Arrival::Taken, "pinned");
+        assert_eq!(inbox.arrive(said(id(1), 1), TICKET), Arrival::Taken, "pinned");
         inbox.unpin(id(1));
-        assert_eq!(inbox.arrive(id(1), TICKET), Arrival::New, "out of the window");
+        assert_eq!(inbox.arrive(said(id(1), 1), TICKET), Arrival::New, "out of the window");
         inbox.age(aging(450, 1));
         assert!(inbox.is_short());
         assert_eq!((inbox.oldest(), inbox.len()), (Some((4, 400)), 1));
+    }
+
+    #[test]
+    fn another_content_is_no_copy_whether_the_first_is_in_hand_taken_or_was_read_back() {
+        let mut inbox = Inbox::default();
+        let (first, other) = (said(id(1), 1), said(id(1), 2));
+        assert_eq!(inbox.arrive(first, TICKET), Arrival::New);
+        assert_eq!(inbox.arrive(other, TICKET), Arrival::Other);
+        let (taken, copies) = inbox.settle(id(1));
+        assert!(taken == first && copies.is_empty(), "{taken:?} {copies:?}");
+        assert_eq!([first, other].map(|taken| inbox.arrive(taken, TICKET)), [Arrival::Taken, Arrival::Other]);
+        inbox.unsettle(id(1), Vec::new());
+        assert_eq!([first, other].map(|taken| inbox.arrive(taken, TICKET)), [Arrival::InHand, Arrival::Other]);
+
+        let unknown = Taken::from(id(2));
+        let commit = CommitIds { no: 1, at: 1, ids: vec![first, unknown] };
+        let mut inbox = Inbox::restore(InboxRows { commits: vec![commit], ..InboxRows::default() });
+        assert_eq!([first, other].map(|taken| inbox.arrive(taken, TICKET)), [Arrival::Taken, Arrival::Other]);
+        // Of what was taken before prints were kept, nothing is known but the id.
+        assert_eq!(inbox.arrive(said(id(2), 9), TICKET), Arrival::Taken);
+    }
+
+    #[test]
+    fn an_id_takes_eight_bytes_more_for_its_print() {
+        assert_eq!(size_of::<(TakenId, Known)>(), TakenId::BYTES + 1 + Print::BYTES);
     }
 }

@@ -27,7 +27,7 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 
 pub use self::intake::{Arrival, What};
-pub use self::record::{FaultNote, Gauges, Tally};
+pub use self::record::{FaultNote, Gauges, OTHER_CONTENT, Tally};
 pub use self::runs::{RunItem, RunOrder, RunReport, TurnEnd, TurnFault};
 pub use self::slot::{ActorIx, SlotIx};
 
@@ -102,7 +102,8 @@ pub struct LedgerConfig {
 pub enum Action {
     /// Read what the store has of these keys; answer with [`Ledger::loaded`].
     Load(Vec<(SlotIx, u64)>, Vec<ServiceKey>),
-    /// Ask which of these ids, each with the message's own, wait or were given up; answer with [`Ledger::checked`].
+    /// Ask which of these ids, two for each place and each with the message's own, wait or were given up; answer with
+    /// [`Ledger::checked`].
     Check(Vec<(SlotIx, u64)>, Vec<(TakenId, String)>),
     /// Look for dead letters behind a number that were given up before a time; answer with [`Ledger::old_found`].
     FindOld(u64, Millis),
@@ -354,8 +355,8 @@ impl Ledger {
     }
 }
 
-const COUNTERS: [&str; 8] =
-    ["taken", "duplicates", "dead_letters", "retries", "unbound", "rekeyed", "takeovers", "two_senders"];
+const COUNTERS: [&str; 9] =
+    ["taken", "duplicates", "conflicts", "dead_letters", "retries", "unbound", "rekeyed", "takeovers", "two_senders"];
 
 fn restore_counters(stored: &Counters) -> BTreeMap<&'static str, u64> {
     let known = COUNTERS.iter().map(|name| (*name, stored.get(*name).copied().unwrap_or(0)));

@@ -11,7 +11,7 @@ use super::calls::Reply;
 use super::{Counters, Epoch, StoreError, TimerWrite, Watermarks};
 use crate::clock::Millis;
 use crate::handler::{RowWrite, Statement};
-use crate::message::{Message, ShardNo, TakenId};
+use crate::message::{Message, ShardNo, Taken, TakenId};
 use crate::transport::{Ahead, Positions};
 
 /// Positions of every source of a shard, by the source's name.
@@ -69,6 +69,11 @@ impl Commit {
 
     /// All ids that the commit takes.
     pub fn ids(&self) -> impl Iterator<Item = &TakenId> {
+        self.taken().map(|taken| &taken.id)
+    }
+
+    /// The same, each with the print of what came with it.
+    pub fn taken(&self) -> impl Iterator<Item = &Taken> {
         self.parts.iter().flat_map(|part| &part.ids)
     }
 }
@@ -76,8 +81,8 @@ impl Commit {
 /// What one key's settled turns write.
 #[derive(Clone, Debug, Default)]
 pub struct Part {
-    /// Ids taken.
-    pub ids: Vec<TakenId>,
+    /// Ids taken, each with the print of what came with it.
+    pub ids: Vec<Taken>,
     /// The key's new state.
     pub state: Option<StateWrite>,
     /// Events, in order.
@@ -132,7 +137,7 @@ impl Part {
             .chain(statements)
             .chain(replies)
             .sum::<usize>();
-        state + lists + self.ids.len() * size_of::<TakenId>()
+        state + lists + self.ids.len() * size_of::<Taken>()
     }
 }
 

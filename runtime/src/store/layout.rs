@@ -8,7 +8,7 @@ use bytes::{Buf, BufMut, Bytes};
 
 use super::query::{CommitRow, EventRow};
 use super::{Commit, Event, SourceAhead, StoreError};
-use crate::message::{Message, TakenId};
+use crate::message::{Message, Print, Taken, TakenId};
 use crate::transport::{Ahead, Position, Stretch};
 
 /// Bytes before an event's frame: its service's number, its cause, the frame's length.
@@ -23,6 +23,18 @@ pub(crate) fn lay_ids(commit: &Commit) -> Vec<u8> {
     let mut blob = Vec::with_capacity(commit.ids().count() * TakenId::BYTES);
     for id in commit.ids() {
         blob.extend_from_slice(&id.0);
+    }
+    blob
+}
+
+/// The prints of the ids that `commit` takes, in the same order; none at all where none is known.
+pub(crate) fn lay_prints(commit: &Commit) -> Vec<u8> {
+    if commit.taken().all(|taken| taken.print == Print::UNKNOWN) {
+        return Vec::new();
+    }
+    let mut blob = Vec::with_capacity(commit.ids().count() * Print::BYTES);
+    for taken in commit.taken() {
+        blob.extend_from_slice(&taken.print.0);
     }
     blob
 }
@@ -50,6 +62,19 @@ pub(crate) fn ids(blob: &[u8]) -> Result<Vec<TakenId>, StoreError> {
         return Ok(ids.iter().map(|raw| TakenId(*raw)).collect());
     }
     Err(StoreError::Corrupt(format!("a list of ids of {} bytes", blob.len())))
+}
+
+/// The ids of a `commits.ids` blob, each with its print of the `commits.prints` blob beside it.
+pub(crate) fn taken(blob: &[u8], prints: &[u8]) -> Result<Vec<Taken>, StoreError> {
+    let ids = ids(blob)?;
+    if prints.is_empty() {
+        return Ok(ids.into_iter().map(Taken::from).collect());
+    }
+    let (prints, rest) = prints.as_chunks::<{ Print::BYTES }>();
+    if prints.len() != ids.len() || !rest.is_empty() {
+        return Err(StoreError::Corrupt(format!("{} prints of {} ids", prints.len(), ids.len())));
+    }
+    Ok(ids.into_iter().zip(prints).map(|(id, print)| Taken { id, print: Print(*print) }).collect())
 }
 
 /// One stored id.
@@ -271,6 +296,25 @@ mod tests {
             }
             prop_assert_eq!(super::ahead(&blob).unwrap(), laid);
         }
+    }
+
+    #[test]
+    fn ids_come_back_with_their_prints_and_without_where_there_are_none() {
+        let taken = |n: u8| Taken { id: TakenId([n; TakenId::BYTES]), print: Print([n; Print::BYTES]) };
+        let all = vec![taken(1), TakenId([2; TakenId::BYTES]).into(), taken(3)];
+        let lay = |ids: &[Taken]| {
+            let parts = ids.iter().map(|id| super::super::Part { ids: vec![*id], ..Default::default() }).collect();
+            let commit = Commit { parts, ..Commit::default() };
+            (lay_ids(&commit), lay_prints(&commit))
+        };
+        let (ids, prints) = lay(&all);
+        assert_eq!(super::taken(&ids, &prints).unwrap(), all);
+        for cut in 1..prints.len() {
+            assert!(super::taken(&ids, &prints[cut..]).is_err(), "{cut} bytes are missing");
+        }
+        let before: Vec<Taken> = all.iter().map(|taken| taken.id.into()).collect();
+        assert_eq!(lay(&before), (ids.clone(), Vec::new()));
+        assert_eq!(super::taken(&ids, b"").unwrap(), before);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::clock::{Clock, Millis};
 use crate::handler::{Column, ColumnKind, RowWrite, Table};
-use crate::message::{ShardNo, TakenId};
+use crate::message::{ShardNo, Taken, TakenId};
 use crate::transport::Positions;
 
 /// A store in memory. What is committed outlives every owner of a shard, not the process.
@@ -64,7 +64,7 @@ pub struct Written {
     /// Number of its first event.
     pub first_seq: u64,
     /// What it took.
-    pub ids: Vec<TakenId>,
+    pub ids: Vec<Taken>,
     /// What it emitted.
     pub events: Vec<Event>,
 }

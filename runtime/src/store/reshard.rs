@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::layout;
 use super::{Counters, Letters, SourceAhead, SourcePositions, StoreError, Watermarks};
 use crate::clock::Millis;
-use crate::message::{Message, ShardNo, TakenId, murmur2, shard_of};
+use crate::message::{Message, ShardNo, Taken, TakenId, murmur2, shard_of};
 use crate::transport::{Positions, embedded, intake, united};
 
 /// What was moved.
@@ -84,6 +84,7 @@ struct Row {
     at: Millis,
     first_seq: u64,
     ids: Vec<u8>,
+    prints: Vec<u8>,
     events: Bytes,
 }
 
@@ -139,6 +140,15 @@ fn obstacles(old: &[Old], found: &Found, sinks: &[String], to: u32) -> Vec<Strin
     obstacles
 }
 
+/// What a new shard has of a commit.
+#[derive(Default)]
+struct Dealt {
+    ids: Vec<u8>,
+    prints: Vec<u8>,
+    events: Vec<u8>,
+    count: u64,
+}
+
 /// How rows are dealt out to the new shards.
 #[derive(Clone, Debug)]
 struct Plan {
@@ -164,9 +174,14 @@ impl Plan {
 
     /// Deals a commit's ids and events out; the commits of all shards are to come in the order of time.
     fn deal(&mut self, row: &Row) -> Result<Vec<Row>, StoreError> {
-        let mut dealt: BTreeMap<ShardNo, (Vec<u8>, Vec<u8>, u64)> = BTreeMap::new();
-        for id in layout::ids(&row.ids)? {
-            dealt.entry(self.shard_of_id(&id, row.shard)).or_default().0.extend_from_slice(&id.0);
+        let mut dealt: BTreeMap<ShardNo, Dealt> = BTreeMap::new();
+        for Taken { id, print } in layout::taken(&row.ids, &row.prints)? {
+            let dealt = dealt.entry(self.shard_of_id(&id, row.shard)).or_default();
+            dealt.ids.extend_from_slice(&id.0);
+            // A row without prints becomes rows without.
+            if !row.prints.is_empty() {
+                dealt.prints.extend_from_slice(&print.0);
+            }
         }
         for event in layout::raw_events(row.events.clone()) {
             let raw = event.ok_or_else(|| {
@@ -174,18 +189,18 @@ impl Plan {
             })?;
             let message = Message::from_frame(raw.slice(layout::EVENT_HEAD..));
             let message = message.map_err(|error| StoreError::Corrupt(error.to_string()))?;
-            let (_, events, count) = dealt.entry(shard_of(message.key(), self.to)).or_default();
-            events.extend_from_slice(&raw);
-            *count += 1;
+            let dealt = dealt.entry(shard_of(message.key(), self.to)).or_default();
+            dealt.events.extend_from_slice(&raw);
+            dealt.count += 1;
         }
         let mut rows = Vec::with_capacity(dealt.len());
-        for (shard, (ids, events, count)) in dealt {
+        for (shard, Dealt { ids, prints, events, count }) in dealt {
             let (commit_no, outbox_seq, _) = &mut self.last[shard as usize];
             *commit_no += 1;
             let first_seq = *outbox_seq + 1;
             *outbox_seq += count;
             let events = Bytes::from(events);
-            rows.push(Row { shard, no: *commit_no, epoch: row.epoch, at: row.at, first_seq, ids, events });
+            rows.push(Row { shard, no: *commit_no, epoch: row.epoch, at: row.at, first_seq, ids, prints, events });
         }
         Ok(rows)
     }

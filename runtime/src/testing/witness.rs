@@ -13,7 +13,7 @@ use super::plan::{INTAKE, PROBE, Plan, SOURCES};
 use super::transports::Topic;
 use crate::AfterDeadLetter;
 use crate::clock::Millis;
-use crate::message::{Message, ShardNo, TakenId};
+use crate::message::{Message, ShardNo, Taken, TakenId};
 use crate::store::{Commit, Epoch, Part, PendingKind};
 use crate::transport::{Position, Positions, embedded};
 
@@ -233,7 +233,7 @@ impl Witness {
     }
 
     fn part(&mut self, plan: &Plan, (shard, at): (ShardNo, Millis), part: &Part) -> Result<(), String> {
-        for id in &part.ids {
+        for Taken { id, .. } in &part.ids {
             if !self.taken.insert(*id) {
                 return Err(format!("{} is taken twice", self.name(id)));
             }
@@ -272,7 +272,7 @@ impl Witness {
             }
         }
         self.timed(plan, (shard, at), part, &ends)?;
-        match part.ids.iter().find(|id| !ends.contains(*id)) {
+        match part.ids.iter().map(|taken| &taken.id).find(|id| !ends.contains(*id)) {
             Some(id) => Err(format!("{} is taken, but nothing became of it", self.name(id))),
             None => Ok(()),
         }

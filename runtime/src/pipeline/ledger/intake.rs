@@ -6,7 +6,7 @@ use super::slot::{From, Item, Newest, SlotIx};
 use super::{Action, Ledger, Received, Ticket};
 use crate::clock::Millis;
 use crate::handler::call_of;
-use crate::message::{Message, TakenId, murmur2, shard_of};
+use crate::message::{Message, Print, Taken, murmur2, shard_of};
 use crate::pipeline::inbox::Arrival as Seen;
 use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{KeyRow, PendingKind, PendingRow, RowSpan, ServiceKey};
@@ -114,14 +114,21 @@ impl Ledger {
             let name = service.map(|service| self.policy(service).name.clone()).or(name).unwrap_or_default();
             return self.pass_on(ticket, name, message);
         }
-        let id = TakenId::of(&message, number.unwrap_or(u16::MAX), &self.config.hash_key);
-        match self.inbox.arrive(id, ticket) {
+        let hash_key = &self.config.hash_key;
+        let mut taken = Taken::of(&message, number.unwrap_or(u16::MAX), hash_key);
+        let mut seen = self.inbox.arrive(taken, ticket);
+        let is_other = seen == Seen::Other;
+        if is_other {
+            taken = taken.apart(hash_key);
+            seen = self.inbox.arrive(taken, ticket);
+        }
+        match seen {
             Seen::New => {}
             Seen::InHand => return self.count_duplicate(),
-            Seen::Taken => {
+            Seen::Taken | Seen::Other => {
                 self.count_duplicate();
                 // Its original may be on its way to the store: it is found again when that is refused.
-                self.batches.loose().copies.push((id, ticket));
+                self.batches.loose().copies.push((taken.id, ticket));
                 return self.drop_ticket(ticket);
             }
         }
@@ -129,13 +136,14 @@ impl Ledger {
         let (arrival, from, credits) = (self.arrivals, From::Live(ticket), self.config.settings.ingress.credits);
         let (starts, trial) = self.suspicion.arrive((ticket.source, ticket.origin), arrival, credits);
         let taken_at = now;
-        let (attempt, history) = (0, Vec::new());
+        let (id, attempt, history) = (taken.id, 0, Vec::new());
+        let refusal = if is_other { Some(self.conflict(&message)) } else { refusal };
         let item = Item { message, id, from, arrival, taken_at, attempt, history, refusal, starts, trial };
         match (service, name) {
-            (_, name) if item.message.key().is_empty() => self.refuse_unkeyed(service, name, item, now),
+            (_, name) if is_other || item.message.key().is_empty() => self.refuse_at_once(service, name, item, now),
             (Some(service), _) => self.queue(service, item),
             (None, Some(name)) if number.is_some() => self.set_aside(name, item),
-            (None, name) => self.refuse_unkeyed(None, name, item, now),
+            (None, name) => self.refuse_at_once(None, name, item, now),
         }
     }
 
@@ -207,7 +215,7 @@ impl Ledger {
     }
 
     /// Two senders of a key's messages whose ids are no UUIDs may give the same id to two messages: then the second one is
-    /// dropped as a repeat. `doctor` tells of it.
+    /// a dead letter, or dropped as a repeat where both say the same. `doctor` tells of it.
     fn compare_sender(&mut self, ix: SlotIx, message: &Message) {
         if is_unique(message.id()) || message.id_is_within_source() {
             return;
@@ -253,8 +261,13 @@ impl Ledger {
             let slot = &mut self.slots[ix];
             slot.asked = slot.unsure.len().min(CHECK_MAX);
             places.extend(std::iter::repeat_n((ix, slot.token), slot.asked));
-            ids.extend(slot.unsure.iter().take(slot.asked).map(|item| (item.id, item.message.id().to_owned())));
-            if ids.len() >= CHECK_MAX {
+            for item in slot.unsure.iter().take(slot.asked) {
+                // It may be known as one whose id was taken before with other content.
+                let (print, hash_key) = (Print::of(&item.message, &self.config.hash_key), &self.config.hash_key);
+                let apart = Taken { id: item.id, print }.apart(hash_key);
+                ids.extend([item.id, apart.id].map(|id| (id, item.message.id().to_owned())));
+            }
+            if places.len() >= CHECK_MAX {
                 self.out.push(Action::Check(std::mem::take(&mut places), std::mem::take(&mut ids)));
             }
         }
@@ -265,7 +278,7 @@ impl Ledger {
 
     /// The store's answer to [`Action::Check`]: which of these messages wait, or were given up.
     pub fn checked(&mut self, places: &[(SlotIx, u64)], known: &[bool]) {
-        for ((ix, token), known) in places.iter().zip(known) {
+        for ((ix, token), known) in places.iter().zip(known.chunks(2)) {
             if !self.slots.current(*ix, *token) {
                 continue;
             }
@@ -275,7 +288,7 @@ impl Ledger {
             self.to_check.push(*ix);
             self.to_advance.push_back(*ix);
             match item.from {
-                From::Live(ticket) if *known => {
+                From::Live(ticket) if known.contains(&true) => {
                     self.count_duplicate();
                     self.drop_ticket(ticket);
                     self.inbox.forget(item.id).into_iter().for_each(|copy| self.drop_ticket(copy));
@@ -303,7 +316,7 @@ impl Ledger {
             }
             if !slot.known {
                 slot.known = true;
-                slot.letters = row.dead;
+                slot.letters |= row.dead;
                 self.know(*ix, row.held, row.pending);
             }
             self.to_advance.push_back(*ix);
@@ -340,8 +353,9 @@ impl Ledger {
         }
     }
 
-    /// A message without a usable service or key becomes a dead letter at once, under the name that it was sent to.
-    fn refuse_unkeyed(&mut self, service: Option<u16>, name: Option<Arc<str>>, item: Item, now: Millis) {
+    /// A message without a usable service, key or id becomes a dead letter at once, under the name that it was sent to. It
+    /// holds nobody up: it is not of its key's order.
+    fn refuse_at_once(&mut self, service: Option<u16>, name: Option<Arc<str>>, item: Item, now: Millis) {
         let From::Live(ticket) = item.from else { return };
         let bytes_max = self.config.settings.commit.bytes_max;
         self.batches.loose_with_room(item.message.frame().len(), bytes_max);
@@ -352,6 +366,9 @@ impl Ledger {
         let name = service.map(|service| self.policy(service).name.clone()).or(name).unwrap_or_default();
         let error = bounded(item.refusal.clone().unwrap_or_else(|| "the message has no key".to_owned()));
         let key = ServiceKey { service: name, key: item.message.key().into() };
+        if let Some(ix) = service.and_then(|service| self.slots.find(service, &key.key)) {
+            self.slots[ix].letters = true;
+        }
         let letter = dead_letter(&item, seq, key, error, false, now);
         let (event, answer) = (self.obituary(&letter), self.bad_news(&letter));
         let reply = call_of(&letter.message).map(|call| Reply { call, outcome: CallOutcome::failed(&letter.error) });

@@ -31,6 +31,9 @@ pub(super) fn bounded(mut error: String) -> String {
     error
 }
 
+/// How the error of a message ends whose id was taken before with other content.
+pub const OTHER_CONTENT: &str = "was taken before with other content";
+
 /// Pause between two pages of dead letters that are looked through for old ones, and between two rounds through all.
 const OLD_MS: Millis = 1_000;
 const OLD_ALL_MS: Millis = 10_000;
@@ -42,6 +45,8 @@ pub struct Tally {
     pub processed: HashMap<u16, u64>,
     /// Duplicates dropped by the inbox.
     pub duplicates: u64,
+    /// Dead letters because their id was taken before with other content.
+    pub conflicts: u64,
     /// Deliveries dropped because their position was passed, or they were done above it.
     pub passed: u64,
     /// Messages that no binding wanted.
@@ -164,6 +169,15 @@ impl Ledger {
         group.turn(item.id);
         self.turned(ix);
         self.settle_item(ix, item);
+    }
+}
+
+impl Ledger {
+    /// What is said of a message whose id was taken before with other content.
+    pub(super) fn conflict(&mut self, message: &crate::message::Message) -> String {
+        self.tally.conflicts += 1;
+        self.count("conflicts", 1);
+        format!("the id {:?} {OTHER_CONTENT}", message.id())
     }
 }
 

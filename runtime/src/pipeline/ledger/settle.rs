@@ -125,13 +125,13 @@ impl Ledger {
 
     /// The id is taken in the batch's commit, its copies with it.
     pub(super) fn take(&mut self, slot: Option<SlotIx>, item: &Item, ticket: Ticket) {
-        let copies = self.inbox.settle(item.id);
+        let (taken, copies) = self.inbox.settle(item.id);
         self.count("taken", 1);
         let group = match slot {
             Some(ix) => self.group(ix),
             None => self.batches.loose(),
         };
-        group.part.ids.push(item.id);
+        group.part.ids.push(taken);
         group.tickets.push(ticket);
         group.copies.extend(copies.iter().map(|copy| (item.id, *copy)));
         group.tickets.extend(copies);

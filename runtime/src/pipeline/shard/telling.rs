@@ -119,6 +119,14 @@ impl ShardState {
         if tally.duplicates > 0 {
             metrics.add_dedup_hits(DedupSource::Inbox, tally.duplicates);
         }
+        if tally.conflicts > 0 {
+            metrics.add_id_conflicts(tally.conflicts);
+            warn!(
+                shard = self.no,
+                messages = tally.conflicts,
+                "dead letters, as their ids were taken before with other content"
+            );
+        }
         if tally.passed > 0 {
             metrics.add_dedup_hits(DedupSource::Position, tally.passed);
         }

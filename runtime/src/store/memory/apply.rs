@@ -38,7 +38,7 @@ impl Inner {
             epoch: commit.epoch,
             at: commit.at,
             first_seq: commit.first_seq,
-            ids: commit.ids().copied().collect(),
+            ids: commit.taken().copied().collect(),
             events: commit.events().cloned().collect(),
         };
         if !written.ids.is_empty() || !written.events.is_empty() {

@@ -252,7 +252,7 @@ impl Inner {
         let mut commits: Vec<&Written> = self.commits.values().map(|at| &self.journal[*at]).collect();
         commits.sort_by_key(|commit| (commit.at, commit.shard, commit.no));
         for commit in commits {
-            let ids = commit.ids.iter().filter(|id| id.is(&digest));
+            let ids = commit.ids.iter().map(|taken| &taken.id).filter(|id| id.is(&digest));
             story.taken.extend(ids.map(|id| (commit_row(commit), self.name_of(id))));
             story.events.extend(event_rows(commit).into_iter().filter(|row| {
                 let message = &row.event.message;

@@ -15,8 +15,8 @@ use crate::message::ShardNo;
 use crate::store::{Attempt, Commit, DeadLetter, PendingRow, StateWrite, TimerWrite, layout};
 
 /// Arguments of `commit.sql`, and of both texts.
-const SLIM: usize = 22;
-const WHOLE: usize = 58;
+const SLIM: usize = 23;
+const WHOLE: usize = 59;
 /// Arguments of [`timer_rows`].
 const TIMERS: usize = 8;
 
@@ -53,12 +53,12 @@ impl Statement {
     pub(super) fn of(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) -> Result<Self, Failure> {
         let (events, count) = layout::lay_events(commit, services);
         let waiting = Waiting::of(commit);
-        let ids = layout::lay_ids(commit);
-        let args = Args::with_room(room(commit, ids.len() + events.len()));
+        let (ids, prints) = (layout::lay_ids(commit), layout::lay_prints(commit));
+        let args = Args::with_room(room(commit, ids.len() + prints.len() + events.len()));
         let args = fence(args, commit, (count > 0).then(|| commit.first_seq + count - 1), waiting.last_seq());
         let (written, forgotten): (Vec<_>, Vec<_>) =
             states(commit).into_iter().partition(|write| write.state.is_some());
-        let mut args = log(put_states(args.put(ids).put(events), &written), commit);
+        let mut args = log(put_states(args.put(ids).put(events).put(prints), &written), commit);
         let mut sql = include_str!("commit.sql").to_owned();
         let mut count = SLIM;
         if !waiting.is_empty() || commit.parts.iter().any(|part| part.command.is_some() || !part.history.is_empty()) {

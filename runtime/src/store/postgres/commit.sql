@@ -14,17 +14,17 @@ WITH fence AS (
     RETURNING shard
 ),
 commit_row AS (
-    INSERT INTO commits (shard, commit_no, epoch, at, first_seq, ids, events)
-    SELECT f.shard, $3, $2, $4, $5, $14, $15 FROM fence f WHERE length($14) > 0 OR length($15) > 0
+    INSERT INTO commits (shard, commit_no, epoch, at, first_seq, ids, events, prints)
+    SELECT f.shard, $3, $2, $4, $5, $14, $15, $16 FROM fence f WHERE length($14) > 0 OR length($15) > 0
 ),
 state_rows AS (
     INSERT INTO states AS there (service, key, version, state)
     SELECT r.service, r.key, r.version, r.state::json
-    FROM fence, UNNEST($16::text[], $17::text[], $18::bigint[], $19::text[]) AS r (service, key, version, state)
+    FROM fence, UNNEST($17::text[], $18::text[], $19::bigint[], $20::text[]) AS r (service, key, version, state)
     ON CONFLICT (service, key) DO UPDATE SET version = excluded.version, state = excluded.state
 ),
 log_rows AS (
     INSERT INTO log (target, origin, no, count, messages)
     SELECT r.target, f.shard::text, $3, r.count, r.messages
-    FROM fence f, UNNEST($20::integer[], $21::bigint[], $22::bytea[]) AS r (target, count, messages)
+    FROM fence f, UNNEST($21::integer[], $22::bigint[], $23::bytea[]) AS r (target, count, messages)
 )

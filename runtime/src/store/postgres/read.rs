@@ -32,7 +32,7 @@ pub(super) async fn inbox(links: &Links, shard: ShardNo, since: Millis, max: usi
         let args = Args::default().put(shard_no(shard)).put(signed(since)).put(below).put(INBOX_PAGE);
         let rows = links
             .read(
-                "SELECT commit_no, at, ids FROM commits
+                "SELECT commit_no, at, ids, prints FROM commits
                  WHERE shard = $1 AND at >= $2 AND commit_no < $3 AND length(ids) > 0
                  ORDER BY commit_no DESC LIMIT $4",
                 args,
@@ -42,7 +42,7 @@ pub(super) async fn inbox(links: &Links, shard: ShardNo, since: Millis, max: usi
             if count >= max {
                 break 'pages;
             }
-            let ids = layout::ids(decode::get(row, 2)?)?;
+            let ids = layout::taken(decode::get(row, 2)?, decode::get(row, 3)?)?;
             count += ids.len();
             below = decode::get(row, 0)?;
             found.commits.push(CommitIds { no: decode::number(row, 0)?, at: decode::number(row, 1)?, ids });

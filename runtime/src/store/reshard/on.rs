@@ -166,18 +166,21 @@ macro_rules! on {
                 }
                 let moved = places.len() as u64;
                 for (shard, no, at) in in_time(places) {
-                    let sql = "SELECT epoch, first_seq, ids, events FROM commits WHERE shard = $1 AND commit_no = $2";
+                    let sql = "SELECT epoch, first_seq, ids, events, prints FROM commits
+                        WHERE shard = $1 AND commit_no = $2";
                     let row = query(sql).bind(i64::from(shard)).bind(signed(no)).fetch_one(&mut *connection).await;
                     let row = row.map_err(|error| failed(&error))?;
                     let number = |at: usize| row.try_get::<i64, _>(at).map(unsigned).map_err(|error| failed(&error));
                     let blob = |at: usize| row.try_get::<Vec<u8>, _>(at).map_err(|error| failed(&error));
                     let (epoch, first_seq, ids, events) = (number(0)?, number(1)?, blob(2)?, Bytes::from(blob(3)?));
-                    for new in plan.deal(&Row { shard, no, epoch, at, first_seq, ids, events })? {
-                        let sql = "INSERT INTO commits (shard, commit_no, epoch, at, first_seq, ids, events)
-                            VALUES ($1, $2, $3, $4, $5, $6, $7)";
+                    let prints = blob(4)?;
+                    for new in plan.deal(&Row { shard, no, epoch, at, first_seq, ids, prints, events })? {
+                        let sql = "INSERT INTO commits (shard, commit_no, epoch, at, first_seq, ids, events, prints)
+                            VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
                         let insert = query(sql).bind(i64::from(new.shard) + ASIDE).bind(signed(new.no));
                         let insert = insert.bind(signed(new.epoch)).bind(signed(new.at)).bind(signed(new.first_seq));
-                        let inserted = insert.bind(new.ids).bind(new.events.to_vec()).execute(&mut *connection).await;
+                        let insert = insert.bind(new.ids).bind(new.events.to_vec()).bind(new.prints);
+                        let inserted = insert.execute(&mut *connection).await;
                         inserted.map_err(|error| failed(&error))?;
                     }
                 }

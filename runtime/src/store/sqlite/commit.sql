@@ -21,9 +21,10 @@ FROM (
 WHERE shards.shard = f.shard AND shards.epoch = f.epoch AND shards.commit_no = f.no - 1
 RETURNING shard;
 
-INSERT INTO commits (shard, commit_no, epoch, at, first_seq, ids, events)
+INSERT INTO commits (shard, commit_no, epoch, at, first_seq, ids, events, prints)
 SELECT value->>0, value->>2, value->>1, value->>3, value->>4,
-    coalesce(substr(?, value->>11, value->>12), x''), coalesce(substr(?, value->>13, value->>14), x'')
+    coalesce(substr(?, value->>11, value->>12), x''), coalesce(substr(?, value->>13, value->>14), x''),
+    coalesce(substr(?, value->>18, value->>19), x'')
 FROM json_each(?) WHERE value->>12 > 0 OR value->>14 > 0;
 
 -- States, then those forgotten.

@@ -32,6 +32,7 @@ pub(super) struct Piece {
     release: bool,
     clean: bool,
     ids: Vec<u8>,
+    prints: Vec<u8>,
     events: Vec<u8>,
     states: Vec<StateWrite>,
     pending: BTreeMap<u64, Option<PendingRow>>,
@@ -64,6 +65,7 @@ impl Piece {
             release: commit.release,
             clean: commit.clean,
             ids: layout::lay_ids(commit),
+            prints: layout::lay_prints(commit),
             events,
             states: Vec::with_capacity(commit.parts.len()),
             pending: BTreeMap::new(),
@@ -106,12 +108,13 @@ pub(super) const FENCE: usize = 2;
 
 /// The arguments of [`ALL`] or [`ONE`] for `pieces`, whose shards differ.
 pub(super) fn arguments(sql: &'static str, pieces: &[&Piece]) -> Query<'static, Sqlite, SqliteArguments> {
-    let Laid { commits, ahead, ids, events } = commits(pieces);
+    let Laid { commits, ahead, ids, events, prints } = commits(pieces);
     let ((states, states_blob), forgotten) = states(pieces);
     let (log, log_blob) = log(pieces).finish();
     let ((pending, pending_blob), settled) = pending(pieces);
     let ((dead, dead_blob), undead) = dead(pieces);
-    let query = sqlx::query(sql).bind(ahead).bind(commits.clone()).bind(ids).bind(events).bind(commits);
+    let query = sqlx::query(sql).bind(ahead).bind(commits.clone());
+    let query = query.bind(ids).bind(events).bind(prints).bind(commits);
     let query = query.bind(states_blob).bind(states).bind(forgotten).bind(log_blob).bind(log);
     let query = query.bind(pending_blob).bind(pending).bind(settled).bind(dead_blob).bind(dead).bind(undead);
     let ((timers, timers_blob), stopped) = timers(pieces);
@@ -128,22 +131,24 @@ struct Laid {
     ahead: Vec<u8>,
     ids: Vec<u8>,
     events: Vec<u8>,
+    prints: Vec<u8>,
 }
 
 fn commits(pieces: &[&Piece]) -> Laid {
-    let (mut rows, mut ahead) = (Rows::default(), Vec::new());
+    let (mut rows, mut ahead, mut prints) = (Rows::default(), Vec::new(), Vec::new());
     let mut events = Vec::with_capacity(pieces.iter().map(|piece| piece.events.len()).sum());
     for piece in pieces {
         let outbox_seq = (piece.events_count > 0).then(|| piece.first_seq + piece.events_count - 1);
         rows.row().put(piece.shard).put(piece.epoch).put(piece.no).put(piece.at).put(piece.first_seq).put(outbox_seq);
         rows.put(piece.last_seq).put(&piece.positions).put(&piece.counters).put(piece.release).put(piece.clean);
         rows.put_blob(&piece.ids).put(events.len() + 1).put(piece.events.len()).put(&piece.watermarks);
-        rows.put(ahead.len() + 1).put(piece.ahead.len());
+        rows.put(ahead.len() + 1).put(piece.ahead.len()).put(prints.len() + 1).put(piece.prints.len());
         ahead.extend_from_slice(&piece.ahead);
+        prints.extend_from_slice(&piece.prints);
         events.extend_from_slice(&piece.events);
     }
     let (commits, ids) = rows.finish();
-    Laid { commits, ahead, ids, events }
+    Laid { commits, ahead, ids, events, prints }
 }
 
 /// Characters of a state's row beside its key, about.

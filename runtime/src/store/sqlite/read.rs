@@ -30,7 +30,7 @@ pub(super) async fn inbox(
     let mut found = InboxRows::default();
     let mut count = 0;
     let mut rows = query(
-        "SELECT commit_no, at, ids FROM commits
+        "SELECT commit_no, at, ids, prints FROM commits
          WHERE shard = ?1 AND at >= ?2 AND length(ids) > 0 ORDER BY commit_no DESC",
     )
     .bind(shard)
@@ -39,7 +39,7 @@ pub(super) async fn inbox(
     while count < max
         && let Some(row) = rows.try_next().await.map_err(failed)?
     {
-        let ids = layout::ids(decode::get(&row, 2)?)?;
+        let ids = layout::taken(decode::get(&row, 2)?, decode::get(&row, 3)?)?;
         count += ids.len();
         found.commits.push(CommitIds { no: decode::number(&row, 0)?, at: decode::number(&row, 1)?, ids });
     }

@@ -1,0 +1,107 @@
+//! What tells one content from another where the ids are the same.
+//! In: messages. Out: eight bytes for what each says; its id with them, as the inbox takes it.
+
+use super::{Message, TakenId, keyed_hash};
+
+/// Eight bytes that stand for what a message says: a keyed hash of its payload, byte by byte. JSON with its members in another
+/// order, or other white space, is another content: reading each message for this alone would cost more than all else that is
+/// done about its id.
+///
+/// Nothing else counts. A copy may come through another door, at another time and with other headers, and a record that
+/// names no type has its topic's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Print(pub [u8; Print::BYTES]);
+
+impl Print {
+    /// Length in a `commits.prints` blob.
+    pub const BYTES: usize = 8;
+
+    /// Nothing is known of the content: it may be any.
+    pub const UNKNOWN: Self = Self([0; Self::BYTES]);
+
+    /// The print of what `message` says.
+    pub fn of(message: &Message, hash_key: &[u8; 32]) -> Self {
+        let mut print = Self::UNKNOWN;
+        print.0.copy_from_slice(&keyed_hash(message.payload(), hash_key)[..Self::BYTES]);
+        // None is taken for one that is not known.
+        if print == Self::UNKNOWN { Self([1; Self::BYTES]) } else { print }
+    }
+
+    /// Whether the two are known to be of different contents.
+    pub fn differs(self, other: Self) -> bool {
+        self != other && self != Self::UNKNOWN && other != Self::UNKNOWN
+    }
+}
+
+/// An id that is taken, and the print of what was said under it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Taken {
+    /// The id within its scope.
+    pub id: TakenId,
+    /// What came with it.
+    pub print: Print,
+}
+
+impl Taken {
+    /// `message` as `service` (by its number) takes it.
+    pub fn of(message: &Message, service: u16, hash_key: &[u8; 32]) -> Self {
+        Self { id: TakenId::of(message, service, hash_key), print: Print::of(message, hash_key) }
+    }
+
+    /// As a message is taken whose id was taken before with other content: under an id made of both, so that the first one's
+    /// stays what it is, and a copy of this one is known when it comes.
+    pub fn apart(&self, hash_key: &[u8; 32]) -> Self {
+        let mut id = self.id;
+        // No id of a message has a NUL.
+        let both = [&b"\0"[..], &self.id.digest(), &self.print.0].concat();
+        id.0[..16].copy_from_slice(&keyed_hash(&both, hash_key));
+        Self { id, print: self.print }
+    }
+}
+
+impl From<TakenId> for Taken {
+    /// An id of whose content nothing is known.
+    fn from(id: TakenId) -> Self {
+        Self { id, print: Print::UNKNOWN }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Draft;
+    use super::*;
+
+    const KEY: [u8; 32] = [7; 32];
+
+    fn draft() -> Draft<'static> {
+        Draft { id: "1", key: "a", kind: "posted", payload: b"{\"amount\":100}", ..Draft::default() }
+    }
+
+    fn taken(draft: &Draft<'_>) -> Taken {
+        Taken::of(&draft.build().unwrap(), 1, &KEY)
+    }
+
+    #[test]
+    fn a_print_is_of_the_payload_and_of_nothing_else() {
+        let headers = [("importline", "7")];
+        let same = Draft { kind: "other", source: "import:f", time: 9, headers: &headers, ..draft() };
+        assert_eq!(taken(&draft()), taken(&same));
+        let other = taken(&Draft { payload: b"{\"amount\":700}", ..draft() });
+        assert!(other.id == taken(&draft()).id && other.print.differs(taken(&draft()).print));
+        assert!(taken(&Draft { payload: b"", ..draft() }).print != Print::UNKNOWN);
+        assert!(!Print::UNKNOWN.differs(other.print) && !other.print.differs(Print::UNKNOWN));
+        // Stores keep it: it must not change.
+        assert_eq!(other.print.0, PRINT);
+    }
+
+    const PRINT: [u8; 8] = [200, 134, 41, 17, 5, 121, 172, 80];
+
+    #[test]
+    fn another_content_is_taken_under_an_id_of_its_own_in_the_same_scope() {
+        let (first, second) = (taken(&draft()), taken(&Draft { payload: b"{}", ..draft() }));
+        let (own, again) = (second.apart(&KEY), second.apart(&KEY));
+        assert_eq!((own, own.print), (again, second.print));
+        assert!(own.id != first.id && own.id != first.apart(&KEY).id);
+        assert_eq!(own.id.0[16..], first.id.0[16..], "the key and the service are the same");
+    }
+}
