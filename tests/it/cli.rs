@@ -174,6 +174,46 @@ async fn dead_letters_are_shown_explained_replayed_and_discarded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_names_lines_whose_ids_were_taken_before_with_other_content() {
+    let cli = Cli::new().await;
+    // Row numbers as ids, as banks export them: each file begins with 1.
+    cli.file("jan.csv", "id,account,amount,currency,at\n1,a,100,EUR,2026-01-05\n2,a,200,EUR,2026-01-06\n");
+    cli.file("feb.csv", "id,account,amount,currency,at\n1,a,700,EUR,2026-02-05\n2,b,800,EUR,2026-02-06\n");
+    let import = ["import", "--service", "transactions", "feb.csv"];
+    cli.json(&["import", "--service", "transactions", "jan.csv"]).await.ends(0);
+    let told = cli.run(&import).await;
+    assert_eq!(told.code, Some(2), "{told:?}");
+    assert!(told.out.contains("line 2: id \"1\" of a") && told.out.contains("duplicates dropped 0"), "{told:?}");
+    // The same lines under another name, and the same command again: copies, and nothing new to do.
+    let conflicts = serde_json::json!([{ "line": 2, "id": "1", "key": "a" }]);
+    assert_eq!(cli.json(&import).await.ends(2)["conflicts"], conflicts, "it is told until it is looked at");
+    let renamed = cli.json(&[&import[..], &["--source", "renamed"]].concat()).await.ends(0);
+    assert_eq!((&renamed["conflicts"], &renamed["engine"]["duplicates"]), (&serde_json::json!([]), &2.into()));
+    let letters = cli.json(&["dlq:peek"]).await.ends(0);
+    assert_eq!((letters.as_array().unwrap().len(), &letters[0]["source"]), (1, &"import:feb.csv".into()));
+    assert_eq!(letters[0]["error"], "the id \"1\" was taken before with other content");
+    let rows = sqlx::query_as("SELECT account, id, amount FROM transactions ORDER BY 1, 2");
+    let rows: Vec<(String, String, i64)> = rows.fetch_all(&mut cli.store().await).await.unwrap();
+    let posted = [("a", "1", 100), ("a", "2", 200), ("b", "2", 800)];
+    assert_eq!(rows, posted.map(|(account, id, amount)| (account.to_owned(), id.to_owned(), amount)));
+
+    // Beside a process that runs the store the import does not wait; run again, it tells of what was handled meanwhile.
+    let mut up = cli.up().await;
+    cli.file("mar.csv", "id,account,amount,currency,at\n1,b,5,EUR,2026-03-05\n1,a,900,EUR,2026-03-05\n");
+    let import = ["import", "--service", "transactions", "mar.csv"];
+    cli.run(&import).await;
+    let counted = async || cli.json(&["status"]).await.json()["totals"]["counters"]["conflicts"] == 2;
+    until("the line is told as a conflict", SOON, counted).await.unwrap();
+    let again = cli.json(&import).await.ends(2);
+    assert_eq!(again["conflicts"], serde_json::json!([{ "line": 3, "id": "1", "key": "a" }]));
+    up.terminate().await.unwrap();
+    assert_eq!(up.ends(SOON).await.unwrap().code(), Some(0));
+    // Who is done with it is told no more.
+    cli.json(&["dlq:discard", "--id", "1", "--offline"]).await.ends(0);
+    assert_eq!(cli.json(&import).await.ends(0)["conflicts"], serde_json::json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_process_runs_a_store_and_an_import_works_beside_it() {
     let cli = Cli::new().await;
     let mut up = cli.up().await;

@@ -4,6 +4,7 @@
 pub mod amounts;
 pub mod append;
 pub mod bar;
+pub mod conflicts;
 pub mod ids;
 pub mod lines;
 pub mod look;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
-use perkey::clock::{Stopwatch, sleep};
+use perkey::clock::{Clock, Millis, Stopwatch, sleep};
 use perkey::engine::Engine;
 use perkey::host::Signals;
 use perkey::metrics::Metrics;
@@ -27,6 +28,7 @@ use tokio::sync::mpsc;
 
 use self::append::Append;
 use self::bar::{Bar, rate};
+use self::conflicts::Conflict;
 use self::lines::End;
 use self::reader::{Input, Plan, Read};
 use self::rejects::{Owner, Rejects};
@@ -56,6 +58,8 @@ struct Summary {
     /// Lines refused by this run and earlier ones.
     rejected: u64,
     rejects_file: Option<PathBuf>,
+    /// Lines that were handled and not posted: their ids were taken before with other content.
+    conflicts: Vec<Conflict>,
     /// The line of the record that has no end yet, if the input ends so: it is left for the next run.
     unfinished_line: Option<u64>,
     seconds: f64,
@@ -161,6 +165,8 @@ impl Import<'_> {
     async fn run(&mut self, store: &dyn Store, engine: Option<&Engine>, signals: &mut Signals, out: Out) -> Ended {
         let before = Totals::of(&store.queries().shards().await?);
         let progress = self.progress(store).await?;
+        // One that goes on tells of what earlier runs of it left, too.
+        let since = (progress.lines == 0).then(|| Clock::system().now());
         let rejects = self.rejects(progress.rejects_bytes)?;
         let mut told = self.start_reading(&progress)?;
         let names = (self.asked.service.as_str().into(), self.source.clone());
@@ -186,9 +192,11 @@ impl Import<'_> {
         append.bar.end();
         let ended = ended?;
         let cut = ended.flatten();
-        let after = engine.is_some().then_some(store.queries().shards().await?);
-        let handled = after.map(|after| handled(&before, &Totals::of(&after)));
-        let summary = Summary { unfinished_line: cut.map(|(line, _)| line), ..self.summary(&append, handled) };
+        let after = Totals::of(&store.queries().shards().await?);
+        let conflicts = self.conflicts(store, since, (&before, &after)).await?;
+        let handled = engine.is_some().then(|| handled(&before, &after));
+        let unfinished_line = cut.map(|(line, _)| line);
+        let summary = Summary { unfinished_line, conflicts, ..self.summary(&append, handled) };
         out.show(&summary, text)?;
         if ended.is_none() {
             complain("interrupted; the same command goes on from here");
@@ -200,9 +208,24 @@ impl Import<'_> {
         // A header alone is as good as nothing.
         Ok(match summary.imported + summary.skipped + summary.rejected {
             0 if cut.is_none() => Done::NothingFound,
-            _ if summary.rejected > 0 || cut.is_some() => Done::SomeRefused,
+            _ if summary.rejected > 0 || cut.is_some() || !summary.conflicts.is_empty() => Done::SomeRefused,
             _ => Done::All,
         })
+    }
+
+    /// Lines whose ids were taken before with other content, as far as they are handled by now.
+    async fn conflicts(
+        &self,
+        store: &dyn Store,
+        since: Option<Millis>,
+        (before, after): (&Totals, &Totals),
+    ) -> Result<Vec<Conflict>, StoreError> {
+        let count = |totals: &Totals| totals.counter("conflicts");
+        // Looking through all dead letters may take a while.
+        if count(after) == if since.is_some() { count(before) } else { 0 } {
+            return Ok(Vec::new());
+        }
+        conflicts::found(store, (&self.asked.service, &self.source), since).await
     }
 
     /// Where an earlier run of this import stopped. What is read once cannot be compared with what it was then.
@@ -267,6 +290,7 @@ impl Import<'_> {
             skipped: append.skipped,
             rejected: progress.rejects,
             rejects_file: (progress.rejects > 0).then(|| append.rejects().path().to_owned()),
+            conflicts: Vec::new(),
             unfinished_line: None,
             seconds: elapsed.as_secs_f64(),
             messages_per_second: rate(append.appended, elapsed),
@@ -326,5 +350,6 @@ fn text(summary: &Summary) -> String {
             "\nappended in {seconds:.1} s ({rate:.0} messages/s); the process that runs the store handles them"
         )),
     }
+    text.push_str(&conflicts::text(&summary.conflicts));
     text
 }

@@ -18,10 +18,19 @@ pub(super) fn checks(facts: &Facts) -> Vec<Finding> {
                  {duplicates} messages were dropped as repeats"
             ),
             "where two sources may give the same id to two messages, set id = \"source\" in their [[bind]]: else the second \
-             one is dropped as a repeat. UUIDs are unique without it",
+             one is a dead letter, or dropped as a repeat where both say the same. UUIDs are unique without it",
         ));
     }
-    or_ok("ids", found, "no key gets ids from two sources that could be the same")
+    let conflicts = count("conflicts");
+    if conflicts > 0 {
+        found.push(warning(
+            "ids",
+            format!("{conflicts} messages came with an id that was taken before with other content: each became a dead letter"),
+            "look at them (dlq:peek): who sends another message gives it another id, who sends one again sends the same bytes. \
+             dlq:edit gives one an id of its own",
+        ));
+    }
+    or_ok("ids", found, "no key gets ids from two sources that could be the same, and none came with other content")
 }
 
 #[cfg(test)]
@@ -29,6 +38,14 @@ mod tests {
     use super::super::Level;
     use super::super::facts::tests::found;
     use super::*;
+
+    #[test]
+    fn ids_that_came_with_other_content_are_told_of() {
+        let found = found(checks, |_, store| {
+            store.rows[0].counters.insert("conflicts".to_owned(), 2);
+        });
+        assert_eq!(found, [("ids", Level::Warning)]);
+    }
 
     #[test]
     fn a_key_whose_ids_come_from_two_sources_is_told_of() {

@@ -1,0 +1,61 @@
+//! Lines whose ids were taken before with other content: what this import, or an earlier run of it, left as dead letters.
+//! In: a store. Out: which lines they are.
+
+use perkey::clock::Millis;
+use perkey::pipeline::ledger::OTHER_CONTENT;
+use perkey::store::query::DeadFilter;
+use perkey::store::{DeadLetter, Store, StoreError};
+use serde::Serialize;
+
+/// Dead letters that are looked through.
+const LOOKED_AT: usize = 1_000;
+/// Lines that are named in a text; all are in the JSON.
+const NAMED: usize = 10;
+
+/// A line that was not posted.
+#[derive(Debug, Serialize)]
+pub struct Conflict {
+    line: u64,
+    id: String,
+    key: String,
+}
+
+/// Those of a source that were given up since, where a time is named.
+pub async fn found(
+    store: &dyn Store,
+    (service, source): (&str, &str),
+    since: Option<Millis>,
+) -> Result<Vec<Conflict>, StoreError> {
+    let (service, error) = (Some(service.to_owned()), Some(OTHER_CONTENT.to_owned()));
+    let filter = DeadFilter { service, since, error, ..DeadFilter::default() };
+    let letters = store.queries().peek(filter, LOOKED_AT).await?;
+    let source = format!("import:{source}");
+    let mine = letters.iter().filter(|(_, letter)| letter.message.source() == source);
+    let mut found: Vec<_> = mine.map(|(_, letter)| conflict(letter)).collect();
+    found.sort_by_key(|conflict| conflict.line);
+    Ok(found)
+}
+
+fn conflict(letter: &DeadLetter) -> Conflict {
+    let line = letter.message.header("importline").and_then(|line| line.parse().ok()).unwrap_or(0);
+    Conflict { line, id: letter.message.id().to_owned(), key: letter.key.to_string() }
+}
+
+/// What is said of them; nothing where there are none.
+pub fn text(conflicts: &[Conflict]) -> String {
+    if conflicts.is_empty() {
+        return String::new();
+    }
+    let count = conflicts.len();
+    let mut text = format!(
+        "\nnot posted, as the id {OTHER_CONTENT}: {count} (dead letters; dlq:edit gives one an id of its own, dlq:discard \
+         removes it)"
+    );
+    for Conflict { line, id, key } in conflicts.iter().take(NAMED) {
+        text.push_str(&format!("\n  line {line}: id {id:?} of {key}"));
+    }
+    if count > NAMED {
+        text.push_str(&format!("\n  and {} more: dlq:peek", count - NAMED));
+    }
+    text
+}
