@@ -17,6 +17,7 @@ use perkey::message::{Draft, shard_of};
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::store::calls::{CallEnd, CallId, CallOutcome};
+use perkey::store::lease::Code;
 use perkey::store::query::DeadFilter;
 use perkey::store::sqlite::{Access, SqliteStore};
 use perkey::store::{ServiceKey, Setup, Store, StoreError};
@@ -202,7 +203,7 @@ impl Scene<'_> {
         let Some(importer) = &self.plan.importer else {
             let store = SqliteStore::open(&url(self.folder), Access::Run).await?;
             let (shards, services) = (Settings::default().ownership.shards, vec![SERVICE.into()]);
-            store.prepare(Setup { shards, services, tables: Vec::new(), code_version: 1 }).await?;
+            store.prepare(Setup { shards, services, tables: Vec::new(), code: Code::numbered(1) }).await?;
             let called = |no: &u64| self.plan.call && self.is_deadly(*no);
             let messages = (0..self.plan.messages).filter(|no| !called(no)).map(|no| self.message(no));
             let messages = messages.collect::<Result<Vec<_>, _>>()?;

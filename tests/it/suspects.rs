@@ -11,6 +11,7 @@ use perkey::pipeline::ledger::{
     Action, ActorIx, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo, TurnEnd, What,
 };
 use perkey::settings::Settings;
+use perkey::store::lease::Code;
 use perkey::store::memory::MemoryStore;
 use perkey::store::{PendingKind, Setup};
 use perkey::transport::Position;
@@ -98,7 +99,8 @@ impl World {
         let mut settings = Settings::default();
         settings.ownership.shards = 1;
         let services = vec![Arc::from("listing")];
-        let identity = store.prepare_now(&Setup { shards: 1, services, tables: Vec::new(), code_version: 1 }).unwrap();
+        let identity =
+            store.prepare_now(&Setup { shards: 1, services, tables: Vec::new(), code: Code::numbered(1) }).unwrap();
         let config = LedgerConfig {
             services: Arc::new([ServiceInfo {
                 guarded: false,

@@ -32,7 +32,7 @@ use self::place::{Place, Use};
 use self::read::signed;
 use self::writer::Writer;
 use super::calls::CallStore;
-use super::lease::Leases;
+use super::lease::{Code, Leases};
 use super::query::{DeadFilter, EventRow, Queries};
 use super::reshard::{self, ReshardError, Resharded};
 use super::{
@@ -78,7 +78,7 @@ pub struct PgStore {
 #[derive(Debug)]
 struct Prepared {
     services: BTreeMap<Arc<str>, u16>,
-    code_version: u32,
+    code: Code,
     shards: u32,
 }
 
@@ -177,9 +177,9 @@ impl Store for PgStore {
             if self.access != Access::Run {
                 return Err(StoreError::Unavailable(LOOKS.to_owned()));
             }
-            let (code_version, shards) = (setup.code_version, setup.shards);
+            let (code, shards) = (setup.code.clone(), setup.shards);
             let identity = prepare(self.place.clone(), setup).await?;
-            let prepared = Prepared { services: identity.services.clone(), code_version, shards };
+            let prepared = Prepared { services: identity.services.clone(), code, shards };
             *self.prepared.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(prepared));
             Ok(identity)
         })
