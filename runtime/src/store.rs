@@ -28,7 +28,7 @@ use futures_util::future::BoxFuture;
 use crate::clock::Millis;
 use crate::handler::Table;
 use crate::message::{ShardNo, TakenId};
-use crate::transport::Positions;
+use crate::transport::{Ahead, Positions};
 pub use append::{IntakeRow, IntakeRows};
 pub use commit::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
@@ -372,8 +372,8 @@ pub struct StoredLogRow {
 /// What [`Store::trim`] may remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trim {
-    /// Where the reader of the embedded log stands: rows before these are no longer needed.
-    pub log: Positions,
+    /// What the reader of the embedded log is done with, of each origin: rows that lie in it whole are no longer needed.
+    pub log: Ahead,
     /// Commits with a number below this are out of the window and published.
     pub commits_below: u64,
     /// History written before this is no longer kept.

@@ -297,11 +297,13 @@ impl Store for PgStore {
     fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()> {
         Box::pin(async move {
             self.prepared()?;
+            let read = || trim.log.iter().flat_map(|(origin, read)| read.iter().map(move |read| (origin, read.rows())));
             let args = Args::default()
                 .put(shard_no(shard))
-                .put(trim.log.keys().map(|origin| &**origin).collect::<Vec<_>>())
-                .put(trim.log.values().map(|position| signed(position.no)).collect::<Vec<_>>())
-                .put(trim.log.values().map(|position| i64::from(position.index) + 1).collect::<Vec<_>>())
+                .put(read().map(|(origin, _)| &**origin).collect::<Vec<_>>())
+                .put(read().map(|(_, (first, ..))| signed(first)).collect::<Vec<_>>())
+                .put(read().map(|(_, (_, last, _))| signed(last)).collect::<Vec<_>>())
+                .put(read().map(|(_, (.., messages))| signed(messages)).collect::<Vec<_>>())
                 .put(TRIM_ROWS);
             self.queries.run(TRIM_LOG, args).await?;
             let args = Args::default().put(shard_no(shard)).put(signed(trim.commits_below)).put(TRIM_ROWS);
