@@ -122,13 +122,13 @@ impl Engine {
             shards: settings.ownership.shards,
             services: handlers.services(),
             tables: handlers.tables(),
-            code_version: handlers.code_version(),
+            code: handlers.code(),
         };
         let identity = store.prepare(setup).await?;
         let gates = Gates::new(&handlers.needs(), settings, Dice::from_system().below(u64::MAX));
         let services: Arc<[_]> = describe(&handlers, &identity.services, settings, &gates, schedules).into();
         let in_flight = store.writes_in_parallel().then(|| Arc::new(Semaphore::new(settings.commit.in_flight)));
-        let fleet = store.leases().map(|_| Ownership::new(&ownership::worker(settings, handlers.code_version())));
+        let fleet = store.leases().map(|_| Ownership::new(&ownership::worker(settings, handlers.code())));
         let cache = cache::open(settings, &settings.store.url, &metrics).map_err(EngineError::Settings)?;
         let env = Arc::new(Env {
             desk: Arc::default(),

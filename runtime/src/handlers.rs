@@ -23,6 +23,7 @@ use crate::message::Key;
 use crate::pipeline::ledger::{RunItem, Stored, TurnEnd, TurnFault};
 use crate::pipeline::retry::RetryPolicy;
 use crate::settings::load::or_near;
+use crate::store::lease::Code;
 use crate::supervision::HandlerPanic;
 use crate::telemetry::traces;
 pub(crate) use panics::discard;
@@ -64,9 +65,9 @@ impl Handlers {
         self.services.iter().map(|service| service.name().into()).collect()
     }
 
-    /// Rises when a handler's `STATE_VERSION` does: their sum.
-    pub fn code_version(&self) -> u32 {
-        self.services.iter().map(|service| service.state_version()).sum()
+    /// Which states they read: the `STATE_VERSION` of each.
+    pub fn code(&self) -> Code {
+        Code::of(self.services.iter().map(|service| (service.name(), service.state_version())))
     }
 
     /// The tables of all handlers.

@@ -12,7 +12,7 @@ use self::assignment::is_alive;
 use crate::clock::{Dice, Millis};
 use crate::message::{ShardNo, shard_of};
 use crate::settings::Settings;
-use crate::store::lease::{Fleet, Worker, WorkerRow};
+use crate::store::lease::{Behind, Code, Fleet, Worker, WorkerRow};
 
 /// The worker that owns the shard of `key`, if one that is alive does.
 pub fn owner_of<'a>(fleet: &'a Fleet, key: &str) -> Option<&'a WorkerRow> {
@@ -24,7 +24,7 @@ pub fn owner_of<'a>(fleet: &'a Fleet, key: &str) -> Option<&'a WorkerRow> {
 
 /// This worker, as it presents itself under a new incarnation: a process that starts again, or that was frozen for longer
 /// than its lease, is another one.
-pub(crate) fn worker(settings: &Settings, code_version: u32) -> Worker {
+pub(crate) fn worker(settings: &Settings, code: Code) -> Worker {
     let incarnation = Dice::from_system().below(1 << 32);
     let name = match settings.ownership.worker.as_str() {
         "" => format!("{}-{}", rustix::system::uname().nodename().to_string_lossy(), std::process::id()),
@@ -34,7 +34,7 @@ pub(crate) fn worker(settings: &Settings, code_version: u32) -> Worker {
         id: format!("{name} ({incarnation:08x})"),
         address: settings.admin.listen.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        code_version,
+        code,
         ..Worker::default()
     }
 }
@@ -64,8 +64,8 @@ pub(crate) struct View {
     pub(crate) running: Vec<ShardNo>,
     /// Why the last renewal failed, if it did.
     pub(crate) failure: Option<String>,
-    /// The code version of this program.
-    pub(crate) code_version: u32,
+    /// Which states this program reads.
+    pub(crate) code: Code,
 }
 
 impl View {
@@ -80,21 +80,20 @@ impl View {
         }
         let missing = self.expected.iter().filter(|shard| !self.running.contains(shard));
         problems.extend(missing.map(|shard| format!("shard {shard} is being taken")));
-        problems.extend(self.too_new().map(|(shard, stored)| {
+        problems.extend(self.too_new().map(|(shard, behind)| {
             format!(
-                "shard {shard} has no owner and was owned by code version {stored}, this program has {}: run the newer \
-                 program, or one whose states are as new",
-                self.code_version
+                "shard {shard} has no owner, and is not taken: {behind}: run the newer program, or one whose states are \
+                 as new"
             )
         }));
         problems
     }
 
-    /// Shards without a living owner that were owned by a newer program, with its code version.
-    pub(crate) fn too_new(&self) -> impl Iterator<Item = (ShardNo, u32)> {
+    /// Shards without a living owner that were owned by a newer program.
+    pub(crate) fn too_new(&self) -> impl Iterator<Item = (ShardNo, Behind)> {
         let alive = |id: &str| self.fleet.workers.iter().any(|row| row.worker.id == id && is_alive(row));
         let free = self.fleet.shards.iter().filter(move |row| !row.owner.as_deref().is_some_and(alive));
-        free.filter(|row| row.code_version > self.code_version).map(|row| (row.shard, row.code_version))
+        free.filter_map(|row| Some((row.shard, self.code.behind(&row.code)?)))
     }
 }
 
@@ -106,7 +105,7 @@ pub(crate) struct Ownership {
 
 impl Ownership {
     pub(crate) fn new(worker: &Worker) -> Self {
-        let view = View { id: worker.id.clone(), code_version: worker.code_version, ..View::default() };
+        let view = View { id: worker.id.clone(), code: worker.code.clone(), ..View::default() };
         Self { view: Mutex::new(view) }
     }
 
@@ -123,14 +122,19 @@ mod tests {
 
     fn fleet() -> Fleet {
         let row = |id: &str, expires_in| WorkerRow {
-            worker: Worker { id: id.to_owned(), address: format!("{id}:1"), code_version: 1, ..Worker::default() },
+            worker: Worker {
+                id: id.to_owned(),
+                address: format!("{id}:1"),
+                code: Code::numbered(1),
+                ..Worker::default()
+            },
             expires_in,
         };
-        let lease = |shard, owner: Option<&str>, code_version| LeaseRow {
+        let lease = |shard, owner: Option<&str>, number| LeaseRow {
             shard,
             owner: owner.map(str::to_owned),
             epoch: 1,
-            code_version,
+            code: Code::numbered(number),
         };
         let shards = vec![lease(0, Some("a"), 1), lease(1, Some("b"), 2), lease(2, None, 2), lease(3, Some("a"), 2)];
         Fleet { workers: vec![row("a", 10), row("b", -10)], shards }
@@ -147,7 +151,7 @@ mod tests {
 
     #[test]
     fn what_stands_in_the_way_is_said_with_what_to_do() {
-        let mut view = View { fleet: fleet(), code_version: 1, ..View::default() };
+        let mut view = View { fleet: fleet(), code: Code::numbered(1), ..View::default() };
         view.failure = Some("connection refused".to_owned());
         assert!(view.problems(5)[0].contains("no lease is in force: connection refused"), "{:?}", view.problems(5));
         (view.until, view.settled, view.expected, view.running) = (Some(10), true, vec![0, 3], vec![0]);

@@ -233,11 +233,17 @@ section! {
     }
 }
 
+/// The most that `suspects.starts` may be: what is stored beside a number of starts lies above it.
+pub(crate) const SUSPECT_STARTS_MAX: u32 = 999;
+
 section! {
     /// Messages that were in hand when the process ended, twice in a row.
     SuspectSettings {
         /// Starts of such a message that end with the process, before it is a dead letter.
         starts: u32 = 7,
+        /// Time after a start alone within which an end of the process counts for it; doubled for a turn that outlives it.
+        #[serde(with = "humantime_serde")]
+        trial: Duration = Duration::from_millis(200),
         /// Time after a takeover from which what comes was not in hand before it.
         #[serde(with = "humantime_serde")]
         calm_after: Duration = Duration::from_secs(600),

@@ -28,12 +28,13 @@ use futures_util::future::BoxFuture;
 use crate::clock::Millis;
 use crate::handler::Table;
 use crate::message::{ShardNo, Taken, TakenId};
-use crate::transport::Positions;
+use crate::transport::{Ahead, Positions};
 pub use append::{IntakeRow, IntakeRows};
 pub use commit::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
     SentMessage, SourceAhead, SourcePositions, StateWrite,
 };
+use lease::{Behind, Code};
 pub use open::{Opened, check_url, closing, disk, is_running, is_shared, leave_open, open};
 pub use query::calls;
 pub(in crate::store) use timer::KeyWalk;
@@ -154,9 +155,9 @@ pub struct Setup {
     pub services: Vec<Arc<str>>,
     /// Tables of the handlers.
     pub tables: Vec<Table>,
-    /// Rises with a handler's `STATE_VERSION` and with a stored format. A program with a lower one than a shard has seen
-    /// does not take that shard, so that a rolling deploy neither refuses states nor spends attempts.
-    pub code_version: u32,
+    /// Which states it reads. A program that is behind what a shard has seen does not take that shard, so that a rolling
+    /// deploy neither refuses states nor spends attempts.
+    pub code: Code,
 }
 
 /// What the store recorded at first start.
@@ -192,14 +193,12 @@ pub enum StoreError {
         owner: String,
     },
     /// The shard was owned by a newer program.
-    #[error("shard {shard} was owned by code version {stored}, this program has {ours}: run a program that is as new")]
+    #[error("shard {shard} is not taken: {behind}: run a program that is as new")]
     CodeVersion {
         /// The shard.
         shard: ShardNo,
-        /// The highest version that owned it.
-        stored: u32,
-        /// This program's.
-        ours: u32,
+        /// What it has seen.
+        behind: Behind,
     },
     /// The store was written by a newer program.
     #[error(
@@ -373,8 +372,8 @@ pub struct StoredLogRow {
 /// What [`Store::trim`] may remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trim {
-    /// Where the reader of the embedded log stands: rows before these are no longer needed.
-    pub log: Positions,
+    /// What the reader of the embedded log is done with, of each origin: rows that lie in it whole are no longer needed.
+    pub log: Ahead,
     /// Commits with a number below this are out of the window and published.
     pub commits_below: u64,
     /// History written before this is no longer kept.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use perkey::store::Setup;
 use perkey::store::Store;
+use perkey::store::lease::Code;
 use perkey::store::sqlite::{Access, SqliteStore};
 
 /// The allocator of the binary.
@@ -74,7 +75,7 @@ async fn open(path: &Path) -> Arc<SqliteStore> {
 /// The store at `path`, prepared for `balances`.
 async fn prepared(path: &Path) -> Arc<SqliteStore> {
     let store = open(path).await;
-    let setup = Setup { shards: 8, services: vec!["balances".into()], tables: Vec::new(), code_version: 1 };
+    let setup = Setup { shards: 8, services: vec!["balances".into()], tables: Vec::new(), code: Code::numbered(1) };
     store.prepare(setup).await.expect("a fresh store");
     store
 }

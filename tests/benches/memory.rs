@@ -11,6 +11,7 @@ use perkey::clock::{Stopwatch, sleep};
 use perkey::message::Draft;
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
+use perkey::store::lease::Code;
 use perkey::store::{Setup, Store};
 use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
 use serde::{Deserialize, Serialize};
@@ -120,7 +121,8 @@ struct Feed {
 impl Feed {
     async fn start(path: &Path, bytes: usize) -> Self {
         let store = open(path).await;
-        let setup = Setup { shards: SHARDS, services: vec![Wide::SERVICE.into()], tables: Vec::new(), code_version: 1 };
+        let setup =
+            Setup { shards: SHARDS, services: vec![Wide::SERVICE.into()], tables: Vec::new(), code: Code::numbered(1) };
         store.prepare(setup).await.expect("a fresh store");
         let handlers = Handlers::new().with(Wide);
         let settings = Settings::default();

@@ -344,6 +344,37 @@ async fn no_effect_repeats_whatever_holds_a_position_on_postgresql() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_key_keeps_no_room_in_the_log_that_others_have_used() {
+    let case = Case::new(Place::Sqlite(tempfile::tempdir().unwrap()), Door::Log, Wait::Held).await;
+    let engine = case.start("a").await;
+    case.wait().await;
+    // Five may wait: as many stay in the log, below all that follows.
+    for n in 0..10 {
+        case.send(&[message(&format!("s-{n}"), "slow", "care")]).await;
+    }
+    let unread = async || case.store.queries().unread(vec![0]).await.unwrap()[0].1;
+    let mut others = 0;
+    while others < 100 || unread().await > 40 {
+        assert!(others < 1_000, "{} messages are unread", unread().await);
+        case.send(&[message(&format!("o-{others}"), "a", "count")]).await;
+        others += 1;
+        case.await_counted("counting", &["a"], others).await;
+    }
+    assert!(unread().await >= 5, "what is held is there");
+    engine.drain().await.unwrap();
+    let next = case.start("a").await;
+    case.send(&[message("m", "a", "count")]).await;
+    case.await_counted("counting", &["a"], others + 1).await;
+    case.release().await;
+    case.await_counted("careful", &["slow"], 11).await;
+    tokio::time::timeout(SOON, next.idle()).await.unwrap();
+    next.drain().await.unwrap();
+    case.await_counted("counting", &["a"], others + 1).await;
+    assert_eq!(unread().await, 0);
+    assert_eq!(case.store.take(0, "looks").await.unwrap().ahead.len(), 0, "all is passed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_is_far_ahead_pauses_with_an_alarm_until_its_key_goes_on() {
     let mut case = Case::new(Place::Sqlite(tempfile::tempdir().unwrap()), Door::Log, Wait::Held).await;
     case.settings.ingress.ahead_max = 3;

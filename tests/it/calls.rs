@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use perkey::engine::cache;
 use perkey::engine::calls::{Call, CallAnswer, CallError, Calls};
 use perkey::metrics::Metrics;
@@ -15,6 +17,8 @@ use perkey::store::sqlite::SqliteStore;
 use perkey::{Engine, Fault, Handler, Handlers, Key, Turn};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection, SqliteConnection};
 
 use crate::support::{open, start};
 
@@ -83,7 +87,7 @@ impl Handler for Elsewhere {
 }
 
 struct Scene {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     store: Arc<SqliteStore>,
     engine: Engine,
 }
@@ -92,7 +96,7 @@ async fn scene(settings: &Settings) -> Scene {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir.path().join("s.db")).await;
     let engine = start(settings, store.clone(), Handlers::new().with(Counter)).await;
-    Scene { _dir: dir, store, engine }
+    Scene { dir, store, engine }
 }
 
 fn fast() -> Settings {
@@ -234,6 +238,31 @@ async fn a_shard_that_reads_nothing_refuses_calls_for_its_own_keys_alone() {
     assert_eq!(up(share + 1, "a").await, Err(CallError::Full));
     assert_eq!(up(share, "a").await, Ok(CallAnswer::InFlight), "what was accepted is known");
     assert_eq!(up(share + 2, &elsewhere).await, Ok(CallAnswer::InFlight), "the others have their shares");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_wait_to_be_written_have_no_more_bytes_than_they_may() {
+    let mut settings = fast();
+    // An eighth of it: 131,072 bytes.
+    settings.memory.in_hand = 1 << 20;
+    let scene = scene(&settings).await;
+    let calls = scene.engine.calls();
+    let large = |no, bytes: usize| {
+        calls.call(call(no, json!({ "up": { "key": "a", "pad": "x".repeat(bytes) } })), Duration::ZERO)
+    };
+    // Nothing can be written: who comes has to wait.
+    let file = SqliteConnectOptions::new().filename(scene.dir.path().join("s.db"));
+    let mut other = SqliteConnection::connect_with(&file).await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let mut all: FuturesUnordered<_> = (1..=4).map(|no| large(no, 40_000)).collect();
+    assert_eq!(all.next().await, Some(Err(CallError::Full)), "three have room");
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    let told: Vec<_> = all.collect().await;
+    assert!(told.iter().all(Result::is_ok) && told.len() == 3, "{told:?}");
+    // What they had is there again, also for one that is larger than all.
+    assert!(large(5, 300_000).await.is_ok());
+    assert!(large(6, 300_000).await.is_ok());
+    scene.engine.drain().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lapin::BasicProperties;
 use perkey::clock::Clock;
-use perkey::store::lease::{Leases, Worker};
+use perkey::store::lease::{Code, Leases, Worker};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
@@ -91,7 +91,7 @@ async fn a_database_that_was_made_unsafe_is_found_out() {
         let sql = format!("ALTER DATABASE {name} SET {setting}");
         connection.execute(AssertSqlSafe(sql)).await.unwrap();
     }
-    let newer = Worker { id: "w".to_owned(), code_version: 99, version: "9".to_owned(), ..Worker::default() };
+    let newer = Worker { id: "w".to_owned(), code: Code::numbered(99), version: "9".to_owned(), ..Worker::default() };
     place.postgres().renew(newer, Duration::from_secs(60)).await.unwrap();
     connection.execute("UPDATE shards SET owner = 'w', code_version = 99 WHERE shard > 0").await.unwrap();
     // Somebody forgets a transaction.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use perkey::handler::{Column, ColumnKind, RowWrite, Table};
 use perkey::message::{Draft, Message, Taken, TakenId};
+use perkey::store::lease::Code;
 use perkey::store::memory::MemoryStore;
 use perkey::store::query::{DeadFilter, Story};
 use perkey::store::sqlite::{Access, SqliteStore};
@@ -57,7 +58,7 @@ pub(crate) const POSTINGS: Table = Table {
 
 pub(crate) fn setup() -> Setup {
     let services = vec!["balances".into(), "audit".into()];
-    Setup { shards: SHARDS, services, tables: vec![POSTINGS], code_version: 1 }
+    Setup { shards: SHARDS, services, tables: vec![POSTINGS], code: Code::of([("balances", 1), ("audit", 1)]) }
 }
 
 /// A store in memory; it outlives its "process".

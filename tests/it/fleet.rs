@@ -84,7 +84,7 @@ impl Shared {
 /// What a store of these tests is prepared with.
 fn setup() -> Setup {
     let handlers = handlers();
-    Setup { shards: 8, services: handlers.services(), tables: handlers.tables(), code_version: handlers.code_version() }
+    Setup { shards: 8, services: handlers.services(), tables: handlers.tables(), code: handlers.code() }
 }
 
 /// Waits until each of the workers has so many shards.

@@ -12,6 +12,7 @@ use perkey::pipeline::ledger::{
     TurnEnd, TurnFault, What,
 };
 use perkey::settings::Settings;
+use perkey::store::lease::Code;
 use perkey::store::memory::MemoryStore;
 use perkey::store::{Commit, Event, Outcome, Setup};
 use perkey::transport::Position;
@@ -152,7 +153,8 @@ fn config(store: &MemoryStore, small: [u64; 3]) -> LedgerConfig {
     settings.retry.cap = Duration::from_millis(100);
     settings.retry.attempts = 4;
     let services = vec![Arc::from("listing")];
-    let identity = store.prepare_now(&Setup { shards: 1, services, tables: Vec::new(), code_version: 1 }).unwrap();
+    let identity =
+        store.prepare_now(&Setup { shards: 1, services, tables: Vec::new(), code: Code::numbered(1) }).unwrap();
     LedgerConfig {
         services: Arc::new([ServiceInfo {
             guarded: false,

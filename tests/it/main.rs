@@ -58,6 +58,7 @@ mod sources;
 mod sqlite_store;
 mod store_contract;
 mod support;
+mod suspects;
 mod tidy;
 mod timers;
 mod traces;

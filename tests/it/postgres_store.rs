@@ -8,7 +8,7 @@ use std::time::Duration;
 use perkey::clock::{Dice, sleep};
 use perkey::message::Draft;
 use perkey::store::calls::CallId;
-use perkey::store::lease::{Leases, Worker};
+use perkey::store::lease::{Behind, Code, Leases, Worker};
 use perkey::store::postgres::{Bounds, PgStore};
 use perkey::store::query::{DeadFilter, ImportBatch, ImportProgress, Queries};
 use perkey::store::{Access, LogRow, Outcome, Part, Setup, Store, StoreError};
@@ -56,7 +56,7 @@ async fn all_rows(connection: &mut PgConnection) -> Vec<String> {
 
 fn worker(id: &str) -> Worker {
     let version = "1.0".to_owned();
-    Worker { id: id.to_owned(), address: format!("{id}:1"), version, code_version: 1, ..Worker::default() }
+    Worker { id: id.to_owned(), address: format!("{id}:1"), version, code: setup().code, ..Worker::default() }
 }
 
 const ALIVE: Duration = Duration::from_secs(60);
@@ -354,14 +354,51 @@ async fn a_shard_is_taken_when_its_owners_lease_has_expired() {
 async fn an_older_program_does_not_take_what_a_newer_one_owned() {
     let place = PostgresPlace::new().await;
     let newer = open(&place.database.url).await;
-    newer.prepare(Setup { code_version: 3, ..setup() }).await.unwrap();
+    // The sum of its versions is no higher: one service is newer, another is not there.
+    newer.prepare(Setup { code: Code::of([("balances", 2), ("other", 1)]), ..setup() }).await.unwrap();
     let epoch = newer.take(1, "new").await.unwrap().epoch;
     committed(&place.store(), &perkey::store::Commit { release: true, ..commit(1, epoch, 1) }).await;
     let refused = place.postgres().take(1, "old").await;
-    assert_eq!(refused, Err(StoreError::CodeVersion { shard: 1, stored: 3, ours: 1 }));
-    let fleet = newer.fleet().await.unwrap();
-    assert_eq!(fleet.shards.iter().map(|shard| shard.code_version).collect::<Vec<_>>(), [0, 3, 0, 0]);
+    let behind = Behind { service: Some("balances".into()), stored: 2, ours: 1 };
+    assert_eq!(refused, Err(StoreError::CodeVersion { shard: 1, behind }));
+    let seen = async || newer.fleet().await.unwrap().shards.into_iter().map(|shard| shard.code).collect::<Vec<_>>();
+    let none = Code::default();
+    let ours = Code::of([("balances", 2), ("other", 1)]);
+    assert_eq!(seen().await, [none.clone(), ours.clone(), none.clone(), none.clone()]);
     place.postgres().take(0, "old").await.unwrap();
+    // What shards have seen adds up.
+    newer.take(0, "new").await.unwrap();
+    assert_eq!(seen().await, [ours.clone().and(&setup().code), ours, none.clone(), none]);
+}
+
+#[tokio::test]
+async fn beside_workers_of_before_all_compare_the_sum_and_such_shards_are_taken() {
+    let place = PostgresPlace::new().await;
+    let (store, code) = (place.postgres(), setup().code);
+    store.renew(worker("new"), ALIVE).await.unwrap();
+    // As a program writes it that knows nothing of versions by service.
+    let mut connection = place.database.connection().await;
+    let before = |number: u32| {
+        format!(
+            "INSERT INTO workers (id, address, version, code_version, draining, cooling, expires_at)
+             VALUES ('before', '', '', {number}, false, '{{}}', clock_timestamp() + interval '1 minute')
+             ON CONFLICT (id) DO UPDATE SET code_version = excluded.code_version;
+             UPDATE shards SET owner = 'before', epoch = epoch + 1, code_version = {number} WHERE shard = 0"
+        )
+    };
+    run(&mut connection, &before(code.number)).await;
+    let fleet = store.fleet().await.unwrap();
+    let codes: Vec<_> = fleet.workers.iter().map(|row| row.worker.code.clone()).collect();
+    assert_eq!(codes, [Code::numbered(code.number), Code::numbered(code.number)]);
+    assert_eq!(fleet.shards[0].code, Code::numbered(code.number));
+    // It leaves: its shard goes to a program of the same sum, and is compared by service from then on.
+    store.leave("before".to_owned()).await.unwrap();
+    store.take(0, "new").await.unwrap();
+    assert_eq!(store.fleet().await.unwrap().shards[0].code, code);
+    // A shard that one of a higher sum owned is left alone.
+    run(&mut connection, "UPDATE shards SET code_version = 9 WHERE shard = 1").await;
+    let behind = Behind { service: None, stored: 9, ours: code.number };
+    assert_eq!(store.take(1, "new").await, Err(StoreError::CodeVersion { shard: 1, behind }));
 }
 
 #[tokio::test]

@@ -43,6 +43,10 @@ struct Scene {
 
 impl Scene {
     async fn new(change: impl FnOnce(&mut RabbitmqSettings)) -> Self {
+        Self::with(|settings| change(&mut settings.rabbitmq)).await
+    }
+
+    async fn with(change: impl FnOnce(&mut Settings)) -> Self {
         let streams = Streams::named().await;
         let bind = |kind: &str, key| {
             let (source, kind, service) = ("rabbitmq".to_owned(), kind.to_owned(), "counting".to_owned());
@@ -51,7 +55,7 @@ impl Scene {
         let bind = vec![bind("count", KeyFrom::Record), bind("loose", KeyFrom::Handler)];
         let mut settings = Settings { bind, rabbitmq: with_intake(&streams), ..Settings::default() };
         settings.ownership.shards = SHARDS;
-        change(&mut settings.rabbitmq);
+        change(&mut settings);
         let folder = tempfile::tempdir().unwrap();
         let (engine, store, metrics) = start(&settings, &folder).await;
         streams.wire.await_intake(&intake(&streams)).await;
@@ -114,7 +118,7 @@ async fn start(settings: &Settings, folder: &tempfile::TempDir) -> (Engine, Arc<
     let store = open(&folder.path().join("s.db")).await;
     let metrics = Metrics::new();
     let log = Arc::new(EmbeddedLog::new(store.clone(), settings.log.poll));
-    let rabbitmq = RabbitmqTransport::new(&settings.rabbitmq, SHARDS, &metrics).unwrap();
+    let rabbitmq = RabbitmqTransport::new(&settings.rabbitmq_in_memory(), SHARDS, &metrics).unwrap();
     let sources: Vec<Arc<dyn Transport>> = vec![log, rabbitmq];
     let engine = Engine::start_with(settings, handlers(), store.clone(), metrics.clone(), sources, Vec::new());
     (engine.await.unwrap(), store, metrics)
@@ -382,6 +386,43 @@ async fn a_full_queue_beside_the_streams_is_waited_for_and_swaps_nothing() {
     assert_eq!(by_key(arrived), published(500));
     let scene = Scene { engine, store, metrics, settings, folder, streams: narrow.streams };
     assert_eq!(scene.until_handled(500).await, published(500));
+    assert!(scene.until_dead(0).await.is_empty());
+    scene.end().await;
+}
+
+/// Large messages: a mover that cannot go on has about as many bytes as it may, and not as many messages.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_mover_has_on_its_way_is_bounded_by_its_bytes() {
+    const COUNT: usize = 120;
+    // A quarter of it, for its two queues: 5 messages each.
+    let scene = Scene::with(|settings| {
+        settings.ingress.message_bytes_max = 200_000;
+        settings.memory.in_hand = 4 * 2 * 5 * 200_000;
+    });
+    let scene = scene.await;
+    let routes: Vec<String> = (0..SHARDS).map(|shard| shard.to_string()).collect();
+    let Scene { engine, store, metrics, settings, folder, streams } = scene;
+    let narrow = Narrow::beside(streams, "quorum", &routes.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let large = |no| {
+        let mut message = message(&narrow.streams, no);
+        message["body"] = json!(json!({ "key": key(no), "pad": "x".repeat(100_000) }).to_string());
+        message
+    };
+    publish(&(0..COUNT).map(large).collect::<Vec<_>>()).await;
+    narrow.is_full().await;
+    // Neither acknowledged nor in the queue.
+    let queue = intake(&narrow.streams);
+    let moved = usize::try_from(counted(&metrics, &queue, "moved")).unwrap();
+    let on_its_way = COUNT - moved - narrow.streams.wire.count(&queue).await;
+    assert!((1..=5).contains(&on_its_way), "{on_its_way} of {COUNT}, {moved} are moved");
+    let name = |delivery: &lapin::message::Delivery| {
+        let body: Value = serde_json::from_slice(&delivery.data).unwrap();
+        let id = delivery.properties.message_id().as_ref().unwrap().to_string();
+        (body["key"].as_str().unwrap().to_owned(), id)
+    };
+    assert_eq!(by_key(narrow.consume(COUNT, name).await), published(COUNT));
+    let scene = Scene { engine, store, metrics, settings, folder, streams: narrow.streams };
+    assert_eq!(scene.until_handled(COUNT).await, published(COUNT));
     assert!(scene.until_dead(0).await.is_empty());
     scene.end().await;
 }

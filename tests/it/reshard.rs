@@ -233,8 +233,8 @@ async fn keeps_what_is_done_ahead(kept: &dyn Kept) {
 
 fn setup(shards: u32) -> Setup {
     let handlers = handlers();
-    let (services, tables, code_version) = (handlers.services(), handlers.tables(), handlers.code_version());
-    Setup { shards, services, tables, code_version }
+    let (services, tables, code) = (handlers.services(), handlers.tables(), handlers.code());
+    Setup { shards, services, tables, code }
 }
 
 #[tokio::test]

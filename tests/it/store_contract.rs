@@ -13,7 +13,7 @@ use perkey::store::{
     CommandResult, Commit, DueTimers, Epoch, Identity, LogRow, Outcome, Part, PendingKind, RowSpan, ServiceKey, Setup,
     SourceAhead, StateWrite, Store, StoreError, Timer, TimerWrite, Trim,
 };
-use perkey::transport::{Position, Positions, Stretch};
+use perkey::transport::{Ahead, Position, Positions, Stretch};
 use serde_json::{Value, json};
 
 use crate::fixture::{
@@ -59,6 +59,7 @@ contract! {
         the_log_is_read_per_origin_in_order,
         the_log_gives_each_origin_its_share,
         trim_removes_only_what_was_passed,
+        trim_removes_what_is_done_ahead_and_nothing_between,
         a_dropped_commit_lands_all_the_same,
         what_is_done_ahead_comes_with_its_commit,
         numbers_of_services_and_seqs_are_never_reused,
@@ -494,15 +495,42 @@ async fn the_log_gives_each_origin_its_share(place: Box<impl Place>) {
     assert_eq!(store.read_log(2, Positions::new(), 10_000).await.unwrap().len(), 21);
 }
 
+async fn trim_removes_what_is_done_ahead_and_nothing_between(place: Box<impl Place>) {
+    let (store, _, epoch) = begin(&*place, 0).await;
+    for no in 1..=7 {
+        committed(&store, &Commit { log: vec![log_row(0, 2, "mine")], ..commit(0, epoch, no) }).await;
+    }
+    let left = async || {
+        let rows = store.read_log(0, Positions::new(), 100).await.unwrap();
+        rows.iter().map(|row| row.no).collect::<Vec<_>>()
+    };
+    let stretch = |from: (u64, u32), to: (u64, u32)| Stretch {
+        from: Position::new(from.0, from.1),
+        to: Position::new(to.0, to.1),
+        services: Vec::new(),
+    };
+    let trim = async |stretches: &[Stretch]| {
+        let log = Ahead::from([(Arc::from("0"), stretches.to_vec()), (Arc::from("1"), vec![stretch((1, 0), (9, 0))])]);
+        store.trim(0, Trim { log, ..Trim::default() }).await.unwrap();
+    };
+    trim(&[stretch((2, 1), (4, 0)), stretch((6, 1), (6, 1))]).await;
+    assert_eq!(left().await, [1, 2, 4, 5, 6, 7], "half a row keeps all of it");
+    trim(&[stretch((2, 0), (2, 1)), stretch((4, 0), (5, 1))]).await;
+    assert_eq!(left().await, [1, 6, 7]);
+    let unread: Vec<_> = store.queries().unread(vec![0]).await.unwrap();
+    assert_eq!(unread, [(0, 6)], "what is not there is not unread");
+}
+
 async fn trim_removes_only_what_was_passed(place: Box<impl Place>) {
     let (store, identity, epoch) = begin(&*place, 0).await;
+    let read = |read: Stretch| Ahead::from([(Arc::from("0"), vec![read])]);
     for no in 1..=4 {
         let mut written = full(&identity, 0, epoch, no, &no.to_string());
         written.parts[0].history[0].at = 100 * no;
         written.log = vec![log_row(0, 2, "mine"), log_row(1, 2, "theirs")];
         committed(&store, &written).await;
     }
-    let log = Positions::from([(Arc::from("0"), Position::new(3, 0))]);
+    let log = read(Stretch::up_to(Position::new(3, 0)));
     store.trim(0, Trim { log, commits_below: 3, history_before: 300 }).await.unwrap();
     assert_eq!(places(&store.read_log(0, Positions::new(), 100).await.unwrap()), [("0", 3), ("0", 4)]);
     assert_eq!(store.read_log(1, Positions::new(), 100).await.unwrap().len(), 4, "another reader's rows stay");
@@ -511,7 +539,7 @@ async fn trim_removes_only_what_was_passed(place: Box<impl Place>) {
     for (no, lines) in [(2, 0), (3, 1)] {
         assert_eq!(store.queries().explain(format!("dead-{no}")).await.unwrap().history.len(), lines, "{no}");
     }
-    let log = Positions::from([(Arc::from("0"), Position::new(4, 1))]);
+    let log = read(Stretch::up_to(Position::new(4, 1)));
     store.trim(0, Trim { log, ..Trim::default() }).await.unwrap();
     assert!(store.read_log(0, Positions::new(), 100).await.unwrap().is_empty());
     committed(&store, &commit(0, epoch, 5)).await;
@@ -876,7 +904,8 @@ async fn an_import_is_written_with_its_progress(mut place: Box<impl Place>) {
     assert_eq!(store.queries().unread_imports().await.unwrap(), 13);
     let unread: Vec<u64> = store.queries().shards().await.unwrap().iter().map(|shard| shard.unread).collect();
     assert_eq!(unread, [10, 3, 0, 0]);
-    store.trim(0, Trim { log: read(2, 9), ..Trim::default() }).await.unwrap();
+    let log = Ahead::from([(Arc::from("import"), vec![Stretch::up_to(Position::new(2, 9))])]);
+    store.trim(0, Trim { log, ..Trim::default() }).await.unwrap();
     drop(store);
     place.restart().await;
     let store = place.store();

@@ -62,7 +62,10 @@ pub enum CallError {
     #[error("{0}")]
     Malformed(String),
     /// The log has no room for its key's shard now, or too many calls wait to be written.
-    #[error("too many messages wait to be handled by the shard of its key (log.max_unread)")]
+    #[error(
+        "too many messages wait to be handled by the shard of its key (log.max_unread), or too many calls to be written \
+         (memory.in_hand)"
+    )]
     Full,
     /// Its tenant has as many records as it may have.
     #[error("the tenant has {0} idempotency keys in the store, as many as it may have (gateway.keys_max)")]

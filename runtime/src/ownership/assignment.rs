@@ -16,7 +16,7 @@ pub fn is_alive(worker: &WorkerRow) -> bool {
 /// Whether a worker may own a shard: it stays, it knows what is stored there, and the shard did not just fail on it.
 pub fn may_own(worker: &WorkerRow, shard: &LeaseRow) -> bool {
     let row = &worker.worker;
-    is_alive(worker) && !row.draining && row.code_version >= shard.code_version && !row.cooling.contains(&shard.shard)
+    is_alive(worker) && !row.draining && row.code.behind(&shard.code).is_none() && !row.cooling.contains(&shard.shard)
 }
 
 /// Of each shard, in the order of `fleet.shards`, the id of the worker that should own it; none when no worker may.
@@ -143,15 +143,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::lease::Worker;
+    use crate::store::lease::{Code, Worker};
 
     fn worker(id: &str) -> WorkerRow {
-        let worker = Worker { id: id.to_owned(), code_version: 1, ..Worker::default() };
+        let worker = Worker { id: id.to_owned(), code: Code::numbered(1), ..Worker::default() };
         WorkerRow { worker, expires_in: 5_000 }
     }
 
     fn fleet(workers: &[&str], shards: u32) -> Fleet {
-        let lease = |shard| LeaseRow { shard, owner: None, epoch: 1, code_version: 1 };
+        let lease = |shard| LeaseRow { shard, owner: None, epoch: 1, code: Code::numbered(1) };
         Fleet { workers: workers.iter().map(|id| worker(id)).collect(), shards: (0..shards).map(lease).collect() }
     }
 
@@ -190,7 +190,7 @@ mod tests {
         one.workers[1].expires_in = 0;
         assert_eq!(assign(&one), [None, None]);
         let mut two = fleet(&["a"], 2);
-        two.shards[0].code_version = 2;
+        two.shards[0].code = Code::numbered(2);
         two.workers[0].worker.cooling = vec![1];
         assert_eq!(assign(&two), [None, None]);
         assert_eq!(assign(&fleet(&[], 1)), [None]);
@@ -199,8 +199,8 @@ mod tests {
     #[test]
     fn the_newer_program_gets_what_only_it_knows() {
         let mut fleet = settled(2, 8);
-        fleet.workers[1].worker.code_version = 2;
-        fleet.shards.iter_mut().for_each(|shard| shard.code_version = 2);
+        fleet.workers[1].worker.code = Code::numbered(2);
+        fleet.shards.iter_mut().for_each(|shard| shard.code = Code::numbered(2));
         assert!(assign(&fleet).into_iter().all(|to| to == Some(fleet.workers[1].worker.id.as_str())));
     }
 
@@ -239,13 +239,13 @@ mod tests {
         ) {
             let names = names(8);
             let mut fleet = Fleet::default();
-            for ((code_version, draining, cooling), name) in rows.into_iter().zip(&names) {
+            for ((version, draining, cooling), name) in rows.into_iter().zip(&names) {
                 let mut row = worker(name);
-                row.worker = Worker { code_version, draining, cooling, ..row.worker };
+                row.worker = Worker { code: Code::of([("s", version)]), draining, cooling, ..row.worker };
                 fleet.workers.push(row);
             }
-            for ((code_version, owner), shard) in shards.into_iter().zip(0..) {
-                fleet.shards.push(LeaseRow { shard, owner: Some(names[owner].clone()), epoch: 1, code_version });
+            for ((version, owner), shard) in shards.into_iter().zip(0..) {
+                fleet.shards.push(LeaseRow { shard, owner: Some(names[owner].clone()), epoch: 1, code: Code::of([("s", version)]) });
             }
             let able = |fleet: &Fleet, shard: &LeaseRow| {
                 fleet.workers.iter().filter(|row| may_own(row, shard)).map(|row| row.worker.id.clone()).collect::<Vec<_>>()

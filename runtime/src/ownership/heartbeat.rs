@@ -18,7 +18,7 @@ use crate::clock::{Millis, since_boot, sleep};
 use crate::message::ShardNo;
 use crate::metrics::WorkerAlarm;
 use crate::store::StoreError;
-use crate::store::lease::{Fleet, Leases};
+use crate::store::lease::{Code, Fleet, Leases};
 use crate::supervision::Env;
 use crate::supervision::root::RootMessage;
 
@@ -65,7 +65,7 @@ impl Actor for Heartbeat {
         (env, root): Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let (news, heard) = mpsc::channel(NEWS_MAX);
-        let worker = worker(&env.settings, env.handlers.code_version());
+        let worker = worker(&env.settings, env.handlers.code());
         let lease = Lease::new(&env.settings.ownership, worker);
         let beat = Beat {
             env,
@@ -284,7 +284,7 @@ impl Beat {
     async fn rejoin(&mut self, leases: &dyn Leases) {
         let before = self.lease.worker().id.clone();
         self.give_up(leases, before.clone()).await;
-        self.lease.rejoin(worker(&self.env.settings, 0).id);
+        self.lease.rejoin(worker(&self.env.settings, Code::default()).id);
         self.publish(Some("the worker joins again".to_owned()));
         info!(before, worker = self.lease.worker().id, "worker joins again");
     }
@@ -328,10 +328,9 @@ impl Beat {
         metrics.set_worker_alarm(WorkerAlarm::ShardsCooling, !self.lease.worker().cooling.is_empty());
         let too_new = view.too_new().next();
         if metrics.set_worker_alarm(WorkerAlarm::CodeVersionTooLow, too_new.is_some())
-            && let Some((shard, stored)) = too_new
+            && let Some((shard, behind)) = too_new
         {
-            let ours = view.code_version;
-            warn!(shard, stored, ours, "shard was owned by a newer program, it is not taken: run that program");
+            warn!(shard, %behind, "shard was owned by a newer program, it is not taken: run that program");
         }
     }
 }

@@ -315,6 +315,7 @@ impl Ledger {
         self.passivate_idle(now);
         self.tick_outbox(now);
         self.calm_down(now);
+        self.tick_trials(now);
         self.look_for_old(now);
         for source in 0..self.sources.len() {
             self.grant(u16::try_from(source).expect("there are few sources"), 0, now);

@@ -3,10 +3,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::{RabbitmqSettings, Settings};
+
 section! {
     /// Messages in memory.
     MemorySettings {
-        /// Bytes of messages in hand and of events on their way to sinks, of all shards together, about.
+        /// Bytes of messages in hand and of events on their way to sinks, of all shards together, about. Beside them calls that
+        /// wait to be written may have an eighth as much, and what intakes of RabbitMQ have on its way a quarter.
         in_hand: u64 = 512 << 20,
     }
 }
@@ -17,6 +20,22 @@ impl MemorySettings {
     pub fn share(&self, shards: u32, ends: usize) -> usize {
         let parts = u64::from(shards.max(1)) * ends.max(1) as u64;
         usize::try_from(self.in_hand / parts).unwrap_or(usize::MAX).max(1)
+    }
+
+    /// The bytes that the calls of a process may have which wait to be written: an eighth, beside what is in hand.
+    pub fn calls(&self) -> usize {
+        usize::try_from(self.in_hand / 8).unwrap_or(usize::MAX).max(1)
+    }
+}
+
+impl Settings {
+    /// The section `[rabbitmq]` with no more messages of its intakes on their way than have a quarter of `memory.in_hand`, were
+    /// each as large as a message may be (`ingress.message_bytes_max`). An intake has two queues.
+    pub fn rabbitmq_in_memory(&self) -> RabbitmqSettings {
+        let queues = 2 * self.rabbitmq.intakes.len().max(1) as u64;
+        let fit = self.memory.in_hand / 4 / queues / self.ingress.message_bytes_max.max(1) as u64;
+        let fit = u16::try_from(fit).unwrap_or(u16::MAX).max(1);
+        RabbitmqSettings { intake_prefetch: self.rabbitmq.intake_prefetch.min(fit), ..self.rabbitmq.clone() }
     }
 }
 
@@ -29,5 +48,19 @@ mod tests {
         let memory = MemorySettings { in_hand: 96 << 20 };
         assert_eq!(memory.share(8, 3), 4 << 20);
         assert_eq!(MemorySettings { in_hand: 1 }.share(8, 3), 1, "a message at least is taken in hand");
+    }
+
+    #[test]
+    fn intakes_have_as_many_messages_on_their_way_as_largest_ones_fit() {
+        let prefetch = |in_hand, intakes: &[&str], most| {
+            let mut settings = Settings { memory: MemorySettings { in_hand }, ..Settings::default() };
+            settings.rabbitmq.intakes = intakes.iter().map(|&name| name.to_owned()).collect();
+            settings.rabbitmq.intake_prefetch = most;
+            settings.rabbitmq_in_memory().intake_prefetch
+        };
+        assert_eq!(prefetch(512 << 20, &["a"], 100), 64);
+        assert_eq!(prefetch(512 << 20, &["a", "b"], 100), 32);
+        assert_eq!(prefetch(512 << 20, &["a"], 10), 10);
+        assert_eq!(prefetch(1 << 20, &["a"], 100), 1, "one at least");
     }
 }

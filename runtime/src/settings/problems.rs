@@ -41,8 +41,13 @@ impl Settings {
         );
         check(self.dlq.max >= 1, "dlq.max must be at least 1");
         check(
-            self.suspects.starts >= 3,
-            "suspects.starts must be at least 3: the first two that end with the process are not recorded",
+            (7..=super::SUSPECT_STARTS_MAX).contains(&self.suspects.starts),
+            "suspects.starts must be 7 to 999: two are not recorded, two tell a message from its neighbours, and three are \
+             spread so that kills from outside make no dead letter",
+        );
+        check(
+            self.suspects.trial >= Duration::from_millis(1),
+            "suspects.trial must be at least 1ms: it is the time in which an end of the process counts",
         );
         check(self.retry.attempts >= 1, "retry.attempts must be at least 1: the first counts");
         check(self.retry.factor >= 1.0, "retry.factor must be at least 1");

@@ -44,7 +44,8 @@ section! {
         max_bytes: u64 = 0,
         /// Messages of a stream that are read ahead; fewer where these would be more than `buffer_bytes`.
         prefetch: u16 = 500,
-        /// Messages of an intake that are on their way to its stream.
+        /// Messages of an intake that are on their way to its stream; fewer where they might have more bytes than
+        /// [`Settings::rabbitmq_in_memory`](super::Settings::rabbitmq_in_memory) allows.
         intake_prefetch: u16 = 100,
         /// Bytes of a shard's events on their way to the broker; and of its streams' messages that are read ahead.
         buffer_bytes: usize = 8 << 20,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes};
 
+use super::lease::Code;
 use super::query::{CommitRow, EventRow};
 use super::{Commit, Event, SourceAhead, StoreError};
 use crate::message::{Message, Print, Taken, TakenId};
@@ -53,6 +54,18 @@ pub(crate) fn lay_events(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) ->
         count += 1;
     }
     (blob, count)
+}
+
+/// The versions of a code, as JSON.
+pub(crate) fn lay_code(code: &Code) -> String {
+    serde_json::to_string(&code.versions).expect("names and numbers are JSON")
+}
+
+/// A code of its number and its versions.
+pub(crate) fn code(number: u32, versions: &str) -> Result<Code, StoreError> {
+    let versions = serde_json::from_str(versions);
+    let versions = versions.map_err(|error| StoreError::Corrupt(format!("code versions: {error}")))?;
+    Ok(Code { number, versions })
 }
 
 /// The ids of a `commits.ids` blob.

@@ -15,7 +15,7 @@ use futures_util::future::{BoxFuture, ready};
 use serde_json::Value;
 
 use super::calls::{CallId, CallRecord, CallStore};
-use super::lease::{Leases, Worker};
+use super::lease::{Code, Leases, Worker};
 use super::query::{DeadFilter, ImportProgress, NewCommand, Pause, Queries, Scope};
 use super::watch::LogWatch;
 use super::{
@@ -77,7 +77,7 @@ struct Shard {
     outbox_seq: u64,
     last_seq: u64,
     unclean: u32,
-    code_version: u32,
+    code: Code,
     positions: SourcePositions,
     ahead: SourceAhead,
     watermarks: Watermarks,

@@ -32,7 +32,7 @@ use self::place::{Place, Use};
 use self::read::signed;
 use self::writer::Writer;
 use super::calls::CallStore;
-use super::lease::Leases;
+use super::lease::{Code, Leases};
 use super::query::{DeadFilter, EventRow, Queries};
 use super::reshard::{self, ReshardError, Resharded};
 use super::{
@@ -78,7 +78,7 @@ pub struct PgStore {
 #[derive(Debug)]
 struct Prepared {
     services: BTreeMap<Arc<str>, u16>,
-    code_version: u32,
+    code: Code,
     shards: u32,
 }
 
@@ -177,9 +177,9 @@ impl Store for PgStore {
             if self.access != Access::Run {
                 return Err(StoreError::Unavailable(LOOKS.to_owned()));
             }
-            let (code_version, shards) = (setup.code_version, setup.shards);
+            let (code, shards) = (setup.code.clone(), setup.shards);
             let identity = prepare(self.place.clone(), setup).await?;
-            let prepared = Prepared { services: identity.services.clone(), code_version, shards };
+            let prepared = Prepared { services: identity.services.clone(), code, shards };
             *self.prepared.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(prepared));
             Ok(identity)
         })
@@ -297,11 +297,13 @@ impl Store for PgStore {
     fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()> {
         Box::pin(async move {
             self.prepared()?;
+            let read = || trim.log.iter().flat_map(|(origin, read)| read.iter().map(move |read| (origin, read.rows())));
             let args = Args::default()
                 .put(shard_no(shard))
-                .put(trim.log.keys().map(|origin| &**origin).collect::<Vec<_>>())
-                .put(trim.log.values().map(|position| signed(position.no)).collect::<Vec<_>>())
-                .put(trim.log.values().map(|position| i64::from(position.index) + 1).collect::<Vec<_>>())
+                .put(read().map(|(origin, _)| &**origin).collect::<Vec<_>>())
+                .put(read().map(|(_, (first, ..))| signed(first)).collect::<Vec<_>>())
+                .put(read().map(|(_, (_, last, _))| signed(last)).collect::<Vec<_>>())
+                .put(read().map(|(_, (.., messages))| signed(messages)).collect::<Vec<_>>())
                 .put(TRIM_ROWS);
             self.queries.run(TRIM_LOG, args).await?;
             let args = Args::default().put(shard_no(shard)).put(signed(trim.commits_below)).put(TRIM_ROWS);

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::layout;
+use super::lease::Code;
 use super::{Counters, Letters, SourceAhead, SourcePositions, StoreError, Watermarks};
 use crate::clock::Millis;
 use crate::message::{Message, ShardNo, Taken, TakenId, murmur2, shard_of};
@@ -53,7 +54,7 @@ struct Old {
     epoch: u64,
     commit_no: u64,
     outbox_seq: u64,
-    code_version: u32,
+    code: Code,
     positions: SourcePositions,
     ahead: SourceAhead,
     watermarks: Watermarks,
@@ -68,7 +69,7 @@ struct New {
     commit_no: u64,
     outbox_seq: u64,
     last_seq: u64,
-    code_version: u32,
+    code: Code,
     positions: SourcePositions,
     ahead: SourceAhead,
     watermarks: Watermarks,
@@ -231,7 +232,7 @@ impl Plan {
             commit_no: *commit_no,
             outbox_seq: *outbox_seq,
             last_seq: *last_seq,
-            code_version: old.iter().map(|row| row.code_version).max().unwrap_or(0),
+            code: Code::all(old.iter().map(|row| &row.code)),
             positions: positions.clone(),
             ahead: ahead.clone(),
             watermarks: sinks.iter().map(|sink| (Arc::clone(sink), *outbox_seq)).collect(),

@@ -331,8 +331,9 @@ impl Store for SqliteStore {
             return Box::pin(async { Err(StoreError::Unavailable(LOOKS.to_owned())) });
         }
         let mut passed = args::Rows::default();
-        for (origin, position) in &trim.log {
-            passed.row().put(&**origin).put(position.no).put(u64::from(position.index) + 1);
+        for (origin, read) in trim.log.iter().flat_map(|(origin, read)| read.iter().map(move |read| (origin, read))) {
+            let (first, last, messages) = read.rows();
+            passed.row().put(&**origin).put(first).put(last).put(messages);
         }
         let passed = passed.finish().0;
         self.writer.call(move |connection| {

@@ -130,8 +130,8 @@ impl Plan {
     ) -> Result<Self, String> {
         let mut tables = handlers.tables();
         tables.push(PROBE);
-        let code_version = handlers.code_version();
-        let setup = Setup { shards: settings.ownership.shards, services: handlers.services(), tables, code_version };
+        let setup =
+            Setup { shards: settings.ownership.shards, services: handlers.services(), tables, code: handlers.code() };
         let identity = store.prepare_now(&setup).map_err(|error| error.to_string())?;
         let limits = TurnLimits {
             rows_max: settings.limits.turn_rows_max,

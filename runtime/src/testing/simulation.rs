@@ -305,6 +305,7 @@ fn small(dice: &mut Dice) -> Settings {
     }
     settings.suspects.calm_after = Duration::from_millis(draw(50, 3_000));
     // Owners die here again and again within a turn's time: no turn ends them.
+    settings.suspects.trial = Duration::from_millis(draw(1, 10));
     settings.suspects.starts = u32::MAX;
     settings
 }

@@ -19,6 +19,19 @@ pub struct Stretch {
     pub services: Vec<u16>,
 }
 
+impl Stretch {
+    /// All up to a place.
+    pub fn up_to(to: Position) -> Self {
+        Self { from: Position::new(0, 0), to, services: Vec::new() }
+    }
+
+    /// Of a log whose places are rows and messages in them: the first row that begins in it, the last that does, and of that one
+    /// how many messages at the least it must not have more than to lie in it whole.
+    pub(crate) fn rows(&self) -> (u64, u64, u64) {
+        (self.from.no + u64::from(self.from.index > 0), self.to.no, u64::from(self.to.index) + 1)
+    }
+}
+
 /// Of each origin what is done above its position, in order.
 pub type Ahead = BTreeMap<Arc<str>, Vec<Stretch>>;
 

@@ -70,7 +70,7 @@ fn rabbitmq(settings: &Settings, metrics: &Arc<Metrics>, (sources, sinks): &mut 
     let (rabbitmq, shards) = (&settings.rabbitmq, settings.ownership.shards);
     if !rabbitmq.addresses.is_empty() {
         if !rabbitmq.streams.is_empty() {
-            sources.push(RabbitmqTransport::new(rabbitmq, shards, metrics)?);
+            sources.push(RabbitmqTransport::new(&settings.rabbitmq_in_memory(), shards, metrics)?);
         }
         sinks.push(RabbitmqSink::new(rabbitmq, shards)?);
     }

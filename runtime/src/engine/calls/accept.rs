@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::warn;
 
 use super::CallError;
@@ -36,13 +36,17 @@ pub(super) enum Verdict {
 }
 
 type Told = Result<Verdict, CallError>;
-/// A call, and who waits to be told of it.
-type Asked = (NewCall, oneshot::Sender<Told>);
+/// Who waits to be told of a call, and the bytes that it has meanwhile.
+type Teller = (oneshot::Sender<Told>, OwnedSemaphorePermit);
+type Asked = (NewCall, Teller);
 
 /// The way to the task.
 pub(super) struct Accepts {
     store: Arc<dyn Store>,
     calls: mpsc::Sender<Asked>,
+    /// Bytes that waiting calls may have, and what is left of them.
+    most: usize,
+    left: Arc<Semaphore>,
     quota: Arc<Quota>,
     trouble: Arc<Mutex<Option<(Stopwatch, String)>>>,
 }
@@ -70,7 +74,8 @@ impl Accepts {
                 task.write(std::mem::take(&mut batch)).await;
             }
         });
-        Self { store: kept, calls, quota, trouble }
+        let most = settings.memory.calls().min(Semaphore::MAX_PERMITS);
+        Self { store: kept, calls, most, left: Arc::new(Semaphore::new(most)), quota, trouble }
     }
 
     /// Why calls could not be written just now. Nobody tries again but clients: after a while they may.
@@ -88,7 +93,10 @@ impl Accepts {
     pub(super) async fn accept(&self, call: NewCall) -> Told {
         self.quota.check(&call.tenant)?;
         let (tell, told) = oneshot::channel();
-        self.calls.try_send((call, tell)).map_err(|_| CallError::Full)?;
+        // One that is larger than all of them together has them for itself.
+        let bytes = u32::try_from(call.message.frame().len().min(self.most)).unwrap_or(u32::MAX);
+        let has = Arc::clone(&self.left).try_acquire_many_owned(bytes).map_err(|_| CallError::Full)?;
+        self.calls.try_send((call, (tell, has))).map_err(|_| CallError::Full)?;
         told.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the process is ending".to_owned()).into()))
     }
 }
@@ -144,11 +152,11 @@ impl Task {
         // Who gave up waiting does not listen.
         match accepted {
             Ok(known) => {
-                for ((tell, known), call) in tellers.into_iter().zip(known).zip(&calls) {
+                for (((tell, _has), known), call) in tellers.into_iter().zip(known).zip(&calls) {
                     tell.send(Ok(self.verdict(call, known))).ok();
                 }
             }
-            Err(error) => tellers.into_iter().for_each(|tell| drop(tell.send(Err(error.clone().into())))),
+            Err(error) => tellers.into_iter().for_each(|(tell, _has)| drop(tell.send(Err(error.clone().into())))),
         }
     }
 
@@ -170,7 +178,7 @@ impl Task {
                 Ok(false) => CallError::Full,
                 Err(error) => error.into(),
             };
-            asked.into_iter().for_each(|(_, tell)| drop(tell.send(Err(error.clone()))));
+            asked.into_iter().for_each(|(_, (tell, _has))| drop(tell.send(Err(error.clone()))));
         }
         fit
     }

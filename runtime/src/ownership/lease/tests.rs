@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::lease::{LeaseRow, WorkerRow};
+use crate::store::lease::{Code, LeaseRow, WorkerRow};
 
 const TTL: Millis = 3_000;
 const HEARTBEAT: Millis = 1_000;
@@ -23,7 +23,7 @@ fn settings() -> OwnershipSettings {
 }
 
 fn worker(id: &str) -> Worker {
-    Worker { id: id.to_owned(), code_version: 1, ..Worker::default() }
+    Worker { id: id.to_owned(), code: Code::numbered(1), ..Worker::default() }
 }
 
 fn lease(id: &str) -> Lease {
@@ -56,7 +56,7 @@ impl Model {
             shard,
             owner: owner.clone(),
             epoch: 1,
-            code_version: 1,
+            code: Code::numbered(1),
         });
         Fleet { workers: workers.collect(), shards: shards.collect() }
     }

@@ -98,7 +98,8 @@ impl Ledger {
     /// Whether a key with something to run has to wait for a permit; it is asked for.
     pub(super) fn awaits_permit(&mut self, ix: SlotIx) -> bool {
         let slot = &mut self.slots[ix];
-        if !self.config.services[usize::from(slot.service)].guarded || slot.permit == Permit::Granted {
+        let guarded = self.config.services[usize::from(slot.service)].guarded;
+        if !guarded || slot.permit == Permit::Granted || slot.is_watched(self.waiting.now) {
             return false;
         }
         if slot.permit == Permit::None {
@@ -150,12 +151,21 @@ impl Ledger {
         let slot = &mut self.slots[ix];
         let paused = self.pauses.holds(&self.config.services[usize::from(slot.service)].name, &slot.key);
         let idle = slot.queue.is_empty() || slot.held || slot.waits || self.draining || paused;
-        if slot.permit == Permit::Granted && idle {
+        let suspect = slot.queue.front().is_some_and(|head| head.is_alone());
+        if idle {
+            self.return_permit(ix);
+        }
+        if self.slots[ix].trial == Permit::Granted && (idle || !suspect) {
+            self.end_trial(ix, Ended::Unused);
+        }
+    }
+
+    /// A key that has a permit does not use it now.
+    pub(super) fn return_permit(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        if slot.permit == Permit::Granted {
             slot.permit = Permit::None;
             self.out.push(Action::PermitEnded(slot.service, Ended::Unused));
-        }
-        if slot.trial == Permit::Granted && (idle || slot.queue.front().is_some_and(|head| !head.is_alone())) {
-            self.end_trial(ix, Ended::Unused);
         }
     }
 
@@ -177,14 +187,10 @@ impl Ledger {
         }
         let slot = &mut self.slots[ix];
         slot.unavailable = None;
-        match slot.permit {
-            Permit::None | Permit::Used => {}
-            Permit::Asked => slot.permit = Permit::None,
-            Permit::Granted => {
-                slot.permit = Permit::None;
-                self.out.push(Action::PermitEnded(slot.service, Ended::Unused));
-            }
+        if slot.permit == Permit::Asked {
+            slot.permit = Permit::None;
         }
+        self.return_permit(ix);
     }
 
     /// An actor that is free, or that an idle key gives up; otherwise more are asked for, up to the limit.

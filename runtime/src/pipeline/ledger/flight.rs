@@ -12,7 +12,8 @@ use crate::clock::{Millis, millis};
 use crate::message::TakenId;
 use crate::pipeline::inbox::Aging;
 use crate::settings::Overflow;
-use crate::store::{Commit, Epoch, Letters, Outcome, Part, StoreError, TakenShard, Trim};
+use crate::store::{Commit, Epoch, Letters, Outcome, Part, SourceAhead, StoreError, TakenShard, Trim};
+use crate::transport::{Ahead, Stretch, embedded};
 
 /// A batch that was found unwritten this often in a row, its outcome unknown each time, is taken apart: it may be what
 /// breaks the connection.
@@ -313,7 +314,7 @@ impl Ledger {
         for (group, part) in flight.batch.groups.iter().zip(&commit.parts) {
             self.finish_group(group, part);
         }
-        self.age(now);
+        self.age(&commit.ahead, now);
         if flight.release {
             self.batches.released = true;
             self.out.push(Action::Drained);
@@ -350,7 +351,8 @@ impl Ledger {
         self.to_advance.push_back(ix);
     }
 
-    fn age(&mut self, now: Millis) {
+    /// Forgets what is too old, and lets the store remove it; `ahead` is durable.
+    fn age(&mut self, ahead: &SourceAhead, now: Millis) {
         let settings = &self.config.settings;
         // While sources would rather pause, no id younger than the shortest window is given up for room.
         let old_enough = match settings.dedup.overflow {
@@ -361,7 +363,13 @@ impl Ledger {
         self.inbox.age(Aging { now, window, max_ids: settings.dedup.max_ids, old_enough });
         if self.commit_no.is_multiple_of(TRIM_EVERY) {
             let embedded = self.sources.iter().position(|source| source.is_log);
-            let log = embedded.map(|at| self.sources[at].positions()).unwrap_or_default();
+            let positions = embedded.map(|at| self.sources[at].positions()).unwrap_or_default();
+            let mut log: Ahead = positions.into_iter().map(|(origin, to)| (origin, vec![Stretch::up_to(to)])).collect();
+            // A key that holds a position does not keep what others are done with.
+            for (origin, read) in ahead.get(embedded::NAME).into_iter().flatten() {
+                let whole = read.iter().filter(|read| read.services.is_empty()).cloned();
+                log.entry(origin.clone()).or_default().extend(whole);
+            }
             let in_window = self.inbox.oldest().map_or(self.commit_no, |(no, _)| no);
             let commits_below = in_window.min(self.published_below());
             let settings = &self.config.settings;

@@ -53,9 +53,10 @@ impl Ledger {
             return self.stop(&format!("the store refuses a record that belongs to no key: {error}"));
         };
         let alone = group.turns <= 1;
-        // Messages that only followed may be recorded before it, and it itself while it ran.
+        // Messages that only followed may be recorded before it, and it itself while it ran, or that it was started.
         let head = group.first;
-        let faulted = |row: &PendingRow| row.kind != PendingKind::Spilled && Some(row.id) == head;
+        let ran = [PendingKind::Spilled, PendingKind::Suspect];
+        let faulted = |row: &PendingRow| !ran.contains(&row.kind) && Some(row.id) == head;
         let recorded =
             group.part.pending.iter().any(faulted) || group.part.dead.iter().any(|letter| Some(letter.id) == head);
         if alone && recorded {

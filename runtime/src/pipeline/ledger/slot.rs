@@ -72,6 +72,10 @@ pub(crate) enum Trial {
     Recording,
     /// It is durable.
     Recorded,
+    /// That it is not started yet is on its way to the store.
+    Watching,
+    /// That is durable, and it is not started before this time.
+    Watched(Millis),
 }
 
 /// A run that an actor has in hand.
@@ -203,6 +207,25 @@ impl Slot {
     /// Whether an id that the inbox does not know may be that of a row or a dead letter.
     pub(crate) fn is_doubtful(&self) -> bool {
         self.letters || self.rows.count > 0 || !self.unsure.is_empty()
+    }
+
+    /// Whether the start alone of its head has to wait for its time.
+    pub(super) fn is_watched(&self, now: Millis) -> bool {
+        self.queue.front().is_some_and(|head| match head.trial {
+            Trial::Watching => true,
+            Trial::Watched(until) => until > now,
+            Trial::Free | Trial::Wanted | Trial::Recording | Trial::Recorded => false,
+        })
+    }
+
+    /// The suspect whose start alone is durable: it runs, or is about to.
+    pub(super) fn started_alone(&self) -> Option<&Item> {
+        let head = match self.trial {
+            Permit::Granted => self.queue.front(),
+            Permit::Used => self.running.as_ref().filter(|run| !run.stale).and_then(|run| run.items.front()),
+            Permit::None | Permit::Asked => None,
+        };
+        head.filter(|head| head.trial == Trial::Recorded)
     }
 
     /// Whether sources wait for something of it.

@@ -7,6 +7,11 @@
 //! is one of many: they run as always, once the rows that say so are durable. Only what is left of these when the process
 //! ends again has its next starts alone, one at a time in the process: whatever ended it was one of them, and a neighbour
 //! is not blamed for it.
+//!
+//! Whoever kills processes from outside may hit such a start, too. So each further start alone comes after a time that is
+//! drawn from [`SPREAD`] times the time within which an end counts (`suspects.trial`); and while nothing of it runs, its row
+//! says so: where the process ends then, something else ended it, and its starts are counted anew. A turn that outlives
+//! that time has its start taken back, and the next one has twice the time.
 
 use hashbrown::{HashMap, HashSet};
 
@@ -21,6 +26,29 @@ use crate::store::{Part, PendingKind, PendingRow};
 const UNCLEAN_MIN: u32 = 2;
 /// The first start that is recorded: as many as may have ended the process before went unrecorded.
 const FIRST: u32 = UNCLEAN_MIN + 1;
+
+/// A start alone comes within so many times the time in which an end counts for it: a kill that knows nothing of it hits one
+/// in a hundred at most, also where ticks and commits make that time longer, and three in a row one time in a million.
+const SPREAD: u64 = 160;
+/// What is stored for each doubling of that time: starts are counted below it.
+const LENGTH: u32 = crate::settings::SUSPECT_STARTS_MAX + 1;
+/// Doublings at most.
+const LENGTHS: u32 = 24;
+
+/// Starts that count, of a number as it is stored.
+fn counted(starts: u32) -> u32 {
+    starts % LENGTH
+}
+
+/// While nothing of it runs: the first start alone is the next one.
+fn anew(starts: u32) -> u32 {
+    starts - counted(starts) + FIRST
+}
+
+/// When its start alone lived too long for an end to count.
+fn longer(starts: u32) -> u32 {
+    anew(starts) + if starts / LENGTH < LENGTHS { LENGTH } else { 0 }
+}
 
 /// What the ledger makes of takeovers that were not clean.
 #[derive(Debug, Default)]
@@ -43,6 +71,8 @@ pub(crate) struct Suspicion {
     last: u64,
     /// Whose start this process has recorded.
     here: HashSet<TakenId>,
+    /// The key whose suspect is not started yet: its slot, that one's token, and until when.
+    watched: Option<(SlotIx, u64, Millis)>,
 }
 
 impl Suspicion {
@@ -105,7 +135,7 @@ impl Item {
         match self.trial {
             Trial::Free => true,
             Trial::Recorded => !self.is_alone(),
-            Trial::Wanted | Trial::Recording => false,
+            Trial::Wanted | Trial::Recording | Trial::Watching | Trial::Watched(_) => false,
         }
     }
 
@@ -115,6 +145,7 @@ impl Item {
             Trial::Free => false,
             Trial::Wanted => self.starts >= FIRST,
             Trial::Recording | Trial::Recorded => self.starts > FIRST,
+            Trial::Watching | Trial::Watched(_) => true,
         }
     }
 }
@@ -163,6 +194,12 @@ impl Ledger {
 
     /// Writes that a suspect is to be started: durable before it is.
     fn record_start(&mut self, ix: SlotIx, item: &mut Item, starts: u32) {
+        item.starts = starts;
+        self.record(ix, item, starts, Trial::Recording);
+    }
+
+    /// Writes what is to be known of a suspect if the process ends.
+    fn record(&mut self, ix: SlotIx, item: &mut Item, starts: u32, trial: Trial) {
         let before = item.clone();
         let seq = match item.from {
             From::Row(seq) => seq,
@@ -176,10 +213,9 @@ impl Ledger {
                 self.add_row(ix)
             }
         };
-        item.starts = starts;
-        item.trial = Trial::Recording;
+        item.trial = trial;
         item.from = From::Row(seq);
-        let row = self.row(ix, item, seq, PendingKind::Suspect, None);
+        let row = PendingRow { starts, ..self.row(ix, item, seq, PendingKind::Suspect, None) };
         let new = before.from != item.from;
         let group = self.group(ix);
         group.part.pending.push(row);
@@ -191,13 +227,17 @@ impl Ledger {
 
     /// What a part records of starts is durable.
     pub(super) fn starts_recorded(&mut self, ix: SlotIx, part: &Part) {
-        if part.pending.iter().any(|row| row.kind == PendingKind::Suspect) {
-            for item in self.slots[ix].queue.iter_mut().filter(|item| item.trial == Trial::Recording) {
-                let recorded = |row: &PendingRow| item.from == From::Row(row.seq) && row.starts == item.starts;
-                if part.pending.iter().any(recorded) {
-                    item.trial = Trial::Recorded;
-                    self.suspicion.here.insert(item.id);
-                }
+        let (now, trial) = (self.waiting.now, millis(self.config.settings.suspects.trial));
+        let slot = &mut self.slots[ix];
+        for row in part.pending.iter().filter(|row| row.kind == PendingKind::Suspect) {
+            let Some(item) = slot.queue.iter_mut().find(|item| item.from == From::Row(row.seq)) else { continue };
+            if item.trial == Trial::Recording && row.starts == item.starts {
+                item.trial = Trial::Recorded;
+                self.suspicion.here.insert(item.id);
+                slot.busy_since = now;
+            } else if item.trial == Trial::Watching && row.starts == anew(item.starts) {
+                let within = trial.saturating_mul(SPREAD << (item.starts / LENGTH));
+                item.trial = Trial::Watched(now.saturating_add(self.dice.below(within.max(1))));
             }
         }
     }
@@ -219,6 +259,19 @@ impl Ledger {
         match (slot.trial, head.trial) {
             (Permit::Granted, Trial::Recorded) => false,
             (Permit::Granted, Trial::Wanted) => {
+                let most = self.config.settings.suspects.starts;
+                if (FIRST + 1..most).contains(&counted(head.starts)) {
+                    self.watch(ix);
+                } else {
+                    self.start_alone(ix, now);
+                }
+                true
+            }
+            (Permit::Granted, Trial::Watched(until)) if until > now => {
+                self.suspicion.watched = Some((ix, slot.token, until));
+                true
+            }
+            (Permit::Granted, Trial::Watched(_)) => {
                 self.start_alone(ix, now);
                 true
             }
@@ -238,11 +291,56 @@ impl Ledger {
         u16::try_from(self.config.services.len()).expect("there are few services")
     }
 
+    /// Writes that a suspect is not started yet: if the process ends now, something else ended it.
+    fn watch(&mut self, ix: SlotIx) {
+        // Others of its service may run meanwhile.
+        self.return_permit(ix);
+        let Some(mut head) = self.slots[ix].queue.pop_front() else { return };
+        let starts = anew(head.starts);
+        self.record(ix, &mut head, starts, Trial::Watching);
+        self.slots[ix].queue.push_front(head);
+    }
+
+    /// Time passes for the suspect that has its start alone, or is to have it.
+    pub(super) fn tick_trials(&mut self, now: Millis) {
+        if let Some((ix, token, _)) = self.suspicion.watched.take_if(|(.., until)| *until <= now)
+            && self.slots.current(ix, token)
+        {
+            self.to_advance.push_back(ix);
+        }
+        if self.suspicion.here.is_empty() {
+            return;
+        }
+        let trial = millis(self.config.settings.suspects.trial);
+        let late = |slot: &&Slot| {
+            let lived = now.saturating_sub(slot.busy_since);
+            slot.started_alone().is_some_and(|head| lived >= trial.saturating_mul(1 << (head.starts / LENGTH)))
+        };
+        let late = self.slots.iter().find(late).and_then(|slot| self.slots.find(slot.service, &slot.key));
+        if let Some(ix) = late {
+            self.take_back(ix);
+        }
+    }
+
+    /// The start that a suspect has alone is so long ago that an end does not count for it any more.
+    fn take_back(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        let items = slot.running.as_mut().map_or(&mut slot.queue, |run| &mut run.items);
+        let Some(mut head) = items.pop_front() else { return };
+        let starts = longer(head.starts);
+        if starts != head.starts {
+            head.starts = starts;
+            self.record(ix, &mut head, starts, Trial::Recorded);
+        }
+        let slot = &mut self.slots[ix];
+        slot.running.as_mut().map_or(&mut slot.queue, |run| &mut run.items).push_front(head);
+    }
+
     /// One more start of a suspect, if it is to have one.
     fn start_alone(&mut self, ix: SlotIx, now: Millis) {
         let Some(mut head) = self.slots[ix].queue.pop_front() else { return };
         let most = self.config.settings.suspects.starts;
-        if head.starts >= most {
+        if counted(head.starts) >= most {
             let reason = format!(
                 "the process ended each of the last {most} times that this message was being handled: it is not started \
                  again (suspects.starts)"
@@ -251,7 +349,8 @@ impl Ledger {
             return self.fault(ix, head, TurnFault::GiveUp(reason), now);
         }
         let starts = head.starts + 1;
-        let what = format!("the process ended while it was being handled: start {starts} of {most}");
+        let count = counted(starts);
+        let what = format!("the process ended while it was being handled: start {count} of {most}");
         let generation = self.slots[ix].actor.map_or(0, |actor| self.actors.generation(actor));
         self.note(ix, &head, head.attempt, generation, "suspect", &what, now);
         self.record_start(ix, &mut head, starts);

@@ -161,6 +161,7 @@ impl Ledger {
         let slow = |slot: &&Slot| {
             let busy = slot.running.as_ref().is_some_and(|run| !run.stale)
                 || slot.paused
+                || slot.trial == Permit::Granted
                 || [slot.permit, slot.trial].contains(&Permit::Asked);
             busy && slot.known && now.saturating_sub(slot.busy_since) >= after && slot.holds_positions()
         };

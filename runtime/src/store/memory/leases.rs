@@ -12,17 +12,17 @@ use crate::store::{StoreError, StoreFuture};
 impl Inner {
     /// Whether `owner` may take a shard now, by its and the present owner's lease.
     pub(super) fn may_take(&mut self, shard: ShardNo, owner: &str, now: Millis) -> Result<(), StoreError> {
-        let ours = self.workers.get(owner).map_or(0, |(worker, _)| worker.code_version);
+        let ours = self.workers.get(owner).map(|(worker, _)| worker.code.clone()).unwrap_or_default();
         let Some(row) = self.shards.get_mut(shard as usize) else { return Ok(()) };
         if let Some(other) = row.owner.as_ref().filter(|other| other.as_str() != owner)
             && self.workers.get(other).is_some_and(|(_, until)| *until > now)
         {
             return Err(StoreError::Owned { shard, owner: other.clone() });
         }
-        if row.code_version > ours {
-            return Err(StoreError::CodeVersion { shard, stored: row.code_version, ours });
+        if let Some(behind) = ours.behind(&row.code) {
+            return Err(StoreError::CodeVersion { shard, behind });
         }
-        row.code_version = ours;
+        row.code = std::mem::take(&mut row.code).and(&ours);
         Ok(())
     }
 
@@ -35,12 +35,13 @@ impl Inner {
             shard,
             owner: row.owner.clone(),
             epoch: row.epoch,
-            code_version: row.code_version,
+            code: row.code.clone(),
         };
         Fleet {
             workers: self.workers.values().map(worker).collect(),
             shards: (0..).zip(&self.shards).map(shard).collect(),
         }
+        .level()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::store::{
     CommitIds, DeadLetter, DeadPlace, Due, DueTimers, Epoch, InboxRows, KeyRow, Letters, OfService, OldLetter,
     OldLetters, PendingRow, RowSpan, Runnable, ServiceKey, StoreError, StoredLogRow, TakenShard, Timer, Trim,
 };
-use crate::transport::{Position, Positions};
+use crate::transport::{Position, Positions, Stretch};
 
 impl MemoryStore {
     /// [`super::super::Store::page`].
@@ -236,7 +236,8 @@ impl Inner {
 
     pub(super) fn trim(&mut self, shard: ShardNo, trim: &Trim) {
         self.log.retain(|(target, origin, no), (count, _)| {
-            *target != shard || !passed(trim.log.get(origin).copied(), *no, *count)
+            let whole = |read: &Stretch| *no >= read.rows().0 && passed(Some(read.to), *no, *count);
+            *target != shard || !trim.log.get(origin).is_some_and(|read| read.iter().any(whole))
         });
         self.commits.retain(|(of, no), _| *of != shard || *no >= trim.commits_below);
         self.history.retain(|(of, line)| *of != shard || line.at >= trim.history_before);

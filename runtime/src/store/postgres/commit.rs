@@ -23,9 +23,9 @@ const TIMERS: usize = 8;
 // What is removed once nobody needs it any more.
 
 pub(super) const TRIM_LOG: &str = "DELETE FROM log WHERE ctid = ANY (ARRAY(
-    SELECT l.ctid FROM UNNEST($2::text[], $3::bigint[], $4::bigint[]) AS p (origin, no, passed)
-    JOIN log l ON l.target = $1 AND l.origin = p.origin AND l.no <= p.no
-    WHERE l.no < p.no OR l.count <= p.passed LIMIT $5))";
+    SELECT l.ctid FROM UNNEST($2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) AS p (origin, first, last, messages)
+    JOIN log l ON l.target = $1 AND l.origin = p.origin AND l.no BETWEEN p.first AND p.last
+    WHERE l.no < p.last OR l.count <= p.messages LIMIT $6))";
 pub(super) const TRIM_COMMITS: &str = "DELETE FROM commits WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM commits WHERE shard = $1 AND commit_no < $2 ORDER BY commit_no LIMIT $3))";
 /// Its arguments are of other types than those of [`TRIM_COMMITS`]: whatever stands between could mix statements up, the

@@ -10,19 +10,20 @@ use super::commit::shard_no;
 use super::links::{Args, Links};
 use super::{PgStore, Prepared, decode};
 use crate::message::ShardNo;
-use crate::store::lease::{Fleet, LeaseRow, Leases, Worker, WorkerRow};
-use crate::store::{StoreError, StoreFuture, TakenShard};
+use crate::store::lease::{Code, Fleet, LeaseRow, Leases, Worker, WorkerRow};
+use crate::store::{StoreError, StoreFuture, TakenShard, layout};
 
 /// Both tables as one list: workers first, by id, then shards.
 macro_rules! fleet {
     ($workers:literal) => {
         concat!(
             "SELECT 0 AS kind, 0::bigint AS shard, id, address, version, code_version, draining,
-                 (extract(epoch FROM expires_at - clock_timestamp()) * 1000)::bigint AS expires_in, 0::bigint AS epoch, cooling
+                 (extract(epoch FROM expires_at - clock_timestamp()) * 1000)::bigint AS expires_in, 0::bigint AS epoch, cooling,
+                 code_versions::text
              FROM ",
             $workers,
             " UNION ALL
-             SELECT 1, shard::bigint, owner, '', '', code_version, false, 0, epoch, '{}'::integer[] FROM shards
+             SELECT 1, shard::bigint, owner, '', '', code_version, false, 0, epoch, '{}'::integer[], code_versions::text FROM shards
              ORDER BY kind, shard, id"
         )
     };
@@ -31,10 +32,10 @@ macro_rules! fleet {
 /// Workers whose time has long passed are forgotten on the way.
 const RENEW: &str = concat!(
     "WITH me AS (
-        INSERT INTO workers (id, address, version, code_version, draining, cooling, expires_at)
-        VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + $7 * interval '1 millisecond')
+        INSERT INTO workers (id, address, version, code_version, code_versions, draining, cooling, expires_at)
+        VALUES ($1, $2, $3, $4, $5::json, $6, $7, clock_timestamp() + $8 * interval '1 millisecond')
         ON CONFLICT (id) DO UPDATE SET address = excluded.address, version = excluded.version,
-            code_version = excluded.code_version, draining = excluded.draining, cooling = excluded.cooling,
+            code_version = excluded.code_version, code_versions = excluded.code_versions, draining = excluded.draining, cooling = excluded.cooling,
             expires_at = excluded.expires_at
         RETURNING *
     ),
@@ -54,7 +55,8 @@ impl Leases for PgStore {
                 .put(&*worker.id)
                 .put(&*worker.address)
                 .put(&*worker.version)
-                .put(i64::from(worker.code_version))
+                .put(i64::from(worker.code.number))
+                .put(layout::lay_code(&worker.code))
                 .put(worker.draining)
                 .put(worker.cooling.iter().map(|shard| shard_no(*shard)).collect::<Vec<_>>())
                 .put(ttl.as_secs_f64() * 1000.0);
@@ -89,11 +91,11 @@ fn fleet(rows: &[PgRow]) -> Result<Fleet, StoreError> {
         if decode::get::<i32>(row, 0)? == 0 {
             let cooling: Vec<i32> = decode::get(row, 9)?;
             let worker = Worker {
+                code: code(row, 5, 10)?,
                 cooling: cooling.into_iter().filter_map(|shard| ShardNo::try_from(shard).ok()).collect(),
                 id: decode::get(row, 2)?,
                 address: decode::get(row, 3)?,
                 version: decode::get(row, 4)?,
-                code_version: decode::number(row, 5)?,
                 draining: decode::get(row, 6)?,
             };
             fleet.workers.push(WorkerRow { worker, expires_in: decode::get(row, 7)? });
@@ -102,11 +104,16 @@ fn fleet(rows: &[PgRow]) -> Result<Fleet, StoreError> {
                 shard: decode::number(row, 1)?,
                 owner: decode::get(row, 2)?,
                 epoch: decode::number(row, 8)?,
-                code_version: decode::number(row, 5)?,
+                code: code(row, 5, 10)?,
             });
         }
     }
-    Ok(fleet)
+    Ok(fleet.level())
+}
+
+/// A code, of the columns that hold its number and its versions.
+fn code(row: &PgRow, number: usize, versions: usize) -> Result<Code, StoreError> {
+    layout::code(decode::number(row, number)?, &decode::get::<String>(row, versions)?)
 }
 
 /// How often a takeover looks again when another one came in between.
@@ -116,12 +123,13 @@ const TAKE_TRIES: u32 = 3;
 struct Seen {
     owner: Option<String>,
     epoch: i64,
-    code_version: u32,
+    code: Code,
     alive: bool,
 }
 
 async fn seen(links: &Links, shard: ShardNo, wanted: u32) -> Result<Seen, StoreError> {
-    let sql = "SELECT s.owner, s.epoch, s.code_version, coalesce(w.expires_at > clock_timestamp(), false), n.shards
+    let sql = "SELECT s.owner, s.epoch, s.code_version, coalesce(w.expires_at > clock_timestamp(), false), n.shards,
+            s.code_versions::text
         FROM (SELECT count(*) AS shards FROM shards) AS n LEFT JOIN shards s ON s.shard = $1
         LEFT JOIN workers w ON w.id = s.owner";
     let rows = links.run(sql, Args::default().put(shard_no(shard))).await?;
@@ -134,7 +142,7 @@ async fn seen(links: &Links, shard: ShardNo, wanted: u32) -> Result<Seen, StoreE
     Ok(Seen {
         owner: decode::get(row, 0)?,
         epoch: decode::get(row, 1)?,
-        code_version: decode::number(row, 2)?,
+        code: code(row, 2, 5)?,
         alive: decode::get(row, 3)?,
     })
 }
@@ -146,11 +154,11 @@ pub(super) async fn take(
     owner: &str,
     prepared: &Prepared,
 ) -> Result<TakenShard, StoreError> {
-    let (ours, shards) = (prepared.code_version, prepared.shards);
+    let (ours, shards) = (&prepared.code, prepared.shards);
     let sql = format!(
-        "UPDATE shards s SET epoch = epoch + 1, owner = $2, code_version = greatest(code_version, $3),
+        "UPDATE shards s SET epoch = epoch + 1, owner = $2, code_version = $3, code_versions = $7::json,
              unclean = unclean + CASE WHEN owner <> $2 THEN 1 ELSE 0 END
-         WHERE shard = $1 AND epoch = $4 AND owner IS NOT DISTINCT FROM $5 AND code_version <= $3
+         WHERE shard = $1 AND epoch = $4 AND owner IS NOT DISTINCT FROM $5
              AND (SELECT count(*) FROM shards) = $6
              AND (owner IS NULL OR owner = $2
                  OR NOT EXISTS (SELECT 1 FROM workers w WHERE w.id = s.owner AND w.expires_at > clock_timestamp()))
@@ -160,9 +168,11 @@ pub(super) async fn take(
     let mut first: Option<Seen> = None;
     for _ in 0..TAKE_TRIES {
         let now = seen(links, shard, shards).await?;
-        if now.code_version > ours {
-            return Err(StoreError::CodeVersion { shard, stored: now.code_version, ours });
+        if let Some(behind) = ours.behind(&now.code) {
+            return Err(StoreError::CodeVersion { shard, behind });
         }
+        // It changes with the epoch alone, which is compared.
+        let seen = now.code.clone().and(ours);
         let other = now.owner.clone().filter(|there| there != owner);
         let raced = first.as_ref().is_some_and(|first| first.epoch != now.epoch);
         if let Some(other) = other.filter(|_| now.alive || raced) {
@@ -171,10 +181,11 @@ pub(super) async fn take(
         let args = Args::default()
             .put(shard_no(shard))
             .put(owner)
-            .put(i64::from(ours))
+            .put(i64::from(seen.number))
             .put(now.epoch)
             .put(now.owner.as_deref())
-            .put(i64::from(shards));
+            .put(i64::from(shards))
+            .put(layout::lay_code(&seen));
         let rows = links.run(AssertSqlSafe(sql.clone()), args).await?;
         if let Some(row) = rows.first() {
             // It was as it was read.

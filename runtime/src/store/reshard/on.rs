@@ -107,7 +107,8 @@ macro_rules! on {
 
             async fn shards(connection: &mut $connection) -> Result<Vec<Old>, StoreError> {
                 let sql = "SELECT CAST(shard AS bigint), owner, epoch, commit_no, outbox_seq, code_version,
-                    CAST(positions AS text), CAST(watermarks AS text), CAST(counters AS text), ahead
+                    CAST(positions AS text), CAST(watermarks AS text), CAST(counters AS text), ahead,
+                    CAST(code_versions AS text)
                     FROM shards ORDER BY shard";
                 let rows = query(sql).fetch_all(connection).await.map_err(|error| failed(&error))?;
                 let mut old = Vec::with_capacity(rows.len());
@@ -120,7 +121,7 @@ macro_rules! on {
                         epoch: unsigned(number(2)?),
                         commit_no: unsigned(number(3)?),
                         outbox_seq: unsigned(number(4)?),
-                        code_version: u32::try_from(number(5)?).unwrap_or(u32::MAX),
+                        code: layout::code(u32::try_from(number(5)?).unwrap_or(u32::MAX), &text(10)?)?,
                         positions: json(&text(6)?)?,
                         watermarks: json(&text(7)?)?,
                         counters: json(&text(8)?)?,
@@ -253,14 +254,15 @@ macro_rules! on {
                 for row in new {
                     let sql = concat!(
                         "INSERT INTO shards (shard, epoch, commit_no, outbox_seq, last_seq, code_version, positions,
-                             watermarks, counters, ahead)
-                         VALUES ($1, $2, $3, $4, $5, $6, $7", $json, ", $8", $json, ", $9", $json, ", $10)"
+                             watermarks, counters, ahead, code_versions)
+                         VALUES ($1, $2, $3, $4, $5, $6, $7", $json, ", $8", $json, ", $9", $json, ", $10, $11", $json, ")"
                     );
                     let insert = query(sql).bind(i64::from(row.shard)).bind(signed(row.epoch));
                     let insert = insert.bind(signed(row.commit_no)).bind(signed(row.outbox_seq));
-                    let insert = insert.bind(signed(row.last_seq)).bind(i64::from(row.code_version));
+                    let insert = insert.bind(signed(row.last_seq)).bind(i64::from(row.code.number));
                     let insert = insert.bind(text(&row.positions)?).bind(text(&row.watermarks)?);
-                    let inserted = insert.bind(text(&row.counters)?).bind(layout::lay_ahead(&row.ahead)).execute(&mut *connection).await;
+                    let insert = insert.bind(text(&row.counters)?).bind(layout::lay_ahead(&row.ahead));
+                    let inserted = insert.bind(layout::lay_code(&row.code)).execute(&mut *connection).await;
                     inserted.map_err(|error| failed(&error))?;
                 }
                 run(connection, format!("UPDATE meta SET value = '{}' WHERE name = 'shards'", new.len())).await

@@ -23,7 +23,7 @@ fn print(key: &str) -> [u8; 8] {
 }
 
 fn old(shard: ShardNo, commit_no: u64, outbox_seq: u64) -> Old {
-    Old { shard, epoch: 5 + u64::from(shard), commit_no, outbox_seq, code_version: 1, ..Old::default() }
+    Old { shard, epoch: 5 + u64::from(shard), commit_no, outbox_seq, code: Code::numbered(1), ..Old::default() }
 }
 
 #[test]

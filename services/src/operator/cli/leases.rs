@@ -1,6 +1,9 @@
 //! `leases`: the workers of a fleet and who owns which shard.
 //! In: the store. Out: two tables, or one document.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use perkey::ownership::assignment::is_alive;
 use perkey::settings::Settings;
 use perkey::store;
@@ -22,6 +25,9 @@ struct ShownWorker {
     address: String,
     version: String,
     code_version: u32,
+    code_versions: BTreeMap<Arc<str>, u32>,
+    #[serde(skip)]
+    code: String,
 }
 
 /// A shard as it is shown.
@@ -32,6 +38,9 @@ struct ShownShard {
     state: &'static str,
     epoch: u64,
     code_version: u32,
+    code_versions: BTreeMap<Arc<str>, u32>,
+    #[serde(skip)]
+    code: String,
     problem: Option<String>,
 }
 
@@ -71,7 +80,9 @@ fn shown(fleet: &Fleet) -> Shown {
         cooling: row.worker.cooling.clone(),
         address: row.worker.address.clone(),
         version: row.worker.version.clone(),
-        code_version: row.worker.code_version,
+        code_version: row.worker.code.number,
+        code_versions: row.worker.code.versions.clone(),
+        code: row.worker.code.to_string(),
     };
     let shard = |row: &LeaseRow| {
         let owner = fleet.workers.iter().find(|worker| row.owner.as_ref() == Some(&worker.worker.id));
@@ -85,7 +96,9 @@ fn shown(fleet: &Fleet) -> Shown {
             owner: row.owner.clone(),
             state,
             epoch: row.epoch,
-            code_version: row.code_version,
+            code_version: row.code.number,
+            code_versions: row.code.versions.clone(),
+            code: row.code.to_string(),
             problem: (state != "owned").then(|| problem(fleet, row)).flatten(),
         }
     };
@@ -95,31 +108,31 @@ fn shown(fleet: &Fleet) -> Shown {
 /// Why nobody takes a shard, where it is not a matter of moments.
 pub(crate) fn problem(fleet: &Fleet, shard: &LeaseRow) -> Option<String> {
     let alive: Vec<_> = fleet.workers.iter().filter(|row| is_alive(row) && !row.worker.draining).collect();
-    let newest = alive.iter().map(|row| row.worker.code_version).max();
-    let stored = shard.code_version;
-    match newest {
+    // Of a worker that may not own it, why: of the one that comes closest, or any.
+    let behind = alive
+        .iter()
+        .map(|row| row.worker.code.behind(&shard.code))
+        .min_by_key(|behind| behind.as_ref().map(|behind| behind.stored - behind.ours));
+    match behind {
         None => Some("no worker is alive".to_owned()),
-        Some(newest) if newest < stored => Some(format!(
-            "it was owned by code version {stored}, the workers have up to {newest}: run the newer program, or one \
-             whose states are as new"
-        )),
-        Some(_) if alive.iter().all(|row| row.worker.cooling.contains(&shard.shard)) => {
+        Some(Some(behind)) => Some(format!("{behind}: run the newer program, or one whose states are as new")),
+        Some(None) if alive.iter().all(|row| row.worker.cooling.contains(&shard.shard)) => {
             Some("it failed too often on every worker, which leave it alone for ownership.cool_down".to_owned())
         }
-        Some(_) => None,
+        Some(None) => None,
     }
 }
 
 fn text(shown: &Shown) -> String {
     let lease = |millis: i64| format!("{:.1}s", millis as f64 / 1_000.0);
     let workers = shown.workers.iter().map(|row| {
-        let counts = [row.shards.to_string(), row.address.clone(), row.version.clone(), row.code_version.to_string()];
+        let counts = [row.shards.to_string(), row.address.clone(), row.version.clone(), row.code.clone()];
         [row.id.clone(), row.state.to_owned(), lease(row.lease_ms)].into_iter().chain(counts).collect()
     });
     let workers = table(&["worker", "state", "lease", "shards", "address", "version", "code"], workers);
     let shards = shown.shards.iter().map(|row| {
         let owner = row.owner.clone().unwrap_or_else(|| "-".to_owned());
-        let numbers = [row.epoch.to_string(), row.code_version.to_string(), row.problem.clone().unwrap_or_default()];
+        let numbers = [row.epoch.to_string(), row.code.clone(), row.problem.clone().unwrap_or_default()];
         [row.shard.to_string(), row.state.to_owned(), owner].into_iter().chain(numbers).collect()
     });
     let shards = table(&["shard", "state", "owner", "epoch", "code", "problem"], shards);
@@ -128,16 +141,17 @@ fn text(shown: &Shown) -> String {
 
 #[cfg(test)]
 mod tests {
-    use perkey::store::lease::Worker;
+    use perkey::store::lease::{Code, Worker};
 
     use super::*;
 
-    fn worker(id: &str, code_version: u32, expires_in: i64) -> WorkerRow {
-        WorkerRow { worker: Worker { id: id.to_owned(), code_version, ..Worker::default() }, expires_in }
+    fn worker(id: &str, version: u32, expires_in: i64) -> WorkerRow {
+        let code = Code::of([("orders", version)]);
+        WorkerRow { worker: Worker { id: id.to_owned(), code, ..Worker::default() }, expires_in }
     }
 
-    fn shard(shard: u32, owner: Option<&str>, code_version: u32) -> LeaseRow {
-        LeaseRow { shard, owner: owner.map(str::to_owned), epoch: 3, code_version }
+    fn shard(shard: u32, owner: Option<&str>, version: u32) -> LeaseRow {
+        LeaseRow { shard, owner: owner.map(str::to_owned), epoch: 3, code: Code::of([("orders", version)]) }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use perkey::clock::{Clock, Millis};
 use perkey::settings::{Settings, topic_of};
 use perkey::store::calls::KeyCount;
 use perkey::store::health::{Disk, Health};
-use perkey::store::lease::Fleet;
+use perkey::store::lease::{Code, Fleet};
 use perkey::store::query::{ShardRow, WaitingKey};
 use perkey::store::{self, Opened, StoreError};
 use perkey::transport::kafka::{self, health::KafkaHealth};
@@ -21,9 +21,9 @@ use super::super::cli::{Failure, handlers, open_beside};
 /// All of it.
 pub(super) struct Facts {
     pub(super) settings: Settings,
-    /// This program's services and code version.
+    /// This program's services, and which states it reads.
     pub(super) services: Vec<Arc<str>>,
-    pub(super) code_version: u32,
+    pub(super) code: Code,
     /// Whether several workers share the store.
     pub(super) shared: bool,
     pub(super) disk: Option<Disk>,
@@ -79,7 +79,7 @@ pub(super) async fn gathered(settings: &Settings) -> Result<Facts, Failure> {
     Ok(Facts {
         settings: settings.clone(),
         services: handlers.services(),
-        code_version: handlers.code_version(),
+        code: handlers.code(),
         shared: store::is_shared(settings),
         disk: store::disk(settings),
         store,
@@ -187,8 +187,13 @@ pub(super) mod tests {
         };
         let at = Some(NOW - 1_000);
         let shard = ShardHealth { newest_at: at, latest_at: at, oldest_at: at, ..ShardHealth::default() };
-        let worker = Worker { id: "w".to_owned(), code_version: 8, version: "1".to_owned(), ..Worker::default() };
-        let row = LeaseRow { shard: 0, owner: Some("w".to_owned()), epoch: 1, code_version: 8 };
+        let worker = Worker {
+            id: "w".to_owned(),
+            code: Code::of([("orders", 8)]),
+            version: "1".to_owned(),
+            ..Worker::default()
+        };
+        let row = LeaseRow { shard: 0, owner: Some("w".to_owned()), epoch: 1, code: Code::of([("orders", 8)]) };
         let store = StoreFacts {
             health: Health { server, shards: vec![shard], services: Vec::new() },
             rows: vec![row_of(0)],
@@ -200,7 +205,7 @@ pub(super) mod tests {
         Facts {
             settings,
             services: vec!["orders".into()],
-            code_version: 8,
+            code: Code::of([("orders", 8)]),
             shared: true,
             disk: None,
             store: Ok(store),

@@ -84,7 +84,7 @@ fn versions(facts: &Facts, store: &StoreFacts) -> Vec<Finding> {
             "back up before: an older program is then refused at its start",
         ));
     }
-    let (own, code, library) = (env!("CARGO_PKG_VERSION"), facts.code_version, kafka::health::library_version());
+    let (own, code, library) = (env!("CARGO_PKG_VERSION"), &facts.code, kafka::health::library_version());
     let fine = format!("program {own}, code version {code}, store format {format}, {kept}, librdkafka {library}");
     or_ok("versions", found, fine)
 }

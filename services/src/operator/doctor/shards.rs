@@ -98,18 +98,17 @@ fn workers(settings: &Settings, fleet: &Fleet) -> Vec<Finding> {
 
 fn code(facts: &Facts, store: &StoreFacts) -> Vec<Finding> {
     let Some(fleet) = &store.fleet else { return Vec::new() };
-    let ours = facts.code_version;
-    let newest = fleet.shards.iter().map(|row| row.code_version).max().unwrap_or(0);
+    let ours = &facts.code;
     let mut found = Vec::new();
-    if newest > ours {
+    if let Some((shard, behind)) = fleet.shards.iter().find_map(|row| Some((row.shard, ours.behind(&row.code)?))) {
         found.push(error(
             "code",
-            format!("shards were owned by code version {newest}, this program has {ours} and does not take them"),
+            format!("this program does not take shard {shard}: {behind}"),
             "use the newer program, or one whose states are as new",
         ));
     }
     let alive = fleet.workers.iter().filter(|row| is_alive(row));
-    let versions: BTreeSet<_> = alive.map(|row| (row.worker.code_version, row.worker.version.as_str())).collect();
+    let versions: BTreeSet<_> = alive.map(|row| (row.worker.code.to_string(), row.worker.version.as_str())).collect();
     if versions.len() > 1 {
         let shown: Vec<_> = versions.iter().map(|(code, version)| format!("{version} (code version {code})")).collect();
         found.push(warning(
@@ -118,7 +117,7 @@ fn code(facts: &Facts, store: &StoreFacts) -> Vec<Finding> {
             "let a deploy that is under way come to its end: shards only move to the newer ones",
         ));
     }
-    or_ok("code", found, format!("workers and shards are of code version {ours} or older"))
+    or_ok("code", found, format!("workers and shards have no newer states than this program, code version {ours}"))
 }
 
 fn services(facts: &Facts, store: &StoreFacts, now: Millis) -> Vec<Finding> {
@@ -315,7 +314,7 @@ fn progress(store: &StoreFacts, now: Millis) -> Vec<Finding> {
 mod tests {
     use perkey::store::ServiceKey;
     use perkey::store::health::ServiceHealth;
-    use perkey::store::lease::{Worker, WorkerRow};
+    use perkey::store::lease::{Code, Worker, WorkerRow};
     use perkey::store::query::WaitingKey;
 
     use super::super::super::cli::outbox::Stat;
@@ -333,11 +332,11 @@ mod tests {
         assert_eq!(fleet(|fleet| fleet.workers.clear()), [("shards", Warning)]);
         assert_eq!(fleet(|fleet| fleet.workers[0].expires_in = 20_000), [("shards", Warning)]);
         assert_eq!(
-            fleet(|fleet| (fleet.shards[0].owner, fleet.shards[0].code_version) = (None, 9)),
+            fleet(|fleet| (fleet.shards[0].owner, fleet.shards[0].code) = (None, Code::of([("orders", 9)]))),
             [("shards", Error), ("code", Error)]
         );
         let two = |fleet: &mut Fleet| {
-            let worker = Worker { id: "x".to_owned(), code_version: 7, ..Worker::default() };
+            let worker = Worker { id: "x".to_owned(), code: Code::of([("orders", 7)]), ..Worker::default() };
             fleet.workers.push(WorkerRow { worker, expires_in: 9_000 });
         };
         assert_eq!(fleet(two), [("code", Warning)]);
