@@ -221,7 +221,7 @@ mod tests {
         let row = |code: Code, expires_in| WorkerRow { worker: Worker { code, ..Worker::default() }, expires_in };
         let code = Code::of([("a", 2), ("b", 1)]);
         let shards = vec![LeaseRow { shard: 0, owner: None, epoch: 1, code: code.clone() }];
-        let mut fleet = Fleet { workers: vec![row(code.clone(), 5), row(Code::numbered(3), -5)], shards };
+        let mut fleet = Fleet { workers: vec![row(code, 5), row(Code::numbered(3), -5)], shards };
         assert_eq!(fleet.clone().level(), fleet, "its lease has expired");
         fleet.workers[1].expires_in = 5;
         let level = fleet.level();

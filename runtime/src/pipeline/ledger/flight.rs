@@ -13,7 +13,7 @@ use crate::message::TakenId;
 use crate::pipeline::inbox::Aging;
 use crate::settings::Overflow;
 use crate::store::{Commit, Epoch, Letters, Outcome, Part, SourceAhead, StoreError, TakenShard, Trim};
-use crate::transport::{Ahead, Stretch, embedded};
+use crate::transport::{Ahead, Position, Stretch, embedded};
 
 /// A batch that was found unwritten this often in a row, its outcome unknown each time, is taken apart: it may be what
 /// breaks the connection.
@@ -365,9 +365,12 @@ impl Ledger {
             let embedded = self.sources.iter().position(|source| source.is_log);
             let positions = embedded.map(|at| self.sources[at].positions()).unwrap_or_default();
             let mut log: Ahead = positions.into_iter().map(|(origin, to)| (origin, vec![Stretch::up_to(to)])).collect();
-            // A key that holds a position does not keep what others are done with.
+            // A key that holds a position does not keep what others are done with. The last row of each stretch stays: the
+            // next owner passes the stretch when it is handed that one over.
             for (origin, read) in ahead.get(embedded::NAME).into_iter().flatten() {
-                let whole = read.iter().filter(|read| read.services.is_empty()).cloned();
+                let before = |read: &Stretch| Some(Position::new(read.to.no.checked_sub(1)?, u32::MAX));
+                let whole = read.iter().filter(|read| read.services.is_empty());
+                let whole = whole.filter_map(|read| Some(Stretch { to: before(read)?, ..read.clone() }));
                 log.entry(origin.clone()).or_default().extend(whole);
             }
             let in_window = self.inbox.oldest().map_or(self.commit_no, |(no, _)| no);
