@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(refused("account", r#""a\u0000b""#), "the account contains a NUL character");
         assert_eq!(refused("memo", r#""a\u0000b""#), "the memo contains a NUL character");
         assert!(refused("account", &format!("{:?}", "a".repeat(257))).contains("257 bytes"));
-        assert!(refused("amount", "1.5").contains("1.5"));
+        assert!(refused("amount", "1.5").contains("has decimals"));
         assert!(refused("amount", "9223372036854775808").contains("9223372036854775808"));
         assert!(refused("currency", r#""eur""#).contains("upper-case"));
         assert!(refused("colour", "1").contains("unknown field `colour`"));

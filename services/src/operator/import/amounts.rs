@@ -190,7 +190,9 @@ fn minor_units(text: &str, most: u8) -> Result<i64, String> {
     let width = usize::from(most);
     if decimals.len() > width {
         return Err(match most {
-            0 => format!("amount {text:?} has decimals: whole minor units are wanted (1234 is 12.34 EUR, and 1234 JPY)"),
+            0 => {
+                format!("amount {text:?} has decimals: whole minor units are wanted (1234 is 12.34 EUR, and 1234 JPY)")
+            }
             _ => format!("amount {text:?} has more decimals than its currency, which has {most}"),
         });
     }
