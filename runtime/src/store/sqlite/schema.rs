@@ -66,14 +66,14 @@ pub(super) fn known(found: u32) -> Result<u32, StoreError> {
     if found > known { Err(StoreError::Newer { found, known }) } else { Ok(found) }
 }
 
-/// Does all of it; nothing but migrations happens when something is refused.
+/// Does all of it, or nothing: whoever looks beside a first start, or one that is killed, sees no store that is half made.
 pub(super) async fn prepare(connection: &mut SqliteConnection, setup: &Setup) -> Result<Identity, StoreError> {
-    known(format(connection).await.map_err(|error| store_error(&error))?)?;
-    MIGRATIONS.run_direct(None, &mut *connection, false).await.map_err(|error| match error {
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(|error| store_error(&error))?;
+    known(format(&mut transaction).await.map_err(|error| store_error(&error))?)?;
+    MIGRATIONS.run_direct(None, &mut *transaction, false).await.map_err(|error| match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => store_error(&error),
         other => StoreError::Corrupt(format!("the store's format cannot be brought up to date: {other}")),
     })?;
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(|error| store_error(&error))?;
     shards(&mut transaction, setup.shards).await?;
     let services = services(&mut transaction, &setup.services).await?;
     for table in &setup.tables {
