@@ -210,6 +210,16 @@ pub enum StoreError {
         /// The newest this program reads.
         known: u32,
     },
+    /// The store was written by an older program, and this one does not run it.
+    #[error(
+        "the store has format {found}, this program works with {known}: start it where the store is run (up or worker), which brings it up to date, or use the program that wrote it"
+    )]
+    Older {
+        /// Its format.
+        found: u32,
+        /// The one that this program works with.
+        known: u32,
+    },
     /// The store was made with another number of shards.
     #[error(
         "the store was made with {recorded} shards, the settings say {wanted}: set shards = {recorded} (a store's number of shards does not change by a start)"

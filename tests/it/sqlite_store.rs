@@ -123,6 +123,24 @@ async fn a_store_of_a_newer_program_is_refused() {
 }
 
 #[tokio::test]
+async fn a_store_of_an_older_program_is_brought_up_to_date_by_who_runs_it_and_refused_to_others() {
+    let place = SqlitePlace::new().await;
+    let mut connection = place.connection().await;
+    let before = "ALTER TABLE commits DROP COLUMN prints; ALTER TABLE shards DROP COLUMN code_versions;
+        DELETE FROM _sqlx_migrations WHERE version >= 9";
+    sqlx::raw_sql(before).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    place.sqlite().close().await;
+    for access in [Access::Tool, Access::Serve] {
+        let error = SqliteStore::open(&place.url(), access).await.unwrap_err();
+        assert!(matches!(error, StoreError::Older { found: 8, .. }), "{error}");
+    }
+    let store = SqliteStore::open(&place.url(), Access::Run).await.unwrap();
+    store.prepare(setup()).await.unwrap();
+    SqliteStore::open(&place.url(), Access::Tool).await.unwrap();
+}
+
+#[tokio::test]
 async fn ids_of_a_store_of_before_prints_were_kept_are_there_without() {
     let place = SqlitePlace::new().await;
     let store = place.store();

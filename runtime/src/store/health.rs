@@ -32,8 +32,6 @@ pub struct ServerHealth {
     pub settings: BTreeMap<String, String>,
     /// The format of what is stored.
     pub format: u32,
-    /// The newest format that this program knows.
-    pub format_known: u32,
     /// Size of the database.
     pub bytes: u64,
     /// Size of the write-ahead log; nothing where it may not be looked at.

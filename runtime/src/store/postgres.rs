@@ -157,7 +157,7 @@ impl PgStore {
             return Err(StoreError::Unavailable(format!("there is no store in this database yet: {why}")));
         }
         let found = self.queries.read(schema::NEWEST, Args::default()).await?;
-        schema::known(queries::one(&found, |row| decode::number(row, 0))?).map(drop)
+        schema::current(queries::one(&found, |row| decode::number(row, 0))?)
     }
 
     fn prepared(&self) -> Result<Arc<Prepared>, StoreError> {

@@ -161,12 +161,13 @@ impl SqliteStore {
             Err(error) => return Err(open_error(&self.path, &error)),
         };
         let found = schema::format(&mut reader).await.map_err(|error| open_error(&self.path, &error))?;
-        match (schema::known(found)?, self.access) {
+        match (found, self.access) {
+            (_, Access::Run) => schema::known(found).map(drop),
             (0, Access::Tool | Access::Serve) => Err(StoreError::Unavailable(format!(
                 "{} is no store yet: it is prepared by the process that runs it; or store.url names another file",
                 self.path.display()
             ))),
-            (_, Access::Run | Access::Tool | Access::Serve) => Ok(()),
+            (_, Access::Tool | Access::Serve) => schema::current(found),
         }
     }
 

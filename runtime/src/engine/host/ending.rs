@@ -66,7 +66,10 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let text = error.to_string();
         match error {
-            StoreError::Unavailable(_) | StoreError::Refused(_) | StoreError::Newer { .. } => Self::Store(text),
+            StoreError::Unavailable(_)
+            | StoreError::Refused(_)
+            | StoreError::Newer { .. }
+            | StoreError::Older { .. } => Self::Store(text),
             StoreError::Locked(_) => {
                 Self::Store(format!("{text}: stop it first, or use a command that works beside it"))
             }

@@ -371,7 +371,6 @@ async fn health(links: &Links) -> Result<Health, StoreError> {
     let settings = links.read(postgres::SETTINGS, Args::default()).await?;
     let mut server =
         one(&links.read(postgres::SERVER, Args::default()).await?, |row| postgres::server(row, &settings))?;
-    server.format_known = schema::newest();
     server.slots =
         links.read(postgres::SLOTS, Args::default()).await?.iter().map(postgres::slot).collect::<Result<_, _>>()?;
     // Not everybody may look there.

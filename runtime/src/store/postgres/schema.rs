@@ -84,6 +84,12 @@ pub(super) fn known(found: u32) -> Result<u32, StoreError> {
     if found > known { Err(StoreError::Newer { found, known }) } else { Ok(found) }
 }
 
+/// Refuses, for who does not run the store, each format but today's.
+pub(super) fn current(found: u32) -> Result<(), StoreError> {
+    let known = newest();
+    if self::known(found)? < known { Err(StoreError::Older { found, known }) } else { Ok(()) }
+}
+
 /// Does all of it; nothing but migrations happens when something is refused. It is not to be cancelled: it holds a
 /// transaction.
 pub(super) async fn prepare(connection: &mut PgConnection, setup: &Setup) -> Result<Identity, StoreError> {

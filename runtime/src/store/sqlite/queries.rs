@@ -210,11 +210,7 @@ impl Queries for SqliteStore {
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
-        Box::pin(async move {
-            let mut health = health::sqlite::health(&self.readers, &self.path).await?;
-            health.server.format_known = schema::newest();
-            Ok(health)
-        })
+        Box::pin(health::sqlite::health(&self.readers, &self.path))
     }
 }
 

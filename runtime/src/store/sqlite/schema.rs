@@ -66,6 +66,12 @@ pub(super) fn known(found: u32) -> Result<u32, StoreError> {
     if found > known { Err(StoreError::Newer { found, known }) } else { Ok(found) }
 }
 
+/// Refuses, for who does not run the store, each format but today's.
+pub(super) fn current(found: u32) -> Result<(), StoreError> {
+    let known = newest();
+    if self::known(found)? < known { Err(StoreError::Older { found, known }) } else { Ok(()) }
+}
+
 /// Does all of it, or nothing: whoever looks beside a first start, or one that is killed, sees no store that is half made.
 pub(super) async fn prepare(connection: &mut SqliteConnection, setup: &Setup) -> Result<Identity, StoreError> {
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(|error| store_error(&error))?;

@@ -181,7 +181,6 @@ pub(super) mod tests {
             now: Some(NOW),
             settings: names.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             format: 2,
-            format_known: 2,
             sessions: 10,
             ..ServerHealth::default()
         };

@@ -65,7 +65,7 @@ fn disk(disk: &Disk) -> Vec<Finding> {
 }
 
 fn versions(facts: &Facts, store: &StoreFacts) -> Vec<Finding> {
-    let ServerHealth { version, format, format_known, .. } = store.health.server;
+    let ServerHealth { version, format, .. } = store.health.server;
     let kept = if facts.shared {
         format!("PostgreSQL {}.{}", version / 10_000, version % 10_000)
     } else {
@@ -74,15 +74,6 @@ fn versions(facts: &Facts, store: &StoreFacts) -> Vec<Finding> {
     let mut found = Vec::new();
     if facts.shared && version < POSTGRES_LEAST {
         found.push(error("versions", format!("the store is kept by {kept}"), "use PostgreSQL 15 or newer"));
-    }
-    if format < format_known {
-        found.push(note(
-            "versions",
-            format!(
-                "the store has format {format}, this program brings it to {format_known} when it is started to run it"
-            ),
-            "back up before: an older program is then refused at its start",
-        ));
     }
     let (own, code, library) = (env!("CARGO_PKG_VERSION"), &facts.code, kafka::health::library_version());
     let fine = format!("program {own}, code version {code}, store format {format}, {kept}, librdkafka {library}");
@@ -282,7 +273,6 @@ mod tests {
         assert_eq!(found(checks, set("synchronous_standby_names", "")), [("postgres.standby", Note)]);
         assert_eq!(found(checks, |_, store| store.health.server.is_standby = true), [("postgres.durability", Error)]);
         assert_eq!(found(checks, |_, store| store.health.server.version = 140_010), [("versions", Error)]);
-        assert_eq!(found(checks, |_, store| store.health.server.format = 1), [("versions", Note)]);
     }
 
     #[test]
