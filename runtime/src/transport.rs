@@ -75,6 +75,7 @@ pub struct Delivery {
 
 impl Delivery {
     /// Bytes of its message.
+    #[cfg(any(feature = "kafka", feature = "rabbitmq"))]
     pub(crate) fn bytes(&self) -> usize {
         match &self.content {
             Content::For(_, message) | Content::Unrouted(message) | Content::Unreadable { message, .. } => {

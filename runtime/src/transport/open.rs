@@ -19,19 +19,19 @@ pub(crate) type Ends = (Vec<Arc<dyn Transport>>, Vec<Arc<dyn SinkTransport>>);
 
 /// The names of the sources and of the sinks that these settings have opened.
 pub(crate) fn names(settings: &Settings) -> (Vec<&'static str>, Vec<&'static str>) {
-    let (mut sources, mut sinks) = (vec![super::embedded::NAME], Vec::new());
-    sources.extend(store::is_shared(settings).then_some(super::intake::NAME));
+    let mut names = (vec![super::embedded::NAME], Vec::new());
+    names.0.extend(store::is_shared(settings).then_some(super::intake::NAME));
     #[cfg(feature = "kafka")]
     if !settings.kafka.brokers.is_empty() {
-        sources.extend((!settings.kafka.topics.is_empty()).then_some(super::kafka::NAME));
-        sinks.push(super::kafka::NAME);
+        names.0.extend((!settings.kafka.topics.is_empty()).then_some(super::kafka::NAME));
+        names.1.push(super::kafka::NAME);
     }
     #[cfg(feature = "rabbitmq")]
     if !settings.rabbitmq.addresses.is_empty() {
-        sources.extend((!settings.rabbitmq.streams.is_empty()).then_some(super::rabbitmq::NAME));
-        sinks.push(super::rabbitmq::NAME);
+        names.0.extend((!settings.rabbitmq.streams.is_empty()).then_some(super::rabbitmq::NAME));
+        names.1.push(super::rabbitmq::NAME);
     }
-    (sources, sinks)
+    names
 }
 
 /// Opens them. The embedded log is always a source, and so is the intake of a store that has one; a broker is a

@@ -30,6 +30,7 @@ pub(crate) struct Sent {
     key: Option<u64>,
     round: u64,
     /// Whether nothing by this way has arrived so far.
+    #[cfg_attr(not(any(test, feature = "rabbitmq")), expect(dead_code, reason = "only a channel of RabbitMQ asks"))]
     pub(crate) first: bool,
 }
 
@@ -118,12 +119,14 @@ impl<M> Pace<M> {
     }
 
     /// In how long something will be due, where only time is missing.
+    #[cfg(any(test, feature = "rabbitmq"))]
     pub(crate) fn due_in(&self, now: Duration) -> Option<Duration> {
         let waiting = self.ways.values().filter(|way| !way.ready.is_empty() && way.has_room());
         waiting.map(|way| way.paused_until.saturating_sub(now)).min()
     }
 
     /// Whether the first message of a way is not answered.
+    #[cfg(any(test, feature = "rabbitmq"))]
     pub(crate) fn awaits_first(&self) -> bool {
         self.ways.values().any(|way| !way.begun && way.unanswered > 0)
     }
