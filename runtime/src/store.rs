@@ -95,7 +95,7 @@ pub struct CommitIds {
     pub no: u64,
     /// When it was written.
     pub at: Millis,
-    /// What it took. A program of before prints were kept left none.
+    /// The ids that it took. A program of before prints were kept left none of these.
     pub ids: Vec<Taken>,
 }
 
@@ -197,7 +197,7 @@ pub enum StoreError {
     CodeVersion {
         /// The shard.
         shard: ShardNo,
-        /// What it has seen.
+        /// The newer version that the shard has seen.
         behind: Behind,
     },
     /// The store was written by a newer program.
@@ -382,7 +382,7 @@ pub struct StoredLogRow {
 /// What [`Store::trim`] may remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trim {
-    /// What the reader of the embedded log is done with, of each origin: rows that lie in it whole are no longer needed.
+    /// Stretches of the embedded log that are done, of each origin: rows that lie in them whole are no longer needed.
     pub log: Ahead,
     /// Commits with a number below this are out of the window and published.
     pub commits_below: u64,

@@ -3,19 +3,15 @@
 //! and at which ages a kill would have counted.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
 use perkey::message::{Draft, Message};
-use perkey::pipeline::bindings::Bindings;
-use perkey::pipeline::ledger::{
-    Action, ActorIx, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo, TurnEnd, What,
-};
+use perkey::pipeline::ledger::{Action, ActorIx, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, TurnEnd, What};
 use perkey::settings::Settings;
-use perkey::store::lease::Code;
+use perkey::store::PendingKind;
 use perkey::store::memory::MemoryStore;
-use perkey::store::{PendingKind, Setup};
 use perkey::transport::Position;
-use perkey::{AfterDeadLetter, Fault, Handler, Handlers, Key, RetryPolicy, Turn};
+
+use crate::ledger_model::listing;
 
 /// Milliseconds between two looks at the time: while something runs, and while nothing does.
 const TICKS: [u64; 2] = [25, 50];
@@ -27,22 +23,6 @@ const FIRST_ALONE: u32 = 4;
 const TAKEN_BACK: u32 = 1_000;
 /// A turn that nothing waits for the end of.
 const LONG: u64 = 10_000;
-
-struct Listing;
-
-impl Handler for Listing {
-    const SERVICE: &'static str = "listing";
-    type Message = ();
-    type State = ();
-
-    fn key(&self, (): &()) -> Key {
-        "never asked".into()
-    }
-
-    async fn handle(&self, (): &mut (), (): (), _: &mut Turn) -> Result<(), Fault> {
-        Ok(())
-    }
-}
 
 /// A message of a key of its own.
 #[derive(Clone, Copy, Debug)]
@@ -98,25 +78,7 @@ impl World {
         let store = MemoryStore::new();
         let mut settings = Settings::default();
         settings.ownership.shards = 1;
-        let services = vec![Arc::from("listing")];
-        let identity =
-            store.prepare_now(&Setup { shards: 1, services, tables: Vec::new(), code: Code::numbered(1) }).unwrap();
-        let config = LedgerConfig {
-            services: Arc::new([ServiceInfo {
-                guarded: false,
-                name: "listing".into(),
-                number: identity.services["listing"],
-                retry: RetryPolicy::from(&settings.retry),
-                after_dead_letter: AfterDeadLetter::Continue,
-                schedules: Arc::default(),
-            }]),
-            sources: Arc::new([SourceInfo { name: "log".into(), ordered: true }]),
-            bindings: Arc::new(Bindings::new(&settings, Handlers::new().with(Listing)).unwrap()),
-            hash_key: identity.hash_key,
-            actors_max: 8,
-            seed,
-            settings: Arc::new(settings),
-        };
+        let config = listing(&store, settings, (8, seed));
         let started = vec![0; plans.len()];
         Self { store, config, plans, now: 1_000_000, lives: 0, started, counted: 0 }
     }

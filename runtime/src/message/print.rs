@@ -1,4 +1,4 @@
-//! What tells one content from another where the ids are the same.
+//! Prints of contents, by which two messages with one id are told apart.
 //! In: messages. Out: eight bytes for what each says; its id with them, as the inbox takes it.
 
 use super::{Message, TakenId, keyed_hash};
@@ -27,7 +27,7 @@ impl Print {
         if print == Self::UNKNOWN { Self([1; Self::BYTES]) } else { print }
     }
 
-    /// Whether the two are known to be of different contents.
+    /// Whether both prints are known, and of different contents.
     pub fn differs(self, other: Self) -> bool {
         self != other && self != Self::UNKNOWN && other != Self::UNKNOWN
     }
@@ -38,7 +38,7 @@ impl Print {
 pub struct Taken {
     /// The id within its scope.
     pub id: TakenId,
-    /// What came with it.
+    /// The print of what came with it.
     pub print: Print,
 }
 

@@ -32,7 +32,7 @@ enum Mark {
     Taken,
 }
 
-/// What is known of an id. All of it is of bytes: each one counts, there are millions.
+/// An id's entry. All of it is of bytes: each one counts, there are millions.
 #[derive(Clone, Copy, Debug)]
 struct Known {
     mark: Mark,

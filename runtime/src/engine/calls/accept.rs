@@ -36,7 +36,7 @@ pub(super) enum Verdict {
 }
 
 type Told = Result<Verdict, CallError>;
-/// Who waits to be told of a call, and the bytes that it has meanwhile.
+/// The sender of a call, who waits to be told, and the bytes that the call has meanwhile.
 type Teller = (oneshot::Sender<Told>, OwnedSemaphorePermit);
 type Asked = (NewCall, Teller);
 

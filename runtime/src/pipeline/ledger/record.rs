@@ -31,7 +31,7 @@ pub(super) fn bounded(mut error: String) -> String {
     error
 }
 
-/// How the error of a message ends whose id was taken before with other content.
+/// The end of the error of a message whose id was taken before with other content.
 pub const OTHER_CONTENT: &str = "was taken before with other content";
 
 /// Pause between two pages of dead letters that are looked through for old ones, and between two rounds through all.
@@ -173,7 +173,7 @@ impl Ledger {
 }
 
 impl Ledger {
-    /// What is said of a message whose id was taken before with other content.
+    /// The error of a message whose id was taken before with other content; it is counted.
     pub(super) fn conflict(&mut self, message: &crate::message::Message) -> String {
         self.tally.conflicts += 1;
         self.count("conflicts", 1);

@@ -209,7 +209,7 @@ impl Slot {
         self.letters || self.rows.count > 0 || !self.unsure.is_empty()
     }
 
-    /// Whether the start alone of its head has to wait for its time.
+    /// Whether its head is a suspect whose start alone has to wait for its time.
     pub(super) fn is_watched(&self, now: Millis) -> bool {
         self.queue.front().is_some_and(|head| match head.trial {
             Trial::Watching => true,

@@ -30,7 +30,7 @@ const FIRST: u32 = UNCLEAN_MIN + 1;
 /// A start alone comes within so many times the time in which an end counts for it: a kill that knows nothing of it hits one
 /// in a hundred at most, also where ticks and commits make that time longer, and three in a row one time in a million.
 const SPREAD: u64 = 160;
-/// What is stored for each doubling of that time: starts are counted below it.
+/// Added to the stored number for each doubling of that time: starts are counted below it.
 const LENGTH: u32 = crate::settings::SUSPECT_STARTS_MAX + 1;
 /// Doublings at most.
 const LENGTHS: u32 = 24;
