@@ -248,6 +248,16 @@ async fn the_refused_lines_of_one_import_are_not_removed_by_anothers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_whose_id_was_taken_is_told_as_often_as_it_is_read() {
+    let cli = Cli::new().await;
+    cli.file("f.csv", "id,account,amount,currency,at\n1,a,1,EUR,2026-01-31\n1,a,2,EUR,2026-01-31\n");
+    for more in [&[][..], &[], &["--from-start"]] {
+        let said = cli.json(&[&IMPORT[..], &["f.csv"], more].concat()).await.ends(2);
+        assert_eq!(said["conflicts"], serde_json::json!([{ "line": 3, "id": "1", "key": "a" }]), "{more:?}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_cannot_be_used_says_what_to_do() {
     let cli = Cli::new().await;
     cli.file("f.csv", "account,amount,currency,at\na,1,EUR,2026-01-31\n");

@@ -5,6 +5,7 @@
 
 mod absent;
 mod ahead;
+mod ahead_killed;
 mod bad_input;
 mod cache;
 mod call_records;

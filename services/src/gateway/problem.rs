@@ -100,6 +100,9 @@ kinds! {
     /// It is in a state in which this cannot be done.
     Conflict = 409 "conflict" "Its state does not allow this":
         "What came first stands.";
+    /// Several are meant.
+    Ambiguous = 409 "ambiguous" "Several have this id":
+        "Accounts have ids of their own. Ask for a page of the account that you mean.";
     /// The body is too large.
     TooLarge = 413 "too_large" "The request is too large":
         "The body has more bytes than gateway.body_bytes_max.";

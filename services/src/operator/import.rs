@@ -165,8 +165,8 @@ impl Import<'_> {
     async fn run(&mut self, store: &dyn Store, engine: Option<&Engine>, signals: &mut Signals, out: Out) -> Ended {
         let before = Totals::of(&store.queries().shards().await?);
         let progress = self.progress(store).await?;
-        // One that goes on tells of what earlier runs of it left, too.
-        let since = (progress.lines == 0).then(|| Clock::system().now());
+        // One that goes on, or reads again what earlier runs read, tells of what they left, too.
+        let since = (progress.lines == 0 && !self.asked.from_start).then(|| Clock::system().now());
         let rejects = self.rejects(progress.rejects_bytes)?;
         let mut told = self.start_reading(&progress)?;
         let names = (self.asked.service.as_str().into(), self.source.clone());

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use perkey::clock::sleep;
+use perkey_chaos::process::until;
+use serde_json::json;
 
 use super::rows::post;
 use super::{Kind, Scene, Sent, door};
@@ -47,6 +49,23 @@ pub(super) async fn hold(protocol: &str, kind: Kind) {
     door.one("transaction", &id, Some(&eve)).await.is("not_found");
     assert_eq!(door.one("account", "a", Some(&ann)).await.json()["n"], 2);
     assert_eq!(door.one("account", "a", Some(&eve)).await.json()["n"], 1);
+
+    // Messages that came another way have the ids that they came with, and accounts have ids of their own.
+    let posted = |account: &str, id: &str| {
+        json!({ "id": id, "account": account, "amount": 1, "currency": "EUR", "at": "2026-01-31" }).to_string()
+    };
+    let lines = [posted("@acme/x", "7"), posted("@acme/y", "8"), posted("@acme/z", "8"), posted("@other/y", "8")];
+    scene.cli.file("more.ndjson", lines.join("\n") + "\n");
+    scene.cli.json(&["import", "--service", "transactions", "more.ndjson"]).await.ends(0);
+    for (account, by) in [("x", &ann), ("y", &ann), ("z", &ann), ("y", &eve)] {
+        let there = async || door.one("account", account, Some(by)).await.code.is_empty();
+        until("all are posted", Duration::from_secs(60), there).await.unwrap();
+    }
+    for (id, by, account) in [("7", &ann, "x"), ("8", &eve, "y")] {
+        assert_eq!(door.one("transaction", id, Some(by)).await.is_new()["account"], account);
+    }
+    door.one("transaction", "7", Some(&eve)).await.is("not_found");
+    door.one("transaction", "8", Some(&ann)).await.is("ambiguous");
 
     // A tenant's keys have a bound of their own; what is beyond it is not stored.
     for n in 0..4 {

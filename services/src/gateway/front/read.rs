@@ -27,10 +27,7 @@ impl Front {
         let names = Names::of(&caller.tenant);
         let found = match entity {
             Entity::Account => self.account(&names, id).await?,
-            // These are given their ids by their messages; whose they are, their account tells.
-            Entity::Expense | Entity::Transaction => {
-                self.rows(entity, vec![("id", id.to_owned())], None, 1).await?.pop()
-            }
+            Entity::Expense | Entity::Transaction => self.named(&names, entity, id).await?,
             Entity::Order | Entity::Checkout | Entity::Payment => match names.stored(id) {
                 Some(stored) => self.rows(entity, vec![(entity.id_member(), stored)], None, 1).await?.pop(),
                 None => None,
@@ -73,6 +70,24 @@ impl Front {
         let last = items.last().and_then(|item| item.get(entity.id_member())).and_then(Value::as_str);
         let next = last.filter(|_| more).map(str::to_owned);
         Ok(Page { items, next })
+    }
+
+    /// The tenant's one with an id that its message gave it. Only its account tells whose it is, and each account has ids
+    /// of its own: imports and topics may give one id to several.
+    async fn named(&self, names: &Names, entity: Entity, id: &str) -> Result<Option<Value>, Problem> {
+        let mut found = Vec::new();
+        for (first, end) in names.ranges() {
+            let after = Some(vec![first, String::new()]);
+            found.extend(self.rows(entity, vec![("id", id.to_owned())], after, 2).await?.into_iter().filter(|row| {
+                row["account"].as_str().is_some_and(|account| end.as_deref().is_none_or(|end| account < end))
+            }));
+        }
+        if found.len() > 1 {
+            let entity = entity.as_str();
+            let detail = format!("several accounts have {entity} {id:?}; ask for a page of the account that you mean");
+            return Err(Problem::new(Kind::Ambiguous, detail));
+        }
+        Ok(found.pop())
     }
 
     async fn rows(

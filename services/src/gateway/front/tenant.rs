@@ -39,6 +39,17 @@ impl Names {
         [name, stored.as_str()].iter().all(|name| check_name("name", name.as_bytes()).is_ok()).then_some(stored)
     }
 
+    /// Where the tenant's names are among all, in the order of their bytes: each range begins behind its first bound and
+    /// ends before the second.
+    pub fn ranges(&self) -> Vec<(String, Option<String>)> {
+        if self.prefix.is_empty() {
+            // All but those that begin with the mark, which is followed by "A".
+            return vec![(String::new(), Some(MARK.to_string())), ("A".to_owned(), None)];
+        }
+        let end = self.prefix.replace('/', "0");
+        vec![(self.prefix.clone(), Some(end))]
+    }
+
     /// A name as the tenant knows it; nothing where it is another's.
     pub fn shown<'a>(&self, stored: &'a str) -> Option<&'a str> {
         match stored.strip_prefix(self.prefix.as_str()) {
@@ -125,6 +136,21 @@ mod tests {
         for (name, why) in [(" a", "white space"), ("a\u{200b}", "U+200B"), ("cafe\u{301}", "NFC")] {
             assert_eq!((acme.stored(name), default.stored(name)), (None, None));
             assert!(acme.unfit(name).contains(why) && default.unfit(name).contains(why), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_in_a_range_of_its_tenant_alone() {
+        let of = |tenant: &str, name: &str| {
+            let ranges = Names::of(tenant).ranges().into_iter();
+            ranges.filter(|(first, end)| name > first.as_str() && end.as_deref().is_none_or(|end| name < end)).count()
+        };
+        let names = ["1", "a", "Zoe", "~", "\u{10ffff}", "@ac/a", "@acme/a", "@acme/\u{10ffff}", "@acme2/a"];
+        for name in names {
+            for tenant in ["default", "ac", "acme", "acme2"] {
+                let owned = usize::from(Names::of(tenant).shown(name).is_some());
+                assert_eq!(of(tenant, name), owned, "{name:?} of {tenant}");
+            }
         }
     }
 

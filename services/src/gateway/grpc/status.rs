@@ -64,7 +64,7 @@ fn code(kind: Kind) -> Code {
         Kind::TooSlow => Code::DeadlineExceeded,
         Kind::InFlight => Code::Aborted,
         Kind::AlreadyExists => Code::AlreadyExists,
-        Kind::Declined | Kind::Conflict | Kind::Mismatch | Kind::Insufficient | Kind::Rejected => {
+        Kind::Declined | Kind::Conflict | Kind::Ambiguous | Kind::Mismatch | Kind::Insufficient | Kind::Rejected => {
             Code::FailedPrecondition
         }
         Kind::TooLarge | Kind::RateLimited | Kind::TooManyKeys => Code::ResourceExhausted,
