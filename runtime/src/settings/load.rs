@@ -165,31 +165,29 @@ impl Loading {
             match value {
                 Value::Table(inner) if section => self.table(&setting, inner, origin),
                 _ if section => self.problems.push(format!("{setting}: is a section, not a value ({origin})")),
-                _ if setting == "bind" => self.list::<Bind>("bind", &BIND, value, origin),
-                _ if setting == "publish" => self.list::<Publish>("publish", &PUBLISH, value, origin),
-                _ if setting == "dependency" => {
-                    self.list::<DependencySettings>("dependency", &DEPENDENCY, value, origin);
-                }
-                _ if setting == "limit" => self.list::<ServiceLimit>("limit", &LIMIT, value, origin),
-                _ if setting == "cron" => self.list::<CronSettings>("cron", &CRON, value, origin),
+                _ if setting == "bind" => self.list::<Bind>("bind", value, origin),
+                _ if setting == "publish" => self.list::<Publish>("publish", value, origin),
+                _ if setting == "dependency" => self.list::<DependencySettings>("dependency", value, origin),
+                _ if setting == "limit" => self.list::<ServiceLimit>("limit", value, origin),
+                _ if setting == "cron" => self.list::<CronSettings>("cron", value, origin),
                 _ => self.set(&setting, value.clone(), origin),
             }
         }
     }
 
-    /// A list of sections, each an `E` with these fields.
-    fn list<E: DeserializeOwned>(&mut self, list: &str, fields: &[&'static str], value: &Value, origin: &str) {
+    /// A list of sections, each an `E`.
+    fn list<E: DeserializeOwned>(&mut self, list: &str, value: &Value, origin: &str) {
         let Value::Array(entries) = value else {
             return self.problems.push(format!("{list}: write each one as a [[{list}]] section ({origin})"));
         };
-        let before = self.problems.len();
+        let (before, fields) = (self.problems.len(), fields::<E>());
         for (no, entry) in (1..).zip(entries) {
             for name in entry.as_table().into_iter().flat_map(Table::keys) {
-                if !fields.contains(&name.as_str()) {
+                if !fields.contains(name) {
                     let unknown = Unknown {
                         what: "setting",
                         name: format!("{list}[{no}].{name}"),
-                        near: did_you_mean(name, fields.iter().copied()),
+                        near: did_you_mean(name, fields.iter().map(String::as_str)),
                     };
                     self.problems.push(format!("{unknown} ({origin})"));
                 }
@@ -231,7 +229,9 @@ impl Loading {
     /// Sets a value, unless it alone already does not fit.
     fn set(&mut self, setting: &str, value: Value, origin: &str) {
         let Some(place) = at_mut(&mut self.merged, setting).filter(|place| !place.is_table()) else {
-            let near = did_you_mean(setting, self.known.iter().map(String::as_str));
+            let sections = self.known.iter().filter_map(|name| name.split_once('.')).map(|(section, _)| section);
+            let known = self.known.iter().map(String::as_str).chain(sections).chain(LISTS);
+            let near = did_you_mean(setting, known.filter(|known| *known != setting));
             let unknown = Unknown { what: "setting", name: setting.to_owned(), near };
             return self.problems.push(format!("{unknown} ({origin})"));
         };
@@ -296,16 +296,13 @@ const TIMES: [&str; 2] = ["open_for", "open_max"];
 
 /// Sections that may be repeated.
 const LISTS: [&str; 5] = ["bind", "publish", "dependency", "limit", "cron"];
-/// Fields of a `[[dependency]]`.
-const DEPENDENCY: [&str; 6] = ["name", "failures", "open_for", "open_max", "concurrency", "rate"];
-/// Fields of a `[[limit]]`.
-const LIMIT: [&str; 3] = ["service", "concurrency", "rate"];
-/// Fields of a `[[cron]]`.
-const CRON: [&str; 5] = ["service", "name", "cron", "zone", "enabled"];
-/// Fields of a `[[bind]]`.
-const BIND: [&str; 4] = ["source", "type", "service", "key"];
-/// Fields of a `[[publish]]`.
-const PUBLISH: [&str; 4] = ["service", "type", "sink", "topic"];
+
+/// The fields of a section. Serde tells them only to whoever names one that is not there.
+fn fields<E: DeserializeOwned>() -> Vec<String> {
+    let unknown = Table::from_iter([("?".to_owned(), Value::Boolean(true))]);
+    let said = Value::Table(unknown).try_into::<E>().err().map(|error| error.message().to_owned()).unwrap_or_default();
+    said.split('`').skip(3).step_by(2).map(str::to_owned).collect()
+}
 
 /// What is wanted of a section, and of which of its fields, where that can be told.
 fn wanted_of(entry: &Value, message: &str) -> String {
@@ -447,9 +444,23 @@ mod tests {
     }
 
     #[test]
+    fn sections_that_may_be_repeated_have_their_fields() {
+        let known = |fields: Vec<String>| fields.join(" ");
+        assert_eq!(known(fields::<Bind>()), "source type service key id");
+        assert_eq!(known(fields::<Publish>()), "service type sink topic");
+        assert_eq!(known(fields::<DependencySettings>()), "name failures open_for open_max concurrency rate");
+        assert_eq!(known(fields::<ServiceLimit>()), "service concurrency rate");
+        assert_eq!(known(fields::<CronSettings>()), "service name cron zone enabled");
+        let (_folder, file) =
+            file("[[bind]]\nsource = \"kafka\"\ntype = \"a\"\nservice = \"b\"\nkey = \"handler\"\nid = \"source\"\n");
+        let loaded = load(&Sources { file, ..Sources::default() }).unwrap();
+        assert_eq!(loaded.settings.bind[0].id, IdWithin::Source);
+    }
+
+    #[test]
     fn all_problems_come_together_each_with_its_origin() {
         let (_folder, file) = file(
-            "colour = 1\nstore = 3\n[ingress]\ncredit = 5\ncredits = \"many\"\n[ownership]\nshards = 0\n\
+            "colour = 1\nstore = 3\n[ingres]\nx = 1\n[ingress]\ncredit = 5\ncredits = \"many\"\n[ownership]\nshards = 0\n\
              [[bind]]\ntype = \"a\"\nservise = \"b\"\n",
         );
         let sources = Sources {
@@ -465,6 +476,7 @@ mod tests {
             assert!(found, "{parts:?} is not in {problems:#?}");
         };
         said(&["colour: there is no such setting", "x.toml"]);
+        said(&["ingres: there is no such setting; did you mean ingress?", "x.toml"]);
         said(&["store: is a section", "x.toml"]);
         said(&["ingress.credit: there is no such setting; did you mean ingress.credits?", "x.toml"]);
         said(&["ingress.credits: \"many\" cannot be used: a whole number", "x.toml"]);
@@ -475,7 +487,7 @@ mod tests {
         said(&["bind.0: [[bind]] can only be set in a file", "environment BUDGET_BIND__0"]);
         said(&["ingress.unbound: \"drop\" cannot be used: \"skip\" or \"dead_letter\" is wanted", "flag --set"]);
         said(&["ingress: there is no such setting", "flag --set"]);
-        assert_eq!(problems.len(), 11, "{problems:#?}");
+        assert_eq!(problems.len(), 12, "{problems:#?}");
     }
 
     #[test]
