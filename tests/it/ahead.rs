@@ -87,10 +87,10 @@ pub(crate) enum Place {
 pub(crate) struct Case {
     wait: Wait,
     from: Door,
-    place: Place,
+    pub(crate) place: Place,
     pub(crate) store: Arc<dyn Store>,
-    topic: Option<Topic>,
-    streams: Option<Streams>,
+    pub(crate) topic: Option<Topic>,
+    pub(crate) streams: Option<Streams>,
     shut: Arc<AtomicBool>,
     settings: Settings,
     metrics: Arc<Metrics>,

@@ -27,6 +27,7 @@ mod fleet;
 mod gates;
 mod guide;
 mod host;
+mod hostile;
 mod intake;
 mod kafka;
 mod kafka_lost;
