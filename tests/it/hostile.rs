@@ -21,7 +21,7 @@ const BETWEEN: u64 = 10;
 /// Bytes of a record that its broker takes.
 const BYTES_MAX: usize = 900_000;
 
-fn asked(name: &str, default: u64) -> u64 {
+pub(crate) fn asked(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
@@ -33,12 +33,12 @@ struct Strange {
     headers: Vec<(String, Vec<u8>)>,
 }
 
-fn garbage(dice: &mut Dice, most: u64) -> Vec<u8> {
+pub(crate) fn garbage(dice: &mut Dice, most: u64) -> Vec<u8> {
     (0..dice.below(most)).map(|_| dice.below(256) as u8).collect()
 }
 
 /// Text that parsers trip over.
-fn text(dice: &mut Dice) -> String {
+pub(crate) fn text(dice: &mut Dice) -> String {
     let deep = [10, 127, 129, 2_000, 100_000][dice.below(5) as usize];
     let all: [fn(usize) -> String; 14] = [
         |_| String::new(),

@@ -28,6 +28,7 @@ mod gates;
 mod guide;
 mod host;
 mod hostile;
+mod hostile_doors;
 mod intake;
 mod kafka;
 mod kafka_lost;
