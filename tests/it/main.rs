@@ -5,6 +5,7 @@
 
 mod absent;
 mod ahead;
+mod attacks;
 mod bad_input;
 mod cache;
 mod call_records;
