@@ -95,7 +95,7 @@ async fn bodies_and_messages_that_are_nested_without_end_end_no_process() {
     // A group within a group, and so on: fields that nobody knows are skipped, however deep they are.
     let channel = Channel::from_shared(scene.grpc.clone()).unwrap().connect().await.unwrap();
     for message in
-        [vec![0xa3, 0x06].repeat(DEEP), [vec![0xa3, 0x06].repeat(DEEP), vec![0xa4, 0x06].repeat(DEEP)].concat()]
+        [[0xa3, 0x06].repeat(DEEP), [[0xa3, 0x06].repeat(DEEP), [0xa4, 0x06].repeat(DEEP)].concat()]
     {
         let mut client = tonic::client::Grpc::new(channel.clone());
         client.ready().await.unwrap();
