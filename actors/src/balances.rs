@@ -1,12 +1,14 @@
 //! `balances`: what each account holds. The smallest complete handler.
 //! In: postings. Out: `balance.changed` with the new balance and how many postings made it.
 
+use perkey::handler::Codec;
 use perkey::{Fault, Handler, Key, Turn};
 use serde::{Deserialize, Serialize};
 
 use crate::money::{Cents, Currency};
 use crate::names::Account;
 use crate::posting::Posting;
+use crate::texts::ShortTexts;
 
 /// Keeps a balance per account.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,6 +45,10 @@ impl Handler for Balances {
 
     fn key(&self, posting: &Posting) -> Key {
         Key::from(&posting.account)
+    }
+
+    fn codec(&self) -> &dyn Codec<Posting> {
+        &ShortTexts
     }
 
     async fn handle(&self, state: &mut Balance, posting: Posting, turn: &mut Turn) -> Result<(), Fault> {

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use perkey::clock::millis;
-use perkey::handler::Outcome;
+use perkey::handler::{Codec, Outcome};
 use perkey::{Answer, Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -21,6 +21,7 @@ use serde_json::Value;
 use crate::money::{Cents, Currency};
 use crate::names::{Account, Category, OrderId, SagaId};
 use crate::posting::{At, Memo};
+use crate::texts::{ShortTexts, shortened};
 pub use steps::{Progress, Step};
 
 /// Keeps one checkout per key.
@@ -168,6 +169,10 @@ impl Handler for Checkouts {
         }
     }
 
+    fn codec(&self) -> &dyn Codec<Command> {
+        &ShortTexts
+    }
+
     fn answer(&self, answer: Answer) -> Result<Command, Fault> {
         let (step, undone) = Step::asked(&answer.name)?;
         Ok(Command::Answered { step, undone, outcome: answer.outcome })
@@ -289,7 +294,7 @@ impl Checkouts {
     /// Undoes what was done, and what may have been.
     fn give_up(&self, saga: &mut Saga, reason: &str, turn: &mut Turn) -> Result<(), Fault> {
         saga.status = Some(Status::Cancelling);
-        saga.reason = Memo::try_from(reason.replace('\0', " ")).ok();
+        saga.reason = Memo::try_from(shortened(reason.replace('\0', " "))).ok();
         let Some(checkout) = &saga.checkout else { return Ok(()) };
         for (step, progress) in saga.steps.iter_mut().rev() {
             if step.is_to_be_undone(*progress) {

@@ -3,12 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use perkey::handler::Codec;
 use perkey::{Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
 use serde::{Deserialize, Serialize};
 
 use crate::money::{Cents, Currency};
 use crate::names::{Account, Category};
 use crate::posting::{At, Memo};
+use crate::texts::ShortTexts;
 
 /// Months of which an account's sums are kept; budgets are not applied to what is older.
 const MONTHS_KEPT: usize = 24;
@@ -168,6 +170,10 @@ impl Handler for Expenses {
             Command::Budget(budget) => &budget.account,
         }
         .into()
+    }
+
+    fn codec(&self) -> &dyn Codec<Command> {
+        &ShortTexts
     }
 
     async fn handle(&self, spending: &mut Spending, command: Command, turn: &mut Turn) -> Result<(), Fault> {

@@ -9,6 +9,7 @@ pub mod names;
 pub mod orders;
 pub mod payments;
 pub mod posting;
+pub mod texts;
 pub mod transactions;
 
 use perkey::handlers::Handlers;

@@ -1,6 +1,7 @@
 //! `orders`: what became of each order: placed, completed or cancelled.
 //! In: commands, by order id. Out: a row of table `orders`, an event for each change, and the order as it is now.
 
+use perkey::handler::Codec;
 use perkey::{Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -8,6 +9,7 @@ use serde_json::json;
 use crate::money::{Cents, Currency};
 use crate::names::{Account, OrderId, SagaId};
 use crate::posting::{At, Memo};
+use crate::texts::ShortTexts;
 
 /// Keeps one order per key.
 #[derive(Clone, Copy, Debug, Default)]
@@ -163,6 +165,10 @@ impl Handler for Orders {
             Command::Complete { order } | Command::Cancel { order, .. } => order,
         }
         .into()
+    }
+
+    fn codec(&self) -> &dyn Codec<Command> {
+        &ShortTexts
     }
 
     async fn handle(&self, order: &mut Order, command: Command, turn: &mut Turn) -> Result<(), Fault> {

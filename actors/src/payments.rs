@@ -6,12 +6,14 @@
 
 mod provider;
 
+use perkey::handler::Codec;
 use perkey::{Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
 use serde::{Deserialize, Serialize};
 
 use crate::money::{Cents, Currency};
 use crate::names::{Account, OrderId};
 use crate::posting::Memo;
+use crate::texts::{ShortTexts, shortened};
 pub use provider::{PROVIDER, PaymentProvider, Provider, ProviderAnswer, ProviderError};
 
 /// Keeps the payment of each order.
@@ -137,6 +139,10 @@ impl<P: PaymentProvider> Handler for Payments<P> {
         .into()
     }
 
+    fn codec(&self) -> &dyn Codec<Command> {
+        &ShortTexts
+    }
+
     async fn handle(&self, payment: &mut Payment, command: Command, turn: &mut Turn) -> Result<(), Fault> {
         let before = payment.status;
         match command {
@@ -179,7 +185,7 @@ impl<P: PaymentProvider> Payments<P> {
             }
             ProviderAnswer::Declined { reason } => {
                 payment.status = Some(Status::Declined);
-                payment.reason = Memo::try_from(reason).ok();
+                payment.reason = Memo::try_from(shortened(reason)).ok();
             }
         }
         payment.charge = Some(charge);

@@ -1,12 +1,14 @@
 //! `transactions`: the ledger of each account's postings, as rows that any SQL client can read.
 //! In: postings. Out: a row of table `transactions` and the event `transaction.posted` for each.
 
+use perkey::handler::Codec;
 use perkey::{AfterDeadLetter, Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
 use serde::{Deserialize, Serialize};
 
 use crate::money::{Cents, Currency};
 use crate::names::Account;
 use crate::posting::{Posting, PostingError};
+use crate::texts::ShortTexts;
 
 /// Keeps a ledger per account.
 #[derive(Clone, Copy, Debug, Default)]
@@ -67,6 +69,10 @@ impl Handler for Transactions {
 
     fn key(&self, posting: &Posting) -> Key {
         Key::from(&posting.account)
+    }
+
+    fn codec(&self) -> &dyn Codec<Posting> {
+        &ShortTexts
     }
 
     async fn handle(&self, ledger: &mut Ledger, mut posting: Posting, turn: &mut Turn) -> Result<(), Fault> {

@@ -172,7 +172,7 @@ impl Drive {
             hash_key: [7; 32],
             seed: 1,
         };
-        let ledger = Ledger::new(config, taken, InboxRows::default());
+        let ledger = Ledger::new(config, taken, InboxRows::default(), 1);
         Self { shard, ledger, now: 1, credits: 0, gate: false, actors: 0, runs: 0, commits: Vec::new() }
     }
 

@@ -205,7 +205,7 @@ impl World {
     }
 
     fn owner(store: &MemoryStore, config: &LedgerConfig) -> Ledger {
-        Ledger::new(config.clone(), store.take_now(0, "owner").unwrap(), store.inbox_now(0, 0, 1_000_000))
+        Ledger::new(config.clone(), store.take_now(0, "owner").unwrap(), store.inbox_now(0, 0, 1_000_000), 1_000)
     }
 
     fn happen(&mut self, op: Op) {

@@ -6,6 +6,7 @@
 mod absent;
 mod ahead;
 mod ahead_killed;
+mod attacks;
 mod bad_input;
 mod cache;
 mod call_records;

@@ -19,6 +19,7 @@ contract! {
     postgres: crate::postgres_place::PostgresPlace::new();
     => [
         rows_are_paged_in_the_order_of_their_keys_bytes,
+        rows_end_at_their_limit_or_their_bytes_and_say_whether_there_are_more,
         rows_are_found_by_what_their_texts_equal,
         columns_come_back_as_they_were_written,
         what_no_row_can_be_is_no_row_or_refused,
@@ -42,12 +43,12 @@ async fn written(place: &dyn Place) -> Arc<dyn Store> {
 fn ask(equals: &[(&'static str, &str)], after: Option<&[&str]>, limit: usize) -> RowsAsk {
     let equals = equals.iter().map(|(column, value)| (*column, (*value).to_owned())).collect();
     let after = after.map(|after| after.iter().map(|value| (*value).to_owned()).collect());
-    RowsAsk { table: POSTINGS, equals, after, limit }
+    RowsAsk { table: POSTINGS, equals, after, limit, bytes: 1 << 20 }
 }
 
 async fn keys(store: &Arc<dyn Store>, ask: RowsAsk) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let rows = store.queries().rows(ask).await.unwrap();
+    let rows = store.queries().rows(ask).await.unwrap().rows;
     rows.iter().map(|row| (text(&row["account"]), text(&row["id"]))).collect()
 }
 
@@ -68,6 +69,28 @@ async fn rows_are_paged_in_the_order_of_their_keys_bytes(place: Box<impl Place>)
     }
     assert_eq!(seen, all);
     assert!(keys(&store, ask(&[], None, 0)).await.is_empty());
+}
+
+async fn rows_end_at_their_limit_or_their_bytes_and_say_whether_there_are_more(place: Box<impl Place>) {
+    let store = written(&*place).await;
+    // In bytes, `é` has two. The whole of them, and one less.
+    let texts = async |limit, bytes| {
+        let asked = RowsAsk { bytes, ..ask(&[("account", "x")], None, limit) };
+        let found = store.queries().rows(asked).await.unwrap();
+        (found.rows.len(), found.more)
+    };
+    let weight = async |count: usize| {
+        let found = store.queries().rows(ask(&[("account", "x")], None, count)).await.unwrap();
+        let texts = found.rows.iter().flat_map(|row| row.as_object().unwrap().values());
+        texts.filter_map(Value::as_str).map(str::len).sum::<usize>()
+    };
+    assert_eq!((texts(7, 1 << 20).await, texts(100, 1 << 20).await), ((7, false), (7, false)));
+    assert_eq!((texts(6, 1 << 20).await, texts(0, 1 << 20).await), ((6, true), (0, false)));
+    // One row comes at least, so that whoever asks for the next ones gets on.
+    assert_eq!((texts(7, 0).await, texts(1, 0).await), ((1, true), (1, true)));
+    let three = weight(3).await;
+    assert_eq!((texts(7, three - 1).await, texts(7, three).await), ((3, true), (4, true)));
+    assert_eq!((texts(7, weight(6).await).await, texts(7, weight(7).await - 1).await), ((7, false), (7, false)));
 }
 
 async fn rows_are_found_by_what_their_texts_equal(place: Box<impl Place>) {
@@ -98,7 +121,7 @@ async fn columns_come_back_as_they_were_written(place: Box<impl Place>) {
     });
     let part = Part { rows: rows.into(), ..Part::default() };
     committed(&store, &Commit { parts: vec![part], ..commit(0, epoch, 1) }).await;
-    assert_eq!(store.queries().rows(ask(&[], None, 10)).await.unwrap(), [wide, narrow, empty]);
+    assert_eq!(store.queries().rows(ask(&[], None, 10)).await.unwrap().rows, [wide, narrow, empty]);
 }
 
 async fn what_no_row_can_be_is_no_row_or_refused(place: Box<impl Place>) {

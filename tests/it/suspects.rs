@@ -113,6 +113,8 @@ impl World {
     fn live(&mut self, kill: Option<u64>) -> Life {
         let mut process = self.begin();
         let begun = self.now;
+        // What is wanted from the beginning is there before time first passes.
+        self.perform(&mut process);
         loop {
             if kill.is_some_and(|age| self.now >= begun + age) {
                 self.counted = self.counted.max(self.stored() % TAKEN_BACK);
@@ -132,7 +134,7 @@ impl World {
         let seed = self.config.seed.wrapping_mul(1_000_003).wrapping_add(self.lives);
         let config = LedgerConfig { seed, ..self.config.clone() };
         let taken = self.store.take_now(0, &format!("process {}", self.lives)).unwrap();
-        let ledger = Ledger::new(config, taken, self.store.inbox_now(0, 0, 1_000_000));
+        let ledger = Ledger::new(config, taken, self.store.inbox_now(0, 0, 1_000_000), self.now);
         Process { ledger, runs: BTreeMap::new(), fed: false, actors: 0, asked: VecDeque::new(), out: false }
     }
 
@@ -277,6 +279,9 @@ fn a_message_that_ends_its_process_is_a_dead_letter_however_long_that_takes() {
             // One life more than its starts, and two for the starts that turn out to be too short a time.
             world.live_on(10);
             assert_eq!(world.dead(), ["0"], "{after} ms, seed {seed}");
+            let letter = world.store.dead_letters().into_values().next().unwrap();
+            assert!((since..=world.now).contains(&letter.at), "{} is no time of this world", letter.at);
+            assert!(letter.error.contains("nothing of it is in the store, what it asked of others may have happened"));
             let most = world.config.settings.suspects.starts;
             assert!((most..=most + 2).contains(&world.started[0]), "{after} ms, seed {seed}: {:?}", world.started);
             assert!(after > 100 || world.started[0] == most, "{after} ms, seed {seed}: {:?}", world.started);

@@ -5,15 +5,20 @@
 use std::time::Duration;
 
 use perkey::Fault;
+use reqwest::redirect::Policy;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Charge;
 use crate::money::Cents;
 use crate::names::OrderId;
+use crate::texts;
 
 /// The provider's name among what `payments` needs.
 pub const PROVIDER: &str = "payment_provider";
+
+/// Most bytes of an answer: it has an id and an amount, or a reason.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
 
 /// What `payments` needs of a provider. Whoever asks with a token that was there before gets the answer of then.
 pub trait PaymentProvider: Send + Sync + 'static {
@@ -106,7 +111,9 @@ impl Provider {
         if !url.is_empty() {
             reqwest::Url::parse(url).map_err(|error| format!("{url:?} is no URL: {error}"))?;
         }
-        let http = reqwest::Client::builder().timeout(timeout).build().map_err(|error| error.to_string())?;
+        // Whoever it might point at was never told to take money.
+        let client = reqwest::Client::builder().timeout(timeout).redirect(Policy::none());
+        let http = client.build().map_err(|error| error.to_string())?;
         Ok(Self { http, url: url.trim_end_matches('/').to_owned() })
     }
 
@@ -123,6 +130,9 @@ impl Provider {
         let later = matches!(status.as_u16(), 408 | 409 | 425 | 429);
         match status {
             _ if status.is_success() || status == reqwest::StatusCode::PAYMENT_REQUIRED => Ok(answer),
+            _ if status.is_redirection() => Err(ProviderError::Unavailable(format!(
+                "{status}: it points elsewhere, which is not followed; set app.provider_url to where it is"
+            ))),
             _ if status.is_server_error() || later => Err(ProviderError::Unavailable(status.to_string())),
             _ => Err(ProviderError::Refused(status.to_string())),
         }
@@ -137,6 +147,7 @@ impl PaymentProvider for Provider {
             return Ok(ProviderAnswer::Declined { reason });
         }
         let Charged { id, order, amount } = read(answer).await?;
+        texts::check("id of the charge", &id).map_err(|error| ProviderError::Nonsense(error.to_string()))?;
         Ok(ProviderAnswer::Charged { id, order, amount })
     }
 
@@ -147,9 +158,15 @@ impl PaymentProvider for Provider {
     }
 }
 
-/// An answer that is cut short is as good as none; one that is something else is nonsense.
-async fn read<T: for<'a> Deserialize<'a>>(answer: reqwest::Response) -> Result<T, ProviderError> {
-    let body = answer.bytes().await;
-    let body = body.map_err(|error| ProviderError::Unavailable(error.without_url().to_string()))?;
+/// An answer that is cut short is as good as none; one that is something else, or more than an answer can be, is nonsense.
+async fn read<T: for<'a> Deserialize<'a>>(mut answer: reqwest::Response) -> Result<T, ProviderError> {
+    let mut body = Vec::new();
+    let broken = |error: reqwest::Error| ProviderError::Unavailable(error.without_url().to_string());
+    while let Some(part) = answer.chunk().await.map_err(broken)? {
+        if body.len() + part.len() > ANSWER_BYTES_MAX {
+            return Err(ProviderError::Nonsense(format!("it has more than {ANSWER_BYTES_MAX} bytes")));
+        }
+        body.extend_from_slice(&part);
+    }
     serde_json::from_slice(&body).map_err(|error| ProviderError::Nonsense(error.to_string()))
 }

@@ -126,8 +126,8 @@ pub struct Answer {
 pub enum Outcome {
     /// It took effect. What its handler replied; `null` where it replied nothing.
     Done(Value),
-    /// It had no effect and is a dead letter, for this reason. Where an operator replays it
-    /// and it succeeds, that is answered, too.
+    /// It had no effect in the store and is a dead letter, for this reason; what it asked of others may have happened. Where
+    /// an operator replays it and it succeeds, that is answered, too.
     DeadLetter(String),
 }
 

@@ -197,7 +197,7 @@ pub struct Ledger {
 
 impl Ledger {
     /// The ledger of a shard that was just taken over; `inbox` was read after its epoch was raised.
-    pub fn new(config: LedgerConfig, mut taken: TakenShard, inbox: InboxRows) -> Self {
+    pub fn new(config: LedgerConfig, mut taken: TakenShard, inbox: InboxRows, now: Millis) -> Self {
         let outbox = outbox::Outbox::restore(&config.bindings.sinks(), &mut taken);
         let sources = config.sources.iter().map(|source| {
             let stored = taken.positions.remove(&source.name).unwrap_or_default();
@@ -239,6 +239,8 @@ impl Ledger {
             tally: Tally::default(),
             config,
         };
+        // What is decided before time first passes is decided now as well: a dead letter, say.
+        ledger.waiting.now = now;
         for source in 0..ledger.sources.len() {
             let source = u16::try_from(source).expect("there are few sources");
             ledger.out.push(Action::Credit(source, ledger.config.settings.ingress.credits));

@@ -33,6 +33,9 @@ section! {
         lenient_keys: bool = true,
         /// Largest body of a request, in bytes.
         body_bytes_max: usize = 1 << 20,
+        /// How many bytes an answer may have of what is there: a page with more of them ends before its limit, and says where
+        /// the next one begins.
+        answer_bytes_max: usize = 1 << 20,
         /// Records of calls that one tenant may have: its rate times `keep`.
         keys_max: u64 = 100_000_000,
         /// Requests a second of one tenant, for each process; 0: no bound.
@@ -94,6 +97,7 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
     check(!gateway.wait.is_zero(), "gateway.wait must be above 0");
     check(gateway.keep >= gateway.wait, "gateway.keep must be at least gateway.wait");
     check(gateway.body_bytes_max > 0, "gateway.body_bytes_max must be above 0");
+    check(gateway.answer_bytes_max > 0, "gateway.answer_bytes_max must be above 0");
     check(gateway.connections_max > 0, "gateway.connections_max must be above 0");
     check(gateway.keys_max > 0, "gateway.keys_max must be above 0");
     check(gateway.rate.is_finite() && gateway.rate >= 0.0, "gateway.rate must be 0 or more");

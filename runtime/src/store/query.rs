@@ -24,7 +24,7 @@ use crate::message::ShardNo;
 pub(in crate::store) use commands::PAUSES;
 pub use commands::{Action, NewCommand, OpenCommand, Pause, Scope, Strange};
 pub(in crate::store) use rows::Dialect;
-pub use rows::RowsAsk;
+pub use rows::{FoundRows, RowsAsk};
 
 /// Which dead letters are meant. Empty fields match all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -272,7 +272,7 @@ pub trait Queries: Send + Sync {
     /// Events of a shard with a number above `after`, in order, at most `limit` commits' worth.
     fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>>;
     /// Rows of a handler's table.
-    fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, Vec<serde_json::Value>>;
+    fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, FoundRows>;
     /// Messages of the lanes that are written from outside, by imports and by calls, that are not read yet; by shard.
     fn unread_outside(&self) -> StoreFuture<'_, BTreeMap<ShardNo, u64>>;
     /// The same, all together.

@@ -312,7 +312,7 @@ async fn take(args: &ShardSupervisorArgs) -> Result<Ledger, ActorProcessingErr> 
         actors_max: u32::try_from(actors_max.max(1)).unwrap_or(u32::MAX),
         seed: Dice::from_system().below(u64::MAX),
     };
-    Ok(Ledger::new(config, taken, inbox))
+    Ok(Ledger::new(config, taken, inbox, env.clock.now()))
 }
 
 fn source_info(transport: &Arc<dyn Transport>) -> SourceInfo {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::{Clock, Dice};
+use crate::clock::{Clock, Dice, Millis};
 use crate::handler::{Column, ColumnKind, Table, TurnLimits};
 use crate::handlers::{Handlers, RunContext};
 use crate::message::{ShardNo, TakenId};
@@ -172,7 +172,7 @@ impl Plan {
         self.settings.ownership.shards
     }
 
-    pub(super) fn ledger(&self, taken: TakenShard, inbox: InboxRows, dice: &mut Dice) -> Ledger {
+    pub(super) fn ledger(&self, taken: TakenShard, inbox: InboxRows, dice: &mut Dice, now: Millis) -> Ledger {
         let config = LedgerConfig {
             settings: self.settings.clone(),
             services: self.services.clone(),
@@ -182,7 +182,7 @@ impl Plan {
             actors_max: self.actors_max,
             seed: dice.below(u64::MAX),
         };
-        Ledger::new(config, taken, inbox)
+        Ledger::new(config, taken, inbox, now)
     }
 
     /// The id of a message as `service` takes it; one of no service has a scope of its own.

@@ -242,7 +242,7 @@ impl World {
         let dedup = &self.plan.settings.dedup;
         let window = millis(dedup.window);
         let inbox = self.disk.store.inbox_now(shard, self.clock.now().saturating_sub(window), dedup.max_ids);
-        let ledger = self.plan.ledger(taken, inbox, &mut self.dice);
+        let ledger = self.plan.ledger(taken, inbox, &mut self.dice, self.clock.now());
         self.owners.push(Some(Owner::new(shard, ledger, (self.transports.len(), self.plan.sinks.len()))));
         self.current[shard as usize] = Some(id);
         self.perform(id)?;

@@ -231,7 +231,9 @@ fn told(operation: &Operation, names: &Names, outcome: CallOutcome, replayed: bo
         CallEnd::Refused => Problem::new(Kind::of_refusal(&outcome.code), text()),
         CallEnd::Failed => {
             debug!(reason = text(), "a call has failed");
-            Problem::new(Kind::Failed, "the request was tried as often as it may be, and had no effect")
+            let detail = "the request was tried as often as it may be, and had no effect in the store; what it asked of \
+                          others, such as the payment provider, may have happened";
+            Problem::new(Kind::Failed, detail)
         }
     };
     Err(Problem { replayed, ..problem })

@@ -4,10 +4,13 @@
 mod asking;
 mod document;
 mod error;
+mod expanded;
 mod mutation;
 mod post;
 mod query;
+mod text;
 mod types;
+mod variables;
 
 use std::sync::Arc;
 
@@ -30,6 +33,12 @@ const COMPLEXITY_MAX: usize = 5_000;
 const ALIASES_MAX: usize = 30;
 /// How long it may be, without its variables.
 const DOCUMENT_BYTES_MAX: usize = 16 << 10;
+/// How deep its brackets of all kinds may be nested, and its fragments within each other: who reads it follows both on its stack.
+const NESTING_MAX: usize = 32;
+/// How many fields it may have, each fragment standing where it is spread. The cost of checking a document follows them.
+const SELECTIONS_MAX: usize = 2_000;
+/// How many bytes of variables may be copied to where they are used.
+const COPIED_BYTES_MAX: usize = 32 << 20;
 /// How many directives a field may have.
 const DIRECTIVES_MAX: usize = 5;
 

@@ -105,7 +105,7 @@ kinds! {
         "Accounts have ids of their own. Ask for a page of the account that you mean.";
     /// The body is too large.
     TooLarge = 413 "too_large" "The request is too large":
-        "The body has more bytes than gateway.body_bytes_max.";
+        "The body has more bytes than gateway.body_bytes_max, or what is asked for more than gateway.answer_bytes_max.";
     /// The body is of a type that is not understood.
     UnsupportedMedia = 415 "unsupported_media_type" "The body is of another type":
         "Send JSON: Content-Type: application/json.";
@@ -129,7 +129,8 @@ kinds! {
         "The tenant has as many keys in the store as gateway.keys_max. They expire after gateway.keep.";
     /// It failed as often as it may.
     Failed = 500 "failed" "The request failed":
-        "It was tried as often as it may be, without effect. The same key tells the same; operators have a dead letter.";
+        "It was tried as often as it may be. It had no effect in the store; what it asked of others may have happened. The \
+         same key tells the same; operators have a dead letter.";
     /// Something that should not happen.
     Internal = 500 "internal" "Something went wrong here":
         "This should not happen; the log has more. Ask again with the same key.";

@@ -79,6 +79,20 @@ impl Scene {
         log(self.starts)
     }
 
+    /// Where it tells of itself.
+    pub(crate) async fn admin(&self) -> String {
+        let file = self.cli.place.folder.join(self.log());
+        let mut found = None;
+        let said = until("the process says where it tells of itself", SOON, async || {
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            let place = text.split_once("metrics=").and_then(|(_, rest)| rest.split_once("/metrics"));
+            found = place.map(|(address, _)| address.trim_matches('"').to_owned());
+            found.is_some()
+        });
+        said.await.unwrap_or_else(|error| panic!("{error}: {}", self.cli.place.tail(&self.log())));
+        found.unwrap()
+    }
+
     /// Sends it a signal and goes on.
     pub(crate) async fn terminate(&mut self) {
         self.running.terminate().await.unwrap();

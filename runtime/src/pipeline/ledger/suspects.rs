@@ -342,8 +342,8 @@ impl Ledger {
         let most = self.config.settings.suspects.starts;
         if counted(head.starts) >= most {
             let reason = format!(
-                "the process ended each of the last {most} times that this message was being handled: it is not started \
-                 again (suspects.starts)"
+                "the process ended each of the last {most} times that this message was being handled: nothing of it is in \
+                 the store, what it asked of others may have happened; it is not started again (suspects.starts)"
             );
             self.to_advance.push_back(ix);
             return self.fault(ix, head, TurnFault::GiveUp(reason), now);

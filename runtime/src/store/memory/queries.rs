@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures_util::future::ready;
-use serde_json::Value;
 
 use super::read::passed;
 use super::{HASH_KEY, Inner, MemoryStore, Written};
@@ -15,8 +14,8 @@ use crate::store::append::CALL_LANES;
 use crate::store::commit::stretches;
 use crate::store::declared::wrong;
 use crate::store::query::{
-    CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
-    Queries, RowsAsk, ShardRow, Story, Strange, WaitingKey,
+    CommandState, CommitRow, DeadFilter, EventRow, FoundRows, ImportBatch, ImportProgress, NewCommand, OpenCommand,
+    Pause, Queries, RowsAsk, ShardRow, Story, Strange, WaitingKey,
 };
 use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer};
 use crate::transport::{Position, embedded};
@@ -99,7 +98,7 @@ impl Queries for MemoryStore {
         Box::pin(ready(Ok(keys)))
     }
 
-    fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, Vec<Value>> {
+    fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, FoundRows> {
         let inner = self.inner();
         let found = match inner.tables.get(ask.table.name) {
             Some((_, rows)) => ask.of(rows.values()),

@@ -19,8 +19,8 @@ use crate::store::append::OUTSIDE;
 use crate::store::commit::stretches;
 use crate::store::health::{self, Health};
 use crate::store::query::{
-    CommandState, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause, Queries, RowsAsk,
-    ShardRow, Story, Strange, WaitingKey,
+    CommandState, DeadFilter, EventRow, FoundRows, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
+    Queries, RowsAsk, ShardRow, Story, Strange, WaitingKey,
 };
 use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer};
 
@@ -159,7 +159,7 @@ impl Queries for PgStore {
         })
     }
 
-    fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, Vec<serde_json::Value>> {
+    fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, FoundRows> {
         Box::pin(async move { tables::rows(&self.queries, &ask).await })
     }
 

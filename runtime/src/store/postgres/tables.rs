@@ -19,7 +19,7 @@ use super::links::{Args, Links};
 use crate::handler::{Column, ColumnKind, RowWrite, Statement, Table};
 use crate::store::StoreError;
 use crate::store::declared::{self, Shape};
-use crate::store::query::{Dialect, RowsAsk};
+use crate::store::query::{Dialect, FoundRows, RowsAsk};
 
 /// Characters of a value that does not fit, as an error shows it.
 const SHOWN: usize = 60;
@@ -66,10 +66,12 @@ async fn run(connection: &mut PgConnection, table: &Table, sql: String) -> Resul
 const DIALECT: Dialect = Dialect { collate: " COLLATE \"C\"", json: "::text", nul: false };
 
 /// Rows of a table that are asked for.
-pub(super) async fn rows(links: &Links, ask: &RowsAsk) -> Result<Vec<Value>, StoreError> {
-    let Some((sql, args)) = ask.statement(&DIALECT)? else { return Ok(Vec::new()) };
+pub(super) async fn rows(links: &Links, ask: &RowsAsk) -> Result<FoundRows, StoreError> {
+    let Some((sql, args)) = ask.statement(&DIALECT)? else { return Ok(FoundRows::default()) };
     let found = links.read(AssertSqlSafe(sql), args.iter().fold(Args::default(), bound)).await?;
-    found.iter().map(|row| ask.object(|at, column| value(row, at, column))).collect()
+    let rows = found.iter().map(|row| ask.object(|at, column| value(row, at, column))).collect::<Result<_, _>>()?;
+    let beyond = found.first().map(|row| decode::get(row, ask.table.columns.len())).transpose()?;
+    Ok(RowsAsk::part(rows, beyond))
 }
 
 fn value(row: &PgRow, at: usize, column: &Column) -> Result<Value, StoreError> {

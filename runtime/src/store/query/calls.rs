@@ -137,9 +137,10 @@ impl CallOutcome {
 pub enum CallEnd {
     /// It took effect.
     Done,
-    /// Its handler refused it; it had no effect, and never will.
+    /// Its handler refused it; it had no effect in the store, and never will.
     Refused,
-    /// It failed as often as it may; it had no effect, and is a dead letter.
+    /// It failed as often as it may; it had no effect in the store, and is a dead letter. What it asked of others may have
+    /// happened.
     Failed,
 }
 

@@ -20,7 +20,23 @@ pub struct RowsAsk {
     pub after: Option<Vec<String>>,
     /// At most so many.
     pub limit: usize,
+    /// They end behind the one with which their texts have more bytes than this.
+    pub bytes: usize,
 }
+
+/// Some of the rows that were asked for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FoundRows {
+    /// As objects.
+    pub rows: Vec<Value>,
+    /// Whether there are others behind them.
+    pub more: bool,
+}
+
+/// How many rows were found, one beyond the limit among them: a column of each row, behind the table's own.
+const FOUND: &str = "rows found";
+/// How many bytes the rows before one have.
+const BEFORE: &str = "bytes before";
 
 /// How a database writes what SQL leaves open.
 pub(in crate::store) struct Dialect {
@@ -64,7 +80,7 @@ impl RowsAsk {
             conditions.push(format!("({}) > ({})", columns.join(", "), values.join(", ")));
         }
         let columns = self.table.columns.iter().map(|column| match column.kind {
-            ColumnKind::Json => format!("\"{}\"{}", column.name, dialect.json),
+            ColumnKind::Json => format!("\"{0}\"{1} AS \"{0}\"", column.name, dialect.json),
             ColumnKind::Text | ColumnKind::Integer | ColumnKind::Real | ColumnKind::Boolean => {
                 format!("\"{}\"", column.name)
             }
@@ -72,9 +88,40 @@ impl RowsAsk {
         let columns = columns.collect::<Vec<_>>().join(", ");
         let only = if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
         let order: Vec<String> = self.key_columns().map(|column| ordered(column, dialect)).collect();
-        let limit = place(i64::try_from(self.limit).unwrap_or(i64::MAX).into());
-        let (name, order) = (self.table.name, order.join(", "));
-        Ok(Some((format!("SELECT {columns} FROM \"{name}\"{only} ORDER BY {order} LIMIT {limit}"), args)))
+        let mut bound = |bound: usize| place(i64::try_from(bound).unwrap_or(i64::MAX).into());
+        let (limit, beyond, bytes) = (bound(self.limit), bound(self.limit.saturating_add(1)), bound(self.bytes));
+        let (table, order) = (self.table.name, order.join(", "));
+        let found = format!("SELECT {columns} FROM \"{table}\"{only} ORDER BY {order} LIMIT {beyond}");
+        // What is too much does not leave the database.
+        let weighed = format!(
+            "SELECT *, count(*) OVER () AS \"{FOUND}\", sum({}) OVER (ORDER BY {order} ROWS BETWEEN UNBOUNDED \
+             PRECEDING AND 1 PRECEDING) AS \"{BEFORE}\" FROM ({found}) AS found",
+            self.weight()
+        );
+        let names: Vec<_> = self.table.columns.iter().map(|column| format!("\"{}\"", column.name)).collect();
+        let names = names.join(", ");
+        let sql = format!(
+            "SELECT {names}, \"{FOUND}\" FROM ({weighed}) AS weighed WHERE coalesce(\"{BEFORE}\", 0) <= {bytes} \
+             ORDER BY {order} LIMIT {limit}"
+        );
+        Ok(Some((sql, args)))
+    }
+
+    /// How many bytes a row's texts have.
+    fn weight(&self) -> String {
+        let texts = self.texts().map(|column| format!("coalesce(octet_length(\"{}\"), 0)", column.name));
+        let texts: Vec<_> = texts.collect();
+        if texts.is_empty() { "0".to_owned() } else { texts.join(" + ") }
+    }
+
+    fn texts(&self) -> impl Iterator<Item = &Column> {
+        self.table.columns.iter().filter(|column| matches!(column.kind, ColumnKind::Text | ColumnKind::Json))
+    }
+
+    /// The rows that a statement gave; `found` is what the column behind the table's own says.
+    pub(in crate::store) fn part(rows: Vec<Value>, found: Option<i64>) -> FoundRows {
+        let more = found.is_some_and(|found| usize::try_from(found).is_ok_and(|found| found > rows.len()));
+        FoundRows { rows, more }
     }
 
     /// A row as an object; `value` gives that of the column at a place.
@@ -88,7 +135,7 @@ impl RowsAsk {
     }
 
     /// What a database would give of `rows`, which are as their handler wrote them.
-    pub(in crate::store) fn of<'a>(&self, rows: impl Iterator<Item = &'a Value>) -> Result<Vec<Value>, StoreError> {
+    pub(in crate::store) fn of<'a>(&self, rows: impl Iterator<Item = &'a Value>) -> Result<FoundRows, StoreError> {
         self.check()?;
         let after = self.key_after()?;
         let meant = |row: &&Value| {
@@ -105,9 +152,17 @@ impl RowsAsk {
             let pairs = self.key_columns().map(|column| compare(field(a, column.name), field(b, column.name)));
             pairs.fold(Ordering::Equal, Ordering::then)
         });
+        let all = found.len();
         found.truncate(self.limit);
+        let mut before = 0;
+        found.retain(|row| {
+            let fits = before <= self.bytes;
+            before += self.texts().map(|column| bytes(field(row, column.name))).sum::<usize>();
+            fits
+        });
+        let more = !found.is_empty() && found.len() < all;
         let written = found.into_iter().map(|row| self.object(|_, column| Ok(typed(column, field(row, column.name)))));
-        written.collect()
+        Ok(FoundRows { rows: written.collect::<Result<_, _>>()?, more })
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -169,6 +224,15 @@ fn field<'a>(row: &'a Value, column: &str) -> &'a Value {
     row.get(column).unwrap_or(&Value::Null)
 }
 
+/// How many bytes a text has.
+fn bytes(value: &Value) -> usize {
+    match value {
+        Value::Null => 0,
+        Value::String(text) => text.len(),
+        other => other.to_string().len(),
+    }
+}
+
 /// Values of one column of a primary key.
 fn compare(a: &Value, b: &Value) -> Ordering {
     match (a, b) {
@@ -211,22 +275,29 @@ mod tests {
     fn ask(equals: &[(&'static str, &str)], after: Option<&[&str]>) -> RowsAsk {
         let equals = equals.iter().map(|(column, value)| (*column, (*value).to_owned())).collect();
         let after = after.map(|after| after.iter().map(|value| (*value).to_owned()).collect());
-        RowsAsk { table: TABLE, equals, after, limit: 5 }
+        RowsAsk { table: TABLE, equals, after, limit: 5, bytes: 100 }
     }
 
     #[test]
     fn what_leads_into_an_index_is_compared_as_the_index_is_made() {
         let sql = |ask: RowsAsk| ask.statement(&DIALECT).unwrap().unwrap().0;
-        let all = "SELECT \"id\", \"account\", \"n\", \"extra\"::text FROM \"orders\"";
+        let all = "(SELECT \"id\", \"account\", \"n\", \"extra\"::text AS \"extra\" FROM \"orders\"";
         let order = "ORDER BY \"id\" COLLATE \"C\", \"n\" LIMIT";
-        assert_eq!(sql(ask(&[], None)), format!("{all} {order} $1"));
-        assert_eq!(sql(ask(&[("id", "a")], None)), format!("{all} WHERE \"id\" = $1 {order} $2"));
-        assert_eq!(
-            sql(ask(&[("account", "a")], Some(&["x", "7"]))),
-            format!(
-                "{all} WHERE \"account\" COLLATE \"C\" = $1 AND (\"id\" COLLATE \"C\", \"n\") > ($2, $3) {order} $4"
-            )
-        );
+        for (asked, wanted) in [
+            (ask(&[], None), format!("{all} {order} $2)")),
+            (ask(&[("id", "a")], None), format!("{all} WHERE \"id\" = $1 {order} $3)")),
+            (
+                ask(&[("account", "a")], Some(&["x", "7"])),
+                format!(
+                    "{all} WHERE \"account\" COLLATE \"C\" = $1 AND (\"id\" COLLATE \"C\", \"n\") > ($2, $3) {order} $5)"
+                ),
+            ),
+        ] {
+            let sql = sql(asked);
+            assert!(sql.contains(&wanted), "{sql}: not {wanted}");
+        }
+        let sql = sql(ask(&[], None));
+        assert!(sql.ends_with(&format!("coalesce(\"bytes before\", 0) <= $3 {order} $1")), "{sql}");
     }
 
     #[test]
@@ -234,7 +305,7 @@ mod tests {
         assert_eq!(ask(&[("id", "a\0")], None).statement(&DIALECT), Ok(None));
         let (sql, args) = ask(&[], Some(&["a\0b", "7"])).statement(&DIALECT).unwrap().unwrap();
         assert!(sql.contains("(\"id\" COLLATE \"C\") > ($1)"), "{sql}");
-        assert_eq!(args, [Value::from("a"), Value::from(5)]);
+        assert_eq!(args, [Value::from("a"), 5.into(), 6.into(), 100.into()]);
     }
 
     #[test]

@@ -17,8 +17,8 @@ use crate::store::append::OUTSIDE;
 use crate::store::commit::stretches;
 use crate::store::health::{self, Health};
 use crate::store::query::{
-    CommandState, CommitRow, DeadFilter, EventRow, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
-    Queries, RowsAsk, ShardRow, Story, Strange, WaitingKey,
+    CommandState, CommitRow, DeadFilter, EventRow, FoundRows, ImportBatch, ImportProgress, NewCommand, OpenCommand,
+    Pause, Queries, RowsAsk, ShardRow, Story, Strange, WaitingKey,
 };
 use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer, layout};
 
@@ -121,7 +121,7 @@ impl Queries for SqliteStore {
         })
     }
 
-    fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, Vec<serde_json::Value>> {
+    fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, FoundRows> {
         Box::pin(async move { tables::rows(&self.readers, &ask).await })
     }
 

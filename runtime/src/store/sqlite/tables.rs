@@ -13,7 +13,7 @@ use super::failure::store_error;
 use crate::handler::{Column, ColumnKind, RowWrite, Statement, Table};
 use crate::store::StoreError;
 use crate::store::declared::{self, Shape};
-use crate::store::query::{Dialect, RowsAsk};
+use crate::store::query::{Dialect, FoundRows, RowsAsk};
 
 /// Checks the declaration, then makes the table, or compares the one that is there.
 pub(super) async fn prepare(connection: &mut SqliteConnection, table: &Table) -> Result<(), StoreError> {
@@ -57,11 +57,13 @@ async fn run(connection: &mut SqliteConnection, table: &Table, sql: String) -> R
 const DIALECT: Dialect = Dialect { collate: "", json: "", nul: true };
 
 /// Rows of a table that are asked for.
-pub(super) async fn rows(pool: &SqlitePool, ask: &RowsAsk) -> Result<Vec<Value>, StoreError> {
-    let Some((sql, args)) = ask.statement(&DIALECT)? else { return Ok(Vec::new()) };
+pub(super) async fn rows(pool: &SqlitePool, ask: &RowsAsk) -> Result<FoundRows, StoreError> {
+    let Some((sql, args)) = ask.statement(&DIALECT)? else { return Ok(FoundRows::default()) };
     let query = args.iter().fold(sqlx::query(AssertSqlSafe(sql)), bound);
     let found = query.fetch_all(pool).await.map_err(|error| store_error(&error))?;
-    found.iter().map(|row| ask.object(|at, column| value(row, at, column))).collect()
+    let rows = found.iter().map(|row| ask.object(|at, column| value(row, at, column))).collect::<Result<_, _>>()?;
+    let beyond = found.first().map(|row| decode::get(row, ask.table.columns.len())).transpose()?;
+    Ok(RowsAsk::part(rows, beyond))
 }
 
 fn value(row: &SqliteRow, at: usize, column: &Column) -> Result<Value, StoreError> {

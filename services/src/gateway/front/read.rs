@@ -2,7 +2,7 @@
 //! In: a caller, an entity, an id or an account. Out: rows of the handlers' tables as JSON.
 
 use perkey::message::shard_of;
-use perkey::store::query::RowsAsk;
+use perkey::store::query::{FoundRows, RowsAsk};
 use perkey::store::{ServiceKey, StoreError};
 use serde_json::{Value, json};
 use tracing::warn;
@@ -29,7 +29,7 @@ impl Front {
             Entity::Account => self.account(&names, id).await?,
             Entity::Expense | Entity::Transaction => self.named(&names, entity, id).await?,
             Entity::Order | Entity::Checkout | Entity::Payment => match names.stored(id) {
-                Some(stored) => self.rows(entity, vec![(entity.id_member(), stored)], None, 1).await?.pop(),
+                Some(stored) => self.rows(entity, vec![(entity.id_member(), stored)], None, (1, 0)).await?.rows.pop(),
                 None => None,
             },
         };
@@ -38,14 +38,15 @@ impl Front {
         Ok(value)
     }
 
-    /// What an account has of them, in the order of their ids; those behind `after`, at most `limit`.
+    /// What an account has of them, in the order of their ids; those behind `after`, at most `limit`, and fewer where their
+    /// texts have more than so many bytes.
     pub async fn page(
         &self,
         caller: &Caller,
         entity: Entity,
         account: &str,
         after: Option<&str>,
-        limit: usize,
+        (limit, bytes): (usize, usize),
     ) -> Result<Page, Problem> {
         self.admit(caller, Role::Read)?;
         if !(1..=PAGE_MAX).contains(&limit) {
@@ -62,9 +63,8 @@ impl Front {
                 None => return Ok(nothing),
             },
         };
-        let mut items = self.rows(entity, vec![("account", stored)], after, limit + 1).await?;
-        let more = items.len() > limit;
-        items.truncate(limit);
+        let FoundRows { rows: mut items, more } =
+            self.rows(entity, vec![("account", stored)], after, (limit, bytes)).await?;
         items.retain(|item| names.own(item));
         items.iter_mut().for_each(|item| names.show(item));
         let last = items.last().and_then(|item| item.get(entity.id_member())).and_then(Value::as_str);
@@ -78,7 +78,8 @@ impl Front {
         let mut found = Vec::new();
         for (first, end) in names.ranges() {
             let after = Some(vec![first, String::new()]);
-            found.extend(self.rows(entity, vec![("id", id.to_owned())], after, 2).await?.into_iter().filter(|row| {
+            let two = self.rows(entity, vec![("id", id.to_owned())], after, (2, usize::MAX)).await?.rows;
+            found.extend(two.into_iter().filter(|row| {
                 row["account"].as_str().is_some_and(|account| end.as_deref().is_none_or(|end| account < end))
             }));
         }
@@ -95,13 +96,13 @@ impl Front {
         entity: Entity,
         equals: Vec<(&'static str, String)>,
         after: Option<Vec<String>>,
-        limit: usize,
-    ) -> Result<Vec<Value>, Problem> {
+        (limit, bytes): (usize, usize),
+    ) -> Result<FoundRows, Problem> {
         let table = self.tables.iter().find(|table| Some(table.name) == entity.table()).copied();
         let Some(table) = table else {
             return Err(Problem::new(Kind::NotFound, format!("there are no pages of {}", entity.as_str())));
         };
-        self.store.queries().rows(RowsAsk { table, equals, after, limit }).await.map_err(|error| unread(&error))
+        self.store.queries().rows(RowsAsk { table, equals, after, limit, bytes }).await.map_err(|error| unread(&error))
     }
 
     /// What the account's ledger holds.

@@ -1,11 +1,14 @@
 //! A request on its way through a document: who asks, and under which keys.
 //! In: a field with its arguments. Out: an answer, or the problem as an error.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use async_graphql::{Context, Error};
+use async_graphql::{Context, Error, SelectionField};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::sync::Mutex as Turns;
 
 use super::error::error;
 use crate::gateway::auth::Caller;
@@ -31,6 +34,8 @@ pub(super) struct Asking {
     pub(super) about_itself: bool,
     /// The fields whose answer was given before.
     pub(super) replayed: Mutex<Vec<String>>,
+    /// How many bytes the answer may still have. Reads take turns: none begins before it is known what those before it left.
+    pub(super) left: Turns<usize>,
 }
 
 /// A mutation: the operation of this name.
@@ -44,9 +49,7 @@ pub(super) async fn told<T: DeserializeOwned>(
 
 /// One thing, by its id.
 pub(super) async fn one<T: DeserializeOwned>(ctx: &Context<'_>, entity: Entity, id: &str) -> Result<Option<T>, Error> {
-    let asking = asking(ctx)?;
-    let found = async { typed(entity, asking.front.one(&asking.caller, entity, id).await?, Some(id)).map(Some) };
-    found.await.map_err(|problem: Problem| error(&problem))
+    asking(ctx)?.one(entity, id, repeats(ctx)).await.map_err(|problem| error(&problem))
 }
 
 /// What an account has, a page of it.
@@ -55,7 +58,7 @@ pub(super) async fn page<T: DeserializeOwned>(
     entity: Entity,
     asked: PageOf,
 ) -> Result<Option<T>, Error> {
-    asking(ctx)?.page(entity, asked).await.map_err(|problem| error(&problem))
+    asking(ctx)?.page(entity, asked, repeats(ctx)).await.map_err(|problem| error(&problem))
 }
 
 /// What a mutation was given.
@@ -82,6 +85,24 @@ fn asking<'a>(ctx: &Context<'a>) -> Result<&'a Arc<Asking>, Error> {
     ctx.data::<Arc<Asking>>()
 }
 
+/// How often the answer says the same: under each alias of a field it stands once more.
+fn repeats(ctx: &Context<'_>) -> usize {
+    fn count<'a>(field: SelectionField<'a>, times: &mut HashMap<&'a str, usize>) {
+        for inner in field.selection_set() {
+            *times.entry(inner.name()).or_default() += 1;
+            count(inner, times);
+        }
+    }
+    let mut times = HashMap::new();
+    count(ctx.field(), &mut times);
+    times.into_values().max().unwrap_or(1)
+}
+
+/// How many bytes it takes to say this.
+fn said(value: &[Value]) -> usize {
+    serde_json::to_vec(value).map_or(usize::MAX, |json| json.len())
+}
+
 impl Asking {
     async fn tell<T: DeserializeOwned>(
         &self,
@@ -103,10 +124,38 @@ impl Asking {
         typed_reply(operation.entity, &reply).map(Some)
     }
 
-    async fn page<T: DeserializeOwned>(&self, entity: Entity, asked: PageOf) -> Result<Option<T>, Problem> {
+    async fn one<T: DeserializeOwned>(&self, entity: Entity, id: &str, repeats: usize) -> Result<Option<T>, Problem> {
+        let mut left = self.left.lock().await;
+        self.room(*left)?;
+        let found = self.front.one(&self.caller, entity, id).await?;
+        *left = left.saturating_sub(said(std::slice::from_ref(&found)).saturating_mul(repeats));
+        typed(entity, found, Some(id)).map(Some)
+    }
+
+    async fn page<T: DeserializeOwned>(
+        &self,
+        entity: Entity,
+        asked: PageOf,
+        repeats: usize,
+    ) -> Result<Option<T>, Problem> {
         let PageOf { account, after, limit } = asked;
-        let page = self.front.page(&self.caller, entity, &account, after.as_deref(), typed::limit(limit)).await?;
+        let mut left = self.left.lock().await;
+        self.room(*left)?;
+        let most = (typed::limit(limit), *left / repeats);
+        let page = self.front.page(&self.caller, entity, &account, after.as_deref(), most).await?;
+        *left = left.saturating_sub(said(&page.items).saturating_mul(repeats));
         typed_page(entity, page).map(Some)
+    }
+
+    /// Refuses what would come behind all that the answer may have.
+    fn room(&self, left: usize) -> Result<(), Problem> {
+        if left > 0 {
+            return Ok(());
+        }
+        let most = self.front.settings().answer_bytes_max;
+        let detail =
+            format!("the answer has {most} bytes before this (gateway.answer_bytes_max): ask for it by itself");
+        Err(Problem::new(Kind::TooLarge, detail))
     }
 }
 

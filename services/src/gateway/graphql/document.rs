@@ -3,7 +3,10 @@
 
 use std::collections::HashSet;
 
-use async_graphql::parser::types::{ExecutableDocument, OperationType, Selection, SelectionSet};
+use async_graphql::Positioned;
+use async_graphql::parser::types::{ExecutableDocument, OperationDefinition, OperationType, Selection, SelectionSet};
+
+use super::text::no_code;
 
 /// What is counted in a document.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,16 +25,24 @@ pub(super) fn count(document: &ExecutableDocument, name: Option<&str>) -> Counte
     let fragments = || document.fragments.values().map(|fragment| &fragment.node.selection_set.node);
     let aliases = operations().map(|operation| aliases(&operation.selection_set.node)).sum::<usize>()
         + fragments().map(aliases).sum::<usize>();
-    let chosen = document.operations.iter().find(|(known, _)| match (known, name) {
-        (Some(known), Some(name)) => known.as_str() == name,
-        (_, None) => true,
-        (None, Some(_)) => false,
-    });
-    let Some((_, operation)) = chosen else { return Counted { aliases, ..Counted::default() } };
+    let Some(operation) = chosen(document, name) else { return Counted { aliases, ..Counted::default() } };
     let mut fields = Vec::new();
     top(document, &operation.node.selection_set.node, &mut HashSet::new(), &mut fields);
     let mutations = if operation.node.ty == OperationType::Mutation { fields.len() } else { 0 };
     Counted { mutations, aliases, about_itself: !fields.is_empty() && fields.iter().all(|name| name.starts_with("__")) }
+}
+
+/// The operation that is to run.
+pub(super) fn chosen<'a>(
+    document: &'a ExecutableDocument,
+    name: Option<&str>,
+) -> Option<&'a Positioned<OperationDefinition>> {
+    let found = document.operations.iter().find(|(known, _)| match (known, name) {
+        (Some(known), Some(name)) => known.as_str() == name,
+        (_, None) => true,
+        (None, Some(_)) => false,
+    });
+    found.map(|(_, operation)| operation)
 }
 
 /// The fields at the top. A fragment that spreads itself is refused later; here it must only come to an end.
@@ -66,8 +77,7 @@ pub(super) fn named_twice(document: &str) -> Option<&str> {
     while let Some(first) = document[at..].chars().next() {
         let rest = &document[at..];
         at += match first {
-            '#' => rest.find(['\n', '\r']).unwrap_or(rest.len()),
-            '"' => text(rest),
+            '#' | '"' => no_code(rest),
             // Within the arguments of a field braces hold an object, elsewhere a selection.
             '(' => {
                 objects.push(Some(HashSet::new()));
@@ -101,28 +111,6 @@ pub(super) fn named_twice(document: &str) -> Option<&str> {
         };
     }
     None
-}
-
-/// How long the string is that begins here, with its quotes.
-fn text(rest: &str) -> usize {
-    if let Some(block) = rest.strip_prefix("\"\"\"") {
-        let mut from = 0;
-        while let Some(found) = block[from..].find("\"\"\"") {
-            let at = from + found;
-            if !block[..at].ends_with('\\') {
-                return at + 6;
-            }
-            from = at + 3;
-        }
-        return rest.len();
-    }
-    let mut escaped = false;
-    let end = rest.bytes().skip(1).position(|byte| {
-        let ends = byte == b'"' && !escaped;
-        escaped = byte == b'\\' && !escaped;
-        ends
-    });
-    end.map_or(rest.len(), |at| at + 2)
 }
 
 fn aliases(set: &SelectionSet) -> usize {
@@ -176,6 +164,8 @@ mod tests {
             "mutation { x(a: 1, a: 1) }",
             "mutation ($i: In = {a: 1, a: 2}) { x(input: $i) }",
             "mutation { x(input: {b: \"\\\\\", a: 1, a: 2}) }",
+            // No block string: it does not end.
+            "mutation { x(input: {b: [\"\"\"\"], a: 1, a: 2}) }",
         ] {
             assert_eq!(named_twice(twice), Some("a"), "{twice}");
         }

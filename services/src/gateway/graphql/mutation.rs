@@ -14,6 +14,9 @@ use super::types::{
 #[derive(Debug)]
 pub(super) struct Mutation;
 
+/// What a mutation costs.
+const CALL: usize = 50;
+
 /// Every operation that a mutation is for.
 #[cfg(test)]
 const OPERATIONS: [&str; 10] = [
@@ -32,6 +35,7 @@ const OPERATIONS: [&str; 10] = [
 #[Object]
 impl Mutation {
     /// Places an order.
+    #[graphql(complexity = "CALL + child_complexity")]
     async fn create_order(
         &self,
         ctx: &Context<'_>,
@@ -43,6 +47,7 @@ impl Mutation {
     }
 
     /// Completes or cancels an order.
+    #[graphql(complexity = "CALL + child_complexity")]
     async fn change_order(
         &self,
         ctx: &Context<'_>,
@@ -55,6 +60,7 @@ impl Mutation {
     }
 
     /// Says that an order is paid for and booked.
+    #[graphql(complexity = "CALL + child_complexity")]
     async fn complete_order(
         &self,
         ctx: &Context<'_>,
@@ -66,6 +72,7 @@ impl Mutation {
     }
 
     /// Cancels an order.
+    #[graphql(complexity = "CALL + child_complexity")]
     async fn cancel_order(
         &self,
         ctx: &Context<'_>,
@@ -78,6 +85,7 @@ impl Mutation {
     }
 
     /// Records an expense.
+    #[graphql(complexity = "CALL + child_complexity")]
     async fn create_expense(
         &self,
         ctx: &Context<'_>,
@@ -89,6 +97,7 @@ impl Mutation {
     }
 
     /// Sets what may be spent on a category in each month.
+    #[graphql(complexity = "CALL + child_complexity")]
     async fn set_budget(
         &self,
         ctx: &Context<'_>,
@@ -100,6 +109,7 @@ impl Mutation {
     }
 
     /// Books an amount on an account.
+    #[graphql(complexity = "CALL + child_complexity")]
     async fn create_transaction(
         &self,
         ctx: &Context<'_>,
@@ -111,6 +121,7 @@ impl Mutation {
     }
 
     /// Starts a checkout: order, payment, expense and transaction, or none of them.
+    #[graphql(complexity = "CALL + child_complexity")]
     async fn checkout(
         &self,
         ctx: &Context<'_>,
@@ -122,6 +133,7 @@ impl Mutation {
     }
 
     /// Takes the money for an order. The key is required.
+    #[graphql(complexity = "CALL + child_complexity")]
     async fn charge(
         &self,
         ctx: &Context<'_>,
@@ -133,6 +145,7 @@ impl Mutation {
     }
 
     /// Gives the money of an order back.
+    #[graphql(complexity = "CALL + child_complexity")]
     async fn refund(
         &self,
         ctx: &Context<'_>,

@@ -3,15 +3,18 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use async_graphql::parser::parse_query;
 use async_graphql::{ErrorExtensionValues, Request, Response, ServerError, Value};
 use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response as HttpResponse};
+use tokio::sync::Mutex as Turns;
 
 use super::asking::Asking;
-use super::document::{Counted, count, named_twice};
+use super::document::{Counted, chosen, count, named_twice};
 use super::error::whole;
-use super::{ALIASES_MAX, DOCUMENT_BYTES_MAX, Door};
+use super::text::is_deeper;
+use super::{ALIASES_MAX, DOCUMENT_BYTES_MAX, Door, NESTING_MAX, expanded, variables};
 use crate::gateway::key::{self, IdempotencyKey};
 use crate::gateway::problem::{Kind, POLICY, Problem};
 use crate::gateway::rest::{self, Rest};
@@ -51,10 +54,12 @@ async fn asked(rest: &Rest, request: HttpRequest) -> Result<(Request, Asking), P
         let detail = "the header Idempotency-Key is for one mutation: give each of several its idempotencyKey";
         return Err(Problem::new(Kind::KeyMalformed, detail));
     }
-    let replayed = Mutex::default();
-    Ok((request, Asking { front: Arc::clone(&rest.front), caller, key, headers, mutations, about_itself, replayed }))
+    let (front, replayed) = (Arc::clone(&rest.front), Mutex::default());
+    let left = Turns::new(front.settings().answer_bytes_max);
+    Ok((request, Asking { front, caller, key, headers, mutations, about_itself, replayed, left }))
 }
 
+/// Looks at the whole of a request before anything of it runs, at a cost that its bytes bound.
 fn counted(request: &mut Request) -> Result<Counted, Problem> {
     let bytes = request.query.len();
     if bytes > DOCUMENT_BYTES_MAX {
@@ -62,15 +67,26 @@ fn counted(request: &mut Request) -> Result<Counted, Problem> {
             format!("the document has {bytes} bytes, at most {DOCUMENT_BYTES_MAX} may be; give values as variables");
         return Err(Problem::at("/query", detail));
     }
+    if is_deeper(&request.query, NESTING_MAX) {
+        return Err(Problem::at("/query", format!("the document is nested deeper than {NESTING_MAX}")));
+    }
     if let Some(member) = named_twice(&request.query) {
         return Err(Problem::at(
             "/query",
             format!("{member:?} stands twice in one object, or in one field's arguments"),
         ));
     }
-    let name = request.operation_name.clone();
-    let document = request.parsed_query().map_err(|error| Problem::at("/query", error.message))?;
-    Ok(count(document, name.as_deref()))
+    let document = parse_query(&request.query).map_err(|error| Problem::at("/query", error.to_string()))?;
+    expanded::check(&document)?;
+    variables::check(&request.query, &request.variables)?;
+    let name = request.operation_name.as_deref();
+    if let Some(operation) = chosen(&document, name) {
+        variables::fill(&operation.node, &mut request.variables);
+        variables::decided(&document, operation, &request.variables)?;
+    }
+    let counted = count(&document, name);
+    request.set_parsed_query(document);
+    Ok(counted)
 }
 
 /// The response as HTTP has it: 200 as soon as anything of it ran.

@@ -15,19 +15,24 @@ use crate::gateway::typed;
 #[derive(Debug)]
 pub(super) struct Query;
 
-/// What a page costs: as much as all that it may hold.
+/// What it costs to look something up: a document has as many reads as that allows, whatever they answer.
+const READ: usize = 50;
+
+/// What a page costs: a read, and as much as all that it may hold.
 fn cost(limit: Option<u32>, each: usize) -> usize {
-    typed::limit(limit).saturating_mul(each).saturating_add(1)
+    typed::limit(limit).saturating_mul(each).saturating_add(READ)
 }
 
 #[Object]
 impl Query {
     /// What an account has.
+    #[graphql(complexity = "READ + child_complexity")]
     async fn account(&self, ctx: &Context<'_>, account: String) -> Result<Option<Account>> {
         one(ctx, Entity::Account, &account).await
     }
 
     /// An order, by its id.
+    #[graphql(complexity = "READ + child_complexity")]
     async fn order(&self, ctx: &Context<'_>, id: String) -> Result<Option<Order>> {
         one(ctx, Entity::Order, &id).await
     }
@@ -45,6 +50,7 @@ impl Query {
     }
 
     /// An expense, by its id.
+    #[graphql(complexity = "READ + child_complexity")]
     async fn expense(&self, ctx: &Context<'_>, id: String) -> Result<Option<Expense>> {
         one(ctx, Entity::Expense, &id).await
     }
@@ -62,6 +68,7 @@ impl Query {
     }
 
     /// A transaction, by its id.
+    #[graphql(complexity = "READ + child_complexity")]
     async fn transaction(&self, ctx: &Context<'_>, id: String) -> Result<Option<Transaction>> {
         one(ctx, Entity::Transaction, &id).await
     }
@@ -79,6 +86,7 @@ impl Query {
     }
 
     /// A checkout, by its id.
+    #[graphql(complexity = "READ + child_complexity")]
     async fn checkout(&self, ctx: &Context<'_>, id: String) -> Result<Option<Checkout>> {
         one(ctx, Entity::Checkout, &id).await
     }
@@ -96,6 +104,7 @@ impl Query {
     }
 
     /// The payment of an order, by its order's id.
+    #[graphql(complexity = "READ + child_complexity")]
     async fn payment(&self, ctx: &Context<'_>, id: String) -> Result<Option<Payment>> {
         one(ctx, Entity::Payment, &id).await
     }

@@ -3,6 +3,7 @@
 
 use budget_actors::money::Currency;
 use budget_actors::posting::{At, Memo};
+use budget_actors::texts::{self, TEXT_BYTES_MAX};
 use perkey::message::check_name;
 use serde_json::{Map, Value, json};
 
@@ -60,7 +61,8 @@ impl Member {
             MemberKind::Limit => json!({ "type": ["integer", "null"], "format": "int64", "minimum": 0 }),
             MemberKind::Name | MemberKind::Label => json!({ "type": "string", "minLength": 1, "maxLength": 256 }),
             MemberKind::Currency => json!({ "type": "string", "pattern": "^[A-Z]{3}$" }),
-            MemberKind::At | MemberKind::Text => json!({ "type": "string" }),
+            MemberKind::At => json!({ "type": "string" }),
+            MemberKind::Text => json!({ "type": "string", "maxLength": TEXT_BYTES_MAX }),
             MemberKind::Status => json!({ "type": "string", "enum": ["completed", "cancelled"] }),
         };
         schema["description"] = self.about.into();
@@ -79,6 +81,9 @@ impl Member {
                 check_name(self.name, text.as_bytes()).err().map(|error| error.to_string())
             }
             (MemberKind::Currency, Some(text)) => text.parse::<Currency>().err().map(|error| error.to_string()),
+            (MemberKind::At | MemberKind::Text, Some(text)) if text.len() > TEXT_BYTES_MAX => {
+                texts::check(self.name, text).err().map(|error| error.to_string())
+            }
             (MemberKind::At, Some(text)) => At::try_from(text.to_owned()).err().map(|error| error.to_string()),
             (MemberKind::Text, Some(text)) => Memo::try_from(text.to_owned()).err().map(|error| error.to_string()),
             (MemberKind::Status, Some("completed" | "cancelled")) => None,
