@@ -18,7 +18,7 @@ use crate::fleet::load::{self, Gauge, Load, Pace};
 use crate::fleet::meter::Meter;
 use crate::fleet::servers::{Server, Servers};
 use crate::fleet::workers::{Common, Memory, Worker};
-use crate::fleet::{Plan, host, in_database, judge};
+use crate::fleet::{Plan, in_database, judge};
 use crate::postings::Postings;
 use crate::proxy::Mode;
 use crate::{ChaosError, Verdict};
@@ -72,7 +72,7 @@ impl<'a> Scene<'a> {
         let mut workers = Vec::new();
         for number in 0..plan.workers {
             let line = common.carrier.line(servers, number, plan.scenario.cuts_lines()).await?;
-            workers.push(Worker::new(common, number, host(&servers.postgres), line).await?);
+            workers.push(Worker::new(common, number, &servers.postgres, line).await?);
         }
         for worker in &mut workers {
             worker.start()?;

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::ChaosError;
 use crate::fleet::carrier::{Carrier, Line};
+use crate::fleet::{host, in_database};
 use crate::process::{Place, Running};
 use crate::proxy::Proxy;
 
@@ -54,8 +55,9 @@ impl Worker {
     /// Worker number `number`, which does not run yet.
     pub async fn new(common: &Common, number: usize, postgres: &str, line: Line) -> Result<Self, ChaosError> {
         let name = format!("w{number}");
-        let proxy = Proxy::start("127.0.0.1:0", postgres).await?;
-        let url = format!("postgres://postgres@{}/{}", proxy.address(), common.database);
+        let proxy = Proxy::start("127.0.0.1:0", host(postgres)).await?;
+        let url = postgres.replacen(host(postgres), &proxy.address().to_string(), 1);
+        let url = in_database(&url, &common.database);
         std::fs::write(common.folder.join(format!("{name}.toml")), settings(common, &name, &line.address))?;
         let place = Place { binary: common.binary.clone(), folder: common.folder.clone(), url };
         Ok(Self { name, postgres: proxy, broker: line.proxy, place, running: None, pid: Arc::default() })
