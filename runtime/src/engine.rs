@@ -118,18 +118,13 @@ impl Engine {
         let (Ok(bindings), Ok(schedules), true) = (bindings, schedules, problems.is_empty()) else {
             return Err(EngineError::Settings(problems.join("; ")));
         };
-        let setup = Setup {
-            shards: settings.ownership.shards,
-            services: handlers.services(),
-            tables: handlers.tables(),
-            code: handlers.code(),
-        };
-        let identity = store.prepare(setup).await?;
+        let identity = store.prepare(setup(settings, &handlers)).await?;
         let gates = Gates::new(&handlers.needs(), settings, Dice::from_system().below(u64::MAX));
         let services: Arc<[_]> = describe(&handlers, &identity.services, settings, &gates, schedules).into();
         let in_flight = store.writes_in_parallel().then(|| Arc::new(Semaphore::new(settings.commit.in_flight)));
         let fleet = store.leases().map(|_| Ownership::new(&ownership::worker(settings, handlers.code())));
-        let cache = cache::open(settings, &settings.store.url, &metrics).map_err(EngineError::Settings)?;
+        let secret = store.calls().secret().await?;
+        let cache = cache::open(settings, &secret, &metrics).map_err(EngineError::Settings)?;
         let env = Arc::new(Env {
             desk: Arc::default(),
             in_flight,
@@ -303,6 +298,16 @@ impl Engine {
 
     async fn shards(&self) -> Vec<Option<ActorRef<ShardSupervisorMessage>>> {
         call_t!(self.root, RootMessage::Shards, ANSWER_MS).unwrap_or_default()
+    }
+}
+
+/// What a store is prepared with by a program that runs it.
+pub fn setup(settings: &Settings, handlers: &Handlers) -> Setup {
+    Setup {
+        shards: settings.ownership.shards,
+        services: handlers.services(),
+        tables: handlers.tables(),
+        code: handlers.code(),
     }
 }
 

@@ -10,9 +10,11 @@ use unicode_normalization::{UnicodeNormalization, is_nfc};
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 use uuid::Uuid;
 
+mod cut;
 mod hash;
 mod print;
 
+pub(crate) use self::cut::{CUT_FROM, KEPT_BYTES, kept};
 pub(crate) use self::hash::keyed_hash;
 pub use self::hash::{digest, murmur2, shard_of};
 pub use self::print::{Print, Taken};

@@ -35,7 +35,7 @@ pub use commit::{
     SentMessage, SourceAhead, SourcePositions, StateWrite,
 };
 use lease::{Behind, Code};
-pub use open::{Opened, check_url, closing, disk, is_running, is_shared, leave_open, open};
+pub use open::{Opened, check_url, closing, disk, is_running, is_shared, leave_open, open, unproven};
 pub use query::calls;
 pub(in crate::store) use timer::KeyWalk;
 pub use timer::{Due, DueTimers, OfService, Runnable, Timer, TimerWrite};
@@ -320,10 +320,16 @@ pub trait Store: Send + Sync + 'static {
     /// Rows of the embedded log for `target` after `from`: of each origin in order, at most about `limit` messages.
     fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>>;
 
-    /// Rows of the intake for `shard` that are not among `held`, in order, at most `limit`; and which of `held` are still
-    /// there. A store without an intake has none.
-    fn read_intake(&self, shard: ShardNo, held: Vec<u64>, limit: usize) -> StoreFuture<'_, IntakeRows> {
-        let _ = (shard, held, limit);
+    /// Rows of the intake for `shard` that are not among `held`, in order, at most `limit`, those of more than `bytes_max`
+    /// cut short; and which of `held` are still there. A store without an intake has none.
+    fn read_intake(
+        &self,
+        shard: ShardNo,
+        held: Vec<u64>,
+        limit: usize,
+        bytes_max: usize,
+    ) -> StoreFuture<'_, IntakeRows> {
+        let _ = (shard, held, limit, bytes_max);
         Box::pin(async { Ok(IntakeRows::default()) })
     }
 

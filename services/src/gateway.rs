@@ -83,6 +83,7 @@ async fn bind(setting: &str, address: &str) -> Result<Option<(TcpListener, Socke
 /// Opens the doors. It must be called in a tokio runtime.
 pub fn start(doors: Doors, front: Arc<Front>, metrics: Arc<Metrics>) -> Open {
     let Doors { http, grpc, tls, auth } = doors;
+    auth.tell(Arc::clone(&metrics));
     let bounds = Bounds::of(front.settings());
     let patience = bounds.drain + SPARE;
     let (stop, stopped) = watch::channel(false);

@@ -13,8 +13,12 @@ use perkey::store::calls::{CallEnd, CallId, CallOutcome, CallRecord};
 use perkey_chaos::process::until;
 use redis::aio::MultiplexedConnection;
 
+use crate::cli::Cli;
 use crate::servers;
 
+/// Secrets of two stores.
+const STORE: [u8; 32] = [1; 32];
+const OTHER: [u8; 32] = [2; 32];
 const MINUTE: Millis = 60_000;
 /// A cache has remembered, or forgotten, within this.
 const SOON: Duration = Duration::from_secs(10);
@@ -22,18 +26,18 @@ const SOON: Duration = Duration::from_secs(10);
 const LOST_MAX: Duration = Duration::from_secs(2);
 
 /// A cache with so much time that it forgets nothing for want of it.
-fn open(url: &str, scope: &str) -> (Arc<dyn ReplayCache>, Arc<Metrics>) {
-    with(CacheSettings { url: url.to_owned(), timeout: Duration::from_secs(5), ..CacheSettings::default() }, scope)
+fn open(url: &str, secret: &[u8; 32]) -> (Arc<dyn ReplayCache>, Arc<Metrics>) {
+    with(CacheSettings { url: url.to_owned(), timeout: Duration::from_secs(5), ..CacheSettings::default() }, secret)
 }
 
 /// A cache with the time that it has by default.
 fn hasty(url: &str) -> (Arc<dyn ReplayCache>, Arc<Metrics>) {
-    with(CacheSettings { url: url.to_owned(), ..CacheSettings::default() }, "store")
+    with(CacheSettings { url: url.to_owned(), ..CacheSettings::default() }, &STORE)
 }
 
-fn with(cache: CacheSettings, scope: &str) -> (Arc<dyn ReplayCache>, Arc<Metrics>) {
+fn with(cache: CacheSettings, secret: &[u8; 32]) -> (Arc<dyn ReplayCache>, Arc<Metrics>) {
     let (settings, metrics) = (Settings { cache, ..Settings::default() }, Metrics::new());
-    (cache::open(&settings, scope, &metrics).unwrap(), metrics)
+    (cache::open(&settings, secret, &metrics).unwrap(), metrics)
 }
 
 fn record(id: u8, body: &str, lives: Millis) -> CallRecord {
@@ -85,7 +89,7 @@ fn count(metrics: &Metrics, name: &str) -> u64 {
 #[tokio::test]
 async fn what_is_put_is_found_by_every_gateway_until_it_expires() {
     let (url, mut connection) = database(1).await;
-    let ((one, _), (other, metrics)) = (open(&url, "store"), open(&url, "store"));
+    let ((one, _), (other, metrics)) = (open(&url, &STORE), open(&url, &STORE));
     let long = record(1, "answer", MINUTE);
     kept(&one, &long).await;
     kept(&other, &long).await;
@@ -101,7 +105,7 @@ async fn what_is_put_is_found_by_every_gateway_until_it_expires() {
 #[tokio::test]
 async fn stores_that_share_a_redis_do_not_see_each_others_answers() {
     let (url, _) = database(2).await;
-    let ((mine, _), (other, _)) = (open(&url, "store a"), open(&url, "store b"));
+    let ((mine, _), (other, _)) = (open(&url, &OTHER), open(&url, &STORE));
     let (here, there) = (record(1, "here", MINUTE), record(1, "there!", MINUTE));
     kept(&mine, &here).await;
     assert_eq!(other.get(here.id).await, None);
@@ -112,7 +116,7 @@ async fn stores_that_share_a_redis_do_not_see_each_others_answers() {
 #[tokio::test]
 async fn what_is_no_record_of_this_call_is_nothing() {
     let (url, mut connection) = database(3).await;
-    let (cache, metrics) = open(&url, "store");
+    let (cache, metrics) = open(&url, &STORE);
     let mine = record(1, "answer", MINUTE);
     kept(&cache, &mine).await;
     let key = the_key(&mut connection).await;
@@ -140,7 +144,7 @@ async fn what_is_no_record_of_this_call_is_nothing() {
 #[tokio::test]
 async fn a_stale_entry_comes_with_its_own_fingerprint_and_expiry() {
     let (url, mut connection) = database(4).await;
-    let (cache, _) = open(&url, "store");
+    let (cache, _) = open(&url, &STORE);
     let (old, new) = (record(1, "old", MINUTE), record(1, "newer", 2 * MINUTE));
     kept(&cache, &old).await;
     let key = the_key(&mut connection).await;
@@ -154,7 +158,7 @@ async fn a_stale_entry_comes_with_its_own_fingerprint_and_expiry() {
 #[tokio::test]
 async fn a_flush_costs_only_what_was_cached() {
     let (url, mut connection) = database(5).await;
-    let (cache, _) = open(&url, "store");
+    let (cache, _) = open(&url, &STORE);
     let mine = record(1, "answer", MINUTE);
     kept(&cache, &mine).await;
     redis::cmd("FLUSHDB").exec_async(&mut connection).await.unwrap();
@@ -169,16 +173,24 @@ struct Own {
     process: Child,
 }
 
+fn free() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 impl Own {
     fn start() -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let folder = tempfile::tempdir().unwrap();
-        let process = Self::run(port, &folder);
+        Self::with(&[])
+    }
+
+    fn with(more: &[&str]) -> Self {
+        let (port, folder) = (free(), tempfile::tempdir().unwrap());
+        let process = Self::run(port, &folder, more);
         Self { port, folder, process }
     }
 
-    fn run(port: u16, folder: &tempfile::TempDir) -> Child {
+    fn run(port: u16, folder: &tempfile::TempDir, more: &[&str]) -> Child {
         let mut server = Command::new("redis-server");
+        server.args(more);
         server.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir"]);
         server.arg(folder.path()).stdout(Stdio::null()).spawn().expect("`scripts/services up redis` installs it")
     }
@@ -223,7 +235,7 @@ async fn a_redis_that_is_killed_costs_no_time_and_is_used_again_when_it_is_back(
     lost(&cache, mine.id).await;
     nothing_is_lost_but_speed(&cache).await;
     assert!(count(&metrics, "idempotency_cache_errors_total") > 0);
-    server.process = Own::run(server.port, &server.folder);
+    server.process = Own::run(server.port, &server.folder, &[]);
     kept(&cache, &mine).await;
 }
 
@@ -251,10 +263,58 @@ async fn a_server_that_never_answers_costs_no_time() {
     drop(connected);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_is_asked_by_tls_where_its_certificate_is_trusted() {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let (tls, port) = (free(), free());
+    let files = ["--tls-cert-file", cert.to_str().unwrap(), "--tls-key-file", key.to_str().unwrap()];
+    let own = Own::with(&[&["--tls-port", &tls.to_string(), "--tls-auth-clients", "no"], &files[..]].concat());
+    let cli = Cli::new().await;
+    let set = [format!("cache.url=rediss://127.0.0.1:{tls}"), format!("gateway.listen=127.0.0.1:{port}")];
+    let up =
+        ["up", "--set", "admin.listen=127.0.0.1:0", "--set", &set[0], "--set", &set[1], "--set", "cache.timeout=5s"];
+    let start = |trusted: bool| {
+        let log = std::fs::File::create(cli.place.folder.join("up.log")).unwrap();
+        let mut command = cli.place.command(&up);
+        if trusted {
+            command.env("SSL_CERT_FILE", &cert);
+        }
+        command.stderr(log).spawn().unwrap()
+    };
+    let log = || std::fs::read_to_string(cli.place.folder.join("up.log")).unwrap_or_default();
+    let mut process = start(false);
+    let refused = async || log().contains("cannot be reached") && log().contains("certificate");
+    until("a certificate of nobody is refused", SOON, refused)
+        .await
+        .unwrap_or_else(|error| panic!("{error}: {}", log()));
+    process.kill().await.unwrap();
+
+    let process = start(true);
+    let url = format!("http://127.0.0.1:{port}");
+    let body = r#"{"account":"a","amount":5,"currency":"EUR"}"#;
+    let mut plain = connect(&own.url()).await;
+    let cached = async || {
+        assert_eq!(
+            cli.json(&["call", "POST", "/api/transactions", body, "--url", &url]).await.code,
+            Some(0),
+            "{}",
+            log()
+        );
+        let keys: Vec<String> = redis::cmd("KEYS").arg("perkey:*").query_async(&mut plain).await.unwrap();
+        !keys.is_empty()
+    };
+    until("an answer lies there", SOON, cached).await.unwrap_or_else(|error| panic!("{error}: {}", log()));
+    drop(process);
+}
+
 #[tokio::test]
 async fn a_wrong_address_is_a_matter_of_the_settings() {
     let cache = CacheSettings { url: "http://127.0.0.1".to_owned(), ..CacheSettings::default() };
     let settings = Settings { cache, ..Settings::default() };
-    let refused = cache::open(&settings, "store", &Metrics::new()).unwrap_err();
+    let refused = cache::open(&settings, &STORE, &Metrics::new()).unwrap_err();
     assert!(refused.contains("redis://host:port"), "{refused}");
 }

@@ -136,7 +136,7 @@ async fn each_call_takes_effect_once_and_is_answered_alike_again() {
     // From the cache, and from the store by a process that has none of it.
     let other = {
         let (settings, metrics) = (fast(), Metrics::new());
-        let cache = cache::open(&settings, "other", &metrics).unwrap();
+        let cache = cache::open(&settings, &[2; 32], &metrics).unwrap();
         Calls::new(&settings, Handlers::new().with(Counter), scene.store.clone(), cache, metrics)
     };
     for calls in [&calls, &other] {
@@ -226,7 +226,7 @@ async fn a_shard_that_reads_nothing_refuses_calls_for_its_own_keys_alone() {
     let scene = scene(&settings).await;
     scene.engine.drain().await.unwrap();
     let metrics = Metrics::new();
-    let cache = cache::open(&settings, "front", &metrics).unwrap();
+    let cache = cache::open(&settings, &[1; 32], &metrics).unwrap();
     let front = Calls::new(&settings, Handlers::new().with(Counter), scene.store.clone(), cache, metrics);
     let shard = |key: &str| perkey::message::shard_of(key, settings.ownership.shards);
     let elsewhere = (0..).map(|no| format!("k-{no}")).find(|key| shard(key) != shard("a")).unwrap();
@@ -285,7 +285,7 @@ async fn a_tenant_has_no_more_keys_than_it_may_and_others_have_theirs() {
 async fn a_call_for_a_service_that_its_owner_lacks_ends_too() {
     let scene = scene(&fast()).await;
     let (settings, metrics) = (fast(), Metrics::new());
-    let cache = cache::open(&settings, "front", &metrics).unwrap();
+    let cache = cache::open(&settings, &[1; 32], &metrics).unwrap();
     let handlers = Handlers::new().with(Counter).with(Elsewhere);
     let front = Calls::new(&settings, handlers, scene.store.clone(), cache, metrics);
     let asked = || Call { service: "elsewhere", ..call(1, json!({})) };

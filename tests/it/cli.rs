@@ -64,9 +64,11 @@ impl Cli {
         SqliteConnection::connect_with(&options).await.unwrap()
     }
 
-    /// Writes a file into the folder.
+    /// Writes a file into the folder, for its owner alone: whatever the umask, tokens are believed.
     pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) {
-        std::fs::write(self.place.folder.join(name), content).unwrap();
+        let path = self.place.folder.join(name);
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     }
 
     pub(crate) async fn run(&self, args: &[&str]) -> Said {

@@ -53,6 +53,12 @@ async fn a_file_is_looked_at_without_a_process_and_beside_one() {
     up.terminate().await.unwrap();
     up.ended().await.unwrap();
 
+    tells(&beside, "disk", "ok", "are free");
+    let file = cli.place.folder.join("store.db");
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let wide = cli.json(&["doctor"]).await.ends(0);
+    tells(&wide, "disk", "warning", "store.db (644)");
+
     // A sink and a service that nobody has any more, and a clock that was set back.
     let mut store = cli.store().await;
     let ahead = Clock::system().now() + 3_600_000;

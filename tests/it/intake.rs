@@ -17,12 +17,15 @@ use crate::fixture::{Place, SHARDS, commit, committed, message};
 use crate::postgres_place::PostgresPlace;
 use crate::sources::fetch;
 
+/// What a row may have in these tests.
+const BYTES_MAX: usize = 100_000;
+
 async fn run(connection: &mut PgConnection, sql: &str) {
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
 }
 
 async fn source(store: Arc<dyn Store>, shard: u32) -> Box<dyn Source> {
-    let intake = Intake::new(store, Duration::from_millis(5));
+    let intake = Intake::new(store, Duration::from_millis(5), BYTES_MAX);
     assert!(!intake.ordered());
     intake.open(shard, Positions::new()).await.unwrap()
 }
@@ -147,6 +150,65 @@ async fn who_may_only_insert_can() {
     assert_eq!(ids(&fetch(&mut *source(place.store(), 0).await, 1).await), ["a"]);
 }
 
+/// A row that is larger than may be taken, of before the table had a bound or under a low setting, costs its own message
+/// alone: its length is read and a part of it, whatever else it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_is_too_large_is_a_dead_letter_in_part_and_stops_nobody() {
+    let place = PostgresPlace::new().await;
+    let mut connection = place.database.connection().await;
+    let row = |id: &str, headers: &str, payload: &str| {
+        format!(
+            "INSERT INTO perkey_intake (service, key, id, type, headers, payload)
+             VALUES ('counting', '{0}', '{id}', 't', {headers}, {payload})",
+            key()
+        )
+    };
+    let whole = format!("'{}'", serde_json::json!({ "key": key() }));
+    // Multi-byte and compressed away to nothing; the same in headers; one that just fits; one behind all of them.
+    run(&mut connection, &row("payload", "'{}'", "repeat('é', 50000000)")).await;
+    run(&mut connection, &row("headers", "json_build_object('h', repeat('x', 50000000))", &whole)).await;
+    run(&mut connection, &row("fits", "'{}'", &format!("{whole} || repeat(' ', 90000)"))).await;
+    run(&mut connection, &row("behind", "'{}'", &whole)).await;
+
+    let rows = place.store().read_intake(0, Vec::new(), 10, BYTES_MAX).await.unwrap().rows;
+    let held: Vec<_> = rows.iter().map(|row| (row.bytes, row.payload.len() + row.headers.len())).collect();
+    assert!(held[0].0 > 100_000_000 && held[0].1 <= 4 * 65_536 + 2, "{held:?}");
+    assert!(held[1].0 > 50_000_000 && held[1].1 < 100, "{held:?}");
+
+    let mut settings = perkey::settings::Settings::default();
+    settings.ownership.shards = SHARDS;
+    settings.ingress.message_bytes_max = BYTES_MAX;
+    settings.log.poll = Duration::from_millis(10);
+    let store = crate::postgres_place::open(&place.database.url).await;
+    let metrics = perkey::metrics::Metrics::new();
+    let engine = perkey::Engine::start(&settings, crate::support::handlers(), store.clone(), metrics).await.unwrap();
+    let counted = async || crate::support::state::<crate::support::Counted>(&*store, "counting", &key()).await;
+    let handled = async || counted().await.is_some_and(|counted| counted.n == 2);
+    perkey_chaos::process::until("both others count", Duration::from_secs(30), handled).await.unwrap();
+    engine.idle().await;
+    engine.drain().await.unwrap();
+    let dead = store.queries().peek(perkey::store::query::DeadFilter::default(), 10).await.unwrap();
+    let mut dead: Vec<_> = dead.iter().map(|(_, letter)| letter).collect();
+    dead.sort_by_key(|letter| letter.message.id().to_owned());
+    let ids: Vec<_> = dead.iter().map(|letter| (letter.message.id(), &*letter.service, &*letter.key)).collect();
+    assert_eq!(ids, [("headers", "counting", key().as_str()), ("payload", "counting", &key())]);
+    for (letter, bytes) in dead.iter().zip(["50000026 bytes", "100000002 bytes"]) {
+        assert!(letter.error.contains("ingress.message_bytes_max") && letter.message.payload().len() <= 65_536);
+        assert!(letter.error.contains(&bytes[..4]), "{}", letter.error);
+    }
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM perkey_intake").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn no_row_of_more_than_any_message_is_taken_into_the_table() {
+    let place = PostgresPlace::new().await;
+    let mut connection = place.database.connection().await;
+    let large = "INSERT INTO perkey_intake (key, type, payload) VALUES ('k', 't', repeat('x', 268435456))";
+    let refused = sqlx::raw_sql(large).execute(&mut connection).await.unwrap_err().to_string();
+    assert!(refused.contains("perkey_intake_bytes"), "{refused}");
+}
+
 /// The code of the document in `language`.
 fn example(language: &str) -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/intake.md");
@@ -180,6 +242,38 @@ async fn the_examples_of_the_document_work() {
         let row = sqlx::query(AssertSqlSafe(sql)).fetch_one(&mut place.database.connection().await).await.unwrap();
         assert_eq!(row.get::<i64, _>(0), cents, "its own row is there too");
     }
+}
+
+#[tokio::test]
+async fn the_policy_of_the_document_keeps_a_writer_to_its_tenant() {
+    let place = PostgresPlace::new().await;
+    let mut connection = place.database.connection().await;
+    let random = perkey::clock::Dice::from_system().below(u64::MAX);
+    let (shop, worker) = (format!("perkey_test_shop_{random:x}"), format!("perkey_test_worker_{random:x}"));
+    run(&mut connection, &format!("CREATE ROLE {shop}; CREATE ROLE {worker}")).await;
+    let policy = example("postgresql").replace("acme_shop", &shop).replace("shop_worker", &worker);
+    run(&mut connection, &policy).await;
+    run(&mut connection, &format!("GRANT SELECT, DELETE ON perkey_intake TO {worker}; SET ROLE {shop}")).await;
+    let row = |service: &str, key: &str| {
+        format!("INSERT INTO perkey_intake (service, key, type) VALUES ({service}, '{key}', 'post')")
+    };
+    run(&mut connection, &row("'transactions'", "@acme/a-1")).await;
+    for (service, key) in [
+        ("'transactions'", "@other/a-1"),
+        ("'transactions'", "a-1"),
+        ("'transactions'", "@acmeX/a"),
+        ("'payments'", "@acme/a"),
+        ("NULL", "@acme/a"),
+    ] {
+        let refused = sqlx::query(AssertSqlSafe(row(service, key))).execute(&mut connection).await;
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("row-level security"), "{service} {key}: {refused}");
+    }
+    run(&mut connection, &format!("RESET ROLE; SET ROLE {worker}")).await;
+    let deleted = sqlx::query("DELETE FROM perkey_intake WHERE key = '@acme/a-1'").execute(&mut connection).await;
+    let drop = format!("RESET ROLE; DROP OWNED BY {shop}, {worker}; DROP ROLE {shop}, {worker}");
+    assert_eq!(deleted.unwrap().rows_affected(), 1, "the worker sees every row");
+    run(&mut connection, &drop).await;
 }
 
 /// Whoever fetches waits half a second at most; a server that needs longer must not be asked anew each time.

@@ -51,6 +51,7 @@ mod refused;
 mod rekeying;
 mod reshard;
 mod rest;
+mod rights;
 mod row_reads;
 mod sagas;
 mod servers;

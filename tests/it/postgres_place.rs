@@ -25,9 +25,18 @@ pub(crate) struct Database {
 
 impl Database {
     pub(crate) async fn new() -> Self {
+        Self::made("").await
+    }
+
+    /// A copy of another one, which nobody has open.
+    pub(crate) async fn of(other: &str) -> Self {
+        Self::made(&format!("TEMPLATE {other}")).await
+    }
+
+    async fn made(how: &str) -> Self {
         let name = format!("perkey_test_{:016x}", Dice::from_system().below(u64::MAX));
         let mut admin = PgConnection::connect(&servers::postgres()).await.unwrap();
-        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name}"))).execute(&mut admin).await.unwrap();
+        sqlx::query(AssertSqlSafe(format!("CREATE DATABASE {name} {how}"))).execute(&mut admin).await.unwrap();
         let server = servers::postgres();
         let (server, _) = server.rsplit_once('/').unwrap();
         Self { url: format!("{server}/{name}"), name }

@@ -507,12 +507,12 @@ async fn a_tool_looks_and_leaves_requests() {
     assert!(tool.take(1, "tool").await.is_err() && tool.prepare(setup()).await.is_err());
     assert!(matches!(tool.commit(&commit(1, epoch, 2)).await, Outcome::Unavailable(_)));
     let mut connection = database.connection().await;
-    run(&mut connection, "UPDATE _sqlx_migrations SET version = -10 WHERE version = 10").await;
+    run(&mut connection, "UPDATE _sqlx_migrations SET version = -11 WHERE version = 11").await;
     for access in [Access::Tool, Access::Serve] {
         let error = PgStore::open(&database.url, BOUNDS, access).await.unwrap_err();
-        assert!(matches!(error, StoreError::Older { found: 9, .. }), "{error}");
+        assert!(matches!(error, StoreError::Older { found: 10, .. }), "{error}");
     }
-    run(&mut connection, "UPDATE _sqlx_migrations SET version = 10 WHERE version = -10").await;
+    run(&mut connection, "UPDATE _sqlx_migrations SET version = 11 WHERE version = -11").await;
     let later = "INSERT INTO _sqlx_migrations SELECT 99, 'later', installed_on, true, checksum, 0 FROM _sqlx_migrations
         LIMIT 1";
     run(&mut connection, later).await;

@@ -104,6 +104,22 @@ async fn a_store_that_cannot_be_written_is_refused_at_the_start() {
 }
 
 #[tokio::test]
+async fn the_files_of_a_store_are_their_owners_alone() {
+    let place = SqlitePlace::new().await;
+    let store = place.store();
+    let epoch = store.take(0, "me").await.unwrap().epoch;
+    committed(&store, &commit(0, epoch, 1)).await;
+    let files: Vec<_> = std::fs::read_dir(place.folder.path()).unwrap().map(Result::unwrap).collect();
+    let mut modes: Vec<_> = files
+        .iter()
+        .map(|file| (file.file_name().into_string().unwrap(), file.metadata().unwrap().permissions().mode() & 0o777))
+        .collect();
+    modes.sort();
+    assert!(modes.iter().any(|(name, _)| name == "store.db-wal") && modes.len() >= 4, "{modes:?}");
+    assert!(modes.iter().all(|(_, mode)| *mode == 0o600), "{modes:?}");
+}
+
+#[tokio::test]
 async fn a_store_of_a_newer_program_is_refused() {
     let place = SqlitePlace::new().await;
     let mut connection = place.connection().await;

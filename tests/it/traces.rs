@@ -12,8 +12,8 @@ use opentelemetry_proto::tonic::trace::v1::{Span, status::StatusCode};
 use perkey_chaos::process::{self, Place, until};
 use serde_json::json;
 use tokio::net::TcpListener;
-use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
 use crate::kafka_topic::Topic;
@@ -50,13 +50,19 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// A process that exports to a receiver, with Kafka between postings and balances.
-async fn traced(post: impl AsyncFnOnce(&str) -> u16, wanted: &[&str]) -> HashMap<String, Span> {
+async fn traced(secure: bool, post: impl AsyncFnOnce(&str) -> u16, wanted: &[&str]) -> HashMap<String, Span> {
     let receiver = Receiver::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let serving = Server::builder()
-        .add_service(TraceServiceServer::new(receiver.clone()))
-        .serve_with_incoming(TcpIncoming::from(listener));
+    let scheme = if secure { "https" } else { "http" };
+    let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let mut server = Server::builder();
+    if secure {
+        let identity = Identity::from_pem(made.cert.pem(), made.signing_key.serialize_pem());
+        server = server.tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
+    }
+    let serving =
+        server.add_service(TraceServiceServer::new(receiver.clone())).serve_with_incoming(TcpIncoming::from(listener));
     let mut receiving = tokio::task::JoinSet::new();
     receiving.spawn(serving);
 
@@ -76,6 +82,10 @@ async fn traced(post: impl AsyncFnOnce(&str) -> u16, wanted: &[&str]) -> HashMap
     let listens = format!("gateway.listen={listen}");
     let mut command = place.command(&["up", "--config", "traced.toml", "--set", &listens]);
     command.env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint).env("OTEL_BSP_SCHEDULE_DELAY", "50");
+    if secure {
+        std::fs::write(folder.path().join("ca.pem"), made.cert.pem()).unwrap();
+        command.env("SSL_CERT_FILE", folder.path().join("ca.pem"));
+    }
     let log = std::fs::File::create(folder.path().join("up.log")).unwrap();
     let mut up = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
     let listens = async || tokio::net::TcpStream::connect(&listen).await.is_ok();
@@ -100,11 +110,18 @@ async fn post(listen: &str, traceparent: &str) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_without_tls_gets_spans_too() {
+    let traceparent = format!("00-{TRACE}-{PARENT}-01");
+    let wanted = ["POST /api/transactions"];
+    assert!(!traced(false, async |listen| post(listen, &traceparent).await, &wanted).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_is_one_trace_through_turn_commit_broker_and_the_next_turn() {
     let traceparent = format!("00-{TRACE}-{PARENT}-01");
     let server = "POST /api/transactions";
     let wanted = [server, "process transactions", "commit", "process balances"];
-    let spans = traced(async |listen| post(listen, &traceparent).await, &wanted).await;
+    let spans = traced(true, async |listen| post(listen, &traceparent).await, &wanted).await;
     let send = spans.keys().find(|name| name.starts_with("send ")).expect("the event was published").clone();
     let [request, turn, next, send] =
         [server, "process transactions", "process balances", &send].map(|name| &spans[name]);

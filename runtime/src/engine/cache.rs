@@ -30,19 +30,19 @@ pub trait ReplayCache: Send + Sync + std::fmt::Debug {
     fn put(&self, records: Vec<CallRecord>);
 }
 
-/// The cache that the settings ask for: Redis, or the process's own. `store_scope` is the same in all processes of a store
-/// and in no other store's: stores that share a Redis do not see each other's answers. It is called within a Tokio
-/// runtime, and does not wait for Redis. The error says what is wrong with the settings.
-pub fn open(settings: &Settings, store_scope: &str, metrics: &Metrics) -> Result<Arc<dyn ReplayCache>, String> {
+/// The cache that the settings ask for: Redis, or the process's own. `secret` is the store's
+/// ([`CallStore::secret`](crate::store::calls::CallStore::secret)): others that share a Redis neither see its answers nor write
+/// any. It is called within a Tokio runtime, and does not wait for Redis. The error says what is wrong with the settings.
+pub fn open(settings: &Settings, secret: &[u8; 32], metrics: &Metrics) -> Result<Arc<dyn ReplayCache>, String> {
     let (cache, metrics) = (&settings.cache, metrics.cache());
     if cache.url.is_empty() {
         return Ok(Arc::new(memory::MemoryCache::new(cache, metrics)));
     }
     #[cfg(feature = "redis")]
-    return Ok(Arc::new(redis::RedisCache::open(cache, store_scope, metrics)?));
+    return Ok(Arc::new(redis::RedisCache::open(cache, secret, metrics)?));
     #[cfg(not(feature = "redis"))]
     {
-        drop((store_scope, metrics));
+        drop((secret, metrics));
         Err(WITHOUT_REDIS.to_owned())
     }
 }

@@ -73,6 +73,7 @@ pub(super) struct Families {
     pub(super) call_keys_share: FloatGauge,
     pub(super) call_keys_forecast: FloatGauge,
     pub(super) http: Counters,
+    pub(super) tokens_wrong_since: Gauge,
     pub(super) shard: ShardFamilies,
 }
 
@@ -135,6 +136,11 @@ impl Families {
             call_keys: to.add("idempotency_keys", "Idempotency keys in the store", Gauge::default()),
             call_keys_share: to.add("idempotency_keys_share", "Keys of the tenant with most, of its bound", FloatGauge::default()),
             call_keys_forecast: to.add("idempotency_keys_forecast_share", "The same once its pace has gone on", FloatGauge::default()),
+            tokens_wrong_since: to.add(
+                "gateway_tokens_wrong_since_seconds",
+                "When the file of tokens was first found wrong, as a Unix time; 0: it is fine",
+                Gauge::default(),
+            ),
             http: to.add("http_request_outcome", "Requests at the front doors, by how they ended", Counters::default()),
             shard: ShardFamilies::register(to),
         }

@@ -2,12 +2,13 @@
 //! In: the settings' routes, deliveries, events. Out: arrivals for the ledger, rows for the embedded log, topics.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::Arc;
 
 use super::ledger::{Arrival, What};
 use crate::handler::stays_inside;
 use crate::handlers::Handlers;
-use crate::message::{Draft, ID_WITHIN, Message, ShardNo, check_name, shard_of};
+use crate::message::{Draft, ID_WITHIN, KEPT_BYTES, Message, ShardNo, check_name, shard_of};
 use crate::settings::{Bind, IdWithin, KeyFrom, Settings, Unbound};
 use crate::store::{Event, LogRow, Part, SentMessage};
 use crate::transport::{Content, Delivery, embedded};
@@ -78,6 +79,11 @@ impl Bindings {
     /// [`Bindings::arrivals`], added to those of the deliveries before it.
     pub(crate) fn route(&self, source: &str, delivery: Delivery, arrivals: &mut Vec<Arrival>) {
         let Delivery { origin, position, content } = delivery;
+        let content = match content {
+            Content::For(service, message) => Content::For(service, self.kept(source, message)),
+            Content::Unrouted(message) => Content::Unrouted(self.kept(source, message)),
+            unreadable @ Content::Unreadable { .. } => unreadable,
+        };
         let last = match content {
             Content::For(_, message) | Content::Unrouted(message)
                 if stays_inside(message.kind()) && source != embedded::NAME =>
@@ -118,8 +124,21 @@ impl Bindings {
     /// Why a message is not run, if it is not.
     pub(crate) fn refusal(&self, message: &Message) -> Option<String> {
         let (bytes, max) = (message.frame().len(), self.message_bytes_max);
-        (bytes > max)
-            .then(|| format!("the message has {bytes} bytes, at most {max} are taken (ingress.message_bytes_max)"))
+        let said = |bytes: &dyn Display| {
+            format!("the message has {bytes} bytes, at most {max} are taken (ingress.message_bytes_max)")
+        };
+        match message.cut_from() {
+            // However much is allowed by now: it is not to be run in part.
+            Some(had) => Some(format!("{}; the first {KEPT_BYTES} of its payload are kept at most", said(&had))),
+            None => (bytes > max).then(|| said(&bytes)),
+        }
+    }
+
+    /// What is kept of a message: of one from outside that is too large a part, as whoever writes to a source could fill
+    /// the store with the rest.
+    fn kept(&self, source: &str, message: Message) -> Message {
+        let is_large = source != embedded::NAME && message.frame().len() > self.message_bytes_max;
+        if is_large { message.cut() } else { message }
     }
 
     fn sized(&self, service: u16, message: Message) -> What {
@@ -317,17 +336,48 @@ mod tests {
         }
     }
 
-    fn arrival(key: &str) -> What {
+    fn bindings(bytes_max: usize) -> Bindings {
         let (source, kind, service) = ("kafka".to_owned(), "*".to_owned(), "keyed".to_owned());
         let bind = Bind { source, kind, service, key: KeyFrom::Handler, id: IdWithin::Key };
-        let settings = Settings { bind: vec![bind], ..Settings::default() };
-        let bindings = Bindings::new(&settings, Handlers::new().with(Keyed)).unwrap();
+        let mut settings = Settings { bind: vec![bind], ..Settings::default() };
+        settings.ingress.message_bytes_max = bytes_max;
+        Bindings::new(&settings, Handlers::new().with(Keyed)).unwrap()
+    }
+
+    fn arrival(key: &str) -> What {
+        let bindings = bindings(1 << 20);
         let payload = serde_json::to_vec(key).unwrap();
         let message =
             Draft { id: "m", key: "record", kind: "t", payload: &payload, ..Draft::default() }.build().unwrap();
         let content = Content::Unrouted(message);
         let delivery = Delivery { origin: "t/0".into(), position: Position::new(1, 0), content };
         bindings.arrivals("kafka", delivery).remove(0).what
+    }
+
+    #[test]
+    fn of_what_is_too_large_a_part_is_kept_that_is_never_run() {
+        let (bindings, payload) = (bindings(100_000), vec![b'"'; 200_000]);
+        let draft = Draft { id: "m", key: "k", kind: "t", source: "s", payload: &payload, ..Draft::default() };
+        let message = draft.build().unwrap();
+        let arrived = |source: &str, content| {
+            let delivery = Delivery { origin: "t/0".into(), position: Position::new(1, 0), content };
+            bindings.arrivals(source, delivery).remove(0).what
+        };
+        for content in [Content::Unrouted(message.clone()), Content::For("keyed".into(), message.clone())] {
+            let What::Refused(Some(0), kept, reason) = arrived("kafka", content) else { panic!("it is taken") };
+            assert_eq!((kept.id(), kept.key(), kept.payload().len()), ("m", "k", KEPT_BYTES));
+            assert!(reason.contains(&message.frame().len().to_string()) && reason.contains("65536"), "{reason}");
+            // A replay, or another shard's owner, has it from the store: however much may be taken by then.
+            let again = super::tests::bindings(1 << 20).refusal(&kept).unwrap();
+            assert!(again.contains(&message.frame().len().to_string()), "{again}");
+            assert_eq!(kept.cut().payload(), kept.payload());
+        }
+        // What handlers wrote is in the store anyway, whole.
+        let What::Refused(Some(0), kept, _) = arrived(embedded::NAME, Content::For("keyed".into(), message.clone()))
+        else {
+            panic!("it is taken")
+        };
+        assert_eq!(kept, message);
     }
 
     #[test]

@@ -102,9 +102,15 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
     check(gateway.keys_max > 0, "gateway.keys_max must be above 0");
     check(gateway.rate.is_finite() && gateway.rate >= 0.0, "gateway.rate must be 0 or more");
     check(!gateway.read_timeout.is_zero(), "gateway.read_timeout must be above 0");
-    check(cache.url.is_empty() || cache.url.starts_with("redis://"), "cache.url must be redis://host:port, or empty");
+    let url = &cache.url;
+    check(url.is_empty() || is_redis(url), "cache.url must be redis://host:port, rediss://host:port for TLS, or empty");
     check(!cache.timeout.is_zero(), "cache.timeout must be above 0");
     problems
+}
+
+/// Whether a URL has a scheme of Redis.
+pub(crate) fn is_redis(url: &str) -> bool {
+    url.starts_with("redis://") || url.starts_with("rediss://")
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ section! {
         password: String = "guest".to_owned(),
         /// Whether connections are made by TLS.
         tls: bool = false,
-        /// File with the certificates to trust, or empty for the system's.
+        /// File with certificates to trust beside the system's, or empty.
         ca_file: String = String::new(),
         /// File with the client's certificate, or empty.
         cert_file: String = String::new(),

@@ -37,6 +37,9 @@ pub struct IntakeRow {
     pub headers: String,
     /// Its payload.
     pub payload: String,
+    /// Bytes of headers and payload in the table: where these are more than were asked for, the row has no headers here, and
+    /// the beginning of its payload.
+    pub bytes: u64,
     /// When it was inserted.
     pub at: Millis,
 }

@@ -102,6 +102,8 @@ pub struct Disk {
     pub total: u64,
     /// Why nothing can be written there.
     pub problem: Option<String>,
+    /// Files of the store that others than their owner may read or write, each with its mode.
+    pub wide: Vec<String>,
 }
 
 /// Of each shard: ids, oldest, newest and latest commit, what is due, what is held.

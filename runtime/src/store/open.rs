@@ -35,6 +35,23 @@ impl Opened {
         }
     }
 
+    /// The number of shards that it was made with; 0 where it was not prepared yet.
+    pub async fn shards_recorded(&self) -> Result<u32, StoreError> {
+        match &self.0 {
+            Kind::Sqlite(store) => Ok(u32::try_from(store.queries().shards().await?.len()).unwrap_or(u32::MAX)),
+            Kind::Postgres(store) => store.shards_recorded().await,
+        }
+    }
+
+    /// Tells it that it was restored, so that nothing is believed which was kept elsewhere before. A file is told so by each
+    /// start.
+    pub async fn restored(&self) -> Result<(), StoreError> {
+        match &self.0 {
+            Kind::Sqlite(_) => Ok(()),
+            Kind::Postgres(store) => store.restored().await,
+        }
+    }
+
     /// Gives it another number of shards; `sinks` are those that may still have to get events. It must be drained.
     pub async fn reshard(&self, shards: u32, sinks: Vec<String>) -> Result<Resharded, ReshardError> {
         match &self.0 {
@@ -104,6 +121,11 @@ fn nobodys(foreign: &[String]) -> Result<(), StoreError> {
 pub fn check_url(settings: &Settings) -> Result<(), StoreError> {
     let StoreSettings { url, statement_timeout, .. } = &settings.store;
     if is_shared(settings) { PgStore::check_url(url, *statement_timeout) } else { SqliteStore::check_url(url) }
+}
+
+/// The server of a store, and the `sslmode`, where it is elsewhere and need not prove who it is.
+pub fn unproven(settings: &Settings) -> Option<(String, &'static str)> {
+    is_shared(settings).then(|| PgStore::unproven(&settings.store.url)).flatten()
 }
 
 tokio::task_local! {

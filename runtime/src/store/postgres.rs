@@ -113,6 +113,12 @@ impl PgStore {
         place::names(url)
     }
 
+    /// Which server need not prove that it is the one that is meant, and by which `sslmode`.
+    pub(in crate::store) fn unproven(url: &str) -> Option<(String, &'static str)> {
+        let place = Place::of(url, LEASE_PATIENCE).ok()?;
+        place.unproven().map(|(host, mode)| (host.to_owned(), mode))
+    }
+
     /// Whether a worker runs the store now, by its sign of life.
     pub async fn is_running(&self) -> bool {
         let sql = "SELECT 1 FROM workers WHERE expires_at > clock_timestamp() LIMIT 1";
@@ -278,8 +284,8 @@ impl Store for PgStore {
         Box::pin(async move { read::read_log(&self.log, target, &from, limit).await })
     }
 
-    fn read_intake(&self, shard: ShardNo, held: Vec<u64>, limit: usize) -> StoreFuture<'_, IntakeRows> {
-        Box::pin(async move { read::read_intake(&self.queries, shard, &held, limit).await })
+    fn read_intake(&self, shard: ShardNo, held: Vec<u64>, limit: usize, max: usize) -> StoreFuture<'_, IntakeRows> {
+        Box::pin(async move { explain::intake(&self.queries, shard, &held, (limit, max)).await })
     }
 
     fn has_intake(&self) -> bool {

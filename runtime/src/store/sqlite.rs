@@ -83,6 +83,7 @@ impl SqliteStore {
         let (connection, lock) = match access {
             Access::Run => {
                 let lock = place::lock(&path).await?;
+                place::make(&path);
                 options = options.create_if_missing(true).journal_mode(SqliteJournalMode::Wal);
                 let connection = connect_to_run(&options).await;
                 (Some(connection.map_err(|error| open_error(&path, &error))?), Some(lock))

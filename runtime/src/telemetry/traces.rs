@@ -133,7 +133,8 @@ mod exported {
 
     use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider};
     use opentelemetry::{Context, KeyValue};
-    use opentelemetry_otlp::SpanExporter;
+    use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
+    use opentelemetry_otlp::{SpanExporter, WithTonicConfig};
     use opentelemetry_sdk::Resource;
     use opentelemetry_sdk::trace::SdkTracerProvider;
     use tracing::Span;
@@ -177,7 +178,13 @@ mod exported {
         if off || !ENDPOINTS.iter().any(|name| set(name)) {
             return Ok(None);
         }
-        let exporter = SpanExporter::builder().with_tonic().build().map_err(|error| error.to_string())?;
+        let mut exporter = SpanExporter::builder().with_tonic();
+        let endpoint = ENDPOINTS.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+        if endpoint.is_some_and(|endpoint| endpoint.starts_with("https://")) {
+            // By itself it would believe no certificate at all.
+            exporter = exporter.with_tls_config(ClientTlsConfig::new().with_native_roots());
+        }
+        let exporter = exporter.build().map_err(|error| error.to_string())?;
         let mut resource = Resource::builder();
         if !set("OTEL_SERVICE_NAME") {
             resource = resource.with_service_name(program());

@@ -5,12 +5,10 @@
 
 use crate::clock::{Millis, from_rfc3339, rfc3339};
 use crate::handler::is_reserved;
-use crate::message::{Draft, Message, MessageError, check_name};
+use crate::message::{Draft, Message, MessageError, check_name, kept};
 
 /// The media type that needs no header.
 pub(super) const JSON: &str = "application/json";
-/// What is shown of the payload of a record that is no message.
-const SHOWN_BYTES: usize = 64 << 10;
 /// The `source` of an event whose message names none; CloudEvents wants one.
 const SOURCE: &str = "perkey";
 
@@ -86,8 +84,7 @@ pub(super) fn said(error: MessageError) -> String {
 
 /// What an operator sees of a record that is no message: its names, and a part of its payload.
 pub(super) fn shown(draft: &Draft<'_>) -> Message {
-    let payload = &draft.payload[..draft.payload.len().min(SHOWN_BYTES)];
-    let draft = Draft { payload, headers: &[], ..*draft };
+    let draft = Draft { payload: kept(draft.payload), headers: &[], ..*draft };
     draft.build_unchecked().expect("names within their bounds and 64 KiB of payload fit a frame")
 }
 

@@ -11,25 +11,23 @@ use serde_json::{Map, Value};
 use super::ongoing::Ongoing;
 use super::{Content, Delivery, Position, Positions, Source, SourceError, Transport};
 use crate::handler::is_reserved;
-use crate::message::{Draft, Message, ShardNo};
+use crate::message::{CUT_FROM, Draft, Message, ShardNo, kept};
 use crate::store::{IntakeRow, IntakeRows, Store, StoreError, StoreFuture};
 
 /// The transport's name in settings and metrics, and its one origin.
 pub const NAME: &str = "intake";
 
-/// What is shown of a row that is no message.
-const SHOWN_BYTES: usize = 4_096;
-
 /// The intake of a store, as a transport.
 pub struct Intake {
     store: Arc<dyn Store>,
     poll: Duration,
+    bytes_max: usize,
 }
 
 impl Intake {
-    /// The intake of `store`; every `poll` it looks for new rows.
-    pub fn new(store: Arc<dyn Store>, poll: Duration) -> Self {
-        Self { store, poll }
+    /// The intake of `store`; every `poll` it looks for new rows. Of those with more than `bytes_max` a part is read.
+    pub fn new(store: Arc<dyn Store>, poll: Duration, bytes_max: usize) -> Self {
+        Self { store, poll, bytes_max }
     }
 }
 
@@ -46,6 +44,7 @@ impl Transport for Intake {
         let source = IntakeSource {
             store: Arc::clone(&self.store),
             poll: self.poll,
+            bytes_max: self.bytes_max,
             shard,
             origin: Arc::from(NAME),
             held: BTreeSet::new(),
@@ -58,6 +57,7 @@ impl Transport for Intake {
 struct IntakeSource {
     store: Arc<dyn Store>,
     poll: Duration,
+    bytes_max: usize,
     shard: ShardNo,
     origin: Arc<str>,
     /// Rows handed over by this opening that may still be in the table. As many as deliveries can be in hand: numbers
@@ -95,13 +95,14 @@ impl IntakeSource {
     async fn rows(&mut self, limit: usize) -> Result<IntakeRows, StoreError> {
         let begin = || -> StoreFuture<'static, _> {
             let (store, shard, held) = (Arc::clone(&self.store), self.shard, self.held.iter().copied().collect());
-            Box::pin(async move { store.read_intake(shard, held, limit).await })
+            let bytes_max = self.bytes_max;
+            Box::pin(async move { store.read_intake(shard, held, limit, bytes_max).await })
         };
         self.reading.end(begin).await
     }
 
     fn delivery(&self, row: IntakeRow) -> Delivery {
-        let content = match message(&row) {
+        let content = match message(&row, self.bytes_max) {
             Ok(message) => match &row.service {
                 Some(service) => Content::For(Arc::clone(service), message),
                 None => Content::Unrouted(message),
@@ -112,7 +113,9 @@ impl IntakeSource {
     }
 }
 
-fn message(row: &IntakeRow) -> Result<Message, String> {
+fn message(row: &IntakeRow, bytes_max: usize) -> Result<Message, String> {
+    let bytes = row.bytes.to_string();
+    let cut = (row.bytes > bytes_max as u64).then_some((CUT_FROM, bytes.as_str()));
     let headers: Map<String, Value> =
         serde_json::from_str(&row.headers).map_err(|error| format!("the headers are no JSON object: {error}"))?;
     let texts: Vec<(String, String)> = headers
@@ -123,7 +126,8 @@ fn message(row: &IntakeRow) -> Result<Message, String> {
             other => (name, other.to_string()),
         })
         .collect();
-    let headers: Vec<(&str, &str)> = texts.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let headers = texts.iter().map(|(name, value)| (name.as_str(), value.as_str())).chain(cut);
+    let headers: Vec<(&str, &str)> = headers.collect();
     let draft = Draft {
         id: &row.id,
         key: &row.key,
@@ -131,16 +135,16 @@ fn message(row: &IntakeRow) -> Result<Message, String> {
         source: NAME,
         time: row.at,
         headers: &headers,
-        payload: row.payload.as_bytes(),
+        payload: if cut.is_some() { kept(row.payload.as_bytes()) } else { row.payload.as_bytes() },
     };
     draft.build().map_err(|error| error.to_string())
 }
 
 fn unreadable(row: &IntakeRow, reason: String) -> Content {
-    let shown = &row.payload.as_bytes()[..row.payload.len().min(SHOWN_BYTES)];
     let id = format!("{NAME}/{}", row.no);
-    let draft = Draft { id: &id, source: NAME, time: row.at, payload: shown, ..Draft::default() };
-    let message = draft.build_unchecked().expect("4 KiB of payload and a short id fit a frame");
+    let payload = kept(row.payload.as_bytes());
+    let draft = Draft { id: &id, source: NAME, time: row.at, payload, ..Draft::default() };
+    let message = draft.build_unchecked().expect("64 KiB of payload and a short id fit a frame");
     Content::Unreadable { message, reason }
 }
 

@@ -39,7 +39,8 @@ pub(crate) fn names(settings: &Settings) -> (Vec<&'static str>, Vec<&'static str
 pub(crate) fn open(settings: &Settings, store: &Arc<dyn Store>, metrics: &Arc<Metrics>) -> Result<Ends, String> {
     let mut sources: Vec<Arc<dyn Transport>> = vec![Arc::new(EmbeddedLog::new(Arc::clone(store), settings.log.poll))];
     if store.has_intake() {
-        sources.push(Arc::new(Intake::new(Arc::clone(store), settings.log.poll)));
+        let bytes_max = settings.ingress.message_bytes_max;
+        sources.push(Arc::new(Intake::new(Arc::clone(store), settings.log.poll, bytes_max)));
     }
     let mut ends = (sources, Vec::new());
     kafka(settings, metrics, &mut ends)?;

@@ -1,13 +1,17 @@
 //! Who calls: bearer tokens, of which a file has the hashes; without it, on loopback, everybody is tenant `default`.
 //! In: the header `Authorization`. Out: tenant, principal and roles, or the problem.
 
+use std::fs::{File, Metadata};
+use std::io::Read;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use perkey::clock::Stopwatch;
+use perkey::clock::{Clock, Millis, Stopwatch};
+use perkey::metrics::Metrics;
 use sha2::{Digest, Sha256};
 use tracing::{error, info};
 
@@ -18,6 +22,10 @@ pub const DEFAULT_TENANT: &str = "default";
 
 /// How long a change of the file may go unnoticed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long the tokens that were known count where the file is gone or cannot be believed: whoever writes it anew needs a
+/// moment, and whoever takes it away means it.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// Most characters of a tenant's and a principal's name.
 const NAME_BYTES_MAX: usize = 32;
@@ -85,6 +93,7 @@ pub struct Auth {
 struct Tokens {
     file: PathBuf,
     state: Mutex<State>,
+    metrics: OnceLock<Arc<Metrics>>,
 }
 
 #[derive(Debug)]
@@ -92,10 +101,28 @@ struct State {
     known: Arc<[Token]>,
     version: Option<Version>,
     looked: Stopwatch,
+    wrong: Option<Wrong>,
 }
 
-/// When the file was changed, and how long it is: another one is to be read again.
-type Version = (SystemTime, u64);
+/// The file is not as it should be.
+#[derive(Debug)]
+struct Wrong {
+    /// By the clock, for people.
+    since: Millis,
+    watch: Stopwatch,
+    problem: String,
+}
+
+/// When the file was changed, how long it is, which file it is and who may write it: another one is to be read again.
+type Version = (SystemTime, u64, u64, u32);
+
+/// What a file of tokens has.
+struct Lines {
+    good: Vec<Token>,
+    /// What is wrong with the others.
+    bad: Vec<String>,
+    version: Option<Version>,
+}
 
 /// A line of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,9 +138,13 @@ impl Auth {
     pub fn open(file: &str, listens: &[SocketAddr]) -> Result<Self, String> {
         if !file.is_empty() {
             let file = PathBuf::from(file);
-            let (known, version) = read(&file)?;
-            let state = Mutex::new(State { known: known.into(), version, looked: Stopwatch::start() });
-            return Ok(Self { tokens: Some(Tokens { file, state }) });
+            // A start is watched: what is wrong is told to whoever starts it.
+            let Lines { good, bad, version } = read(&file)?;
+            if !bad.is_empty() {
+                return Err(bad.join("; "));
+            }
+            let state = State { known: good.into(), version, looked: Stopwatch::start(), wrong: None };
+            return Ok(Self { tokens: Some(Tokens { file, state: Mutex::new(state), metrics: OnceLock::new() }) });
         }
         match listens.iter().find(|address| !address.ip().is_loopback()) {
             None => Ok(Self { tokens: None }),
@@ -121,6 +152,14 @@ impl Auth {
                 "gateway: {address} can be reached from outside, and no tokens are asked for: name a file with \
                  gateway.tokens (`budget-manager token:new` writes it), or listen on 127.0.0.1"
             )),
+        }
+    }
+
+    /// Where it is to be told since when the file is wrong.
+    pub fn tell(&self, metrics: Arc<Metrics>) {
+        if let Some(tokens) = &self.tokens {
+            // Set once, at the start.
+            drop(tokens.metrics.set(metrics));
         }
     }
 
@@ -151,23 +190,56 @@ impl Auth {
 }
 
 impl Tokens {
-    /// The tokens as the file has them now, or had them when it could last be read.
+    /// The tokens of the file as it is now: its good lines; none where it has been gone, or not to be believed, for a while.
     fn known(&self) -> Arc<[Token]> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.looked.elapsed() < LOOK_AGAIN {
-            return Arc::clone(&state.known);
-        }
-        state.looked = Stopwatch::start();
-        if version(&self.file) != state.version {
-            match read(&self.file) {
-                Ok((known, version)) => {
-                    info!(tokens = known.len(), "the file of tokens was read again");
-                    (state.known, state.version) = (known.into(), version);
-                }
-                Err(problem) => error!(%problem, "the file of tokens cannot be read: those known before count"),
-            }
+        if state.looked.elapsed() >= LOOK_AGAIN {
+            state.looked = Stopwatch::start();
+            self.look(&mut state, GRACE);
         }
         Arc::clone(&state.known)
+    }
+
+    fn look(&self, state: &mut State, grace: Duration) {
+        let found = version(&self.file);
+        if found.is_some() && found == state.version {
+            return;
+        }
+        let problem = match read(&self.file) {
+            Ok(Lines { good, bad, version }) => {
+                info!(tokens = good.len(), "the file of tokens was read again");
+                (state.known, state.version) = (good.into(), version);
+                (!bad.is_empty()).then(|| bad.join("; "))
+            }
+            Err(problem) => {
+                state.version = None;
+                if state.wrong.as_ref().is_some_and(|wrong| wrong.watch.elapsed() >= grace) && !state.known.is_empty() {
+                    error!(%problem, "the file of tokens is still not there: no token is known any more");
+                    state.known = Arc::default();
+                }
+                Some(problem)
+            }
+        };
+        self.notice(state, problem);
+    }
+
+    /// Tells of a problem once, and since when there is one.
+    fn notice(&self, state: &mut State, problem: Option<String>) {
+        match (&mut state.wrong, problem) {
+            (Some(wrong), Some(problem)) if wrong.problem == problem => {}
+            (wrong, Some(problem)) => {
+                error!(%problem, "the file of tokens is wrong: its other lines count; without it no token soon");
+                let (since, watch) = (Clock::system().now(), Stopwatch::start());
+                match wrong {
+                    Some(wrong) => wrong.problem = problem,
+                    none => *none = Some(Wrong { since, watch, problem }),
+                }
+            }
+            (wrong, None) => *wrong = None,
+        }
+        if let Some(metrics) = self.metrics.get() {
+            metrics.set_tokens_wrong_since(state.wrong.as_ref().map(|wrong| wrong.since));
+        }
     }
 }
 
@@ -183,20 +255,47 @@ fn is_same(one: &[u8; 32], other: &[u8; 32]) -> bool {
 }
 
 fn version(file: &Path) -> Option<Version> {
-    let data = std::fs::metadata(file).ok()?;
-    Some((data.modified().ok()?, data.len()))
+    version_of(&std::fs::metadata(file).ok()?)
 }
 
-fn read(file: &Path) -> Result<(Vec<Token>, Option<Version>), String> {
-    let version = version(file);
-    let text = std::fs::read_to_string(file);
-    let text = text.map_err(|error| format!("gateway.tokens: cannot read {}: {error}", file.display()))?;
+fn version_of(found: &Metadata) -> Option<Version> {
+    Some((found.modified().ok()?, found.len(), found.ino(), found.mode()))
+}
+
+fn read(path: &Path) -> Result<Lines, String> {
+    let shown = path.display();
+    let failed = |error: std::io::Error| format!("gateway.tokens: cannot read {shown}: {error}");
+    let link = std::fs::symlink_metadata(path).map_err(failed)?;
+    let mut file = File::open(path).map_err(failed)?;
+    let found = file.metadata().map_err(failed)?;
+    // Secrets of Kubernetes are links: whose they are tells, as for a file.
+    believable(&link, &found).map_err(|why| format!("gateway.tokens: {shown} is not believed: {why}"))?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(failed)?;
+    let mut lines = Lines { good: Vec::new(), bad: Vec::new(), version: version_of(&found) };
     // Some editors begin a file with a mark.
-    let lines = text.strip_prefix('\u{feff}').unwrap_or(&text).lines().enumerate();
-    let lines = lines.filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
-    let tokens = lines
-        .map(|(no, line)| line.parse().map_err(|why| format!("gateway.tokens: {}:{}: {why}", file.display(), no + 1)));
-    Ok((tokens.collect::<Result<_, _>>()?, version))
+    let all = text.strip_prefix('\u{feff}').unwrap_or(&text).lines().enumerate();
+    for (no, line) in all.filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#')) {
+        match line.parse() {
+            Ok(token) => lines.good.push(token),
+            Err(why) => lines.bad.push(format!("gateway.tokens: {shown}:{}: {why}", no + 1)),
+        }
+    }
+    Ok(lines)
+}
+
+/// Whether nobody but this user and the super-user can have said what it says.
+fn believable(link: &Metadata, file: &Metadata) -> Result<(), String> {
+    let me = rustix::process::geteuid().as_raw();
+    let theirs = [link, file].into_iter().find(|found| found.uid() != me && found.uid() != 0);
+    match (theirs, file.mode() & 0o777) {
+        _ if !file.is_file() => Err("it is no file".to_owned()),
+        (Some(found), _) => Err(format!("it belongs to user {}, this process runs as {me}", found.uid())),
+        (None, mode) if mode & 0o022 != 0 => {
+            Err(format!("others than its owner may write it (mode {mode:o}): chmod 600 it"))
+        }
+        (None, _) => Ok(()),
+    }
 }
 
 impl FromStr for Token {
@@ -264,6 +363,55 @@ mod tests {
         }
         assert!(known.caller.check(Role::Read).is_ok());
         assert_eq!(known.caller.check(Role::Write).unwrap_err().kind, Kind::Forbidden);
+    }
+
+    /// The file's tokens as they count once it was looked at again, after this long.
+    fn counts(auth: &Auth, grace: Duration) -> usize {
+        let tokens = auth.tokens.as_ref().unwrap();
+        let mut state = tokens.state.lock().unwrap();
+        tokens.look(&mut state, grace);
+        state.known.len()
+    }
+
+    fn gauge(metrics: &Metrics) -> bool {
+        let text = metrics.encode();
+        let line = text.lines().find(|line| line.starts_with("gateway_tokens_wrong_since_seconds ")).unwrap();
+        line != "gateway_tokens_wrong_since_seconds 0"
+    }
+
+    #[test]
+    fn a_token_that_was_taken_out_counts_no_more_whatever_else_the_file_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens");
+        let (ann, bob) = (token("ann", "acme", &[Role::Read]), token("bob", "acme", &[Role::Read]));
+        std::fs::write(&path, format!("{ann}\n{bob}\n")).unwrap();
+        let (auth, metrics) = (Auth::open(path.to_str().unwrap(), &[]).unwrap(), Metrics::new());
+        auth.tell(Arc::clone(&metrics));
+        let grace = Duration::from_secs(3_600);
+        assert_eq!(counts(&auth, grace), 2);
+        std::fs::write(&path, format!("{ann}\nnonsense\n")).unwrap();
+        assert_eq!((counts(&auth, grace), gauge(&metrics)), (1, true), "the line that is good counts, alone");
+        assert_eq!(auth.caller(Some(b"Bearer bob")).unwrap_err().kind, Kind::Unauthenticated);
+        // Whoever may write it, or put another in its place, could name any tenant.
+        let wide = |mode| std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        std::fs::write(&path, format!("{ann}\n{bob}\n")).unwrap();
+        wide(0o660);
+        assert_eq!(
+            (counts(&auth, grace), counts(&auth, Duration::ZERO)),
+            (1, 0),
+            "not what is new in it, and soon nothing"
+        );
+        assert!(Auth::open(path.to_str().unwrap(), &[]).unwrap_err().contains("chmod 600"));
+        wide(0o600);
+        assert_eq!((counts(&auth, grace), gauge(&metrics)), (2, false));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!((counts(&auth, grace), gauge(&metrics)), (2, true), "an editor may be writing it");
+        assert_eq!(counts(&auth, Duration::ZERO), 0, "it was taken away");
+        // As secrets of Kubernetes are: a link of one's own.
+        let target = folder.path().join("target");
+        std::fs::write(&target, format!("{ann}\n")).unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        assert_eq!((counts(&auth, grace), gauge(&metrics)), (1, false));
     }
 
     #[test]

@@ -12,8 +12,8 @@ pub mod leases;
 pub mod outbox;
 pub mod output;
 pub mod pause;
-pub mod reshard;
 pub mod status;
+pub mod store;
 pub mod up;
 
 use std::ffi::OsString;
@@ -26,12 +26,13 @@ pub use perkey::host::Failure;
 use perkey::host::{environment, misfits, said};
 use perkey::settings::Settings;
 use perkey::settings::load::{Loaded, Sources, load, or_near};
-use perkey::store::{self, Access, Opened};
+use perkey::store::{Access, Opened, is_shared, open};
 use perkey::telemetry;
 
 use self::args::{Cli, Command, DlqCommand, Global, KeysCommand, ScheduleCommand, StateCommand};
 use self::outbox::OutboxCommand;
 use self::output::{Out, complain};
+use self::store::StoreCommand;
 use crate::defaults;
 use crate::gateway::operations::OPERATIONS;
 use crate::operator::token::{self, TokenCommand};
@@ -121,7 +122,9 @@ async fn perform(cli: Cli, out: Out) -> Ended {
         Command::Worker => up::worker(settings).await,
         Command::Gateway => gateway::gateway(settings).await,
         Command::Token(TokenCommand::New(asked)) => token::new(settings, &asked, out),
-        Command::Reshard { shards } => reshard::reshard(settings, shards, out).await,
+        Command::Store(StoreCommand::Prepare) => store::prepare(settings, out).await,
+        Command::Store(StoreCommand::Restored) => store::restored(settings, out).await,
+        Command::Reshard { shards } => store::reshard(settings, shards, out).await,
         Command::Leases => leases::leases(settings, out).await,
         Command::Import(asked) => Box::pin(import::import(settings, &asked, out)).await,
         Command::Dlq(DlqCommand::Peek(asked)) => dlq::peek(settings, &asked, out).await,
@@ -171,12 +174,12 @@ fn no_operations(settings: &Settings) -> impl Iterator<Item = String> {
 
 /// Opens the store for a command that works beside a running process, or without one.
 pub(crate) async fn open_beside(settings: &Settings) -> Result<Opened, Failure> {
-    Ok(store::open(settings, Access::Tool).await?)
+    Ok(open(settings, Access::Tool).await?)
 }
 
 /// The command that runs a store such as the settings name.
 pub(crate) fn runner(settings: &Settings) -> &'static str {
-    if store::is_shared(settings) { "budget-manager worker" } else { "budget-manager up" }
+    if is_shared(settings) { "budget-manager worker" } else { "budget-manager up" }
 }
 
 #[cfg(test)]

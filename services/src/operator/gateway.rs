@@ -9,7 +9,7 @@ use perkey::host::Signals;
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::settings::load::redact;
-use perkey::store::{self, Access, Store, StoreError};
+use perkey::store::{self, Access, StoreError};
 use tracing::info;
 
 use crate::gateway::front::Front;
@@ -29,12 +29,13 @@ pub async fn gateway(settings: &Settings) -> Ended {
         return Err(Failure::Settings(vec![why]));
     }
     let mut signals = Signals::take()?;
-    let store = store::open(settings, Access::Serve).await?.store();
-    fits(settings, &*store).await?;
+    let opened = store::open(settings, Access::Serve).await?;
+    fits(settings, opened.shards_recorded().await?)?;
+    let store = opened.store();
     let doors = Doors::bind(settings).await.map_err(Failure::Failed)?;
     let (listener, address) = admin_listener(settings).await?;
     let (metrics, handlers) = (Metrics::new(), handlers(settings)?);
-    let cache = cache::open(settings, &settings.store.url, &metrics);
+    let cache = cache::open(settings, &store.calls().secret().await?, &metrics);
     let cache = cache.map_err(|problem| Failure::Settings(vec![problem]))?;
     let calls = Calls::new(settings, handlers.clone(), Arc::clone(&store), cache, Arc::clone(&metrics));
     let front = Front::new(settings, &handlers, Arc::clone(&store), Arc::clone(&calls));
@@ -52,8 +53,7 @@ pub async fn gateway(settings: &Settings) -> Ended {
 }
 
 /// Whether workers have made the store what the settings say.
-async fn fits(settings: &Settings, store: &dyn Store) -> Result<(), Failure> {
-    let recorded = u32::try_from(store.queries().shards().await?.len()).unwrap_or(u32::MAX);
+fn fits(settings: &Settings, recorded: u32) -> Result<(), Failure> {
     let wanted = settings.ownership.shards;
     match recorded {
         0 => Err(Failure::Failed(

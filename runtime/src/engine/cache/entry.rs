@@ -19,11 +19,12 @@ pub(super) struct Scope {
 }
 
 impl Scope {
-    pub(super) fn of(store: &str) -> Self {
-        let name = blake3::derive_key("perkey replay cache: prefix of keys", store.as_bytes());
+    /// Of the store with this secret, of which neither the prefix nor a seal says anything.
+    pub(super) fn of(secret: &[u8; 32]) -> Self {
+        let name = blake3::derive_key("perkey replay cache: prefix of keys", secret);
         Self {
             prefix: format!("perkey:{:.16}", blake3::Hash::from(name).to_hex()),
-            seal: blake3::derive_key("perkey replay cache: seal of entries", store.as_bytes()),
+            seal: blake3::derive_key("perkey replay cache: seal of entries", secret),
         }
     }
 
@@ -123,10 +124,10 @@ mod tests {
             id in any::<[u8; 16]>(), end in end(), code in ".{0,12}", body in prop::collection::vec(any::<u8>(), 0..40),
             at in any::<prop::sample::Index>(), bit in 0..8u8,
         ) {
-            let (scope, record) = (Scope::of("store"), record(id, end, code, body));
+            let (scope, record) = (Scope::of(&[1; 32]), record(id, end, code, body));
             let entry = scope.encode(&record).unwrap();
             prop_assert_eq!(scope.decode(record.id, &entry), Some(record.clone()));
-            prop_assert_eq!(Scope::of("another").decode(record.id, &entry), None);
+            prop_assert_eq!(Scope::of(&[2; 32]).decode(record.id, &entry), None);
             prop_assert_eq!(scope.decode(CallId([id[0] ^ 1; 16]), &entry), None);
             let at = at.index(entry.len());
             prop_assert_eq!(scope.decode(record.id, &entry[..at]), None, "it is torn");
@@ -137,15 +138,15 @@ mod tests {
 
         #[test]
         fn no_bytes_of_others_are_a_record(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            prop_assert_eq!(Scope::of("store").decode(CallId([1; 16]), &bytes), None);
+            prop_assert_eq!(Scope::of(&[1; 32]).decode(CallId([1; 16]), &bytes), None);
         }
     }
 
     #[test]
     fn what_still_runs_has_no_entry_and_stores_have_keys_of_their_own() {
         let running = CallRecord { outcome: None, ..record([1; 16], CallEnd::Done, String::new(), Vec::new()) };
-        assert_eq!(Scope::of("store").encode(&running), None);
-        assert_eq!(Scope::of("a").key(running.id), Scope::of("a").key(running.id));
-        assert_ne!(Scope::of("a").key(running.id), Scope::of("b").key(running.id));
+        assert_eq!(Scope::of(&[1; 32]).encode(&running), None);
+        assert_eq!(Scope::of(&[1; 32]).key(running.id), Scope::of(&[1; 32]).key(running.id));
+        assert_ne!(Scope::of(&[1; 32]).key(running.id), Scope::of(&[2; 32]).key(running.id));
     }
 }

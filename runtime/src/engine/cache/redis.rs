@@ -20,7 +20,7 @@ use super::rest::Rest;
 use super::{ReplayCache, is_kept};
 use crate::clock::{Clock, Stopwatch, sleep};
 use crate::metrics::CacheMetrics;
-use crate::settings::CacheSettings;
+use crate::settings::{CacheSettings, is_redis};
 use crate::store::calls::{CallId, CallRecord};
 
 /// Batches of records that wait to be written.
@@ -50,10 +50,10 @@ struct Shared {
 }
 
 impl RedisCache {
-    pub(super) fn open(settings: &CacheSettings, store_scope: &str, metrics: CacheMetrics) -> Result<Self, String> {
+    pub(super) fn open(settings: &CacheSettings, secret: &[u8; 32], metrics: CacheMetrics) -> Result<Self, String> {
         let client = client(&settings.url)?;
         let shared = Arc::new(Shared {
-            scope: Scope::of(store_scope),
+            scope: Scope::of(secret),
             timeout: settings.timeout,
             entry_bytes_max: settings.entry_bytes_max,
             metrics,
@@ -75,8 +75,8 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) {
 
 /// A client of the Redis that an address names, not connected yet.
 pub(super) fn client(url: &str) -> Result<Client, String> {
-    let wanted = "it must be redis://host:port (redis://user:password@host:port/database)";
-    if !url.starts_with("redis://") {
+    let wanted = "it must be redis://host:port (redis://user:password@host:port/database), or rediss:// for TLS";
+    if !is_redis(url) {
         return Err(format!("cache.url is no address of Redis: {wanted}"));
     }
     // What was given is not shown: it may have a password in it.
@@ -228,10 +228,12 @@ mod tests {
 
     #[test]
     fn what_is_no_redis_is_refused_in_words_that_hide_passwords() {
-        for url in ["rediss://h:6379", "http://h", "h:6379", "redis://u:secret@", "redis://u:secret@h:port"] {
+        for url in ["http://h", "h:6379", "redis://u:secret@", "redis://u:secret@h:port"] {
             let refused = client(url).unwrap_err();
             assert!(refused.starts_with("cache.url ") && !refused.contains("secret"), "{refused}");
         }
-        assert!(client("redis://user:secret@h:6379/3").is_ok());
+        for scheme in ["redis", "rediss"] {
+            assert!(client(&format!("{scheme}://user:secret@h:6379/3")).is_ok());
+        }
     }
 }

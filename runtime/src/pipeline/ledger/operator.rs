@@ -7,7 +7,7 @@ use super::slot::{From, Item, SlotIx};
 use super::{Action, Ledger};
 use crate::clock::Millis;
 use crate::handler::{CALL, CALL_ID, COMMAND, call_of};
-use crate::message::{Draft, Message, TakenId, shard_of};
+use crate::message::{CUT_FROM, Draft, Message, TakenId, shard_of};
 use crate::store::query::{Action as Wanted, OpenCommand, Scope};
 use crate::store::{
     CommandResult, DeadLetter, DeadPlace, HistoryRow, Letters, Part, PendingKind, PendingRow, Runnable, ServiceKey,
@@ -314,7 +314,7 @@ impl Ledger {
 
 /// The message that takes an edited one's place; nothing where that cannot be one.
 fn replacement(message: &Message, payload: &[u8], id: &str) -> Option<Message> {
-    let kept = message.headers().filter(|(name, _)| *name != REPLACES && *name != CALL_ID);
+    let kept = message.headers().filter(|(name, _)| ![REPLACES, CALL_ID, CUT_FROM].contains(name));
     let headers: Vec<_> = kept.chain([(REPLACES, message.id())]).collect();
     // The sender of a call has its answer: what takes the call's place has none to give.
     let kind = if message.kind() == CALL { COMMAND } else { message.kind() };

@@ -1,6 +1,7 @@
 //! What SQLite and the file system tell of a store.
 //! In: a pool, the file's path. Out: [`Health`], [`Disk`].
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rustix::fs::{Access, StatVfsMountFlags, access, statvfs};
@@ -45,7 +46,23 @@ pub(in crate::store) fn disk(path: &Path) -> Option<Disk> {
         access(folder, Access::WRITE_OK).err().map(|error| std::io::Error::from(error).to_string())
     };
     let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
-    Some(Disk { folder: folder.to_owned(), free: bytes(found.f_bavail), total: bytes(found.f_blocks), problem })
+    Some(Disk {
+        folder: folder.to_owned(),
+        free: bytes(found.f_bavail),
+        total: bytes(found.f_blocks),
+        problem,
+        wide: wide(path),
+    })
+}
+
+fn wide(path: &Path) -> Vec<String> {
+    let beside = |end: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(end);
+        let mode = std::fs::metadata(&name).ok()?.permissions().mode() & 0o777;
+        (mode & 0o077 != 0).then(|| format!("{} ({mode:o})", Path::new(&name).display()))
+    };
+    ["", "-wal", "-shm"].into_iter().filter_map(beside).collect()
 }
 
 fn shard(row: &SqliteRow) -> Result<ShardHealth, StoreError> {

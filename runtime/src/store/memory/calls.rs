@@ -5,11 +5,11 @@ use std::collections::HashSet;
 
 use futures_util::future::ready;
 
-use super::{Inner, MemoryStore};
+use super::{HASH_KEY, Inner, MemoryStore};
 use crate::clock::Millis;
 use crate::message::shard_of;
 use crate::store::StoreFuture;
-use crate::store::calls::{CallId, CallRecord, CallStore, KeyCount, NewCall, Reply, answered, counted, firsts};
+use crate::store::calls::{CallId, CallRecord, CallStore, KeyCount, NewCall, Reply, answered, counted, firsts, secret};
 use crate::transport::embedded;
 
 impl Inner {
@@ -48,6 +48,11 @@ impl Inner {
 }
 
 impl CallStore for MemoryStore {
+    fn secret(&self) -> StoreFuture<'_, [u8; 32]> {
+        let secret = secret(&HASH_KEY, "");
+        Box::pin(async move { Ok(secret) })
+    }
+
     fn accept(&self, lane: String, calls: Vec<NewCall>) -> StoreFuture<'_, Vec<Option<CallRecord>>> {
         let (new, shards) = {
             let mut inner = self.inner();

@@ -13,7 +13,7 @@ use super::read::signed;
 use crate::clock::Millis;
 use crate::message::{ShardNo, shard_of};
 use crate::store::calls::{
-    CallId, CallOutcome, CallRecord, CallStore, KeyCount, NewCall, Reply, answered, firsts, hash, in_order,
+    CallId, CallOutcome, CallRecord, CallStore, KeyCount, NewCall, Reply, answered, firsts, hash, in_order, secret,
 };
 use crate::store::{StoreError, StoreFuture};
 use crate::transport::embedded;
@@ -130,7 +130,42 @@ impl PgStore {
     }
 }
 
+/// What tells one life of a store from another: what a restore to another place, or from a dump, changes by itself, and what
+/// the owner changes after any other. Of a server, its system and its history of timelines: each promotion begins one.
+const LIFE: &str = "SELECT decode(k.value, 'hex'), concat_ws(' ', l.value, 'meta'::regclass::oid,
+        (SELECT oid FROM pg_database WHERE datname = current_database()))
+    FROM meta k LEFT JOIN meta l ON l.name = 'life' WHERE k.name = 'hash_key'";
+const SERVER: &str = "SELECT system_identifier::text || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)
+    FROM pg_control_system()";
+
+impl PgStore {
+    /// Begins another life of the store, as after a restore that nothing else tells from what was before.
+    pub(in crate::store) async fn restored(&self) -> Result<(), StoreError> {
+        let sql = "INSERT INTO meta (name, value) VALUES ('life', gen_random_uuid()::text)
+            ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+        self.writer.call(sql, Args::default()).await.map(drop)
+    }
+}
+
 impl CallStore for PgStore {
+    fn secret(&self) -> StoreFuture<'_, [u8; 32]> {
+        Box::pin(async move {
+            let rows = self.queries.read(LIFE, Args::default()).await?;
+            let hash_key = super::schema::hash_key(&rows)?;
+            let life: String = super::queries::one(&rows, |row| decode::get(row, 1))?;
+            let server = self.queries.read(SERVER, Args::default()).await;
+            let server: String = match server.map(|rows| super::queries::one(&rows, |row| decode::get(row, 0))) {
+                Ok(server) => server?,
+                Err(failure) => {
+                    let error = StoreError::from(failure);
+                    tracing::warn!(%error, "the server's history cannot be read: a restore is told by store:restored alone");
+                    String::new()
+                }
+            };
+            Ok(secret(&hash_key, &format!("{life} {server}")))
+        })
+    }
+
     fn accept(&self, lane: String, calls: Vec<NewCall>) -> StoreFuture<'_, Vec<Option<CallRecord>>> {
         Box::pin(async move {
             let (places, shards) = (firsts(&calls), self.shards().await?);

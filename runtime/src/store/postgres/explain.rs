@@ -1,4 +1,5 @@
-//! What a PostgreSQL store knows of a message or a key: its story, which scans, for people; events; what waits for long.
+//! What a PostgreSQL store knows of a message or a key: its story, which scans, for people; events; what waits for long; rows of
+//! the intake.
 //! In: an id or a key as text; a shard and numbers. Out: what took it, what it caused, where it is.
 
 use std::collections::BTreeMap;
@@ -15,9 +16,9 @@ use super::queries::one;
 use super::read::{ROWS_PAGE, count, signed};
 use super::{decode, schema};
 use crate::clock::Millis;
-use crate::message::{ShardNo, TakenId, digest};
+use crate::message::{KEPT_BYTES, ShardNo, TakenId, digest};
 use crate::store::query::{CommitRow, EventRow, Story};
-use crate::store::{Letters, OfService, OldLetter, OldLetters, StoreError, layout};
+use crate::store::{IntakeRow, IntakeRows, Letters, OfService, OldLetter, OldLetters, StoreError, layout};
 use crate::transport::embedded;
 
 /// One more than are told: then there are more.
@@ -254,6 +255,47 @@ async fn page(
         if commits == limit {
             break;
         }
+    }
+    Ok(found)
+}
+
+/// As many as are asked for, fewer where these are large; one at least. What is too large stays where it is: no more of it
+/// is decompressed than is kept.
+const INTAKE: &str = "SELECT no, service, key, id, type, CASE WHEN bytes > $4 THEN '{}' ELSE headers::text END,
+        CASE WHEN bytes > $4 THEN left(payload, $5) ELSE payload END,
+        greatest((extract(epoch FROM at) * 1000)::bigint, 0), bytes
+    FROM (SELECT i.*, sum(least(bytes, $4)) OVER (ORDER BY no) - least(bytes, $4) AS before
+        FROM (SELECT *, octet_length(payload)::bigint + octet_length(headers::text) AS bytes FROM perkey_intake
+            WHERE shard = $1 AND no <> ALL ($2) ORDER BY no LIMIT $3) i) i
+    WHERE before < 4194304 ORDER BY no";
+
+pub(super) async fn intake(
+    links: &Links,
+    shard: ShardNo,
+    held: &[u64],
+    (limit, bytes_max): (usize, usize),
+) -> Result<IntakeRows, StoreError> {
+    let held: Vec<i64> = held.iter().copied().map(signed).collect();
+    let mut found = IntakeRows::default();
+    if !held.is_empty() {
+        let sql = "SELECT no FROM perkey_intake WHERE shard = $1 AND no = ANY ($2)";
+        for row in &links.read(sql, Args::default().put(shard_no(shard)).put(&held)).await? {
+            found.left.push(decode::number(row, 0)?);
+        }
+    }
+    let args = Args::default().put(shard_no(shard)).put(&held).put(count(limit)).put(count(bytes_max));
+    for row in &links.read(INTAKE, args.put(i32::try_from(KEPT_BYTES).unwrap_or(i32::MAX))).await? {
+        found.rows.push(IntakeRow {
+            no: decode::number(row, 0)?,
+            service: decode::get::<Option<&str>>(row, 1)?.map(Arc::from),
+            key: decode::get(row, 2)?,
+            id: decode::get(row, 3)?,
+            kind: decode::get(row, 4)?,
+            headers: decode::get(row, 5)?,
+            payload: decode::get(row, 6)?,
+            at: decode::number(row, 7)?,
+            bytes: decode::number(row, 8)?,
+        });
     }
     Ok(found)
 }

@@ -11,6 +11,9 @@ const NOT_OF_THE_DATA: [&str; 10] = ["08", "25", "26", "28", "40", "53", "55", "
 /// Classes that the same data will meet again: cardinality, data exceptions, limits.
 const PERMANENT: [&str; 3] = ["21", "22", "54"];
 
+/// Speaks of the role, whatever the data: the same will pass once it has the right.
+const LACKS_A_RIGHT: &str = "42501";
+
 /// What went wrong. Of all but [`Failure::Lost`] nothing was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
@@ -59,6 +62,7 @@ impl Failure {
             "57014" => Self::TooLong(text),
             "26000" => Self::Forgotten(text),
             "XX001" | "XX002" => Self::Corrupt(text),
+            LACKS_A_RIGHT => Self::Unavailable(text),
             _ if NOT_OF_THE_DATA.contains(&class) => Self::Unavailable(text),
             _ => Self::Refused { permanent: PERMANENT.contains(&class), error: text },
         }
@@ -105,6 +109,10 @@ impl From<Failure> for StoreError {
 
 /// What the server said, with the table where it is not in the sentence. Its detail may quote a row: it is left out.
 fn text(said: &PgDatabaseError) -> String {
+    if said.code() == LACKS_A_RIGHT {
+        let rights = "scripts/rights.sql gives each role its rights, what a store is made of is its owner's to make";
+        return format!("{} (SQLSTATE {LACKS_A_RIGHT}): {rights}", said.message());
+    }
     match said.table() {
         Some(table) if !said.message().contains(table) => {
             format!("{} (table {table}, SQLSTATE {})", said.message(), said.code())
@@ -139,6 +147,7 @@ mod tests {
             ("57P03", Failure::Unavailable(String::new())),
             ("58030", Failure::Unavailable(String::new())),
             ("XX000", Failure::Unavailable(String::new())),
+            ("42501", Failure::Unavailable(String::new())),
             ("XX001", Failure::Corrupt(String::new())),
         ] {
             assert_eq!(Failure::coded(code, String::new()), failure, "{code}");

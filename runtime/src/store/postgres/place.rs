@@ -1,11 +1,12 @@
 //! Where a PostgreSQL store is, and how each kind of connection is set up.
 //! In: `store.url` and bounds. Out: options of the driver, or what is wrong with the URL.
 
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::ConnectOptions;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::store::StoreError;
 
@@ -110,6 +111,23 @@ impl Place {
         }
     }
 
+    /// The host and the `sslmode`, where a server elsewhere need not prove that it is the one that is meant.
+    pub(super) fn unproven(&self) -> Option<(&str, &'static str)> {
+        let mode = match self.options.get_ssl_mode() {
+            PgSslMode::Disable => "disable",
+            PgSslMode::Allow => "allow",
+            PgSslMode::Prefer => "prefer",
+            PgSslMode::Require => "require",
+            PgSslMode::VerifyCa => "verify-ca",
+            PgSslMode::VerifyFull => return None,
+        };
+        let host = self.options.get_host();
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        let is_near =
+            host == "localhost" || host.starts_with('/') || address.is_ok_and(|address| address.is_loopback());
+        (!is_near).then_some((host, mode))
+    }
+
     /// How long an answer is waited for: a little longer than the server works on it.
     pub(super) fn patience(&self) -> Duration {
         self.statement_timeout + Duration::from_secs(1)
@@ -139,6 +157,21 @@ mod tests {
         assert_eq!(options.get_application_name(), Some("perkey commits"));
         let pooled = place("postgres://u@h/d?statement-cache-capacity=0");
         assert!(pooled.pooled && pooled.options(Use::Commits).get_options().is_none());
+    }
+
+    #[test]
+    fn a_server_elsewhere_is_to_prove_who_it_is() {
+        let told = |url: &str| Place::of(url, Duration::from_secs(5)).unwrap().unproven().map(|(_, mode)| mode);
+        for near in
+            ["postgres://u@127.0.0.1/d", "postgres://u@localhost/d", "postgres://u@[::1]/d", "postgres:///d?host=/run"]
+        {
+            assert_eq!(told(near), None, "{near}");
+        }
+        assert_eq!(told("postgres://u@db/d"), Some("prefer"));
+        for mode in ["disable", "allow", "prefer", "require", "verify-ca"] {
+            assert_eq!(told(&format!("postgres://u@10.0.0.1/d?sslmode={mode}")), Some(mode));
+        }
+        assert_eq!(told("postgres://u@db/d?sslmode=verify-full"), None);
     }
 
     #[test]

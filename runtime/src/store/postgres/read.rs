@@ -17,8 +17,8 @@ use crate::message::ShardNo;
 use crate::store::layout;
 use crate::store::query::{DeadFilter, PAUSES, Pause, Scope};
 use crate::store::{
-    CommitIds, DeadLetter, DeadPlace, Due, DueTimers, InboxRows, IntakeRow, IntakeRows, KeyRow, KeyWalk, PendingRow,
-    RowSpan, Runnable, ServiceKey, StoreError, StoredLogRow, Timer,
+    CommitIds, DeadLetter, DeadPlace, Due, DueTimers, InboxRows, KeyRow, KeyWalk, PendingRow, RowSpan, Runnable,
+    ServiceKey, StoreError, StoredLogRow, Timer,
 };
 use crate::transport::Positions;
 
@@ -334,41 +334,6 @@ pub(super) async fn read_log(
         found.push(StoredLogRow { origin, no: decode::number(row, 1)?, messages: decode::blob(row, 2)? });
     }
     found.sort_by(|a, b| (&a.origin, a.no).cmp(&(&b.origin, b.no)));
-    Ok(found)
-}
-
-pub(super) async fn read_intake(
-    links: &Links,
-    shard: ShardNo,
-    held: &[u64],
-    limit: usize,
-) -> Result<IntakeRows, StoreError> {
-    let held: Vec<i64> = held.iter().copied().map(signed).collect();
-    let mut found = IntakeRows::default();
-    if !held.is_empty() {
-        let sql = "SELECT no FROM perkey_intake WHERE shard = $1 AND no = ANY ($2)";
-        for row in &links.read(sql, Args::default().put(shard_no(shard)).put(&held)).await? {
-            found.left.push(decode::number(row, 0)?);
-        }
-    }
-    // As many as are asked for, fewer where these are large; one at least.
-    let sql = "SELECT no, service, key, id, type, headers::text, payload,
-            greatest((extract(epoch FROM at) * 1000)::bigint, 0)
-        FROM (SELECT i.*, sum(octet_length(payload)) OVER (ORDER BY no) - octet_length(payload) AS before
-            FROM (SELECT * FROM perkey_intake WHERE shard = $1 AND no <> ALL ($2) ORDER BY no LIMIT $3) i) i
-        WHERE before < 4194304 ORDER BY no";
-    for row in &links.read(sql, Args::default().put(shard_no(shard)).put(&held).put(count(limit))).await? {
-        found.rows.push(IntakeRow {
-            no: decode::number(row, 0)?,
-            service: decode::get::<Option<&str>>(row, 1)?.map(Arc::from),
-            key: decode::get(row, 2)?,
-            id: decode::get(row, 3)?,
-            kind: decode::get(row, 4)?,
-            headers: decode::get(row, 5)?,
-            payload: decode::get(row, 6)?,
-            at: decode::number(row, 7)?,
-        });
-    }
     Ok(found)
 }
 

@@ -26,8 +26,8 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     migrations
 });
 
-/// Held by whoever brings the store of this database into shape; the number is any that others do not use. What is there
-/// already is not worth a notice.
+/// Held by whoever brings the store of this database into shape, one after the other; the number is any that others do not
+/// use. What is there already is not worth a notice.
 const LOCK: &str =
     "SELECT pg_advisory_xact_lock(5783261409127364001), set_config('client_min_messages', 'warning', true)";
 
@@ -72,6 +72,14 @@ impl PgStore {
     }
 }
 
+/// How many migrations were run.
+const RUN: &str = "SELECT count(*) FROM _sqlx_migrations";
+
+/// How many migrations there are.
+fn all() -> i64 {
+    i64::try_from(MIGRATIONS.iter().count()).unwrap_or(i64::MAX)
+}
+
 /// The newest format that this program knows.
 pub(super) fn newest() -> u32 {
     let newest = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
@@ -97,8 +105,7 @@ pub(super) async fn prepare(connection: &mut PgConnection, setup: &Setup) -> Res
     migrate(connection).await?;
     warn_of_lost_commits(connection).await;
     let mut transaction = connection.begin().await.map_err(failed)?;
-    // Workers that start together do it one after the other.
-    query("LOCK TABLE meta IN SHARE ROW EXCLUSIVE MODE").execute(&mut *transaction).await.map_err(failed)?;
+    query(LOCK).execute(&mut *transaction).await.map_err(failed)?;
     shards(&mut transaction, setup.shards).await?;
     for name in &setup.services {
         // Rows are never deleted, so the next number was never used.
@@ -218,11 +225,15 @@ async fn encoded(connection: &mut PgConnection) -> Result<(), StoreError> {
     Err(StoreError::Url(format!("names a database with the encoding {encoding}, it must be UTF8: {how}")))
 }
 
-/// Workers that start together do it one after the other; a pooler keeps to one server connection within a transaction.
+/// In one transaction, in which a pooler keeps to one server connection. Where nothing is to be done nothing is asked for but to
+/// read: who works with the store need not own it.
 async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
     let mut transaction = connection.begin().await.map_err(failed)?;
     query(LOCK).execute(&mut *transaction).await.map_err(failed)?;
-    known(format(&mut transaction).await.map_err(failed)?)?;
+    let found = known(format(&mut transaction).await.map_err(failed)?)?;
+    if found == newest() && query_scalar::<_, i64>(RUN).fetch_one(&mut *transaction).await.map_err(failed)? == all() {
+        return transaction.commit().await.map_err(failed);
+    }
     MIGRATIONS.run_direct(None, &mut *transaction, false).await.map_err(|error| match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => failed(error),
         other => StoreError::Corrupt(format!("the store's format cannot be brought up to date: {other}")),

@@ -176,6 +176,10 @@ pub struct Reply {
 
 /// What a store does for calls.
 pub trait CallStore: Send + Sync {
+    /// What answers are sealed with that are kept outside of the store: no other store has it, and this one has another
+    /// once it was restored, as answers of what is undone are worth nothing.
+    fn secret(&self) -> StoreFuture<'_, [u8; 32]>;
+
     /// Accepts calls in one transaction, each with its message in lane `lane` of the embedded log. In the order asked:
     /// nothing for a call that is new, and the record that was there for one that is not. A record that has expired is
     /// replaced. Of two calls of the same id the first counts, and the other one finds its record.
@@ -291,6 +295,12 @@ pub(in crate::store) fn in_order(
 /// A hash as it was stored.
 pub(in crate::store) fn hash<const N: usize>(stored: &[u8]) -> Result<[u8; N], StoreError> {
     stored.try_into().map_err(|_| StoreError::Corrupt(format!("a hash of a call has {} bytes, not {N}", stored.len())))
+}
+
+/// [`CallStore::secret`] of a store with this key, in the life that these words stand for.
+pub(in crate::store) fn secret(hash_key: &[u8; 32], life: &str) -> [u8; 32] {
+    let key = blake3::derive_key("perkey store: seal of answers outside of it", hash_key);
+    *blake3::keyed_hash(&key, life.as_bytes()).as_bytes()
 }
 
 #[cfg(test)]

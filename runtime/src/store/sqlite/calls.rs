@@ -5,19 +5,20 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection, query};
+use sqlx::{Row, SqliteConnection, query, query_scalar};
 
 use super::SqliteStore;
 use super::args::Rows;
 use super::decode;
 use super::group::hex;
 use super::read::signed;
+use super::schema;
 use super::writer::failed;
 use crate::clock::Millis;
 use crate::message::{ShardNo, shard_of};
 use crate::store::append::log_rows;
 use crate::store::calls::{
-    CallId, CallOutcome, CallRecord, CallStore, KeyCount, NewCall, answered, counted, firsts, hash, in_order,
+    CallId, CallOutcome, CallRecord, CallStore, KeyCount, NewCall, answered, counted, firsts, hash, in_order, secret,
 };
 use crate::store::{LogRow, StoreError, StoreFuture};
 
@@ -112,6 +113,16 @@ fn record(row: &SqliteRow) -> Result<CallRecord, StoreError> {
 }
 
 impl CallStore for SqliteStore {
+    fn secret(&self) -> StoreFuture<'_, [u8; 32]> {
+        Box::pin(async move {
+            let mut reader = self.readers.acquire().await.map_err(failed)?;
+            let hash_key = schema::hash_key(&mut reader).await?;
+            let life = query_scalar("SELECT value FROM meta WHERE name = 'life'").fetch_optional(&mut *reader).await;
+            let life: Option<String> = life.map_err(failed)?;
+            Ok(secret(&hash_key, &life.unwrap_or_default()))
+        })
+    }
+
     fn accept(&self, lane: String, calls: Vec<NewCall>) -> StoreFuture<'_, Vec<Option<CallRecord>>> {
         let calls: Arc<[NewCall]> = calls.into();
         let given = Arc::clone(&calls);

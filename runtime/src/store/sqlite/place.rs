@@ -2,10 +2,14 @@
 //! In: `store.url`. Out: a path, a held lock, or what is wrong with either.
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::store::StoreError;
+
+/// Whoever else may log in there has no business with what the store holds.
+const OWNERS: u32 = 0o600;
 
 /// How often the lock is tried: a tool that only asks whether it is held has it for an instant.
 const TRIES: u32 = 5;
@@ -40,10 +44,16 @@ pub(super) fn path(url: &str) -> Result<PathBuf, StoreError> {
     Ok(path.canonicalize().unwrap_or_else(|_| path.to_owned()))
 }
 
+/// Makes the file where there is none, for its owner alone: SQLite gives the files beside it the rights that it has. What
+/// stands in the way SQLite says.
+pub(super) fn make(path: &Path) {
+    drop(OpenOptions::new().write(true).create_new(true).mode(OWNERS).open(path));
+}
+
 /// Takes the lock beside `path`, for as long as the file lives.
 pub(super) async fn lock(path: &Path) -> Result<File, StoreError> {
     let beside = beside(path);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&beside);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(OWNERS).open(&beside);
     let file = file.map_err(|error| {
         StoreError::Unavailable(format!("{}: {error}: its directory must be writable", beside.display()))
     })?;

@@ -86,6 +86,14 @@ pub(super) async fn prepare(connection: &mut SqliteConnection, setup: &Setup) ->
         tables::prepare(&mut transaction, table).await?;
     }
     let hash_key = hash_key(&mut transaction).await?;
+    // A file says nothing of where it comes from: whoever runs it takes it for restored.
+    query(
+        "INSERT INTO meta (name, value) VALUES ('life', hex(randomblob(16)))
+         ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+    )
+    .execute(&mut *transaction)
+    .await
+    .map_err(|error| store_error(&error))?;
     transaction.commit().await.map_err(|error| store_error(&error))?;
     Ok(Identity { hash_key, services })
 }

@@ -12,6 +12,7 @@ use super::call::CallArgs;
 use super::edit::EditArgs;
 use super::outbox::OutboxCommand;
 use super::pause::{KeyCommand, ServiceCommand};
+use super::store::StoreCommand;
 use crate::operator::import::amounts::Scale;
 use crate::operator::token::TokenCommand;
 use perkey::settings::load::Flag;
@@ -35,7 +36,7 @@ Exit codes:
 const GLOBAL_WITH_VALUE: [&str; 5] = ["--config", "--store-url", "--output", "--set", "--log-format"];
 
 /// Commands with commands of their own: `dlq peek` may be written `dlq:peek`.
-const GROUPS: [&str; 9] = ["dlq", "outbox", "config", "state", "schedule", "keys", "service", "key", "token"];
+const GROUPS: [&str; 10] = ["dlq", "outbox", "config", "state", "schedule", "keys", "service", "key", "token", "store"];
 
 /// Budget Manager: accounts as per-key actors on Perkey, each message taking effect exactly once.
 #[derive(Debug, Parser)]
@@ -119,6 +120,9 @@ pub enum Command {
     Token(TokenCommand),
     /// Show the workers of a fleet and who owns which shard
     Leases,
+    /// Make a store, or bring it up to date, without running it (store prepare may be written store:prepare)
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Give a store that nobody runs another number of shards
     Reshard {
         /// How many

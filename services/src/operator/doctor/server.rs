@@ -57,11 +57,16 @@ fn disk(disk: &Disk) -> Vec<Finding> {
     let found = format!("{} of {} are free in {folder} ({share} %)", bytes(disk.free), bytes(disk.total));
     let advice =
         "make room: on a full disk nothing is lost and nothing is committed; commits are kept for dedup.window";
-    vec![match (disk.free, share) {
+    let wide = (!disk.wide.is_empty()).then(|| {
+        let found = format!("others than their owner may read or write {}", disk.wide.join(", "));
+        warning("disk", found, "chmod 600 each of them: a store that is made today is its owner's alone")
+    });
+    let room = match (disk.free, share) {
         (free, _) if free < 100 << 20 => error("disk", found, advice),
         (free, share) if free < GIB || share < 5 => warning("disk", found, advice),
         _ => ok("disk", found),
-    }]
+    };
+    wide.into_iter().chain([room]).collect()
 }
 
 fn versions(facts: &Facts, store: &StoreFacts) -> Vec<Finding> {
@@ -318,7 +323,7 @@ mod tests {
     fn a_disk_that_is_full_or_not_writable_is_an_error() {
         let told = |free, total, problem: Option<&str>| {
             let problem = problem.map(str::to_owned);
-            disk(&Disk { folder: PathBuf::from("/d"), free, total, problem }).remove(0).level
+            disk(&Disk { folder: PathBuf::from("/d"), free, total, problem, wide: Vec::new() }).remove(0).level
         };
         assert_eq!(told(50 << 30, 100 << 30, None), super::super::Level::Ok);
         assert_eq!((told(4 << 30, 100 << 30, None), told(1 << 20, 100 << 30, None)), (Warning, Error));

@@ -27,6 +27,7 @@ pub(super) fn checks(settings: &Settings) -> Vec<Finding> {
     all.extend(limits(settings));
     all.extend(edges(settings));
     all.extend(rabbitmq(&settings.rabbitmq));
+    all.extend(server(settings));
     all
 }
 
@@ -180,6 +181,15 @@ fn edges(settings: &Settings) -> Vec<Finding> {
     found
 }
 
+/// Whether the server of the store may be anybody.
+fn server(settings: &Settings) -> Option<Finding> {
+    let (host, mode) = store::unproven(settings)?;
+    let found = format!("PostgreSQL at {host} need not prove who it is (sslmode={mode})");
+    let advice = "add ?sslmode=verify-full&sslrootcert=FILE to store.url, unless the network on the way is trusted: less \
+                  than verify-ca takes any certificate, or none";
+    Some(warning("settings.store", found, advice))
+}
+
 fn rabbitmq(rabbitmq: &RabbitmqSettings) -> Vec<Finding> {
     const CHECK: &str = "settings.rabbitmq";
     let mut found = Vec::new();
@@ -277,6 +287,22 @@ mod tests {
         settings.kafka.topics = vec!["orders".to_owned()];
         assert_eq!(levels(&settings, "settings.kafka"), [Level::Warning, Level::Note]);
     }
+
+    #[test]
+    fn a_database_elsewhere_that_is_not_verified_is_told() {
+        let mut settings = Settings::default();
+        for (url, told) in [
+            ("sqlite://x.db", &[][..]),
+            ("postgres://u@localhost/d", &[]),
+            ("postgres://u@db/d?sslmode=verify-full", &[]),
+            ("postgres://u@db/d", &[Level::Warning]),
+            ("postgres://u@db/d?sslmode=require", &[Level::Warning]),
+        ] {
+            url.clone_into(&mut settings.store.url);
+            assert_eq!(levels(&settings, "settings.store"), told, "{url}");
+        }
+    }
+
     #[test]
     fn doors_to_rabbitmq_that_stand_open_are_told() {
         let mut settings = Settings::default();
