@@ -252,7 +252,8 @@ async fn payloads_settings_and_letters_that_are_nested_without_end_are_refused()
     codecs.unwrap().join().unwrap();
 
     let cli = Cli::new().await;
-    cli.file("lines.ndjson", deep.join("\n") + "\n");
+    let fine = r#"{"account":"a","amount":1,"currency":"EUR","at":"2026-01-31"}"#;
+    cli.file("lines.ndjson", format!("{fine}\n{}\n", deep.join("\n")));
     let said = cli.json(&["import", "--service", "transactions", "lines.ndjson"]).await;
     assert_eq!((said.code, &said.json()["rejected"]), (Some(2), &json!(3)), "{:.500}", said.err);
     for (name, text) in [
