@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use budget_actors::{App, Checkouts, Provider, handlers};
 use bytes::{Buf, BufMut, Bytes};
-use perkey::handler::{Codec as _, Payload, Protobuf, named_once};
+use perkey::handler::{Payload, Protobuf, named_once};
 use perkey_chaos::process::until;
 use reqwest::Client;
 use serde_json::{Value, json};

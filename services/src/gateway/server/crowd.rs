@@ -126,34 +126,32 @@ impl Drop for Run {
 mod tests {
     use std::future::pending;
 
-    use super::*;
+    use tokio::task::JoinSet;
 
-    /// A connection of this peer that stays.
-    fn enter(crowd: &mut Crowd, peer: &str) -> (Arc<Activity>, tokio::task::JoinHandle<()>) {
-        let (activity, task) = (Activity::start(), tokio::spawn(pending()));
-        crowd.enter(peer.parse().unwrap(), Arc::clone(&activity), task.abort_handle());
-        (activity, task)
-    }
+    use super::*;
 
     #[tokio::test]
     async fn whoever_has_most_loses_the_one_that_is_idle_for_longest() {
-        let mut crowd = Crowd::default();
-        let other = enter(&mut crowd, "192.0.2.9");
-        let many = [enter(&mut crowd, "192.0.2.1"), enter(&mut crowd, "192.0.2.1"), enter(&mut crowd, "192.0.2.1")];
+        let (mut crowd, mut tasks) = (Crowd::default(), JoinSet::new());
+        let [other, first, second, third] = ["192.0.2.9", "192.0.2.1", "192.0.2.1", "192.0.2.1"].map(|peer| {
+            let (activity, task) = (Activity::start(), tasks.spawn(pending::<()>()));
+            crowd.enter(peer.parse().unwrap(), Arc::clone(&activity), task.clone());
+            (activity, task.id())
+        });
+        let mut shut = async || tasks.join_next_with_id().await.unwrap().unwrap_err().id();
         // The first one is at work, and the second one was last.
-        let run = Run::of(&many[0].0);
-        many[2].0.last.store(0, Ordering::Release);
-        many[1].0.last.store(u64::MAX >> 1, Ordering::Release);
+        let run = Run::of(&first.0);
+        second.0.last.store(u64::MAX >> 1, Ordering::Release);
         assert!(crowd.make_room());
-        let [first, second, third] = many;
-        assert!(third.1.await.unwrap_err().is_cancelled());
+        assert_eq!(shut().await, third.1);
         assert!(crowd.make_room());
-        assert!(crowd.len() == 2 && !first.1.is_finished());
-        // One each: the other one is older without a request than none, and the one at work stays.
+        assert_eq!(shut().await, second.1);
+        // One each: the one at work stays.
         assert!(crowd.make_room() && !crowd.make_room());
-        assert!(other.1.await.unwrap_err().is_cancelled() && second.1.await.unwrap_err().is_cancelled());
+        assert_eq!(shut().await, other.1);
         drop(run);
         assert!(crowd.make_room() && crowd.len() == 0);
+        assert_eq!(shut().await, first.1);
     }
 
     #[test]
