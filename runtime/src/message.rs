@@ -102,13 +102,17 @@ pub fn check_name<'a>(name: &'static str, bytes: &'a [u8]) -> Result<&'a str, Me
     if is_plain && bytes[0] != b' ' && bytes[bytes.len() - 1] != b' ' { Ok(text) } else { check_text(name, text) }
 }
 
-fn check_text<'a>(name: &'static str, text: &'a str) -> Result<&'a str, MessageError> {
+/// Whether a character is not seen and changes how others are: controls, bidirectional marks, separators of lines.
+pub fn is_unseen(c: char) -> bool {
     use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator};
+    matches!(c.general_category(), Control | Format | LineSeparator | ParagraphSeparator)
+}
+
+fn check_text<'a>(name: &'static str, text: &'a str) -> Result<&'a str, MessageError> {
     if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
         return Err(MessageError::Space(name));
     }
-    let unseen = |c: &char| matches!(c.general_category(), Control | Format | LineSeparator | ParagraphSeparator);
-    if let Some(character) = text.chars().find(unseen) {
+    if let Some(character) = text.chars().find(|c| is_unseen(*c)) {
         return Err(MessageError::Invisible { name, character });
     }
     if !is_nfc(text) {

@@ -5,6 +5,7 @@ mod cron;
 mod gates;
 pub mod load;
 mod problems;
+mod redact;
 mod routes;
 mod words;
 

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use perkey::host::{files_fit, raise_files};
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use tokio::net::TcpListener;
@@ -33,6 +34,9 @@ use self::server::{Bounds, Tls};
 
 /// Time beyond `gateway.wait` in which connections end when the process is told to.
 const SPARE: Duration = Duration::from_secs(1);
+
+/// Files that a process has open besides the doors' connections: the admin listener's, its store's, its log, lines to brokers.
+const FILES: u64 = 256;
 
 /// The doors, still closed: their addresses are taken, so whoever comes waits.
 pub struct Doors {
@@ -68,6 +72,11 @@ impl Doors {
             && let Some(address) = listens.iter().find(|address| !address.ip().is_loopback())
         {
             warn!(%address, "the gateway speaks plain text: whoever is on the way can read the tokens");
+        }
+        let connections = (listens.len() * gateway.connections_max) as u64;
+        let needed = connections + u64::from(settings.store.connections) + FILES;
+        if let Err(problem) = files_fit(raise_files(), needed) {
+            warn!(%problem, "connections may be refused");
         }
         Ok(Self { http, grpc, tls: server::tls(gateway)?, auth })
     }

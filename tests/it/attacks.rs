@@ -4,14 +4,20 @@
 
 use std::time::Duration;
 
+use budget_actors::{App, Checkouts, Provider, handlers};
 use bytes::{Buf, BufMut, Bytes};
+use perkey::handler::{Payload, Protobuf, named_once};
+use perkey_chaos::process::until;
 use reqwest::Client;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use crate::cli::Cli;
 use crate::contract::{Kind, Scene};
 
 /// How deep things are nested that would end a process which follows them on its stack.
@@ -211,6 +217,103 @@ async fn texts_are_bounded_at_every_door_and_answers_by_their_bytes() {
         assert_eq!(told, status, "{reads}: {answer:.300}");
     }
     lives(&scene).await;
+    scene.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn payloads_settings_and_letters_that_are_nested_without_end_are_refused() {
+    let deep = [nested(DEEP), "{\"account\":".repeat(DEEP), format!("{{\"memo\":{}}}", nested(DEEP))];
+    let schema = "syntax = \"proto3\"; message Node { Node inner = 1; string key = 2; }";
+    let schema = Protobuf::from_proto(schema, "Node").unwrap();
+    let mut message = Vec::new();
+    for _ in 0..5_000 {
+        let mut outer = vec![0x0a];
+        prost::encoding::encode_varint(message.len() as u64, &mut outer);
+        outer.append(&mut message);
+        message = outer;
+    }
+    // Where the codecs are asked: a thread with the stack of a worker.
+    let codecs = std::thread::Builder::new().stack_size(2 << 20).spawn({
+        let deep = deep.clone();
+        move || {
+            let provider = Provider::new("", Duration::from_secs(1)).unwrap();
+            let handlers = handlers(&App { provider, checkouts: Checkouts::default() });
+            for payload in &deep {
+                assert!(named_once(payload.as_bytes()).is_err());
+                for service in handlers.services() {
+                    assert!(handlers.key_of(&service, payload.as_bytes()).is_err(), "{service}");
+                }
+            }
+            for payload in [message, vec![0x0b; DEEP], vec![0x13; DEEP]] {
+                assert!(perkey::handler::Codec::<Value>::decode(&schema, &Payload::from(&payload)).is_err());
+            }
+        }
+    });
+    codecs.unwrap().join().unwrap();
+
+    let cli = Cli::new().await;
+    let fine = r#"{"account":"a","amount":1,"currency":"EUR","at":"2026-01-31"}"#;
+    cli.file("lines.ndjson", format!("{fine}\n{}\n", deep.join("\n")));
+    let said = cli.json(&["import", "--service", "transactions", "lines.ndjson"]).await;
+    assert_eq!((said.code, &said.json()["rejected"]), (Some(2), &json!(3)), "{:.500}", said.err);
+    for (name, text) in [
+        ("list.toml", format!("x = {}", nested(DEEP))),
+        ("table.toml", format!("[gateway]\nlisten = {}1{}", "{a=".repeat(DEEP), "}".repeat(DEEP))),
+        ("key.toml", format!("{}a = 1", "a.".repeat(DEEP))),
+    ] {
+        cli.file(name, text);
+        cli.run(&["config", "show", "--config", name]).await.fails(78, &["no TOML at line", name]);
+    }
+}
+
+/// A connection from this address of this machine, on which that much was sent.
+async fn half_sent(from: &str, to: &str, part: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+    let mut stream = socket.connect(to.parse().unwrap()).await.unwrap();
+    stream.write_all(part.as_bytes()).await.unwrap();
+    stream
+}
+
+/// What comes on it until there is a pause; empty once it is shut.
+async fn answer(stream: &mut TcpStream) -> String {
+    let mut said = vec![0; 64 << 10];
+    let read = tokio::time::timeout(Duration::from_secs(20), stream.read(&mut said)).await.unwrap().unwrap();
+    String::from_utf8_lossy(&said[..read]).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_without_a_request_shut_nobody_out() {
+    let scene = Scene::new(Kind::Sqlite, &["gateway.connections_max=16", "gateway.read_timeout=60s"]).await;
+    let (http, admin) = (scene.http.clone(), scene.admin().await);
+    let (front, back) = (http.strip_prefix("http://").unwrap(), admin.strip_prefix("http://").unwrap());
+    let request = format!("GET /api/problems HTTP/1.1\r\nhost: {front}\r\n\r\n");
+    let mut known = half_sent("127.0.0.3", front, &request).await;
+    assert!(answer(&mut known).await.starts_with("HTTP/1.1 200"));
+    let mut held = Vec::new();
+    for to in [front, back] {
+        for _ in 0..100 {
+            held.push(half_sent("127.0.0.2", to, "GET /livez HTTP/1.1\r\nhost: local").await);
+        }
+    }
+    let client = Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
+    assert_eq!(client.get(format!("{http}/api/problems")).send().await.unwrap().status(), 200);
+    lives(&scene).await;
+    // Who had one connection still has it, and most of those that say nothing are shut.
+    known.write_all(request.as_bytes()).await.unwrap();
+    let said = answer(&mut known).await;
+    assert!(said.starts_with("HTTP/1.1 200"), "{said:.200}");
+    let few = async || {
+        let open = |stream: &&TcpStream| {
+            stream.try_read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+        };
+        held.iter().filter(open).count() <= 16 + 64
+    };
+    until("connections that say nothing are shut", Duration::from_secs(20), few).await.unwrap();
+    for place in [&admin, &http] {
+        let elsewhere = client.get(format!("{place}/metrics")).header("host", "evil.example").send().await.unwrap();
+        assert_eq!(elsewhere.status(), 403, "{place}");
+    }
     scene.end().await;
 }
 

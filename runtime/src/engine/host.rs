@@ -3,6 +3,7 @@
 
 mod arguments;
 mod ending;
+mod files;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,6 +17,7 @@ use tracing::info;
 
 use self::arguments::Arguments;
 pub use self::ending::{Drained, Failure, Signals, drain};
+pub use self::files::{files_fit, raise_files};
 use super::Engine;
 use crate::clock::Clock;
 use crate::handlers::Handlers;
@@ -254,6 +256,8 @@ pub fn said(text: &str) -> Result<(), Failure> {
 /// Runs a process's one future on all cores, and closes the stores that it opened. What still runs by then is cut off: a
 /// thread that reads a terminal would never end.
 pub fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
+    // A connection is a file, and what many systems allow at first is few of them.
+    raise_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Failed(format!("cannot start: {error}")))?;
     let ended = runtime.block_on(store::closing(future));

@@ -17,6 +17,8 @@ section! {
         grpc_listen: String = "127.0.0.1:8081".to_owned(),
         /// File with the bearer tokens' hashes (`budget-manager token:new`). Without one only loopback is served, as tenant `default`.
         tokens: String = String::new(),
+        /// Whether, without tokens, pages that this machine serves at other ports may send changes.
+        local_origins: bool = true,
         /// Certificate chain (PEM) of both listeners; with `tls_key`. Without it they speak plain text.
         tls_cert: String = String::new(),
         /// Its private key (PEM).

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 use tracing::warn;
 
+pub use super::redact::redact;
 use super::words::{duration, wanted};
 use super::{Bind, CronSettings, DependencySettings, IdWithin, KeyFrom, Publish, ServiceLimit, Settings};
 
@@ -83,35 +84,17 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<String>> {
         }
     }
     for flag in &sources.flags {
+        if !flag.value.is_empty() && redact(&flag.setting, &flag.value) != flag.value {
+            let setting = &flag.setting;
+            warn!(
+                %setting,
+                "a secret is given on the command line, where every user of this machine may read it: a file or a variable of the \
+                 environment keeps it"
+            );
+        }
         loading.text(&flag.setting, &flag.value, format!("flag {}", flag.flag));
     }
     loading.finish()
-}
-
-/// The value of a setting as it may be shown: passwords in URLs and whatever is named a secret become `***`.
-pub fn redact(setting: &str, value: &str) -> String {
-    let name = setting.rsplit('.').next().unwrap_or(setting);
-    if ["password", "token", "secret"].iter().any(|word| name.contains(word)) {
-        return "***".to_owned();
-    }
-    // A list of another program's settings: one that holds a secret is not shown at all.
-    if name == "properties" && ["password", "secret", "pem", "token"].iter().any(|word| value.contains(word)) {
-        return "***".to_owned();
-    }
-    let mut shown = value.to_owned();
-    if let Some(start) = shown.find("://").map(|at| at + 3) {
-        let end = shown[start..].find(['/', '?']).map_or(shown.len(), |at| start + at);
-        if let Some(at) = shown[start..end].rfind('@').map(|at| start + at)
-            && let Some(colon) = shown[start..at].find(':').map(|colon| start + colon)
-        {
-            shown.replace_range(colon + 1..at, "***");
-        }
-    }
-    if let Some(start) = shown.find("password=").map(|at| at + "password=".len()) {
-        let end = shown[start..].find(['&', '"']).map_or(shown.len(), |at| start + at);
-        shown.replace_range(start..end, "***");
-    }
-    shown
 }
 
 /// The entry of `known` that `word` was most likely meant to be.
@@ -580,6 +563,13 @@ mod tests {
         assert_eq!(redact("kafka.properties", "[\"linger.ms=5\"]"), "[\"linger.ms=5\"]");
         assert_eq!(redact("store.url", "postgres:///x?password=hunter2&a=b"), "postgres:///x?password=***&a=b");
         assert_eq!(redact("store.url", "sqlite:///a@b:c.db"), "sqlite:///a@b:c.db");
+        assert_eq!(redact("gateway.tokens", "/etc/tokens"), "/etc/tokens");
+        for password in ["hun/ter", "hun?ter=2", "hun@ter", "hun#ter", "hun:ter"] {
+            let shown = redact("store.url", &format!("postgres://me:{password}@db:5432/x"));
+            assert_eq!(shown, "postgres://me:***@db:5432/x", "{password}");
+        }
+        assert_eq!(redact("x", "a://b?token=hun&sslpassword=ter&c=d"), "a://b?token=***&sslpassword=***&c=d");
+        assert!(!redact("rabbitmq.hosts", "amqp://a:hun@one,amqp://c:ter@two").contains("ter"));
         let refused = load(&Sources { flags: vec![flag("stor.url", url)], ..Sources::default() }).unwrap_err();
         assert!(!refused[0].contains("hun"), "{refused:?}");
     }

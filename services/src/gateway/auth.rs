@@ -168,8 +168,14 @@ impl Auth {
         self.tokens.is_none()
     }
 
-    /// Who sends a request with this header `Authorization`.
-    pub fn caller(&self, authorization: Option<&[u8]>) -> Result<Caller, Problem> {
+    /// Who sends a request with these values of the header `Authorization`: one, as who reads the first of two and who reads
+    /// the last would take it for another's.
+    pub fn caller<'a>(&self, authorization: impl IntoIterator<Item = &'a [u8]>) -> Result<Caller, Problem> {
+        let mut values = authorization.into_iter();
+        let (authorization, other) = (values.next(), values.next());
+        if other.is_some() {
+            return Err(Problem::new(Kind::Unauthenticated, "Authorization came twice: a request has one token"));
+        }
         let Some(tokens) = &self.tokens else {
             let (tenant, principal) = (DEFAULT_TENANT.to_owned(), "anybody".to_owned());
             return Ok(Caller { tenant, principal, roles: Role::ALL.to_vec() });
@@ -357,10 +363,12 @@ mod tests {
         std::fs::write(file.path(), format!("\u{feff}# tokens\r\n\r\n{known}\r\n")).unwrap();
         let listens = ["0.0.0.0:1".parse().unwrap()];
         let auth = Auth::open(file.path().to_str().unwrap(), &listens).unwrap();
-        assert_eq!(auth.caller(Some(b"Bearer secret")), Ok(known.caller.clone()));
+        assert_eq!(auth.caller(Some(&b"Bearer secret"[..])), Ok(known.caller.clone()));
         for header in [None, Some(&b"Bearer other"[..]), Some(b"Basic secret"), Some(b"Bearer"), Some(b"Bearer  ")] {
             assert_eq!(auth.caller(header).unwrap_err().kind, Kind::Unauthenticated, "{header:?}");
         }
+        let twice = auth.caller([&b"Bearer secret"[..], b"Bearer secret"]).unwrap_err();
+        assert!(twice.kind == Kind::Unauthenticated && twice.detail.contains("twice"), "{twice:?}");
         assert!(known.caller.check(Role::Read).is_ok());
         assert_eq!(known.caller.check(Role::Write).unwrap_err().kind, Kind::Forbidden);
     }
@@ -391,7 +399,7 @@ mod tests {
         assert_eq!(counts(&auth, grace), 2);
         std::fs::write(&path, format!("{ann}\nnonsense\n")).unwrap();
         assert_eq!((counts(&auth, grace), gauge(&metrics)), (1, true), "the line that is good counts, alone");
-        assert_eq!(auth.caller(Some(b"Bearer bob")).unwrap_err().kind, Kind::Unauthenticated);
+        assert_eq!(auth.caller(Some(&b"Bearer bob"[..])).unwrap_err().kind, Kind::Unauthenticated);
         // Whoever may write it, or put another in its place, could name any tenant.
         let wide = |mode| std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
         std::fs::write(&path, format!("{ann}\n{bob}\n")).unwrap();

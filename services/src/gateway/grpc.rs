@@ -66,7 +66,7 @@ pub fn routes(rest: &Rest) -> (axum::Router, Readiness) {
 
 /// Whether the caller is known, before anything of the body is read. What tells of the process itself anybody may ask.
 async fn known(State(auth): State<Arc<Auth>>, request: Request, next: Next) -> Response {
-    let header = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
+    let header = request.headers().get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
     match request.uri().path().starts_with(CALLS).then(|| auth.caller(header)) {
         Some(Err(problem)) => status(&problem).into_http(),
         _ => next.run(request).await,

@@ -31,7 +31,7 @@ pub fn parse(bytes: &[u8]) -> Result<Value, Problem> {
 fn problem(at: &[String], error: &serde_json::Error) -> Problem {
     let pointer: String = at.iter().map(|part| format!("/{}", part.replace('~', "~0").replace('/', "~1"))).collect();
     let detail = format!("the body cannot be read as JSON: {error}");
-    let errors = vec![FieldError { pointer, detail: error.to_string() }];
+    let errors = vec![FieldError::new(pointer, error.to_string())];
     Problem { errors, ..Problem::new(Kind::Malformed, detail) }
 }
 

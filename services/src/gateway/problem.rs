@@ -160,6 +160,28 @@ impl Kind {
     }
 }
 
+impl FieldError {
+    /// At this place.
+    pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { pointer: shortened(pointer.into()), detail: shortened(detail.into()) }
+    }
+}
+
+/// Most places of a request that are told to be wrong: an answer is no larger for having many.
+pub const ERRORS_MAX: usize = 20;
+
+/// Most bytes of a text that quotes what was sent.
+const SAID_BYTES_MAX: usize = 2 << 10;
+
+/// What a problem says, however much it quotes.
+pub fn shortened(mut text: String) -> String {
+    if text.len() > SAID_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(SAID_BYTES_MAX));
+        text.push('…');
+    }
+    text
+}
+
 /// Where the contract is told, for the header `Link` of each problem.
 pub const POLICY: &str = "/.well-known/idempotency";
 
@@ -169,20 +191,21 @@ pub const CONTENT_TYPE: &str = "application/problem+json";
 impl Problem {
     /// A problem of this kind.
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), errors: Vec::new(), retry_after: None, replayed: false }
+        Self { kind, detail: shortened(detail.into()), errors: Vec::new(), retry_after: None, replayed: false }
     }
 
     /// The input is wrong at one place.
     pub fn at(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         let (pointer, detail) = (pointer.into(), detail.into());
         let said = if pointer.is_empty() { detail.clone() } else { format!("{pointer}: {detail}") };
-        Self { errors: vec![FieldError { pointer, detail }], ..Self::new(Kind::Malformed, said) }
+        Self { errors: vec![FieldError::new(pointer, detail)], ..Self::new(Kind::Malformed, said) }
     }
 
-    /// The input is wrong at these places.
-    pub fn malformed(errors: Vec<FieldError>) -> Self {
+    /// The input is wrong at these places; of many the first ones are told.
+    pub fn malformed(mut errors: Vec<FieldError>) -> Self {
+        errors.truncate(ERRORS_MAX);
         let said = errors.iter().map(|error| format!("{}: {}", error.pointer, error.detail)).collect::<Vec<_>>();
-        Self { detail: said.join("; "), errors, ..Self::new(Kind::Malformed, "") }
+        Self { errors, ..Self::new(Kind::Malformed, said.join("; ")) }
     }
 
     /// The same, to be tried again after this long.
@@ -241,6 +264,19 @@ mod tests {
             ("something else", Kind::Rejected),
         ] {
             assert_eq!(Kind::of_refusal(code), kind, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_problem_is_no_larger_for_what_it_quotes() {
+        let long = "é".repeat(1 << 20);
+        for problem in [
+            Problem::at(format!("/{long}"), &long),
+            Problem::malformed(vec![FieldError::new(&long, &long); 100_000]),
+            Problem::new(Kind::NotFound, &long),
+        ] {
+            let told = problem.document("/").to_string();
+            assert!(told.len() < 100_000 && told.contains('…'), "{}", told.len());
         }
     }
 

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 
 use self::answer::Echo;
 pub use self::answer::wanted;
+pub use self::guard::from_elsewhere;
 use super::auth::{Auth, Caller, Role};
 use super::front::{Asked, Front, PAGE, TAKEN_ALONG};
 use super::json;
@@ -92,7 +93,7 @@ fn method(operation: &Operation) -> MethodFilter {
 impl Rest {
     /// Who sends a request with these headers.
     pub fn caller(&self, headers: &HeaderMap, role: Role) -> Result<Caller, Problem> {
-        let caller = self.auth.caller(headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()))?;
+        let caller = self.auth.caller(headers.get_all(header::AUTHORIZATION).iter().map(|value| value.as_bytes()))?;
         caller.check(role)?;
         Ok(caller)
     }

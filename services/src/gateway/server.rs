@@ -2,12 +2,12 @@
 //! In: a listener and routes. Out: answers over HTTP/1.1 and HTTP/2, until it is told to stop.
 
 mod body;
+mod crowd;
 mod preface;
 mod tls;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -20,7 +20,7 @@ use perkey::clock::sleep;
 use perkey::settings::GatewaySettings;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tower::ServiceExt;
@@ -28,6 +28,7 @@ use tracing::{debug, warn};
 
 pub use self::body::BodyError;
 use self::body::Bounded;
+use self::crowd::{Activity, Crowd, Run};
 pub use self::tls::{Tls, tls};
 
 /// Streams at once on a connection of HTTP/2.
@@ -41,6 +42,9 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// Time without a request after which a connection is closed.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// How often somebody for whom there is no room is told whether there is some.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Pause after the system would not give a connection: it has no room for more files, say.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
@@ -85,39 +89,40 @@ pub async fn serve(
     bounds: Bounds,
     mut stop: watch::Receiver<bool>,
 ) {
-    let room = Arc::new(Semaphore::new(bounds.connections));
     let shared = Arc::new(Shared { tls, router, bounds });
-    let mut open = JoinSet::new();
+    let (mut open, mut crowd) = (JoinSet::new(), Crowd::default());
+    // Who has come and has no room: whoever comes behind it waits in the system.
+    let mut newcomer = None;
     loop {
-        let accepted = tokio::select! {
-            accepted = accept(&listener, &room) => accepted,
+        tokio::select! {
+            accepted = accept(&listener), if newcomer.is_none() => newcomer = accepted,
+            () = sleep(LOOK_AGAIN), if newcomer.is_some() => {}
             () = stopped(&mut stop) => break,
-            Some(_) = open.join_next() => continue,
-        };
-        let Some((stream, permit)) = accepted else { continue };
-        let (shared, mut stop) = (Arc::clone(&shared), stop.clone());
-        open.spawn(async move {
-            if let Err(error) = connection(stream, &shared, &mut stop).await {
-                debug!(%error, "a connection has ended");
-            }
-            drop(permit);
-        });
+            Some(ended) = open.join_next_with_id() => crowd.left(ended.map_or_else(|error| error.id(), |(id, ())| id)),
+        }
+        let has_room = newcomer.is_some() && (crowd.len() < bounds.connections || crowd.make_room());
+        if let Some((stream, peer)) = newcomer.take_if(|_| has_room) {
+            let (shared, mut stop, activity) = (Arc::clone(&shared), stop.clone(), Activity::start());
+            let its = Arc::clone(&activity);
+            let task = open.spawn(async move {
+                if let Err(error) = connection(stream, &shared, &its, &mut stop).await {
+                    debug!(%error, "a connection has ended");
+                }
+            });
+            crowd.enter(peer, activity, task);
+        }
     }
-    drop(listener);
+    drop((listener, newcomer));
     let all = async { while open.join_next().await.is_some() {} };
     if timeout(bounds.drain, all).await.is_err() {
         warn!(connections = open.len(), "connections are cut off: their requests took too long");
     }
 }
 
-/// The next connection, once there is room for it.
-async fn accept(
-    listener: &TcpListener,
-    room: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = Arc::clone(room).acquire_owned().await.ok()?;
+/// The next connection, and whose it is.
+async fn accept(listener: &TcpListener) -> Option<(TcpStream, IpAddr)> {
     match listener.accept().await {
-        Ok((stream, _)) => Some((stream, permit)),
+        Ok((stream, peer)) => Some((stream, peer.ip())),
         Err(error) => {
             warn!(%error, "a connection could not be accepted");
             sleep(ACCEPT_AGAIN).await;
@@ -133,28 +138,32 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 type Ended = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-async fn connection(stream: TcpStream, shared: &Shared, stop: &mut watch::Receiver<bool>) -> Ended {
+async fn connection(
+    stream: TcpStream,
+    shared: &Shared,
+    activity: &Arc<Activity>,
+    stop: &mut watch::Receiver<bool>,
+) -> Ended {
     stream.set_nodelay(true)?;
     match &shared.tls {
-        None => speak(stream, shared, stop).await,
+        None => speak(stream, shared, activity, stop).await,
         Some(tls) => {
             let stream = timeout(shared.bounds.read, tls.accept(stream)).await??;
-            Box::pin(speak(stream, shared, stop)).await
+            Box::pin(speak(stream, shared, activity, stop)).await
         }
     }
 }
 
 /// Answers one connection's requests.
-async fn speak<I>(io: I, shared: &Shared, stop: &mut watch::Receiver<bool>) -> Ended
+async fn speak<I>(io: I, shared: &Shared, activity: &Arc<Activity>, stop: &mut watch::Receiver<bool>) -> Ended
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let bounds = shared.bounds;
     let (is_h2, io) = timeout(bounds.read, preface::look(io)).await??;
     let builder = builder(bounds, is_h2);
-    let activity = Arc::new(Activity::default());
     let service = service_fn({
-        let activity = Arc::clone(&activity);
+        let activity = Arc::clone(activity);
         let router = shared.router.clone();
         move |request: hyper::Request<Incoming>| {
             let run = Run::of(&activity);
@@ -199,39 +208,6 @@ fn builder(bounds: Bounds, is_h2: bool) -> Builder<TokioExecutor> {
     h2.timer(TokioTimer::new()).keep_alive_interval(bounds.read).keep_alive_timeout(bounds.read);
     h2.max_concurrent_streams(STREAMS_MAX).max_header_list_size(HEAD_BYTES_MAX as u32);
     if is_h2 { builder.http2_only() } else { builder.http1_only() }
-}
-
-/// The requests of a connection.
-#[derive(Debug, Default)]
-struct Activity {
-    begun: AtomicU64,
-    ended: AtomicU64,
-}
-
-impl Activity {
-    fn seen(&self) -> u64 {
-        self.begun.load(Ordering::Acquire)
-    }
-
-    fn is_idle(&self) -> bool {
-        self.ended.load(Ordering::Acquire) == self.seen()
-    }
-}
-
-/// A request that runs; also one whose client went away has ended.
-struct Run(Arc<Activity>);
-
-impl Run {
-    fn of(activity: &Arc<Activity>) -> Self {
-        activity.begun.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(activity))
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        self.0.ended.fetch_add(1, Ordering::AcqRel);
-    }
 }
 
 /// Takes an address; `setting` is what names it.

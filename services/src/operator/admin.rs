@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use perkey::engine::Engine;
@@ -17,8 +18,11 @@ use perkey::settings::Settings;
 use perkey::store::Store;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use crate::defaults;
+use crate::gateway::rest::from_elsewhere;
+use crate::gateway::server::{self, Bounds};
 
 /// A probe that waits longer tells nothing to whoever sent it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
@@ -83,20 +87,43 @@ impl Admin {
     }
 }
 
+/// Connections at once: probes and whoever collects metrics need few.
+const CONNECTIONS_MAX: usize = 64;
+
+/// What a client may take for a request's head, and for its body, which is not read.
+const BOUNDS: Bounds = Bounds {
+    connections: CONNECTIONS_MAX,
+    read: Duration::from_secs(5),
+    body_bytes: 1 << 10,
+    drain: Duration::from_secs(1),
+};
+
 /// Answers until it is dropped.
-pub async fn serve(listener: TcpListener, admin: Arc<Admin>) -> std::io::Result<()> {
-    let routes = Router::new()
+pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+    let is_local = listener.local_addr().is_ok_and(|address| address.ip().is_loopback());
+    let mut routes = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .with_state(admin);
-    axum::serve(listener, routes).await
+    if is_local {
+        routes = routes.layer(from_fn(local));
+    }
+    let (_stop, stopped) = watch::channel(false);
+    server::serve(listener, None, routes, BOUNDS, stopped).await;
+}
+
+/// What listens to this machine alone answers under its names alone: a page of a site whose name leads here is not served.
+async fn local(request: Request, next: Next) -> Response {
+    match from_elsewhere(&request, false) {
+        Some(problem) => (StatusCode::FORBIDDEN, format!("{}\n", problem.detail)).into_response(),
+        None => next.run(request).await,
+    }
 }
 
 /// Why the process has to end when the listener has.
-pub fn failed(ended: std::io::Result<()>) -> Failure {
-    let reason = ended.err().map_or_else(|| "it ended".to_owned(), |error| error.to_string());
-    Failure::Failed(format!("the admin listener failed: {reason}"))
+pub fn failed() -> Failure {
+    Failure::Failed("the admin listener has ended".to_owned())
 }
 
 async fn readable(store: &dyn Store, calls: &Calls) -> (bool, Vec<String>) {

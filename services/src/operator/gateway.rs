@@ -45,7 +45,7 @@ pub async fn gateway(settings: &Settings) -> Ended {
     info!(store = %redact("store.url", &settings.store.url), metrics = %address, "requests are being answered");
     tokio::select! {
         () = signals.next() => {}
-        ended = admin::serve(listener, Arc::clone(&admin)) => return Err(admin::failed(ended)),
+        () = admin::serve(listener, Arc::clone(&admin)) => return Err(admin::failed()),
     }
     info!("draining; a second signal ends the process at once");
     admin.set(Stage::Draining);

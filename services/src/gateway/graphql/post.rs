@@ -16,7 +16,7 @@ use super::error::whole;
 use super::text::is_deeper;
 use super::{ALIASES_MAX, DOCUMENT_BYTES_MAX, Door, NESTING_MAX, expanded, variables};
 use crate::gateway::key::{self, IdempotencyKey};
-use crate::gateway::problem::{Kind, POLICY, Problem};
+use crate::gateway::problem::{ERRORS_MAX, Kind, POLICY, Problem, shortened};
 use crate::gateway::rest::{self, Rest};
 
 /// The answer to a request.
@@ -35,7 +35,7 @@ pub(super) async fn answer(door: &Door, request: HttpRequest) -> HttpResponse {
 
 /// The request, when it may run. Who asks is known before its body is read.
 async fn asked(rest: &Rest, request: HttpRequest) -> Result<(Request, Asking), Problem> {
-    let authorization = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let authorization = request.headers().get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
     let caller = rest.auth.caller(authorization)?;
     let values = request.headers().get_all(key::HEADER).iter().map(HeaderValue::as_bytes);
     let key = IdempotencyKey::of_header(values, rest.front.settings().lenient_keys)?;
@@ -93,6 +93,7 @@ fn counted(request: &mut Request) -> Result<Counted, Problem> {
 fn rendered(mut response: Response, replayed: Vec<String>, mutations: usize) -> HttpResponse {
     // An error of a field has its place: that one was asked.
     let ran = response.data != Value::Null || response.errors.iter().any(|error| !error.path.is_empty());
+    response.errors.truncate(ERRORS_MAX);
     response.errors.iter_mut().for_each(classified);
     let mut headers = HeaderMap::new();
     if !replayed.is_empty() {
@@ -108,6 +109,8 @@ fn rendered(mut response: Response, replayed: Vec<String>, mutations: usize) -> 
 
 /// What the schema itself complains about is the document's fault.
 fn classified(error: &mut ServerError) {
+    error.message = shortened(std::mem::take(&mut error.message));
+    error.locations.truncate(ERRORS_MAX);
     let extensions = error.extensions.get_or_insert_with(ErrorExtensionValues::default);
     if extensions.get("code").is_none() {
         extensions.set("code", Kind::Malformed.code());

@@ -94,7 +94,7 @@ impl Calls {
     }
 
     fn caller(&self, metadata: &MetadataMap) -> Result<Caller, Problem> {
-        self.auth.caller(metadata.get("authorization").map(|value| value.as_encoded_bytes()))
+        self.auth.caller(metadata.get_all("authorization").iter().map(|value| value.as_encoded_bytes()))
     }
 }
 

@@ -7,7 +7,7 @@ use budget_actors::texts::{self, TEXT_BYTES_MAX};
 use perkey::message::check_name;
 use serde_json::{Map, Value, json};
 
-use crate::gateway::problem::{FieldError, Problem};
+use crate::gateway::problem::{ERRORS_MAX, FieldError, Problem};
 
 /// A member of a body.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +103,9 @@ pub fn checked(members: &[Member], body: Value) -> Result<Map<String, Value>, Pr
     let mut errors = Vec::new();
     let mut wrong = |name: &str, detail: String| {
         let pointer = format!("/{}", name.replace('~', "~0").replace('/', "~1"));
-        errors.push(FieldError { pointer, detail });
+        if errors.len() < ERRORS_MAX {
+            errors.push(FieldError::new(pointer, detail));
+        }
     };
     for member in members {
         match body.get(member.name) {

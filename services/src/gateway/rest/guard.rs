@@ -49,7 +49,7 @@ async fn bounded(rest: &Rest, request: Request, next: Next) -> Response {
     let instance = request.uri().path().to_owned();
     let settings = rest.front.settings();
     let within = settings.read_timeout + settings.wait + SPARE;
-    let refused = rest.auth.is_open().then(|| from_elsewhere(&request)).flatten();
+    let refused = rest.auth.is_open().then(|| from_elsewhere(&request, settings.local_origins)).flatten();
     let answer = match refused {
         Some(problem) => Err(problem),
         None => tokio::time::timeout(within, next.run(request)).await.map_err(|_| {
@@ -61,20 +61,24 @@ async fn bounded(rest: &Rest, request: Request, next: Next) -> Response {
 }
 
 /// Without tokens a page of another site must not reach what listens here: neither by a name of its own that leads to
-/// this machine, nor by a request of its own.
-fn from_elsewhere(request: &Request) -> Option<Problem> {
+/// this machine, nor by a request of its own. Pages of other ports of this machine are another's too, unless told otherwise.
+pub fn from_elsewhere(request: &Request, local_origins: bool) -> Option<Problem> {
     let text = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
     let host = request.uri().authority().map(|authority| authority.as_str()).or_else(|| text(header::HOST));
-    if let Some(host) = host.filter(|host| !is_loopback(host)) {
+    if let Some(host) = host
+        && !is_loopback(host)
+    {
         let detail = format!("without tokens only this machine is served, and {host:?} is not its name: use localhost");
         return Some(Problem::new(Kind::Forbidden, detail));
     }
     let origin = text(header::ORIGIN).filter(|_| changes(request.method()))?;
     let site = origin.split_once("://").map_or(origin, |(_, site)| site);
-    if is_loopback(site) {
+    let is_own = host.is_some_and(|host| host.eq_ignore_ascii_case(site));
+    if is_own || local_origins && is_loopback(site) {
         return None;
     }
-    Some(Problem::new(Kind::Forbidden, format!("without tokens no page of another site is served: {origin:?}")))
+    let detail = format!("without tokens no page of another site is served: {origin:?} (gateway.local_origins)");
+    Some(Problem::new(Kind::Forbidden, detail))
 }
 
 /// Whether a host, with or without its port, is this machine. Names of hosts have no case (RFC 3986, 3.2.2).
@@ -141,7 +145,7 @@ mod tests {
             ("LocalHost:8080", Some("http://LOCALHOST:3000")),
             ("localhost", Some("http://localhost:3000")),
         ] {
-            assert_eq!(from_elsewhere(&asked(host, origin)), None, "{host} {origin:?}");
+            assert_eq!(from_elsewhere(&asked(host, origin), true), None, "{host} {origin:?}");
         }
         for (host, origin) in [
             ("evil.example:8080", None),
@@ -149,8 +153,15 @@ mod tests {
             ("localhost:8080", Some("https://evil.example")),
             ("localhost:8080", Some("null")),
         ] {
-            let problem = from_elsewhere(&asked(host, origin)).unwrap();
+            let problem = from_elsewhere(&asked(host, origin), true).unwrap();
             assert_eq!(problem.kind, Kind::Forbidden, "{host} {origin:?}");
         }
+    }
+    #[test]
+    fn pages_of_other_ports_of_this_machine_are_served_where_that_is_set() {
+        let own = asked("localhost:8080", Some("http://LocalHost:8080"));
+        let other = asked("localhost:8080", Some("http://localhost:3000"));
+        assert_eq!((from_elsewhere(&own, false), from_elsewhere(&other, true)), (None, None));
+        assert!(from_elsewhere(&other, false).unwrap().detail.contains("gateway.local_origins"));
     }
 }

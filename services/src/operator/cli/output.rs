@@ -6,6 +6,7 @@ use std::io::{IsTerminal, Write};
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
 use perkey::host::{Failure, said};
+use perkey::message::is_unseen;
 use serde::Serialize;
 
 /// How results are written.
@@ -43,8 +44,15 @@ impl Out {
 
     fn written<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<String, Failure> {
         match self.form {
-            Form::Table => Ok(text(value)),
-            Form::Json => serde_json::to_string_pretty(value).map_err(|error| unwritten(error.into())),
+            Form::Table => Ok(visible(&text(value), |c, shown| shown.push_str(&c.escape_unicode().to_string()))),
+            Form::Json => {
+                let json = serde_json::to_string_pretty(value).map_err(|error| unwritten(error.into()))?;
+                // What is not plain stands within a string there, where it may be written so.
+                Ok(visible(&json, |c, shown| {
+                    let units = &mut [0; 2];
+                    shown.extend(c.encode_utf16(units).iter().map(|unit| format!("\\u{unit:04x}")));
+                }))
+            }
         }
     }
 }
@@ -70,7 +78,21 @@ pub fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Stri
 
 /// Says what is wrong, or what is going on, on standard error.
 pub fn complain(text: &str) {
+    let text = visible(text, |c, shown| shown.push_str(&c.escape_unicode().to_string()));
     writeln!(std::io::stderr().lock(), "budget-manager: {text}").ok();
+}
+
+/// Text of which a terminal shows all: what strangers write could turn what stands beside it around, or hide it.
+fn visible(text: &str, escaped: impl Fn(char, &mut String)) -> String {
+    let plain = |c: char| matches!(c, ' '..='~' | '\n' | '\t') || !is_unseen(c);
+    if text.chars().all(plain) {
+        return text.to_owned();
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if plain(c) { shown.push(c) } else { escaped(c, &mut shown) }
+    }
+    shown
 }
 
 /// Whether a progress bar would be seen.
@@ -92,5 +114,16 @@ mod tests {
         let shown = table(&["key", "error"], [vec!["a\nb".to_owned(), "\u{1b}[31mred".to_owned()]]);
         assert_eq!(shown.lines().count(), 2, "{shown}");
         assert!(!shown.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn what_a_terminal_would_not_show_is_escaped_and_programs_read_the_same() {
+        let error = "a\u{202e}b\u{2066}c\u{200b}d\u{e0041}é";
+        let shown =
+            Out::new(Form::Table).written(&error, |error| table(&["error"], [vec![(*error).to_owned()]])).unwrap();
+        assert!(shown.ends_with("a\\u{202e}b\\u{2066}c\\u{200b}d\\u{e0041}é"), "{shown}");
+        let json = Out::new(Form::Json).written(&[error], |_| String::new()).unwrap();
+        assert!(json.is_ascii() || !json.chars().any(|c| c != '\n' && is_unseen(c)), "{json:?}");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&json).unwrap(), [error]);
     }
 }

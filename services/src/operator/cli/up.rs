@@ -62,7 +62,7 @@ async fn serve(settings: &Settings) -> Ended {
     };
     tokio::select! {
         ended = Box::pin(engine) => ended,
-        ended = admin::serve(listener, Arc::clone(&admin)) => Err(admin::failed(ended)),
+        () = admin::serve(listener, Arc::clone(&admin)) => Err(admin::failed()),
     }
 }
 
