@@ -15,7 +15,7 @@ const WAIT: Duration = Duration::from_millis(700);
 
 pub(super) async fn hold(protocol: &str, kind: Kind) {
     let wait = format!("gateway.wait={}ms", WAIT.as_millis());
-    let scene = Scene::new(kind, &[&wait, "gateway.keep=1h"]).await;
+    let scene = Scene::new(kind, &[&wait, "gateway.keep=1h", "cache.entry_bytes_max=2000"]).await;
     let door = door(protocol, &scene);
     let door = &*door;
     new_and_replayed(&scene, door).await;
@@ -256,7 +256,7 @@ async fn gone_clients(scene: &Scene, door: &dyn Door) {
 /// I-24: an answer that no cache keeps.
 async fn large_answers(_: &Scene, door: &dyn Door) {
     let mut sent = Sent::new("orders.place", "i-24", posting("i-24", 7));
-    sent.body["memo"] = "x".repeat(100_000).into();
+    sent.body["memo"] = "x".repeat(4_096).into();
     let first = door.send(sent.clone()).await;
     assert_eq!(first.is_new()["memo"], sent.body["memo"]);
     door.send(sent).await.replays(&first);
