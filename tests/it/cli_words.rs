@@ -43,6 +43,21 @@ async fn variables_of_others_and_empty_ones_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_secret_on_the_command_line_is_warned_of_and_shown_nowhere() {
+    let cli = Cli::new().await;
+    let secret = "postgres://ann:pa/ss?w@rd@127.0.0.1/db";
+    let said = cli.run(&["config", "show", "--set", &format!("store.url={secret}")]).await;
+    assert!(said.err.contains("a secret is given on the command line") && said.err.contains("store.url"), "{said:?}");
+    assert!(said.out.contains("postgres://ann:***@127.0.0.1/db"), "{said:?}");
+    assert!(!format!("{said:?}").contains("pa/ss"), "{said:?}");
+    let plain = cli.run(&["config", "show", "--set", "store.url=postgres://ann@127.0.0.1/db"]).await;
+    assert!(!plain.err.contains("a secret"), "{plain:?}");
+    // A variable of the environment is nobody else's to read.
+    let said = with(&cli, &[("BUDGET_STORE__URL", secret)], &["config", "show"]).await;
+    assert!(!said.err.contains("a secret") && !said.out.contains("pa/ss"), "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_written_is_no_success() {
     let cli = Cli::new().await;
     let token =

@@ -1,11 +1,16 @@
 //! Payments and checkouts against a real provider: declined, away, slow, lying, losing its answers.
 //! In: commands and answers, given to one handler; whole checkouts on an engine. Out: what was charged, what is remembered.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use axum::Router;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use budget_actors::checkouts::{Progress, Saga, Status, Step};
-use budget_actors::payments::{PROVIDER, Payment};
-use budget_actors::{App, Checkouts, Payments, Provider};
+use budget_actors::payments::{PROVIDER, Payment, ProviderError};
+use budget_actors::{App, Checkouts, PaymentProvider, Payments, Provider};
 use perkey::handler::Outcome;
 use perkey::message::Draft;
 use perkey::settings::Settings;
@@ -15,8 +20,11 @@ use perkey::testing::Given;
 use perkey_chaos::process::until;
 use perkey_chaos::provider::{Entry, Faults, Provider as Server};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use crate::support::{append, open, start, state};
+
+const SOON: Duration = Duration::from_secs(30);
 
 /// A provider on threads of its own: one turn of a handler is run outside of any runtime.
 struct Bank {
@@ -110,6 +118,36 @@ fn a_provider_that_is_away_slow_or_silent_is_unavailable_and_a_lying_one_is_not_
     assert_eq!(bank.entry("o-1").unwrap().charges, 1, "all of them had the same token");
     let nobody = Provider::new("", Duration::from_secs(1)).unwrap();
     drop(Given::handler(Payments { provider: nobody }).when(charge("a")).then_unavailable(PROVIDER));
+}
+
+/// Answers each request with this; tells its address, and counts.
+async fn stranger(answer: impl IntoResponse + Clone + Send + Sync + 'static) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (url, count) = (format!("http://{}", listener.local_addr().unwrap()), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&count);
+    let asked = move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        std::future::ready(answer.clone())
+    };
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(asked)).await });
+    (url, count)
+}
+
+#[tokio::test]
+async fn a_provider_that_points_elsewhere_or_says_too_much_is_not_believed() {
+    let charge = serde_json::from_value(json!({ "order": "o-1", "account": "a", "amount": 1_250, "currency": "EUR" }));
+    let (charge, token) = (charge.unwrap(), uuid::Uuid::from_u128(7));
+    let asked = async |url: &str| Provider::new(url, SOON).unwrap().charge(token, &charge).await;
+    let charged = r#"{"id":"c","order":"o-1","amount":1250}"#;
+    let (elsewhere, heard) = stranger(charged).await;
+    assert!(asked(&elsewhere).await.is_ok());
+    let (points, _) = stranger((StatusCode::TEMPORARY_REDIRECT, [("location", elsewhere)])).await;
+    let said = asked(&points).await.unwrap_err();
+    assert!(matches!(&said, ProviderError::Unavailable(why) if why.contains("points elsewhere")), "{said}");
+    assert_eq!(heard.load(Ordering::Relaxed), 1, "who is pointed at hears of no charge");
+    let (talks, _) = stranger(format!("{charged}{}", " ".repeat(64 << 10))).await;
+    let said = asked(&talks).await.unwrap_err();
+    assert!(matches!(&said, ProviderError::Nonsense(why) if why.contains("65536 bytes")), "{said}");
 }
 
 fn checkout(no: u32, account: &str, currency: &str) -> Value {
