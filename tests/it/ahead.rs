@@ -304,7 +304,9 @@ async fn runs(place: Place, from: Door, wait: Wait, end: End) {
     assert_eq!(case.counted("careful", &["slow"]).await, 0, "{wait:?}: it waits");
     case.release().await;
     case.await_counted("careful", &["slow"], 1 + WAITING as u64).await;
-    tokio::time::timeout(SOON, next.idle()).await.unwrap();
+    let idle = tokio::time::timeout(SOON, next.idle()).await;
+    let rows = case.store.queries().shards().await.unwrap();
+    assert!(idle.is_ok(), "{wait:?} {from:?} {end:?}: it is not idle: {rows:?} {}", case.metrics.encode());
     next.drain().await.unwrap();
     case.await_counted("careful", &["slow"], 1 + WAITING as u64).await;
     case.await_counted("counting", &["slow"], both).await;
