@@ -14,7 +14,7 @@ pub const TEXT_BYTES_MAX: usize = 4 << 10;
 pub struct TooLong {
     /// The member that holds it.
     pub name: String,
-    /// How many bytes it has.
+    /// The bytes of the text.
     pub bytes: usize,
 }
 

@@ -301,7 +301,7 @@ impl Engine {
     }
 }
 
-/// What a store is prepared with by a program that runs it.
+/// The setup of a store by a program that runs it: its shards, services, tables and code versions.
 pub fn setup(settings: &Settings, handlers: &Handlers) -> Setup {
     Setup {
         shards: settings.ownership.shards,

@@ -318,7 +318,7 @@ async fn connections_without_a_request_shut_nobody_out() {
 }
 
 /// Messages as bytes: what no client of the schema would send.
-struct Raw;
+pub(crate) struct Raw;
 
 impl Codec for Raw {
     type Encode = Bytes;

@@ -5,16 +5,16 @@
 
 use std::time::Duration;
 
-use bytes::{Buf, BufMut};
+use bytes::Bytes;
 use perkey::clock::{Dice, since_boot};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request};
 
+use crate::attacks::Raw;
 use crate::contract::{Kind, Scene};
 use crate::hostile::{asked, garbage, text};
 
@@ -246,44 +246,6 @@ async fn no_document_of_graphql_ends_the_process_or_is_an_error_of_its_own() {
     run.end().await;
 }
 
-/// Bytes as they are.
-#[derive(Clone, Copy, Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Vec<u8>;
-    type Decode = Vec<u8>;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn encode(&mut self, item: Vec<u8>, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        into.put_slice(&item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining()).to_vec()))
-    }
-}
-
 /// A message of protobuf, mostly one that is none.
 fn message(dice: &mut Dice) -> Vec<u8> {
     let deep = [10, 99, 101, 5_000, 100_000][dice.below(5) as usize];
@@ -318,7 +280,7 @@ async fn no_call_of_grpc_ends_the_process_or_is_an_error_of_its_own() {
         let (path, bytes) = (one(&mut run.dice, &methods), message(&mut run.dice));
         let mut client = tonic::client::Grpc::new(channel.clone());
         client.ready().await.unwrap();
-        let mut request = Request::new(bytes.clone());
+        let mut request = Request::new(Bytes::from(bytes.clone()));
         if run.dice.below(2) == 0 {
             request.metadata_mut().insert("idempotency-key", run.dice.below(9).to_string().parse().unwrap());
         }

@@ -17,7 +17,7 @@ use crate::{ChaosError, Verdict};
 const PACE: u64 = 20_000;
 /// The log's bound.
 const UNREAD_MAX: u64 = 20_000;
-/// How much faster the input must be: a machine that is busy with other things offers less, and it is a flood still.
+/// The least ratio of what is offered to what is handled: a machine that is busy with other things offers less, and it is a flood still.
 const TIMES_MIN: f64 = 3.0;
 /// Growth of memory in the second half that is noise: an allocator's arenas, the database's caches of 20 MB each, the ids
 /// of what was handled. What is offered and not handled would be several times as much.

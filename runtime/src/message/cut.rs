@@ -1,4 +1,4 @@
-//! What is kept of a message that is too large. Pure.
+//! The part of a message that is kept where it is too large. Pure.
 //! In: a message, a payload. Out: a part of it that says so, and that is never run.
 
 use super::{Draft, ID_WITHIN, Message};
@@ -15,7 +15,7 @@ pub(crate) fn kept(payload: &[u8]) -> &[u8] {
 }
 
 impl Message {
-    /// How many bytes it had, where only a part of it was kept.
+    /// The bytes that the message had, where only a part of it was kept.
     pub(crate) fn cut_from(&self) -> Option<&str> {
         self.header(CUT_FROM)
     }

@@ -35,7 +35,7 @@ section! {
         lenient_keys: bool = true,
         /// Largest body of a request, in bytes.
         body_bytes_max: usize = 1 << 20,
-        /// How many bytes an answer may have of what is there: a page with more of them ends before its limit, and says where
+        /// Most bytes that an answer has of what is there: a page with more of them ends before its limit, and says where
         /// the next one begins.
         answer_bytes_max: usize = 1 << 20,
         /// Records of calls that one tenant may have: its rate times `keep`.

@@ -1,4 +1,4 @@
-//! How many files, and so connections, the process may have open at once.
+//! The limit of open files, and so of connections, of the process.
 //! In: the system's limits. Out: as many as it allows, and what does not fit into that.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
