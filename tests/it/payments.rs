@@ -129,6 +129,7 @@ async fn stranger(answer: impl IntoResponse + Clone + Send + Sync + 'static) -> 
         counted.fetch_add(1, Ordering::Relaxed);
         std::future::ready(answer.clone())
     };
+    #[expect(clippy::disallowed_methods, reason = "it ends with the test")]
     tokio::spawn(async move { axum::serve(listener, Router::new().fallback(asked)).await });
     (url, count)
 }
