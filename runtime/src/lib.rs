@@ -25,11 +25,12 @@ pub mod telemetry;
 pub mod testing;
 
 pub use engine::{Engine, SendError, host};
-pub use handler::{AfterDeadLetter, Answer, Column, ColumnKind, Fault, Handler, Row, Schedule, Table, Turn};
+pub use handler::{
+    AfterDeadLetter, Answer, Column, ColumnKind, Fault, Handler, RetryPolicy, Row, Schedule, Table, Turn,
+};
 pub use handlers::Handlers;
 pub use message::{Key, Message};
-pub use pipeline::retry::RetryPolicy;
+pub use tokio;
 
 // what a program of one's own needs beside it, in the versions that are used here
 pub use serde_json::{self, json};
-pub use tokio;

@@ -8,7 +8,6 @@ pub mod lease;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use self::assignment::is_alive;
 use crate::clock::{Dice, Millis};
 use crate::message::{ShardNo, shard_of};
 use crate::settings::Settings;
@@ -19,7 +18,7 @@ pub fn owner_of<'a>(fleet: &'a Fleet, key: &str) -> Option<&'a WorkerRow> {
     let shards = u32::try_from(fleet.shards.len()).ok().filter(|shards| *shards > 0)?;
     let shard = shard_of(key, shards);
     let owner = fleet.shards.iter().find(|row| row.shard == shard)?.owner.as_deref()?;
-    fleet.workers.iter().find(|row| row.worker.id == owner && is_alive(row))
+    fleet.workers.iter().find(|row| row.worker.id == owner && row.is_alive())
 }
 
 /// This worker, as it presents itself under a new incarnation: a process that starts again, or that was frozen for longer
@@ -43,7 +42,7 @@ pub(crate) fn worker(settings: &Settings, code: Code) -> Worker {
 /// not wait for the lease of the one that it replaces.
 pub(crate) fn predecessors<'a>(fleet: &'a Fleet, id: &'a str) -> impl Iterator<Item = &'a str> {
     let name = |id: &'a str| id.rsplit_once(" (").map_or(id, |(name, _)| name);
-    let rows = fleet.workers.iter().filter(|row| assignment::is_alive(row)).map(|row| row.worker.id.as_str());
+    let rows = fleet.workers.iter().filter(|row| row.is_alive()).map(|row| row.worker.id.as_str());
     rows.filter(move |other| *other != id && name(other) == name(id))
 }
 
@@ -91,7 +90,7 @@ impl View {
 
     /// Shards without a living owner that were owned by a newer program.
     pub(crate) fn too_new(&self) -> impl Iterator<Item = (ShardNo, Behind)> {
-        let alive = |id: &str| self.fleet.workers.iter().any(|row| row.worker.id == id && is_alive(row));
+        let alive = |id: &str| self.fleet.workers.iter().any(|row| row.worker.id == id && row.is_alive());
         let free = self.fleet.shards.iter().filter(move |row| !row.owner.as_deref().is_some_and(alive));
         free.filter_map(|row| Some((row.shard, self.code.behind(&row.code)?)))
     }

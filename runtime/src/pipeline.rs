@@ -22,6 +22,4 @@ pub(crate) mod committer;
 
 pub mod dispatcher;
 
-pub mod retry;
-
 pub use gates::Bucket;

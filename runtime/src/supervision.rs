@@ -23,6 +23,7 @@ use self::troubles::Troubles;
 use crate::clock::{Clock, millis};
 use crate::engine::calls::Desk;
 use crate::handler::TurnLimits;
+use crate::handlers::run::HandlerPanic;
 use crate::handlers::{Handlers, RunContext};
 use crate::message::ShardNo;
 use crate::metrics::{Child, Metrics, RestartReason, ServiceMetrics};
@@ -97,16 +98,6 @@ impl Env {
             hash_key: self.identity.hash_key,
         }
     }
-}
-
-/// A handler panicked: what its key's actor ends with.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("the handler panicked on message {message_id}: {reason}")]
-pub(crate) struct HandlerPanic {
-    pub(crate) message_id: String,
-    /// The `traceparent` of the turn.
-    pub(crate) cause: Option<String>,
-    pub(crate) reason: String,
 }
 
 /// How a child ended.

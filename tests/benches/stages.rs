@@ -12,15 +12,16 @@ use budget_actors::Balances;
 use budget_actors::balances::Balance;
 use futures_util::FutureExt;
 use perkey::handler::TurnLimits;
-use perkey::message::{Draft, ShardNo};
+use perkey::handlers::run::TurnEnd;
+use perkey::message::{Draft, Positions, ShardNo};
 use perkey::pipeline::bindings::Bindings;
 use perkey::pipeline::ledger::{
-    Action, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo, TurnEnd, What,
+    Action, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo, What,
 };
 use perkey::settings::Settings;
 use perkey::store::{Commit, Event, InboxRows, KeyRow, Outcome, Store};
 use perkey::transport::embedded::{self, EmbeddedLog};
-use perkey::transport::{Content, Delivery, Positions, Transport};
+use perkey::transport::{Content, Delivery, Transport};
 use perkey::{AfterDeadLetter, Handler, Handlers, Message, RetryPolicy, Turn};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::runtime::Runtime;

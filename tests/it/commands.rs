@@ -2,12 +2,12 @@
 //! In: two handlers on one store, messages, restarts. Out: what either of them has seen.
 
 use perkey::handler::{ANSWER, Outcome};
-use perkey::message::Draft;
+use perkey::message::{Draft, Position};
 use perkey::pipeline::ledger::What;
 use perkey::settings::Settings;
 use perkey::store::Store;
 use perkey::store::query::DeadFilter;
-use perkey::transport::{Content, Delivery, Position};
+use perkey::transport::{Content, Delivery};
 use perkey::{AfterDeadLetter, Answer, Fault, Handler, Handlers, Key, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

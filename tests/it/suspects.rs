@@ -4,12 +4,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use perkey::message::{Draft, Message};
-use perkey::pipeline::ledger::{Action, ActorIx, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, TurnEnd, What};
+use perkey::handlers::run::TurnEnd;
+use perkey::message::{Draft, Message, Position};
+use perkey::pipeline::ledger::{Action, ActorIx, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, What};
 use perkey::settings::Settings;
 use perkey::store::PendingKind;
 use perkey::store::memory::MemoryStore;
-use perkey::transport::Position;
 
 use crate::ledger_model::listing;
 

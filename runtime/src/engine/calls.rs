@@ -17,12 +17,12 @@ use self::accept::{Accepts, Verdict};
 pub(crate) use self::desk::Desk;
 use super::cache::ReplayCache;
 use crate::clock::{Clock, Dice};
-use crate::handler::{CALL, CALL_ID, is_reserved};
+use crate::handler::{CALL, CALL_ID, CallId, is_reserved};
 use crate::handlers::Handlers;
 use crate::message::{Draft, Message, ShardNo, shard_of};
 use crate::metrics::{CallWord, Metrics};
 use crate::settings::Settings;
-use crate::store::calls::{CallId, CallOutcome, Fingerprint, NewCall};
+use crate::store::calls::{CallOutcome, Fingerprint, NewCall};
 use crate::store::{Store, StoreError};
 
 /// A call as a front door has it.

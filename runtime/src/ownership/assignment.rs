@@ -8,21 +8,16 @@
 use crate::message::ShardNo;
 use crate::store::lease::{Fleet, LeaseRow, WorkerRow};
 
-/// Whether a worker's lease is in force, by the store's clock.
-pub fn is_alive(worker: &WorkerRow) -> bool {
-    worker.expires_in > 0
-}
-
 /// Whether a worker may own a shard: it stays, it knows what is stored there, and the shard did not just fail on it.
 pub fn may_own(worker: &WorkerRow, shard: &LeaseRow) -> bool {
     let row = &worker.worker;
-    is_alive(worker) && !row.draining && row.code.behind(&shard.code).is_none() && !row.cooling.contains(&shard.shard)
+    worker.is_alive() && !row.draining && row.code.behind(&shard.code).is_none() && !row.cooling.contains(&shard.shard)
 }
 
 /// Of each shard, in the order of `fleet.shards`, the id of the worker that should own it; none when no worker may.
 pub fn assign(fleet: &Fleet) -> Vec<Option<&str>> {
     let mut workers: Vec<Place<'_>> =
-        fleet.workers.iter().filter(|worker| is_alive(worker) && !worker.worker.draining).map(Place::of).collect();
+        fleet.workers.iter().filter(|worker| worker.is_alive() && !worker.worker.draining).map(Place::of).collect();
     workers.sort_by_key(|place| place.id());
     let mut assigned: Vec<Option<usize>> = vec![None; fleet.shards.len()];
     for place in &mut workers {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::assignment::{assign, is_alive};
+use super::assignment::assign;
 use crate::clock::{Millis, millis};
 use crate::message::ShardNo;
 use crate::metrics::TakeReason;
@@ -218,7 +218,7 @@ impl Lease {
 
     /// Whether these are the workers of the look before; one that said it would leave may be gone.
     fn look(&mut self, fleet: &Fleet) {
-        let alive = fleet.workers.iter().filter(|row| is_alive(row));
+        let alive = fleet.workers.iter().filter(|row| row.is_alive());
         let (mut seen, mut leaving) = (BTreeSet::new(), BTreeSet::new());
         for row in alive {
             seen.insert(row.worker.id.clone());
@@ -299,7 +299,7 @@ impl Lease {
         let soon = waits || !self.steady;
         self.hurried = if soon { self.hurried + 1 } else { 0 };
         let hurried = if soon && self.hurried <= HURRIED_MAX { heartbeat.div_ceil(10) } else { heartbeat };
-        let others = fleet.workers.iter().filter(|row| is_alive(row) && row.worker.id != self.worker.id);
+        let others = fleet.workers.iter().filter(|row| row.is_alive() && row.worker.id != self.worker.id);
         let expires = others.filter_map(|row| Millis::try_from(row.expires_in).ok()).min();
         expires.map_or(hurried, |expires| hurried.min(expires + 1)).max(1)
     }

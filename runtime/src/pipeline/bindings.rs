@@ -6,11 +6,11 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use super::ledger::{Arrival, What};
-use crate::handler::stays_inside;
+use crate::handler::{SentMessage, stays_inside};
 use crate::handlers::Handlers;
 use crate::message::{Draft, ID_WITHIN, KEPT_BYTES, Message, ShardNo, check_name, shard_of};
 use crate::settings::{Bind, IdWithin, KeyFrom, Settings, Unbound};
-use crate::store::{Event, LogRow, Part, SentMessage};
+use crate::store::{Event, LogRow, Part};
 use crate::transport::{Content, Delivery, embedded};
 
 /// Type of the events that tell of dead letters.
@@ -317,7 +317,7 @@ mod tests {
     use super::*;
     use crate::handler::{Fault, Handler, Turn};
     use crate::message::Key;
-    use crate::transport::Position;
+    use crate::message::Position;
 
     /// Keys a message by all of its payload.
     struct Keyed;

@@ -8,9 +8,9 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::Instrument;
 
-use super::retry::RetryPolicy;
 use super::shard::ShardMessage;
 use crate::clock::{Dice, Stopwatch, sleep};
+use crate::handler::RetryPolicy;
 use crate::settings::RetrySettings;
 use crate::store::{Commit, Outcome};
 use crate::supervision::Env;

@@ -12,9 +12,9 @@ use tracing::{error, info, warn};
 
 use self::handover::Handover;
 use self::publisher::{Progress, Publisher};
-use super::retry::RetryPolicy;
 use super::shard::ShardMessage;
 use crate::clock::{Dice, sleep};
+use crate::handler::RetryPolicy;
 use crate::message::ShardNo;
 use crate::metrics::SinkMetrics;
 use crate::settings::RetrySettings;

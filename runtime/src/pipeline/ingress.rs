@@ -10,11 +10,11 @@ use tracing::{error, info, warn};
 use super::ledger::{Arrival, What};
 use super::shard::ShardMessage;
 use crate::clock::sleep;
-use crate::message::ShardNo;
+use crate::message::{Positions, ShardNo};
 use crate::metrics::{Alarm, ShardMetrics};
 use crate::supervision::Env;
 use crate::supervision::troubles::End;
-use crate::transport::{Positions, Source, SourceError, Transport};
+use crate::transport::{Source, SourceError, Transport};
 
 /// Pause after a source could not be read.
 const AGAIN: Duration = Duration::from_millis(250);

@@ -23,15 +23,13 @@ mod waiting;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use hashbrown::HashMap;
 
 pub use self::intake::{Arrival, What};
 pub use self::record::{FaultNote, Gauges, OTHER_CONTENT, Tally};
-pub use self::runs::{RunItem, RunOrder, RunReport, TurnEnd, TurnFault};
-pub use self::slot::{ActorIx, SlotIx};
-
+pub use self::runs::{RunOrder, RunReport};
 use self::slot::Slots;
+pub use self::slot::{ActorIx, SlotIx};
 use super::bindings::Bindings;
 use super::cron::Planned;
 pub use super::defect::Defect;
@@ -40,17 +38,16 @@ pub use super::defect::plant;
 pub(crate) use super::defect::planted;
 pub use super::gates::Ended;
 use super::inbox::Inbox;
-use super::retry::RetryPolicy;
 use super::tracker::{Received, SourceTrack, Ticket};
 use crate::clock::{Dice, Millis};
-use crate::handler::AfterDeadLetter;
-use crate::message::{ShardNo, TakenId};
+use crate::handler::{AfterDeadLetter, RetryPolicy};
+pub use crate::handlers::run::{RunItem, TurnEnd, TurnFault};
+use crate::message::{Positions, ShardNo, TakenId};
 use crate::settings::Settings;
 use crate::store::query::DeadFilter;
 use crate::store::{
     Commit, Counters, DeadPlace, Epoch, InboxRows, Letters, Runnable, ServiceKey, TakenShard, Trim, Watermarks,
 };
-use crate::transport::Positions;
 
 /// What the ledger knows of a service.
 #[derive(Clone, Debug)]
@@ -367,6 +364,3 @@ fn restore_counters(stored: &Counters) -> BTreeMap<&'static str, u64> {
     *counters.entry("takeovers").or_insert(0) += 1;
     counters
 }
-
-/// A state as an order carries it: version and JSON, or nothing stored yet.
-pub type Stored = Option<(u32, Bytes)>;

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use self::origin::Tracker;
 use self::rows::InHand;
 use super::ledger::SourceInfo;
-use crate::transport::{Ahead, Position, Positions, embedded};
+use crate::message::{Ahead, Position, Positions};
+use crate::transport::embedded;
 
 /// Place of a delivery in its source's track.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

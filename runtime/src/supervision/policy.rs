@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::clock::{Dice, Millis, millis};
-use crate::pipeline::retry::RetryPolicy;
+use crate::handler::RetryPolicy;
 use crate::settings::Intensity;
 
 /// What a supervisor does about a child that failed.

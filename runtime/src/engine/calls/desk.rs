@@ -12,7 +12,8 @@ use tokio::sync::{Notify, oneshot};
 use tracing::debug;
 
 use crate::clock::sleep;
-use crate::store::calls::{CallId, CallOutcome, CallRecord};
+use crate::handler::CallId;
+use crate::store::calls::{CallOutcome, CallRecord};
 use crate::store::{Commit, Store};
 
 /// How often what runs elsewhere is looked up.

@@ -4,16 +4,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::Ticket;
 use super::settle::Group;
 use super::slot::{Newest, SlotIx};
-use super::{Action, Defect, Ledger, planted};
+use super::{Action, Defect, Ledger, Ticket, planted};
 use crate::clock::{Millis, millis};
-use crate::message::TakenId;
+use crate::message::{Ahead, Position, Stretch, TakenId};
 use crate::pipeline::inbox::Aging;
 use crate::settings::Overflow;
 use crate::store::{Commit, Epoch, Letters, Outcome, Part, SourceAhead, StoreError, TakenShard, Trim};
-use crate::transport::{Ahead, Position, Stretch, embedded};
+use crate::transport::embedded;
 
 /// A batch that was found unwritten this often in a row, its outcome unknown each time, is taken apart: it may be what
 /// breaks the connection.

@@ -1,17 +1,18 @@
 //! Deliveries come in: known or new, for a key in hand or not.
 //! In: deliveries of a source, answers to loads. Out: items in their slots' queues, duplicates settled at once.
 
-use super::record::{bounded, dead_letter};
+use std::sync::Arc;
+
+use super::record::dead_letter;
 use super::slot::{From, Item, Newest, SlotIx};
 use super::{Action, Ledger, Received, Ticket};
 use crate::clock::Millis;
 use crate::handler::call_of;
-use crate::message::{Message, Print, Taken, murmur2, shard_of};
+use crate::handlers::run::bounded;
+use crate::message::{Message, Position, Print, Taken, murmur2, shard_of};
 use crate::pipeline::inbox::Arrival as Seen;
 use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{KeyRow, PendingKind, PendingRow, RowSpan, ServiceKey};
-use crate::transport::Position;
-use std::sync::Arc;
 
 /// Messages that the store is asked about at once, about so many.
 const CHECK_MAX: usize = 1_000;

@@ -7,15 +7,15 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::flight::Batch;
-use super::record::bounded;
 use super::settle::Group;
 use super::{Action, Ledger};
 use crate::clock::{Millis, millis};
-use crate::handler::{Asked, Outcome};
+use crate::handler::{Asked, Outcome, SentMessage};
+use crate::handlers::run::bounded;
 use crate::message::{Draft, Message, TakenId, keyed_hash};
 use crate::pipeline::bindings::DEAD_LETTER;
 use crate::pipeline::dispatcher::publisher::{Progress, Unpublished};
-use crate::store::{Attempt, Commit, DeadLetter, Event, SentMessage, TakenShard, Watermarks};
+use crate::store::{Attempt, Commit, DeadLetter, Event, TakenShard, Watermarks};
 
 /// Places kept to find the commits that all sinks have passed: with more, every other one is dropped.
 const PLACES_MAX: usize = 1_024;

@@ -10,26 +10,12 @@ use super::settle::Group;
 use super::slot::{Item, SlotIx};
 use super::{Action, Ledger};
 use crate::clock::{Millis, millis};
-use crate::handler::call_of;
-use crate::store::calls::{CallId, CallOutcome, Reply};
+use crate::handler::{CallId, call_of};
+use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{
     CommandResult, Counters, DeadLetter, Epoch, HistoryRow, Letters, OfService, OldLetters, Part, PendingRow,
     ServiceKey, TimerWrite,
 };
-
-/// An error's text is copied with each attempt, into rows, history, letters and headers: it is bounded where it comes in.
-const ERROR_BYTES_MAX: usize = 8 * 1024;
-
-/// The text of an error, cut where it is too long; how much was cut is said.
-pub(super) fn bounded(mut error: String) -> String {
-    if error.len() > ERROR_BYTES_MAX {
-        let end = error.floor_char_boundary(ERROR_BYTES_MAX);
-        let cut = error.len() - end;
-        error.truncate(end);
-        error.push_str(&format!("… ({cut} bytes more)"));
-    }
-    error
-}
 
 /// The end of the error of a message whose id was taken before with other content.
 pub const OTHER_CONTENT: &str = "was taken before with other content";
@@ -316,20 +302,5 @@ pub(super) fn dead_letter(
         holds_key,
         history: item.history.clone(),
         message: item.message.clone(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_error_is_cut_between_characters_and_says_by_how_much() {
-        assert_eq!(bounded("short".to_owned()), "short");
-        assert_eq!(bounded("x".repeat(ERROR_BYTES_MAX)).len(), ERROR_BYTES_MAX);
-        let cut = bounded("é".repeat(ERROR_BYTES_MAX));
-        assert!(cut.ends_with("é… (8192 bytes more)") && cut.len() < ERROR_BYTES_MAX + 32, "{}", cut.len());
-        let odd = bounded(format!("x{}", "é".repeat(ERROR_BYTES_MAX)));
-        assert!(odd.ends_with("é… (8194 bytes more)"));
     }
 }

@@ -4,14 +4,10 @@
 use std::collections::VecDeque;
 
 use super::actors::Place;
-use super::record::bounded;
 use super::slot::{ActorIx, From, Item, Newest, Permit, Running, SlotIx};
-use super::{Action, Ledger, Stored};
+use super::{Action, Ledger};
 use crate::clock::{Millis, millis};
-use crate::handler::{RowWrite, Statement};
-use crate::message::Message;
-use crate::store::calls::Reply;
-use crate::store::{Event, SentMessage, TimerWrite};
+use crate::handlers::run::{RunItem, Stored, TurnEnd, bounded};
 
 /// A run: consecutive turns of one key handed over together.
 #[derive(Debug)]
@@ -26,15 +22,6 @@ pub struct RunOrder {
     pub state: Option<Stored>,
     /// The messages, in order.
     pub items: Vec<RunItem>,
-}
-
-/// A message of a run.
-#[derive(Clone, Debug)]
-pub struct RunItem {
-    /// The message.
-    pub message: Message,
-    /// Which attempt this is, from 1.
-    pub attempt: u32,
 }
 
 /// What an actor answers for a run: for each turn in order, up to the one where it stopped.
@@ -56,59 +43,6 @@ pub struct RunReport {
     pub done: bool,
     /// Whether the actor ends with it: it takes no other run.
     pub gone: bool,
-}
-
-/// How a turn ended.
-#[derive(Debug)]
-pub enum TurnEnd {
-    /// It succeeded.
-    Done {
-        /// Its events, as messages.
-        events: Vec<Event>,
-        /// Its messages for services of this store.
-        sent: Vec<SentMessage>,
-        /// Its rows.
-        rows: Vec<RowWrite>,
-        /// What it makes of the key's timers.
-        timers: Vec<TimerWrite>,
-        /// Its statements.
-        statements: Vec<Statement>,
-        /// Of a call: how it ended.
-        reply: Option<Reply>,
-    },
-    /// It failed; nothing of it counts.
-    Fault(TurnFault),
-    /// Something that it needs, by its place in the handler's `NEEDS`, is not available, for this reason: nothing of it
-    /// counts, not even the attempt.
-    Unavailable(usize, String),
-}
-
-/// How a turn failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TurnFault {
-    /// To be tried again.
-    Retry(String),
-    /// Never to be tried again.
-    Reject(String),
-    /// The same, with a word for the sender of a call.
-    Refuse(&'static str, String),
-    /// Not to be tried again, and a dead letter also where it is a call: its handler has not decided so.
-    GiveUp(String),
-    /// To be tried after so many milliseconds, without spending an attempt.
-    Defer(Millis),
-}
-
-impl TurnFault {
-    /// The same, with a text that is not too long.
-    pub(super) fn bounded(self) -> Self {
-        match self {
-            Self::Retry(error) => Self::Retry(bounded(error)),
-            Self::Reject(error) => Self::Reject(bounded(error)),
-            Self::Refuse(code, error) => Self::Refuse(code, bounded(error)),
-            Self::GiveUp(error) => Self::GiveUp(bounded(error)),
-            Self::Defer(delay) => Self::Defer(delay),
-        }
-    }
 }
 
 impl Ledger {

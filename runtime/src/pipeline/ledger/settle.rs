@@ -4,11 +4,11 @@
 use std::collections::VecDeque;
 
 use super::record::dead_letter;
-use super::runs::{TurnEnd, TurnFault};
 use super::slot::{From, Item, Newest, SlotIx, Trial};
-use super::{Ledger, Stored, Ticket};
+use super::{Ledger, Ticket};
 use crate::clock::{Millis, millis};
 use crate::handler::{AfterDeadLetter, Asked, Fault, call_of};
+use crate::handlers::run::{Stored, TurnEnd, TurnFault};
 use crate::message::TakenId;
 use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{Attempt, Letters, Part, PendingKind, StateWrite};

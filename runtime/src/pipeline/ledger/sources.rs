@@ -5,9 +5,9 @@
 use super::flight::Batch;
 use super::{Action, Ledger, SourceTrack};
 use crate::clock::{Millis, millis};
+use crate::message::Positions;
 use crate::settings::Overflow;
 use crate::store::{Commit, SourceAhead, SourcePositions};
-use crate::transport::Positions;
 
 /// What is stored of sources that this process does not have, kept for one that has them: without it their messages
 /// would come again from the start.

@@ -15,10 +15,10 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use super::runs::TurnFault;
 use super::slot::{From, Item, Permit, Slot, SlotIx, Trial};
 use super::{Action, Ended, Ledger};
 use crate::clock::{Millis, millis};
+use crate::handlers::run::TurnFault;
 use crate::message::TakenId;
 use crate::store::{Part, PendingKind, PendingRow};
 

@@ -5,8 +5,8 @@
 use std::collections::VecDeque;
 
 use super::Received;
+use crate::message::{Position, Stretch};
 use crate::pipeline::defect::{Defect, planted};
-use crate::transport::{Position, Stretch};
 
 /// Entries that may lie ahead, besides twice as many as were left, before neighbours that are done are joined.
 const SLACK: usize = 1_024;

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use hashbrown::HashMap;
 
 use super::Received;
+use crate::message::{Position, Stretch};
 use crate::pipeline::defect::{Defect, planted};
-use crate::transport::{Position, Stretch};
 
 /// A row of a source without order.
 #[derive(Clone, Debug, Default)]

@@ -11,12 +11,13 @@ use super::decode::{self, stored};
 use super::links::Args;
 use super::read::signed;
 use crate::clock::Millis;
+use crate::handler::CallId;
 use crate::message::{ShardNo, shard_of};
 use crate::store::calls::{
-    CallId, CallOutcome, CallRecord, CallStore, KeyCount, NewCall, Reply, answered, firsts, hash, in_order, secret,
+    CallOutcome, CallRecord, CallStore, KeyCount, NewCall, Reply, answered, firsts, hash, in_order, secret,
 };
+use crate::store::layout::log;
 use crate::store::{StoreError, StoreFuture};
-use crate::transport::embedded;
 
 /// Nothing is accepted where the number of shards is another by now: the messages would lie where nobody reads them. In
 /// the order of their ids, so that two of these cannot wait for each other. The lane's row is locked until the
@@ -83,7 +84,7 @@ pub(super) fn put_replies(args: Args, replies: &[&Reply]) -> Args {
 
 fn accept_args(lane: &str, calls: &[NewCall], places: &[usize], shards: u32) -> Args {
     let calls: Vec<&NewCall> = places.iter().map(|at| &calls[*at]).collect();
-    let messages: Vec<_> = calls.iter().map(|call| embedded::encode(&[(call.service, &call.message)])).collect();
+    let messages: Vec<_> = calls.iter().map(|call| log::encode(&[(call.service, &call.message)])).collect();
     Args::default()
         .put(lane)
         .put(calls.iter().map(|call| &call.id.0[..]).collect::<Vec<&[u8]>>())

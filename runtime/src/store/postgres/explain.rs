@@ -10,16 +10,16 @@ use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgRow;
 
 use super::commit::shard_no;
-use super::decode::stored;
+use super::decode::{self, stored};
 use super::links::{Args, Links};
 use super::queries::one;
 use super::read::{ROWS_PAGE, count, signed};
-use super::{decode, schema};
+use super::schema;
 use crate::clock::Millis;
 use crate::message::{KEPT_BYTES, ShardNo, TakenId, digest};
+use crate::store::layout::{self, log};
 use crate::store::query::{CommitRow, EventRow, Story};
-use crate::store::{IntakeRow, IntakeRows, Letters, OfService, OldLetter, OldLetters, StoreError, layout};
-use crate::transport::embedded;
+use crate::store::{IntakeRow, IntakeRows, Letters, OfService, OldLetter, OldLetters, StoreError};
 
 /// One more than are told: then there are more.
 const LINES: usize = Story::LINES_MAX + 1;
@@ -104,7 +104,7 @@ async fn log(links: &Links, text: &str, story: &mut Story) -> Result<(), StoreEr
         ORDER BY target DESC, origin DESC, no DESC LIMIT $2";
     let mut found = Vec::new();
     for row in &links.read(sql, Args::default().put(text.as_bytes()).put(count(LINES))).await? {
-        let Ok(messages) = embedded::decode(decode::blob(row, 3)?) else { continue };
+        let Ok(messages) = log::decode(decode::blob(row, 3)?) else { continue };
         if messages.iter().any(|(_, message)| message.id() == text || message.key() == text) {
             found.push((decode::number(row, 0)?, decode::text(row, 1)?, decode::number(row, 2)?));
         }

@@ -8,19 +8,16 @@ use bytes::Bytes;
 use sqlx::AssertSqlSafe;
 
 use super::commit::shard_no;
-use super::decode;
-use super::decode::stored;
+use super::decode::{self, stored};
 use super::links::{Args, Links};
 use super::queries::one;
 use crate::clock::Millis;
-use crate::message::ShardNo;
-use crate::store::layout;
+use crate::message::{Positions, ShardNo};
 use crate::store::query::{DeadFilter, PAUSES, Pause, Scope};
 use crate::store::{
     CommitIds, DeadLetter, DeadPlace, Due, DueTimers, InboxRows, KeyRow, KeyWalk, PendingRow, RowSpan, Runnable,
-    ServiceKey, StoreError, StoredLogRow, Timer,
+    ServiceKey, StoreError, StoredLogRow, Timer, layout,
 };
-use crate::transport::Positions;
 
 /// Commits whose ids are read at once.
 const INBOX_PAGE: i64 = 2_000;

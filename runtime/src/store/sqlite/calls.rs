@@ -7,18 +7,17 @@ use std::sync::Arc;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection, query, query_scalar};
 
-use super::SqliteStore;
 use super::args::Rows;
-use super::decode;
 use super::group::hex;
 use super::read::signed;
-use super::schema;
 use super::writer::failed;
+use super::{SqliteStore, decode, schema};
 use crate::clock::Millis;
+use crate::handler::CallId;
 use crate::message::{ShardNo, shard_of};
 use crate::store::append::log_rows;
 use crate::store::calls::{
-    CallId, CallOutcome, CallRecord, CallStore, KeyCount, NewCall, answered, counted, firsts, hash, in_order, secret,
+    CallOutcome, CallRecord, CallStore, KeyCount, NewCall, answered, counted, firsts, hash, in_order, secret,
 };
 use crate::store::{LogRow, StoreError, StoreFuture};
 

@@ -13,9 +13,9 @@ use super::queries::commit;
 use super::writer::failed;
 use super::{decode, schema};
 use crate::message::{TakenId, digest};
+use crate::store::StoreError;
+use crate::store::layout::{self, log};
 use crate::store::query::Story;
-use crate::store::{StoreError, layout};
-use crate::transport::embedded;
 
 /// One more than are told: then there are more.
 const LINES: usize = Story::LINES_MAX + 1;
@@ -113,7 +113,7 @@ async fn log(pool: &SqlitePool, text: &str, story: &mut Story) -> Result<(), Sto
     while found.len() < LINES
         && let Some(row) = rows.try_next().await.map_err(failed)?
     {
-        let Ok(messages) = embedded::decode(decode::blob(&row, 3)?) else { continue };
+        let Ok(messages) = log::decode(decode::blob(&row, 3)?) else { continue };
         if messages.iter().any(|(_, message)| message.id() == text || message.key() == text) {
             found.push((decode::number(&row, 0)?, decode::text(&row, 1)?, decode::number(&row, 2)?));
         }

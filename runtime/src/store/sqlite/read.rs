@@ -12,14 +12,12 @@ use super::args::Rows;
 use super::decode;
 use super::writer::failed;
 use crate::clock::Millis;
-use crate::message::ShardNo;
-use crate::store::layout;
+use crate::message::{Positions, ShardNo};
 use crate::store::query::{DeadFilter, PAUSES, Pause, Scope};
 use crate::store::{
     CommitIds, DeadLetter, DeadPlace, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError, StoredLogRow,
-    Timer,
+    Timer, layout,
 };
-use crate::transport::Positions;
 
 pub(super) async fn inbox(
     pool: &SqlitePool,
