@@ -7,11 +7,11 @@ pub mod handlers;
 pub mod message;
 pub mod settings;
 
-// the pipeline, and who restarts its parts
+// what is decided, and who acts
 pub mod engine;
-pub mod ownership;
-pub mod pipeline;
-pub mod supervision;
+pub mod fleet;
+pub mod ledger;
+pub mod shard;
 
 // the edges
 pub mod store;

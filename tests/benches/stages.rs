@@ -13,11 +13,10 @@ use budget_actors::balances::Balance;
 use futures_util::FutureExt;
 use perkey::handler::TurnLimits;
 use perkey::handlers::run::TurnEnd;
+use perkey::ledger::Ledger;
+use perkey::ledger::protocol::{Action, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo};
+use perkey::ledger::routes::{Arrival, Bindings, What};
 use perkey::message::{Draft, Positions, ShardNo};
-use perkey::pipeline::bindings::Bindings;
-use perkey::pipeline::ledger::{
-    Action, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo, What,
-};
 use perkey::settings::Settings;
 use perkey::store::{Commit, Event, InboxRows, KeyRow, Outcome, Store};
 use perkey::transport::embedded::{self, EmbeddedLog};

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perkey::handlers::run::{TurnEnd, TurnFault};
+use perkey::ledger::Ledger;
+use perkey::ledger::OTHER_CONTENT;
+use perkey::ledger::protocol::{Action, ActorIx, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo};
+use perkey::ledger::routes::{Arrival, Bindings, What};
 use perkey::message::{Draft, Message, Position, shard_of};
-use perkey::pipeline::bindings::Bindings;
-use perkey::pipeline::ledger::{
-    Action, ActorIx, Arrival, Ledger, LedgerConfig, OTHER_CONTENT, RunOrder, RunReport, ServiceInfo, SourceInfo, What,
-};
 use perkey::settings::Settings;
 use perkey::store::lease::Code;
 use perkey::store::memory::MemoryStore;

@@ -5,8 +5,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use perkey::handlers::run::TurnEnd;
+use perkey::ledger::Ledger;
+use perkey::ledger::protocol::{Action, ActorIx, LedgerConfig, RunOrder, RunReport};
+use perkey::ledger::routes::{Arrival, What};
 use perkey::message::{Draft, Message, Position};
-use perkey::pipeline::ledger::{Action, ActorIx, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, What};
 use perkey::settings::Settings;
 use perkey::store::PendingKind;
 use perkey::store::memory::MemoryStore;

@@ -7,7 +7,7 @@ use crate::clock::Dice;
 use crate::handler::RowWrite;
 use crate::handlers::run::{RunItem, TurnEnd, TurnFault};
 use crate::handlers::{Cell, Settled};
-use crate::pipeline::ledger::RunOrder;
+use crate::ledger::protocol::RunOrder;
 
 /// A key actor.
 #[derive(Default)]

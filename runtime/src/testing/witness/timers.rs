@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::{End, Expected, Witness};
 use crate::clock::Millis;
 use crate::handler::CRON;
+use crate::ledger::cron::Planned;
 use crate::message::{Position, ShardNo, TakenId};
-use crate::pipeline::cron::Planned;
 use crate::store::{Part, TimerWrite};
 use crate::testing::plan::Plan;
 
