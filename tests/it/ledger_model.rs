@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perkey::handlers::run::{TurnEnd, TurnFault};
-use perkey::ledger::Ledger;
-use perkey::ledger::OTHER_CONTENT;
 use perkey::ledger::protocol::{Action, ActorIx, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo};
 use perkey::ledger::routes::{Arrival, Bindings, What};
+use perkey::ledger::{Ledger, OTHER_CONTENT};
 use perkey::message::{Draft, Message, Position, shard_of};
 use perkey::settings::Settings;
 use perkey::store::lease::Code;
