@@ -3,6 +3,7 @@
 
 pub mod amounts;
 pub mod append;
+pub mod args;
 pub mod bar;
 pub mod conflicts;
 pub mod ids;
@@ -27,12 +28,12 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use self::append::Append;
+use self::args::ImportArgs;
 use self::bar::{Bar, rate};
 use self::conflicts::Conflict;
 use self::lines::End;
 use self::reader::{Input, Plan, Read};
 use self::rejects::{Owner, Rejects};
-use crate::operator::cli::args::ImportArgs;
 use crate::operator::cli::output::{Out, complain};
 use crate::operator::cli::status::Totals;
 use crate::operator::cli::up::leave;
