@@ -8,6 +8,7 @@ mod figures;
 pub mod judge;
 pub mod load;
 pub mod meter;
+pub mod record;
 mod scene;
 pub mod servers;
 pub mod streams;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use perkey::clock::Dice;
 
-use crate::fleet::servers::Server;
 use crate::proxy::Mode;
 
 /// What a run is about.
@@ -72,6 +71,37 @@ impl Scenario {
             Self::Kafka => on == On::Kafka,
             Self::Rabbitmq => on == On::Rabbitmq,
             _ => true,
+        }
+    }
+}
+
+/// A server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// The store.
+    Postgres,
+    /// Source and sink.
+    Kafka,
+    /// Source and sink.
+    Rabbitmq,
+}
+
+impl Server {
+    /// Its name, as `scripts/services` has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Kafka => "kafka",
+            Self::Rabbitmq => "rabbitmq",
+        }
+    }
+
+    /// The variable that says where it answers.
+    pub(super) fn variable(self) -> &'static str {
+        match self {
+            Self::Postgres => "PERKEY_TEST_POSTGRES",
+            Self::Kafka => "PERKEY_TEST_KAFKA",
+            Self::Rabbitmq => "PERKEY_TEST_RABBITMQ",
         }
     }
 }

@@ -23,8 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::ChaosError;
-use crate::fleet::beside;
-use crate::fleet::load::Record;
+use crate::fleet::record::Record;
 
 /// Streams of the input: as many as there are shards.
 pub const PARTITIONS: u32 = 8;
@@ -88,8 +87,7 @@ impl Streams {
             }
             channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await?;
         }
-        let beside = beside::name(&self.output);
-        channel.queue_delete(beside.into(), QueueDeleteOptions::default()).await?;
+        channel.queue_delete(beside(&self.output).into(), QueueDeleteOptions::default()).await?;
         Ok(())
     }
 
@@ -144,6 +142,11 @@ topic = "{output}:{{key}}"
         }
         Ok(all)
     }
+}
+
+/// The queue beside the streams of an exchange.
+pub(super) fn beside(exchange: &str) -> String {
+    format!("{exchange}.beside")
 }
 
 /// A connection and its channel.
