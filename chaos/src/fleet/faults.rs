@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
+use clap::ValueEnum;
 use perkey::clock::Dice;
 
 use crate::proxy::Mode;
 
 /// What a run is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
 pub enum Scenario {
     /// Workers are killed and come back.
     Kill,
@@ -30,29 +32,14 @@ pub enum Scenario {
     Away,
     /// A transaction is held open by somebody else.
     Held,
-    /// All of them, mixed; `Held` alone goes by itself.
+    /// Any of them but `away` and `held`, mixed.
     All,
 }
 
 impl Scenario {
-    /// All, by name.
-    pub const NAMED: [(&str, Self); 11] = [
-        ("kill", Self::Kill),
-        ("freeze", Self::Freeze),
-        ("rolling", Self::Rolling),
-        ("kafka", Self::Kafka),
-        ("rabbitmq", Self::Rabbitmq),
-        ("postgres", Self::Postgres),
-        ("cut", Self::Cut),
-        ("answer_lost", Self::AnswerLost),
-        ("away", Self::Away),
-        ("held", Self::Held),
-        ("all", Self::All),
-    ];
-
-    /// The one of this name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::NAMED.iter().find(|(known, _)| *known == name).map(|(_, scenario)| *scenario)
+    /// The word that names it.
+    pub fn word(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |word| word.get_name().to_owned())
     }
 
     /// Whether it takes servers down, which only servers of its own may suffer.
@@ -107,7 +94,7 @@ impl Server {
 }
 
 /// What carries the messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum On {
     /// Topics.
     Kafka,
@@ -293,13 +280,12 @@ mod tests {
     #[test]
     fn a_seed_does_the_same_again_and_every_worker_has_its_turn() {
         let ttl = Duration::from_secs(3);
-        for (name, scenario) in Scenario::NAMED {
+        for &scenario in Scenario::value_variants() {
             let acts = |seed| {
                 let mut course = Course::new(scenario, On::Kafka, 3, [ttl; 2], seed);
                 (0..12).map(|_| course.next_act()).collect::<Vec<_>>()
             };
-            assert_eq!(acts(5), acts(5), "{name}");
-            assert_eq!(Scenario::named(name), Some(scenario));
+            assert_eq!(acts(5), acts(5), "{scenario:?}");
         }
         let mut course = Course::new(Scenario::Freeze, On::Kafka, 3, [ttl; 2], 1);
         let late: Vec<_> = (0..6).map(|_| course.next_act().1).collect();
