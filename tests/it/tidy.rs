@@ -29,7 +29,6 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["runtime/src/telemetry"]),
     ("backoff", &["runtime/src/pipeline/retry.rs"]),
     ("rand", &["runtime/src/clock.rs"]),
-    ("figment", &["runtime/src/settings/"]),
 ];
 
 /// Words that have another one here.

@@ -189,7 +189,7 @@ pub struct Course {
 
 impl Course {
     /// The course of a seed, for so many workers with leases of `ttl`.
-    pub fn new(scenario: Scenario, on: On, workers: usize, [ttl, away]: [Duration; 2], seed: u64) -> Self {
+    pub fn new(scenario: Scenario, on: On, workers: usize, ttl: Duration, away: Duration, seed: u64) -> Self {
         let dice = Dice::seeded(seed ^ 0x0066_6c65_6574);
         Self { scenario, on, workers: workers.max(1), ttl, away, dice, done: 0 }
     }
@@ -282,12 +282,12 @@ mod tests {
         let ttl = Duration::from_secs(3);
         for &scenario in Scenario::value_variants() {
             let acts = |seed| {
-                let mut course = Course::new(scenario, On::Kafka, 3, [ttl; 2], seed);
+                let mut course = Course::new(scenario, On::Kafka, 3, ttl, ttl, seed);
                 (0..12).map(|_| course.next_act()).collect::<Vec<_>>()
             };
             assert_eq!(acts(5), acts(5), "{scenario:?}");
         }
-        let mut course = Course::new(Scenario::Freeze, On::Kafka, 3, [ttl; 2], 1);
+        let mut course = Course::new(Scenario::Freeze, On::Kafka, 3, ttl, ttl, 1);
         let late: Vec<_> = (0..6).map(|_| course.next_act().1).collect();
         for worker in 0..3 {
             for late_one in [false, true] {
@@ -301,7 +301,7 @@ mod tests {
         let ttl = Duration::from_secs(3);
         for on in [On::Kafka, On::Rabbitmq, On::Postgres] {
             let acts = |scenario| {
-                let mut course = Course::new(scenario, on, 3, [ttl; 2], 1);
+                let mut course = Course::new(scenario, on, 3, ttl, ttl, 1);
                 (0..200).map(|_| course.next_act().1).collect::<Vec<_>>()
             };
             let down = |act: &Act| matches!(act, Act::Down { server, .. } if Some(*server) == on.broker());
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn each_line_of_each_worker_to_rabbitmq_and_postgres_is_cut_and_silenced() {
         let ttl = Duration::from_secs(3);
-        let mut course = Course::new(Scenario::Cut, On::Rabbitmq, 2, [ttl; 2], 1);
+        let mut course = Course::new(Scenario::Cut, On::Rabbitmq, 2, ttl, ttl, 1);
         let lines: Vec<_> = (0..8)
             .map(|_| match course.next_act().1 {
                 Act::Line { worker, server, mode, .. } => (worker, server, mode),

@@ -225,7 +225,7 @@ impl<'a> Scene<'a> {
 
     async fn disturb(&mut self, say: &mut dyn FnMut(&str)) -> Result<(), ChaosError> {
         let Plan { scenario, on, workers, ttl, away, seed, seconds, .. } = *self.plan;
-        let mut course = Course::new(scenario, on, workers, [ttl, away], seed);
+        let mut course = Course::new(scenario, on, workers, ttl, away, seed);
         let mut acts = 0;
         loop {
             let (pause, act) = course.next_act();

@@ -207,7 +207,9 @@ async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Ou
 pub(super) async fn command(
     settings: &Settings,
     action: Action,
-    (filter, why, wait): (DeadFilter, &str, Duration),
+    filter: DeadFilter,
+    why: &str,
+    wait: Duration,
     out: Out,
 ) -> Ended {
     let store = open_beside(settings).await?;
