@@ -24,12 +24,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("axum", &["services/src/", "chaos/src/provider.rs"]),
     ("tonic", &["services/src/"]),
     ("async_graphql", &["services/src/"]),
-    ("clap", &["services/src/"]),
+    ("clap", &["services/src/", "chaos/src/"]),
     ("prometheus_client", &["runtime/src/metrics"]),
     ("tracing_subscriber", &["runtime/src/telemetry"]),
     ("backoff", &["runtime/src/handler/retry.rs"]),
     ("rand", &["runtime/src/clock.rs"]),
-    ("figment", &["runtime/src/settings/"]),
 ];
 
 /// Words that have another one here.
