@@ -30,7 +30,7 @@ pub use self::defect::Defect;
 pub use self::defect::plant;
 pub use self::gates::Ended;
 use self::intake::inbox::Inbox;
-use self::protocol::{Action, LedgerConfig, ServiceInfo};
+use self::protocol::{Action, Answer, Event, LedgerConfig, Question, ServiceInfo};
 pub use self::protocol::{ActorIx, RunOrder, RunReport, SlotIx};
 pub use self::routes::{Arrival, What};
 pub use self::settle::record::{FaultNote, Gauges, OTHER_CONTENT, Tally};
@@ -46,6 +46,8 @@ use crate::store::{Counters, Epoch, InboxRows, Letters, TakenShard, Watermarks};
 pub struct Ledger {
     config: LedgerConfig,
     shard: ShardNo,
+    /// The time of the event that is being decided.
+    now: Millis,
     epoch: Epoch,
     commit_no: u64,
     outbox_seq: u64,
@@ -92,6 +94,7 @@ impl Ledger {
         let sources = sources.collect();
         let mut ledger = Self {
             shard: taken.shard,
+            now,
             epoch: taken.epoch,
             commit_no: taken.commit_no,
             outbox_seq: taken.outbox_seq,
@@ -125,16 +128,51 @@ impl Ledger {
             tally: Tally::default(),
             config,
         };
-        // What is decided before time first passes is decided now as well: a dead letter, say.
-        ledger.waiting.now = now;
         for source in 0..ledger.sources.len() {
             let source = u16::try_from(source).expect("there are few sources");
             ledger.out.push(Action::Credit(source, ledger.config.settings.ingress.credits));
         }
-        ledger.out.push(Action::FetchOrphans(ledger.runnable(), None, ledger.config.settings.pending.page));
-        ledger.out.push(Action::FetchDue(ledger.runnable(), ledger.config.settings.pending.page));
-        ledger.fetch_timers(0);
+        ledger.ask(Question::Orphans(ledger.runnable(), None, ledger.config.settings.pending.page));
+        ledger.ask(Question::Due(ledger.runnable(), ledger.config.settings.pending.page));
+        ledger.fetch_timers();
         ledger
+    }
+
+    /// Decides what follows from an event; [`Ledger::actions`] has it.
+    pub fn step(&mut self, event: Event, now: Millis) {
+        self.now = now;
+        match event {
+            Event::Fetched(source, arrivals) => self.fetched(source, arrivals),
+            Event::Ran(report) => self.ran(report),
+            Event::ActorReady(actor) => self.actor_ready(actor),
+            Event::ActorDied(actor, reason) => self.actor_died(actor, &reason),
+            Event::Permit(service) => self.permit(service),
+            Event::Published(sink, progress) => self.published(sink, progress),
+            Event::Gate => self.gate(),
+            Event::CommitEnded(epoch, no, outcome) => self.commit_ended(epoch, no, outcome),
+            Event::CommitLost => self.commit_lost(),
+            Event::Answered(answer) => self.answered(answer),
+            Event::Commands(commands) => commands.into_iter().for_each(|command| self.command(command)),
+            Event::Tick => self.tick(),
+            Event::Drain => self.draining = true,
+        }
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        match answer {
+            Answer::Loaded(slots, rows) => self.loaded(&slots, rows),
+            Answer::Checked(slots, known) => self.checked(&slots, &known),
+            Answer::Due(due) => self.due(due),
+            Answer::Orphans(keys) => self.orphans(keys),
+            Answer::Schedules(timers) => self.schedules(timers),
+            Answer::Timers(due) => self.timers_due(due),
+            Answer::Page(slot, token, rows) => self.paged(slot, token, rows),
+            Answer::OldLetters(found) => self.old_found(found),
+            Answer::DeadLetters(command, letters) => self.dead_found(command, letters),
+            Answer::DeadRefused(command) => self.command_ends(command),
+            Answer::Service(command, found) => self.service_found(command, found),
+            Answer::Retaken(taken) => self.retaken(taken),
+        }
     }
 
     /// The actions decided since the last call, in order.
@@ -157,9 +195,9 @@ impl Ledger {
     pub fn is_idle(&self) -> bool {
         self.batches.is_empty()
             && self.sources.iter().all(|source| source.used == 0)
-            && self.waiting.is_read()
+            && self.waiting.is_read(self.now)
             && self.command.is_none()
-            && self.timers.rest(self.waiting.now)
+            && self.timers.rest(self.now)
             && self.slots.iter().all(|slot| !slot.is_busy() && !slot.holds_positions())
     }
 
@@ -188,26 +226,24 @@ impl Ledger {
         }
     }
 
-    /// Leaves in order: no new runs; when those under way have ended and everything settled is durable, the shard is
-    /// given up with a last commit.
-    pub fn drain(&mut self) {
-        self.draining = true;
+    fn tick(&mut self) {
+        let now = self.now;
+        self.now = now;
+        self.fetch_due();
+        self.fetch_timers();
+        self.spill();
+        self.passivate_idle();
+        self.tick_outbox();
+        self.calm_down();
+        self.tick_trials();
+        self.look_for_old();
+        for source in 0..self.sources.len() {
+            self.grant(u16::try_from(source).expect("there are few sources"), 0);
+        }
     }
 
-    /// Time passes.
-    pub fn tick(&mut self, now: Millis) {
-        self.waiting.now = now;
-        self.fetch_due(now);
-        self.fetch_timers(now);
-        self.spill(now);
-        self.passivate_idle(now);
-        self.tick_outbox(now);
-        self.calm_down(now);
-        self.tick_trials(now);
-        self.look_for_old(now);
-        for source in 0..self.sources.len() {
-            self.grant(u16::try_from(source).expect("there are few sources"), 0, now);
-        }
+    fn ask(&mut self, question: Question) {
+        self.out.push(Action::Ask(question));
     }
 
     fn policy(&self, service: u16) -> &ServiceInfo {

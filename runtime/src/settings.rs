@@ -1,6 +1,7 @@
 //! Every setting: its name, its default, what may be wrong with it.
 //! In: defaults, a file, the environment, flags ([`load`]). Out: checked [`Settings`], or all problems at once.
 
+mod checks;
 mod cron;
 mod gates;
 pub mod load;

@@ -14,7 +14,9 @@ use futures_util::FutureExt;
 use perkey::handler::TurnLimits;
 use perkey::handlers::run::TurnEnd;
 use perkey::ledger::Ledger;
-use perkey::ledger::protocol::{Action, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo};
+use perkey::ledger::protocol::{
+    self, Action, Answer, LedgerConfig, Question, RunOrder, RunReport, ServiceInfo, SourceInfo,
+};
 use perkey::ledger::routes::{Arrival, Bindings, What};
 use perkey::message::{Draft, Positions, ShardNo};
 use perkey::settings::Settings;
@@ -184,10 +186,10 @@ impl Drive {
             let arrivals: Vec<_> = deliveries.by_ref().take(self.credits.min(batch_max)).collect();
             if !arrivals.is_empty() {
                 self.credits -= arrivals.len();
-                self.ledger.fetched(0, arrivals, self.now);
+                self.ledger.step(protocol::Event::Fetched(0, arrivals), self.now);
             } else if std::mem::take(&mut self.gate) {
                 self.now += 1;
-                self.ledger.gate(self.now);
+                self.ledger.step(protocol::Event::Gate, self.now);
             } else {
                 break;
             }
@@ -203,25 +205,37 @@ impl Drive {
             }
             for action in actions {
                 match action {
-                    Action::Load(slots, keys) => self.ledger.loaded(&slots, vec![KeyRow::default(); keys.len()]),
+                    Action::Ask(Question::Load(slots, keys)) => self.ledger.step(
+                        protocol::Event::Answered(Answer::Loaded(slots, vec![KeyRow::default(); keys.len()])),
+                        self.now,
+                    ),
                     Action::Spawn(more) => (0..more).for_each(|_| {
-                        self.ledger.actor_ready(self.actors);
+                        self.ledger.step(protocol::Event::ActorReady(self.actors), self.now);
                         self.actors += 1;
                     }),
                     Action::Run(actor, order) => {
                         self.runs += 1;
-                        self.ledger.ran(report(actor, &order, handled), self.now);
+                        self.ledger.step(protocol::Event::Ran(report(actor, &order, handled)), self.now);
                     }
                     Action::CommitReady => self.gate = true,
                     Action::Commit(commit) => {
-                        self.ledger.commit_ended(commit.epoch, commit.no, Outcome::Committed, self.now);
+                        self.ledger
+                            .step(protocol::Event::CommitEnded(commit.epoch, commit.no, Outcome::Committed), self.now);
                         self.commits.push(commit);
                     }
                     Action::Credit(_, more) => self.credits += more,
-                    Action::FetchDue(..) => self.ledger.due(perkey::store::Due::default(), self.now),
-                    Action::FetchSchedules => self.ledger.schedules(Vec::new(), self.now),
-                    Action::FetchTimers(..) => self.ledger.timers_due(perkey::store::DueTimers::default(), self.now),
-                    Action::FetchOrphans(..) => self.ledger.orphans(Vec::new()),
+                    Action::Ask(Question::Due(..)) => self
+                        .ledger
+                        .step(protocol::Event::Answered(Answer::Due(perkey::store::Due::default())), self.now),
+                    Action::Ask(Question::Schedules) => {
+                        self.ledger.step(protocol::Event::Answered(Answer::Schedules(Vec::new())), self.now)
+                    }
+                    Action::Ask(Question::Timers(..)) => self
+                        .ledger
+                        .step(protocol::Event::Answered(Answer::Timers(perkey::store::DueTimers::default())), self.now),
+                    Action::Ask(Question::Orphans(..)) => {
+                        self.ledger.step(protocol::Event::Answered(Answer::Orphans(Vec::new())), self.now)
+                    }
                     _ => {}
                 }
             }

@@ -5,8 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use perkey::handlers::run::{TurnEnd, TurnFault};
-use perkey::ledger::protocol::{Action, ActorIx, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo};
+use perkey::ledger::protocol::{
+    self, Action, ActorIx, Answer, LedgerConfig, Question, ReaderKind, RunOrder, RunReport, ServiceInfo, SourceInfo,
+};
 use perkey::ledger::routes::{Arrival, Bindings, What};
 use perkey::ledger::{Ledger, OTHER_CONTENT};
 use perkey::message::{Draft, Message, Position, shard_of};
@@ -125,8 +128,8 @@ struct World {
     credits: usize,
     /// Bytes that may still be taken in hand.
     room: isize,
-    loads: VecDeque<Action>,
-    questions: VecDeque<Action>,
+    loads: VecDeque<Question>,
+    questions: VecDeque<Question>,
     commits: VecDeque<Action>,
     runs: BTreeMap<ActorIx, VecDeque<RunOrder>>,
     /// What the actors hold.
@@ -243,14 +246,14 @@ impl World {
             Op::Die(actor) if self.spawned > 0 => {
                 let actor = u32::from(actor) % self.spawned;
                 self.runs.remove(&actor);
-                self.ledger.actor_died(actor, "killed", self.now);
+                self.ledger.step(protocol::Event::ActorDied(actor, "killed".to_owned()), self.now);
                 self.perform();
-                self.ledger.actor_ready(actor);
+                self.ledger.step(protocol::Event::ActorReady(actor), self.now);
             }
             Op::Die(_) => {}
             Op::Tick(by) => {
                 self.now += by;
-                self.ledger.tick(self.now);
+                self.ledger.step(protocol::Event::Tick, self.now);
             }
             Op::Takeover => {
                 let credits = self.config.settings.ingress.credits;
@@ -284,7 +287,7 @@ impl World {
         let arrivals: Vec<_> = arrivals.collect();
         self.credits -= arrivals.len();
         self.read = end;
-        self.ledger.fetched(0, arrivals, self.now);
+        self.ledger.step(protocol::Event::Fetched(0, arrivals), self.now);
         self.perform();
         assert_eq!(
             self.room,
@@ -296,10 +299,12 @@ impl World {
     fn perform(&mut self) {
         for action in self.ledger.actions() {
             match action {
-                Action::Load(..) | Action::Check(..) => self.loads.push_back(action),
+                Action::Ask(question) if question.reader() == ReaderKind::Keys => self.loads.push_back(question),
+                Action::Ask(question) => self.questions.push_back(question),
                 Action::Run(actor, order) => self.runs.entry(actor).or_default().push_back(order),
                 Action::Spawn(more) => {
-                    (self.spawned..self.spawned + more).for_each(|actor| self.ledger.actor_ready(actor));
+                    (self.spawned..self.spawned + more)
+                        .for_each(|actor| self.ledger.step(protocol::Event::ActorReady(actor), self.now));
                     self.spawned += more;
                     self.perform();
                 }
@@ -316,44 +321,32 @@ impl World {
                     }
                 }
                 Action::Stop(reason) => panic!("the ledger stopped: {reason}"),
-                other => self.questions.push_back(other),
+                Action::AskPermit(..) | Action::PermitEnded(..) | Action::Publish(_) | Action::Drained => {}
             }
         }
     }
 
     fn load(&mut self) {
-        match self.loads.pop_front() {
-            Some(Action::Load(slots, keys)) => self.ledger.loaded(&slots, self.store.load_now(0, &keys)),
-            Some(Action::Check(places, ids)) => self.ledger.checked(&places, &self.store.known_now(0, &ids)),
-            _ => {}
+        if let Some(question) = self.loads.pop_front() {
+            self.ask(&question);
         }
     }
 
     fn answer(&mut self) {
-        match self.questions.pop_front() {
-            Some(Action::FetchSchedules) => self.ledger.schedules(self.store.schedules_now(0), self.now),
-            Some(Action::FetchTimers(runnable, limit)) => {
-                self.ledger.timers_due(self.store.timers_now(0, self.now, &runnable, limit), self.now);
-            }
-            Some(Action::FetchDue(runnable, limit)) => {
-                self.ledger.due(self.store.due_now(0, self.now, &runnable, limit), self.now);
-            }
-            Some(Action::FetchOrphans(runnable, after, limit)) => {
-                self.ledger.orphans(self.store.orphans_now(0, &runnable, after.as_ref(), limit));
-            }
-            Some(Action::Page(slot, token, key, after, limit)) => {
-                self.ledger.paged(slot, token, self.store.page_now(0, &key, after, limit), self.now);
-            }
-            Some(Action::Retake(epoch)) => self.ledger.retaken(self.store.retake_now(0, epoch), self.now),
-            Some(Action::Trim(trim)) => self.store.trim_now(0, &trim),
-            Some(other) => panic!("nobody asked for {other:?}"),
-            None => {}
+        if let Some(question) = self.questions.pop_front() {
+            self.ask(&question);
+        }
+    }
+
+    fn ask(&mut self, question: &Question) {
+        if let Some(answer) = answer(&*self.store, question, self.now) {
+            self.ledger.step(protocol::Event::Answered(answer), self.now);
         }
     }
 
     fn commit(&mut self, ending: Ending) {
         match self.commits.pop_front() {
-            Some(Action::CommitReady) => self.ledger.gate(self.now),
+            Some(Action::CommitReady) => self.ledger.step(protocol::Event::Gate, self.now),
             Some(Action::Commit(commit) | Action::CommitLater(commit, _)) => {
                 let outcome = match ending {
                     Ending::Well => self.write(&commit),
@@ -365,7 +358,7 @@ impl World {
                         Outcome::Unknown("lost".to_owned())
                     }
                 };
-                self.ledger.commit_ended(commit.epoch, commit.no, outcome, self.now);
+                self.ledger.step(protocol::Event::CommitEnded(commit.epoch, commit.no, outcome), self.now);
             }
             _ => {}
         }
@@ -415,8 +408,17 @@ impl World {
         }
         let changed = turns.iter().any(|turn| matches!(turn, TurnEnd::Done { .. }));
         let state = changed.then(|| Some((1, serde_json::to_vec(list).unwrap().into())));
-        self.ledger.ran(
-            RunReport { actor, slot: order.slot, no: order.no, turns, state, alone: false, done: true, gone: false },
+        self.ledger.step(
+            protocol::Event::Ran(RunReport {
+                actor,
+                slot: order.slot,
+                no: order.no,
+                turns,
+                state,
+                alone: false,
+                done: true,
+                gone: false,
+            }),
             self.now,
         );
     }
@@ -474,6 +476,11 @@ impl World {
 }
 
 /// A message's id, and what it says.
+/// The store's answer, at once: it is in memory.
+pub(crate) fn answer(store: &MemoryStore, question: &Question, now: u64) -> Option<Answer> {
+    question.answer(store, 0, now).now_or_never().unwrap().unwrap()
+}
+
 fn said(message: &Message) -> (String, String) {
     (message.id().to_owned(), String::from_utf8(message.payload().to_vec()).unwrap())
 }
@@ -519,8 +526,8 @@ fn positions_of_a_source_that_a_process_does_not_have_are_kept() {
     assert!(!before.is_empty());
     let sources = Arc::new([SourceInfo { name: "another".into(), ordered: true }]);
     let mut without = World::owner(&world.store, &LedgerConfig { sources, ..world.config.clone() });
-    without.drain();
-    without.gate(world.now);
+    without.step(protocol::Event::Drain, world.now);
+    without.step(protocol::Event::Gate, world.now);
     let commits = without.actions().into_iter().filter_map(|action| match action {
         Action::Commit(commit) => Some(commit),
         _ => None,
@@ -588,10 +595,10 @@ fn a_commit_is_cut_at_its_bytes() {
         let message = Draft { id: &id, key: &key, kind: "t", payload: &payload, ..Draft::default() }.build().unwrap();
         Arrival { origin: "one".into(), position: Position::new(no, 0), last: true, what: What::Message(0, message) }
     });
-    world.ledger.fetched(0, arrivals.collect(), 1_000);
+    world.ledger.step(protocol::Event::Fetched(0, arrivals.collect()), 1_000);
     let (mut read, mut rows) = (0, 0);
     while read < 16 {
-        world.ledger.gate(1_000);
+        world.ledger.step(protocol::Event::Gate, 1_000);
         let commits = world.ledger.actions().into_iter().filter_map(|action| match action {
             Action::Commit(commit) => Some(commit),
             _ => None,
@@ -601,7 +608,7 @@ fn a_commit_is_cut_at_its_bytes() {
         (read, rows) = (read + commit.log[0].count, rows + 1);
         assert_eq!(commit.positions["log"]["one"].no, u64::from(read), "the position goes with what was passed on");
         let outcome = world.store.apply(&commit);
-        world.ledger.commit_ended(commit.epoch, commit.no, outcome, 1_000);
+        world.ledger.step(protocol::Event::CommitEnded(commit.epoch, commit.no, outcome), 1_000);
     }
     assert!((6..=10).contains(&rows), "{rows}");
 }

@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use perkey::handlers::run::TurnEnd;
 use perkey::ledger::Ledger;
-use perkey::ledger::protocol::{Action, ActorIx, LedgerConfig, RunOrder, RunReport};
+use perkey::ledger::protocol::{Action, ActorIx, Event, LedgerConfig, RunOrder, RunReport};
 use perkey::ledger::routes::{Arrival, What};
 use perkey::message::{Draft, Message, Position};
 use perkey::settings::Settings;
 use perkey::store::PendingKind;
 use perkey::store::memory::MemoryStore;
 
-use crate::ledger_model::listing;
+use crate::ledger_model::{answer, listing};
 
 /// Milliseconds between two looks at the time: while something runs, and while nothing does.
 const TICKS: [u64; 2] = [25, 50];
@@ -164,9 +164,12 @@ impl World {
                 reply: None,
             };
             let (turns, state) = (vec![end], Some(Some((1, b"null"[..].into()))));
-            process.ledger.ran(RunReport { actor, slot, no, turns, state, alone: false, done: true, gone: false }, now);
+            process.ledger.step(
+                Event::Ran(RunReport { actor, slot, no, turns, state, alone: false, done: true, gone: false }),
+                now,
+            );
         }
-        process.ledger.tick(now);
+        process.ledger.step(Event::Tick, now);
         self.perform(process);
         self.now += TICKS[usize::from(process.runs.is_empty())];
         false
@@ -179,7 +182,7 @@ impl World {
             self.act(process, action);
             if let Some(line) = process.asked.pop_front_if(|_| !process.out) {
                 process.out = true;
-                process.ledger.permit(line);
+                process.ledger.step(Event::Permit(line), self.now);
             }
             actions.extend(process.ledger.actions());
         }
@@ -188,40 +191,32 @@ impl World {
     fn act(&mut self, Process { ledger, runs, fed, actors, asked, out }: &mut Process, action: Action) {
         let (store, now) = (&self.store, self.now);
         match action {
-            Action::Load(slots, keys) => ledger.loaded(&slots, store.load_now(0, &keys)),
-            Action::Check(places, ids) => ledger.checked(&places, &store.known_now(0, &ids)),
+            Action::Ask(question) => {
+                if let Some(answer) = answer(store, &question, now) {
+                    ledger.step(Event::Answered(answer), now);
+                }
+            }
             Action::Run(actor, order) => {
                 self.started[order.items[0].message.id().parse::<usize>().unwrap()] += 1;
                 runs.insert(actor, (order, now));
             }
             Action::Spawn(more) => {
-                (*actors..*actors + more).for_each(|actor| ledger.actor_ready(actor));
+                (*actors..*actors + more).for_each(|actor| ledger.step(Event::ActorReady(actor), now));
                 *actors += more;
             }
-            Action::CommitReady => ledger.gate(now),
+            Action::CommitReady => ledger.step(Event::Gate, now),
             Action::Commit(commit) | Action::CommitLater(commit, _) => {
-                ledger.commit_ended(commit.epoch, commit.no, store.apply(&commit), now);
+                ledger.step(Event::CommitEnded(commit.epoch, commit.no, store.apply(&commit)), now);
             }
             Action::Credit(..) if !std::mem::replace(fed, true) => {
                 let arrival = |at: usize| {
                     let position = Position::new(1 + u64::try_from(at).unwrap(), 0);
                     Arrival { origin: "one".into(), position, last: true, what: What::Message(0, Self::message(at)) }
                 };
-                ledger.fetched(0, (0..self.plans.len()).map(arrival).collect(), now);
+                ledger.step(Event::Fetched(0, (0..self.plans.len()).map(arrival).collect()), now);
             }
             Action::AskPermit(line, _) => asked.push_back(line),
             Action::PermitEnded(..) => *out = false,
-            Action::FetchSchedules => ledger.schedules(store.schedules_now(0), now),
-            Action::FetchTimers(runnable, limit) => {
-                ledger.timers_due(store.timers_now(0, now, &runnable, limit), now);
-            }
-            Action::FetchDue(runnable, limit) => ledger.due(store.due_now(0, now, &runnable, limit), now),
-            Action::FetchOrphans(runnable, after, limit) => {
-                ledger.orphans(store.orphans_now(0, &runnable, after.as_ref(), limit));
-            }
-            Action::Page(slot, token, key, after, limit) => {
-                ledger.paged(slot, token, store.page_now(0, &key, after, limit), now);
-            }
             Action::Stop(reason) => panic!("the ledger stopped: {reason}"),
             _ => {}
         }

@@ -19,7 +19,7 @@ pub struct RunItem {
 }
 
 /// How a turn ended.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum TurnEnd {
     /// It succeeded.
     Done {

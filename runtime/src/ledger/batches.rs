@@ -10,7 +10,7 @@ use std::sync::Arc;
 use self::group::{Batch, Group};
 use super::defect::{Defect, planted};
 use super::intake::inbox::Aging;
-use super::protocol::{Action, SlotIx};
+use super::protocol::{Action, Question, SlotIx};
 use super::slot::Newest;
 use super::{Ledger, Ticket};
 use crate::clock::{Millis, millis};
@@ -137,8 +137,9 @@ impl Ledger {
     }
 
     /// The store has room for a commit.
-    pub fn gate(&mut self, now: Millis) {
-        self.waiting.now = now;
+    pub(crate) fn gate(&mut self) {
+        let now = self.now;
+        self.now = now;
         self.settle_down();
         self.batches.gate_asked = false;
         if self.stopped || self.batches.released || self.batches.flight.is_some() {
@@ -155,7 +156,7 @@ impl Ledger {
             self.leave_runs();
         }
         if !batch.groups.is_empty() || moved || release || self.suspicion.is_passed() {
-            self.send(batch, Vec::new(), release, now);
+            self.send(batch, Vec::new(), release);
         }
     }
 
@@ -196,7 +197,8 @@ impl Ledger {
         }
     }
 
-    pub(crate) fn send(&mut self, mut batch: Batch, suspects: Vec<Batch>, release: bool, now: Millis) {
+    pub(crate) fn send(&mut self, mut batch: Batch, suspects: Vec<Batch>, release: bool) {
+        let now = self.now;
         for ticket in batch.groups.iter().flat_map(|group| &group.tickets) {
             self.sources[usize::from(ticket.source)].mark(*ticket);
         }
@@ -236,13 +238,13 @@ impl Ledger {
     }
 
     /// The store's answer to [`Action::Commit`] for the commit of this epoch and number.
-    pub fn commit_ended(&mut self, epoch: Epoch, no: u64, outcome: Outcome, now: Millis) {
+    pub(crate) fn commit_ended(&mut self, epoch: Epoch, no: u64, outcome: Outcome) {
         let Some(flight) = self.batches.flight.as_mut() else { return };
         if flight.unknown || (flight.commit.epoch, flight.commit.no) != (epoch, no) {
             return;
         }
         match outcome {
-            Outcome::Committed => self.finish(now),
+            Outcome::Committed => self.finish(),
             Outcome::Fenced => self.stop("another owner has the shard: its epoch or commit number moved on"),
             Outcome::Unavailable(_) => {
                 flight.unavailable += 1;
@@ -250,36 +252,36 @@ impl Ledger {
                 self.out.push(Action::CommitLater(flight.commit.clone(), flight.unavailable));
             }
             Outcome::Unknown(_) => self.commit_lost(),
-            Outcome::Refused { permanent, error } => self.refused(permanent, &error, now),
+            Outcome::Refused { permanent, error } => self.refused(permanent, &error),
         }
     }
 
     /// The committer was lost, maybe with a commit in hand: whether that was written has to be found out.
-    pub fn commit_lost(&mut self) {
+    pub(crate) fn commit_lost(&mut self) {
         self.batches.gate_asked = false;
         if let Some(flight) = self.batches.flight.as_mut()
             && !flight.unknown
         {
             flight.unknown = true;
-            self.out.push(Action::Retake(self.epoch));
+            self.ask(Question::Retake(self.epoch));
         }
     }
 
-    /// The store's answer to [`Action::Retake`].
-    pub fn retaken(&mut self, answer: Result<TakenShard, StoreError>, now: Millis) {
+    /// The store's answer to [`Question::Retake`].
+    pub(crate) fn retaken(&mut self, answer: Result<TakenShard, StoreError>) {
         let Some(flight) = self.batches.flight.as_mut().filter(|flight| flight.unknown) else { return };
         flight.unknown = false;
         match answer {
             Ok(taken) => {
                 self.epoch = taken.epoch;
                 if taken.commit_no == flight.commit.no {
-                    self.finish(now);
+                    self.finish();
                 } else if taken.commit_no + 1 == flight.commit.no {
                     // It never will be written: its epoch is shut out. The same batch goes out under the new one.
                     flight.unwritten += 1;
                     if flight.unwritten >= UNWRITTEN_MAX && !flight.batch.groups.is_empty() {
                         let error = format!("its outcome was unknown {UNWRITTEN_MAX} times, and it was not written");
-                        return self.refused(false, &error, now);
+                        return self.refused(false, &error);
                     }
                     flight.commit = Arc::new(Commit { epoch: taken.epoch, ..Commit::clone(&flight.commit) });
                     self.out.push(Action::CommitLater(flight.commit.clone(), flight.unwritten - 1));
@@ -292,7 +294,7 @@ impl Ledger {
     }
 
     /// A commit is durable: now, and only now, the world hears of it.
-    fn finish(&mut self, now: Millis) {
+    fn finish(&mut self) {
         let Some(flight) = self.batches.flight.take() else { return };
         let commit = &flight.commit;
         (self.commit_no, self.letters) = (commit.no, flight.letters);
@@ -307,11 +309,11 @@ impl Ledger {
             self.acknowledge(commit);
         }
         self.inbox.committed(commit.no, commit.at, commit.ids().copied().collect());
-        self.free_credits(&flight.batch, now);
+        self.free_credits(&flight.batch);
         for (group, part) in flight.batch.groups.iter().zip(&commit.parts) {
             self.finish_group(group, part);
         }
-        self.age(&commit.ahead, now);
+        self.age(&commit.ahead);
         if flight.release {
             self.batches.released = true;
             self.out.push(Action::Drained);
@@ -349,7 +351,8 @@ impl Ledger {
     }
 
     /// Forgets what is too old, and lets the store remove it; `ahead` is durable.
-    fn age(&mut self, ahead: &SourceAhead, now: Millis) {
+    fn age(&mut self, ahead: &SourceAhead) {
+        let now = self.now;
         let settings = &self.config.settings;
         // While sources would rather pause, no id younger than the shortest window is given up for room.
         let old_enough = match settings.dedup.overflow {
@@ -373,7 +376,7 @@ impl Ledger {
             let in_window = self.inbox.oldest().map_or(self.commit_no, |(no, _)| no);
             let commits_below = in_window.min(self.published_below());
             let settings = &self.config.settings;
-            self.out.push(Action::Trim(Trim {
+            self.ask(Question::Trim(Trim {
                 log,
                 commits_below,
                 history_before: now.saturating_sub(millis(settings.history.keep)),

@@ -7,7 +7,7 @@ pub(crate) mod sources;
 use std::sync::Arc;
 
 use self::inbox::Arrival as Seen;
-use super::protocol::{Action, SlotIx};
+use super::protocol::{Action, Question, SlotIx};
 use super::routes::{Arrival, What};
 use super::settle::record::dead_letter;
 use super::slot::{From, Item, Newest};
@@ -24,7 +24,7 @@ const CHECK_MAX: usize = 1_000;
 
 impl Ledger {
     /// A source handed over deliveries, each origin's in order. Each uses one credit.
-    pub fn fetched(&mut self, source: u16, arrivals: Vec<Arrival>, now: Millis) {
+    pub(crate) fn fetched(&mut self, source: u16, arrivals: Vec<Arrival>) {
         let (mut unused, mut unused_bytes, mut known) = (0, 0, false);
         self.sources[source as usize].used += arrivals.len();
         for arrival in arrivals {
@@ -35,7 +35,7 @@ impl Ledger {
             track.bytes += bytes as usize;
             let received = track.receive(source, (&origin, position), number, last);
             if let Received::New(ticket) = received {
-                self.arrive(Ticket { bytes, ..ticket }, what, now);
+                self.arrive(Ticket { bytes, ..ticket }, what);
                 continue;
             }
             self.tally.passed += 1;
@@ -48,7 +48,7 @@ impl Ledger {
         }
         self.make_room(source, unused_bytes);
         if unused > 0 {
-            self.grant(source, unused, now);
+            self.grant(source, unused);
         }
     }
 
@@ -61,7 +61,8 @@ impl Ledger {
         }
     }
 
-    fn arrive(&mut self, ticket: Ticket, what: What, now: Millis) {
+    fn arrive(&mut self, ticket: Ticket, what: What) {
+        let now = self.now;
         let (number, mut name) = (self.number_of(&what), None);
         let (service, message, refusal) = match what {
             What::Message(service, message) => (Some(service), message, None),
@@ -107,10 +108,10 @@ impl Ledger {
         let refusal = if is_other { Some(self.conflict(&message)) } else { refusal };
         let item = Item { message, id, from, arrival, taken_at, attempt, history, refusal, starts, trial };
         match (service, name) {
-            (_, name) if is_other || item.message.key().is_empty() => self.refuse_at_once(service, name, item, now),
+            (_, name) if is_other || item.message.key().is_empty() => self.refuse_at_once(service, name, item),
             (Some(service), _) => self.queue(service, item),
             (None, Some(name)) if number.is_some() => self.set_aside(name, item),
-            (None, name) => self.refuse_at_once(None, name, item, now),
+            (None, name) => self.refuse_at_once(None, name, item),
         }
     }
 
@@ -216,7 +217,7 @@ impl Ledger {
         for chunk in wanted.chunks(1_000) {
             let slots = chunk.iter().map(|ix| (*ix, self.slots[*ix].token)).collect();
             let keys = chunk.iter().map(|ix| self.service_key(*ix)).collect();
-            self.out.push(Action::Load(slots, keys));
+            self.ask(Question::Load(slots, keys));
         }
     }
 
@@ -235,16 +236,16 @@ impl Ledger {
                 ids.extend([item.id, apart.id].map(|id| (id, item.message.id().to_owned())));
             }
             if places.len() >= CHECK_MAX {
-                self.out.push(Action::Check(std::mem::take(&mut places), std::mem::take(&mut ids)));
+                self.ask(Question::Check(std::mem::take(&mut places), std::mem::take(&mut ids)));
             }
         }
         if !ids.is_empty() {
-            self.out.push(Action::Check(places, ids));
+            self.ask(Question::Check(places, ids));
         }
     }
 
-    /// The store's answer to [`Action::Check`]: which of these messages wait, or were given up.
-    pub fn checked(&mut self, places: &[(SlotIx, u64)], known: &[bool]) {
+    /// The store's answer to [`Question::Check`]: which of these messages wait, or were given up.
+    pub(crate) fn checked(&mut self, places: &[(SlotIx, u64)], known: &[bool]) {
         for ((ix, token), known) in places.iter().zip(known.chunks(2)) {
             if !self.slots.current(*ix, *token) {
                 continue;
@@ -270,8 +271,8 @@ impl Ledger {
         ServiceKey { service: self.policy(slot.service).name.clone(), key: slot.key.clone() }
     }
 
-    /// The store's answer to [`Action::Load`].
-    pub fn loaded(&mut self, slots: &[(SlotIx, u64)], rows: Vec<KeyRow>) {
+    /// The store's answer to [`Question::Load`].
+    pub(crate) fn loaded(&mut self, slots: &[(SlotIx, u64)], rows: Vec<KeyRow>) {
         for ((ix, token), row) in slots.iter().zip(rows) {
             if !self.slots.current(*ix, *token) || !std::mem::take(&mut self.slots[*ix].loading) {
                 continue;
@@ -322,7 +323,8 @@ impl Ledger {
 
     /// A message without a usable service, key or id becomes a dead letter at once, under the name that it was sent to. It
     /// holds nobody up: it is not of its key's order.
-    fn refuse_at_once(&mut self, service: Option<u16>, name: Option<Arc<str>>, item: Item, now: Millis) {
+    fn refuse_at_once(&mut self, service: Option<u16>, name: Option<Arc<str>>, item: Item) {
+        let now = self.now;
         let From::Live(ticket) = item.from else { return };
         let bytes_max = self.config.settings.commit.bytes_max;
         self.batches.loose_with_room(item.message.frame().len(), bytes_max);

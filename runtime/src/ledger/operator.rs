@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::Ledger;
-use super::protocol::{Action, SlotIx};
+use super::protocol::{Action, Question, SlotIx};
 use super::slot::{From, Item, Operation};
 use crate::clock::Millis;
 use crate::handler::{CALL, CALL_ID, COMMAND, call_of};
@@ -67,11 +67,11 @@ impl Ledger {
         let resting = self.slots.iter().filter(|slot| slot.paused);
         let resting: Vec<SlotIx> = resting.filter_map(|slot| self.slots.find(slot.service, &slot.key)).collect();
         self.to_advance.extend(resting);
-        self.timers.at(self.waiting.now);
-        self.waiting.at(self.waiting.now);
+        self.timers.at(self.now);
+        self.waiting.at(self.now);
         // Anew, whatever is on its way: it may have passed over what was paused.
         self.waiting.orphans = true;
-        self.out.push(Action::FetchOrphans(self.runnable(), None, self.config.settings.pending.page));
+        self.ask(Question::Orphans(self.runnable(), None, self.config.settings.pending.page));
         self.pauses.0.len() < before
     }
 
@@ -93,7 +93,7 @@ impl Ledger {
         let slot = &mut self.slots[ix];
         let paused = self.pauses.holds(&self.config.services[usize::from(slot.service)].name, &slot.key);
         if paused && !slot.paused {
-            slot.busy_since = self.waiting.now;
+            slot.busy_since = self.now;
             let (timers, rest): (VecDeque<Item>, VecDeque<Item>) =
                 std::mem::take(&mut slot.queue).into_iter().partition(|item| item.from == From::Timer);
             slot.queue = rest;
@@ -105,7 +105,7 @@ impl Ledger {
     }
 
     /// A command is to be executed on this shard. Ignored while another one is: it is still open when that is done.
-    pub fn command(&mut self, command: OpenCommand) {
+    pub(crate) fn command(&mut self, command: OpenCommand) {
         if self.draining || self.command.is_some() || self.keeping.is_busy() {
             return;
         }
@@ -119,7 +119,7 @@ impl Ledger {
                 merge(&mut self.batches.loose().part, CommandResult { command: command.id, affected, done: true });
             }
             Wanted::Replay | Wanted::Discard | Wanted::Edit { .. } => {
-                self.out.push(Action::FindDead(command.id, command.filter.clone(), None, FIND_MAX));
+                self.ask(Question::DeadLetters(command.id, command.filter.clone(), None, FIND_MAX));
             }
             // What runs here is not given up.
             Wanted::Drop(service) if self.service_of(service).is_some() => {
@@ -127,14 +127,14 @@ impl Ledger {
                 merge(&mut self.batches.loose().part, result);
             }
             Wanted::Drop(service) => {
-                self.out.push(Action::FindService(command.id, service.as_str().into(), SERVICE_MAX));
+                self.ask(Question::Service(command.id, service.as_str().into(), SERVICE_MAX));
             }
         }
         self.command = Some(Progress { command, outstanding: 0, after: None });
     }
 
-    /// The store's answer to [`Action::FindDead`].
-    pub fn dead_found(&mut self, id: i64, letters: Vec<DeadLetter>, now: Millis) {
+    /// The store's answer to [`Question::DeadLetters`].
+    pub(crate) fn dead_found(&mut self, id: i64, letters: Vec<DeadLetter>) {
         let Some(progress) = self.command.as_ref().filter(|progress| progress.command.id == id) else { return };
         let (action, who) = (progress.command.action.clone(), progress.command.who.clone());
         let last = letters.last().map(|letter| (letter.key.clone(), letter.seq));
@@ -147,11 +147,11 @@ impl Ledger {
                 (_, Wanted::Edit { .. }) if operation.letter.id.is_outgoing() => {}
                 (Some(_), Wanted::Replay) if operation.letter.id.is_outgoing() => {
                     self.publish_again(&operation.letter);
-                    self.without_slot(&operation, "replayed", now);
+                    self.without_slot(&operation, "replayed");
                     outstanding += 1;
                 }
                 (_, Wanted::Discard) if operation.letter.id.is_outgoing() => {
-                    self.without_slot(&operation, "discarded", now);
+                    self.without_slot(&operation, "discarded");
                     outstanding += 1;
                 }
                 // Its sender was told that it failed, and may have acted on that.
@@ -165,7 +165,7 @@ impl Ledger {
                 // Of no service, or without a key: there is nowhere to replay it to.
                 (_, Wanted::Replay | Wanted::Edit { .. }) => {}
                 (_, Wanted::Discard) => {
-                    self.without_slot(&operation, "discarded", now);
+                    self.without_slot(&operation, "discarded");
                     outstanding += 1;
                 }
             }
@@ -181,14 +181,15 @@ impl Ledger {
     }
 
     /// Nothing more is to be done for a command: all of its letters were seen, or they cannot be read.
-    pub fn command_ends(&mut self, id: i64) {
+    pub(crate) fn command_ends(&mut self, id: i64) {
         if self.command.as_ref().is_some_and(|progress| progress.command.id == id) {
             merge(&mut self.batches.loose().part, CommandResult { command: id, affected: 0, done: true });
         }
     }
 
     /// A letter that no key waits for is gone with the next commit.
-    fn without_slot(&mut self, operation: &Operation, what: &str, now: Millis) {
+    fn without_slot(&mut self, operation: &Operation, what: &str) {
+        let now = self.now;
         let group = self.batches.loose();
         group.gone = group.gone.plus(Letters::one(&operation.letter.id, operation.letter.holds_key));
         let part = &mut group.part;
@@ -199,13 +200,13 @@ impl Ledger {
 
     /// Executes what operators want of a key, before its next run.
     pub(crate) fn operate(&mut self, ix: SlotIx) {
-        let now = self.waiting.now;
+        let now = self.now;
         for operation in std::mem::take(&mut self.slots[ix].operations) {
             let letter = &operation.letter;
             let releases = self.slots[ix].held && letter.holds_key;
             let what = match &operation.action {
                 Wanted::Replay => {
-                    self.replay(ix, letter, releases, now);
+                    self.replay(ix, letter, releases);
                     "replayed"
                 }
                 Wanted::Edit { payload, id } => {
@@ -215,7 +216,7 @@ impl Ledger {
                     self.inbox.pin(taken);
                     self.group(ix).pinned.push(taken);
                     let edited = DeadLetter { message, id: taken, history: Vec::new(), ..letter.clone() };
-                    self.replay(ix, &edited, releases, now);
+                    self.replay(ix, &edited, releases);
                     "edited"
                 }
                 Wanted::Discard => "discarded",
@@ -241,7 +242,8 @@ impl Ledger {
 
     /// Dead becomes pending: at its old place when it held the key, else behind everything that waits. No due time is
     /// needed: the key is in hand, and after a crash it is found as one whose head has none.
-    fn replay(&mut self, ix: SlotIx, letter: &DeadLetter, releases: bool, now: Millis) {
+    fn replay(&mut self, ix: SlotIx, letter: &DeadLetter, releases: bool) {
+        let now = self.now;
         if !releases && self.slots[ix].queue.iter().any(|item| !matches!(item.from, From::Row(_))) {
             // What is in memory gets its rows first: if one of it fails, those behind it are not to overtake it.
             let queue = std::mem::take(&mut self.slots[ix].queue);
@@ -296,10 +298,11 @@ impl Ledger {
         progress.outstanding = progress.outstanding.saturating_sub(operations);
         if progress.outstanding == 0 {
             let id = progress.command.id;
-            self.out.push(match &progress.command.action {
-                Wanted::Drop(service) => Action::FindService(id, service.as_str().into(), SERVICE_MAX),
-                _ => Action::FindDead(id, progress.command.filter.clone(), progress.after.clone(), FIND_MAX),
-            });
+            let question = match &progress.command.action {
+                Wanted::Drop(service) => Question::Service(id, service.as_str().into(), SERVICE_MAX),
+                _ => Question::DeadLetters(id, progress.command.filter.clone(), progress.after.clone(), FIND_MAX),
+            };
+            self.ask(question);
         }
     }
 }

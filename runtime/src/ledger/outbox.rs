@@ -62,21 +62,23 @@ impl Ledger {
     }
 
     /// A sink has come farther. It is written with the next commit, what it refused in the same.
-    pub fn published(&mut self, sink: u16, progress: Progress, now: Millis) {
+    pub(crate) fn published(&mut self, sink: u16, progress: Progress) {
+        let now = self.now;
         let told = &mut self.outbox.told[usize::from(sink)];
         if self.batches.is_released() || progress.watermark <= *told {
             return;
         }
         *told = progress.watermark;
         for unpublished in progress.refused {
-            self.bury(sink, unpublished, now);
+            self.bury(sink, unpublished);
         }
         self.batches.loose().outward().reached.insert(sink, progress.watermark);
         self.outbox.since.get_or_insert(now);
     }
 
     /// An event that a sink refused becomes a dead letter of the service that emitted it. Its key goes on.
-    fn bury(&mut self, sink: u16, unpublished: Unpublished, now: Millis) {
+    fn bury(&mut self, sink: u16, unpublished: Unpublished) {
+        let now = self.now;
         let Unpublished { service, event, reason } = unpublished;
         let (sink, topic) = (&self.config.bindings.sinks()[usize::from(sink)], &event.topic);
         let error = bounded(format!("sink {sink} refused it for {topic}: {reason}"));
@@ -167,7 +169,8 @@ impl Ledger {
     }
 
     /// The time at which a watermark has waited long enough for another commit.
-    pub(crate) fn tick_outbox(&mut self, now: Millis) {
+    pub(crate) fn tick_outbox(&mut self) {
+        let now = self.now;
         let idle = millis(self.config.settings.outbox.idle);
         self.outbox.due |= self.outbox.since.is_some_and(|since| now.saturating_sub(since) >= idle);
     }

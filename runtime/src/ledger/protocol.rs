@@ -1,77 +1,204 @@
-//! The whole conversation of a shard with its ledger: what the ledger wants done, and the values that it is told and tells.
-//! In: nothing; plain values. Out: the words in which the ledger, its shard and the simulator speak.
+//! The whole conversation of a shard with its ledger: events go in, actions come out, and some of these are questions
+//! that the store answers.
+//! In: nothing; plain values. Out: the words in which the ledger, its shard, the simulator and the tests speak.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::cron::Planned;
 use super::gates::{Ended, Gates};
-use super::routes::Bindings;
+use super::outbox::publisher::Progress;
+use super::routes::{Arrival, Bindings};
 use crate::clock::Millis;
 use crate::handler::{AfterDeadLetter, RetryPolicy};
 use crate::handlers::run::{RunItem, Stored, TurnEnd};
 use crate::handlers::{Handlers, Service};
-use crate::message::{Positions, TakenId};
+use crate::message::{Positions, ShardNo, TakenId};
 use crate::settings::Settings;
-use crate::store::query::DeadFilter;
-use crate::store::{Commit, DeadPlace, Epoch, Runnable, ServiceKey, Trim};
+use crate::store::query::{DeadFilter, OpenCommand};
+use crate::store::{
+    Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, KeyRow, OfService, OldLetters, Outcome, PendingRow, Runnable,
+    ServiceKey, Store, StoreError, TakenShard, Timer, Trim,
+};
 
-/// What the ledger wants done.
-#[derive(Debug)]
+/// Something that happened: [`Ledger::step`](super::Ledger::step) is told one after the other.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A source handed over messages, each for one service.
+    Fetched(u16, Vec<Arrival>),
+    /// A key actor ran turns.
+    Ran(RunReport),
+    /// A key actor is there, for the first time or again.
+    ActorReady(ActorIx),
+    /// A key actor died, for this reason.
+    ActorDied(ActorIx, String),
+    /// A turn of a service may start that needs something from outside.
+    Permit(u16),
+    /// A sink has come farther.
+    Published(u16, Progress),
+    /// The store has room for a commit.
+    Gate,
+    /// The commit of this epoch and number ended.
+    CommitEnded(Epoch, u64, Outcome),
+    /// The committer died: what became of the commit that it had is not known.
+    CommitLost,
+    /// The store answered a question.
+    Answered(Answer),
+    /// Operators want something of the shard's.
+    Commands(Vec<OpenCommand>),
+    /// Time passed.
+    Tick,
+    /// The shard is to be left in order: no new runs; it is given up with a last commit.
+    Drain,
+}
+
+/// Something that the ledger wants done, by its shard's actors or by the simulator.
+#[derive(Clone, Debug)]
 pub enum Action {
-    /// Read what the store has of these keys; answer with [`Ledger::loaded`].
-    Load(Vec<(SlotIx, u64)>, Vec<ServiceKey>),
-    /// Ask which of these ids, two for each place and each with the message's own, wait or were given up; answer with
-    /// [`Ledger::checked`].
-    Check(Vec<(SlotIx, u64)>, Vec<(TakenId, String)>),
-    /// Look for dead letters behind a number that were given up before a time; answer with [`Ledger::old_found`].
-    FindOld(u64, Millis),
-    /// Hand a run to an actor; it answers with [`Ledger::ran`].
+    /// Have the store asked: [`Event::Answered`].
+    Ask(Question),
+    /// Hand a run to an actor: [`Event::Ran`].
     Run(ActorIx, RunOrder),
-    /// A turn of a service (by its index) is to start, one that was unavailable before if so; answer with
-    /// [`Ledger::permit`] when it may.
+    /// A turn of a service (by its index) is to start, one that was unavailable before if so: [`Event::Permit`] when it may.
     AskPermit(u16, bool),
     /// A turn with a permit of this service ended, or will not start.
     PermitEnded(u16, Ended),
-    /// Start this many more actors; each answers with [`Ledger::actor_ready`].
+    /// Start this many more actors: [`Event::ActorReady`] for each.
     Spawn(u32),
-    /// Something is to be committed: call [`Ledger::gate`] when the store has room for a commit.
+    /// Something is to be committed: [`Event::Gate`] when the store has room for a commit.
     CommitReady,
-    /// Write this; answer with [`Ledger::commit_ended`].
+    /// Write this: [`Event::CommitEnded`].
     Commit(Arc<Commit>),
     /// The store cannot write now: try [`Action::Commit`] again after a pause; the number counts the tries.
     CommitLater(Arc<Commit>, u32),
-    /// Take the shard over from oneself; answer with [`Ledger::retaken`].
-    Retake(Epoch),
-    /// Ask for keys that are due, at most this many; answer with [`Ledger::due`].
-    FetchDue(Runnable, usize),
-    /// Ask for keys whose head was settled before a crash; answer with [`Ledger::orphans`].
-    FetchOrphans(Runnable, Option<ServiceKey>, usize),
-    /// Read the timers of schedules; answer with [`Ledger::schedules`].
-    FetchSchedules,
-    /// Ask for timers that are due, at most this many; answer with [`Ledger::timers_due`].
-    FetchTimers(Runnable, usize),
-    /// Read rows of a key after a number, at most so many; answer with [`Ledger::paged`].
-    Page(SlotIx, u64, ServiceKey, u64, usize),
-    /// Find dead letters for an operator's command behind a place, at most so many; answer with [`Ledger::dead_found`].
-    FindDead(i64, DeadFilter, Option<DeadPlace>, usize),
-    /// Find what waits for a service, for an operator's command, at most so many of each; answer with
-    /// [`Ledger::service_found`].
-    FindService(i64, Arc<str>, usize),
     /// The source may hand over this many deliveries more.
     Credit(u16, usize),
     /// So many bytes of the source's deliveries are not in hand any more.
     Room(u16, usize),
     /// The source's deliveries up to these positions are durable.
     Acknowledge(u16, Positions),
-    /// Events are durable: publish what the sinks want of them; dispatchers answer with [`Ledger::published`].
+    /// Events are durable: publish those that the sinks want; [`Event::Published`].
     Publish(Arc<Commit>),
-    /// Remove what is no longer needed.
-    Trim(Trim),
     /// The shard is given up: its last commit is durable.
     Drained,
     /// Stop the shard and drop its memory: another owner has it, or it cannot go on.
     Stop(String),
+}
+
+/// Something that the ledger asks the store. A slot stands with its token: a slot that was used again has another one, and
+/// an answer that comes late is void.
+#[derive(Clone, Debug)]
+pub enum Question {
+    /// The stored states of these keys, and how many of their messages wait.
+    Load(Vec<(SlotIx, u64)>, Vec<ServiceKey>),
+    /// Which of these ids, two for each slot and each with the message's own, wait or were given up.
+    Check(Vec<(SlotIx, u64)>, Vec<(TakenId, String)>),
+    /// Keys that are due, at most this many.
+    Due(Runnable, usize),
+    /// Keys behind one whose head was settled before a crash, at most this many.
+    Orphans(Runnable, Option<ServiceKey>, usize),
+    /// The timers of schedules.
+    Schedules,
+    /// Timers that are due, at most this many.
+    Timers(Runnable, usize),
+    /// Rows of a slot's key after a number, at most this many.
+    Page(SlotIx, u64, ServiceKey, u64, usize),
+    /// Dead letters behind a number that were given up before a time.
+    OldLetters(u64, Millis),
+    /// Dead letters for an operator's command behind a place, at most this many.
+    DeadLetters(i64, DeadFilter, Option<DeadPlace>, usize),
+    /// The rows of a service that waits for its program, for an operator's command, at most this many of each table.
+    Service(i64, Arc<str>, usize),
+    /// The shard again, by its own owner under a new epoch: what became of a commit is not known.
+    Retake(Epoch),
+    /// Remove rows that are no longer needed; there is no answer.
+    Trim(Trim),
+}
+
+/// The store's answer to a question.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// The rows of the slots' keys.
+    Loaded(Vec<(SlotIx, u64)>, Vec<KeyRow>),
+    /// For each slot whether its message waits, and whether it was given up.
+    Checked(Vec<(SlotIx, u64)>, Vec<bool>),
+    /// Keys that are due.
+    Due(Due),
+    /// Keys without a head.
+    Orphans(Vec<ServiceKey>),
+    /// The timers of schedules.
+    Schedules(Vec<Timer>),
+    /// Timers that are due.
+    Timers(DueTimers),
+    /// Rows of a slot's key.
+    Page(SlotIx, u64, Vec<PendingRow>),
+    /// Old dead letters.
+    OldLetters(OldLetters),
+    /// Dead letters for an operator's command.
+    DeadLetters(i64, Vec<DeadLetter>),
+    /// They cannot be read: the command ends.
+    DeadRefused(i64),
+    /// What waits for a service that this program lacks.
+    Service(i64, OfService),
+    /// The shard under its new epoch, or why it cannot be had.
+    Retaken(Result<TakenShard, StoreError>),
+}
+
+/// The reader of a shard that has a question answered: one that takes long holds up no other kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReaderKind {
+    /// Turns wait for the answer.
+    Keys,
+    /// The answer may take longer.
+    Background,
+    /// The whole shard waits for the answer.
+    Takeover,
+}
+
+impl Question {
+    /// The reader that has it answered.
+    pub fn reader(&self) -> ReaderKind {
+        match self {
+            Self::Load(..) | Self::Check(..) => ReaderKind::Keys,
+            Self::Retake(_) => ReaderKind::Takeover,
+            _ => ReaderKind::Background,
+        }
+    }
+
+    /// The store's answer; nothing where none is waited for. The same for a running shard, the simulator and the tests.
+    ///
+    /// # Errors
+    /// The store cannot be read, or refuses: the question stands, and may be asked again.
+    pub async fn answer(&self, store: &dyn Store, shard: ShardNo, now: Millis) -> Result<Option<Answer>, StoreError> {
+        Ok(Some(match self.clone() {
+            Self::Load(slots, keys) => Answer::Loaded(slots, store.load(shard, keys).await?),
+            Self::Check(slots, ids) => Answer::Checked(slots, store.known(shard, ids).await?),
+            Self::Due(runnable, limit) => Answer::Due(store.due(shard, now, runnable, limit).await?),
+            Self::Orphans(runnable, after, limit) => {
+                Answer::Orphans(store.orphans(shard, runnable, after, limit).await?)
+            }
+            Self::Schedules => Answer::Schedules(store.schedules(shard).await?),
+            Self::Timers(runnable, limit) => Answer::Timers(store.timers(shard, now, runnable, limit).await?),
+            Self::Page(slot, token, key, after, limit) => {
+                Answer::Page(slot, token, store.page(shard, key, after, limit).await?)
+            }
+            Self::OldLetters(after, before) => Answer::OldLetters(store.old(shard, after, before).await?),
+            Self::DeadLetters(command, filter, after, limit) => {
+                Answer::DeadLetters(command, store.dead(shard, filter, after, limit).await?)
+            }
+            Self::Service(command, service, limit) => {
+                Answer::Service(command, store.of_service(shard, service, limit).await?)
+            }
+            Self::Retake(epoch) => match store.retake(shard, epoch).await {
+                Err(error @ (StoreError::Unavailable(_) | StoreError::Refused(_))) => return Err(error),
+                taken => Answer::Retaken(taken),
+            },
+            Self::Trim(trim) => {
+                store.trim(shard, trim).await?;
+                return Ok(None);
+            }
+        }))
+    }
 }
 
 /// What the ledger knows of a service.
@@ -120,7 +247,7 @@ pub struct LedgerConfig {
 }
 
 /// A run: consecutive turns of one key handed over together.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RunOrder {
     /// The key's slot.
     pub slot: SlotIx,
@@ -135,7 +262,7 @@ pub struct RunOrder {
 }
 
 /// What an actor answers for a run: for each turn in order, up to the one where it stopped.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RunReport {
     /// The actor.
     pub actor: ActorIx,

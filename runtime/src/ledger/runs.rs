@@ -53,8 +53,7 @@ impl Ledger {
             slot.newest = Newest::Elsewhere;
             return self.load(ix);
         }
-        let now = self.waiting.now;
-        if !self.awaits_record(ix) && !self.awaits_permit(ix) && !self.awaits_trial(ix, now) {
+        if !self.awaits_record(ix) && !self.awaits_permit(ix) && !self.awaits_trial(ix) {
             self.place(ix);
         }
     }
@@ -110,14 +109,14 @@ impl Ledger {
             slot.newest = Newest::Elsewhere;
         }
         slot.running = Some(Running { no, items, stale: false });
-        slot.busy_since = self.waiting.now;
+        slot.busy_since = self.now;
         let service = slot.service;
         self.actors.assign(actor, ix);
         self.out.push(Action::Run(actor, RunOrder { slot: ix, no, service, state, items: orders }));
     }
 
     /// An actor's answer to [`Action::Run`].
-    pub fn ran(&mut self, report: RunReport, now: Millis) {
+    pub(crate) fn ran(&mut self, report: RunReport) {
         let Some(running) = self.slots.get(report.slot).and_then(|slot| slot.running.as_ref()) else { return };
         if running.no != report.no {
             return;
@@ -136,7 +135,7 @@ impl Ledger {
             }
             return;
         }
-        self.settle_run(report.slot, report.turns, report.state, now);
+        self.settle_run(report.slot, report.turns, report.state);
         if report.alone {
             let slot = &mut self.slots[report.slot];
             slot.solo = slot.solo.max(1 + slot.running.as_ref().map_or(0, |running| running.items.len()));
@@ -170,7 +169,7 @@ impl Ledger {
         self.slots.iter().all(|slot| {
             slot.running.as_ref().is_none_or(|run| {
                 let spilled = run.items.iter().all(|item| matches!(item.from, From::Row(_)));
-                spilled && self.waiting.now.saturating_sub(slot.busy_since) >= long
+                spilled && self.now.saturating_sub(slot.busy_since) >= long
             })
         })
     }
@@ -181,13 +180,14 @@ impl Ledger {
     }
 
     /// An actor is ready: newly started, or started again.
-    pub fn actor_ready(&mut self, actor: ActorIx) {
+    pub(crate) fn actor_ready(&mut self, actor: ActorIx) {
         self.actors.ready(actor);
         self.feed_starved();
     }
 
     /// An actor died. Its key goes on with another, from the newest settled state; unanswered turns run again.
-    pub fn actor_died(&mut self, actor: ActorIx, reason: &str, now: Millis) {
+    pub(crate) fn actor_died(&mut self, actor: ActorIx, reason: &str) {
+        let now = self.now;
         let Some(ix) = self.actors.died(actor) else { return };
         let generation = self.actors.generation(actor);
         let slot = &mut self.slots[ix];

@@ -20,7 +20,7 @@ use crate::store::{Attempt, PendingKind, StateWrite};
 const ATTEMPTS_KEPT: usize = 50;
 
 impl Ledger {
-    pub(crate) fn settle_run(&mut self, ix: SlotIx, turns: Vec<TurnEnd>, state: Option<Stored>, now: Millis) {
+    pub(crate) fn settle_run(&mut self, ix: SlotIx, turns: Vec<TurnEnd>, state: Option<Stored>) {
         if !turns.is_empty() {
             self.group(ix).reserve(turns.len());
         }
@@ -47,7 +47,7 @@ impl Ledger {
                     self.turned(ix);
                     self.settle_item(ix, item);
                 }
-                TurnEnd::Fault(fault) => self.fault(ix, item, fault, now),
+                TurnEnd::Fault(fault) => self.fault(ix, item, fault),
                 TurnEnd::Unavailable(which, reason) => self.unavailable(ix, item, which, reason),
             }
         }
@@ -108,7 +108,8 @@ impl Ledger {
     }
 
     /// A turn failed, or a message is refused without being run.
-    pub(crate) fn fault(&mut self, ix: SlotIx, mut item: Item, fault: TurnFault, now: Millis) {
+    pub(crate) fn fault(&mut self, ix: SlotIx, mut item: Item, fault: TurnFault) {
+        let now = self.now;
         let fault = fault.bounded();
         let refused = match &fault {
             TurnFault::Refuse(code, reason) => Some((*code, &**reason)),
@@ -329,8 +330,7 @@ impl Ledger {
             (Some((_, Fault::Unavailable { reason, .. })), _) => TurnFault::Retry(reason),
             (None, None) => return false,
         };
-        let now = self.waiting.now;
-        self.fault(ix, head, fault, now);
+        self.fault(ix, head, fault);
         true
     }
 }

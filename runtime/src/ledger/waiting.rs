@@ -7,7 +7,7 @@ pub(crate) mod timers;
 use hashbrown::HashSet;
 
 use super::Ledger;
-use super::protocol::{Action, SlotIx};
+use super::protocol::{Action, Question, SlotIx};
 use super::routes::Bindings;
 use super::slot::{From, Item, Permit, Slot, Trial};
 use crate::clock::{Millis, millis};
@@ -21,8 +21,6 @@ const SPILL_LOOK_MS: Millis = 500;
 /// What the ledger knows of the `pending` table.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
-    /// Time, as last told.
-    pub(crate) now: Millis,
     /// Rows in the table, those on their way included.
     pub(crate) rows: u64,
     /// When something is due next, as far as known.
@@ -51,8 +49,8 @@ impl Waiting {
     }
 
     /// Whether all that is due, or was left by an owner that died, was found and handled.
-    pub(crate) fn is_read(&self) -> bool {
-        let due = self.next.is_some_and(|next| next <= self.now);
+    pub(crate) fn is_read(&self, now: Millis) -> bool {
+        let due = self.next.is_some_and(|next| next <= now);
         !due && !self.fetching && !self.orphans && self.awake == 0 && self.woken.is_empty()
     }
 
@@ -65,17 +63,19 @@ impl Waiting {
 }
 
 impl Ledger {
-    pub(crate) fn fetch_due(&mut self, now: Millis) {
+    pub(crate) fn fetch_due(&mut self) {
+        let now = self.now;
         if !self.waiting.fetching && !self.draining && self.waiting.next.is_some_and(|next| next <= now) {
             self.waiting.fetching = true;
             self.waiting.next = None;
             let page = self.config.settings.pending.page + self.waiting.awake;
-            self.out.push(Action::FetchDue(self.runnable(), page));
+            self.ask(Question::Due(self.runnable(), page));
         }
     }
 
-    /// The store's answer to [`Action::FetchDue`].
-    pub fn due(&mut self, due: Due, now: Millis) {
+    /// The store's answer to [`Question::Due`].
+    pub(crate) fn due(&mut self, due: Due) {
+        let now = self.now;
         self.waiting.fetching = false;
         if let Some(next) = due.next {
             self.waiting.at(next.max(now + AGAIN_MS.min(next.saturating_sub(now))));
@@ -87,15 +87,15 @@ impl Ledger {
         }
     }
 
-    /// The store's answer to [`Action::FetchOrphans`].
-    pub fn orphans(&mut self, keys: Vec<ServiceKey>) {
+    /// The store's answer to [`Question::Orphans`].
+    pub(crate) fn orphans(&mut self, keys: Vec<ServiceKey>) {
         let page = self.config.settings.pending.page;
         for key in &keys {
             self.wake(key);
         }
         self.waiting.orphans = keys.len() >= page;
         if keys.len() >= page {
-            self.out.push(Action::FetchOrphans(self.runnable(), keys.into_iter().next_back(), page));
+            self.ask(Question::Orphans(self.runnable(), keys.into_iter().next_back(), page));
         }
     }
 
@@ -156,7 +156,8 @@ impl Ledger {
 
     /// Messages whose turn takes long, or cannot start yet, get their rows, and those behind them: no source waits for
     /// them any longer. They stay in memory all the same.
-    pub(crate) fn spill(&mut self, now: Millis) {
+    pub(crate) fn spill(&mut self) {
+        let now = self.now;
         let after = millis(self.config.settings.pending.spill_after);
         if self.draining || now < self.waiting.spilled_at + after.min(SPILL_LOOK_MS) {
             return;
@@ -215,12 +216,13 @@ impl Ledger {
         }
         slot.rows.paging = true;
         slot.rows.asked = self.commit_no;
-        let after = slot.rows.loaded;
-        self.out.push(Action::Page(ix, slot.token, key, after, self.config.settings.pending.page));
+        let (token, after, page) = (slot.token, slot.rows.loaded, self.config.settings.pending.page);
+        self.ask(Question::Page(ix, token, key, after, page));
     }
 
-    /// The store's answer to [`Action::Page`].
-    pub fn paged(&mut self, ix: SlotIx, token: u64, rows: Vec<PendingRow>, now: Millis) {
+    /// The store's answer to [`Question::Page`].
+    pub(crate) fn paged(&mut self, ix: SlotIx, token: u64, rows: Vec<PendingRow>) {
+        let now = self.now;
         if !self.slots.current(ix, token) {
             return;
         }

@@ -12,6 +12,7 @@ use super::env::Env;
 use super::messages::{CommitterMessage, ShardMessage};
 use crate::clock::{Dice, Stopwatch, sleep};
 use crate::handler::RetryPolicy;
+use crate::ledger::protocol::Event;
 use crate::settings::RetrySettings;
 use crate::store::Outcome;
 use crate::telemetry::traces;
@@ -63,7 +64,7 @@ impl Actor for Committer {
             // Whatever the shard's mailbox holds by now is decided before this arrives there: batches grow with load.
             CommitterMessage::Gate => {
                 state.wait_for_room().await;
-                state.shard.cast(ShardMessage::Gate)?;
+                state.shard.cast(ShardMessage::Event(Event::Gate))?;
             }
             CommitterMessage::Nothing => state.room = None,
             CommitterMessage::Write(commit, tries) => {
@@ -80,7 +81,7 @@ impl Actor for Committer {
                 }
                 let turns = commit.parts.iter().map(|part| part.ids.len() + part.settled.len()).sum::<usize>();
                 state.env.metrics.record_commit(&outcome, turns as u64, watch.elapsed());
-                state.shard.cast(ShardMessage::CommitEnded(commit.epoch, commit.no, outcome))?;
+                state.shard.cast(ShardMessage::Event(Event::CommitEnded(commit.epoch, commit.no, outcome)))?;
             }
         }
         Ok(())

@@ -16,6 +16,7 @@ use super::messages::{DispatcherMessage, ShardMessage};
 use crate::clock::{Dice, sleep};
 use crate::handler::RetryPolicy;
 use crate::ledger::outbox::publisher::{Progress, Publisher};
+use crate::ledger::protocol::Event;
 use crate::message::ShardNo;
 use crate::metrics::SinkMetrics;
 use crate::settings::RetrySettings;
@@ -177,7 +178,7 @@ impl DispatcherState {
             .set_lag(publisher.oldest().map_or(Duration::ZERO, |at| Duration::from_millis(now.saturating_sub(at))));
         let Some(progress) = publisher.progress() else { return Ok(()) };
         self.report(&progress);
-        self.args.shard.cast(ShardMessage::Published(self.args.sink, progress))?;
+        self.args.shard.cast(ShardMessage::Event(Event::Published(self.args.sink, progress)))?;
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use super::env::Env;
 use super::env::troubles::End;
 use super::messages::{IngressMessage, ShardMessage};
 use crate::clock::sleep;
+use crate::ledger::protocol::Event;
 use crate::ledger::routes::{Arrival, What};
 use crate::message::ShardNo;
 use crate::metrics::{Alarm, ShardMetrics};
@@ -189,7 +190,7 @@ async fn fetch(myself: &ActorRef<IngressMessage>, state: &mut IngressState) -> R
     number_absent(args, &mut arrivals).await;
     *credits -= arrivals.len().cast_signed();
     *room -= arrivals.iter().map(|arrival| arrival.bytes() as usize).sum::<usize>().cast_signed();
-    args.shard.cast(ShardMessage::Fetched(args.source, arrivals))?;
+    args.shard.cast(ShardMessage::Event(Event::Fetched(args.source, arrivals)))?;
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use super::env::Env;
 use super::messages::ShardMessage;
 use crate::clock::Stopwatch;
 use crate::handlers::{Cell, RunContext, Settled, discard};
-use crate::ledger::protocol::{ActorIx, RunOrder, RunReport};
+use crate::ledger::protocol::{ActorIx, Event, RunOrder, RunReport};
 
 /// What a key actor is started with.
 pub(crate) struct KeyActorArgs {
@@ -62,7 +62,19 @@ impl Actor for KeyActor {
             let RunOrder { slot, no, .. } = order;
             let Settled { turns, state, alone, panic } = settled;
             let gone = panic.is_some();
-            (ShardMessage::Ran(RunReport { actor: args.ix, slot, no, turns, state, alone, done, gone }), panic)
+            (
+                ShardMessage::Event(Event::Ran(RunReport {
+                    actor: args.ix,
+                    slot,
+                    no,
+                    turns,
+                    state,
+                    alone,
+                    done,
+                    gone,
+                })),
+                panic,
+            )
         };
         // The shard outlives its key actors but for the moment in which all of them are being stopped.
         let early = |settled| drop(args.shard.cast(report(settled, false).0));

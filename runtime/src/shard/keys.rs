@@ -13,7 +13,7 @@ use super::key_actor::{KeyActor, KeyActorArgs};
 use super::messages::{KeysMessage, ShardMessage};
 use super::policy::{RestartBudget, Verdict};
 use crate::clock::Dice;
-use crate::ledger::protocol::{ActorIx, RunOrder};
+use crate::ledger::protocol::{ActorIx, Event, RunOrder};
 use crate::message::ShardNo;
 use crate::metrics::{Child, RestartReason};
 
@@ -95,7 +95,7 @@ impl Actor for Keys {
         let Some(end) = End::of(&event) else { return Ok(()) };
         let Some(ix) = state.by_id.remove(&end.id) else { return Ok(()) };
         state.actors[ix as usize] = None;
-        state.args.shard.cast(ShardMessage::ActorDied(ix, end.reason.clone()))?;
+        state.args.shard.cast(ShardMessage::Event(Event::ActorDied(ix, end.reason.clone())))?;
         if state.draining {
             return Ok(());
         }

@@ -7,7 +7,7 @@ use ractor::{ActorProcessingErr, ActorRef, RpcReplyPort};
 
 use super::dispatcher::handover::Handover;
 use crate::ledger::outbox::publisher::Progress;
-use crate::ledger::protocol::{Action, ActorIx, RunOrder, RunReport, SlotIx};
+use crate::ledger::protocol::{Action, ActorIx, Event, Question, ReaderKind, RunOrder, RunReport, SlotIx};
 use crate::ledger::routes::Arrival;
 use crate::message::Positions;
 use crate::store::query::OpenCommand;
@@ -16,7 +16,7 @@ use crate::store::{
     StoreError, TakenShard, Timer,
 };
 
-/// What a shard is told.
+/// A message for a shard's owner.
 pub(crate) enum ShardMessage {
     /// The shard's other children, once.
     Wire {
@@ -31,35 +31,10 @@ pub(crate) enum ShardMessage {
     Ingress(u16, ActorRef<IngressMessage>),
     /// A dispatcher is there, for the first time or again.
     Dispatcher(u16, ActorRef<DispatcherMessage>),
-    /// A sink has come farther.
-    Published(u16, Progress),
     /// A key actor is there, for the first time or again.
     Actor(ActorIx, ActorRef<RunOrder>),
-    /// A key actor died.
-    ActorDied(ActorIx, String),
-    Fetched(u16, Vec<Arrival>),
-    Ran(RunReport),
-    Gate,
-    CommitEnded(Epoch, u64, Outcome),
-    Retaken(Result<TakenShard, StoreError>),
-    Loaded(Vec<(SlotIx, u64)>, Vec<KeyRow>),
-    Checked(Vec<(SlotIx, u64)>, Vec<bool>),
-    OldFound(OldLetters),
-    Due(Due),
-    /// A turn of a service may start.
-    Permit(u16),
-    /// Timers that are due.
-    Timers(DueTimers),
-    /// The timers of schedules.
-    Schedules(Vec<Timer>),
-    Orphans(Vec<ServiceKey>),
-    Paged(SlotIx, u64, Vec<PendingRow>),
-    Commands(Vec<OpenCommand>),
-    DeadFound(i64, Vec<DeadLetter>),
-    ServiceFound(i64, OfService),
-    /// They cannot be read.
-    DeadRefused(i64),
-    Tick,
+    /// Something happened that the ledger decides about.
+    Event(Event),
     /// Whether nothing is in hand.
     IsIdle(RpcReplyPort<bool>),
     /// Leave in order; answered when the last commit is durable.
@@ -103,29 +78,32 @@ pub(crate) enum IngressMessage {
 }
 
 /// What a reader is asked.
-pub(crate) enum Question {
+pub(crate) enum ReaderMessage {
     /// A question of the ledger's.
-    Ledger(Action),
+    Ledger(Question),
     /// Which operator commands are open for the shard.
     Commands,
 }
 
 /// A shard's readers.
 pub(crate) struct Readers {
-    pub(crate) loader: ActorRef<Question>,
-    pub(crate) clerk: ActorRef<Question>,
-    pub(crate) taker: ActorRef<Question>,
+    /// Reads keys: turns wait for it.
+    pub(crate) keys: ActorRef<ReaderMessage>,
+    /// Reads what may take longer.
+    pub(crate) background: ActorRef<ReaderMessage>,
+    /// Asks what became of a commit: the whole shard waits for it.
+    pub(crate) takeover: ActorRef<ReaderMessage>,
 }
 
 impl Readers {
     /// Has a question of the ledger's answered.
-    pub(crate) fn ask(&self, action: Action) -> Result<(), ActorProcessingErr> {
-        let reader = match action {
-            Action::Load(..) | Action::Check(..) => &self.loader,
-            Action::Retake(_) => &self.taker,
-            _ => &self.clerk,
+    pub(crate) fn ask(&self, question: Question) -> Result<(), ActorProcessingErr> {
+        let reader = match question.reader() {
+            ReaderKind::Keys => &self.keys,
+            ReaderKind::Background => &self.background,
+            ReaderKind::Takeover => &self.takeover,
         };
-        Ok(reader.cast(Question::Ledger(action))?)
+        Ok(reader.cast(ReaderMessage::Ledger(question))?)
     }
 }
 

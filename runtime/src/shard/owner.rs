@@ -12,11 +12,12 @@ use tracing::{info, warn};
 use super::dispatcher::handover::Handover;
 use super::env::Env;
 use super::messages::{
-    CommitterMessage, DispatcherMessage, IngressMessage, KeysMessage, Question, Readers, ShardMessage,
+    CommitterMessage, DispatcherMessage, IngressMessage, KeysMessage, ReaderMessage, Readers, ShardMessage,
 };
 use super::permits::Chair;
+use crate::clock::Millis;
 use crate::ledger::Ledger;
-use crate::ledger::protocol::{Action, RunOrder};
+use crate::ledger::protocol::{Action, Event, RunOrder};
 use crate::message::ShardNo;
 use crate::metrics::{Alarm, ShardMetrics};
 use crate::store::{Epoch, Outcome};
@@ -87,71 +88,62 @@ impl Actor for Shard {
         message: ShardMessage,
         state: &mut ShardState,
     ) -> Result<(), ActorProcessingErr> {
-        // Between two commits nothing is told: metrics and log lines cost more than the turns they are about.
-        let gate = matches!(message, ShardMessage::Gate);
-        let milestone = matches!(message, ShardMessage::Gate | ShardMessage::CommitEnded(..) | ShardMessage::Tick);
-        state.decide(message);
-        if milestone {
-            state.record();
-        }
-        let actions = state.ledger.actions();
-        if gate && !actions.iter().any(|action| matches!(action, Action::Commit(_))) {
-            state.commit(CommitterMessage::Nothing);
-        }
-        for action in actions {
-            state.perform(action)?;
-        }
-        Ok(())
+        let happened = match message {
+            ShardMessage::Event(event) => event,
+            ShardMessage::Actor(ix, actor) => {
+                let at = ix as usize;
+                if state.actors.len() <= at {
+                    state.actors.resize(at + 1, None);
+                }
+                state.actors[at] = Some(actor);
+                Event::ActorReady(ix)
+            }
+            ShardMessage::Drain(reply) => {
+                state.drained = Some(reply);
+                Event::Drain
+            }
+            wiring => {
+                state.wire(wiring);
+                return state.perform_all();
+            }
+        };
+        state.decide(happened)
     }
 }
 
 impl ShardState {
-    /// Tells the ledger what happened.
-    fn decide(&mut self, message: ShardMessage) {
+    /// Has the ledger decide, and performs what it decided.
+    fn decide(&mut self, event: Event) -> Result<(), ActorProcessingErr> {
         let now = self.env.clock.now();
-        let ledger = &mut self.ledger;
-        match message {
-            ShardMessage::Fetched(source, arrivals) => ledger.fetched(source, arrivals, now),
-            ShardMessage::Ran(report) => ledger.ran(report, now),
-            ShardMessage::Published(sink, progress) => ledger.published(sink, progress, now),
-            ShardMessage::Gate => ledger.gate(now),
-            ShardMessage::CommitEnded(epoch, no, outcome) => self.commit_ended(epoch, no, outcome, now),
-            ShardMessage::Retaken(answer) => ledger.retaken(answer, now),
-            ShardMessage::Loaded(slots, rows) => ledger.loaded(&slots, rows),
-            ShardMessage::Checked(places, known) => ledger.checked(&places, &known),
-            ShardMessage::OldFound(found) => ledger.old_found(found, now),
-            ShardMessage::Permit(service) => ledger.permit(service),
-            ShardMessage::Due(due) => ledger.due(due, now),
-            ShardMessage::Timers(due) => ledger.timers_due(due, now),
-            ShardMessage::Schedules(timers) => ledger.schedules(timers, now),
-            ShardMessage::Orphans(keys) => ledger.orphans(keys),
-            ShardMessage::Paged(slot, token, rows) => ledger.paged(slot, token, rows, now),
-            ShardMessage::Commands(commands) => commands.into_iter().for_each(|command| ledger.command(command)),
-            ShardMessage::DeadFound(command, letters) => ledger.dead_found(command, letters, now),
-            ShardMessage::ServiceFound(command, found) => ledger.service_found(command, found, now),
-            ShardMessage::DeadRefused(command) => ledger.command_ends(command),
-            ShardMessage::Tick => self.tick(now),
-            ShardMessage::IsIdle(reply) => drop(reply.send(ledger.is_idle())),
-            ShardMessage::Drain(reply) => {
-                self.drained = Some(reply);
-                ledger.drain();
-            }
-            ShardMessage::ActorDied(ix, reason) => {
-                if let Some(place) = self.actors.get_mut(ix as usize) {
+        // Between two commits nothing is told: metrics and log lines cost more than the turns they are about.
+        let milestone = matches!(event, Event::Gate | Event::CommitEnded(..) | Event::Tick);
+        let (gate, tick) = (matches!(event, Event::Gate), matches!(event, Event::Tick));
+        match &event {
+            Event::CommitEnded(_, no, outcome) => self.commit_ended(*no, outcome),
+            Event::ActorDied(ix, _) => {
+                if let Some(place) = self.actors.get_mut(*ix as usize) {
                     *place = None;
                 }
-                ledger.actor_died(ix, &reason, now);
             }
-            ShardMessage::Actor(ix, actor) => {
-                let at = ix as usize;
-                if self.actors.len() <= at {
-                    self.actors.resize(at + 1, None);
-                }
-                self.actors[at] = Some(actor);
-                ledger.actor_ready(ix);
-            }
-            wiring => self.wire(wiring),
+            _ => {}
         }
+        self.ledger.step(event, now);
+        if tick {
+            self.tick(now);
+        }
+        if milestone {
+            self.record();
+        }
+        let actions = self.ledger.actions();
+        if gate && !actions.iter().any(|action| matches!(action, Action::Commit(_))) {
+            self.commit(CommitterMessage::Nothing);
+        }
+        actions.into_iter().try_for_each(|action| self.perform(action))
+    }
+
+    fn perform_all(&mut self) -> Result<(), ActorProcessingErr> {
+        let actions = self.ledger.actions();
+        actions.into_iter().try_for_each(|action| self.perform(action))
     }
 
     fn wire(&mut self, message: ShardMessage) {
@@ -167,7 +159,7 @@ impl ShardState {
             ShardMessage::Committer(committer) => {
                 if self.committer.replace(committer).is_some() {
                     self.waiting_for_committer.clear();
-                    self.ledger.commit_lost();
+                    self.ledger.step(Event::CommitLost, self.env.clock.now());
                 }
                 for message in std::mem::take(&mut self.waiting_for_committer) {
                     self.commit(message);
@@ -183,12 +175,13 @@ impl ShardState {
                 let (watermark, durable) = self.ledger.publish_from(sink);
                 drop(dispatcher.cast(DispatcherMessage::Begin(watermark, durable)));
             }
-            _ => {}
+            ShardMessage::IsIdle(reply) => drop(reply.send(self.ledger.is_idle())),
+            ShardMessage::Actor(..) | ShardMessage::Event(_) | ShardMessage::Drain(_) => {}
         }
     }
 
-    fn commit_ended(&mut self, epoch: Epoch, no: u64, outcome: Outcome, now: crate::clock::Millis) {
-        match &outcome {
+    fn commit_ended(&mut self, no: u64, outcome: &Outcome) {
+        match outcome {
             Outcome::Committed if self.stalled => self.stall(None),
             Outcome::Committed => {}
             Outcome::Unavailable(error) => {
@@ -204,7 +197,6 @@ impl ShardState {
             }
             Outcome::Fenced => warn!(shard = self.no, commit_no = no, "commit was fenced off"),
         }
-        self.ledger.commit_ended(epoch, no, outcome, now);
     }
 
     fn stall(&mut self, why: Option<String>) {
@@ -213,8 +205,7 @@ impl ShardState {
         self.env.troubles.set_unwritten(self.no, why);
     }
 
-    fn tick(&mut self, now: crate::clock::Millis) {
-        self.ledger.tick(now);
+    fn tick(&mut self, now: Millis) {
         self.env.gates.tick();
         // A commit whose outcome was unknown had been written, and there is no other.
         if self.stalled && self.ledger.is_idle() {
@@ -225,7 +216,7 @@ impl ShardState {
             return;
         }
         if let Some(readers) = &self.readers {
-            drop(readers.clerk.cast(Question::Commands));
+            drop(readers.background.cast(ReaderMessage::Commands));
         }
         self.show_gauges(now);
     }
@@ -241,18 +232,7 @@ impl ShardState {
                 Some(actor) => drop(actor.cast(order)),
                 None => warn!(shard = self.no, actor, "run ordered from an actor that is gone"),
             },
-            Action::Load(..)
-            | Action::Check(..)
-            | Action::FindOld(..)
-            | Action::Retake(_)
-            | Action::FetchDue(..)
-            | Action::FetchOrphans(..)
-            | Action::FetchTimers(..)
-            | Action::FetchSchedules
-            | Action::Page(..)
-            | Action::FindDead(..)
-            | Action::FindService(..)
-            | Action::Trim(_) => self.readers.as_ref().map_or(Ok(()), |readers| readers.ask(action))?,
+            Action::Ask(question) => self.readers.as_ref().map_or(Ok(()), |readers| readers.ask(question))?,
             Action::Spawn(more) => {
                 if let Some(keys) = &self.keys {
                     keys.cast(KeysMessage::Spawn(more))?;

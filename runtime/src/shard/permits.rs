@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::messages::ShardMessage;
 use crate::clock::{Clock, Millis};
 use crate::ledger::gates::{Change, Ended, Gates, Seat, State};
+use crate::ledger::protocol::Event;
 use crate::metrics::Metrics;
 
 /// Keeps the gates.
@@ -70,7 +71,7 @@ impl Inner {
         for (seat, service) in self.gates.grant(now) {
             // A shard that has ended by now leaves, and its permits with it.
             if let Some(shard) = self.shards.get(&seat) {
-                drop(shard.cast(ShardMessage::Permit(service)));
+                drop(shard.cast(ShardMessage::Event(Event::Permit(service))));
             }
         }
     }
@@ -83,7 +84,7 @@ pub(crate) struct Chair {
 }
 
 impl Chair {
-    /// Asks for a permit; it comes as [`ShardMessage::Permit`].
+    /// Asks for a permit; it comes as [`Event::Permit`].
     pub(crate) fn ask(&self, service: u16, again: bool) {
         let mut inner = self.keeper.inner();
         inner.gates.ask(self.seat, service, again);

@@ -8,9 +8,9 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tracing::warn;
 
 use super::env::Env;
-use super::messages::{Question, ShardMessage};
+use super::messages::{ReaderMessage, ShardMessage};
 use crate::clock::sleep;
-use crate::ledger::protocol::Action;
+use crate::ledger::protocol::{Action, Answer, Event, Question};
 use crate::message::ShardNo;
 use crate::store::query::{DeadFilter, Strange};
 use crate::store::{DeadPlace, StoreError, StoreFuture, Trim};
@@ -34,13 +34,13 @@ pub(crate) struct ReaderState {
 }
 
 impl Actor for Reader {
-    type Msg = Question;
+    type Msg = ReaderMessage;
     type State = ReaderState;
     type Arguments = (Arc<Env>, ShardNo, ActorRef<ShardMessage>);
 
     async fn pre_start(
         &self,
-        _: ActorRef<Question>,
+        _: ActorRef<ReaderMessage>,
         (env, shard_no, shard): Self::Arguments,
     ) -> Result<ReaderState, ActorProcessingErr> {
         Ok(ReaderState { env, shard_no, shard, letters: usize::MAX, strange: Vec::new() })
@@ -48,98 +48,48 @@ impl Actor for Reader {
 
     async fn handle(
         &self,
-        _: ActorRef<Question>,
-        question: Question,
+        _: ActorRef<ReaderMessage>,
+        asked: ReaderMessage,
         state: &mut ReaderState,
     ) -> Result<(), ActorProcessingErr> {
-        if let Some(answer) = state.answer(question).await? {
-            state.shard.cast(answer)?;
+        if let Some(answer) = state.answer(asked).await? {
+            state.shard.cast(ShardMessage::Event(answer))?;
         }
         Ok(())
     }
 }
 
 impl ReaderState {
-    async fn answer(&mut self, question: Question) -> Result<Option<ShardMessage>, StoreError> {
-        let env = Arc::clone(&self.env);
-        let (store, shard) = (&env.store, self.shard_no);
-        let action = match question {
-            Question::Ledger(action) => action,
-            Question::Commands => return Ok(self.commands().await),
+    async fn answer(&mut self, asked: ReaderMessage) -> Result<Option<Event>, StoreError> {
+        let question = match asked {
+            ReaderMessage::Ledger(question) => question,
+            ReaderMessage::Commands => return Ok(self.commands().await),
         };
-        Ok(match action {
-            Action::Load(slots, keys) => {
-                let rows = self.ask(|| store.load(shard, keys.clone())).await?;
-                Some(ShardMessage::Loaded(slots, rows))
-            }
-            Action::Check(places, ids) => {
-                let known = self.ask(|| store.known(shard, ids.clone())).await?;
-                Some(ShardMessage::Checked(places, known))
-            }
-            Action::FindOld(after, before) => {
-                let found = self.ask(|| store.old(shard, after, before)).await?;
-                Some(ShardMessage::OldFound(found))
-            }
-            Action::FetchDue(runnable, limit) => {
-                let due = self.ask(|| store.due(shard, self.env.clock.now(), runnable.clone(), limit)).await?;
-                Some(ShardMessage::Due(due))
-            }
-            Action::FetchOrphans(runnable, after, limit) => {
-                let keys = self.ask(|| store.orphans(shard, runnable.clone(), after.clone(), limit)).await?;
-                Some(ShardMessage::Orphans(keys))
-            }
-            Action::FetchTimers(runnable, limit) => {
-                let due = self.ask(|| store.timers(shard, self.env.clock.now(), runnable.clone(), limit)).await?;
-                Some(ShardMessage::Timers(due))
-            }
-            Action::FetchSchedules => {
-                let timers = self.ask(|| store.schedules(shard)).await?;
-                Some(ShardMessage::Schedules(timers))
-            }
-            Action::Page(slot, token, key, after, limit) => {
-                let rows = self.ask(|| store.page(shard, key.clone(), after, limit)).await?;
-                Some(ShardMessage::Paged(slot, token, rows))
-            }
-            Action::FindDead(command, filter, after, limit) => Some(self.dead(command, (filter, after), limit).await),
-            Action::FindService(command, service, limit) => {
-                let found = self.ask(|| store.of_service(shard, service.clone(), limit)).await?;
-                Some(ShardMessage::ServiceFound(command, found))
-            }
-            Action::Retake(epoch) => {
-                let taken = self.ask(|| store.retake(shard, epoch)).await;
-                Some(ShardMessage::Retaken(taken))
-            }
-            Action::Trim(trim) => {
-                self.trim(trim).await;
-                None
-            }
-            Action::Run(..)
-            | Action::Spawn(_)
-            | Action::AskPermit(..)
-            | Action::PermitEnded(..)
-            | Action::CommitReady
-            | Action::Commit(_)
-            | Action::CommitLater(..)
-            | Action::Credit(..)
-            | Action::Room(..)
-            | Action::Acknowledge(..)
-            | Action::Publish(_)
-            | Action::Drained
-            | Action::Stop(_) => None,
-        })
+        let answer = match question {
+            Question::Trim(_) => return Ok(self.trim(&question).await),
+            Question::DeadLetters(command, filter, after, most) => Some(
+                self.dead_letters(command, most, |limit| {
+                    Question::DeadLetters(command, filter.clone(), after.clone(), limit)
+                })
+                .await,
+            ),
+            question => self.ask(&question).await?,
+        };
+        Ok(answer.map(Event::Answered))
     }
 
-    /// Removes what nobody needs any more. What is not removed now is removed the next time.
-    async fn trim(&self, trim: Trim) {
-        let shard = self.shard_no;
-        if let Err(error) = self.env.store.trim(shard, trim).await {
+    /// Removes rows that nobody needs any more. Those that are not removed now are removed the next time.
+    async fn trim(&self, question: &Question) -> Option<Event> {
+        let (env, shard) = (&self.env, self.shard_no);
+        if let Err(error) = question.answer(&*env.store, shard, env.clock.now()).await {
             warn!(shard, %error, "store could not be trimmed");
         }
+        None
     }
 
     /// Commands that are open. It is asked again soon: what fails now is only said. One that a newer program recorded stays
     /// open, and does not keep this one from those that it understands: it is passed over, and said once.
-    async fn commands(&mut self) -> Option<ShardMessage> {
+    async fn commands(&mut self) -> Option<Event> {
         match self.env.store.queries().open_commands(self.shard_no, self.strange.clone()).await {
             Ok(open) => {
                 let (shard, mut commands) = (self.shard_no, Vec::new());
@@ -152,7 +102,7 @@ impl ReaderState {
                         }
                     }
                 }
-                (!commands.is_empty()).then_some(ShardMessage::Commands(commands))
+                (!commands.is_empty()).then_some(Event::Commands(commands))
             }
             Err(error) => {
                 warn!(shard = self.shard_no, %error, "operators' commands cannot be read, trying again");
@@ -162,19 +112,14 @@ impl ReaderState {
     }
 
     /// Dead letters may be large: fewer are asked for after a read that failed, more again after one that did not.
-    async fn dead(
-        &mut self,
-        command: i64,
-        (filter, after): (DeadFilter, Option<DeadPlace>),
-        most: usize,
-    ) -> ShardMessage {
-        let (store, shard) = (Arc::clone(&self.env.store), self.shard_no);
+    async fn dead_letters(&mut self, command: i64, most: usize, at_most: impl Fn(usize) -> Question) -> Answer {
+        let (env, shard) = (Arc::clone(&self.env), self.shard_no);
         loop {
             let limit = self.letters.clamp(1, most);
-            match store.dead(shard, filter.clone(), after.clone(), limit).await {
-                Ok(letters) => {
+            match at_most(limit).answer(&*env.store, shard, env.clock.now()).await {
+                Ok(answer) => {
                     self.letters = limit.saturating_mul(2);
-                    return ShardMessage::DeadFound(command, letters);
+                    return answer.unwrap_or(Answer::DeadRefused(command));
                 }
                 Err(StoreError::Unavailable(error)) => {
                     warn!(shard, limit, error, "dead letters cannot be read, trying again with fewer");
@@ -183,26 +128,27 @@ impl ReaderState {
                 }
                 Err(error) => {
                     warn!(shard, command, %error, "dead letters cannot be read: the command ends here");
-                    return ShardMessage::DeadRefused(command);
+                    return Answer::DeadRefused(command);
                 }
             }
         }
     }
 
     /// Asks until the store answers; an outage is waited for.
-    async fn ask<'a, T>(&'a self, question: impl Fn() -> StoreFuture<'a, T>) -> Result<T, StoreError> {
+    async fn ask(&self, question: &Question) -> Result<Option<Answer>, StoreError> {
+        let (env, shard) = (&self.env, self.shard_no);
         let mut failed = false;
         loop {
-            match question().await {
+            match question.answer(&*env.store, shard, env.clock.now()).await {
                 Err(StoreError::Unavailable(error) | StoreError::Refused(error)) => {
-                    warn!(shard = self.shard_no, error, "store cannot be read, trying again");
-                    self.env.troubles.set_unread(self.shard_no, Some(error));
+                    warn!(shard, error, "store cannot be read, trying again");
+                    env.troubles.set_unread(shard, Some(error));
                     failed = true;
                     sleep(AGAIN).await;
                 }
                 answer => {
                     if failed {
-                        self.env.troubles.set_unread(self.shard_no, None);
+                        env.troubles.set_unread(shard, None);
                     }
                     return answer;
                 }

@@ -21,7 +21,7 @@ use super::policy::{RestartBudget, Verdict};
 use super::reader::Reader;
 use crate::clock::{Dice, Millis, Stopwatch, sleep};
 use crate::ledger::Ledger;
-use crate::ledger::protocol::{LedgerConfig, SourceInfo};
+use crate::ledger::protocol::{Event, LedgerConfig, SourceInfo};
 use crate::message::ShardNo;
 use crate::metrics::Child;
 use crate::store::Letters;
@@ -332,7 +332,7 @@ async fn start(
     let me = || myself.get_cell();
     let (shard, _) = Actor::spawn_linked(None, Shard, (env.clone(), ledger, no), me()).await?;
     let reader = || Actor::spawn_linked(None, Reader, (env.clone(), no, shard.clone()), me());
-    let readers = Readers { loader: reader().await?.0, clerk: reader().await?.0, taker: reader().await?.0 };
+    let readers = Readers { keys: reader().await?.0, background: reader().await?.0, takeover: reader().await?.0 };
     let keys = KeysArgs { env: env.clone(), shard_no: no, shard: shard.clone(), live: args.live.clone() };
     let (keys, _) = Actor::spawn_linked(None, Keys, keys, me()).await?;
     let committer = committer(myself, args, &shard).await?;
@@ -346,7 +346,7 @@ async fn start(
     for source in 0..sources {
         ingresses.push(Some(ingress(myself, args, &shard, source).await?));
     }
-    shard.send_interval(TICK, || ShardMessage::Tick);
+    shard.send_interval(TICK, || ShardMessage::Event(Event::Tick));
     Ok(Children { shard, keys, committer, ingresses, dispatchers, handovers })
 }
 

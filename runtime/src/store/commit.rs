@@ -323,7 +323,7 @@ pub struct CommandResult {
 }
 
 /// How a commit ended.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Outcome {
     /// It is durable.
     Committed,

@@ -5,16 +5,12 @@ use std::collections::{HashMap, VecDeque};
 
 use super::work::Worker;
 use crate::ledger::Ledger;
-use crate::ledger::outbox::publisher::{Progress, Publisher};
-use crate::ledger::protocol::{ActorIx, RunReport, SlotIx};
+use crate::ledger::outbox::publisher::Publisher;
+use crate::ledger::protocol::{ActorIx, Event, ReaderKind, RunReport};
 use crate::ledger::routes::Arrival;
 use crate::message::ShardNo;
 use crate::shard::dispatcher::handover::Handover;
-use crate::store::query::OpenCommand;
-use crate::store::{
-    DeadLetter, Due, DueTimers, Epoch, KeyRow, OfService, OldLetters, Outcome, PendingRow, ServiceKey, StoreError,
-    TakenShard, Timer,
-};
+use crate::store::{Epoch, Outcome};
 use crate::transport::pace::{Pace, Sent};
 use crate::transport::{Answer, Outgoing, Source};
 
@@ -24,9 +20,7 @@ pub(super) type OwnerId = usize;
 /// An ordered way between two actors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Lane {
-    Loader(bool),
-    Clerk(bool),
-    Taker(bool),
+    Reader(ReaderKind, bool),
     Committer(bool),
     Actor(ActorIx, bool),
     Ingress(u16),
@@ -34,34 +28,18 @@ pub(super) enum Lane {
     Gates,
 }
 
-/// What a ledger is told.
+/// Something on its way to an owner. What a child says counts only while that child lives: its generation comes with it.
 pub(super) enum Told {
+    Event(Event),
     Fetched(u16, u32, Vec<Arrival>),
     IngressBack(u16),
     Ran(ActorIx, u32, RunReport),
-    ActorReady(ActorIx),
-    ActorDied(ActorIx, String),
     Gate(u32),
     CommitEnded(u32, Epoch, u64, Outcome),
     CommitterBack,
-    Retaken(Result<TakenShard, StoreError>),
-    Loaded(Vec<(SlotIx, u64)>, Vec<KeyRow>),
-    Checked(Vec<(SlotIx, u64)>, Vec<bool>),
-    OldFound(OldLetters),
-    Permit(u16),
-    Due(Due),
-    Timers(DueTimers),
-    Schedules(Vec<Timer>),
-    Orphans(Vec<ServiceKey>),
-    Paged(SlotIx, u64, Vec<PendingRow>),
-    Commands(Vec<OpenCommand>),
-    DeadFound(i64, Vec<DeadLetter>),
-    ServiceFound(i64, OfService),
     DispatcherBack(u16),
     /// What became of an event; nothing where the sink does not take it for the moment.
     Answered(u16, u32, (Sent, Outgoing), Option<Answer>),
-    Published(u16, Progress),
-    Drain,
     Tick,
 }
 

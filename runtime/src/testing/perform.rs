@@ -4,10 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+
 use super::owner::{Lane, Owner, OwnerId, Told};
 use super::work::Worker;
 use super::world::{Event, World};
-use crate::ledger::protocol::{Action, ActorIx};
+use crate::ledger::protocol::{self, Action, ActorIx, Answer, Question};
 use crate::store::Commit;
 
 impl World {
@@ -20,17 +22,7 @@ impl World {
             let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
             let (now, committer) = (self.now, owner.committer);
             match action {
-                Action::Load(..) | Action::Check(..) => self.question(id, Lane::Loader(true), action),
-                Action::FetchDue(..)
-                | Action::FindOld(..)
-                | Action::FetchOrphans(..)
-                | Action::FetchTimers(..)
-                | Action::FetchSchedules
-                | Action::Page(..)
-                | Action::FindDead(..)
-                | Action::FindService(..)
-                | Action::Trim(_) => self.question(id, Lane::Clerk(true), action),
-                Action::Retake(_) => self.question(id, Lane::Taker(true), action),
+                Action::Ask(question) => self.question(id, question),
                 Action::Run(actor, order) => {
                     let delay = self.dice.below(400);
                     let at = owner.arrival(Lane::Actor(actor, true), now, delay);
@@ -40,7 +32,7 @@ impl World {
                     let first = ActorIx::try_from(owner.workers.len()).unwrap_or(0);
                     owner.workers.extend((0..more).map(|_| Worker::default()));
                     for ix in first..first + more {
-                        self.told(id, Lane::Actor(ix, false), 500, Told::ActorReady(ix));
+                        self.happens_later(id, Lane::Actor(ix, false), 500, protocol::Event::ActorReady(ix));
                     }
                 }
                 Action::CommitReady if owner.committer_down => {}
@@ -97,11 +89,11 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn question(&mut self, id: OwnerId, lane: Lane, action: Action) {
+    fn question(&mut self, id: OwnerId, question: Question) {
         let delay = self.delay(1_000);
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let at = owner.arrival(lane, self.now, delay);
-        self.at(at, Event::Ask(id, action));
+        let at = owner.arrival(Lane::Reader(question.reader(), true), self.now, delay);
+        self.at(at, Event::Ask(id, question));
     }
 
     pub(super) fn send(&mut self, id: OwnerId, commit: Arc<Commit>, pause: u64) {
@@ -112,58 +104,23 @@ impl World {
         self.at(at, Event::Write(id, committer, commit));
     }
 
-    pub(super) fn ask(&mut self, id: OwnerId, action: Action) -> Result<(), String> {
+    pub(super) fn ask(&mut self, id: OwnerId, question: Question) -> Result<(), String> {
         if self.now < self.disk.away_until {
-            self.at(self.disk.away_until, Event::Ask(id, action));
+            self.at(self.disk.away_until, Event::Ask(id, question));
             return Ok(());
         }
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
-        let (store, shard) = (&self.disk.store, owner.shard);
-        let told = match action {
-            Action::Load(slots, keys) => {
-                let rows = store.load_now(shard, &keys);
-                self.told(id, Lane::Loader(false), 500, Told::Loaded(slots, rows));
-                return Ok(());
-            }
-            Action::Check(places, ids) => {
-                let known = store.known_now(shard, &ids);
-                self.told(id, Lane::Loader(false), 500, Told::Checked(places, known));
-                return Ok(());
-            }
-            Action::FindOld(after, before) => Told::OldFound(store.old_now(shard, after, before)),
-            Action::FetchDue(runnable, limit) => Told::Due(store.due_now(shard, self.clock.now(), &runnable, limit)),
-            Action::FetchTimers(runnable, limit) => {
-                Told::Timers(store.timers_now(shard, self.clock.now(), &runnable, limit))
-            }
-            Action::FetchSchedules => Told::Schedules(store.schedules_now(shard)),
-            Action::FetchOrphans(runnable, after, limit) => {
-                Told::Orphans(store.orphans_now(shard, &runnable, after.as_ref(), limit))
-            }
-            Action::Page(slot, token, key, after, limit) => {
-                self.witness.stats.pages += 1;
-                Told::Paged(slot, token, store.page_now(shard, &key, after, limit))
-            }
-            Action::FindDead(id, filter, after, limit) => {
-                Told::DeadFound(id, store.dead_now(shard, &filter, after.as_ref(), limit))
-            }
-            Action::FindService(id, service, limit) => {
-                Told::ServiceFound(id, store.of_service_now(shard, &service, limit))
-            }
-            Action::Retake(epoch) => {
-                let taken = store.retake_now(shard, epoch);
-                if let Ok(taken) = &taken {
-                    self.witness.epochs.insert(shard, taken.epoch);
-                }
-                self.told(id, Lane::Taker(false), 500, Told::Retaken(taken));
-                return Ok(());
-            }
-            Action::Trim(trim) => {
-                store.trim_now(shard, &trim);
-                return Ok(());
-            }
-            _ => return Ok(()),
-        };
-        self.told(id, Lane::Clerk(false), 500, told);
+        let answer = question.answer(&*self.disk.store, owner.shard, self.clock.now()).now_or_never();
+        let answer = answer.ok_or("a simulated store answers at once")?.map_err(|error| error.to_string())?;
+        match &answer {
+            Some(Answer::Page(..)) => self.witness.stats.pages += 1,
+            Some(Answer::Retaken(Ok(taken))) => drop(self.witness.epochs.insert(owner.shard, taken.epoch)),
+            _ => {}
+        }
+        if let Some(answer) = answer {
+            let lane = Lane::Reader(question.reader(), false);
+            self.happens_later(id, lane, 500, protocol::Event::Answered(answer));
+        }
         Ok(())
     }
 

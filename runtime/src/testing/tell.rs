@@ -5,9 +5,9 @@ use futures_util::FutureExt;
 
 use super::owner::{Lane, OwnerId, Told};
 use super::work::Bench;
-use super::world::{Event, TICK, World};
+use super::world::{self, TICK, World};
 use crate::clock::{Millis, without_waiting};
-use crate::ledger::protocol::{ActorIx, RunOrder, RunReport};
+use crate::ledger::protocol::{ActorIx, Event, ReaderKind, RunOrder, RunReport};
 
 /// Ticks between two looks at operators' commands.
 const TICKS_PER_LOOK: u64 = 5;
@@ -17,60 +17,58 @@ impl World {
     pub(super) fn tell(&mut self, id: OwnerId, told: Told) -> Result<(), String> {
         let now = self.clock.now();
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
-        let ledger = &mut owner.ledger;
         match told {
+            Told::Event(event) => self.happens(id, event),
             Told::Fetched(source, generation, arrivals) => {
                 if owner.ingresses[source as usize].generation == generation {
-                    ledger.fetched(source, arrivals, now);
+                    owner.ledger.step(Event::Fetched(source, arrivals), now);
                 }
             }
             Told::IngressBack(source) => self.open(id, source)?,
             Told::Ran(actor, generation, report) => {
                 if owner.workers[actor as usize].generation == generation {
-                    ledger.ran(report, now);
+                    owner.ledger.step(Event::Ran(report), now);
                 }
             }
-            Told::ActorReady(actor) => {
-                owner.workers[actor as usize].alive = true;
-                ledger.actor_ready(actor);
-            }
-            Told::ActorDied(actor, reason) => {
-                owner.kill(actor);
-                owner.ledger.actor_died(actor, &reason, now);
-                self.told(id, Lane::Actor(actor, false), 20_000, Told::ActorReady(actor));
-            }
-            Told::Gate(committer) if owner.committer == committer => ledger.gate(now),
+            Told::Gate(committer) if owner.committer == committer => owner.ledger.step(Event::Gate, now),
             Told::Gate(_) => {}
             Told::CommitEnded(committer, epoch, no, outcome) => {
                 if owner.committer == committer {
-                    ledger.commit_ended(epoch, no, outcome, now);
+                    owner.ledger.step(Event::CommitEnded(epoch, no, outcome), now);
                 }
             }
             Told::CommitterBack => {
                 owner.committer += 1;
                 owner.committer_down = false;
-                ledger.commit_lost();
+                owner.ledger.step(Event::CommitLost, now);
             }
-            Told::Retaken(answer) => ledger.retaken(answer, now),
-            Told::Loaded(slots, rows) => ledger.loaded(&slots, rows),
-            Told::Checked(places, known) => ledger.checked(&places, &known),
-            Told::OldFound(found) => ledger.old_found(found, now),
-            Told::Due(due) => ledger.due(due, now),
-            Told::Permit(service) => ledger.permit(service),
-            Told::Timers(due) => ledger.timers_due(due, now),
-            Told::Schedules(timers) => ledger.schedules(timers, now),
-            Told::Orphans(keys) => ledger.orphans(keys),
-            Told::Paged(slot, token, rows) => ledger.paged(slot, token, rows, now),
-            Told::Commands(commands) => commands.into_iter().for_each(|command| ledger.command(command)),
-            Told::DeadFound(command, letters) => ledger.dead_found(command, letters, now),
-            Told::ServiceFound(command, found) => ledger.service_found(command, found, now),
-            Told::Published(sink, progress) => ledger.published(sink, progress, now),
             Told::DispatcherBack(sink) => self.start_outlet(id, sink),
             Told::Answered(sink, generation, sent, answer) => self.answered(id, (sink, generation), sent, answer),
-            Told::Drain => ledger.drain(),
             Told::Tick => self.tick(id, now),
         }
         self.perform(id)
+    }
+
+    /// An event happens to the owner's actors as well as to its ledger.
+    fn happens(&mut self, id: OwnerId, event: Event) {
+        let now = self.clock.now();
+        let Some(owner) = self.owners[id].as_mut() else { return };
+        match &event {
+            Event::ActorReady(actor) => owner.workers[*actor as usize].alive = true,
+            Event::ActorDied(actor, _) => {
+                let actor = *actor;
+                owner.kill(actor);
+                self.happens_later(id, Lane::Actor(actor, false), 20_000, Event::ActorReady(actor));
+            }
+            _ => {}
+        }
+        if let Some(owner) = self.owners[id].as_mut() {
+            owner.ledger.step(event, now);
+        }
+    }
+
+    pub(super) fn happens_later(&mut self, id: OwnerId, lane: Lane, most: u64, event: Event) {
+        self.told(id, lane, most, Told::Event(event));
     }
 
     fn open(&mut self, id: OwnerId, source: u16) -> Result<(), String> {
@@ -91,7 +89,7 @@ impl World {
 
     fn tick(&mut self, id: OwnerId, now: Millis) {
         let Some(owner) = self.owners[id].as_mut() else { return };
-        owner.ledger.tick(now);
+        owner.ledger.step(Event::Tick, now);
         self.permit();
         let Some(owner) = self.owners[id].as_mut() else { return };
         owner.ticks += 1;
@@ -105,10 +103,10 @@ impl World {
         if look {
             let commands = self.open_commands(shard);
             if !commands.is_empty() {
-                self.told(id, Lane::Clerk(false), 500, Told::Commands(commands));
+                self.happens_later(id, Lane::Reader(ReaderKind::Background, false), 500, Event::Commands(commands));
             }
         }
-        self.at(self.now + TICK, Event::Told(id, Told::Tick));
+        self.at(self.now + TICK, world::Event::Told(id, Told::Tick));
     }
 
     pub(super) fn work(&mut self, id: OwnerId, actor: ActorIx, order: RunOrder) -> Result<(), String> {
@@ -145,7 +143,8 @@ impl World {
             self.told_after(id, (Lane::Actor(actor, false), waited), most, Told::Ran(actor, generation, report));
         }
         if worked.dies {
-            self.told(id, Lane::Actor(actor, false), 200, Told::ActorDied(actor, "its handler panicked".to_owned()));
+            let died = Event::ActorDied(actor, "its handler panicked".to_owned());
+            self.happens_later(id, Lane::Actor(actor, false), 200, died);
         }
         Ok(())
     }
@@ -156,7 +155,7 @@ impl World {
         let ingress = &mut owner.ingresses[source as usize];
         if ingress.credits > 0 && !ingress.fetching && ingress.source.is_some() {
             ingress.fetching = true;
-            self.at(self.now + delay, Event::Fetch(id, source));
+            self.at(self.now + delay, world::Event::Fetch(id, source));
         }
     }
 

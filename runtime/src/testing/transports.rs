@@ -16,6 +16,7 @@ use super::world::{Event, World};
 use crate::clock::{Clock, Dice, Millis};
 use crate::ledger::defect::{Defect, planted};
 use crate::ledger::outbox::publisher::Publisher;
+use crate::ledger::protocol;
 use crate::message::{Position, Positions, ShardNo, murmur2};
 use crate::store::memory::MemoryStore;
 use crate::store::{Commit, Store};
@@ -222,7 +223,7 @@ impl World {
         }
         let again = !publisher.is_done();
         if let Some(progress) = progress {
-            self.told(id, Lane::Dispatcher(sink), 800, Told::Published(sink, progress));
+            self.happens_later(id, Lane::Dispatcher(sink), 800, protocol::Event::Published(sink, progress));
         }
         self.deliver_soon(id, sink);
         if again {

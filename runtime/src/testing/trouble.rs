@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use super::owner::{Lane, OwnerId, Told};
 use super::world::{Event, World};
 use crate::clock::Millis;
-use crate::ledger::protocol::ActorIx;
+use crate::ledger::protocol::{self, ActorIx};
 use crate::message::ShardNo;
 use crate::store::Store;
 use crate::store::query::{Action, DeadFilter, NewCommand, OpenCommand, Queries, Scope};
@@ -65,7 +65,7 @@ impl World {
             ingress.source = None;
             ingress.generation += u32::from(self.dice.below(2) == 0);
         }
-        self.soon(500, Event::Told(id, Told::Drain));
+        self.soon(500, Event::Told(id, Told::Event(protocol::Event::Drain)));
     }
 
     fn kill_actor(&mut self, id: OwnerId) {
@@ -78,7 +78,8 @@ impl World {
             return;
         }
         self.witness.stats.deaths += 1;
-        self.told(id, Lane::Actor(actor, false), 1_000, Told::ActorDied(actor, "killed".to_owned()));
+        let died = protocol::Event::ActorDied(actor, "killed".to_owned());
+        self.happens_later(id, Lane::Actor(actor, false), 1_000, died);
     }
 
     fn kill_committer(&mut self, id: OwnerId) {

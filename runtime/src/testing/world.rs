@@ -13,7 +13,7 @@ use super::plan::Plan;
 use super::witness::Witness;
 use crate::clock::{Clock, Dice, millis};
 use crate::ledger::gates::Gates;
-use crate::ledger::protocol::{Action, ActorIx, RunOrder};
+use crate::ledger::protocol::{self, ActorIx, Question, RunOrder};
 use crate::message::ShardNo;
 use crate::store::Commit;
 use crate::store::query::Scope;
@@ -27,7 +27,7 @@ pub(super) enum Event {
     Take(ShardNo),
     Told(OwnerId, Told),
     /// A question of a ledger reaches the store.
-    Ask(OwnerId, Action),
+    Ask(OwnerId, Question),
     /// A commit of this committer reaches the store; or one that was given up on arrives after all.
     Write(OwnerId, u32, Arc<Commit>),
     Late(Arc<Commit>),
@@ -273,7 +273,7 @@ impl World {
     pub(super) fn permit(&mut self) {
         for (seat, service) in self.gates.grant(self.clock.now()) {
             let id = usize::try_from(seat).unwrap_or(usize::MAX);
-            self.told(id, Lane::Gates, 500, Told::Permit(service));
+            self.happens_later(id, Lane::Gates, 500, protocol::Event::Permit(service));
         }
     }
 }

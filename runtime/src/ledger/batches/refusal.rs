@@ -13,7 +13,7 @@ use crate::store::{PendingKind, PendingRow};
 
 impl Ledger {
     /// The database refused the data: find out whose.
-    pub(crate) fn refused(&mut self, permanent: bool, error: &str, now: Millis) {
+    pub(crate) fn refused(&mut self, permanent: bool, error: &str) {
         let Some(mut flight) = self.batches.flight.take() else { return };
         let parts = Arc::try_unwrap(flight.commit).map_or_else(|shared| shared.parts.clone(), |commit| commit.parts);
         for ticket in flight.batch.groups.iter().flat_map(|group| &group.tickets) {
@@ -29,7 +29,7 @@ impl Ledger {
             self.take_apart(flight.batch, Some((permanent, error)));
         } else {
             // If the fence alone is refused too, it is the store and not the data.
-            self.send(Batch::default(), vec![flight.batch], false, now);
+            self.send(Batch::default(), vec![flight.batch], false);
         }
     }
 

@@ -62,7 +62,7 @@ impl Ledger {
         }
     }
 
-    pub(crate) fn free_credits(&mut self, batch: &Batch, now: Millis) {
+    pub(crate) fn free_credits(&mut self, batch: &Batch) {
         let mut freed = vec![(0, 0); self.sources.len()];
         for ticket in batch.groups.iter().flat_map(|group| &group.tickets) {
             let (credits, bytes) = &mut freed[ticket.source as usize];
@@ -71,7 +71,7 @@ impl Ledger {
         }
         for (source, (freed, bytes)) in (0..).zip(freed).filter(|(_, (freed, _))| *freed > 0) {
             self.make_room(source, bytes);
-            self.grant(source, freed, now);
+            self.grant(source, freed);
         }
     }
 
@@ -89,7 +89,8 @@ impl Ledger {
     }
 
     /// Frees credits and grants what may be granted.
-    pub(crate) fn grant(&mut self, source: u16, freed: usize, now: Millis) {
+    pub(crate) fn grant(&mut self, source: u16, freed: usize) {
+        let now = self.now;
         let dedup = &self.config.settings.dedup;
         let window_min = millis(dedup.window_min);
         let young = self.inbox.oldest().is_some_and(|(_, at)| now.saturating_sub(at) < window_min);

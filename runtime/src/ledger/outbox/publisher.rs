@@ -144,7 +144,7 @@ impl Publisher {
     }
 
     /// What the store had of a page, in order. Gives how many events it should have had and had not.
-    pub fn paged(&mut self, asked: Page, rows: &[EventRow]) -> u64 {
+    pub(crate) fn paged(&mut self, asked: Page, rows: &[EventRow]) -> u64 {
         if asked.after != self.seen {
             return 0;
         }

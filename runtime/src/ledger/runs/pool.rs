@@ -101,12 +101,12 @@ impl Ledger {
     pub(crate) fn awaits_permit(&mut self, ix: SlotIx) -> bool {
         let slot = &mut self.slots[ix];
         let guarded = self.config.services[usize::from(slot.service)].guarded;
-        if !guarded || slot.permit == Permit::Granted || slot.is_watched(self.waiting.now) {
+        if !guarded || slot.permit == Permit::Granted || slot.is_watched(self.now) {
             return false;
         }
         if slot.permit == Permit::None {
             slot.permit = Permit::Asked;
-            slot.busy_since = self.waiting.now;
+            slot.busy_since = self.now;
             let (service, again) = (slot.service, slot.unavailable.is_some());
             self.ask_permit(ix, service, again);
         }
@@ -131,7 +131,7 @@ impl Ledger {
     }
 
     /// The answer to an [`Action::AskPermit`] of this service.
-    pub fn permit(&mut self, service: u16) {
+    pub(crate) fn permit(&mut self, service: u16) {
         let trial = service == self.trial_line();
         while let Some((ix, token)) = self.asked.get_mut(&service).and_then(VecDeque::pop_front) {
             if !self.slots.current(ix, token) {
@@ -251,7 +251,7 @@ impl Ledger {
             Some(_) if !slot.held && !slot.waits => {
                 self.actors.stamps += 1;
                 slot.idle_stamp = self.actors.stamps;
-                slot.idle_since = self.waiting.now;
+                slot.idle_since = self.now;
                 self.actors.idle.push_back((ix, slot.token, self.actors.stamps));
                 self.trim_idle();
                 if !self.actors.starved.is_empty() {
@@ -300,7 +300,8 @@ impl Ledger {
     }
 
     /// Keys that were idle for too long give their actors back.
-    pub(crate) fn passivate_idle(&mut self, now: Millis) {
+    pub(crate) fn passivate_idle(&mut self) {
+        let now = self.now;
         let after = crate::clock::millis(self.config.settings.actors.passivate_after);
         while let Some((ix, token, stamp)) = self.actors.idle.front().copied() {
             let current = self.slots.current(ix, token) && self.slots[ix].idle_stamp == stamp;

@@ -10,7 +10,7 @@ use crate::handler::{CallId, call_of};
 use crate::ledger::Ledger;
 use crate::ledger::batches::group::Group;
 use crate::ledger::operator::merge;
-use crate::ledger::protocol::{Action, SlotIx};
+use crate::ledger::protocol::{Action, Question, SlotIx};
 use crate::ledger::slot::Item;
 use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{
@@ -203,18 +203,20 @@ impl Ledger {
     }
 
     /// Looks on for dead letters that were kept for long enough, page by page.
-    pub(crate) fn look_for_old(&mut self, now: Millis) {
+    pub(crate) fn look_for_old(&mut self) {
+        let now = self.now;
         let keep = millis(self.config.settings.dlq.keep);
         let rests = keep == 0 || self.letters.count == self.letters.holding || now < self.keeping.next;
         if rests || self.keeping.busy || self.command.is_some() || self.draining {
             return;
         }
         self.keeping.busy = true;
-        self.out.push(Action::FindOld(self.keeping.after, now.saturating_sub(keep)));
+        self.ask(Question::OldLetters(self.keeping.after, now.saturating_sub(keep)));
     }
 
-    /// The store's answer to [`Action::FindOld`]: they are removed with the next commit, and `explain` says so.
-    pub fn old_found(&mut self, found: OldLetters, now: Millis) {
+    /// The store's answer to [`Question::OldLetters`]: they are removed with the next commit, and `explain` says so.
+    pub(crate) fn old_found(&mut self, found: OldLetters) {
+        let now = self.now;
         // From the first one again, once all were looked at.
         self.keeping.after = found.last.unwrap_or(0);
         self.keeping.next = now.saturating_add(if found.last.is_some() { OLD_MS } else { OLD_ALL_MS });
@@ -244,9 +246,9 @@ impl Ledger {
         }
     }
 
-    /// The store's answer to [`Action::FindService`]: nothing of it is in hand, as no program here has the service. Timers
+    /// The store's answer to [`Question::Service`]: nothing of it is in hand, as no program here has the service. Timers
     /// go; messages become dead letters, so that whoever asked for them is told, and nothing is lost before it is discarded.
-    pub fn service_found(&mut self, id: i64, found: OfService, now: Millis) {
+    pub(crate) fn service_found(&mut self, id: i64, found: OfService) {
         let Some(progress) = self.command.as_mut().filter(|progress| progress.command.id == id) else { return };
         progress.outstanding = (found.pending.len() + found.timers.len()) as u64;
         if progress.outstanding == 0 {
@@ -259,13 +261,14 @@ impl Ledger {
             merge(part, CommandResult { command: id, affected: 1, done: false });
         }
         for row in found.pending {
-            self.give_up_row(row, error.clone(), now);
+            self.give_up_row(row, error.clone());
             merge(&mut self.batches.loose().part, CommandResult { command: id, affected: 1, done: false });
         }
     }
 
     /// A row that no key waits for becomes a dead letter.
-    fn give_up_row(&mut self, row: PendingRow, error: String, now: Millis) {
+    fn give_up_row(&mut self, row: PendingRow, error: String) {
+        let now = self.now;
         let PendingRow { seq, service, key, id, taken_at, message, history, .. } = row;
         let letter = DeadLetter { seq, service, key, id, at: now, taken_at, error, holds_key: false, history, message };
         let (event, answer) = (self.obituary(&letter), self.bad_news(&letter));

@@ -229,7 +229,7 @@ impl Ledger {
 
     /// What a part records of starts is durable.
     pub(crate) fn starts_recorded(&mut self, ix: SlotIx, part: &Part) {
-        let (now, trial) = (self.waiting.now, millis(self.config.settings.suspects.trial));
+        let (now, trial) = (self.now, millis(self.config.settings.suspects.trial));
         let slot = &mut self.slots[ix];
         for row in part.pending.iter().filter(|row| row.kind == PendingKind::Suspect) {
             let Some(item) = slot.queue.iter_mut().find(|item| item.from == From::Row(row.seq)) else { continue };
@@ -255,7 +255,8 @@ impl Ledger {
 
     /// Whether a key has to wait before the suspect at its head may start alone: for its turn among those of the process,
     /// or for the record of its start.
-    pub(crate) fn awaits_trial(&mut self, ix: SlotIx, now: Millis) -> bool {
+    pub(crate) fn awaits_trial(&mut self, ix: SlotIx) -> bool {
+        let now = self.now;
         let slot = &mut self.slots[ix];
         let Some(head) = slot.queue.front().filter(|head| head.is_alone()) else { return false };
         match (slot.trial, head.trial) {
@@ -265,7 +266,7 @@ impl Ledger {
                 if (FIRST + 1..most).contains(&counted(head.starts)) {
                     self.watch(ix);
                 } else {
-                    self.start_alone(ix, now);
+                    self.start_alone(ix);
                 }
                 true
             }
@@ -274,7 +275,7 @@ impl Ledger {
                 true
             }
             (Permit::Granted, Trial::Watched(_)) => {
-                self.start_alone(ix, now);
+                self.start_alone(ix);
                 true
             }
             (Permit::None, _) => {
@@ -304,7 +305,8 @@ impl Ledger {
     }
 
     /// Time passes for the suspect that has its start alone, or is to have it.
-    pub(crate) fn tick_trials(&mut self, now: Millis) {
+    pub(crate) fn tick_trials(&mut self) {
+        let now = self.now;
         if let Some((ix, token, _)) = self.suspicion.watched.take_if(|(.., until)| *until <= now)
             && self.slots.current(ix, token)
         {
@@ -339,7 +341,8 @@ impl Ledger {
     }
 
     /// One more start of a suspect, if it is to have one.
-    fn start_alone(&mut self, ix: SlotIx, now: Millis) {
+    fn start_alone(&mut self, ix: SlotIx) {
+        let now = self.now;
         let Some(mut head) = self.slots[ix].queue.pop_front() else { return };
         let most = self.config.settings.suspects.starts;
         if counted(head.starts) >= most {
@@ -348,7 +351,7 @@ impl Ledger {
                  the store, what it asked of others may have happened; it is not started again (suspects.starts)"
             );
             self.to_advance.push_back(ix);
-            return self.fault(ix, head, TurnFault::GiveUp(reason), now);
+            return self.fault(ix, head, TurnFault::GiveUp(reason));
         }
         let starts = head.starts + 1;
         let count = counted(starts);
@@ -379,7 +382,8 @@ impl Ledger {
 
     /// What may have been in hand at an unclean takeover is passed when each origin has handed over as much as may have been
     /// in hand, or after a while, and none of it is left.
-    pub(crate) fn calm_down(&mut self, now: Millis) {
+    pub(crate) fn calm_down(&mut self) {
+        let now = self.now;
         let suspicion = &mut self.suspicion;
         if suspicion.unclean == 0 || suspicion.calm {
             return;

@@ -15,7 +15,7 @@ use crate::handler::{CRON, TIMER_NAME};
 use crate::ledger::Ledger;
 use crate::ledger::cron::{Planned, ends, reconcile};
 use crate::ledger::defect::{Defect, planted};
-use crate::ledger::protocol::{Action, SlotIx};
+use crate::ledger::protocol::{Action, Question, SlotIx};
 use crate::ledger::slot::{From, Hand, Item};
 use crate::message::{Message, TakenId, shard_of};
 use crate::store::{DueTimers, Part, Timer, TimerWrite};
@@ -71,7 +71,8 @@ fn name_of(message: &Message) -> &str {
 }
 
 impl Ledger {
-    pub(crate) fn fetch_timers(&mut self, now: Millis) {
+    pub(crate) fn fetch_timers(&mut self) {
+        let now = self.now;
         let page = self.config.settings.pending.page;
         let due = self.timers.next.is_some_and(|next| next <= now);
         let room = self.timers.queued < self.config.settings.ingress.credits;
@@ -80,16 +81,17 @@ impl Ledger {
         }
         if self.timers.unread {
             self.timers.fetching = true;
-            self.out.push(Action::FetchSchedules);
+            self.ask(Question::Schedules);
         } else if due && room {
             self.timers.fetching = true;
             self.timers.next = None;
-            self.out.push(Action::FetchTimers(self.runnable(), page + self.timers.queued));
+            self.ask(Question::Timers(self.runnable(), page + self.timers.queued));
         }
     }
 
-    /// The store's answer to [`Action::FetchSchedules`].
-    pub fn schedules(&mut self, found: Vec<Timer>, now: Millis) {
+    /// The store's answer to [`Question::Schedules`].
+    pub(crate) fn schedules(&mut self, found: Vec<Timer>) {
+        let now = self.now;
         self.timers.fetching = false;
         self.timers.unread = std::mem::take(&mut self.timers.void);
         if !self.timers.unread {
@@ -110,13 +112,14 @@ impl Ledger {
             }
         }
         self.leave();
-        self.fetch_timers(now);
+        self.fetch_timers();
     }
 
-    /// The store's answer to [`Action::FetchTimers`].
-    pub fn timers_due(&mut self, mut due: DueTimers, now: Millis) {
+    /// The store's answer to [`Question::Timers`].
+    pub(crate) fn timers_due(&mut self, mut due: DueTimers) {
+        let now = self.now;
         // Before the first tick, too: a schedule's next time is counted from it.
-        self.waiting.now = self.waiting.now.max(now);
+        self.now = self.now.max(now);
         self.timers.fetching = false;
         let mut fired = 0;
         if std::mem::take(&mut self.timers.void) {
@@ -129,7 +132,7 @@ impl Ledger {
                 continue;
             }
             if let Some(service) = self.service_of(&timer.of.service) {
-                fired += usize::from(self.fire(service, timer, now));
+                fired += usize::from(self.fire(service, timer));
             }
         }
         self.leave();
@@ -138,14 +141,15 @@ impl Ledger {
         }
         if fired > 0 {
             self.timers.at(now);
-            self.fetch_timers(now);
+            self.fetch_timers();
         } else if due.any {
             self.timers.at(now + AGAIN_MS);
         }
     }
 
     /// Puts a timer at its key's tail, unless it is in hand or its key waits. Says whether it did.
-    fn fire(&mut self, service: u16, timer: Timer, now: Millis) -> bool {
+    fn fire(&mut self, service: u16, timer: Timer) -> bool {
+        let now = self.now;
         let ix = self.slot_for(service, &timer.of.key);
         let number = self.policy(service).number;
         let id = TakenId::of(&timer.message, number, &self.config.hash_key);
@@ -186,7 +190,7 @@ impl Ledger {
             let (token, name) = (slot.token, hand.name.clone());
             self.let_go(ix, token, &name);
         }
-        self.timers.at(self.waiting.now + AGAIN_MS);
+        self.timers.at(self.now + AGAIN_MS);
     }
 
     /// A timer's turn has settled: its row goes with that. To be called before what the turn itself makes of timers.
@@ -211,7 +215,7 @@ impl Ledger {
         let slot = &self.slots[ix];
         let is = |planned: &&Planned| *planned.of_key().key == *slot.key && planned.is_named(name_of(message));
         let planned = self.policy(slot.service).schedules.iter().find(is)?;
-        planned.set_after(message.time().max(self.waiting.now), &self.config.hash_key)
+        planned.set_after(message.time().max(self.now), &self.config.hash_key)
     }
 
     /// A settled turn sets a timer or removes it: one of that name that was found due and has not run is dropped.
@@ -262,7 +266,7 @@ impl Ledger {
             // A schedule that was being set may not be, and nothing of its key would set it.
             let lost = hands.iter().any(|hand| hand.name.starts_with(CRON));
             self.timers.unread |= lost && !planted(Defect::ScheduleLost);
-            self.timers.at(self.waiting.now);
+            self.timers.at(self.now);
         }
     }
 
