@@ -19,22 +19,25 @@ use self::calls::Calls;
 use self::entry::Entry;
 pub use self::entry::SendError;
 use crate::clock::{Clock, Dice, Stopwatch, since_boot, sleep};
+use crate::fleet;
+use crate::fleet::messages::{News, RootMessage};
+use crate::fleet::root::{Root, RootArgs};
 use crate::handlers::Handlers;
+use crate::ledger::cron;
+use crate::ledger::gates::Gates;
+use crate::ledger::protocol::describe;
+use crate::ledger::routes::{Bindings, sinks_of};
 use crate::message::ShardNo;
 use crate::metrics::{Child, Metrics};
-use crate::ownership::heartbeat::News;
-use crate::ownership::{self, Ownership};
-use crate::pipeline::bindings::{Bindings, describe, sinks_of};
-use crate::pipeline::cron;
-use crate::pipeline::gates::{Gates, Keeper};
 use crate::settings::Settings;
 use crate::settings::load::or_near;
+use crate::shard::env::Env;
+use crate::shard::env::troubles::Troubles;
+use crate::shard::permits::Keeper;
+use crate::shard::supervisor::{LAST_COMMITS, ShardSupervisorMessage};
+use crate::shard::worker::Ownership;
 use crate::store::lease::{Fleet, WorkerRow};
 use crate::store::{Setup, Store, StoreError};
-use crate::supervision::Env;
-use crate::supervision::root::{Root, RootArgs, RootMessage};
-use crate::supervision::shard::{LAST_COMMITS, ShardSupervisorMessage};
-use crate::supervision::troubles::Troubles;
 use crate::transport::{self, SinkTransport, Transport};
 
 /// How long a shard may take to answer a question.
@@ -122,7 +125,7 @@ impl Engine {
         let gates = Gates::new(&handlers.needs(), settings, Dice::from_system().below(u64::MAX));
         let services: Arc<[_]> = describe(&handlers, &identity.services, settings, &gates, schedules).into();
         let in_flight = store.writes_in_parallel().then(|| Arc::new(Semaphore::new(settings.commit.in_flight)));
-        let fleet = store.leases().map(|_| Ownership::new(&ownership::worker(settings, handlers.code())));
+        let fleet = store.leases().map(|_| Ownership::new(&fleet::worker(settings, handlers.code())));
         let secret = store.calls().secret().await?;
         let cache = cache::open(settings, &secret, &metrics).map_err(EngineError::Settings)?;
         let env = Arc::new(Env {
@@ -234,10 +237,10 @@ impl Engine {
     }
 
     /// The worker that owns the shard of `key` as of the last heartbeat; [`Engine::look`] and
-    /// [`ownership::owner_of`] for a fresh answer.
+    /// [`fleet::owner_of`] for a fresh answer.
     pub fn owner_of(&self, key: &str) -> Option<WorkerRow> {
         let fleet = self.env.fleet.as_ref()?;
-        ownership::owner_of(&fleet.view().fleet, key).cloned()
+        fleet::owner_of(&fleet.view().fleet, key).cloned()
     }
 
     /// Resolves with the reason when the tree gave up: the process should end, non-zero.

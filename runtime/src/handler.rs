@@ -6,6 +6,7 @@ mod command;
 mod dialect;
 #[cfg(feature = "protobuf")]
 mod protobuf;
+mod retry;
 mod schedule;
 mod statement;
 mod table;
@@ -15,23 +16,23 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
+pub use codec::{Codec, CodecError, Json, Payload, Schema};
+pub use command::{ANSWER, Answer, CALL, COMMAND, CallId, Outcome, Sent, SentMessage, TIMER, call_of, is_between_keys};
+pub(crate) use command::{Asked, CALL_ID, TIMER_NAME, is_reserved, stays_inside};
+pub use dialect::{named_once, whole_number, whole_numbers};
+pub use retry::RetryPolicy;
+pub use schedule::Schedule;
+pub(crate) use schedule::{CRON, SCHEDULE};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-
-use crate::message::Key;
-use crate::pipeline::retry::RetryPolicy;
-pub use codec::{Codec, CodecError, Json, Payload, Schema};
-pub use command::{ANSWER, Answer, CALL, COMMAND, Outcome, Sent, TIMER, call_of, is_between_keys};
-pub(crate) use command::{Asked, CALL_ID, TIMER_NAME, is_reserved, stays_inside};
-pub use dialect::{named_once, whole_number, whole_numbers};
-#[cfg(feature = "protobuf")]
-pub use protobuf::{Protobuf, SchemaError};
-pub use schedule::Schedule;
-pub(crate) use schedule::{CRON, SCHEDULE};
 pub use statement::Statement;
 pub use table::{Column, ColumnKind, Row, Table};
 pub use turn::{Effects, Emitted, RowWrite, Scheduled, Turn, TurnLimits};
+
+use crate::message::Key;
+#[cfg(feature = "protobuf")]
+pub use protobuf::{Protobuf, SchemaError};
 
 /// Handles the messages of one service: one key's at a time, in order, each taking effect exactly once.
 #[diagnostic::on_unimplemented(

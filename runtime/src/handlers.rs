@@ -4,6 +4,7 @@
 mod outgoing;
 mod panics;
 mod payloads;
+pub mod run;
 mod states;
 
 use std::any::Any;
@@ -15,17 +16,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, select};
-use tracing::{Instrument, Span};
-
-use crate::clock::{Clock, Stopwatch, millis, sleep};
-use crate::handler::{AfterDeadLetter, Fault, Handler, Payload, Schedule, Schema, Table, Turn, TurnLimits};
-use crate::message::Key;
-use crate::pipeline::ledger::{RunItem, Stored, TurnEnd, TurnFault};
-use crate::pipeline::retry::RetryPolicy;
-use crate::settings::load::or_near;
-use crate::store::lease::Code;
-use crate::supervision::HandlerPanic;
-use crate::telemetry::traces;
 pub(crate) use panics::discard;
 use panics::{beside_the_turns, panic_text, panicked};
 pub use payloads::Shown;
@@ -33,6 +23,17 @@ use payloads::own_key;
 pub(crate) use payloads::understand;
 pub(crate) use states::decode;
 use states::encode;
+use tracing::{Instrument, Span};
+
+use self::run::{HandlerPanic, RunItem, Stored, TurnEnd, TurnFault};
+use crate::clock::{Clock, Stopwatch, millis, sleep};
+use crate::handler::{
+    AfterDeadLetter, Fault, Handler, Payload, RetryPolicy, Schedule, Schema, Table, Turn, TurnLimits,
+};
+use crate::message::Key;
+use crate::settings::load::or_near;
+use crate::store::lease::Code;
+use crate::telemetry::traces;
 
 /// The handlers that a program runs.
 #[derive(Clone, Default)]

@@ -7,11 +7,11 @@ pub mod handlers;
 pub mod message;
 pub mod settings;
 
-// the pipeline, and who restarts its parts
+// what is decided, and who acts
 pub mod engine;
-pub mod ownership;
-pub mod pipeline;
-pub mod supervision;
+pub mod fleet;
+pub mod ledger;
+pub mod shard;
 
 // the edges
 pub mod store;
@@ -25,11 +25,12 @@ pub mod telemetry;
 pub mod testing;
 
 pub use engine::{Engine, SendError, host};
-pub use handler::{AfterDeadLetter, Answer, Column, ColumnKind, Fault, Handler, Row, Schedule, Table, Turn};
+pub use handler::{
+    AfterDeadLetter, Answer, Column, ColumnKind, Fault, Handler, RetryPolicy, Row, Schedule, Table, Turn,
+};
 pub use handlers::Handlers;
 pub use message::{Key, Message};
-pub use pipeline::retry::RetryPolicy;
+pub use tokio;
 
 // what a program of one's own needs beside it, in the versions that are used here
 pub use serde_json::{self, json};
-pub use tokio;

@@ -10,15 +10,20 @@ use unicode_normalization::{UnicodeNormalization, is_nfc};
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 use uuid::Uuid;
 
-mod cut;
-mod hash;
-mod print;
-
+pub(crate) use self::ahead::united;
+pub use self::ahead::{Ahead, Stretch};
 pub(crate) use self::cut::{CUT_FROM, KEPT_BYTES, kept};
 pub(crate) use self::hash::keyed_hash;
 pub use self::hash::{digest, murmur2, shard_of};
+pub use self::position::{Position, Positions};
 pub use self::print::{Print, Taken};
 use crate::clock::Millis;
+
+mod ahead;
+mod cut;
+mod hash;
+mod position;
+mod print;
 
 /// The longest key, id, type or source, in bytes.
 pub const NAME_BYTES_MAX: usize = 256;

@@ -7,7 +7,7 @@ pub mod append;
 mod commit;
 mod declared;
 pub mod health;
-mod layout;
+pub(crate) mod layout;
 pub mod lease;
 pub mod memory;
 mod open;
@@ -22,24 +22,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::future::BoxFuture;
-
-use crate::clock::Millis;
-use crate::handler::Table;
-use crate::message::{ShardNo, Taken, TakenId};
-use crate::transport::{Ahead, Positions};
 pub use append::{IntakeRow, IntakeRows};
+use bytes::Bytes;
 pub use commit::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
-    SentMessage, SourceAhead, SourcePositions, StateWrite,
+    SourceAhead, SourcePositions, StateWrite,
 };
+use futures_util::future::BoxFuture;
 use lease::{Behind, Code};
 pub use open::{Opened, check_url, closing, disk, is_running, is_shared, leave_open, open, unproven};
 pub use query::calls;
 pub(in crate::store) use timer::KeyWalk;
-pub use timer::{Due, DueTimers, OfService, Runnable, Timer, TimerWrite};
-pub use timer::{Letters, OldLetter, OldLetters};
+pub use timer::{Due, DueTimers, Letters, OfService, OldLetter, OldLetters, Runnable, Timer, TimerWrite};
+
+use crate::clock::Millis;
+use crate::handler::Table;
+use crate::message::{Ahead, Positions, ShardNo, Taken, TakenId};
 
 /// What a process may do with the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -381,7 +379,7 @@ pub struct StoredLogRow {
     pub origin: Arc<str>,
     /// Its number in the lane.
     pub no: u64,
-    /// Its messages, see [`crate::transport::embedded::decode`].
+    /// Its messages, see [`crate::store::layout::log::decode`].
     pub messages: Bytes,
 }
 

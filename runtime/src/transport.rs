@@ -3,7 +3,6 @@
 
 #[cfg(any(feature = "kafka", feature = "rabbitmq"))]
 mod again;
-mod ahead;
 #[cfg(any(feature = "kafka", feature = "rabbitmq"))]
 mod attributes;
 pub mod embedded;
@@ -18,49 +17,13 @@ pub(crate) mod pace;
 pub mod rabbitmq;
 mod sink;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use serde::{Deserialize, Serialize};
 
-pub(crate) use self::ahead::united;
-pub use self::ahead::{Ahead, Stretch};
 pub use self::sink::{Answer, Outgoing, Sink, SinkError, SinkTransport};
-use crate::message::{Message, ShardNo};
-
-/// A place in an ordered log: the record's number, then the message's index within the record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Position {
-    /// The record (a log row, a Kafka offset), from 1.
-    pub no: u64,
-    /// The message within it, from 0.
-    pub index: u32,
-    /// A fingerprint of the record, where a log might be made anew under the same name; 0 where not.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub mark: u64,
-}
-
-impl Position {
-    /// The message `index` of record `no`, of a log that is never made anew.
-    pub fn new(no: u64, index: u32) -> Self {
-        Self { no, index, mark: 0 }
-    }
-
-    /// Where it is in its log, whatever lies there.
-    pub(crate) fn place(&self) -> (u64, u32) {
-        (self.no, self.index)
-    }
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_zero(mark: &u64) -> bool {
-    *mark == 0
-}
-
-/// Of each origin (a log lane, a Kafka partition, a stream) the last position all of whose predecessors are taken.
-pub type Positions = BTreeMap<Arc<str>, Position>;
+use crate::message::{Message, Position, Positions, ShardNo};
 
 /// A message as a source handed it over.
 #[derive(Clone, Debug)]

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perkey::clock::{Dice, Stopwatch, sleep};
-use perkey::message::{Draft, Message, shard_of};
+use perkey::message::{Draft, Message, Positions, shard_of};
 use perkey::metrics::Metrics;
 use perkey::settings::{KafkaSettings, RabbitmqSettings};
 use perkey::transport::kafka::{KafkaSink, KafkaTransport};
 use perkey::transport::rabbitmq::{RabbitmqSink, RabbitmqTransport};
-use perkey::transport::{Answer, Content, Outgoing, Positions, Sink, SinkTransport, Source, Transport};
+use perkey::transport::{Answer, Content, Outgoing, Sink, SinkTransport, Source, Transport};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use tokio::task::JoinSet;

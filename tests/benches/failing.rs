@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use perkey::clock::{Millis, Stopwatch, sleep};
-use perkey::message::TakenId;
-use perkey::message::{Draft, ShardNo, shard_of};
+use perkey::message::{Draft, Positions, ShardNo, TakenId, shard_of};
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::store::calls::CallStore;
@@ -22,7 +21,6 @@ use perkey::store::{
     Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Letters, OfService, OldLetters,
     Outcome, PendingRow, Runnable, ServiceKey, Setup, Store, StoreFuture, StoredLogRow, TakenShard, Timer, Trim,
 };
-use perkey::transport::Positions;
 use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;

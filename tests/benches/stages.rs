@@ -12,15 +12,15 @@ use budget_actors::Balances;
 use budget_actors::balances::Balance;
 use futures_util::FutureExt;
 use perkey::handler::TurnLimits;
-use perkey::message::{Draft, ShardNo};
-use perkey::pipeline::bindings::Bindings;
-use perkey::pipeline::ledger::{
-    Action, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo, TurnEnd, What,
-};
+use perkey::handlers::run::TurnEnd;
+use perkey::ledger::Ledger;
+use perkey::ledger::protocol::{Action, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo};
+use perkey::ledger::routes::{Arrival, Bindings, What};
+use perkey::message::{Draft, Positions, ShardNo};
 use perkey::settings::Settings;
 use perkey::store::{Commit, Event, InboxRows, KeyRow, Outcome, Store};
 use perkey::transport::embedded::{self, EmbeddedLog};
-use perkey::transport::{Content, Delivery, Positions, Transport};
+use perkey::transport::{Content, Delivery, Transport};
 use perkey::{AfterDeadLetter, Handler, Handlers, Message, RetryPolicy, Turn};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::runtime::Runtime;

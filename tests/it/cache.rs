@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use perkey::clock::{Clock, Millis, Stopwatch, sleep};
 use perkey::engine::cache::{self, ReplayCache};
+use perkey::handler::CallId;
 use perkey::metrics::Metrics;
 use perkey::settings::{CacheSettings, Settings};
-use perkey::store::calls::{CallEnd, CallId, CallOutcome, CallRecord};
+use perkey::store::calls::{CallEnd, CallOutcome, CallRecord};
 use perkey_chaos::process::until;
 use redis::aio::MultiplexedConnection;
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use perkey::handler::{CALL, call_of};
-use perkey::message::{Draft, shard_of};
-use perkey::store::calls::{CallEnd, CallId, CallOutcome, CallRecord, NewCall, Reply};
+use perkey::handler::{CALL, CallId, call_of};
+use perkey::message::{Draft, Positions, shard_of};
+use perkey::store::calls::{CallEnd, CallOutcome, CallRecord, NewCall, Reply};
 use perkey::store::{Outcome, Part, Store};
-use perkey::transport::{Positions, embedded};
+use perkey::transport::embedded;
 
 use crate::fixture::{Place, SHARDS, commit, committed, setup};
 use crate::store_contract::contract;

@@ -2,12 +2,12 @@
 //! In: two handlers on one store, messages, restarts. Out: what either of them has seen.
 
 use perkey::handler::{ANSWER, Outcome};
-use perkey::message::Draft;
-use perkey::pipeline::ledger::What;
+use perkey::ledger::routes::What;
+use perkey::message::{Draft, Position};
 use perkey::settings::Settings;
 use perkey::store::Store;
 use perkey::store::query::DeadFilter;
-use perkey::transport::{Content, Delivery, Position};
+use perkey::transport::{Content, Delivery};
 use perkey::{AfterDeadLetter, Answer, Fault, Handler, Handlers, Key, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -162,7 +162,7 @@ async fn nobody_answers_from_outside() {
         id: perkey::settings::IdWithin::Key,
     };
     let settings = Settings { bind: vec![bind("kafka")], ..Settings::default() };
-    let bindings = perkey::pipeline::bindings::Bindings::new(&settings, Handlers::new().with(Orders)).unwrap();
+    let bindings = perkey::ledger::routes::Bindings::new(&settings, Handlers::new().with(Orders)).unwrap();
     let answer = Answer { name: "payment".to_owned(), outcome: Outcome::Done(Value::Null) };
     let payload = serde_json::to_vec(&answer).unwrap();
     let message = Draft { id: "m", key: "o", kind: ANSWER, payload: &payload, ..Draft::default() }.build().unwrap();

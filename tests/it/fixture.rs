@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use perkey::handler::{Column, ColumnKind, RowWrite, Table};
-use perkey::message::{Draft, Message, Taken, TakenId};
+use perkey::message::{Draft, Message, Position, Taken, TakenId};
 use perkey::store::lease::Code;
 use perkey::store::memory::MemoryStore;
 use perkey::store::query::{DeadFilter, Story};
@@ -16,7 +16,6 @@ use perkey::store::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, Identity, LogRow, Outcome, Part, PendingKind,
     PendingRow, Runnable, ServiceKey, Setup, StateWrite, Store,
 };
-use perkey::transport::Position;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Row};
 

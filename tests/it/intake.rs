@@ -6,11 +6,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::message::{murmur2, shard_of};
+use perkey::message::{Positions, murmur2, shard_of};
 use perkey::store::{Commit, LogRow, Outcome, Store};
 use perkey::transport::embedded::{self, EmbeddedLog};
 use perkey::transport::intake::Intake;
-use perkey::transport::{Content, Delivery, Positions, Source, Transport};
+use perkey::transport::{Content, Delivery, Source, Transport};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::fixture::{Place, SHARDS, commit, committed, message};

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use perkey::message::{Position, Positions};
 use perkey::metrics::Metrics;
 use perkey::settings::{FirstStart, KafkaSettings};
 use perkey::transport::kafka::{KafkaSink, KafkaTransport};
-use perkey::transport::{Content, Outgoing, Position, Positions, Sink, SinkTransport, Source, SourceError, Transport};
+use perkey::transport::{Content, Outgoing, Sink, SinkTransport, Source, SourceError, Transport};
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 

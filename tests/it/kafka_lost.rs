@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, pending, ready};
 use perkey::Engine;
-use perkey::message::ShardNo;
+use perkey::message::{Position, Positions, ShardNo};
 use perkey::metrics::Metrics;
 use perkey::settings::{Bind, IdWithin, KeyFrom, Settings};
 use perkey::store::Store;
 use perkey::transport::embedded::EmbeddedLog;
-use perkey::transport::{Content, Delivery, Position, Positions, Source, SourceError, Transport};
+use perkey::transport::{Content, Delivery, Source, SourceError, Transport};
 
 use crate::support::{append, count, handlers, open};
 

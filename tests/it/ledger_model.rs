@@ -5,17 +5,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::message::{Draft, Message, shard_of};
-use perkey::pipeline::bindings::Bindings;
-use perkey::pipeline::ledger::{
-    Action, ActorIx, Arrival, Ledger, LedgerConfig, OTHER_CONTENT, RunOrder, RunReport, ServiceInfo, SourceInfo,
-    TurnEnd, TurnFault, What,
-};
+use perkey::handlers::run::{TurnEnd, TurnFault};
+use perkey::ledger::Ledger;
+use perkey::ledger::OTHER_CONTENT;
+use perkey::ledger::protocol::{Action, ActorIx, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo};
+use perkey::ledger::routes::{Arrival, Bindings, What};
+use perkey::message::{Draft, Message, Position, shard_of};
 use perkey::settings::Settings;
 use perkey::store::lease::Code;
 use perkey::store::memory::MemoryStore;
 use perkey::store::{Commit, Event, Outcome, Setup};
-use perkey::transport::Position;
 use perkey::{AfterDeadLetter, Fault, Handler, Handlers, Key, RetryPolicy, Turn};
 use proptest::prelude::*;
 
@@ -481,12 +480,12 @@ fn said(message: &Message) -> (String, String) {
 }
 
 trait Positions {
-    fn take_positions(&self) -> perkey::transport::Positions;
+    fn take_positions(&self) -> perkey::message::Positions;
 }
 
 impl Positions for MemoryStore {
     /// Where the source stands, as the store has it.
-    fn take_positions(&self) -> perkey::transport::Positions {
+    fn take_positions(&self) -> perkey::message::Positions {
         let rows = futures_util::FutureExt::now_or_never(perkey::store::query::Queries::shards(self)).unwrap().unwrap();
         rows[0].positions.get("log").cloned().unwrap_or_default()
     }

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use perkey::clock::{Dice, sleep};
+use perkey::handler::CallId;
 use perkey::message::Draft;
-use perkey::store::calls::CallId;
 use perkey::store::lease::{Behind, Code, Leases, Worker};
 use perkey::store::postgres::{Bounds, PgStore};
 use perkey::store::query::{DeadFilter, ImportBatch, ImportProgress, Queries};

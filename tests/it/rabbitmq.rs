@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use lapin::ExchangeKind;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
-use perkey::message::{Draft, Message, shard_of};
+use perkey::message::{Draft, Message, Position, Positions, shard_of};
 use perkey::metrics::Metrics;
 use perkey::settings::RabbitmqSettings;
 use perkey::transport::rabbitmq::{RabbitmqSink, RabbitmqTransport};
 use perkey::transport::{
-    Answer, Content, Delivery, Outgoing, Position, Positions, Sink, SinkError, SinkTransport, Source, SourceError,
-    Transport,
+    Answer, Content, Delivery, Outgoing, Sink, SinkError, SinkTransport, Source, SourceError, Transport,
 };
 use perkey_chaos::proxy::{Mode, Proxy};
 use tokio::net::{TcpListener, TcpStream};

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use perkey::clock::{Millis, sleep};
-use perkey::message::TakenId;
-use perkey::message::{Draft, ShardNo, shard_of};
+use perkey::message::{Draft, Positions, ShardNo, TakenId, shard_of};
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::store::query::{Action, DeadFilter, NewCommand, Queries};
@@ -18,7 +17,6 @@ use perkey::store::{
     Outcome, PendingRow, Runnable, ServiceKey, Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer,
     Trim,
 };
-use perkey::transport::Positions;
 use perkey::{AfterDeadLetter, Column, ColumnKind, Engine, Fault, Handler, Handlers, Key, Message, Row, Table, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use perkey::message::{Position, Stretch};
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
 use perkey::store::postgres::PgStore;
@@ -13,7 +14,6 @@ use perkey::store::query::DeadFilter;
 use perkey::store::reshard::{ReshardError, Resharded};
 use perkey::store::sqlite::SqliteStore;
 use perkey::store::{Access, Commit, Outcome, Setup, Store, StoreError};
-use perkey::transport::{Position, Stretch};
 use perkey::{Engine, Message};
 use perkey_chaos::process::until;
 

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::transport::{Content, Delivery, Positions, Source, SourceError};
+use perkey::message::Positions;
+use perkey::transport::{Content, Delivery, Source, SourceError};
 
 const BOUND: Duration = Duration::from_secs(60);
 

@@ -5,11 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use perkey::message::{Print, Taken};
+use perkey::message::{Positions, Print, Taken};
 use perkey::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand, Queries};
 use perkey::store::sqlite::{Access, SqliteStore};
 use perkey::store::{LogRow, Outcome, Part, Store, StoreError};
-use perkey::transport::Positions;
 use perkey_chaos::process::until;
 use sqlx::{Connection, Row};
 

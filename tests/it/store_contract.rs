@@ -7,13 +7,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use perkey::handler::{Column, ColumnKind, Statement, Table};
-use perkey::message::{Draft, Print, Taken};
+use perkey::message::{Ahead, Draft, Position, Positions, Print, Stretch, Taken};
 use perkey::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand, Scope};
 use perkey::store::{
     CommandResult, Commit, DueTimers, Epoch, Identity, LogRow, Outcome, Part, PendingKind, RowSpan, ServiceKey, Setup,
     SourceAhead, StateWrite, Store, StoreError, Timer, TimerWrite, Trim,
 };
-use perkey::transport::{Ahead, Position, Positions, Stretch};
 use serde_json::{Value, json};
 
 use crate::fixture::{

@@ -4,12 +4,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use perkey::message::{Draft, Message};
-use perkey::pipeline::ledger::{Action, ActorIx, Arrival, Ledger, LedgerConfig, RunOrder, RunReport, TurnEnd, What};
+use perkey::handlers::run::TurnEnd;
+use perkey::ledger::Ledger;
+use perkey::ledger::protocol::{Action, ActorIx, LedgerConfig, RunOrder, RunReport};
+use perkey::ledger::routes::{Arrival, What};
+use perkey::message::{Draft, Message, Position};
 use perkey::settings::Settings;
 use perkey::store::PendingKind;
 use perkey::store::memory::MemoryStore;
-use perkey::transport::Position;
 
 use crate::ledger_model::listing;
 

@@ -13,10 +13,10 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
+use crate::handler::CallId;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
-use crate::store::calls::{CallId, CallRecord};
-
+use crate::store::calls::CallRecord;
 #[cfg(not(feature = "redis"))]
 const WITHOUT_REDIS: &str =
     "cache.url is set, and this program was built without Redis (feature `redis`): leave it empty";

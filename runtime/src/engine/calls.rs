@@ -6,7 +6,6 @@
 //! Nothing is asked of the shard's owner, so any process may take calls, and one whose owner dies goes on with the next.
 
 mod accept;
-mod desk;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,15 +13,15 @@ use std::time::Duration;
 use uuid::Builder;
 
 use self::accept::{Accepts, Verdict};
-pub(crate) use self::desk::Desk;
 use super::cache::ReplayCache;
 use crate::clock::{Clock, Dice};
-use crate::handler::{CALL, CALL_ID, is_reserved};
+use crate::handler::{CALL, CALL_ID, CallId, is_reserved};
 use crate::handlers::Handlers;
 use crate::message::{Draft, Message, ShardNo, shard_of};
 use crate::metrics::{CallWord, Metrics};
 use crate::settings::Settings;
-use crate::store::calls::{CallId, CallOutcome, Fingerprint, NewCall};
+pub(crate) use crate::shard::waiters::Desk;
+use crate::store::calls::{CallOutcome, Fingerprint, NewCall};
 use crate::store::{Store, StoreError};
 
 /// A call as a front door has it.

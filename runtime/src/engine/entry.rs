@@ -14,10 +14,10 @@ use crate::clock::sleep;
 use crate::handler::Handler;
 use crate::handlers::decode;
 use crate::message::{Draft, Message, shard_of};
+use crate::shard::env::Env;
 use crate::store::append::{LOOK_EVERY, Room, Targets, log_rows, patiently};
 use crate::store::query::Queries;
 use crate::store::{ServiceKey, StoreError};
-use crate::supervision::Env;
 
 /// Messages in one append, about; `log.max_unread` is never below it.
 const BATCH_MAX: usize = 1_000;

@@ -1,6 +1,8 @@
 //! Commands that a handler sends to other keys, and the answers that it gets.
 //! In: commands put on a turn. Out: messages for the embedded log; answers as their asker is given them.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -10,8 +12,6 @@ use uuid::Uuid;
 use super::Fault;
 use crate::clock::Millis;
 use crate::message::{Draft, Key, Message};
-use crate::store::SentMessage;
-use crate::store::calls::CallId;
 
 /// CloudEvents `type` of a command that a handler sent.
 pub const COMMAND: &str = "perkey.command";
@@ -138,5 +138,39 @@ impl Outcome {
             Self::Done(reply) => Ok(serde_json::from_value(reply)?),
             Self::DeadLetter(reason) => Err(Fault::reject(reason)),
         }
+    }
+}
+
+/// A message for a service of this store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SentMessage {
+    /// The service that is to handle it.
+    pub service: Arc<str>,
+    /// The message, under the key that it is to be handled under.
+    pub message: Message,
+}
+
+/// What identifies a call: a hash of tenant, principal, operation and idempotency key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallId(pub [u8; 16]);
+
+impl std::fmt::Display for CallId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::str::FromStr for CallId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut id = [0; 16];
+        if text.len() != 32 || !text.is_ascii() {
+            return Err(());
+        }
+        for (at, byte) in id.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).map_err(|_| ())?;
+        }
+        Ok(Self(id))
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::RunContext;
-use crate::handler::{Asked, COMMAND, Effects, Outcome, TIMER, TIMER_NAME, call_of};
+use super::run::TurnEnd;
+use crate::handler::{Asked, COMMAND, Effects, Outcome, SentMessage, TIMER, TIMER_NAME, call_of};
 use crate::message::{Draft, Message, digest, keyed_hash};
-use crate::pipeline::ledger::TurnEnd;
 use crate::store::calls::{CallOutcome, Reply};
-use crate::store::{Event, SentMessage, TimerWrite};
+use crate::store::{Event, TimerWrite};
 
 /// The handler whose turns they are.
 pub(super) struct Origin {

@@ -5,9 +5,8 @@ use std::any::Any;
 use std::panic::AssertUnwindSafe;
 
 use super::Settled;
+use super::run::{HandlerPanic, TurnEnd, TurnFault};
 use crate::message::Message;
-use crate::pipeline::ledger::{TurnEnd, TurnFault};
-use crate::supervision::HandlerPanic;
 
 /// Something of the handler's panicked that is no turn, with so many messages not answered for: none of these counts, and
 /// one that was alone is at fault.

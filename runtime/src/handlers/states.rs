@@ -7,8 +7,8 @@ use std::panic::AssertUnwindSafe;
 use bytes::Bytes;
 
 use super::panic_text;
+use super::run::{Stored, TurnFault};
 use crate::handler::{Fault, Handler};
-use crate::pipeline::ledger::{Stored, TurnFault};
 
 pub(crate) fn decode<H: Handler>(stored: Stored) -> Result<H::State, String> {
     let Some((version, json)) = stored else { return Ok(H::State::default()) };

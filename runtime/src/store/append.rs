@@ -9,7 +9,10 @@ use super::query::Queries;
 use super::{LogRow, StoreError};
 use crate::clock::{Millis, Stopwatch, sleep};
 use crate::message::{Message, ShardNo, shard_of};
-use crate::transport::embedded;
+use crate::store::layout::log;
+
+/// The intake, as settings, positions and metrics name it.
+pub const INTAKE: &str = "intake";
 
 /// What [`super::Store::read_intake`] found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,7 +72,7 @@ pub fn log_rows<'a>(shards: u32, messages: impl IntoIterator<Item = (&'a str, &'
     }
     let row = |(target, named): (ShardNo, Vec<_>)| {
         let count = u32::try_from(named.len()).unwrap_or(u32::MAX);
-        LogRow { target, count, messages: embedded::encode(&named) }
+        LogRow { target, count, messages: log::encode(&named) }
     };
     targets.into_iter().map(row).collect()
 }

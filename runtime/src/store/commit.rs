@@ -10,9 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::calls::Reply;
 use super::{Counters, Epoch, StoreError, TimerWrite, Watermarks};
 use crate::clock::Millis;
-use crate::handler::{RowWrite, Statement};
-use crate::message::{Message, ShardNo, Taken, TakenId};
-use crate::transport::{Ahead, Positions};
+use crate::handler::{RowWrite, SentMessage, Statement};
+use crate::message::{Ahead, Message, Positions, ShardNo, Taken, TakenId};
 
 /// Positions of every source of a shard, by the source's name.
 pub type SourcePositions = BTreeMap<Arc<str>, Positions>;
@@ -175,15 +174,6 @@ impl Event {
     pub const NO_SERVICE: u16 = u16::MAX;
 }
 
-/// A message for a service of this store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SentMessage {
-    /// The service that is to handle it.
-    pub service: Arc<str>,
-    /// The message, under the key that it is to be handled under.
-    pub message: Message,
-}
-
 /// A row for the embedded log of another (or the same) shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogRow {
@@ -191,7 +181,7 @@ pub struct LogRow {
     pub target: ShardNo,
     /// Number of messages in it.
     pub count: u32,
-    /// Messages for services, see [`crate::transport::embedded::encode`].
+    /// Messages for services, see [`crate::store::layout::log::encode`].
     pub messages: Bytes,
 }
 

@@ -1,6 +1,8 @@
 //! How a commit's ids, events and what is done ahead of positions lie in their columns, whatever the database.
 //! In: a commit, or stored bytes. Out: bytes to store, or what they say, or what does not decode.
 
+pub(crate) mod log;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -9,8 +11,7 @@ use bytes::{Buf, BufMut, Bytes};
 use super::lease::Code;
 use super::query::{CommitRow, EventRow};
 use super::{Commit, Event, SourceAhead, StoreError};
-use crate::message::{Message, Print, Taken, TakenId};
-use crate::transport::{Ahead, Position, Stretch};
+use crate::message::{Ahead, Message, Position, Print, Stretch, Taken, TakenId};
 
 /// Bytes before an event's frame: its service's number, its cause, the frame's length.
 pub(crate) const EVENT_HEAD: usize = 2 + 16 + 4;

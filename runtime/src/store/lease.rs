@@ -127,6 +127,13 @@ pub struct WorkerRow {
     pub expires_in: i64,
 }
 
+impl WorkerRow {
+    /// Whether its lease is in force, by the store's clock.
+    pub fn is_alive(&self) -> bool {
+        self.expires_in > 0
+    }
+}
+
 /// A shard's ownership as the store has it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LeaseRow {

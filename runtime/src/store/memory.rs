@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, ready};
 use serde_json::Value;
 
-use super::calls::{CallId, CallRecord, CallStore};
+use super::calls::{CallRecord, CallStore};
 use super::lease::{Code, Leases, Worker};
 use super::query::{DeadFilter, ImportProgress, NewCommand, Pause, Queries, Scope};
 use super::watch::LogWatch;
@@ -24,9 +24,8 @@ use super::{
     Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer, Trim, Watermarks, declared,
 };
 use crate::clock::{Clock, Millis};
-use crate::handler::{Column, ColumnKind, RowWrite, Table};
-use crate::message::{ShardNo, Taken, TakenId};
-use crate::transport::Positions;
+use crate::handler::{CallId, Column, ColumnKind, RowWrite, Table};
+use crate::message::{Positions, ShardNo, Taken, TakenId};
 
 /// A store in memory. What is committed outlives every owner of a shard, not the process.
 #[derive(Default)]

@@ -41,8 +41,7 @@ use super::{
     StoredLogRow, TakenShard, Timer, Trim,
 };
 use crate::clock::Millis;
-use crate::message::{ShardNo, TakenId};
-use crate::transport::Positions;
+use crate::message::{Positions, ShardNo, TakenId};
 
 /// A tool's question may scan.
 const TOOL_PATIENCE: Duration = Duration::from_secs(300);

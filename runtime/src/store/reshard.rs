@@ -13,12 +13,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::layout;
 use super::lease::Code;
-use super::{Counters, Letters, SourceAhead, SourcePositions, StoreError, Watermarks};
+use super::{Counters, Letters, SourceAhead, SourcePositions, StoreError, Watermarks, layout};
 use crate::clock::Millis;
-use crate::message::{Message, ShardNo, Taken, TakenId, murmur2, shard_of};
-use crate::transport::{Positions, embedded, intake, united};
+use crate::message::{Message, Positions, ShardNo, Taken, TakenId, murmur2, shard_of, united};
+use crate::store::append::INTAKE;
+use crate::store::layout::log;
 
 /// What was moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -248,7 +248,7 @@ fn positions(old: &[Old]) -> SourcePositions {
     let mut merged = SourcePositions::new();
     for (source, origins) in old.iter().flat_map(|row| &row.positions) {
         let of: &mut Positions = merged.entry(Arc::clone(source)).or_default();
-        for (origin, position) in origins.iter().filter(|_| &**source != embedded::NAME) {
+        for (origin, position) in origins.iter().filter(|_| &**source != log::NAME) {
             let known = of.entry(Arc::clone(origin)).or_insert(*position);
             if position.place() > known.place() {
                 *known = *position;
@@ -263,7 +263,7 @@ fn positions(old: &[Old]) -> SourcePositions {
 fn ahead(old: &[Old], positions: &SourcePositions) -> SourceAhead {
     let mut known = SourceAhead::new();
     let sources = old.iter().flat_map(|row| &row.ahead);
-    for (source, origins) in sources.filter(|(source, _)| ![embedded::NAME, intake::NAME].contains(&&***source)) {
+    for (source, origins) in sources.filter(|(source, _)| ![log::NAME, INTAKE].contains(&&***source)) {
         let of = known.entry(Arc::clone(source)).or_default();
         for (origin, stretches) in origins {
             of.entry(Arc::clone(origin)).or_default().extend(stretches.iter().cloned());

@@ -39,8 +39,7 @@ use super::{
     Trim,
 };
 use crate::clock::Millis;
-use crate::message::{ShardNo, TakenId};
-use crate::transport::Positions;
+use crate::message::{Positions, ShardNo, TakenId};
 
 /// How long a connection waits for another one's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);

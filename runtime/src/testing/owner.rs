@@ -4,10 +4,12 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::work::Worker;
+use crate::ledger::Ledger;
+use crate::ledger::outbox::publisher::{Progress, Publisher};
+use crate::ledger::protocol::{ActorIx, RunReport, SlotIx};
+use crate::ledger::routes::Arrival;
 use crate::message::ShardNo;
-use crate::pipeline::dispatcher::handover::Handover;
-use crate::pipeline::dispatcher::publisher::{Progress, Publisher};
-use crate::pipeline::ledger::{ActorIx, Arrival, Ledger, RunReport, SlotIx};
+use crate::shard::dispatcher::handover::Handover;
 use crate::store::query::OpenCommand;
 use crate::store::{
     DeadLetter, Due, DueTimers, Epoch, KeyRow, OfService, OldLetters, Outcome, PendingRow, ServiceKey, StoreError,

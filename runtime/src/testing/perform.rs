@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::owner::{Lane, Owner, OwnerId, Told};
 use super::work::Worker;
 use super::world::{Event, World};
-use crate::pipeline::ledger::{Action, ActorIx};
+use crate::ledger::protocol::{Action, ActorIx};
 use crate::store::Commit;
 
 impl World {

@@ -7,7 +7,7 @@ use super::owner::{Lane, OwnerId, Told};
 use super::work::Bench;
 use super::world::{Event, TICK, World};
 use crate::clock::{Millis, without_waiting};
-use crate::pipeline::ledger::{ActorIx, RunOrder, RunReport};
+use crate::ledger::protocol::{ActorIx, RunOrder, RunReport};
 
 /// Ticks between two looks at operators' commands.
 const TICKS_PER_LOOK: u64 = 5;

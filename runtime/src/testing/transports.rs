@@ -14,13 +14,13 @@ use super::fate::Fate;
 use super::owner::{Lane, OwnerId, Told};
 use super::world::{Event, World};
 use crate::clock::{Clock, Dice, Millis};
-use crate::message::{ShardNo, murmur2};
-use crate::pipeline::dispatcher::publisher::Publisher;
-use crate::pipeline::ledger::{Defect, planted};
+use crate::ledger::defect::{Defect, planted};
+use crate::ledger::outbox::publisher::Publisher;
+use crate::message::{Position, Positions, ShardNo, murmur2};
 use crate::store::memory::MemoryStore;
 use crate::store::{self, Commit, Store};
 use crate::transport::pace::{Pace, Sent};
-use crate::transport::{Answer, Content, Delivery, Outgoing, Position, Positions, Source, SourceError, Transport};
+use crate::transport::{Answer, Content, Delivery, Outgoing, Source, SourceError, Transport};
 
 type Origins = BTreeMap<Arc<str>, Vec<(Millis, Content)>>;
 

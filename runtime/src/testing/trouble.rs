@@ -6,8 +6,8 @@ use futures_util::FutureExt;
 use super::owner::{Lane, OwnerId, Told};
 use super::world::{Event, World};
 use crate::clock::Millis;
+use crate::ledger::protocol::ActorIx;
 use crate::message::ShardNo;
-use crate::pipeline::ledger::ActorIx;
 use crate::store::Store;
 use crate::store::query::{Action, DeadFilter, NewCommand, OpenCommand, Queries, Scope};
 

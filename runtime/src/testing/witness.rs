@@ -8,16 +8,15 @@ mod timers;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+pub use self::seen::Seen;
 use super::fate::Fate;
 use super::plan::{INTAKE, PROBE, Plan, SOURCES};
 use super::transports::Topic;
 use crate::AfterDeadLetter;
 use crate::clock::Millis;
-use crate::message::{Message, ShardNo, Taken, TakenId};
+use crate::message::{Message, Position, Positions, ShardNo, Taken, TakenId};
 use crate::store::{Commit, Epoch, Part, PendingKind};
-use crate::transport::{Position, Positions, embedded};
-
-pub use self::seen::Seen;
+use crate::transport::embedded;
 
 /// A turn that counted.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,8 +5,9 @@ use super::fate::Fate;
 use super::plan::{PROBE, Plan};
 use crate::clock::Dice;
 use crate::handler::RowWrite;
+use crate::handlers::run::{RunItem, TurnEnd, TurnFault};
 use crate::handlers::{Cell, Settled};
-use crate::pipeline::ledger::{RunItem, RunOrder, TurnEnd, TurnFault};
+use crate::ledger::protocol::RunOrder;
 
 /// A key actor.
 #[derive(Default)]
@@ -79,7 +80,7 @@ impl Bench<'_> {
         &mut self,
         cell: &mut Cell,
         service: u16,
-        state: Option<crate::pipeline::ledger::Stored>,
+        state: Option<crate::handlers::run::Stored>,
         item: RunItem,
         (part, worked): (&mut Settled, &mut Worked),
     ) -> bool {
@@ -104,7 +105,7 @@ impl Bench<'_> {
         &self,
         cell: &mut Cell,
         service: u16,
-        state: Option<crate::pipeline::ledger::Stored>,
+        state: Option<crate::handlers::run::Stored>,
         items: Vec<RunItem>,
     ) -> Settled {
         let service = &self.plan.handlers.all()[service as usize];

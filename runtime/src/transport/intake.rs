@@ -9,13 +9,14 @@ use futures_util::future::BoxFuture;
 use serde_json::{Map, Value};
 
 use super::ongoing::Ongoing;
-use super::{Content, Delivery, Position, Positions, Source, SourceError, Transport};
+use super::{Content, Delivery, Source, SourceError, Transport};
 use crate::handler::is_reserved;
-use crate::message::{CUT_FROM, Draft, Message, ShardNo, kept};
+use crate::message::{CUT_FROM, Draft, Message, Position, Positions, ShardNo, kept};
+use crate::store::append::INTAKE;
 use crate::store::{IntakeRow, IntakeRows, Store, StoreError, StoreFuture};
 
 /// The transport's name in settings and metrics, and its one origin.
-pub const NAME: &str = "intake";
+pub const NAME: &str = INTAKE;
 
 /// The intake of a store, as a transport.
 pub struct Intake {

@@ -28,8 +28,8 @@ use self::reader::{Client, Reader, ReaderOrder};
 use self::scout::{Scout, ScoutOrder};
 use self::shelf::Shelf;
 pub use self::sink::KafkaSink;
-use super::{Delivery, Positions, Source, SourceError, Transport};
-use crate::message::ShardNo;
+use super::{Delivery, Source, SourceError, Transport};
+use crate::message::{Positions, ShardNo};
 use crate::metrics::Metrics;
 use crate::settings::KafkaSettings;
 

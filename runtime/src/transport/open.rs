@@ -19,7 +19,7 @@ pub(crate) type Ends = (Vec<Arc<dyn Transport>>, Vec<Arc<dyn SinkTransport>>);
 
 /// The names of the sources and of the sinks that these settings have opened.
 pub(crate) fn names(settings: &Settings) -> (Vec<&'static str>, Vec<&'static str>) {
-    let mut names = (vec![super::embedded::NAME], Vec::new());
+    let mut names = (vec![crate::store::layout::log::NAME], Vec::new());
     names.0.extend(store::is_shared(settings).then_some(super::intake::NAME));
     #[cfg(feature = "kafka")]
     if !settings.kafka.brokers.is_empty() {

@@ -24,8 +24,8 @@ use self::client::{Client, Declared};
 use self::intake::Movers;
 pub use self::sink::RabbitmqSink;
 use self::source::RabbitmqSource;
-use super::{Positions, Source, SourceError, Transport};
-use crate::message::ShardNo;
+use super::{Source, SourceError, Transport};
+use crate::message::{Positions, ShardNo};
 use crate::metrics::Metrics;
 use crate::settings::RabbitmqSettings;
 

@@ -3,7 +3,8 @@
 
 use bytes::Bytes;
 
-use crate::store::calls::{CallEnd, CallId, CallOutcome, CallRecord};
+use crate::handler::CallId;
+use crate::store::calls::{CallEnd, CallOutcome, CallRecord};
 
 /// How an entry begins; another format has another number.
 const FORMAT: &[u8] = b"perkey1";

@@ -9,9 +9,10 @@ use moka::sync::Cache;
 
 use super::{ReplayCache, is_kept};
 use crate::clock::Clock;
+use crate::handler::CallId;
 use crate::metrics::CacheMetrics;
 use crate::settings::CacheSettings;
-use crate::store::calls::{CallId, CallRecord};
+use crate::store::calls::CallRecord;
 
 /// A cache with a bound on the number of its entries and on the size of each.
 pub(super) struct MemoryCache {

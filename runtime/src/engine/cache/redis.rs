@@ -19,9 +19,10 @@ use super::entry::{OVERHEAD, Scope};
 use super::rest::Rest;
 use super::{ReplayCache, is_kept};
 use crate::clock::{Clock, Stopwatch, sleep};
+use crate::handler::CallId;
 use crate::metrics::CacheMetrics;
 use crate::settings::{CacheSettings, is_redis};
-use crate::store::calls::{CallId, CallRecord};
+use crate::store::calls::CallRecord;
 
 /// Batches of records that wait to be written.
 const WAITING_MAX: usize = 256;

@@ -10,11 +10,12 @@ use tracing::warn;
 
 use super::CallError;
 use crate::clock::{Clock, Dice, Millis, Stopwatch, millis, sleep};
+use crate::handler::CallId;
 use crate::message::{ShardNo, shard_of};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::store::append::{CALL_LANES, Room, Targets, patiently};
-use crate::store::calls::{CallId, CallRecord, KeyCount, NewCall, tenant_keys};
+use crate::store::calls::{CallRecord, KeyCount, NewCall, tenant_keys};
 use crate::store::{Store, StoreError};
 
 /// Calls that may wait to be written.

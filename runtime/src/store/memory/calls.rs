@@ -7,10 +7,11 @@ use futures_util::future::ready;
 
 use super::{HASH_KEY, Inner, MemoryStore};
 use crate::clock::Millis;
+use crate::handler::CallId;
 use crate::message::shard_of;
 use crate::store::StoreFuture;
-use crate::store::calls::{CallId, CallRecord, CallStore, KeyCount, NewCall, Reply, answered, counted, firsts, secret};
-use crate::transport::embedded;
+use crate::store::calls::{CallRecord, CallStore, KeyCount, NewCall, Reply, answered, counted, firsts, secret};
+use crate::store::layout::log;
 
 impl Inner {
     /// Which of them are new, by their places.
@@ -26,7 +27,7 @@ impl Inner {
             let target = shard_of(call.message.key(), u32::try_from(self.shards.len()).unwrap_or(1));
             let no = self.lanes.entry(lane.to_owned()).or_default();
             *no += 1;
-            self.log.insert((target, lane.into(), *no), (1, embedded::encode(&[(call.service, &call.message)])));
+            self.log.insert((target, lane.into(), *no), (1, log::encode(&[(call.service, &call.message)])));
         }
         for ((tenant, until), records) in counted(calls, &new) {
             *self.call_counts.entry((tenant.to_owned(), until)).or_default() += records;

@@ -9,16 +9,16 @@ use futures_util::future::ready;
 use super::read::passed;
 use super::{HASH_KEY, Inner, MemoryStore, Written};
 use crate::clock::Millis;
-use crate::message::{ShardNo, TakenId, digest};
+use crate::message::{Position, ShardNo, TakenId, digest};
 use crate::store::append::CALL_LANES;
 use crate::store::commit::stretches;
 use crate::store::declared::wrong;
+use crate::store::layout::log;
 use crate::store::query::{
     CommandState, CommitRow, DeadFilter, EventRow, FoundRows, ImportBatch, ImportProgress, NewCommand, OpenCommand,
     Pause, Queries, RowsAsk, ShardRow, Story, Strange, WaitingKey,
 };
 use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer};
-use crate::transport::{Position, embedded};
 
 /// The lane of the log that imports write.
 const IMPORT: &str = "import";
@@ -210,7 +210,7 @@ impl Queries for MemoryStore {
 
 impl Inner {
     fn position(&self, target: ShardNo, origin: &str) -> Option<Position> {
-        self.shards.get(target as usize)?.positions.get(embedded::NAME)?.get(origin).copied()
+        self.shards.get(target as usize)?.positions.get(log::NAME)?.get(origin).copied()
     }
 
     fn shard_rows(&self) -> Vec<ShardRow> {
@@ -266,7 +266,7 @@ impl Inner {
         let dead = self.dead.values().filter(|letter| letter.message.id() == text || &*letter.key == text);
         story.dead.extend(dead.cloned());
         for ((target, origin, no), (_, row)) in &self.log {
-            let messages = embedded::decode(row.clone()).unwrap_or_default();
+            let messages = log::decode(row.clone()).unwrap_or_default();
             if messages.iter().any(|(_, message)| message.id() == text || message.key() == text) {
                 story.log.push((*target, Arc::clone(origin), *no));
             }

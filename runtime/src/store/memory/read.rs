@@ -7,14 +7,13 @@ use std::sync::Arc;
 use super::{Inner, MemoryStore, Shard};
 use crate::clock::Millis;
 use crate::handler::CRON;
-use crate::message::{ShardNo, TakenId};
+use crate::message::{Position, Positions, ShardNo, Stretch, TakenId};
 use crate::store::append::WEIGHT_BYTES;
 use crate::store::query::{DeadFilter, Pause};
 use crate::store::{
     CommitIds, DeadLetter, DeadPlace, Due, DueTimers, Epoch, InboxRows, KeyRow, Letters, OfService, OldLetter,
     OldLetters, PendingRow, RowSpan, Runnable, ServiceKey, StoreError, StoredLogRow, TakenShard, Timer, Trim,
 };
-use crate::transport::{Position, Positions, Stretch};
 
 impl MemoryStore {
     /// [`super::super::Store::page`].

@@ -9,13 +9,14 @@ use super::links::{Args, shard_no};
 use super::texts::stored;
 use super::{PgStore, schema};
 use crate::clock::Millis;
+use crate::handler::CallId;
 use crate::message::{ShardNo, shard_of};
-use crate::store::calls::{CallId, CallRecord, CallStore, KeyCount, NewCall, answered, firsts, in_order, secret};
+use crate::store::calls::{CallRecord, CallStore, KeyCount, NewCall, answered, firsts, in_order, secret};
+use crate::store::layout::log;
 use crate::store::query::ask;
 use crate::store::query::decode::{self, CALL};
 use crate::store::query::sql::{Cells, one, signed};
 use crate::store::{StoreError, StoreFuture};
-use crate::transport::embedded;
 
 /// Nothing is accepted where the number of shards is another by now: the messages would lie where nobody reads them. In
 /// the order of their ids, so that two of these cannot wait for each other. The lane's row is locked until the
@@ -52,7 +53,7 @@ const ACCEPT: &str = "WITH given AS (
 
 fn accept_args(lane: &str, calls: &[NewCall], places: &[usize], shards: u32) -> Args {
     let calls: Vec<&NewCall> = places.iter().map(|at| &calls[*at]).collect();
-    let messages: Vec<_> = calls.iter().map(|call| embedded::encode(&[(call.service, &call.message)])).collect();
+    let messages: Vec<_> = calls.iter().map(|call| log::encode(&[(call.service, &call.message)])).collect();
     Args::default()
         .put(lane)
         .put(calls.iter().map(|call| &call.id.0[..]).collect::<Vec<&[u8]>>())

@@ -10,8 +10,9 @@ use super::failure::Failure;
 use super::links::{Args, shard_no};
 use super::tables;
 use super::texts::stored;
+use crate::handler::CallId;
 use crate::message::ShardNo;
-use crate::store::calls::{CallId, CallOutcome, Reply};
+use crate::store::calls::{CallOutcome, Reply};
 use crate::store::query::sql::signed;
 use crate::store::{Attempt, Commit, DeadLetter, PendingRow, StateWrite, TimerWrite, layout};
 

@@ -11,15 +11,13 @@ use sqlx::postgres::PgRow;
 use super::links::{Args, Links, shard_no};
 use super::texts::stored;
 use crate::clock::Millis;
-use crate::message::ShardNo;
-use crate::store::layout;
+use crate::message::{Positions, ShardNo};
 use crate::store::query::sql::{Cells, one, signed};
 use crate::store::query::{ask, decode};
 use crate::store::{
     CommitIds, Due, DueTimers, InboxRows, KeyRow, KeyWalk, PendingRow, RowSpan, Runnable, ServiceKey, StoreError,
-    StoredLogRow,
+    StoredLogRow, layout,
 };
-use crate::transport::Positions;
 
 /// Commits whose ids are read at once.
 const INBOX_PAGE: i64 = 2_000;

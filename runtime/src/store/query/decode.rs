@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::calls::{CallId, CallOutcome, CallRecord, KeyCount, hash};
+use super::calls::{CallOutcome, CallRecord, KeyCount, hash};
 use super::sql::Cells;
 use super::{CommandState, CommitRow, EventRow, ImportProgress, OpenCommand, Pause, Scope, ShardRow, Strange};
+use crate::handler::CallId;
 use crate::message::ShardNo;
 use crate::store::commit::stretches;
 use crate::store::layout::{self, message};

@@ -9,8 +9,8 @@ use super::decode::{self, DEAD, HISTORY, PENDING};
 use super::sql::{Arg, Cells, Sql};
 use super::{Story, ask};
 use crate::message::{TakenId, digest};
-use crate::store::{StoreError, layout};
-use crate::transport::embedded;
+use crate::store::StoreError;
+use crate::store::layout;
 
 /// One more than are told: then there are more.
 const LINES: usize = Story::LINES_MAX + 1;
@@ -80,7 +80,7 @@ async fn log<S: Sql>(db: &S, text: &str, story: &mut Story) -> Result<(), StoreE
     );
     let mut found = Vec::new();
     let take = |row: &S::Row| {
-        let Ok(messages) = embedded::decode(row.blob(3)?) else { return Ok(false) };
+        let Ok(messages) = layout::log::decode(row.blob(3)?) else { return Ok(false) };
         if messages.iter().any(|(_, message)| message.id() == text || message.key() == text) {
             found.push((row.number(0)?, row.text(1)?, row.number(2)?));
         }

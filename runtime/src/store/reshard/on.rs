@@ -8,9 +8,9 @@ use serde::de::DeserializeOwned;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row as _, SqliteConnection, query};
 
 use super::{Found, New, Old, Plan, ReshardError, Resharded, Row, in_time, obstacles};
-use crate::message::{ShardNo, shard_of};
-use crate::store::{StoreError, layout};
-use crate::transport::{Position, embedded};
+use crate::message::{Position, ShardNo, shard_of};
+use crate::store::StoreError;
+use crate::store::layout::{self, log};
 
 /// Added to the numbers of the new shards while the old ones are still there.
 const ASIDE: i64 = 1_000_000;
@@ -46,7 +46,7 @@ fn text<T: serde::Serialize>(value: &T) -> Result<String, StoreError> {
 fn unread(old: &[Old], rows: Vec<(ShardNo, String, u64, u64)>) -> u64 {
     let at: BTreeMap<(ShardNo, &str), &Position> = old
         .iter()
-        .filter_map(|row| Some((row.shard, row.positions.get(embedded::NAME)?)))
+        .filter_map(|row| Some((row.shard, row.positions.get(log::NAME)?)))
         .flat_map(|(shard, origins)| origins.iter().map(move |(origin, position)| ((shard, &**origin), position)))
         .collect();
     let passed = |target, origin: &str, no, count| {

@@ -2,8 +2,7 @@
 //! In: shards and rows. Out: each id where its key is, numbers that only rise.
 
 use super::*;
-use crate::message::Draft;
-use crate::transport::Position;
+use crate::message::{Draft, Position};
 
 const HASH_KEY: [u8; 32] = [7; 32];
 
@@ -75,7 +74,7 @@ fn every_new_shard_knows_where_each_origin_of_a_source_stands() {
     let at = |origins: &[(&str, u64)]| -> Positions {
         origins.iter().map(|(origin, no)| (Arc::from(*origin), Position::new(*no, 0))).collect()
     };
-    one.positions = [("kafka".into(), at(&[("t/0", 10), ("t/1", 3)])), (embedded::NAME.into(), at(&[("0", 3)]))].into();
+    one.positions = [("kafka".into(), at(&[("t/0", 10), ("t/1", 3)])), (log::NAME.into(), at(&[("0", 3)]))].into();
     two.positions = [("kafka".into(), at(&[("t/1", 20)]))].into();
     one.watermarks = [("kafka".into(), 2)].into();
     two.counters = [("taken".to_owned(), 4)].into();
@@ -84,7 +83,7 @@ fn every_new_shard_knows_where_each_origin_of_a_source_stands() {
     let shards = Plan::new(&olds, 3).shards(&olds);
     for row in &shards {
         assert_eq!(row.positions[&Arc::from("kafka")], at(&[("t/0", 10), ("t/1", 20)]));
-        assert_eq!(row.positions[&Arc::from(embedded::NAME)], Positions::new(), "its rows are gone");
+        assert_eq!(row.positions[&Arc::from(log::NAME)], Positions::new(), "its rows are gone");
         assert_eq!(row.watermarks[&Arc::from("kafka")], row.outbox_seq);
     }
     assert_eq!(shards.iter().filter_map(|row| row.counters.get("taken")).sum::<u64>(), 7);

@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use sqlx::{SqliteConnection, query, query_scalar};
 
-use super::SqliteStore;
 use super::args::Rows;
 use super::failure::failed;
 use super::group::hex;
-use super::schema;
+use super::{SqliteStore, schema};
 use crate::clock::Millis;
+use crate::handler::CallId;
 use crate::message::{ShardNo, shard_of};
 use crate::store::append::log_rows;
 use crate::store::calls::{
-    CallId, CallRecord, CallStore, KeyCount, NewCall, answered, counted, firsts, hash, in_order, secret,
+    CallRecord, CallStore, KeyCount, NewCall, answered, counted, firsts, hash, in_order, secret,
 };
 use crate::store::query::ask;
 use crate::store::query::decode::{self, CALL};

@@ -11,12 +11,10 @@ use sqlx::{AssertSqlSafe, query};
 use super::args::Rows;
 use super::failure::failed;
 use crate::clock::Millis;
-use crate::message::ShardNo;
-use crate::store::layout;
+use crate::message::{Positions, ShardNo};
 use crate::store::query::sql::{Cells, signed};
 use crate::store::query::{ask, decode};
-use crate::store::{CommitIds, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError, StoredLogRow};
-use crate::transport::Positions;
+use crate::store::{CommitIds, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError, StoredLogRow, layout};
 
 pub(super) async fn inbox(
     pool: &SqlitePool,

@@ -8,11 +8,10 @@ use std::sync::Arc;
 use super::{End, Expected, Witness};
 use crate::clock::Millis;
 use crate::handler::CRON;
-use crate::message::{ShardNo, TakenId};
-use crate::pipeline::cron::Planned;
+use crate::ledger::cron::Planned;
+use crate::message::{Position, ShardNo, TakenId};
 use crate::store::{Part, TimerWrite};
 use crate::testing::plan::Plan;
-use crate::transport::Position;
 
 /// Those that are set: by service, key and name, what they will be and when.
 pub(super) type Timers = HashMap<(Arc<str>, Arc<str>, Arc<str>), (TakenId, Millis)>;

@@ -10,7 +10,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use super::lane::tag;
 use super::reader::Client;
 use super::scout::ANSWER;
-use crate::transport::Position;
+use crate::message::Position;
 
 /// Writes the offsets of these partitions once more, as they are, so that the group does not forget them.
 pub(super) fn keep(client: &Client, partitions: TopicPartitionList) -> KafkaResult<()> {

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use super::reader::Reading;
 use super::record::Place;
-use crate::message::ShardNo;
-use crate::transport::Position;
+use crate::message::{Position, ShardNo};
 
 /// A partition that is read.
 pub(super) struct Lane {

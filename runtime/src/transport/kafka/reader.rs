@@ -22,8 +22,8 @@ use super::scout::{Again, ScoutOrder};
 use super::shelf::{Shelf, bytes_of};
 use super::start::{MADE_ANEW, Start, ways_on};
 use crate::clock::Stopwatch;
-use crate::message::ShardNo;
-use crate::transport::{Delivery, Position, Positions};
+use crate::message::{Position, Positions, ShardNo};
+use crate::transport::Delivery;
 
 /// How long a poll waits for a record; also how late an order or a resume may be.
 const POLL: Duration = Duration::from_millis(10);

@@ -18,11 +18,9 @@ use super::shelf::Shelf;
 use super::start::{Bounds, Start, after, ways_on};
 use super::{Generation, group};
 use crate::clock::Stopwatch;
-use crate::message::ShardNo;
-use crate::settings::FirstStart;
-use crate::settings::topic_of;
+use crate::message::{Position, Positions, ShardNo};
+use crate::settings::{FirstStart, topic_of};
 use crate::transport::again::{AGAIN, AGAIN_MAX, pause_after};
-use crate::transport::{Position, Positions};
 
 /// How often new partitions are looked for.
 const REFRESH: Duration = AGAIN_MAX;

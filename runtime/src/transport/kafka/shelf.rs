@@ -8,7 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::{ENDED, NAME};
-use crate::transport::{Delivery, Positions, SourceError};
+use crate::message::Positions;
+use crate::transport::{Delivery, SourceError};
 
 /// What a delivery takes in memory beside its message.
 const OVERHEAD: usize = 128;
@@ -139,7 +140,8 @@ mod tests {
 
     use super::*;
     use crate::message::Draft;
-    use crate::transport::{Content, Position};
+    use crate::message::Position;
+    use crate::transport::Content;
 
     fn delivery(no: u64) -> Delivery {
         let payload = vec![b'x'; 1_000];

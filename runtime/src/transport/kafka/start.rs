@@ -1,8 +1,8 @@
 //! Where a partition is gone on with. Pure.
 //! In: the last position taken, the partition's bounds now. Out: the offset to read from, or what was lost.
 
+use crate::message::Position;
 use crate::settings::next_life;
-use crate::transport::Position;
 
 /// Where reading a partition begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,9 +24,9 @@ use super::record::{Place, Record};
 use super::start::{First, compare, ended, ways_on};
 use super::topology::{self, origin, stream};
 use super::{NAME, broken_off};
-use crate::message::ShardNo;
+use crate::message::{Position, Positions, ShardNo};
 use crate::settings::topic_of;
-use crate::transport::{Delivery, Position, Positions, Source, SourceError};
+use crate::transport::{Delivery, Source, SourceError};
 
 /// Why streams cannot be read.
 #[derive(Clone)]

@@ -1,8 +1,8 @@
 //! Whether a stream still is the one that was read. Pure.
 //! In: the last position taken, the first record that the stream gives from there on. Out: how to go on, or what was lost.
 
+use crate::message::Position;
 use crate::settings::next_life;
-use crate::transport::Position;
 
 /// What the first record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

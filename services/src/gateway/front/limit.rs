@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use perkey::clock::Millis;
-use perkey::pipeline::Bucket;
+use perkey::ledger::gates::Bucket;
 
 /// A bucket of tokens for each tenant; tenants are of a closed set, those that have tokens.
 #[derive(Debug)]

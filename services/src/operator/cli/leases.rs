@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use perkey::ownership::assignment::is_alive;
 use perkey::settings::Settings;
 use perkey::store;
 use perkey::store::lease::{Fleet, LeaseRow, WorkerRow};
@@ -70,7 +69,7 @@ fn shown(fleet: &Fleet) -> Shown {
     let owned = |id: &str| fleet.shards.iter().filter(|row| row.owner.as_deref() == Some(id)).count();
     let worker = |row: &WorkerRow| ShownWorker {
         id: row.worker.id.clone(),
-        state: match (is_alive(row), row.worker.draining) {
+        state: match (row.is_alive(), row.worker.draining) {
             (false, _) => "expired",
             (true, true) => "draining",
             (true, false) => "alive",
@@ -86,7 +85,7 @@ fn shown(fleet: &Fleet) -> Shown {
     };
     let shard = |row: &LeaseRow| {
         let owner = fleet.workers.iter().find(|worker| row.owner.as_ref() == Some(&worker.worker.id));
-        let state = match (&row.owner, owner.is_some_and(is_alive)) {
+        let state = match (&row.owner, owner.is_some_and(WorkerRow::is_alive)) {
             (None, _) => "free",
             (Some(_), true) => "owned",
             (Some(_), false) => "expired",
@@ -107,7 +106,7 @@ fn shown(fleet: &Fleet) -> Shown {
 
 /// Why nobody takes a shard, where it is not a matter of moments.
 pub(crate) fn problem(fleet: &Fleet, shard: &LeaseRow) -> Option<String> {
-    let alive: Vec<_> = fleet.workers.iter().filter(|row| is_alive(row) && !row.worker.draining).collect();
+    let alive: Vec<_> = fleet.workers.iter().filter(|row| row.is_alive() && !row.worker.draining).collect();
     // Of a worker that may not own it, why: of the one that comes closest, or any.
     let behind = alive
         .iter()

@@ -184,8 +184,8 @@ fn positions(settings: &Settings, rows: &[ShardRow], health: &KafkaHealth) -> Ve
 
 #[cfg(test)]
 mod tests {
+    use perkey::message::Position;
     use perkey::settings::Publish;
-    use perkey::transport::Position;
 
     use super::super::Level::{Error, Note, Warning};
     use super::super::facts::tests::found;

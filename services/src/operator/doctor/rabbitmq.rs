@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use perkey::ownership::assignment::is_alive;
 use perkey::settings::{Settings, next_life, topic_of};
+use perkey::store::lease::WorkerRow;
 use perkey::store::query::ShardRow;
 use perkey::transport::rabbitmq::NAME;
 use perkey::transport::rabbitmq::health::RabbitmqHealth;
@@ -68,7 +68,7 @@ fn version(told: &str) -> Finding {
 
 /// Whether a process is there that moves what comes to intakes.
 fn is_worked_on(store: &StoreFacts) -> bool {
-    store.fleet.as_ref().map_or(store.running, |fleet| fleet.workers.iter().any(is_alive))
+    store.fleet.as_ref().map_or(store.running, |fleet| fleet.workers.iter().any(WorkerRow::is_alive))
 }
 
 /// The name of the queue that is shard `shard`'s part of a stream.
@@ -232,9 +232,9 @@ fn positions(settings: &Settings, rows: &[ShardRow], health: &RabbitmqHealth) ->
 
 #[cfg(test)]
 mod tests {
+    use perkey::message::Position;
     use perkey::settings::Publish;
     use perkey::settings::load::{Sources, load};
-    use perkey::transport::Position;
     use perkey::transport::rabbitmq::health::QueueHealth;
 
     use super::super::Level::{self, Error, Note, Warning};

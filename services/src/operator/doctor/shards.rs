@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 
 use perkey::clock::{Millis, millis};
-use perkey::ownership::assignment::is_alive;
 use perkey::settings::Settings;
 use perkey::store::health::ShardHealth;
 use perkey::store::lease::Fleet;
@@ -69,7 +68,7 @@ fn owners(facts: &Facts, store: &StoreFacts) -> Vec<Finding> {
 }
 
 fn workers(settings: &Settings, fleet: &Fleet) -> Vec<Finding> {
-    let alive: Vec<_> = fleet.workers.iter().filter(|row| is_alive(row)).collect();
+    let alive: Vec<_> = fleet.workers.iter().filter(|row| row.is_alive()).collect();
     if alive.is_empty() {
         return vec![warning("shards", "no worker is alive: nothing is handled", "start budget-manager worker")];
     }
@@ -107,7 +106,7 @@ fn code(facts: &Facts, store: &StoreFacts) -> Vec<Finding> {
             "use the newer program, or one whose states are as new",
         ));
     }
-    let alive = fleet.workers.iter().filter(|row| is_alive(row));
+    let alive = fleet.workers.iter().filter(|row| row.is_alive());
     let versions: BTreeSet<_> = alive.map(|row| (row.worker.code.to_string(), row.worker.version.as_str())).collect();
     if versions.len() > 1 {
         let shown: Vec<_> = versions.iter().map(|(code, version)| format!("{version} (code version {code})")).collect();

@@ -2,7 +2,7 @@
 //! In: a store. Out: which lines they are.
 
 use perkey::clock::Millis;
-use perkey::pipeline::ledger::OTHER_CONTENT;
+use perkey::ledger::OTHER_CONTENT;
 use perkey::store::query::DeadFilter;
 use perkey::store::{DeadLetter, Store, StoreError};
 use serde::Serialize;

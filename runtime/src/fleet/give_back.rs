@@ -1,0 +1,81 @@
+//! Gives a shard back that failed here too often, so that another worker may try.
+//! In: a shard without actors. Out: a last commit under a new epoch that names no owner; or the shard stays this worker's.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tracing::warn;
+
+use crate::clock::sleep;
+use crate::message::ShardNo;
+use crate::shard::env::Env;
+use crate::shard::supervisor::runs_ended;
+use crate::store::{Commit, Outcome, StoreError};
+
+/// How often it is tried while the store is not available.
+const TRIES: u32 = 5;
+/// Pause between two tries.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Gives one shard back, then ends.
+pub(crate) struct GiveBack;
+
+/// What it is started with.
+pub(crate) struct GiveBackArgs {
+    pub(crate) env: Arc<Env>,
+    pub(crate) shard: ShardNo,
+    pub(crate) live: Arc<AtomicUsize>,
+}
+
+impl Actor for GiveBack {
+    type Msg = ();
+    type State = GiveBackArgs;
+    type Arguments = GiveBackArgs;
+
+    async fn pre_start(&self, _: ActorRef<()>, args: GiveBackArgs) -> Result<GiveBackArgs, ActorProcessingErr> {
+        Ok(args)
+    }
+
+    async fn post_start(&self, myself: ActorRef<()>, args: &mut GiveBackArgs) -> Result<(), ActorProcessingErr> {
+        runs_ended(&args.live).await?;
+        for _ in 0..TRIES {
+            match release(&args.env, args.shard).await {
+                Ok(()) => break,
+                Err(error) => {
+                    warn!(shard = args.shard, error, "shard could not be given back, trying again");
+                    sleep(AGAIN).await;
+                }
+            }
+        }
+        myself.stop(None);
+        Ok(())
+    }
+}
+
+async fn release(env: &Env, shard: ShardNo) -> Result<(), String> {
+    let taken = match env.store.take(shard, &env.owner()).await {
+        Ok(taken) => taken,
+        // Somebody has it already.
+        Err(StoreError::Owned { .. }) => return Ok(()),
+        Err(error) => return Err(error.to_string()),
+    };
+    let commit = Commit {
+        shard,
+        epoch: taken.epoch,
+        no: taken.commit_no + 1,
+        at: env.clock.now(),
+        positions: taken.positions,
+        ahead: taken.ahead,
+        watermarks: taken.watermarks,
+        counters: taken.counters,
+        first_seq: taken.outbox_seq + 1,
+        release: true,
+        ..Commit::default()
+    };
+    match env.store.commit(&commit).await {
+        Outcome::Committed | Outcome::Fenced => Ok(()),
+        Outcome::Refused { error, .. } | Outcome::Unavailable(error) | Outcome::Unknown(error) => Err(error),
+    }
+}

@@ -1,0 +1,255 @@
+//! A shard's record of what is in hand, and every decision about it. Pure: no await, no clock, no I/O.
+//! In: deliveries, answers of actors and of the store, the time. Out: actions, performed by the shard's actors or by
+//! the simulator.
+//!
+//! A message's way through it: [`intake`] → [`runs`] → [`settle`] → [`flight`]; [`waiting`] and [`timers`] have what
+//! waits on disk, [`sources`] how far the sources are, [`suspects`] what may end the process, [`actors`] who runs, [`operator`] what operators ask, [`outbox`] how far the sinks are.
+
+pub mod protocol;
+
+mod batches;
+pub mod cron;
+pub(crate) mod defect;
+pub mod gates;
+mod intake;
+mod operator;
+pub mod outbox;
+pub mod routes;
+mod runs;
+pub(crate) mod settle;
+mod slot;
+mod tracker;
+mod waiting;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use hashbrown::HashMap;
+
+pub use self::defect::Defect;
+#[cfg(feature = "planted-defects")]
+pub use self::defect::plant;
+pub use self::gates::Ended;
+use self::intake::inbox::Inbox;
+use self::protocol::{Action, LedgerConfig, ServiceInfo};
+pub use self::protocol::{ActorIx, RunOrder, RunReport, SlotIx};
+pub use self::routes::{Arrival, What};
+pub use self::settle::record::{FaultNote, Gauges, OTHER_CONTENT, Tally};
+use self::slot::Slots;
+use self::tracker::{Received, SourceTrack, Ticket};
+use crate::clock::{Dice, Millis};
+pub use crate::handlers::run::{RunItem, TurnEnd, TurnFault};
+use crate::message::ShardNo;
+use crate::store::{Counters, Epoch, InboxRows, Letters, TakenShard, Watermarks};
+
+/// The ledger of one shard under one epoch.
+#[derive(Debug)]
+pub struct Ledger {
+    config: LedgerConfig,
+    shard: ShardNo,
+    epoch: Epoch,
+    commit_no: u64,
+    outbox_seq: u64,
+    last_seq: u64,
+    suspicion: waiting::suspects::Suspicion,
+    watermarks: Watermarks,
+    counters: BTreeMap<&'static str, u64>,
+    inbox: Inbox,
+    sources: Vec<SourceTrack>,
+    absent: intake::sources::Absent,
+    slots: Slots,
+    actors: runs::pool::Pool,
+    /// Keys that asked for permits, by service; entries with an old token are void.
+    asked: HashMap<u16, VecDeque<(SlotIx, u64)>>,
+    runs: u64,
+    arrivals: u64,
+    batches: batches::Batches,
+    waiting: waiting::Waiting,
+    timers: waiting::timers::Timers,
+    outbox: outbox::Outbox,
+    /// Dead letters as of the last commit.
+    letters: Letters,
+    keeping: settle::record::Keeping,
+    command: Option<operator::Progress>,
+    pauses: operator::Pauses,
+    dice: Dice,
+    draining: bool,
+    stopped: bool,
+    to_load: Vec<SlotIx>,
+    to_check: Vec<SlotIx>,
+    to_advance: VecDeque<SlotIx>,
+    out: Vec<Action>,
+    tally: Tally,
+}
+
+impl Ledger {
+    /// The ledger of a shard that was just taken over; `inbox` was read after its epoch was raised.
+    pub fn new(config: LedgerConfig, mut taken: TakenShard, inbox: InboxRows, now: Millis) -> Self {
+        let outbox = outbox::Outbox::restore(&config.bindings.sinks(), &mut taken);
+        let sources = config.sources.iter().map(|source| {
+            let stored = taken.positions.remove(&source.name).unwrap_or_default();
+            SourceTrack::restore(source, &stored, taken.ahead.remove(&source.name).unwrap_or_default())
+        });
+        let sources = sources.collect();
+        let mut ledger = Self {
+            shard: taken.shard,
+            epoch: taken.epoch,
+            commit_no: taken.commit_no,
+            outbox_seq: taken.outbox_seq,
+            last_seq: taken.last_seq,
+            suspicion: waiting::suspects::Suspicion::new((taken.unclean, taken.died), taken.last_seq),
+            counters: restore_counters(&taken.counters),
+            letters: Letters::stored(&taken.counters).unwrap_or_default(),
+            keeping: settle::record::Keeping::default(),
+            watermarks: taken.watermarks,
+            outbox,
+            waiting: waiting::Waiting::new(inbox.pending),
+            pauses: operator::Pauses::of(&inbox.paused),
+            timers: waiting::timers::Timers::default(),
+            inbox: Inbox::restore(inbox),
+            sources,
+            absent: intake::sources::Absent { positions: taken.positions, ahead: taken.ahead },
+            slots: Slots::default(),
+            actors: runs::pool::Pool::new(config.actors_max),
+            asked: HashMap::new(),
+            runs: 0,
+            arrivals: 0,
+            batches: batches::Batches::default(),
+            command: None,
+            dice: Dice::seeded(config.seed),
+            draining: false,
+            stopped: false,
+            to_load: Vec::new(),
+            to_check: Vec::new(),
+            to_advance: VecDeque::new(),
+            out: Vec::new(),
+            tally: Tally::default(),
+            config,
+        };
+        // What is decided before time first passes is decided now as well: a dead letter, say.
+        ledger.waiting.now = now;
+        for source in 0..ledger.sources.len() {
+            let source = u16::try_from(source).expect("there are few sources");
+            ledger.out.push(Action::Credit(source, ledger.config.settings.ingress.credits));
+        }
+        ledger.out.push(Action::FetchOrphans(ledger.runnable(), None, ledger.config.settings.pending.page));
+        ledger.out.push(Action::FetchDue(ledger.runnable(), ledger.config.settings.pending.page));
+        ledger.fetch_timers(0);
+        ledger
+    }
+
+    /// The actions decided since the last call, in order.
+    pub fn actions(&mut self) -> Vec<Action> {
+        self.settle_down();
+        if self.stopped {
+            self.out.drain(..).filter(|a| matches!(a, Action::Stop(_))).collect()
+        } else {
+            std::mem::take(&mut self.out)
+        }
+    }
+
+    /// What happened since the last call.
+    pub fn tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
+    }
+
+    /// Whether nothing can be run now, or is being committed. What waits on disk for its time, for an operator or for a
+    /// resumption does not count; what has its row and is only waiting for its turn does.
+    pub fn is_idle(&self) -> bool {
+        self.batches.is_empty()
+            && self.sources.iter().all(|source| source.used == 0)
+            && self.waiting.is_read()
+            && self.command.is_none()
+            && self.timers.rest(self.waiting.now)
+            && self.slots.iter().all(|slot| !slot.is_busy() && !slot.holds_positions())
+    }
+
+    /// How full it is.
+    pub fn gauges(&self, now: Millis) -> Gauges {
+        Gauges {
+            slots: self.slots.len(),
+            actors: self.actors.len(),
+            credits_used: self.sources.iter().map(|source| source.used).sum(),
+            bytes_in_hand: self.sources.iter().map(|source| source.bytes).sum(),
+            pending: self.waiting.rows,
+            inbox_ids: self.inbox.len(),
+            ahead: self.sources.iter().map(SourceTrack::stretches).sum(),
+            ahead_full: self.sources.iter().any(|source| self.is_far_ahead(source)),
+            window: self.inbox.oldest().filter(|_| self.inbox.is_short()).map_or(0, |(_, at)| now.saturating_sub(at)),
+            pending_full: self.waiting.rows >= self.config.settings.pending.max_per_shard
+                || self.slots.iter().any(|slot| !slot.overflow.is_empty()),
+            outbox_full: self.outbox_full(),
+            paused: !self.pauses.is_empty(),
+            letters: self.letters,
+            letters_full: self.letters_full(),
+            sink_gone: self.sink_gone(),
+            schedules_ended: self.schedules_ended(),
+            epoch: self.epoch,
+            commit_no: self.commit_no,
+        }
+    }
+
+    /// Leaves in order: no new runs; when those under way have ended and everything settled is durable, the shard is
+    /// given up with a last commit.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Time passes.
+    pub fn tick(&mut self, now: Millis) {
+        self.waiting.now = now;
+        self.fetch_due(now);
+        self.fetch_timers(now);
+        self.spill(now);
+        self.passivate_idle(now);
+        self.tick_outbox(now);
+        self.calm_down(now);
+        self.tick_trials(now);
+        self.look_for_old(now);
+        for source in 0..self.sources.len() {
+            self.grant(u16::try_from(source).expect("there are few sources"), 0, now);
+        }
+    }
+
+    fn policy(&self, service: u16) -> &ServiceInfo {
+        &self.config.services[service as usize]
+    }
+
+    /// The index of a service by its name; nothing where this program does not have it.
+    fn service_of(&self, name: &str) -> Option<u16> {
+        let index = self.config.services.iter().position(|service| *service.name == *name);
+        index.and_then(|index| u16::try_from(index).ok())
+    }
+
+    fn count(&mut self, counter: &'static str, by: u64) {
+        *self.counters.entry(counter).or_insert(0) += by;
+    }
+
+    fn next_seq(&mut self) -> u64 {
+        self.last_seq += 1;
+        self.last_seq
+    }
+
+    /// Lets every key that something happened to go on, until nothing more can be decided.
+    fn settle_down(&mut self) {
+        while let Some(slot) = self.to_advance.pop_front() {
+            self.advance(slot);
+        }
+        if !self.to_load.is_empty() {
+            self.request_loads();
+        }
+        if !self.to_check.is_empty() {
+            self.request_checks();
+        }
+        self.request_commit();
+    }
+}
+
+const COUNTERS: [&str; 9] =
+    ["taken", "duplicates", "conflicts", "dead_letters", "retries", "unbound", "rekeyed", "takeovers", "two_senders"];
+
+fn restore_counters(stored: &Counters) -> BTreeMap<&'static str, u64> {
+    let known = COUNTERS.iter().map(|name| (*name, stored.get(*name).copied().unwrap_or(0)));
+    let mut counters: BTreeMap<_, _> = known.collect();
+    *counters.entry("takeovers").or_insert(0) += 1;
+    counters
+}

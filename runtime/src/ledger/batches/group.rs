@@ -1,0 +1,90 @@
+//! What turns of one key or an operator's command have for a commit, and batches of them. Plain values.
+//! In: settled turns. Out: what becomes part of a commit together.
+use crate::message::TakenId;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::ledger::Ticket;
+use crate::ledger::protocol::SlotIx;
+use crate::ledger::slot::Item;
+use crate::message::Message;
+use crate::store::{Event, Letters, Part};
+
+/// What one key (or nothing keyed) has in a batch.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    pub(crate) slot: Option<SlotIx>,
+    pub(crate) part: Part,
+    /// What settled with it, in order: handled again if the store refuses the group.
+    pub(crate) items: Vec<Item>,
+    /// Deliveries that its commit settles.
+    pub(crate) tickets: Vec<Ticket>,
+    /// Those of them that are copies, with the id that they share.
+    pub(crate) copies: Vec<(TakenId, Ticket)>,
+    pub(crate) turns: usize,
+    /// Ids taken that wait in `pending` now.
+    pub(crate) recorded: usize,
+    /// The message of its first turn.
+    pub(crate) first: Option<TakenId>,
+    /// Timers whose turns succeeded.
+    pub(crate) fired: usize,
+    /// Ids of messages that it puts in the place of dead letters.
+    pub(crate) pinned: Vec<TakenId>,
+    /// Dead letters that it removes.
+    pub(crate) gone: Letters,
+    /// What it changes beside its part: only what belongs to no key does.
+    pub(crate) outward: Option<Box<Outward>>,
+}
+
+impl Group {
+    pub(crate) fn turn(&mut self, id: TakenId) {
+        self.turns += 1;
+        self.first.get_or_insert(id);
+    }
+
+    /// Makes room for what a run of so many turns brings at the least.
+    pub(crate) fn reserve(&mut self, turns: usize) {
+        room(&mut self.items, turns);
+        room(&mut self.tickets, turns);
+        room(&mut self.part.ids, turns);
+    }
+}
+
+/// Exactly what the first ones need; after that as vectors grow.
+pub(crate) fn room<T>(all: &mut Vec<T>, more: usize) {
+    if all.is_empty() {
+        all.reserve_exact(more);
+    } else {
+        all.reserve(more);
+    }
+}
+
+/// Appends `more`, without a copy when it is the first.
+pub(crate) fn add<T>(all: &mut Vec<T>, more: Vec<T>) {
+    if all.is_empty() {
+        *all = more;
+    } else {
+        all.extend(more);
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) groups: Vec<Group>,
+    /// A commit of the fence alone passed after this batch was refused: it is the data.
+    pub(crate) proven: bool,
+}
+
+/// What a batch brings beside its parts.
+#[derive(Debug, Default)]
+pub(crate) struct Outward {
+    /// Messages for services, of keys that belong to other shards.
+    pub(crate) onward: Vec<(Arc<str>, Message)>,
+    /// Watermarks, by the sink's index.
+    pub(crate) reached: BTreeMap<u16, u64>,
+    /// Sinks that were given up.
+    pub(crate) retired: Vec<Arc<str>>,
+    /// Events that are published again, and go nowhere else.
+    pub(crate) again: Vec<Event>,
+}

@@ -1,0 +1,165 @@
+//! A commit that the database refused is taken apart until the turn at fault stands alone.
+//! In: refused batches. Out: smaller batches; keys that start again from what the store has, with the fault of the turn.
+
+use std::sync::Arc;
+
+use super::group::{Batch, Group};
+use crate::clock::Millis;
+use crate::handler::Fault;
+use crate::ledger::Ledger;
+use crate::ledger::protocol::SlotIx;
+use crate::ledger::slot::{From, Newest};
+use crate::store::{PendingKind, PendingRow};
+
+impl Ledger {
+    /// The database refused the data: find out whose.
+    pub(crate) fn refused(&mut self, permanent: bool, error: &str, now: Millis) {
+        let Some(mut flight) = self.batches.flight.take() else { return };
+        let parts = Arc::try_unwrap(flight.commit).map_or_else(|shared| shared.parts.clone(), |commit| commit.parts);
+        for ticket in flight.batch.groups.iter().flat_map(|group| &group.tickets) {
+            self.sources[usize::from(ticket.source)].unmark(*ticket);
+        }
+        if flight.batch.groups.is_empty() {
+            return self.stop(&format!("the store refuses even an empty commit: {error}"));
+        }
+        for (group, part) in flight.batch.groups.iter_mut().zip(parts) {
+            group.part = part;
+        }
+        if flight.batch.proven {
+            self.take_apart(flight.batch, Some((permanent, error)));
+        } else {
+            // If the fence alone is refused too, it is the store and not the data.
+            self.send(Batch::default(), vec![flight.batch], false, now);
+        }
+    }
+
+    /// Halves a refused batch, or blames the key that stands alone in it.
+    pub(crate) fn take_apart(&mut self, mut batch: Batch, refusal: Option<(bool, &str)>) {
+        if batch.groups.len() > 1 {
+            let rest = batch.groups.split_off(batch.groups.len() / 2);
+            self.batches.queue.push_front(Batch { groups: rest, proven: true });
+            self.batches.queue.push_front(batch);
+            return;
+        }
+        match (batch.groups.pop(), refusal) {
+            (Some(group), Some((permanent, error))) => self.blame(group, permanent, error),
+            (Some(group), None) => self.batches.queue.push_front(Batch { groups: vec![group], proven: true }),
+            (None, _) => {}
+        }
+    }
+
+    fn blame(&mut self, group: Group, permanent: bool, error: &str) {
+        let Some(ix) = group.slot else {
+            return self.stop(&format!("the store refuses a record that belongs to no key: {error}"));
+        };
+        let alone = group.turns <= 1;
+        // Messages that only followed may be recorded before it, and it itself while it ran, or that it was started.
+        let head = group.first;
+        let ran = [PendingKind::Spilled, PendingKind::Suspect];
+        let faulted = |row: &PendingRow| !ran.contains(&row.kind) && Some(row.id) == head;
+        let recorded =
+            group.part.pending.iter().any(faulted) || group.part.dead.iter().any(|letter| Some(letter.id) == head);
+        if alone && recorded {
+            return self.stop(&format!("the store refuses the record of a fault: {error}"));
+        }
+        self.reset(ix, group);
+        if let (true, Some(id)) = (alone, head) {
+            let reason = format!("the database refused what this message wrote: {error}");
+            let fault = if permanent { Fault::Reject(reason) } else { Fault::Retry(reason) };
+            self.slots[ix].blame = Some((id, fault));
+        }
+    }
+
+    /// Everything of a key that is not durable is undone; its messages are handled again, one per commit.
+    fn reset(&mut self, ix: SlotIx, refused: Group) {
+        let mut groups = vec![refused];
+        for batch in &mut self.batches.queue {
+            groups.extend(batch.groups.extract_if(.., |group| group.slot == Some(ix)));
+        }
+        self.batches.queue.retain(|batch| !batch.groups.is_empty());
+        if let Some(at) = self.slots[ix].group.take() {
+            let gathered = std::mem::take(&mut self.batches.gathering.groups[at as usize]);
+            groups.push(gathered);
+        }
+        // One more than there are: what comes behind the last of them must not join its commit, or two messages in a
+        // row that are refused would take each other apart for ever.
+        let turns = 1 + groups.iter().map(|group| group.turns).sum::<usize>();
+        let mut items = Vec::new();
+        // The newest first, as a row may have been written in one and settled in a later one.
+        for group in groups.into_iter().rev() {
+            self.undo(&group);
+            items.extend(group.items);
+        }
+        self.slots.renew(ix);
+        let slot = &mut self.slots[ix];
+        slot.loading = false;
+        slot.solo = turns + slot.running.as_ref().map_or(0, |running| running.items.len());
+        if let Some(running) = slot.running.as_mut() {
+            running.stale = true;
+            items.extend(running.items.drain(..));
+        }
+        items.extend(slot.queue.drain(..).chain(slot.overflow.drain(..)).chain(slot.unsure.drain(..)));
+        items.retain(|item| matches!(item.from, From::Live(_)));
+        // One that was appended behind a row may have settled before those that were in memory then.
+        items.sort_by_key(|item| item.arrival);
+        slot.queue = items.into();
+        slot.uncommitted = 0;
+        slot.warm = false;
+        slot.known = false;
+        slot.held = false;
+        slot.waits = false;
+        slot.newest = Newest::Elsewhere;
+        slot.rows = crate::ledger::slot::Rows::default();
+        (slot.letters, slot.asked) = (false, 0);
+        self.waiting.sleep(slot);
+        self.timers_reset(ix);
+        self.reset_permit(ix);
+        let slot = &self.slots[ix];
+        if slot.running.is_none() {
+            self.reset_done(ix);
+        }
+    }
+
+    /// Nothing of the reset key runs any more: it starts from what the store has.
+    pub(crate) fn reset_done(&mut self, ix: SlotIx) {
+        self.waiting.woken.insert(ix);
+        self.load(ix);
+    }
+
+    /// Takes a group's effects on ids, rows and counters back.
+    fn undo(&mut self, group: &Group) {
+        group.part.dead.iter().for_each(|_| self.uncount("dead_letters"));
+        for item in &group.items {
+            let row = group.part.pending.iter().find(|row| row.id == item.id);
+            let pending = row.is_some_and(|row| !group.part.settled.contains(&row.seq));
+            match item.from {
+                From::Live(_) => {
+                    self.uncount("taken");
+                    if pending {
+                        self.waiting.rows = self.waiting.rows.saturating_sub(1);
+                    }
+                    // Its copies are in hand with it again: they are acknowledged when it is durable.
+                    let copies = group.copies.iter().filter(|(id, _)| *id == item.id).map(|(_, copy)| *copy);
+                    let copies = copies.chain(self.batches.take_copies(item.id)).collect();
+                    self.inbox.unsettle(item.id, copies);
+                }
+                From::Timer if pending => self.waiting.rows = self.waiting.rows.saturating_sub(1),
+                From::Timer => {}
+                // Its row was written in the same group: what is undone of the live message is all.
+                From::Row(_) if row.is_some_and(|row| row.kind == PendingKind::Spilled) => {}
+                From::Row(_) if pending => {}
+                From::Row(_) => self.waiting.rows += 1,
+            }
+        }
+        let replayed = group.part.pending.iter().filter(|row| row.kind == PendingKind::Replay);
+        self.waiting.rows = self.waiting.rows.saturating_sub(replayed.count() as u64);
+        group.pinned.iter().for_each(|id| self.inbox.unpin(*id));
+        self.command_undone(&group.part);
+    }
+
+    fn uncount(&mut self, counter: &'static str) {
+        if let Some(count) = self.counters.get_mut(counter) {
+            *count = count.saturating_sub(1);
+        }
+    }
+}

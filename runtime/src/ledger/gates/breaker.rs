@@ -1,0 +1,158 @@
+//! A dependency: its circuit breaker, its retry budget, its limits.
+//! In: how turns that needed it ended. Out: whether one more may start.
+
+use super::Seat;
+use super::limit::{Bucket, Limit};
+use crate::clock::{Dice, Millis, millis};
+use crate::settings::{DependencySettings, Settings};
+
+/// What of the answered turns may be turns that failed before, and how many of those in a second besides. (Linkerd's
+/// retry budgets have the same two numbers by default.)
+const BUDGET_RATIO: f64 = 0.2;
+const BUDGET_PER_SECOND: f64 = 10.0;
+/// Tokens that are kept for later: a burst is never larger.
+const BUDGET_MOST: f64 = 100.0;
+
+/// The state of a circuit breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Turns start.
+    Closed,
+    /// None does.
+    Open,
+    /// One does, to find out.
+    HalfOpen,
+}
+
+/// A breaker opened or closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) dependency: &'static str,
+    pub(crate) state: State,
+    /// How long nothing is let through.
+    pub(crate) wait: Millis,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Breaker {
+    Closed,
+    Open { until: Millis },
+    HalfOpen { prober: Option<Seat> },
+}
+
+/// Something outside that turns need.
+#[derive(Debug)]
+pub(crate) struct Dependency {
+    pub(crate) name: &'static str,
+    pub(crate) limit: Limit,
+    settings: DependencySettings,
+    breaker: Breaker,
+    /// Failures since it last answered.
+    failures: u32,
+    /// How often it opened since it last answered.
+    opened: u32,
+    budget: Bucket,
+    /// It has just come back: whoever waited for it is let through by the budget.
+    returning: bool,
+}
+
+impl Dependency {
+    pub(crate) fn new(name: &'static str, settings: &Settings) -> Self {
+        let found = settings.dependency.iter().find(|dependency| dependency.name == name).cloned();
+        let settings = found.unwrap_or_default();
+        Self {
+            name,
+            limit: Limit::new(settings.concurrency, settings.rate),
+            settings,
+            breaker: Breaker::Closed,
+            failures: 0,
+            opened: 0,
+            budget: Bucket::new(BUDGET_PER_SECOND, BUDGET_MOST).empty_but(BUDGET_PER_SECOND),
+            returning: false,
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        match self.breaker {
+            Breaker::Closed => State::Closed,
+            Breaker::Open { .. } => State::Open,
+            Breaker::HalfOpen { .. } => State::HalfOpen,
+        }
+    }
+
+    /// Whether a turn that needs it may start; `again` if it found it unavailable before.
+    pub(crate) fn admits(&mut self, again: bool, now: Millis) -> bool {
+        if matches!(self.breaker, Breaker::Open { until } if until <= now) {
+            self.breaker = Breaker::HalfOpen { prober: None };
+        }
+        let funded = self.budget.has(now) || !(again || self.returning);
+        let lets = match self.breaker {
+            Breaker::Closed => funded,
+            Breaker::Open { .. } => false,
+            Breaker::HalfOpen { prober } => prober.is_none(),
+        };
+        lets && self.limit.has_room(now)
+    }
+
+    /// One starts.
+    pub(crate) fn take(&mut self, again: bool, seat: Seat) {
+        self.limit.take();
+        match &mut self.breaker {
+            Breaker::HalfOpen { prober } => *prober = Some(seat),
+            _ if again || self.returning => self.budget.take(),
+            _ => {}
+        }
+    }
+
+    /// It answered.
+    pub(crate) fn answered(&mut self) -> Option<Change> {
+        match self.breaker {
+            // Of before it opened.
+            Breaker::Open { .. } => return None,
+            // One that answers makes room for one that waits, and a fifth more.
+            Breaker::Closed if self.returning => self.budget.add(1.0 + BUDGET_RATIO),
+            Breaker::Closed => self.budget.add(BUDGET_RATIO),
+            Breaker::HalfOpen { .. } => {}
+        }
+        self.failures = 0;
+        if self.breaker == Breaker::Closed {
+            return None;
+        }
+        self.breaker = Breaker::Closed;
+        self.opened = 0;
+        self.returning = true;
+        self.budget = Bucket::new(BUDGET_PER_SECOND, BUDGET_MOST).empty_but(1.0);
+        Some(Change { dependency: self.name, state: State::Closed, wait: 0 })
+    }
+
+    /// It was not available.
+    pub(crate) fn failed(&mut self, now: Millis, dice: &mut Dice) -> Option<Change> {
+        self.failures += 1;
+        match self.breaker {
+            Breaker::Open { .. } => return None,
+            Breaker::Closed if self.failures < self.settings.failures => return None,
+            Breaker::Closed | Breaker::HalfOpen { .. } => {}
+        }
+        let (first, most) = (millis(self.settings.open_for), millis(self.settings.open_max));
+        let wait = first.saturating_mul(1 << self.opened.min(20)).min(most);
+        // Half of it by chance, so that the workers of a fleet do not come back together.
+        let wait = wait / 2 + dice.below(wait / 2 + 1);
+        self.opened += 1;
+        self.breaker = Breaker::Open { until: now + wait };
+        Some(Change { dependency: self.name, state: State::Open, wait })
+    }
+
+    /// A turn that would have shown something did not.
+    pub(crate) fn undecided(&mut self, seat: Seat) {
+        if self.breaker == (Breaker::HalfOpen { prober: Some(seat) }) {
+            self.breaker = Breaker::HalfOpen { prober: None };
+        }
+    }
+
+    /// Nobody waits for it any more.
+    pub(crate) fn recovered(&mut self) {
+        if self.breaker == Breaker::Closed {
+            self.returning = false;
+        }
+    }
+}

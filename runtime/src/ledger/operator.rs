@@ -1,0 +1,339 @@
+//! Operators' commands, executed by the owner of the shard within its commits, one at a time.
+//! In: commands, the dead letters they mean. Out: rows that are pending again, letters removed, results.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use super::Ledger;
+use super::protocol::{Action, SlotIx};
+use super::slot::{From, Item, Operation};
+use crate::clock::Millis;
+use crate::handler::{CALL, CALL_ID, COMMAND, call_of};
+use crate::message::{CUT_FROM, Draft, Message, TakenId, shard_of};
+use crate::store::query::{Action as Wanted, OpenCommand, Scope};
+use crate::store::{
+    CommandResult, DeadLetter, DeadPlace, HistoryRow, Letters, Part, PendingKind, PendingRow, Runnable, ServiceKey,
+};
+
+/// Dead letters looked up at once.
+const FIND_MAX: usize = 500;
+/// Rows and timers of a service looked up at once.
+const SERVICE_MAX: usize = 64;
+/// Header of a message that replaced a dead letter: the id of that.
+const REPLACES: &str = "replaces";
+
+/// The command on its way.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    pub(crate) command: OpenCommand,
+    /// What was found whose operations are not durable.
+    pub(crate) outstanding: u64,
+    /// The last letter that was looked at: what cannot be replayed stays, and what stands behind it is found all the
+    /// same.
+    after: Option<DeadPlace>,
+}
+
+/// What operators have paused.
+#[derive(Debug, Default)]
+pub(crate) struct Pauses(BTreeSet<Scope>);
+
+impl Pauses {
+    pub(crate) fn of(scopes: &[Scope]) -> Self {
+        Self(scopes.iter().cloned().collect())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether no turn of this key is to start.
+    pub(crate) fn holds(&self, service: &str, key: &str) -> bool {
+        let here = |scope: &Scope| scope.service == service && scope.key.as_deref().is_none_or(|paused| paused == key);
+        !self.0.is_empty() && self.0.iter().any(here)
+    }
+}
+
+impl Ledger {
+    /// Pauses or resumes; whether that changes anything here.
+    fn set_paused(&mut self, scope: &Scope, paused: bool) -> bool {
+        let shards = self.config.settings.ownership.shards;
+        if scope.key.as_ref().is_some_and(|key| shard_of(key, shards) != self.shard) {
+            return false;
+        }
+        if paused {
+            return self.pauses.0.insert(scope.clone());
+        }
+        let before = self.pauses.0.len();
+        self.pauses.0.retain(|other| !scope.covers(other));
+        let resting = self.slots.iter().filter(|slot| slot.paused);
+        let resting: Vec<SlotIx> = resting.filter_map(|slot| self.slots.find(slot.service, &slot.key)).collect();
+        self.to_advance.extend(resting);
+        self.timers.at(self.waiting.now);
+        self.waiting.at(self.waiting.now);
+        // Anew, whatever is on its way: it may have passed over what was paused.
+        self.waiting.orphans = true;
+        self.out.push(Action::FetchOrphans(self.runnable(), None, self.config.settings.pending.page));
+        self.pauses.0.len() < before
+    }
+
+    /// Whose rows may run.
+    pub(crate) fn runnable(&self) -> Runnable {
+        let is_paused =
+            |service: &str| self.pauses.0.iter().any(|scope| scope.service == *service && scope.key.is_none());
+        let names = self.config.services.iter().map(|service| &service.name);
+        let services: Vec<_> = names.filter(|name| !is_paused(name)).cloned().collect();
+        let key = |scope: &Scope| {
+            let service = services.iter().find(|name| ***name == *scope.service)?;
+            Some(ServiceKey { service: service.clone(), key: scope.key.as_deref()?.into() })
+        };
+        Runnable { without: self.pauses.0.iter().filter_map(key).collect(), services }
+    }
+
+    /// Whether a key with something to run is paused: it keeps no actor meanwhile.
+    pub(crate) fn rests_paused(&mut self, ix: SlotIx) -> bool {
+        let slot = &mut self.slots[ix];
+        let paused = self.pauses.holds(&self.config.services[usize::from(slot.service)].name, &slot.key);
+        if paused && !slot.paused {
+            slot.busy_since = self.waiting.now;
+            let (timers, rest): (VecDeque<Item>, VecDeque<Item>) =
+                std::mem::take(&mut slot.queue).into_iter().partition(|item| item.from == From::Timer);
+            slot.queue = rest;
+            timers.iter().for_each(|timer| self.put_back(ix, timer));
+            self.give_actor_back(ix);
+        }
+        self.slots[ix].paused = paused;
+        paused
+    }
+
+    /// A command is to be executed on this shard. Ignored while another one is: it is still open when that is done.
+    pub fn command(&mut self, command: OpenCommand) {
+        if self.draining || self.command.is_some() || self.keeping.is_busy() {
+            return;
+        }
+        match &command.action {
+            Wanted::Retire(sink) => {
+                let affected = u64::from(self.retire(sink));
+                merge(&mut self.batches.loose().part, CommandResult { command: command.id, affected, done: true });
+            }
+            Wanted::Pause(scope) | Wanted::Resume(scope) => {
+                let affected = u64::from(self.set_paused(scope, matches!(command.action, Wanted::Pause(_))));
+                merge(&mut self.batches.loose().part, CommandResult { command: command.id, affected, done: true });
+            }
+            Wanted::Replay | Wanted::Discard | Wanted::Edit { .. } => {
+                self.out.push(Action::FindDead(command.id, command.filter.clone(), None, FIND_MAX));
+            }
+            // What runs here is not given up.
+            Wanted::Drop(service) if self.service_of(service).is_some() => {
+                let result = CommandResult { command: command.id, affected: 0, done: true };
+                merge(&mut self.batches.loose().part, result);
+            }
+            Wanted::Drop(service) => {
+                self.out.push(Action::FindService(command.id, service.as_str().into(), SERVICE_MAX));
+            }
+        }
+        self.command = Some(Progress { command, outstanding: 0, after: None });
+    }
+
+    /// The store's answer to [`Action::FindDead`].
+    pub fn dead_found(&mut self, id: i64, letters: Vec<DeadLetter>, now: Millis) {
+        let Some(progress) = self.command.as_ref().filter(|progress| progress.command.id == id) else { return };
+        let (action, who) = (progress.command.action.clone(), progress.command.who.clone());
+        let last = letters.last().map(|letter| (letter.key.clone(), letter.seq));
+        let mut outstanding = 0;
+        for letter in letters {
+            let service = self.service_of(&letter.service);
+            let operation = Operation { command: id, action: action.clone(), who: who.clone(), letter };
+            match (service, &operation.action) {
+                (_, Wanted::Retire(_) | Wanted::Pause(_) | Wanted::Resume(_) | Wanted::Drop(_)) => {}
+                (_, Wanted::Edit { .. }) if operation.letter.id.is_outgoing() => {}
+                (Some(_), Wanted::Replay) if operation.letter.id.is_outgoing() => {
+                    self.publish_again(&operation.letter);
+                    self.without_slot(&operation, "replayed", now);
+                    outstanding += 1;
+                }
+                (_, Wanted::Discard) if operation.letter.id.is_outgoing() => {
+                    self.without_slot(&operation, "discarded", now);
+                    outstanding += 1;
+                }
+                // Its sender was told that it failed, and may have acted on that.
+                (_, Wanted::Replay) if call_of(&operation.letter.message).is_some() => {}
+                (Some(service), _) if !operation.letter.key.is_empty() => {
+                    let ix = self.slot_for(service, &operation.letter.key);
+                    self.slots[ix].operations.push(operation);
+                    self.to_advance.push_back(ix);
+                    outstanding += 1;
+                }
+                // Of no service, or without a key: there is nowhere to replay it to.
+                (_, Wanted::Replay | Wanted::Edit { .. }) => {}
+                (_, Wanted::Discard) => {
+                    self.without_slot(&operation, "discarded", now);
+                    outstanding += 1;
+                }
+            }
+        }
+        let Some(progress) = self.command.as_mut() else { return };
+        progress.outstanding = outstanding;
+        if last.is_some() {
+            progress.after = last;
+            self.command_step(0);
+        } else {
+            self.command_ends(id);
+        }
+    }
+
+    /// Nothing more is to be done for a command: all of its letters were seen, or they cannot be read.
+    pub fn command_ends(&mut self, id: i64) {
+        if self.command.as_ref().is_some_and(|progress| progress.command.id == id) {
+            merge(&mut self.batches.loose().part, CommandResult { command: id, affected: 0, done: true });
+        }
+    }
+
+    /// A letter that no key waits for is gone with the next commit.
+    fn without_slot(&mut self, operation: &Operation, what: &str, now: Millis) {
+        let group = self.batches.loose();
+        group.gone = group.gone.plus(Letters::one(&operation.letter.id, operation.letter.holds_key));
+        let part = &mut group.part;
+        part.undead.push(operation.letter.seq);
+        part.history.push(history(operation, what, now));
+        merge(part, CommandResult { command: operation.command, affected: 1, done: false });
+    }
+
+    /// Executes what operators want of a key, before its next run.
+    pub(crate) fn operate(&mut self, ix: SlotIx) {
+        let now = self.waiting.now;
+        for operation in std::mem::take(&mut self.slots[ix].operations) {
+            let letter = &operation.letter;
+            let releases = self.slots[ix].held && letter.holds_key;
+            let what = match &operation.action {
+                Wanted::Replay => {
+                    self.replay(ix, letter, releases, now);
+                    "replayed"
+                }
+                Wanted::Edit { payload, id } => {
+                    let Some(message) = replacement(&letter.message, payload.bytes(), id) else { continue };
+                    let number = self.policy(self.slots[ix].service).number;
+                    let taken = TakenId::of(&message, number, &self.config.hash_key);
+                    self.inbox.pin(taken);
+                    self.group(ix).pinned.push(taken);
+                    let edited = DeadLetter { message, id: taken, history: Vec::new(), ..letter.clone() };
+                    self.replay(ix, &edited, releases, now);
+                    "edited"
+                }
+                Wanted::Discard => "discarded",
+                // They are about no dead letter.
+                Wanted::Retire(_) | Wanted::Pause(_) | Wanted::Resume(_) | Wanted::Drop(_) => continue,
+            };
+            if releases {
+                let slot = &mut self.slots[ix];
+                slot.held = false;
+                if operation.action != Wanted::Discard {
+                    slot.rows.loaded = slot.rows.loaded.min(letter.seq - 1);
+                }
+            }
+            let group = self.group(ix);
+            group.gone = group.gone.plus(Letters::one(&letter.id, letter.holds_key));
+            let part = &mut group.part;
+            part.undead.push(letter.seq);
+            part.history.push(history(&operation, what, now));
+            merge(part, CommandResult { command: operation.command, affected: 1, done: false });
+        }
+        self.to_advance.push_back(ix);
+    }
+
+    /// Dead becomes pending: at its old place when it held the key, else behind everything that waits. No due time is
+    /// needed: the key is in hand, and after a crash it is found as one whose head has none.
+    fn replay(&mut self, ix: SlotIx, letter: &DeadLetter, releases: bool, now: Millis) {
+        if !releases && self.slots[ix].queue.iter().any(|item| !matches!(item.from, From::Row(_))) {
+            // What is in memory gets its rows first: if one of it fails, those behind it are not to overtake it.
+            let queue = std::mem::take(&mut self.slots[ix].queue);
+            self.follow_all(ix, queue);
+        }
+        let seq = if releases { letter.seq } else { self.next_seq() };
+        self.waiting.rows += 1;
+        let slot = &mut self.slots[ix];
+        slot.rows.count += 1;
+        if !slot.rows.behind() {
+            slot.rows.loaded = seq - 1;
+        }
+        slot.rows.last = slot.rows.last.max(seq);
+        let row = PendingRow {
+            seq,
+            service: letter.service.clone(),
+            key: letter.key.clone(),
+            kind: PendingKind::Replay,
+            due_at: None,
+            id: letter.id,
+            taken_at: now,
+            attempt: 0,
+            starts: 0,
+            message: letter.message.clone(),
+            history: letter.history.clone(),
+        };
+        self.group(ix).part.pending.push(row);
+        self.await_commits(ix);
+    }
+
+    /// A part with an operator's result is durable: the command goes on, or is done.
+    pub(crate) fn command_committed(&mut self, part: &Part) {
+        match &part.command {
+            Some(result) if result.done => self.command = None,
+            Some(result) => self.command_step(result.affected),
+            None => {}
+        }
+    }
+
+    /// A part with an operator's result was refused: its letters are found again.
+    pub(crate) fn command_undone(&mut self, part: &Part) {
+        if let Some(result) = &part.command {
+            if let Some(progress) = self.command.as_mut() {
+                progress.after = None;
+            }
+            self.command_step(result.affected);
+        }
+    }
+
+    fn command_step(&mut self, operations: u64) {
+        let Some(progress) = self.command.as_mut() else { return };
+        progress.outstanding = progress.outstanding.saturating_sub(operations);
+        if progress.outstanding == 0 {
+            let id = progress.command.id;
+            self.out.push(match &progress.command.action {
+                Wanted::Drop(service) => Action::FindService(id, service.as_str().into(), SERVICE_MAX),
+                _ => Action::FindDead(id, progress.command.filter.clone(), progress.after.clone(), FIND_MAX),
+            });
+        }
+    }
+}
+
+/// The message that takes an edited one's place; nothing where that cannot be one.
+fn replacement(message: &Message, payload: &[u8], id: &str) -> Option<Message> {
+    let kept = message.headers().filter(|(name, _)| ![REPLACES, CALL_ID, CUT_FROM].contains(name));
+    let headers: Vec<_> = kept.chain([(REPLACES, message.id())]).collect();
+    // The sender of a call has its answer: what takes the call's place has none to give.
+    let kind = if message.kind() == CALL { COMMAND } else { message.kind() };
+    let (key, source, time) = (message.key(), message.source(), message.time());
+    Draft { id, key, kind, source, time, headers: &headers, payload }.build_unchecked().ok()
+}
+
+pub(crate) fn merge(part: &mut Part, result: CommandResult) {
+    match &mut part.command {
+        Some(sum) => {
+            sum.affected += result.affected;
+            sum.done |= result.done;
+        }
+        None => part.command = Some(result),
+    }
+}
+
+fn history(operation: &Operation, what: &str, at: Millis) -> HistoryRow {
+    let letter = &operation.letter;
+    HistoryRow {
+        service: letter.service.clone(),
+        key: letter.key.clone(),
+        id: letter.message.id().to_owned(),
+        at,
+        attempt: letter.history.last().map_or(0, |attempt| attempt.attempt),
+        generation: 0,
+        what: what.to_owned(),
+        error: format!("by {} (command {})", operation.who, operation.command),
+    }
+}

@@ -1,0 +1,212 @@
+//! Keys are given actors and runs; actors answer.
+//! In: keys with queued items, actors' reports. Out: run orders; settled turns.
+
+pub(crate) mod pool;
+
+use std::collections::VecDeque;
+
+use self::pool::Place;
+use super::Ledger;
+use super::protocol::{Action, ActorIx, RunOrder, RunReport, SlotIx};
+use super::slot::{From, Item, Newest, Permit, Running};
+use crate::clock::{Millis, millis};
+use crate::handlers::run::{RunItem, bounded};
+
+impl Ledger {
+    /// Decides what a key does next.
+    pub(crate) fn advance(&mut self, ix: SlotIx) {
+        let Some(slot) = self.slots.get(ix) else { return };
+        if slot.loading || !slot.known || slot.running.is_some() || slot.queued {
+            return;
+        }
+        if !slot.operations.is_empty() {
+            return self.operate(ix);
+        }
+        self.spare_permit(ix);
+        let slot = &mut self.slots[ix];
+        if slot.queue.is_empty() && !slot.rows.behind() && !slot.held && !slot.waits {
+            slot.queue = std::mem::take(&mut slot.overflow);
+        }
+        if (slot.held || slot.waits) && !super::defect::planted(super::defect::Defect::FollowersNotAppended) {
+            return self.rest(ix);
+        }
+        if slot.queue.is_empty() && !slot.rows.behind() {
+            return self.rest(ix);
+        }
+        if self.rests_paused(ix) {
+            return;
+        }
+        let slot = &mut self.slots[ix];
+        if slot.queue.is_empty() {
+            return self.page(ix);
+        }
+        if slot.solo > 0 && slot.uncommitted > 0 || self.draining {
+            return;
+        }
+        if self.fault_at_head(ix) {
+            self.to_advance.push_back(ix);
+            return;
+        }
+        let slot = &mut self.slots[ix];
+        let reload = super::defect::planted(super::defect::Defect::ReloadUncommitted) && slot.uncommitted > 0;
+        if !slot.warm && (slot.newest == Newest::Elsewhere || reload) {
+            slot.newest = Newest::Elsewhere;
+            return self.load(ix);
+        }
+        let now = self.waiting.now;
+        if !self.awaits_record(ix) && !self.awaits_permit(ix) && !self.awaits_trial(ix, now) {
+            self.place(ix);
+        }
+    }
+
+    /// Finds an actor for a key that can run.
+    fn place(&mut self, ix: SlotIx) {
+        let place = match self.slots[ix].actor {
+            Some(actor) => Place::Actor(actor),
+            None => self.find_actor(),
+        };
+        match place {
+            Place::Actor(actor) => self.start(ix, actor),
+            Place::Wait => {
+                self.slots[ix].queued = true;
+                self.actors.starved.push_back(ix);
+            }
+        }
+    }
+
+    pub(crate) fn start(&mut self, ix: SlotIx, actor: ActorIx) {
+        self.runs += 1;
+        let no = self.runs;
+        let settings = &self.config.settings;
+        let slot = &mut self.slots[ix];
+        slot.queued = false;
+        let alone = slot.permit == Permit::Granted || slot.trial == Permit::Granted;
+        for permit in [&mut slot.permit, &mut slot.trial] {
+            if *permit == Permit::Granted {
+                *permit = Permit::Used;
+            }
+        }
+        let most = if slot.solo > 0 || alone { 1 } else { settings.actors.run_max };
+        // A timer runs alone: what is before it may cancel it.
+        let timer = slot.queue.iter().take(most).position(|item| item.from == From::Timer);
+        let most = timer.map_or(most, |at| at.max(1));
+        let runs = |(at, item): &(usize, &Item)| item.refusal.is_none() && (*at == 0 || item.is_free());
+        let runnable = slot.queue.iter().take(most).enumerate().take_while(runs).count();
+        let items: VecDeque<Item> = slot.queue.drain(..runnable).collect();
+        let orders = items.iter().map(|item| RunItem { message: item.message.clone(), attempt: item.attempt + 1 });
+        let orders = orders.collect();
+        let state = if slot.warm {
+            None
+        } else {
+            self.tally.activations += 1;
+            match &slot.newest {
+                Newest::Here(state) => Some(state.clone()),
+                Newest::Elsewhere => Some(None),
+            }
+        };
+        slot.actor = Some(actor);
+        slot.warm = true;
+        if slot.uncommitted == 0 {
+            slot.newest = Newest::Elsewhere;
+        }
+        slot.running = Some(Running { no, items, stale: false });
+        slot.busy_since = self.waiting.now;
+        let service = slot.service;
+        self.actors.assign(actor, ix);
+        self.out.push(Action::Run(actor, RunOrder { slot: ix, no, service, state, items: orders }));
+    }
+
+    /// An actor's answer to [`Action::Run`].
+    pub fn ran(&mut self, report: RunReport, now: Millis) {
+        let Some(running) = self.slots.get(report.slot).and_then(|slot| slot.running.as_ref()) else { return };
+        if running.no != report.no {
+            return;
+        }
+        let stale = running.stale;
+        if report.gone {
+            self.actors.leave(report.actor);
+            let slot = &mut self.slots[report.slot];
+            (slot.actor, slot.warm) = (None, false);
+        }
+        if stale {
+            if report.done {
+                self.permit_used(report.slot);
+                self.slots[report.slot].running = None;
+                self.reset_done(report.slot);
+            }
+            return;
+        }
+        self.settle_run(report.slot, report.turns, report.state, now);
+        if report.alone {
+            let slot = &mut self.slots[report.slot];
+            slot.solo = slot.solo.max(1 + slot.running.as_ref().map_or(0, |running| running.items.len()));
+        }
+        if report.done {
+            self.end_run(report.slot);
+        }
+        self.to_advance.push_back(report.slot);
+    }
+
+    /// A run is over: what it did not get to goes back to the head of the queue.
+    fn end_run(&mut self, ix: SlotIx) {
+        let Some(running) = self.slots[ix].running.take() else { return };
+        self.permit_used(ix);
+        let mut rest = running.items;
+        let slot = &mut self.slots[ix];
+        if (slot.held || slot.waits) && !super::defect::planted(super::defect::Defect::FollowersNotAppended) {
+            let behind = std::mem::take(&mut slot.queue);
+            rest.extend(behind);
+            self.follow_all(ix, rest);
+        } else {
+            rest.append(&mut slot.queue);
+            slot.queue = rest;
+        }
+    }
+
+    /// Whether no run is under way that a drain waits for. One that takes long has its rows: its messages run again at the
+    /// next owner, and waiting for it would keep the shard from all others.
+    pub(crate) fn nothing_runs(&self) -> bool {
+        let long = millis(self.config.settings.pending.spill_after);
+        self.slots.iter().all(|slot| {
+            slot.running.as_ref().is_none_or(|run| {
+                let spilled = run.items.iter().all(|item| matches!(item.from, From::Row(_)));
+                spilled && self.waiting.now.saturating_sub(slot.busy_since) >= long
+            })
+        })
+    }
+
+    /// What still runs is left to the next owner.
+    pub(crate) fn leave_runs(&mut self) {
+        self.slots.iter_mut().filter_map(|slot| slot.running.as_mut()).for_each(|run| run.stale = true);
+    }
+
+    /// An actor is ready: newly started, or started again.
+    pub fn actor_ready(&mut self, actor: ActorIx) {
+        self.actors.ready(actor);
+        self.feed_starved();
+    }
+
+    /// An actor died. Its key goes on with another, from the newest settled state; unanswered turns run again.
+    pub fn actor_died(&mut self, actor: ActorIx, reason: &str, now: Millis) {
+        let Some(ix) = self.actors.died(actor) else { return };
+        let generation = self.actors.generation(actor);
+        let slot = &mut self.slots[ix];
+        slot.actor = None;
+        slot.warm = false;
+        self.permit_used(ix);
+        let slot = &mut self.slots[ix];
+        match slot.running.take() {
+            Some(running) if running.stale => self.reset_done(ix),
+            Some(mut running) => {
+                running.items.append(&mut slot.queue);
+                slot.queue = running.items;
+                if let Some(head) = slot.queue.front().cloned() {
+                    let reason = bounded(reason.to_owned());
+                    self.note(ix, &head, head.attempt, generation, "restarted", &reason, now);
+                }
+            }
+            None => {}
+        }
+        self.to_advance.push_back(ix);
+    }
+}

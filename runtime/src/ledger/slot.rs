@@ -1,0 +1,365 @@
+//! A key in hand: its queue, its newest state, what waits for it on disk.
+//! In: nothing; plain data. Out: the same, indexed by key.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+
+use super::protocol::{ActorIx, SlotIx};
+use super::tracker::Ticket;
+use crate::clock::Millis;
+use crate::handler::Fault;
+use crate::message::{Message, TakenId};
+use crate::store::query::Action as Wanted;
+use crate::store::{Attempt, DeadLetter};
+
+/// Where an item came from, which is also where it goes back to after a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    /// A source's delivery that is not taken yet.
+    Live(Ticket),
+    /// A pending row.
+    Row(u64),
+    /// A timer that is due.
+    Timer,
+}
+
+/// A timer's name that is in hand.
+#[derive(Debug)]
+pub(crate) struct Hand {
+    pub(crate) name: Arc<str>,
+    /// It waits in the queue, or runs.
+    pub(crate) queued: bool,
+    /// Writes of it that are not durable.
+    pub(crate) writes: u32,
+}
+
+/// A message in hand.
+#[derive(Clone, Debug)]
+pub(crate) struct Item {
+    pub(crate) message: Message,
+    pub(crate) id: TakenId,
+    pub(crate) from: From,
+    /// Number of its arrival, for live ones.
+    pub(crate) arrival: u64,
+    /// When Perkey took it, or will.
+    pub(crate) taken_at: Millis,
+    /// Attempts spent.
+    pub(crate) attempt: u32,
+    pub(crate) history: Vec<Attempt>,
+    /// Why it is refused without being run.
+    pub(crate) refusal: Option<String>,
+    /// How often the process may have ended while it was being handled.
+    pub(crate) starts: u32,
+    pub(crate) trial: Trial,
+}
+
+/// How far a suspect is on its way to its next start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Trial {
+    /// It is none.
+    #[default]
+    Free,
+    /// Its start is to be recorded.
+    Wanted,
+    /// That is on its way to the store.
+    Recording,
+    /// It is durable.
+    Recorded,
+    /// That it is not started yet is on its way to the store.
+    Watching,
+    /// That is durable, and it is not started before this time.
+    Watched(Millis),
+}
+
+/// A run that an actor has in hand.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// Number of the run: an answer to another one is ignored.
+    pub(crate) no: u64,
+    /// What it was given and has not answered for.
+    pub(crate) items: VecDeque<Item>,
+    /// Its answers are to be thrown away: the state it started from is void.
+    pub(crate) stale: bool,
+}
+
+/// The key's newest state, as far as the ledger has it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum Newest {
+    /// Only the store (or a warm actor) has it.
+    #[default]
+    Elsewhere,
+    /// This: version and JSON, or nothing stored yet.
+    Here(Option<(u32, Bytes)>),
+}
+
+/// A key's pending rows: those up to `loaded` are in memory or settled, those up to `last` exist.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rows {
+    pub(crate) loaded: u64,
+    pub(crate) last: u64,
+    /// Rows that are not settled.
+    pub(crate) count: u64,
+    /// A page is on its way.
+    pub(crate) paging: bool,
+    /// The last commit when that page was asked for.
+    pub(crate) asked: u64,
+    /// So many commits with something of the key must be durable before its rows may be read: until then the table
+    /// still has what they replace, or lacks what they add.
+    pub(crate) unwritten: u32,
+}
+
+impl Rows {
+    /// Whether rows exist that are not in memory.
+    pub(crate) fn behind(&self) -> bool {
+        self.loaded < self.last
+    }
+}
+
+/// A permit to run a turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Permit {
+    /// It has none.
+    #[default]
+    None,
+    /// It asked for one.
+    Asked,
+    /// It has one.
+    Granted,
+    /// A turn runs with it.
+    Used,
+}
+
+/// A key in hand.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    pub(crate) service: u16,
+    pub(crate) key: Arc<str>,
+    pub(crate) token: u64,
+    /// What the store knows of the key is on its way.
+    pub(crate) loading: bool,
+    /// What the store knows of the key was read once.
+    pub(crate) known: bool,
+    pub(crate) queue: VecDeque<Item>,
+    /// The source, as a hash, of the first message with an id that need not be unique in the world.
+    pub(crate) sender: Option<u32>,
+    /// Live items behind rows that may not grow further: they keep their credits.
+    pub(crate) overflow: VecDeque<Item>,
+    /// Live items that the store may know, in a row or a dead letter: it is asked before they are queued.
+    pub(crate) unsure: VecDeque<Item>,
+    /// The store was asked about so many of them.
+    pub(crate) asked: usize,
+    /// It has dead letters.
+    pub(crate) letters: bool,
+    pub(crate) running: Option<Running>,
+    /// Since when its run is under way, or its permit is waited for.
+    pub(crate) busy_since: Millis,
+    /// Its permit to run a turn, where its service needs one.
+    pub(crate) permit: Permit,
+    /// Its permit to start a suspect alone.
+    pub(crate) trial: Permit,
+    /// What its head's last attempt found unavailable, if it did.
+    pub(crate) unavailable: Option<usize>,
+    /// It has something to run, and is paused.
+    pub(crate) paused: bool,
+    /// It is in the queue for an actor.
+    pub(crate) queued: bool,
+    /// A dead letter holds the key.
+    pub(crate) held: bool,
+    /// Its head row is not due.
+    pub(crate) waits: bool,
+    /// Its head row was found due and has not been settled.
+    pub(crate) awake: bool,
+    pub(crate) rows: Rows,
+    pub(crate) actor: Option<ActorIx>,
+    /// The actor holds the newest state.
+    pub(crate) warm: bool,
+    pub(crate) newest: Newest,
+    /// Groups of batches that hold something of it.
+    pub(crate) uncommitted: u32,
+    /// Its group in the batch that is being gathered.
+    pub(crate) group: Option<u32>,
+    /// So many turns still have a commit each: one with several was refused.
+    pub(crate) solo: usize,
+    /// The turn that the store refused, and the fault that it becomes.
+    pub(crate) blame: Option<(TakenId, Fault)>,
+    /// Its timers that are in hand.
+    pub(crate) timers: Vec<Hand>,
+    /// Dead letters that an operator acts on.
+    pub(crate) operations: Vec<self::Operation>,
+    /// When it was last put among the idle.
+    pub(crate) idle_stamp: u64,
+    pub(crate) idle_since: Millis,
+}
+
+impl Slot {
+    /// Whether live messages must be appended to the table instead of being queued.
+    pub(crate) fn must_follow(&self) -> bool {
+        self.held || self.waits || self.rows.behind()
+    }
+
+    /// Whether an id that the inbox does not know may be that of a row or a dead letter.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.letters || self.rows.count > 0 || !self.unsure.is_empty()
+    }
+
+    /// Whether its head is a suspect whose start alone has to wait for its time.
+    pub(crate) fn is_watched(&self, now: Millis) -> bool {
+        self.queue.front().is_some_and(|head| match head.trial {
+            Trial::Watching => true,
+            Trial::Watched(until) => until > now,
+            Trial::Free | Trial::Wanted | Trial::Recording | Trial::Recorded => false,
+        })
+    }
+
+    /// The suspect whose start alone is durable: it runs, or is about to.
+    pub(crate) fn started_alone(&self) -> Option<&Item> {
+        let head = match self.trial {
+            Permit::Granted => self.queue.front(),
+            Permit::Used => self.running.as_ref().filter(|run| !run.stale).and_then(|run| run.items.front()),
+            Permit::None | Permit::Asked => None,
+        };
+        head.filter(|head| head.trial == Trial::Recorded)
+    }
+
+    /// Whether sources wait for something of it.
+    pub(crate) fn holds_positions(&self) -> bool {
+        let running = self.running.iter().flat_map(|run| &run.items);
+        running.chain(&self.queue).chain(&self.unsure).any(|item| matches!(item.from, From::Live(_)))
+    }
+
+    /// Whether something of it runs, or is to run as soon as it can.
+    pub(crate) fn is_busy(&self) -> bool {
+        let rests = self.held || self.waits || self.paused;
+        self.running.is_some()
+            || self.loading
+            || !self.unsure.is_empty()
+            || !rests && (!self.queue.is_empty() || self.rows.behind())
+    }
+
+    /// Whether nothing of it is under way, so that it may be forgotten.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+            && self.overflow.is_empty()
+            && self.unsure.is_empty()
+            && self.running.is_none()
+            && self.uncommitted == 0
+            && self.operations.is_empty()
+            && self.blame.is_none()
+            && self.timers.is_empty()
+            && self.permit == Permit::None
+            && self.trial == Permit::None
+            && !self.loading
+            && !self.rows.paging
+            && (!self.rows.behind() || self.held || self.waits)
+    }
+}
+
+/// All slots, by index and by key.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    slots: Vec<Option<Slot>>,
+    free: Vec<SlotIx>,
+    index: HashMap<(u16, Arc<str>), SlotIx>,
+    next_token: u64,
+}
+
+#[derive(Hash)]
+struct SlotName<'a>(u16, &'a str);
+
+impl hashbrown::Equivalent<(u16, Arc<str>)> for SlotName<'_> {
+    fn equivalent(&self, other: &(u16, Arc<str>)) -> bool {
+        self.0 == other.0 && *self.1 == *other.1
+    }
+}
+
+impl Slots {
+    /// The slot of a key, if it is in hand.
+    pub(crate) fn find(&self, service: u16, key: &str) -> Option<SlotIx> {
+        self.index.get(&SlotName(service, key)).copied()
+    }
+
+    /// A new slot for a key that is not in hand.
+    pub(crate) fn insert(&mut self, service: u16, key: &str) -> SlotIx {
+        self.next_token += 1;
+        let key: Arc<str> = key.into();
+        let slot = Slot { service, key: key.clone(), token: self.next_token, ..Slot::default() };
+        let ix = match self.free.pop() {
+            Some(ix) => {
+                self.slots[ix as usize] = Some(slot);
+                ix
+            }
+            None => {
+                self.slots.push(Some(slot));
+                SlotIx::try_from(self.slots.len() - 1).expect("credits bound the slots far below 2^32")
+            }
+        };
+        self.index.insert((service, key), ix);
+        ix
+    }
+
+    /// Answers to what was asked for a slot until now are void.
+    pub(crate) fn renew(&mut self, ix: SlotIx) {
+        self.next_token += 1;
+        let token = self.next_token;
+        self[ix].token = token;
+    }
+
+    /// Forgets a slot.
+    pub(crate) fn remove(&mut self, ix: SlotIx) {
+        if let Some(slot) = self.slots.get_mut(ix as usize).and_then(Option::take) {
+            self.index.remove(&SlotName(slot.service, &slot.key));
+            self.free.push(ix);
+        }
+    }
+
+    /// The slot, if the index is still the one that had `token`.
+    pub(crate) fn current(&self, ix: SlotIx, token: u64) -> bool {
+        self.slots.get(ix as usize).and_then(Option::as_ref).is_some_and(|slot| slot.token == token)
+    }
+
+    /// The slot, if there is one at the index.
+    pub(crate) fn get(&self, ix: SlotIx) -> Option<&Slot> {
+        self.slots.get(ix as usize).and_then(Option::as_ref)
+    }
+
+    /// Number of keys in hand.
+    pub(crate) fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// All slots, to change them.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots.iter_mut().flatten()
+    }
+
+    /// All slots.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().flatten()
+    }
+}
+
+impl std::ops::Index<SlotIx> for Slots {
+    type Output = Slot;
+
+    fn index(&self, ix: SlotIx) -> &Slot {
+        self.slots[ix as usize].as_ref().expect("slots are forgotten only when nothing refers to them")
+    }
+}
+
+impl std::ops::IndexMut<SlotIx> for Slots {
+    fn index_mut(&mut self, ix: SlotIx) -> &mut Slot {
+        self.slots[ix as usize].as_mut().expect("slots are forgotten only when nothing refers to them")
+    }
+}
+
+/// One dead letter that an operator acts on.
+#[derive(Clone, Debug)]
+pub(crate) struct Operation {
+    pub(crate) command: i64,
+    pub(crate) action: Wanted,
+    pub(crate) who: String,
+    pub(crate) letter: DeadLetter,
+}

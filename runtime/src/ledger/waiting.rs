@@ -1,0 +1,275 @@
+//! What waits on disk: when to look for it, and reading it back in pages.
+//! In: the store's answers, the time. Out: keys woken, items in their queues.
+
+pub(crate) mod suspects;
+pub(crate) mod timers;
+
+use hashbrown::HashSet;
+
+use super::Ledger;
+use super::protocol::{Action, SlotIx};
+use super::routes::Bindings;
+use super::slot::{From, Item, Permit, Slot, Trial};
+use crate::clock::{Millis, millis};
+use crate::store::{Due, PendingKind, PendingRow, ServiceKey};
+
+/// Pause before the store is asked again while all that is due is already in hand.
+const AGAIN_MS: Millis = 100;
+/// Pause between two looks for turns that take long.
+const SPILL_LOOK_MS: Millis = 500;
+
+/// What the ledger knows of the `pending` table.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    /// Time, as last told.
+    pub(crate) now: Millis,
+    /// Rows in the table, those on their way included.
+    pub(crate) rows: u64,
+    /// When something is due next, as far as known.
+    pub(crate) next: Option<Millis>,
+    /// The store was asked for what is due.
+    pub(crate) fetching: bool,
+    /// It was asked for keys whose head was settled before a crash.
+    pub(crate) orphans: bool,
+    /// Keys whose head row was found due and is not settled.
+    pub(crate) awake: usize,
+    /// When it was last looked for turns that take long.
+    pub(crate) spilled_at: Millis,
+    /// Keys found due while they were being loaded.
+    pub(crate) woken: HashSet<SlotIx>,
+}
+
+impl Waiting {
+    pub(crate) fn new(rows: u64) -> Self {
+        // The first look is asked for when the ledger is made.
+        Self { rows, fetching: true, orphans: true, ..Self::default() }
+    }
+
+    /// Something is due at `at`.
+    pub(crate) fn at(&mut self, at: Millis) {
+        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+    }
+
+    /// Whether all that is due, or was left by an owner that died, was found and handled.
+    pub(crate) fn is_read(&self) -> bool {
+        let due = self.next.is_some_and(|next| next <= self.now);
+        !due && !self.fetching && !self.orphans && self.awake == 0 && self.woken.is_empty()
+    }
+
+    /// The key's head is no longer awake: settled, or waiting again.
+    pub(crate) fn sleep(&mut self, slot: &mut Slot) {
+        if std::mem::take(&mut slot.awake) {
+            self.awake -= 1;
+        }
+    }
+}
+
+impl Ledger {
+    pub(crate) fn fetch_due(&mut self, now: Millis) {
+        if !self.waiting.fetching && !self.draining && self.waiting.next.is_some_and(|next| next <= now) {
+            self.waiting.fetching = true;
+            self.waiting.next = None;
+            let page = self.config.settings.pending.page + self.waiting.awake;
+            self.out.push(Action::FetchDue(self.runnable(), page));
+        }
+    }
+
+    /// The store's answer to [`Action::FetchDue`].
+    pub fn due(&mut self, due: Due, now: Millis) {
+        self.waiting.fetching = false;
+        if let Some(next) = due.next {
+            self.waiting.at(next.max(now + AGAIN_MS.min(next.saturating_sub(now))));
+        }
+        let woken = due.keys.iter().filter(|key| self.wake(key)).count();
+        if !due.keys.is_empty() {
+            // What was not woken is in hand already, or its newer time is not committed yet.
+            self.waiting.at(if woken > 0 { now } else { now + AGAIN_MS });
+        }
+    }
+
+    /// The store's answer to [`Action::FetchOrphans`].
+    pub fn orphans(&mut self, keys: Vec<ServiceKey>) {
+        let page = self.config.settings.pending.page;
+        for key in &keys {
+            self.wake(key);
+        }
+        self.waiting.orphans = keys.len() >= page;
+        if keys.len() >= page {
+            self.out.push(Action::FetchOrphans(self.runnable(), keys.into_iter().next_back(), page));
+        }
+    }
+
+    fn wake(&mut self, key: &ServiceKey) -> bool {
+        // It may have been paused since they were asked for.
+        let Some(service) = self.service_of(&key.service) else { return false };
+        if self.pauses.holds(&key.service, &key.key) {
+            return false;
+        }
+        let ix = self.slot_for(service, &key.key);
+        let slot = &mut self.slots[ix];
+        if !slot.known {
+            return self.waiting.woken.insert(ix);
+        }
+        if slot.held || !slot.waits || slot.rows.unwritten > 0 {
+            return false;
+        }
+        slot.waits = false;
+        slot.awake = true;
+        self.waiting.awake += 1;
+        self.to_advance.push_back(ix);
+        true
+    }
+
+    /// A row for a message of a key: its number.
+    pub(crate) fn add_row(&mut self, ix: SlotIx) -> u64 {
+        let seq = self.next_seq();
+        self.waiting.rows += 1;
+        let slot = &mut self.slots[ix];
+        slot.rows.count += 1;
+        slot.rows.last = seq;
+        seq
+    }
+
+    pub(crate) fn row(
+        &self,
+        ix: SlotIx,
+        item: &Item,
+        seq: u64,
+        kind: PendingKind,
+        due_at: Option<Millis>,
+    ) -> PendingRow {
+        let key = self.service_key(ix);
+        PendingRow {
+            seq,
+            service: key.service,
+            key: key.key,
+            kind,
+            due_at,
+            id: item.id,
+            taken_at: item.taken_at,
+            attempt: item.attempt,
+            starts: item.starts,
+            message: item.message.clone(),
+            history: item.history.clone(),
+        }
+    }
+
+    /// Messages whose turn takes long, or cannot start yet, get their rows, and those behind them: no source waits for
+    /// them any longer. They stay in memory all the same.
+    pub(crate) fn spill(&mut self, now: Millis) {
+        let after = millis(self.config.settings.pending.spill_after);
+        if self.draining || now < self.waiting.spilled_at + after.min(SPILL_LOOK_MS) {
+            return;
+        }
+        self.waiting.spilled_at = now;
+        let slow = |slot: &&Slot| {
+            let busy = slot.running.as_ref().is_some_and(|run| !run.stale)
+                || slot.paused
+                || slot.trial == Permit::Granted
+                || [slot.permit, slot.trial].contains(&Permit::Asked);
+            busy && slot.known && now.saturating_sub(slot.busy_since) >= after && slot.holds_positions()
+        };
+        let slow: Vec<SlotIx> =
+            self.slots.iter().filter(slow).filter_map(|slot| self.slots.find(slot.service, &slot.key)).collect();
+        for ix in slow {
+            if self.slots[ix].paused && self.slots[ix].running.is_none() {
+                // Nothing of it runs soon: it needs no memory.
+                let queue = std::mem::take(&mut self.slots[ix].queue);
+                self.follow_all(ix, queue);
+            } else {
+                self.spill_key(ix);
+            }
+        }
+    }
+
+    fn spill_key(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        let mut running = slot.running.as_mut().map(|run| std::mem::take(&mut run.items)).unwrap_or_default();
+        let mut queue = std::mem::take(&mut slot.queue);
+        for item in running.iter_mut().chain(&mut queue) {
+            let From::Live(ticket) = item.from else { continue };
+            let bounds = &self.config.settings.pending;
+            if self.slots[ix].rows.count >= bounds.max_per_key || self.waiting.rows >= bounds.max_per_shard {
+                break;
+            }
+            let seq = self.record_live(ix, item, ticket, PendingKind::Spilled);
+            item.from = From::Row(seq);
+            self.slots[ix].rows.loaded = seq;
+        }
+        let slot = &mut self.slots[ix];
+        if let Some(run) = slot.running.as_mut() {
+            run.items = running;
+        }
+        slot.queue = queue;
+    }
+
+    /// Asks for the next rows of a key.
+    pub(crate) fn page(&mut self, ix: SlotIx) {
+        if self.draining {
+            return;
+        }
+        let key = self.service_key(ix);
+        let slot = &mut self.slots[ix];
+        if slot.rows.paging || slot.rows.unwritten > 0 {
+            return;
+        }
+        slot.rows.paging = true;
+        slot.rows.asked = self.commit_no;
+        let after = slot.rows.loaded;
+        self.out.push(Action::Page(ix, slot.token, key, after, self.config.settings.pending.page));
+    }
+
+    /// The store's answer to [`Action::Page`].
+    pub fn paged(&mut self, ix: SlotIx, token: u64, rows: Vec<PendingRow>, now: Millis) {
+        if !self.slots.current(ix, token) {
+            return;
+        }
+        let slot = &mut self.slots[ix];
+        slot.rows.paging = false;
+        self.to_advance.push_back(ix);
+        if slot.held || slot.waits || slot.loading || slot.rows.unwritten > 0 {
+            return;
+        }
+        if rows.is_empty() {
+            if slot.uncommitted > 0 {
+                slot.rows.unwritten = slot.rows.unwritten.max(1);
+            } else if slot.rows.asked == self.commit_no {
+                slot.rows.loaded = slot.rows.last;
+                self.waiting.sleep(slot);
+            }
+            // Otherwise the rows were written after the page was read.
+            return;
+        }
+        for row in rows {
+            if row.due_at.is_some_and(|due| due > now) && slot.queue.is_empty() {
+                // Its time was moved after it was found due.
+                slot.waits = true;
+                self.waiting.at(row.due_at.unwrap_or(now));
+                self.waiting.sleep(slot);
+                return;
+            }
+            if row.seq > slot.rows.loaded {
+                slot.rows.loaded = row.seq;
+                let doubt = self.suspicion.row(&row);
+                slot.queue.push_back(item(row, doubt, &self.config.bindings));
+            }
+        }
+        slot.rows.count = slot.rows.count.max(slot.queue.len() as u64);
+    }
+}
+
+/// A row as an item; a message that is not to be run is refused again.
+fn item(row: PendingRow, (starts, trial): (u32, Trial), bindings: &Bindings) -> Item {
+    Item {
+        starts,
+        trial,
+        refusal: bindings.refusal(&row.message),
+        message: row.message,
+        id: row.id,
+        from: From::Row(row.seq),
+        arrival: 0,
+        taken_at: row.taken_at,
+        attempt: row.attempt,
+        history: row.history,
+    }
+}

@@ -1,0 +1,399 @@
+//! Messages that may have ended the process: their starts are recorded before they run, and one that ended it too often
+//! is given up without another.
+//! In: what comes again, or is found waiting, after takeovers that were not clean; permits for trials. Out: rows that
+//! record starts, dead letters; whether the takeover is passed.
+//!
+//! After a second unclean takeover in a row, what may have been in hand then is suspect. A suspect's first recorded start
+//! is one of many: they run as always, once the rows that say so are durable. Only what is left of these when the process
+//! ends again has its next starts alone, one at a time in the process: whatever ended it was one of them, and a neighbour
+//! is not blamed for it.
+//!
+//! Whoever kills processes from outside may hit such a start, too. So each further start alone comes after a time that is
+//! drawn from [`SPREAD`] times the time within which an end counts (`suspects.trial`); and while nothing of it runs, its row
+//! says so: where the process ends then, something else ended it, and its starts are counted anew. A turn that outlives
+//! that time has its start taken back, and the next one has twice the time.
+
+use hashbrown::{HashMap, HashSet};
+
+use crate::clock::{Millis, millis};
+use crate::handlers::run::TurnFault;
+use crate::ledger::Ledger;
+use crate::ledger::gates::Ended;
+use crate::ledger::protocol::{Action, SlotIx};
+use crate::ledger::slot::{From, Item, Permit, Slot, Trial};
+use crate::message::TakenId;
+use crate::store::{Part, PendingKind, PendingRow};
+
+/// Unclean takeovers in a row from which what was in hand is suspect: one alone is an ordinary kill.
+const UNCLEAN_MIN: u32 = 2;
+/// The first start that is recorded: as many as may have ended the process before went unrecorded.
+const FIRST: u32 = UNCLEAN_MIN + 1;
+
+/// A start alone comes within so many times the time in which an end counts for it: a kill that knows nothing of it hits one
+/// in a hundred at most, also where ticks and commits make that time longer, and three in a row one time in a million.
+const SPREAD: u64 = 160;
+/// Added to the stored number for each doubling of that time: starts are counted below it.
+const LENGTH: u32 = crate::settings::SUSPECT_STARTS_MAX + 1;
+/// Doublings at most.
+const LENGTHS: u32 = 24;
+
+/// Starts that count, of a number as it is stored.
+fn counted(starts: u32) -> u32 {
+    starts % LENGTH
+}
+
+/// While nothing of it runs: the first start alone is the next one.
+fn anew(starts: u32) -> u32 {
+    starts - counted(starts) + FIRST
+}
+
+/// When its start alone lived too long for an end to count.
+fn longer(starts: u32) -> u32 {
+    anew(starts) + if starts / LENGTH < LENGTHS { LENGTH } else { 0 }
+}
+
+/// What the ledger makes of takeovers that were not clean.
+#[derive(Debug, Default)]
+pub(crate) struct Suspicion {
+    /// Unclean takeovers in a row, as stored.
+    unclean: u32,
+    /// The last owner died: starts that it recorded ended with it.
+    died: bool,
+    /// What was in hand at the last one is suspect.
+    on: bool,
+    /// What may have been in hand at the last one has been passed.
+    calm: bool,
+    /// When the shard was taken over.
+    since: Option<Millis>,
+    /// The last number of a pending row at the takeover.
+    seq: u64,
+    /// Deliveries that were no duplicates, by source and origin.
+    passed: HashMap<(u16, u16), usize>,
+    /// Number of the last arrival that may have been in hand.
+    last: u64,
+    /// Whose start this process has recorded.
+    here: HashSet<TakenId>,
+    /// The key whose suspect is not started yet: its slot, that one's token, and until when.
+    watched: Option<(SlotIx, u64, Millis)>,
+}
+
+impl Suspicion {
+    /// After so many unclean takeovers in a row, the last of them now or not; the last row's number being `seq`.
+    pub(crate) fn new((unclean, died): (u32, bool), seq: u64) -> Self {
+        Self { unclean, died, on: unclean >= UNCLEAN_MIN, seq, ..Self::default() }
+    }
+
+    /// A delivery that is no duplicate, of an origin of a source, as the arrival of this number. A source hands over again
+    /// what was in hand of each of its origins before anything newer, so these are the first ones.
+    pub(crate) fn arrive(&mut self, (source, origin): (u16, u16), arrival: u64, credits: usize) -> (u32, Trial) {
+        if self.unclean == 0 {
+            return (0, Trial::Free);
+        }
+        let passed = self.passed.entry((source, origin)).or_insert(0);
+        if *passed >= credits {
+            return (0, Trial::Free);
+        }
+        *passed += 1;
+        self.last = arrival;
+        self.doubt()
+    }
+
+    /// A row as it is read: an old one may have been running, and one whose start is recorded was.
+    pub(crate) fn row(&self, row: &PendingRow) -> (u32, Trial) {
+        match row.starts {
+            0 if row.seq <= self.seq && !self.calm => self.doubt(),
+            0 => (0, Trial::Free),
+            starts if starts >= FIRST && self.here.contains(&row.id) => (starts, Trial::Recorded),
+            // Nothing ended with the last owner: the same start is recorded again.
+            starts if starts >= FIRST && !self.died => (starts - 1, Trial::Wanted),
+            starts => (starts, Trial::Wanted),
+        }
+    }
+
+    /// A timer that was due at `due`.
+    pub(crate) fn timer(&mut self, due: Millis, now: Millis) -> (u32, Trial) {
+        let since = *self.since.get_or_insert(now);
+        if self.calm || due > since { (0, Trial::Free) } else { self.doubt() }
+    }
+
+    fn doubt(&self) -> (u32, Trial) {
+        if self.on { (UNCLEAN_MIN, Trial::Wanted) } else { (0, Trial::Free) }
+    }
+
+    /// The takeover is passed, and the store is to be told so.
+    pub(crate) fn is_passed(&self) -> bool {
+        self.unclean > 0 && self.calm
+    }
+
+    /// The store was told.
+    pub(crate) fn cleaned(&mut self) {
+        self.unclean = 0;
+    }
+}
+
+impl Item {
+    /// Whether it may run behind others.
+    pub(crate) fn is_free(&self) -> bool {
+        match self.trial {
+            Trial::Free => true,
+            Trial::Recorded => !self.is_alone(),
+            Trial::Wanted | Trial::Recording | Trial::Watching | Trial::Watched(_) => false,
+        }
+    }
+
+    /// Whether its start is one that no other suspect shares.
+    pub(crate) fn is_alone(&self) -> bool {
+        match self.trial {
+            Trial::Free => false,
+            Trial::Wanted => self.starts >= FIRST,
+            Trial::Recording | Trial::Recorded => self.starts > FIRST,
+            Trial::Watching | Trial::Watched(_) => true,
+        }
+    }
+}
+
+impl Slot {
+    /// Whether something of it may have been in hand at the takeover.
+    fn is_old(&self, suspicion: &Suspicion) -> bool {
+        let running = self.running.iter().flat_map(|run| &run.items);
+        let mut items = running.chain(&self.queue).chain(&self.overflow);
+        let old = |item: &Item| match item.from {
+            From::Live(_) => item.arrival <= suspicion.last,
+            From::Row(seq) => seq <= suspicion.seq || item.trial != Trial::Free,
+            From::Timer => item.trial != Trial::Free,
+        };
+        let unread = self.rows.behind() && self.rows.loaded < suspicion.seq && !self.waits && !self.held;
+        items.any(old) || unread || self.loading
+    }
+}
+
+impl Ledger {
+    /// Whether the head of a key's queue is a suspect whose start is not recorded yet; it is, with those behind it.
+    pub(crate) fn awaits_record(&mut self, ix: SlotIx) -> bool {
+        let Some(head) = self.slots[ix].queue.front() else { return false };
+        if head.trial == Trial::Wanted && !head.is_alone() {
+            self.record_starts(ix);
+            return true;
+        }
+        head.trial == Trial::Recording
+    }
+
+    /// Records the first start of as many suspects of a key as may run together.
+    fn record_starts(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        let most = if slot.solo > 0 { 1 } else { self.config.settings.actors.run_max };
+        let mut queue = std::mem::take(&mut slot.queue);
+        for (at, item) in queue.iter_mut().take(most).enumerate() {
+            // A timer that is not the first may still be cancelled.
+            let early = at > 0 && item.from == From::Timer;
+            if item.trial != Trial::Wanted || item.is_alone() || item.refusal.is_some() || early {
+                break;
+            }
+            self.record_start(ix, item, FIRST);
+        }
+        self.slots[ix].queue = queue;
+    }
+
+    /// Writes that a suspect is to be started: durable before it is.
+    fn record_start(&mut self, ix: SlotIx, item: &mut Item, starts: u32) {
+        item.starts = starts;
+        self.record(ix, item, starts, Trial::Recording);
+    }
+
+    /// Writes what is to be known of a suspect if the process ends.
+    fn record(&mut self, ix: SlotIx, item: &mut Item, starts: u32, trial: Trial) {
+        let before = item.clone();
+        let seq = match item.from {
+            From::Row(seq) => seq,
+            From::Live(ticket) => {
+                self.take(Some(ix), item, ticket);
+                self.group(ix).recorded += 1;
+                self.add_row(ix)
+            }
+            From::Timer => {
+                self.fired(ix, &item.message);
+                self.add_row(ix)
+            }
+        };
+        item.trial = trial;
+        item.from = From::Row(seq);
+        let row = PendingRow { starts, ..self.row(ix, item, seq, PendingKind::Suspect, None) };
+        let new = before.from != item.from;
+        let group = self.group(ix);
+        group.part.pending.push(row);
+        if new {
+            group.items.push(before);
+            self.slots[ix].rows.loaded = seq;
+        }
+    }
+
+    /// What a part records of starts is durable.
+    pub(crate) fn starts_recorded(&mut self, ix: SlotIx, part: &Part) {
+        let (now, trial) = (self.waiting.now, millis(self.config.settings.suspects.trial));
+        let slot = &mut self.slots[ix];
+        for row in part.pending.iter().filter(|row| row.kind == PendingKind::Suspect) {
+            let Some(item) = slot.queue.iter_mut().find(|item| item.from == From::Row(row.seq)) else { continue };
+            if item.trial == Trial::Recording && row.starts == item.starts {
+                item.trial = Trial::Recorded;
+                self.suspicion.here.insert(item.id);
+                slot.busy_since = now;
+            } else if item.trial == Trial::Watching && row.starts == anew(item.starts) {
+                let within = trial.saturating_mul(SPREAD << (item.starts / LENGTH));
+                item.trial = Trial::Watched(now.saturating_add(self.dice.below(within.max(1))));
+            }
+        }
+    }
+
+    /// The commit of these is durable: they did not end the process.
+    pub(crate) fn starts_survived(&mut self, items: &[Item]) {
+        if !self.suspicion.here.is_empty() {
+            for item in items.iter().filter(|item| item.trial == Trial::Recorded) {
+                self.suspicion.here.remove(&item.id);
+            }
+        }
+    }
+
+    /// Whether a key has to wait before the suspect at its head may start alone: for its turn among those of the process,
+    /// or for the record of its start.
+    pub(crate) fn awaits_trial(&mut self, ix: SlotIx, now: Millis) -> bool {
+        let slot = &mut self.slots[ix];
+        let Some(head) = slot.queue.front().filter(|head| head.is_alone()) else { return false };
+        match (slot.trial, head.trial) {
+            (Permit::Granted, Trial::Recorded) => false,
+            (Permit::Granted, Trial::Wanted) => {
+                let most = self.config.settings.suspects.starts;
+                if (FIRST + 1..most).contains(&counted(head.starts)) {
+                    self.watch(ix);
+                } else {
+                    self.start_alone(ix, now);
+                }
+                true
+            }
+            (Permit::Granted, Trial::Watched(until)) if until > now => {
+                self.suspicion.watched = Some((ix, slot.token, until));
+                true
+            }
+            (Permit::Granted, Trial::Watched(_)) => {
+                self.start_alone(ix, now);
+                true
+            }
+            (Permit::None, _) => {
+                slot.trial = Permit::Asked;
+                slot.busy_since = now;
+                let line = self.trial_line();
+                self.ask_permit(ix, line, false);
+                true
+            }
+            (Permit::Asked | Permit::Granted | Permit::Used, _) => true,
+        }
+    }
+
+    /// The place of trials among the services that need permits.
+    pub(crate) fn trial_line(&self) -> u16 {
+        u16::try_from(self.config.services.len()).expect("there are few services")
+    }
+
+    /// Writes that a suspect is not started yet: if the process ends now, something else ended it.
+    fn watch(&mut self, ix: SlotIx) {
+        // Others of its service may run meanwhile.
+        self.return_permit(ix);
+        let Some(mut head) = self.slots[ix].queue.pop_front() else { return };
+        let starts = anew(head.starts);
+        self.record(ix, &mut head, starts, Trial::Watching);
+        self.slots[ix].queue.push_front(head);
+    }
+
+    /// Time passes for the suspect that has its start alone, or is to have it.
+    pub(crate) fn tick_trials(&mut self, now: Millis) {
+        if let Some((ix, token, _)) = self.suspicion.watched.take_if(|(.., until)| *until <= now)
+            && self.slots.current(ix, token)
+        {
+            self.to_advance.push_back(ix);
+        }
+        if self.suspicion.here.is_empty() {
+            return;
+        }
+        let trial = millis(self.config.settings.suspects.trial);
+        let late = |slot: &&Slot| {
+            let lived = now.saturating_sub(slot.busy_since);
+            slot.started_alone().is_some_and(|head| lived >= trial.saturating_mul(1 << (head.starts / LENGTH)))
+        };
+        let late = self.slots.iter().find(late).and_then(|slot| self.slots.find(slot.service, &slot.key));
+        if let Some(ix) = late {
+            self.take_back(ix);
+        }
+    }
+
+    /// The start that a suspect has alone is so long ago that an end does not count for it any more.
+    fn take_back(&mut self, ix: SlotIx) {
+        let slot = &mut self.slots[ix];
+        let items = slot.running.as_mut().map_or(&mut slot.queue, |run| &mut run.items);
+        let Some(mut head) = items.pop_front() else { return };
+        let starts = longer(head.starts);
+        if starts != head.starts {
+            head.starts = starts;
+            self.record(ix, &mut head, starts, Trial::Recorded);
+        }
+        let slot = &mut self.slots[ix];
+        slot.running.as_mut().map_or(&mut slot.queue, |run| &mut run.items).push_front(head);
+    }
+
+    /// One more start of a suspect, if it is to have one.
+    fn start_alone(&mut self, ix: SlotIx, now: Millis) {
+        let Some(mut head) = self.slots[ix].queue.pop_front() else { return };
+        let most = self.config.settings.suspects.starts;
+        if counted(head.starts) >= most {
+            let reason = format!(
+                "the process ended each of the last {most} times that this message was being handled: nothing of it is in \
+                 the store, what it asked of others may have happened; it is not started again (suspects.starts)"
+            );
+            self.to_advance.push_back(ix);
+            return self.fault(ix, head, TurnFault::GiveUp(reason), now);
+        }
+        let starts = head.starts + 1;
+        let count = counted(starts);
+        let what = format!("the process ended while it was being handled: start {count} of {most}");
+        let generation = self.slots[ix].actor.map_or(0, |actor| self.actors.generation(actor));
+        self.note(ix, &head, head.attempt, generation, "suspect", &what, now);
+        self.record_start(ix, &mut head, starts);
+        self.slots[ix].queue.push_front(head);
+    }
+
+    /// The turn that a suspect had alone is over, and durable: until then the process may end, and it would be found again.
+    pub(crate) fn trial_used(&mut self, ix: SlotIx) {
+        let slot = &self.slots[ix];
+        if slot.trial == Permit::Used && slot.uncommitted == 0 {
+            self.end_trial(ix, Ended::Done);
+        }
+    }
+
+    /// A key's trial is over, or does not take place.
+    pub(crate) fn end_trial(&mut self, ix: SlotIx, ended: Ended) {
+        let line = self.trial_line();
+        let slot = &mut self.slots[ix];
+        if matches!(slot.trial, Permit::Granted | Permit::Used) {
+            self.out.push(Action::PermitEnded(line, ended));
+        }
+        slot.trial = Permit::None;
+    }
+
+    /// What may have been in hand at an unclean takeover is passed when each origin has handed over as much as may have been
+    /// in hand, or after a while, and none of it is left.
+    pub(crate) fn calm_down(&mut self, now: Millis) {
+        let suspicion = &mut self.suspicion;
+        if suspicion.unclean == 0 || suspicion.calm {
+            return;
+        }
+        let since = *suspicion.since.get_or_insert(now);
+        let late = now.saturating_sub(since) >= millis(self.config.settings.suspects.calm_after);
+        let credits = self.config.settings.ingress.credits;
+        let origins = (0..).zip(&self.sources).flat_map(|(at, source)| source.origins().map(move |of| (at, of)));
+        let enough = |of: (u16, u16)| self.suspicion.passed.get(&of).is_some_and(|passed| *passed >= credits);
+        let mut known = origins.peekable();
+        let all = known.peek().is_some() && known.all(enough);
+        let reading = self.waiting.fetching || self.waiting.orphans || self.timers.unread(now);
+        if (late || all) && !reading && !self.slots.iter().any(|slot| slot.is_old(&self.suspicion)) {
+            self.suspicion.calm = true;
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! One shard's actors, in the order in which a message meets them, and who restarts them. They act; what to do is
+//! decided in the ledger.
+//! In: deliveries of sources. Out: commits, and what follows from them.
+
+pub(crate) mod messages;
+
+pub(crate) mod ingress;
+
+pub(crate) mod owner;
+
+pub(crate) mod key_actor;
+pub(crate) mod keys;
+
+pub(crate) mod reader;
+
+pub(crate) mod committer;
+
+pub(crate) mod dispatcher;
+
+pub(crate) mod permits;
+pub(crate) mod waiters;
+
+pub(crate) mod supervisor;
+
+pub mod policy;
+
+pub(crate) mod env;
+pub(crate) mod worker;

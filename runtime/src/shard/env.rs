@@ -1,0 +1,134 @@
+//! The tree: who is restarted when, and when a failure becomes the supervisor's own.
+//! In: how children ended. Out: restarts after a delay, each a span, a metric and a log line; or escalations.
+//!
+//! Root → janitor, heartbeat (in a fleet), and a supervisor per shard → ingress per source, shard, readers, committer,
+//! dispatcher per sink, key supervisor → key actors.
+
+pub(crate) mod troubles;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{ActorCell, ActorId, SupervisionEvent};
+use tokio::sync::Semaphore;
+use tracing::{Span, warn};
+
+use self::troubles::Troubles;
+use super::permits::Keeper;
+use super::waiters::Desk;
+use super::worker::Ownership;
+use crate::clock::{Clock, millis};
+use crate::handler::TurnLimits;
+use crate::handlers::run::HandlerPanic;
+use crate::handlers::{Handlers, RunContext};
+use crate::ledger::outbox::publisher::Window;
+use crate::ledger::protocol::ServiceInfo;
+use crate::ledger::routes::Bindings;
+use crate::message::ShardNo;
+use crate::metrics::{Child, Metrics, RestartReason, ServiceMetrics};
+use crate::settings::Settings;
+use crate::store::{Identity, Store};
+use crate::telemetry::traces;
+use crate::transport::{SinkTransport, Transport};
+
+/// What every actor of the tree shares.
+pub(crate) struct Env {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) handlers: Handlers,
+    pub(crate) services: Arc<[ServiceInfo]>,
+    pub(crate) service_metrics: Vec<ServiceMetrics>,
+    pub(crate) bindings: Arc<Bindings>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) transports: Vec<Arc<dyn Transport>>,
+    /// Those that events are routed to, in the order of the bindings' indices.
+    pub(crate) sinks: Vec<Arc<dyn SinkTransport>>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Whether turns may start that need something from outside.
+    pub(crate) gates: Arc<Keeper>,
+    pub(crate) clock: Clock,
+    pub(crate) identity: Identity,
+    /// What stands in the way of being ready.
+    pub(crate) troubles: Troubles,
+    /// This process, as the store names owners, where it has no leases.
+    pub(crate) process: String,
+    /// This worker's part in its fleet, where the store has leases.
+    pub(crate) fleet: Option<Ownership>,
+    /// Who waits here for the end of a call.
+    pub(crate) desk: Arc<Desk>,
+    /// Room for commits on their way to the store, where it takes several at once.
+    pub(crate) in_flight: Option<Arc<Semaphore>>,
+}
+
+impl Env {
+    /// This process, as the store names owners. In a fleet it changes when the worker comes back as another incarnation.
+    pub(crate) fn owner(&self) -> String {
+        self.fleet.as_ref().map_or_else(|| self.process.clone(), |fleet| fleet.view().id.clone())
+    }
+
+    /// How much of a shard's events may be on its way to one sink.
+    pub(crate) fn window(&self) -> Window {
+        let (settings, ends) = (&self.settings, self.transports.len() + self.sinks.len());
+        Window { events: settings.outbox.window, bytes: settings.memory.share(settings.ownership.shards, ends) }
+    }
+
+    /// What stands in the way of being ready, each a sentence.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        self.troubles.problems(self.settings.admin.away_max, |end| match end {
+            troubles::End::Source(no) => format!("source {}", self.transports[usize::from(no)].name()),
+            troubles::End::Sink(no) => format!("sink {}", self.sinks[usize::from(no)].name()),
+        })
+    }
+
+    pub(crate) fn run_context(&self) -> RunContext {
+        let limits = &self.settings.limits;
+        RunContext {
+            clock: self.clock.clone(),
+            limits: TurnLimits {
+                rows_max: limits.turn_rows_max,
+                events_max: limits.turn_events_max,
+                bytes_max: limits.turn_bytes_max,
+            },
+            slice: self.settings.actors.slice,
+            hash_key: self.identity.hash_key,
+        }
+    }
+}
+
+/// How a child ended.
+#[derive(Clone, Debug)]
+pub(crate) struct End {
+    pub(crate) id: ActorId,
+    pub(crate) word: RestartReason,
+    pub(crate) reason: String,
+    /// The `traceparent` of the turn that caused it, where one did.
+    pub(crate) cause: Option<String>,
+}
+
+impl End {
+    /// The end that an event tells of, if it tells of one.
+    pub(crate) fn of(event: &SupervisionEvent) -> Option<Self> {
+        let end = |cell: &ActorCell, word, reason: String| Self { id: cell.get_id(), word, reason, cause: None };
+        match event {
+            SupervisionEvent::ActorTerminated(cell, _, reason) => {
+                let reason = reason.clone().unwrap_or_else(|| "it stopped".to_owned());
+                Some(end(cell, RestartReason::Ended, reason))
+            }
+            SupervisionEvent::ActorFailed(cell, error) => {
+                let panic = error.downcast_ref::<HandlerPanic>();
+                let word = if panic.is_some() { RestartReason::Panicked } else { RestartReason::Failed };
+                let cause = panic.and_then(|panic| panic.cause.clone());
+                Some(Self { cause, ..end(cell, word, error.to_string()) })
+            }
+            SupervisionEvent::ActorStarted(_) | SupervisionEvent::ProcessGroupChanged(_) => None,
+        }
+    }
+}
+
+/// The span of a restart, with its log line. It carries the trace of the message that caused it.
+pub(crate) fn restart_span(child: Child, shard: ShardNo, end: &End, after: Duration) -> Span {
+    let (child, word) = (child.as_str(), end.word.as_str());
+    let span = traces::restart(child, shard, word, end.cause.as_deref());
+    let delay_ms = millis(after);
+    span.in_scope(|| warn!(child, shard, reason = word, error = end.reason, delay_ms, "child is restarted"));
+    span
+}
