@@ -185,7 +185,7 @@ impl Handler for Checkouts {
         match command {
             Command::Start(checkout) => self.start(saga, checkout, turn)?,
             Command::Late { step, .. } => self.late(saga, step, turn)?,
-            Command::Answered { step, undone, outcome } => self.answered(saga, (step, undone), outcome, turn)?,
+            Command::Answered { step, undone, outcome } => self.answered(saga, step, undone, outcome, turn)?,
         }
         saga.settle();
         let (Some(checkout), Some(status)) = (&saga.checkout, saga.status) else { return turn.reply(saga) };
@@ -222,7 +222,7 @@ impl Checkouts {
         let Some(checkout) = &saga.checkout else { return Ok(()) };
         step.ask(checkout, turn)?;
         saga.steps.insert(step, Progress::Asked);
-        remind(checkout, (step, step.as_str()), self.patience, turn)
+        remind(checkout, step, step.as_str(), self.patience, turn)
     }
 
     fn late(&self, saga: &mut Saga, step: Step, turn: &mut Turn) -> Result<(), Fault> {
@@ -230,7 +230,7 @@ impl Checkouts {
         match (saga.status, saga.steps.get(&step)) {
             // Whether the order is complete is not known, and there may be no way back: its answer is waited for.
             (Some(Status::Running), Some(Progress::Asked)) if step == Step::Completion => {
-                remind(&checkout, (step, step.as_str()), self.patience, turn)
+                remind(&checkout, step, step.as_str(), self.patience, turn)
             }
             (Some(Status::Running), Some(Progress::Asked)) => {
                 self.give_up(saga, &format!("step {step} took too long"), turn)
@@ -243,7 +243,8 @@ impl Checkouts {
     fn answered(
         &self,
         saga: &mut Saga,
-        (step, undone): (Step, bool),
+        step: Step,
+        undone: bool,
         outcome: Outcome,
         turn: &mut Turn,
     ) -> Result<(), Fault> {
@@ -258,7 +259,7 @@ impl Checkouts {
                 Outcome::DeadLetter(_) if step.may_be_undone_twice() => {
                     let pause = self.pause.saturating_mul(1 << saga.failed.min(20)).min(PAUSE_MAX);
                     saga.failed = saga.failed.saturating_add(1);
-                    remind(&checkout, (step, &step.undoing()), pause, turn)
+                    remind(&checkout, step, &step.undoing(), pause, turn)
                 }
                 // Asked again it might be done twice: an operator replays it, and that is answered.
                 Outcome::DeadLetter(_) => Ok(()),
@@ -307,7 +308,7 @@ impl Checkouts {
 }
 
 /// Sets a timer of this name that speaks of a step.
-fn remind(checkout: &Checkout, (step, name): (Step, &str), after: Duration, turn: &mut Turn) -> Result<(), Fault> {
+fn remind(checkout: &Checkout, step: Step, name: &str, after: Duration, turn: &mut Turn) -> Result<(), Fault> {
     let at = turn.now().saturating_add(millis(after));
     turn.schedule(name, at, &Command::Late { saga: checkout.saga.clone(), step })
 }

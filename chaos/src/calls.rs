@@ -8,13 +8,14 @@ mod judge;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::{Args, ValueEnum, value_parser};
 use perkey::clock::{Dice, Stopwatch, sleep};
 
 use self::clients::{Clients, Given};
 use crate::fleet::faults::On;
 use crate::fleet::servers::Servers;
 use crate::fleet::{change, in_database};
-use crate::process::{Place, Running, until};
+use crate::process::{Place, Running, binary, until};
 use crate::proxy::{Mode, Proxy};
 use crate::{ChaosError, Verdict};
 
@@ -26,7 +27,7 @@ const CUT_FOR: Duration = Duration::from_millis(150);
 const TTL: &str = "ownership.lease_ttl=2s";
 
 /// What holds the calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StoreKind {
     /// One process on a file.
     Sqlite,
@@ -35,26 +36,32 @@ pub enum StoreKind {
 }
 
 /// What to do.
-#[derive(Clone, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// The binary.
-    pub binary: PathBuf,
+    /// The binary; without one, it is built beside this one.
+    #[arg(long, value_name = "PATH")]
+    pub binary: Option<PathBuf>,
     /// What holds the calls.
+    #[arg(long = "on", value_enum, default_value_t = StoreKind::Sqlite)]
     pub store: StoreKind,
     /// Operations, each with its own key.
+    #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u64).range(1..))]
     pub operations: u64,
     /// How often a process is killed.
+    #[arg(long, default_value_t = 10)]
     pub kills: u32,
     /// Share of the requests whose client leaves before it is answered.
+    #[arg(long, default_value_t = 0.3)]
     pub cut: f64,
     /// The seed.
+    #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
 
 /// Runs `plan`; each line of the report goes to `say` as it comes.
 pub async fn calls(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, ChaosError> {
     let folder = tempfile::tempdir()?;
-    let mut place = Place::new(&plan.binary, folder.path());
+    let mut place = Place::new(&binary(plan.binary.as_deref()).await?, folder.path());
     let mut database = None;
     if plan.store == StoreKind::Postgres {
         let server = Servers::running(On::Postgres)?.postgres;

@@ -75,7 +75,7 @@ pub async fn check(url: &str, given: &Postings, verdict: &mut Verdict) -> Result
     let shards = u32::try_from(rows.len()).unwrap_or(u32::MAX);
     let mut found = HashMap::new();
     for shard in 0..shards {
-        read_events((&*store, given), (shard, shards), &mut found, verdict).await?;
+        read_events(&*store, given, shard, shards, &mut found, verdict).await?;
     }
     compare(&found, given.courses(), verdict);
     states(&*store, shards, given.courses(), verdict).await?;
@@ -101,8 +101,10 @@ fn at_rest(rows: &[ShardRow], given: &Postings, verdict: &mut Verdict) {
 
 /// Reads a shard's events in the order of their commits, and checks that each key's count rises by one each time.
 async fn read_events(
-    (store, given): (&dyn Store, &Postings),
-    (shard, shards): (ShardNo, u32),
+    store: &dyn Store,
+    given: &Postings,
+    shard: ShardNo,
+    shards: u32,
     found: &mut HashMap<String, Course>,
     verdict: &mut Verdict,
 ) -> Result<(), ChaosError> {

@@ -6,12 +6,13 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::{Args, value_parser};
 use perkey::clock::{Dice, Stopwatch};
 use perkey::store::sqlite::SqliteStore;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Row, SqliteConnection};
 
-use crate::process::{Place, Running, until};
+use crate::process::{Place, Running, binary, until};
 use crate::provider::{BROKE, Faults, Provider};
 use crate::{ChaosError, Verdict};
 
@@ -23,17 +24,25 @@ const TOLD_MAX: usize = 5;
 const BROKE_EVERY: u64 = 20;
 
 /// What to do.
-#[derive(Clone, Debug)]
+#[derive(Args, Clone, Debug)]
+#[command(mut_arg("fail", |fail| fail.default_value("0.1")))]
+#[command(mut_arg("hang", |hang| hang.default_value("0.01")))]
+#[command(mut_arg("lose", |lose| lose.default_value("0.01")))]
 pub struct Plan {
-    /// The binary.
-    pub binary: PathBuf,
+    /// The binary; without one, it is built beside this one.
+    #[arg(long, value_name = "PATH")]
+    pub binary: Option<PathBuf>,
     /// How often the process is killed.
+    #[arg(long, default_value_t = 10)]
     pub kills: u32,
     /// Checkouts.
+    #[arg(long, default_value_t = 10_000, value_parser = value_parser!(u64).range(1..))]
     pub checkouts: u64,
     /// What goes wrong at the provider.
+    #[command(flatten)]
     pub faults: Faults,
     /// The seed.
+    #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
 
@@ -47,7 +56,7 @@ struct Ended {
 /// Runs `plan` in a folder of its own; each line of the report goes to `say` as it comes.
 pub async fn checkouts(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, ChaosError> {
     let folder = tempfile::tempdir()?;
-    let place = Place::new(&plan.binary, folder.path());
+    let place = Place::new(&binary(plan.binary.as_deref()).await?, folder.path());
     std::fs::write(folder.path().join("checkouts.ndjson"), lines(plan))?;
     let provider = Provider::start(([127, 0, 0, 1], 0).into(), plan.faults, plan.seed).await?;
     let mut verdict = Verdict::default();

@@ -8,6 +8,7 @@ mod figures;
 pub mod judge;
 pub mod load;
 pub mod meter;
+pub mod record;
 mod scene;
 pub mod servers;
 pub mod streams;
@@ -17,9 +18,12 @@ pub mod workers;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{RangedU64ValueParser, TypedValueParser};
+use clap::{Args, value_parser};
 use perkey::clock::Dice;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
+use crate::process::binary;
 use crate::{ChaosError, Verdict};
 use carrier::Carrier;
 use faults::{On, Scenario};
@@ -28,28 +32,42 @@ use servers::Servers;
 use workers::Common;
 
 /// What to do.
-#[derive(Clone, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// The binary.
-    pub binary: PathBuf,
+    /// The binary; without one, it is built beside this one.
+    #[arg(long, value_name = "PATH")]
+    pub binary: Option<PathBuf>,
     /// What the run is about.
+    #[arg(long, value_enum)]
     pub scenario: Scenario,
     /// What carries the messages.
+    #[arg(long, value_enum, default_value_t = On::Kafka)]
     pub on: On,
     /// How many workers.
+    #[arg(long, default_value_t = 3, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub workers: usize,
     /// Records a second; 0 is as many as the fleet handles.
+    #[arg(long, default_value_t = 2_000)]
     pub rate: u64,
     /// For how long something is done to them.
+    #[arg(long, default_value_t = 60)]
     pub seconds: u64,
-    /// How long PostgreSQL is away, where that is the scenario.
+    /// How long PostgreSQL is away, where that is the scenario, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds(0))]
     pub away: Duration,
-    /// `ownership.lease_ttl`.
+    /// `ownership.lease_ttl`, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = seconds(1))]
     pub ttl: Duration,
     /// Accounts.
+    #[arg(long, default_value_t = 5_000)]
     pub accounts: u64,
     /// The seed.
+    #[arg(long, default_value_t = 1)]
     pub seed: u64,
+}
+
+fn seconds(least: u64) -> impl TypedValueParser<Value = Duration> {
+    value_parser!(u64).range(least..).map(Duration::from_secs)
 }
 
 /// Runs `plan`; each line of the report goes to `say` as it comes.
@@ -58,6 +76,7 @@ pub async fn fleet(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, Ch
     if !scenario.goes_with(on) {
         return Err(ChaosError::Stuck(format!("nothing of this scenario happens --on {}", on.as_str())));
     }
+    let binary = binary(plan.binary.as_deref()).await?;
     let running = Servers::running(on);
     let servers = if scenario.kills_servers() || running.is_err() { Servers::own(on).await? } else { running? };
     let suffix = format!("{:08x}", Dice::from_system().below(1 << 32));
@@ -66,7 +85,7 @@ pub async fn fleet(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, Ch
     change(&servers.postgres, &format!("CREATE DATABASE {database}")).await?;
     let folder = tempfile::tempdir()?;
     let common = Common {
-        binary: plan.binary.clone(),
+        binary,
         folder: folder.path().to_owned(),
         database: database.clone(),
         carrier: carrier.clone(),

@@ -9,12 +9,13 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
 
+use clap::{Args, ValueEnum};
 use perkey::clock::{Dice, Stopwatch, sleep};
 use perkey::store::sqlite::SqliteStore;
 
 use crate::check::{check, progress};
 use crate::postings::{Postings, SERVICE};
-use crate::process::{Place, Running, until};
+use crate::process::{Place, Running, binary, until};
 use crate::{ChaosError, Verdict};
 
 /// A run of either kind ends within this once nobody kills it any more.
@@ -27,7 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const MAX_UNREAD: &str = "log.max_unread=4000";
 
 /// Who works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
     /// `import` runs the engine itself.
     Import,
@@ -36,26 +37,32 @@ pub enum Mode {
 }
 
 /// What to do.
-#[derive(Clone, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// The binary.
-    pub binary: PathBuf,
+    /// The binary; without one, it is built beside this one.
+    #[arg(long, value_name = "PATH")]
+    pub binary: Option<PathBuf>,
     /// Who works.
+    #[arg(long, value_enum, default_value_t = Mode::Import)]
     pub mode: Mode,
     /// How often somebody is killed.
+    #[arg(long, default_value_t = 50)]
     pub kills: u32,
     /// Lines of the file.
+    #[arg(long, default_value_t = 100_000)]
     pub lines: usize,
     /// Accounts in it.
+    #[arg(long, default_value_t = 5_000)]
     pub accounts: u64,
     /// The seed.
+    #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
 
 /// Runs `plan` in a folder of its own; each line of the report goes to `say` as it comes.
 pub async fn kill(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, ChaosError> {
     let folder = tempfile::tempdir()?;
-    let place = Place::new(&plan.binary, folder.path());
+    let place = Place::new(&binary(plan.binary.as_deref()).await?, folder.path());
     let mut given = Postings::new(plan.seed, plan.accounts);
     given.write_csv(plan.lines, &mut BufWriter::new(File::create(folder.path().join("postings.csv"))?))?;
     say(&format!("{} lines, {} different postings, {} repeats", plan.lines, given.unique(), given.repeats()));

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use clap::{Args, ValueEnum};
 use perkey::clock::{Clock, Millis, Stopwatch, sleep};
 use perkey::message::{Draft, shard_of};
 use perkey::metrics::Metrics;
@@ -29,7 +30,7 @@ const REST_MAX: Duration = Duration::from_secs(600);
 const DEPENDENCY: &str = "provider";
 
 /// What disturbs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum What {
     /// A key whose turns take long.
     Slow,
@@ -38,13 +39,16 @@ pub enum What {
 }
 
 /// What to do.
-#[derive(Clone, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Plan {
     /// What disturbs.
+    #[arg(long = "of", value_enum)]
     pub what: What,
     /// For how long, and for how long not before.
+    #[arg(long, default_value_t = 60)]
     pub seconds: u64,
     /// Messages a second.
+    #[arg(long, default_value_t = 500)]
     pub rate: u64,
 }
 

@@ -52,6 +52,15 @@ pub fn built() -> Result<PathBuf, ChaosError> {
     Ok(path)
 }
 
+/// The binary that is `named`, or the one that is [`built`].
+pub(crate) async fn binary(named: Option<&Path>) -> Result<PathBuf, ChaosError> {
+    let stuck = |error: &dyn std::fmt::Display| ChaosError::Stuck(error.to_string());
+    match named {
+        Some(path) => path.canonicalize().map_err(|error| stuck(&format!("{}: {error}", path.display()))),
+        None => tokio::task::spawn_blocking(built).await.map_err(|error| stuck(&error))?,
+    }
+}
+
 /// Where processes run: the binary, the store that they share, and the file that they write to.
 #[derive(Clone, Debug)]
 pub struct Place {

@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
+use clap::Args;
 use perkey::clock::{Dice, sleep};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -27,21 +28,50 @@ pub const BROKE: &str = "broke";
 const HANGS: Duration = Duration::from_secs(60);
 
 /// How often what goes wrong, as shares of all calls.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Args, Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
-    /// It answers 503; half of the time it has done what it was told.
+    /// Share of the calls that it answers with 503; half of them it has done all the same.
+    #[arg(long, default_value_t)]
     pub fail: f64,
-    /// It does not answer for a minute; half of the time it has done what it was told.
+    /// Share of the calls that it does not answer for a minute; half of them it has done all the same.
+    #[arg(long, default_value_t)]
     pub hang: f64,
-    /// It does what it is told, and the answer is lost.
+    /// Share of the calls that it does, and whose answers are lost.
+    #[arg(long, default_value_t)]
     pub lose: f64,
-    /// It says that it took another amount than it did.
+    /// Share of the calls of which it says that it took another amount than it did.
+    #[arg(skip)]
     pub lie: f64,
     /// It takes this long.
+    #[arg(skip)]
     pub slow_ms: u64,
     /// It answers 503 and does nothing.
+    #[arg(skip)]
     pub away: bool,
+}
+
+/// A provider that is run by itself.
+#[derive(Args, Clone, Debug)]
+pub struct Plan {
+    /// Where it listens.
+    #[arg(long, default_value = "127.0.0.1:8090")]
+    pub listen: SocketAddr,
+    /// What goes wrong.
+    #[command(flatten)]
+    pub faults: Faults,
+    /// The seed.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// Runs `plan` until the process ends.
+pub async fn provider(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<(), ChaosError> {
+    let mut provider = Provider::start(plan.listen, plan.faults, plan.seed).await?;
+    say(&format!("provider at {}", provider.url()));
+    // Only a panic of the server could end it.
+    drop((&mut provider.task).await);
+    Ok(())
 }
 
 /// What it knows of an order.
@@ -140,12 +170,6 @@ impl Provider {
     /// What it took and gave back, by order.
     pub fn ledger(&self) -> Vec<Entry> {
         entries(&lock(&self.inner))
-    }
-
-    /// Waits until it ends, which it does not by itself.
-    pub async fn ended(mut self) {
-        // Only a panic of the server could end it.
-        drop((&mut self.task).await);
     }
 }
 

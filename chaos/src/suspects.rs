@@ -10,6 +10,8 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{ArgAction, Args, value_parser};
 use perkey::clock::{Dice, Stopwatch, sleep};
 use perkey::engine::cache;
 use perkey::engine::calls::{Call, CallAnswer, CallError, Calls};
@@ -29,9 +31,11 @@ use tokio::task::JoinSet;
 
 use crate::engine::append;
 use crate::postings::SERVICE;
-use crate::process::{Place, Running, until};
+use crate::process::{Place, Running, binary, until};
 use crate::{ChaosError, Verdict};
 
+/// The argument with which `perkey-chaos` runs [`work`].
+pub const WORKER: &str = "suspects-worker";
 /// Where the worker's folder is named to it.
 pub const FOLDER: &str = "PERKEY_SUSPECTS_FOLDER";
 
@@ -51,22 +55,36 @@ const STARTS: &str = "starts";
 const READY: &str = "ready";
 
 /// What to do.
-#[derive(Clone, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// What runs [`work`], with [`FOLDER`] in its environment: a program and its arguments.
-    pub worker: (PathBuf, Vec<String>),
-    /// The binary that imports the messages into the running worker; without one they are in its log from the start.
-    pub importer: Option<PathBuf>,
+    /// What runs [`work`], with [`FOLDER`] in its environment: a program and its arguments; this one, where none is named.
+    #[arg(skip)]
+    pub worker: Option<(PathBuf, Vec<String>)>,
     /// Messages.
+    #[arg(long, default_value_t = 2_000, value_parser = value_parser!(u64).range(1..))]
     pub messages: u64,
     /// Whether one of them is deadly.
+    #[arg(long, action = ArgAction::Set, default_value = "yes", value_parser = yes_or_no())]
     pub deadly: bool,
+    /// Whether the binary imports the messages into the running worker, in whose log they are from the start otherwise.
+    #[arg(long, action = ArgAction::Set, default_value = "no", value_parser = yes_or_no())]
+    pub import: bool,
     /// Whether the deadly one is a call, whose sender asks until it is answered.
+    #[arg(long, action = ArgAction::Set, default_value = "no", value_parser = yes_or_no())]
     pub call: bool,
     /// Kills from outside.
+    #[arg(long, default_value_t = 0)]
     pub kills: u32,
+    /// The binary; without one, it is built beside this one.
+    #[arg(long, value_name = "PATH")]
+    pub binary: Option<PathBuf>,
     /// The seed.
+    #[arg(long, default_value_t = 1)]
     pub seed: u64,
+}
+
+fn yes_or_no() -> impl TypedValueParser<Value = bool> {
+    PossibleValuesParser::new(["yes", "no"]).map(|word| word == "yes")
 }
 
 struct Fragile {
@@ -201,7 +219,7 @@ struct Scene<'a> {
 impl Scene<'_> {
     /// Puts the messages in the log, or starts the import that does beside a running worker.
     async fn bring(&mut self) -> Result<Option<Child>, ChaosError> {
-        let Some(importer) = &self.plan.importer else {
+        if !self.plan.import {
             let store = SqliteStore::open(&url(self.folder), Access::Run).await?;
             let (shards, services) = (Settings::default().ownership.shards, vec![SERVICE.into()]);
             store.prepare(Setup { shards, services, tables: Vec::new(), code: Code::numbered(1) }).await?;
@@ -211,7 +229,9 @@ impl Scene<'_> {
             append(&store, shards, &messages).await?;
             store.close().await;
             return Ok(None);
-        };
+        }
+        // Before the worker starts: it may have to be built.
+        let binary = binary(self.plan.binary.as_deref()).await?;
         let lines = (0..self.plan.messages).map(|no| {
             let amount = self.amount(no);
             format!("m-{no},{},{}.{:02},EUR,2026-01-31,\n", account(no), amount / 100, amount % 100)
@@ -219,7 +239,7 @@ impl Scene<'_> {
         let file = self.folder.join("messages.csv");
         std::fs::write(&file, format!("id,account,amount,currency,at,memo\n{}", lines.collect::<String>()))?;
         self.start().await?;
-        let place = Place::new(importer, self.folder);
+        let place = Place::new(&binary, self.folder);
         let Running { child, .. } = place.start("import.log", &["import", "--service", SERVICE, "messages.csv"])?;
         Ok(Some(child))
     }
@@ -243,7 +263,8 @@ impl Scene<'_> {
     async fn start(&mut self) -> Result<(), ChaosError> {
         let ready = self.folder.join(READY);
         std::fs::remove_file(&ready).ok();
-        let (program, args) = &self.plan.worker;
+        let own = || Ok::<_, ChaosError>((std::env::current_exe()?, vec![WORKER.to_owned()]));
+        let (program, args) = self.plan.worker.clone().map_or_else(own, Ok)?;
         let log = OpenOptions::new().create(true).append(true).open(self.folder.join("worker.log"))?;
         let mut command = Command::new(program);
         command.args(args).env(FOLDER, self.folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::{Args, value_parser};
 use perkey::clock::{Clock, Millis, sleep};
 use perkey::message::{Draft, shard_of};
 use perkey::metrics::Metrics;
@@ -29,13 +30,16 @@ const CANCELLED_EVERY: u64 = 10;
 const REST_MAX: Duration = Duration::from_secs(300);
 
 /// What to do.
-#[derive(Clone, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Plan {
     /// Timers, each of a key of its own.
+    #[arg(long, default_value_t = 100_000, value_parser = value_parser!(u64).range(1..))]
     pub timers: u64,
     /// They are due over so many seconds.
+    #[arg(long, default_value_t = 60)]
     pub seconds: u64,
     /// How often the engine is drained and started again meanwhile.
+    #[arg(long, default_value_t = 3)]
     pub restarts: u32,
 }
 

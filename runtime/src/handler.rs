@@ -16,10 +16,10 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
-pub use codec::{Codec, CodecError, Json, Payload, Schema};
+pub use codec::{Codec, Json, Payload, Schema};
 pub use command::{ANSWER, Answer, CALL, COMMAND, CallId, Outcome, Sent, SentMessage, TIMER, call_of, is_between_keys};
 pub(crate) use command::{Asked, CALL_ID, TIMER_NAME, is_reserved, stays_inside};
-pub use dialect::{named_once, whole_number, whole_numbers};
+pub use dialect::{CodecError, named_once, whole_number, whole_numbers};
 pub use retry::RetryPolicy;
 pub use schedule::Schedule;
 pub(crate) use schedule::{CRON, SCHEDULE};

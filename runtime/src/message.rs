@@ -16,7 +16,7 @@ pub(crate) use self::cut::{CUT_FROM, KEPT_BYTES, kept};
 pub(crate) use self::hash::keyed_hash;
 pub use self::hash::{digest, murmur2, shard_of};
 pub use self::position::{Position, Positions};
-pub use self::print::{Print, Taken};
+pub use self::print::{Print, Taken, TakenId};
 use crate::clock::Millis;
 
 mod ahead;
@@ -344,61 +344,6 @@ impl fmt::Debug for Message {
             .field("payload_bytes", &self.payload().len())
             .finish_non_exhaustive()
     }
-}
-
-/// The id of a message within its scope, as the inbox keeps it: 16 bytes of the id (a UUID as it is, anything
-/// else hashed under the store's key), 4 of the key's murmur2, 2 of the service's number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TakenId(pub [u8; TakenId::BYTES]);
-
-impl TakenId {
-    /// Length in a `commits.ids` blob.
-    pub const BYTES: usize = 22;
-
-    /// Stands in the place of a service's number.
-    pub(crate) const OUTGOING: u16 = u16::MAX - 1;
-
-    /// The id of `message` as `service` (by its number) takes it: within its source, where a binding asked for that.
-    pub fn of(message: &Message, service: u16, hash_key: &[u8; 32]) -> Self {
-        let mut raw = [0; Self::BYTES];
-        let id = match message.id_is_within_source() {
-            true => keyed_hash(id_within(message.source(), message.id()).as_bytes(), hash_key),
-            false => digest(message.id(), hash_key),
-        };
-        raw[..16].copy_from_slice(&id);
-        raw[16..20].copy_from_slice(&murmur2(message.key().as_bytes()).to_le_bytes());
-        raw[20..].copy_from_slice(&service.to_le_bytes());
-        Self(raw)
-    }
-
-    /// The id of an event that a sink refused. Its scope is no service's: it is not a message that a service takes.
-    pub fn outgoing(event: &Message, hash_key: &[u8; 32]) -> Self {
-        Self::of(event, Self::OUTGOING, hash_key)
-    }
-
-    /// Whether it is of an event that a sink refused.
-    pub fn is_outgoing(&self) -> bool {
-        self.0[20..] == Self::OUTGOING.to_le_bytes()
-    }
-
-    /// The 16 bytes that stand for the id.
-    pub fn digest(&self) -> [u8; 16] {
-        let mut digest = [0; 16];
-        digest.copy_from_slice(&self.0[..16]);
-        digest
-    }
-
-    /// Whether this is the id `digest` in any scope.
-    pub fn is(&self, digest: &[u8; 16]) -> bool {
-        self.0[..16] == *digest
-    }
-}
-
-/// An id and the source in which it is unique, as one text. A source is a URI reference, which has no space: one that has
-/// is set apart by what no id can have, so that no two pairs are one text.
-fn id_within(source: &str, id: &str) -> String {
-    let between = if source.contains(' ') { '\0' } else { ' ' };
-    format!("{source}{between}{id}")
 }
 
 #[cfg(test)]

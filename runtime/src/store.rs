@@ -26,14 +26,14 @@ pub use append::{IntakeRow, IntakeRows};
 use bytes::Bytes;
 pub use commit::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
-    SourceAhead, SourcePositions, StateWrite,
+    SourceAhead, SourcePositions, StateWrite, TimerWrite,
 };
 use futures_util::future::BoxFuture;
 use lease::{Behind, Code};
 pub use open::{Opened, check_url, closing, disk, is_running, is_shared, leave_open, open, unproven};
 pub use query::calls;
 pub(in crate::store) use timer::KeyWalk;
-pub use timer::{Due, DueTimers, Letters, OfService, OldLetter, OldLetters, Runnable, Timer, TimerWrite};
+pub use timer::{Due, DueTimers, Letters, OfService, OldLetter, OldLetters, Runnable, Timer};
 
 use crate::clock::Millis;
 use crate::handler::Table;

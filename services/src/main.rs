@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use budget_manager::operator::cli;
+use budget_manager::operator::{self, cli};
 use perkey::host::in_runtime;
 
 /// A message's way is short-lived pieces of memory that one thread makes and another drops, which this allocator is good
@@ -12,7 +12,7 @@ use perkey::host::in_runtime;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match in_runtime(cli::run(std::env::args_os().collect())) {
+    match in_runtime(operator::run(std::env::args_os().collect())) {
         Ok(code) => code,
         Err(failure) => {
             failure.lines().into_iter().for_each(cli::output::complain);

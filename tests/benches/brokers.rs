@@ -86,7 +86,7 @@ pub(crate) fn run(runtime: &tokio::runtime::Runtime, options: &Options) {
     let messages = options.number("--messages", 100_000);
     let rounds = options.number("--rounds", 3);
     let accounts = options.number("--accounts", 10_000) as u64;
-    let pace = (options.number("--rate", 2_000) as u64, options.number("seconds", 5) as u64);
+    let (rate, seconds) = (options.number("--rate", 2_000) as u64, options.number("--seconds", 5) as u64);
     let mut all: HashMap<&'static str, Vec<Figures>> = HashMap::new();
     runtime.block_on(async {
         for round in 0..rounds {
@@ -101,12 +101,12 @@ pub(crate) fn run(runtime: &tokio::runtime::Runtime, options: &Options) {
                 };
                 let mut figures = flood(&broker(bulk).await, messages).await;
                 let steady = broker(steady).await;
-                let waits = pace_through(&steady, pace).await;
+                let waits = pace_through(&steady, rate, seconds).await;
                 (figures.p50, figures.p99) = (percentile(&waits, 0.5), percentile(&waits, 0.99));
                 println!(
                     "round {round} {:9} out {:6.1} in {:6.1} thousand/s, {:5.2} CPU-s of the client per 100,000 both ways, \
                      {} a second: p50 {:5.2} ms p99 {:6.2} ms",
-                    steady.name, figures.out, figures.into, figures.cpu, pace.0, figures.p50, figures.p99
+                    steady.name, figures.out, figures.into, figures.cpu, rate, figures.p50, figures.p99
                 );
                 all.entry(steady.name).or_default().push(figures);
             }
@@ -190,7 +190,7 @@ async fn fetched(source: &mut dyn Source) -> Vec<Message> {
 }
 
 /// Milliseconds that each event took from the sink to the source, at a steady pace.
-async fn pace_through(broker: &Broker, (rate, seconds): (u64, u64)) -> Vec<f64> {
+async fn pace_through(broker: &Broker, rate: u64, seconds: u64) -> Vec<f64> {
     let clock = Arc::new(Stopwatch::start());
     let (took, mut all) = tokio::sync::mpsc::unbounded_channel();
     let mut tasks = JoinSet::new();

@@ -11,17 +11,14 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use perkey::clock::{Millis, Stopwatch, sleep};
-use perkey::message::{Draft, Positions, ShardNo, TakenId, shard_of};
+use perkey::message::{Draft, shard_of};
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
-use perkey::store::calls::CallStore;
-use perkey::store::query::{DeadFilter, Queries};
+use perkey::store::query::DeadFilter;
 use perkey::store::sqlite::SqliteStore;
-use perkey::store::{
-    Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Letters, OfService, OldLetters,
-    Outcome, PendingRow, Runnable, ServiceKey, Setup, Store, StoreFuture, StoredLogRow, TakenShard, Timer, Trim,
-};
+use perkey::store::{Commit, Outcome, Store};
 use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
+use perkey_tests::{Tapped, Taps};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
@@ -120,7 +117,7 @@ async fn capacity(keys: usize, messages: usize) -> f64 {
         }
         append(&*probe, Counting::SERVICE, &batch, SHARDS).await;
     }
-    while probe.seen() < messages {
+    while probe.taps.seen() < messages {
         sleep(Duration::from_millis(2)).await;
     }
     let took = watch.elapsed();
@@ -137,7 +134,7 @@ async fn once(load: &Load) -> (Vec<f64>, f64) {
     let due = |no: usize| Duration::from_secs_f64(no as f64 / load.rate);
     let (mut fed, mut follower, mut late) = (0, 0_u32, Duration::ZERO);
     let mut places = Vec::new();
-    probe.begin();
+    probe.taps.begin();
     let watch = Stopwatch::start();
     while fed < total {
         let now = watch.elapsed();
@@ -154,11 +151,11 @@ async fn once(load: &Load) -> (Vec<f64>, f64) {
             append(&*probe, Counting::SERVICE, &batch, SHARDS).await;
         }
         if load.failing && places.len() < now.as_secs() as usize {
-            places.push(place(&probe).await);
+            places.push(place(&*probe).await);
         }
         sleep((now + EVERY).saturating_sub(watch.elapsed())).await;
     }
-    while probe.seen() < total {
+    while probe.taps.seen() < total {
         sleep(EVERY).await;
     }
     if load.failing {
@@ -166,14 +163,14 @@ async fn once(load: &Load) -> (Vec<f64>, f64) {
     }
     engine.drain().await.expect("a drain");
     probe.store.close().await;
-    let committed = std::mem::take(&mut *probe.committed.lock().expect("no holder panics"));
+    let committed = std::mem::take(&mut *probe.taps.committed.lock().expect("no holder panics"));
     let counted = committed.into_iter().filter(|(no, _)| due(*no) >= WARM_UP);
     let latencies = counted.map(|(no, at)| at.saturating_sub(due(no)).as_secs_f64() * 1e3).collect();
     (latencies, late.as_secs_f64() * 1e3)
 }
 
 /// How far the failing key's shard has read its source, and how many of its messages wait.
-async fn place(probe: &Probe) -> (u64, u64) {
+async fn place(probe: &dyn Store) -> (u64, u64) {
     let rows = probe.queries().shards().await.expect("rows");
     let row = &rows[shard_of(FAILING, SHARDS) as usize];
     let position = row.positions.values().flatten().map(|(_, position)| position.no).max();
@@ -181,7 +178,7 @@ async fn place(probe: &Probe) -> (u64, u64) {
 }
 
 /// Waits for the dead letter; says what became of the message and that the position moved on meanwhile.
-async fn tell(probe: &Probe, places: Vec<(u64, u64)>) {
+async fn tell(probe: &Tapped<SqliteStore, Probe>, places: Vec<(u64, u64)>) {
     let waited: Vec<u64> = places.iter().filter(|(_, pending)| *pending > 0).map(|(no, _)| *no).collect();
     let moved = waited.windows(2).filter(|pair| pair[1] > pair[0]).count();
     println!("  looked {} times while it waited: the position had moved on {moved} times", waited.len());
@@ -195,13 +192,13 @@ async fn tell(probe: &Probe, places: Vec<(u64, u64)>) {
     let retry = Settings::default().retry;
     let mut bound = retry.base;
     let mut told = Vec::new();
-    for delay in probe.delays.lock().expect("no holder panics").iter() {
+    for delay in probe.taps.delays.lock().expect("no holder panics").iter() {
         told.push(format!("{delay} of {}", bound.as_millis()));
         assert!(Duration::from_millis(*delay) <= bound, "a delay of {delay} ms");
         bound = bound.mul_f64(retry.factor).min(retry.cap);
     }
     println!("  dead after {} attempts; delays in ms, of at most: {}", letter.history.len(), told.join(", "));
-    let delays = probe.delays.lock().expect("no holder panics").len();
+    let delays = probe.taps.delays.lock().expect("no holder panics").len();
     let attempts = retry.attempts as usize;
     assert_eq!((letter.history.len(), delays), (attempts, attempts - 1), "each attempt is in its history");
 }
@@ -218,18 +215,18 @@ fn step(id: uuid::Uuid, key: &str, fail: bool) -> Message {
     draft.build().expect("a message")
 }
 
-async fn start(path: &Path) -> (Arc<Probe>, Engine) {
+async fn start(path: &Path) -> (Arc<Tapped<SqliteStore, Probe>>, Engine) {
     let store = open(path).await;
     let watch = Mutex::new(Stopwatch::start());
-    let probe = Arc::new(Probe { store, watch, committed: Mutex::default(), delays: Mutex::default() });
+    let taps = Probe { watch, committed: Mutex::default(), delays: Mutex::default() };
+    let probe = Arc::new(Tapped { store, taps });
     let handlers = Handlers::new().with(Counting);
     let engine = Engine::start(&Settings::default(), handlers, probe.clone(), Metrics::new()).await;
     (probe, engine.expect("an engine"))
 }
 
-/// A store that remembers when each message was committed.
+/// Remembers when each message was committed.
 struct Probe {
-    store: Arc<SqliteStore>,
     watch: Mutex<Stopwatch>,
     committed: Mutex<Vec<(usize, Duration)>>,
     /// The delays before the failing message's next attempts, as they were drawn.
@@ -259,106 +256,14 @@ impl Probe {
     }
 }
 
-impl Store for Probe {
-    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
+impl Taps for Probe {
+    fn commit<'a>(&'a self, store: &'a dyn Store, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
         Box::pin(async move {
-            let outcome = self.store.commit(commit).await;
+            let outcome = store.commit(commit).await;
             if matches!(outcome, Outcome::Committed) {
                 self.record(commit);
             }
             outcome
         })
-    }
-
-    fn prepare(&self, setup: Setup) -> StoreFuture<'_, Identity> {
-        self.store.prepare(setup)
-    }
-
-    fn take(&self, shard: ShardNo, owner: &str) -> StoreFuture<'_, TakenShard> {
-        self.store.take(shard, owner)
-    }
-
-    fn retake(&self, shard: ShardNo, epoch: Epoch) -> StoreFuture<'_, TakenShard> {
-        self.store.retake(shard, epoch)
-    }
-
-    fn inbox(&self, shard: ShardNo, since: Millis, max: usize) -> StoreFuture<'_, InboxRows> {
-        self.store.inbox(shard, since, max)
-    }
-
-    fn load(&self, shard: ShardNo, keys: Vec<ServiceKey>) -> StoreFuture<'_, Vec<KeyRow>> {
-        self.store.load(shard, keys)
-    }
-
-    fn due(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, Due> {
-        self.store.due(shard, now, runnable, limit)
-    }
-
-    fn orphans(
-        &self,
-        shard: ShardNo,
-        runnable: Runnable,
-        after: Option<ServiceKey>,
-        limit: usize,
-    ) -> StoreFuture<'_, Vec<ServiceKey>> {
-        self.store.orphans(shard, runnable, after, limit)
-    }
-
-    fn timers(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, DueTimers> {
-        self.store.timers(shard, now, runnable, limit)
-    }
-
-    fn of_service(&self, shard: ShardNo, service: Arc<str>, limit: usize) -> StoreFuture<'_, OfService> {
-        self.store.of_service(shard, service, limit)
-    }
-
-    fn known(&self, shard: ShardNo, asked: Vec<(TakenId, String)>) -> StoreFuture<'_, Vec<bool>> {
-        self.store.known(shard, asked)
-    }
-
-    fn letters(&self, shard: ShardNo) -> StoreFuture<'_, Letters> {
-        self.store.letters(shard)
-    }
-
-    fn old(&self, shard: ShardNo, after: u64, before: Millis) -> StoreFuture<'_, OldLetters> {
-        self.store.old(shard, after, before)
-    }
-
-    fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>> {
-        self.store.schedules(shard)
-    }
-
-    fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {
-        self.store.page(shard, key, after, limit)
-    }
-
-    fn dead(
-        &self,
-        shard: ShardNo,
-        filter: DeadFilter,
-        after: Option<DeadPlace>,
-        limit: usize,
-    ) -> StoreFuture<'_, Vec<DeadLetter>> {
-        self.store.dead(shard, filter, after, limit)
-    }
-
-    fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>> {
-        self.store.read_log(target, from, limit)
-    }
-
-    fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()> {
-        self.store.log_changed(target)
-    }
-
-    fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()> {
-        self.store.trim(shard, trim)
-    }
-
-    fn queries(&self) -> &dyn Queries {
-        self.store.queries()
-    }
-
-    fn calls(&self) -> &dyn CallStore {
-        self.store.calls()
     }
 }

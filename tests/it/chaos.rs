@@ -27,8 +27,7 @@ fn holds(again: &str, said: &[String], verdict: Result<Verdict, ChaosError>) {
 }
 
 async fn killed(mode: Mode, word: &str) {
-    let binary = tokio::task::spawn_blocking(process::built).await.unwrap().unwrap();
-    let plan = kill::Plan { binary, mode, kills: 8, lines: 20_000, accounts: 2_000, seed: 8 };
+    let plan = kill::Plan { binary: None, mode, kills: 8, lines: 20_000, accounts: 2_000, seed: 8 };
     let mut said = Vec::new();
     let verdict = kill::kill(&plan, &mut |line| said.push(line.to_owned())).await;
     let again = format!("kill --mode {word} --kills 8 --lines 20000 --accounts 2000 --seed 8");
@@ -47,9 +46,8 @@ async fn a_process_killed_beside_an_import_counts_each_line_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn checkouts_under_kills_and_a_faulty_provider_leave_the_books_right() {
-    let binary = tokio::task::spawn_blocking(process::built).await.unwrap().unwrap();
     let faults = Faults { fail: 0.1, hang: 0.01, lose: 0.01, ..Faults::default() };
-    let plan = checkouts::Plan { binary, kills: 3, checkouts: 300, faults, seed: 6 };
+    let plan = checkouts::Plan { binary: None, kills: 3, checkouts: 300, faults, seed: 6 };
     let mut said = Vec::new();
     let verdict = checkouts::checkouts(&plan, &mut |line| said.push(line.to_owned())).await;
     holds("checkouts --kills 3 --checkouts 300 --seed 6", &said, verdict);
@@ -71,12 +69,8 @@ struct Suspected {
 
 async fn suspected(Suspected { import, deadly, call, kills }: Suspected) {
     let args = ["--exact", "chaos::worker_that_a_message_may_end", "--nocapture"].map(str::to_owned);
-    let worker = (std::env::current_exe().unwrap(), args.to_vec());
-    let importer = match import {
-        true => Some(tokio::task::spawn_blocking(process::built).await.unwrap().unwrap()),
-        false => None,
-    };
-    let plan = suspects::Plan { worker, importer, messages: 600, deadly, call, kills, seed: 3 };
+    let worker = Some((std::env::current_exe().unwrap(), args.to_vec()));
+    let plan = suspects::Plan { worker, messages: 600, deadly, import, call, kills, binary: None, seed: 3 };
     let mut said = Vec::new();
     let verdict = suspects::suspects(&plan, &mut |line| said.push(line.to_owned())).await;
     holds("suspects --messages 600 --seed 3", &said, verdict);
@@ -185,14 +179,12 @@ async fn a_load_lies_in_the_streams_of_its_shards() {
 
 /// Three workers under a small load, for seconds; `perkey-chaos fleet` runs them for longer.
 async fn fleet_of_three(scenario: Scenario, on: On, seconds: u64) {
-    let binary = tokio::task::spawn_blocking(process::built).await.unwrap().unwrap();
     let ttl = Duration::from_secs(2);
     let (rate, accounts, seed) = (400, 500, 9);
-    let plan = fleet::Plan { binary, scenario, on, workers: 3, rate, seconds, away: ttl, ttl, accounts, seed };
+    let plan = fleet::Plan { binary: None, scenario, on, workers: 3, rate, seconds, away: ttl, ttl, accounts, seed };
     let mut said = Vec::new();
     let verdict = fleet::fleet(&plan, &mut |line| said.push(line.to_owned())).await;
-    let name = Scenario::NAMED.iter().find(|(_, named)| *named == scenario).map_or("", |(name, _)| name);
-    let on = on.as_str();
+    let (name, on) = (scenario.word(), on.as_str());
     let size = format!("--rate {rate} --seconds {seconds} --ttl 2 --accounts {accounts} --seed {seed}");
     holds(&format!("fleet --scenario {name} --on {on} {size}"), &said, verdict);
 }
@@ -228,8 +220,7 @@ async fn postgres_alone_carries_a_fleet_whose_workers_are_killed() {
 }
 
 async fn called(store: calls::StoreKind, operations: u64, kills: u32, word: &str) {
-    let binary = tokio::task::spawn_blocking(process::built).await.unwrap().unwrap();
-    let plan = calls::Plan { binary, store, operations, kills, cut: 0.3, seed: 7 };
+    let plan = calls::Plan { binary: None, store, operations, kills, cut: 0.3, seed: 7 };
     let mut said = Vec::new();
     let verdict = calls::calls(&plan, &mut |line| said.push(line.to_owned())).await;
     holds(&format!("calls --on {word} --operations {operations} --kills {kills} --seed 7"), &said, verdict);

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perkey::handlers::run::{TurnEnd, TurnFault};
-use perkey::ledger::Ledger;
-use perkey::ledger::OTHER_CONTENT;
 use perkey::ledger::protocol::{Action, ActorIx, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo};
 use perkey::ledger::routes::{Arrival, Bindings, What};
+use perkey::ledger::{Ledger, OTHER_CONTENT};
 use perkey::message::{Draft, Message, Position, shard_of};
 use perkey::settings::Settings;
 use perkey::store::lease::Code;
@@ -151,11 +150,11 @@ fn config(store: &MemoryStore, small: [u64; 3]) -> LedgerConfig {
     settings.retry.base = Duration::from_millis(20);
     settings.retry.cap = Duration::from_millis(100);
     settings.retry.attempts = 4;
-    listing(store, settings, (2, small[0]))
+    listing(store, settings, 2, small[0])
 }
 
 /// What a ledger of the service `listing` and of one source is made with, on a new store of one shard.
-pub(crate) fn listing(store: &MemoryStore, settings: Settings, (actors_max, seed): (u32, u64)) -> LedgerConfig {
+pub(crate) fn listing(store: &MemoryStore, settings: Settings, actors_max: u32, seed: u64) -> LedgerConfig {
     let services = vec![Arc::from("listing")];
     let identity =
         store.prepare_now(&Setup { shards: 1, services, tables: Vec::new(), code: Code::numbered(1) }).unwrap();

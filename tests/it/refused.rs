@@ -7,17 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use perkey::clock::{Millis, sleep};
-use perkey::message::{Draft, Positions, ShardNo, TakenId, shard_of};
+use perkey::clock::sleep;
+use perkey::message::{Draft, ShardNo, shard_of};
 use perkey::metrics::Metrics;
 use perkey::settings::Settings;
-use perkey::store::query::{Action, DeadFilter, NewCommand, Queries};
-use perkey::store::{
-    Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Letters, OfService, OldLetters,
-    Outcome, PendingRow, Runnable, ServiceKey, Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer,
-    Trim,
-};
+use perkey::store::query::{Action, DeadFilter, NewCommand};
+use perkey::store::sqlite::SqliteStore;
+use perkey::store::{Commit, DeadLetter, DeadPlace, Outcome, ServiceKey, Store, StoreError, StoreFuture};
 use perkey::{AfterDeadLetter, Column, ColumnKind, Engine, Fault, Handler, Handlers, Key, Message, Row, Table, Turn};
+use perkey_tests::{Tapped, Taps};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -235,7 +233,7 @@ async fn a_row_that_is_refused_for_good_is_not_tried_again() {
     let dir = tempfile::tempdir().unwrap();
     // One of each of the four busy keys, and of three quiet ones side by side.
     let given = messages(&[Kind::Never], |no| [100, 702, 1_000, 2_002, 3_001, 3_003, 3_005].contains(&no));
-    let store = Arc::new(Strict::new(open(&dir.path().join("s.db")).await, Dead::Fine));
+    let store = Strict::of(open(&dir.path().join("s.db")).await, Dead::Fine);
     let found = handled(store.clone(), &quick(), &given).await;
     only_the_refused_are_missing(&*store, &given, &found).await;
     for (id, letter) in &found.dead {
@@ -246,7 +244,6 @@ async fn a_row_that_is_refused_for_good_is_not_tried_again() {
 
 /// A database that refuses some rows for good; SQLite has no such rows among those that a handler can write.
 struct Strict {
-    store: Arc<dyn Store>,
     dead: Dead,
     /// The answer to the next commit is lost.
     loses: AtomicBool,
@@ -264,13 +261,14 @@ enum Dead {
 }
 
 impl Strict {
-    fn new(store: Arc<dyn Store>, dead: Dead) -> Self {
-        Self { store, dead, loses: AtomicBool::new(false), asked: AtomicBool::new(false) }
+    fn of(store: Arc<SqliteStore>, dead: Dead) -> Arc<Tapped<SqliteStore, Self>> {
+        let taps = Self { dead, loses: AtomicBool::new(false), asked: AtomicBool::new(false) };
+        Arc::new(Tapped { store, taps })
     }
 }
 
-impl Store for Strict {
-    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
+impl Taps for Strict {
+    fn commit<'a>(&'a self, store: &'a dyn Store, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
         let never = format!("\"n\":{NEVER}");
         let refused = |row: &perkey::handler::RowWrite| row.row.as_ref().is_some_and(|row| row.contains(&never));
         if commit.parts.iter().flat_map(|part| &part.rows).any(refused) {
@@ -278,81 +276,20 @@ impl Store for Strict {
             return Box::pin(async { Outcome::Refused { permanent: true, error } });
         }
         Box::pin(async move {
-            let outcome = self.store.commit(commit).await;
+            let outcome = store.commit(commit).await;
             let loses = self.loses.swap(false, Ordering::AcqRel);
             if loses { Outcome::Unknown("the answer was lost".to_owned()) } else { outcome }
         })
     }
 
-    fn prepare(&self, setup: Setup) -> StoreFuture<'_, Identity> {
-        self.store.prepare(setup)
-    }
-
-    fn take(&self, shard: ShardNo, owner: &str) -> StoreFuture<'_, TakenShard> {
-        self.store.take(shard, owner)
-    }
-
-    fn retake(&self, shard: ShardNo, epoch: Epoch) -> StoreFuture<'_, TakenShard> {
-        self.store.retake(shard, epoch)
-    }
-
-    fn inbox(&self, shard: ShardNo, since: Millis, max: usize) -> StoreFuture<'_, InboxRows> {
-        self.store.inbox(shard, since, max)
-    }
-
-    fn load(&self, shard: ShardNo, keys: Vec<ServiceKey>) -> StoreFuture<'_, Vec<KeyRow>> {
-        self.store.load(shard, keys)
-    }
-
-    fn due(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, Due> {
-        self.store.due(shard, now, runnable, limit)
-    }
-
-    fn orphans(
-        &self,
-        shard: ShardNo,
-        runnable: Runnable,
-        after: Option<ServiceKey>,
-        limit: usize,
-    ) -> StoreFuture<'_, Vec<ServiceKey>> {
-        self.store.orphans(shard, runnable, after, limit)
-    }
-
-    fn timers(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, DueTimers> {
-        self.store.timers(shard, now, runnable, limit)
-    }
-
-    fn of_service(&self, shard: ShardNo, service: Arc<str>, limit: usize) -> StoreFuture<'_, OfService> {
-        self.store.of_service(shard, service, limit)
-    }
-
-    fn known(&self, shard: ShardNo, asked: Vec<(TakenId, String)>) -> StoreFuture<'_, Vec<bool>> {
-        self.store.known(shard, asked)
-    }
-
-    fn letters(&self, shard: ShardNo) -> StoreFuture<'_, Letters> {
-        self.store.letters(shard)
-    }
-
-    fn old(&self, shard: ShardNo, after: u64, before: Millis) -> StoreFuture<'_, OldLetters> {
-        self.store.old(shard, after, before)
-    }
-
-    fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>> {
-        self.store.schedules(shard)
-    }
-
-    fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {
-        self.store.page(shard, key, after, limit)
-    }
-
-    fn dead(
-        &self,
+    fn dead<'a>(
+        &'a self,
+        store: &'a dyn Store,
         shard: ShardNo,
         filter: DeadFilter,
         after: Option<DeadPlace>,
         limit: usize,
-    ) -> StoreFuture<'_, Vec<DeadLetter>> {
+    ) -> StoreFuture<'a, Vec<DeadLetter>> {
         self.asked.store(true, Ordering::Release);
         match self.dead {
             Dead::AtMost(most) if limit > most => {
@@ -360,28 +297,8 @@ impl Store for Strict {
             }
             Dead::Damaged => Box::pin(async { Err(StoreError::Corrupt("a letter is damaged".to_owned())) }),
             Dead::Never => Box::pin(std::future::pending()),
-            Dead::Fine | Dead::AtMost(_) => self.store.dead(shard, filter, after, limit),
+            Dead::Fine | Dead::AtMost(_) => store.dead(shard, filter, after, limit),
         }
-    }
-
-    fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>> {
-        self.store.read_log(target, from, limit)
-    }
-
-    fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()> {
-        self.store.log_changed(target)
-    }
-
-    fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()> {
-        self.store.trim(shard, trim)
-    }
-
-    fn queries(&self) -> &dyn Queries {
-        self.store.queries()
-    }
-
-    fn calls(&self) -> &dyn perkey::store::calls::CallStore {
-        self.store.calls()
     }
 }
 
@@ -410,7 +327,7 @@ async fn too_large_behind_a_message_that_waits_is_never_run() {
 /// A shard with 40 dead letters on a store with such a `dead`, and a command to discard them.
 struct Discarding {
     _dir: tempfile::TempDir,
-    store: Arc<Strict>,
+    store: Arc<Tapped<SqliteStore, Strict>>,
     engine: Engine,
     command: i64,
 }
@@ -418,7 +335,7 @@ struct Discarding {
 impl Discarding {
     async fn new(dead: Dead) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Arc::new(Strict::new(open(&dir.path().join("s.db")).await, dead));
+        let store = Strict::of(open(&dir.path().join("s.db")).await, dead);
         let mut settings = quick();
         settings.ownership.shards = 1;
         let engine = Engine::start(&settings, handlers(), store.clone(), Metrics::new()).await.unwrap();
@@ -464,8 +381,8 @@ async fn dead_letters_that_cannot_be_read_end_their_command_and_not_their_shard(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_answer_is_asked_for_while_dead_letters_are_still_being_read() {
     let scene = Discarding::new(Dead::Never).await;
-    until("they are being read", async || scene.store.asked.load(Ordering::Acquire)).await;
-    scene.store.loses.store(true, Ordering::Release);
+    until("they are being read", async || scene.store.taps.asked.load(Ordering::Acquire)).await;
+    scene.store.taps.loses.store(true, Ordering::Release);
     append(&*scene.store, 1, "counting", &[count("later", "k", None)]).await;
     let committed = async || scene.store.queries().shards().await.unwrap()[0].epoch == 2;
     until("the shard asks what became of its commit", committed).await;

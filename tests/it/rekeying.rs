@@ -77,11 +77,7 @@ fn filled(messages: u64, senders: u64, record_key: impl Fn(u64) -> String) -> Pa
 
 /// Runs them, with deaths; gives the counts of each key in the order in which they were emitted, and how many were
 /// passed on.
-async fn counted(
-    log: Partitions,
-    (key, id): (KeyFrom, IdWithin),
-    messages: u64,
-) -> (BTreeMap<String, Vec<String>>, u64) {
+async fn counted(log: Partitions, key: KeyFrom, id: IdWithin, messages: u64) -> (BTreeMap<String, Vec<String>>, u64) {
     let folder = tempfile::tempdir().unwrap();
     let store = open(&folder.path().join("s.db")).await;
     let (source, kind, service) = ("partitions".to_owned(), "count".to_owned(), "counting".to_owned());
@@ -123,7 +119,7 @@ async fn counted(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_partition_count_that_is_no_multiple_of_the_shards_changes_nothing() {
     let (counts, rekeyed) =
-        counted(filled(4_000, 1, |n| format!("k{}", n % 50)), (KeyFrom::Record, IdWithin::Key), 4_000).await;
+        counted(filled(4_000, 1, |n| format!("k{}", n % 50)), KeyFrom::Record, IdWithin::Key, 4_000).await;
     for (key, ids) in &counts {
         let own: u64 = key[1..].parse().unwrap();
         let expected: Vec<_> = (0..80).map(|n| format!("m{}", own + n * 50)).collect();
@@ -136,7 +132,7 @@ async fn a_partition_count_that_is_no_multiple_of_the_shards_changes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_runs_under_the_key_that_its_handler_gives_it() {
     let (counts, rekeyed) =
-        counted(filled(1_000, 1, |n| format!("record-{n}")), (KeyFrom::Handler, IdWithin::Key), 1_000).await;
+        counted(filled(1_000, 1, |n| format!("record-{n}")), KeyFrom::Handler, IdWithin::Key, 1_000).await;
     assert_eq!(counts.values().map(Vec::len).sum::<usize>(), 1_000);
     assert!(counts.keys().all(|key| key.starts_with('k')) && counts.len() == 50);
     assert!(rekeyed > 0);
@@ -146,7 +142,7 @@ async fn a_message_runs_under_the_key_that_its_handler_gives_it() {
 async fn the_same_id_of_another_source_is_another_message_where_a_binding_says_so() {
     // Across shards, and through deaths: the log and the redeliveries keep what the id is unique in.
     let log = filled(1_000, 2, |n| format!("record-{n}"));
-    let (counts, rekeyed) = counted(log, (KeyFrom::Handler, IdWithin::Source), 1_000).await;
+    let (counts, rekeyed) = counted(log, KeyFrom::Handler, IdWithin::Source, 1_000).await;
     assert!(rekeyed > 0);
     for (key, ids) in &counts {
         let own: u64 = key[1..].parse().unwrap();

@@ -80,7 +80,7 @@ impl World {
         let store = MemoryStore::new();
         let mut settings = Settings::default();
         settings.ownership.shards = 1;
-        let config = listing(&store, settings, (8, seed));
+        let config = listing(&store, settings, 8, seed);
         let started = vec![0; plans.len()];
         Self { store, config, plans, now: 1_000_000, lives: 0, started, counted: 0 }
     }

@@ -5,6 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use perkey::clock::{Dice, Stopwatch, sleep};
 use perkey::metrics::{Child, Metrics};
 use perkey::settings::{Intensity, Publish, Settings};
@@ -21,15 +23,29 @@ const BACK_WITHIN: Duration = Duration::from_secs(20);
 /// The longest pause between two kills.
 const PAUSE_MS: u64 = 30;
 
+/// Kinds of children, of which one word names one or all.
+type Children = Vec<Child>;
+
 /// What to do.
-#[derive(Clone, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Plan {
     /// Whom to end.
-    pub children: Vec<Child>,
+    #[arg(long = "child", value_name = "CHILD", default_value = "all", value_parser = one_or_all())]
+    pub children: Children,
     /// How often each.
+    #[arg(long, default_value_t = 100)]
     pub times: u32,
     /// The seed.
+    #[arg(long, default_value_t = 1)]
     pub seed: u64,
+}
+
+fn one_or_all() -> impl TypedValueParser<Value = Children> {
+    let words = Child::ALL.iter().map(|child| child.as_str()).chain(["all"]);
+    PossibleValuesParser::new(words).map(|word| {
+        let named = |child: &Child| word == "all" || word == child.as_str();
+        Child::ALL.iter().copied().filter(named).collect()
+    })
 }
 
 /// Runs `plan`.

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use clap::Args;
 use perkey::clock::{Stopwatch, sleep};
 use perkey::settings::Settings;
 
@@ -25,11 +26,13 @@ const NOISE_KB: u64 = 24 << 10;
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 
 /// What to do.
-#[derive(Clone, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Plan {
     /// For how long.
+    #[arg(long, default_value_t = 60)]
     pub seconds: u64,
     /// The seed.
+    #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
 

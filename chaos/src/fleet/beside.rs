@@ -11,7 +11,7 @@ use perkey::clock::{Dice, Stopwatch, sleep};
 use tokio::task::JoinSet;
 
 use crate::ChaosError;
-use crate::fleet::streams::{AGAIN_AFTER, Line, next, text};
+use crate::fleet::streams::{AGAIN_AFTER, Line, beside, next, text};
 
 /// Messages that it holds at most.
 const MOST: i64 = 200;
@@ -28,7 +28,7 @@ pub(super) struct Beside {
 impl Beside {
     /// Makes the queue behind `exchange`, and takes from it.
     pub(super) async fn start(address: &str, exchange: &str, seed: u64) -> Result<Self, ChaosError> {
-        let queue = name(exchange);
+        let queue = beside(exchange);
         let line = Line::open(address).await?;
         let mut arguments = text("x-queue-type", "quorum");
         arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(MOST));
@@ -61,11 +61,6 @@ impl Beside {
         }
         std::mem::take(&mut locked(&self.values))
     }
-}
-
-/// The queue beside the streams of an exchange.
-pub(super) fn name(exchange: &str) -> String {
-    format!("{exchange}.beside")
 }
 
 fn locked(values: &Mutex<Vec<Vec<u8>>>) -> MutexGuard<'_, Vec<Vec<u8>>> {

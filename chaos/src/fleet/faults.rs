@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
+use clap::ValueEnum;
 use perkey::clock::Dice;
 
-use crate::fleet::servers::Server;
 use crate::proxy::Mode;
 
 /// What a run is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
 pub enum Scenario {
     /// Workers are killed and come back.
     Kill,
@@ -31,29 +32,14 @@ pub enum Scenario {
     Away,
     /// A transaction is held open by somebody else.
     Held,
-    /// All of them, mixed; `Held` alone goes by itself.
+    /// Any of them but `away` and `held`, mixed.
     All,
 }
 
 impl Scenario {
-    /// All, by name.
-    pub const NAMED: [(&str, Self); 11] = [
-        ("kill", Self::Kill),
-        ("freeze", Self::Freeze),
-        ("rolling", Self::Rolling),
-        ("kafka", Self::Kafka),
-        ("rabbitmq", Self::Rabbitmq),
-        ("postgres", Self::Postgres),
-        ("cut", Self::Cut),
-        ("answer_lost", Self::AnswerLost),
-        ("away", Self::Away),
-        ("held", Self::Held),
-        ("all", Self::All),
-    ];
-
-    /// The one of this name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::NAMED.iter().find(|(known, _)| *known == name).map(|(_, scenario)| *scenario)
+    /// The word that names it.
+    pub fn word(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |word| word.get_name().to_owned())
     }
 
     /// Whether it takes servers down, which only servers of its own may suffer.
@@ -76,8 +62,39 @@ impl Scenario {
     }
 }
 
-/// What carries the messages.
+/// A server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// The store.
+    Postgres,
+    /// Source and sink.
+    Kafka,
+    /// Source and sink.
+    Rabbitmq,
+}
+
+impl Server {
+    /// Its name, as `scripts/services` has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Kafka => "kafka",
+            Self::Rabbitmq => "rabbitmq",
+        }
+    }
+
+    /// The variable that says where it answers.
+    pub(super) fn variable(self) -> &'static str {
+        match self {
+            Self::Postgres => "PERKEY_TEST_POSTGRES",
+            Self::Kafka => "PERKEY_TEST_KAFKA",
+            Self::Rabbitmq => "PERKEY_TEST_RABBITMQ",
+        }
+    }
+}
+
+/// What carries the messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum On {
     /// Topics.
     Kafka,
@@ -172,7 +189,7 @@ pub struct Course {
 
 impl Course {
     /// The course of a seed, for so many workers with leases of `ttl`.
-    pub fn new(scenario: Scenario, on: On, workers: usize, [ttl, away]: [Duration; 2], seed: u64) -> Self {
+    pub fn new(scenario: Scenario, on: On, workers: usize, ttl: Duration, away: Duration, seed: u64) -> Self {
         let dice = Dice::seeded(seed ^ 0x0066_6c65_6574);
         Self { scenario, on, workers: workers.max(1), ttl, away, dice, done: 0 }
     }
@@ -263,15 +280,14 @@ mod tests {
     #[test]
     fn a_seed_does_the_same_again_and_every_worker_has_its_turn() {
         let ttl = Duration::from_secs(3);
-        for (name, scenario) in Scenario::NAMED {
+        for &scenario in Scenario::value_variants() {
             let acts = |seed| {
-                let mut course = Course::new(scenario, On::Kafka, 3, [ttl; 2], seed);
+                let mut course = Course::new(scenario, On::Kafka, 3, ttl, ttl, seed);
                 (0..12).map(|_| course.next_act()).collect::<Vec<_>>()
             };
-            assert_eq!(acts(5), acts(5), "{name}");
-            assert_eq!(Scenario::named(name), Some(scenario));
+            assert_eq!(acts(5), acts(5), "{scenario:?}");
         }
-        let mut course = Course::new(Scenario::Freeze, On::Kafka, 3, [ttl; 2], 1);
+        let mut course = Course::new(Scenario::Freeze, On::Kafka, 3, ttl, ttl, 1);
         let late: Vec<_> = (0..6).map(|_| course.next_act().1).collect();
         for worker in 0..3 {
             for late_one in [false, true] {
@@ -285,7 +301,7 @@ mod tests {
         let ttl = Duration::from_secs(3);
         for on in [On::Kafka, On::Rabbitmq, On::Postgres] {
             let acts = |scenario| {
-                let mut course = Course::new(scenario, on, 3, [ttl; 2], 1);
+                let mut course = Course::new(scenario, on, 3, ttl, ttl, 1);
                 (0..200).map(|_| course.next_act().1).collect::<Vec<_>>()
             };
             let down = |act: &Act| matches!(act, Act::Down { server, .. } if Some(*server) == on.broker());
@@ -305,7 +321,7 @@ mod tests {
     #[test]
     fn each_line_of_each_worker_to_rabbitmq_and_postgres_is_cut_and_silenced() {
         let ttl = Duration::from_secs(3);
-        let mut course = Course::new(Scenario::Cut, On::Rabbitmq, 2, [ttl; 2], 1);
+        let mut course = Course::new(Scenario::Cut, On::Rabbitmq, 2, ttl, ttl, 1);
         let lines: Vec<_> = (0..8)
             .map(|_| match course.next_act().1 {
                 Act::Line { worker, server, mode, .. } => (worker, server, mode),

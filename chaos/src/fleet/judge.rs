@@ -11,7 +11,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Row};
 
 use crate::check::compare;
-use crate::fleet::load::number;
+use crate::fleet::record::number;
 use crate::postings::{Course, Postings, SERVICE};
 use crate::{ChaosError, Verdict};
 
@@ -289,7 +289,7 @@ pub fn output(partitions: &[Vec<Vec<u8>>], seed: u64, given: &Postings, verdict:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::load::Record;
+    use crate::fleet::record::Record;
 
     /// Postings and the records that must come of them.
     fn scene() -> (Postings, Vec<Vec<u8>>) {

@@ -12,11 +12,11 @@ use perkey::store::{Opened, open};
 use sqlx::{Connection, PgConnection};
 
 use crate::fleet::carrier::Carrier;
-use crate::fleet::faults::{Act, Course, On, Scenario};
+use crate::fleet::faults::{Act, Course, On, Scenario, Server};
 use crate::fleet::judge::Progress;
 use crate::fleet::load::{self, Gauge, Load, Pace};
 use crate::fleet::meter::Meter;
-use crate::fleet::servers::{Server, Servers};
+use crate::fleet::servers::Servers;
 use crate::fleet::workers::{Common, Memory, Worker};
 use crate::fleet::{Plan, in_database, judge};
 use crate::postings::Postings;
@@ -225,7 +225,7 @@ impl<'a> Scene<'a> {
 
     async fn disturb(&mut self, say: &mut dyn FnMut(&str)) -> Result<(), ChaosError> {
         let Plan { scenario, on, workers, ttl, away, seed, seconds, .. } = *self.plan;
-        let mut course = Course::new(scenario, on, workers, [ttl, away], seed);
+        let mut course = Course::new(scenario, on, workers, ttl, away, seed);
         let mut acts = 0;
         loop {
             let (pause, act) = course.next_act();

@@ -8,41 +8,10 @@ use std::time::Duration;
 use tokio::process::Command;
 
 use crate::ChaosError;
-use crate::fleet::faults::On;
+use crate::fleet::faults::{On, Server};
 
 /// A server is up, or down, within this, also where it is to be installed first.
 const WITHIN: Duration = Duration::from_secs(600);
-
-/// A server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Server {
-    /// The store.
-    Postgres,
-    /// Source and sink.
-    Kafka,
-    /// Source and sink.
-    Rabbitmq,
-}
-
-impl Server {
-    /// Its name, as `scripts/services` has it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Postgres => "postgres",
-            Self::Kafka => "kafka",
-            Self::Rabbitmq => "rabbitmq",
-        }
-    }
-
-    /// The variable that says where it answers.
-    fn variable(self) -> &'static str {
-        match self {
-            Self::Postgres => "PERKEY_TEST_POSTGRES",
-            Self::Kafka => "PERKEY_TEST_KAFKA",
-            Self::Rabbitmq => "PERKEY_TEST_RABBITMQ",
-        }
-    }
-}
 
 /// Where servers answer.
 #[derive(Clone, Debug)]

@@ -23,8 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::ChaosError;
-use crate::fleet::beside;
-use crate::fleet::load::Record;
+use crate::fleet::record::Record;
 
 /// Streams of the input: as many as there are shards.
 pub const PARTITIONS: u32 = 8;
@@ -88,8 +87,7 @@ impl Streams {
             }
             channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await?;
         }
-        let beside = beside::name(&self.output);
-        channel.queue_delete(beside.into(), QueueDeleteOptions::default()).await?;
+        channel.queue_delete(beside(&self.output).into(), QueueDeleteOptions::default()).await?;
         Ok(())
     }
 
@@ -146,6 +144,11 @@ topic = "{output}:{{key}}"
     }
 }
 
+/// The queue beside the streams of an exchange.
+pub(super) fn beside(exchange: &str) -> String {
+    format!("{exchange}.beside")
+}
+
 /// A connection and its channel.
 pub(super) struct Line {
     pub(super) channel: Channel,
@@ -178,11 +181,16 @@ impl Line {
     }
 
     /// Sends a message at the first poll; ends when the broker has it.
-    async fn publish(&self, to: (&str, &str), properties: BasicProperties, value: &str) -> Result<(), ChaosError> {
-        let (exchange, key) = (to.0.into(), to.1.into());
+    async fn publish(
+        &self,
+        exchange: &str,
+        key: &str,
+        properties: BasicProperties,
+        value: &str,
+    ) -> Result<(), ChaosError> {
         let mandatory = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let properties = properties.with_delivery_mode(PERSISTENT);
-        let sent = self.channel.basic_publish(exchange, key, mandatory, value.as_bytes(), properties);
+        let sent = self.channel.basic_publish(exchange.into(), key.into(), mandatory, value.as_bytes(), properties);
         match sent.await?.await? {
             Confirmation::Ack(None) => Ok(()),
             Confirmation::Ack(Some(returned)) => Err(stuck(returned.reply_text)),
@@ -196,7 +204,7 @@ impl Line {
             .with_message_id(record.id.as_str().into())
             .with_content_type("application/json".into())
             .with_headers(text("key", &record.account));
-        self.publish((exchange, &stream), properties, &record.value).await
+        self.publish(exchange, &stream, properties, &record.value).await
     }
 
     /// Everything that is in `stream` before a mark that is put behind it.
@@ -204,7 +212,7 @@ impl Line {
         let mark = format!("{:016x}", Dice::from_system().below(u64::MAX));
         self.channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let properties = BasicProperties::default().with_type(END.into()).with_message_id(mark.as_str().into());
-        soon(SILENCE, self.publish(("", stream), properties, "")).await?;
+        soon(SILENCE, self.publish("", stream, properties, "")).await?;
         self.channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
         let (options, first) = (BasicConsumeOptions::default(), text("x-stream-offset", "first"));
         let mut consumer = self.channel.basic_consume(stream.into(), "".into(), options, first).await?;

@@ -16,7 +16,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, T
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::ChaosError;
-use crate::fleet::load::Record;
+use crate::fleet::record::Record;
 
 /// Partitions of each topic: as many as there are shards.
 pub const PARTITIONS: i32 = 8;

@@ -1,5 +1,6 @@
 //! What the root and the heartbeat tell each other.
 //! In: nothing; plain values. Out: one message type for each.
+
 use ractor::{ActorRef, RpcReplyPort};
 
 use super::lease::Order;

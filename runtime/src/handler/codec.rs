@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{stays_inside, whole_numbers};
+use super::{CodecError, stays_inside, whole_numbers};
 use crate::message::Message;
 
 /// Media type of JSON.
@@ -14,28 +14,6 @@ pub(crate) const JSON: &str = "application/json";
 
 /// Headers that name a payload's media type: as Kafka's CloudEvents have it, and by the attribute's own name.
 const CONTENT_TYPE: [&str; 2] = ["content-type", "datacontenttype"];
-
-/// Why a payload cannot be read or written.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CodecError {
-    /// It is said to be something that the codec does not read.
-    #[error("it is {found}, this service reads {wanted}")]
-    ContentType {
-        /// What it is said to be.
-        found: String,
-        /// What is read.
-        wanted: &'static str,
-    },
-    /// It is not what it should be.
-    #[error("{0}")]
-    Payload(String),
-}
-
-impl From<serde_json::Error> for CodecError {
-    fn from(error: serde_json::Error) -> Self {
-        Self::Payload(error.to_string())
-    }
-}
 
 /// A payload, and what its message says of it.
 #[derive(Clone, Copy, Debug)]

@@ -7,8 +7,6 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::CodecError;
-
 /// Most digits that a whole number of 64 bits has.
 const DIGITS_MAX: usize = 20;
 
@@ -147,6 +145,28 @@ impl<'de> Visitor<'de> for Once {
             members.next_value_seed(Once)?;
         }
         Ok(())
+    }
+}
+
+/// Why a payload cannot be read or written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// It is said to be something that the codec does not read.
+    #[error("it is {found}, this service reads {wanted}")]
+    ContentType {
+        /// What it is said to be.
+        found: String,
+        /// What is read.
+        wanted: &'static str,
+    },
+    /// It is not what it should be.
+    #[error("{0}")]
+    Payload(String),
+}
+
+impl From<serde_json::Error> for CodecError {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Payload(error.to_string())
     }
 }
 

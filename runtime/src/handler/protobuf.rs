@@ -7,7 +7,8 @@ use protox::file::{ChainFileResolver, File, FileResolver, GoogleFileResolver};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::codec::{Codec, CodecError, Payload, Schema};
+use super::CodecError;
+use super::codec::{Codec, Payload, Schema};
 
 /// What it writes.
 const PROTOBUF: &str = "application/protobuf";

@@ -1,9 +1,9 @@
 //! What a run is made of, and what became of each of its turns. Plain values.
 //! In: messages with their attempts. Out: what turns did, or how they failed.
-use crate::clock::Millis;
 
 use bytes::Bytes;
 
+use crate::clock::Millis;
 use crate::handler::{RowWrite, SentMessage, Statement};
 use crate::message::Message;
 use crate::store::calls::Reply;

@@ -1,8 +1,8 @@
 //! The whole conversation of a shard with its ledger: what the ledger wants done, and the values that it is told and tells.
 //! In: nothing; plain values. Out: the words in which the ledger, its shard and the simulator speak.
-use std::sync::Arc;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::cron::Planned;
 use super::gates::{Ended, Gates};

@@ -1,7 +1,7 @@
 //! Places in the logs of sources. Plain values.
 //! In: a record's number, and the message's index within it. Out: places in their order; where each origin is.
-use std::collections::BTreeMap;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};

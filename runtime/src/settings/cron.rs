@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Settings;
+use super::problems::Problems;
 
 /// What is different about a handler's schedule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,12 +29,11 @@ fn on() -> bool {
     true
 }
 
-pub(super) fn problems(settings: &Settings) -> Vec<String> {
-    let mut problems = Vec::new();
+pub(super) fn check(settings: &Settings, found: &mut Problems) {
     for (at, CronSettings { service, name, .. }) in settings.cron.iter().enumerate() {
         if settings.cron[..at].iter().any(|other| (&other.service, &other.name) == (service, name)) {
-            problems.push(format!("cron {name:?} of {service:?}: there is more than one section of it"));
+            let text = format!("cron {name:?} of {service:?}: there is more than one section of it");
+            found.add(&["cron"], text);
         }
     }
-    problems
 }

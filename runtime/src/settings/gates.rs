@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Settings;
+use super::problems::Problems;
 
 /// Bounds of one service's turns, for each process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -54,13 +55,12 @@ impl Default for DependencySettings {
     }
 }
 
-pub(super) fn problems(settings: &Settings) -> Vec<String> {
-    let mut problems = Vec::new();
+pub(super) fn check(settings: &Settings, found: &mut Problems) {
     let mut names = std::collections::BTreeSet::new();
     for DependencySettings { name, failures, open_for, open_max, rate, .. } in &settings.dependency {
         let mut check = |fine: bool, problem: &str| {
             if !fine {
-                problems.push(format!("dependency {name:?}: {problem}"));
+                found.add(&["dependency"], format!("dependency {name:?}: {problem}"));
             }
         };
         check(!name.is_empty(), "name must be set");
@@ -71,11 +71,10 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
     }
     for ServiceLimit { service, rate, .. } in &settings.limit {
         if !rate.is_finite() || *rate < 0.0 {
-            problems.push(format!("limit of {service:?}: rate must be 0 or more"));
+            found.add(&["limit"], format!("limit of {service:?}: rate must be 0 or more"));
         }
         if settings.limit.iter().filter(|limit| limit.service == *service).count() > 1 {
-            problems.push(format!("limit of {service:?}: there is more than one section of it"));
+            found.add(&["limit"], format!("limit of {service:?}: there is more than one section of it"));
         }
     }
-    problems
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::problems::Problems;
 use super::{Settings, address};
 
 section! {
@@ -65,14 +66,8 @@ section! {
     }
 }
 
-pub(super) fn problems(settings: &Settings) -> Vec<String> {
+pub(super) fn check(settings: &Settings, found: &mut Problems) {
     let (gateway, cache) = (&settings.gateway, &settings.cache);
-    let mut problems = Vec::new();
-    let mut check = |fine: bool, problem: &str| {
-        if !fine {
-            problems.push(problem.to_owned());
-        }
-    };
     for (setting, listen) in [
         ("gateway.listen", &gateway.listen),
         ("gateway.grpc_listen", &gateway.grpc_listen),
@@ -81,33 +76,37 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
         let none = listen.is_empty() && setting != "admin.listen";
         if !none && address(listen).is_none() {
             let or = if setting == "admin.listen" { "" } else { ", or empty for none" };
-            check(false, &format!("{setting} must be HOST:PORT, such as 127.0.0.1:8080{or}, not {listen:?}"));
+            found.check(false, &[setting], &format!("must be HOST:PORT, such as 127.0.0.1:8080{or}, not {listen:?}"));
         }
         let outside = listen.parse().is_ok_and(|address: SocketAddr| !address.ip().is_loopback());
-        check(
-            !outside || !gateway.tokens.is_empty() || setting == "admin.listen",
-            &format!(
+        if outside && gateway.tokens.is_empty() && setting != "admin.listen" {
+            let text = format!(
                 "{setting}: {listen} can be reached from outside, and no tokens are asked for: name a file with \
                  gateway.tokens (`budget-manager token:new` writes it), or listen on 127.0.0.1"
-            ),
-        );
+            );
+            found.add(&[setting, "gateway.tokens"], text);
+        }
     }
-    check(
+    found.check(
         gateway.tls_cert.is_empty() == gateway.tls_key.is_empty(),
-        "gateway.tls_cert and gateway.tls_key go together",
+        &["gateway.tls_cert", "gateway.tls_key"],
+        "and gateway.tls_key go together",
     );
-    check(!gateway.wait.is_zero(), "gateway.wait must be above 0");
-    check(gateway.keep >= gateway.wait, "gateway.keep must be at least gateway.wait");
-    check(gateway.body_bytes_max > 0, "gateway.body_bytes_max must be above 0");
-    check(gateway.answer_bytes_max > 0, "gateway.answer_bytes_max must be above 0");
-    check(gateway.connections_max > 0, "gateway.connections_max must be above 0");
-    check(gateway.keys_max > 0, "gateway.keys_max must be above 0");
-    check(gateway.rate.is_finite() && gateway.rate >= 0.0, "gateway.rate must be 0 or more");
-    check(!gateway.read_timeout.is_zero(), "gateway.read_timeout must be above 0");
+    found.check(!gateway.wait.is_zero(), &["gateway.wait"], "must be above 0");
+    found.check(gateway.keep >= gateway.wait, &["gateway.keep", "gateway.wait"], "must be at least gateway.wait");
+    found.check(gateway.body_bytes_max > 0, &["gateway.body_bytes_max"], "must be above 0");
+    found.check(gateway.answer_bytes_max > 0, &["gateway.answer_bytes_max"], "must be above 0");
+    found.check(gateway.connections_max > 0, &["gateway.connections_max"], "must be above 0");
+    found.check(gateway.keys_max > 0, &["gateway.keys_max"], "must be above 0");
+    found.check(gateway.rate.is_finite() && gateway.rate >= 0.0, &["gateway.rate"], "must be 0 or more");
+    found.check(!gateway.read_timeout.is_zero(), &["gateway.read_timeout"], "must be above 0");
     let url = &cache.url;
-    check(url.is_empty() || is_redis(url), "cache.url must be redis://host:port, rediss://host:port for TLS, or empty");
-    check(!cache.timeout.is_zero(), "cache.timeout must be above 0");
-    problems
+    found.check(
+        url.is_empty() || is_redis(url),
+        &["cache.url"],
+        "must be redis://host:port, rediss://host:port for TLS, or empty",
+    );
+    found.check(!cache.timeout.is_zero(), &["cache.timeout"], "must be above 0");
 }
 
 /// Whether a URL has a scheme of Redis.
@@ -125,9 +124,9 @@ mod tests {
             let mut settings = Settings::default();
             settings.gateway.listen = listen.to_owned();
             settings.admin.listen = listen.to_owned();
-            problems(&settings)
+            settings.problems()
         };
-        assert_eq!(problems(&Settings::default()), Vec::<String>::new());
+        assert_eq!(Settings::default().problems(), Vec::<String>::new());
         assert_eq!(with("localhost:0"), Vec::<String>::new());
         for bad in ["8080", ":8080", "localhost:70000"] {
             let problems = with(bad).join("\n");

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::address;
+use super::problems::Problems;
 
 section! {
     /// Kafka as source and sink; not used while `brokers` is empty.
@@ -118,70 +119,75 @@ fn is_broker(broker: &str) -> bool {
     address(host).is_some() || !host.is_empty() && !host.contains([':', ' '])
 }
 
-/// Everything that is wrong.
-pub(super) fn problems(kafka: &KafkaSettings) -> Vec<String> {
-    let mut problems = Vec::new();
-    let mut check = |fine: bool, problem: &str| {
-        if !fine {
-            problems.push(problem.to_owned());
-        }
-    };
-    check(
+/// Finds everything that is wrong.
+pub(super) fn check(kafka: &KafkaSettings, found: &mut Problems) {
+    found.check(
         kafka.brokers.is_empty() || cfg!(feature = "kafka"),
-        "kafka.brokers must be empty: this program was built without Kafka; build it with perkey's feature `kafka`",
+        &["kafka.brokers"],
+        "must be empty: this program was built without Kafka; build it with perkey's feature `kafka`",
     );
-    check(
+    found.check(
         kafka.brokers.is_empty() || kafka.brokers.split(',').all(|broker| is_broker(broker.trim())),
-        "kafka.brokers must be \"host:port\", separated by commas",
+        &["kafka.brokers"],
+        "must be \"host:port\", separated by commas",
     );
-    check(
+    found.check(
         kafka.brokers.is_empty() || !kafka.group.is_empty(),
-        "kafka.group must not be empty when kafka.brokers is set",
+        &["kafka.group", "kafka.brokers"],
+        "must not be empty when kafka.brokers is set",
     );
-    check(
+    found.check(
         ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"].contains(&kafka.security.as_str()),
-        "kafka.security must be plaintext, ssl, sasl_plaintext or sasl_ssl",
+        &["kafka.security"],
+        "must be plaintext, ssl, sasl_plaintext or sasl_ssl",
     );
     let sasl = kafka.security.starts_with("sasl");
-    check(
+    found.check(
         !sasl || !kafka.username.is_empty(),
-        "kafka.username must be set when kafka.security is sasl_plaintext or sasl_ssl",
+        &["kafka.username", "kafka.security"],
+        "must be set when kafka.security is sasl_plaintext or sasl_ssl",
     );
-    check(
+    found.check(
         !sasl || ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"].contains(&kafka.sasl_mechanism.as_str()),
-        "kafka.sasl_mechanism must be PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
+        &["kafka.sasl_mechanism"],
+        "must be PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
     );
-    check(
+    found.check(
         kafka.cert_file.is_empty() == kafka.key_file.is_empty(),
-        "kafka.cert_file and kafka.key_file must be set together",
+        &["kafka.cert_file", "kafka.key_file"],
+        "and kafka.key_file must be set together",
     );
-    check(kafka.buffer_bytes >= 64 << 10, "kafka.buffer_bytes must be at least 65536");
-    check(kafka.answer_timeout >= Duration::from_secs(10), "kafka.answer_timeout must be at least 10s");
-    check(!kafka.id_header.is_empty(), "kafka.id_header must not be empty");
+    found.check(kafka.buffer_bytes >= 64 << 10, &["kafka.buffer_bytes"], "must be at least 65536");
+    found.check(kafka.answer_timeout >= Duration::from_secs(10), &["kafka.answer_timeout"], "must be at least 10s");
+    found.check(!kafka.id_header.is_empty(), &["kafka.id_header"], "must not be empty");
     let mut seen = std::collections::BTreeSet::new();
     for entry in &kafka.topics {
         if topic_of(entry).is_empty() || entry.len() > TOPIC_BYTES_MAX {
-            problems.push(format!("kafka.topics: {entry:?} must have 1 to {TOPIC_BYTES_MAX} bytes, also before a #"));
+            let text = format!("kafka.topics: {entry:?} must have 1 to {TOPIC_BYTES_MAX} bytes, also before a #");
+            found.add(&["kafka.topics"], text);
         }
         if !seen.insert(topic_of(entry)) {
-            problems.push(format!("kafka.topics: {:?} is there twice: name each topic once", topic_of(entry)));
+            let text = format!("kafka.topics: {:?} is there twice: name each topic once", topic_of(entry));
+            found.add(&["kafka.topics"], text);
         }
     }
     for entry in &kafka.properties {
-        match property(entry) {
-            None => problems.push("kafka.properties must be a list of \"name=value\"".to_owned()),
-            Some((name, _)) => {
-                let taken = TAKEN.iter().find(|(taken, _)| *taken == name);
-                problems.extend(taken.map(|(_, why)| format!("kafka.properties: {name} cannot be set there: {why}")));
-            }
+        let named = property(entry).map(|(name, _)| name);
+        found.check(named.is_some(), &["kafka.properties"], "must be a list of \"name=value\"");
+        if let Some((name, why)) = TAKEN.iter().find(|(taken, _)| Some(*taken) == named) {
+            found.add(&["kafka.properties"], format!("kafka.properties: {name} cannot be set there: {why}"));
         }
     }
-    problems
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Settings;
     use super::*;
+
+    fn problems(kafka: KafkaSettings) -> Vec<String> {
+        Settings { kafka, ..Settings::default() }.problems()
+    }
 
     #[test]
     fn what_correctness_needs_is_not_free() {
@@ -194,7 +200,7 @@ mod tests {
             "delivery.report.only.error=true",
         ];
         let kafka = KafkaSettings { properties: properties.map(str::to_owned).to_vec(), ..KafkaSettings::default() };
-        let problems = problems(&kafka);
+        let problems = problems(kafka);
         assert_eq!(problems.len(), 5, "{problems:?}");
         assert!(problems[0].contains("enable.auto.commit") && problems[1].contains("acks"), "{problems:?}");
         assert!(problems[2].contains("name=value") && problems[3].contains("kafka.group"), "{problems:?}");
@@ -202,7 +208,7 @@ mod tests {
 
     #[test]
     fn brokers_are_addresses() {
-        let with = |brokers: &str| problems(&KafkaSettings { brokers: brokers.to_owned(), ..KafkaSettings::default() });
+        let with = |brokers: &str| problems(KafkaSettings { brokers: brokers.to_owned(), ..KafkaSettings::default() });
         for brokers in ["h:9092, i:9092", "h", "PLAINTEXT://h:9092", "[::1]:9092"] {
             assert_eq!(with(brokers), Vec::<String>::new(), "{brokers}");
         }
@@ -214,7 +220,7 @@ mod tests {
     #[test]
     fn a_topic_is_named_once_whatever_its_incarnation() {
         let topics = ["orders", "orders#2", "#3"].map(str::to_owned).to_vec();
-        let problems = problems(&KafkaSettings { topics, ..KafkaSettings::default() });
+        let problems = problems(KafkaSettings { topics, ..KafkaSettings::default() });
         assert!(problems.len() == 2 && problems[0].contains("twice") && problems[1].contains("#3"), "{problems:?}");
     }
 
@@ -231,7 +237,7 @@ mod tests {
             cert_file: "client.pem".to_owned(),
             ..KafkaSettings::default()
         };
-        let problems = problems(&kafka).join("\n");
+        let problems = problems(kafka).join("\n");
         for name in ["kafka.username", "kafka.sasl_mechanism", "kafka.key_file"] {
             assert!(problems.contains(name), "{problems}");
         }

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 use tracing::warn;
 
+use super::problems::Problem;
 pub use super::redact::redact;
 use super::words::{duration, wanted};
 use super::{Bind, CronSettings, DependencySettings, IdWithin, KeyFrom, Publish, ServiceLimit, Settings};
@@ -241,12 +242,9 @@ impl Loading {
                 return Err(self.problems);
             }
         };
-        for problem in settings.problems() {
-            let words = problem.split(|c: char| !(c.is_alphanumeric() || c == '.' || c == '_'));
-            let mut about: Vec<_> = words.filter(|word| self.known.iter().any(|known| known == word)).collect();
-            about.dedup();
+        for Problem { about, text } in settings.found() {
             let origins: Vec<_> = about.iter().map(|name| format!("{name}: {}", self.origin(name))).collect();
-            self.problems.push(format!("{problem} ({})", origins.join(", ")));
+            self.problems.push(format!("{text} ({})", origins.join(", ")));
         }
         if !self.problems.is_empty() {
             return Err(self.problems);
@@ -471,6 +469,50 @@ mod tests {
         said(&["ingress.unbound: \"drop\" cannot be used: \"skip\" or \"dead_letter\" is wanted", "flag --set"]);
         said(&["ingress: there is no such setting", "flag --set"]);
         assert_eq!(problems.len(), 12, "{problems:#?}");
+    }
+
+    #[test]
+    fn a_problem_has_the_origins_of_what_it_is_about_and_of_nothing_that_its_words_name() {
+        let (_folder, file) = file("[[dependency]]\nname = \"retry.base\"\nfailures = 0\n");
+        let origin = format!("file {}", file.as_ref().unwrap().display());
+        let problems = load(&Sources { file, ..Sources::default() }).unwrap_err();
+        let expected = format!("dependency \"retry.base\": failures must be at least 1 (dependency: {origin})");
+        assert_eq!(problems, [expected]);
+        let flags = vec![flag("retry.cap", "1ms")];
+        let problems = load(&Sources { flags, ..Sources::default() }).unwrap_err();
+        let origins = "(retry.cap: flag --set, retry.base: default)";
+        assert_eq!(problems, [format!("retry.cap must be at least retry.base {origins}")]);
+    }
+
+    /// Settings whose numbers and times are 0 and whose texts are empty, where that can be: little of it may be.
+    fn emptied() -> Settings {
+        let mut value = Value::try_from(Settings::default()).unwrap();
+        for leaf in leaves(&value) {
+            let place = at_mut(&mut value, &leaf).unwrap();
+            let empty = match &*place {
+                Value::Integer(_) => Value::Integer(0),
+                Value::Float(_) => Value::Float(-1.0),
+                Value::String(text) if duration(text).is_ok() => Value::String("0s".to_owned()),
+                Value::String(_) => Value::String(String::new()),
+                other => other.clone(),
+            };
+            let before = std::mem::replace(place, empty);
+            if value.clone().try_into::<Settings>().is_err() {
+                *at_mut(&mut value, &leaf).unwrap() = before;
+            }
+        }
+        value.try_into().unwrap()
+    }
+
+    #[test]
+    fn every_problem_is_about_settings_that_there_are() {
+        let known = leaves(&Value::try_from(Settings::default()).unwrap());
+        let problems = emptied().found();
+        assert!(problems.len() > 40, "{problems:#?}");
+        for Problem { about, text } in &problems {
+            assert!(!about.is_empty(), "{text}");
+            assert!(about.iter().all(|name| known.iter().any(|known| known == name)), "{text}: {about:?}");
+        }
     }
 
     #[test]

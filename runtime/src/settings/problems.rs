@@ -1,80 +1,127 @@
 //! What may be wrong with settings.
-//! In: settings. Out: every problem at once, each with the setting's name and what to do.
+//! In: settings. Out: every problem at once, each with the settings that it is about and what to do.
 
 use std::time::Duration;
 
 use super::Settings;
 
+/// Something that is wrong with settings.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    /// The settings that it is about.
+    pub about: Vec<&'static str>,
+    /// What is wrong, and what to do.
+    pub text: String,
+}
+
+/// Everything that is wrong so far.
+#[derive(Debug, Default)]
+pub(super) struct Problems(pub Vec<Problem>);
+
+impl Problems {
+    /// Says, unless it is `fine`, what the first of the settings that it is about must be: `must be at least 1`.
+    pub(super) fn check(&mut self, fine: bool, about: &[&'static str], rule: &str) {
+        if !fine {
+            self.add(about, format!("{} {rule}", about.first().copied().unwrap_or_default()));
+        }
+    }
+
+    /// A problem in words of its own.
+    pub(super) fn add(&mut self, about: &[&'static str], text: String) {
+        self.0.push(Problem { about: about.to_vec(), text });
+    }
+}
+
 impl Settings {
     /// Everything that is wrong, each with the setting's name and what to do; empty when nothing is.
     pub fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        let mut check = |fine: bool, problem: &str| {
-            if !fine {
-                problems.push(problem.to_owned());
-            }
-        };
-        check((1..=256).contains(&self.ownership.shards), "ownership.shards must be 1 to 256");
-        check(self.ingress.credits >= 16, "ingress.credits must be at least 16");
-        check(self.ingress.batch_max >= 1, "ingress.batch_max must be at least 1");
-        check(self.ingress.ahead_max >= 1, "ingress.ahead_max must be at least 1");
-        check(
+        self.found().into_iter().map(|problem| problem.text).collect()
+    }
+
+    /// Everything that is wrong, each with the settings that it is about.
+    pub(super) fn found(&self) -> Vec<Problem> {
+        let mut found = Problems::default();
+        found.check((1..=256).contains(&self.ownership.shards), &["ownership.shards"], "must be 1 to 256");
+        found.check(self.ingress.credits >= 16, &["ingress.credits"], "must be at least 16");
+        found.check(self.ingress.batch_max >= 1, &["ingress.batch_max"], "must be at least 1");
+        found.check(self.ingress.ahead_max >= 1, &["ingress.ahead_max"], "must be at least 1");
+        found.check(
             (1..=256 << 20).contains(&self.ingress.message_bytes_max),
-            "ingress.message_bytes_max must be 1 to 268435456 (256 MiB)",
+            &["ingress.message_bytes_max"],
+            "must be 1 to 268435456 (256 MiB)",
         );
-        check(
+        found.check(
             self.actors.resident_max >= self.ownership.shards as usize,
-            "actors.resident_max must be at least ownership.shards: each shard needs an actor",
+            &["actors.resident_max", "ownership.shards"],
+            "must be at least ownership.shards: each shard needs an actor",
         );
-        check(self.memory.in_hand >= 1 << 20, "memory.in_hand must be at least 1048576 (1 MiB)");
-        check((1..=4_096).contains(&self.actors.run_max), "actors.run_max must be 1 to 4096");
-        check(!self.actors.slice.is_zero(), "actors.slice must be above 0");
-        check(self.commit.turns_max >= 1, "commit.turns_max must be at least 1");
-        check(self.commit.bytes_max >= 1, "commit.bytes_max must be at least 1");
-        check(self.dedup.max_ids >= 1, "dedup.max_ids must be at least 1");
-        check(!self.pending.spill_after.is_zero(), "pending.spill_after must be above 0");
-        check(self.pending.page >= 1, "pending.page must be at least 1");
-        check(self.pending.max_per_key >= 1, "pending.max_per_key must be at least 1");
-        check(
+        found.check(self.memory.in_hand >= 1 << 20, &["memory.in_hand"], "must be at least 1048576 (1 MiB)");
+        found.check((1..=4_096).contains(&self.actors.run_max), &["actors.run_max"], "must be 1 to 4096");
+        found.check(!self.actors.slice.is_zero(), &["actors.slice"], "must be above 0");
+        found.check(self.commit.turns_max >= 1, &["commit.turns_max"], "must be at least 1");
+        found.check(self.commit.bytes_max >= 1, &["commit.bytes_max"], "must be at least 1");
+        found.check(self.dedup.max_ids >= 1, &["dedup.max_ids"], "must be at least 1");
+        found.check(!self.pending.spill_after.is_zero(), &["pending.spill_after"], "must be above 0");
+        found.check(self.pending.page >= 1, &["pending.page"], "must be at least 1");
+        found.check(self.pending.max_per_key >= 1, &["pending.max_per_key"], "must be at least 1");
+        found.check(
             self.pending.max_per_shard >= self.pending.max_per_key,
-            "pending.max_per_shard must be at least pending.max_per_key",
+            &["pending.max_per_shard", "pending.max_per_key"],
+            "must be at least pending.max_per_key",
         );
-        check(self.dlq.max >= 1, "dlq.max must be at least 1");
-        check(
+        found.check(self.dlq.max >= 1, &["dlq.max"], "must be at least 1");
+        found.check(
             (7..=super::SUSPECT_STARTS_MAX).contains(&self.suspects.starts),
-            "suspects.starts must be 7 to 999: two are not recorded, two tell a message from its neighbours, and three are \
+            &["suspects.starts"],
+            "must be 7 to 999: two are not recorded, two tell a message from its neighbours, and three are \
              spread so that kills from outside make no dead letter",
         );
-        check(
+        found.check(
             self.suspects.trial >= Duration::from_millis(1),
-            "suspects.trial must be at least 1ms: it is the time in which an end of the process counts",
+            &["suspects.trial"],
+            "must be at least 1ms: it is the time in which an end of the process counts",
         );
-        check(self.retry.attempts >= 1, "retry.attempts must be at least 1: the first counts");
-        check(self.retry.factor >= 1.0, "retry.factor must be at least 1");
-        check(!self.retry.base.is_zero(), "retry.base must be above 0");
-        check(self.retry.cap >= self.retry.base, "retry.cap must be at least retry.base");
-        check(self.log.max_unread >= 1_000, "log.max_unread must be at least 1000: an import appends 1000 at a time");
-        check(!self.log.poll.is_zero(), "log.poll must be above 0");
-        check(self.commit.in_flight >= 1, "commit.in_flight must be at least 1");
-        check(self.store.connections >= 1, "store.connections must be at least 1");
-        check(self.store.wal_bytes_max >= 1 << 20, "store.wal_bytes_max must be at least 1048576 (1 MiB)");
-        check(
+        found.check(self.retry.attempts >= 1, &["retry.attempts"], "must be at least 1: the first counts");
+        found.check(self.retry.factor >= 1.0, &["retry.factor"], "must be at least 1");
+        found.check(!self.retry.base.is_zero(), &["retry.base"], "must be above 0");
+        found.check(self.retry.cap >= self.retry.base, &["retry.cap", "retry.base"], "must be at least retry.base");
+        self.kept(&mut found);
+        super::cron::check(self, &mut found);
+        super::gates::check(self, &mut found);
+        super::gateway::check(self, &mut found);
+        super::kafka::check(&self.kafka, &mut found);
+        super::rabbitmq::check(&self.rabbitmq, &mut found);
+        found.0
+    }
+
+    /// What is wrong with the log, the store, its owners and the outbox.
+    fn kept(&self, found: &mut Problems) {
+        found.check(
+            self.log.max_unread >= 1_000,
+            &["log.max_unread"],
+            "must be at least 1000: an import appends 1000 at a time",
+        );
+        found.check(!self.log.poll.is_zero(), &["log.poll"], "must be above 0");
+        found.check(self.commit.in_flight >= 1, &["commit.in_flight"], "must be at least 1");
+        found.check(self.store.connections >= 1, &["store.connections"], "must be at least 1");
+        found.check(self.store.wal_bytes_max >= 1 << 20, &["store.wal_bytes_max"], "must be at least 1048576 (1 MiB)");
+        found.check(
             self.store.statement_timeout < self.ownership.lease_ttl,
-            "store.statement_timeout must be below ownership.lease_ttl: what a worker sent must end before its lease does",
+            &["store.statement_timeout", "ownership.lease_ttl"],
+            "must be below ownership.lease_ttl: what a worker sent must end before its lease does",
         );
-        check(
+        found.check(
             self.ownership.lease_ttl >= self.ownership.heartbeat * 3,
-            "ownership.lease_ttl must be at least 3 times ownership.heartbeat: a single late heartbeat must cost nothing",
+            &["ownership.lease_ttl", "ownership.heartbeat"],
+            "must be at least 3 times ownership.heartbeat: a single late heartbeat must cost nothing",
         );
-        check(!self.ownership.heartbeat.is_zero(), "ownership.heartbeat must be above 0");
-        check(self.outbox.window >= 1, "outbox.window must be at least 1");
-        check(self.outbox.max_pending >= 1, "outbox.max_pending must be at least 1");
-        check(self.drain.exit <= Duration::from_secs(20), "drain.exit must be at most 20s: a drain ends within 25s");
-        problems.extend(super::cron::problems(self));
-        problems.extend(super::gates::problems(self));
-        problems.extend(super::gateway::problems(self));
-        problems.extend(super::kafka::problems(&self.kafka));
-        problems.extend(super::rabbitmq::problems(&self.rabbitmq));
-        problems
+        found.check(!self.ownership.heartbeat.is_zero(), &["ownership.heartbeat"], "must be above 0");
+        found.check(self.outbox.window >= 1, &["outbox.window"], "must be at least 1");
+        found.check(self.outbox.max_pending >= 1, &["outbox.max_pending"], "must be at least 1");
+        found.check(
+            self.drain.exit <= Duration::from_secs(20),
+            &["drain.exit"],
+            "must be at most 20s: a drain ends within 25s",
+        );
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::address;
 use super::kafka::topic_of;
+use super::problems::Problems;
 
 section! {
     /// RabbitMQ as source and sink; not used while `addresses` is empty.
@@ -79,68 +80,78 @@ pub(crate) fn nodes(addresses: &str) -> Option<Vec<(String, u16)>> {
     addresses.split(',').map(node).collect()
 }
 
-/// Everything that is wrong.
-pub(super) fn problems(rabbitmq: &RabbitmqSettings) -> Vec<String> {
-    let mut problems = Vec::new();
-    let mut check = |fine: bool, problem: &str| {
-        if !fine {
-            problems.push(problem.to_owned());
-        }
-    };
+/// Finds everything that is wrong.
+pub(super) fn check(rabbitmq: &RabbitmqSettings, found: &mut Problems) {
     let used = !rabbitmq.addresses.is_empty();
-    check(
+    found.check(
         !used || cfg!(feature = "rabbitmq"),
-        "rabbitmq.addresses must be empty: this program was built without RabbitMQ; build it with perkey's feature `rabbitmq`",
+        &["rabbitmq.addresses"],
+        "must be empty: this program was built without RabbitMQ; build it with perkey's feature `rabbitmq`",
     );
-    check(
+    found.check(
         !used || nodes(&rabbitmq.addresses).is_some(),
-        "rabbitmq.addresses must be \"host:port\", separated by commas",
+        &["rabbitmq.addresses"],
+        "must be \"host:port\", separated by commas",
     );
-    check(!rabbitmq.username.is_empty(), "rabbitmq.username must not be empty");
-    check(
+    found.check(!rabbitmq.username.is_empty(), &["rabbitmq.username"], "must not be empty");
+    found.check(
         rabbitmq.cert_file.is_empty() == rabbitmq.key_file.is_empty(),
-        "rabbitmq.cert_file and rabbitmq.key_file must be set together",
+        &["rabbitmq.cert_file", "rabbitmq.key_file"],
+        "and rabbitmq.key_file must be set together",
     );
-    check(
+    found.check(
         rabbitmq.tls || (rabbitmq.ca_file.is_empty() && rabbitmq.cert_file.is_empty()),
-        "rabbitmq.tls must be true where rabbitmq.ca_file or rabbitmq.cert_file is set",
+        &["rabbitmq.tls", "rabbitmq.ca_file", "rabbitmq.cert_file"],
+        "must be true where rabbitmq.ca_file or rabbitmq.cert_file is set",
     );
-    check(!rabbitmq.key_header.is_empty(), "rabbitmq.key_header must not be empty");
-    check(rabbitmq.prefetch >= 1, "rabbitmq.prefetch must be at least 1: without a bound all of a stream would come");
-    check(rabbitmq.intake_prefetch >= 1, "rabbitmq.intake_prefetch must be at least 1");
-    check(rabbitmq.buffer_bytes >= 64 << 10, "rabbitmq.buffer_bytes must be at least 65536");
-    check(rabbitmq.message_bytes_max >= 1 << 10, "rabbitmq.message_bytes_max must be at least 1024");
-    check(rabbitmq.answer_timeout >= Duration::from_secs(10), "rabbitmq.answer_timeout must be at least 10s");
+    found.check(!rabbitmq.key_header.is_empty(), &["rabbitmq.key_header"], "must not be empty");
+    found.check(
+        rabbitmq.prefetch >= 1,
+        &["rabbitmq.prefetch"],
+        "must be at least 1: without a bound all of a stream would come",
+    );
+    found.check(rabbitmq.intake_prefetch >= 1, &["rabbitmq.intake_prefetch"], "must be at least 1");
+    found.check(rabbitmq.buffer_bytes >= 64 << 10, &["rabbitmq.buffer_bytes"], "must be at least 65536");
+    found.check(rabbitmq.message_bytes_max >= 1 << 10, &["rabbitmq.message_bytes_max"], "must be at least 1024");
+    found.check(
+        rabbitmq.answer_timeout >= Duration::from_secs(10),
+        &["rabbitmq.answer_timeout"],
+        "must be at least 10s",
+    );
     let beat = rabbitmq.heartbeat;
-    check(
+    found.check(
         (Duration::from_secs(1)..=Duration::from_secs(600)).contains(&beat) && beat.subsec_nanos() == 0,
-        "rabbitmq.heartbeat must be whole seconds, 1s to 10m",
+        &["rabbitmq.heartbeat"],
+        "must be whole seconds, 1s to 10m",
     );
-    check(
+    found.check(
         rabbitmq.max_age.subsec_nanos() == 0,
-        "rabbitmq.max_age must be whole seconds: RabbitMQ knows nothing shorter",
+        &["rabbitmq.max_age"],
+        "must be whole seconds: RabbitMQ knows nothing shorter",
     );
     let mut seen = std::collections::BTreeSet::new();
     for entry in &rabbitmq.streams {
         let name = topic_of(entry);
         if name.is_empty() || entry.len() > STREAM_BYTES_MAX || name.starts_with("amq.") {
-            problems.push(format!(
+            let text = format!(
                 "rabbitmq.streams: {entry:?} must have 1 to {STREAM_BYTES_MAX} bytes, also before a #, and not begin with amq."
-            ));
+            );
+            found.add(&["rabbitmq.streams"], text);
         }
         if !seen.insert(name) {
-            problems.push(format!("rabbitmq.streams: {name:?} is there twice: name each stream once"));
+            let text = format!("rabbitmq.streams: {name:?} is there twice: name each stream once");
+            found.add(&["rabbitmq.streams"], text);
         }
     }
     for intake in rabbitmq.intakes.iter().filter(|intake| !seen.contains(intake.as_str())) {
-        problems
-            .push(format!("rabbitmq.intakes: {intake:?} is none of rabbitmq.streams: its messages would go nowhere"));
+        let text = format!("rabbitmq.intakes: {intake:?} is none of rabbitmq.streams: its messages would go nowhere");
+        found.add(&["rabbitmq.intakes", "rabbitmq.streams"], text);
     }
-    problems
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Settings;
     use super::*;
 
     #[test]
@@ -163,10 +174,10 @@ mod tests {
             heartbeat: Duration::from_millis(1_500),
             ..RabbitmqSettings::default()
         };
-        let problems = problems(&rabbitmq).join("\n");
+        let problems = Settings { rabbitmq, ..Settings::default() }.problems().join("\n");
         for part in ["addresses", "key_file", "tls", "prefetch", "heartbeat", "twice", "\"#3\"", "\"amq.s\"", "\"t\""] {
             assert!(problems.contains(part), "{part}: {problems}");
         }
-        assert!(super::problems(&RabbitmqSettings::default()).is_empty());
+        assert!(Settings::default().problems().is_empty());
     }
 }

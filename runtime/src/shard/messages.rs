@@ -1,5 +1,6 @@
 //! What the actors of a shard tell each other.
 //! In: nothing; plain values. Out: one message type for each actor.
+
 use std::sync::Arc;
 
 use ractor::{ActorProcessingErr, ActorRef, RpcReplyPort};

@@ -1,5 +1,6 @@
 //! This worker's part in its fleet, as the rest of the process sees it.
 //! In: what the heartbeat knows. Out: who this worker is, which shards should run here, and what stands in their way.
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::clock::Millis;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::calls::Reply;
-use super::{Counters, Epoch, StoreError, TimerWrite, Watermarks};
+use super::{Counters, Epoch, StoreError, Watermarks};
 use crate::clock::Millis;
 use crate::handler::{RowWrite, SentMessage, Statement};
 use crate::message::{Ahead, Message, Positions, ShardNo, Taken, TakenId};
@@ -340,4 +340,27 @@ pub enum Outcome {
     Unavailable(String),
     /// It may or may not have been written: the answer was lost.
     Unknown(String),
+}
+
+/// A named timer of a key, set or removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimerWrite {
+    /// The service's name.
+    pub service: Arc<str>,
+    /// The key.
+    pub key: Arc<str>,
+    /// The timer's name.
+    pub name: Arc<str>,
+    /// When it fires, and the message that it is then; `None` removes it, if it is there.
+    pub set: Option<(Millis, Message)>,
+}
+
+impl TimerWrite {
+    /// What the last write says of each timer.
+    pub(crate) fn newest<'a>(parts: impl IntoIterator<Item = &'a Part>) -> Vec<&'a Self> {
+        let writes = parts.into_iter().flat_map(|part| &part.timers);
+        let newest: BTreeMap<_, _> =
+            writes.map(|write| ((&*write.service, &*write.key, &*write.name), write)).collect();
+        newest.into_values().collect()
+    }
 }

@@ -2,10 +2,9 @@
 //! values.
 //! In: what turns set and cancel, who may run. Out: what a store writes, and gives back when it is due.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Counters, Part, PendingRow, ServiceKey};
+use super::{Counters, PendingRow, ServiceKey};
 use crate::clock::Millis;
 use crate::handler::SCHEDULE;
 use crate::message::{Message, TakenId};
@@ -214,27 +213,4 @@ pub struct DueTimers {
     pub any: bool,
     /// When the first of those that are not due yet and may run will be.
     pub next: Option<Millis>,
-}
-
-/// A named timer of a key, set or removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TimerWrite {
-    /// The service's name.
-    pub service: Arc<str>,
-    /// The key.
-    pub key: Arc<str>,
-    /// The timer's name.
-    pub name: Arc<str>,
-    /// When it fires, and the message that it is then; `None` removes it, if it is there.
-    pub set: Option<(Millis, Message)>,
-}
-
-impl TimerWrite {
-    /// What the last write says of each timer.
-    pub(crate) fn newest<'a>(parts: impl IntoIterator<Item = &'a Part>) -> Vec<&'a Self> {
-        let writes = parts.into_iter().flat_map(|part| &part.timers);
-        let newest: BTreeMap<_, _> =
-            writes.map(|write| ((&*write.service, &*write.key, &*write.name), write)).collect();
-        newest.into_values().collect()
-    }
 }

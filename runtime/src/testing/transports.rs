@@ -3,7 +3,7 @@
 //! In: contents with the time from which they can be read; commits. Out: deliveries, each origin's in order; events as
 //! a broker has them, or the first promise about them that was broken.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::ledger::defect::{Defect, planted};
 use crate::ledger::outbox::publisher::Publisher;
 use crate::message::{Position, Positions, ShardNo, murmur2};
 use crate::store::memory::MemoryStore;
-use crate::store::{self, Commit, Store};
+use crate::store::{Commit, Store};
 use crate::transport::pace::{Pace, Sent};
 use crate::transport::{Answer, Content, Delivery, Outgoing, Source, SourceError, Transport};
 
@@ -129,91 +129,6 @@ impl Source for SimSource {
             let known = acknowledged.entry(origin.clone()).or_default();
             *known = (*known).max(*position);
         }
-    }
-}
-
-/// A broker's end of one sink, and what must come to it.
-#[derive(Debug, Default)]
-pub(super) struct Topic {
-    /// Every event that is wanted there: its id and its key.
-    emitted: BTreeMap<(ShardNo, u64), (String, String)>,
-    /// The last event of each shard, wanted or not.
-    last: BTreeMap<ShardNo, u64>,
-    /// What was written, whichever time.
-    written: HashSet<(ShardNo, u64)>,
-    /// Of each key the last event that was written for the first time.
-    newest: HashMap<(ShardNo, String), u64>,
-    /// Dead letters of refused events that no watermark has passed, by id; and all that there ever were.
-    graves: HashMap<(ShardNo, String), u32>,
-    buried: HashSet<String>,
-    watermarks: BTreeMap<ShardNo, u64>,
-}
-
-impl Topic {
-    /// A commit is durable: its events may come.
-    pub(super) fn committed(&mut self, commit: &Commit, wanted: impl Fn(&store::Event) -> bool) {
-        for (seq, event) in (commit.first_seq..).zip(commit.events()) {
-            self.last.insert(commit.shard, seq);
-            if wanted(event) {
-                let (id, key) = (event.message.id().to_owned(), event.message.key().to_owned());
-                self.emitted.insert((commit.shard, seq), (id, key));
-            }
-        }
-        let letters = commit.parts.iter().flat_map(|part| &part.dead).filter(|letter| letter.id.is_outgoing());
-        for letter in letters {
-            let id = letter.message.id().to_owned();
-            *self.graves.entry((commit.shard, id.clone())).or_insert(0) += 1;
-            self.buried.insert(id);
-        }
-    }
-
-    /// The broker writes an event.
-    fn write(&mut self, shard: ShardNo, event: &Outgoing) -> Result<(), String> {
-        let (seq, id) = (event.seq, event.message.id());
-        let Some((emitted, key)) = self.emitted.get(&(shard, seq)).filter(|(emitted, _)| emitted == id) else {
-            return Err(format!(
-                "shard {shard}: event {seq} ({id}) is published before its commit, or under another number"
-            ));
-        };
-        if !self.written.insert((shard, seq)) || self.buried.contains(emitted) {
-            return Ok(());
-        }
-        let newest = self.newest.entry((shard, key.clone())).or_default();
-        if seq <= *newest {
-            return Err(format!("shard {shard}: event {seq} of {key:?} is published after {newest}"));
-        }
-        *newest = seq;
-        Ok(())
-    }
-
-    /// A watermark is stored: all before it must be there, or be dead letters.
-    pub(super) fn reached(&mut self, shard: ShardNo, watermark: Option<u64>) -> Result<(), String> {
-        let stored = self.watermarks.entry(shard).or_default();
-        let Some(watermark) = watermark else { return Err("the watermark of a sink is missing".to_owned()) };
-        if watermark < *stored {
-            return Err(format!("a watermark goes back from {stored} to {watermark}"));
-        }
-        if watermark == *stored {
-            return Ok(());
-        }
-        for ((_, seq), (id, _)) in self.emitted.range((shard, *stored + 1)..=(shard, watermark)) {
-            if self.written.contains(&(shard, *seq)) {
-                continue;
-            }
-            match self.graves.get_mut(&(shard, id.clone())).filter(|graves| **graves > 0) {
-                Some(graves) => *graves -= 1,
-                None => return Err(format!("the watermark {watermark} passes event {seq}, which is not published")),
-            }
-        }
-        *stored = watermark;
-        Ok(())
-    }
-
-    /// What is not there yet.
-    pub(super) fn unfinished(&self) -> Option<String> {
-        let stored = |shard| self.watermarks.get(shard).copied().unwrap_or(0);
-        let behind = self.last.iter().find(|(shard, last)| stored(shard) < **last);
-        behind.map(|(shard, last)| format!("shard {shard}: a sink stands at {} of {last}", stored(shard)))
     }
 }
 

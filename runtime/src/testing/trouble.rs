@@ -250,7 +250,7 @@ impl World {
             let sources = self.witness.unfinished().unwrap_or_default();
             return Some(format!("sources are not at their end: {sources}; {}", owners.join("; ")));
         }
-        if let Some(behind) = self.witness.topics.iter().find_map(super::transports::Topic::unfinished) {
+        if let Some(behind) = self.witness.topics.iter().find_map(super::witness::topic::Topic::unfinished) {
             return Some(behind);
         }
         for (shard, owner) in (0..).zip(&self.current) {

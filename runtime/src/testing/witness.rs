@@ -4,14 +4,15 @@
 mod above;
 mod seen;
 mod timers;
+pub(super) mod topic;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 pub use self::seen::Seen;
+use self::topic::Topic;
 use super::fate::Fate;
 use super::plan::{INTAKE, PROBE, Plan, SOURCES};
-use super::transports::Topic;
 use crate::AfterDeadLetter;
 use crate::clock::Millis;
 use crate::message::{Message, Position, Positions, ShardNo, Taken, TakenId};

@@ -8,6 +8,7 @@ mod event;
 mod group;
 pub mod health;
 mod lane;
+mod orders;
 mod reader;
 mod record;
 mod scout;
@@ -24,8 +25,9 @@ use futures_util::future::BoxFuture;
 use tracing::warn;
 
 use self::client::Told;
-use self::reader::{Client, Reader, ReaderOrder};
-use self::scout::{Scout, ScoutOrder};
+use self::orders::{Client, Generation, ReaderOrder, ScoutOrder};
+use self::reader::Reader;
+use self::scout::Scout;
 use self::shelf::Shelf;
 pub use self::sink::KafkaSink;
 use super::{Delivery, Source, SourceError, Transport};
@@ -38,10 +40,6 @@ pub const NAME: &str = "kafka";
 
 /// Why a source whose thread is gone cannot go on.
 const ENDED: &str = "a thread of the consumer has ended; the next opening starts it anew";
-
-/// Number of an opening: what was read for an older one of the same shard is dropped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Generation(u64);
 
 /// Topics of Kafka, as a transport: one consumer for all shards of the process.
 pub struct KafkaTransport {

@@ -141,7 +141,7 @@ impl Front {
         self.admit(caller, Role::Write)?;
         let key = self.key(operation, request.key.clone())?;
         let names = Names::of(&caller.tenant);
-        let call = self.call_of(caller, operation, (&key, request), &names)?;
+        let call = self.call_of(caller, operation, &key, request, &names)?;
         let id = call.id;
         if let Some(lack) = self.lacks.iter().find(|lack| lack.services.contains(&operation.service)) {
             // What was answered before is answered so again.
@@ -178,7 +178,8 @@ impl Front {
         &self,
         caller: &Caller,
         operation: &'static Operation,
-        (key, request): (&IdempotencyKey, Asked),
+        key: &IdempotencyKey,
+        request: Asked,
         names: &Names,
     ) -> Result<Call, Problem> {
         let Asked { target, body, headers, .. } = request;

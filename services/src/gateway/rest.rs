@@ -166,7 +166,7 @@ impl Rest {
         }
         let account = account.ok_or_else(|| wrong("account", "is missing: ?account=NAME"))?;
         let bytes = self.front.settings().answer_bytes_max;
-        let page = self.front.page(&caller, entity, &account, after.as_deref(), (limit, bytes)).await?;
+        let page = self.front.page(&caller, entity, &account, after.as_deref(), limit, bytes).await?;
         Ok(json!({ "items": page.items, "next": page.next }))
     }
 }

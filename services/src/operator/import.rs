@@ -3,6 +3,7 @@
 
 pub mod amounts;
 pub mod append;
+pub mod args;
 pub mod bar;
 pub mod conflicts;
 pub mod ids;
@@ -27,12 +28,12 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use self::append::Append;
+use self::args::ImportArgs;
 use self::bar::{Bar, rate};
 use self::conflicts::Conflict;
 use self::lines::End;
 use self::reader::{Input, Plan, Read};
 use self::rejects::{Owner, Rejects};
-use crate::operator::cli::args::ImportArgs;
 use crate::operator::cli::output::{Out, complain};
 use crate::operator::cli::status::Totals;
 use crate::operator::cli::up::leave;
@@ -169,8 +170,9 @@ impl Import<'_> {
         let since = (progress.lines == 0 && !self.asked.from_start).then(|| Clock::system().now());
         let rejects = self.rejects(progress.rejects_bytes)?;
         let mut told = self.start_reading(&progress)?;
-        let names = (self.asked.service.as_str().into(), self.source.clone());
-        let mut append = Append::new((store, self.settings), names, progress, rejects, Bar::new(self.bytes));
+        let (service, source) = (self.asked.service.as_str().into(), self.source.clone());
+        let bar = Bar::new(self.bytes);
+        let mut append = Append::new(store, self.settings, service, source, progress, rejects, bar);
         let work = async {
             let cut = append.run(&mut told).await?;
             if let Some(engine) = engine {
@@ -193,7 +195,7 @@ impl Import<'_> {
         let ended = ended?;
         let cut = ended.flatten();
         let after = Totals::of(&store.queries().shards().await?);
-        let conflicts = self.conflicts(store, since, (&before, &after)).await?;
+        let conflicts = self.conflicts(store, since, &before, &after).await?;
         let handled = engine.is_some().then(|| handled(&before, &after));
         let unfinished_line = cut.map(|(line, _)| line);
         let summary = Summary { unfinished_line, conflicts, ..self.summary(&append, handled) };
@@ -218,14 +220,15 @@ impl Import<'_> {
         &self,
         store: &dyn Store,
         since: Option<Millis>,
-        (before, after): (&Totals, &Totals),
+        before: &Totals,
+        after: &Totals,
     ) -> Result<Vec<Conflict>, StoreError> {
         let count = |totals: &Totals| totals.counter("conflicts");
         // Looking through all dead letters may take a while.
         if count(after) == if since.is_some() { count(before) } else { 0 } {
             return Ok(Vec::new());
         }
-        conflicts::found(store, (&self.asked.service, &self.source), since).await
+        conflicts::found(store, &self.asked.service, &self.source, since).await
     }
 
     /// Where an earlier run of this import stopped. What is read once cannot be compared with what it was then.

@@ -1,6 +1,5 @@
 //! What turns of one key or an operator's command have for a commit, and batches of them. Plain values.
 //! In: settled turns. Out: what becomes part of a commit together.
-use crate::message::TakenId;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::sync::Arc;
 use crate::ledger::Ticket;
 use crate::ledger::protocol::SlotIx;
 use crate::ledger::slot::Item;
-use crate::message::Message;
+use crate::message::{Message, TakenId};
 use crate::store::{Event, Letters, Part};
 
 /// What one key (or nothing keyed) has in a batch.

@@ -115,7 +115,6 @@ pub struct Gauges {
 }
 
 impl Ledger {
-    #[expect(clippy::too_many_arguments, reason = "a history row has these fields")]
     pub(crate) fn note(
         &mut self,
         ix: SlotIx,

@@ -1,5 +1,6 @@
 //! How messages for services lie in a row of the embedded log.
 //! In: messages, or a stored row. Out: one row, or the messages, which share its bytes.
+
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};

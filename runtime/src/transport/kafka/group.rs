@@ -8,8 +8,7 @@ use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::lane::tag;
-use super::reader::Client;
-use super::scout::ANSWER;
+use super::orders::{ANSWER, Client};
 use crate::message::Position;
 
 /// Writes the offsets of these partitions once more, as they are, so that the group does not forget them.

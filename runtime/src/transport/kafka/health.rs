@@ -8,9 +8,8 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::metadata::{Metadata, MetadataTopic};
 
 use super::client;
-use super::scout::ANSWER;
-use crate::settings::KafkaSettings;
-use crate::settings::topic_of;
+use super::orders::ANSWER;
+use crate::settings::{KafkaSettings, topic_of};
 
 /// The brokers and the topics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::reader::Reading;
+use super::orders::Reading;
 use super::record::Place;
 use crate::message::{Position, ShardNo};
 

@@ -8,19 +8,17 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::{info, warn};
 
-use super::Generation;
-use super::client::Told;
 use super::lane::Lane;
-use super::record::{Place, Record};
-use super::scout::{Again, ScoutOrder};
+use super::orders::{Again, Client, Generation, ReaderOrder, Reading, ScoutOrder};
+use super::record::Record;
 use super::shelf::{Shelf, bytes_of};
-use super::start::{MADE_ANEW, Start, ways_on};
+use super::start::{MADE_ANEW, ways_on};
 use crate::clock::Stopwatch;
 use crate::message::{Position, Positions, ShardNo};
 use crate::transport::Delivery;
@@ -35,30 +33,6 @@ const BATCH_BYTES: usize = 1 << 20;
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// The least time between two reports of the same kind of trouble.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
-
-/// The consumer, as its threads share it.
-pub(super) type Client = Arc<BaseConsumer<Told>>;
-
-/// What the reader is told.
-pub(super) enum ReaderOrder {
-    /// A shard opened its source.
-    Open(ShardNo, Generation, Arc<Shelf>),
-    /// Read a partition for an opening.
-    Read(ShardNo, Generation, Reading),
-    /// A shard's source was dropped.
-    Close(ShardNo, Generation),
-    /// The transport was dropped.
-    Stop,
-}
-
-/// A partition to read.
-pub(super) struct Reading {
-    pub(super) place: Place,
-    pub(super) partition: i32,
-    pub(super) start: Start,
-    /// The last position taken.
-    pub(super) last: Option<Position>,
-}
 
 /// A shard whose source is open.
 struct Station {

@@ -12,11 +12,11 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use tracing::warn;
 
-use super::reader::{Client, ReaderOrder, Reading};
+use super::group;
+use super::orders::{ANSWER, Client, Generation, ReaderOrder, Reading, ScoutOrder};
 use super::record::Place;
 use super::shelf::Shelf;
 use super::start::{Bounds, Start, after, ways_on};
-use super::{Generation, group};
 use crate::clock::Stopwatch;
 use crate::message::{Position, Positions, ShardNo};
 use crate::settings::{FirstStart, topic_of};
@@ -24,8 +24,6 @@ use crate::transport::again::{AGAIN, AGAIN_MAX, pause_after};
 
 /// How often new partitions are looked for.
 const REFRESH: Duration = AGAIN_MAX;
-/// How long a broker may take to answer.
-pub(super) const ANSWER: Duration = Duration::from_secs(5);
 
 /// How often the group's offsets of partitions that are read are written again: it forgets them one by one, each some days
 /// after it was written, and a partition of which nothing was taken yet would lose its beginning.
@@ -33,30 +31,6 @@ const KEEP: Duration = Duration::from_secs(600);
 
 /// Failures before one is told: a topic that was just made has no leaders for a moment.
 const TOLD: u32 = 2;
-
-/// What the scout is told.
-pub(super) enum ScoutOrder {
-    /// A shard opened its source after these positions.
-    Open(ShardNo, Generation, Arc<Shelf>, Positions),
-    /// Partitions whose place became unsure.
-    Place(Vec<Again>),
-    /// A shard's source was dropped.
-    Close(ShardNo, Generation),
-    /// The consumer was made anew.
-    Use(Client),
-    /// The transport was dropped.
-    Stop,
-}
-
-/// A partition to be placed once more.
-pub(super) struct Again {
-    pub(super) shard: ShardNo,
-    pub(super) generation: Generation,
-    pub(super) topic: String,
-    pub(super) partition: i32,
-    /// The last position that was handed over.
-    pub(super) last: Option<Position>,
-}
 
 struct Opening {
     generation: Generation,

@@ -21,13 +21,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::topology;
+use super::topology::{self, ANSWER, within};
 use crate::clock::Stopwatch;
 use crate::settings::RabbitmqSettings;
 use crate::settings::rabbitmq::nodes;
-
-/// How long a node may take to answer.
-pub(super) const ANSWER: Duration = Duration::from_secs(5);
 
 /// How long what was declared is taken to be there, for other connections that are made at the same time.
 const DECLARED_FOR: Duration = Duration::from_secs(10);
@@ -230,14 +227,6 @@ fn property(name: &str, table: &[u8]) -> String {
         rest.get(..usize::try_from(u32::from_be_bytes(*length)).ok()?)
     });
     value.map_or_else(|| "?".to_owned(), |value| String::from_utf8_lossy(value).into_owned())
-}
-
-/// Waits for an answer, but not for ever.
-pub(super) async fn within<T>(answer: impl Future<Output = lapin::Result<T>>) -> Result<T, String> {
-    match timeout(ANSWER, answer).await {
-        Ok(answer) => answer.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("no answer within {ANSWER:?}")),
-    }
 }
 
 /// What the connection tells of itself until it is gone.

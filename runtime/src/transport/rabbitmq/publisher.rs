@@ -21,8 +21,9 @@ use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
 use tracing::warn;
 
-use super::client::{Blocked, Client, within};
+use super::client::{Blocked, Client};
 use super::event::Publishing;
+use super::topology::within;
 use crate::clock::{Dice, Stopwatch, sleep};
 use crate::transport::attributes::absorb;
 use crate::transport::pace::{Pace, Sent};

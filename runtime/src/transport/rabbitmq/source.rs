@@ -19,10 +19,10 @@ use lapin::{Acker, Channel, Consumer, ErrorKind};
 use tokio::time::timeout;
 
 use super::ahead::Ahead;
-use super::client::{ANSWER, Client};
+use super::client::Client;
 use super::record::{Place, Record};
 use super::start::{First, compare, ended, ways_on};
-use super::topology::{self, origin, stream};
+use super::topology::{self, ANSWER, origin, stream};
 use super::{NAME, broken_off};
 use crate::message::{Position, Positions, ShardNo};
 use crate::settings::topic_of;

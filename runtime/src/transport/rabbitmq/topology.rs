@@ -1,14 +1,15 @@
 //! What is declared, and what it is called: the layout of RabbitMQ's own super streams, and an intake beside it.
 //! In: the settings. Out: names (pure); exchanges, streams, queues and bindings that are there.
 
+use std::time::Duration;
+
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind, Queue};
+use tokio::time::timeout;
 use tracing::warn;
 
-use super::client::within;
-use crate::settings::RabbitmqSettings;
-use crate::settings::topic_of;
+use crate::settings::{RabbitmqSettings, topic_of};
 
 /// Deliveries of an intake's message after which RabbitMQ gives it to the dead-letter exchange. Perkey counts attempts itself:
 /// this bounds what a message costs that no client can even read. (4.0 and later have a limit of 20 where none is set.)
@@ -143,3 +144,14 @@ fn explained(reason: String) -> String {
     }
     reason
 }
+
+/// Waits for an answer, but not for ever.
+pub(super) async fn within<T>(answer: impl Future<Output = lapin::Result<T>>) -> Result<T, String> {
+    match timeout(ANSWER, answer).await {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {ANSWER:?}")),
+    }
+}
+
+/// How long a node may take to answer.
+pub(super) const ANSWER: Duration = Duration::from_secs(5);

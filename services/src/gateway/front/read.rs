@@ -29,7 +29,7 @@ impl Front {
             Entity::Account => self.account(&names, id).await?,
             Entity::Expense | Entity::Transaction => self.named(&names, entity, id).await?,
             Entity::Order | Entity::Checkout | Entity::Payment => match names.stored(id) {
-                Some(stored) => self.rows(entity, vec![(entity.id_member(), stored)], None, (1, 0)).await?.rows.pop(),
+                Some(stored) => self.rows(entity, vec![(entity.id_member(), stored)], None, 1, 0).await?.rows.pop(),
                 None => None,
             },
         };
@@ -46,7 +46,8 @@ impl Front {
         entity: Entity,
         account: &str,
         after: Option<&str>,
-        (limit, bytes): (usize, usize),
+        limit: usize,
+        bytes: usize,
     ) -> Result<Page, Problem> {
         self.admit(caller, Role::Read)?;
         if !(1..=PAGE_MAX).contains(&limit) {
@@ -64,7 +65,7 @@ impl Front {
             },
         };
         let FoundRows { rows: mut items, more } =
-            self.rows(entity, vec![("account", stored)], after, (limit, bytes)).await?;
+            self.rows(entity, vec![("account", stored)], after, limit, bytes).await?;
         items.retain(|item| names.own(item));
         items.iter_mut().for_each(|item| names.show(item));
         let last = items.last().and_then(|item| item.get(entity.id_member())).and_then(Value::as_str);
@@ -78,7 +79,7 @@ impl Front {
         let mut found = Vec::new();
         for (first, end) in names.ranges() {
             let after = Some(vec![first, String::new()]);
-            let two = self.rows(entity, vec![("id", id.to_owned())], after, (2, usize::MAX)).await?.rows;
+            let two = self.rows(entity, vec![("id", id.to_owned())], after, 2, usize::MAX).await?.rows;
             found.extend(two.into_iter().filter(|row| {
                 row["account"].as_str().is_some_and(|account| end.as_deref().is_none_or(|end| account < end))
             }));
@@ -96,7 +97,8 @@ impl Front {
         entity: Entity,
         equals: Vec<(&'static str, String)>,
         after: Option<Vec<String>>,
-        (limit, bytes): (usize, usize),
+        limit: usize,
+        bytes: usize,
     ) -> Result<FoundRows, Problem> {
         let table = self.tables.iter().find(|table| Some(table.name) == entity.table()).copied();
         let Some(table) = table else {

@@ -141,8 +141,8 @@ impl Asking {
         let PageOf { account, after, limit } = asked;
         let mut left = self.left.lock().await;
         self.room(*left)?;
-        let most = (typed::limit(limit), *left / repeats);
-        let page = self.front.page(&self.caller, entity, &account, after.as_deref(), most).await?;
+        let (limit, bytes) = (typed::limit(limit), *left / repeats);
+        let page = self.front.page(&self.caller, entity, &account, after.as_deref(), limit, bytes).await?;
         *left = left.saturating_sub(said(&page.items).saturating_mul(repeats));
         typed_page(entity, page).map(Some)
     }

@@ -59,8 +59,8 @@ impl Calls {
         let listed = async {
             let caller = self.caller(request.metadata())?;
             let ListRequest { account, after, limit } = request.get_ref();
-            let most = (typed::limit(*limit), self.front.settings().answer_bytes_max);
-            let page = self.front.page(&caller, entity, account, after.as_deref(), most).await?;
+            let (limit, bytes) = (typed::limit(*limit), self.front.settings().answer_bytes_max);
+            let page = self.front.page(&caller, entity, account, after.as_deref(), limit, bytes).await?;
             typed_page(entity, page).map(Response::new)
         };
         listed.await.map_err(|problem| status(&problem))

@@ -9,11 +9,13 @@ use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueE
 use clap_complete::Shell;
 
 use super::call::CallArgs;
+use super::dlq::{ChangeArgs, PeekArgs};
 use super::edit::EditArgs;
+use super::keys::{KeyArgs, ScheduleArgs, TopArgs};
 use super::outbox::OutboxCommand;
 use super::pause::{KeyCommand, ServiceCommand};
 use super::store::StoreCommand;
-use crate::operator::import::amounts::Scale;
+use crate::operator::import::args::ImportArgs;
 use crate::operator::token::TokenCommand;
 use perkey::settings::load::Flag;
 use perkey::telemetry;
@@ -187,46 +189,6 @@ pub enum ConfigCommand {
     Check,
 }
 
-/// What is imported, and how.
-#[derive(Args, Clone, Debug)]
-pub struct ImportArgs {
-    /// CSV with a header (account, amount, currency, at; id and memo may be left out), or NDJSON with the same fields;
-    /// - reads standard input
-    pub file: String,
-    /// The service that handles the messages
-    #[arg(long)]
-    pub service: String,
-    /// What the input is called: its progress and the ids of lines without one depend on it [default: the file's name]
-    #[arg(long)]
-    pub source: Option<String>,
-    /// Read every line again, also those of an earlier run; repeats are dropped by their id
-    #[arg(long)]
-    pub from_start: bool,
-    /// The input's format
-    #[arg(long, value_enum, default_value_t = ImportFormat::Auto)]
-    pub format: ImportFormat,
-    /// How amounts are written [default: as all of the file's are; whole numbers are minor units]
-    #[arg(long, value_enum)]
-    pub amounts: Option<Scale>,
-    /// The file will not grow: its last line counts also where it has no line end
-    #[arg(long)]
-    pub complete: bool,
-    /// Where refused lines go [default: SOURCE.rejects.ndjson, beside the file or in the working directory]
-    #[arg(long, value_name = "FILE")]
-    pub rejects: Option<String>,
-}
-
-/// The format of an import.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ImportFormat {
-    /// By the file's extension, else by its first character
-    Auto,
-    /// Comma-separated values with a header
-    Csv,
-    /// One JSON object a line
-    Ndjson,
-}
-
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
 pub enum DlqCommand {
@@ -247,17 +209,6 @@ pub enum StateCommand {
     Get(KeyArgs),
 }
 
-/// Which key.
-#[derive(Args, Debug)]
-pub struct KeyArgs {
-    /// Its service
-    #[arg(long)]
-    pub service: String,
-    /// The key
-    #[arg(long)]
-    pub key: String,
-}
-
 /// What to do with timers.
 #[derive(Debug, Subcommand)]
 pub enum ScheduleCommand {
@@ -265,90 +216,11 @@ pub enum ScheduleCommand {
     List(ScheduleArgs),
 }
 
-/// Which timers are shown.
-#[derive(Args, Debug)]
-pub struct ScheduleArgs {
-    /// Of this service
-    #[arg(long)]
-    pub service: Option<String>,
-    /// Of this key
-    #[arg(long)]
-    pub key: Option<String>,
-    /// How many at most
-    #[arg(long, default_value_t = 20)]
-    pub limit: usize,
-}
-
 /// What to do with keys.
 #[derive(Debug, Subcommand)]
 pub enum KeysCommand {
     /// Show those that most messages wait for
     Top(TopArgs),
-}
-
-/// How many keys are shown.
-#[derive(Args, Debug)]
-pub struct TopArgs {
-    /// Of this service
-    #[arg(long)]
-    pub service: Option<String>,
-    /// How many at most
-    #[arg(long, default_value_t = 20)]
-    pub limit: usize,
-}
-
-/// Which dead letters.
-#[derive(Args, Clone, Debug, Default)]
-pub struct Filter {
-    /// Of this service
-    #[arg(long)]
-    pub service: Option<String>,
-    /// Of this key
-    #[arg(long)]
-    pub key: Option<String>,
-    /// With this message id
-    #[arg(long)]
-    pub id: Option<String>,
-    /// Given up since: 15m, 2h, or a time such as 2026-01-31T10:00:00Z
-    #[arg(long)]
-    pub since: Option<String>,
-    /// Whose error contains this text
-    #[arg(long, value_name = "TEXT")]
-    pub error: Option<String>,
-}
-
-/// Which dead letters are shown.
-#[derive(Args, Debug)]
-pub struct PeekArgs {
-    /// Which.
-    #[command(flatten)]
-    pub filter: Filter,
-    /// How many at most
-    #[arg(long, default_value_t = 20)]
-    pub limit: usize,
-}
-
-/// Which dead letters are changed, and how.
-#[derive(Args, Debug)]
-pub struct ChangeArgs {
-    /// Which.
-    #[command(flatten)]
-    pub filter: Filter,
-    /// All of them: needed to discard without a filter
-    #[arg(long)]
-    pub all: bool,
-    /// Only say exactly how many
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Why; kept with the command
-    #[arg(long, default_value = "")]
-    pub reason: String,
-    /// How long to wait until it is done
-    #[arg(long, default_value = "10s", value_parser = perkey::settings::duration)]
-    pub wait: std::time::Duration,
-    /// Run the engine here just long enough to do it, when no process runs the store
-    #[arg(long)]
-    pub offline: bool,
 }
 
 /// The command that the arguments and the environment ask for. A variable that is empty is as one that is not set.

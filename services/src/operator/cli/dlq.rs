@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use clap::Args;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -17,13 +18,66 @@ use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand};
 use perkey::store::{self, Access, DeadLetter, Opened, Store, StoreError};
 use serde::Serialize;
 
-use super::args::{ChangeArgs, Filter, PeekArgs};
 use super::output::{Out, complain, table};
 use super::up::leave;
 use super::{Done, Ended, Failure, handlers, open_beside, runner};
 use perkey::host::{Signals, operator};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Which dead letters.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Filter {
+    /// Of this service
+    #[arg(long)]
+    pub service: Option<String>,
+    /// Of this key
+    #[arg(long)]
+    pub key: Option<String>,
+    /// With this message id
+    #[arg(long)]
+    pub id: Option<String>,
+    /// Given up since: 15m, 2h, or a time such as 2026-01-31T10:00:00Z
+    #[arg(long)]
+    pub since: Option<String>,
+    /// Whose error contains this text
+    #[arg(long, value_name = "TEXT")]
+    pub error: Option<String>,
+}
+
+/// Which dead letters are shown.
+#[derive(Args, Debug)]
+pub struct PeekArgs {
+    /// Which.
+    #[command(flatten)]
+    pub filter: Filter,
+    /// How many at most
+    #[arg(long, default_value_t = 20)]
+    pub limit: usize,
+}
+
+/// Which dead letters are changed, and how.
+#[derive(Args, Debug)]
+pub struct ChangeArgs {
+    /// Which.
+    #[command(flatten)]
+    pub filter: Filter,
+    /// All of them: needed to discard without a filter
+    #[arg(long)]
+    pub all: bool,
+    /// Only say exactly how many
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Why; kept with the command
+    #[arg(long, default_value = "")]
+    pub reason: String,
+    /// How long to wait until it is done
+    #[arg(long, default_value = "10s", value_parser = perkey::settings::duration)]
+    pub wait: Duration,
+    /// Run the engine here just long enough to do it, when no process runs the store
+    #[arg(long)]
+    pub offline: bool,
+}
 
 /// A dead letter as it is shown.
 #[derive(Serialize)]
@@ -153,7 +207,9 @@ async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Ou
 pub(super) async fn command(
     settings: &Settings,
     action: Action,
-    (filter, why, wait): (DeadFilter, &str, Duration),
+    filter: DeadFilter,
+    why: &str,
+    wait: Duration,
     out: Out,
 ) -> Ended {
     let store = open_beside(settings).await?;

@@ -66,7 +66,7 @@ pub async fn edit(settings: &Settings, asked: &EditArgs, out: Out) -> Ended {
     let scope = [format!("{id}\0{}\0", Clock::system().now()).as_bytes(), &payload[..]].concat();
     let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, &scope).to_string();
     let action = Action::Edit { payload: payload.into(), id };
-    dlq::command(settings, action, (filter, &asked.reason, asked.wait), out).await
+    dlq::command(settings, action, filter, &asked.reason, asked.wait, out).await
 }
 
 /// What an editor can be given: text that says all of the payload.

@@ -67,7 +67,7 @@ fn lines(story: &Story, asked: &str) -> Vec<Line> {
         let what = format!("waits ({})", row.kind.as_str());
         let detail = format!("{due}; taken {}, attempts spent: {}", rfc3339(row.taken_at), row.attempt);
         // What still waits is told last: its time is yet to come.
-        let waits = line(row.taken_at, &what, (&row.service, &row.message), detail);
+        let waits = line(row.taken_at, &what, &row.service, &row.message, detail);
         lines.push(Line { millis: Millis::MAX, at: String::new(), ..waits });
     }
     for letter in &story.dead {
@@ -75,7 +75,7 @@ fn lines(story: &Story, asked: &str) -> Vec<Line> {
         let held = if letter.holds_key { "; its key waits for an operator" } else { "" };
         let attempts = letter.history.len();
         let detail = format!("{}{held}; failed attempts: {attempts}", letter.error);
-        lines.push(line(letter.at, "dead letter", (&letter.service, &letter.message), detail));
+        lines.push(line(letter.at, "dead letter", &letter.service, &letter.message, detail));
     }
     for (commit, service) in &story.taken {
         lines.push(Line {
@@ -91,7 +91,7 @@ fn lines(story: &Story, asked: &str) -> Vec<Line> {
     for row in &story.events {
         let message = &row.event.message;
         let detail = format!("{} as event {} of {}", message.kind(), row.seq, place(&row.commit));
-        lines.push(line(row.commit.at, "emitted", (&row.event.service, message), detail));
+        lines.push(line(row.commit.at, "emitted", &row.event.service, message, detail));
     }
     // A dead letter that is still one has been told already, with more.
     let told = |row: &HistoryRow| {
@@ -133,7 +133,7 @@ fn rank(what: &str) -> u8 {
     }
 }
 
-fn line(at: Millis, what: &str, (service, message): (&str, &Message), detail: String) -> Line {
+fn line(at: Millis, what: &str, service: &str, message: &Message, detail: String) -> Line {
     Line {
         millis: at,
         at: rfc3339(at),
@@ -148,7 +148,7 @@ fn line(at: Millis, what: &str, (service, message): (&str, &Message), detail: St
 fn sent(service: &str, message: &Message) -> Line {
     let line_no = message.header("importline").map_or_else(String::new, |no| format!(", line {no}"));
     let detail = format!("{} from {}{line_no}", message.kind(), message.source());
-    line(message.time(), "sent", (service, message), detail)
+    line(message.time(), "sent", service, message, detail)
 }
 
 fn place(commit: &CommitRow) -> String {

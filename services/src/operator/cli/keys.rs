@@ -1,6 +1,7 @@
 //! `state get`, `schedule:list`, `keys:top`: what the store knows of keys.
 //! In: a service and a key, or filters. Out: states, timers, the keys that most messages wait for.
 
+use clap::Args;
 use perkey::clock::{Clock, rfc3339};
 use perkey::message::{ShardNo, shard_of};
 use perkey::settings::Settings;
@@ -9,12 +10,47 @@ use perkey::store::{ServiceKey, Timer};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::args::{KeyArgs, ScheduleArgs, TopArgs};
 use super::output::{Out, table};
 use super::{Done, Ended, Failure, handlers, open_beside};
 
 /// Timers of a key that are shown with its state.
 const TIMERS_MAX: usize = 100;
+
+/// Which key.
+#[derive(Args, Debug)]
+pub struct KeyArgs {
+    /// Its service
+    #[arg(long)]
+    pub service: String,
+    /// The key
+    #[arg(long)]
+    pub key: String,
+}
+
+/// Which timers are shown.
+#[derive(Args, Debug)]
+pub struct ScheduleArgs {
+    /// Of this service
+    #[arg(long)]
+    pub service: Option<String>,
+    /// Of this key
+    #[arg(long)]
+    pub key: Option<String>,
+    /// How many at most
+    #[arg(long, default_value_t = 20)]
+    pub limit: usize,
+}
+
+/// How many keys are shown.
+#[derive(Args, Debug)]
+pub struct TopArgs {
+    /// Of this service
+    #[arg(long)]
+    pub service: Option<String>,
+    /// How many at most
+    #[arg(long, default_value_t = 20)]
+    pub limit: usize,
+}
 
 /// A key as it is shown.
 #[derive(Serialize)]

@@ -88,7 +88,7 @@ pub(crate) async fn collected(
     let mut stats = Vec::new();
     for row in rows {
         for (sink, watermark) in &row.watermarks {
-            stats.push(stat(settings, queries, (row, sink, *watermark), now).await?);
+            stats.push(stat(settings, queries, row, sink, *watermark, now).await?);
         }
     }
     Ok(stats)
@@ -104,7 +104,9 @@ fn line(stat: &Stat) -> Vec<String> {
 async fn stat(
     settings: &Settings,
     queries: &dyn Queries,
-    (row, sink, watermark): (&ShardRow, &str, u64),
+    row: &ShardRow,
+    sink: &str,
+    watermark: u64,
     now: Millis,
 ) -> Result<Stat, StoreError> {
     let pending = row.outbox_seq.saturating_sub(watermark);

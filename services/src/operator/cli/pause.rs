@@ -100,7 +100,7 @@ pub async fn service(settings: &Settings, command: ServiceCommand, out: Out) -> 
         ServiceCommand::Resume(args) => (false, args),
         ServiceCommand::Drop(args) => return given_up(settings, args, out).await,
     };
-    tell(settings, (Scope { service, key: None }, paused), asked, out).await
+    tell(settings, Scope { service, key: None }, paused, asked, out).await
 }
 
 /// Pauses or resumes a key.
@@ -109,10 +109,10 @@ pub async fn key(settings: &Settings, command: KeyCommand, out: Out) -> Ended {
         KeyCommand::Pause(args) => (true, args),
         KeyCommand::Resume(args) => (false, args),
     };
-    tell(settings, (Scope { service, key: Some(key) }, paused), asked, out).await
+    tell(settings, Scope { service, key: Some(key) }, paused, asked, out).await
 }
 
-async fn tell(settings: &Settings, (scope, paused): (Scope, bool), asked: Asked, out: Out) -> Ended {
+async fn tell(settings: &Settings, scope: Scope, paused: bool, asked: Asked, out: Out) -> Ended {
     let handlers = handlers(settings)?;
     if handlers.index_of(&scope.service).is_none() {
         return Err(Failure::Usage(handlers.unknown(&scope.service)));

@@ -58,7 +58,7 @@ async fn serve(settings: &Settings) -> Ended {
         let store = redact("store.url", &settings.store.url);
         let shards = settings.ownership.shards;
         info!(%store, shards, metrics = %address, "messages are being handled");
-        run((engine, open), &admin, &mut signals).await
+        run(engine, open, &admin, &mut signals).await
     };
     tokio::select! {
         ended = Box::pin(engine) => ended,
@@ -79,7 +79,7 @@ pub(crate) async fn admin_listener(settings: &Settings) -> Result<(TcpListener, 
     Ok((listener, format!("http://{address}/metrics")))
 }
 
-async fn run((engine, open): (Engine, Open), admin: &Admin, signals: &mut Signals) -> Ended {
+async fn run(engine: Engine, open: Open, admin: &Admin, signals: &mut Signals) -> Ended {
     tokio::select! {
         reason = engine.failed() => return Err(Failure::Failed(format!("the engine gave up: {reason}"))),
         () = signals.next() => (),

@@ -46,8 +46,10 @@ pub struct Append<'a> {
 impl<'a> Append<'a> {
     /// Goes on from `progress`.
     pub fn new(
-        (store, settings): (&'a dyn Store, &'a Settings),
-        (service, source): (Arc<str>, String),
+        store: &'a dyn Store,
+        settings: &'a Settings,
+        service: Arc<str>,
+        source: String,
         progress: ImportProgress,
         rejects: Rejects,
         bar: Bar,

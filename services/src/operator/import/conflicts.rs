@@ -23,7 +23,8 @@ pub struct Conflict {
 /// Those of a source that were given up since, where a time is named.
 pub async fn found(
     store: &dyn Store,
-    (service, source): (&str, &str),
+    service: &str,
+    source: &str,
     since: Option<Millis>,
 ) -> Result<Vec<Conflict>, StoreError> {
     let (service, error) = (Some(service.to_owned()), Some(OTHER_CONTENT.to_owned()));

@@ -16,12 +16,12 @@ use perkey::store::append::log_rows;
 use tokio::sync::mpsc::Sender;
 
 use super::amounts::{Amounts, Scale, Seen};
+use super::args::ImportFormat;
 use super::ids::Ids;
 use super::lines::{End, Ends, Line, Lines};
 use super::look;
 use super::record::{Fields, Format};
 use super::rejects::Reject;
-use crate::operator::cli::args::ImportFormat;
 
 /// Lines in a batch.
 const BATCH_LINES: u64 = 1_000;

@@ -1,0 +1,68 @@
+//! What the consumer's threads tell each other.
+//! In: nothing; plain values. Out: one order type for each thread, and what both speak of.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::consumer::BaseConsumer;
+
+use super::client::Told;
+use super::record::Place;
+use super::shelf::Shelf;
+use super::start::Start;
+use crate::message::{Position, Positions, ShardNo};
+
+/// The consumer, as its threads share it.
+pub(super) type Client = Arc<BaseConsumer<Told>>;
+
+/// What the reader is told.
+pub(super) enum ReaderOrder {
+    /// A shard opened its source.
+    Open(ShardNo, Generation, Arc<Shelf>),
+    /// Read a partition for an opening.
+    Read(ShardNo, Generation, Reading),
+    /// A shard's source was dropped.
+    Close(ShardNo, Generation),
+    /// The transport was dropped.
+    Stop,
+}
+
+/// A partition to read.
+pub(super) struct Reading {
+    pub(super) place: Place,
+    pub(super) partition: i32,
+    pub(super) start: Start,
+    /// The last position taken.
+    pub(super) last: Option<Position>,
+}
+
+/// What the scout is told.
+pub(super) enum ScoutOrder {
+    /// A shard opened its source after these positions.
+    Open(ShardNo, Generation, Arc<Shelf>, Positions),
+    /// Partitions whose place became unsure.
+    Place(Vec<Again>),
+    /// A shard's source was dropped.
+    Close(ShardNo, Generation),
+    /// The consumer was made anew.
+    Use(Client),
+    /// The transport was dropped.
+    Stop,
+}
+
+/// A partition to be placed once more.
+pub(super) struct Again {
+    pub(super) shard: ShardNo,
+    pub(super) generation: Generation,
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    /// The last position that was handed over.
+    pub(super) last: Option<Position>,
+}
+
+/// How long a broker may take to answer.
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
+
+/// Number of an opening: what was read for an older one of the same shard is dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Generation(pub(super) u64);
