@@ -227,8 +227,7 @@ impl Ledger {
     }
 
     fn tick(&mut self) {
-        let now = self.now;
-        self.now = now;
+        self.now = self.now;
         self.fetch_due();
         self.fetch_timers();
         self.spill();

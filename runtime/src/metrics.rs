@@ -4,12 +4,8 @@
 //! Handles are resolved once, when a service is bound or a shard is taken; recording is then an atomic addition.
 //! Labels come from closed sets. No key, id or payload is ever one.
 
-mod cache;
-mod dependency;
+mod beside;
 mod families;
-mod http;
-mod intake;
-mod letters;
 mod words;
 
 use std::collections::BTreeSet;
@@ -18,17 +14,19 @@ use std::time::Duration;
 
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::message::ShardNo;
 use crate::store::Outcome;
-pub use cache::CacheMetrics;
-pub use dependency::DependencyMetrics;
-use families::{Catalogue, Families, Labels};
-pub use intake::{IntakeMetrics, IntakeOutcome};
-pub use words::{Alarm, CallWord, Child, CommitWord, DedupSource, HttpOutcome, RestartReason, TakeReason, WorkerAlarm};
+pub use beside::{CacheMetrics, DependencyMetrics, IntakeMetrics};
+use families::{Catalogue, Families, Labels, Record, ShardFamilies, SinkFamilies};
+pub use families::{ShardMetrics, SinkMetrics};
+pub use words::{
+    Alarm, CallWord, Child, CommitWord, DedupSource, HttpOutcome, IntakeOutcome, RestartReason, TakeReason, WorkerAlarm,
+};
 
 /// Media type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -42,6 +40,8 @@ pub struct Metrics {
     registry: Registry,
     exposed: Vec<String>,
     families: Families,
+    of_shards: ShardFamilies,
+    of_sinks: SinkFamilies,
     dedup_hits: Vec<Counter>,
     retries: Vec<Counter>,
     commits: Vec<Counter>,
@@ -57,22 +57,20 @@ impl Metrics {
     pub fn new() -> Arc<Self> {
         let mut catalogue = Catalogue::default();
         let families = Families::register(&mut catalogue);
-        let dedup_hits = DedupSource::ALL.iter().map(|source| one("source", source.as_str()));
+        let (of_shards, of_sinks) = (ShardFamilies::register(&mut catalogue), SinkFamilies::register(&mut catalogue));
         let retries = (1..=ATTEMPT_LABEL_MAX).map(|attempt| one("attempt", &attempt.to_string()));
-        let commits = CommitWord::ALL.iter().map(|word| one("outcome", word.as_str()));
-        let calls = CallWord::ALL.iter().map(|word| one("outcome", word.as_str()));
-        let takeovers = TakeReason::ALL.iter().map(|reason| one("reason", reason.as_str()));
-        let worker_alarms = WorkerAlarm::ALL.iter().map(|alarm| one("alarm", alarm.as_str()));
         Arc::new(Self {
-            takeovers: takeovers.map(|labels| families.takeovers.get_or_create_owned(&labels)).collect(),
-            worker_alarms: worker_alarms.map(|labels| families.alarms.get_or_create_owned(&labels)).collect(),
-            dedup_hits: dedup_hits.map(|labels| families.dedup_hits.get_or_create_owned(&labels)).collect(),
+            dedup_hits: members(&families.dedup_hits, "source", DedupSource::ALL, DedupSource::as_str),
             retries: retries.map(|labels| families.retries.get_or_create_owned(&labels)).collect(),
-            commits: commits.map(|labels| families.commits.get_or_create_owned(&labels)).collect(),
-            calls: calls.map(|labels| families.calls.get_or_create_owned(&labels)).collect(),
+            commits: members(&families.commits, "outcome", CommitWord::ALL, CommitWord::as_str),
+            calls: members(&families.calls, "outcome", CallWord::ALL, CallWord::as_str),
+            takeovers: members(&families.takeovers, "reason", TakeReason::ALL, TakeReason::as_str),
+            worker_alarms: members(&families.alarms, "alarm", WorkerAlarm::ALL, WorkerAlarm::as_str),
             registry: catalogue.registry,
             exposed: catalogue.exposed,
             families,
+            of_shards,
+            of_sinks,
             sinks: Mutex::default(),
         })
     }
@@ -101,66 +99,38 @@ impl Metrics {
 
     /// The handles of a shard that this process has taken.
     pub fn shard(&self, no: ShardNo) -> ShardMetrics {
-        let labels = one("shard", &no.to_string());
-        let alarms = Alarm::ALL.iter().map(|alarm| alarm_labels(*alarm, no));
-        let shard = &self.families.shard;
-        ShardMetrics {
-            activations: shard.activations.get_or_create_owned(&labels),
-            passivations: shard.passivations.get_or_create_owned(&labels),
-            dead_letter_depth: shard.dead_letter_depth.get_or_create_owned(&labels),
-            resident_actors: shard.resident_actors.get_or_create_owned(&labels),
-            waiting_keys: shard.waiting_keys.get_or_create_owned(&labels),
-            held_keys: shard.held_keys.get_or_create_owned(&labels),
-            pending_rows: shard.pending_rows.get_or_create_owned(&labels),
-            credits_in_use: shard.credits_in_use.get_or_create_owned(&labels),
-            bytes_in_hand: shard.bytes_in_hand.get_or_create_owned(&labels),
-            unread: shard.unread.get_or_create_owned(&labels),
-            inbox_ids: shard.inbox_ids.get_or_create_owned(&labels),
-            ahead_stretches: shard.ahead_stretches.get_or_create_owned(&labels),
-            dedup_window: shard.dedup_window.get_or_create_owned(&labels),
-            epoch: shard.epoch.get_or_create_owned(&labels),
-            commit_no: shard.commit_no.get_or_create_owned(&labels),
-            alarms: alarms.map(|labels| self.families.alarms.get_or_create_owned(&labels)).collect(),
-        }
+        let alarms = Alarm::ALL.iter().map(|alarm| self.families.alarms.get_or_create_owned(&alarm_labels(*alarm, no)));
+        self.of_shards.of(&one("shard", &no.to_string()), alarms.collect())
     }
 
     /// The handles of a sink of a shard that this process has taken.
     pub fn sink(&self, no: ShardNo, sink: &str) -> SinkMetrics {
         self.sinks.lock().unwrap_or_else(PoisonError::into_inner).insert(sink.into());
-        let of_shard = sink_labels(no, sink);
         let labels = one("sink", sink);
-        SinkMetrics {
-            published: self.families.published.get_or_create_owned(&labels),
-            refused: self.families.refused.get_or_create_owned(&labels),
-            pending: self.families.shard.outbox_pending.get_or_create_owned(&of_shard),
-            lag: self.families.shard.outbox_lag.get_or_create_owned(&of_shard),
-        }
+        let published = self.families.published.get_or_create_owned(&labels);
+        let refused = self.families.refused.get_or_create_owned(&labels);
+        self.of_sinks.of(&sink_labels(no, sink), published, refused)
     }
 
     /// Stops showing a shard that this process no longer owns; handles still held record into nothing.
     pub fn forget_shard(&self, no: ShardNo) {
-        self.families.shard.remove(&one("shard", &no.to_string()));
+        self.of_shards.remove(&one("shard", &no.to_string()));
         for sink in self.sinks.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            self.families.shard.remove_sink(&sink_labels(no, sink));
+            self.of_sinks.remove(&sink_labels(no, sink));
         }
         for alarm in Alarm::ALL {
             self.families.alarms.remove(&alarm_labels(*alarm, no));
         }
     }
 
+    /// The store could not be looked at for gauges.
+    pub fn add_look_failure(&self) {
+        self.families.look_failures.inc();
+    }
+
     /// `count` deliveries were dropped as already taken.
     pub fn add_dedup_hits(&self, source: DedupSource, count: u64) {
         self.dedup_hits[source as usize].inc_by(count);
-    }
-
-    /// `count` messages matched no binding.
-    pub fn add_unbound(&self, count: u64) {
-        self.families.unbound.inc_by(count);
-    }
-
-    /// `count` messages were passed on to the shard of their key.
-    pub fn add_rekeyed(&self, count: u64) {
-        self.families.rekeyed.inc_by(count);
     }
 
     /// A message is tried again after `delay`; `attempt` is the number of the attempt to come, 2 for the first retry.
@@ -182,11 +152,6 @@ impl Metrics {
     /// A call was answered.
     pub fn record_call(&self, word: CallWord) {
         self.calls[word as usize].inc();
-    }
-
-    /// Shards that run here, in a fleet.
-    pub fn set_owned_shards(&self, count: u64) {
-        set(&self.families.owned_shards, count);
     }
 
     /// Time until this worker stops its shards unless its lease is renewed.
@@ -212,7 +177,7 @@ impl Metrics {
 
     /// Records of a Kafka partition that this process reads and whose position the group does not have yet.
     pub fn set_kafka_lag(&self, topic: &str, partition: i32, records: u64) {
-        set(&self.families.kafka_lag.get_or_create_owned(&partition_labels(topic, partition)), records);
+        self.families.kafka_lag.get_or_create(&partition_labels(topic, partition)).record(records);
     }
 
     /// Stops showing a Kafka partition that this process no longer reads.
@@ -258,98 +223,28 @@ impl ServiceMetrics {
     }
 }
 
-/// What is recorded for one shard.
-#[derive(Clone, Debug)]
-pub struct ShardMetrics {
-    activations: Counter,
-    passivations: Counter,
-    dead_letter_depth: Gauge,
-    resident_actors: Gauge,
-    waiting_keys: Gauge,
-    held_keys: Gauge,
-    pending_rows: Gauge,
-    credits_in_use: Gauge,
-    bytes_in_hand: Gauge,
-    unread: Gauge,
-    inbox_ids: Gauge,
-    ahead_stretches: Gauge,
-    dedup_window: Gauge,
-    epoch: Gauge,
-    commit_no: Gauge,
-    alarms: Vec<Gauge>,
-}
-
 impl ShardMetrics {
-    /// `count` keys were given an actor.
-    pub fn add_activations(&self, count: u64) {
-        self.activations.inc_by(count);
-    }
-
-    /// `count` keys gave their actor back.
-    pub fn add_passivations(&self, count: u64) {
-        self.passivations.inc_by(count);
-    }
-
-    /// Actors that have a key.
-    pub fn set_resident_actors(&self, count: u64) {
-        set(&self.resident_actors, count);
-    }
-
-    /// Keys that wait for a retry.
-    pub fn set_waiting_keys(&self, count: u64) {
-        set(&self.waiting_keys, count);
-    }
-
-    /// Rows in `pending`.
-    pub fn set_pending_rows(&self, count: u64) {
-        set(&self.pending_rows, count);
-    }
-
     /// Deliveries in hand, and their bytes.
     pub fn set_in_hand(&self, count: u64, bytes: u64) {
-        set(&self.credits_in_use, count);
-        set(&self.bytes_in_hand, bytes);
-    }
-
-    /// Messages between the sources' positions and their ends.
-    pub fn set_unread(&self, count: u64) {
-        set(&self.unread, count);
+        self.credits_in_use.record(count);
+        self.bytes_in_hand.record(bytes);
     }
 
     /// What is known to be done: ids in the inbox, and stretches above the sources' positions.
     pub fn set_done(&self, ids: u64, stretches: u64) {
-        set(&self.inbox_ids, ids);
-        set(&self.ahead_stretches, stretches);
+        self.inbox_ids.record(ids);
+        self.ahead_stretches.record(stretches);
     }
 
     /// The dedup window in force.
     pub fn set_dedup_window(&self, window: Duration) {
-        set(&self.dedup_window, window.as_secs());
-    }
-
-    /// The epoch under which the shard is owned.
-    pub fn set_epoch(&self, epoch: u64) {
-        set(&self.epoch, epoch);
-    }
-
-    /// The number of its last commit.
-    pub fn set_commit_no(&self, no: u64) {
-        set(&self.commit_no, no);
+        self.dedup_window.record(window.as_secs());
     }
 
     /// Raises or clears an alarm of this shard; says whether that changed it.
     pub fn set_alarm(&self, alarm: Alarm, raised: bool) -> bool {
         self.alarms[alarm as usize].set(raised.into()) != i64::from(raised)
     }
-}
-
-/// What is recorded for one sink of one shard.
-#[derive(Clone, Debug)]
-pub struct SinkMetrics {
-    published: Counter,
-    refused: Counter,
-    pending: Gauge,
-    lag: Gauge,
 }
 
 impl SinkMetrics {
@@ -363,19 +258,24 @@ impl SinkMetrics {
         self.refused.inc_by(count);
     }
 
-    /// Events that wait to be published.
-    pub fn set_pending(&self, count: u64) {
-        set(&self.pending, count);
-    }
-
-    /// Age of the oldest of them.
+    /// Age of the oldest event that waits to be published.
     pub fn set_lag(&self, age: Duration) {
-        set(&self.lag, age.as_secs());
+        self.lag.record(age.as_secs());
     }
 }
 
 fn sink_labels(shard: ShardNo, sink: &str) -> Labels {
     vec![("shard", shard.to_string().into()), ("sink", sink.into())]
+}
+
+/// The members of a family by a label that is one of these words.
+fn members<M: Clone + Default, W: Copy>(
+    family: &Family<Labels, M>,
+    label: &'static str,
+    words: &[W],
+    as_str: fn(W) -> &'static str,
+) -> Vec<M> {
+    words.iter().map(|word| family.get_or_create_owned(&one(label, as_str(*word)))).collect()
 }
 
 fn one(name: &'static str, value: &str) -> Labels {
@@ -384,10 +284,6 @@ fn one(name: &'static str, value: &str) -> Labels {
 
 fn alarm_labels(alarm: Alarm, shard: ShardNo) -> Labels {
     vec![("alarm", alarm.as_str().into()), ("shard", shard.to_string().into())]
-}
-
-fn set(gauge: &Gauge, value: u64) {
-    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
 #[cfg(test)]

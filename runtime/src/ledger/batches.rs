@@ -138,8 +138,7 @@ impl Ledger {
 
     /// The store has room for a commit.
     pub(crate) fn gate(&mut self) {
-        let now = self.now;
-        self.now = now;
+        self.now = self.now;
         self.settle_down();
         self.batches.gate_asked = false;
         if self.stopped || self.batches.released || self.batches.flight.is_some() {
@@ -198,7 +197,6 @@ impl Ledger {
     }
 
     pub(crate) fn send(&mut self, mut batch: Batch, suspects: Vec<Batch>, release: bool) {
-        let now = self.now;
         for ticket in batch.groups.iter().flat_map(|group| &group.tickets) {
             self.sources[usize::from(ticket.source)].mark(*ticket);
         }
@@ -216,7 +214,7 @@ impl Ledger {
             shard: self.shard,
             epoch: self.epoch,
             no: self.commit_no + 1,
-            at: now,
+            at: self.now,
             positions,
             ahead,
             watermarks,

@@ -62,7 +62,6 @@ impl Ledger {
     }
 
     fn arrive(&mut self, ticket: Ticket, what: What) {
-        let now = self.now;
         let (number, mut name) = (self.number_of(&what), None);
         let (service, message, refusal) = match what {
             What::Message(service, message) => (Some(service), message, None),
@@ -103,7 +102,7 @@ impl Ledger {
         self.arrivals += 1;
         let (arrival, from, credits) = (self.arrivals, From::Live(ticket), self.config.settings.ingress.credits);
         let (starts, trial) = self.suspicion.arrive((ticket.source, ticket.origin), arrival, credits);
-        let taken_at = now;
+        let taken_at = self.now;
         let (id, attempt, history) = (taken.id, 0, Vec::new());
         let refusal = if is_other { Some(self.conflict(&message)) } else { refusal };
         let item = Item { message, id, from, arrival, taken_at, attempt, history, refusal, starts, trial };
@@ -324,7 +323,6 @@ impl Ledger {
     /// A message without a usable service, key or id becomes a dead letter at once, under the name that it was sent to. It
     /// holds nobody up: it is not of its key's order.
     fn refuse_at_once(&mut self, service: Option<u16>, name: Option<Arc<str>>, item: Item) {
-        let now = self.now;
         let From::Live(ticket) = item.from else { return };
         let bytes_max = self.config.settings.commit.bytes_max;
         self.batches.loose_with_room(item.message.frame().len(), bytes_max);
@@ -338,7 +336,7 @@ impl Ledger {
         if let Some(ix) = service.and_then(|service| self.slots.find(service, &key.key)) {
             self.slots[ix].letters = true;
         }
-        let letter = dead_letter(&item, seq, key, error, false, now);
+        let letter = dead_letter(&item, seq, key, error, false, self.now);
         let (event, answer) = (self.obituary(&letter), self.bad_news(&letter));
         let reply = call_of(&letter.message).map(|call| Reply { call, outcome: CallOutcome::failed(&letter.error) });
         let part = &mut self.batches.loose().part;

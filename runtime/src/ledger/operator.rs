@@ -189,18 +189,16 @@ impl Ledger {
 
     /// A letter that no key waits for is gone with the next commit.
     fn without_slot(&mut self, operation: &Operation, what: &str) {
-        let now = self.now;
         let group = self.batches.loose();
         group.gone = group.gone.plus(Letters::one(&operation.letter.id, operation.letter.holds_key));
         let part = &mut group.part;
         part.undead.push(operation.letter.seq);
-        part.history.push(history(operation, what, now));
+        part.history.push(history(operation, what, self.now));
         merge(part, CommandResult { command: operation.command, affected: 1, done: false });
     }
 
     /// Executes what operators want of a key, before its next run.
     pub(crate) fn operate(&mut self, ix: SlotIx) {
-        let now = self.now;
         for operation in std::mem::take(&mut self.slots[ix].operations) {
             let letter = &operation.letter;
             let releases = self.slots[ix].held && letter.holds_key;
@@ -230,6 +228,7 @@ impl Ledger {
                     slot.rows.loaded = slot.rows.loaded.min(letter.seq - 1);
                 }
             }
+            let now = self.now;
             let group = self.group(ix);
             group.gone = group.gone.plus(Letters::one(&letter.id, letter.holds_key));
             let part = &mut group.part;
@@ -243,7 +242,6 @@ impl Ledger {
     /// Dead becomes pending: at its old place when it held the key, else behind everything that waits. No due time is
     /// needed: the key is in hand, and after a crash it is found as one whose head has none.
     fn replay(&mut self, ix: SlotIx, letter: &DeadLetter, releases: bool) {
-        let now = self.now;
         if !releases && self.slots[ix].queue.iter().any(|item| !matches!(item.from, From::Row(_))) {
             // What is in memory gets its rows first: if one of it fails, those behind it are not to overtake it.
             let queue = std::mem::take(&mut self.slots[ix].queue);
@@ -264,7 +262,7 @@ impl Ledger {
             kind: PendingKind::Replay,
             due_at: None,
             id: letter.id,
-            taken_at: now,
+            taken_at: self.now,
             attempt: 0,
             starts: 0,
             message: letter.message.clone(),

@@ -63,7 +63,6 @@ impl Ledger {
 
     /// A sink has come farther. It is written with the next commit, what it refused in the same.
     pub(crate) fn published(&mut self, sink: u16, progress: Progress) {
-        let now = self.now;
         let told = &mut self.outbox.told[usize::from(sink)];
         if self.batches.is_released() || progress.watermark <= *told {
             return;
@@ -73,7 +72,7 @@ impl Ledger {
             self.bury(sink, unpublished);
         }
         self.batches.loose().outward().reached.insert(sink, progress.watermark);
-        self.outbox.since.get_or_insert(now);
+        self.outbox.since.get_or_insert(self.now);
     }
 
     /// An event that a sink refused becomes a dead letter of the service that emitted it. Its key goes on.
@@ -170,9 +169,8 @@ impl Ledger {
 
     /// The time at which a watermark has waited long enough for another commit.
     pub(crate) fn tick_outbox(&mut self) {
-        let now = self.now;
         let idle = millis(self.config.settings.outbox.idle);
-        self.outbox.due |= self.outbox.since.is_some_and(|since| now.saturating_sub(since) >= idle);
+        self.outbox.due |= self.outbox.since.is_some_and(|since| self.now.saturating_sub(since) >= idle);
     }
 
     /// Whether something of the outbox is to be committed now, whatever else is.

@@ -187,7 +187,6 @@ impl Ledger {
 
     /// An actor died. Its key goes on with another, from the newest settled state; unanswered turns run again.
     pub(crate) fn actor_died(&mut self, actor: ActorIx, reason: &str) {
-        let now = self.now;
         let Some(ix) = self.actors.died(actor) else { return };
         let generation = self.actors.generation(actor);
         let slot = &mut self.slots[ix];
@@ -202,7 +201,7 @@ impl Ledger {
                 slot.queue = running.items;
                 if let Some(head) = slot.queue.front().cloned() {
                     let reason = bounded(reason.to_owned());
-                    self.note(ix, &head, head.attempt, generation, "restarted", &reason, now);
+                    self.note(ix, &head, head.attempt, generation, "restarted", &reason, self.now);
                 }
             }
             None => {}

@@ -64,8 +64,7 @@ impl Waiting {
 
 impl Ledger {
     pub(crate) fn fetch_due(&mut self) {
-        let now = self.now;
-        if !self.waiting.fetching && !self.draining && self.waiting.next.is_some_and(|next| next <= now) {
+        if !self.waiting.fetching && !self.draining && self.waiting.next.is_some_and(|next| next <= self.now) {
             self.waiting.fetching = true;
             self.waiting.next = None;
             let page = self.config.settings.pending.page + self.waiting.awake;

@@ -1,5 +1,5 @@
 //! Every metric family by its name: the one place that knows names, help texts, labels and buckets.
-//! In: nothing. Out: families that are registered, for [`super::Metrics`] to resolve.
+//! In: nothing. Out: families that are registered, for [`super::Metrics`] to resolve; what records into those of a shard.
 //!
 //! The registry adds `_total` to the name of a counter. `docs/metrics.md` says what each of them means.
 
@@ -12,6 +12,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Metric, Registry};
+
+use super::Metrics;
 
 /// Labels of one member of a family: values come from closed sets, never from a message.
 pub(super) type Labels = Vec<(&'static str, Arc<str>)>;
@@ -36,174 +38,194 @@ impl Catalogue {
     }
 }
 
-/// The families of a process.
-#[derive(Debug)]
-pub(super) struct Families {
-    pub(super) processed: Counters,
-    pub(super) dedup_hits: Counters,
-    pub(super) dead_letters: Counters,
-    pub(super) unbound: Counter,
-    pub(super) rekeyed: Counter,
-    pub(super) expired: Counter,
-    pub(super) id_conflicts: Counter,
-    pub(super) look_failures: Counter,
-    pub(super) retries: Counters,
-    pub(super) retry_delay: Histogram,
-    pub(super) turn_seconds: Histograms,
-    pub(super) commits: Counters,
-    pub(super) commit_turns: Histogram,
-    pub(super) commit_seconds: Histogram,
-    pub(super) restarts: Counters,
-    pub(super) published: Counters,
-    pub(super) refused: Counters,
-    pub(super) dependency_open: Gauges,
-    pub(super) unavailable: Counters,
-    pub(super) cache_hits: Counter,
-    pub(super) cache_errors: Counter,
-    pub(super) alarms: Gauges,
-    pub(super) owned_shards: Gauge,
-    pub(super) calls: Counters,
-    pub(super) lease_remaining: FloatGauge,
-    pub(super) takeovers: Counters,
-    pub(super) takeover_seconds: Histogram,
-    pub(super) kafka_lag: Gauges,
-    pub(super) intake: Counters,
-    pub(super) oldest_transaction: FloatGauge,
-    pub(super) call_keys: Gauge,
-    pub(super) call_keys_share: FloatGauge,
-    pub(super) call_keys_forecast: FloatGauge,
-    pub(super) http: Counters,
-    pub(super) tokens_wrong_since: Gauge,
-    pub(super) shard: ShardFamilies,
+/// A metric that is told one number at a time: what a counter grows by, what a gauge shows.
+pub(super) trait Record {
+    fn record(&self, value: u64);
 }
 
-/// The families whose members belong to a shard: they go when the shard goes.
-#[derive(Debug)]
-pub(super) struct ShardFamilies {
-    pub(super) activations: Counters,
-    pub(super) passivations: Counters,
-    pub(super) dead_letter_depth: Gauges,
-    pub(super) resident_actors: Gauges,
-    pub(super) waiting_keys: Gauges,
-    pub(super) held_keys: Gauges,
-    pub(super) pending_rows: Gauges,
-    pub(super) credits_in_use: Gauges,
-    pub(super) bytes_in_hand: Gauges,
-    pub(super) unread: Gauges,
-    pub(super) inbox_ids: Gauges,
-    pub(super) ahead_stretches: Gauges,
-    pub(super) dedup_window: Gauges,
-    pub(super) epoch: Gauges,
-    pub(super) commit_no: Gauges,
-    pub(super) outbox_pending: Gauges,
-    pub(super) outbox_lag: Gauges,
-}
-
-impl Families {
-    #[rustfmt::skip] // one family a line reads as the table that it is
-    pub(super) fn register(to: &mut Catalogue) -> Self {
-        Self {
-            processed: to.add("consumer_processed", "Messages whose outcome is committed", Counters::default()),
-            dedup_hits: to.add("consumer_dedup_hits", "Deliveries dropped as already taken", Counters::default()),
-            dead_letters: to.add("dlq_messages", "Messages that became dead letters", Counters::default()),
-            unbound: to.add("perkey_unbound_messages", "Messages that no binding matched", Counter::default()),
-            id_conflicts: to.add("perkey_id_conflicts", "Dead letters by an id with other content", Counter::default()),
-            expired: to.add("dlq_expired", "Dead letters removed after dlq.keep", Counter::default()),
-            look_failures: to.add("perkey_look_failures", "Looks at the store for gauges that failed", Counter::default()),
-            rekeyed: to.add("perkey_rekeyed_messages", "Messages passed on to their key's shard", Counter::default()),
-            retries: to.add("retry_attempt", "Retries put off, by the attempt to come", Counters::default()),
-            retry_delay: to.add("retry_delay_seconds", "Delay before a retry", waits()),
-            turn_seconds: to.add("perkey_turn_seconds", "Mean time of a turn, per run", turns()),
-            commits: to.add("perkey_commits", "Commits, by how they ended", Counters::default()),
-            commit_turns: to.add("perkey_commit_turns", "Turns in a commit", sizes()),
-            commit_seconds: to.add("perkey_commit_seconds", "Time of a commit at the store", commit_times()),
-            calls: to.add("idempotency_key", "Calls, by what their idempotency key was", Counters::default()),
-            restarts: to.add("perkey_restarts", "Restarts, by child and reason", Counters::default()),
-            published: to.add("outbox_published", "Events that a sink confirmed", Counters::default()),
-            refused: to.add("outbox_refused", "Events that a sink refused", Counters::default()),
-            dependency_open: to.add("perkey_dependency_open", "1 while a dependency's breaker is open", Gauges::default()),
-            unavailable: to.add("perkey_unavailable_turns", "Turns that found a dependency unavailable", Counters::default()),
-            cache_hits: to.add("idempotency_cache_hits", "Calls whose record the cache had", Counter::default()),
-            cache_errors: to.add("idempotency_cache_errors", "Questions that the cache could not answer", Counter::default()),
-            alarms: to.add("perkey_alarm", "1 while the alarm is raised", Gauges::default()),
-            owned_shards: to.add("perkey_owned_shards", "Shards that run here, in a fleet", Gauge::default()),
-            lease_remaining: to.add("perkey_lease_remaining_seconds", "Time until this worker stops", FloatGauge::default()),
-            takeovers: to.add("perkey_takeovers", "Shards taken in a fleet, by reason", Counters::default()),
-            takeover_seconds: to.add("perkey_takeover_seconds", "Time of a shard without an owner", waits()),
-            kafka_lag: to.add("kafka_consumer_lag", "Records behind which the group is", Gauges::default()),
-            intake: to.add("rabbitmq_intake", "Messages of an intake, by what became of them", Counters::default()),
-            oldest_transaction: to.add("postgres_oldest_transaction_seconds", "Age of the oldest transaction", FloatGauge::default()),
-            call_keys: to.add("idempotency_keys", "Idempotency keys in the store", Gauge::default()),
-            call_keys_share: to.add("idempotency_keys_share", "Keys of the tenant with most, of its bound", FloatGauge::default()),
-            call_keys_forecast: to.add("idempotency_keys_forecast_share", "The same once its pace has gone on", FloatGauge::default()),
-            tokens_wrong_since: to.add(
-                "gateway_tokens_wrong_since_seconds",
-                "When the file of tokens was first found wrong, as a Unix time; 0: it is fine",
-                Gauge::default(),
-            ),
-            http: to.add("http_request_outcome", "Requests at the front doors, by how they ended", Counters::default()),
-            shard: ShardFamilies::register(to),
-        }
+impl Record for Counter {
+    fn record(&self, value: u64) {
+        self.inc_by(value);
     }
 }
 
-impl ShardFamilies {
-    #[rustfmt::skip] // one family a line reads as the table that it is
-    fn register(to: &mut Catalogue) -> Self {
-        Self {
-            activations: to.add("perkey_activations", "Keys that were given an actor", Counters::default()),
-            passivations: to.add("perkey_passivations", "Keys that gave their actor back", Counters::default()),
-            dead_letter_depth: to.add("dead_letter_queue_depth", "Dead letters in the store", Gauges::default()),
-            resident_actors: to.add("perkey_resident_actors", "Actors that have a key", Gauges::default()),
-            waiting_keys: to.add("perkey_waiting_keys", "Keys that wait for a retry", Gauges::default()),
-            held_keys: to.add("perkey_held_keys", "Keys that wait for an operator", Gauges::default()),
-            pending_rows: to.add("perkey_pending_rows", "Messages that wait durably", Gauges::default()),
-            credits_in_use: to.add("perkey_credits_in_use", "Deliveries in hand", Gauges::default()),
-            bytes_in_hand: to.add("perkey_bytes_in_hand", "Bytes of deliveries in hand", Gauges::default()),
-            unread: to.add("perkey_unread_messages", "Messages behind which the sources are", Gauges::default()),
-            inbox_ids: to.add("perkey_inbox_ids", "Ids in the inbox", Gauges::default()),
-            ahead_stretches: to.add(
-                "perkey_ahead_stretches",
-                "Stretches that are done above positions",
-                Gauges::default(),
-            ),
-            dedup_window: to.add("perkey_dedup_window_seconds", "Dedup window in force", Gauges::default()),
-            epoch: to.add("perkey_shard_epoch", "Epoch under which the shard is owned", Gauges::default()),
-            commit_no: to.add("perkey_shard_commit_no", "Number of the last commit", Gauges::default()),
-            outbox_pending: to.add("outbox_pending", "Events that wait to be published", Gauges::default()),
-            outbox_lag: to.add("outbox_lag_seconds", "Age of the oldest unpublished event", Gauges::default()),
-        }
+impl Record for Gauge {
+    fn record(&self, value: u64) {
+        self.set(i64::try_from(value).unwrap_or(i64::MAX));
     }
+}
 
-    /// Drops the members of one sink of a shard.
-    pub(super) fn remove_sink(&self, labels: &Labels) {
-        self.outbox_pending.remove(labels);
-        self.outbox_lag.remove(labels);
+/// The families of a process. Of each: its field, its type, its name, what it says; and the method of [`Metrics`] that
+/// records into it, where that is all there is to do.
+macro_rules! families {
+    ($($field:ident: $kind:ident $(= $new:expr)?, $name:literal, $help:literal
+        $(, $(#[$doc:meta])* $record:ident)?;)*) => {
+        #[derive(Debug)]
+        pub(super) struct Families {
+            $(pub(super) $field: $kind,)*
+        }
+
+        impl Families {
+            pub(super) fn register(to: &mut Catalogue) -> Self {
+                Self { $($field: to.add($name, $help, families!(@new $kind $($new)?)),)* }
+            }
+        }
+
+        impl Metrics {
+            $($(
+                $(#[$doc])*
+                pub fn $record(&self, value: u64) {
+                    self.families.$field.record(value);
+                }
+            )?)*
+        }
+    };
+    (@new $kind:ident) => { $kind::default() };
+    (@new $kind:ident $new:expr) => { $new };
+}
+
+/// Families whose members come and go together, and those members. Of each: its field, its type, its name, what it says;
+/// and the method that records into a member, where that is all there is to do.
+macro_rules! members {
+    ($(#[$doc:meta])* $Member:ident of $Families:ident with $($given:ident: $type:ty),* {
+        $($field:ident: $kind:ident, $name:literal, $help:literal $(, $(#[$said:meta])* $record:ident)?;)*
+    }) => {
+        #[derive(Debug)]
+        pub(super) struct $Families {
+            $($field: Family<Labels, $kind>,)*
+        }
+
+        impl $Families {
+            pub(super) fn register(to: &mut Catalogue) -> Self {
+                Self { $($field: to.add($name, $help, Family::default()),)* }
+            }
+
+            /// The members with these labels.
+            pub(super) fn of(&self, labels: &Labels, $($given: $type),*) -> $Member {
+                $Member { $($field: self.$field.get_or_create_owned(labels),)* $($given,)* }
+            }
+
+            /// Stops showing them.
+            pub(super) fn remove(&self, labels: &Labels) {
+                $(self.$field.remove(labels);)*
+            }
+        }
+
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $Member {
+            $(pub(super) $field: $kind,)*
+            $(pub(super) $given: $type,)*
+        }
+
+        impl $Member {
+            $($(
+                $(#[$said])*
+                pub fn $record(&self, value: u64) {
+                    self.$field.record(value);
+                }
+            )?)*
+        }
+    };
+}
+
+families! {
+    processed: Counters, "consumer_processed", "Messages whose outcome is committed";
+    dedup_hits: Counters, "consumer_dedup_hits", "Deliveries dropped as already taken";
+    dead_letters: Counters, "dlq_messages", "Messages that became dead letters";
+    unbound: Counter, "perkey_unbound_messages", "Messages that no binding matched",
+        /// So many messages matched no binding.
+        add_unbound;
+    id_conflicts: Counter, "perkey_id_conflicts", "Dead letters by an id with other content",
+        /// So many messages are dead letters because their id was taken before with other content.
+        add_id_conflicts;
+    expired: Counter, "dlq_expired", "Dead letters removed after dlq.keep",
+        /// So many dead letters were removed after `dlq.keep`.
+        add_expired;
+    look_failures: Counter, "perkey_look_failures", "Looks at the store for gauges that failed";
+    rekeyed: Counter, "perkey_rekeyed_messages", "Messages passed on to their key's shard",
+        /// So many messages were passed on to the shard of their key.
+        add_rekeyed;
+    retries: Counters, "retry_attempt", "Retries put off, by the attempt to come";
+    retry_delay: Histogram = waits(), "retry_delay_seconds", "Delay before a retry";
+    turn_seconds: Histograms = turns(), "perkey_turn_seconds", "Mean time of a turn, per run";
+    commits: Counters, "perkey_commits", "Commits, by how they ended";
+    commit_turns: Histogram = sizes(), "perkey_commit_turns", "Turns in a commit";
+    commit_seconds: Histogram = commit_times(), "perkey_commit_seconds", "Time of a commit at the store";
+    calls: Counters, "idempotency_key", "Calls, by what their idempotency key was";
+    restarts: Counters, "perkey_restarts", "Restarts, by child and reason";
+    published: Counters, "outbox_published", "Events that a sink confirmed";
+    refused: Counters, "outbox_refused", "Events that a sink refused";
+    dependency_open: Gauges, "perkey_dependency_open", "1 while a dependency's breaker is open";
+    unavailable: Counters, "perkey_unavailable_turns", "Turns that found a dependency unavailable";
+    cache_hits: Counter, "idempotency_cache_hits", "Calls whose record the cache had";
+    cache_errors: Counter, "idempotency_cache_errors", "Questions that the cache could not answer";
+    alarms: Gauges, "perkey_alarm", "1 while the alarm is raised";
+    owned_shards: Gauge, "perkey_owned_shards", "Shards that run here, in a fleet",
+        /// Shards that run here, in a fleet.
+        set_owned_shards;
+    lease_remaining: FloatGauge, "perkey_lease_remaining_seconds", "Time until this worker stops";
+    takeovers: Counters, "perkey_takeovers", "Shards taken in a fleet, by reason";
+    takeover_seconds: Histogram = waits(), "perkey_takeover_seconds", "Time of a shard without an owner";
+    kafka_lag: Gauges, "kafka_consumer_lag", "Records behind which the group is";
+    intake: Counters, "rabbitmq_intake", "Messages of an intake, by what became of them";
+    oldest_transaction: FloatGauge, "postgres_oldest_transaction_seconds", "Age of the oldest transaction";
+    call_keys: Gauge, "idempotency_keys", "Idempotency keys in the store";
+    call_keys_share: FloatGauge, "idempotency_keys_share", "Keys of the tenant with most, of its bound";
+    call_keys_forecast: FloatGauge, "idempotency_keys_forecast_share", "The same once its pace has gone on";
+    tokens_wrong_since: Gauge, "gateway_tokens_wrong_since_seconds",
+        "When the file of tokens was first found wrong, as a Unix time; 0: it is fine";
+    http: Counters, "http_request_outcome", "Requests at the front doors, by how they ended";
+}
+
+members! {
+    /// What is recorded for one shard.
+    ShardMetrics of ShardFamilies with alarms: Vec<Gauge> {
+        activations: Counter, "perkey_activations", "Keys that were given an actor",
+            /// So many keys were given an actor.
+            add_activations;
+        passivations: Counter, "perkey_passivations", "Keys that gave their actor back",
+            /// So many keys gave their actor back.
+            add_passivations;
+        dead_letter_depth: Gauge, "dead_letter_queue_depth", "Dead letters in the store",
+            /// Dead letters in the store.
+            set_dead_letter_depth;
+        resident_actors: Gauge, "perkey_resident_actors", "Actors that have a key",
+            /// Actors that have a key.
+            set_resident_actors;
+        waiting_keys: Gauge, "perkey_waiting_keys", "Keys that wait for a retry",
+            /// Keys that wait for a retry.
+            set_waiting_keys;
+        held_keys: Gauge, "perkey_held_keys", "Keys that wait for an operator",
+            /// Keys that wait for an operator.
+            set_held_keys;
+        pending_rows: Gauge, "perkey_pending_rows", "Messages that wait durably",
+            /// Rows in `pending`.
+            set_pending_rows;
+        credits_in_use: Gauge, "perkey_credits_in_use", "Deliveries in hand";
+        bytes_in_hand: Gauge, "perkey_bytes_in_hand", "Bytes of deliveries in hand";
+        unread: Gauge, "perkey_unread_messages", "Messages behind which the sources are",
+            /// Messages between the sources' positions and their ends.
+            set_unread;
+        inbox_ids: Gauge, "perkey_inbox_ids", "Ids in the inbox";
+        ahead_stretches: Gauge, "perkey_ahead_stretches", "Stretches that are done above positions";
+        dedup_window: Gauge, "perkey_dedup_window_seconds", "Dedup window in force";
+        epoch: Gauge, "perkey_shard_epoch", "Epoch under which the shard is owned",
+            /// The epoch under which the shard is owned.
+            set_epoch;
+        commit_no: Gauge, "perkey_shard_commit_no", "Number of the last commit",
+            /// The number of its last commit.
+            set_commit_no;
     }
+}
 
-    /// Drops the members of one shard.
-    pub(super) fn remove(&self, labels: &Labels) {
-        for counters in [&self.activations, &self.passivations] {
-            counters.remove(labels);
-        }
-        let gauges = [
-            &self.dead_letter_depth,
-            &self.resident_actors,
-            &self.waiting_keys,
-            &self.held_keys,
-            &self.pending_rows,
-            &self.credits_in_use,
-            &self.bytes_in_hand,
-            &self.unread,
-            &self.inbox_ids,
-            &self.ahead_stretches,
-            &self.dedup_window,
-            &self.epoch,
-            &self.commit_no,
-        ];
-        for gauges in gauges {
-            gauges.remove(labels);
-        }
+members! {
+    /// What is recorded for one sink of one shard.
+    SinkMetrics of SinkFamilies with published: Counter, refused: Counter {
+        pending: Gauge, "outbox_pending", "Events that wait to be published",
+            /// Events that wait to be published.
+            set_pending;
+        lag: Gauge, "outbox_lag_seconds", "Age of the oldest unpublished event";
     }
 }
 

@@ -182,3 +182,15 @@ words! {
         Unavailable = "unavailable",
     }
 }
+
+words! {
+    /// What became of a message of an intake.
+    IntakeOutcome {
+        /// It will be handled.
+        Moved = "moved",
+        /// It will be a dead letter: it cannot be used.
+        Refused = "refused",
+        /// It will be a dead letter: the broker said so.
+        Dead = "dead",
+    }
+}

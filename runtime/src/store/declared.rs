@@ -1,8 +1,10 @@
-//! What a handler may declare as a table, whatever the store.
-//! In: declarations, and the shape of tables that exist. Out: what does not fit, in words.
+//! What a handler may declare as a table, and write to it, whatever the store.
+//! In: declarations, the shape of tables that exist, rows. Out: what does not fit, in words; what is written, table by table.
+
+use std::collections::BTreeMap;
 
 use super::StoreError;
-use crate::handler::{Column, ColumnKind, Table};
+use crate::handler::{Column, ColumnKind, RowWrite, Table};
 
 /// Names of the store's own tables.
 const OURS: [&str; 17] = [
@@ -149,4 +151,40 @@ fn named(name: &str) -> bool {
     name.len() <= NAME_BYTES_MAX
         && name.starts_with(|first: char| first.is_ascii_lowercase())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+/// What is written of a table: of each primary key the last row, in the key's order.
+pub(crate) struct Writes<'a> {
+    /// The table.
+    pub(crate) table: &'a Table,
+    /// Rows as JSON objects.
+    pub(crate) written: Vec<&'a str>,
+    /// Primary keys of rows that go, as JSON arrays.
+    pub(crate) deleted: Vec<&'a str>,
+}
+
+/// What `rows` write, by the tables' names.
+pub(crate) fn writes<'a>(rows: impl Iterator<Item = &'a RowWrite>) -> impl Iterator<Item = Writes<'a>> {
+    let mut tables: BTreeMap<&str, (&Table, BTreeMap<&str, Option<&str>>)> = BTreeMap::new();
+    for row in rows {
+        let (_, writes) = tables.entry(row.table.name).or_insert_with(|| (&row.table, BTreeMap::new()));
+        writes.insert(&row.key, row.row.as_deref());
+    }
+    tables.into_values().map(|(table, writes)| {
+        let deleted = writes.iter().filter(|(_, row)| row.is_none()).map(|(key, _)| *key).collect();
+        Writes { table, written: writes.values().flatten().copied().collect(), deleted }
+    })
+}
+
+/// Names as a list in SQL. They are checked: they need no quoting but for SQL's own words.
+pub(crate) fn names(names: &[&str]) -> String {
+    names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
+}
+
+/// The end of a statement that inserts rows, which replace those of the same primary key.
+pub(crate) fn replacing(table: &Table) -> String {
+    let others = table.columns.iter().map(|column| column.name).filter(|name| !table.primary_key.contains(name));
+    let sets: Vec<String> = others.map(|name| format!("\"{name}\" = excluded.\"{name}\"")).collect();
+    let then = if sets.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {}", sets.join(", ")) };
+    format!("ON CONFLICT ({}) DO {then}", names(table.primary_key))
 }

@@ -7,6 +7,8 @@ pub(super) mod sqlite;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::StoreError;
+use super::query::sql::{Cells, Sql};
 use crate::clock::Millis;
 use crate::message::ShardNo;
 
@@ -127,6 +129,40 @@ const SERVICES: &str = "SELECT service, sum(pending) AS pending, sum(timers) AS 
         UNION ALL SELECT service, 0, count(*), 0, NULL FROM timers GROUP BY service
         UNION ALL SELECT service, 0, 0, count(*), max(at) FROM dead_letters GROUP BY service) AS waits
     GROUP BY service ORDER BY service";
+
+async fn shards(db: &impl Sql) -> Result<Vec<ShardHealth>, StoreError> {
+    let columns = "shard::bigint, ids::bigint, oldest, newest, latest, waits, rings, held";
+    let rows = db.rows(&format!("SELECT {columns} FROM ({SHARDS}) AS found ORDER BY shard"), &[]).await?;
+    rows.iter().map(shard).collect()
+}
+
+fn shard(row: &impl Cells) -> Result<ShardHealth, StoreError> {
+    Ok(ShardHealth {
+        shard: row.number(0)?,
+        ids: row.number(1)?,
+        oldest_at: row.maybe(2)?,
+        newest_at: row.maybe(3)?,
+        latest_at: row.maybe(4)?,
+        due_at: earlier(row.maybe(5)?, row.maybe(6)?),
+        held_at: row.maybe(7)?,
+    })
+}
+
+async fn services(db: &impl Sql) -> Result<Vec<ServiceHealth>, StoreError> {
+    let columns = "service, pending::bigint, timers::bigint, dead::bigint, at";
+    let rows = db.rows(&format!("SELECT {columns} FROM ({SERVICES}) AS found ORDER BY service"), &[]).await?;
+    rows.iter().map(service).collect()
+}
+
+fn service(row: &impl Cells) -> Result<ServiceHealth, StoreError> {
+    Ok(ServiceHealth {
+        service: row.get(0)?,
+        pending: row.number(1)?,
+        timers: row.number(2)?,
+        dead_letters: row.number(3)?,
+        dead_at: row.maybe(4)?,
+    })
+}
 
 /// The earlier of two times.
 fn earlier(a: Option<Millis>, b: Option<Millis>) -> Option<Millis> {

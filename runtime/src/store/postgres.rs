@@ -6,8 +6,6 @@
 
 mod calls;
 mod commit;
-mod decode;
-mod explain;
 mod failure;
 mod leases;
 mod links;
@@ -17,6 +15,8 @@ mod queries;
 mod read;
 mod schema;
 mod tables;
+mod texts;
+mod waiting;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -26,14 +26,14 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use self::commit::{Statement, TRIM_COMMITS, TRIM_HISTORY, TRIM_LOG, shard_no};
-use self::links::{Args, Links};
+use self::commit::{Statement, TRIM_COMMITS, TRIM_HISTORY, TRIM_LOG};
+use self::links::{Args, Links, shard_no};
 use self::place::{Place, Use};
-use self::read::signed;
 use self::writer::Writer;
 use super::calls::CallStore;
 use super::lease::{Code, Leases};
-use super::query::{DeadFilter, EventRow, Queries};
+use super::query::sql::{Cells, one, signed};
+use super::query::{DeadFilter, EventRow, Queries, ask, decode};
 use super::reshard::{self, ReshardError, Resharded};
 use super::{
     Access, Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, IntakeRows, KeyRow, Letters,
@@ -127,7 +127,7 @@ impl PgStore {
     /// The number of shards that the store was made with; 0 where there is none yet.
     pub async fn shards_recorded(&self) -> Result<u32, StoreError> {
         let rows = self.queries.read("SELECT count(*) FROM shards", Args::default()).await?;
-        queries::one(&rows, |row| decode::number(row, 0))
+        one(&rows, |row| row.number(0))
     }
 
     /// Writes what was handed over and closes the connections.
@@ -157,12 +157,12 @@ impl PgStore {
 
     async fn check_format(&self) -> Result<(), StoreError> {
         let there = self.queries.read(schema::THERE, Args::default()).await?;
-        if !queries::one(&there, |row| decode::get(row, 0))? {
+        if !one(&there, |row| row.get(0))? {
             let why = "it is made by the worker that runs it; or store.url names another database";
             return Err(StoreError::Unavailable(format!("there is no store in this database yet: {why}")));
         }
         let found = self.queries.read(schema::NEWEST, Args::default()).await?;
-        schema::current(queries::one(&found, |row| decode::number(row, 0))?)
+        schema::current(one(&found, |row| row.number(0))?)
     }
 
     fn prepared(&self) -> Result<Arc<Prepared>, StoreError> {
@@ -213,15 +213,15 @@ impl Store for PgStore {
     }
 
     fn known(&self, shard: ShardNo, asked: Vec<(TakenId, String)>) -> StoreFuture<'_, Vec<bool>> {
-        Box::pin(async move { explain::known(&self.queries, shard, &asked).await })
+        Box::pin(async move { waiting::known(&self.queries, shard, &asked).await })
     }
 
     fn letters(&self, shard: ShardNo) -> StoreFuture<'_, Letters> {
-        Box::pin(explain::letters(&self.queries, shard))
+        Box::pin(waiting::letters(&self.queries, shard))
     }
 
     fn old(&self, shard: ShardNo, after: u64, before: Millis) -> StoreFuture<'_, OldLetters> {
-        Box::pin(explain::old(&self.queries, shard, after, before))
+        Box::pin(ask::old(&self.queries, shard, after, before))
     }
 
     fn load(&self, shard: ShardNo, keys: Vec<ServiceKey>) -> StoreFuture<'_, Vec<KeyRow>> {
@@ -251,11 +251,11 @@ impl Store for PgStore {
     }
 
     fn of_service(&self, shard: ShardNo, service: Arc<str>, limit: usize) -> StoreFuture<'_, OfService> {
-        Box::pin(async move { explain::of_service(&self.queries, shard, &service, limit).await })
+        Box::pin(ask::of_service(&self.queries, shard, service, limit))
     }
 
     fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>> {
-        Box::pin(read::schedules(&self.queries, shard))
+        Box::pin(ask::schedules(&self.queries, shard))
     }
 
     fn dead(
@@ -265,7 +265,7 @@ impl Store for PgStore {
         after: Option<DeadPlace>,
         limit: usize,
     ) -> StoreFuture<'_, Vec<DeadLetter>> {
-        Box::pin(async move { read::dead(&self.queries, shard, &filter, after, limit).await })
+        Box::pin(ask::dead(&self.queries, shard, filter, after, limit))
     }
 
     fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
@@ -284,7 +284,7 @@ impl Store for PgStore {
     }
 
     fn read_intake(&self, shard: ShardNo, held: Vec<u64>, limit: usize, max: usize) -> StoreFuture<'_, IntakeRows> {
-        Box::pin(async move { explain::intake(&self.queries, shard, &held, (limit, max)).await })
+        Box::pin(async move { waiting::intake(&self.queries, shard, &held, (limit, max)).await })
     }
 
     fn has_intake(&self) -> bool {
@@ -296,7 +296,7 @@ impl Store for PgStore {
     }
 
     fn outbox(&self, shard: ShardNo, from: u64, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>> {
-        Box::pin(explain::outbox(&self.log, shard, (from, after), limit))
+        Box::pin(ask::outbox(&self.log, shard, from, after, limit))
     }
 
     fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()> {

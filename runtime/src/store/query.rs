@@ -1,9 +1,13 @@
 //! What operators and tools ask of a store, and the little they may write.
 //! In: filters. Out: rows to show; commands and imports that the shards' owners pick up.
 
+pub(in crate::store) mod ask;
 pub mod calls;
 mod commands;
+pub(in crate::store) mod decode;
 mod rows;
+pub(in crate::store) mod sql;
+pub(in crate::store) mod story;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +25,6 @@ use super::{
 use crate::clock::Millis;
 use crate::message::ShardNo;
 
-pub(in crate::store) use commands::PAUSES;
 pub use commands::{Action, NewCommand, OpenCommand, Pause, Scope, Strange};
 pub(in crate::store) use rows::Dialect;
 pub use rows::{FoundRows, RowsAsk};

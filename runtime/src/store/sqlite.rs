@@ -3,8 +3,6 @@
 
 mod args;
 mod calls;
-mod decode;
-mod explain;
 mod failure;
 mod group;
 mod place;
@@ -25,14 +23,14 @@ use futures_util::future::BoxFuture;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection, query, query_scalar};
 
-use self::failure::open_error;
+use self::failure::{failed, open_error};
 use self::group::Piece;
-use self::read::signed;
-use self::writer::{Writer, failed};
+use self::writer::Writer;
 pub use super::Access;
 use super::calls::CallStore;
 use super::health::{self, Disk};
-use super::query::{DeadFilter, EventRow, Queries};
+use super::query::sql::signed;
+use super::query::{DeadFilter, EventRow, Queries, ask, decode};
 use super::reshard::{self, ReshardError, Resharded};
 use super::watch::LogWatch;
 use super::{
@@ -224,7 +222,7 @@ impl Store for SqliteStore {
                 let sql = format!(
                     "UPDATE shards SET epoch = epoch + 1, unclean = unclean + (owner <> ?2 AND owner IS NOT NULL), owner = ?2
                      WHERE shard = ?1 RETURNING {}",
-                    decode::SHARD
+                    args::untyped(decode::SHARD)
                 );
                 let died = "SELECT owner IS NOT NULL AND owner <> ?2 FROM shards WHERE shard = ?1";
                 let died = query_scalar::<_, bool>(died).bind(shard).bind(&owner).fetch_optional(&mut *connection).await;
@@ -240,7 +238,7 @@ impl Store for SqliteStore {
     fn retake(&self, shard: ShardNo, epoch: Epoch) -> StoreFuture<'_, TakenShard> {
         let sql = format!(
             "UPDATE shards SET epoch = epoch + 1 WHERE shard = ?1 AND epoch = {epoch} RETURNING {}",
-            decode::SHARD
+            args::untyped(decode::SHARD)
         );
         self.takeover(sql, shard, StoreError::Fenced(shard))
     }
@@ -258,7 +256,7 @@ impl Store for SqliteStore {
     }
 
     fn old(&self, shard: ShardNo, after: u64, before: Millis) -> StoreFuture<'_, OldLetters> {
-        Box::pin(waiting::old(&self.readers, shard, after, before))
+        Box::pin(ask::old(&self.readers, shard, after, before))
     }
 
     fn load(&self, shard: ShardNo, keys: Vec<ServiceKey>) -> StoreFuture<'_, Vec<KeyRow>> {
@@ -288,11 +286,11 @@ impl Store for SqliteStore {
     }
 
     fn of_service(&self, shard: ShardNo, service: Arc<str>, limit: usize) -> StoreFuture<'_, OfService> {
-        Box::pin(async move { waiting::of_service(&self.readers, shard, &service, limit).await })
+        Box::pin(ask::of_service(&self.readers, shard, service, limit))
     }
 
     fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>> {
-        Box::pin(read::schedules(&self.readers, shard))
+        Box::pin(ask::schedules(&self.readers, shard))
     }
 
     fn dead(
@@ -302,7 +300,7 @@ impl Store for SqliteStore {
         after: Option<DeadPlace>,
         limit: usize,
     ) -> StoreFuture<'_, Vec<DeadLetter>> {
-        Box::pin(read::dead(&self.readers, shard, filter, after, limit))
+        Box::pin(ask::dead(&self.readers, shard, filter, after, limit))
     }
 
     fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
@@ -324,7 +322,7 @@ impl Store for SqliteStore {
     }
 
     fn outbox(&self, shard: ShardNo, from: u64, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>> {
-        Box::pin(queries::outbox(&self.readers, shard, (signed(from), after), limit))
+        Box::pin(ask::outbox(&self.readers, shard, from, after, limit))
     }
 
     fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()> {

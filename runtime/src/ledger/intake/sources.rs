@@ -90,10 +90,9 @@ impl Ledger {
 
     /// Frees credits and grants what may be granted.
     pub(crate) fn grant(&mut self, source: u16, freed: usize) {
-        let now = self.now;
         let dedup = &self.config.settings.dedup;
         let window_min = millis(dedup.window_min);
-        let young = self.inbox.oldest().is_some_and(|(_, at)| now.saturating_sub(at) < window_min);
+        let young = self.inbox.oldest().is_some_and(|(_, at)| self.now.saturating_sub(at) < window_min);
         let full =
             self.outbox_full() || dedup.overflow == Overflow::Pause && self.inbox.len() >= dedup.max_ids && young;
         let room = self.waiting.rows < self.config.settings.pending.max_per_shard && !self.letters_full();

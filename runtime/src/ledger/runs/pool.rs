@@ -301,11 +301,10 @@ impl Ledger {
 
     /// Keys that were idle for too long give their actors back.
     pub(crate) fn passivate_idle(&mut self) {
-        let now = self.now;
         let after = crate::clock::millis(self.config.settings.actors.passivate_after);
         while let Some((ix, token, stamp)) = self.actors.idle.front().copied() {
             let current = self.slots.current(ix, token) && self.slots[ix].idle_stamp == stamp;
-            if current && now.saturating_sub(self.slots[ix].idle_since) < after {
+            if current && self.now.saturating_sub(self.slots[ix].idle_since) < after {
                 return;
             }
             self.actors.idle.pop_front();

@@ -268,9 +268,9 @@ impl Ledger {
 
     /// A row that no key waits for becomes a dead letter.
     fn give_up_row(&mut self, row: PendingRow, error: String) {
-        let now = self.now;
         let PendingRow { seq, service, key, id, taken_at, message, history, .. } = row;
-        let letter = DeadLetter { seq, service, key, id, at: now, taken_at, error, holds_key: false, history, message };
+        let letter =
+            DeadLetter { seq, service, key, id, at: self.now, taken_at, error, holds_key: false, history, message };
         let (event, answer) = (self.obituary(&letter), self.bad_news(&letter));
         let reply = call_of(&letter.message).map(|call| Reply { call, outcome: CallOutcome::failed(&letter.error) });
         self.waiting.rows = self.waiting.rows.saturating_sub(1);

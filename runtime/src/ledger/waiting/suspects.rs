@@ -342,7 +342,6 @@ impl Ledger {
 
     /// One more start of a suspect, if it is to have one.
     fn start_alone(&mut self, ix: SlotIx) {
-        let now = self.now;
         let Some(mut head) = self.slots[ix].queue.pop_front() else { return };
         let most = self.config.settings.suspects.starts;
         if counted(head.starts) >= most {
@@ -357,7 +356,7 @@ impl Ledger {
         let count = counted(starts);
         let what = format!("the process ended while it was being handled: start {count} of {most}");
         let generation = self.slots[ix].actor.map_or(0, |actor| self.actors.generation(actor));
-        self.note(ix, &head, head.attempt, generation, "suspect", &what, now);
+        self.note(ix, &head, head.attempt, generation, "suspect", &what, self.now);
         self.record_start(ix, &mut head, starts);
         self.slots[ix].queue.push_front(head);
     }

@@ -72,9 +72,8 @@ fn name_of(message: &Message) -> &str {
 
 impl Ledger {
     pub(crate) fn fetch_timers(&mut self) {
-        let now = self.now;
         let page = self.config.settings.pending.page;
-        let due = self.timers.next.is_some_and(|next| next <= now);
+        let due = self.timers.next.is_some_and(|next| next <= self.now);
         let room = self.timers.queued < self.config.settings.ingress.credits;
         if self.timers.fetching || self.draining {
             return;
@@ -91,7 +90,6 @@ impl Ledger {
 
     /// The store's answer to [`Question::Schedules`].
     pub(crate) fn schedules(&mut self, found: Vec<Timer>) {
-        let now = self.now;
         self.timers.fetching = false;
         self.timers.unread = std::mem::take(&mut self.timers.void);
         if !self.timers.unread {
@@ -100,7 +98,7 @@ impl Ledger {
             let shards = self.config.settings.ownership.shards;
             let here = planned.filter(|planned| shard_of(&planned.of_key().key, shards) == self.shard);
             let known = |name: &str| self.service_of(name).is_some();
-            for write in reconcile(here, found, known, (now, &self.config.hash_key)) {
+            for write in reconcile(here, found, known, (self.now, &self.config.hash_key)) {
                 let service = self.service_of(&write.service).expect("what is written is of a service that is here");
                 let ix = self.slot_for(service, &write.key);
                 let mut planned = services.iter().flat_map(|service| service.schedules.iter());

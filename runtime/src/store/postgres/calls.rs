@@ -1,22 +1,21 @@
 //! Records of calls in PostgreSQL: accepted with their messages by one statement.
-//! In: calls. Out: records; the part of a commit that writes their outcomes.
+//! In: calls. Out: records.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
-use sqlx::postgres::PgRow;
+use sqlx::AssertSqlSafe;
 
-use super::PgStore;
-use super::commit::shard_no;
-use super::decode::{self, stored};
-use super::links::Args;
-use super::read::signed;
+use super::links::{Args, shard_no};
+use super::texts::stored;
+use super::{PgStore, schema};
 use crate::clock::Millis;
 use crate::handler::CallId;
 use crate::message::{ShardNo, shard_of};
-use crate::store::calls::{
-    CallOutcome, CallRecord, CallStore, KeyCount, NewCall, Reply, answered, firsts, hash, in_order, secret,
-};
+use crate::store::calls::{CallRecord, CallStore, KeyCount, NewCall, answered, firsts, in_order, secret};
 use crate::store::layout::log;
+use crate::store::query::ask;
+use crate::store::query::decode::{self, CALL};
+use crate::store::query::sql::{Cells, one, signed};
 use crate::store::{StoreError, StoreFuture};
 
 /// Nothing is accepted where the number of shards is another by now: the messages would lie where nobody reads them. In
@@ -52,36 +51,6 @@ const ACCEPT: &str = "WITH given AS (
         SELECT n.target, $1, lane.before + n.number, 1, n.messages FROM new n, lane)
     SELECT place FROM new";
 
-const RECORDS: &str = "SELECT id, fingerprint, message_id, accepted_at, expires_at, ended, code, body
-    FROM calls WHERE id = ANY ($1)";
-
-/// Among the arguments of a commit, behind so many: outcomes of calls. As an upsert, because it always goes by the index;
-/// each record is there, as none is removed before it has ended.
-pub(super) fn reply_rows(behind: usize) -> String {
-    let [id, ended, code, body] = [1, 2, 3, 4].map(|at| behind + at);
-    format!(
-        ", reply_rows AS (
-             INSERT INTO calls AS c
-                 (id, ended, code, body, fingerprint, tenant, service, message_id, accepted_at, expires_at)
-             SELECT r.*, ''::bytea, '', '', '', 0, 0
-             FROM fence, UNNEST(${id}::bytea[], ${ended}::text[], ${code}::text[], ${body}::bytea[])
-                 AS r (id, ended, code, body)
-             ON CONFLICT (id) DO UPDATE SET ended = excluded.ended, code = excluded.code, body = excluded.body)\n"
-    )
-}
-
-/// Arguments of [`reply_rows`].
-pub(super) const REPLIES: usize = 4;
-
-/// Its arguments: of each call the last outcome, in the order of their ids.
-pub(super) fn put_replies(args: Args, replies: &[&Reply]) -> Args {
-    let newest: BTreeMap<CallId, &CallOutcome> = replies.iter().map(|reply| (reply.call, &reply.outcome)).collect();
-    args.put(newest.keys().map(|id| &id.0[..]).collect::<Vec<&[u8]>>())
-        .put(newest.values().map(|outcome| outcome.end.as_str()).collect::<Vec<_>>())
-        .put(newest.values().map(|outcome| stored(&outcome.code)).collect::<Vec<_>>())
-        .put(newest.values().map(|outcome| &outcome.body[..]).collect::<Vec<&[u8]>>())
-}
-
 fn accept_args(lane: &str, calls: &[NewCall], places: &[usize], shards: u32) -> Args {
     let calls: Vec<&NewCall> = places.iter().map(|at| &calls[*at]).collect();
     let messages: Vec<_> = calls.iter().map(|call| log::encode(&[(call.service, &call.message)])).collect();
@@ -98,24 +67,6 @@ fn accept_args(lane: &str, calls: &[NewCall], places: &[usize], shards: u32) -> 
         .put(messages.iter().map(|row| &row[..]).collect::<Vec<&[u8]>>())
         .put(i64::from(shards))
         .put(calls.iter().map(|call| signed(call.counted_until())).collect::<Vec<_>>())
-}
-
-fn record(row: &PgRow) -> Result<CallRecord, StoreError> {
-    let ended: Option<&str> = decode::get(row, 5)?;
-    let outcome = match ended {
-        Some(end) => {
-            Some(CallOutcome { end: end.parse()?, code: decode::string(row, 6)?, body: decode::blob(row, 7)? })
-        }
-        None => None,
-    };
-    Ok(CallRecord {
-        id: CallId(hash(decode::get(row, 0)?)?),
-        fingerprint: hash(decode::get(row, 1)?)?,
-        message_id: decode::string(row, 2)?,
-        accepted_at: decode::number(row, 3)?,
-        expires_at: decode::number(row, 4)?,
-        outcome,
-    })
 }
 
 impl PgStore {
@@ -152,10 +103,10 @@ impl CallStore for PgStore {
     fn secret(&self) -> StoreFuture<'_, [u8; 32]> {
         Box::pin(async move {
             let rows = self.queries.read(LIFE, Args::default()).await?;
-            let hash_key = super::schema::hash_key(&rows)?;
-            let life: String = super::queries::one(&rows, |row| decode::get(row, 1))?;
+            let hash_key = schema::hash_key(&rows)?;
+            let life: String = one(&rows, |row| row.get(1))?;
             let server = self.queries.read(SERVER, Args::default()).await;
-            let server: String = match server.map(|rows| super::queries::one(&rows, |row| decode::get(row, 0))) {
+            let server: String = match server.map(|rows| one(&rows, |row| row.get(0))) {
                 Ok(server) => server?,
                 Err(failure) => {
                     let error = StoreError::from(failure);
@@ -173,7 +124,7 @@ impl CallStore for PgStore {
             let args = accept_args(&lane, &calls, &places, shards);
             let mut new = HashSet::new();
             for row in &self.writer.call(ACCEPT, args).await? {
-                let place: usize = decode::number(row, 0)?;
+                let place: usize = row.number(0)?;
                 new.extend(places.get(place.saturating_sub(1)).copied());
             }
             let targets: Vec<ShardNo> = new.iter().map(|at| shard_of(calls[*at].message.key(), shards)).collect();
@@ -184,25 +135,14 @@ impl CallStore for PgStore {
 
     fn records(&self, ids: Vec<CallId>) -> StoreFuture<'_, Vec<Option<CallRecord>>> {
         Box::pin(async move {
+            let sql = format!("SELECT {CALL} FROM calls WHERE id = ANY ($1)");
             let asked = Args::default().put(ids.iter().map(|id| &id.0[..]).collect::<Vec<&[u8]>>());
-            in_order(&ids, self.queries.read(RECORDS, asked).await?.iter().map(record))
+            in_order(&ids, self.queries.read(AssertSqlSafe(sql), asked).await?.iter().map(decode::call))
         })
     }
 
     fn counts(&self, now: Millis) -> StoreFuture<'_, Vec<KeyCount>> {
-        Box::pin(async move {
-            let sql =
-                "SELECT tenant, until, sum(records)::bigint FROM call_counts WHERE until > $1 GROUP BY tenant, until";
-            let rows = self.queries.read(sql, Args::default().put(signed(now))).await?;
-            let count = |row: &PgRow| {
-                Ok(KeyCount {
-                    tenant: decode::string(row, 0)?,
-                    until: decode::number(row, 1)?,
-                    records: decode::number(row, 2)?,
-                })
-            };
-            rows.iter().map(count).collect()
-        })
+        Box::pin(ask::call_counts(&self.queries, now))
     }
 
     fn sweep(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64> {
@@ -212,8 +152,8 @@ impl CallStore for PgStore {
                     SELECT ctid FROM calls WHERE expires_at <= $1 AND ended IS NOT NULL LIMIT $2))
                     AND ended IS NOT NULL AND expires_at <= $1 RETURNING 1)
                 SELECT count(*) FROM gone";
-            let args = Args::default().put(signed(before)).put(i64::try_from(limit).unwrap_or(i64::MAX));
-            super::queries::one(&self.queries.run(sql, args).await?, |row| decode::number(row, 0))
+            let args = Args::default().put(signed(before)).put(signed(limit));
+            one(&self.queries.run(sql, args).await?, |row| row.number(0))
         })
     }
 }

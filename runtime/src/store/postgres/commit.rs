@@ -6,19 +6,22 @@ use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
-use super::decode::stored;
 use super::failure::Failure;
-use super::links::Args;
-use super::read::signed;
-use super::{calls, tables};
+use super::links::{Args, shard_no};
+use super::tables;
+use super::texts::stored;
+use crate::handler::CallId;
 use crate::message::ShardNo;
+use crate::store::calls::{CallOutcome, Reply};
+use crate::store::query::sql::signed;
 use crate::store::{Attempt, Commit, DeadLetter, PendingRow, StateWrite, TimerWrite, layout};
 
 /// Arguments of `commit.sql`, and of both texts.
 const SLIM: usize = 23;
 const WHOLE: usize = 59;
-/// Arguments of [`timer_rows`].
+/// Arguments of [`timer_rows`], and of [`reply_rows`].
 const TIMERS: usize = 8;
+const REPLIES: usize = 4;
 
 // What is removed once nobody needs it any more.
 
@@ -85,9 +88,9 @@ impl Statement {
         }
         let replies: Vec<_> = commit.parts.iter().flat_map(|part| &part.replies).collect();
         if !replies.is_empty() {
-            sql += &calls::reply_rows(count);
-            count += calls::REPLIES;
-            args = calls::put_replies(args, &replies);
+            sql += &reply_rows(count);
+            count += REPLIES;
+            args = put_replies(args, &replies);
         }
         if !commit.intake.is_empty() {
             count += 1;
@@ -110,11 +113,6 @@ impl Statement {
             alone: commit.parts.is_empty() && commit.log.is_empty() && commit.intake.is_empty(),
         })
     }
-}
-
-/// A shard's number as PostgreSQL has it.
-pub(super) fn shard_no(shard: ShardNo) -> i32 {
-    i32::try_from(shard).unwrap_or(i32::MAX)
 }
 
 /// About what the arguments take: growing into megabytes costs as much as filling them.
@@ -191,6 +189,30 @@ fn put_timers(args: Args, timers: &[&TimerWrite]) -> Args {
         .put(gone.iter().map(|timer| stored(&timer.service)).collect::<Vec<_>>())
         .put(gone.iter().map(|timer| stored(&timer.key)).collect::<Vec<_>>())
         .put(gone.iter().map(|timer| stored(&timer.name)).collect::<Vec<_>>())
+}
+
+/// Among the arguments of a commit, behind so many: outcomes of calls. As an upsert, because it always goes by the index;
+/// each record is there, as none is removed before it has ended.
+fn reply_rows(behind: usize) -> String {
+    let [id, ended, code, body] = [1, 2, 3, 4].map(|at| behind + at);
+    format!(
+        ", reply_rows AS (
+             INSERT INTO calls AS c
+                 (id, ended, code, body, fingerprint, tenant, service, message_id, accepted_at, expires_at)
+             SELECT r.*, ''::bytea, '', '', '', 0, 0
+             FROM fence, UNNEST(${id}::bytea[], ${ended}::text[], ${code}::text[], ${body}::bytea[])
+                 AS r (id, ended, code, body)
+             ON CONFLICT (id) DO UPDATE SET ended = excluded.ended, code = excluded.code, body = excluded.body)\n"
+    )
+}
+
+/// Its arguments: of each call the last outcome, in the order of their ids.
+fn put_replies(args: Args, replies: &[&Reply]) -> Args {
+    let newest: BTreeMap<CallId, &CallOutcome> = replies.iter().map(|reply| (reply.call, &reply.outcome)).collect();
+    args.put(newest.keys().map(|id| &id.0[..]).collect::<Vec<&[u8]>>())
+        .put(newest.values().map(|outcome| outcome.end.as_str()).collect::<Vec<_>>())
+        .put(newest.values().map(|outcome| stored(&outcome.code)).collect::<Vec<_>>())
+        .put(newest.values().map(|outcome| &outcome.body[..]).collect::<Vec<&[u8]>>())
 }
 
 fn log(args: Args, commit: &Commit) -> Args {

@@ -6,11 +6,12 @@ use std::time::Duration;
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgRow;
 
-use super::commit::shard_no;
-use super::links::{Args, Links};
-use super::{PgStore, Prepared, decode};
+use super::links::{Args, Links, shard_no};
+use super::{PgStore, Prepared};
 use crate::message::ShardNo;
 use crate::store::lease::{Code, Fleet, LeaseRow, Leases, Worker, WorkerRow};
+use crate::store::query::decode;
+use crate::store::query::sql::Cells;
 use crate::store::{StoreError, StoreFuture, TakenShard, layout};
 
 /// Both tables as one list: workers first, by id, then shards.
@@ -88,22 +89,23 @@ impl Leases for PgStore {
 fn fleet(rows: &[PgRow]) -> Result<Fleet, StoreError> {
     let mut fleet = Fleet::default();
     for row in rows {
-        if decode::get::<i32>(row, 0)? == 0 {
-            let cooling: Vec<i32> = decode::get(row, 9)?;
+        if row.get::<i32>(0)? == 0 {
+            let cooling: Vec<i32> =
+                sqlx::Row::try_get(row, 9).map_err(|error| StoreError::Corrupt(error.to_string()))?;
             let worker = Worker {
                 code: code(row, 5, 10)?,
                 cooling: cooling.into_iter().filter_map(|shard| ShardNo::try_from(shard).ok()).collect(),
-                id: decode::get(row, 2)?,
-                address: decode::get(row, 3)?,
-                version: decode::get(row, 4)?,
-                draining: decode::get(row, 6)?,
+                id: row.get(2)?,
+                address: row.get(3)?,
+                version: row.get(4)?,
+                draining: row.get(6)?,
             };
-            fleet.workers.push(WorkerRow { worker, expires_in: decode::get(row, 7)? });
+            fleet.workers.push(WorkerRow { worker, expires_in: row.get(7)? });
         } else {
             fleet.shards.push(LeaseRow {
-                shard: decode::number(row, 1)?,
-                owner: decode::get(row, 2)?,
-                epoch: decode::number(row, 8)?,
+                shard: row.number(1)?,
+                owner: row.get(2)?,
+                epoch: row.number(8)?,
                 code: code(row, 5, 10)?,
             });
         }
@@ -113,7 +115,7 @@ fn fleet(rows: &[PgRow]) -> Result<Fleet, StoreError> {
 
 /// A code, of the columns that hold its number and its versions.
 fn code(row: &PgRow, number: usize, versions: usize) -> Result<Code, StoreError> {
-    layout::code(decode::number(row, number)?, &decode::get::<String>(row, versions)?)
+    layout::code(row.number(number)?, &row.get::<String>(versions)?)
 }
 
 /// How often a takeover looks again when another one came in between.
@@ -135,16 +137,11 @@ async fn seen(links: &Links, shard: ShardNo, wanted: u32) -> Result<Seen, StoreE
     let rows = links.run(sql, Args::default().put(shard_no(shard))).await?;
     let missing = || StoreError::Corrupt(format!("there is no shard {shard}"));
     let row: &PgRow = rows.first().ok_or_else(missing)?;
-    let recorded = decode::number(row, 4)?;
+    let recorded = row.number(4)?;
     if recorded != wanted {
         return Err(StoreError::Shards { recorded, wanted });
     }
-    Ok(Seen {
-        owner: decode::get(row, 0)?,
-        epoch: decode::get(row, 1)?,
-        code: code(row, 2, 5)?,
-        alive: decode::get(row, 3)?,
-    })
+    Ok(Seen { owner: row.get(0)?, epoch: row.get(1)?, code: code(row, 2, 5)?, alive: row.get(3)? })
 }
 
 /// Takes the shard if it is as it was read, and nobody else's or nobody's who is alive.

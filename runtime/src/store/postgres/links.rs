@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::failure::Failure;
 use super::place::{Place, Use};
+use crate::message::ShardNo;
 
 /// At most so many connections for one use.
 #[derive(Clone, Debug)]
@@ -196,6 +197,11 @@ impl Links {
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<PgConnection>> {
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A shard's number as PostgreSQL has it.
+pub(super) fn shard_no(shard: ShardNo) -> i32 {
+    i32::try_from(shard).unwrap_or(i32::MAX)
 }
 
 /// What a failed connect says, with where to.

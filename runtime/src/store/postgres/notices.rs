@@ -13,11 +13,11 @@ use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::decode;
 use super::links::{Args, Links};
 use super::place::{Place, Use};
 use crate::clock::sleep;
 use crate::message::ShardNo;
+use crate::store::query::sql::Cells;
 use crate::store::watch::LogWatch;
 
 const CHANNEL: &str = "perkey_log";
@@ -113,7 +113,7 @@ async fn tell(shared: Arc<Shared>, links: Links) {
         let args = Args::default().put(CHANNEL).put(payload(&grown));
         match links.run("SELECT pg_backend_pid(), pg_notify($1, $2)", args).await {
             Ok(rows) => {
-                let own = rows.first().and_then(|row| decode::get(row, 0).ok());
+                let own = rows.first().and_then(|row| row.get(0).ok());
                 shared.own.store(own.unwrap_or_default(), Ordering::Relaxed);
                 sleep(REST).await;
             }

@@ -4,33 +4,73 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, SqlSafeStr};
 
-use super::commit::shard_no;
-use super::decode::stored;
-use super::links::{Args, Links};
+use super::links::{Args, Links, shard_no};
 use super::place::Use;
-use super::read::{self, FILTER, count, filtered, signed};
-use super::{PgStore, TOOL_PATIENCE, decode, explain, schema, tables};
+use super::texts::stored;
+use super::{PgStore, TOOL_PATIENCE, schema, tables};
 use crate::clock::Millis;
 use crate::message::ShardNo;
-use crate::store::append::OUTSIDE;
-use crate::store::commit::stretches;
 use crate::store::health::{self, Health};
+use crate::store::query::sql::{Arg, Cells, Sql, json, one, signed};
 use crate::store::query::{
-    CommandState, DeadFilter, EventRow, FoundRows, ImportBatch, ImportProgress, NewCommand, OpenCommand, Pause,
-    Queries, RowsAsk, ShardRow, Story, Strange, WaitingKey,
+    CommandState, DeadFilter, Dialect, EventRow, FoundRows, ImportBatch, ImportProgress, NewCommand, OpenCommand,
+    Pause, Queries, RowsAsk, ShardRow, Story, Strange, WaitingKey, ask, decode, story,
 };
-use crate::store::{DeadLetter, LogRow, ServiceKey, StoreError, StoreFuture, Timer};
+use crate::store::{DeadLetter, LogRow, StoreError, StoreFuture, Timer};
 
-/// Commands that a shard is given at once.
-const COMMANDS_MAX: i64 = 100;
+impl Sql for Links {
+    type Row = PgRow;
 
-/// Positions of the embedded log, one row per shard and origin.
-const POSITIONS: &str = "positions (shard, origin, no, passed) AS MATERIALIZED (
-    SELECT s.shard, p.key COLLATE \"C\", (p.value->>'no')::bigint, (p.value->>'index')::bigint + 1
-    FROM shards s CROSS JOIN LATERAL json_each(s.positions->'embedded') p)";
+    /// Rows are read in the order of their texts' bytes, whatever the order of the database.
+    const DIALECT: Dialect = Dialect { collate: " COLLATE \"C\"", nul: false };
+    const POSITIONS: &str = "positions (shard, origin, no, passed) AS MATERIALIZED (
+        SELECT s.shard, p.key COLLATE \"C\", (p.value->>'no')::bigint, (p.value->>'index')::bigint + 1
+        FROM shards s CROSS JOIN LATERAL json_each(s.positions->'embedded') p)";
+    const LINE: &str = "no";
+    const PAGE: &str = "SELECT shard::bigint, commit_no, epoch, at, first_seq, events FROM (
+            SELECT c.*, row_number() OVER sofar AS nth, sum(length(events)) OVER sofar AS bytes FROM (
+                SELECT shard, commit_no, epoch, at, first_seq, events FROM commits
+                WHERE shard = $1 AND commit_no >= $2 AND length(events) > 0 ORDER BY commit_no LIMIT $3) c
+            WINDOW sofar AS (ORDER BY commit_no ROWS UNBOUNDED PRECEDING)) page
+        WHERE nth <= 2 OR bytes <= $4 ORDER BY commit_no";
+
+    fn holds(place: &str, what: &str) -> String {
+        format!("position({what} IN {place}) > 0")
+    }
+
+    fn each(array: &str) -> String {
+        format!("(SELECT value::bigint AS value FROM json_array_elements_text({array}::json))")
+    }
+
+    async fn rows(&self, sql: &str, args: &[Arg<'_>]) -> Result<Vec<PgRow>, StoreError> {
+        let args = args.iter().fold(Args::default(), |args, arg| match arg {
+            Arg::Number(number) => args.put(*number),
+            Arg::Text(text) => args.put(text.map(stored)),
+            Arg::Plain(text) => args.put(*text),
+            Arg::Blob(bytes) => args.put(*bytes),
+            Arg::Value(value) => tables::bound(args, value),
+        });
+        Ok(self.read(AssertSqlSafe(sql), args).await?)
+    }
+
+    async fn scan(
+        &self,
+        sql: &str,
+        args: &[Arg<'_>],
+        most: usize,
+        mut take: impl FnMut(&PgRow) -> Result<bool, StoreError> + Send,
+    ) -> Result<(), StoreError> {
+        for row in &self.rows(&format!("{sql} LIMIT {most}"), args).await? {
+            if take(row)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
 
 /// A statement that begins with rows for the log. The lane's row is locked until the numbers that it gave are visible, so
 /// they become so in their order.
@@ -81,110 +121,60 @@ const FORGET_COMMANDS: &str = "WITH gone AS (
     open AS (DELETE FROM operator_open o USING gone WHERE o.command = gone.id)
     SELECT count(*) FROM gone";
 
-const UNREAD: &str = "SELECT a.shard::bigint, (SELECT coalesce(sum(l.count), 0)::bigint FROM log l
-        LEFT JOIN positions p ON p.shard = l.target AND p.origin = l.origin
-        WHERE l.target = a.shard AND (l.no > coalesce(p.no, 0) OR (l.no = p.no AND l.count > p.passed)))
-    FROM UNNEST($1::integer[]) AS a (shard)";
-
-const COUNT_WAITING: &str = "SELECT a.shard::bigint,
-        (SELECT count(*) FROM (SELECT DISTINCT service, key FROM pending p WHERE p.shard = a.shard) keys)
-    FROM UNNEST($1::integer[]) AS a (shard)";
-
 impl Queries for PgStore {
     fn shards(&self) -> StoreFuture<'_, Vec<ShardRow>> {
         Box::pin(shards(&self.queries))
     }
 
     fn unread(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>> {
-        Box::pin(
-            async move { by_shard(&self.queries, AssertSqlSafe(format!("WITH {POSITIONS} {UNREAD}")), &shards).await },
-        )
+        Box::pin(ask::unread(&self.queries, shards))
     }
 
     fn count_waiting(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>> {
-        Box::pin(async move { by_shard(&self.queries, COUNT_WAITING, &shards).await })
+        Box::pin(ask::count_waiting(&self.queries, shards))
     }
 
     fn services(&self) -> StoreFuture<'_, BTreeMap<Arc<str>, u16>> {
-        Box::pin(async move { schema::services(&self.queries.read(schema::SERVICES, Args::default()).await?) })
+        Box::pin(ask::services(&self.queries))
     }
 
     fn peek(&self, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<(ShardNo, DeadLetter)>> {
-        Box::pin(async move {
-            let sql = format!(
-                "SELECT {}, shard::bigint FROM dead_letters WHERE {FILTER} ORDER BY at DESC, shard, seq DESC LIMIT $7",
-                decode::DEAD
-            );
-            let rows = self.queries.read(AssertSqlSafe(sql), filtered(&filter).put(count(limit))).await?;
-            rows.iter().map(|row| Ok((decode::number(row, 10)?, decode::dead(row)?))).collect()
-        })
+        Box::pin(ask::peek(&self.queries, filter, limit))
     }
 
     fn count_dead(&self, filter: DeadFilter) -> StoreFuture<'_, u64> {
-        Box::pin(async move {
-            let sql = format!("SELECT count(*) FROM dead_letters WHERE {FILTER}");
-            one(&self.queries.read(AssertSqlSafe(sql), filtered(&filter)).await?, |row| decode::number(row, 0))
-        })
+        Box::pin(ask::count_dead(&self.queries, filter))
     }
 
     fn explain(&self, text: String) -> StoreFuture<'_, Story> {
-        Box::pin(async move { explain::story(&self.queries, &text).await })
+        Box::pin(async move {
+            let hash_key = schema::hash_key(&self.queries.read(schema::HASH_KEY, Args::default()).await?)?;
+            story::story(&self.queries, &hash_key, &text).await
+        })
     }
 
     fn events(&self, shard: ShardNo, after: u64, limit: usize) -> StoreFuture<'_, Vec<EventRow>> {
-        Box::pin(explain::events(&self.queries, shard, after, limit))
+        Box::pin(ask::events(&self.queries, shard, after, limit))
     }
 
     fn scheduled(&self, service: Option<String>, key: Option<String>, limit: usize) -> StoreFuture<'_, Vec<Timer>> {
-        Box::pin(async move {
-            let sql = "SELECT service, key, name, due_at, message FROM timers
-                WHERE ($1::text IS NULL OR service = $1) AND ($2::text IS NULL OR key = $2)
-                ORDER BY due_at, service, key, name LIMIT $3";
-            let args = Args::default().put(service.as_deref().map(stored)).put(key.as_deref().map(stored));
-            self.queries.read(sql, args.put(count(limit))).await?.iter().map(decode::timer).collect()
-        })
+        Box::pin(ask::scheduled(&self.queries, service, key, limit))
     }
 
     fn waiting_keys(&self, service: Option<String>, limit: usize) -> StoreFuture<'_, Vec<WaitingKey>> {
-        Box::pin(async move {
-            let sql = "SELECT service, key, count(*), min(taken_at) FROM pending WHERE $2::text IS NULL OR service = $2
-                GROUP BY service, key ORDER BY 3 DESC, 4, 1, 2 LIMIT $1";
-            let args = Args::default().put(count(limit)).put(service.as_deref().map(stored));
-            let rows = self.queries.read(sql, args).await?;
-            let waiting = rows.iter().map(|row| {
-                let of = ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? };
-                Ok(WaitingKey { of, pending: decode::number(row, 2)?, oldest_at: decode::number(row, 3)? })
-            });
-            waiting.collect()
-        })
+        Box::pin(ask::waiting_keys(&self.queries, service, limit))
     }
 
     fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, FoundRows> {
-        Box::pin(async move { tables::rows(&self.queries, &ask).await })
+        Box::pin(ask::table(&self.queries, ask))
     }
 
     fn unread_outside(&self) -> StoreFuture<'_, BTreeMap<ShardNo, u64>> {
-        Box::pin(async move {
-            let sql = format!(
-                "WITH {POSITIONS}
-                 SELECT s.shard::bigint, sum(l.count)::bigint FROM shards s CROSS JOIN ({OUTSIDE}) AS o
-                 LEFT JOIN positions p ON p.shard = s.shard AND p.origin = o.column1
-                 JOIN log l ON l.target = s.shard AND l.origin = o.column1 AND l.no >= coalesce(p.no, 0)
-                     AND (l.no > coalesce(p.no, 0) OR l.count > coalesce(p.passed, 0))
-                 GROUP BY s.shard"
-            );
-            let rows = self.queries.read(AssertSqlSafe(sql), Args::default()).await?;
-            rows.iter().map(|row| Ok((decode::number(row, 0)?, decode::number(row, 1)?))).collect()
-        })
+        Box::pin(ask::unread_outside(&self.queries))
     }
 
     fn import_progress(&self, service: String, source: String) -> StoreFuture<'_, ImportProgress> {
-        Box::pin(async move {
-            let sql = "SELECT lines, messages, rejects, rejects_bytes, lines_hash FROM imports
-                WHERE service = $1 AND source = $2";
-            let rows = self.queries.read(sql, Args::default().put(service).put(source)).await?;
-            rows.first().map_or_else(|| Ok(ImportProgress::default()), progress)
-        })
+        Box::pin(ask::import_progress(&self.queries, service, source))
     }
 
     fn append(&self, rows: Vec<LogRow>) -> StoreFuture<'_, ()> {
@@ -220,61 +210,34 @@ impl Queries for PgStore {
                 .put(service)
                 .put(key.map(stored))
                 .put(paused);
-            one(&self.writer.call(COMMAND, args).await?, |row| decode::get(row, 0))
+            one(&self.writer.call(COMMAND, args).await?, |row| row.get(0))
         })
     }
 
     fn pauses(&self) -> StoreFuture<'_, Vec<Pause>> {
-        Box::pin(read::pauses(&self.queries))
+        Box::pin(ask::pauses(&self.queries))
     }
 
     fn open_commands(&self, shard: ShardNo, without: Vec<i64>) -> StoreFuture<'_, Vec<Result<OpenCommand, Strange>>> {
-        Box::pin(async move {
-            // An older program has them done without closing them.
-            let sql = "SELECT c.id, c.action, c.filter, c.who
-                FROM operator_open o JOIN operator_commands c ON c.id = o.command
-                WHERE o.shard = $1 AND o.command <> ALL ($3) AND NOT EXISTS (SELECT FROM operator_results r
-                    WHERE r.command = o.command AND r.shard = o.shard AND r.done)
-                ORDER BY o.command LIMIT $2";
-            let args = Args::default().put(shard_no(shard)).put(COMMANDS_MAX).put(without);
-            let open = |row: &PgRow| {
-                let id = decode::get(row, 0)?;
-                let read = || {
-                    let (action, filter) = (decode::json(row, 1)?, decode::json(row, 2)?);
-                    Ok(OpenCommand { id, action, filter, who: decode::get(row, 3)? })
-                };
-                Ok(read().map_err(|error: StoreError| Strange { id, error: error.to_string() }))
-            };
-            self.queries.read(sql, args).await?.iter().map(open).collect()
-        })
+        Box::pin(ask::open_commands(&self.queries, shard, without))
     }
 
     fn forget_commands(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64> {
         Box::pin(async move {
-            let args = Args::default().put(signed(before)).put(count(limit));
-            one(&self.queries.run(FORGET_COMMANDS, args).await?, |row| decode::number(row, 0))
+            let args = Args::default().put(signed(before)).put(signed(limit));
+            one(&self.queries.run(FORGET_COMMANDS, args).await?, |row| row.number(0))
         })
     }
 
     fn command_state(&self, id: i64) -> StoreFuture<'_, CommandState> {
-        Box::pin(async move {
-            let sql = "SELECT count(*) FILTER (WHERE done), (SELECT count(*) FROM shards),
-                    coalesce(sum(affected), 0)::bigint FROM operator_results WHERE command = $1";
-            one(&self.queries.read(sql, Args::default().put(id)).await?, |row| {
-                Ok(CommandState {
-                    shards_done: decode::number(row, 0)?,
-                    shards: decode::number(row, 1)?,
-                    affected: decode::number(row, 2)?,
-                })
-            })
-        })
+        Box::pin(ask::command_state(&self.queries, id))
     }
 
     fn health(&self) -> StoreFuture<'_, Health> {
         Box::pin(async move {
             // As any other program is connected: what this one asks for must not hide what the others get.
             let links = Links::new(&self.place, Use::Look, 1, TOOL_PATIENCE);
-            let health = health(&links).await;
+            let health = health::postgres::health(&links).await;
             links.close().await;
             health
         })
@@ -299,34 +262,9 @@ fn append<'a>(store: &'a PgStore, sql: &'static str, rows: &[LogRow], args: Args
     })
 }
 
-/// What the one row of an answer says.
-pub(super) fn one<T>(rows: &[PgRow], read: impl Fn(&PgRow) -> Result<T, StoreError>) -> Result<T, StoreError> {
-    rows.first().map_or_else(|| Err(StoreError::Corrupt("an answer without a row".to_owned())), read)
-}
-
-fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|error| StoreError::Corrupt(error.to_string()))
-}
-
-fn progress(row: &PgRow) -> Result<ImportProgress, StoreError> {
-    Ok(ImportProgress {
-        lines: decode::number(row, 0)?,
-        messages: decode::number(row, 1)?,
-        rejects: decode::number(row, 2)?,
-        rejects_bytes: decode::number(row, 3)?,
-        lines_hash: decode::get(row, 4)?,
-    })
-}
-
-async fn by_shard(links: &Links, sql: impl SqlSafeStr, shards: &[ShardNo]) -> Result<Vec<(ShardNo, u64)>, StoreError> {
-    let args = Args::default().put(shards.iter().copied().map(shard_no).collect::<Vec<_>>());
-    let rows = links.read(sql, args).await?;
-    rows.iter().map(|row| Ok((decode::number(row, 0)?, decode::number(row, 1)?))).collect()
-}
-
 async fn shards(links: &Links) -> Result<Vec<ShardRow>, StoreError> {
     let sql = format!(
-        "WITH {POSITIONS},
+        "WITH {},
          unread (shard, messages) AS (
              SELECT l.target, sum(l.count) FROM log l
              LEFT JOIN positions p ON p.shard = l.target AND p.origin = l.origin
@@ -340,49 +278,8 @@ async fn shards(links: &Links) -> Result<Vec<ShardRow>, StoreError> {
              coalesce(d.messages, 0), coalesce(d.held, 0)
          FROM shards s LEFT JOIN unread u USING (shard) LEFT JOIN waiting w USING (shard) LEFT JOIN dead d USING (shard)
          ORDER BY shard",
+        Links::POSITIONS,
         decode::SHARD
     );
-    let show = |row: &PgRow| {
-        let shard = decode::shard(row)?;
-        Ok(ShardRow {
-            shard: shard.shard,
-            owner: decode::get(row, 10)?,
-            epoch: shard.epoch,
-            commit_no: shard.commit_no,
-            unclean: shard.unclean,
-            unread: decode::number(row, 11)?,
-            pending: decode::number(row, 12)?,
-            waiting_keys: decode::number(row, 13)?,
-            dead_letters: decode::number(row, 14)?,
-            held_keys: decode::number(row, 15)?,
-            outbox_seq: shard.outbox_seq,
-            positions: shard.positions,
-            ahead: stretches(&shard.ahead),
-            watermarks: shard.watermarks,
-            counters: shard.counters,
-        })
-    };
-    links.read(AssertSqlSafe(sql), Args::default()).await?.iter().map(show).collect()
-}
-
-async fn health(links: &Links) -> Result<Health, StoreError> {
-    use health::postgres;
-
-    let settings = links.read(postgres::SETTINGS, Args::default()).await?;
-    let mut server =
-        one(&links.read(postgres::SERVER, Args::default()).await?, |row| postgres::server(row, &settings))?;
-    server.slots =
-        links.read(postgres::SLOTS, Args::default()).await?.iter().map(postgres::slot).collect::<Result<_, _>>()?;
-    // Not everybody may look there.
-    server.wal_bytes = match links.read(postgres::WAL, Args::default()).await {
-        Ok(rows) => Some(one(&rows, postgres::wal)?),
-        Err(_) => None,
-    };
-    let shards = links.read(AssertSqlSafe(postgres::shards_sql()), Args::default()).await?;
-    let services = links.read(AssertSqlSafe(postgres::services_sql()), Args::default()).await?;
-    Ok(Health {
-        server,
-        shards: shards.iter().map(postgres::shard).collect::<Result<_, _>>()?,
-        services: services.iter().map(postgres::service).collect::<Result<_, _>>()?,
-    })
+    links.read(AssertSqlSafe(sql), Args::default()).await?.iter().map(decode::shown).collect()
 }

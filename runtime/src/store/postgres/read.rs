@@ -1,4 +1,4 @@
-//! What a shard reads back: its inbox, states, waiting messages, dead letters and the embedded log.
+//! What a shard reads back: its inbox, states, waiting messages and the embedded log.
 //! In: a shard and bounds. Out: rows; every statement is bounded and follows an index.
 
 use std::sync::Arc;
@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgRow;
 
-use super::commit::shard_no;
-use super::decode::{self, stored};
-use super::links::{Args, Links};
-use super::queries::one;
+use super::links::{Args, Links, shard_no};
+use super::texts::stored;
 use crate::clock::Millis;
 use crate::message::{Positions, ShardNo};
-use crate::store::query::{DeadFilter, PAUSES, Pause, Scope};
+use crate::store::query::sql::{Cells, one, signed};
+use crate::store::query::{ask, decode};
 use crate::store::{
-    CommitIds, DeadLetter, DeadPlace, Due, DueTimers, InboxRows, KeyRow, KeyWalk, PendingRow, RowSpan, Runnable,
-    ServiceKey, StoreError, StoredLogRow, Timer, layout,
+    CommitIds, Due, DueTimers, InboxRows, KeyRow, KeyWalk, PendingRow, RowSpan, Runnable, ServiceKey, StoreError,
+    StoredLogRow, layout,
 };
 
 /// Commits whose ids are read at once.
@@ -39,10 +39,10 @@ pub(super) async fn inbox(links: &Links, shard: ShardNo, since: Millis, max: usi
             if count >= max {
                 break 'pages;
             }
-            let ids = layout::taken(decode::get(row, 2)?, decode::get(row, 3)?)?;
+            let ids = layout::taken(row.get(2)?, row.get(3)?)?;
             count += ids.len();
-            below = decode::get(row, 0)?;
-            found.commits.push(CommitIds { no: decode::number(row, 0)?, at: decode::number(row, 1)?, ids });
+            below = row.get(0)?;
+            found.commits.push(CommitIds { no: row.number(0)?, at: row.number(1)?, ids });
         }
         if rows.len() < INBOX_PAGE as usize {
             break;
@@ -50,7 +50,7 @@ pub(super) async fn inbox(links: &Links, shard: ShardNo, since: Millis, max: usi
     }
     found.commits.reverse();
     found.pending = count_pending(links, shard).await?;
-    found.paused = pauses(links).await?.into_iter().map(|pause| pause.scope).collect();
+    found.paused = ask::pauses(links).await?.into_iter().map(|pause| pause.scope).collect();
     Ok(found)
 }
 
@@ -63,22 +63,11 @@ async fn count_pending(links: &Links, shard: ShardNo) -> Result<u64, StoreError>
     let (mut sum, mut after) = (0, Some(0));
     while let Some(behind) = after {
         let args = Args::default().put(shard_no(shard)).put(signed(behind)).put(ROWS_PAGE);
-        let (count, last) = one(&links.read(sql, args).await?, |row| {
-            Ok((decode::number::<u64>(row, 0)?, decode::maybe::<u64>(row, 1)?))
-        })?;
+        let (count, last) =
+            one(&links.read(sql, args).await?, |row| Ok((row.number::<u64>(0)?, row.maybe::<u64>(1)?)))?;
         (sum, after) = (sum + count, last);
     }
     Ok(sum)
-}
-
-pub(super) async fn pauses(links: &Links) -> Result<Vec<Pause>, StoreError> {
-    let rows = links.read(PAUSES, Args::default()).await?;
-    let pause = |row| {
-        let key = decode::get::<Option<&str>>(row, 1)?.map(|_| decode::string(row, 1)).transpose()?;
-        let scope = Scope { service: decode::string(row, 0)?, key };
-        Ok(Pause { scope, who: decode::get(row, 2)?, why: decode::get(row, 3)?, since: decode::number(row, 4)? })
-    };
-    rows.iter().map(pause).collect()
 }
 
 pub(super) async fn load(links: &Links, shard: ShardNo, keys: &[ServiceKey]) -> Result<Vec<KeyRow>, StoreError> {
@@ -101,17 +90,17 @@ pub(super) async fn load(links: &Links, shard: ShardNo, keys: &[ServiceKey]) -> 
             WHERE w.shard = $1 AND w.service = e.service AND w.key = e.key) AS p (first, last, waiting)
         WHERE s.version IS NOT NULL OR h.dead OR p.first IS NOT NULL";
     for row in &links.read(sql, args).await? {
-        let at: usize = decode::number(row, 0)?;
-        let version: Option<u32> = decode::maybe(row, 1)?;
+        let at: usize = row.number(0)?;
+        let version: Option<u32> = row.maybe(1)?;
         let state = match version {
-            Some(version) => Some((version, Bytes::copy_from_slice(decode::get::<&str>(row, 2)?.as_bytes()))),
+            Some(version) => Some((version, Bytes::copy_from_slice(row.get::<&str>(2)?.as_bytes()))),
             None => None,
         };
-        let pending = decode::maybe(row, 4)?.zip(decode::maybe(row, 5)?);
-        let count = decode::number(row, 6)?;
+        let pending = row.maybe(4)?.zip(row.maybe(5)?);
+        let count = row.number(6)?;
         let pending = pending.map(|(first, last)| RowSpan { first, last, count });
         if let Some(slot) = found.get_mut(at) {
-            *slot = KeyRow { state, held: decode::get(row, 3)?, dead: decode::get(row, 7)?, pending };
+            *slot = KeyRow { state, held: row.get(3)?, dead: row.get(7)?, pending };
         }
     }
     Ok(found)
@@ -165,10 +154,9 @@ pub(super) async fn due(
     limit: usize,
 ) -> Result<Due, StoreError> {
     // One more than asked for: its due time is the next.
-    let args = Args::default().put(shard_no(shard)).put(count(limit.saturating_add(1)));
+    let args = Args::default().put(shard_no(shard)).put(signed(limit.saturating_add(1)));
     let rows = links.read(DUE, runnable_args(args, runnable)).await?;
-    let row =
-        |row| Ok((decode::number(row, 2)?, ServiceKey { service: decode::text(row, 0)?, key: decode::text(row, 1)? }));
+    let row = |row: &PgRow| Ok((row.number(2)?, ServiceKey { service: row.text(0)?, key: row.text(1)? }));
     let rows = rows.iter().map(row).collect::<Result<Vec<_>, StoreError>>()?;
     Ok(Due::of(rows, now, limit))
 }
@@ -181,20 +169,14 @@ pub(super) async fn timers(
     limit: usize,
 ) -> Result<DueTimers, StoreError> {
     let args = Args::default().put(shard_no(shard)).put(signed(now));
-    let rows = links.read(TIMERS, runnable_args(args.clone().put(count(limit)), runnable)).await?;
+    let rows = links.read(TIMERS, runnable_args(args.clone().put(signed(limit)), runnable)).await?;
     let found = links.read(NEXT_TIMER, runnable_args(args, runnable)).await?;
     let mut due =
         DueTimers { timers: rows.iter().map(decode::timer).collect::<Result<_, _>>()?, ..DueTimers::default() };
     if let Some(row) = found.first() {
-        (due.any, due.next) = (decode::get(row, 0)?, decode::maybe(row, 1)?);
+        (due.any, due.next) = (row.get(0)?, row.maybe(1)?);
     }
     Ok(due)
-}
-
-pub(super) async fn schedules(links: &Links, shard: ShardNo) -> Result<Vec<Timer>, StoreError> {
-    let sql = "SELECT service, key, name, due_at, message FROM timers
-        WHERE shard = $1 AND name >= 'cron:' AND name < 'cron;' ORDER BY service, key, name";
-    links.read(sql, Args::default().put(shard_no(shard))).await?.iter().map(decode::timer).collect()
 }
 
 /// Keys of a service whose rows are looked at by one statement.
@@ -213,11 +195,11 @@ pub(super) async fn orphans(
     let mut walk = KeyWalk::new(runnable, after, KEYS_PAGE);
     while let Some((service, behind)) = walk.place().filter(|_| found.len() < limit) {
         let args = Args::default().put(shard_no(shard)).put(stored(&service));
-        let rows = links.read(sql, args.put(behind.as_deref().map(stored)).put(count(KEYS_PAGE))).await?;
+        let rows = links.read(sql, args.put(behind.as_deref().map(stored)).put(signed(KEYS_PAGE))).await?;
         for row in &rows {
-            let of = ServiceKey { service: service.clone(), key: decode::text(row, 0)? };
+            let of = ServiceKey { service: service.clone(), key: row.text(0)? };
             walk.reached(&of.key);
-            if decode::get(row, 1)? && runnable.has(&of) {
+            if row.get(1)? && runnable.has(&of) {
                 found.push(of);
             }
         }
@@ -243,42 +225,8 @@ pub(super) async fn page(
         .put(stored(&key.service))
         .put(stored(&key.key))
         .put(signed(after))
-        .put(count(limit));
+        .put(signed(limit));
     links.read(AssertSqlSafe(sql), args).await?.iter().map(decode::pending).collect()
-}
-
-/// The conditions of a [`DeadFilter`] over arguments $1 to $6.
-pub(super) const FILTER: &str = "($1::text IS NULL OR service = $1) AND ($2::text IS NULL OR key = $2)
-    AND ($3::text IS NULL OR message_id = $3) AND ($4::bigint IS NULL OR at >= $4)
-    AND ($5::bigint IS NULL OR at <= $5) AND ($6::text IS NULL OR strpos(error, $6) > 0)";
-
-/// A [`DeadFilter`] as [`FILTER`] expects it.
-pub(super) fn filtered(filter: &DeadFilter) -> Args {
-    Args::default()
-        .put(filter.service.as_deref().map(stored))
-        .put(filter.key.as_deref().map(stored))
-        .put(filter.id.as_deref().map(stored))
-        .put(filter.since.map(signed))
-        .put(filter.until.map(signed))
-        .put(filter.error.as_deref().map(stored))
-}
-
-pub(super) async fn dead(
-    links: &Links,
-    shard: ShardNo,
-    filter: &DeadFilter,
-    after: Option<DeadPlace>,
-    limit: usize,
-) -> Result<Vec<DeadLetter>, StoreError> {
-    let sql = format!(
-        "SELECT {} FROM dead_letters WHERE shard = $7 AND ($9::text IS NULL OR (key, seq) > ($9, $10)) AND {FILTER}
-         ORDER BY key, seq LIMIT $8",
-        decode::DEAD
-    );
-    let (key, seq) = after.unzip();
-    let args =
-        filtered(filter).put(shard_no(shard)).put(count(limit)).put(key.as_deref().map(stored)).put(seq.map(signed));
-    links.read(AssertSqlSafe(sql), args).await?.iter().map(decode::dead).collect()
 }
 
 /// From each origin's first unread row on, row by row, until their messages reach the limit, a large row counting for as
@@ -322,13 +270,13 @@ pub(super) async fn read_log(
         .put(from.keys().map(|origin| &**origin).collect::<Vec<_>>())
         .put(from.values().map(|position| signed(position.no)).collect::<Vec<_>>())
         .put(from.values().map(|position| i64::from(position.index) + 1).collect::<Vec<_>>())
-        .put(count(limit));
+        .put(signed(limit));
     let rows = links.read(READ_LOG, args).await?;
     let mut found = Vec::with_capacity(rows.len());
     for row in &rows {
-        let origin: &str = decode::get(row, 0)?;
+        let origin: &str = row.get(0)?;
         let origin = from.get_key_value(origin).map_or_else(|| Arc::from(origin), |(origin, _)| Arc::clone(origin));
-        found.push(StoredLogRow { origin, no: decode::number(row, 1)?, messages: decode::blob(row, 2)? });
+        found.push(StoredLogRow { origin, no: row.number(1)?, messages: row.blob(2)? });
     }
     found.sort_by(|a, b| (&a.origin, a.no).cmp(&(&b.origin, b.no)));
     Ok(found)
@@ -345,16 +293,6 @@ const OLDEST: &str = "SELECT greatest(
 
 pub(super) async fn oldest_transaction(links: &Links) -> Result<Option<Duration>, StoreError> {
     let rows = links.read(OLDEST, Args::default()).await?;
-    let seconds: f64 = rows.first().map_or(Ok(0.0), |row| decode::get(row, 0))?;
+    let seconds: f64 = rows.first().map_or(Ok(0.0), |row| row.get(0))?;
     Ok(Some(Duration::try_from_secs_f64(seconds).unwrap_or_default()))
-}
-
-/// A number as PostgreSQL has it; one that is too large is larger than all that is stored either way.
-pub(super) fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// A bound as PostgreSQL has it.
-pub(super) fn count(number: usize) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -1,8 +1,7 @@
 //! Brings a store into shape: migrations, shards, services' numbers, handlers' tables.
 //! In: a connection of its own and what the program brings. Out: what the store recorded at first start.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -13,9 +12,11 @@ use tracing::info;
 use super::failure::Failure;
 use super::links::{self, Args};
 use super::place::Place;
-use super::{PgStore, decode, tables};
+use super::{PgStore, tables};
 use crate::clock::sleep;
 use crate::handler::Table;
+use crate::store::query::decode;
+use crate::store::query::sql::Cells;
 use crate::store::{Identity, Setup, StoreError, declared};
 
 /// Without the driver's own lock: it belongs to a session, and behind a pooler the statement that gives it back may reach
@@ -43,8 +44,6 @@ const STATE: &str = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regcl
 /// Asks whether there is a store.
 pub(super) const THERE: &str = "SELECT coalesce(to_regclass('_sqlx_migrations') IS NOT NULL
     AND to_regclass('shards') IS NOT NULL, false)";
-/// Asks for the services' names and numbers.
-pub(super) const SERVICES: &str = "SELECT name, number::bigint FROM services";
 /// Asks for the key that ids are hashed under.
 pub(super) const HASH_KEY: &str = "SELECT decode(value, 'hex') FROM meta WHERE name = 'hash_key'";
 
@@ -68,7 +67,7 @@ impl PgStore {
     /// Some tables of others, where no store was made yet.
     pub(in crate::store) async fn foreign(&self) -> Result<Vec<String>, StoreError> {
         let rows = self.queries.read(FOREIGN, Args::default()).await?;
-        rows.iter().map(|row| Ok(decode::text(row, 0)?.to_string())).collect()
+        rows.iter().map(|row| Ok(row.text(0)?.to_string())).collect()
     }
 }
 
@@ -121,7 +120,7 @@ pub(super) async fn prepare(connection: &mut PgConnection, setup: &Setup) -> Res
     for table in &setup.tables {
         tables::prepare(&mut transaction, table).await?;
     }
-    let services = services(&query(SERVICES).fetch_all(&mut *transaction).await.map_err(failed)?)?;
+    let services = decode::services(&query(decode::NUMBERS).fetch_all(&mut *transaction).await.map_err(failed)?)?;
     let hash_key = hash_key(&query(HASH_KEY).fetch_all(&mut *transaction).await.map_err(failed)?)?;
     transaction.commit().await.map_err(failed)?;
     Ok(Identity { hash_key, services })
@@ -241,15 +240,10 @@ async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
     transaction.commit().await.map_err(failed)
 }
 
-/// The services' numbers by their names.
-pub(super) fn services(rows: &[PgRow]) -> Result<BTreeMap<Arc<str>, u16>, StoreError> {
-    rows.iter().map(|row| Ok((decode::text(row, 0)?, decode::number(row, 1)?))).collect()
-}
-
 /// The key that ids are hashed under.
 pub(super) fn hash_key(rows: &[PgRow]) -> Result<[u8; 32], StoreError> {
     let missing = || StoreError::Corrupt("the key that ids are hashed under is missing".to_owned());
-    let raw: &[u8] = decode::get(rows.first().ok_or_else(missing)?, 0)?;
+    let raw: &[u8] = rows.first().ok_or_else(missing)?.get(0)?;
     raw.try_into().map_err(|_| StoreError::Corrupt("the key that ids are hashed under is cut".to_owned()))
 }
 

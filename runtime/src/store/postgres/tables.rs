@@ -1,8 +1,8 @@
-//! Handlers' tables: made at start, checked, written as parts of the commit's statement, and read page by page.
-//! In: table declarations, rows as JSON. Out: tables that fit; per table one upsert and one delete over lists; rows.
+//! Handlers' tables: made at start, checked, and written as parts of the commit's statement.
+//! In: table declarations, rows as JSON. Out: tables that fit; per table one upsert and one delete over lists.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -10,16 +10,15 @@ use serde_json::value::RawValue;
 use sqlx::encode::{Encode, IsNull};
 use sqlx::error::BoxDynError;
 use sqlx::postgres::types::Oid;
-use sqlx::postgres::{PgArgumentBuffer, PgRow, PgTypeInfo, Postgres};
+use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, Postgres};
 use sqlx::{AssertSqlSafe, PgConnection, SqlSafeStr, SqlStr, Type};
 
-use super::decode;
 use super::failure::Failure;
 use super::links::{Args, Links};
 use crate::handler::{Column, ColumnKind, RowWrite, Statement, Table};
 use crate::store::StoreError;
-use crate::store::declared::{self, Shape};
-use crate::store::query::{Dialect, FoundRows, RowsAsk};
+use crate::store::declared::{self, Shape, Writes, names};
+use crate::store::query::sql::{Cells, Sql};
 
 /// Characters of a value that does not fit, as an error shows it.
 const SHOWN: usize = 60;
@@ -47,12 +46,7 @@ pub(super) async fn prepare(connection: &mut PgConnection, table: &Table) -> Res
     }
     let mut shapes = Vec::with_capacity(found.len());
     for row in &found {
-        shapes.push(Shape {
-            name: decode::get(row, 0)?,
-            kind: decode::get(row, 1)?,
-            nullable: decode::get(row, 2)?,
-            place: decode::number(row, 3)?,
-        });
+        shapes.push(Shape { name: row.get(0)?, kind: row.get(1)?, nullable: row.get(2)?, place: row.number(3)? });
     }
     declared::compare(table, kind, &shapes)
 }
@@ -62,29 +56,6 @@ async fn run(connection: &mut PgConnection, table: &Table, sql: String) -> Resul
     made.map(drop).map_err(|error| declared::wrong(table, error.to_string()))
 }
 
-/// Rows are read in the order of their texts' bytes, whatever the order of the database.
-const DIALECT: Dialect = Dialect { collate: " COLLATE \"C\"", json: "::text", nul: false };
-
-/// Rows of a table that are asked for.
-pub(super) async fn rows(links: &Links, ask: &RowsAsk) -> Result<FoundRows, StoreError> {
-    let Some((sql, args)) = ask.statement(&DIALECT)? else { return Ok(FoundRows::default()) };
-    let found = links.read(AssertSqlSafe(sql), args.iter().fold(Args::default(), bound)).await?;
-    let rows = found.iter().map(|row| ask.object(|at, column| value(row, at, column))).collect::<Result<_, _>>()?;
-    let beyond = found.first().map(|row| decode::get(row, ask.table.columns.len())).transpose()?;
-    Ok(RowsAsk::part(rows, beyond))
-}
-
-fn value(row: &PgRow, at: usize, column: &Column) -> Result<Value, StoreError> {
-    Ok(match column.kind {
-        ColumnKind::Text => decode::get::<Option<String>>(row, at)?.into(),
-        ColumnKind::Integer => decode::get::<Option<i64>>(row, at)?.into(),
-        ColumnKind::Real => decode::get::<Option<f64>>(row, at)?.into(),
-        ColumnKind::Boolean => decode::get::<Option<bool>>(row, at)?.into(),
-        ColumnKind::Json if decode::get::<Option<&str>>(row, at)?.is_none() => Value::Null,
-        ColumnKind::Json => decode::json(row, at)?,
-    })
-}
-
 /// Adds the parts that write `rows`: of each primary key the last one, in the key's order. `count` arguments are there.
 pub(super) fn write<'a>(
     rows: impl Iterator<Item = &'a RowWrite>,
@@ -92,13 +63,7 @@ pub(super) fn write<'a>(
     sql: &mut String,
     args: &mut Args,
 ) -> Result<(), Failure> {
-    let mut tables: BTreeMap<&str, (&Table, BTreeMap<&str, Option<&str>>)> = BTreeMap::new();
-    for row in rows {
-        let (_, writes) = tables.entry(row.table.name).or_insert_with(|| (&row.table, BTreeMap::new()));
-        writes.insert(&row.key, row.row.as_deref());
-    }
-    for (table, writes) in tables.into_values() {
-        let written: Vec<&str> = writes.values().flatten().copied().collect();
+    for Writes { table, written, deleted } in declared::writes(rows) {
         if !written.is_empty() {
             upsert(sql, table, count);
             count += table.columns.len();
@@ -111,7 +76,6 @@ pub(super) fn write<'a>(
             }
             lists.into_iter().for_each(|list| list.put(args));
         }
-        let deleted: Vec<&str> = writes.iter().filter(|(_, row)| row.is_none()).map(|(key, _)| *key).collect();
         if !deleted.is_empty() {
             let columns: Vec<&Column> = key_columns(table).collect();
             delete(sql, table, count);
@@ -211,8 +175,6 @@ fn kind(column: &Column) -> &'static str {
     }
 }
 
-// Names are checked by `declared::check`: they need no quoting but for SQL's own words.
-
 fn create(table: &Table) -> String {
     let columns = table.columns.iter().map(|column| {
         let null = if column.nullable { "" } else { " NOT NULL" };
@@ -226,7 +188,7 @@ fn create(table: &Table) -> String {
 pub(super) fn create_index(table: &Table, index: &[&str], how: &str) -> String {
     let columns = table.columns.iter();
     let text = |name: &str| columns.clone().any(|column| column.name == name && column.kind == ColumnKind::Text);
-    let column = |name: &&str| format!("\"{name}\"{}", if text(name) { DIALECT.collate } else { "" });
+    let column = |name: &&str| format!("\"{name}\"{}", if text(name) { Links::DIALECT.collate } else { "" });
     let columns = index.iter().map(column).collect::<Vec<_>>().join(", ");
     format!("CREATE INDEX {how}\"{}\" ON \"{}\" ({columns})", declared::index_name(table, index), table.name)
 }
@@ -249,13 +211,10 @@ fn upsert(sql: &mut String, table: &Table, count: usize) {
         ColumnKind::Text | ColumnKind::Integer | ColumnKind::Real | ColumnKind::Boolean => format!("r.c{at}"),
     });
     let values = values.collect::<Vec<_>>().join(", ");
-    let others = all.iter().filter(|name| !table.primary_key.contains(name));
-    let sets: Vec<String> = others.map(|name| format!("\"{name}\" = excluded.\"{name}\"")).collect();
-    let then = if sets.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {}", sets.join(", ")) };
     let (name, rows) = (table.name, unnest(table.columns.iter(), count));
-    let (all, key) = (names(&all), names(table.primary_key));
+    let (all, replacing) = (names(&all), declared::replacing(table));
     *sql += &format!(
-        ", \"write {name}\" AS (INSERT INTO \"{name}\" ({all}) SELECT {values} FROM fence, {rows} ON CONFLICT ({key}) DO {then})\n"
+        ", \"write {name}\" AS (INSERT INTO \"{name}\" ({all}) SELECT {values} FROM fence, {rows} {replacing})\n"
     );
 }
 
@@ -271,10 +230,6 @@ fn delete(sql: &mut String, table: &Table, count: usize) {
     );
 }
 
-fn names(names: &[&str]) -> String {
-    names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
-}
-
 /// A handler's own statement.
 pub(super) fn statement(statement: &Statement) -> (SqlStr, Args) {
     let args = statement.args.iter().fold(Args::default(), bound);
@@ -283,7 +238,7 @@ pub(super) fn statement(statement: &Statement) -> (SqlStr, Args) {
     (AssertSqlSafe(format!("/* {types} */ {}", statement.sql)).into_sql_str(), args)
 }
 
-fn bound(args: Args, arg: &Value) -> Args {
+pub(super) fn bound(args: Args, arg: &Value) -> Args {
     match arg {
         Value::Bool(value) => args.put(*value),
         Value::Number(number) => match number.as_i64() {

@@ -40,10 +40,6 @@ pub struct Scope {
     pub key: Option<String>,
 }
 
-/// What is paused. It reads alike on both databases.
-pub(in crate::store) const PAUSES: &str =
-    "SELECT service, key, who, why, since FROM pauses ORDER BY service, key NULLS FIRST";
-
 /// What is paused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pause {

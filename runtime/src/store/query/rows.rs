@@ -42,8 +42,6 @@ const BEFORE: &str = "bytes before";
 pub(in crate::store) struct Dialect {
     /// Behind a text column, so that texts compare by their bytes.
     pub(in crate::store) collate: &'static str,
-    /// Behind a JSON column, so that it is read as text.
-    pub(in crate::store) json: &'static str,
     /// Whether a text may have U+0000 in it.
     pub(in crate::store) nul: bool,
 }
@@ -80,7 +78,7 @@ impl RowsAsk {
             conditions.push(format!("({}) > ({})", columns.join(", "), values.join(", ")));
         }
         let columns = self.table.columns.iter().map(|column| match column.kind {
-            ColumnKind::Json => format!("\"{0}\"{1} AS \"{0}\"", column.name, dialect.json),
+            ColumnKind::Json => format!("\"{0}\"::text AS \"{0}\"", column.name),
             ColumnKind::Text | ColumnKind::Integer | ColumnKind::Real | ColumnKind::Boolean => {
                 format!("\"{}\"", column.name)
             }
@@ -258,7 +256,7 @@ fn typed(column: &Column, value: &Value) -> Value {
 mod tests {
     use super::*;
 
-    const DIALECT: Dialect = Dialect { collate: " COLLATE \"C\"", json: "::text", nul: false };
+    const DIALECT: Dialect = Dialect { collate: " COLLATE \"C\"", nul: false };
     const TABLE: Table = Table {
         name: "orders",
         columns: &[

@@ -1,4 +1,4 @@
-//! Rows as JSON arrays for `json_each`, with their binary values in one blob beside them.
+//! Rows as JSON arrays for `json_each`, with their binary values in one blob beside them; statements as SQLite has them.
 //! In: values in column order. Out: one JSON text and one blob, however many rows: two arguments of one statement.
 
 use serde::Serialize;
@@ -48,6 +48,13 @@ impl Rows {
     }
 }
 
+/// A statement without the types that PostgreSQL has behind `::`.
+pub(super) fn untyped(sql: &str) -> String {
+    let mut parts = sql.split("::");
+    let first = parts.next().unwrap_or_default();
+    parts.fold(first.to_owned(), |plain, part| plain + part.trim_start_matches(char::is_alphanumeric))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,5 +67,12 @@ mod tests {
         assert_eq!(json, r#"[[1,1,2],["x\"\u0000",null,3,1]]"#);
         assert_eq!(blob, b"abc");
         assert_eq!(Rows::default().finish().0, "[]");
+    }
+
+    #[test]
+    fn types_are_left_out_and_nothing_else_is() {
+        let sql = "SELECT shard::bigint, sum(n)::bigint FROM t WHERE $1::text IS NULL OR key = '1:2'";
+        assert_eq!(untyped(sql), "SELECT shard, sum(n) FROM t WHERE $1 IS NULL OR key = '1:2'");
+        assert_eq!(untyped("SELECT 1"), "SELECT 1");
     }
 }

@@ -4,24 +4,23 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection, query, query_scalar};
+use sqlx::{SqliteConnection, query, query_scalar};
 
 use super::args::Rows;
+use super::failure::failed;
 use super::group::hex;
-use super::read::signed;
-use super::writer::failed;
-use super::{SqliteStore, decode, schema};
+use super::{SqliteStore, schema};
 use crate::clock::Millis;
 use crate::handler::CallId;
 use crate::message::{ShardNo, shard_of};
 use crate::store::append::log_rows;
 use crate::store::calls::{
-    CallOutcome, CallRecord, CallStore, KeyCount, NewCall, answered, counted, firsts, hash, in_order, secret,
+    CallRecord, CallStore, KeyCount, NewCall, answered, counted, firsts, hash, in_order, secret,
 };
+use crate::store::query::ask;
+use crate::store::query::decode::{self, CALL};
+use crate::store::query::sql::{Cells, signed};
 use crate::store::{LogRow, StoreError, StoreFuture};
-
-const RECORD: &str = "id, fingerprint, message_id, accepted_at, expires_at, ended, code, body";
 
 /// Those that were written have their places returned.
 const INSERT: &str = "INSERT INTO calls (id, fingerprint, tenant, service, message_id, accepted_at, expires_at)
@@ -62,14 +61,10 @@ async fn accept(connection: &mut SqliteConnection, lane: String, calls: &[NewCal
     let by_id: HashMap<CallId, usize> = places.iter().map(|at| (calls[*at].id, *at)).collect();
     let mut new = HashSet::with_capacity(written.len());
     for row in &written {
-        new.extend(by_id.get(&CallId(hash(decode::get(row, 0)?)?)).copied());
+        new.extend(by_id.get(&CallId(hash(row.get(0)?)?)).copied());
     }
-    let shards: i64 = query("SELECT count(*) FROM shards")
-        .fetch_one(&mut *connection)
-        .await
-        .and_then(|row| row.try_get(0))
-        .map_err(failed)?;
-    let shards = u32::try_from(shards).unwrap_or(1).max(1);
+    let row = query("SELECT count(*) FROM shards").fetch_one(&mut *connection).await.map_err(failed)?;
+    let shards = row.number::<u32>(0)?.max(1);
     let messages = calls.iter().enumerate().filter(|(at, _)| new.contains(at));
     let log = log_rows(shards, messages.map(|(_, call)| (call.service, &call.message)));
     if !log.is_empty() {
@@ -85,30 +80,13 @@ async fn accept(connection: &mut SqliteConnection, lane: String, calls: &[NewCal
 }
 
 async fn append(connection: &mut SqliteConnection, lane: String, log: &[LogRow]) -> Result<(), StoreError> {
-    let no: i64 =
-        query(LANE).bind(&lane).fetch_one(&mut *connection).await.and_then(|row| row.try_get(0)).map_err(failed)?;
+    let no: i64 = query(LANE).bind(&lane).fetch_one(&mut *connection).await.map_err(failed)?.number(0)?;
     let mut rows = Rows::default();
     for row in log {
         rows.row().put(row.target).put(row.count).put_blob(&row.messages);
     }
     let (json, blob) = rows.finish();
     query(LOG).bind(lane).bind(no).bind(blob).bind(json).execute(connection).await.map(drop).map_err(failed)
-}
-
-fn record(row: &SqliteRow) -> Result<CallRecord, StoreError> {
-    let ended: Option<&str> = decode::get(row, 5)?;
-    let outcome = match ended {
-        Some(end) => Some(CallOutcome { end: end.parse()?, code: decode::get(row, 6)?, body: decode::blob(row, 7)? }),
-        None => None,
-    };
-    Ok(CallRecord {
-        id: CallId(hash(decode::get(row, 0)?)?),
-        fingerprint: hash(decode::get(row, 1)?)?,
-        message_id: decode::get(row, 2)?,
-        accepted_at: decode::number(row, 3)?,
-        expires_at: decode::number(row, 4)?,
-        outcome,
-    })
 }
 
 impl CallStore for SqliteStore {
@@ -140,30 +118,17 @@ impl CallStore for SqliteStore {
             for id in &ids {
                 rows.row().put(hex(&id.0));
             }
-            let sql = format!("SELECT {RECORD} FROM calls WHERE id IN (SELECT unhex(value->>0) FROM json_each(?))");
+            let sql = format!("SELECT {CALL} FROM calls WHERE id IN (SELECT unhex(value->>0) FROM json_each(?))");
             let found = query(sqlx::AssertSqlSafe(sql)).bind(rows.finish().0).fetch_all(&self.readers).await;
-            in_order(&ids, found.map_err(failed)?.iter().map(record))
+            in_order(&ids, found.map_err(failed)?.iter().map(decode::call))
         })
     }
 
     fn counts(&self, now: Millis) -> StoreFuture<'_, Vec<KeyCount>> {
-        Box::pin(async move {
-            let sql =
-                query("SELECT tenant, until, sum(records) FROM call_counts WHERE until > ?1 GROUP BY tenant, until");
-            let rows = sql.bind(signed(now)).fetch_all(&self.readers).await.map_err(failed)?;
-            let count = |row: &SqliteRow| {
-                Ok(KeyCount {
-                    tenant: decode::get(row, 0)?,
-                    until: decode::number(row, 1)?,
-                    records: decode::number(row, 2)?,
-                })
-            };
-            rows.iter().map(count).collect()
-        })
+        Box::pin(ask::call_counts(&self.readers, now))
     }
 
     fn sweep(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64> {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.writer.call(move |connection| {
             Box::pin(async move {
                 let sql = query(
@@ -172,7 +137,7 @@ impl CallStore for SqliteStore {
                 );
                 let counts = query("DELETE FROM call_counts WHERE until <= ?1").bind(signed(before));
                 counts.execute(&mut *connection).await.map_err(failed)?;
-                let swept = sql.bind(signed(before)).bind(limit).execute(connection).await.map_err(failed)?;
+                let swept = sql.bind(signed(before)).bind(signed(limit)).execute(connection).await.map_err(failed)?;
                 Ok(swept.rows_affected())
             })
         })

@@ -56,8 +56,8 @@ impl Failure {
 }
 
 /// The error of a call that is not a commit.
-pub(super) fn store_error(error: &Error) -> StoreError {
-    match code(error) {
+pub(super) fn failed(error: Error) -> StoreError {
+    match code(&error) {
         Some(CORRUPT) => StoreError::Corrupt(error.to_string()),
         Some(_) | None => StoreError::Unavailable(error.to_string()),
     }

@@ -9,10 +9,10 @@ use sqlx::query::Query;
 use sqlx::sqlite::SqliteArguments;
 
 use super::args::Rows;
-use super::read::signed;
 use crate::handler::{RowWrite, Statement};
 use crate::message::ShardNo;
 use crate::store::calls::Reply;
+use crate::store::query::sql::signed;
 use crate::store::{CommandResult, Commit, DeadLetter, HistoryRow, LogRow, PendingRow, StateWrite, TimerWrite, layout};
 
 /// A commit, owned and with its bytes laid out as they are stored.

@@ -1,4 +1,4 @@
-//! What a shard reads back: its inbox, states, waiting messages, dead letters and the embedded log.
+//! What a shard reads back: its inbox, states, waiting messages and the embedded log.
 //! In: a shard and bounds. Out: rows; every statement is bounded and follows an index.
 
 use std::sync::Arc;
@@ -9,15 +9,12 @@ use sqlx::sqlite::SqlitePool;
 use sqlx::{AssertSqlSafe, query};
 
 use super::args::Rows;
-use super::decode;
-use super::writer::failed;
+use super::failure::failed;
 use crate::clock::Millis;
 use crate::message::{Positions, ShardNo};
-use crate::store::query::{DeadFilter, PAUSES, Pause, Scope};
-use crate::store::{
-    CommitIds, DeadLetter, DeadPlace, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError, StoredLogRow,
-    Timer, layout,
-};
+use crate::store::query::sql::{Cells, signed};
+use crate::store::query::{ask, decode};
+use crate::store::{CommitIds, InboxRows, KeyRow, PendingRow, RowSpan, ServiceKey, StoreError, StoredLogRow, layout};
 
 pub(super) async fn inbox(
     pool: &SqlitePool,
@@ -37,25 +34,16 @@ pub(super) async fn inbox(
     while count < max
         && let Some(row) = rows.try_next().await.map_err(failed)?
     {
-        let ids = layout::taken(decode::get(&row, 2)?, decode::get(&row, 3)?)?;
+        let ids = layout::taken(row.get(2)?, row.get(3)?)?;
         count += ids.len();
-        found.commits.push(CommitIds { no: decode::number(&row, 0)?, at: decode::number(&row, 1)?, ids });
+        found.commits.push(CommitIds { no: row.number(0)?, at: row.number(1)?, ids });
     }
     drop(rows);
     found.commits.reverse();
     let row = query("SELECT count(*) FROM pending WHERE shard = ?1").bind(shard).fetch_one(pool).await;
-    found.pending = decode::number(&row.map_err(failed)?, 0)?;
-    found.paused = pauses(pool).await?.into_iter().map(|pause| pause.scope).collect();
+    found.pending = row.map_err(failed)?.number(0)?;
+    found.paused = ask::pauses(pool).await?.into_iter().map(|pause| pause.scope).collect();
     Ok(found)
-}
-
-pub(super) async fn pauses(pool: &SqlitePool) -> Result<Vec<Pause>, StoreError> {
-    let rows = query(PAUSES).fetch_all(pool).await.map_err(failed)?;
-    let pause = |row| {
-        let scope = Scope { service: decode::get(row, 0)?, key: decode::get(row, 1)? };
-        Ok(Pause { scope, who: decode::get(row, 2)?, why: decode::get(row, 3)?, since: decode::number(row, 4)? })
-    };
-    rows.iter().map(pause).collect()
 }
 
 pub(super) async fn load(pool: &SqlitePool, shard: ShardNo, keys: &[ServiceKey]) -> Result<Vec<KeyRow>, StoreError> {
@@ -87,28 +75,20 @@ pub(super) async fn load(pool: &SqlitePool, shard: ShardNo, keys: &[ServiceKey])
     .map_err(failed)?;
     let mut found = vec![KeyRow::default(); keys.len()];
     for row in &rows {
-        let at: usize = decode::number(row, 0)?;
-        let version: Option<u32> = decode::maybe(row, 1)?;
+        let at: usize = row.number(0)?;
+        let version: Option<u32> = row.maybe(1)?;
         let state = match version {
-            Some(version) => Some((version, Bytes::copy_from_slice(decode::get::<&str>(row, 2)?.as_bytes()))),
+            Some(version) => Some((version, Bytes::copy_from_slice(row.get::<&str>(2)?.as_bytes()))),
             None => None,
         };
-        let pending = decode::maybe(row, 4)?.zip(decode::maybe(row, 5)?);
-        let count = decode::number(row, 6)?;
+        let pending = row.maybe(4)?.zip(row.maybe(5)?);
+        let count = row.number(6)?;
         let pending = pending.map(|(first, last)| RowSpan { first, last, count });
         if let Some(slot) = found.get_mut(at) {
-            *slot = KeyRow { state, held: decode::get(row, 3)?, dead: decode::get(row, 7)?, pending };
+            *slot = KeyRow { state, held: row.get(3)?, dead: row.get(7)?, pending };
         }
     }
     Ok(found)
-}
-
-pub(super) async fn schedules(pool: &SqlitePool, shard: ShardNo) -> Result<Vec<Timer>, StoreError> {
-    let rows = query(
-        "SELECT service, key, name, due_at, message FROM timers
-         WHERE shard = ?1 AND name >= 'cron:' AND name < 'cron;' ORDER BY service, key, name",
-    );
-    rows.bind(shard).fetch_all(pool).await.map_err(failed)?.iter().map(decode::timer).collect()
 }
 
 pub(super) async fn page(
@@ -127,55 +107,11 @@ pub(super) async fn page(
         .bind(key.service)
         .bind(key.key)
         .bind(signed(after))
-        .bind(count(limit))
+        .bind(signed(limit))
         .fetch_all(pool)
         .await
         .map_err(failed)?;
     rows.iter().map(decode::pending).collect()
-}
-
-/// The conditions of a [`DeadFilter`] over arguments ?1 to ?6.
-pub(super) const FILTER: &str = "(?1 IS NULL OR service = ?1) AND (?2 IS NULL OR key = ?2)
-    AND (?3 IS NULL OR message_id = ?3) AND (?4 IS NULL OR at >= ?4) AND (?5 IS NULL OR at <= ?5)
-    AND (?6 IS NULL OR instr(error, ?6) > 0)";
-
-/// Binds a [`DeadFilter`] as [`FILTER`] expects it.
-macro_rules! bind_filter {
-    ($query:expr, $filter:expr) => {{
-        let filter: DeadFilter = $filter;
-        $query
-            .bind(filter.service)
-            .bind(filter.key)
-            .bind(filter.id)
-            .bind(filter.since.map($crate::store::sqlite::read::signed))
-            .bind(filter.until.map($crate::store::sqlite::read::signed))
-            .bind(filter.error)
-    }};
-}
-pub(super) use bind_filter;
-
-pub(super) async fn dead(
-    pool: &SqlitePool,
-    shard: ShardNo,
-    filter: DeadFilter,
-    after: Option<DeadPlace>,
-    limit: usize,
-) -> Result<Vec<DeadLetter>, StoreError> {
-    let sql = format!(
-        "SELECT {} FROM dead_letters WHERE shard = ?7 AND (?9 IS NULL OR (key, seq) > (?9, ?10)) AND {FILTER}
-         ORDER BY key, seq LIMIT ?8",
-        decode::DEAD
-    );
-    let (key, seq) = after.unzip();
-    let rows = bind_filter!(query(AssertSqlSafe(sql)), filter)
-        .bind(shard)
-        .bind(count(limit))
-        .bind(key)
-        .bind(seq.map(signed))
-        .fetch_all(pool)
-        .await
-        .map_err(failed)?;
-    rows.iter().map(decode::dead).collect()
 }
 
 /// The origins of a target, found by hopping from one to the next in the index.
@@ -226,26 +162,16 @@ pub(super) async fn read_log(
     let rows = query(AssertSqlSafe(sql))
         .bind(target)
         .bind(known.finish().0)
-        .bind(count(limit))
+        .bind(signed(limit))
         .fetch_all(pool)
         .await
         .map_err(failed)?;
     let mut found = Vec::with_capacity(rows.len());
     for row in &rows {
-        let origin: &str = decode::get(row, 0)?;
+        let origin: &str = row.get(0)?;
         let origin = from.get_key_value(origin).map_or_else(|| Arc::from(origin), |(origin, _)| Arc::clone(origin));
-        found.push(StoredLogRow { origin, no: decode::number(row, 1)?, messages: decode::blob(row, 2)? });
+        found.push(StoredLogRow { origin, no: row.number(1)?, messages: row.blob(2)? });
     }
     found.sort_by(|a, b| (&a.origin, a.no).cmp(&(&b.origin, b.no)));
     Ok(found)
-}
-
-/// A number as SQLite has it; one that is too large is larger than all that is stored either way.
-pub(super) fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// A bound as SQLite has it.
-pub(super) fn count(number: usize) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }

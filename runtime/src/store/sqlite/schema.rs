@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{Connection, Row, SqliteConnection, query, query_scalar};
+use sqlx::{AssertSqlSafe, Connection, Row, SqliteConnection, query, query_scalar};
 
-use super::failure::{open_error, store_error};
-use super::{BUSY_TIMEOUT, SqliteStore, decode, place, tables};
+use super::args::untyped;
+use super::failure::{failed, open_error};
+use super::{BUSY_TIMEOUT, SqliteStore, place, tables};
+use crate::store::query::decode;
 use crate::store::{Identity, Setup, StoreError};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -74,10 +76,10 @@ pub(super) fn current(found: u32) -> Result<(), StoreError> {
 
 /// Does all of it, or nothing: whoever looks beside a first start, or one that is killed, sees no store that is half made.
 pub(super) async fn prepare(connection: &mut SqliteConnection, setup: &Setup) -> Result<Identity, StoreError> {
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(|error| store_error(&error))?;
-    known(format(&mut transaction).await.map_err(|error| store_error(&error))?)?;
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    known(format(&mut transaction).await.map_err(failed)?)?;
     MIGRATIONS.run_direct(None, &mut *transaction, false).await.map_err(|error| match error {
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => store_error(&error),
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => failed(error),
         other => StoreError::Corrupt(format!("the store's format cannot be brought up to date: {other}")),
     })?;
     shards(&mut transaction, setup.shards).await?;
@@ -93,16 +95,14 @@ pub(super) async fn prepare(connection: &mut SqliteConnection, setup: &Setup) ->
     )
     .execute(&mut *transaction)
     .await
-    .map_err(|error| store_error(&error))?;
-    transaction.commit().await.map_err(|error| store_error(&error))?;
+    .map_err(failed)?;
+    transaction.commit().await.map_err(failed)?;
     Ok(Identity { hash_key, services })
 }
 
 async fn shards(connection: &mut SqliteConnection, wanted: u32) -> Result<(), StoreError> {
-    let recorded: u32 = query_scalar("SELECT count(*) FROM shards")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(|error| store_error(&error))?;
+    let recorded: u32 =
+        query_scalar("SELECT count(*) FROM shards").fetch_one(&mut *connection).await.map_err(failed)?;
     if recorded == wanted {
         return Ok(());
     }
@@ -118,7 +118,7 @@ async fn shards(connection: &mut SqliteConnection, wanted: u32) -> Result<(), St
     .execute(connection)
     .await
     .map(drop)
-    .map_err(|error| store_error(&error))
+    .map_err(failed)
 }
 
 async fn services(
@@ -134,16 +134,10 @@ async fn services(
         .bind(&**name)
         .execute(&mut *connection)
         .await
-        .map_err(|error| store_error(&error))?;
+        .map_err(failed)?;
     }
-    numbers(connection).await
-}
-
-/// The services' numbers by their names.
-pub(super) async fn numbers(connection: &mut SqliteConnection) -> Result<BTreeMap<Arc<str>, u16>, StoreError> {
-    let rows =
-        query("SELECT name, number FROM services").fetch_all(connection).await.map_err(|error| store_error(&error))?;
-    rows.iter().map(|row| Ok((decode::text(row, 0)?, decode::number(row, 1)?))).collect()
+    let rows = query(AssertSqlSafe(untyped(decode::NUMBERS))).fetch_all(connection).await.map_err(failed)?;
+    decode::services(&rows)
 }
 
 /// The key that ids are hashed under.
@@ -151,7 +145,7 @@ pub(super) async fn hash_key(connection: &mut SqliteConnection) -> Result<[u8; 3
     let row = query("SELECT unhex(value) FROM meta WHERE name = 'hash_key'")
         .fetch_optional(connection)
         .await
-        .map_err(|error| store_error(&error))?
+        .map_err(failed)?
         .ok_or_else(|| StoreError::Corrupt("the key that ids are hashed under is missing".to_owned()))?;
     let raw: Vec<u8> = row.try_get(0).map_err(|error| StoreError::Corrupt(error.to_string()))?;
     raw.try_into().map_err(|_| StoreError::Corrupt("the key that ids are hashed under is cut".to_owned()))

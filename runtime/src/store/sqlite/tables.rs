@@ -1,19 +1,16 @@
-//! Handlers' tables: made at start, checked, written many rows per statement, and read page by page.
-//! In: table declarations, rows as JSON. Out: tables that fit, one upsert and one delete per table; rows.
-
-use std::collections::BTreeMap;
+//! Handlers' tables: made at start, checked, and written many rows per statement.
+//! In: table declarations, rows as JSON. Out: tables that fit, one upsert and one delete per table.
 
 use serde_json::Value;
 use sqlx::query::Query;
-use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
+use sqlx::sqlite::SqliteArguments;
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection};
 
-use super::decode;
-use super::failure::store_error;
+use super::failure::failed;
 use crate::handler::{Column, ColumnKind, RowWrite, Statement, Table};
 use crate::store::StoreError;
-use crate::store::declared::{self, Shape};
-use crate::store::query::{Dialect, FoundRows, RowsAsk};
+use crate::store::declared::{self, Shape, Writes, names};
+use crate::store::query::sql::Cells;
 
 /// Checks the declaration, then makes the table, or compares the one that is there.
 pub(super) async fn prepare(connection: &mut SqliteConnection, table: &Table) -> Result<(), StoreError> {
@@ -22,7 +19,7 @@ pub(super) async fn prepare(connection: &mut SqliteConnection, table: &Table) ->
         .bind(table.name)
         .fetch_all(&mut *connection)
         .await
-        .map_err(|error| store_error(&error))?;
+        .map_err(failed)?;
     if found.is_empty() {
         run(connection, table, create(table)).await?;
         return make_indexes(connection, table).await;
@@ -30,10 +27,10 @@ pub(super) async fn prepare(connection: &mut SqliteConnection, table: &Table) ->
     let mut shapes = Vec::with_capacity(found.len());
     for row in &found {
         shapes.push(Shape {
-            name: decode::get(row, 0)?,
-            kind: decode::get(row, 1)?,
-            nullable: !decode::get::<bool>(row, 2)?,
-            place: decode::number(row, 3)?,
+            name: row.get(0)?,
+            kind: row.get(1)?,
+            nullable: !row.get::<bool>(2)?,
+            place: row.number(3)?,
         });
     }
     declared::compare(table, kind, &shapes)?;
@@ -54,43 +51,13 @@ async fn run(connection: &mut SqliteConnection, table: &Table, sql: String) -> R
     made.map(drop).map_err(|error| declared::wrong(table, error.to_string()))
 }
 
-const DIALECT: Dialect = Dialect { collate: "", json: "", nul: true };
-
-/// Rows of a table that are asked for.
-pub(super) async fn rows(pool: &SqlitePool, ask: &RowsAsk) -> Result<FoundRows, StoreError> {
-    let Some((sql, args)) = ask.statement(&DIALECT)? else { return Ok(FoundRows::default()) };
-    let query = args.iter().fold(sqlx::query(AssertSqlSafe(sql)), bound);
-    let found = query.fetch_all(pool).await.map_err(|error| store_error(&error))?;
-    let rows = found.iter().map(|row| ask.object(|at, column| value(row, at, column))).collect::<Result<_, _>>()?;
-    let beyond = found.first().map(|row| decode::get(row, ask.table.columns.len())).transpose()?;
-    Ok(RowsAsk::part(rows, beyond))
-}
-
-fn value(row: &SqliteRow, at: usize, column: &Column) -> Result<Value, StoreError> {
-    Ok(match column.kind {
-        ColumnKind::Text => decode::get::<Option<String>>(row, at)?.into(),
-        ColumnKind::Integer => decode::get::<Option<i64>>(row, at)?.into(),
-        ColumnKind::Real => decode::get::<Option<f64>>(row, at)?.into(),
-        ColumnKind::Boolean => decode::get::<Option<i64>>(row, at)?.map(|value| value != 0).into(),
-        ColumnKind::Json if decode::get::<Option<&str>>(row, at)?.is_none() => Value::Null,
-        ColumnKind::Json => decode::json(row, at)?,
-    })
-}
-
 /// The statements that write `rows`: of each primary key the last one, in the key's order.
 pub(super) fn writes<'a>(rows: impl Iterator<Item = &'a RowWrite>) -> Vec<Query<'static, Sqlite, SqliteArguments>> {
-    let mut tables: BTreeMap<&str, (&Table, BTreeMap<&str, Option<&str>>)> = BTreeMap::new();
-    for row in rows {
-        let (_, writes) = tables.entry(row.table.name).or_insert_with(|| (&row.table, BTreeMap::new()));
-        writes.insert(&row.key, row.row.as_deref());
-    }
     let mut queries = Vec::new();
-    for (table, writes) in tables.into_values() {
-        let written: Vec<&str> = writes.values().flatten().copied().collect();
+    for Writes { table, written, deleted } in declared::writes(rows) {
         if !written.is_empty() {
             queries.push(sqlx::query(AssertSqlSafe(upsert(table))).bind(format!("[{}]", written.join(","))));
         }
-        let deleted: Vec<&str> = writes.iter().filter(|(_, row)| row.is_none()).map(|(key, _)| *key).collect();
         if !deleted.is_empty() {
             queries.push(sqlx::query(AssertSqlSafe(delete(table))).bind(format!("[{}]", deleted.join(","))));
         }
@@ -103,7 +70,10 @@ pub(super) fn statement(statement: &Statement) -> Query<'static, Sqlite, SqliteA
     statement.args.iter().fold(sqlx::query(AssertSqlSafe(statement.sql.clone())), bound)
 }
 
-fn bound(query: Query<'static, Sqlite, SqliteArguments>, arg: &Value) -> Query<'static, Sqlite, SqliteArguments> {
+pub(super) fn bound(
+    query: Query<'static, Sqlite, SqliteArguments>,
+    arg: &Value,
+) -> Query<'static, Sqlite, SqliteArguments> {
     match arg {
         Value::Bool(value) => query.bind(*value),
         Value::Number(number) => match number.as_i64() {
@@ -123,8 +93,6 @@ fn kind(column: &Column) -> &'static str {
         ColumnKind::Real => "REAL",
     }
 }
-
-// Names are checked by `declared::check`: they need no quoting but for SQL's own words.
 
 fn create(table: &Table) -> String {
     let columns = table.columns.iter().map(|column| {
@@ -151,14 +119,11 @@ fn upsert(table: &Table) -> String {
         }
     });
     let values = values.collect::<Vec<_>>().join(", ");
-    let others = all.iter().filter(|name| !table.primary_key.contains(name));
-    let sets: Vec<String> = others.map(|name| format!("\"{name}\" = excluded.\"{name}\"")).collect();
-    let then = if sets.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {}", sets.join(", ")) };
     format!(
-        "INSERT INTO \"{}\" ({}) SELECT {values} FROM json_each(?1) WHERE true ON CONFLICT ({}) DO {then}",
+        "INSERT INTO \"{}\" ({}) SELECT {values} FROM json_each(?1) WHERE true {}",
         table.name,
         names(&all),
-        names(table.primary_key)
+        declared::replacing(table)
     )
 }
 
@@ -170,8 +135,4 @@ fn delete(table: &Table) -> String {
     let values = values.collect::<Vec<_>>().join(", ");
     let key = names(table.primary_key);
     format!("DELETE FROM \"{}\" WHERE ({key}) IN (SELECT {values} FROM json_each(?1))", table.name)
-}
-
-fn names(names: &[&str]) -> String {
-    names.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
 }

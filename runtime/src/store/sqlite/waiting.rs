@@ -1,31 +1,26 @@
 //! What waits for long: what is due, service by service, each from its own place in the index, so that what others have costs
-//! nothing; dead letters, which ids are among them, how many there are, which are old; operators' commands.
+//! nothing; dead letters, which ids are among them, how many there are; operators' commands.
 //! In: a shard, the time, who may run, ids. Out: keys, timers, rows; every statement is bounded.
 
 use std::sync::Arc;
 
-use sqlx::sqlite::{SqlitePool, SqliteRow};
-use sqlx::{AssertSqlSafe, Connection, SqliteConnection, query};
+use sqlx::sqlite::SqlitePool;
+use sqlx::{Connection, SqliteConnection, query};
 
 use super::args::Rows;
-use super::decode;
-use super::queries::json;
-use super::read::{count, signed};
-use super::writer::failed;
+use super::failure::failed;
 use crate::clock::Millis;
 use crate::message::{ShardNo, TakenId};
-use crate::store::query::{NewCommand, OpenCommand, Strange};
-use crate::store::{
-    Due, DueTimers, KeyWalk, Letters, OfService, OldLetter, OldLetters, Runnable, ServiceKey, StoreError, Timer, layout,
-};
+use crate::store::query::sql::{Cells, json, signed};
+use crate::store::query::{NewCommand, decode};
+use crate::store::{Due, DueTimers, KeyWalk, Letters, Runnable, ServiceKey, StoreError, Timer};
 
 /// Keys of a service whose rows are looked at by one statement.
 const KEYS_PAGE: usize = 1_000;
 
 /// The paused keys of a service, for `json_each`.
 fn paused(runnable: &Runnable, service: &str) -> Result<String, StoreError> {
-    let keys: Vec<&str> = runnable.without(service).collect();
-    serde_json::to_string(&keys).map_err(|error| StoreError::Corrupt(error.to_string()))
+    json(&runnable.without(service).collect::<Vec<&str>>())
 }
 
 pub(super) async fn due(
@@ -44,9 +39,9 @@ pub(super) async fn due(
         );
         let rows = rows.bind(shard).bind(&**service).bind(paused(runnable, service)?);
         // One more than asked for: its due time is the next.
-        for row in &rows.bind(count(limit.saturating_add(1))).fetch_all(pool).await.map_err(failed)? {
-            let of = ServiceKey { service: Arc::clone(service), key: decode::text(row, 0)? };
-            found.push((decode::number(row, 1)?, decode::number(row, 2)?, of));
+        for row in &rows.bind(signed(limit.saturating_add(1))).fetch_all(pool).await.map_err(failed)? {
+            let of = ServiceKey { service: Arc::clone(service), key: row.text(0)? };
+            found.push((row.number(1)?, row.number(2)?, of));
         }
     }
     found.sort_by_key(|(due_at, seq, _)| (*due_at, *seq));
@@ -72,7 +67,7 @@ pub(super) async fn timers(
                  WHERE d.shard = t.shard AND d.service = t.service AND d.key = t.key AND d.holds_key = 1)
              ORDER BY due_at LIMIT ?5",
         );
-        let rows = rows.bind(shard).bind(&**service).bind(signed(now)).bind(&paused).bind(count(limit));
+        let rows = rows.bind(shard).bind(&**service).bind(signed(now)).bind(&paused).bind(signed(limit));
         let rows = rows.fetch_all(pool).await.map_err(failed)?;
         found.timers.extend(rows.iter().map(decode::timer).collect::<Result<Vec<_>, _>>()?);
         let row = query(
@@ -82,8 +77,8 @@ pub(super) async fn timers(
         );
         let row = row.bind(shard).bind(&**service).bind(signed(now)).bind(&paused);
         let row = row.fetch_one(pool).await.map_err(failed)?;
-        found.any |= decode::get::<bool>(&row, 0)?;
-        let next: Option<Millis> = decode::maybe(&row, 1)?;
+        found.any |= row.get::<bool>(0)?;
+        let next: Option<Millis> = row.maybe(1)?;
         found.next = [found.next, next].into_iter().flatten().min();
     }
     found.timers.sort_by_key(|timer: &Timer| timer.due_at);
@@ -105,12 +100,12 @@ pub(super) async fn orphans(
             "SELECT key, max(due_at) IS NULL FROM pending WHERE shard = ?1 AND service = ?2 AND (?3 IS NULL OR key > ?3)
              GROUP BY key ORDER BY key LIMIT ?4",
         );
-        let rows = rows.bind(shard).bind(&*service).bind(behind.as_deref()).bind(count(KEYS_PAGE));
+        let rows = rows.bind(shard).bind(&*service).bind(behind.as_deref()).bind(signed(KEYS_PAGE));
         let rows = rows.fetch_all(pool).await.map_err(failed)?;
         for row in &rows {
-            let of = ServiceKey { service: service.clone(), key: decode::text(row, 0)? };
+            let of = ServiceKey { service: service.clone(), key: row.text(0)? };
             walk.reached(&of.key);
-            if decode::get::<bool>(row, 1)? && runnable.has(&of) {
+            if row.get::<bool>(1)? && runnable.has(&of) {
                 found.push(of);
             }
         }
@@ -119,26 +114,6 @@ pub(super) async fn orphans(
     found.truncate(limit);
     Ok(found)
 }
-
-pub(super) async fn of_service(
-    pool: &SqlitePool,
-    shard: ShardNo,
-    service: &str,
-    limit: usize,
-) -> Result<OfService, StoreError> {
-    let sql =
-        format!("SELECT {} FROM pending WHERE shard = ?1 AND service = ?2 ORDER BY key, seq LIMIT ?3", decode::PENDING);
-    let rows = query(AssertSqlSafe(sql)).bind(shard).bind(service).bind(count(limit)).fetch_all(pool).await;
-    let pending = rows.map_err(failed)?.iter().map(decode::pending).collect::<Result<_, _>>()?;
-    let rows = query(
-        "SELECT service, key, name, due_at, message FROM timers WHERE shard = ?1 AND service = ?2 ORDER BY due_at LIMIT ?3",
-    );
-    let rows = rows.bind(shard).bind(service).bind(count(limit)).fetch_all(pool).await.map_err(failed)?;
-    Ok(OfService { pending, timers: rows.iter().map(decode::timer).collect::<Result<_, _>>()? })
-}
-
-/// Dead letters that are looked through by one statement.
-const OLD_PAGE: i64 = 2_000;
 
 pub(super) async fn known(
     pool: &SqlitePool,
@@ -161,7 +136,7 @@ pub(super) async fn known(
     let rows = rows.bind(shard).bind(json).bind(ids).fetch_all(pool).await.map_err(failed)?;
     let mut known = vec![false; asked.len()];
     for row in &rows {
-        let at: usize = decode::number(row, 0)?;
+        let at: usize = row.number(0)?;
         if let Some(place) = known.get_mut(at) {
             *place = true;
         }
@@ -180,40 +155,14 @@ pub(super) async fn letters(pool: &SqlitePool, shard: ShardNo) -> Result<Letters
              (SELECT count(*) FROM dead_letters INDEXED BY dead_letters_holding WHERE shard = ?1 AND holds_key = 1)",
     );
     let row = row.bind(shard).fetch_one(pool).await.map_err(failed)?;
-    let mut letters = Letters { count: decode::number(&row, 0)?, holding: decode::number(&row, 1)?, refused: 0 };
+    let mut letters = Letters { count: row.number(0)?, holding: row.number(1)?, refused: 0 };
     if letters.count <= REFUSED_AMONG {
         let row = query("SELECT count(*) FROM dead_letters WHERE shard = ?1 AND substr(taken_id, 21) = ?2");
         let row = row.bind(shard).bind(&TakenId::OUTGOING.to_le_bytes()[..]).fetch_one(pool).await.map_err(failed)?;
-        letters.refused = decode::number(&row, 0)?;
+        letters.refused = row.number(0)?;
     }
     Ok(letters)
 }
-
-pub(super) async fn old(
-    pool: &SqlitePool,
-    shard: ShardNo,
-    after: u64,
-    before: Millis,
-) -> Result<OldLetters, StoreError> {
-    let rows = query(
-        "SELECT seq, service, key, taken_id, message_id, at < ?3 AND holds_key = 0 FROM dead_letters
-         WHERE shard = ?1 AND seq > ?2 ORDER BY seq LIMIT ?4",
-    );
-    let rows = rows.bind(shard).bind(signed(after)).bind(signed(before)).bind(OLD_PAGE);
-    let mut found = OldLetters::default();
-    for row in &rows.fetch_all(pool).await.map_err(failed)? {
-        found.last = Some(decode::number(row, 0)?);
-        if decode::get::<bool>(row, 5)? {
-            let (service, key) = (decode::text(row, 1)?, decode::text(row, 2)?);
-            let (id, message_id) = (layout::id(decode::get(row, 3)?)?, decode::get(row, 4)?);
-            found.letters.push(OldLetter { seq: decode::number(row, 0)?, service, key, id, message_id });
-        }
-    }
-    Ok(found)
-}
-
-/// Commands that a shard is given at once.
-const COMMANDS_MAX: i64 = 100;
 
 /// Records a command, and what it changes of what is paused; a trigger says in which shards it is open.
 pub(super) async fn record_command(connection: &mut SqliteConnection, command: &NewCommand) -> Result<i64, StoreError> {
@@ -240,28 +189,6 @@ pub(super) async fn record_command(connection: &mut SqliteConnection, command: &
     Ok(id)
 }
 
-/// Commands that a shard has still to execute.
-pub(super) async fn open_commands(
-    pool: &SqlitePool,
-    shard: ShardNo,
-    without: &[i64],
-) -> Result<Vec<Result<OpenCommand, Strange>>, StoreError> {
-    let rows = query(
-        "SELECT c.id, c.action, c.filter, c.who FROM operator_open o JOIN operator_commands c ON c.id = o.command
-         WHERE o.shard = ?1 AND o.command NOT IN (SELECT value FROM json_each(?3)) ORDER BY o.command LIMIT ?2",
-    );
-    let rows = rows.bind(shard).bind(COMMANDS_MAX).bind(json(&without)?).fetch_all(pool).await.map_err(failed)?;
-    let open = |row: &SqliteRow| {
-        let id = decode::get(row, 0)?;
-        let read = || {
-            let (action, filter) = (decode::json(row, 1)?, decode::json(row, 2)?);
-            Ok(OpenCommand { id, action, filter, who: decode::get(row, 3)? })
-        };
-        Ok(read().map_err(|error: StoreError| Strange { id, error: error.to_string() }))
-    };
-    rows.iter().map(open).collect()
-}
-
 /// Forgets old commands that are open nowhere.
 pub(super) async fn forget_commands(
     connection: &mut SqliteConnection,
@@ -274,7 +201,7 @@ pub(super) async fn forget_commands(
              SELECT id FROM operator_commands c WHERE at < ?1
                  AND NOT EXISTS (SELECT 1 FROM operator_open o WHERE o.command = c.id) ORDER BY id LIMIT ?2)",
     );
-    let gone = gone.bind(signed(before)).bind(count(limit)).execute(&mut *transaction).await.map_err(failed)?;
+    let gone = gone.bind(signed(before)).bind(signed(limit)).execute(&mut *transaction).await.map_err(failed)?;
     let sql = "DELETE FROM operator_results WHERE command NOT IN (SELECT id FROM operator_commands)";
     query(sql).execute(&mut *transaction).await.map_err(failed)?;
     transaction.commit().await.map_err(failed)?;

@@ -11,7 +11,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, Either, Executor, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
-use super::failure::{Failure, store_error};
+use super::failure::Failure;
 use super::group::{self, Piece};
 use super::tables;
 use super::wal::{AGAIN, Wal, WalBound};
@@ -340,9 +340,4 @@ fn copy(outcome: &Outcome) -> Outcome {
         Outcome::Unavailable(text) => Outcome::Unavailable(text.clone()),
         Outcome::Unknown(text) => Outcome::Unknown(text.clone()),
     }
-}
-
-/// The error of a statement, for calls.
-pub(super) fn failed(error: sqlx::Error) -> StoreError {
-    store_error(&error)
 }

@@ -1,0 +1,112 @@
+//! What is measured beside the pipeline: front doors, records of calls and the cache of answers, intakes, and what handlers
+//! need that lies outside.
+//! In: facts, by closed sets of names. Out: gauges and counters.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::families::Record;
+use super::{HttpOutcome, IntakeOutcome, Metrics, one};
+use crate::clock::Millis;
+use crate::store::calls::TenantKeys;
+
+impl Metrics {
+    /// Since when the file of tokens is not as it should be; nothing where it is.
+    pub fn set_tokens_wrong_since(&self, since: Option<Millis>) {
+        self.families.tokens_wrong_since.record(since.map_or(0, |since| since / 1_000));
+    }
+
+    /// A request of a route has ended. `route` is a template such as `/api/orders/{id}`, never a path as it came.
+    pub fn record_http(&self, route: &str, outcome: HttpOutcome) {
+        let labels = vec![("route", route.into()), ("outcome", outcome.as_str().into())];
+        self.families.http.get_or_create(&labels).inc();
+    }
+
+    /// What tenants have in the store, each of which may have `max` records.
+    pub(crate) fn set_call_keys<'a>(&self, tenants: impl IntoIterator<Item = &'a TenantKeys>, max: u64) {
+        let (mut all, mut most, mut forecast) = (0, 0, 0);
+        for tenant in tenants {
+            all += tenant.records;
+            most = most.max(tenant.records);
+            forecast = forecast.max(tenant.forecast);
+        }
+        let share = |records: u64| records as f64 / max.max(1) as f64;
+        self.families.call_keys.record(all);
+        self.families.call_keys_share.set(share(most));
+        self.families.call_keys_forecast.set(share(forecast));
+    }
+
+    /// The handles of the cache of answers.
+    pub fn cache(&self) -> CacheMetrics {
+        CacheMetrics { hits: self.families.cache_hits.clone(), errors: self.families.cache_errors.clone() }
+    }
+
+    /// The handles of a queue of an intake, by its name.
+    pub fn intake(&self, queue: &str) -> IntakeMetrics {
+        let counter = |outcome: &IntakeOutcome| {
+            let labels = vec![("queue", queue.into()), ("outcome", outcome.as_str().into())];
+            self.families.intake.get_or_create_owned(&labels)
+        };
+        IntakeMetrics { counters: IntakeOutcome::ALL.iter().map(counter).collect() }
+    }
+
+    /// The handles of something that handlers need, by the name that they give it.
+    pub fn dependency(&self, name: &'static str) -> DependencyMetrics {
+        let labels = one("dependency", name);
+        DependencyMetrics {
+            open: self.families.dependency_open.get_or_create_owned(&labels),
+            unavailable: self.families.unavailable.get_or_create_owned(&labels),
+        }
+    }
+}
+
+/// What is recorded for the cache of answers.
+#[derive(Clone, Debug)]
+pub struct CacheMetrics {
+    hits: Counter,
+    errors: Counter,
+}
+
+impl CacheMetrics {
+    /// It had the record of a call.
+    pub fn add_hit(&self) {
+        self.hits.inc();
+    }
+
+    /// It did not answer, had something that is no record, or had no room.
+    pub fn add_error(&self) {
+        self.errors.inc();
+    }
+}
+
+/// What is recorded for a queue of an intake.
+#[derive(Clone, Debug)]
+pub struct IntakeMetrics {
+    counters: Vec<Counter>,
+}
+
+impl IntakeMetrics {
+    /// A message lies in its stream.
+    pub fn record(&self, outcome: IntakeOutcome) {
+        self.counters[outcome as usize].inc();
+    }
+}
+
+/// What is recorded for one dependency.
+#[derive(Clone, Debug)]
+pub struct DependencyMetrics {
+    open: Gauge,
+    unavailable: Counter,
+}
+
+impl DependencyMetrics {
+    /// Whether its circuit breaker is open.
+    pub fn set_open(&self, open: bool) {
+        self.open.set(open.into());
+    }
+
+    /// A turn found it unavailable.
+    pub fn add_unavailable(&self) {
+        self.unavailable.inc();
+    }
+}
