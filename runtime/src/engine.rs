@@ -32,6 +32,7 @@ use crate::metrics::{Child, Metrics};
 use crate::settings::Settings;
 use crate::settings::load::or_near;
 use crate::shard::env::Env;
+use crate::shard::env::recorder::Recorder;
 use crate::shard::env::troubles::Troubles;
 use crate::shard::permits::Keeper;
 use crate::shard::supervisor::{LAST_COMMITS, ShardSupervisorMessage};
@@ -101,6 +102,22 @@ impl Engine {
         Self::start_with(settings, handlers, store, metrics, sources, sinks).await
     }
 
+    /// [`Engine::start`], with a recorder that keeps what every ledger is told, so that
+    /// [`Recording::replay`](crate::testing::Recording::replay) can show what it decided. The record grows with each message.
+    ///
+    /// # Errors
+    /// Those of [`Engine::start`].
+    pub async fn start_recorded(
+        settings: &Settings,
+        handlers: Handlers,
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+        recorder: Arc<Recorder>,
+    ) -> Result<Self, EngineError> {
+        let (sources, sinks) = transport::open::open(settings, &store, &metrics).map_err(EngineError::Settings)?;
+        Self::launch(settings, handlers, store, metrics, sources, sinks, Some(recorder)).await
+    }
+
     /// [`Engine::start`] with these sources and sinks. A sink that no route leads to is not opened.
     pub async fn start_with(
         settings: &Settings,
@@ -109,6 +126,18 @@ impl Engine {
         metrics: Arc<Metrics>,
         transports: Vec<Arc<dyn Transport>>,
         sinks: Vec<Arc<dyn SinkTransport>>,
+    ) -> Result<Self, EngineError> {
+        Self::launch(settings, handlers, store, metrics, transports, sinks, None).await
+    }
+
+    async fn launch(
+        settings: &Settings,
+        handlers: Handlers,
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+        transports: Vec<Arc<dyn Transport>>,
+        sinks: Vec<Arc<dyn SinkTransport>>,
+        recorder: Option<Arc<Recorder>>,
     ) -> Result<Self, EngineError> {
         let mut problems = settings.problems();
         let bindings = Bindings::new(settings, handlers.clone());
@@ -144,6 +173,7 @@ impl Engine {
             sinks: found,
             metrics,
             clock: Clock::system(),
+            recorder,
             identity,
             // Process ids come again: the incarnation tells two of them apart.
             process: format!("pid {} ({:08x})", std::process::id(), Dice::from_system().below(1 << 32)),

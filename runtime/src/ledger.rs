@@ -227,7 +227,6 @@ impl Ledger {
     }
 
     fn tick(&mut self) {
-        self.now = self.now;
         self.fetch_due();
         self.fetch_timers();
         self.spill();

@@ -24,5 +24,5 @@ pub(crate) mod supervisor;
 
 pub mod policy;
 
-pub(crate) mod env;
+pub mod env;
 pub(crate) mod worker;

@@ -2,7 +2,8 @@
 //! In: handlers, messages, a seed. Out: what a turn did; what a simulated program made durable, all faults included.
 //!
 //! [`Given`] runs one turn of one handler. [`Stage`] runs several handlers together, with their commands, answers and
-//! timers. [`Simulation`] runs shards with their ledgers, sources, actors and commits
+//! timers. A [`Recorder`] keeps what the ledgers of a
+//! running engine are told, and a [`Recording`] shows what each of them decided. [`Simulation`] runs shards with their ledgers, sources, actors and commits
 //! against a store in memory, kills, freezes and repeats whatever the seed says, and checks that each message still
 //! counted once and in order.
 
@@ -21,6 +22,7 @@ mod witness;
 mod work;
 mod world;
 
+pub use crate::shard::env::recorder::{Decision, Recorder, Recording};
 pub use given::{Given, Then};
 pub use plan::Faults;
 pub use simulation::{Broken, Report, Simulation};

@@ -49,6 +49,7 @@ mod rabbitmq_nacks;
 mod rabbitmq_place;
 mod refused;
 mod rekeying;
+mod replay;
 mod reshard;
 mod rest;
 mod rights;

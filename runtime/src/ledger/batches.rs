@@ -138,7 +138,6 @@ impl Ledger {
 
     /// The store has room for a commit.
     pub(crate) fn gate(&mut self) {
-        self.now = self.now;
         self.settle_down();
         self.batches.gate_asked = false;
         if self.stopped || self.batches.released || self.batches.flight.is_some() {

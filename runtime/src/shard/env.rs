@@ -4,6 +4,7 @@
 //! Root → janitor, heartbeat (in a fleet), and a supervisor per shard → ingress per source, shard, readers, committer,
 //! dispatcher per sink, key supervisor → key actors.
 
+pub mod recorder;
 pub(crate) mod troubles;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use ractor::{ActorCell, ActorId, SupervisionEvent};
 use tokio::sync::Semaphore;
 use tracing::{Span, warn};
 
+use self::recorder::Recorder;
 use self::troubles::Troubles;
 use super::permits::Keeper;
 use super::waiters::Desk;
@@ -46,6 +48,8 @@ pub(crate) struct Env {
     /// Whether turns may start that need something from outside.
     pub(crate) gates: Arc<Keeper>,
     pub(crate) clock: Clock,
+    /// Keeps what the ledgers are told, where somebody wants to know.
+    pub(crate) recorder: Option<Arc<Recorder>>,
     pub(crate) identity: Identity,
     /// What stands in the way of being ready.
     pub(crate) troubles: Troubles,

@@ -127,7 +127,7 @@ impl ShardState {
             }
             _ => {}
         }
-        self.ledger.step(event, now);
+        self.step(event, now);
         if tick {
             self.tick(now);
         }
@@ -139,6 +139,13 @@ impl ShardState {
             self.commit(CommitterMessage::Nothing);
         }
         actions.into_iter().try_for_each(|action| self.perform(action))
+    }
+
+    fn step(&mut self, event: Event, now: Millis) {
+        if let Some(recorder) = &self.env.recorder {
+            recorder.event(self.no, now, &event);
+        }
+        self.ledger.step(event, now);
     }
 
     fn perform_all(&mut self) -> Result<(), ActorProcessingErr> {
@@ -159,7 +166,7 @@ impl ShardState {
             ShardMessage::Committer(committer) => {
                 if self.committer.replace(committer).is_some() {
                     self.waiting_for_committer.clear();
-                    self.ledger.step(Event::CommitLost, self.env.clock.now());
+                    self.step(Event::CommitLost, self.env.clock.now());
                 }
                 for message in std::mem::take(&mut self.waiting_for_committer) {
                     self.commit(message);

@@ -12,6 +12,7 @@ use tracing::info;
 use super::committer::Committer;
 use super::dispatcher::handover::Handover;
 use super::dispatcher::{Dispatcher, DispatcherArgs};
+use super::env::recorder::Recording;
 use super::env::{End, Env, restart_span};
 use super::ingress::{Ingress, IngressArgs};
 use super::keys::{Keys, KeysArgs};
@@ -314,7 +315,12 @@ async fn take(args: &ShardSupervisorArgs) -> Result<Ledger, ActorProcessingErr> 
         actors_max: u32::try_from(actors_max.max(1)).unwrap_or(u32::MAX),
         seed: Dice::from_system().below(u64::MAX),
     };
-    Ok(Ledger::new(config, taken, inbox, env.clock.now()))
+    let began = env.clock.now();
+    if let Some(recorder) = &env.recorder {
+        let (config, taken, inbox) = (config.clone(), taken.clone(), inbox.clone());
+        recorder.begin(Recording { config, taken, inbox, began, events: Vec::new() });
+    }
+    Ok(Ledger::new(config, taken, inbox, began))
 }
 
 fn source_info(transport: &Arc<dyn Transport>) -> SourceInfo {

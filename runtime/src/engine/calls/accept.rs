@@ -41,6 +41,12 @@ type Told = Result<Verdict, CallError>;
 type Teller = (oneshot::Sender<Told>, OwnedSemaphorePermit);
 type Asked = (NewCall, Teller);
 
+/// Tells the sender of a call, if it still listens. Its bytes are free by then: the sender may come at once with another.
+fn answer((tell, bytes): Teller, told: Told) {
+    drop(bytes);
+    tell.send(told).ok();
+}
+
 /// The way to the task.
 pub(super) struct Accepts {
     store: Arc<dyn Store>,
@@ -150,14 +156,13 @@ impl Task {
         let accepted = patiently(|| self.store.calls().accept(self.lane.to_owned(), calls.clone())).await;
         let why = accepted.as_ref().err().map(|error| (Stopwatch::start(), error.to_string()));
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
-        // Who gave up waiting does not listen.
         match accepted {
             Ok(known) => {
-                for (((tell, _has), known), call) in tellers.into_iter().zip(known).zip(&calls) {
-                    tell.send(Ok(self.verdict(call, known))).ok();
+                for ((teller, known), call) in tellers.into_iter().zip(known).zip(&calls) {
+                    answer(teller, Ok(self.verdict(call, known)));
                 }
             }
-            Err(error) => tellers.into_iter().for_each(|(tell, _has)| drop(tell.send(Err(error.clone().into())))),
+            Err(error) => tellers.into_iter().for_each(|teller| answer(teller, Err(error.clone().into()))),
         }
     }
 
@@ -179,7 +184,7 @@ impl Task {
                 Ok(false) => CallError::Full,
                 Err(error) => error.into(),
             };
-            asked.into_iter().for_each(|(_, (tell, _has))| drop(tell.send(Err(error.clone()))));
+            asked.into_iter().for_each(|(_, teller)| answer(teller, Err(error.clone())));
         }
         fit
     }
