@@ -11,17 +11,16 @@ use std::time::Duration;
 use budget_actors::Balances;
 use budget_actors::balances::Balance;
 use futures_util::FutureExt;
-use perkey::handler::TurnLimits;
-use perkey::handlers::run::TurnEnd;
-use perkey::ledger::Ledger;
-use perkey::ledger::protocol::{Action, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo};
-use perkey::ledger::routes::{Arrival, Bindings, What};
-use perkey::message::{Draft, Positions, ShardNo};
-use perkey::settings::Settings;
-use perkey::store::{Commit, Event, InboxRows, KeyRow, Outcome, Store};
-use perkey::transport::embedded::{self, EmbeddedLog};
-use perkey::transport::{Content, Delivery, Transport};
-use perkey::{AfterDeadLetter, Handler, Handlers, Message, RetryPolicy, Turn};
+use perkey::testing::TurnLimits;
+use perkey::unstable::handlers::run::TurnEnd;
+use perkey::unstable::ledger::Ledger;
+use perkey::unstable::ledger::protocol::{Action, LedgerConfig, RunOrder, RunReport, ServiceInfo, SourceInfo};
+use perkey::unstable::ledger::routes::{Arrival, Bindings, What};
+use perkey::unstable::message::{Positions, ShardNo};
+use perkey::unstable::store::{Commit, Event, InboxRows, KeyRow, Outcome, Store};
+use perkey::unstable::transport::embedded::{self, EmbeddedLog};
+use perkey::unstable::transport::{Content, Delivery, Transport};
+use perkey::{AfterDeadLetter, Draft, Handler, Handlers, Message, RetryPolicy, Settings, Turn};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::runtime::Runtime;
 
@@ -151,7 +150,7 @@ struct Drive {
 }
 
 impl Drive {
-    fn new(shard: ShardNo, runtime: &Runtime, store: &Arc<perkey::store::sqlite::SqliteStore>) -> Self {
+    fn new(shard: ShardNo, runtime: &Runtime, store: &Arc<perkey::unstable::store::sqlite::SqliteStore>) -> Self {
         let settings = Settings::default();
         let handlers = Handlers::new().with(Balances);
         let taken = runtime.block_on(store.take(shard, "bench")).expect("the shard");
@@ -218,9 +217,11 @@ impl Drive {
                         self.commits.push(commit);
                     }
                     Action::Credit(_, more) => self.credits += more,
-                    Action::FetchDue(..) => self.ledger.due(perkey::store::Due::default(), self.now),
+                    Action::FetchDue(..) => self.ledger.due(perkey::unstable::store::Due::default(), self.now),
                     Action::FetchSchedules => self.ledger.schedules(Vec::new(), self.now),
-                    Action::FetchTimers(..) => self.ledger.timers_due(perkey::store::DueTimers::default(), self.now),
+                    Action::FetchTimers(..) => {
+                        self.ledger.timers_due(perkey::unstable::store::DueTimers::default(), self.now)
+                    }
                     Action::FetchOrphans(..) => self.ledger.orphans(Vec::new()),
                     _ => {}
                 }

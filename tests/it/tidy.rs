@@ -6,7 +6,7 @@ pub(crate) mod scan;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use perkey::metrics::{Alarm, Metrics, WorkerAlarm};
+use perkey::unstable::metrics::{Alarm, Metrics, WorkerAlarm};
 use scan::{File, Rust, is_word, project, root};
 
 const FILE_LINES_MAX: usize = 400;
@@ -65,8 +65,8 @@ fn read(path: &str) -> File {
 fn long_files(files: &[File]) -> Vec<String> {
     let sources = files.iter().filter(|file| file.is_source());
     let sized = sources.map(|file| {
-        let rust = file.rust();
-        (file, rust.code[..rust.tests_at()].lines().count())
+        let code = file.rust().tests_at();
+        (file, file.text[..code].lines().count() - example_lines(&file.text[..code]))
     });
     let long = sized.filter(|(_, lines)| *lines > FILE_LINES_MAX);
     long.map(|(file, lines)| {
@@ -74,6 +74,21 @@ fn long_files(files: &[File]) -> Vec<String> {
         format!("{path}:{FILE_LINES_MAX}: {lines} lines without tests: move one of its ideas to a file of its own")
     })
     .collect()
+}
+
+/// The lines of examples in comments of documentation: they are run as tests.
+fn example_lines(text: &str) -> usize {
+    let mut within = false;
+    let example = |line: &&str| {
+        let Some(line) = line.trim_start().strip_prefix("///").or_else(|| line.trim_start().strip_prefix("//!")) else {
+            within = false;
+            return false;
+        };
+        let fence = line.trim_start().starts_with("```");
+        within ^= fence;
+        within || fence
+    };
+    text.lines().filter(example).count()
 }
 
 fn long_functions(files: &[File]) -> Vec<String> {
@@ -244,7 +259,7 @@ fn wild_time(files: &[File]) -> Vec<String> {
             let path = &rust.code[at + owner.len()..next];
             if path == "::" && types.contains(&owner) && calls.contains(&call) {
                 let (path, line) = (&file.path, rust.line(at));
-                problems.push(format!("{path}:{line}: {owner}::{call}: take it from perkey::clock"));
+                problems.push(format!("{path}:{line}: {owner}::{call}: take it from perkey::unstable::clock"));
             }
         }
     }
@@ -439,7 +454,9 @@ fn a_long_file_is_found_and_its_tests_are_not_counted() {
     let (code, tests) = ("//! x\n".repeat(401), "\n#[cfg(test)]\nmod tests {\n");
     let long = File::planted("runtime/src/a.rs", &format!("{code}{tests}"));
     let short = File::planted("runtime/src/b.rs", &format!("//! x\n{tests}{code}}}\n"));
-    found(long_files(&[long, short]), &["runtime/src/a.rs:400: "]);
+    let example = format!("//! x\n{}", "/// ```\n/// f();\n/// ```\nfn f() {}\n".repeat(101));
+    let taught = File::planted("runtime/src/c.rs", &example);
+    found(long_files(&[long, short, taught]), &["runtime/src/a.rs:400: "]);
 }
 
 #[test]
