@@ -47,6 +47,21 @@ const ANSWER_MS: u64 = 5_000;
 const LEAVE_MS: u64 = 2_000;
 
 /// A running engine. A clone is another hold on the same one.
+///
+/// ```
+/// # use perkey::{Engine, json};
+/// # use perkey::unstable::handler::example::Points;
+/// use perkey::host::{Failure, Running};
+///
+/// /// The work of a program beside its engine: see `perkey::host::Host::run`.
+/// async fn work(running: Running) -> Result<(), Failure> {
+///     let engine = running.engine;
+///     engine.send::<Points>("line-1", &json!({ "member": "ann", "points": 30 })).await?;
+///     engine.idle().await;
+///     println!("ann has {:?} points", engine.state::<Points>("ann").await?);
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Engine {
     env: Arc<Env>,
@@ -163,6 +178,14 @@ impl Engine {
     }
 
     /// Whether it can do its work.
+    ///
+    /// ```
+    /// # use perkey::Engine;
+    /// async fn report(engine: &Engine) -> String {
+    ///     let health = engine.health().await;
+    ///     if health.ready { "ready".to_owned() } else { health.problems.join("; ") }
+    /// }
+    /// ```
     pub async fn health(&self) -> Health {
         let shards = self.shards().await;
         let mut problems: Vec<String> = self.failed.borrow().iter().cloned().collect();
@@ -178,6 +201,14 @@ impl Engine {
     }
 
     /// Resolves when nothing is unread, in hand or being committed. What waits for its time does not count.
+    ///
+    /// ```
+    /// # use perkey::Engine;
+    /// async fn once_handled(engine: &Engine) {
+    ///     engine.idle().await;
+    ///     println!("everything that was sent is handled");
+    /// }
+    /// ```
     pub async fn idle(&self) {
         let mut quiet = 0;
         while quiet < 2 {
@@ -244,6 +275,13 @@ impl Engine {
     }
 
     /// Resolves with the reason when the tree gave up: the process should end, non-zero.
+    ///
+    /// ```
+    /// # use perkey::{Engine, tokio};
+    /// async fn watch(engine: Engine) {
+    ///     tokio::spawn(async move { eprintln!("the engine gave up: {}", engine.failed().await) });
+    /// }
+    /// ```
     pub async fn failed(&self) -> String {
         let mut failed = self.failed.clone();
         match failed.wait_for(Option::is_some).await {
@@ -260,6 +298,13 @@ impl Engine {
     }
 
     /// Leaves in order: sources stop, runs end, everything settled is committed, the shards are given up.
+    ///
+    /// ```
+    /// # use perkey::{Engine, EngineError};
+    /// async fn leave(engine: Engine) -> Result<(), EngineError> {
+    ///     engine.drain().await
+    /// }
+    /// ```
     pub async fn drain(self) -> Result<(), EngineError> {
         drop(self.root.cast(RootMessage::Draining));
         let exit = self.env.settings.drain.exit;

@@ -36,6 +36,13 @@ use crate::store::lease::Code;
 use crate::telemetry::traces;
 
 /// The handlers that a program runs.
+///
+/// ```
+/// # use perkey::Handlers;
+/// # use perkey::unstable::handler::example::Points;
+/// let handlers = Handlers::new().with(Points);
+/// assert_eq!(handlers.services().len(), 1);
+/// ```
 #[derive(Clone, Default)]
 pub struct Handlers {
     services: Vec<Arc<dyn Service>>,
@@ -54,6 +61,13 @@ impl Handlers {
     }
 
     /// Adds a handler; one of the same service replaces the earlier one.
+    ///
+    /// ```
+    /// # use perkey::Handlers;
+    /// # use perkey::unstable::handler::example::Points;
+    /// let handlers = Handlers::new().with(Points);
+    /// assert_eq!(&*handlers.services()[0], "points");
+    /// ```
     #[must_use]
     pub fn with<H: Handler>(mut self, handler: H) -> Self {
         self.services.retain(|service| service.name() != H::SERVICE);

@@ -99,7 +99,33 @@ mod telemetry;
 // how all of it is tested
 pub mod testing;
 
-pub use clock::{Millis, millis, sleep};
+/// Milliseconds, of a time since the Unix epoch or of a duration.
+///
+/// ```
+/// use perkey::Millis;
+///
+/// const NEW_YEAR: Millis = 1_767_225_600_000; // 2026-01-01T00:00:00Z
+/// ```
+#[doc(inline)]
+pub use clock::Millis;
+/// The milliseconds of a duration, as timers count them.
+///
+/// ```
+/// assert_eq!(perkey::millis(std::time::Duration::from_secs(60)), 60_000);
+/// ```
+#[doc(inline)]
+pub use clock::millis;
+/// The way for a handler to wait: under simulation it takes virtual time.
+///
+/// ```
+/// async fn ask(busy: bool) {
+///     if busy {
+///         perkey::sleep(std::time::Duration::from_millis(50)).await;
+///     }
+/// }
+/// ```
+#[doc(inline)]
+pub use clock::sleep;
 pub use engine::{Engine, EngineError, Health, SendError};
 pub use handler::{
     AfterDeadLetter, Answer, Codec, CodecError, Column, ColumnKind, Fault, Handler, Json, Outcome, Payload,
@@ -108,8 +134,85 @@ pub use handler::{
 #[cfg(feature = "protobuf")]
 pub use handler::{Protobuf, SchemaError};
 pub use handlers::Handlers;
-pub use message::{Draft, Key, Message, MessageError, check_name};
-pub use settings::{Bind, IdWithin, KeyFrom, Publish, Settings};
+/// The attributes of a message that is to be made.
+///
+/// ```
+/// use perkey::Draft;
+///
+/// let message = Draft { id: "m-1", key: "ann", kind: "earned", payload: b"{}", ..Draft::default() }.build()?;
+/// assert_eq!((message.id(), message.key(), message.kind()), ("m-1", "ann", "earned"));
+/// assert!(Draft { id: "m-1", key: "", kind: "earned", ..Draft::default() }.build().is_err());
+/// # Ok::<(), perkey::MessageError>(())
+/// ```
+#[doc(inline)]
+pub use message::Draft;
+/// The key of a message: its messages are handled one at a time and in order, and share one state.
+///
+/// ```
+/// use perkey::Key;
+///
+/// let key = Key::from("ann");
+/// assert_eq!(key.as_str(), "ann");
+/// assert_eq!(Key::from(format!("member-{}", 7)).to_string(), "member-7");
+/// ```
+#[doc(inline)]
+pub use message::Key;
+/// A message as it is handled, with its attributes and its payload.
+///
+/// ```
+/// use perkey::{Draft, Message};
+///
+/// let headers = [("traceparent", "00-1-2-01")];
+/// let draft = Draft { id: "m-1", key: "ann", kind: "earned", headers: &headers, payload: b"30", ..Draft::default() };
+/// let message: Message = draft.build()?;
+/// assert_eq!(message.header("traceparent"), Some("00-1-2-01"));
+/// assert_eq!(message.payload(), b"30");
+/// # Ok::<(), perkey::MessageError>(())
+/// ```
+#[doc(inline)]
+pub use message::Message;
+#[doc(inline)]
+pub use message::MessageError;
+/// The check that every key, id and type passes, for names of a program's own.
+///
+/// ```
+/// use perkey::check_name;
+///
+/// assert_eq!(check_name("member", b"ann"), Ok("ann"));
+/// assert_eq!(check_name("member", b" ann").unwrap_err().to_string(), "the member begins or ends with white space");
+/// ```
+#[doc(inline)]
+pub use message::check_name;
+/// A route of messages from a source to a handler; the settings file has it as `[[bind]]`.
+///
+/// ```
+/// use perkey::{Bind, IdWithin, KeyFrom};
+///
+/// // The events `points.expired` of this program's own handlers go to the handler `notices`.
+/// let bind = Bind {
+///     source: "embedded".to_owned(),
+///     kind: "points.expired".to_owned(),
+///     service: "notices".to_owned(),
+///     key: KeyFrom::Record,
+///     id: IdWithin::Key,
+/// };
+/// ```
+#[doc(inline)]
+pub use settings::Bind;
+/// All settings of a program, as `config/default.toml` explains them.
+///
+/// ```
+/// use perkey::Settings;
+///
+/// let mut settings = Settings::default();
+/// settings.store.url = "sqlite://loyalty.db".to_owned();
+/// settings.retry.attempts = 3;
+/// settings.app.insert("valid_seconds".to_owned(), "31536000".to_owned());
+/// assert!(settings.problems().is_empty());
+/// ```
+#[doc(inline)]
+pub use settings::Settings;
+pub use settings::{IdWithin, KeyFrom, Publish};
 pub use store::StoreError;
 
 // what a program of one's own needs beside it, in the versions that are used here

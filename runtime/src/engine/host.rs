@@ -88,6 +88,20 @@ pub struct Host {
 type Make = dyn FnOnce(&Settings) -> Result<Handlers, Vec<String>>;
 
 /// What a program has while its engine runs.
+///
+/// ```
+/// # use perkey::json;
+/// # use perkey::unstable::handler::example::Points;
+/// use perkey::host::{Failure, Running};
+///
+/// async fn work(running: Running) -> Result<(), Failure> {
+///     let [member] = running.arguments.as_slice() else {
+///         return Err(Failure::Usage("MEMBER; see --help".to_owned()));
+///     };
+///     println!("{:?}", running.engine.state::<Points>(member).await?);
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Running {
     /// The engine: messages go in by [`Engine::send`], states come out by [`Engine::state`].
@@ -109,6 +123,11 @@ impl fmt::Debug for Host {
 impl Host {
     /// A program of this name; `-` in it becomes `_` in the names of its variables. Without `store.url` in its settings
     /// its store is `NAME.db` in the current folder.
+    ///
+    /// ```
+    /// # use perkey::host::Host;
+    /// let host = Host::new("loyalty");
+    /// ```
     pub fn new(program: &str) -> Self {
         let mut defaults = Settings::default();
         defaults.store.url = format!("sqlite://{program}.db");
@@ -121,6 +140,11 @@ impl Host {
     }
 
     /// What `--help` says of the program's own arguments.
+    ///
+    /// ```
+    /// # use perkey::host::Host;
+    /// let host = Host::new("loyalty").about("Arguments:\n  show MEMBER   shows the account of a member");
+    /// ```
     #[must_use]
     pub fn about(mut self, text: &str) -> Self {
         text.clone_into(&mut self.about);
@@ -128,6 +152,14 @@ impl Host {
     }
 
     /// Changes the settings that hold where nothing else is said. `settings.app` declares those of the program's own.
+    ///
+    /// ```
+    /// # use perkey::host::Host;
+    /// let host = Host::new("loyalty").settings(|settings| {
+    ///     settings.retry.attempts = 3;
+    ///     settings.app.insert("valid_seconds".to_owned(), "31536000".to_owned());
+    /// });
+    /// ```
     #[must_use]
     pub fn settings(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(&mut self.defaults);
@@ -135,12 +167,31 @@ impl Host {
     }
 
     /// Its handlers.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, host::Host};
+    /// # use perkey::unstable::handler::example::Points;
+    /// let host = Host::new("loyalty").handlers(Handlers::new().with(Points));
+    /// ```
     #[must_use]
     pub fn handlers(self, handlers: Handlers) -> Self {
         self.handlers_from(move |_| Ok(handlers))
     }
 
     /// Its handlers, made from the settings; or everything that is wrong with those.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, Settings, host::Host};
+    /// # use perkey::unstable::handler::example::Points;
+    /// fn handlers(settings: &Settings) -> Result<Handlers, Vec<String>> {
+    ///     match settings.app.get("valid_seconds").map(|text| text.parse::<u64>()) {
+    ///         Some(Ok(_)) => Ok(Handlers::new().with(Points)),
+    ///         _ => Err(vec!["app.valid_seconds is not a number of seconds".to_owned()]),
+    ///     }
+    /// }
+    ///
+    /// let host = Host::new("loyalty").handlers_from(handlers);
+    /// ```
     #[must_use]
     pub fn handlers_from(mut self, make: impl FnOnce(&Settings) -> Result<Handlers, Vec<String>> + 'static) -> Self {
         self.handlers = Box::new(make);
@@ -148,6 +199,14 @@ impl Host {
     }
 
     /// Runs until SIGTERM or SIGINT.
+    ///
+    /// ```no_run
+    /// # use perkey::{Handlers, host::Host};
+    /// # use perkey::unstable::handler::example::Points;
+    /// fn main() -> std::process::ExitCode {
+    ///     Host::new("loyalty").handlers(Handlers::new().with(Points)).serve()
+    /// }
+    /// ```
     pub fn serve(self) -> ExitCode {
         self.run(async |running: Running| match running.arguments.first() {
             Some(word) => Err(Failure::Usage(format!("{word:?} is not understood; see --help"))),
@@ -157,6 +216,17 @@ impl Host {
 
     /// Runs until `work` ends, or SIGTERM or SIGINT ends it at its next `await`. Then the engine is drained: what was
     /// sent and not handled by then is handled at the next start.
+    ///
+    /// ```no_run
+    /// # use perkey::{Handlers, host::{Host, Running}, json};
+    /// # use perkey::unstable::handler::example::Points;
+    /// fn main() -> std::process::ExitCode {
+    ///     Host::new("loyalty").handlers(Handlers::new().with(Points)).run(async |running: Running| {
+    ///         running.engine.send::<Points>("line-1", &json!({ "member": "ann", "points": 30 })).await?;
+    ///         Ok(())
+    ///     })
+    /// }
+    /// ```
     pub fn run(self, work: impl AsyncFnOnce(Running) -> Result<(), Failure>) -> ExitCode {
         let program = self.program.clone();
         let ended = Arguments::of(words()).map_err(Failure::Usage).and_then(|arguments| {

@@ -16,6 +16,14 @@ pub(crate) const JSON: &str = "application/json";
 const CONTENT_TYPE: [&str; 2] = ["content-type", "datacontenttype"];
 
 /// A payload, and what its message says of it.
+///
+/// ```
+/// use perkey::Payload;
+///
+/// let payload = Payload::new(br#"{"points":30}"#, "earned", Some("application/json; charset=utf-8"));
+/// assert_eq!((payload.kind(), payload.content_type()), ("earned", Some("application/json")));
+/// assert!(payload.is_json());
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Payload<'a> {
     bytes: &'a [u8],
@@ -67,6 +75,14 @@ impl<'a> Payload<'a> {
 
     /// As JSON. Where whole numbers are wanted, `1250.0` is one, and what only rounds to one is none. Types whose reading
     /// serde derives refuse a member that is named twice; maps do not: see [`named_once`](super::named_once).
+    ///
+    /// ```
+    /// # use perkey::{CodecError, Payload};
+    /// let points: u64 = Payload::new(b"30.0", "earned", None).json()?;
+    /// assert_eq!(points, 30);
+    /// assert!(Payload::new(b"30.5", "earned", None).json::<u64>().is_err());
+    /// # Ok::<(), CodecError>(())
+    /// ```
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, CodecError> {
         serde_json::from_slice(self.bytes).or_else(|error| match whole_numbers(self.bytes) {
             Cow::Owned(written) => Ok(serde_json::from_slice(&written)?),
@@ -95,6 +111,14 @@ impl<'a> From<&'a Vec<u8>> for Payload<'a> {
 
 /// How the payloads of a service are written. It is asked for messages from outside only: commands, answers and timers are
 /// JSON.
+///
+/// ```
+/// use perkey::{Json, Payload, Schema, json};
+///
+/// let payload = Json.encode(&json!({ "points": 30 }))?;
+/// assert_eq!(Json.to_json(&Payload::from(&payload))?, json!({ "points": 30 }));
+/// # Ok::<(), perkey::CodecError>(())
+/// ```
 pub trait Schema: Send + Sync {
     /// The media type that it writes.
     fn content_type(&self) -> &'static str;
@@ -108,12 +132,51 @@ pub trait Schema: Send + Sync {
 }
 
 /// A [`Schema`] that reads the messages of a handler.
+///
+/// ```
+/// use perkey::serde_json::Value;
+/// use perkey::{Codec, CodecError, Payload, Schema, json};
+///
+/// /// A number of points as text: `30`.
+/// struct Text;
+///
+/// impl Schema for Text {
+///     fn content_type(&self) -> &'static str {
+///         "text/plain"
+///     }
+///
+///     fn to_json(&self, payload: &Payload<'_>) -> Result<Value, CodecError> {
+///         self.decode(payload).map(|points: u64| json!(points))
+///     }
+///
+///     fn encode(&self, json: &Value) -> Result<Vec<u8>, CodecError> {
+///         Ok(json.to_string().into_bytes())
+///     }
+/// }
+///
+/// impl Codec<u64> for Text {
+///     fn decode(&self, payload: &Payload<'_>) -> Result<u64, CodecError> {
+///         let text = std::str::from_utf8(payload.bytes()).unwrap_or_default();
+///         text.parse().map_err(|_| CodecError::Payload(format!("{text:?} is not a number of points")))
+///     }
+/// }
+///
+/// assert_eq!(Text.decode(&Payload::new(b"30", "earned", None)), Ok(30));
+/// ```
 pub trait Codec<M>: Schema {
     /// The message in a payload.
     fn decode(&self, payload: &Payload<'_>) -> Result<M, CodecError>;
 }
 
 /// JSON, whatever the content type says: what every handler reads that names no other codec.
+///
+/// ```
+/// use perkey::{Codec, Json, Payload};
+///
+/// let names: Vec<String> = Json.decode(&Payload::new(br#"["ann","bob"]"#, "members", None))?;
+/// assert_eq!(names, ["ann", "bob"]);
+/// # Ok::<(), perkey::CodecError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
 

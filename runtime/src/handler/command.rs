@@ -112,6 +112,17 @@ pub struct Sent {
 
 /// The answer to a command that a turn asked for with [`super::Turn::ask`]. There is one in every case: when the command
 /// succeeded, and when it became a dead letter.
+///
+/// ```
+/// use perkey::{Answer, Outcome, json};
+///
+/// let answer = Answer { name: "charge".to_owned(), outcome: Outcome::Done(json!({ "receipt": "r-1" })) };
+/// let told = match answer.outcome {
+///     Outcome::Done(reply) => format!("{}: {}", answer.name, reply["receipt"]),
+///     Outcome::DeadLetter(reason) => format!("{}: given up, as {reason}", answer.name),
+/// };
+/// assert_eq!(told, r#"charge: "r-1""#);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// The name that it was asked under.
@@ -121,6 +132,14 @@ pub struct Answer {
 }
 
 /// How a command ended.
+///
+/// ```
+/// use perkey::{Outcome, json};
+///
+/// let done = Outcome::Done(json!({ "balance": 30 }));
+/// let failed = Outcome::DeadLetter("there is no such member".to_owned());
+/// assert_ne!(done, failed);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -133,6 +152,15 @@ pub enum Outcome {
 
 impl Outcome {
     /// The reply as `T`; an error where it was given up, or is something else.
+    ///
+    /// ```
+    /// use perkey::{Fault, Outcome, json};
+    ///
+    /// let balance: u64 = Outcome::Done(json!(30)).reply()?;
+    /// assert_eq!(balance, 30);
+    /// assert!(matches!(Outcome::DeadLetter("no".to_owned()).reply::<u64>(), Err(Fault::Reject(_))));
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn reply<T: DeserializeOwned>(self) -> Result<T, Fault> {
         match self {
             Self::Done(reply) => Ok(serde_json::from_value(reply)?),

@@ -46,6 +46,26 @@ pub enum SchemaError {
 /// A handler's message is decoded from the payload's JSON form: fields by their names in the schema, enums by their values'
 /// names, 64-bit numbers as numbers, `bytes` as base64, well-known types as Protobuf's JSON mapping has them. Fields that
 /// have no presence and are not there have their default.
+///
+/// ```
+/// use perkey::{Codec, Payload, Protobuf, Schema, json};
+/// use serde::Deserialize;
+///
+/// const SCHEMA: &str = r#"
+///     syntax = "proto3";
+///     package points.v1;
+///     message Earned { string member = 1; int64 points = 2; }
+///     message Lost { string member = 1; }
+/// "#;
+///
+/// #[derive(Deserialize)]
+/// struct Earned { member: String, points: i64 }
+///
+/// let codec = Protobuf::from_proto(SCHEMA, "points.v1.Earned").unwrap();
+/// let payload = codec.encode(&json!({ "member": "ann", "points": 30 })).unwrap();
+/// let earned: Earned = codec.decode(&Payload::new(&payload, "earned", Some("application/protobuf"))).unwrap();
+/// assert_eq!((earned.member.as_str(), earned.points), ("ann", 30));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Protobuf {
     message: MessageDescriptor,
@@ -54,6 +74,13 @@ pub struct Protobuf {
 impl Protobuf {
     /// By the text of a `.proto` file; it may import Google's well-known types. `message` is a full name:
     /// `shop.v1.OrderPlaced`.
+    ///
+    /// ```
+    /// # use perkey::{Protobuf, SchemaError};
+    /// let schema = "syntax = 'proto3'; package points.v1; message Earned { int64 points = 1; }";
+    /// assert!(Protobuf::from_proto(schema, "points.v1.Earned").is_ok());
+    /// assert!(matches!(Protobuf::from_proto(schema, "Earned"), Err(SchemaError::NoMessage { .. })));
+    /// ```
     pub fn from_proto(text: &str, message: &str) -> Result<Self, SchemaError> {
         let mut files = ChainFileResolver::new();
         files.add(Text(text.to_owned()));
@@ -70,6 +97,14 @@ impl Protobuf {
     }
 
     /// The same schema's other message: one for each type of event.
+    ///
+    /// ```
+    /// # use perkey::{Protobuf, SchemaError};
+    /// let schema = "syntax = 'proto3'; message Earned { int64 points = 1; } message Lost { int64 points = 1; }";
+    /// let earned = Protobuf::from_proto(schema, "Earned")?;
+    /// let lost = earned.of_message("Lost")?;
+    /// # Ok::<(), SchemaError>(())
+    /// ```
     pub fn of_message(&self, message: &str) -> Result<Self, SchemaError> {
         Self::of(self.message.parent_pool(), message)
     }

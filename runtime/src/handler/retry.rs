@@ -14,6 +14,22 @@ use crate::clock::Dice;
 use crate::settings::{Intensity, RetrySettings};
 
 /// How often and how late something is tried again.
+///
+/// ```
+/// use std::time::Duration;
+/// use perkey::RetryPolicy;
+///
+/// let patient = RetryPolicy {
+///     base: Duration::from_millis(100),
+///     factor: 2.0,
+///     cap: Duration::from_secs(1),
+///     attempts: 8,
+///     give_up_after: Duration::from_secs(3_600),
+/// };
+/// assert_eq!(patient.bound(1), Duration::from_millis(100));
+/// assert_eq!(patient.bound(3), Duration::from_millis(400));
+/// assert_eq!(patient.bound(7), Duration::from_secs(1), "the cap");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryPolicy {
     /// Bound of the first delay.

@@ -16,6 +16,13 @@ use crate::store::{StoreError, leave_open};
 const DRAIN_MAX: Duration = Duration::from_secs(25);
 
 /// Why a program could not do what was asked.
+///
+/// ```
+/// use perkey::host::Failure;
+///
+/// let failure = Failure::Usage("show MEMBER; see --help".to_owned());
+/// assert_eq!((failure.code(), failure.lines()), (64, vec!["show MEMBER; see --help"]));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// Something went wrong.
@@ -30,6 +37,14 @@ pub enum Failure {
 
 impl Failure {
     /// [`Failure::Failed`] with what an error says.
+    ///
+    /// ```
+    /// # use perkey::host::Failure;
+    /// fn read(file: &str) -> Result<String, Failure> {
+    ///     std::fs::read_to_string(file).map_err(Failure::failed)
+    /// }
+    /// assert_eq!(read("not/there").unwrap_err().code(), 1);
+    /// ```
     pub fn failed(error: impl fmt::Display) -> Self {
         Self::Failed(error.to_string())
     }
