@@ -40,10 +40,10 @@ use crate::store::lease::{Fleet, WorkerRow};
 use crate::store::{Setup, Store, StoreError};
 use crate::transport::{self, SinkTransport, Transport};
 
-/// How long a shard may take to answer a question.
+/// The time that a shard may take to answer a question.
 const ANSWER_MS: u64 = 5_000;
 
-/// How long a worker may take to leave its fleet.
+/// The time that a worker may take to leave its fleet.
 const LEAVE_MS: u64 = 2_000;
 
 /// A running engine. A clone is another hold on the same one.
@@ -77,12 +77,12 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-/// Whether an engine can do its work.
+/// The health of an engine: can it do its work?
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
     /// It owns all its shards (in a fleet: those that are assigned to it) and nothing stands in its way.
     pub ready: bool,
-    /// What does.
+    /// Everything that stands in its way.
     pub problems: Vec<String>,
 }
 
@@ -177,7 +177,7 @@ impl Engine {
         Arc::clone(&self.calls)
     }
 
-    /// Whether it can do its work.
+    /// The engine's health: can it do its work, and what stands in its way?
     ///
     /// ```
     /// # use perkey::Engine;
@@ -404,7 +404,7 @@ fn unrouted(settings: &Settings, sources: &[&str], sinks: &[&str]) -> Vec<String
     problems
 }
 
-/// What a start that failed in the tree failed of: a store keeps its own words.
+/// The error of a start that failed in the tree: a store keeps its own words.
 fn start_error(error: SpawnErr) -> EngineError {
     match error {
         SpawnErr::StartupFailed(cause) => match cause.downcast::<SpawnErr>() {

@@ -1,4 +1,4 @@
-//! What a user of Perkey writes and imports: a handler, the turn it works on, the fault it may answer.
+//! The types that a user of Perkey writes and imports: a handler, the turn it works on, the fault it may answer.
 //! In: one message and the state of its key. Out: the changed state and what the turn is to do when it commits.
 
 pub(crate) mod codec;
@@ -68,8 +68,8 @@ pub use protobuf::{Protobuf, SchemaError};
 pub trait Handler: Send + Sync + 'static {
     /// The handler's public name: part of every message's scope, so it must never change.
     const SERVICE: &'static str;
-    /// What it needs from outside, by names of its own choice: while one of them is not available ([`Fault::Unavailable`])
-    /// no turn starts. `[[dependency]]` sections of the settings say how each is treated.
+    /// The dependencies outside that it needs, by names of its own choice: while one of them is not available
+    /// ([`Fault::Unavailable`]) no turn starts. `[[dependency]]` sections of the settings say how each is treated.
     ///
     /// ```
     /// # use perkey::{Fault, Handler, Key, Turn, json};
@@ -95,13 +95,14 @@ pub trait Handler: Send + Sync + 'static {
     const NEEDS: &'static [&'static str] = &[];
     /// Rises when the stored form of [`Handler::State`] changes; [`Handler::upgrade`] then reads the older ones.
     const STATE_VERSION: u32 = 1;
-    /// What it understands; decoded from JSON, or by [`Handler::codec`]. A payload that does not decode is rejected, never retried.
+    /// The message that it understands; decoded from JSON, or by [`Handler::codec`]. A payload that does not decode is
+    /// rejected, never retried.
     type Message: DeserializeOwned + Send;
-    /// What it remembers for each key; stored as JSON in the commit of the turn that changed it.
+    /// The state that it keeps for each key; stored as JSON in the commit of the turn that changed it.
     type State: Default + Clone + Serialize + DeserializeOwned + Send + 'static;
 
     /// The key of a message: what an import and a `key = "handler"` binding run it under. One that comes from outside under
-    /// another key is rejected; an empty one is no key, and the message is of whichever it came under.
+    /// another key is rejected. An empty key leaves the message under the key with which it came.
     ///
     /// ```
     /// # use perkey::{Fault, Handler, Key, Turn, json};
@@ -244,7 +245,7 @@ pub trait Handler: Send + Sync + 'static {
         Err(Fault::reject(format!("{service} asked {name:?} and does not say what its answer is: see Handler::answer")))
     }
 
-    /// How its messages from outside are written; those of other handlers and its timers are JSON in any case.
+    /// The codec of its messages from outside; those of other handlers and its timers are JSON in any case.
     ///
     /// ```
     /// # use perkey::{Codec, CodecError, Fault, Handler, Json, Key, Payload, Schema, Turn, json, serde_json};
@@ -295,7 +296,7 @@ pub trait Handler: Send + Sync + 'static {
         &Json
     }
 
-    /// What happens to the messages of a key behind a dead letter.
+    /// The way on for the messages of a key behind a dead letter.
     ///
     /// ```
     /// # use perkey::{AfterDeadLetter, Fault, Handler, Key, Turn, json};
@@ -432,7 +433,7 @@ pub trait Handler: Send + Sync + 'static {
     }
 }
 
-/// What happens to a key after one of its messages became a dead letter.
+/// The way on for a key after one of its messages became a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterDeadLetter {
     /// Its later messages go on.
@@ -442,7 +443,7 @@ pub enum AfterDeadLetter {
     HoldKey,
 }
 
-/// How a turn fails. `?` on any error gives [`Fault::Retry`].
+/// The ways in which a turn fails. `?` on any error gives [`Fault::Retry`].
 ///
 /// ```
 /// use perkey::Fault;
@@ -467,7 +468,7 @@ pub enum Fault {
     Retry(String),
     /// Never try again: a dead letter now. Of a call: its sender is told, and that is all.
     Reject(String),
-    /// The same, with a word by which the sender of a call may know the reason.
+    /// Never try again, with a word by which the sender of a call may know the reason.
     Refuse {
         /// The word, in snake case: `already_exists`, `insufficient_funds`.
         code: &'static str,
@@ -478,9 +479,9 @@ pub enum Fault {
     Defer(Duration),
     /// Something of [`Handler::NEEDS`] is not available: the turn is run again when it is, and spends no attempt.
     Unavailable {
-        /// Its name there.
+        /// The dependency, as [`Handler::NEEDS`] names it.
         dependency: &'static str,
-        /// How that showed.
+        /// The reason to believe so.
         reason: String,
     },
 }

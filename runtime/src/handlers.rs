@@ -80,7 +80,7 @@ impl Handlers {
         self.services.iter().map(|service| service.name().into()).collect()
     }
 
-    /// Which states they read: the `STATE_VERSION` of each.
+    /// The versions of the states that they read: the `STATE_VERSION` of each.
     pub fn code(&self) -> Code {
         Code::of(self.services.iter().map(|service| (service.name(), service.state_version())))
     }
@@ -100,7 +100,7 @@ impl Handlers {
         self.services.iter().position(|known| known.name() == service).and_then(|at| u16::try_from(at).ok())
     }
 
-    /// Says that there is no such service, and which there are.
+    /// A sentence that there is no such service, with those that there are.
     pub fn unknown(&self, service: &str) -> String {
         let known = self.services();
         let near = or_near(service, known.iter().map(|name| &**name));
@@ -115,7 +115,7 @@ impl Handlers {
 /// A key's state in its actor's hands.
 pub(crate) type Cell = Option<Box<dyn Any + Send>>;
 
-/// What a run needs besides its messages.
+/// Everything that a run needs besides its messages.
 #[derive(Clone)]
 pub(crate) struct RunContext {
     pub(crate) clock: Clock,
@@ -124,7 +124,7 @@ pub(crate) struct RunContext {
     pub(crate) hash_key: [u8; 32],
 }
 
-/// What settled of a run so far.
+/// The part of a run that has settled so far.
 #[derive(Debug, Default)]
 pub(crate) struct Settled {
     pub(crate) turns: Vec<TurnEnd>,
@@ -328,7 +328,7 @@ async fn run<H: Handler>(
     settled
 }
 
-/// What a turn that succeeded makes of the state.
+/// The change that a successful turn made to the state.
 fn changed<H: Handler>(state: &mut H::State, turn: &Turn) -> Change {
     if turn.effects().forget {
         *state = H::State::default();
@@ -372,7 +372,7 @@ fn faulted<H: Handler>(fault: Fault) -> TurnEnd {
     })
 }
 
-/// What the turns so far made of the state.
+/// The change that the turns so far made to the state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Change {
     #[default]

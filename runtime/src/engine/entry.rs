@@ -99,7 +99,7 @@ impl Engine {
         state.transpose()
     }
 
-    /// What operators and tools ask of the store: shards, dead letters, timers, what happened to a message.
+    /// The questions of operators and tools to the store: shards, dead letters, timers, what happened to a message.
     pub fn queries(&self) -> &dyn Queries {
         self.env.store.queries()
     }
@@ -112,7 +112,7 @@ pub(super) struct Entry {
     engine: watch::Receiver<Option<String>>,
     /// Bounded by the calls at once: each waits for its own.
     waiting: Mutex<VecDeque<Waiting>>,
-    /// Who writes next.
+    /// The line of those who want to write.
     line: Line<Room>,
 }
 

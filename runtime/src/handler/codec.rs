@@ -1,4 +1,4 @@
-//! How payloads are written: JSON, or what a handler's codec understands.
+//! The forms of payloads: JSON, or what a handler's codec understands.
 //! In: a payload and its content type. Out: the handler's message, the JSON that people read and write, or what is wrong.
 
 use std::borrow::Cow;
@@ -44,7 +44,7 @@ impl<'a> Payload<'a> {
         Self { bytes, kind, said: Said::Type(content_type) }
     }
 
-    /// Its bytes.
+    /// The payload's bytes.
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
@@ -63,17 +63,17 @@ impl<'a> Payload<'a> {
         said.map(|said| said.split(';').next().unwrap_or(said).trim()).filter(|said| !said.is_empty())
     }
 
-    /// Whether it is JSON without any codec: what services of a store say to each other always is.
+    /// True for what services of a store say to each other: it is JSON without any codec.
     pub fn is_internal(&self) -> bool {
         stays_inside(self.kind)
     }
 
-    /// Whether it is said to be JSON.
+    /// True where the message says that the payload is JSON.
     pub fn is_json(&self) -> bool {
         self.is_internal() || self.content_type().is_some_and(|said| said == JSON || said.ends_with("+json"))
     }
 
-    /// As JSON. Where whole numbers are wanted, `1250.0` is one, and what only rounds to one is none. Types whose reading
+    /// Reads the payload as JSON. Where whole numbers are wanted, `1250.0` is one; 1250.4 is not. Types whose reading
     /// serde derives refuse a member that is named twice; maps do not: see [`named_once`](super::named_once).
     ///
     /// ```
@@ -109,8 +109,8 @@ impl<'a> From<&'a Vec<u8>> for Payload<'a> {
     }
 }
 
-/// How the payloads of a service are written. It is asked for messages from outside only: commands, answers and timers are
-/// JSON.
+/// The form in which the payloads of a service are written. It is asked for messages from outside only: commands, answers
+/// and timers are JSON.
 ///
 /// ```
 /// use perkey::{Json, Payload, Schema, json};
@@ -204,8 +204,7 @@ impl<M: DeserializeOwned> Codec<M> for Json {
 pub(crate) fn undecodable(error: &CodecError, payload: &Payload<'_>) -> String {
     let content_type = payload.content_type().unwrap_or("not named");
     if payload.bytes().is_empty() {
-        let what =
-            "a record without a value (in Kafka a tombstone, by which a compacted topic forgets a key) is no message";
+        let what = "a record without a value (in Kafka a tombstone, by which a compacted topic forgets a key) is not a message";
         return format!("the payload is empty: {what} (type {:?}, content type {content_type})", payload.kind());
     }
     format!("the payload does not decode: {error} (type {:?}, content type {content_type})", payload.kind())

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::CodecError;
 use super::codec::{Codec, Payload, Schema};
 
-/// What it writes.
+/// The content type that the codec writes.
 const PROTOBUF: &str = "application/protobuf";
 /// Other names under which payloads come.
 const ALSO: [&str; 4] = [
@@ -28,15 +28,15 @@ const GROUP: u32 = 15;
 /// Why a schema cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaError {
-    /// It cannot be read.
+    /// The schema cannot be read.
     #[error("the Protobuf schema cannot be read: {0}")]
     Unreadable(String),
-    /// It has no such message.
+    /// The schema has no such message.
     #[error("the Protobuf schema has no message {wanted:?}; it has: {known}")]
     NoMessage {
         /// The full name asked for.
         wanted: String,
-        /// Those that it has.
+        /// The messages that it has.
         known: String,
     },
 }
@@ -72,7 +72,7 @@ pub struct Protobuf {
 }
 
 impl Protobuf {
-    /// By the text of a `.proto` file; it may import Google's well-known types. `message` is a full name:
+    /// A codec by the text of a `.proto` file; it may import Google's well-known types. `message` is a full name:
     /// `shop.v1.OrderPlaced`.
     ///
     /// ```
@@ -90,13 +90,13 @@ impl Protobuf {
         Self::of(&compiled.map_err(|error| unreadable(&error))?, message)
     }
 
-    /// By an encoded `FileDescriptorSet` that holds its imports, as `protoc --include_imports --descriptor_set_out` and
+    /// A codec by an encoded `FileDescriptorSet` that holds its imports, as `protoc --include_imports --descriptor_set_out` and
     /// `buf build` write it.
     pub fn from_descriptor_set(set: &[u8], message: &str) -> Result<Self, SchemaError> {
         Self::of(&DescriptorPool::decode(set).map_err(|error| unreadable(&error))?, message)
     }
 
-    /// The same schema's other message: one for each type of event.
+    /// A codec of another message of the same schema: one for each type of event.
     ///
     /// ```
     /// # use perkey::{Protobuf, SchemaError};
@@ -119,7 +119,7 @@ impl Protobuf {
         Ok(Self { message: found.ok_or_else(known)? })
     }
 
-    /// Whether it is JSON: as it says, or, where it says nothing, because it begins as no message of this schema can.
+    /// True where the payload is JSON: as it says, or, where it says nothing, because it begins as no message of this schema can.
     fn is_json(&self, payload: &Payload<'_>) -> Result<bool, CodecError> {
         if payload.is_json() {
             return Ok(true);

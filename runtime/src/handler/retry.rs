@@ -1,4 +1,4 @@
-//! When a failed message is tried again. Pure.
+//! The time at which a failed message is tried again. Pure.
 //! In: attempts spent and dice. Out: a delay with full jitter, never above the cap, or the end.
 //!
 //! `backoff` (advised against as unmaintained, kept because the project names it) supplies the growing bound; the
@@ -13,7 +13,7 @@ use backoff::backoff::Backoff;
 use crate::clock::Dice;
 use crate::settings::{Intensity, RetrySettings};
 
-/// How often and how late something is tried again.
+/// The number of attempts, and the delays between them.
 ///
 /// ```
 /// use std::time::Duration;
@@ -40,7 +40,7 @@ pub struct RetryPolicy {
     pub cap: Duration,
     /// Attempts in all, the first included.
     pub attempts: u32,
-    /// How long a message may be deferred.
+    /// The longest time for which a message may be deferred.
     pub give_up_after: Duration,
 }
 

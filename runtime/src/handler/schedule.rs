@@ -48,7 +48,7 @@ impl Schedule {
         Self { name: name.to_owned(), cron: cron.to_owned(), zone: "UTC".to_owned(), key: key.into(), message }
     }
 
-    /// The same in this time zone, such as `Europe/Berlin`.
+    /// Sets the time zone, such as `Europe/Berlin`.
     ///
     /// ```
     /// # use perkey::{Schedule, json};

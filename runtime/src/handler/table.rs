@@ -85,7 +85,7 @@ pub struct Column {
     pub name: &'static str,
     /// Its type.
     pub kind: ColumnKind,
-    /// Whether it may be NULL.
+    /// True where it may be NULL.
     pub nullable: bool,
 }
 

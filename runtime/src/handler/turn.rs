@@ -10,7 +10,7 @@ use super::{CRON, Fault, Handler, Row, Schema, Sent, Statement, Table};
 use crate::clock::Millis;
 use crate::message::{Key, Message, check_name};
 
-/// Bounds of what one turn may put into its commit; checked as the handler goes.
+/// The bounds of a turn's commit; checked as the handler goes.
 ///
 /// ```
 /// use perkey::testing::TurnLimits;
@@ -73,7 +73,7 @@ pub struct Turn {
     effects: Effects,
 }
 
-/// What a settled turn does when its commit succeeds.
+/// Everything that a settled turn does when its commit succeeds.
 #[derive(Clone, Debug, Default)]
 pub struct Effects {
     /// Events, in the order emitted.
@@ -181,7 +181,7 @@ impl Turn {
         &self.message
     }
 
-    /// Which attempt this is, from 1.
+    /// The number of this attempt, from 1.
     ///
     /// ```
     /// # use perkey::{Draft, Fault, Turn, json};
@@ -323,7 +323,7 @@ impl Turn {
         self.push_event(kind, serde_json::to_vec(payload)?, None)
     }
 
-    /// The same, with a payload that `schema` writes, and its content type. What does not fit the schema is a fault.
+    /// Emits an event whose payload and content type are `schema`'s. A payload that does not fit the schema is a fault.
     ///
     /// ```
     /// # use perkey::{Draft, Fault, Turn, json};
@@ -367,8 +367,8 @@ impl Turn {
         self.put::<H>(key.into(), command, None)
     }
 
-    /// The same, and wants to hear how it ended: this key gets a message that [`Handler::answer`] makes of the answer.
-    /// `name` comes back with it, to tell this handler's questions apart.
+    /// Sends a command like [`Turn::send`], and asks how it ends: this key gets a message that [`Handler::answer`] makes of the answer.
+    /// `name` comes back with it, and tells this handler's questions apart.
     ///
     /// ```
     /// # use perkey::{Draft, Fault, Turn, json};
@@ -472,7 +472,7 @@ impl Turn {
         self.effects.forget = true;
     }
 
-    /// From now on this is the saga that the turn belongs to: its events, commands and timers carry the id as their header
+    /// Makes this the saga that the turn belongs to: its events, commands and timers carry the id as their header
     /// `sagaid`, and so does what follows from them. Where it is not set, that of the turn's message is carried on.
     ///
     /// ```
@@ -487,7 +487,7 @@ impl Turn {
         self.effects.saga = Some(id.to_owned());
     }
 
-    /// What the handler put on the turn.
+    /// Everything that the handler put on the turn.
     ///
     /// ```
     /// # use perkey::{Draft, Fault, Turn, json};
@@ -501,7 +501,7 @@ impl Turn {
         &self.effects
     }
 
-    /// Takes what the handler put on the turn.
+    /// Takes everything that the handler put on the turn.
     ///
     /// ```
     /// # use perkey::{Draft, Fault, Turn, json};

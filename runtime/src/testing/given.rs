@@ -77,7 +77,7 @@ pub struct Given<H: Handler> {
     key: String,
 }
 
-/// What a turn did.
+/// The outcome of a turn, to be compared with what it should have been.
 ///
 /// ```
 /// # use perkey::{json, testing::Given};
@@ -112,7 +112,7 @@ impl<H: Handler> Given<H> {
         }
     }
 
-    /// The key's state.
+    /// Sets the key's state.
     ///
     /// ```
     /// # use perkey::{json, testing::Given};
@@ -125,7 +125,7 @@ impl<H: Handler> Given<H> {
         self
     }
 
-    /// The key's state as an older version of the handler stored it; it must be one that can be upgraded.
+    /// Sets the key's state as an older version of the handler stored it; it must be one that can be upgraded.
     ///
     /// ```
     /// # use perkey::{Fault, Handler, Key, Turn, json, serde_json::Value, testing::Given};
@@ -164,7 +164,7 @@ impl<H: Handler> Given<H> {
         self.state(state.expect("a stored state is one that the handler upgrades"))
     }
 
-    /// Messages that were handled before; each must succeed.
+    /// Handles messages beforehand; each must succeed.
     ///
     /// ```
     /// # use perkey::{json, testing::Given};
@@ -183,7 +183,7 @@ impl<H: Handler> Given<H> {
         self
     }
 
-    /// Which attempt the turn is, from 1.
+    /// Sets the number of the turn's attempt, from 1.
     ///
     /// ```
     /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
@@ -211,7 +211,7 @@ impl<H: Handler> Given<H> {
         self
     }
 
-    /// The time of the turn, in milliseconds since the epoch.
+    /// Sets the time of the turn, in milliseconds since the epoch.
     ///
     /// ```
     /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
@@ -238,7 +238,7 @@ impl<H: Handler> Given<H> {
         self
     }
 
-    /// The bounds of the turn.
+    /// Sets the bounds of the turn.
     ///
     /// ```
     /// # use perkey::{json, testing::{Given, TurnLimits}};
@@ -350,7 +350,7 @@ impl<H: Handler> Given<H> {
 }
 
 impl<H: Handler> Then<H> {
-    /// The turn succeeded.
+    /// Checks that the turn succeeded.
     ///
     /// ```
     /// # use perkey::{json, testing::Given};
@@ -363,7 +363,7 @@ impl<H: Handler> Then<H> {
         self
     }
 
-    /// The key's state after it; a turn that failed left it as it was.
+    /// Checks the key's state after the turn; a turn that failed left it as it was.
     ///
     /// ```
     /// # use perkey::{json, testing::Given};
@@ -381,7 +381,7 @@ impl<H: Handler> Then<H> {
         self.same("state", &state, &value(&expected))
     }
 
-    /// Its key's state is deleted.
+    /// Checks that the turn deletes its key's state.
     ///
     /// ```
     /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
@@ -409,7 +409,7 @@ impl<H: Handler> Then<H> {
         self
     }
 
-    /// The commands that it sent, in order: service, key, payload.
+    /// Checks the commands that the turn sent, in order: service, key, payload.
     ///
     /// ```
     /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
@@ -438,7 +438,7 @@ impl<H: Handler> Then<H> {
         self.same("commands", &sent, &expected)
     }
 
-    /// What it made of timers, in order: name, and either time and message, or nothing where it was cancelled.
+    /// Checks the timers that the turn set and cancelled, in order: name, and time and message of one that it set.
     ///
     /// ```
     /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
@@ -471,7 +471,7 @@ impl<H: Handler> Then<H> {
         self.same("timers", &found, &expected)
     }
 
-    /// The types of the events that it emitted, in order.
+    /// Checks the types of the events that the turn emitted, in order.
     ///
     /// ```
     /// # use perkey::{json, testing::Given};
@@ -486,7 +486,7 @@ impl<H: Handler> Then<H> {
         self.same("events", &kinds, &expected)
     }
 
-    /// The payload of one of its events, counted from 0.
+    /// Checks the payload of one of the turn's events, counted from 0.
     ///
     /// ```
     /// # use perkey::{json, testing::Given};
@@ -499,7 +499,7 @@ impl<H: Handler> Then<H> {
         self.same(&format!("event {at}"), &value(&event), &value(&expected))
     }
 
-    /// The payload of one of its events that a schema wrote, counted from 0.
+    /// Checks the payload of one of the turn's events that a schema wrote, counted from 0.
     ///
     /// ```
     /// # use perkey::{Json, json, testing::Given};
@@ -516,7 +516,7 @@ impl<H: Handler> Then<H> {
         self.same(&format!("event {at}"), &value(&event), &value(&expected))
     }
 
-    /// The rows that it wrote, as JSON objects in order; a row that it deleted is `null`.
+    /// Checks the rows that the turn wrote, as JSON objects in order; a row that it deleted is `null`.
     ///
     /// ```
     /// # use perkey::{Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn, json, testing::Given};
@@ -556,7 +556,7 @@ impl<H: Handler> Then<H> {
         self.same("rows", &rows, &value(&expected))
     }
 
-    /// Its reply.
+    /// Checks the turn's reply.
     ///
     /// ```
     /// # use perkey::{json, testing::Given};
@@ -569,7 +569,7 @@ impl<H: Handler> Then<H> {
         self.same("reply", &value(&reply), &value(&expected))
     }
 
-    /// The message was rejected, for a reason that contains `text`.
+    /// Checks that the message was rejected, for a reason that contains `text`.
     ///
     /// ```
     /// # use perkey::{json, testing::Given};
@@ -583,7 +583,7 @@ impl<H: Handler> Then<H> {
         self.failed(fine, &format!("a rejection with {text:?}"))
     }
 
-    /// The message is to be tried again, for a reason that contains `text`.
+    /// Checks that the message is to be tried again, for a reason that contains `text`.
     ///
     /// ```
     /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
@@ -610,7 +610,7 @@ impl<H: Handler> Then<H> {
         self.failed(fine, &format!("a retry with {text:?}"))
     }
 
-    /// The message was put off for this long.
+    /// Checks that the message was deferred for this long.
     ///
     /// ```
     /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
@@ -638,7 +638,7 @@ impl<H: Handler> Then<H> {
         self.failed(fine, &format!("a deferral for {delay:?}"))
     }
 
-    /// The turn found this dependency unavailable.
+    /// Checks that the turn found this dependency unavailable.
     ///
     /// ```
     /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
@@ -665,7 +665,7 @@ impl<H: Handler> Then<H> {
         self.failed(fine, &format!("{dependency} unavailable"))
     }
 
-    /// The next message of the same key.
+    /// Handles the next message of the same key.
     ///
     /// ```
     /// # use perkey::{json, testing::Given};
@@ -677,7 +677,7 @@ impl<H: Handler> Then<H> {
         self.given.when(message)
     }
 
-    /// The next answer to the same key.
+    /// Handles the next answer to the same key.
     ///
     /// ```
     /// # use perkey::{Answer, Fault, Handler, Key, Outcome, Turn, json, testing::Given};

@@ -23,13 +23,13 @@ use crate::store::{DeadLetter, Timer};
 use crate::transport::embedded::EmbeddedLog;
 use crate::transport::{Content, Transport};
 
-/// When its time begins: 2026-01-01T00:00:00Z.
+/// The time at which a stage begins: 2026-01-01T00:00:00Z.
 const START: Millis = 1_767_225_600_000;
 /// Steps between two looks at whether there is anything left to do.
 const STEPS: usize = 16;
-/// How long what is in hand and its retries may take, in microseconds.
+/// The time that work in hand and its retries may take, in microseconds.
 const QUIET_WITHIN: u64 = 24 * 3_600_000_000;
-/// How long what waits for something outside is waited for, in microseconds.
+/// The time that work may wait for something outside, in microseconds.
 const OUTSIDE_WITHIN: u64 = 60_000_000;
 
 /// A program with all its handlers, in memory and on virtual time.
@@ -97,7 +97,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// These handlers, with default settings and two shards.
+    /// A stage with these handlers, default settings and two shards.
     ///
     /// ```
     /// # use perkey::{Handlers, json, testing::Stage};
@@ -111,7 +111,7 @@ impl Stage {
         Self::with(handlers, 0, |_| ())
     }
 
-    /// These handlers, with what follows from a seed, under settings that `change` changes.
+    /// A stage with these handlers, under settings that `change` changes; all chance follows from the seed.
     ///
     /// ```
     /// # use perkey::{Handlers, json, testing::Stage};
@@ -136,7 +136,7 @@ impl Stage {
         }
     }
 
-    /// From now on a shard's owner dies at about one of so many steps, and another one takes over: whatever is under way,
+    /// Lets a shard's owner die at about one of so many steps from now on, and another one takes over: whatever is under way,
     /// between a turn and its commit, too. 0: no more.
     ///
     /// ```
@@ -169,7 +169,7 @@ impl Stage {
         self.send_as::<H>(&id, message)
     }
 
-    /// The same under this id: a message with an id that was there before is a copy, and changes nothing.
+    /// Sends a message under this id: a message with an id that was there before is a copy, and changes nothing.
     ///
     /// ```
     /// # use perkey::{Handlers, json, testing::Stage};
@@ -342,7 +342,7 @@ impl Stage {
         timers
     }
 
-    /// Messages that wait durably: for another attempt, for something outside, or behind such a one.
+    /// The number of messages that wait durably: for another attempt, for something outside, or behind such a one.
     ///
     /// ```
     /// # use perkey::{Handlers, json, testing::Stage};

@@ -1,4 +1,4 @@
-//! How a program is told to stop, how it leaves, and what it says when it could not do its work.
+//! The end of a program: told to stop, in order, or because it could not do its work.
 //! In: signals, errors. Out: an engine that is drained in order; exit codes.
 
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::store::{StoreError, leave_open};
 /// A drain ends within this, whatever happens.
 const DRAIN_MAX: Duration = Duration::from_secs(25);
 
-/// Why a program could not do what was asked.
+/// The reason why a program could not do what was asked.
 ///
 /// ```
 /// use perkey::host::Failure;
@@ -59,7 +59,7 @@ impl Failure {
         }
     }
 
-    /// What is to be said of it, a line each.
+    /// The lines to be shown to the operator.
     pub fn lines(&self) -> Vec<&str> {
         match self {
             Self::Failed(text) | Self::Store(text) | Self::Usage(text) => text.lines().collect(),
@@ -146,7 +146,7 @@ impl Signals {
     }
 }
 
-/// How a drain ended.
+/// The end of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
     /// Everything settled is committed, and the shards are given up.
