@@ -106,6 +106,7 @@ pub enum EngineError {
 impl Engine {
     /// Prepares the store, takes its shards and starts handling. The embedded log is always a source. Where the store has
     /// leases this is one worker of a fleet: it is given its shards, and gives them up, as others come and go.
+    #[doc(hidden)]
     pub async fn start(
         settings: &Settings,
         handlers: Handlers,
@@ -117,6 +118,7 @@ impl Engine {
     }
 
     /// [`Engine::start`] with these sources and sinks. A sink that no route leads to is not opened.
+    #[doc(hidden)]
     pub async fn start_with(
         settings: &Settings,
         handlers: Handlers,
@@ -173,6 +175,7 @@ impl Engine {
     }
 
     /// Where commands come in whose senders wait for an answer.
+    #[doc(hidden)]
     pub fn calls(&self) -> Arc<Calls> {
         Arc::clone(&self.calls)
     }
@@ -243,21 +246,25 @@ impl Engine {
     }
 
     /// This process as the store names owners; in a fleet the worker's id, with its incarnation.
+    #[doc(hidden)]
     pub fn owner(&self) -> String {
         self.env.owner()
     }
 
     /// The shards that run here, in a fleet.
+    #[doc(hidden)]
     pub fn owned(&self) -> Vec<ShardNo> {
         self.env.fleet.as_ref().map(|fleet| fleet.view().running.clone()).unwrap_or_default()
     }
 
     /// All workers and shards as of the last heartbeat, where the store has leases.
+    #[doc(hidden)]
     pub fn fleet(&self) -> Option<Fleet> {
         self.env.fleet.as_ref().map(|fleet| fleet.view().fleet.clone())
     }
 
     /// All workers and shards as they are now; nothing where the store has no leases.
+    #[doc(hidden)]
     pub async fn look(&self) -> Result<Option<Fleet>, StoreError> {
         if self.env.fleet.is_none() {
             return Ok(None);
@@ -269,6 +276,7 @@ impl Engine {
 
     /// The worker that owns the shard of `key` as of the last heartbeat; [`Engine::look`] and
     /// [`fleet::owner_of`] for a fresh answer.
+    #[doc(hidden)]
     pub fn owner_of(&self, key: &str) -> Option<WorkerRow> {
         let fleet = self.env.fleet.as_ref()?;
         fleet::owner_of(&fleet.view().fleet, key).cloned()
@@ -291,6 +299,7 @@ impl Engine {
     }
 
     /// Ends a child of one shard, as a fault would: for chaos tests.
+    #[doc(hidden)]
     pub async fn kill(&self, shard: usize, child: Child) {
         if let Some(Some(supervisor)) = self.shards().await.get(shard) {
             drop(supervisor.cast(ShardSupervisorMessage::Kill(child)));

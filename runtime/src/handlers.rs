@@ -79,7 +79,10 @@ impl Handlers {
     pub fn services(&self) -> Vec<Arc<str>> {
         self.services.iter().map(|service| service.name().into()).collect()
     }
+}
 
+#[doc(hidden)]
+impl Handlers {
     /// The versions of the states that they read: the `STATE_VERSION` of each.
     pub fn code(&self) -> Code {
         Code::of(self.services.iter().map(|service| (service.name(), service.state_version())))

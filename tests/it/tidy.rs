@@ -76,19 +76,22 @@ fn long_files(files: &[File]) -> Vec<String> {
     .collect()
 }
 
-/// The lines of examples in comments of documentation: they are run as tests.
+/// The lines of examples in comments of documentation, with the empty ones before them: they are run as tests.
 fn example_lines(text: &str) -> usize {
-    let mut within = false;
-    let example = |line: &&str| {
-        let Some(line) = line.trim_start().strip_prefix("///").or_else(|| line.trim_start().strip_prefix("//!")) else {
-            within = false;
-            return false;
-        };
-        let fence = line.trim_start().starts_with("```");
-        within ^= fence;
-        within || fence
-    };
-    text.lines().filter(example).count()
+    let (mut within, mut empty, mut lines) = (false, 0, 0);
+    for line in text.lines().map(str::trim_start) {
+        let comment = line.strip_prefix("///").or_else(|| line.strip_prefix("//!")).map(str::trim_start);
+        let fence = comment.is_some_and(|comment| comment.starts_with("```"));
+        within = comment.is_some() && within != fence;
+        if within || fence {
+            lines += 1 + empty;
+        }
+        empty = usize::from(comment == Some(""));
+        if within {
+            empty = 0;
+        }
+    }
+    lines
 }
 
 fn long_functions(files: &[File]) -> Vec<String> {
@@ -454,7 +457,7 @@ fn a_long_file_is_found_and_its_tests_are_not_counted() {
     let (code, tests) = ("//! x\n".repeat(401), "\n#[cfg(test)]\nmod tests {\n");
     let long = File::planted("runtime/src/a.rs", &format!("{code}{tests}"));
     let short = File::planted("runtime/src/b.rs", &format!("//! x\n{tests}{code}}}\n"));
-    let example = format!("//! x\n{}", "/// ```\n/// f();\n/// ```\nfn f() {}\n".repeat(101));
+    let example = format!("//! x\n{}", "/// x\n///\n/// ```\n/// f();\n/// ```\nfn f() {}\n".repeat(199));
     let taught = File::planted("runtime/src/c.rs", &example);
     found(long_files(&[long, short, taught]), &["runtime/src/a.rs:400: "]);
 }

@@ -100,6 +100,7 @@ impl Engine {
     }
 
     /// The questions of operators and tools to the store: shards, dead letters, timers, what happened to a message.
+    #[doc(hidden)]
     pub fn queries(&self) -> &dyn Queries {
         self.env.store.queries()
     }

@@ -88,11 +88,13 @@ impl RetryPolicy {
     }
 
     /// A delay uniform in `[0, bound(spent)]`.
+    #[doc(hidden)]
     pub fn delay(&self, spent: u32, dice: &mut Dice) -> Duration {
         self.bound(spent).mul_f64(dice.unit())
     }
 
     /// The delay before the next attempt, or `None` when all are spent.
+    #[doc(hidden)]
     pub fn next(&self, spent: u32, dice: &mut Dice) -> Option<Duration> {
         (spent < self.attempts).then(|| self.delay(spent, dice))
     }

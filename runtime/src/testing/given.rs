@@ -155,7 +155,10 @@ impl<H: Handler> Given<H> {
     /// }
     /// # }
     ///
-    /// Given::handler(Points).stored(1, &json!("70")).when(json!({ "member": "ann", "points": 30 })).then_state(100);
+    /// Given::handler(Points)
+    ///     .stored(1, &json!("70"))
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_state(100);
     /// ```
     #[must_use]
     #[track_caller]
@@ -230,7 +233,10 @@ impl<H: Handler> Given<H> {
     /// }
     /// # }
     ///
-    /// Given::handler(Points).now(1_000).when(json!({ "member": "ann", "points": 30 })).then_reply(json!({ "at": 1_000 }));
+    /// Given::handler(Points)
+    ///     .now(1_000)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_reply(json!({ "at": 1_000 }));
     /// ```
     #[must_use]
     pub fn now(mut self, now: Millis) -> Self {
@@ -244,7 +250,10 @@ impl<H: Handler> Given<H> {
     /// # use perkey::{json, testing::{Given, TurnLimits}};
     /// # use perkey::unstable::handler::example::Points;
     /// let none = TurnLimits { events_max: 0, ..TurnLimits::default() };
-    /// Given::handler(Points).limits(none).when(json!({ "member": "ann", "points": 30 })).then_rejects("more than 0");
+    /// Given::handler(Points)
+    ///     .limits(none)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_rejects("more than 0");
     /// ```
     #[must_use]
     pub fn limits(mut self, limits: TurnLimits) -> Self {
@@ -401,7 +410,11 @@ impl<H: Handler> Then<H> {
     /// }
     /// # }
     ///
-    /// Given::handler(Points).state(70).when(json!({ "member": "ann", "points": 30 })).then_forgets().then_state(0);
+    /// Given::handler(Points)
+    ///     .state(70)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_forgets()
+    ///     .then_state(0);
     /// ```
     #[track_caller]
     pub fn then_forgets(self) -> Self {
@@ -428,7 +441,9 @@ impl<H: Handler> Then<H> {
     /// }
     /// # }
     ///
-    /// Given::handler(Points).when(json!({ "member": "ann", "points": 30 })).then_sends([("points", "bob", json!({ "member": "bob", "points": 3 }))]);
+    /// Given::handler(Points)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_sends([("points", "bob", json!({ "member": "bob", "points": 3 }))]);
     /// ```
     #[track_caller]
     pub fn then_sends<'a, P: Serialize>(self, expected: impl IntoIterator<Item = (&'a str, &'a str, P)>) -> Self {
@@ -457,7 +472,10 @@ impl<H: Handler> Then<H> {
     /// }
     /// # }
     ///
-    /// Given::handler(Points).now(1_000).when(json!({ "member": "ann", "points": 30 })).then_schedules([("expiry", Some((61_000, "ann")))]);
+    /// Given::handler(Points)
+    ///     .now(1_000)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_schedules([("expiry", Some((61_000, "ann")))]);
     /// ```
     #[track_caller]
     pub fn then_schedules<'a, P: Serialize>(
@@ -491,7 +509,9 @@ impl<H: Handler> Then<H> {
     /// ```
     /// # use perkey::{json, testing::Given};
     /// # use perkey::unstable::handler::example::Points;
-    /// Given::handler(Points).when(json!({ "member": "ann", "points": 30 })).then_event(0, json!({ "member": "ann", "points": 30 }));
+    /// Given::handler(Points)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_event(0, json!({ "member": "ann", "points": 30 }));
     /// ```
     #[track_caller]
     pub fn then_event(self, at: usize, expected: impl Serialize) -> Self {
@@ -504,7 +524,9 @@ impl<H: Handler> Then<H> {
     /// ```
     /// # use perkey::{Json, json, testing::Given};
     /// # use perkey::unstable::handler::example::Points;
-    /// Given::handler(Points).when(json!({ "member": "ann", "points": 30 })).then_event_as(0, &Json, json!({ "member": "ann", "points": 30 }));
+    /// Given::handler(Points)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_event_as(0, &Json, json!({ "member": "ann", "points": 30 }));
     /// ```
     #[track_caller]
     pub fn then_event_as(self, at: usize, schema: &dyn Schema, expected: impl Serialize) -> Self {
@@ -546,7 +568,9 @@ impl<H: Handler> Then<H> {
     /// }
     /// # }
     ///
-    /// Given::handler(Points).when(json!({ "member": "ann", "points": 30 })).then_rows([json!({ "member": "ann", "points": 30 })]);
+    /// Given::handler(Points)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_rows([json!({ "member": "ann", "points": 30 })]);
     /// ```
     #[track_caller]
     pub fn then_rows<R: Serialize>(self, expected: impl IntoIterator<Item = R>) -> Self {
@@ -630,7 +654,9 @@ impl<H: Handler> Then<H> {
     /// }
     /// # }
     ///
-    /// Given::handler(Points).when(json!({ "member": "ann", "points": 30 })).then_defers(Duration::from_secs(5));
+    /// Given::handler(Points)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_defers(Duration::from_secs(5));
     /// ```
     #[track_caller]
     pub fn then_defers(self, delay: std::time::Duration) -> Self {
@@ -670,7 +696,11 @@ impl<H: Handler> Then<H> {
     /// ```
     /// # use perkey::{json, testing::Given};
     /// # use perkey::unstable::handler::example::Points;
-    /// Given::handler(Points).when(json!({ "member": "ann", "points": 30 })).then_state(30).when(json!({ "member": "ann", "points": 30 })).then_state(60);
+    /// Given::handler(Points)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_state(30)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_state(60);
     /// ```
     #[track_caller]
     pub fn when(self, message: impl Serialize) -> Self {
