@@ -1,8 +1,7 @@
 //! `balances`: what each account holds. The smallest complete handler.
 //! In: postings. Out: `balance.changed` with the new balance and how many postings made it.
 
-use perkey::handler::Codec;
-use perkey::{Fault, Handler, Key, Turn};
+use perkey::{Codec, Fault, Handler, Key, Turn};
 use serde::{Deserialize, Serialize};
 
 use crate::money::{Cents, Currency};

@@ -12,9 +12,7 @@ mod steps;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use perkey::clock::millis;
-use perkey::handler::{Codec, Outcome};
-use perkey::{Answer, Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
+use perkey::{Answer, Codec, Column, ColumnKind, Fault, Handler, Key, Outcome, Row, Table, Turn, millis};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

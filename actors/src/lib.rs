@@ -12,7 +12,7 @@ pub mod posting;
 pub mod texts;
 pub mod transactions;
 
-use perkey::handlers::Handlers;
+use perkey::Handlers;
 
 pub use balances::Balances;
 pub use checkouts::Checkouts;
@@ -39,9 +39,8 @@ pub fn handlers<P: PaymentProvider + Clone>(app: &App<P>) -> Handlers {
 
 #[cfg(test)]
 mod tests {
-    use perkey::handler::TurnLimits;
-    use perkey::message::Draft;
-    use perkey::{Fault, Turn};
+    use perkey::testing::TurnLimits;
+    use perkey::{Draft, Fault, Turn};
     use serde::de::DeserializeOwned;
 
     /// A message of account `acct-1` with more `fields`, decoded, and its turn.

@@ -1,8 +1,7 @@
 //! Names that strangers give: of accounts, orders, checkouts and categories.
 //! In: text. Out: a name that any store and any key can hold, or the reason why it cannot.
 
-use perkey::Key;
-use perkey::message::{MessageError, check_name};
+use perkey::{Key, MessageError, check_name};
 use serde::{Deserialize, Serialize};
 
 /// A kind of name: what messages call it, and the type that holds it.

@@ -1,8 +1,7 @@
 //! `orders`: what became of each order: placed, completed or cancelled.
 //! In: commands, by order id. Out: a row of table `orders`, an event for each change, and the order as it is now.
 
-use perkey::handler::Codec;
-use perkey::{Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
+use perkey::{Codec, Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 

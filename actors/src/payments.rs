@@ -6,8 +6,7 @@
 
 mod provider;
 
-use perkey::handler::Codec;
-use perkey::{Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
+use perkey::{Codec, Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
 use serde::{Deserialize, Serialize};
 
 use crate::money::{Cents, Currency};

@@ -1,7 +1,7 @@
 //! Texts of messages: as long as people write them, so that a page of what was written stays a page.
 //! In: payloads of strangers. Out: messages whose texts have a bound, or which of them is too long.
 
-use perkey::handler::{Codec, CodecError, Json, Payload, Schema};
+use perkey::{Codec, CodecError, Json, Payload, Schema};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 

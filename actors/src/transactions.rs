@@ -1,8 +1,7 @@
 //! `transactions`: the ledger of each account's postings, as rows that any SQL client can read.
 //! In: postings. Out: a row of table `transactions` and the event `transaction.posted` for each.
 
-use perkey::handler::Codec;
-use perkey::{AfterDeadLetter, Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
+use perkey::{AfterDeadLetter, Codec, Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
 use serde::{Deserialize, Serialize};
 
 use crate::money::{Cents, Currency};

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum, value_parser};
-use perkey::clock::{Dice, Stopwatch, sleep};
+use perkey::sleep;
+use perkey::unstable::clock::{Dice, Stopwatch};
 
 use self::clients::{Clients, Given};
 use crate::fleet::faults::On;

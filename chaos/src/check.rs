@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::message::{ShardNo, shard_of};
-use perkey::store::postgres::{Bounds, PgStore};
-use perkey::store::query::ShardRow;
-use perkey::store::sqlite::SqliteStore;
-use perkey::store::{Access, ServiceKey, Store, StoreError};
+use perkey::StoreError;
+use perkey::unstable::message::{ShardNo, shard_of};
+use perkey::unstable::store::postgres::{Bounds, PgStore};
+use perkey::unstable::store::query::ShardRow;
+use perkey::unstable::store::sqlite::SqliteStore;
+use perkey::unstable::store::{Access, ServiceKey, Store};
 use serde::Deserialize;
 
 use crate::postings::{Course, Postings, SERVICE};

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, value_parser};
-use perkey::clock::{Dice, Stopwatch};
-use perkey::store::sqlite::SqliteStore;
+use perkey::unstable::clock::{Dice, Stopwatch};
+use perkey::unstable::store::sqlite::SqliteStore;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Row, SqliteConnection};
 

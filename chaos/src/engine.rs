@@ -9,17 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use perkey::clock::sleep;
-use perkey::message::shard_of;
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::store::query::{ImportBatch, ImportProgress};
-use perkey::store::sqlite::{Access, SqliteStore};
-use perkey::store::{LogRow, Store, StoreError};
-use perkey::transport::embedded::{self, EmbeddedLog};
-use perkey::transport::memory::MemorySink;
-use perkey::transport::{SinkTransport, Transport};
-use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
+use perkey::unstable::message::shard_of;
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::query::{ImportBatch, ImportProgress};
+use perkey::unstable::store::sqlite::{Access, SqliteStore};
+use perkey::unstable::store::{LogRow, Store};
+use perkey::unstable::transport::embedded::{self, EmbeddedLog};
+use perkey::unstable::transport::memory::MemorySink;
+use perkey::unstable::transport::{SinkTransport, Transport};
+use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Settings, StoreError, Turn, sleep};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 

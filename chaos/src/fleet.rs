@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use clap::builder::{RangedU64ValueParser, TypedValueParser};
 use clap::{Args, value_parser};
-use perkey::clock::Dice;
+use perkey::unstable::clock::Dice;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::process::binary;

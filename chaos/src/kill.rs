@@ -10,8 +10,9 @@ use std::pin::pin;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use perkey::clock::{Dice, Stopwatch, sleep};
-use perkey::store::sqlite::SqliteStore;
+use perkey::sleep;
+use perkey::unstable::clock::{Dice, Stopwatch};
+use perkey::unstable::store::sqlite::SqliteStore;
 
 use crate::check::{check, progress};
 use crate::postings::{Postings, SERVICE};

@@ -32,13 +32,13 @@ pub enum ChaosError {
     Io(#[from] std::io::Error),
     /// The store.
     #[error(transparent)]
-    Store(#[from] perkey::store::StoreError),
+    Store(#[from] perkey::StoreError),
     /// The engine.
     #[error(transparent)]
-    Engine(#[from] perkey::engine::EngineError),
+    Engine(#[from] perkey::EngineError),
     /// A message that cannot be made.
     #[error(transparent)]
-    Message(#[from] perkey::message::MessageError),
+    Message(#[from] perkey::MessageError),
     /// What was to happen did not.
     #[error("{0}")]
     Stuck(String),

@@ -8,14 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use perkey::clock::{Clock, Millis, Stopwatch, sleep};
-use perkey::message::{Draft, shard_of};
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::store::query::DeadFilter;
-use perkey::store::sqlite::{Access, SqliteStore};
-use perkey::store::{ServiceKey, Store};
-use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
+use perkey::unstable::clock::{Clock, Stopwatch};
+use perkey::unstable::message::shard_of;
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::query::DeadFilter;
+use perkey::unstable::store::sqlite::{Access, SqliteStore};
+use perkey::unstable::store::{ServiceKey, Store};
+use perkey::{Draft, Engine, Fault, Handler, Handlers, Key, Message, Millis, Settings, Turn, sleep};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::append_for;

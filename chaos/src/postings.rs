@@ -4,9 +4,8 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 
-use perkey::Message;
-use perkey::clock::Dice;
-use perkey::message::{Draft, MessageError};
+use perkey::unstable::clock::Dice;
+use perkey::{Draft, Message, MessageError};
 
 /// The service that postings are sent to.
 pub const SERVICE: &str = "balances";

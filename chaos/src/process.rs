@@ -7,7 +7,8 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use perkey::clock::{Stopwatch, sleep};
+use perkey::sleep;
+use perkey::unstable::clock::Stopwatch;
 use tokio::process::{Child, Command};
 
 use crate::ChaosError;

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, value_parser};
-use perkey::clock::{Clock, Millis, sleep};
-use perkey::message::{Draft, shard_of};
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::store::sqlite::{Access, SqliteStore};
-use perkey::store::{ServiceKey, Store};
-use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
+use perkey::unstable::clock::Clock;
+use perkey::unstable::message::shard_of;
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::sqlite::{Access, SqliteStore};
+use perkey::unstable::store::{ServiceKey, Store};
+use perkey::{Draft, Engine, Fault, Handler, Handlers, Key, Message, Millis, Settings, Turn, sleep};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 

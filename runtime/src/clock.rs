@@ -100,6 +100,7 @@ thread_local! {
 }
 
 /// Does something on this thread in which no sleep takes time; says how long all of them would have been.
+#[cfg(feature = "simulation")]
 pub(crate) fn without_waiting<T>(what: impl FnOnce() -> T) -> (T, Duration) {
     WAITED.set(Some(Duration::ZERO));
     let done = what();

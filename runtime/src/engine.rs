@@ -41,13 +41,28 @@ use crate::store::lease::{Fleet, WorkerRow};
 use crate::store::{Setup, Store, StoreError};
 use crate::transport::{self, SinkTransport, Transport};
 
-/// How long a shard may take to answer a question.
+/// The time that a shard may take to answer a question.
 const ANSWER_MS: u64 = 5_000;
 
-/// How long a worker may take to leave its fleet.
+/// The time that a worker may take to leave its fleet.
 const LEAVE_MS: u64 = 2_000;
 
 /// A running engine. A clone is another hold on the same one.
+///
+/// ```
+/// # use perkey::{Engine, json};
+/// # use perkey::unstable::handler::example::Points;
+/// use perkey::host::{Failure, Running};
+///
+/// /// The work of a program beside its engine: see `perkey::host::Host::run`.
+/// async fn work(running: Running) -> Result<(), Failure> {
+///     let engine = running.engine;
+///     engine.send::<Points>("line-1", &json!({ "member": "ann", "points": 30 })).await?;
+///     engine.idle().await;
+///     println!("ann has {:?} points", engine.state::<Points>("ann").await?);
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Engine {
     env: Arc<Env>,
@@ -63,12 +78,12 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-/// Whether an engine can do its work.
+/// The health of an engine: can it do its work?
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
     /// It owns all its shards (in a fleet: those that are assigned to it) and nothing stands in its way.
     pub ready: bool,
-    /// What does.
+    /// Everything that stands in its way.
     pub problems: Vec<String>,
 }
 
@@ -92,6 +107,7 @@ pub enum EngineError {
 impl Engine {
     /// Prepares the store, takes its shards and starts handling. The embedded log is always a source. Where the store has
     /// leases this is one worker of a fleet: it is given its shards, and gives them up, as others come and go.
+    #[doc(hidden)]
     pub async fn start(
         settings: &Settings,
         handlers: Handlers,
@@ -119,6 +135,7 @@ impl Engine {
     }
 
     /// [`Engine::start`] with these sources and sinks. A sink that no route leads to is not opened.
+    #[doc(hidden)]
     pub async fn start_with(
         settings: &Settings,
         handlers: Handlers,
@@ -188,11 +205,20 @@ impl Engine {
     }
 
     /// Where commands come in whose senders wait for an answer.
+    #[doc(hidden)]
     pub fn calls(&self) -> Arc<Calls> {
         Arc::clone(&self.calls)
     }
 
-    /// Whether it can do its work.
+    /// The engine's health: can it do its work, and what stands in its way?
+    ///
+    /// ```
+    /// # use perkey::Engine;
+    /// async fn report(engine: &Engine) -> String {
+    ///     let health = engine.health().await;
+    ///     if health.ready { "ready".to_owned() } else { health.problems.join("; ") }
+    /// }
+    /// ```
     pub async fn health(&self) -> Health {
         let shards = self.shards().await;
         let mut problems: Vec<String> = self.failed.borrow().iter().cloned().collect();
@@ -208,6 +234,14 @@ impl Engine {
     }
 
     /// Resolves when nothing is unread, in hand or being committed. What waits for its time does not count.
+    ///
+    /// ```
+    /// # use perkey::Engine;
+    /// async fn once_handled(engine: &Engine) {
+    ///     engine.idle().await;
+    ///     println!("everything that was sent is handled");
+    /// }
+    /// ```
     pub async fn idle(&self) {
         let mut quiet = 0;
         while quiet < 2 {
@@ -242,21 +276,25 @@ impl Engine {
     }
 
     /// This process as the store names owners; in a fleet the worker's id, with its incarnation.
+    #[doc(hidden)]
     pub fn owner(&self) -> String {
         self.env.owner()
     }
 
     /// The shards that run here, in a fleet.
+    #[doc(hidden)]
     pub fn owned(&self) -> Vec<ShardNo> {
         self.env.fleet.as_ref().map(|fleet| fleet.view().running.clone()).unwrap_or_default()
     }
 
     /// All workers and shards as of the last heartbeat, where the store has leases.
+    #[doc(hidden)]
     pub fn fleet(&self) -> Option<Fleet> {
         self.env.fleet.as_ref().map(|fleet| fleet.view().fleet.clone())
     }
 
     /// All workers and shards as they are now; nothing where the store has no leases.
+    #[doc(hidden)]
     pub async fn look(&self) -> Result<Option<Fleet>, StoreError> {
         if self.env.fleet.is_none() {
             return Ok(None);
@@ -268,12 +306,20 @@ impl Engine {
 
     /// The worker that owns the shard of `key` as of the last heartbeat; [`Engine::look`] and
     /// [`fleet::owner_of`] for a fresh answer.
+    #[doc(hidden)]
     pub fn owner_of(&self, key: &str) -> Option<WorkerRow> {
         let fleet = self.env.fleet.as_ref()?;
         fleet::owner_of(&fleet.view().fleet, key).cloned()
     }
 
     /// Resolves with the reason when the tree gave up: the process should end, non-zero.
+    ///
+    /// ```
+    /// # use perkey::{Engine, tokio};
+    /// async fn watch(engine: Engine) {
+    ///     tokio::spawn(async move { eprintln!("the engine gave up: {}", engine.failed().await) });
+    /// }
+    /// ```
     pub async fn failed(&self) -> String {
         let mut failed = self.failed.clone();
         match failed.wait_for(Option::is_some).await {
@@ -283,6 +329,7 @@ impl Engine {
     }
 
     /// Ends a child of one shard, as a fault would: for chaos tests.
+    #[doc(hidden)]
     pub async fn kill(&self, shard: usize, child: Child) {
         if let Some(Some(supervisor)) = self.shards().await.get(shard) {
             drop(supervisor.cast(ShardSupervisorMessage::Kill(child)));
@@ -290,6 +337,13 @@ impl Engine {
     }
 
     /// Leaves in order: sources stop, runs end, everything settled is committed, the shards are given up.
+    ///
+    /// ```
+    /// # use perkey::{Engine, EngineError};
+    /// async fn leave(engine: Engine) -> Result<(), EngineError> {
+    ///     engine.drain().await
+    /// }
+    /// ```
     pub async fn drain(self) -> Result<(), EngineError> {
         drop(self.root.cast(RootMessage::Draining));
         let exit = self.env.settings.drain.exit;
@@ -389,7 +443,7 @@ fn unrouted(settings: &Settings, sources: &[&str], sinks: &[&str]) -> Vec<String
     problems
 }
 
-/// What a start that failed in the tree failed of: a store keeps its own words.
+/// The error of a start that failed in the tree: a store keeps its own words.
 fn start_error(error: SpawnErr) -> EngineError {
     match error {
         SpawnErr::StartupFailed(cause) => match cause.downcast::<SpawnErr>() {

@@ -36,6 +36,13 @@ use crate::store::lease::Code;
 use crate::telemetry::traces;
 
 /// The handlers that a program runs.
+///
+/// ```
+/// # use perkey::Handlers;
+/// # use perkey::unstable::handler::example::Points;
+/// let handlers = Handlers::new().with(Points);
+/// assert_eq!(handlers.services().len(), 1);
+/// ```
 #[derive(Clone, Default)]
 pub struct Handlers {
     services: Vec<Arc<dyn Service>>,
@@ -54,6 +61,13 @@ impl Handlers {
     }
 
     /// Adds a handler; one of the same service replaces the earlier one.
+    ///
+    /// ```
+    /// # use perkey::Handlers;
+    /// # use perkey::unstable::handler::example::Points;
+    /// let handlers = Handlers::new().with(Points);
+    /// assert_eq!(&*handlers.services()[0], "points");
+    /// ```
     #[must_use]
     pub fn with<H: Handler>(mut self, handler: H) -> Self {
         self.services.retain(|service| service.name() != H::SERVICE);
@@ -65,8 +79,11 @@ impl Handlers {
     pub fn services(&self) -> Vec<Arc<str>> {
         self.services.iter().map(|service| service.name().into()).collect()
     }
+}
 
-    /// Which states they read: the `STATE_VERSION` of each.
+#[doc(hidden)]
+impl Handlers {
+    /// The versions of the states that they read: the `STATE_VERSION` of each.
     pub fn code(&self) -> Code {
         Code::of(self.services.iter().map(|service| (service.name(), service.state_version())))
     }
@@ -86,7 +103,7 @@ impl Handlers {
         self.services.iter().position(|known| known.name() == service).and_then(|at| u16::try_from(at).ok())
     }
 
-    /// Says that there is no such service, and which there are.
+    /// A sentence that there is no such service, with those that there are.
     pub fn unknown(&self, service: &str) -> String {
         let known = self.services();
         let near = or_near(service, known.iter().map(|name| &**name));
@@ -101,7 +118,7 @@ impl Handlers {
 /// A key's state in its actor's hands.
 pub(crate) type Cell = Option<Box<dyn Any + Send>>;
 
-/// What a run needs besides its messages.
+/// Everything that a run needs besides its messages.
 #[derive(Clone)]
 pub(crate) struct RunContext {
     pub(crate) clock: Clock,
@@ -110,7 +127,7 @@ pub(crate) struct RunContext {
     pub(crate) hash_key: [u8; 32],
 }
 
-/// What settled of a run so far.
+/// The part of a run that has settled so far.
 #[derive(Debug, Default)]
 pub(crate) struct Settled {
     pub(crate) turns: Vec<TurnEnd>,
@@ -314,7 +331,7 @@ async fn run<H: Handler>(
     settled
 }
 
-/// What a turn that succeeded makes of the state.
+/// The change that a successful turn made to the state.
 fn changed<H: Handler>(state: &mut H::State, turn: &Turn) -> Change {
     if turn.effects().forget {
         *state = H::State::default();
@@ -358,7 +375,7 @@ fn faulted<H: Handler>(fault: Fault) -> TurnEnd {
     })
 }
 
-/// What the turns so far made of the state.
+/// The change that the turns so far made to the state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Change {
     #[default]

@@ -103,6 +103,7 @@ mod gateway;
 pub(crate) mod kafka;
 mod memory;
 pub(crate) mod rabbitmq;
+#[cfg(feature = "redis")]
 pub(crate) use self::gateway::is_redis;
 pub use self::gateway::{CacheSettings, GatewaySettings};
 pub use self::kafka::{FirstStart, KafkaSettings, next_life, topic_of};

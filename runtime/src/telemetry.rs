@@ -136,7 +136,7 @@ fn parse(variable: &str, filter: &str) -> Result<EnvFilter, TelemetryError> {
 /// The ids by which a line about a message can be found.
 ///
 /// ```
-/// # use perkey::telemetry::MessageFields;
+/// # use perkey::unstable::telemetry::MessageFields;
 /// # fn example(message: &perkey::Message) {
 /// let MessageFields { message_id, saga_id, trace_id } = MessageFields::of(message);
 /// tracing::warn!(message_id, saga_id, trace_id, attempt = 3, "turn will be retried");

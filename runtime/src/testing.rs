@@ -1,30 +1,53 @@
 //! The test kit: one handler in microseconds, or the whole pipeline in memory on virtual time.
 //! In: handlers, messages, a seed. Out: what a turn did; what a simulated program made durable, all faults included.
 //!
-//! [`Given`] runs one turn of one handler. [`Stage`] runs several handlers together, with their commands, answers and
-//! timers. A [`Recorder`] keeps what the ledgers of a
-//! running engine are told, and a [`Recording`] shows what each of them decided. [`Simulation`] runs shards with their ledgers, sources, actors and commits
-//! against a store in memory, kills, freezes and repeats whatever the seed says, and checks that each message still
-//! counted once and in order.
+//! [`Given`] runs one turn of one handler. `Stage` runs several handlers together, with their commands, answers and
+//! timers. `Simulation` runs shards with their ledgers, sources, actors and commits against a store in memory, kills,
+//! freezes and repeats whatever the seed says, and checks that each message still counted once and in order. These two
+//! need the feature `simulation`. A [`Recorder`] keeps what the ledgers of a running engine are told, and a
+//! [`Recording`] shows what each of them decided.
 
-mod disk;
-mod fate;
 mod given;
+
+#[cfg(feature = "simulation")]
+mod disk;
+#[cfg(feature = "simulation")]
+mod fate;
+#[cfg(feature = "simulation")]
 mod owner;
+#[cfg(feature = "simulation")]
 mod perform;
+#[cfg(feature = "simulation")]
 mod plan;
+#[cfg(feature = "simulation")]
 mod simulation;
+#[cfg(feature = "simulation")]
 mod stage;
+#[cfg(feature = "simulation")]
 mod tell;
+#[cfg(feature = "simulation")]
 mod transports;
+#[cfg(feature = "simulation")]
 mod trouble;
+#[cfg(feature = "simulation")]
 mod witness;
+#[cfg(feature = "simulation")]
 mod work;
+#[cfg(feature = "simulation")]
 mod world;
 
 pub use crate::shard::env::recorder::{Decision, Recorder, Recording};
 pub use given::{Given, Then};
+#[cfg(feature = "simulation")]
 pub use plan::Faults;
+#[cfg(feature = "simulation")]
 pub use simulation::{Broken, Report, Simulation};
+#[cfg(feature = "simulation")]
 pub use stage::Stage;
+#[cfg(feature = "simulation")]
 pub use witness::{Effect, Seen};
+
+// what a turn of a test's own is made with, and what it came to
+pub use crate::handler::{Effects, Emitted, RowWrite, Scheduled, Sent, Statement, TurnLimits};
+#[cfg(feature = "simulation")]
+pub use crate::store::{DeadLetter, Timer};

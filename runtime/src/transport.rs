@@ -12,6 +12,7 @@ pub mod kafka;
 pub mod memory;
 mod ongoing;
 pub(crate) mod open;
+#[cfg(any(test, feature = "rabbitmq", feature = "simulation"))]
 pub(crate) mod pace;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use budget_actors::{App, Checkouts, Payments, Provider};
-use perkey::settings::{Bind, IdWithin, KeyFrom, Settings, duration};
-use perkey::{Handler, Handlers};
+use perkey::unstable::settings::duration;
+use perkey::{Bind, Handler, Handlers, IdWithin, KeyFrom, Settings};
 
 /// What the environment variables of its settings start with.
 pub const ENV_PREFIX: &str = "BUDGET_";
@@ -74,7 +74,7 @@ pub fn handlers(settings: &Settings) -> Result<Handlers, Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use perkey::settings::load::{Origin, Sources, load};
+    use perkey::unstable::settings::load::{Origin, Sources, load};
 
     const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/default.toml");
 

@@ -18,9 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use perkey::host::{files_fit, raise_files};
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
+use perkey::Settings;
+use perkey::unstable::engine::host::{files_fit, raise_files};
+use perkey::unstable::metrics::Metrics;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;

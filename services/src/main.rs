@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use budget_manager::operator::{self, cli};
-use perkey::host::in_runtime;
+use perkey::unstable::engine::host::in_runtime;
 
 /// A message's way is short-lived pieces of memory that one thread makes and another drops, which this allocator is good
 /// at; docs/performance.md has its share in the figures.

@@ -14,10 +14,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
-use perkey::host::{environment, misfits, said};
-use perkey::settings::Settings;
-use perkey::settings::load::{Loaded, Sources, load, or_near};
-use perkey::telemetry;
+use perkey::Settings;
+use perkey::unstable::engine::host::{environment, misfits, said};
+use perkey::unstable::settings::load::{Loaded, Sources, load, or_near};
+use perkey::unstable::telemetry;
 
 use self::cli::args::{self, Cli, Command, DlqCommand, Global, KeysCommand, ScheduleCommand, StateCommand};
 use self::cli::outbox::{self, OutboxCommand};
@@ -141,7 +141,7 @@ fn no_operations(settings: &Settings) -> impl Iterator<Item = String> {
 
 #[cfg(test)]
 mod tests {
-    use perkey::store::StoreError;
+    use perkey::StoreError;
 
     use super::*;
 

@@ -11,11 +11,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use budget_actors::Balances;
-use perkey::clock::Stopwatch;
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::store::Store;
-use perkey::{Engine, Handlers};
+use perkey::unstable::clock::Stopwatch;
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::Store;
+use perkey::{Engine, Handlers, Settings};
 use tokio::runtime::Runtime;
 
 use super::workload::Workload;

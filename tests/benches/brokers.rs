@@ -6,13 +6,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::clock::{Dice, Stopwatch, sleep};
-use perkey::message::{Draft, Message, Positions, shard_of};
-use perkey::metrics::Metrics;
-use perkey::settings::{KafkaSettings, RabbitmqSettings};
-use perkey::transport::kafka::{KafkaSink, KafkaTransport};
-use perkey::transport::rabbitmq::{RabbitmqSink, RabbitmqTransport};
-use perkey::transport::{Answer, Content, Outgoing, Sink, SinkTransport, Source, Transport};
+use perkey::unstable::clock::{Dice, Stopwatch};
+use perkey::unstable::message::{Positions, shard_of};
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::settings::{KafkaSettings, RabbitmqSettings};
+use perkey::unstable::transport::kafka::{KafkaSink, KafkaTransport};
+use perkey::unstable::transport::rabbitmq::{RabbitmqSink, RabbitmqTransport};
+use perkey::unstable::transport::{Answer, Content, Outgoing, Sink, SinkTransport, Source, Transport};
+use perkey::{Draft, Message, sleep};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use tokio::task::JoinSet;
@@ -182,7 +183,7 @@ async fn publish(end: &mut dyn Sink, events: &[Outgoing]) {
 
 async fn fetched(source: &mut dyn Source) -> Vec<Message> {
     let deliveries = source.fetch(1_000).await.expect("the source works");
-    let message = |delivery: perkey::transport::Delivery| match delivery.content {
+    let message = |delivery: perkey::unstable::transport::Delivery| match delivery.content {
         Content::Unrouted(message) => message,
         other => unreachable!("the sink's events are messages: {other:?}"),
     };

@@ -15,10 +15,9 @@ mod workload;
 use std::path::Path;
 use std::sync::Arc;
 
-use perkey::store::Setup;
-use perkey::store::Store;
-use perkey::store::lease::Code;
-use perkey::store::sqlite::{Access, SqliteStore};
+use perkey::unstable::store::lease::Code;
+use perkey::unstable::store::sqlite::{Access, SqliteStore};
+use perkey::unstable::store::{Setup, Store};
 
 /// The allocator of the binary.
 #[global_allocator]

@@ -7,13 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::clock::{Stopwatch, sleep};
-use perkey::message::Draft;
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::store::lease::Code;
-use perkey::store::{Setup, Store};
-use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
+use perkey::unstable::clock::Stopwatch;
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::lease::Code;
+use perkey::unstable::store::{Setup, Store};
+use perkey::{Draft, Engine, Fault, Handler, Handlers, Key, Message, Settings, Turn, sleep};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 
@@ -112,7 +110,7 @@ async fn resident(path: &Path, bytes: usize) {
 
 /// A running engine, and what feeds it.
 struct Feed {
-    store: Arc<perkey::store::sqlite::SqliteStore>,
+    store: Arc<perkey::unstable::store::sqlite::SqliteStore>,
     engine: Engine,
     bytes: usize,
     next: u64,

@@ -11,19 +11,18 @@ use std::time::Duration;
 use budget_actors::Balances;
 use budget_actors::balances::Balance;
 use futures_util::FutureExt;
-use perkey::handler::TurnLimits;
-use perkey::handlers::run::TurnEnd;
-use perkey::ledger::Ledger;
-use perkey::ledger::protocol::{
+use perkey::testing::TurnLimits;
+use perkey::unstable::handlers::run::TurnEnd;
+use perkey::unstable::ledger::Ledger;
+use perkey::unstable::ledger::protocol::{
     self, Action, Answer, LedgerConfig, Question, RunOrder, RunReport, ServiceInfo, SourceInfo,
 };
-use perkey::ledger::routes::{Arrival, Bindings, What};
-use perkey::message::{Draft, Positions, ShardNo};
-use perkey::settings::Settings;
-use perkey::store::{Commit, Event, InboxRows, KeyRow, Outcome, Store};
-use perkey::transport::embedded::{self, EmbeddedLog};
-use perkey::transport::{Content, Delivery, Transport};
-use perkey::{AfterDeadLetter, Handler, Handlers, Message, RetryPolicy, Turn};
+use perkey::unstable::ledger::routes::{Arrival, Bindings, What};
+use perkey::unstable::message::{Positions, ShardNo};
+use perkey::unstable::store::{Commit, Event, InboxRows, KeyRow, Outcome, Store};
+use perkey::unstable::transport::embedded::{self, EmbeddedLog};
+use perkey::unstable::transport::{Content, Delivery, Transport};
+use perkey::{AfterDeadLetter, Draft, Handler, Handlers, Message, RetryPolicy, Settings, Turn};
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::runtime::Runtime;
 
@@ -153,7 +152,7 @@ struct Drive {
 }
 
 impl Drive {
-    fn new(shard: ShardNo, runtime: &Runtime, store: &Arc<perkey::store::sqlite::SqliteStore>) -> Self {
+    fn new(shard: ShardNo, runtime: &Runtime, store: &Arc<perkey::unstable::store::sqlite::SqliteStore>) -> Self {
         let settings = Settings::default();
         let handlers = Handlers::new().with(Balances);
         let taken = runtime.block_on(store.take(shard, "bench")).expect("the shard");
@@ -224,15 +223,17 @@ impl Drive {
                         self.commits.push(commit);
                     }
                     Action::Credit(_, more) => self.credits += more,
-                    Action::Ask(Question::Due(..)) => self
-                        .ledger
-                        .step(protocol::Event::Answered(Answer::Due(perkey::store::Due::default())), self.now),
+                    Action::Ask(Question::Due(..)) => self.ledger.step(
+                        protocol::Event::Answered(Answer::Due(perkey::unstable::store::Due::default())),
+                        self.now,
+                    ),
                     Action::Ask(Question::Schedules) => {
                         self.ledger.step(protocol::Event::Answered(Answer::Schedules(Vec::new())), self.now)
                     }
-                    Action::Ask(Question::Timers(..)) => self
-                        .ledger
-                        .step(protocol::Event::Answered(Answer::Timers(perkey::store::DueTimers::default())), self.now),
+                    Action::Ask(Question::Timers(..)) => self.ledger.step(
+                        protocol::Event::Answered(Answer::Timers(perkey::unstable::store::DueTimers::default())),
+                        self.now,
+                    ),
                     Action::Ask(Question::Orphans(..)) => {
                         self.ledger.step(protocol::Event::Answered(Answer::Orphans(Vec::new())), self.now)
                     }

@@ -1,12 +1,12 @@
 //! The ledger workload as rows of the embedded log.
 //! In: numbers of messages and keys, a seed. Out: messages, the same for the same seed.
 
-use perkey::Message;
-use perkey::clock::Dice;
-use perkey::message::{Draft, shard_of};
-use perkey::store::query::{ImportBatch, ImportProgress};
-use perkey::store::{LogRow, Store};
-use perkey::transport::embedded;
+use perkey::unstable::clock::Dice;
+use perkey::unstable::message::shard_of;
+use perkey::unstable::store::query::{ImportBatch, ImportProgress};
+use perkey::unstable::store::{LogRow, Store};
+use perkey::unstable::transport::embedded;
+use perkey::{Draft, Message};
 
 pub(crate) struct Workload {
     pub(crate) messages: Vec<Message>,

@@ -1,10 +1,9 @@
 //! Messages for services that the program which takes them does not have, as in a rolling deploy.
 //! In: a program without a service, then one with it. Out: nothing is lost or handled twice, each key's order is kept.
 
-use perkey::settings::Settings;
-use perkey::store::Store;
-use perkey::store::query::{Action, DeadFilter, NewCommand};
-use perkey::{Fault, Handler, Handlers, Key, Turn};
+use perkey::unstable::store::Store;
+use perkey::unstable::store::query::{Action, DeadFilter, NewCommand};
+use perkey::{Fault, Handler, Handlers, Key, Settings, Turn};
 use serde::{Deserialize, Serialize};
 
 use crate::support::{append, count, handlers, open, start, state};

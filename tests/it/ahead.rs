@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use perkey::message::Draft;
-use perkey::metrics::{Child, Metrics};
-use perkey::settings::{Bind, IdWithin, KeyFrom, Settings};
-use perkey::store::query::{Action, ImportBatch, ImportProgress};
-use perkey::store::{LogRow, ServiceKey, Store};
-use perkey::transport::embedded;
-use perkey::{AfterDeadLetter, Engine, Fault, Handler, Handlers, Key, Message, Turn};
+use perkey::unstable::metrics::{Child, Metrics};
+use perkey::unstable::store::query::{Action, ImportBatch, ImportProgress};
+use perkey::unstable::store::{LogRow, ServiceKey, Store};
+use perkey::unstable::transport::embedded;
+use perkey::{
+    AfterDeadLetter, Bind, Draft, Engine, Fault, Handler, Handlers, IdWithin, Key, KeyFrom, Message, Settings, Turn,
+};
 use perkey_chaos::process::until;
 
 use crate::kafka_topic::Topic;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-use perkey::message::shard_of;
+use perkey::unstable::message::shard_of;
 use perkey_chaos::process::until;
 use serde_json::Value;
 

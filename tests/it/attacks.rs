@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use budget_actors::{App, Checkouts, Provider, handlers};
 use bytes::{Buf, BufMut, Bytes};
-use perkey::handler::{Payload, Protobuf, named_once};
+use perkey::unstable::handler::named_once;
+use perkey::{Payload, Protobuf};
 use perkey_chaos::process::until;
 use reqwest::Client;
 use serde_json::{Value, json};
@@ -245,7 +246,7 @@ async fn payloads_settings_and_letters_that_are_nested_without_end_are_refused()
                 }
             }
             for payload in [message, vec![0x0b; DEEP], vec![0x13; DEEP]] {
-                assert!(perkey::handler::Codec::<Value>::decode(&schema, &Payload::from(&payload)).is_err());
+                assert!(perkey::Codec::<Value>::decode(&schema, &Payload::from(&payload)).is_err());
             }
         }
     });

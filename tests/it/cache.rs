@@ -5,12 +5,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::clock::{Clock, Millis, Stopwatch, sleep};
-use perkey::engine::cache::{self, ReplayCache};
-use perkey::handler::CallId;
-use perkey::metrics::Metrics;
-use perkey::settings::{CacheSettings, Settings};
-use perkey::store::calls::{CallEnd, CallOutcome, CallRecord};
+use perkey::unstable::clock::{Clock, Stopwatch};
+use perkey::unstable::engine::cache::{self, ReplayCache};
+use perkey::unstable::handler::CallId;
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::settings::CacheSettings;
+use perkey::unstable::store::calls::{CallEnd, CallOutcome, CallRecord};
+use perkey::{Millis, Settings, sleep};
 use perkey_chaos::process::until;
 use redis::aio::MultiplexedConnection;
 

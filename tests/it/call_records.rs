@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use perkey::handler::{CALL, CallId, call_of};
-use perkey::message::{Draft, Positions, shard_of};
-use perkey::store::calls::{CallEnd, CallOutcome, CallRecord, NewCall, Reply};
-use perkey::store::{Outcome, Part, Store};
-use perkey::transport::embedded;
+use perkey::Draft;
+use perkey::unstable::handler::{CALL, CallId, call_of};
+use perkey::unstable::message::{Positions, shard_of};
+use perkey::unstable::store::calls::{CallEnd, CallOutcome, CallRecord, NewCall, Reply};
+use perkey::unstable::store::{Outcome, Part, Store};
+use perkey::unstable::transport::embedded;
 
 use crate::fixture::{Place, SHARDS, commit, committed, setup};
 use crate::store_contract::contract;
@@ -130,7 +131,7 @@ async fn an_outcome_comes_with_its_commit_and_a_fenced_one_brings_none(mut place
     let refusal = CallOutcome { end: CallEnd::Refused, code: "no\u{0}".to_owned(), body: Bytes::from_static(b"why") };
     let replies = vec![done(one.id, "{\"n\": 1 }"), Reply { call: two.id, outcome: refusal.clone() }];
     let part = Part { replies, ..Part::default() };
-    let under = |epoch| perkey::store::Commit { parts: vec![part.clone()], ..commit(1, epoch, 1) };
+    let under = |epoch| perkey::unstable::store::Commit { parts: vec![part.clone()], ..commit(1, epoch, 1) };
     assert!(matches!(store.commit(&under(stale)).await, Outcome::Fenced));
     assert_eq!(record(&store, one.id).await.unwrap().outcome, None, "a stale epoch answers nobody");
     committed(&store, &under(epoch)).await;
@@ -149,7 +150,7 @@ async fn an_expired_record_is_replaced_and_one_that_runs_is_not(place: Box<impl 
     accept(&store, &[ended.clone(), runs.clone()]).await;
     let epoch = store.take(1, "me").await.unwrap().epoch;
     let part = Part { replies: vec![done(ended.id, "1")], ..Part::default() };
-    committed(&store, &perkey::store::Commit { parts: vec![part], ..commit(1, epoch, 1) }).await;
+    committed(&store, &perkey::unstable::store::Commit { parts: vec![part], ..commit(1, epoch, 1) }).await;
     let early = accept(&store, &[call(1, "a", 109)]).await.remove(0).unwrap();
     assert_eq!(early.outcome.unwrap().end, CallEnd::Done, "not before its time");
     let late = [call(1, "a", 110), call(2, "b", 5_000)];
@@ -168,7 +169,7 @@ async fn records_are_counted_and_swept_when_their_time_is_over(place: Box<impl P
     let epoch = store.take(1, "me").await.unwrap().epoch;
     let replies = (1..=4).map(|no| done(CallId([no; 16]), "1")).collect();
     let part = Part { replies, ..Part::default() };
-    committed(&store, &perkey::store::Commit { parts: vec![part], ..commit(1, epoch, 1) }).await;
+    committed(&store, &perkey::unstable::store::Commit { parts: vec![part], ..commit(1, epoch, 1) }).await;
     let counts = async |at| {
         let mut counts = store.calls().counts(at).await.unwrap();
         counts.sort();

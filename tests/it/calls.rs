@@ -7,15 +7,14 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
-use perkey::engine::cache;
-use perkey::engine::calls::{Call, CallAnswer, CallError, Calls};
-use perkey::handler::CallId;
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::store::calls::CallEnd;
-use perkey::store::query::DeadFilter;
-use perkey::store::sqlite::SqliteStore;
-use perkey::{Engine, Fault, Handler, Handlers, Key, Turn};
+use perkey::unstable::engine::cache;
+use perkey::unstable::engine::calls::{Call, CallAnswer, CallError, Calls};
+use perkey::unstable::handler::CallId;
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::calls::CallEnd;
+use perkey::unstable::store::query::DeadFilter;
+use perkey::unstable::store::sqlite::SqliteStore;
+use perkey::{Engine, Fault, Handler, Handlers, Key, Settings, Turn};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -56,7 +55,7 @@ impl Handler for Counter {
     async fn handle(&self, counted: &mut u64, count: Count, turn: &mut Turn) -> Result<(), Fault> {
         match count {
             Count::Up { .. } => {}
-            Count::Slow { .. } => perkey::clock::sleep(Duration::from_millis(300)).await,
+            Count::Slow { .. } => perkey::sleep(Duration::from_millis(300)).await,
             Count::Refuse { .. } => return Err(Fault::refuse("enough", "it has counted enough")),
             Count::Reject { .. } => return Err(Fault::reject("it does not want to")),
             Count::Fail { .. } => return Err(Fault::retry("it is stuck")),
@@ -229,7 +228,7 @@ async fn a_shard_that_reads_nothing_refuses_calls_for_its_own_keys_alone() {
     let metrics = Metrics::new();
     let cache = cache::open(&settings, &[1; 32], &metrics).unwrap();
     let front = Calls::new(&settings, Handlers::new().with(Counter), scene.store.clone(), cache, metrics);
-    let shard = |key: &str| perkey::message::shard_of(key, settings.ownership.shards);
+    let shard = |key: &str| perkey::unstable::message::shard_of(key, settings.ownership.shards);
     let elsewhere = (0..).map(|no| format!("k-{no}")).find(|key| shard(key) != shard("a")).unwrap();
     let up = |no, key: &str| front.call(call(no, json!({ "up": { "key": key } })), Duration::ZERO);
     let share = u8::try_from(1_000 / settings.ownership.shards).unwrap();

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use perkey::message::shard_of;
-use perkey::metrics::Child;
+use perkey::unstable::message::shard_of;
+use perkey::unstable::metrics::Child;
 use perkey_chaos::fleet::faults::{On, Scenario};
 use perkey_chaos::fleet::load::{Gauge, Load, Pace, Way};
 use perkey_chaos::fleet::servers::Servers;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use perkey::store::lease::{Leases, Worker};
+use perkey::unstable::store::lease::{Leases, Worker};
 use perkey_chaos::process::{Place, Running, built, until};
 use serde_json::Value;
 use sqlx::sqlite::SqliteConnectOptions;

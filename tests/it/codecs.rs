@@ -4,15 +4,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use perkey::clock::sleep;
-use perkey::handler::{Codec, Payload, Protobuf, Schema};
-use perkey::handlers::Shown;
-use perkey::message::Draft;
-use perkey::settings::{Bind, IdWithin, KeyFrom, Publish, Settings};
-use perkey::store::Store;
-use perkey::store::query::{Action, DeadFilter, NewCommand};
 use perkey::testing::Given;
-use perkey::{Fault, Handler, Handlers, Key, Turn};
+use perkey::unstable::handlers::Shown;
+use perkey::unstable::store::Store;
+use perkey::unstable::store::query::{Action, DeadFilter, NewCommand};
+use perkey::{
+    Bind, Codec, Draft, Fault, Handler, Handlers, IdWithin, Key, KeyFrom, Payload, Protobuf, Publish, Schema, Settings,
+    Turn, sleep,
+};
 use rdkafka::message::{Headers, Message as _};
 use serde::{Deserialize, Serialize};
 use serde_json::json;

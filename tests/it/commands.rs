@@ -1,14 +1,13 @@
 //! Commands from one key to another, and their answers: one in every case, each counted once.
 //! In: two handlers on one store, messages, restarts. Out: what either of them has seen.
 
-use perkey::handler::{ANSWER, Outcome};
-use perkey::ledger::routes::What;
-use perkey::message::{Draft, Position};
-use perkey::settings::Settings;
-use perkey::store::Store;
-use perkey::store::query::DeadFilter;
-use perkey::transport::{Content, Delivery};
-use perkey::{AfterDeadLetter, Answer, Fault, Handler, Handlers, Key, Turn};
+use perkey::unstable::handler::ANSWER;
+use perkey::unstable::ledger::routes::What;
+use perkey::unstable::message::Position;
+use perkey::unstable::store::Store;
+use perkey::unstable::store::query::DeadFilter;
+use perkey::unstable::transport::{Content, Delivery};
+use perkey::{AfterDeadLetter, Answer, Draft, Fault, Handler, Handlers, Key, Outcome, Settings, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -154,15 +153,15 @@ async fn a_command_for_a_service_that_is_not_there_is_answered_too() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_answers_from_outside() {
-    let bind = |source: &str| perkey::settings::Bind {
+    let bind = |source: &str| perkey::Bind {
         source: source.to_owned(),
         kind: "*".to_owned(),
         service: "orders".to_owned(),
-        key: perkey::settings::KeyFrom::Record,
-        id: perkey::settings::IdWithin::Key,
+        key: perkey::KeyFrom::Record,
+        id: perkey::IdWithin::Key,
     };
     let settings = Settings { bind: vec![bind("kafka")], ..Settings::default() };
-    let bindings = perkey::ledger::routes::Bindings::new(&settings, Handlers::new().with(Orders)).unwrap();
+    let bindings = perkey::unstable::ledger::routes::Bindings::new(&settings, Handlers::new().with(Orders)).unwrap();
     let answer = Answer { name: "payment".to_owned(), outcome: Outcome::Done(Value::Null) };
     let payload = serde_json::to_vec(&answer).unwrap();
     let message = Draft { id: "m", key: "o", kind: ANSWER, payload: &payload, ..Draft::default() }.build().unwrap();

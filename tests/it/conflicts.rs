@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use perkey::message::Draft;
-use perkey::store::query::{Action, DeadFilter};
-use perkey::{Engine, Message};
+use perkey::unstable::store::query::{Action, DeadFilter};
+use perkey::{Draft, Engine, Message};
 use perkey_chaos::process::until;
 
 use crate::ahead::{Case, Door, Place, Wait};
@@ -49,7 +48,7 @@ impl Doorway {
     /// What the dead letters say, each for the reason that is wanted.
     async fn letters(&self) -> Vec<String> {
         let letters = self.case.store.queries().peek(DeadFilter::default(), 9).await.unwrap();
-        let text = |(_, letter): &(u32, perkey::store::DeadLetter)| {
+        let text = |(_, letter): &(u32, perkey::unstable::store::DeadLetter)| {
             let told = (letter.error.as_str(), letter.message.id(), &*letter.service, letter.holds_key);
             assert_eq!(told, (REASON, "1", "counting", false));
             let payload: serde_json::Value = serde_json::from_slice(letter.message.payload()).unwrap();

@@ -4,15 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::clock::Clock;
-use perkey::engine::EngineError;
-use perkey::message::shard_of;
-use perkey::metrics::{Child, Metrics};
-use perkey::settings::{CronSettings, Settings};
-use perkey::store::query::DeadFilter;
-use perkey::store::sqlite::SqliteStore;
-use perkey::store::{DeadLetter, Store};
-use perkey::{Engine, Fault, Handler, Handlers, Key, Schedule, Turn};
+use perkey::unstable::clock::Clock;
+use perkey::unstable::message::shard_of;
+use perkey::unstable::metrics::{Child, Metrics};
+use perkey::unstable::settings::CronSettings;
+use perkey::unstable::store::query::DeadFilter;
+use perkey::unstable::store::sqlite::SqliteStore;
+use perkey::unstable::store::{DeadLetter, Store};
+use perkey::{Engine, EngineError, Fault, Handler, Handlers, Key, Schedule, Settings, Turn};
 use perkey_chaos::process::until;
 use serde_json::json;
 
@@ -170,8 +169,8 @@ async fn a_turn_cannot_set_or_cancel_what_a_schedule_sets() {
     let (settings, store) = (Settings::default(), open(&dir.path().join("s.db")).await);
     let engine = start(&settings, store.clone(), handlers(&[beat("@yearly")])).await;
     let message = |id: &str| {
-        let (payload, draft) = (json!(id).to_string(), perkey::message::Draft { kind: "said", ..Default::default() });
-        perkey::message::Draft { id, key: "heart", payload: payload.as_bytes(), ..draft }.build().unwrap()
+        let (payload, draft) = (json!(id).to_string(), perkey::Draft { kind: "said", ..Default::default() });
+        perkey::Draft { id, key: "heart", payload: payload.as_bytes(), ..draft }.build().unwrap()
     };
     append(&*store, settings.ownership.shards, "beats", &["cancel", "schedule"].map(message)).await;
     engine.idle().await;

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use lapin::BasicProperties;
-use perkey::clock::Clock;
-use perkey::store::lease::{Code, Leases, Worker};
+use perkey::unstable::clock::Clock;
+use perkey::unstable::store::lease::{Code, Leases, Worker};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 

@@ -420,7 +420,7 @@ async fn a_grpc_retry_and_a_hedged_pair_are_one_effect() {
                 match house.post(&key, 1).await {
                     Err(status) if status.code() == Code::Aborted => {
                         let pause = said(status.metadata(), "grpc-retry-pushback-ms").unwrap().parse().unwrap();
-                        perkey::clock::sleep(Duration::from_millis(pause)).await;
+                        perkey::sleep(Duration::from_millis(pause)).await;
                     }
                     ended => return ended.unwrap(),
                 }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use perkey::settings::Settings;
-use perkey::store::Store;
-use perkey::store::query::DeadFilter;
+use perkey::Settings;
+use perkey::unstable::store::Store;
+use perkey::unstable::store::query::DeadFilter;
 
 use crate::support::{append, count, handlers, open, start};
 
@@ -63,8 +63,8 @@ async fn a_forgotten_key_begins_anew() {
         engine.drain().await.unwrap();
     }
     assert_eq!(counts(&*store, &settings).await.remove("k"), Some(vec![1, 2, 3, 1, 2, 1, 2]));
-    let shard = perkey::message::shard_of("k", shards);
-    let key = perkey::store::ServiceKey { service: "counting".into(), key: "k".into() };
+    let shard = perkey::unstable::message::shard_of("k", shards);
+    let key = perkey::unstable::store::ServiceKey { service: "counting".into(), key: "k".into() };
     let row = store.load(shard, vec![key]).await.unwrap().remove(0);
     assert_eq!(row.state.unwrap().1, &br#"{"n":2}"#[..]);
 }

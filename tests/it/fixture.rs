@@ -6,16 +6,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use perkey::handler::{Column, ColumnKind, RowWrite, Table};
-use perkey::message::{Draft, Message, Position, Taken, TakenId};
-use perkey::store::lease::Code;
-use perkey::store::memory::MemoryStore;
-use perkey::store::query::{DeadFilter, Story};
-use perkey::store::sqlite::{Access, SqliteStore};
-use perkey::store::{
+use perkey::testing::RowWrite;
+use perkey::unstable::message::{Position, Taken, TakenId};
+use perkey::unstable::store::lease::Code;
+use perkey::unstable::store::memory::MemoryStore;
+use perkey::unstable::store::query::{DeadFilter, Story};
+use perkey::unstable::store::sqlite::{Access, SqliteStore};
+use perkey::unstable::store::{
     Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, Identity, LogRow, Outcome, Part, PendingKind,
     PendingRow, Runnable, ServiceKey, Setup, StateWrite, Store,
 };
+use perkey::{Column, ColumnKind, Draft, Message, Table};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Row};
 
@@ -231,7 +232,7 @@ pub(crate) fn full(identity: &Identity, shard: u32, epoch: u64, no: u64, tag: &s
     let key = format!("acct-{tag}");
     let handled = message(&format!("m-{tag}"), &key, b"{}");
     let event = message(&format!("e-{tag}"), &key, b"{\"n\":1}");
-    let cause = perkey::message::digest(handled.id(), &identity.hash_key);
+    let cause = perkey::unstable::message::digest(handled.id(), &identity.hash_key);
     let seq = 10 * no;
     let part = Part {
         ids: vec![taken(identity, &handled)],
@@ -253,7 +254,7 @@ pub(crate) fn full(identity: &Identity, shard: u32, epoch: u64, no: u64, tag: &s
         command: Some(CommandResult { command: 1, affected: 3, done: true }),
         ..Part::default()
     };
-    let messages = perkey::transport::embedded::encode(&[("audit", &event)]);
+    let messages = perkey::unstable::transport::embedded::encode(&[("audit", &event)]);
     let log = vec![LogRow { target: (shard + 1) % SHARDS, count: 1, messages }];
     Commit { parts: vec![part], log, first_seq: no, ..commit(shard, epoch, no) }
 }

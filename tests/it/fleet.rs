@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::clock::Clock;
-use perkey::metrics::{Child, Metrics};
-use perkey::settings::{Intensity, Settings};
-use perkey::store::memory::MemoryStore;
-use perkey::store::query::DeadFilter;
-use perkey::store::{Setup, Store};
-use perkey::{Engine, Fault, Handler, Handlers, Key, Turn};
+use perkey::unstable::clock::Clock;
+use perkey::unstable::metrics::{Child, Metrics};
+use perkey::unstable::settings::Intensity;
+use perkey::unstable::store::memory::MemoryStore;
+use perkey::unstable::store::query::DeadFilter;
+use perkey::unstable::store::{Setup, Store};
+use perkey::{Engine, Fault, Handler, Handlers, Key, Settings, Turn};
 use perkey_chaos::Verdict;
 use perkey_chaos::check::check;
 use perkey_chaos::postings::{Postings, SERVICE};
@@ -409,7 +409,7 @@ async fn workers_are_killed_frozen_and_drained_under_load_and_each_message_count
 
     fleet.feed(4_000).await;
     b.signal("STOP").await.unwrap();
-    let frozen = perkey::clock::Stopwatch::start();
+    let frozen = perkey::unstable::clock::Stopwatch::start();
     fleet.feed(2_000).await;
     fleet.share(&["a", "c"]).await;
     until("", SOON, async || frozen.elapsed() > TTL * 3).await.unwrap();

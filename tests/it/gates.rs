@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use perkey::clock::Stopwatch;
-use perkey::message::Draft;
-use perkey::settings::{ServiceLimit, Settings};
-use perkey::store::Store;
-use perkey::store::query::DeadFilter;
-use perkey::{Fault, Handler, Handlers, Key, Message, Turn};
+use perkey::unstable::clock::Stopwatch;
+use perkey::unstable::settings::ServiceLimit;
+use perkey::unstable::store::Store;
+use perkey::unstable::store::query::DeadFilter;
+use perkey::{Draft, Fault, Handler, Handlers, Key, Message, Settings, Turn};
 use perkey_chaos::process::until;
 use serde::Deserialize;
 
@@ -36,7 +35,7 @@ impl Provider {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
-        perkey::clock::sleep(Duration::from_millis(5)).await;
+        perkey::sleep(Duration::from_millis(5)).await;
         self.now.fetch_sub(1, Ordering::SeqCst);
         if self.away.load(Ordering::SeqCst) { Err("it does not answer") } else { Ok(()) }
     }
@@ -100,7 +99,7 @@ async fn what_needs_something_waits_for_it_and_nobody_else_does() {
     append(&*store, settings.ownership.shards, "careless", &calls("c", 200)).await;
     let others = async || counted(&*store, "careless", "c").await.len() == 200;
     until("the others are done", Duration::from_secs(30), others).await.unwrap();
-    perkey::clock::sleep(Duration::from_secs(1)).await;
+    perkey::sleep(Duration::from_secs(1)).await;
     assert!(counted(&*store, "needy", "n").await.is_empty());
     let tried = away.calls.load(Ordering::SeqCst);
     assert!((5..60).contains(&tried), "few calls find it away: {tried}");
@@ -161,7 +160,7 @@ impl Handler for Slow {
 
     async fn handle(&self, turns: &mut u64, call: Call, _: &mut Turn) -> Result<(), Fault> {
         if call.key == "slow" {
-            perkey::clock::sleep(Duration::from_millis(self.0.load(Ordering::SeqCst))).await;
+            perkey::sleep(Duration::from_millis(self.0.load(Ordering::SeqCst))).await;
         }
         *turns += 1;
         Ok(())

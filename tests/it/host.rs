@@ -5,9 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::{Engine, Fault, Handler, Key, SendError, Turn};
+use perkey::unstable::metrics::Metrics;
+use perkey::{Engine, Fault, Handler, Key, SendError, Settings, Turn};
 use serde_json::json;
 use tempfile::TempDir;
 

@@ -5,9 +5,8 @@
 
 use std::time::Duration;
 
-use perkey::Message;
-use perkey::clock::{Dice, since_boot};
-use perkey::message::Draft;
+use perkey::unstable::clock::{Dice, since_boot};
+use perkey::{Draft, Message};
 use perkey_chaos::process::until;
 
 use crate::ahead::{Case, Door, Place, Wait};

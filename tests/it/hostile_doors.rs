@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use perkey::clock::{Dice, since_boot};
+use perkey::unstable::clock::{Dice, since_boot};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;

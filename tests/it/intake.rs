@@ -6,11 +6,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::message::{Positions, murmur2, shard_of};
-use perkey::store::{Commit, LogRow, Outcome, Store};
-use perkey::transport::embedded::{self, EmbeddedLog};
-use perkey::transport::intake::Intake;
-use perkey::transport::{Content, Delivery, Source, Transport};
+use perkey::unstable::message::{Positions, murmur2, shard_of};
+use perkey::unstable::store::{Commit, LogRow, Outcome, Store};
+use perkey::unstable::transport::embedded::{self, EmbeddedLog};
+use perkey::unstable::transport::intake::Intake;
+use perkey::unstable::transport::{Content, Delivery, Source, Transport};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::fixture::{Place, SHARDS, commit, committed, message};
@@ -175,19 +175,19 @@ async fn a_row_that_is_too_large_is_a_dead_letter_in_part_and_stops_nobody() {
     assert!(held[0].0 > 100_000_000 && held[0].1 <= 4 * 65_536 + 2, "{held:?}");
     assert!(held[1].0 > 50_000_000 && held[1].1 < 100, "{held:?}");
 
-    let mut settings = perkey::settings::Settings::default();
+    let mut settings = perkey::Settings::default();
     settings.ownership.shards = SHARDS;
     settings.ingress.message_bytes_max = BYTES_MAX;
     settings.log.poll = Duration::from_millis(10);
     let store = crate::postgres_place::open(&place.database.url).await;
-    let metrics = perkey::metrics::Metrics::new();
+    let metrics = perkey::unstable::metrics::Metrics::new();
     let engine = perkey::Engine::start(&settings, crate::support::handlers(), store.clone(), metrics).await.unwrap();
     let counted = async || crate::support::state::<crate::support::Counted>(&*store, "counting", &key()).await;
     let handled = async || counted().await.is_some_and(|counted| counted.n == 2);
     perkey_chaos::process::until("both others count", Duration::from_secs(30), handled).await.unwrap();
     engine.idle().await;
     engine.drain().await.unwrap();
-    let dead = store.queries().peek(perkey::store::query::DeadFilter::default(), 10).await.unwrap();
+    let dead = store.queries().peek(perkey::unstable::store::query::DeadFilter::default(), 10).await.unwrap();
     let mut dead: Vec<_> = dead.iter().map(|(_, letter)| letter).collect();
     dead.sort_by_key(|letter| letter.message.id().to_owned());
     let ids: Vec<_> = dead.iter().map(|letter| (letter.message.id(), &*letter.service, &*letter.key)).collect();
@@ -248,7 +248,7 @@ async fn the_examples_of_the_document_work() {
 async fn the_policy_of_the_document_keeps_a_writer_to_its_tenant() {
     let place = PostgresPlace::new().await;
     let mut connection = place.database.connection().await;
-    let random = perkey::clock::Dice::from_system().below(u64::MAX);
+    let random = perkey::unstable::clock::Dice::from_system().below(u64::MAX);
     let (shop, worker) = (format!("perkey_test_shop_{random:x}"), format!("perkey_test_worker_{random:x}"));
     run(&mut connection, &format!("CREATE ROLE {shop}; CREATE ROLE {worker}")).await;
     let policy = example("postgresql").replace("acme_shop", &shop).replace("shop_worker", &worker);

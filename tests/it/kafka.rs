@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::message::{Position, Positions};
-use perkey::metrics::Metrics;
-use perkey::settings::{FirstStart, KafkaSettings};
-use perkey::transport::kafka::{KafkaSink, KafkaTransport};
-use perkey::transport::{Content, Outgoing, Sink, SinkTransport, Source, SourceError, Transport};
+use perkey::unstable::message::{Position, Positions};
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::settings::{FirstStart, KafkaSettings};
+use perkey::unstable::transport::kafka::{KafkaSink, KafkaTransport};
+use perkey::unstable::transport::{Content, Outgoing, Sink, SinkTransport, Source, SourceError, Transport};
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
@@ -322,7 +322,7 @@ async fn await_committed(topic: &Topic, partition: i32, offset: i64) {
         if topic.committed(partition) == Some(offset) {
             return;
         }
-        perkey::clock::sleep(Duration::from_millis(50)).await;
+        perkey::sleep(Duration::from_millis(50)).await;
     }
     panic!("waited 30 s for the group to have {offset}, and it has {:?}", topic.committed(partition));
 }
@@ -341,7 +341,7 @@ async fn an_event_comes_back_as_the_message_it_was() {
     let topic = Topic::new(4).await;
     let sink = KafkaSink::new(&topic.settings()).unwrap();
     let headers = [("traceparent", "00-1-2-01"), ("cause", "m-1"), ("x-tenant", "t")];
-    let draft = perkey::message::Draft {
+    let draft = perkey::Draft {
         id: "e-1",
         key: "acct-1",
         kind: "posted",
@@ -356,7 +356,7 @@ async fn an_event_comes_back_as_the_message_it_was() {
     assert_eq!(end.send(&[event]).unwrap(), 1);
     tokio::time::timeout(BOUND, end.answers()).await.expect("it is confirmed").unwrap();
     // Where Kafka's Java clients put this key: its shard, as partitions and shards are as many.
-    let shard = perkey::message::shard_of("acct-1", SHARDS);
+    let shard = perkey::unstable::message::shard_of("acct-1", SHARDS);
     let all = fetch(&mut *open(&topic.transport(), shard, &Positions::new()).await, 1).await;
     assert!(matches!(&all[0].content, Content::Unrouted(read) if *read == sent), "{:?}", all[0]);
 }
@@ -382,7 +382,7 @@ async fn a_producer_that_failed_for_good_is_made_anew() {
     cluster.request_errors(RDKafkaApiKey::Produce, &[refused]);
     assert_eq!(end.send(&[event(2)]).unwrap(), 1);
     let broken = answers(&mut *end).await.unwrap_err();
-    assert!(matches!(broken, perkey::transport::SinkError::Broken { .. }), "{broken}");
+    assert!(matches!(broken, perkey::unstable::transport::SinkError::Broken { .. }), "{broken}");
     assert!(end.send(&[event(3)]).is_err(), "it stays broken");
     // From the watermark, through a producer of a new identity.
     let mut end = sink.open(0).await.unwrap();
@@ -440,7 +440,7 @@ async fn a_broker_that_comes_back_is_gone_on_with() {
         ..KafkaSettings::default()
     };
     let (transport, sink) = (transport(&settings), KafkaSink::new(&settings).unwrap());
-    let shard = perkey::message::shard_of("k", SHARDS);
+    let shard = perkey::unstable::message::shard_of("k", SHARDS);
     let event = |seq| event("t", seq);
     let mut source = open(&transport, shard, &Positions::new()).await;
     let mut end = sink.open(shard).await.unwrap();

@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, pending, ready};
-use perkey::Engine;
-use perkey::message::{Position, Positions, ShardNo};
-use perkey::metrics::Metrics;
-use perkey::settings::{Bind, IdWithin, KeyFrom, Settings};
-use perkey::store::Store;
-use perkey::transport::embedded::EmbeddedLog;
-use perkey::transport::{Content, Delivery, Source, SourceError, Transport};
+use perkey::unstable::message::{Position, Positions, ShardNo};
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::Store;
+use perkey::unstable::transport::embedded::EmbeddedLog;
+use perkey::unstable::transport::{Content, Delivery, Source, SourceError, Transport};
+use perkey::{Bind, Engine, IdWithin, KeyFrom, Settings};
 
 use crate::support::{append, count, handlers, open};
 
@@ -65,7 +64,7 @@ impl Source for FragileSource {
 async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     let met = async {
         while !condition().await {
-            perkey::clock::sleep(Duration::from_millis(5)).await;
+            perkey::sleep(Duration::from_millis(5)).await;
         }
     };
     assert!(tokio::time::timeout(BOUND, met).await.is_ok(), "{what}");

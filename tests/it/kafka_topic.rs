@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use perkey::clock::{Clock, Dice, Stopwatch, rfc3339};
-use perkey::message::Message;
-use perkey::metrics::Metrics;
-use perkey::settings::KafkaSettings;
-use perkey::transport::Transport;
-use perkey::transport::kafka::KafkaTransport;
+use perkey::Message;
+use perkey::unstable::clock::{Clock, Dice, Stopwatch, rfc3339};
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::settings::KafkaSettings;
+use perkey::unstable::transport::Transport;
+use perkey::unstable::transport::kafka::KafkaTransport;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::{ClientContext, DefaultClientContext};
@@ -114,7 +114,7 @@ impl Topic {
                 return self.await_new(0..self.partitions).await;
             }
             refused = made;
-            perkey::clock::sleep(Duration::from_millis(50)).await;
+            perkey::sleep(Duration::from_millis(50)).await;
         }
         panic!("{} cannot be made: {refused:?}", self.name);
     }
@@ -136,7 +136,7 @@ impl Topic {
             if seen.iter().filter(|(_, leader)| *leader >= 0).count() == usize::try_from(self.partitions).unwrap() {
                 return;
             }
-            perkey::clock::sleep(Duration::from_millis(20)).await;
+            perkey::sleep(Duration::from_millis(20)).await;
         }
         panic!("{} has not {} partitions with leaders, but (partition, leader) {seen:?}", self.name, self.partitions);
     }
@@ -153,7 +153,7 @@ impl Topic {
                     break;
                 }
                 seen = Some(known);
-                perkey::clock::sleep(Duration::from_millis(20)).await;
+                perkey::sleep(Duration::from_millis(20)).await;
             }
             assert!(seen.is_none(), "{}/{partition} is not there and empty, but (low, high) {seen:?}", self.name);
         }

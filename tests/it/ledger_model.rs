@@ -6,18 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use perkey::handlers::run::{TurnEnd, TurnFault};
-use perkey::ledger::protocol::{
+use perkey::unstable::handlers::run::{TurnEnd, TurnFault};
+use perkey::unstable::ledger::protocol::{
     self, Action, ActorIx, Answer, LedgerConfig, Question, ReaderKind, RunOrder, RunReport, ServiceInfo, SourceInfo,
 };
-use perkey::ledger::routes::{Arrival, Bindings, What};
-use perkey::ledger::{Ledger, OTHER_CONTENT};
-use perkey::message::{Draft, Message, Position, shard_of};
-use perkey::settings::Settings;
-use perkey::store::lease::Code;
-use perkey::store::memory::MemoryStore;
-use perkey::store::{Commit, Event, Outcome, Setup};
-use perkey::{AfterDeadLetter, Fault, Handler, Handlers, Key, RetryPolicy, Turn};
+use perkey::unstable::ledger::routes::{Arrival, Bindings, What};
+use perkey::unstable::ledger::{Ledger, OTHER_CONTENT};
+use perkey::unstable::message::{Position, shard_of};
+use perkey::unstable::store::lease::Code;
+use perkey::unstable::store::memory::MemoryStore;
+use perkey::unstable::store::{Commit, Event, Outcome, Setup};
+use perkey::{AfterDeadLetter, Draft, Fault, Handler, Handlers, Key, Message, RetryPolicy, Settings, Turn};
 use proptest::prelude::*;
 
 struct Listing;
@@ -486,13 +485,15 @@ fn said(message: &Message) -> (String, String) {
 }
 
 trait Positions {
-    fn take_positions(&self) -> perkey::message::Positions;
+    fn take_positions(&self) -> perkey::unstable::message::Positions;
 }
 
 impl Positions for MemoryStore {
     /// Where the source stands, as the store has it.
-    fn take_positions(&self) -> perkey::message::Positions {
-        let rows = futures_util::FutureExt::now_or_never(perkey::store::query::Queries::shards(self)).unwrap().unwrap();
+    fn take_positions(&self) -> perkey::unstable::message::Positions {
+        let rows = futures_util::FutureExt::now_or_never(perkey::unstable::store::query::Queries::shards(self))
+            .unwrap()
+            .unwrap();
         rows[0].positions.get("log").cloned().unwrap_or_default()
     }
 }

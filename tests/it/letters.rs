@@ -4,15 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::clock::{Clock, Stopwatch};
-use perkey::message::TakenId;
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::store::postgres::PgStore;
-use perkey::store::query::{Action, DeadFilter, NewCommand};
-use perkey::store::sqlite::SqliteStore;
-use perkey::store::{Access, ServiceKey, Store};
-use perkey::{Engine, Message};
+use perkey::unstable::clock::{Clock, Stopwatch};
+use perkey::unstable::message::TakenId;
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::postgres::PgStore;
+use perkey::unstable::store::query::{Action, DeadFilter, NewCommand};
+use perkey::unstable::store::sqlite::SqliteStore;
+use perkey::unstable::store::{Access, ServiceKey, Store};
+use perkey::{Engine, Message, Settings};
 use perkey_chaos::process::until;
 
 use crate::fixture::{SqlitePlace, setup};

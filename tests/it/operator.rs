@@ -4,12 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use perkey::clock::sleep;
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::store::Store;
-use perkey::store::query::{Action, DeadFilter, NewCommand};
-use perkey::{AfterDeadLetter, Engine, Fault, Handler, Handlers, Key, Turn};
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::Store;
+use perkey::unstable::store::query::{Action, DeadFilter, NewCommand};
+use perkey::{AfterDeadLetter, Engine, Fault, Handler, Handlers, Key, Settings, Turn, sleep};
 
 use crate::postgres_place::Database;
 use crate::support::{Count, append, count, open, start};

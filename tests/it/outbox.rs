@@ -6,15 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::metrics::{Child, Metrics};
-use perkey::settings::{Publish, Settings};
-use perkey::store::query::{Action, DeadFilter, NewCommand, ShardRow};
-use perkey::store::sqlite::SqliteStore;
-use perkey::store::{DeadLetter, Store};
-use perkey::transport::embedded::EmbeddedLog;
-use perkey::transport::memory::MemorySink;
-use perkey::transport::{SinkTransport, Transport};
-use perkey::{Engine, Message};
+use perkey::unstable::metrics::{Child, Metrics};
+use perkey::unstable::store::query::{Action, DeadFilter, NewCommand, ShardRow};
+use perkey::unstable::store::sqlite::SqliteStore;
+use perkey::unstable::store::{DeadLetter, Store};
+use perkey::unstable::transport::embedded::EmbeddedLog;
+use perkey::unstable::transport::memory::MemorySink;
+use perkey::unstable::transport::{SinkTransport, Transport};
+use perkey::{Engine, Message, Publish, Settings};
 
 use crate::support::{append, count, handlers, open};
 
@@ -115,7 +114,7 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         if holds().await {
             return;
         }
-        perkey::clock::sleep(Duration::from_millis(20)).await;
+        perkey::sleep(Duration::from_millis(20)).await;
     }
     panic!("it never came to pass: {what}");
 }
@@ -183,7 +182,7 @@ async fn what_dies_or_breaks_repeats_events_and_loses_none() {
             1 => scene.sink.break_ends(),
             _ => scene.engine.kill(round % 2, Child::Shard).await,
         }
-        perkey::clock::sleep(Duration::from_millis(5)).await;
+        perkey::sleep(Duration::from_millis(5)).await;
     }
     scene.published().await;
     complete(&scene.sink, 3_000);

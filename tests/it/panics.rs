@@ -1,10 +1,9 @@
 //! Panics of handlers, in and beside their turns: each is its message's fault, and nobody else notices.
 //! In: messages that panic, far more of them than supervisors allow restarts. Out: dead letters; all others handled.
 
-use perkey::settings::Settings;
-use perkey::store::Store;
-use perkey::store::query::DeadFilter;
-use perkey::{Engine, Fault, Handler, Handlers, Key, Turn};
+use perkey::unstable::store::Store;
+use perkey::unstable::store::query::DeadFilter;
+use perkey::{Engine, Fault, Handler, Handlers, Key, Settings, Turn};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::support::{append, count, open, start, state};

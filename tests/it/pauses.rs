@@ -4,13 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::clock::Clock;
-use perkey::message::Draft;
-use perkey::settings::Settings;
-use perkey::store::query::{Action, DeadFilter, NewCommand, Scope};
-use perkey::store::sqlite::SqliteStore;
-use perkey::store::{PendingKind, ServiceKey, Store};
-use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
+use perkey::unstable::clock::Clock;
+use perkey::unstable::store::query::{Action, DeadFilter, NewCommand, Scope};
+use perkey::unstable::store::sqlite::SqliteStore;
+use perkey::unstable::store::{PendingKind, ServiceKey, Store};
+use perkey::{Draft, Engine, Fault, Handler, Handlers, Key, Message, Settings, Turn};
 use perkey_chaos::process::{built, until};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -129,7 +127,7 @@ async fn a_paused_service_starts_no_turn_until_it_is_resumed() {
     others_go_on(&*store, "o-2").await;
     append(&*store, shards, "listing", &[word("c", "31", None)]).await;
     // The timer is due meanwhile.
-    perkey::clock::sleep(Duration::from_secs(3)).await;
+    perkey::sleep(Duration::from_secs(3)).await;
     others_go_on(&*store, "o-3").await;
     assert_eq!((list(&*store, "a").await, list(&*store, "b").await), (vec!["0".to_owned()], Vec::new()));
     assert!(list(&*store, "c").await.is_empty());
@@ -158,7 +156,7 @@ async fn a_paused_key_waits_alone() {
     append(&*store, shards, "listing", &words).await;
     until("the other key is handled", PATIENCE, async || list(&*store, "b").await.len() == 10).await.unwrap();
     let key = ServiceKey { service: "listing".into(), key: "a".into() };
-    let shard = perkey::message::shard_of("a", shards);
+    let shard = perkey::unstable::message::shard_of("a", shards);
     let rows = async || store.page(shard, key.clone(), 0, 100).await.unwrap();
     until("they are spilled", PATIENCE, async || rows().await.len() == 10).await.unwrap();
     assert!(rows().await.iter().all(|row| row.kind == PendingKind::Follower && row.attempt == 0));

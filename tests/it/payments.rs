@@ -11,12 +11,10 @@ use axum::response::IntoResponse;
 use budget_actors::checkouts::{Progress, Saga, Status, Step};
 use budget_actors::payments::{PROVIDER, Payment, ProviderError};
 use budget_actors::{App, Checkouts, PaymentProvider, Payments, Provider};
-use perkey::handler::Outcome;
-use perkey::message::Draft;
-use perkey::settings::Settings;
-use perkey::store::Store;
-use perkey::store::query::DeadFilter;
 use perkey::testing::Given;
+use perkey::unstable::store::Store;
+use perkey::unstable::store::query::DeadFilter;
+use perkey::{Draft, Outcome, Settings};
 use perkey_chaos::process::until;
 use perkey_chaos::provider::{Entry, Faults, Provider as Server};
 use serde_json::{Value, json};
@@ -313,7 +311,7 @@ fn the_last_step_is_waited_for() {
 }
 
 struct Shop {
-    store: std::sync::Arc<perkey::store::sqlite::SqliteStore>,
+    store: std::sync::Arc<perkey::unstable::store::sqlite::SqliteStore>,
     server: Server,
     engine: perkey::Engine,
     _dir: tempfile::TempDir,

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use perkey::clock::Dice;
-use perkey::store::postgres::{Bounds, PgStore};
-use perkey::store::{Access, Store};
+use perkey::unstable::clock::Dice;
+use perkey::unstable::store::postgres::{Bounds, PgStore};
+use perkey::unstable::store::{Access, Store};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use perkey::clock::{Dice, sleep};
-use perkey::handler::CallId;
-use perkey::message::Draft;
-use perkey::store::lease::{Behind, Code, Leases, Worker};
-use perkey::store::postgres::{Bounds, PgStore};
-use perkey::store::query::{DeadFilter, ImportBatch, ImportProgress, Queries};
-use perkey::store::{Access, LogRow, Outcome, Part, Setup, Store, StoreError};
+use perkey::unstable::clock::Dice;
+use perkey::unstable::handler::CallId;
+use perkey::unstable::store::lease::{Behind, Code, Leases, Worker};
+use perkey::unstable::store::postgres::{Bounds, PgStore};
+use perkey::unstable::store::query::{DeadFilter, ImportBatch, ImportProgress, Queries};
+use perkey::unstable::store::{Access, LogRow, Outcome, Part, Setup, Store};
+use perkey::{Draft, StoreError, sleep};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -185,7 +185,7 @@ async fn each_class_of_sqlstate_has_its_outcome() {
     let before = all_rows(&mut connection).await;
     let says = async |id: &str| {
         let part = Part { rows: vec![posting("a", id, 1)], state: Some(state("a", "{}")), ..Part::default() };
-        store.commit(&perkey::store::Commit { parts: vec![part], ..commit(0, epoch, 1) }).await
+        store.commit(&perkey::unstable::store::Commit { parts: vec![part], ..commit(0, epoch, 1) }).await
     };
     for (code, expected) in [("21000", true), ("22003", true), ("54000", true), ("23514", false), ("P0001", false)] {
         match says(&format!("{code}!")).await {
@@ -212,7 +212,7 @@ async fn each_class_of_sqlstate_has_its_outcome() {
         run(&mut connection, "ALTER SEQUENCE said RESTART").await;
         let no = store.queries().shards().await.unwrap()[0].commit_no + 1;
         let part = Part { rows: vec![posting("a", &format!("{code} twice"), 1)], ..Part::default() };
-        committed(&store, &perkey::store::Commit { parts: vec![part], ..commit(0, epoch, no) }).await;
+        committed(&store, &perkey::unstable::store::Commit { parts: vec![part], ..commit(0, epoch, no) }).await;
         assert_eq!(number(&mut connection, "SELECT last_value FROM said").await, 3, "{code}");
     }
 }
@@ -231,7 +231,7 @@ async fn statements_that_the_server_forgot_are_prepared_again() {
     let mut backends = Vec::new();
     for no in 1..=6 {
         let part = Part { rows: vec![posting("a", &format!("forget {no}"), 1)], ..Part::default() };
-        committed(&store, &perkey::store::Commit { parts: vec![part], ..commit(0, epoch, no) }).await;
+        committed(&store, &perkey::unstable::store::Commit { parts: vec![part], ..commit(0, epoch, no) }).await;
         backends.push(number(&mut connection, backend).await);
     }
     assert!(backends[0] > 0 && backends.iter().all(|pid| *pid == backends[0]), "on one connection: {backends:?}");
@@ -357,7 +357,7 @@ async fn an_older_program_does_not_take_what_a_newer_one_owned() {
     // The sum of its versions is no higher: one service is newer, another is not there.
     newer.prepare(Setup { code: Code::of([("balances", 2), ("other", 1)]), ..setup() }).await.unwrap();
     let epoch = newer.take(1, "new").await.unwrap().epoch;
-    committed(&place.store(), &perkey::store::Commit { release: true, ..commit(1, epoch, 1) }).await;
+    committed(&place.store(), &perkey::unstable::store::Commit { release: true, ..commit(1, epoch, 1) }).await;
     let refused = place.postgres().take(1, "old").await;
     let behind = Behind { service: Some("balances".into()), stored: 2, ours: 1 };
     assert_eq!(refused, Err(StoreError::CodeVersion { shard: 1, behind }));
@@ -434,7 +434,7 @@ async fn another_process_is_told_that_its_log_has_grown() {
     tokio::time::timeout(BOUND, reader.log_changed(2)).await.expect("it listens");
     for no in 1..=5 {
         let log = vec![LogRow { target: 2, count: 1, messages: bytes::Bytes::from_static(b"x") }];
-        let grown = perkey::store::Commit { log, ..commit(0, epoch, no) };
+        let grown = perkey::unstable::store::Commit { log, ..commit(0, epoch, no) };
         let told = tokio::time::timeout(BOUND, reader.log_changed(2));
         let (told, ()) = tokio::join!(told, committed(&writer, &grown));
         told.expect("it is told");
@@ -453,21 +453,22 @@ async fn the_views_show_what_commits_hold() {
     let draft =
         Draft { id: "e-1", key: "k", kind: "posted", source: "s", time: 1_500, headers: &headers, payload: b"" };
     let events = [Draft { payload: b"{\"n\":1}", ..draft.clone() }, Draft { payload: b"\xff", id: "e-2", ..draft }];
-    let event = |draft: &Draft<'_>| perkey::store::Event {
+    let event = |draft: &Draft<'_>| perkey::unstable::store::Event {
         service: "balances".into(),
-        cause: perkey::message::digest(id, &identity.hash_key),
+        cause: perkey::unstable::message::digest(id, &identity.hash_key),
         message: draft.build().unwrap(),
     };
     let ids = vec![taken(&identity, &handled), taken(&identity, &message("text", "k", b"{}"))];
     let part = Part { ids, events: events.iter().map(event).collect(), ..Part::default() };
-    committed(&store, &perkey::store::Commit { parts: vec![part], first_seq: 8, ..commit(1, epoch, 1) }).await;
+    committed(&store, &perkey::unstable::store::Commit { parts: vec![part], first_seq: 8, ..commit(1, epoch, 1) })
+        .await;
     let mut connection = place.database.connection().await;
     let sql = "SELECT id::text, service::text, key_hash, shard::bigint FROM inbox_messages";
     let inbox = sqlx::query(sql).fetch_all(&mut connection).await.unwrap();
     assert_eq!(inbox.len(), 2);
     assert_eq!(inbox[0].get::<String, _>(0), id.replace('-', ""));
     assert_eq!((inbox[1].get::<String, _>(1), inbox[1].get::<i64, _>(3)), ("balances".to_owned(), 1));
-    assert_eq!(inbox[0].get::<i64, _>(2), i64::from(perkey::message::murmur2(b"k")));
+    assert_eq!(inbox[0].get::<i64, _>(2), i64::from(perkey::unstable::message::murmur2(b"k")));
     let sql = "SELECT row_to_json(e)::text FROM outbox_events e WHERE shard = 1 ORDER BY seq";
     let events = sqlx::query(sql).fetch_all(&mut connection).await.unwrap();
     let events: Vec<serde_json::Value> = events.iter().map(|row| serde_json::from_str(row.get(0)).unwrap()).collect();
@@ -568,8 +569,8 @@ async fn ids_of_a_store_of_before_prints_were_kept_are_there_without() {
     store.prepare(setup()).await.unwrap();
     committed(&store, &full(&identity, 1, epoch, 2, "b")).await;
     let found = store.inbox(1, 0, 100).await.unwrap().commits;
-    assert_eq!(found[0].ids, [perkey::message::Taken::from(written.parts[0].ids[0].id)]);
-    assert_ne!(found[1].ids[0].print, perkey::message::Print::UNKNOWN);
+    assert_eq!(found[0].ids, [perkey::unstable::message::Taken::from(written.parts[0].ids[0].id)]);
+    assert_ne!(found[1].ids[0].print, perkey::unstable::message::Print::UNKNOWN);
 }
 
 #[tokio::test]
@@ -603,16 +604,16 @@ async fn who_waits_for_a_lock_is_unavailable_and_never_refused() {
     let store = PgStore::open(&place.database.url, bounds, Access::Run).await.unwrap();
     store.prepare(setup()).await.unwrap();
     let epoch = store.take(0, "me").await.unwrap().epoch;
-    let commit = |no: u64, then: Vec<perkey::handler::Statement>| {
+    let commit = |no: u64, then: Vec<perkey::testing::Statement>| {
         let rows = if then.is_empty() { vec![posting("a", &no.to_string(), 1)] } else { Vec::new() };
         let part = Part { rows, statements: then, state: Some(state("a", "{}")), ..Part::default() };
-        perkey::store::Commit { parts: vec![part], ..commit(0, epoch, no) }
+        perkey::unstable::store::Commit { parts: vec![part], ..commit(0, epoch, no) }
     };
     let mut other = place.database.connection().await;
     // As long as a row's and a statement's table is locked, by an index that is being made, or an operator.
     for (no, then) in [
         (1, Vec::new()),
-        (2, vec![perkey::handler::Statement { sql: "DELETE FROM postings".to_owned(), args: Vec::new() }]),
+        (2, vec![perkey::testing::Statement { sql: "DELETE FROM postings".to_owned(), args: Vec::new() }]),
     ] {
         run(&mut other, "BEGIN; LOCK TABLE postings IN SHARE MODE").await;
         let commit = commit(no, then);

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use lapin::ExchangeKind;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
-use perkey::message::{Draft, Message, Position, Positions, shard_of};
-use perkey::metrics::Metrics;
-use perkey::settings::RabbitmqSettings;
-use perkey::transport::rabbitmq::{RabbitmqSink, RabbitmqTransport};
-use perkey::transport::{
+use perkey::unstable::message::{Position, Positions, shard_of};
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::settings::RabbitmqSettings;
+use perkey::unstable::transport::rabbitmq::{RabbitmqSink, RabbitmqTransport};
+use perkey::unstable::transport::{
     Answer, Content, Delivery, Outgoing, Sink, SinkError, SinkTransport, Source, SourceError, Transport,
 };
+use perkey::{Draft, Message};
 use perkey_chaos::proxy::{Mode, Proxy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;

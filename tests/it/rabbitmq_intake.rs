@@ -8,16 +8,16 @@ use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, BasicRejectOptions};
-use perkey::Engine;
-use perkey::message::Positions;
-use perkey::metrics::Metrics;
-use perkey::settings::{Bind, IdWithin, KeyFrom, RabbitmqSettings, Settings, WithoutId};
-use perkey::store::query::DeadFilter;
-use perkey::store::sqlite::SqliteStore;
-use perkey::store::{DeadLetter, Store};
-use perkey::transport::embedded::EmbeddedLog;
-use perkey::transport::rabbitmq::RabbitmqTransport;
-use perkey::transport::{Content, Transport};
+use perkey::unstable::message::Positions;
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::settings::{RabbitmqSettings, WithoutId};
+use perkey::unstable::store::query::DeadFilter;
+use perkey::unstable::store::sqlite::SqliteStore;
+use perkey::unstable::store::{DeadLetter, Store};
+use perkey::unstable::transport::embedded::EmbeddedLog;
+use perkey::unstable::transport::rabbitmq::RabbitmqTransport;
+use perkey::unstable::transport::{Content, Transport};
+use perkey::{Bind, Engine, IdWithin, KeyFrom, Settings};
 use perkey_chaos::proxy::{Mode, Proxy};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
@@ -128,7 +128,7 @@ async fn start(settings: &Settings, folder: &tempfile::TempDir) -> (Engine, Arc<
 async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     let met = async {
         while !condition().await {
-            perkey::clock::sleep(Duration::from_millis(10)).await;
+            perkey::sleep(Duration::from_millis(10)).await;
         }
     };
     assert!(tokio::time::timeout(BOUND, met).await.is_ok(), "it never came to pass: {what}");
@@ -349,7 +349,7 @@ async fn another_mover_goes_on_where_one_is_cut_off() {
     let (mut keys, mut seen) = (BTreeMap::<String, Vec<String>>::new(), BTreeSet::new());
     for shard in 0..SHARDS {
         let mine: BTreeSet<String> = (0..1_500)
-            .filter(|no| perkey::message::shard_of(&key(*no), SHARDS) == shard)
+            .filter(|no| perkey::unstable::message::shard_of(&key(*no), SHARDS) == shard)
             .map(|no| format!("m{no}"))
             .collect();
         let mut source = reader.open(shard, Positions::new()).await.unwrap();

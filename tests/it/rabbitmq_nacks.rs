@@ -9,15 +9,14 @@ use futures_util::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Confirmation, ExchangeKind};
-use perkey::Engine;
-use perkey::metrics::Metrics;
-use perkey::settings::{Publish, Settings};
-use perkey::store::Store;
-use perkey::store::query::DeadFilter;
-use perkey::store::sqlite::SqliteStore;
-use perkey::transport::embedded::EmbeddedLog;
-use perkey::transport::rabbitmq::RabbitmqSink;
-use perkey::transport::{Answer, Outgoing, SinkTransport, Transport};
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::Store;
+use perkey::unstable::store::query::DeadFilter;
+use perkey::unstable::store::sqlite::SqliteStore;
+use perkey::unstable::transport::embedded::EmbeddedLog;
+use perkey::unstable::transport::rabbitmq::RabbitmqSink;
+use perkey::unstable::transport::{Answer, Outgoing, SinkTransport, Transport};
+use perkey::{Engine, Publish, Settings};
 use tokio::time::timeout;
 
 use crate::fixture::SHARDS;
@@ -193,7 +192,7 @@ async fn handling_and_leaving_do_not_wait_for_a_full_queue() {
     let handled = async || store.queries().shards().await.unwrap()[0].outbox_seq == 400;
     let all = async {
         while !handled().await {
-            perkey::clock::sleep(Duration::from_millis(10)).await;
+            perkey::sleep(Duration::from_millis(10)).await;
         }
     };
     timeout(BOUND, all).await.expect("all are handled while the queue is full");

@@ -13,12 +13,12 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, ExchangeKind};
-use perkey::clock::{Clock, Dice, rfc3339};
-use perkey::message::Message;
-use perkey::metrics::Metrics;
-use perkey::settings::RabbitmqSettings;
-use perkey::transport::Transport;
-use perkey::transport::rabbitmq::RabbitmqTransport;
+use perkey::Message;
+use perkey::unstable::clock::{Clock, Dice, rfc3339};
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::settings::RabbitmqSettings;
+use perkey::unstable::transport::Transport;
+use perkey::unstable::transport::rabbitmq::RabbitmqTransport;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
@@ -115,7 +115,7 @@ impl Wire {
             if channel.queue_declare(name.into(), passive, FieldTable::default()).await.is_ok() {
                 return;
             }
-            perkey::clock::sleep(Duration::from_millis(20)).await;
+            perkey::sleep(Duration::from_millis(20)).await;
         }
         panic!("{name} is not declared");
     }

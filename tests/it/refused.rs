@@ -7,14 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use perkey::clock::sleep;
-use perkey::message::{Draft, ShardNo, shard_of};
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::store::query::{Action, DeadFilter, NewCommand};
-use perkey::store::sqlite::SqliteStore;
-use perkey::store::{Commit, DeadLetter, DeadPlace, Outcome, ServiceKey, Store, StoreError, StoreFuture};
-use perkey::{AfterDeadLetter, Column, ColumnKind, Engine, Fault, Handler, Handlers, Key, Message, Row, Table, Turn};
+use perkey::unstable::message::{ShardNo, shard_of};
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::query::{Action, DeadFilter, NewCommand};
+use perkey::unstable::store::sqlite::SqliteStore;
+use perkey::unstable::store::{Commit, DeadLetter, DeadPlace, Outcome, ServiceKey, Store, StoreFuture};
+use perkey::{
+    AfterDeadLetter, Column, ColumnKind, Draft, Engine, Fault, Handler, Handlers, Key, Message, Row, Settings,
+    StoreError, Table, Turn, sleep,
+};
 use perkey_tests::{Tapped, Taps};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -270,7 +271,7 @@ impl Strict {
 impl Taps for Strict {
     fn commit<'a>(&'a self, store: &'a dyn Store, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
         let never = format!("\"n\":{NEVER}");
-        let refused = |row: &perkey::handler::RowWrite| row.row.as_ref().is_some_and(|row| row.contains(&never));
+        let refused = |row: &perkey::testing::RowWrite| row.row.as_ref().is_some_and(|row| row.contains(&never));
         if commit.parts.iter().flat_map(|part| &part.rows).any(refused) {
             let error = "never such a row".to_owned();
             return Box::pin(async { Outcome::Refused { permanent: true, error } });

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, pending, ready};
-use perkey::Engine;
-use perkey::message::{Draft, Message, Position, Positions, ShardNo, shard_of};
-use perkey::metrics::{Child, Metrics};
-use perkey::settings::{Bind, IdWithin, KeyFrom, Settings};
-use perkey::store::Store;
-use perkey::transport::embedded::EmbeddedLog;
-use perkey::transport::{Content, Delivery, Source, SourceError, Transport};
+use perkey::unstable::message::{Position, Positions, ShardNo, shard_of};
+use perkey::unstable::metrics::{Child, Metrics};
+use perkey::unstable::store::Store;
+use perkey::unstable::transport::embedded::EmbeddedLog;
+use perkey::unstable::transport::{Content, Delivery, Source, SourceError, Transport};
+use perkey::{Bind, Draft, Engine, IdWithin, KeyFrom, Message, Settings};
 
 use crate::support::{handlers, open};
 
@@ -93,10 +92,10 @@ async fn counted(log: Partitions, key: KeyFrom, id: IdWithin, messages: u64) -> 
     let sum = async |name: &str| rows().await.iter().map(|row| row.counters[name]).sum::<u64>();
     for round in 0..8 {
         engine.kill(round % SHARDS as usize, Child::Shard).await;
-        perkey::clock::sleep(Duration::from_millis(10)).await;
+        perkey::sleep(Duration::from_millis(10)).await;
     }
     while sum("taken").await < messages {
-        perkey::clock::sleep(Duration::from_millis(10)).await;
+        perkey::sleep(Duration::from_millis(10)).await;
     }
     engine.idle().await;
     let mut counts: BTreeMap<String, Vec<String>> = BTreeMap::new();

@@ -3,13 +3,11 @@
 
 use std::sync::Arc;
 
-use perkey::ledger::protocol::Action;
-use perkey::message::Draft;
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::store::Store;
 use perkey::testing::Recorder;
-use perkey::{Engine, Fault, Handler, Handlers, Key, Turn};
+use perkey::unstable::ledger::protocol::Action;
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::Store;
+use perkey::{Draft, Engine, Fault, Handler, Handlers, Key, Settings, Turn};
 
 use crate::support::{Count, Counted, append, open};
 

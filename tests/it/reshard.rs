@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use perkey::message::{Position, Stretch};
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::store::postgres::PgStore;
-use perkey::store::query::DeadFilter;
-use perkey::store::reshard::{ReshardError, Resharded};
-use perkey::store::sqlite::SqliteStore;
-use perkey::store::{Access, Commit, Outcome, Setup, Store, StoreError};
-use perkey::{Engine, Message};
+use perkey::unstable::message::{Position, Stretch};
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::postgres::PgStore;
+use perkey::unstable::store::query::DeadFilter;
+use perkey::unstable::store::reshard::{ReshardError, Resharded};
+use perkey::unstable::store::sqlite::SqliteStore;
+use perkey::unstable::store::{Access, Commit, Outcome, Setup, Store};
+use perkey::{Engine, Message, Settings, StoreError};
 use perkey_chaos::process::until;
 
 use crate::postgres_place::{BOUNDS, Database};

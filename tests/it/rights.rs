@@ -4,10 +4,10 @@
 use std::process::Command;
 use std::time::Duration;
 
-use perkey::clock::Dice;
-use perkey::store::postgres::PgStore;
-use perkey::store::sqlite::SqliteStore;
-use perkey::store::{Access, Store};
+use perkey::unstable::clock::Dice;
+use perkey::unstable::store::postgres::PgStore;
+use perkey::unstable::store::sqlite::SqliteStore;
+use perkey::unstable::store::{Access, Store};
 use perkey_chaos::process::{Running, until};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use perkey::handler::Table;
-use perkey::store::query::RowsAsk;
-use perkey::store::{Commit, Part, Setup, Store, StoreError};
+use perkey::unstable::store::query::RowsAsk;
+use perkey::unstable::store::{Commit, Part, Setup, Store};
+use perkey::{StoreError, Table};
 use serde_json::{Value, json};
 use sqlx::Row;
 

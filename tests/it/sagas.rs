@@ -11,9 +11,9 @@ use budget_actors::money::Cents;
 use budget_actors::names::OrderId;
 use budget_actors::payments::{self, Charge, PaymentProvider, ProviderAnswer, ProviderError};
 use budget_actors::{App, Balances, Checkouts, Expenses, Orders, Payments, Transactions};
-use perkey::clock::{Dice, sleep};
-use perkey::handler::Outcome;
 use perkey::testing::{Given, Stage};
+use perkey::unstable::clock::Dice;
+use perkey::{Outcome, sleep};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -156,12 +156,12 @@ fn shop_of(seed: u64) -> Shop {
     let checkouts = Checkouts { patience: PATIENCE, pause: Duration::from_secs(10) };
     let handlers = budget_actors::handlers(&App { provider: bank.clone(), checkouts });
     let stage = Stage::with(handlers, seed, |settings| {
-        settings.bind = vec![perkey::settings::Bind {
+        settings.bind = vec![perkey::Bind {
             source: "embedded".to_owned(),
             kind: "transaction.posted".to_owned(),
             service: "balances".to_owned(),
-            key: perkey::settings::KeyFrom::Record,
-            id: perkey::settings::IdWithin::Key,
+            key: perkey::KeyFrom::Record,
+            id: perkey::IdWithin::Key,
         }];
     });
     Shop { stage, bank }

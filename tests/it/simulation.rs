@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use perkey::ledger::{self, Defect};
-use perkey::message::Draft;
-use perkey::settings::{Bind, IdWithin, KeyFrom, Publish};
-use perkey::store::memory::{self, MemoryStore};
 use perkey::testing::{Faults, Report, Seen, Simulation};
-use perkey::transport::Content;
-use perkey::{AfterDeadLetter, Answer, Fault, Handler, Key, Message, Schedule, Turn};
+use perkey::unstable::ledger::{self, Defect};
+use perkey::unstable::store::memory::{self, MemoryStore};
+use perkey::unstable::transport::Content;
+use perkey::{
+    AfterDeadLetter, Answer, Bind, Draft, Fault, Handler, IdWithin, Key, KeyFrom, Message, Publish, Schedule, Turn,
+};
 use serde::{Deserialize, Serialize};
 
 /// Seeds that are run when nothing else is asked for.

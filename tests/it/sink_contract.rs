@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use lapin::ExchangeKind;
-use perkey::message::{Draft, Message};
-use perkey::transport::kafka::KafkaSink;
-use perkey::transport::rabbitmq::RabbitmqSink;
-use perkey::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
+use perkey::unstable::transport::kafka::KafkaSink;
+use perkey::unstable::transport::rabbitmq::RabbitmqSink;
+use perkey::unstable::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
+use perkey::{Draft, Message};
 use rdkafka::message::{Headers, Message as _};
 
 use crate::fixture::SHARDS;
@@ -89,7 +89,8 @@ impl Mouth for Kafka {
 
     fn stuck(&self) -> Arc<dyn SinkTransport> {
         // Port 1 is nobody's.
-        let settings = perkey::settings::KafkaSettings { brokers: "127.0.0.1:1".to_owned(), ..self.topic.settings() };
+        let settings =
+            perkey::unstable::settings::KafkaSettings { brokers: "127.0.0.1:1".to_owned(), ..self.topic.settings() };
         KafkaSink::new(&settings).unwrap()
     }
 
@@ -128,8 +129,8 @@ impl Rabbitmq {
         Box::new(Self { sink, streams })
     }
 
-    fn settings(streams: &Streams) -> perkey::settings::RabbitmqSettings {
-        perkey::settings::RabbitmqSettings { message_bytes_max: 1 << 20, ..streams.settings() }
+    fn settings(streams: &Streams) -> perkey::unstable::settings::RabbitmqSettings {
+        perkey::unstable::settings::RabbitmqSettings { message_bytes_max: 1 << 20, ..streams.settings() }
     }
 }
 
@@ -140,7 +141,7 @@ impl Mouth for Rabbitmq {
 
     fn stuck(&self) -> Arc<dyn SinkTransport> {
         let settings = Self::settings(&self.streams);
-        let settings = perkey::settings::RabbitmqSettings { addresses: "127.0.0.1:1".to_owned(), ..settings };
+        let settings = perkey::unstable::settings::RabbitmqSettings { addresses: "127.0.0.1:1".to_owned(), ..settings };
         RabbitmqSink::new(&settings, SHARDS).unwrap()
     }
 

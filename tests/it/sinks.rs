@@ -4,8 +4,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::BoxFuture;
-use perkey::message::{Message, ShardNo};
-use perkey::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
+use perkey::Message;
+use perkey::unstable::message::ShardNo;
+use perkey::unstable::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
 use tokio::sync::Notify;
 
 /// What is sent to this topic is refused.

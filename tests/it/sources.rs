@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::message::Positions;
-use perkey::transport::{Content, Delivery, Source, SourceError};
+use perkey::unstable::message::Positions;
+use perkey::unstable::transport::{Content, Delivery, Source, SourceError};
 
 const BOUND: Duration = Duration::from_secs(60);
 

@@ -5,10 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use perkey::message::{Positions, Print, Taken};
-use perkey::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand, Queries};
-use perkey::store::sqlite::{Access, SqliteStore};
-use perkey::store::{LogRow, Outcome, Part, Store, StoreError};
+use perkey::StoreError;
+use perkey::unstable::message::{Positions, Print, Taken};
+use perkey::unstable::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand, Queries};
+use perkey::unstable::store::sqlite::{Access, SqliteStore};
+use perkey::unstable::store::{LogRow, Outcome, Part, Store};
 use perkey_chaos::process::until;
 use sqlx::{Connection, Row};
 
@@ -189,7 +190,7 @@ async fn a_full_disk_is_survived() {
     let large = |no: u64| {
         let json = format!("\"{}\"", "x".repeat(60_000));
         let part = Part { state: Some(state(&format!("k{no}"), &json)), ..Part::default() };
-        perkey::store::Commit { parts: vec![part], ..commit(0, epoch, no) }
+        perkey::unstable::store::Commit { parts: vec![part], ..commit(0, epoch, no) }
     };
     committed(&store, &large(1)).await;
     let before = everything(&*place, &[]).await;
@@ -240,10 +241,10 @@ async fn what_was_committed_before_a_kill_is_there() {
 }
 
 /// A commit that writes about `bytes` of state.
-fn large(no: u64, epoch: u64, bytes: usize) -> perkey::store::Commit {
+fn large(no: u64, epoch: u64, bytes: usize) -> perkey::unstable::store::Commit {
     let json = format!("\"{}\"", "x".repeat(bytes));
     let part = Part { state: Some(state(&format!("k{no}"), &json)), ..Part::default() };
-    perkey::store::Commit { parts: vec![part], ..commit(0, epoch, no) }
+    perkey::unstable::store::Commit { parts: vec![part], ..commit(0, epoch, no) }
 }
 
 /// Size of the write-ahead log; nothing where there is none.

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use perkey::handler::{Column, ColumnKind, Statement, Table};
-use perkey::message::{Ahead, Draft, Position, Positions, Print, Stretch, Taken};
-use perkey::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand, Scope};
-use perkey::store::{
+use perkey::testing::Statement;
+use perkey::unstable::message::{Ahead, Position, Positions, Print, Stretch, Taken};
+use perkey::unstable::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand, Scope};
+use perkey::unstable::store::{
     CommandResult, Commit, DueTimers, Epoch, Identity, LogRow, Outcome, Part, PendingKind, RowSpan, ServiceKey, Setup,
-    SourceAhead, StateWrite, Store, StoreError, Timer, TimerWrite, Trim,
+    SourceAhead, StateWrite, Store, Timer, TimerWrite, Trim,
 };
+use perkey::{Column, ColumnKind, Draft, StoreError, Table};
 use serde_json::{Value, json};
 
 use crate::fixture::{
@@ -310,7 +311,8 @@ async fn the_inbox_is_the_window_and_what_waits(place: Box<impl Place>) {
         committed(&store, &with(part, commit(0, epoch, no))).await;
     }
     committed(&store, &commit(0, epoch, 5)).await;
-    let numbers = |rows: &perkey::store::InboxRows| rows.commits.iter().map(|commit| commit.no).collect::<Vec<_>>();
+    let numbers =
+        |rows: &perkey::unstable::store::InboxRows| rows.commits.iter().map(|commit| commit.no).collect::<Vec<_>>();
     let all = store.inbox(0, 0, 1_000).await.unwrap();
     assert_eq!(numbers(&all), [1, 2, 3, 4]);
     assert_eq!((all.commits[2].at, all.commits[2].ids.len(), all.pending), (1_003, 3, 1));
@@ -320,7 +322,7 @@ async fn the_inbox_is_the_window_and_what_waits(place: Box<impl Place>) {
     let recent = store.inbox(0, 1_003, 1_000).await.unwrap();
     assert_eq!((numbers(&recent), recent.pending), (vec![3, 4], 1), "rows wait at any age");
     assert_eq!(numbers(&store.inbox(0, 0, 4).await.unwrap()), [3, 4], "the newest");
-    assert_eq!(store.inbox(1, 0, 1_000).await.unwrap(), perkey::store::InboxRows::default());
+    assert_eq!(store.inbox(1, 0, 1_000).await.unwrap(), perkey::unstable::store::InboxRows::default());
 }
 
 async fn load_answers_in_the_order_asked(place: Box<impl Place>) {
@@ -339,7 +341,7 @@ async fn load_answers_in_the_order_asked(place: Box<impl Place>) {
     let found = store.load(0, asked).await.unwrap();
     assert_eq!(found.len(), 5);
     assert_eq!((found[0].held, found[0].dead, &found[0].state, found[0].pending), (true, true, &None, None));
-    assert_eq!(found[1], perkey::store::KeyRow::default());
+    assert_eq!(found[1], perkey::unstable::store::KeyRow::default());
     assert_eq!((found[2].held, found[2].pending), (false, Some(RowSpan { first: 4, last: 6, count: 3 })));
     assert_eq!(
         (found[3].held, found[3].dead, &found[3].state),
@@ -367,7 +369,7 @@ async fn due_gives_keys_longest_due_first(place: Box<impl Place>) {
         pending(5, "orphan", None),
     ];
     committed(&store, &with(Part { pending: rows, ..Part::default() }, commit(0, epoch, 1))).await;
-    let names = |due: &perkey::store::Due| due.keys.iter().map(|key| key.key.to_string()).collect::<Vec<_>>();
+    let names = |due: &perkey::unstable::store::Due| due.keys.iter().map(|key| key.key.to_string()).collect::<Vec<_>>();
     let due = store.due(0, 200, runnable(), 10).await.unwrap();
     assert_eq!((names(&due), due.next), (vec!["first".to_owned(), "second".to_owned()], Some(300)));
     let due = store.due(0, 200, runnable(), 1).await.unwrap();
@@ -375,7 +377,7 @@ async fn due_gives_keys_longest_due_first(place: Box<impl Place>) {
     let due = store.due(0, 1_000, runnable(), 10).await.unwrap();
     assert_eq!((due.keys.len(), due.next), (3, None));
     assert_eq!(store.due(0, 99, runnable(), 10).await.unwrap().next, Some(100));
-    assert_eq!(store.due(1, 1_000, runnable(), 10).await.unwrap(), perkey::store::Due::default());
+    assert_eq!(store.due(1, 1_000, runnable(), 10).await.unwrap(), perkey::unstable::store::Due::default());
     // A retry is written again with its new time; a settled one is gone.
     let part = Part { pending: vec![pending(2, "first", Some(900))], settled: vec![4], ..Part::default() };
     committed(&store, &with(part, commit(0, epoch, 2))).await;
@@ -454,7 +456,7 @@ fn log_row(target: u32, count: u32, text: &str) -> LogRow {
     LogRow { target, count, messages: Bytes::copy_from_slice(text.as_bytes()) }
 }
 
-fn places(rows: &[perkey::store::StoredLogRow]) -> Vec<(&str, u64)> {
+fn places(rows: &[perkey::unstable::store::StoredLogRow]) -> Vec<(&str, u64)> {
     rows.iter().map(|row| (&*row.origin, row.no)).collect()
 }
 
@@ -863,8 +865,11 @@ async fn large_values_survive(place: Box<impl Place>) {
     written.parts[0].events[0].message = large.clone();
     written.parts[0].pending = vec![row.clone()];
     written.parts[0].state = Some(state("k", &json));
-    written.log =
-        vec![LogRow { target: 0, count: 1, messages: perkey::transport::embedded::encode(&[("audit", &large)]) }];
+    written.log = vec![LogRow {
+        target: 0,
+        count: 1,
+        messages: perkey::unstable::transport::embedded::encode(&[("audit", &large)]),
+    }];
     committed(&store, &written).await;
     assert_eq!(store.queries().events(0, 0, 9).await.unwrap()[0].event.message, large);
     assert_eq!(store.page(0, service_key("k"), 0, 9).await.unwrap(), [row]);

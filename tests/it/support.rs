@@ -4,14 +4,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use perkey::message::{Draft, shard_of};
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::store::query::{ImportBatch, ImportProgress};
-use perkey::store::sqlite::{Access, SqliteStore};
-use perkey::store::{LogRow, ServiceKey, Store};
-use perkey::transport::embedded;
-use perkey::{Engine, Fault, Handler, Handlers, Key, Message, Turn};
+use perkey::unstable::message::shard_of;
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::query::{ImportBatch, ImportProgress};
+use perkey::unstable::store::sqlite::{Access, SqliteStore};
+use perkey::unstable::store::{LogRow, ServiceKey, Store};
+use perkey::unstable::transport::embedded;
+use perkey::{Draft, Engine, Fault, Handler, Handlers, Key, Message, Settings, Turn};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 

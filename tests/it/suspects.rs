@@ -4,14 +4,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use perkey::handlers::run::TurnEnd;
-use perkey::ledger::Ledger;
-use perkey::ledger::protocol::{Action, ActorIx, Event, LedgerConfig, RunOrder, RunReport};
-use perkey::ledger::routes::{Arrival, What};
-use perkey::message::{Draft, Message, Position};
-use perkey::settings::Settings;
-use perkey::store::PendingKind;
-use perkey::store::memory::MemoryStore;
+use perkey::unstable::handlers::run::TurnEnd;
+use perkey::unstable::ledger::Ledger;
+use perkey::unstable::ledger::protocol::{Action, ActorIx, Event, LedgerConfig, RunOrder, RunReport};
+use perkey::unstable::ledger::routes::{Arrival, What};
+use perkey::unstable::message::Position;
+use perkey::unstable::store::PendingKind;
+use perkey::unstable::store::memory::MemoryStore;
+use perkey::{Draft, Message, Settings};
 
 use crate::ledger_model::{answer, listing};
 
@@ -93,7 +93,8 @@ impl World {
 
     /// Starts as the store has them, of the one message there is.
     fn stored(&self) -> u32 {
-        let starts = |row: &perkey::store::PendingRow| (row.kind == PendingKind::Suspect).then_some(row.starts);
+        let starts =
+            |row: &perkey::unstable::store::PendingRow| (row.kind == PendingKind::Suspect).then_some(row.starts);
         self.store.pending().values().filter_map(starts).max().unwrap_or(0)
     }
 

@@ -6,7 +6,7 @@ pub(crate) mod scan;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use perkey::metrics::{Alarm, Metrics, WorkerAlarm};
+use perkey::unstable::metrics::{Alarm, Metrics, WorkerAlarm};
 use scan::{File, Rust, is_word, project, root};
 
 const FILE_LINES_MAX: usize = 400;
@@ -65,8 +65,8 @@ fn read(path: &str) -> File {
 fn long_files(files: &[File]) -> Vec<String> {
     let sources = files.iter().filter(|file| file.is_source());
     let sized = sources.map(|file| {
-        let rust = file.rust();
-        (file, rust.code[..rust.tests_at()].lines().count())
+        let code = file.rust().tests_at();
+        (file, file.text[..code].lines().count() - example_lines(&file.text[..code]))
     });
     let long = sized.filter(|(_, lines)| *lines > FILE_LINES_MAX);
     long.map(|(file, lines)| {
@@ -74,6 +74,24 @@ fn long_files(files: &[File]) -> Vec<String> {
         format!("{path}:{FILE_LINES_MAX}: {lines} lines without tests: move one of its ideas to a file of its own")
     })
     .collect()
+}
+
+/// The lines of examples in comments of documentation, with the empty ones before them: they are run as tests.
+fn example_lines(text: &str) -> usize {
+    let (mut within, mut empty, mut lines) = (false, 0, 0);
+    for line in text.lines().map(str::trim_start) {
+        let comment = line.strip_prefix("///").or_else(|| line.strip_prefix("//!")).map(str::trim_start);
+        let fence = comment.is_some_and(|comment| comment.starts_with("```"));
+        within = comment.is_some() && within != fence;
+        if within || fence {
+            lines += 1 + empty;
+        }
+        empty = usize::from(comment == Some(""));
+        if within {
+            empty = 0;
+        }
+    }
+    lines
 }
 
 fn long_functions(files: &[File]) -> Vec<String> {
@@ -244,7 +262,7 @@ fn wild_time(files: &[File]) -> Vec<String> {
             let path = &rust.code[at + owner.len()..next];
             if path == "::" && types.contains(&owner) && calls.contains(&call) {
                 let (path, line) = (&file.path, rust.line(at));
-                problems.push(format!("{path}:{line}: {owner}::{call}: take it from perkey::clock"));
+                problems.push(format!("{path}:{line}: {owner}::{call}: take it from perkey::unstable::clock"));
             }
         }
     }
@@ -439,7 +457,9 @@ fn a_long_file_is_found_and_its_tests_are_not_counted() {
     let (code, tests) = ("//! x\n".repeat(401), "\n#[cfg(test)]\nmod tests {\n");
     let long = File::planted("runtime/src/a.rs", &format!("{code}{tests}"));
     let short = File::planted("runtime/src/b.rs", &format!("//! x\n{tests}{code}}}\n"));
-    found(long_files(&[long, short]), &["runtime/src/a.rs:400: "]);
+    let example = format!("//! x\n{}", "/// x\n///\n/// ```\n/// f();\n/// ```\nfn f() {}\n".repeat(199));
+    let taught = File::planted("runtime/src/c.rs", &example);
+    found(long_files(&[long, short, taught]), &["runtime/src/a.rs:400: "]);
 }
 
 #[test]

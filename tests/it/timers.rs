@@ -3,10 +3,8 @@
 
 use std::time::Duration;
 
-use perkey::message::Draft;
-use perkey::settings::Settings;
-use perkey::store::Store;
-use perkey::{Fault, Handler, Handlers, Key, Turn};
+use perkey::unstable::store::Store;
+use perkey::{Draft, Fault, Handler, Handlers, Key, Settings, Turn};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -113,11 +111,11 @@ async fn timers_ring_once_across_restarts_and_never_when_cancelled() {
     engine.idle().await;
     engine.drain().await.unwrap();
     // What was due while nobody ran it rings when somebody does.
-    perkey::clock::sleep(Duration::from_millis(1_600)).await;
+    perkey::sleep(Duration::from_millis(1_600)).await;
     let engine = start(&settings, store.clone(), handlers()).await;
     let rest = async || rung(&*store, "a").await.len() + rung(&*store, "b").await.len() >= 4;
     perkey_chaos::process::until("the others ring", Duration::from_secs(20), rest).await.unwrap();
-    perkey::clock::sleep(Duration::from_millis(300)).await;
+    perkey::sleep(Duration::from_millis(300)).await;
     engine.idle().await;
     engine.drain().await.unwrap();
     let names = |rung: Vec<(String, i64)>| {

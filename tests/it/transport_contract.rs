@@ -8,10 +8,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use perkey::message::{Message, Position, Positions};
-use perkey::store::{Commit, LogRow, Outcome, Store};
-use perkey::transport::embedded::{self, EmbeddedLog};
-use perkey::transport::{Content, Delivery, Source, Transport};
+use perkey::Message;
+use perkey::unstable::message::{Position, Positions};
+use perkey::unstable::store::{Commit, LogRow, Outcome, Store};
+use perkey::unstable::transport::embedded::{self, EmbeddedLog};
+use perkey::unstable::transport::{Content, Delivery, Source, Transport};
 
 use crate::fixture::{MemoryPlace, Place, SHARDS, SqlitePlace, commit, message};
 use crate::postgres_place::PostgresPlace;

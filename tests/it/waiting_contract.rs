@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use perkey::handler::Table;
-use perkey::message::TakenId;
-use perkey::store::query::{Action, DeadFilter, NewCommand, Scope, Story};
-use perkey::store::{
+use perkey::Table;
+use perkey::unstable::message::TakenId;
+use perkey::unstable::store::query::{Action, DeadFilter, NewCommand, Scope, Story};
+use perkey::unstable::store::{
     CommandResult, Commit, DeadLetter, Due, DueTimers, Epoch, HistoryRow, Letters, OldLetters, Part, PendingRow,
     Runnable, ServiceKey, Setup, Store, TimerWrite,
 };
@@ -117,7 +117,7 @@ async fn what_waits_for_a_service_is_told(place: Box<impl Place>) {
     assert_eq!(found.pending[0], row("ghost", 1, "g1", Some(1)), "every field comes back");
     let all = store.of_service(0, "audit".into(), 9).await.unwrap();
     assert_eq!((all.pending.len(), all.timers.len()), (2, 2));
-    assert_eq!(store.of_service(1, "ghost".into(), 9).await.unwrap(), perkey::store::OfService::default());
+    assert_eq!(store.of_service(1, "ghost".into(), 9).await.unwrap(), perkey::unstable::store::OfService::default());
     let top = store.queries().waiting_keys(Some("audit".to_owned()), 9).await.unwrap();
     assert_eq!(top.iter().map(|key| key.of.clone()).collect::<Vec<_>>(), [of("audit", "a"), of("audit", "o")]);
     let waiting = store.queries().count_waiting(vec![0, 1]).await.unwrap();

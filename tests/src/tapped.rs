@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use perkey::clock::Millis;
-use perkey::message::{Positions, ShardNo, TakenId};
-use perkey::store::calls::CallStore;
-use perkey::store::lease::Leases;
-use perkey::store::query::{DeadFilter, EventRow, Queries};
-use perkey::store::{
+use perkey::Millis;
+use perkey::unstable::message::{Positions, ShardNo, TakenId};
+use perkey::unstable::store::calls::CallStore;
+use perkey::unstable::store::lease::Leases;
+use perkey::unstable::store::query::{DeadFilter, EventRow, Queries};
+use perkey::unstable::store::{
     Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, IntakeRows, KeyRow, Letters, OfService,
     OldLetters, Outcome, PendingRow, Runnable, ServiceKey, Setup, Store, StoreFuture, StoredLogRow, TakenShard, Timer,
     Trim,

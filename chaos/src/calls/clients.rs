@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use perkey::clock::{Dice, sleep};
+use perkey::sleep;
+use perkey::unstable::clock::Dice;
 use reqwest::{Client, StatusCode};
 use serde_json::json;
 use tokio::sync::Semaphore;

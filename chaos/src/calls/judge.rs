@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use perkey::message::shard_of;
-use perkey::settings::Settings;
-use perkey::store::query::DeadFilter;
-use perkey::store::{Access, ServiceKey, Store};
+use perkey::Settings;
+use perkey::unstable::message::shard_of;
+use perkey::unstable::store::query::DeadFilter;
+use perkey::unstable::store::{Access, ServiceKey, Store};
 use serde_json::Value;
 
 use super::clients::{Given, Seen};
@@ -63,7 +63,7 @@ pub(super) async fn pages(url: &str, given: &Given, verdict: &mut Verdict) -> Re
 pub(super) async fn database(url: &str, given: &Given, verdict: &mut Verdict) -> Result<(), ChaosError> {
     let mut settings = Settings::default();
     url.clone_into(&mut settings.store.url);
-    let store: Arc<dyn Store> = perkey::store::open(&settings, Access::Tool).await?.store();
+    let store: Arc<dyn Store> = perkey::unstable::store::open(&settings, Access::Tool).await?.store();
     let shards = settings.ownership.shards;
     let mut sum = (0, 0);
     for (account, expected) in given.accounts() {

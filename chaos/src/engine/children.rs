@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use perkey::clock::{Dice, Stopwatch, sleep};
-use perkey::metrics::{Child, Metrics};
-use perkey::settings::{Intensity, Publish, Settings};
-use perkey::transport::memory::MemorySink;
+use perkey::unstable::clock::{Dice, Stopwatch};
+use perkey::unstable::metrics::{Child, Metrics};
+use perkey::unstable::settings::Intensity;
+use perkey::unstable::transport::memory::MemorySink;
+use perkey::{Publish, Settings, sleep};
 
 use crate::check::check;
 use crate::engine::{SINK, Scene};

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::Args;
-use perkey::clock::{Stopwatch, sleep};
-use perkey::settings::Settings;
+use perkey::unstable::clock::Stopwatch;
+use perkey::{Settings, sleep};
 
 use crate::check::{check, progress};
 use crate::engine::Scene;

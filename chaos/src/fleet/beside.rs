@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use perkey::clock::{Dice, Stopwatch, sleep};
+use perkey::sleep;
+use perkey::unstable::clock::{Dice, Stopwatch};
 use tokio::task::JoinSet;
 
 use crate::ChaosError;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use clap::ValueEnum;
-use perkey::clock::Dice;
+use perkey::unstable::clock::Dice;
 
 use crate::proxy::Mode;
 

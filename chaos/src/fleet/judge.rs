@@ -3,9 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use perkey::message::ShardNo;
-use perkey::settings::Settings;
-use perkey::store::Store;
+use perkey::Settings;
+use perkey::unstable::message::ShardNo;
+use perkey::unstable::store::Store;
 use serde::Deserialize;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Row};

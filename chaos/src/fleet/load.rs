@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use perkey::clock::{Stopwatch, sleep};
-use perkey::store::Opened;
-use perkey::store::StoreError;
+use perkey::unstable::clock::Stopwatch;
+use perkey::unstable::store::Opened;
+use perkey::{StoreError, sleep};
 use tokio::task::JoinSet;
 
 use crate::ChaosError;

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use perkey::clock::{Stopwatch, sleep};
+use perkey::sleep;
+use perkey::unstable::clock::Stopwatch;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Row};
 use tokio::task::JoinSet;

@@ -1,8 +1,7 @@
 //! A posting as a record, and the id that tells which one it was.
 //! In: a seed, a number, a posting. Out: what is put on a topic, a stream or a log; the number of what comes back.
 
-use perkey::Message;
-use perkey::message::{Draft, MessageError};
+use perkey::{Draft, Message, MessageError};
 use serde_json::json;
 
 use crate::postings::Posting;

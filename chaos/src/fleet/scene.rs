@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use perkey::clock::{Stopwatch, sleep};
-use perkey::settings::Settings;
-use perkey::store::Access;
-use perkey::store::{Opened, open};
+use perkey::unstable::clock::Stopwatch;
+use perkey::unstable::store::{Access, Opened, open};
+use perkey::{Settings, sleep};
 use sqlx::{Connection, PgConnection};
 
 use crate::fleet::carrier::Carrier;

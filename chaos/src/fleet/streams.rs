@@ -16,8 +16,9 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, ExchangeKind};
-use perkey::clock::{Dice, Stopwatch, sleep};
-use perkey::message::shard_of;
+use perkey::sleep;
+use perkey::unstable::clock::{Dice, Stopwatch};
+use perkey::unstable::message::shard_of;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;

@@ -4,8 +4,7 @@
 pub mod notices;
 pub mod points;
 
-use perkey::Handlers;
-use perkey::settings::{Bind, IdWithin, KeyFrom, Settings};
+use perkey::{Bind, Handlers, IdWithin, KeyFrom, Settings};
 
 pub use notices::Notices;
 pub use points::{Account, Message, Points};

@@ -1,9 +1,8 @@
 //! The account of a member: its points in lots, the one that is lost first in front.
 //! In: what members do, and a timer. Out: the account, a reply, events.
 
-use perkey::clock::Millis;
 use perkey::serde_json::Value;
-use perkey::{Fault, Handler, Key, Turn, json};
+use perkey::{Fault, Handler, Key, Millis, Turn, json};
 use serde::{Deserialize, Serialize};
 
 /// Handles what happens to points.

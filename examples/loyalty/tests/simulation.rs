@@ -4,9 +4,8 @@
 use std::collections::BTreeSet;
 
 use loyalty::{Account, Points};
-use perkey::json;
-use perkey::message::Draft;
 use perkey::testing::Simulation;
+use perkey::{Draft, json};
 
 #[test]
 fn whatever_goes_wrong_points_count_once() {

@@ -47,7 +47,7 @@ pub fn open(settings: &Settings, secret: &[u8; 32], metrics: &Metrics) -> Result
     }
 }
 
-/// What is wrong with the settings of the cache; nothing is opened.
+/// Checks the settings of the cache; nothing is opened.
 pub(crate) fn check(settings: &Settings) -> Result<(), String> {
     #[cfg(feature = "redis")]
     if !settings.cache.url.is_empty() {
@@ -60,7 +60,7 @@ pub(crate) fn check(settings: &Settings) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a record is worth its place: calls that still run may end in any way, and large answers are read from the store.
+/// True for a record that is worth its place: calls that still run may end in any way, and large answers are read from the store.
 fn is_kept(record: &CallRecord, bytes_max: usize) -> bool {
     record.outcome.as_ref().is_some_and(|outcome| outcome.code.len() + outcome.body.len() <= bytes_max)
 }

@@ -27,21 +27,21 @@ use crate::store::{Store, StoreError};
 /// A call as a front door has it.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// What identifies it.
+    /// The identity of the call.
     pub id: CallId,
-    /// What it asks for.
+    /// A fingerprint of what it asks for.
     pub fingerprint: Fingerprint,
     /// Whose key space it is in.
     pub tenant: String,
     /// The service that is to handle it.
     pub service: &'static str,
-    /// What the service's handler understands, as JSON.
+    /// The message for the service's handler, as JSON.
     pub payload: Vec<u8>,
     /// Headers of its message, such as `traceparent`. Names that begin with `perkey` are left out.
     pub headers: Vec<(String, String)>,
 }
 
-/// What the sender of a call is told.
+/// The answer to the sender of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallAnswer {
     /// It ended, by this very request.
@@ -74,7 +74,7 @@ pub enum CallError {
     Store(#[from] StoreError),
 }
 
-/// Whether a shard runs in this process.
+/// Tells which shards run in this process.
 pub(crate) type IsHere = dyn Fn(ShardNo) -> bool + Send + Sync;
 
 /// Where calls come in.
@@ -134,7 +134,7 @@ impl Calls {
         Ok(answer)
     }
 
-    /// Whether a call was made before, and may be asked for again.
+    /// Tells whether a call was made before, and may be asked for again.
     pub async fn is_known(&self, id: CallId) -> Result<bool, CallError> {
         Ok(self.accepts.known(id).await?.is_some_and(|record| !record.is_expired(self.clock.now())))
     }

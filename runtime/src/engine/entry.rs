@@ -41,6 +41,15 @@ impl Engine {
     /// the message is durable and will be handled; of several with the same id and key one takes effect (within
     /// `dedup.window`). Messages of one key that are sent one after the other are handled in that order. While the
     /// log has no room for the key's shard (`log.max_unread`), this waits; what is for other shards does not.
+    ///
+    /// ```
+    /// # use perkey::{Engine, SendError, json};
+    /// # use perkey::unstable::handler::example::Points;
+    /// async fn earn(engine: &Engine, line: u64) -> Result<(), SendError> {
+    ///     let id = format!("line-{line}");
+    ///     engine.send::<Points>(&id, &json!({ "member": "ann", "points": 30 })).await
+    /// }
+    /// ```
     pub async fn send<H: Handler>(&self, id: &str, message: &impl Serialize) -> Result<(), SendError> {
         let message = self.entry.message::<H>(id, message)?;
         self.entry.put(vec![(H::SERVICE, message)]).await
@@ -48,6 +57,16 @@ impl Engine {
 
     /// Sends many, each with its id, in order and in few writes. On an error any number of the first ones may have been
     /// sent: sent again with the same ids each takes effect once.
+    ///
+    /// ```
+    /// # use perkey::{Engine, SendError, json};
+    /// # use perkey::unstable::handler::example::Points;
+    /// async fn earn(engine: &Engine, points: Vec<u64>) -> Result<(), SendError> {
+    ///     let lines = points.iter().zip(1..);
+    ///     let message = |(points, line)| (format!("line-{line}"), json!({ "member": "ann", "points": points }));
+    ///     engine.send_all::<Points, _>(lines.map(message)).await
+    /// }
+    /// ```
     pub async fn send_all<H: Handler, M: Serialize>(
         &self,
         messages: impl IntoIterator<Item = (String, M)>,
@@ -64,6 +83,14 @@ impl Engine {
 
     /// The state of a key as of its last commit, or nothing where it has none. It is read from the store, beside the
     /// key's actor: what is being handled just now is not in it yet.
+    ///
+    /// ```
+    /// # use perkey::{Engine, StoreError};
+    /// # use perkey::unstable::handler::example::Points;
+    /// async fn balance(engine: &Engine, member: &str) -> Result<i64, StoreError> {
+    ///     Ok(engine.state::<Points>(member).await?.unwrap_or_default())
+    /// }
+    /// ```
     pub async fn state<H: Handler>(&self, key: &str) -> Result<Option<H::State>, StoreError> {
         let shard = shard_of(key, self.env.settings.ownership.shards);
         let of = ServiceKey { service: H::SERVICE.into(), key: key.into() };
@@ -72,7 +99,8 @@ impl Engine {
         state.transpose()
     }
 
-    /// What operators and tools ask of the store: shards, dead letters, timers, what happened to a message.
+    /// The questions of operators and tools to the store: shards, dead letters, timers, what happened to a message.
+    #[doc(hidden)]
     pub fn queries(&self) -> &dyn Queries {
         self.env.store.queries()
     }
@@ -85,7 +113,7 @@ pub(super) struct Entry {
     engine: watch::Receiver<Option<String>>,
     /// Bounded by the calls at once: each waits for its own.
     waiting: Mutex<VecDeque<Waiting>>,
-    /// Who writes next.
+    /// The line of those who want to write.
     line: Line<Room>,
 }
 

@@ -29,15 +29,15 @@ use crate::store::{self, Access};
 use crate::telemetry::{self, Format};
 use crate::transport;
 
-/// How long what still runs may take when the process ends: it was told to, or is to be cut off.
+/// The time that is left to whatever still runs when the process ends.
 const SHUTDOWN: Duration = Duration::from_millis(100);
 
-/// What every program understands.
+/// The arguments that every program understands.
 const ARGUMENTS: &str = "  --config FILE         settings (TOML)
   --set SETTING=VALUE   one setting, such as --set retry.attempts=3; may be repeated
   --help                this text";
 
-/// What the exit codes mean.
+/// The meaning of the exit codes.
 const CODES: &str = "Exit codes:
   0   done, or told to stop
   1   failed, or told to stop twice
@@ -87,12 +87,26 @@ pub struct Host {
 
 type Make = dyn FnOnce(&Settings) -> Result<Handlers, Vec<String>>;
 
-/// What a program has while its engine runs.
+/// Everything that a program has while its engine runs.
+///
+/// ```
+/// # use perkey::json;
+/// # use perkey::unstable::handler::example::Points;
+/// use perkey::host::{Failure, Running};
+///
+/// async fn work(running: Running) -> Result<(), Failure> {
+///     let [member] = running.arguments.as_slice() else {
+///         return Err(Failure::Usage("MEMBER; see --help".to_owned()));
+///     };
+///     println!("{:?}", running.engine.state::<Points>(member).await?);
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Running {
     /// The engine: messages go in by [`Engine::send`], states come out by [`Engine::state`].
     pub engine: Engine,
-    /// Its metrics, to be shown where they are asked for.
+    /// The engine's metrics: `metrics.encode()` is their text in the OpenMetrics format.
     pub metrics: Arc<Metrics>,
     /// The settings.
     pub settings: Arc<Settings>,
@@ -109,6 +123,11 @@ impl fmt::Debug for Host {
 impl Host {
     /// A program of this name; `-` in it becomes `_` in the names of its variables. Without `store.url` in its settings
     /// its store is `NAME.db` in the current folder.
+    ///
+    /// ```
+    /// # use perkey::host::Host;
+    /// let host = Host::new("loyalty");
+    /// ```
     pub fn new(program: &str) -> Self {
         let mut defaults = Settings::default();
         defaults.store.url = format!("sqlite://{program}.db");
@@ -120,7 +139,12 @@ impl Host {
         }
     }
 
-    /// What `--help` says of the program's own arguments.
+    /// The text of `--help` on the program's own arguments.
+    ///
+    /// ```
+    /// # use perkey::host::Host;
+    /// let host = Host::new("loyalty").about("Arguments:\n  show MEMBER   shows the account of a member");
+    /// ```
     #[must_use]
     pub fn about(mut self, text: &str) -> Self {
         text.clone_into(&mut self.about);
@@ -128,19 +152,46 @@ impl Host {
     }
 
     /// Changes the settings that hold where nothing else is said. `settings.app` declares those of the program's own.
+    ///
+    /// ```
+    /// # use perkey::host::Host;
+    /// let host = Host::new("loyalty").settings(|settings| {
+    ///     settings.retry.attempts = 3;
+    ///     settings.app.insert("valid_seconds".to_owned(), "31536000".to_owned());
+    /// });
+    /// ```
     #[must_use]
     pub fn settings(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(&mut self.defaults);
         self
     }
 
-    /// Its handlers.
+    /// Sets the program's handlers.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, host::Host};
+    /// # use perkey::unstable::handler::example::Points;
+    /// let host = Host::new("loyalty").handlers(Handlers::new().with(Points));
+    /// ```
     #[must_use]
     pub fn handlers(self, handlers: Handlers) -> Self {
         self.handlers_from(move |_| Ok(handlers))
     }
 
-    /// Its handlers, made from the settings; or everything that is wrong with those.
+    /// Sets a function that makes the program's handlers from the settings, or says everything that is wrong with those.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, Settings, host::Host};
+    /// # use perkey::unstable::handler::example::Points;
+    /// fn handlers(settings: &Settings) -> Result<Handlers, Vec<String>> {
+    ///     match settings.app.get("valid_seconds").map(|text| text.parse::<u64>()) {
+    ///         Some(Ok(_)) => Ok(Handlers::new().with(Points)),
+    ///         _ => Err(vec!["app.valid_seconds is not a number of seconds".to_owned()]),
+    ///     }
+    /// }
+    ///
+    /// let host = Host::new("loyalty").handlers_from(handlers);
+    /// ```
     #[must_use]
     pub fn handlers_from(mut self, make: impl FnOnce(&Settings) -> Result<Handlers, Vec<String>> + 'static) -> Self {
         self.handlers = Box::new(make);
@@ -148,6 +199,14 @@ impl Host {
     }
 
     /// Runs until SIGTERM or SIGINT.
+    ///
+    /// ```no_run
+    /// # use perkey::{Handlers, host::Host};
+    /// # use perkey::unstable::handler::example::Points;
+    /// fn main() -> std::process::ExitCode {
+    ///     Host::new("loyalty").handlers(Handlers::new().with(Points)).serve()
+    /// }
+    /// ```
     pub fn serve(self) -> ExitCode {
         self.run(async |running: Running| match running.arguments.first() {
             Some(word) => Err(Failure::Usage(format!("{word:?} is not understood; see --help"))),
@@ -157,6 +216,17 @@ impl Host {
 
     /// Runs until `work` ends, or SIGTERM or SIGINT ends it at its next `await`. Then the engine is drained: what was
     /// sent and not handled by then is handled at the next start.
+    ///
+    /// ```no_run
+    /// # use perkey::{Handlers, host::{Host, Running}, json};
+    /// # use perkey::unstable::handler::example::Points;
+    /// fn main() -> std::process::ExitCode {
+    ///     Host::new("loyalty").handlers(Handlers::new().with(Points)).run(async |running: Running| {
+    ///         running.engine.send::<Points>("line-1", &json!({ "member": "ann", "points": 30 })).await?;
+    ///         Ok(())
+    ///     })
+    /// }
+    /// ```
     pub fn run(self, work: impl AsyncFnOnce(Running) -> Result<(), Failure>) -> ExitCode {
         let program = self.program.clone();
         let ended = Arguments::of(words()).map_err(Failure::Usage).and_then(|arguments| {
@@ -242,7 +312,7 @@ impl Host {
     }
 }
 
-/// Writes a text to standard output, to the last byte. A reader that has seen enough closes the pipe: that is no failure.
+/// Writes a text to standard output, to the last byte. A reader that has seen enough closes the pipe: that is not a failure.
 pub fn said(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
@@ -265,7 +335,7 @@ pub fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
     Ok(ended)
 }
 
-/// The process's environment, without what is no text.
+/// The process's environment, without what is not text.
 pub fn environment() -> Vec<(String, String)> {
     let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
         Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -273,7 +343,7 @@ pub fn environment() -> Vec<(String, String)> {
     std::env::vars_os().filter_map(text).collect()
 }
 
-/// Who runs this process, as commands are recorded: the user's name, else the number, and the machine.
+/// The operator who runs this process, as commands are recorded: the user's name, else the number, and the machine.
 pub fn operator() -> String {
     let name = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok().filter(|who| !who.is_empty()));
     named(name, rustix::process::getuid().as_raw(), &rustix::system::uname().nodename().to_string_lossy())
@@ -285,7 +355,7 @@ fn named(name: Option<String>, uid: u32, host: &str) -> String {
     format!("{name} on {host}")
 }
 
-/// What settings name that is not there: services, dependencies, schedules, sources, sinks. A start refuses the same.
+/// Everything that settings name and that is not there: services, dependencies, schedules, sources, sinks. A start refuses the same.
 pub fn misfits(settings: &Settings, handlers: &Handlers) -> Vec<String> {
     let binds = settings.bind.iter().map(|bind| ("bind", &bind.service));
     let publishes = settings.publish.iter().map(|publish| ("publish", &publish.service));
@@ -309,12 +379,12 @@ pub fn misfits(settings: &Settings, handlers: &Handlers) -> Vec<String> {
     problems
 }
 
-/// The arguments, without the program's name. What is no text is shown as near as can be, and not understood.
+/// The arguments, without the program's name. What is not text is shown as near as can be, and not understood.
 fn words() -> impl Iterator<Item = String> {
     std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned())
 }
 
-/// What the program's environment variables start with.
+/// The prefix of the program's environment variables.
 fn prefix(program: &str) -> String {
     let word = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
     program.chars().map(word).chain(['_']).collect()

@@ -1,4 +1,4 @@
-//! How payloads are written: JSON, or what a handler's codec understands.
+//! The forms of payloads: JSON, or what a handler's codec understands.
 //! In: a payload and its content type. Out: the handler's message, the JSON that people read and write, or what is wrong.
 
 use std::borrow::Cow;
@@ -16,6 +16,14 @@ pub(crate) const JSON: &str = "application/json";
 const CONTENT_TYPE: [&str; 2] = ["content-type", "datacontenttype"];
 
 /// A payload, and what its message says of it.
+///
+/// ```
+/// use perkey::Payload;
+///
+/// let payload = Payload::new(br#"{"points":30}"#, "earned", Some("application/json; charset=utf-8"));
+/// assert_eq!((payload.kind(), payload.content_type()), ("earned", Some("application/json")));
+/// assert!(payload.is_json());
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Payload<'a> {
     bytes: &'a [u8],
@@ -36,7 +44,7 @@ impl<'a> Payload<'a> {
         Self { bytes, kind, said: Said::Type(content_type) }
     }
 
-    /// Its bytes.
+    /// The payload's bytes.
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
@@ -55,18 +63,26 @@ impl<'a> Payload<'a> {
         said.map(|said| said.split(';').next().unwrap_or(said).trim()).filter(|said| !said.is_empty())
     }
 
-    /// Whether it is JSON without any codec: what services of a store say to each other always is.
+    /// True for what services of a store say to each other: it is JSON without any codec.
     pub fn is_internal(&self) -> bool {
         stays_inside(self.kind)
     }
 
-    /// Whether it is said to be JSON.
+    /// True where the message says that the payload is JSON.
     pub fn is_json(&self) -> bool {
         self.is_internal() || self.content_type().is_some_and(|said| said == JSON || said.ends_with("+json"))
     }
 
-    /// As JSON. Where whole numbers are wanted, `1250.0` is one, and what only rounds to one is none. Types whose reading
+    /// Reads the payload as JSON. Where whole numbers are wanted, `1250.0` is one; 1250.4 is not. Types whose reading
     /// serde derives refuse a member that is named twice; maps do not: see [`named_once`](super::named_once).
+    ///
+    /// ```
+    /// # use perkey::{CodecError, Payload};
+    /// let points: u64 = Payload::new(b"30.0", "earned", None).json()?;
+    /// assert_eq!(points, 30);
+    /// assert!(Payload::new(b"30.5", "earned", None).json::<u64>().is_err());
+    /// # Ok::<(), CodecError>(())
+    /// ```
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, CodecError> {
         serde_json::from_slice(self.bytes).or_else(|error| match whole_numbers(self.bytes) {
             Cow::Owned(written) => Ok(serde_json::from_slice(&written)?),
@@ -93,8 +109,16 @@ impl<'a> From<&'a Vec<u8>> for Payload<'a> {
     }
 }
 
-/// How the payloads of a service are written. It is asked for messages from outside only: commands, answers and timers are
-/// JSON.
+/// The form in which the payloads of a service are written. It is asked for messages from outside only: commands, answers
+/// and timers are JSON.
+///
+/// ```
+/// use perkey::{Json, Payload, Schema, json};
+///
+/// let payload = Json.encode(&json!({ "points": 30 }))?;
+/// assert_eq!(Json.to_json(&Payload::from(&payload))?, json!({ "points": 30 }));
+/// # Ok::<(), perkey::CodecError>(())
+/// ```
 pub trait Schema: Send + Sync {
     /// The media type that it writes.
     fn content_type(&self) -> &'static str;
@@ -108,12 +132,51 @@ pub trait Schema: Send + Sync {
 }
 
 /// A [`Schema`] that reads the messages of a handler.
+///
+/// ```
+/// use perkey::serde_json::Value;
+/// use perkey::{Codec, CodecError, Payload, Schema, json};
+///
+/// /// A number of points as text: `30`.
+/// struct Text;
+///
+/// impl Schema for Text {
+///     fn content_type(&self) -> &'static str {
+///         "text/plain"
+///     }
+///
+///     fn to_json(&self, payload: &Payload<'_>) -> Result<Value, CodecError> {
+///         self.decode(payload).map(|points: u64| json!(points))
+///     }
+///
+///     fn encode(&self, json: &Value) -> Result<Vec<u8>, CodecError> {
+///         Ok(json.to_string().into_bytes())
+///     }
+/// }
+///
+/// impl Codec<u64> for Text {
+///     fn decode(&self, payload: &Payload<'_>) -> Result<u64, CodecError> {
+///         let text = std::str::from_utf8(payload.bytes()).unwrap_or_default();
+///         text.parse().map_err(|_| CodecError::Payload(format!("{text:?} is not a number of points")))
+///     }
+/// }
+///
+/// assert_eq!(Text.decode(&Payload::new(b"30", "earned", None)), Ok(30));
+/// ```
 pub trait Codec<M>: Schema {
     /// The message in a payload.
     fn decode(&self, payload: &Payload<'_>) -> Result<M, CodecError>;
 }
 
 /// JSON, whatever the content type says: what every handler reads that names no other codec.
+///
+/// ```
+/// use perkey::{Codec, Json, Payload};
+///
+/// let names: Vec<String> = Json.decode(&Payload::new(br#"["ann","bob"]"#, "members", None))?;
+/// assert_eq!(names, ["ann", "bob"]);
+/// # Ok::<(), perkey::CodecError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
 
@@ -141,8 +204,7 @@ impl<M: DeserializeOwned> Codec<M> for Json {
 pub(crate) fn undecodable(error: &CodecError, payload: &Payload<'_>) -> String {
     let content_type = payload.content_type().unwrap_or("not named");
     if payload.bytes().is_empty() {
-        let what =
-            "a record without a value (in Kafka a tombstone, by which a compacted topic forgets a key) is no message";
+        let what = "a record without a value (in Kafka a tombstone, by which a compacted topic forgets a key) is not a message";
         return format!("the payload is empty: {what} (type {:?}, content type {content_type})", payload.kind());
     }
     format!("the payload does not decode: {error} (type {:?}, content type {content_type})", payload.kind())

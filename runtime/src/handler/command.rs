@@ -39,24 +39,24 @@ pub(crate) const TIMER_NAME: &str = "perkeytimer";
 /// Headers of a command whose sender wants to hear how it ended.
 const ASKED: [&str; 3] = ["perkeyaskedby", "perkeyaskedkey", "perkeyaskedname"];
 
-/// Whether messages of this type are only made within a store: whoever can put a message into a topic or a table could
+/// True for types of messages that are made within a store only: whoever can put a message into a topic or a table could
 /// otherwise answer in another's name.
 pub(crate) fn stays_inside(kind: &str) -> bool {
     kind == COMMAND || kind == ANSWER || kind == TIMER || kind == CALL
 }
 
-/// Whether a header means something to Perkey itself, so that none from outside is taken.
+/// True for headers that mean something to Perkey itself: none of them is taken from outside.
 pub(crate) fn is_reserved(header: &str) -> bool {
     header.starts_with("perkey")
 }
 
-/// Whether another key hears how this message ends, or heard with it how its own ended: that key would not know of a
-/// change to it.
+/// True for a message whose end another key hears of, and for one by which a key heard of an end: that key would not know
+/// of a change to it.
 pub fn is_between_keys(message: &Message) -> bool {
     message.kind() == ANSWER || Asked::of(message).is_some()
 }
 
-/// Who wants to hear how a command ended.
+/// The key that wants to hear how a command ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked<'a> {
     pub(crate) service: &'a str,
@@ -100,9 +100,9 @@ impl<'a> Asked<'a> {
 /// A command as a handler sent it.
 #[derive(Clone, Debug)]
 pub struct Sent {
-    /// Whose handler is to handle it.
+    /// The service whose handler is to handle it.
     pub service: &'static str,
-    /// Under which key.
+    /// The key under which it is handled.
     pub key: Key,
     /// JSON.
     pub payload: Bytes,
@@ -112,19 +112,38 @@ pub struct Sent {
 
 /// The answer to a command that a turn asked for with [`super::Turn::ask`]. There is one in every case: when the command
 /// succeeded, and when it became a dead letter.
+///
+/// ```
+/// use perkey::{Answer, Outcome, json};
+///
+/// let answer = Answer { name: "charge".to_owned(), outcome: Outcome::Done(json!({ "receipt": "r-1" })) };
+/// let told = match answer.outcome {
+///     Outcome::Done(reply) => format!("{}: {}", answer.name, reply["receipt"]),
+///     Outcome::DeadLetter(reason) => format!("{}: given up, as {reason}", answer.name),
+/// };
+/// assert_eq!(told, r#"charge: "r-1""#);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// The name that it was asked under.
     pub name: String,
-    /// How it ended.
+    /// The end of the command.
     pub outcome: Outcome,
 }
 
-/// How a command ended.
+/// The end of a command.
+///
+/// ```
+/// use perkey::{Outcome, json};
+///
+/// let done = Outcome::Done(json!({ "balance": 30 }));
+/// let failed = Outcome::DeadLetter("there is no such member".to_owned());
+/// assert_ne!(done, failed);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It took effect. What its handler replied; `null` where it replied nothing.
+    /// It took effect, and its handler replied this; `null` where it replied nothing.
     Done(Value),
     /// It had no effect in the store and is a dead letter, for this reason; what it asked of others may have happened. Where
     /// an operator replays it and it succeeds, that is answered, too.
@@ -133,6 +152,15 @@ pub enum Outcome {
 
 impl Outcome {
     /// The reply as `T`; an error where it was given up, or is something else.
+    ///
+    /// ```
+    /// use perkey::{Fault, Outcome, json};
+    ///
+    /// let balance: u64 = Outcome::Done(json!(30)).reply()?;
+    /// assert_eq!(balance, 30);
+    /// assert!(matches!(Outcome::DeadLetter("no".to_owned()).reply::<u64>(), Err(Fault::Reject(_))));
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn reply<T: DeserializeOwned>(self) -> Result<T, Fault> {
         match self {
             Self::Done(reply) => Ok(serde_json::from_value(reply)?),
@@ -150,7 +178,7 @@ pub struct SentMessage {
     pub message: Message,
 }
 
-/// What identifies a call: a hash of tenant, principal, operation and idempotency key.
+/// The identity of a call: a hash of tenant, principal, operation and idempotency key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallId(pub [u8; 16]);
 

@@ -67,7 +67,7 @@ pub fn whole_number(token: &str) -> Option<String> {
     Some(format!("{sign}{:0<width$}", &significant[leading..], width = point - leading))
 }
 
-/// How long the string is that begins here, with its quotes.
+/// The length of the string that begins here, with its quotes.
 fn string(json: &[u8]) -> usize {
     let mut at = 1;
     while let Some(byte) = json.get(at) {
@@ -154,9 +154,9 @@ pub enum CodecError {
     /// It is said to be something that the codec does not read.
     #[error("it is {found}, this service reads {wanted}")]
     ContentType {
-        /// What it is said to be.
+        /// The content type that the message names.
         found: String,
-        /// What is read.
+        /// The content types that the codec reads.
         wanted: &'static str,
     },
     /// It is not what it should be.

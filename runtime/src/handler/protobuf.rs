@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::CodecError;
 use super::codec::{Codec, Payload, Schema};
 
-/// What it writes.
+/// The content type that the codec writes.
 const PROTOBUF: &str = "application/protobuf";
 /// Other names under which payloads come.
 const ALSO: [&str; 4] = [
@@ -28,15 +28,15 @@ const GROUP: u32 = 15;
 /// Why a schema cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaError {
-    /// It cannot be read.
+    /// The schema cannot be read.
     #[error("the Protobuf schema cannot be read: {0}")]
     Unreadable(String),
-    /// It has no such message.
+    /// The schema has no such message.
     #[error("the Protobuf schema has no message {wanted:?}; it has: {known}")]
     NoMessage {
         /// The full name asked for.
         wanted: String,
-        /// Those that it has.
+        /// The messages that it has.
         known: String,
     },
 }
@@ -46,14 +46,41 @@ pub enum SchemaError {
 /// A handler's message is decoded from the payload's JSON form: fields by their names in the schema, enums by their values'
 /// names, 64-bit numbers as numbers, `bytes` as base64, well-known types as Protobuf's JSON mapping has them. Fields that
 /// have no presence and are not there have their default.
+///
+/// ```
+/// use perkey::{Codec, Payload, Protobuf, Schema, json};
+/// use serde::Deserialize;
+///
+/// const SCHEMA: &str = r#"
+///     syntax = "proto3";
+///     package points.v1;
+///     message Earned { string member = 1; int64 points = 2; }
+///     message Lost { string member = 1; }
+/// "#;
+///
+/// #[derive(Deserialize)]
+/// struct Earned { member: String, points: i64 }
+///
+/// let codec = Protobuf::from_proto(SCHEMA, "points.v1.Earned").unwrap();
+/// let payload = codec.encode(&json!({ "member": "ann", "points": 30 })).unwrap();
+/// let earned: Earned = codec.decode(&Payload::new(&payload, "earned", Some("application/protobuf"))).unwrap();
+/// assert_eq!((earned.member.as_str(), earned.points), ("ann", 30));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Protobuf {
     message: MessageDescriptor,
 }
 
 impl Protobuf {
-    /// By the text of a `.proto` file; it may import Google's well-known types. `message` is a full name:
+    /// A codec by the text of a `.proto` file; it may import Google's well-known types. `message` is a full name:
     /// `shop.v1.OrderPlaced`.
+    ///
+    /// ```
+    /// # use perkey::{Protobuf, SchemaError};
+    /// let schema = "syntax = 'proto3'; package points.v1; message Earned { int64 points = 1; }";
+    /// assert!(Protobuf::from_proto(schema, "points.v1.Earned").is_ok());
+    /// assert!(matches!(Protobuf::from_proto(schema, "Earned"), Err(SchemaError::NoMessage { .. })));
+    /// ```
     pub fn from_proto(text: &str, message: &str) -> Result<Self, SchemaError> {
         let mut files = ChainFileResolver::new();
         files.add(Text(text.to_owned()));
@@ -63,13 +90,21 @@ impl Protobuf {
         Self::of(&compiled.map_err(|error| unreadable(&error))?, message)
     }
 
-    /// By an encoded `FileDescriptorSet` that holds its imports, as `protoc --include_imports --descriptor_set_out` and
+    /// A codec by an encoded `FileDescriptorSet` that holds its imports, as `protoc --include_imports --descriptor_set_out` and
     /// `buf build` write it.
     pub fn from_descriptor_set(set: &[u8], message: &str) -> Result<Self, SchemaError> {
         Self::of(&DescriptorPool::decode(set).map_err(|error| unreadable(&error))?, message)
     }
 
-    /// The same schema's other message: one for each type of event.
+    /// A codec of another message of the same schema: one for each type of event.
+    ///
+    /// ```
+    /// # use perkey::{Protobuf, SchemaError};
+    /// let schema = "syntax = 'proto3'; message Earned { int64 points = 1; } message Lost { int64 points = 1; }";
+    /// let earned = Protobuf::from_proto(schema, "Earned")?;
+    /// let lost = earned.of_message("Lost")?;
+    /// # Ok::<(), SchemaError>(())
+    /// ```
     pub fn of_message(&self, message: &str) -> Result<Self, SchemaError> {
         Self::of(self.message.parent_pool(), message)
     }
@@ -84,7 +119,7 @@ impl Protobuf {
         Ok(Self { message: found.ok_or_else(known)? })
     }
 
-    /// Whether it is JSON: as it says, or, where it says nothing, because it begins as no message of this schema can.
+    /// True where the payload is JSON: as it says, or, where it says nothing, because it begins as no message of this schema can.
     fn is_json(&self, payload: &Payload<'_>) -> Result<bool, CodecError> {
         if payload.is_json() {
             return Ok(true);

@@ -1,4 +1,4 @@
-//! When a failed message is tried again. Pure.
+//! The time at which a failed message is tried again. Pure.
 //! In: attempts spent and dice. Out: a delay with full jitter, never above the cap, or the end.
 //!
 //! `backoff` (advised against as unmaintained, kept because the project names it) supplies the growing bound; the
@@ -13,7 +13,23 @@ use backoff::backoff::Backoff;
 use crate::clock::Dice;
 use crate::settings::{Intensity, RetrySettings};
 
-/// How often and how late something is tried again.
+/// The number of attempts, and the delays between them.
+///
+/// ```
+/// use std::time::Duration;
+/// use perkey::RetryPolicy;
+///
+/// let patient = RetryPolicy {
+///     base: Duration::from_millis(100),
+///     factor: 2.0,
+///     cap: Duration::from_secs(1),
+///     attempts: 8,
+///     give_up_after: Duration::from_secs(3_600),
+/// };
+/// assert_eq!(patient.bound(1), Duration::from_millis(100));
+/// assert_eq!(patient.bound(3), Duration::from_millis(400));
+/// assert_eq!(patient.bound(7), Duration::from_secs(1), "the cap");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryPolicy {
     /// Bound of the first delay.
@@ -24,7 +40,7 @@ pub struct RetryPolicy {
     pub cap: Duration,
     /// Attempts in all, the first included.
     pub attempts: u32,
-    /// How long a message may be deferred.
+    /// The longest time for which a message may be deferred.
     pub give_up_after: Duration,
 }
 
@@ -72,11 +88,13 @@ impl RetryPolicy {
     }
 
     /// A delay uniform in `[0, bound(spent)]`.
+    #[doc(hidden)]
     pub fn delay(&self, spent: u32, dice: &mut Dice) -> Duration {
         self.bound(spent).mul_f64(dice.unit())
     }
 
     /// The delay before the next attempt, or `None` when all are spent.
+    #[doc(hidden)]
     pub fn next(&self, spent: u32, dice: &mut Dice) -> Option<Duration> {
         (spent < self.attempts).then(|| self.delay(spent, dice))
     }

@@ -37,12 +37,24 @@ pub struct Schedule {
 
 impl Schedule {
     /// A schedule in UTC.
+    ///
+    /// ```
+    /// # use perkey::{Schedule, json};
+    /// let bonus = Schedule::new("bonus", "0 9 * * MON", "ann", &json!({ "member": "ann", "points": 5 }));
+    /// assert_eq!(bonus.zone, "UTC");
+    /// ```
     pub fn new(name: &str, cron: &str, key: impl Into<Key>, message: &impl Serialize) -> Self {
         let message = serde_json::to_vec(message).map(Bytes::from).map_err(|error| error.to_string());
         Self { name: name.to_owned(), cron: cron.to_owned(), zone: "UTC".to_owned(), key: key.into(), message }
     }
 
-    /// The same in this time zone, such as `Europe/Berlin`.
+    /// Sets the time zone, such as `Europe/Berlin`.
+    ///
+    /// ```
+    /// # use perkey::{Schedule, json};
+    /// let close = Schedule::new("close", "0 18 * * *", "till-1", &json!("close")).zone("Europe/Berlin");
+    /// assert_eq!(close.zone, "Europe/Berlin");
+    /// ```
     #[must_use]
     pub fn zone(mut self, zone: &str) -> Self {
         zone.clone_into(&mut self.zone);

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Fault;
 
-/// What a statement may begin with: what begins or ends a transaction would break the commit that it is part of.
+/// The words that a statement may begin with: one that begins or ends a transaction would break its turn's commit.
 const VERBS: [&str; 5] = ["insert", "update", "delete", "merge", "with"];
 
 /// A statement of a turn.
@@ -60,7 +60,7 @@ impl Statement {
         Ok(Self { sql: sql.to_owned(), args })
     }
 
-    /// About what it takes in a commit.
+    /// The bytes that it takes in a commit, about.
     pub(crate) fn bytes(&self) -> usize {
         self.sql.len() + self.args.iter().map(|arg| arg.as_str().map_or(8, str::len)).sum::<usize>()
     }

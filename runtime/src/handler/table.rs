@@ -7,6 +7,32 @@ use serde_json::Value;
 use super::Fault;
 
 /// A typed row of one of the handler's tables. Its serialised form is an object with the table's columns.
+///
+/// ```
+/// use perkey::{Column, ColumnKind, Row, Table};
+/// use serde::Serialize;
+///
+/// #[derive(Serialize)]
+/// struct Notice<'a> {
+///     member: &'a str,
+///     id: &'a str,
+///     points: u64,
+/// }
+///
+/// impl Row for Notice<'_> {
+///     const TABLE: Table = Table {
+///         name: "notices",
+///         columns: &[
+///             Column::new("member", ColumnKind::Text),
+///             Column::new("id", ColumnKind::Text),
+///             Column::new("points", ColumnKind::Integer),
+///         ],
+///         primary_key: &["member", "id"],
+///         key_column: Some("member"),
+///         indexes: &[],
+///     };
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a row of a table",
     label = "implement `perkey::Row` for it, with its TABLE",
@@ -18,6 +44,19 @@ pub trait Row: Serialize {
 }
 
 /// A table of a handler.
+///
+/// ```
+/// use perkey::{Column, ColumnKind, Table};
+///
+/// /// Points by day, whoever's turn adds them: the table is shared.
+/// const TOTALS: Table = Table {
+///     name: "totals",
+///     columns: &[Column::new("day", ColumnKind::Text), Column::new("points", ColumnKind::Integer)],
+///     primary_key: &["day"],
+///     key_column: None,
+///     indexes: &[&["points", "day"]],
+/// };
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Table {
     /// Its name: lower-case letters, digits and `_`.
@@ -33,23 +72,42 @@ pub struct Table {
 }
 
 /// A column of a [`Table`].
+///
+/// ```
+/// use perkey::{Column, ColumnKind};
+///
+/// const MEMO: Column = Column::nullable("memo", ColumnKind::Text);
+/// assert!(MEMO.nullable);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Column {
     /// Its name: lower-case letters, digits and `_`.
     pub name: &'static str,
     /// Its type.
     pub kind: ColumnKind,
-    /// Whether it may be NULL.
+    /// True where it may be NULL.
     pub nullable: bool,
 }
 
 impl Column {
     /// A column that is NOT NULL.
+    ///
+    /// ```
+    /// # use perkey::{Column, ColumnKind};
+    /// let points = Column::new("points", ColumnKind::Integer);
+    /// assert_eq!(points, Column { name: "points", kind: ColumnKind::Integer, nullable: false });
+    /// ```
     pub const fn new(name: &'static str, kind: ColumnKind) -> Self {
         Self { name, kind, nullable: false }
     }
 
     /// A column that may be NULL.
+    ///
+    /// ```
+    /// # use perkey::{Column, ColumnKind};
+    /// let memo = Column::nullable("memo", ColumnKind::Text);
+    /// assert_eq!(memo, Column { name: "memo", kind: ColumnKind::Text, nullable: true });
+    /// ```
     pub const fn nullable(name: &'static str, kind: ColumnKind) -> Self {
         Self { name, kind, nullable: true }
     }

@@ -10,7 +10,17 @@ use super::{CRON, Fault, Handler, Row, Schema, Sent, Statement, Table};
 use crate::clock::Millis;
 use crate::message::{Key, Message, check_name};
 
-/// Bounds of what one turn may put into its commit; checked as the handler goes.
+/// The bounds of a turn's commit; checked as the handler goes.
+///
+/// ```
+/// use perkey::testing::TurnLimits;
+///
+/// let small = TurnLimits { events_max: 1, ..TurnLimits::default() };
+/// # let message = perkey::Draft { id: "m-1", key: "ann", kind: "earned", ..Default::default() }.build().unwrap();
+/// let mut turn = perkey::Turn::new(message, 1, 0, small);
+/// assert!(turn.emit("one", &1).is_ok());
+/// assert!(turn.emit("two", &2).is_err());
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct TurnLimits {
     /// Rows written or deleted.
@@ -28,6 +38,31 @@ impl Default for TurnLimits {
 }
 
 /// One attempt to apply one message: what is known of it, and what is to happen if it commits.
+///
+/// ```
+/// # use perkey::{Fault, Handler, Key, Turn, json};
+/// # #[derive(serde::Deserialize)]
+/// # struct Earned { member: String, points: i64 }
+/// # struct Points;
+/// # impl Handler for Points {
+/// #     const SERVICE: &'static str = "points";
+/// #     type Message = Earned;
+/// #     type State = i64;
+/// #     fn key(&self, earned: &Earned) -> Key {
+/// #         earned.member.as_str().into()
+/// #     }
+/// async fn handle(&self, balance: &mut i64, earned: Earned, turn: &mut Turn) -> Result<(), Fault> {
+///     *balance += earned.points;
+///     turn.emit("points.earned", &json!({ "member": turn.key(), "points": earned.points }))?;
+///     turn.reply(&json!({ "balance": balance }))
+/// }
+/// # }
+///
+/// perkey::testing::Given::handler(Points)
+///     .when(json!({ "member": "ann", "points": 30 }))
+///     .then_events(["points.earned"])
+///     .then_reply(json!({ "balance": 30 }));
+/// ```
 #[derive(Debug)]
 pub struct Turn {
     message: Message,
@@ -38,7 +73,7 @@ pub struct Turn {
     effects: Effects,
 }
 
-/// What a settled turn does when its commit succeeds.
+/// Everything that a settled turn does when its commit succeeds.
 #[derive(Clone, Debug, Default)]
 pub struct Effects {
     /// Events, in the order emitted.
@@ -92,36 +127,100 @@ pub struct RowWrite {
 
 impl Turn {
     /// A turn over `message`. Handlers are given one; tests may make their own.
+    ///
+    /// ```
+    /// use perkey::testing::TurnLimits;
+    /// use perkey::{Draft, Fault, Turn};
+    ///
+    /// let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// let turn = Turn::new(message, 1, 0, TurnLimits::default());
+    /// assert_eq!(turn.key(), "ann");
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn new(message: Message, attempt: u32, now: Millis, limits: TurnLimits) -> Self {
         Self { message, attempt, now, limits, bytes: 0, effects: Effects::default() }
     }
 
     /// The message's id.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// assert_eq!(turn.id(), "m-1");
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn id(&self) -> &str {
         self.message.id()
     }
 
     /// The key whose turn this is.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// assert_eq!(turn.key(), "ann");
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn key(&self) -> &str {
         self.message.key()
     }
 
     /// The whole message, with its headers.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// assert_eq!(turn.message().kind(), "earned");
+    /// assert_eq!(turn.message().header("traceparent"), None);
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn message(&self) -> &Message {
         &self.message
     }
 
-    /// Which attempt this is, from 1.
+    /// The number of this attempt, from 1.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// if turn.attempt() > 3 {
+    ///     return Err(Fault::reject("three attempts are enough"));
+    /// }
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
     /// Wall time at the start of the turn, in milliseconds since the epoch.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// let in_a_minute = turn.now() + 60_000;
+    /// assert_eq!(in_a_minute, 61_000);
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn now(&self) -> Millis {
         self.now
     }
 
     /// A key for another system's own idempotency: the same on each attempt of this message, different for each `name`.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// let charge = turn.token("charge");
+    /// assert_eq!(charge, turn.token("charge"), "each attempt sends the same one");
+    /// assert_ne!(charge, turn.token("refund"));
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn token(&self, name: &str) -> Uuid {
         let scope = Uuid::new_v5(&Uuid::NAMESPACE_OID, self.message.key().as_bytes());
         let id = Uuid::new_v5(&scope, self.message.id().as_bytes());
@@ -129,6 +228,29 @@ impl Turn {
     }
 
     /// Writes a row of one of the handler's tables in this turn's commit, replacing the one with the same primary key.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// # use perkey::{Column, ColumnKind, Row, Table};
+    /// # #[derive(serde::Serialize)]
+    /// # struct Balance { member: String, points: i64 }
+    /// # impl Row for Balance {
+    /// #     const TABLE: Table = Table {
+    /// #         name: "balances",
+    /// #         columns: &[Column::new("member", ColumnKind::Text), Column::new("points", ColumnKind::Integer)],
+    /// #         primary_key: &["member"],
+    /// #         key_column: Some("member"),
+    /// #         indexes: &[],
+    /// #     };
+    /// # }
+    /// turn.write(&Balance { member: "ann".to_owned(), points: 30 })?;
+    ///
+    /// let others = turn.write(&Balance { member: "bob".to_owned(), points: 30 });
+    /// assert!(others.is_err(), "the table's key column holds the key of the turn");
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn write<R: Row>(&mut self, row: &R) -> Result<(), Fault> {
         let value = serde_json::to_value(row)?;
         let key = R::TABLE.key_of(&value, self.key())?;
@@ -138,6 +260,26 @@ impl Turn {
     }
 
     /// Deletes the row whose primary key has these values (an object with the key columns) in this turn's commit.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// # use perkey::{Column, ColumnKind, Row, Table};
+    /// # #[derive(serde::Serialize)]
+    /// # struct Balance { member: String, points: i64 }
+    /// # impl Row for Balance {
+    /// #     const TABLE: Table = Table {
+    /// #         name: "balances",
+    /// #         columns: &[Column::new("member", ColumnKind::Text), Column::new("points", ColumnKind::Integer)],
+    /// #         primary_key: &["member"],
+    /// #         key_column: Some("member"),
+    /// #         indexes: &[],
+    /// #     };
+    /// # }
+    /// turn.delete::<Balance>(&json!({ "member": "ann" }))?;
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn delete<R: Row>(&mut self, key: &Value) -> Result<(), Fault> {
         let key = R::TABLE.key_of(key, self.key())?;
         self.push_row(RowWrite { table: R::TABLE, key, row: None })
@@ -147,6 +289,16 @@ impl Turn {
     /// rows of all turns of the commit, in the order of the turns; what it answers is not read. `args` is a tuple, an array
     /// or a list of null, booleans, numbers and text; on PostgreSQL a text for a column of another type needs a cast
     /// (`$1::uuid`). Where the database refuses it, the turn fails as for a row that is refused.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// turn.execute("UPDATE totals SET points = points + $1 WHERE day = $2", &(30, "2026-01-31"))?;
+    ///
+    /// assert!(turn.execute("COMMIT", &()).is_err());
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn execute(&mut self, sql: &str, args: &impl Serialize) -> Result<(), Fault> {
         let statement = Statement::new(sql, args)?;
         if self.effects.statements.len() >= self.limits.rows_max {
@@ -158,11 +310,32 @@ impl Turn {
     }
 
     /// Emits an event of this key. It leaves after the commit, in the order of the key's turns.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// let member = turn.key().to_owned();
+    /// turn.emit("points.earned", &json!({ "member": member, "points": 30 }))?;
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn emit(&mut self, kind: &str, payload: &impl Serialize) -> Result<(), Fault> {
         self.push_event(kind, serde_json::to_vec(payload)?, None)
     }
 
-    /// The same, with a payload that `schema` writes, and its content type. What does not fit the schema is a fault.
+    /// Emits an event whose payload and content type are `schema`'s. A payload that does not fit the schema is a fault.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// use perkey::Json;
+    ///
+    /// // `Protobuf` in the place of `Json` writes what its schema says.
+    /// turn.emit_as(&Json, "points.earned", &json!({ "points": 30 }))?;
+    /// assert_eq!(turn.effects().events[0].content_type, Some("application/json"));
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn emit_as(&mut self, schema: &dyn Schema, kind: &str, payload: &impl Serialize) -> Result<(), Fault> {
         let payload = schema.encode(&serde_json::to_value(payload)?)?;
         self.push_event(kind, payload, Some(schema.content_type()))
@@ -180,12 +353,33 @@ impl Turn {
 
     /// Sends a command to a key of another handler, or of this one, with this turn's commit. It is handled once, behind
     /// what the key has in hand by then. Commands of one key's turns to another key arrive in the order sent.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// # use perkey::unstable::handler::example::Points;
+    ///
+    /// turn.send::<Points>("bob", &json!({ "member": "bob", "points": 10 }))?;
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn send<H: Handler>(&mut self, key: impl Into<Key>, command: &impl Serialize) -> Result<(), Fault> {
         self.put::<H>(key.into(), command, None)
     }
 
-    /// The same, and wants to hear how it ended: this key gets a message that [`Handler::answer`] makes of the answer.
-    /// `name` comes back with it, to tell this handler's questions apart.
+    /// Sends a command like [`Turn::send`], and asks how it ends: this key gets a message that [`Handler::answer`] makes of the answer.
+    /// `name` comes back with it, and tells this handler's questions apart.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// # use perkey::unstable::handler::example::Points;
+    ///
+    /// // `Handler::answer` of the handler that asks is told how it ended.
+    /// turn.ask::<Points>("gift", "bob", &json!({ "member": "bob", "points": 10 }))?;
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn ask<H: Handler>(&mut self, name: &str, key: impl Into<Key>, command: &impl Serialize) -> Result<(), Fault> {
         check_name("name", name.as_bytes()).map_err(Fault::reject)?;
         self.put::<H>(key.into(), command, Some(name.to_owned()))
@@ -194,6 +388,15 @@ impl Turn {
     /// Sets the key's timer of this name, with this turn's commit: at `at` (milliseconds since the epoch) or soon after,
     /// `message` is handled by this handler under this key, once, behind what the key has in hand by then. Setting it
     /// again before its turn begins moves it. While the key waits or is held, it waits, too.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// let in_a_minute = turn.now() + 60_000;
+    /// turn.schedule("expiry", in_a_minute, &json!({ "do": "expire", "member": "ann" }))?;
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn schedule(&mut self, name: &str, at: Millis, message: &impl Serialize) -> Result<(), Fault> {
         let message = serde_json::to_vec(message)?;
         self.grow(message.len())?;
@@ -202,6 +405,14 @@ impl Turn {
 
     /// Cancels the key's timer of this name, with this turn's commit; there may be none. A timer whose turn has not begun
     /// by then never fires.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// turn.cancel("expiry")?;
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn cancel(&mut self, name: &str) -> Result<(), Fault> {
         self.push_timer(name, None)
     }
@@ -231,6 +442,14 @@ impl Turn {
     }
 
     /// Sets the reply to whoever sent the command; the last one counts.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// turn.reply(&json!({ "balance": 30 }))?;
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn reply(&mut self, payload: &impl Serialize) -> Result<(), Fault> {
         let payload = serde_json::to_vec(payload)?;
         self.grow(payload.len())?;
@@ -240,22 +459,59 @@ impl Turn {
 
     /// Deletes the key's state with this turn's commit; what the turn makes of it is dropped. The key's next message
     /// finds `State::default()`.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// turn.forget();
+    /// assert!(turn.effects().forget);
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn forget(&mut self) {
         self.effects.forget = true;
     }
 
-    /// From now on this is the saga that the turn belongs to: its events, commands and timers carry the id as their header
+    /// Makes this the saga that the turn belongs to: its events, commands and timers carry the id as their header
     /// `sagaid`, and so does what follows from them. Where it is not set, that of the turn's message is carried on.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// let order = turn.key().to_owned();
+    /// turn.set_saga(&order);
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn set_saga(&mut self, id: &str) {
         self.effects.saga = Some(id.to_owned());
     }
 
-    /// What the handler put on the turn.
+    /// Everything that the handler put on the turn.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// turn.emit("points.earned", &json!({ "points": 30 }))?;
+    /// assert_eq!(turn.effects().events[0].kind, "points.earned");
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn effects(&self) -> &Effects {
         &self.effects
     }
 
-    /// Takes what the handler put on the turn.
+    /// Takes everything that the handler put on the turn.
+    ///
+    /// ```
+    /// # use perkey::{Draft, Fault, Turn, json};
+    /// # let message = Draft { id: "m-1", key: "ann", kind: "earned", ..Draft::default() }.build()?;
+    /// # let mut turn = Turn::new(message, 1, 1_000, Default::default());
+    /// turn.reply(&json!({ "balance": 30 }))?;
+    /// let effects = turn.into_effects();
+    /// assert!(effects.reply.is_some());
+    /// # Ok::<(), Fault>(())
+    /// ```
     pub fn into_effects(self) -> Effects {
         self.effects
     }

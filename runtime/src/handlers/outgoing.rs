@@ -36,7 +36,7 @@ const SENT: &[u8] = b"sent";
 const ANSWERED: &[u8] = b"answered";
 const SCHEDULED: &[u8] = b"scheduled";
 
-/// How a turn ended that succeeded.
+/// The end of a turn that succeeded.
 /// `cause` is its message, with the `traceparent` of what it sends.
 pub(super) fn end(
     origin: &Origin,
@@ -124,7 +124,7 @@ fn of(
 struct Ids<'a> {
     cause: [u8; 16],
     hash_key: &'a [u8; 32],
-    /// What all of them have in common, and behind it what tells one from another.
+    /// The part that all of them have in common; what tells one from another follows it.
     origin: Vec<u8>,
     common: usize,
 }

@@ -17,18 +17,18 @@ pub(super) fn beside_the_turns(left: usize, reason: String) -> Settled {
     Settled { turns, state: None, panic: Some(panic), alone: left > 1 }
 }
 
-/// What the actor of a turn that panicked ends with.
+/// The error with which the actor of a turn that panicked ends.
 pub(super) fn panicked(message: &Message, own: Option<String>, reason: String) -> HandlerPanic {
     let cause = own.or_else(|| message.header("traceparent").map(str::to_owned));
     HandlerPanic { message_id: message.id().to_owned(), cause, reason }
 }
 
-/// What a panic says. What it was thrown with may panic when it is dropped.
+/// The text of a panic. The value that it was thrown with may panic when it is dropped.
 pub(super) fn panic_text(panic: Box<dyn Any + Send>) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     discard(panic);
-    text.unwrap_or_else(|| "a value that is no text".to_owned())
+    text.unwrap_or_else(|| "a value that is not text".to_owned())
 }
 
 /// Drops what a handler made, whatever comes of it.

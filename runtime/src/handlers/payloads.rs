@@ -18,7 +18,7 @@ use crate::message::{Key, Message};
 pub enum Shown {
     /// It is text.
     Text(String),
-    /// What its service's codec makes of it.
+    /// The JSON that its service's codec makes of it.
     Decoded(Value),
     /// Neither.
     Base64(String),
@@ -67,7 +67,7 @@ impl Handlers {
     }
 }
 
-/// Whether a message's payload is JSON, as it says, or as it is where it says nothing.
+/// True where a message's payload is JSON, as it says, or as it is where it says nothing.
 fn is_json(message: &Message) -> bool {
     let payload = Payload::from(message);
     payload.is_json() || payload.content_type().is_none() && payload.json::<IgnoredAny>().is_ok()

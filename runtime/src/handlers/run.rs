@@ -14,11 +14,11 @@ use crate::store::{Event, TimerWrite};
 pub struct RunItem {
     /// The message.
     pub message: Message,
-    /// Which attempt this is, from 1.
+    /// The number of this attempt, from 1.
     pub attempt: u32,
 }
 
-/// How a turn ended.
+/// The end of a turn.
 #[derive(Clone, Debug)]
 pub enum TurnEnd {
     /// It succeeded.
@@ -29,7 +29,7 @@ pub enum TurnEnd {
         sent: Vec<SentMessage>,
         /// Its rows.
         rows: Vec<RowWrite>,
-        /// What it makes of the key's timers.
+        /// The key's timers that it sets and cancels.
         timers: Vec<TimerWrite>,
         /// Its statements.
         statements: Vec<Statement>,
@@ -43,7 +43,7 @@ pub enum TurnEnd {
     Unavailable(usize, String),
 }
 
-/// How a turn failed.
+/// The ways in which a turn failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TurnFault {
     /// To be tried again.

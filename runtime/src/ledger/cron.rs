@@ -132,6 +132,7 @@ impl Planned {
     }
 
     /// Service, key and name of its timer.
+    #[cfg(feature = "simulation")]
     pub(crate) fn place(&self) -> (Arc<str>, Arc<str>, Arc<str>) {
         (self.of.service.clone(), self.of.key.clone(), self.name.clone())
     }

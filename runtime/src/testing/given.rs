@@ -77,7 +77,14 @@ pub struct Given<H: Handler> {
     key: String,
 }
 
-/// What a turn did.
+/// The outcome of a turn, to be compared with what it should have been.
+///
+/// ```
+/// # use perkey::{json, testing::Given};
+/// # use perkey::unstable::handler::example::Points;
+/// let then = Given::handler(Points).when(json!({ "member": "ann", "points": 30 }));
+/// then.then_state(30).then_reply(30).when(json!({ "member": "ann", "points": 30 })).then_reply(60);
+/// ```
 pub struct Then<H: Handler> {
     given: Given<H>,
     before: Value,
@@ -87,6 +94,12 @@ pub struct Then<H: Handler> {
 
 impl<H: Handler> Given<H> {
     /// This handler, with the state of a key that nothing has happened to.
+    ///
+    /// ```
+    /// # use perkey::{json, testing::Given};
+    /// # use perkey::unstable::handler::example::Points;
+    /// Given::handler(Points).when(json!({ "member": "ann", "points": 30 })).then_state(30);
+    /// ```
     pub fn handler(handler: H) -> Self {
         Self {
             handler,
@@ -99,14 +112,54 @@ impl<H: Handler> Given<H> {
         }
     }
 
-    /// The key's state.
+    /// Sets the key's state.
+    ///
+    /// ```
+    /// # use perkey::{json, testing::Given};
+    /// # use perkey::unstable::handler::example::Points;
+    /// Given::handler(Points).state(70).when(json!({ "member": "ann", "points": 30 })).then_state(100);
+    /// ```
     #[must_use]
     pub fn state(mut self, state: H::State) -> Self {
         self.state = state;
         self
     }
 
-    /// The key's state as an older version of the handler stored it; it must be one that can be upgraded.
+    /// Sets the key's state as an older version of the handler stored it; it must be one that can be upgraded.
+    ///
+    /// ```
+    /// # use perkey::{Fault, Handler, Key, Turn, json, serde_json::Value, testing::Given};
+    /// # #[derive(serde::Deserialize)]
+    /// # struct Earned { member: String, points: i64 }
+    /// # struct Points;
+    /// # impl Handler for Points {
+    /// #     const SERVICE: &'static str = "points";
+    /// const STATE_VERSION: u32 = 2;
+    ///
+    /// #     type Message = Earned;
+    /// #     type State = i64;
+    /// #     fn key(&self, earned: &Earned) -> Key {
+    /// #         earned.member.as_str().into()
+    /// #     }
+    /// #     async fn handle(&self, balance: &mut i64, earned: Earned, turn: &mut Turn) -> Result<(), Fault> {
+    /// #         if earned.points == 0 {
+    /// #             return Err(Fault::reject("no points"));
+    /// #         }
+    /// #         *balance += earned.points;
+    /// #         turn.emit("points.earned", &json!({ "member": earned.member, "points": earned.points }))?;
+    /// #         turn.reply(balance)
+    /// #     }
+    ///
+    /// fn upgrade(_: u32, stored: Value) -> Result<i64, Fault> {
+    ///     Ok(stored.as_str().unwrap_or_default().parse()?)
+    /// }
+    /// # }
+    ///
+    /// Given::handler(Points)
+    ///     .stored(1, &json!("70"))
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_state(100);
+    /// ```
     #[must_use]
     #[track_caller]
     pub fn stored(self, version: u32, state: &Value) -> Self {
@@ -114,7 +167,16 @@ impl<H: Handler> Given<H> {
         self.state(state.expect("a stored state is one that the handler upgrades"))
     }
 
-    /// Messages that were handled before; each must succeed.
+    /// Handles messages beforehand; each must succeed.
+    ///
+    /// ```
+    /// # use perkey::{json, testing::Given};
+    /// # use perkey::unstable::handler::example::Points;
+    /// Given::handler(Points)
+    ///     .messages([json!({ "member": "ann", "points": 30 }), json!({ "member": "ann", "points": 30 })])
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_state(90);
+    /// ```
     #[must_use]
     #[track_caller]
     pub fn messages<M: Serialize>(mut self, messages: impl IntoIterator<Item = M>) -> Self {
@@ -124,21 +186,75 @@ impl<H: Handler> Given<H> {
         self
     }
 
-    /// Which attempt the turn is, from 1.
+    /// Sets the number of the turn's attempt, from 1.
+    ///
+    /// ```
+    /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
+    /// # #[derive(serde::Deserialize)]
+    /// # struct Earned { member: String, points: i64 }
+    /// # struct Points;
+    /// # impl Handler for Points {
+    /// #     const SERVICE: &'static str = "points";
+    /// #     type Message = Earned;
+    /// #     type State = i64;
+    /// #     fn key(&self, earned: &Earned) -> Key {
+    /// #         earned.member.as_str().into()
+    /// #     }
+    /// async fn handle(&self, _: &mut i64, _: Earned, turn: &mut Turn) -> Result<(), Fault> {
+    ///     if turn.attempt() == 1 { Err(Fault::retry("busy")) } else { Ok(()) }
+    /// }
+    /// # }
+    ///
+    /// Given::handler(Points).attempt(1).when(json!({ "member": "ann", "points": 30 })).then_retries("busy");
+    /// Given::handler(Points).attempt(2).when(json!({ "member": "ann", "points": 30 })).then_succeeds();
+    /// ```
     #[must_use]
     pub fn attempt(mut self, attempt: u32) -> Self {
         self.attempt = attempt;
         self
     }
 
-    /// The time of the turn, in milliseconds since the epoch.
+    /// Sets the time of the turn, in milliseconds since the epoch.
+    ///
+    /// ```
+    /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
+    /// # #[derive(serde::Deserialize)]
+    /// # struct Earned { member: String, points: i64 }
+    /// # struct Points;
+    /// # impl Handler for Points {
+    /// #     const SERVICE: &'static str = "points";
+    /// #     type Message = Earned;
+    /// #     type State = i64;
+    /// #     fn key(&self, earned: &Earned) -> Key {
+    /// #         earned.member.as_str().into()
+    /// #     }
+    /// async fn handle(&self, _: &mut i64, _: Earned, turn: &mut Turn) -> Result<(), Fault> {
+    ///     turn.reply(&json!({ "at": turn.now() }))
+    /// }
+    /// # }
+    ///
+    /// Given::handler(Points)
+    ///     .now(1_000)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_reply(json!({ "at": 1_000 }));
+    /// ```
     #[must_use]
     pub fn now(mut self, now: Millis) -> Self {
         self.now = now;
         self
     }
 
-    /// The bounds of the turn.
+    /// Sets the bounds of the turn.
+    ///
+    /// ```
+    /// # use perkey::{json, testing::{Given, TurnLimits}};
+    /// # use perkey::unstable::handler::example::Points;
+    /// let none = TurnLimits { events_max: 0, ..TurnLimits::default() };
+    /// Given::handler(Points)
+    ///     .limits(none)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_rejects("more than 0");
+    /// ```
     #[must_use]
     pub fn limits(mut self, limits: TurnLimits) -> Self {
         self.limits = limits;
@@ -146,6 +262,12 @@ impl<H: Handler> Given<H> {
     }
 
     /// Handles this message, given as what becomes its JSON. Its id is `message-1`, or counts on behind those before.
+    ///
+    /// ```
+    /// # use perkey::{json, testing::Given};
+    /// # use perkey::unstable::handler::example::Points;
+    /// Given::handler(Points).when(json!({ "member": "ann", "points": 30 })).then_succeeds().then_state(30);
+    /// ```
     #[track_caller]
     pub fn when(self, message: impl Serialize) -> Then<H> {
         let json = serde_json::to_vec(&message).expect("a message becomes JSON");
@@ -159,12 +281,48 @@ impl<H: Handler> Given<H> {
     }
 
     /// Handles a message with this payload and content type, which need not be ones that the handler understands.
+    ///
+    /// ```
+    /// # use perkey::{json, testing::Given};
+    /// # use perkey::unstable::handler::example::Points;
+    /// Given::handler(Points).when_payload(b"not JSON", None).then_rejects("does not decode");
+    /// ```
     #[track_caller]
     pub fn when_payload(self, payload: &[u8], content_type: Option<&str>) -> Then<H> {
         self.turn("given", payload, content_type)
     }
 
     /// Handles the answer to what was asked under this name, in the same way.
+    ///
+    /// ```
+    /// # use perkey::{Answer, Fault, Handler, Key, Outcome, Turn, json, testing::Given};
+    /// # #[derive(serde::Deserialize)]
+    /// # struct Earned { member: String, points: i64 }
+    /// # struct Points;
+    /// # impl Handler for Points {
+    /// #     const SERVICE: &'static str = "points";
+    /// #     type Message = Earned;
+    /// #     type State = i64;
+    /// #     fn key(&self, earned: &Earned) -> Key {
+    /// #         earned.member.as_str().into()
+    /// #     }
+    /// #     async fn handle(&self, balance: &mut i64, earned: Earned, turn: &mut Turn) -> Result<(), Fault> {
+    /// #         if earned.points == 0 {
+    /// #             return Err(Fault::reject("no points"));
+    /// #         }
+    /// #         *balance += earned.points;
+    /// #         turn.emit("points.earned", &json!({ "member": earned.member, "points": earned.points }))?;
+    /// #         turn.reply(balance)
+    /// #     }
+    ///
+    /// fn answer(&self, answer: Answer) -> Result<Earned, Fault> {
+    ///     Ok(Earned { member: answer.name, points: answer.outcome.reply()? })
+    /// }
+    /// # }
+    ///
+    /// Given::handler(Points).when_answered("ann", Outcome::Done(json!(30))).then_state(30);
+    /// Given::handler(Points).when_answered("ann", Outcome::DeadLetter("no".to_owned())).then_rejects("no");
+    /// ```
     #[track_caller]
     pub fn when_answered(self, name: &str, outcome: Outcome) -> Then<H> {
         let answer = Answer { name: name.to_owned(), outcome };
@@ -201,28 +359,92 @@ impl<H: Handler> Given<H> {
 }
 
 impl<H: Handler> Then<H> {
-    /// The turn succeeded.
+    /// Checks that the turn succeeded.
+    ///
+    /// ```
+    /// # use perkey::{json, testing::Given};
+    /// # use perkey::unstable::handler::example::Points;
+    /// Given::handler(Points).when(json!({ "member": "ann", "points": 30 })).then_succeeds();
+    /// ```
     #[track_caller]
     pub fn then_succeeds(self) -> Self {
         assert!(self.fault.is_none(), "the turn failed\n  fault: {:?}\n  state: {}", self.fault, self.before);
         self
     }
 
-    /// The key's state after it; a turn that failed left it as it was.
+    /// Checks the key's state after the turn; a turn that failed left it as it was.
+    ///
+    /// ```
+    /// # use perkey::{json, testing::Given};
+    /// # use perkey::unstable::handler::example::Points;
+    /// Given::handler(Points)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_state(30)
+    ///     .when(json!({ "member": "ann", "points": 0 }))
+    ///     .then_rejects("no points")
+    ///     .then_state(30);
+    /// ```
     #[track_caller]
     pub fn then_state(self, expected: impl Serialize) -> Self {
         let state = value(&self.given.state);
         self.same("state", &state, &value(&expected))
     }
 
-    /// Its key's state is deleted.
+    /// Checks that the turn deletes its key's state.
+    ///
+    /// ```
+    /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
+    /// # #[derive(serde::Deserialize)]
+    /// # struct Earned { member: String, points: i64 }
+    /// # struct Points;
+    /// # impl Handler for Points {
+    /// #     const SERVICE: &'static str = "points";
+    /// #     type Message = Earned;
+    /// #     type State = i64;
+    /// #     fn key(&self, earned: &Earned) -> Key {
+    /// #         earned.member.as_str().into()
+    /// #     }
+    /// async fn handle(&self, _: &mut i64, _: Earned, turn: &mut Turn) -> Result<(), Fault> {
+    ///     turn.forget();
+    ///     Ok(())
+    /// }
+    /// # }
+    ///
+    /// Given::handler(Points)
+    ///     .state(70)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_forgets()
+    ///     .then_state(0);
+    /// ```
     #[track_caller]
     pub fn then_forgets(self) -> Self {
         assert!(self.effects.forget, "the turn kept the state\n  outcome: {}", self.outcome());
         self
     }
 
-    /// The commands that it sent, in order: service, key, payload.
+    /// Checks the commands that the turn sent, in order: service, key, payload.
+    ///
+    /// ```
+    /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
+    /// # #[derive(serde::Deserialize)]
+    /// # struct Earned { member: String, points: i64 }
+    /// # struct Points;
+    /// # impl Handler for Points {
+    /// #     const SERVICE: &'static str = "points";
+    /// #     type Message = Earned;
+    /// #     type State = i64;
+    /// #     fn key(&self, earned: &Earned) -> Key {
+    /// #         earned.member.as_str().into()
+    /// #     }
+    /// async fn handle(&self, _: &mut i64, earned: Earned, turn: &mut Turn) -> Result<(), Fault> {
+    ///     turn.send::<Points>("bob", &json!({ "member": "bob", "points": earned.points / 10 }))
+    /// }
+    /// # }
+    ///
+    /// Given::handler(Points)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_sends([("points", "bob", json!({ "member": "bob", "points": 3 }))]);
+    /// ```
     #[track_caller]
     pub fn then_sends<'a, P: Serialize>(self, expected: impl IntoIterator<Item = (&'a str, &'a str, P)>) -> Self {
         let sent = self.effects.sent.iter().map(|sent| (sent.service, sent.key.as_str(), parse(&sent.payload)));
@@ -231,7 +453,30 @@ impl<H: Handler> Then<H> {
         self.same("commands", &sent, &expected)
     }
 
-    /// What it made of timers, in order: name, and either time and message, or nothing where it was cancelled.
+    /// Checks the timers that the turn set and cancelled, in order: name, and time and message of one that it set.
+    ///
+    /// ```
+    /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
+    /// # #[derive(serde::Deserialize)]
+    /// # struct Earned { member: String, points: i64 }
+    /// # struct Points;
+    /// # impl Handler for Points {
+    /// #     const SERVICE: &'static str = "points";
+    /// #     type Message = Earned;
+    /// #     type State = i64;
+    /// #     fn key(&self, earned: &Earned) -> Key {
+    /// #         earned.member.as_str().into()
+    /// #     }
+    /// async fn handle(&self, _: &mut i64, earned: Earned, turn: &mut Turn) -> Result<(), Fault> {
+    ///     turn.schedule("expiry", turn.now() + 60_000, &earned.member)
+    /// }
+    /// # }
+    ///
+    /// Given::handler(Points)
+    ///     .now(1_000)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_schedules([("expiry", Some((61_000, "ann")))]);
+    /// ```
     #[track_caller]
     pub fn then_schedules<'a, P: Serialize>(
         self,
@@ -244,7 +489,13 @@ impl<H: Handler> Then<H> {
         self.same("timers", &found, &expected)
     }
 
-    /// The types of the events that it emitted, in order.
+    /// Checks the types of the events that the turn emitted, in order.
+    ///
+    /// ```
+    /// # use perkey::{json, testing::Given};
+    /// # use perkey::unstable::handler::example::Points;
+    /// Given::handler(Points).when(json!({ "member": "ann", "points": 30 })).then_events(["points.earned"]);
+    /// ```
     #[track_caller]
     pub fn then_events<'a>(self, expected: impl IntoIterator<Item = &'a str>) -> Self {
         let kinds: Vec<_> = self.effects.events.iter().map(|event| event.kind.as_str()).collect();
@@ -253,14 +504,30 @@ impl<H: Handler> Then<H> {
         self.same("events", &kinds, &expected)
     }
 
-    /// The payload of one of its events, counted from 0.
+    /// Checks the payload of one of the turn's events, counted from 0.
+    ///
+    /// ```
+    /// # use perkey::{json, testing::Given};
+    /// # use perkey::unstable::handler::example::Points;
+    /// Given::handler(Points)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_event(0, json!({ "member": "ann", "points": 30 }));
+    /// ```
     #[track_caller]
     pub fn then_event(self, at: usize, expected: impl Serialize) -> Self {
         let event = self.effects.events.get(at).map(|event| parse(&event.payload));
         self.same(&format!("event {at}"), &value(&event), &value(&expected))
     }
 
-    /// The payload of one of its events that a schema wrote, counted from 0.
+    /// Checks the payload of one of the turn's events that a schema wrote, counted from 0.
+    ///
+    /// ```
+    /// # use perkey::{Json, json, testing::Given};
+    /// # use perkey::unstable::handler::example::Points;
+    /// Given::handler(Points)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_event_as(0, &Json, json!({ "member": "ann", "points": 30 }));
+    /// ```
     #[track_caller]
     pub fn then_event_as(self, at: usize, schema: &dyn Schema, expected: impl Serialize) -> Self {
         let read = |event: &Emitted| {
@@ -271,7 +538,40 @@ impl<H: Handler> Then<H> {
         self.same(&format!("event {at}"), &value(&event), &value(&expected))
     }
 
-    /// The rows that it wrote, as JSON objects in order; a row that it deleted is `null`.
+    /// Checks the rows that the turn wrote, as JSON objects in order; a row that it deleted is `null`.
+    ///
+    /// ```
+    /// # use perkey::{Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn, json, testing::Given};
+    /// # #[derive(serde::Deserialize)]
+    /// # struct Earned { member: String, points: i64 }
+    /// # #[derive(serde::Serialize)]
+    /// # struct Balance { member: String, points: i64 }
+    /// # impl Row for Balance {
+    /// #     const TABLE: Table = Table {
+    /// #         name: "balances",
+    /// #         columns: &[Column::new("member", ColumnKind::Text), Column::new("points", ColumnKind::Integer)],
+    /// #         primary_key: &["member"],
+    /// #         key_column: Some("member"),
+    /// #         indexes: &[],
+    /// #     };
+    /// # }
+    /// # struct Points;
+    /// # impl Handler for Points {
+    /// #     const SERVICE: &'static str = "points";
+    /// #     type Message = Earned;
+    /// #     type State = i64;
+    /// #     fn key(&self, earned: &Earned) -> Key {
+    /// #         earned.member.as_str().into()
+    /// #     }
+    /// async fn handle(&self, _: &mut i64, earned: Earned, turn: &mut Turn) -> Result<(), Fault> {
+    ///     turn.write(&Balance { member: earned.member, points: earned.points })
+    /// }
+    /// # }
+    ///
+    /// Given::handler(Points)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_rows([json!({ "member": "ann", "points": 30 })]);
+    /// ```
     #[track_caller]
     pub fn then_rows<R: Serialize>(self, expected: impl IntoIterator<Item = R>) -> Self {
         let rows = self.effects.rows.iter().map(|row| row.row.as_ref().map(|row| parse(row.as_bytes())));
@@ -280,14 +580,26 @@ impl<H: Handler> Then<H> {
         self.same("rows", &rows, &value(&expected))
     }
 
-    /// Its reply.
+    /// Checks the turn's reply.
+    ///
+    /// ```
+    /// # use perkey::{json, testing::Given};
+    /// # use perkey::unstable::handler::example::Points;
+    /// Given::handler(Points).when(json!({ "member": "ann", "points": 30 })).then_reply(30);
+    /// ```
     #[track_caller]
     pub fn then_reply(self, expected: impl Serialize) -> Self {
         let reply = self.effects.reply.as_ref().map(|reply| parse(reply));
         self.same("reply", &value(&reply), &value(&expected))
     }
 
-    /// The message was rejected, for a reason that contains `text`.
+    /// Checks that the message was rejected, for a reason that contains `text`.
+    ///
+    /// ```
+    /// # use perkey::{json, testing::Given};
+    /// # use perkey::unstable::handler::example::Points;
+    /// Given::handler(Points).when(json!({ "member": "ann", "points": 0 })).then_rejects("no points");
+    /// ```
     #[track_caller]
     pub fn then_rejects(self, text: &str) -> Self {
         let fine =
@@ -295,34 +607,139 @@ impl<H: Handler> Then<H> {
         self.failed(fine, &format!("a rejection with {text:?}"))
     }
 
-    /// The message is to be tried again, for a reason that contains `text`.
+    /// Checks that the message is to be tried again, for a reason that contains `text`.
+    ///
+    /// ```
+    /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
+    /// # #[derive(serde::Deserialize)]
+    /// # struct Earned { member: String, points: i64 }
+    /// # struct Points;
+    /// # impl Handler for Points {
+    /// #     const SERVICE: &'static str = "points";
+    /// #     type Message = Earned;
+    /// #     type State = i64;
+    /// #     fn key(&self, earned: &Earned) -> Key {
+    /// #         earned.member.as_str().into()
+    /// #     }
+    /// async fn handle(&self, _: &mut i64, _: Earned, _: &mut Turn) -> Result<(), Fault> {
+    ///     Err(Fault::retry("the ledger is busy"))
+    /// }
+    /// # }
+    ///
+    /// Given::handler(Points).when(json!({ "member": "ann", "points": 30 })).then_retries("busy");
+    /// ```
     #[track_caller]
     pub fn then_retries(self, text: &str) -> Self {
         let fine = matches!(&self.fault, Some(Fault::Retry(reason)) if reason.contains(text));
         self.failed(fine, &format!("a retry with {text:?}"))
     }
 
-    /// The message was put off for this long.
+    /// Checks that the message was deferred for this long.
+    ///
+    /// ```
+    /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
+    /// # #[derive(serde::Deserialize)]
+    /// # struct Earned { member: String, points: i64 }
+    /// # use std::time::Duration;
+    /// # struct Points;
+    /// # impl Handler for Points {
+    /// #     const SERVICE: &'static str = "points";
+    /// #     type Message = Earned;
+    /// #     type State = i64;
+    /// #     fn key(&self, earned: &Earned) -> Key {
+    /// #         earned.member.as_str().into()
+    /// #     }
+    /// async fn handle(&self, _: &mut i64, _: Earned, _: &mut Turn) -> Result<(), Fault> {
+    ///     Err(Fault::Defer(Duration::from_secs(5)))
+    /// }
+    /// # }
+    ///
+    /// Given::handler(Points)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_defers(Duration::from_secs(5));
+    /// ```
     #[track_caller]
     pub fn then_defers(self, delay: std::time::Duration) -> Self {
         let fine = matches!(&self.fault, Some(Fault::Defer(found)) if *found == delay);
         self.failed(fine, &format!("a deferral for {delay:?}"))
     }
 
-    /// The turn found this dependency unavailable.
+    /// Checks that the turn found this dependency unavailable.
+    ///
+    /// ```
+    /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
+    /// # #[derive(serde::Deserialize)]
+    /// # struct Earned { member: String, points: i64 }
+    /// # struct Points;
+    /// # impl Handler for Points {
+    /// #     const SERVICE: &'static str = "points";
+    /// #     type Message = Earned;
+    /// #     type State = i64;
+    /// #     fn key(&self, earned: &Earned) -> Key {
+    /// #         earned.member.as_str().into()
+    /// #     }
+    /// async fn handle(&self, _: &mut i64, _: Earned, _: &mut Turn) -> Result<(), Fault> {
+    ///     Err(Fault::unavailable("mail", "no connection"))
+    /// }
+    /// # }
+    ///
+    /// Given::handler(Points).when(json!({ "member": "ann", "points": 30 })).then_unavailable("mail");
+    /// ```
     #[track_caller]
     pub fn then_unavailable(self, dependency: &str) -> Self {
         let fine = matches!(&self.fault, Some(Fault::Unavailable { dependency: found, .. }) if *found == dependency);
         self.failed(fine, &format!("{dependency} unavailable"))
     }
 
-    /// The next message of the same key.
+    /// Handles the next message of the same key.
+    ///
+    /// ```
+    /// # use perkey::{json, testing::Given};
+    /// # use perkey::unstable::handler::example::Points;
+    /// Given::handler(Points)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_state(30)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .then_state(60);
+    /// ```
     #[track_caller]
     pub fn when(self, message: impl Serialize) -> Self {
         self.given.when(message)
     }
 
-    /// The next answer to the same key.
+    /// Handles the next answer to the same key.
+    ///
+    /// ```
+    /// # use perkey::{Answer, Fault, Handler, Key, Outcome, Turn, json, testing::Given};
+    /// # #[derive(serde::Deserialize)]
+    /// # struct Earned { member: String, points: i64 }
+    /// # struct Points;
+    /// # impl Handler for Points {
+    /// #     const SERVICE: &'static str = "points";
+    /// #     type Message = Earned;
+    /// #     type State = i64;
+    /// #     fn key(&self, earned: &Earned) -> Key {
+    /// #         earned.member.as_str().into()
+    /// #     }
+    /// #     async fn handle(&self, balance: &mut i64, earned: Earned, turn: &mut Turn) -> Result<(), Fault> {
+    /// #         if earned.points == 0 {
+    /// #             return Err(Fault::reject("no points"));
+    /// #         }
+    /// #         *balance += earned.points;
+    /// #         turn.emit("points.earned", &json!({ "member": earned.member, "points": earned.points }))?;
+    /// #         turn.reply(balance)
+    /// #     }
+    ///
+    /// fn answer(&self, answer: Answer) -> Result<Earned, Fault> {
+    ///     Ok(Earned { member: answer.name, points: answer.outcome.reply()? })
+    /// }
+    /// # }
+    ///
+    /// Given::handler(Points)
+    ///     .when(json!({ "member": "ann", "points": 30 }))
+    ///     .when_answered("ann", Outcome::Done(json!(5)))
+    ///     .then_state(35);
+    /// ```
     #[track_caller]
     pub fn when_answered(self, name: &str, outcome: Outcome) -> Self {
         self.given.when_answered(name, outcome)

@@ -40,6 +40,13 @@ pub(super) const PROBE: Table = Table {
 };
 
 /// Which kinds of faults a simulation draws from its seed.
+///
+/// ```
+/// use perkey::testing::Faults;
+///
+/// let deaths = Faults { crashes: true, children: true, ..Faults::none() };
+/// assert_ne!(deaths, Faults::all());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Faults {
     /// A shard's owner dies, with a commit in hand or not, and another one takes over.

@@ -32,7 +32,7 @@ const START: u64 = 1_000_000;
 ///
 /// ```
 /// use perkey::testing::Simulation;
-/// use perkey::message::Draft;
+/// use perkey::Draft;
 /// use perkey::{Fault, Handler, Key, Turn};
 /// use serde::{Deserialize, Serialize};
 ///

@@ -23,20 +23,20 @@ use crate::store::{DeadLetter, Timer};
 use crate::transport::embedded::EmbeddedLog;
 use crate::transport::{Content, Transport};
 
-/// When its time begins: 2026-01-01T00:00:00Z.
+/// The time at which a stage begins: 2026-01-01T00:00:00Z.
 const START: Millis = 1_767_225_600_000;
 /// Steps between two looks at whether there is anything left to do.
 const STEPS: usize = 16;
-/// How long what is in hand and its retries may take, in microseconds.
+/// The time that work in hand and its retries may take, in microseconds.
 const QUIET_WITHIN: u64 = 24 * 3_600_000_000;
-/// How long what waits for something outside is waited for, in microseconds.
+/// The time that work may wait for something outside, in microseconds.
 const OUTSIDE_WITHIN: u64 = 60_000_000;
 
 /// A program with all its handlers, in memory and on virtual time.
 ///
 /// Messages take the way that they take in a running program: the same ledgers, commits, timers, retries, circuit breakers
 /// and answers. Time passes only by [`Stage::advance`], for retries, and for what handlers wait with
-/// [`crate::clock::sleep`]; what happens, and in which order, follows from the seed. A broken promise of Perkey's fails the
+/// [`crate::sleep`]; what happens, and in which order, follows from the seed. A broken promise of Perkey's fails the
 /// test.
 ///
 /// ```
@@ -97,13 +97,29 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// These handlers, with default settings and two shards.
+    /// A stage with these handlers, default settings and two shards.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// let mut stage = Stage::of(Handlers::new().with(Points));
+    /// stage.send::<Points>(&json!({ "member": "ann", "points": 30 })).run_until_quiet();
+    /// assert_eq!(stage.state::<Points>("ann"), 30);
+    /// ```
     #[track_caller]
     pub fn of(handlers: Handlers) -> Self {
         Self::with(handlers, 0, |_| ())
     }
 
-    /// These handlers, with what follows from a seed, under settings that `change` changes.
+    /// A stage with these handlers, under settings that `change` changes; all chance follows from the seed.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// let handlers = Handlers::new().with(Points);
+    /// let mut stage = Stage::with(handlers, 7, |settings| settings.retry.attempts = 2);
+    /// stage.send::<Points>(&json!({ "member": "ann", "points": 30 })).run_until_quiet();
+    /// ```
     #[track_caller]
     #[expect(clippy::panic, reason = "what cannot start fails the test")]
     pub fn with(handlers: Handlers, seed: u64, change: impl FnOnce(&mut Settings)) -> Self {
@@ -120,8 +136,17 @@ impl Stage {
         }
     }
 
-    /// From now on a shard's owner dies at about one of so many steps, and another one takes over: whatever is under way,
+    /// Lets a shard's owner die at about one of so many steps from now on, and another one takes over: whatever is under way,
     /// between a turn and its commit, too. 0: no more.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// # let mut stage = Stage::of(Handlers::new().with(Points));
+    /// stage.kills(5);
+    /// stage.send::<Points>(&json!({ "member": "ann", "points": 30 })).run_until_quiet();
+    /// assert_eq!(stage.state::<Points>("ann"), 30);
+    /// ```
     pub fn kills(&mut self, one_in: u64) -> &mut Self {
         self.kills = one_in;
         self
@@ -129,6 +154,14 @@ impl Stage {
 
     /// Sends a message to the key that its handler gives it, given as what becomes its JSON. Its id is `message-1`, or
     /// counts on behind those before.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// # let mut stage = Stage::of(Handlers::new().with(Points));
+    /// stage.send::<Points>(&json!({ "member": "ann", "points": 30 })).run_until_quiet();
+    /// assert_eq!(stage.state::<Points>("ann"), 30);
+    /// ```
     #[track_caller]
     pub fn send<H: Handler>(&mut self, message: &impl Serialize) -> &mut Self {
         self.sent += 1;
@@ -136,7 +169,18 @@ impl Stage {
         self.send_as::<H>(&id, message)
     }
 
-    /// The same under this id: a message with an id that was there before is a copy, and changes nothing.
+    /// Sends a message under this id: a message with an id that was there before is a copy, and changes nothing.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// # let mut stage = Stage::of(Handlers::new().with(Points));
+    /// for _ in 0..2 {
+    ///     stage.send_as::<Points>("line-1", &json!({ "member": "ann", "points": 30 }));
+    /// }
+    /// stage.run_until_quiet();
+    /// assert_eq!(stage.state::<Points>("ann"), 30, "the copy changed nothing");
+    /// ```
     #[track_caller]
     pub fn send_as<H: Handler>(&mut self, id: &str, message: &impl Serialize) -> &mut Self {
         let payload = serde_json::to_vec(message).expect("a message becomes JSON");
@@ -154,6 +198,14 @@ impl Stage {
 
     /// Runs until nothing is in hand and nothing is to be tried again. Timers do not count: see [`Stage::advance`]. What
     /// waits for something outside that is not available is waited for a minute.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// # let mut stage = Stage::of(Handlers::new().with(Points));
+    /// stage.send::<Points>(&json!({ "member": "ann", "points": 30 })).run_until_quiet();
+    /// assert_eq!(stage.timers().len(), 1, "timers stay where they are");
+    /// ```
     #[track_caller]
     pub fn run_until_quiet(&mut self) -> &mut Self {
         let (begin, end) = (self.world.now, self.world.now + QUIET_WITHIN);
@@ -171,6 +223,16 @@ impl Stage {
     }
 
     /// Lets this much time pass, with all that comes due in it. What is under way by then goes on with the next call.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// # let mut stage = Stage::of(Handlers::new().with(Points));
+    /// use std::time::Duration;
+    ///
+    /// stage.send::<Points>(&json!({ "member": "ann", "points": 30 })).advance(Duration::from_secs(61)).run_until_quiet();
+    /// assert_eq!(stage.state::<Points>("ann"), 0, "the points are lost again");
+    /// ```
     #[track_caller]
     pub fn advance(&mut self, time: Duration) -> &mut Self {
         let to = self.world.now + u64::try_from(time.as_micros()).unwrap_or(u64::MAX / 4);
@@ -179,11 +241,28 @@ impl Stage {
     }
 
     /// The time of the program, in milliseconds since the epoch.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// # let mut stage = Stage::of(Handlers::new().with(Points));
+    /// let before = stage.now();
+    /// stage.advance(std::time::Duration::from_secs(1));
+    /// assert_eq!(stage.now(), before + 1_000);
+    /// ```
     pub fn now(&self) -> Millis {
         self.world.clock.now()
     }
 
     /// The state of a key; the default where it has none.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// # let mut stage = Stage::of(Handlers::new().with(Points));
+    /// stage.send::<Points>(&json!({ "member": "ann", "points": 30 })).run_until_quiet();
+    /// assert_eq!((stage.state::<Points>("ann"), stage.state::<Points>("bob")), (30, 0));
+    /// ```
     #[track_caller]
     pub fn state<H: Handler>(&self, key: &str) -> H::State {
         let states = self.store().states();
@@ -192,17 +271,41 @@ impl Stage {
     }
 
     /// The rows of a handler's table as JSON objects, in the order of their primary key.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// # let mut stage = Stage::of(Handlers::new().with(Points));
+    /// stage.send::<Points>(&json!({ "member": "ann", "points": 30 })).run_until_quiet();
+    /// assert_eq!(stage.rows("balances"), [json!({ "member": "ann", "points": 30 })]);
+    /// ```
     pub fn rows(&self, table: &str) -> Vec<Value> {
         self.store().rows(table)
     }
 
     /// Key and type of each event, in the order of commits.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// # let mut stage = Stage::of(Handlers::new().with(Points));
+    /// stage.send::<Points>(&json!({ "member": "ann", "points": 30 })).run_until_quiet();
+    /// assert_eq!(stage.events(), [("ann".to_owned(), "points.earned".to_owned())]);
+    /// ```
     pub fn events(&self) -> Vec<(String, String)> {
         let events = self.store().journal().into_iter().flat_map(|commit| commit.events);
         events.map(|event| (event.message.key().to_owned(), event.message.kind().to_owned())).collect()
     }
 
     /// The payloads of the events of a type, in the order of commits.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// # let mut stage = Stage::of(Handlers::new().with(Points));
+    /// stage.send::<Points>(&json!({ "member": "ann", "points": 30 })).run_until_quiet();
+    /// assert_eq!(stage.payloads("points.earned"), [json!({ "member": "ann", "points": 30 })]);
+    /// ```
     pub fn payloads(&self, kind: &str) -> Vec<Value> {
         let events = self.store().journal().into_iter().flat_map(|commit| commit.events);
         let meant = events.filter(|event| event.message.kind() == kind);
@@ -210,6 +313,14 @@ impl Stage {
     }
 
     /// The dead letters, oldest first.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// # let mut stage = Stage::of(Handlers::new().with(Points));
+    /// stage.send::<Points>(&json!({ "member": "ann", "points": 500 })).run_until_quiet();
+    /// assert_eq!(stage.dead_letters()[0].error, "too many at once");
+    /// ```
     pub fn dead_letters(&self) -> Vec<DeadLetter> {
         let mut letters: Vec<_> = self.store().dead_letters().into_values().collect();
         letters.sort_by_key(|letter| letter.at);
@@ -217,13 +328,29 @@ impl Stage {
     }
 
     /// The timers that are set, those of schedules too, first due first.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// # let mut stage = Stage::of(Handlers::new().with(Points));
+    /// stage.send::<Points>(&json!({ "member": "ann", "points": 30 })).run_until_quiet();
+    /// assert_eq!(&*stage.timers()[0].name, "expiry");
+    /// ```
     pub fn timers(&self) -> Vec<Timer> {
         let mut timers = self.store().timers();
         timers.sort_by_key(|timer| timer.due_at);
         timers
     }
 
-    /// Messages that wait durably: for another attempt, for something outside, or behind such a one.
+    /// The number of messages that wait durably: for another attempt, for something outside, or behind such a one.
+    ///
+    /// ```
+    /// # use perkey::{Handlers, json, testing::Stage};
+    /// # use perkey::unstable::handler::example::Points;
+    /// # let mut stage = Stage::of(Handlers::new().with(Points));
+    /// stage.send::<Points>(&json!({ "member": "ann", "points": 30 })).run_until_quiet();
+    /// assert_eq!(stage.waiting(), 0);
+    /// ```
     pub fn waiting(&self) -> usize {
         self.store().pending().len()
     }

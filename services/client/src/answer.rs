@@ -24,6 +24,15 @@ pub struct Answer {
 }
 
 /// Problem details (RFC 9457), as far as they are there.
+///
+/// ```
+/// # use perkey_client::Answer;
+/// # let answer = |status, body: &str| Answer {
+/// #     status, replayed: false, location: None, key: None, attempts: 1, body: body.as_bytes().to_vec(),
+/// # };
+/// let problem = answer(409, r#"{"code":"already_exists","detail":"o-1 is there"}"#).problem().unwrap_or_default();
+/// assert_eq!(problem.code.as_deref(), Some("already_exists"));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Problem {
@@ -37,11 +46,30 @@ pub struct Problem {
 
 impl Answer {
     /// Whether it was done.
+    ///
+    /// ```
+    /// # use perkey_client::Answer;
+    /// # let answer = |status, body: &str| Answer {
+    /// #     status, replayed: false, location: None, key: None, attempts: 1, body: body.as_bytes().to_vec(),
+    /// # };
+    /// assert!(answer(201, "{}").is_success());
+    /// assert!(!answer(409, "{}").is_success());
+    /// ```
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
 
     /// The body as `T`.
+    ///
+    /// ```
+    /// # use perkey_client::Answer;
+    /// # let answer = |status, body: &str| Answer {
+    /// #     status, replayed: false, location: None, key: None, attempts: 1, body: body.as_bytes().to_vec(),
+    /// # };
+    /// let balance: u64 = answer(200, "1250").json()?;
+    /// assert_eq!(balance, 1250);
+    /// # Ok::<(), serde_json::Error>(())
+    /// ```
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_slice(&self.body)
     }
@@ -67,6 +95,16 @@ pub enum Last {
 }
 
 /// Why a call has no final answer. Called again under the same key, the operation still takes effect once.
+///
+/// ```
+/// use perkey_client::CallError;
+///
+/// /// Whether the operation may have taken effect: called again under the same key, it takes effect once.
+/// fn is_open(error: &CallError) -> bool {
+///     matches!(error, CallError::Deadline { .. } | CallError::Budget { .. })
+/// }
+/// assert!(!is_open(&CallError::Invalid("a GET has no body".to_owned())));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// It cannot be sent as it is.

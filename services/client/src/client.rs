@@ -19,6 +19,15 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// How a client calls.
+///
+/// ```
+/// use std::time::Duration;
+/// use perkey_client::{Client, Options};
+///
+/// let options = Options { deadline: Duration::from_secs(5), token: Some("secret".to_owned()), ..Options::default() };
+/// let client = Client::new("https://budget.example.com", options)?;
+/// # Ok::<(), perkey_client::CallError>(())
+/// ```
 #[derive(Clone)]
 pub struct Options {
     /// The bearer token, if any.
@@ -68,6 +77,15 @@ impl std::fmt::Debug for Options {
 }
 
 /// A client of one front door. Clones share connections and the budget of retries.
+///
+/// ```
+/// use perkey_client::{CallError, Client, Operation};
+///
+/// async fn balance(client: &Client, account: &str) -> Result<serde_json::Value, CallError> {
+///     let answer = client.call(Operation::get(&format!("/api/accounts/{account}/balance"))?).await?;
+///     Ok(answer.json().unwrap_or_default())
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Client {
     http: reqwest::Client,
@@ -79,6 +97,12 @@ pub struct Client {
 
 impl Client {
     /// A client of the front door at `base_url`, such as `http://127.0.0.1:8080`.
+    ///
+    /// ```
+    /// # use perkey_client::{Client, Options};
+    /// assert!(Client::new("http://127.0.0.1:8080", Options::default()).is_ok());
+    /// assert!(Client::new("127.0.0.1", Options::default()).is_err());
+    /// ```
     pub fn new(base_url: &str, options: Options) -> Result<Self, CallError> {
         let base = Url::parse(base_url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let Some(base) = base.filter(|url| url.query().is_none() && url.fragment().is_none()) else {
@@ -109,6 +133,18 @@ impl Client {
 
     /// Sends the operation until it has its final answer. The operation takes effect once, or not at all; where there is
     /// no final answer it may be called again, with the same key.
+    ///
+    /// ```
+    /// # use perkey_client::{CallError, Client, Operation};
+    /// async fn order(client: &Client) -> Result<(), CallError> {
+    ///     let answer = client.call(Operation::post("/api/orders", &serde_json::json!({ "order": "o-1" }))?).await?;
+    ///     match answer.problem() {
+    ///         None => println!("done with attempt {}", answer.attempts),
+    ///         Some(problem) => println!("refused: {}", problem.detail.unwrap_or_default()),
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     pub async fn call(&self, operation: Operation) -> Result<Answer, CallError> {
         let began = chance::now();
         self.budget(|budget, now| budget.called(&operation.site, now));

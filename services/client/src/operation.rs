@@ -11,6 +11,14 @@ use crate::chance;
 const KEY_BYTES_MAX: usize = 255;
 
 /// An operation, with its idempotency key: whoever sends it again sends the same one.
+///
+/// ```
+/// # use perkey_client::{CallError, Operation};
+/// let order = Operation::post("/api/orders", &serde_json::json!({ "order": "o-1" }))?;
+/// let again = order.clone();
+/// assert_eq!(again.idempotency_key(), order.idempotency_key(), "sent again, it takes effect once");
+/// # Ok::<(), CallError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation {
     pub(crate) method: &'static str,
@@ -23,21 +31,48 @@ pub struct Operation {
 
 impl Operation {
     /// Makes something: `POST`.
+    ///
+    /// ```
+    /// # use perkey_client::{CallError, Operation};
+    /// let paid = serde_json::json!({ "account": "a-1", "amount": 1250, "currency": "USD" });
+    /// let operation = Operation::post("/api/transactions", &paid)?;
+    /// # Ok::<(), CallError>(())
+    /// ```
     pub fn post(path: &str, body: &impl Serialize) -> Result<Self, CallError> {
         Self::new("POST", path, Some(value(body)?))
     }
 
     /// Changes something: `PATCH`.
+    ///
+    /// ```
+    /// # use perkey_client::{CallError, Operation};
+    /// let operation = Operation::patch("/api/expenses/e-1", &serde_json::json!({ "memo": "taxi" }))?;
+    /// # Ok::<(), CallError>(())
+    /// ```
     pub fn patch(path: &str, body: &impl Serialize) -> Result<Self, CallError> {
         Self::new("PATCH", path, Some(value(body)?))
     }
 
     /// A question: `GET`. It has no key.
+    ///
+    /// ```
+    /// # use perkey_client::{CallError, Operation};
+    /// let question = Operation::get("/api/accounts/a-1/balance")?;
+    /// assert_eq!(question.idempotency_key(), None);
+    /// # Ok::<(), CallError>(())
+    /// ```
     pub fn get(path: &str) -> Result<Self, CallError> {
         Self::new("GET", path, None)
     }
 
     /// By the method's name: `GET`, `POST`, `PUT`, `PATCH` or `DELETE`.
+    ///
+    /// ```
+    /// # use perkey_client::{CallError, Operation};
+    /// let operation = Operation::new("DELETE", "/api/expenses/e-1", None)?;
+    /// assert!(Operation::new("FETCH", "/api/expenses", None).is_err());
+    /// # Ok::<(), CallError>(())
+    /// ```
     pub fn new(method: &str, path: &str, body: Option<Value>) -> Result<Self, CallError> {
         let known = ["GET", "POST", "PUT", "PATCH", "DELETE"];
         let method = known.into_iter().find(|name| name.eq_ignore_ascii_case(method)).ok_or_else(|| {
@@ -60,6 +95,13 @@ impl Operation {
     }
 
     /// Under a key of the caller's own, such as one that it has written down before: 1 to 255 printable ASCII characters.
+    ///
+    /// ```
+    /// # use perkey_client::{CallError, Operation};
+    /// let operation = Operation::post("/api/orders", &())?.key("order-o-1")?;
+    /// assert_eq!(operation.idempotency_key(), Some("order-o-1"));
+    /// # Ok::<(), CallError>(())
+    /// ```
     pub fn key(self, key: &str) -> Result<Self, CallError> {
         if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
             let text = format!("a key has 1 to {KEY_BYTES_MAX} printable ASCII characters, and {key:?} does not");
@@ -73,18 +115,38 @@ impl Operation {
 
     /// Under the name of a call site: its retries are counted with those of all operations of that name. By default the
     /// method and the first two parts of the path are the name.
+    ///
+    /// ```
+    /// # use perkey_client::{CallError, Operation};
+    /// let operation = Operation::post("/api/orders", &())?.site("checkout");
+    /// # Ok::<(), CallError>(())
+    /// ```
     #[must_use]
     pub fn site(self, name: &str) -> Self {
         Self { site: name.to_owned(), ..self }
     }
 
     /// As part of a trace: the value of the header `traceparent`.
+    ///
+    /// ```
+    /// # use perkey_client::{CallError, Operation};
+    /// let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    /// let operation = Operation::get("/api/orders/o-1")?.traceparent(trace);
+    /// # Ok::<(), CallError>(())
+    /// ```
     #[must_use]
     pub fn traceparent(self, value: &str) -> Self {
         Self { traceparent: Some(value.to_owned()), ..self }
     }
 
     /// Its idempotency key; a question has none.
+    ///
+    /// ```
+    /// # use perkey_client::{CallError, Operation};
+    /// let operation = Operation::post("/api/orders", &())?;
+    /// println!("written down before it is sent: {:?}", operation.idempotency_key());
+    /// # Ok::<(), CallError>(())
+    /// ```
     pub fn idempotency_key(&self) -> Option<&str> {
         self.key.as_deref()
     }

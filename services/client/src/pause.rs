@@ -13,6 +13,14 @@ pub enum Pushback {
 }
 
 /// Reads `grpc-retry-pushback-ms`: a number of milliseconds; what is below 0, or no number, asks not to come again.
+///
+/// ```
+/// use std::time::Duration;
+/// use perkey_client::{Pushback, pushback};
+///
+/// assert_eq!(pushback("250"), Pushback::After(Duration::from_millis(250)));
+/// assert_eq!(pushback("-1"), Pushback::Stop);
+/// ```
 pub fn pushback(value: &str) -> Pushback {
     match value.trim().parse::<i32>().map(u64::try_from) {
         Ok(Ok(millis)) => Pushback::After(Duration::from_millis(millis)),

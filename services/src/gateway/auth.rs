@@ -10,8 +10,9 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use perkey::clock::{Clock, Millis, Stopwatch};
-use perkey::metrics::Metrics;
+use perkey::Millis;
+use perkey::unstable::clock::{Clock, Stopwatch};
+use perkey::unstable::metrics::Metrics;
 use sha2::{Digest, Sha256};
 use tracing::{error, info};
 

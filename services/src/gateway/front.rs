@@ -10,14 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use perkey::clock::Clock;
-use perkey::engine::calls::{Call, CallAnswer, CallError, Calls};
-use perkey::handler::Table;
-use perkey::handlers::Handlers;
-use perkey::message::ShardNo;
-use perkey::settings::{GatewaySettings, Settings};
-use perkey::store::Store;
-use perkey::store::calls::{CallEnd, CallOutcome};
+use perkey::unstable::clock::Clock;
+use perkey::unstable::engine::calls::{Call, CallAnswer, CallError, Calls};
+use perkey::unstable::message::ShardNo;
+use perkey::unstable::settings::GatewaySettings;
+use perkey::unstable::store::Store;
+use perkey::unstable::store::calls::{CallEnd, CallOutcome};
+use perkey::{Handlers, Settings, Table};
 use serde_json::Value;
 use tracing::{debug, warn};
 

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::fmt;
 
-use perkey::handler::whole_numbers;
+use perkey::unstable::handler::whole_numbers;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 

@@ -3,7 +3,8 @@
 
 mod members;
 
-use perkey::clock::{Millis, rfc3339};
+use perkey::Millis;
+use perkey::unstable::clock::rfc3339;
 use serde_json::{Map, Value, json};
 
 pub use self::members::{Member, MemberKind, checked};

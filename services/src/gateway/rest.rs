@@ -18,7 +18,7 @@ use axum::response::Response;
 use axum::routing::{MethodFilter, get, on};
 use axum::{RequestExt, middleware};
 use http_body_util::BodyExt;
-use perkey::metrics::Metrics;
+use perkey::unstable::metrics::Metrics;
 use serde_json::{Value, json};
 
 use self::answer::Echo;

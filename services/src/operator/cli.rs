@@ -17,9 +17,9 @@ pub mod store;
 pub mod up;
 
 use perkey::Handlers;
+use perkey::Settings;
 pub use perkey::host::Failure;
-use perkey::settings::Settings;
-use perkey::store::{Access, Opened, is_shared, open};
+use perkey::unstable::store::{Access, Opened, is_shared, open};
 
 use crate::defaults;
 

@@ -10,8 +10,8 @@ mod server;
 mod settings;
 mod shards;
 
-use perkey::settings::Settings;
-use perkey::settings::load::redact;
+use perkey::Settings;
+use perkey::unstable::settings::load::redact;
 use serde::Serialize;
 
 use self::facts::Facts;

@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use perkey::engine::cache;
-use perkey::engine::calls::Calls;
-use perkey::host::Signals;
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::settings::load::redact;
-use perkey::store::{self, Access, StoreError};
+use perkey::unstable::engine::cache;
+use perkey::unstable::engine::calls::Calls;
+use perkey::unstable::engine::host::Signals;
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::settings::load::redact;
+use perkey::unstable::store::{self, Access};
+use perkey::{Settings, StoreError};
 use tracing::info;
 
 use crate::gateway::front::Front;

@@ -17,13 +17,12 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
-use perkey::clock::{Clock, Millis, Stopwatch, sleep};
-use perkey::engine::Engine;
-use perkey::host::Signals;
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::store::query::ImportProgress;
-use perkey::store::{self, Access, Opened, Store, StoreError};
+use perkey::unstable::clock::{Clock, Stopwatch};
+use perkey::unstable::engine::host::Signals;
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::store::query::ImportProgress;
+use perkey::unstable::store::{self, Access, Opened, Store};
+use perkey::{Engine, Millis, Settings, StoreError, sleep};
 use serde::Serialize;
 use tokio::sync::mpsc;
 

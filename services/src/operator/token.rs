@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 
 use clap::{Args, Subcommand};
-use perkey::settings::Settings;
+use perkey::Settings;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -82,7 +82,7 @@ fn hex(byte: u8) -> impl Iterator<Item = char> {
 
 #[cfg(test)]
 mod tests {
-    use perkey::settings::GatewaySettings;
+    use perkey::unstable::settings::GatewaySettings;
 
     use super::*;
     use crate::gateway::auth::{Auth, Role};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use perkey::clock::sleep;
+use perkey::sleep;
 
 use super::provider::Mood;
 use super::rows::{charge, post, postings, settled};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use perkey::clock::sleep;
+use perkey::sleep;
 use perkey_chaos::process::until;
 use serde_json::json;
 

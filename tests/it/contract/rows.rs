@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use perkey::clock::sleep;
+use perkey::sleep;
 use serde_json::{Value, json};
 
 use super::provider::Mood;

@@ -6,14 +6,14 @@ use bytes::Bytes;
 use crate::handler::CallId;
 use crate::store::calls::{CallEnd, CallOutcome, CallRecord};
 
-/// How an entry begins; another format has another number.
+/// The first byte of an entry; another format has another number.
 const FORMAT: &[u8] = b"perkey1";
 /// Bytes of the seal.
 const SEAL: usize = 16;
 /// Bytes of an entry beside its code and its body.
 pub(super) const OVERHEAD: usize = FORMAT.len() + 16 + 32 + 8 + 8 + 1 + 4 + SEAL;
 
-/// What of a cache belongs to one store.
+/// The part of a cache that belongs to one store.
 pub(super) struct Scope {
     prefix: String,
     seal: [u8; 32],

@@ -78,7 +78,7 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) {
 pub(super) fn client(url: &str) -> Result<Client, String> {
     let wanted = "it must be redis://host:port (redis://user:password@host:port/database), or rediss:// for TLS";
     if !is_redis(url) {
-        return Err(format!("cache.url is no address of Redis: {wanted}"));
+        return Err(format!("cache.url is not an address of Redis: {wanted}"));
     }
     // What was given is not shown: it may have a password in it.
     let info =
@@ -144,7 +144,7 @@ impl Shared {
         }
     }
 
-    /// What Redis says, within the time that it may take and unless it is left alone.
+    /// Redis's answer, within the time that it may take and unless it is left alone.
     async fn ask<T>(&self, question: impl AsyncFnOnce(ConnectionManager) -> RedisResult<T>) -> Option<T> {
         let connection = lock(&self.connection).clone()?;
         if !lock(&self.rest).may(self.running.elapsed()) {

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-/// How long it is left alone after the first failure; each further one doubles it.
+/// The rest after the first failure; each further one doubles it.
 const FIRST: Duration = Duration::from_millis(100);
 /// The longest that it is left alone.
 const LONGEST: Duration = Duration::from_secs(1);
 /// After so long a single question is taken for one that nobody waits for any more.
 const FORGOTTEN: Duration = Duration::from_secs(2);
 
-/// What is known of the server. Times are counted from any one moment.
+/// Everything that is known of the server. Times are counted from any one moment.
 #[derive(Debug, Default)]
 pub(super) struct Rest(State);
 
@@ -26,7 +26,7 @@ enum State {
 }
 
 impl Rest {
-    /// Whether it may be asked at `now`; after a rest only one may.
+    /// True where it may be asked at `now`; after a rest only one may.
     pub(super) fn may(&mut self, now: Duration) -> bool {
         match self.0 {
             State::Fine => true,

@@ -22,12 +22,12 @@ use crate::store::{Store, StoreError};
 const WAITING_MAX: usize = 16_384;
 /// Calls in one write.
 const BATCH_MAX: usize = 256;
-/// How long calls that could not be written are a trouble, unless others are.
+/// The time for which calls that could not be written are a trouble, unless others are.
 const TROUBLED: Duration = Duration::from_secs(10);
-/// How often the records that tenants have are counted; what is accepted here is counted as it comes.
+/// The time between two counts of the records that tenants have; what is accepted here is counted as it comes.
 const COUNT_EVERY: Duration = Duration::from_secs(10);
 
-/// What became of a call.
+/// The fate of a call.
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// It is durable, and will be handled.
@@ -108,7 +108,7 @@ impl Accepts {
     }
 }
 
-/// How many records each tenant has, about.
+/// The number of records that each tenant has, about.
 #[derive(Debug)]
 struct Quota {
     max: u64,

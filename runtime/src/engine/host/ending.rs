@@ -1,4 +1,4 @@
-//! How a program is told to stop, how it leaves, and what it says when it could not do its work.
+//! The end of a program: told to stop, in order, or because it could not do its work.
 //! In: signals, errors. Out: an engine that is drained in order; exit codes.
 
 use std::fmt;
@@ -15,7 +15,14 @@ use crate::store::{StoreError, leave_open};
 /// A drain ends within this, whatever happens.
 const DRAIN_MAX: Duration = Duration::from_secs(25);
 
-/// Why a program could not do what was asked.
+/// The reason why a program could not do what was asked.
+///
+/// ```
+/// use perkey::host::Failure;
+///
+/// let failure = Failure::Usage("show MEMBER; see --help".to_owned());
+/// assert_eq!((failure.code(), failure.lines()), (64, vec!["show MEMBER; see --help"]));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// Something went wrong.
@@ -30,6 +37,14 @@ pub enum Failure {
 
 impl Failure {
     /// [`Failure::Failed`] with what an error says.
+    ///
+    /// ```
+    /// # use perkey::host::Failure;
+    /// fn read(file: &str) -> Result<String, Failure> {
+    ///     std::fs::read_to_string(file).map_err(Failure::failed)
+    /// }
+    /// assert_eq!(read("not/there").unwrap_err().code(), 1);
+    /// ```
     pub fn failed(error: impl fmt::Display) -> Self {
         Self::Failed(error.to_string())
     }
@@ -44,7 +59,7 @@ impl Failure {
         }
     }
 
-    /// What is to be said of it, a line each.
+    /// The lines to be shown to the operator.
     pub fn lines(&self) -> Vec<&str> {
         match self {
             Self::Failed(text) | Self::Store(text) | Self::Usage(text) => text.lines().collect(),
@@ -131,7 +146,7 @@ impl Signals {
     }
 }
 
-/// How a drain ended.
+/// The end of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
     /// Everything settled is committed, and the shards are given up.

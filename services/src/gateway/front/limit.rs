@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use perkey::clock::Millis;
-use perkey::ledger::gates::Bucket;
+use perkey::Millis;
+use perkey::unstable::ledger::gates::Bucket;
 
 /// A bucket of tokens for each tenant; tenants are of a closed set, those that have tokens.
 #[derive(Debug)]

@@ -1,9 +1,10 @@
 //! Reading: one of what a tenant has, or a page of it, as the last commit left it.
 //! In: a caller, an entity, an id or an account. Out: rows of the handlers' tables as JSON.
 
-use perkey::message::shard_of;
-use perkey::store::query::{FoundRows, RowsAsk};
-use perkey::store::{ServiceKey, StoreError};
+use perkey::StoreError;
+use perkey::unstable::message::shard_of;
+use perkey::unstable::store::ServiceKey;
+use perkey::unstable::store::query::{FoundRows, RowsAsk};
 use serde_json::{Value, json};
 use tracing::warn;
 

@@ -1,8 +1,8 @@
 //! What a call is known by: who makes it under which key, and what it asks for.
 //! In: a caller, an operation, a key, a body. Out: hashes, the same on every gateway; the id of what is made.
 
-use perkey::handler::CallId;
-use perkey::store::calls::Fingerprint;
+use perkey::unstable::handler::CallId;
+use perkey::unstable::store::calls::Fingerprint;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;

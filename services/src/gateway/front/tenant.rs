@@ -4,7 +4,8 @@
 //! Those of the tenant `default` are stored as they are, so that imports and topics see the same. Those of others begin
 //! with `@tenant/`, and none of the former may begin with `@`.
 
-use perkey::message::{NAME_BYTES_MAX, check_name};
+use perkey::check_name;
+use perkey::unstable::message::NAME_BYTES_MAX;
 use serde_json::{Map, Value};
 
 use crate::gateway::auth::DEFAULT_TENANT;

@@ -4,7 +4,7 @@
 use budget_actors::money::Currency;
 use budget_actors::posting::{At, Memo};
 use budget_actors::texts::{self, TEXT_BYTES_MAX};
-use perkey::message::check_name;
+use perkey::check_name;
 use serde_json::{Map, Value, json};
 
 use crate::gateway::problem::{ERRORS_MAX, FieldError, Problem};

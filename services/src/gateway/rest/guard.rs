@@ -7,8 +7,8 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use perkey::metrics::HttpOutcome;
-use perkey::telemetry::traces;
+use perkey::unstable::metrics::HttpOutcome;
+use perkey::unstable::telemetry::traces;
 use tracing::{Instrument, Span};
 
 use super::answer::{self, Echo, REPLAYED};

@@ -1,7 +1,7 @@
 //! The OpenAPI document, made of the operations and the tables themselves.
 //! In: operations, tables. Out: OpenAPI 3.1 as JSON.
 
-use perkey::handler::{ColumnKind, Table};
+use perkey::{ColumnKind, Table};
 use serde_json::{Map, Value, json};
 
 use crate::gateway::front::PAGE_MAX;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use perkey::clock::sleep;
+use perkey::sleep;
 
 /// A body could not be read.
 #[derive(Debug)]

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use perkey::clock::{Stopwatch, millis};
+use perkey::millis;
+use perkey::unstable::clock::Stopwatch;
 use tokio::task::{AbortHandle, Id};
 
 /// The connections of a listener.

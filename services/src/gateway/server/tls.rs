@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use perkey::settings::GatewaySettings;
+use perkey::unstable::settings::GatewaySettings;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;

@@ -17,8 +17,8 @@ use super::pause::{KeyCommand, ServiceCommand};
 use super::store::StoreCommand;
 use crate::operator::import::args::ImportArgs;
 use crate::operator::token::TokenCommand;
-use perkey::settings::load::Flag;
-use perkey::telemetry;
+use perkey::unstable::settings::load::Flag;
+use perkey::unstable::telemetry;
 
 use super::output::Form;
 

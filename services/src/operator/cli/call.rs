@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use perkey::settings::Settings;
+use perkey::Settings;
 use perkey_client::{Answer, CallError, Client, Last, Operation, Options};
 use serde::Serialize;
 use serde_json::Value;
@@ -31,7 +31,7 @@ pub struct CallArgs {
     #[arg(long, env = "PERKEY_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
     /// The time that it has, with all its retries
-    #[arg(long, default_value = "30s", value_parser = perkey::settings::duration)]
+    #[arg(long, default_value = "30s", value_parser = perkey::unstable::settings::duration)]
     pub deadline: Duration,
 }
 

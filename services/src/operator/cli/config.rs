@@ -1,8 +1,8 @@
 //! `config show` and `config check`: what the settings are and where they come from.
 //! In: loaded settings. Out: TOML or a table, without secrets.
 
-use perkey::settings::load::{Loaded, Origin};
-use perkey::store;
+use perkey::unstable::settings::load::{Loaded, Origin};
+use perkey::unstable::store;
 
 use super::args::ConfigCommand;
 use super::output::{Out, table};

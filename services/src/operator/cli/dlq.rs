@@ -7,21 +7,20 @@ use clap::Args;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use perkey::Handlers;
-use perkey::clock::{Clock, Millis, Stopwatch, millis, rfc3339, sleep};
-use perkey::engine::Engine;
-use perkey::handlers::Shown as Payload;
-use perkey::message::ShardNo;
-use perkey::metrics::Metrics;
-use perkey::settings::{Settings, duration};
-use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand};
-use perkey::store::{self, Access, DeadLetter, Opened, Store, StoreError};
+use perkey::unstable::clock::{Clock, Stopwatch, rfc3339};
+use perkey::unstable::handlers::Shown as Payload;
+use perkey::unstable::message::ShardNo;
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::settings::duration;
+use perkey::unstable::store::query::{Action, CommandState, DeadFilter, NewCommand};
+use perkey::unstable::store::{self, Access, DeadLetter, Opened, Store};
+use perkey::{Engine, Handlers, Millis, Settings, StoreError, millis, sleep};
 use serde::Serialize;
 
 use super::output::{Out, complain, table};
 use super::up::leave;
 use super::{Done, Ended, Failure, handlers, open_beside, runner};
-use perkey::host::{Signals, operator};
+use perkey::unstable::engine::host::{Signals, operator};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -72,7 +71,7 @@ pub struct ChangeArgs {
     #[arg(long, default_value = "")]
     pub reason: String,
     /// How long to wait until it is done
-    #[arg(long, default_value = "10s", value_parser = perkey::settings::duration)]
+    #[arg(long, default_value = "10s", value_parser = perkey::unstable::settings::duration)]
     pub wait: Duration,
     /// Run the engine here just long enough to do it, when no process runs the store
     #[arg(long)]
@@ -351,7 +350,7 @@ fn shown(handlers: &Handlers, shard: ShardNo, letter: &DeadLetter) -> Shown {
         attempts: attempts.collect(),
         payload,
         payload_is,
-        content_type: perkey::handler::Payload::from(&letter.message).content_type().map(str::to_owned),
+        content_type: perkey::Payload::from(&letter.message).content_type().map(str::to_owned),
     }
 }
 

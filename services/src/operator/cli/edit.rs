@@ -6,13 +6,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use clap::Args;
-use perkey::Handlers;
-use perkey::clock::Clock;
-use perkey::handler::{Payload, is_between_keys};
-use perkey::handlers::Shown;
-use perkey::settings::Settings;
-use perkey::store::DeadLetter;
-use perkey::store::query::{Action, DeadFilter};
+use perkey::unstable::clock::Clock;
+use perkey::unstable::handler::is_between_keys;
+use perkey::unstable::handlers::Shown;
+use perkey::unstable::store::DeadLetter;
+use perkey::unstable::store::query::{Action, DeadFilter};
+use perkey::{Handlers, Payload, Settings};
 
 use super::output::Out;
 use super::{Ended, Failure, dlq, handlers, open_beside};
@@ -36,7 +35,7 @@ pub struct EditArgs {
     #[arg(long, default_value = "")]
     pub reason: String,
     /// How long to wait until it is done
-    #[arg(long, default_value = "10s", value_parser = perkey::settings::duration)]
+    #[arg(long, default_value = "10s", value_parser = perkey::unstable::settings::duration)]
     pub wait: Duration,
 }
 

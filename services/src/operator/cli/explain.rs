@@ -1,11 +1,10 @@
 //! `explain`: what happened to a message, or to a key's messages, in time order.
 //! In: an id or a key. Out: its source, failed attempts, commits, events, dead-letter moves, and where it stands.
 
-use perkey::clock::{Millis, rfc3339};
-use perkey::message::Message;
-use perkey::settings::Settings;
-use perkey::store::query::{CommitRow, Story};
-use perkey::store::{DeadLetter, HistoryRow};
+use perkey::unstable::clock::rfc3339;
+use perkey::unstable::store::query::{CommitRow, Story};
+use perkey::unstable::store::{DeadLetter, HistoryRow};
+use perkey::{Message, Millis, Settings};
 use serde::Serialize;
 
 use super::output::{Out, table};
@@ -179,9 +178,10 @@ fn text(shown: &Shown) -> String {
 
 #[cfg(test)]
 mod tests {
-    use perkey::message::{Draft, TakenId};
-    use perkey::store::Event;
-    use perkey::store::query::EventRow;
+    use perkey::Draft;
+    use perkey::unstable::message::TakenId;
+    use perkey::unstable::store::Event;
+    use perkey::unstable::store::query::EventRow;
 
     use super::*;
 

@@ -2,11 +2,11 @@
 //! In: a service and a key, or filters. Out: states, timers, the keys that most messages wait for.
 
 use clap::Args;
-use perkey::clock::{Clock, rfc3339};
-use perkey::message::{ShardNo, shard_of};
-use perkey::settings::Settings;
-use perkey::store::query::WaitingKey;
-use perkey::store::{ServiceKey, Timer};
+use perkey::Settings;
+use perkey::unstable::clock::{Clock, rfc3339};
+use perkey::unstable::message::{ShardNo, shard_of};
+use perkey::unstable::store::query::WaitingKey;
+use perkey::unstable::store::{ServiceKey, Timer};
 use serde::Serialize;
 use serde_json::Value;
 

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use perkey::settings::Settings;
-use perkey::store;
-use perkey::store::lease::{Fleet, LeaseRow, WorkerRow};
+use perkey::Settings;
+use perkey::unstable::store;
+use perkey::unstable::store::lease::{Fleet, LeaseRow, WorkerRow};
 use serde::Serialize;
 
 use super::output::{Out, table};
@@ -140,7 +140,7 @@ fn text(shown: &Shown) -> String {
 
 #[cfg(test)]
 mod tests {
-    use perkey::store::lease::{Code, Worker};
+    use perkey::unstable::store::lease::{Code, Worker};
 
     use super::*;
 

@@ -2,12 +2,12 @@
 //! In: a store. Out: a row per shard and sink; a recorded command and how far it got.
 
 use clap::{Args, Subcommand};
-use perkey::clock::{Clock, Millis, rfc3339};
-use perkey::host::operator;
-use perkey::message::ShardNo;
-use perkey::settings::Settings;
-use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand, Queries, ShardRow};
-use perkey::store::{self, StoreError};
+use perkey::unstable::clock::{Clock, rfc3339};
+use perkey::unstable::engine::host::operator;
+use perkey::unstable::message::ShardNo;
+use perkey::unstable::store;
+use perkey::unstable::store::query::{Action, CommandState, DeadFilter, NewCommand, Queries, ShardRow};
+use perkey::{Millis, Settings, StoreError};
 use serde::Serialize;
 
 use super::output::{Out, table};
@@ -31,7 +31,7 @@ pub struct RetireArgs {
     #[arg(long)]
     pub why: String,
     /// How long to wait until it is done
-    #[arg(long, default_value = "10s", value_parser = perkey::settings::duration)]
+    #[arg(long, default_value = "10s", value_parser = perkey::unstable::settings::duration)]
     pub wait: std::time::Duration,
 }
 

@@ -5,8 +5,9 @@ use std::io::{IsTerminal, Write};
 
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
-use perkey::host::{Failure, said};
-use perkey::message::is_unseen;
+use perkey::host::Failure;
+use perkey::unstable::engine::host::said;
+use perkey::unstable::message::is_unseen;
 use serde::Serialize;
 
 /// How results are written.

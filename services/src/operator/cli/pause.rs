@@ -5,11 +5,11 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use perkey::clock::Clock;
-use perkey::host::operator;
-use perkey::settings::Settings;
-use perkey::store;
-use perkey::store::query::{Action, CommandState, DeadFilter, NewCommand, Scope};
+use perkey::Settings;
+use perkey::unstable::clock::Clock;
+use perkey::unstable::engine::host::operator;
+use perkey::unstable::store;
+use perkey::unstable::store::query::{Action, CommandState, DeadFilter, NewCommand, Scope};
 use serde::Serialize;
 
 use super::output::Out;
@@ -76,7 +76,7 @@ struct Asked {
     #[arg(long)]
     why: String,
     /// How long to wait until all shards know
-    #[arg(long, default_value = "10s", value_parser = perkey::settings::duration)]
+    #[arg(long, default_value = "10s", value_parser = perkey::unstable::settings::duration)]
     wait: Duration,
 }
 

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use perkey::clock::rfc3339;
-use perkey::settings::Settings;
-use perkey::settings::load::redact;
-use perkey::store;
-use perkey::store::query::{Pause, Scope, ShardRow};
+use perkey::Settings;
+use perkey::unstable::clock::rfc3339;
+use perkey::unstable::settings::load::redact;
+use perkey::unstable::store;
+use perkey::unstable::store::query::{Pause, Scope, ShardRow};
 use serde::Serialize;
 
 use super::output::{Out, table};

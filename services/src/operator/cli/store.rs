@@ -2,11 +2,11 @@
 //! In: settings; a number of shards. Out: a store in shape, or what was moved, or everything that stands in the way.
 
 use clap::Subcommand;
-use perkey::engine;
-use perkey::settings::Settings;
-use perkey::settings::load::redact;
-use perkey::store::reshard::Resharded;
-use perkey::store::{Access, open};
+use perkey::Settings;
+use perkey::unstable::engine;
+use perkey::unstable::settings::load::redact;
+use perkey::unstable::store::reshard::Resharded;
+use perkey::unstable::store::{Access, open};
 use serde::Serialize;
 
 use super::output::Out;
@@ -57,7 +57,7 @@ pub async fn restored(settings: &Settings, out: Out) -> Ended {
 pub async fn reshard(settings: &Settings, shards: u32, out: Out) -> Ended {
     let mut sinks: Vec<String> = settings.publish.iter().map(|publish| publish.sink.clone()).collect();
     // The embedded log has no watermark: whether it is read is looked at by itself.
-    sinks.retain(|sink| sink != perkey::transport::embedded::NAME);
+    sinks.retain(|sink| sink != perkey::unstable::transport::embedded::NAME);
     // A tool never makes a store: a mistyped name is an error.
     open_beside(settings).await?.close().await;
     let resharded = open(settings, Access::Run).await?.reshard(shards, sinks).await?;

@@ -3,12 +3,11 @@
 
 use std::sync::Arc;
 
-use perkey::engine::Engine;
-use perkey::host::{Drained, Signals, drain};
-use perkey::metrics::Metrics;
-use perkey::settings::Settings;
-use perkey::settings::load::redact;
-use perkey::store::{self, Access};
+use perkey::unstable::engine::host::{Drained, Signals, drain};
+use perkey::unstable::metrics::Metrics;
+use perkey::unstable::settings::load::redact;
+use perkey::unstable::store::{self, Access};
+use perkey::{Engine, Settings};
 use tokio::net::TcpListener;
 use tracing::info;
 

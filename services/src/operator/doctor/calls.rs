@@ -1,8 +1,8 @@
 //! What tenants have of idempotency keys, and will have, against what they may have.
 //! In: facts. Out: findings.
 
-use perkey::clock::millis;
-use perkey::store::calls::tenant_keys;
+use perkey::millis;
+use perkey::unstable::store::calls::tenant_keys;
 
 use super::facts::Facts;
 use super::{Finding, or_ok, warning};
@@ -35,7 +35,7 @@ pub(super) fn checks(facts: &Facts) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use perkey::store::calls::KeyCount;
+    use perkey::unstable::store::calls::KeyCount;
 
     use super::super::Level;
     use super::super::facts::tests::{NOW, found};

@@ -5,15 +5,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::clock::{Clock, Millis};
-use perkey::settings::{Settings, topic_of};
-use perkey::store::calls::KeyCount;
-use perkey::store::health::{Disk, Health};
-use perkey::store::lease::{Code, Fleet};
-use perkey::store::query::{ShardRow, WaitingKey};
-use perkey::store::{self, Opened, StoreError};
-use perkey::transport::kafka::{self, health::KafkaHealth};
-use perkey::transport::rabbitmq::{self, health::RabbitmqHealth};
+use perkey::unstable::clock::Clock;
+use perkey::unstable::settings::topic_of;
+use perkey::unstable::store::calls::KeyCount;
+use perkey::unstable::store::health::{Disk, Health};
+use perkey::unstable::store::lease::{Code, Fleet};
+use perkey::unstable::store::query::{ShardRow, WaitingKey};
+use perkey::unstable::store::{self, Opened};
+use perkey::unstable::transport::kafka::health::KafkaHealth;
+use perkey::unstable::transport::rabbitmq::health::RabbitmqHealth;
+use perkey::unstable::transport::{kafka, rabbitmq};
+use perkey::{Millis, Settings, StoreError};
 
 use super::super::cli::outbox::{self, Stat};
 use super::super::cli::{Failure, handlers, open_beside};
@@ -154,8 +156,8 @@ fn exchanges(settings: &Settings) -> Vec<String> {
 pub(super) mod tests {
     use std::collections::BTreeMap;
 
-    use perkey::store::health::{ServerHealth, ShardHealth};
-    use perkey::store::lease::{LeaseRow, Worker, WorkerRow};
+    use perkey::unstable::store::health::{ServerHealth, ShardHealth};
+    use perkey::unstable::store::lease::{LeaseRow, Worker, WorkerRow};
 
     use super::super::{Finding, Level};
     use super::*;

@@ -1,10 +1,11 @@
 //! The topics that are read and written.
 //! In: facts. Out: findings.
 
-use perkey::settings::{Settings, next_life};
-use perkey::store::query::ShardRow;
-use perkey::transport::kafka::NAME;
-use perkey::transport::kafka::health::{KafkaHealth, TopicHealth};
+use perkey::Settings;
+use perkey::unstable::settings::next_life;
+use perkey::unstable::store::query::ShardRow;
+use perkey::unstable::transport::kafka::NAME;
+use perkey::unstable::transport::kafka::health::{KafkaHealth, TopicHealth};
 
 use super::facts::{Facts, read_topics, written_topics};
 use super::server::bytes;
@@ -184,8 +185,8 @@ fn positions(settings: &Settings, rows: &[ShardRow], health: &KafkaHealth) -> Ve
 
 #[cfg(test)]
 mod tests {
-    use perkey::message::Position;
-    use perkey::settings::Publish;
+    use perkey::Publish;
+    use perkey::unstable::message::Position;
 
     use super::super::Level::{Error, Note, Warning};
     use super::super::facts::tests::found;

@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use perkey::settings::{Settings, next_life, topic_of};
-use perkey::store::lease::WorkerRow;
-use perkey::store::query::ShardRow;
-use perkey::transport::rabbitmq::NAME;
-use perkey::transport::rabbitmq::health::RabbitmqHealth;
+use perkey::Settings;
+use perkey::unstable::settings::{next_life, topic_of};
+use perkey::unstable::store::lease::WorkerRow;
+use perkey::unstable::store::query::ShardRow;
+use perkey::unstable::transport::rabbitmq::NAME;
+use perkey::unstable::transport::rabbitmq::health::RabbitmqHealth;
 
 use super::facts::{Facts, StoreFacts, written_exchanges};
 use super::server::bytes;
@@ -232,10 +233,10 @@ fn positions(settings: &Settings, rows: &[ShardRow], health: &RabbitmqHealth) ->
 
 #[cfg(test)]
 mod tests {
-    use perkey::message::Position;
-    use perkey::settings::Publish;
-    use perkey::settings::load::{Sources, load};
-    use perkey::transport::rabbitmq::health::QueueHealth;
+    use perkey::Publish;
+    use perkey::unstable::message::Position;
+    use perkey::unstable::settings::load::{Sources, load};
+    use perkey::unstable::transport::rabbitmq::health::QueueHealth;
 
     use super::super::Level::{self, Error, Note, Warning};
     use super::super::facts::tests::found;

@@ -1,8 +1,8 @@
 //! What keeps the store: its server, its settings, its clock, its disk, its versions.
 //! In: facts. Out: findings.
 
-use perkey::store::health::{Disk, ServerHealth};
-use perkey::transport::kafka;
+use perkey::unstable::store::health::{Disk, ServerHealth};
+use perkey::unstable::transport::kafka;
 
 use super::facts::{Facts, StoreFacts};
 use super::{Finding, error, note, ok, or_ok, warning};
@@ -258,7 +258,7 @@ mod tests {
     use std::path::PathBuf;
     use std::time::Duration;
 
-    use perkey::store::health::Slot;
+    use perkey::unstable::store::health::Slot;
 
     use super::super::Level::{Error, Note, Warning};
     use super::super::facts::tests::{NOW, found, sound};

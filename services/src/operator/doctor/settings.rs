@@ -4,8 +4,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use perkey::settings::{FirstStart, RabbitmqSettings, Settings, WithoutId};
-use perkey::store;
+use perkey::Settings;
+use perkey::unstable::settings::{FirstStart, RabbitmqSettings, WithoutId};
+use perkey::unstable::store;
 
 use super::{Finding, error, note, or_ok, warning};
 use crate::defaults;

@@ -3,10 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use perkey::clock::{Millis, millis};
-use perkey::settings::Settings;
-use perkey::store::health::ShardHealth;
-use perkey::store::lease::Fleet;
+use perkey::unstable::store::health::ShardHealth;
+use perkey::unstable::store::lease::Fleet;
+use perkey::{Millis, Settings, millis};
 
 use super::super::cli::leases;
 use super::facts::{Facts, StoreFacts};
@@ -311,10 +310,10 @@ fn progress(store: &StoreFacts, now: Millis) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use perkey::store::ServiceKey;
-    use perkey::store::health::ServiceHealth;
-    use perkey::store::lease::{Code, Worker, WorkerRow};
-    use perkey::store::query::WaitingKey;
+    use perkey::unstable::store::ServiceKey;
+    use perkey::unstable::store::health::ServiceHealth;
+    use perkey::unstable::store::lease::{Code, Worker, WorkerRow};
+    use perkey::unstable::store::query::WaitingKey;
 
     use super::super::super::cli::outbox::Stat;
     use super::super::Level::{Error, Note, Warning};

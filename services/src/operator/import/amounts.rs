@@ -3,7 +3,7 @@
 
 use budget_actors::money::Currency;
 use clap::ValueEnum;
-use perkey::handler::whole_number;
+use perkey::unstable::handler::whole_number;
 use serde_json::value::to_raw_value;
 
 use super::record::Fields;

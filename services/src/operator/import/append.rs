@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use perkey::clock::{Clock, Stopwatch, sleep};
-use perkey::settings::Settings;
-use perkey::store::append::{LOOK_EVERY, Room, Targets, patiently, targets};
-use perkey::store::query::{ImportBatch, ImportProgress};
-use perkey::store::{self, Store};
+use perkey::unstable::clock::{Clock, Stopwatch};
+use perkey::unstable::store::append::{LOOK_EVERY, Room, Targets, patiently, targets};
+use perkey::unstable::store::query::{ImportBatch, ImportProgress};
+use perkey::unstable::store::{self, Store};
+use perkey::{Settings, sleep};
 use tokio::sync::mpsc::Receiver;
 
 use super::bar::Bar;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use perkey::clock::Stopwatch;
+use perkey::unstable::clock::Stopwatch;
 
 use crate::operator::cli::output::{bars, complain};
 

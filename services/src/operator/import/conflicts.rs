@@ -1,10 +1,10 @@
 //! Lines whose ids were taken before with other content: what this import, or an earlier run of it, left as dead letters.
 //! In: a store. Out: which lines they are.
 
-use perkey::clock::Millis;
-use perkey::ledger::OTHER_CONTENT;
-use perkey::store::query::DeadFilter;
-use perkey::store::{DeadLetter, Store, StoreError};
+use perkey::unstable::ledger::OTHER_CONTENT;
+use perkey::unstable::store::query::DeadFilter;
+use perkey::unstable::store::{DeadLetter, Store};
+use perkey::{Millis, StoreError};
 use serde::Serialize;
 
 /// Dead letters that are looked through.

@@ -6,13 +6,10 @@ use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use perkey::Message;
-use perkey::clock::Clock;
-use perkey::handler::Payload;
-use perkey::handlers::Handlers;
-use perkey::message::Draft;
-use perkey::store::LogRow;
-use perkey::store::append::log_rows;
+use perkey::unstable::clock::Clock;
+use perkey::unstable::store::LogRow;
+use perkey::unstable::store::append::log_rows;
+use perkey::{Draft, Handlers, Message, Payload};
 use tokio::sync::mpsc::Sender;
 
 use super::amounts::{Amounts, Scale, Seen};

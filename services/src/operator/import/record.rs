@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use perkey::handler::named_once;
+use perkey::unstable::handler::named_once;
 use serde_json::value::{RawValue, to_raw_value};
 
 /// The columns of a CSV file, in the order in which the documentation names them.
