@@ -374,7 +374,7 @@ pub fn misfits(settings: &Settings, handlers: &Handlers) -> Vec<String> {
     let schedules = cron::plan(handlers, settings, Clock::system().now());
     problems.extend(schedules.err().into_iter().flatten());
     let (sources, sinks) = transport::open::names(settings);
-    problems.extend(super::unrouted(settings, &sources, &sinks));
+    problems.extend(super::start::unrouted(settings, &sources, &sinks));
     problems.extend(super::cache::check(settings).err());
     problems
 }

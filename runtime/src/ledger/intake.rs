@@ -7,12 +7,11 @@ pub(crate) mod sources;
 use std::sync::Arc;
 
 use self::inbox::Arrival as Seen;
-use super::protocol::{Action, Question, SlotIx};
+use super::protocol::{Question, SlotIx};
 use super::routes::{Arrival, What};
 use super::settle::record::dead_letter;
 use super::slot::{From, Item, Newest};
 use super::{Ledger, Received, Ticket};
-use crate::clock::Millis;
 use crate::handler::call_of;
 use crate::handlers::run::bounded;
 use crate::message::{Message, Print, Taken, murmur2, shard_of};

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::Ledger;
-use super::protocol::{Action, Question, SlotIx};
+use super::protocol::{Question, SlotIx};
 use super::slot::{From, Item, Operation};
 use crate::clock::Millis;
 use crate::handler::{CALL, CALL_ID, COMMAND, call_of};

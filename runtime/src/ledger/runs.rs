@@ -9,7 +9,7 @@ use self::pool::Place;
 use super::Ledger;
 use super::protocol::{Action, ActorIx, RunOrder, RunReport, SlotIx};
 use super::slot::{From, Item, Newest, Permit, Running};
-use crate::clock::{Millis, millis};
+use crate::clock::millis;
 use crate::handlers::run::{RunItem, bounded};
 
 impl Ledger {

@@ -7,7 +7,7 @@ pub(crate) mod timers;
 use hashbrown::HashSet;
 
 use super::Ledger;
-use super::protocol::{Action, Question, SlotIx};
+use super::protocol::{Question, SlotIx};
 use super::routes::Bindings;
 use super::slot::{From, Item, Permit, Slot, Trial};
 use crate::clock::{Millis, millis};

@@ -6,15 +6,9 @@ use std::sync::Arc;
 use ractor::{ActorProcessingErr, ActorRef, RpcReplyPort};
 
 use super::dispatcher::handover::Handover;
-use crate::ledger::outbox::publisher::Progress;
-use crate::ledger::protocol::{Action, ActorIx, Event, Question, ReaderKind, RunOrder, RunReport, SlotIx};
-use crate::ledger::routes::Arrival;
+use crate::ledger::protocol::{ActorIx, Event, Question, ReaderKind, RunOrder};
 use crate::message::Positions;
-use crate::store::query::OpenCommand;
-use crate::store::{
-    Commit, DeadLetter, Due, DueTimers, Epoch, KeyRow, OfService, OldLetters, Outcome, PendingRow, ServiceKey,
-    StoreError, TakenShard, Timer,
-};
+use crate::store::Commit;
 
 /// A message for a shard's owner.
 pub(crate) enum ShardMessage {

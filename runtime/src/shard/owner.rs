@@ -20,7 +20,7 @@ use crate::ledger::Ledger;
 use crate::ledger::protocol::{Action, Event, RunOrder};
 use crate::message::ShardNo;
 use crate::metrics::{Alarm, ShardMetrics};
-use crate::store::{Epoch, Outcome};
+use crate::store::Outcome;
 
 /// Ticks between two looks at operators' commands and two updates of the gauges.
 const TICKS_PER_LOOK: u64 = 10;

@@ -10,10 +10,10 @@ use tracing::warn;
 use super::env::Env;
 use super::messages::{ReaderMessage, ShardMessage};
 use crate::clock::sleep;
-use crate::ledger::protocol::{Action, Answer, Event, Question};
+use crate::ledger::protocol::{Answer, Event, Question};
 use crate::message::ShardNo;
-use crate::store::query::{DeadFilter, Strange};
-use crate::store::{DeadPlace, StoreError, StoreFuture, Trim};
+use crate::store::StoreError;
+use crate::store::query::Strange;
 
 /// Pause after the store could not be read.
 const AGAIN: Duration = Duration::from_millis(100);

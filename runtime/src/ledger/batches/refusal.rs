@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use super::group::{Batch, Group};
-use crate::clock::Millis;
 use crate::handler::Fault;
 use crate::ledger::Ledger;
 use crate::ledger::protocol::SlotIx;

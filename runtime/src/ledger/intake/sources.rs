@@ -2,7 +2,7 @@
 //! In: deliveries that are done with, bounds that are reached or left. Out: positions and what is done above them;
 //! acknowledgements, credits.
 
-use crate::clock::{Millis, millis};
+use crate::clock::millis;
 use crate::ledger::batches::group::Batch;
 use crate::ledger::protocol::Action;
 use crate::ledger::{Ledger, SourceTrack};

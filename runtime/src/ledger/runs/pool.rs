@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 
-use crate::clock::Millis;
 use crate::ledger::Ledger;
 use crate::ledger::gates::Ended;
 use crate::ledger::protocol::{Action, ActorIx, SlotIx};

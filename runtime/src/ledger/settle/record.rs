@@ -10,7 +10,7 @@ use crate::handler::{CallId, call_of};
 use crate::ledger::Ledger;
 use crate::ledger::batches::group::Group;
 use crate::ledger::operator::merge;
-use crate::ledger::protocol::{Action, Question, SlotIx};
+use crate::ledger::protocol::{Question, SlotIx};
 use crate::ledger::slot::Item;
 use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{

@@ -15,7 +15,7 @@ use crate::handler::{CRON, TIMER_NAME};
 use crate::ledger::Ledger;
 use crate::ledger::cron::{Planned, ends, reconcile};
 use crate::ledger::defect::{Defect, planted};
-use crate::ledger::protocol::{Action, Question, SlotIx};
+use crate::ledger::protocol::{Question, SlotIx};
 use crate::ledger::slot::{From, Hand, Item};
 use crate::message::{Message, TakenId, shard_of};
 use crate::store::{DueTimers, Part, Timer, TimerWrite};
