@@ -1,4 +1,4 @@
-//! A logical operation: what is to take effect once, however often it is sent.
+//! A logical operation: it takes effect once, however often it is sent.
 //! In: a method, a path, a body, a key of the caller's own. Out: the same, checked.
 
 use serde::Serialize;
@@ -7,10 +7,10 @@ use serde_json::Value;
 use crate::CallError;
 use crate::chance;
 
-/// Most characters of a key.
+/// The most characters of a key.
 const KEY_BYTES_MAX: usize = 255;
 
-/// An operation, with its idempotency key: whoever sends it again sends the same one.
+/// An operation, with its idempotency key: sending it again sends the same key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operation {
     pub(crate) method: &'static str,
@@ -22,22 +22,22 @@ pub struct Operation {
 }
 
 impl Operation {
-    /// Makes something: `POST`.
+    /// A `POST`, which makes something.
     pub fn post(path: &str, body: &impl Serialize) -> Result<Self, CallError> {
         Self::new("POST", path, Some(value(body)?))
     }
 
-    /// Changes something: `PATCH`.
+    /// A `PATCH`, which changes something.
     pub fn patch(path: &str, body: &impl Serialize) -> Result<Self, CallError> {
         Self::new("PATCH", path, Some(value(body)?))
     }
 
-    /// A question: `GET`. It has no key.
+    /// A `GET`, which asks for something. It has no key.
     pub fn get(path: &str) -> Result<Self, CallError> {
         Self::new("GET", path, None)
     }
 
-    /// By the method's name: `GET`, `POST`, `PUT`, `PATCH` or `DELETE`.
+    /// An operation by the method's name: `GET`, `POST`, `PUT`, `PATCH` or `DELETE`.
     pub fn new(method: &str, path: &str, body: Option<Value>) -> Result<Self, CallError> {
         let known = ["GET", "POST", "PUT", "PATCH", "DELETE"];
         let method = known.into_iter().find(|name| name.eq_ignore_ascii_case(method)).ok_or_else(|| {
@@ -59,7 +59,8 @@ impl Operation {
         })
     }
 
-    /// Under a key of the caller's own, such as one that it has written down before: 1 to 255 printable ASCII characters.
+    /// Sets a key of the caller's own, such as one that it has written down before: 1 to 255 printable ASCII
+    /// characters.
     pub fn key(self, key: &str) -> Result<Self, CallError> {
         if key.is_empty() || key.len() > KEY_BYTES_MAX || !key.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
             let text = format!("a key has 1 to {KEY_BYTES_MAX} printable ASCII characters, and {key:?} does not");
@@ -71,20 +72,20 @@ impl Operation {
         Ok(Self { key: Some(key.to_owned()), ..self })
     }
 
-    /// Under the name of a call site: its retries are counted with those of all operations of that name. By default the
+    /// Sets the name of the call site: retries are counted together for all operations of that name. By default the
     /// method and the first two parts of the path are the name.
     #[must_use]
     pub fn site(self, name: &str) -> Self {
         Self { site: name.to_owned(), ..self }
     }
 
-    /// As part of a trace: the value of the header `traceparent`.
+    /// Makes it a part of a trace: the value of the header `traceparent`.
     #[must_use]
     pub fn traceparent(self, value: &str) -> Self {
         Self { traceparent: Some(value.to_owned()), ..self }
     }
 
-    /// Its idempotency key; a question has none.
+    /// Its idempotency key; a `GET` has none.
     pub fn idempotency_key(&self) -> Option<&str> {
         self.key.as_deref()
     }
