@@ -1,4 +1,4 @@
-//! What is measured, and the functions that record it: call sites never build a label.
+//! The metrics, and the functions that record them: call sites never build a label.
 //! In: facts from the pipeline and the supervisors. Out: text in the OpenMetrics format.
 //!
 //! Handles are resolved once, when a service is bound or a shard is taken; recording is then an atomic addition.
@@ -48,7 +48,7 @@ pub struct Metrics {
     calls: Vec<Counter>,
     takeovers: Vec<Counter>,
     worker_alarms: Vec<Gauge>,
-    /// Sinks that were asked for.
+    /// The sinks whose handles were asked for.
     sinks: Mutex<BTreeSet<Arc<str>>>,
 }
 
@@ -84,7 +84,7 @@ impl Metrics {
         out
     }
 
-    /// The names of all families as they are exposed, also of those that have nothing to show yet.
+    /// The names of all families as they are exposed, including those that have nothing to show yet.
     pub fn names(&self) -> &[String] {
         &self.exposed
     }
@@ -137,7 +137,7 @@ impl Metrics {
         }
     }
 
-    /// Stops showing a shard that this process no longer owns; handles still held record into nothing.
+    /// Stops showing a shard that this process no longer owns; handles that are still held record into nothing.
     pub fn forget_shard(&self, no: ShardNo) {
         self.families.shard.remove(&one("shard", &no.to_string()));
         for sink in self.sinks.lock().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -148,28 +148,29 @@ impl Metrics {
         }
     }
 
-    /// `count` deliveries were dropped as already taken.
+    /// Counts deliveries that were dropped because they were already taken.
     pub fn add_dedup_hits(&self, source: DedupSource, count: u64) {
         self.dedup_hits[source as usize].inc_by(count);
     }
 
-    /// `count` messages matched no binding.
+    /// Counts messages that matched no binding.
     pub fn add_unbound(&self, count: u64) {
         self.families.unbound.inc_by(count);
     }
 
-    /// `count` messages were passed on to the shard of their key.
+    /// Counts messages that were passed on to the shard of their key.
     pub fn add_rekeyed(&self, count: u64) {
         self.families.rekeyed.inc_by(count);
     }
 
-    /// A message is tried again after `delay`; `attempt` is the number of the attempt to come, 2 for the first retry.
+    /// Records that a message is tried again after `delay`; `attempt` is the number of the coming attempt, 2 for the
+    /// first retry.
     pub fn record_retry(&self, attempt: u32, delay: Duration) {
         self.retries[attempt.clamp(1, ATTEMPT_LABEL_MAX) as usize - 1].inc();
         self.families.retry_delay.observe(delay.as_secs_f64());
     }
 
-    /// A commit of `turns` turns came back from the store after `elapsed`.
+    /// Records that a commit of `turns` turns came back from the store after `elapsed`.
     pub fn record_commit(&self, outcome: &Outcome, turns: u64, elapsed: Duration) {
         let word = CommitWord::from(outcome);
         self.commits[word as usize].inc();
@@ -179,38 +180,39 @@ impl Metrics {
         }
     }
 
-    /// A call was answered.
+    /// Records the answer to a call.
     pub fn record_call(&self, word: CallWord) {
         self.calls[word as usize].inc();
     }
 
-    /// Shards that run here, in a fleet.
+    /// Sets the number of shards that run here, in a fleet.
     pub fn set_owned_shards(&self, count: u64) {
         set(&self.families.owned_shards, count);
     }
 
-    /// Time until this worker stops its shards unless its lease is renewed.
+    /// Sets the time until this worker stops its shards unless its lease is renewed.
     pub fn set_lease_remaining(&self, left: Duration) {
         self.families.lease_remaining.set(left.as_secs_f64());
     }
 
-    /// Age of the oldest transaction that keeps dead rows in the store.
+    /// Sets the age of the oldest transaction that keeps dead rows in the store.
     pub fn set_oldest_transaction(&self, age: Duration) {
         self.families.oldest_transaction.set(age.as_secs_f64());
     }
 
-    /// A shard runs here after it had no owner for `without`.
+    /// Records that a shard runs here after it had no owner for `without`.
     pub fn record_takeover(&self, reason: TakeReason, without: Duration) {
         self.takeovers[reason as usize].inc();
         self.families.takeover_seconds.observe(without.as_secs_f64());
     }
 
-    /// Raises or clears an alarm of this worker; says whether that changed it.
+    /// Raises or clears an alarm of this worker; returns whether that changed it.
     pub fn set_worker_alarm(&self, alarm: WorkerAlarm, raised: bool) -> bool {
         self.worker_alarms[alarm as usize].set(raised.into()) != i64::from(raised)
     }
 
-    /// Records of a Kafka partition that this process reads and whose position the group does not have yet.
+    /// Sets the number of records of a Kafka partition that this process reads and whose position the group does not
+    /// have yet.
     pub fn set_kafka_lag(&self, topic: &str, partition: i32, records: u64) {
         set(&self.families.kafka_lag.get_or_create_owned(&partition_labels(topic, partition)), records);
     }
@@ -220,7 +222,7 @@ impl Metrics {
         self.families.kafka_lag.remove(&partition_labels(topic, partition));
     }
 
-    /// A child is restarted.
+    /// Records the restart of a child.
     pub fn record_restart(&self, child: Child, reason: RestartReason) {
         let labels = vec![("child", child.as_str().into()), ("reason", reason.as_str().into())];
         self.families.restarts.get_or_create(&labels).inc();
@@ -231,7 +233,7 @@ fn partition_labels(topic: &str, partition: i32) -> Labels {
     vec![("topic", topic.into()), ("partition", partition.to_string().into())]
 }
 
-/// What is recorded for one service.
+/// The handles of one service.
 #[derive(Clone, Debug)]
 pub struct ServiceMetrics {
     processed: Counter,
@@ -240,17 +242,18 @@ pub struct ServiceMetrics {
 }
 
 impl ServiceMetrics {
-    /// The outcomes of `count` messages are committed.
+    /// Counts messages whose outcomes are committed.
     pub fn add_processed(&self, count: u64) {
         self.processed.inc_by(count);
     }
 
-    /// `count` messages became dead letters.
+    /// Counts messages that became dead letters.
     pub fn add_dead_letters(&self, count: u64) {
         self.dead_letters.inc_by(count);
     }
 
-    /// A run of `turns` turns took `elapsed`: one observation of its mean. A run without turns is none.
+    /// Records a run of `turns` turns that took `elapsed`: one observation of the mean. A run without turns is not
+    /// recorded.
     pub fn record_run(&self, turns: u64, elapsed: Duration) {
         if turns > 0 {
             self.turn_seconds.observe(elapsed.as_secs_f64() / turns as f64);
@@ -258,7 +261,7 @@ impl ServiceMetrics {
     }
 }
 
-/// What is recorded for one shard.
+/// The handles of one shard.
 #[derive(Clone, Debug)]
 pub struct ShardMetrics {
     activations: Counter,
@@ -280,70 +283,70 @@ pub struct ShardMetrics {
 }
 
 impl ShardMetrics {
-    /// `count` keys were given an actor.
+    /// Counts keys that were given an actor.
     pub fn add_activations(&self, count: u64) {
         self.activations.inc_by(count);
     }
 
-    /// `count` keys gave their actor back.
+    /// Counts keys that gave their actor back.
     pub fn add_passivations(&self, count: u64) {
         self.passivations.inc_by(count);
     }
 
-    /// Actors that have a key.
+    /// Sets the number of actors that have a key.
     pub fn set_resident_actors(&self, count: u64) {
         set(&self.resident_actors, count);
     }
 
-    /// Keys that wait for a retry.
+    /// Sets the number of keys that wait for a retry.
     pub fn set_waiting_keys(&self, count: u64) {
         set(&self.waiting_keys, count);
     }
 
-    /// Rows in `pending`.
+    /// Sets the number of rows in `pending`.
     pub fn set_pending_rows(&self, count: u64) {
         set(&self.pending_rows, count);
     }
 
-    /// Deliveries in hand, and their bytes.
+    /// Sets the number of deliveries in hand, and their bytes.
     pub fn set_in_hand(&self, count: u64, bytes: u64) {
         set(&self.credits_in_use, count);
         set(&self.bytes_in_hand, bytes);
     }
 
-    /// Messages between the sources' positions and their ends.
+    /// Sets the number of messages between the sources' positions and their ends.
     pub fn set_unread(&self, count: u64) {
         set(&self.unread, count);
     }
 
-    /// What is known to be done: ids in the inbox, and stretches above the sources' positions.
+    /// Sets the number of ids in the inbox, and of stretches done above the sources' positions.
     pub fn set_done(&self, ids: u64, stretches: u64) {
         set(&self.inbox_ids, ids);
         set(&self.ahead_stretches, stretches);
     }
 
-    /// The dedup window in force.
+    /// Sets the dedup window in force.
     pub fn set_dedup_window(&self, window: Duration) {
         set(&self.dedup_window, window.as_secs());
     }
 
-    /// The epoch under which the shard is owned.
+    /// Sets the epoch under which the shard is owned.
     pub fn set_epoch(&self, epoch: u64) {
         set(&self.epoch, epoch);
     }
 
-    /// The number of its last commit.
+    /// Sets the number of the shard's last commit.
     pub fn set_commit_no(&self, no: u64) {
         set(&self.commit_no, no);
     }
 
-    /// Raises or clears an alarm of this shard; says whether that changed it.
+    /// Raises or clears an alarm of this shard; returns whether that changed it.
     pub fn set_alarm(&self, alarm: Alarm, raised: bool) -> bool {
         self.alarms[alarm as usize].set(raised.into()) != i64::from(raised)
     }
 }
 
-/// What is recorded for one sink of one shard.
+/// The handles of one sink of one shard.
 #[derive(Clone, Debug)]
 pub struct SinkMetrics {
     published: Counter,
@@ -353,22 +356,22 @@ pub struct SinkMetrics {
 }
 
 impl SinkMetrics {
-    /// The sink confirmed `count` events.
+    /// Counts events that the sink confirmed.
     pub fn add_published(&self, count: u64) {
         self.published.inc_by(count);
     }
 
-    /// The sink refused `count` events.
+    /// Counts events that the sink refused.
     pub fn add_refused(&self, count: u64) {
         self.refused.inc_by(count);
     }
 
-    /// Events that wait to be published.
+    /// Sets the number of events that wait to be published.
     pub fn set_pending(&self, count: u64) {
         set(&self.pending, count);
     }
 
-    /// Age of the oldest of them.
+    /// Sets the age of the oldest event that waits to be published.
     pub fn set_lag(&self, age: Duration) {
         set(&self.lag, age.as_secs());
     }
@@ -413,7 +416,7 @@ mod tests {
         metrics
     }
 
-    /// Name of each family in the text, with its type.
+    /// The name of each family in the text, with its type.
     fn families(text: &str) -> BTreeMap<&str, &str> {
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect()
     }

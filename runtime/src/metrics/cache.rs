@@ -1,4 +1,4 @@
-//! What is measured of the records of calls, and of the cache of answers.
+//! Metrics of the records of calls, and of the cache of answers.
 //! In: facts from the store and the cache. Out: gauges, counters.
 
 use prometheus_client::metrics::counter::Counter;
@@ -7,7 +7,7 @@ use super::{Metrics, set};
 use crate::store::calls::TenantKeys;
 
 impl Metrics {
-    /// What tenants have in the store, each of which may have `max` records.
+    /// Sets the numbers of call records that tenants have in the store, of at most `max` each.
     pub(crate) fn set_call_keys<'a>(&self, tenants: impl IntoIterator<Item = &'a TenantKeys>, max: u64) {
         let (mut all, mut most, mut forecast) = (0, 0, 0);
         for tenant in tenants {
@@ -27,7 +27,7 @@ impl Metrics {
     }
 }
 
-/// What is recorded for the cache of answers.
+/// The handles of the cache of answers.
 #[derive(Clone, Debug)]
 pub struct CacheMetrics {
     hits: Counter,
@@ -35,12 +35,12 @@ pub struct CacheMetrics {
 }
 
 impl CacheMetrics {
-    /// It had the record of a call.
+    /// Counts a call whose record the cache had.
     pub fn add_hit(&self) {
         self.hits.inc();
     }
 
-    /// It did not answer, had something that is no record, or had no room.
+    /// Counts an error: the cache did not answer, had something that is not a record, or had no room.
     pub fn add_error(&self) {
         self.errors.inc();
     }

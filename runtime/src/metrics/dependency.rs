@@ -1,4 +1,4 @@
-//! What is measured of the things outside that handlers need.
+//! Metrics of handlers' dependencies outside the process.
 //! In: facts from the gates. Out: gauges and counters by the names that handlers give them.
 
 use prometheus_client::metrics::counter::Counter;
@@ -7,7 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use super::{Metrics, one};
 
 impl Metrics {
-    /// The handles of something that handlers need, by the name that they give it.
+    /// The handles of a dependency of handlers, by the name that they give it.
     pub fn dependency(&self, name: &'static str) -> DependencyMetrics {
         let labels = one("dependency", name);
         DependencyMetrics {
@@ -17,7 +17,7 @@ impl Metrics {
     }
 }
 
-/// What is recorded for one dependency.
+/// The handles of one dependency.
 #[derive(Clone, Debug)]
 pub struct DependencyMetrics {
     open: Gauge,
@@ -25,12 +25,12 @@ pub struct DependencyMetrics {
 }
 
 impl DependencyMetrics {
-    /// Whether its circuit breaker is open.
+    /// Sets whether its circuit breaker is open.
     pub fn set_open(&self, open: bool) {
         self.open.set(open.into());
     }
 
-    /// A turn found it unavailable.
+    /// Counts a turn that found it unavailable.
     pub fn add_unavailable(&self) {
         self.unavailable.inc();
     }

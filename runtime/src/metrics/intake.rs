@@ -1,18 +1,18 @@
-//! What is measured of a broker's intake, which brings the messages of others' publishers.
-//! In: facts from whoever moves its messages. Out: counters, by what became of them.
+//! Metrics of a broker's intake, which brings the messages of foreign publishers.
+//! In: facts from the mover of its messages. Out: counters, by outcome.
 
 use prometheus_client::metrics::counter::Counter;
 
 use super::Metrics;
 
-/// What became of a message of an intake.
+/// The outcome of a message of an intake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IntakeOutcome {
     /// It will be handled.
     Moved,
-    /// It will be a dead letter: it cannot be used.
+    /// It will be a dead letter, as it cannot be used.
     Refused,
-    /// It will be a dead letter: the broker said so.
+    /// It will be a dead letter, as the broker said so.
     Dead,
 }
 
@@ -39,14 +39,14 @@ impl Metrics {
     }
 }
 
-/// What is recorded for a queue of an intake.
+/// The handles of a queue of an intake.
 #[derive(Clone, Debug)]
 pub struct IntakeMetrics {
     counters: [Counter; 3],
 }
 
 impl IntakeMetrics {
-    /// A message lies in its stream.
+    /// Counts a message that lies in its stream now.
     pub fn record(&self, outcome: IntakeOutcome) {
         self.counters[outcome as usize].inc();
     }

@@ -1,44 +1,44 @@
-//! What may be wrong with settings.
+//! The rules of settings.
 //! In: settings. Out: every problem at once, each with the settings that it is about and what to do.
 
 use std::time::Duration;
 
 use super::Settings;
 
-/// Something that is wrong with settings.
+/// A problem of settings.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Problem {
     /// The settings that it is about.
     pub about: Vec<&'static str>,
-    /// What is wrong, and what to do.
+    /// The problem, and what to do about it.
     pub text: String,
 }
 
-/// Everything that is wrong so far.
+/// All problems found so far.
 #[derive(Debug, Default)]
 pub(super) struct Problems(pub Vec<Problem>);
 
 impl Problems {
-    /// Says, unless it is `fine`, what the first of the settings that it is about must be: `must be at least 1`.
+    /// Adds a problem, unless `fine`: the first of the settings that it is about, with its rule: `must be at least 1`.
     pub(super) fn check(&mut self, fine: bool, about: &[&'static str], rule: &str) {
         if !fine {
             self.add(about, format!("{} {rule}", about.first().copied().unwrap_or_default()));
         }
     }
 
-    /// A problem in words of its own.
+    /// Adds a problem with its own text.
     pub(super) fn add(&mut self, about: &[&'static str], text: String) {
         self.0.push(Problem { about: about.to_vec(), text });
     }
 }
 
 impl Settings {
-    /// Everything that is wrong, each with the setting's name and what to do; empty when nothing is.
+    /// All problems, each with the setting's name and what to do; empty if there are none.
     pub fn problems(&self) -> Vec<String> {
         self.found().into_iter().map(|problem| problem.text).collect()
     }
 
-    /// Everything that is wrong, each with the settings that it is about.
+    /// All problems, each with the settings that it is about.
     pub(super) fn found(&self) -> Vec<Problem> {
         let mut found = Problems::default();
         found.check((1..=256).contains(&self.ownership.shards), &["ownership.shards"], "must be 1 to 256");
@@ -94,7 +94,7 @@ impl Settings {
         found.0
     }
 
-    /// What is wrong with the log, the store, its owners and the outbox.
+    /// Checks the log, the store, its owners and the outbox.
     fn kept(&self, found: &mut Problems) {
         found.check(
             self.log.max_unread >= 1_000,
