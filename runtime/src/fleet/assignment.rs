@@ -8,8 +8,8 @@
 use crate::message::ShardNo;
 use crate::store::lease::{Fleet, LeaseRow, WorkerRow};
 
-/// Returns whether a worker may own a shard: it stays, it knows the stored format, and the shard did not just fail on
-/// it.
+/// Returns whether a worker may own a shard: it stays, it knows the formats that are stored there, and the shard did
+/// not just fail on it.
 pub fn may_own(worker: &WorkerRow, shard: &LeaseRow) -> bool {
     let row = &worker.worker;
     worker.is_alive() && !row.draining && row.code.behind(&shard.code).is_none() && !row.cooling.contains(&shard.shard)

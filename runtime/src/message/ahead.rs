@@ -26,7 +26,7 @@ impl Stretch {
     }
 
     /// For a log whose places are rows and messages within rows: the first row that begins in the stretch, the last
-    /// that does, and the number of messages from which on the last row is not wholly in the stretch.
+    /// that does, and the most messages that this last row may have to lie in the stretch whole.
     pub(crate) fn rows(&self) -> (u64, u64, u64) {
         (self.from.no + u64::from(self.from.index > 0), self.to.no, u64::from(self.to.index) + 1)
     }

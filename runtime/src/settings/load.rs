@@ -285,7 +285,7 @@ fn fields<E: DeserializeOwned>() -> Vec<String> {
     said.split('`').skip(3).step_by(2).map(str::to_owned).collect()
 }
 
-/// A message about a section that names the wrong field, if that can be told, and the value that it needs.
+/// The value that a section needs, with the name of the wrong field if that can be told.
 fn wanted_of(entry: &Value, message: &str) -> String {
     let found = message.split('"').nth(1).unwrap_or_default();
     let field = entry.as_table().into_iter().flatten().find(|(_, value)| value.as_str() == Some(found));

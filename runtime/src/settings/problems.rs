@@ -108,7 +108,7 @@ impl Settings {
         found.check(
             self.store.statement_timeout < self.ownership.lease_ttl,
             &["store.statement_timeout", "ownership.lease_ttl"],
-            "must be below ownership.lease_ttl: what a worker sent must end before its lease does",
+            "must be below ownership.lease_ttl: statements of a worker must end before its lease does",
         );
         found.check(
             self.ownership.lease_ttl >= self.ownership.heartbeat * 3,
