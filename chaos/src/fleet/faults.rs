@@ -258,7 +258,7 @@ impl std::fmt::Display for Act {
         match self {
             Self::Kill { worker, back } => write!(f, "w{worker} is killed, back after {} ms", back.as_millis()),
             Self::Freeze { worker, hold, late } => {
-                let late = if *late { ", what it has sent arrives late" } else { "" };
+                let late = if *late { ", its sent data arrives late" } else { "" };
                 write!(f, "w{worker} is frozen for {} ms{late}", hold.as_millis())
             }
             Self::Roll { worker } => write!(f, "w{worker} is restarted in order"),
