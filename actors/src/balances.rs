@@ -1,5 +1,5 @@
-//! `balances`: what each account holds. The smallest complete handler.
-//! In: postings. Out: `balance.changed` with the new balance and how many postings made it.
+//! `balances`: the balance of each account. The smallest complete handler.
+//! In: postings. Out: `balance.changed` with the new balance and the number of postings that made it.
 
 use perkey::{Codec, Fault, Handler, Key, Turn};
 use serde::{Deserialize, Serialize};
@@ -13,14 +13,14 @@ use crate::texts::ShortTexts;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Balances;
 
-/// What an account holds: this key's state, loaded and saved by Perkey.
+/// The balance of an account: this key's state, loaded and saved by Perkey.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Balance {
     /// The sum of its postings.
     pub balance: Cents,
-    /// How many there were.
+    /// The number of the account's postings.
     pub n: u64,
-    /// Its currency, once there was one.
+    /// The account's currency; `None` before the first posting.
     pub currency: Option<Currency>,
 }
 

@@ -2,10 +2,11 @@
 //! In: a checkout, the answers to its steps, timeouts. Out: commands to the services; `checkout.completed` or
 //! `checkout.cancelled`; a row of table `checkouts`.
 //!
-//! Each step is a command that is asked about, so it is answered in every case; a timeout bounds how long that may take.
-//! When one does not succeed, the saga undoes all that did or may have: an order is cancelled and a payment refunded at
-//! once, as both remember that for a command that comes late; an expense or a transaction is taken back once its answer
-//! says that it stands. The completion of the order is the step after which there is no way back: it is waited for.
+//! Each step is a command whose answer the saga asks for, so it is answered in every case; a timeout bounds how long
+//! that may take. When a step does not succeed, the saga undoes all that took effect or may have: it cancels an order
+//! and refunds a payment at once, as both remember that for a command that comes late; it takes back an expense or a
+//! transaction once the answer says that it stands. The completion of the order is the step after which there is no way
+//! back: the saga waits for it.
 
 mod steps;
 
@@ -25,13 +26,13 @@ pub use steps::{Progress, Step};
 /// Keeps one checkout per key.
 #[derive(Clone, Copy, Debug)]
 pub struct Checkouts {
-    /// How long a step may take before the checkout is given up.
+    /// The longest time that a step may take before the checkout is given up.
     pub patience: Duration,
-    /// Pause before an undoing that failed is tried again; doubled each time, up to an hour.
+    /// Pause before a failed undoing is tried again; doubled each time, up to an hour.
     pub pause: Duration,
 }
 
-/// An undoing is tried again at least so often.
+/// The longest pause before an undoing is tried again.
 const PAUSE_MAX: Duration = Duration::from_secs(3_600);
 
 impl Default for Checkouts {
@@ -40,13 +41,13 @@ impl Default for Checkouts {
     }
 }
 
-/// What a checkout is told.
+/// The messages of a checkout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Command {
-    /// Check out.
+    /// Starts the checkout.
     Start(Checkout),
-    /// A timer: a step took too long, or an undoing is to be tried again.
+    /// A timer: a step took too long, or it is time to try an undoing again.
     Late {
         /// The checkout.
         saga: SagaId,
@@ -58,65 +59,65 @@ pub enum Command {
     Answered {
         /// The step.
         step: Step,
-        /// It was the undoing.
+        /// True if the answer is that of the undoing.
         undone: bool,
-        /// How it ended.
+        /// The outcome of the step or of its undoing.
         outcome: Outcome,
     },
 }
 
-/// What is bought, by whom.
+/// The purchase and its buyer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Checkout {
     /// The checkout's id.
     pub saga: SagaId,
-    /// The order that it places.
+    /// The order that the checkout places.
     pub order: OrderId,
-    /// Who pays.
+    /// The account that pays.
     pub account: Account,
-    /// What the expense is booked under.
+    /// The category under which the expense is booked.
     pub category: Category,
     /// The price; above 0.
     #[serde(deserialize_with = "crate::money::amount")]
     pub amount: Cents,
     /// Its currency.
     pub currency: Currency,
-    /// When.
+    /// The time of the checkout.
     pub at: At,
     /// A note.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memo: Option<Memo>,
 }
 
-/// What is remembered of a checkout.
+/// The state of a checkout.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saga {
-    /// What is bought, once that was said.
+    /// The purchase, once it is known.
     pub checkout: Option<Checkout>,
-    /// Where it stands.
+    /// The status of the checkout.
     pub status: Option<Status>,
-    /// How far each step is; those that were never begun are missing.
+    /// The progress of each step; steps that were never begun are missing.
     pub steps: BTreeMap<Step, Progress>,
-    /// Undoings that failed so far.
+    /// The number of undoings that have failed so far.
     #[serde(default)]
     pub failed: u32,
-    /// Why it is given up.
+    /// The reason why the checkout was given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Memo>,
 }
 
-/// Where a checkout stands.
+/// The status of a checkout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// Its steps are under way.
+    /// The steps are under way.
     Running,
-    /// It is given up, and what was done is being undone.
+    /// The checkout was given up, and its finished steps are being undone.
     Cancelling,
-    /// All of it is done.
+    /// All steps are done.
     Completed,
-    /// Nothing of it stands.
+    /// Nothing of the checkout stands.
     Cancelled,
 }
 
@@ -201,7 +202,7 @@ impl Handler for Checkouts {
 }
 
 impl Checkouts {
-    /// Begins. The same checkout again changes nothing.
+    /// Begins the checkout. The same checkout again changes nothing.
     fn start(&self, saga: &mut Saga, checkout: Checkout, turn: &mut Turn) -> Result<(), Fault> {
         match &saga.checkout {
             Some(before) if *before == checkout => return Ok(()),
@@ -226,7 +227,7 @@ impl Checkouts {
     fn late(&self, saga: &mut Saga, step: Step, turn: &mut Turn) -> Result<(), Fault> {
         let Some(checkout) = saga.checkout.clone() else { return Ok(()) };
         match (saga.status, saga.steps.get(&step)) {
-            // Whether the order is complete is not known, and there may be no way back: its answer is waited for.
+            // It is not known whether the order is complete, and there may be no way back: wait for its answer.
             (Some(Status::Running), Some(Progress::Asked)) if step == Step::Completion => {
                 remind(&checkout, step, step.as_str(), self.patience, turn)
             }
@@ -253,13 +254,13 @@ impl Checkouts {
                     saga.steps.insert(step, Progress::Undone);
                     Ok(())
                 }
-                // It must succeed in the end: money is not to be left where it does not belong.
+                // It must succeed in the end: money must not stay where it does not belong.
                 Outcome::DeadLetter(_) if step.may_be_undone_twice() => {
                     let pause = self.pause.saturating_mul(1 << saga.failed.min(20)).min(PAUSE_MAX);
                     saga.failed = saga.failed.saturating_add(1);
                     remind(&checkout, step, &step.undoing(), pause, turn)
                 }
-                // Asked again it might be done twice: an operator replays it, and that is answered.
+                // A second command might undo it twice: an operator replays the dead letter, and that is answered.
                 Outcome::DeadLetter(_) => Ok(()),
             };
         }
@@ -290,7 +291,7 @@ impl Checkouts {
         }
     }
 
-    /// Undoes what was done, and what may have been.
+    /// Undoes each step that took effect or may have.
     fn give_up(&self, saga: &mut Saga, reason: &str, turn: &mut Turn) -> Result<(), Fault> {
         saga.status = Some(Status::Cancelling);
         saga.reason = Memo::try_from(shortened(reason.replace('\0', " "))).ok();
@@ -305,14 +306,14 @@ impl Checkouts {
     }
 }
 
-/// Sets a timer of this name that speaks of a step.
+/// Sets a timer of this name that reminds the checkout of a step.
 fn remind(checkout: &Checkout, step: Step, name: &str, after: Duration, turn: &mut Turn) -> Result<(), Fault> {
     let at = turn.now().saturating_add(millis(after));
     turn.schedule(name, at, &Command::Late { saga: checkout.saga.clone(), step })
 }
 
 impl Saga {
-    /// It ends when its last step is done, or when nothing is left to be undone.
+    /// Ends the checkout when its last step is done, or when nothing is left to be undone.
     fn settle(&mut self) {
         match self.status {
             Some(Status::Running) if self.steps.get(&Step::Completion) == Some(&Progress::Done) => {
@@ -344,7 +345,7 @@ impl std::fmt::Display for Status {
     }
 }
 
-/// The word in a field of a reply.
+/// The text in a field of a reply.
 fn word<'a>(reply: &'a Value, field: &str) -> &'a str {
     reply.get(field).and_then(Value::as_str).unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! `expenses`: what each account has spent, against a monthly budget for each category.
-//! In: expenses and budgets, by account. Out: rows of `expenses` and `budgets`; `budget.exceeded` when one is.
+//! `expenses`: the spending of each account, against a monthly budget for each category.
+//! In: expenses and budgets, by account. Out: rows of `expenses` and `budgets`; `budget.exceeded` when a budget is.
 
 use std::collections::BTreeMap;
 
@@ -11,46 +11,46 @@ use crate::names::{Account, Category};
 use crate::posting::{At, Memo};
 use crate::texts::ShortTexts;
 
-/// Months of which an account's sums are kept; budgets are not applied to what is older.
+/// Number of months for which an account's sums are kept; budgets are not applied to older expenses.
 const MONTHS_KEPT: usize = 24;
-/// Categories that an account may have: each is a part of its state.
+/// The most categories that an account may have: each is a part of its state.
 const CATEGORIES_MAX: usize = 200;
 
 /// Keeps the expenses of each account.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Expenses;
 
-/// What an account is told.
+/// The messages of an account.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Command {
-    /// Something was spent.
+    /// Records an expense.
     Record(Expense),
-    /// So much may be spent on a category in each month.
+    /// Sets the monthly budget of a category.
     Budget(Budget),
 }
 
-/// Something that was spent.
+/// An expense: money that was spent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expense {
     /// The account.
     pub account: Account,
-    /// What it was spent on.
+    /// The category.
     pub category: Category,
-    /// How much; negative takes an expense back.
+    /// The amount; negative takes an expense back.
     #[serde(deserialize_with = "crate::money::amount")]
     pub amount: Cents,
     /// The currency: an account has only one.
     pub currency: Currency,
-    /// When; its month is the one that counts.
+    /// The time of the expense; its month is the one that counts.
     pub at: At,
     /// A note.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memo: Option<Memo>,
 }
 
-/// What may be spent.
+/// A budget: the most that is meant to be spent on a category.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Budget {
@@ -58,38 +58,38 @@ pub struct Budget {
     pub account: Account,
     /// The category.
     pub category: Category,
-    /// The most that is meant to be spent in a month; `null` for no budget.
+    /// The limit for a month; `null` for no budget.
     #[serde(default, deserialize_with = "crate::money::maybe_amount")]
     pub limit: Option<Cents>,
     /// The currency: an account has only one.
     pub currency: Currency,
 }
 
-/// What is remembered of an account's expenses; they themselves are rows.
+/// The state of an account's expenses; the expenses themselves are rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spending {
-    /// The account's currency, once there was one.
+    /// The account's currency; `None` before the first message that names one.
     pub currency: Option<Currency>,
-    /// By category.
+    /// Budget and sums of each category.
     pub categories: BTreeMap<Category, Spent>,
 }
 
-/// What is remembered of a category.
+/// The state of a category.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spent {
-    /// Its budget, if it has one.
+    /// The category's budget, if it has one.
     pub limit: Option<Cents>,
-    /// What was spent by month (`2026-01`), of the latest months.
+    /// The sums of the latest months, by month (`2026-01`).
     pub months: BTreeMap<String, Cents>,
 }
 
-/// Why something cannot be recorded.
+/// Reasons why an expense or a budget cannot be recorded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExpenseError {
-    /// Its state would grow without bound.
-    #[error("the account has {CATEGORIES_MAX} categories, which is as many as there can be")]
+    /// The account has too many categories: its state would grow without bound.
+    #[error("the account has {CATEGORIES_MAX} categories, the most that it may have")]
     Categories,
-    /// A budget below nothing.
+    /// The budget is negative.
     #[error("a budget is 0 or more, this one's limit is {0}")]
     Limit(Cents),
 }
@@ -97,12 +97,12 @@ pub enum ExpenseError {
 /// The event `expense.recorded`, and the reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
-    /// The expense's id: that of its message.
+    /// The expense's id: the id of its message.
     pub id: String,
     /// The expense.
     #[serde(flatten)]
     pub expense: Expense,
-    /// What was spent on its category in its month, with it; `null` where that is not kept.
+    /// The sum of its category in its month, including it; `null` if that month is no longer kept.
     pub spent: Option<Cents>,
     /// The category's budget, if it has one.
     pub limit: Option<Cents>,
@@ -203,7 +203,7 @@ fn record(spending: &mut Spending, expense: Expense, turn: &mut Turn) -> Result<
     turn.write(&ExpenseRow { id: &id, expense: &expense })?;
     let recorded = Recorded { id, expense, spent: sums.map(|(_, after)| after), limit };
     turn.emit("expense.recorded", &recorded)?;
-    // Said once: by the expense that takes the sum over the limit.
+    // `budget.exceeded` is sent once: by the expense that takes the sum over the limit.
     if let (Some((before, after)), Some(limit)) = (sums, limit)
         && before <= limit
         && after > limit
@@ -214,7 +214,7 @@ fn record(spending: &mut Spending, expense: Expense, turn: &mut Turn) -> Result<
 }
 
 impl Spending {
-    /// A category of the account, whose currency is settled with it.
+    /// The state of a category; settles the account's currency, too.
     fn category(&mut self, category: &Category, currency: Currency) -> Result<&mut Spent, Fault> {
         self.currency = Some(Currency::settle(self.currency, currency).map_err(Fault::reject)?);
         if !self.categories.contains_key(category) && self.categories.len() >= CATEGORIES_MAX {
@@ -225,7 +225,8 @@ impl Spending {
 }
 
 impl Spent {
-    /// Adds to the sum of the expense's month, and tells it before and after; nothing where the month is not kept.
+    /// Adds to the sum of the expense's month, and returns the sum before and after; `None` if the month is no longer
+    /// kept.
     fn add(&mut self, expense: &Expense) -> Result<Option<(Cents, Cents)>, Fault> {
         let month = expense.at.month();
         let oldest = self.months.first_key_value().map(|(oldest, _)| oldest.as_str());

@@ -1,4 +1,4 @@
-//! Budget Manager's handlers: what runs for each account and order. Start with [`balances`], the smallest complete one.
+//! Budget Manager's handlers, which run for each account and order. Start with [`balances`], the smallest complete one.
 //! In: messages, one key's at a time. Out: states, rows, events and replies that commit together.
 
 pub mod balances;
@@ -21,16 +21,16 @@ pub use orders::Orders;
 pub use payments::{PaymentProvider, Payments, Provider};
 pub use transactions::Transactions;
 
-/// What the handlers need to know.
+/// The configuration of the handlers.
 #[derive(Clone, Debug)]
 pub struct App<P = Provider> {
     /// The payment provider.
     pub provider: P,
-    /// How checkouts wait.
+    /// The timeouts and retries of checkouts.
     pub checkouts: Checkouts,
 }
 
-/// All of them, ready for an engine.
+/// All handlers, ready for an engine.
 pub fn handlers<P: PaymentProvider + Clone>(app: &App<P>) -> Handlers {
     let payments = Payments { provider: app.provider.clone() };
     let handlers = Handlers::new().with(Balances).with(app.checkouts).with(Expenses).with(Orders);
@@ -43,7 +43,7 @@ mod tests {
     use perkey::{Draft, Fault, Turn};
     use serde::de::DeserializeOwned;
 
-    /// A message of account `acct-1` with more `fields`, decoded, and its turn.
+    /// A decoded message of account `acct-1` with more `fields`, and its turn.
     pub(crate) fn turn_of<M: DeserializeOwned>(id: &str, fields: &str) -> (M, Turn) {
         let payload = format!(r#"{{"account":"acct-1","at":"2026-01-31",{fields}}}"#);
         let draft = Draft { id, key: "acct-1", kind: "test", payload: payload.as_bytes(), ..Draft::default() };
@@ -51,7 +51,7 @@ mod tests {
         (serde_json::from_str(&payload).unwrap(), turn)
     }
 
-    /// Checks that a handler never wants to see the message again, and says why.
+    /// Checks that a handler rejects the message for good, with this reason.
     pub(crate) fn rejected(result: Result<(), Fault>, reason: &str) {
         let Err(Fault::Reject(said)) = result else { panic!("not rejected: {result:?}") };
         assert!(said.contains(reason), "{said}");

@@ -7,29 +7,29 @@ use std::str::FromStr;
 use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize};
 
-/// Why money cannot be used.
+/// Reasons why an amount or a currency cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MoneyError {
-    /// A sum leaves the range of 64 bits.
+    /// The sum leaves the range of 64 bits.
     #[error("{balance} plus {amount} overflows: a balance is a 64-bit number of minor units")]
     Overflow {
         /// The balance before.
         balance: Cents,
-        /// What was to be added.
+        /// The amount to be added.
         amount: Cents,
     },
-    /// A currency is not written as its ISO 4217 code.
+    /// The text is not the form of an ISO 4217 code.
     #[error("currency {0:?} is not three upper-case letters, such as EUR")]
     NotACurrency(String),
-    /// A currency is none of ISO 4217, or one without minor units, such as gold.
-    #[error("currency {0:?} is none that ISO 4217 has minor units for")]
+    /// The code is not in ISO 4217, or has no minor units, such as that of gold.
+    #[error("currency {0:?} is not one for which ISO 4217 has minor units")]
     UnknownCurrency(String),
-    /// An account has one currency: that of its first message.
+    /// The message has another currency than the account, which has one: that of its first message.
     #[error("the account is kept in {account}, the message has {message}")]
     OtherCurrency {
         /// The account's currency.
         account: Currency,
-        /// The message's.
+        /// The message's currency.
         message: Currency,
     },
 }
@@ -47,10 +47,11 @@ impl Cents {
     }
 }
 
-/// Largest amount of a message: up to 2^53 every reader of JSON has it exactly.
+/// Largest amount of a message: every reader of JSON reads integers up to 2^53 exactly.
 const AMOUNT_MAX: i64 = 1 << 53;
 
-/// Reads the amount of a message: a whole number of minor units as far as every reader has it exactly. Sums go beyond.
+/// Reads the amount of a message: a whole number of minor units, within the range that every reader has exactly. Sums
+/// may exceed it.
 pub fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cents, D::Error> {
     deserializer.deserialize_i64(Amount)
 }
@@ -109,12 +110,12 @@ impl Currency {
         std::str::from_utf8(&self.0).expect("only ASCII letters are let in")
     }
 
-    /// How many decimals ISO 4217 gives it: 1250 minor units are 12.50 EUR, 1250 JPY, 1.250 KWD.
+    /// The number of decimals in ISO 4217: 1250 minor units are 12.50 EUR, 1250 JPY, 1.250 KWD.
     pub fn decimals(&self) -> u8 {
         decimals(self.as_str()).unwrap_or_default()
     }
 
-    /// The currency that an account has once a message in `message` counts: its own, or the first one's.
+    /// The currency of an account once a message in `message` counts: its own, or the first message's.
     pub fn settle(account: Option<Self>, message: Self) -> Result<Self, MoneyError> {
         match account {
             Some(account) if account != message => Err(MoneyError::OtherCurrency { account, message }),

@@ -1,10 +1,10 @@
-//! Names that strangers give: of accounts, orders, checkouts and categories.
-//! In: text. Out: a name that any store and any key can hold, or the reason why it cannot.
+//! Names that come from outside: of accounts, orders, checkouts and categories.
+//! In: text. Out: a name that any store and any key can hold, or the reason why the text is not one.
 
 use perkey::{Key, MessageError, check_name};
 use serde::{Deserialize, Serialize};
 
-/// A kind of name: what messages call it, and the type that holds it.
+/// Defines kinds of names: the word for each in messages, and the type that holds it.
 macro_rules! names {
     ($($(#[$doc:meta])* $word:literal => $name:ident;)*) => {$(
         $(#[$doc])*

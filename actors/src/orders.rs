@@ -1,4 +1,4 @@
-//! `orders`: what became of each order: placed, completed or cancelled.
+//! `orders`: the status of each order: placed, completed or cancelled.
 //! In: commands, by order id. Out: a row of table `orders`, an event for each change, and the order as it is now.
 
 use perkey::{Codec, Column, ColumnKind, Fault, Handler, Key, Row, Table, Turn};
@@ -14,90 +14,90 @@ use crate::texts::ShortTexts;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Orders;
 
-/// What an order is told.
+/// The commands for an order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Command {
-    /// Place it.
+    /// Places the order.
     Place(Placement),
-    /// It is paid for and booked.
+    /// Completes the order: it is paid for and booked.
     Complete {
         /// The order.
         order: OrderId,
     },
-    /// Cancel it. A cancellation that comes first is remembered: the order is refused when it comes.
+    /// Cancels the order. A cancellation that comes first is remembered: the order is refused when it comes.
     Cancel {
         /// The order.
         order: OrderId,
-        /// Why.
+        /// The reason for the cancellation.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<Memo>,
-        /// Only an order that was placed: one that was not is told, and nothing is remembered.
+        /// True to cancel only an order that was placed: if it was not, the reply says so, and nothing is remembered.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         placed: bool,
     },
 }
 
-/// What is ordered.
+/// The details of an order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Placement {
     /// The order.
     pub order: OrderId,
-    /// Who pays.
+    /// The account that pays.
     pub account: Account,
-    /// The price of all of it; above 0.
+    /// The price of the whole order; above 0.
     #[serde(deserialize_with = "crate::money::amount")]
     pub amount: Cents,
     /// Its currency.
     pub currency: Currency,
-    /// When it was placed.
+    /// The time at which it was placed.
     pub at: At,
     /// A note.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memo: Option<Memo>,
-    /// The checkout that places it: two of them do not place the same order.
+    /// The checkout that places the order: two checkouts do not place the same order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub saga: Option<SagaId>,
 }
 
-/// What is remembered of an order.
+/// The state of an order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// What was ordered, once it was.
+    /// The details, once the order was placed.
     pub placement: Option<Placement>,
-    /// What became of it; nothing before it is placed or cancelled.
+    /// The status; `None` before the order is placed or cancelled.
     pub status: Option<Status>,
-    /// Why it was cancelled.
+    /// The reason for the cancellation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Memo>,
 }
 
-/// What became of an order.
+/// The status of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// It stands and is not done.
+    /// The order stands and is not completed.
     Placed,
-    /// It is done.
+    /// The order is completed.
     Completed,
-    /// It does not stand.
+    /// The order is cancelled.
     Cancelled,
 }
 
-/// Why an order does not do what it is told.
+/// Reasons why an order refuses a command.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OrderError {
-    /// It is there.
+    /// The order exists already.
     #[error("the order exists already: it is {0}")]
     Exists(Status),
-    /// It is not there.
+    /// The order was not placed.
     #[error("there is no such order")]
     NotPlaced,
-    /// Another command came first.
+    /// Another command settled the order first.
     #[error("the order is {0}, and stays that")]
     Settled(Status),
-    /// Nothing, or less than nothing.
+    /// The amount is zero or negative.
     #[error("an order's amount is above 0, this one's is {0}")]
     Amount(Cents),
 }
@@ -192,7 +192,7 @@ impl Handler for Orders {
 }
 
 impl Order {
-    /// Does what it is told. The same command again changes nothing.
+    /// Carries out a command. The same command again changes nothing.
     fn follow(&mut self, command: Command) -> Result<(), OrderError> {
         self.status = Some(match (command, self.status) {
             (Command::Place(placement), None) if placement.amount <= Cents(0) => {

@@ -1,8 +1,8 @@
 //! `payments`: money that is taken for orders and given back, through a payment provider.
 //! In: commands, by order id. Out: a row of table `payments`, an event for each change, and the payment as it is now.
 //!
-//! The provider is told before the commit, so a crash tells it again: with the same token, which it knows by then. A
-//! refund that comes first is remembered here and there, and a charge that comes late finds it.
+//! The provider is called before the commit, so after a crash it is called again: with the same token, which it knows
+//! by then. A refund that comes first is remembered here and at the provider, and a charge that comes late is refused.
 
 mod provider;
 
@@ -18,77 +18,77 @@ pub use provider::{PROVIDER, PaymentProvider, Provider, ProviderAnswer, Provider
 /// Keeps the payment of each order.
 #[derive(Clone, Debug)]
 pub struct Payments<P = Provider> {
-    /// Who moves the money.
+    /// The provider that moves the money.
     pub provider: P,
 }
 
-/// What the payment of an order is told.
+/// The commands for the payment of an order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Command {
-    /// Take the money.
+    /// Takes the money.
     Charge(Charge),
-    /// Give it back. A refund that comes first is remembered: nothing is charged for the order any more.
+    /// Gives the money back. A refund that comes first is remembered: the order is not charged any more.
     Refund {
         /// The order.
         order: OrderId,
-        /// Why.
+        /// The reason for the refund.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<Memo>,
     },
 }
 
-/// What is to be paid.
+/// The details of a charge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Charge {
     /// The order.
     pub order: OrderId,
-    /// Who pays.
+    /// The account that pays.
     pub account: Account,
-    /// How much; above 0.
+    /// The amount; above 0.
     #[serde(deserialize_with = "crate::money::amount")]
     pub amount: Cents,
     /// The currency.
     pub currency: Currency,
 }
 
-/// What is remembered of an order's payment.
+/// The state of an order's payment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Payment {
-    /// What was to be paid, once that was said.
+    /// The charge, once there was one.
     pub charge: Option<Charge>,
-    /// What became of it.
+    /// The status; `None` before the first command.
     pub status: Option<Status>,
-    /// The provider's id of it, where it has one.
+    /// The provider's id of the payment, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
-    /// Why it was declined, or given back.
+    /// The reason why it was declined or given back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Memo>,
 }
 
-/// What became of a payment.
+/// The status of a payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// The money was taken.
     Charged,
-    /// The provider said no.
+    /// The provider declined the charge.
     Declined,
     /// The money was given back.
     Refunded,
-    /// It was refunded before anything was charged: nothing ever will be.
+    /// The payment was refunded before anything was charged: nothing ever will be.
     Void,
 }
 
-/// Why a payment does not do what it is told.
+/// Reasons why a payment refuses a command.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PaymentError {
     /// Another charge of this order came first.
     #[error("another charge of this order came first; an order is paid once")]
     Another,
-    /// Nothing, or less than nothing.
+    /// The amount is zero or negative.
     #[error("a charge is above 0, this one is {0}")]
     Amount(Cents),
 }
@@ -163,7 +163,7 @@ impl<P: PaymentProvider> Handler for Payments<P> {
 }
 
 impl<P: PaymentProvider> Payments<P> {
-    /// Takes the money, unless it was refunded before. The same charge again changes nothing.
+    /// Takes the money, unless the payment was refunded before. The same charge again changes nothing.
     async fn charge(&self, payment: &mut Payment, charge: Charge, turn: &Turn) -> Result<(), Fault> {
         if charge.amount <= Cents(0) {
             return Err(Fault::reject(PaymentError::Amount(charge.amount)));
@@ -191,8 +191,8 @@ impl<P: PaymentProvider> Payments<P> {
         Ok(())
     }
 
-    /// Gives the money back. The provider is asked also where nothing is known of a charge: one that was given up here
-    /// may have reached it.
+    /// Gives the money back. The provider is called even if no charge is known here: a charge that was given up may
+    /// have reached it.
     async fn refund(
         &self,
         payment: &mut Payment,

@@ -1,5 +1,5 @@
 //! A posting: an amount on an account at a time, the message of both `balances` and `transactions`.
-//! In: JSON of a stranger. Out: a posting whose every field can be trusted, or the reason why not.
+//! In: JSON from outside. Out: a posting whose every field can be trusted, or the reason why it is refused.
 
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -9,21 +9,21 @@ use serde::{Deserialize, Serialize};
 use crate::money::{Cents, Currency};
 use crate::names::Account;
 
-/// Why a posting cannot be used.
+/// Reasons why a posting cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PostingError {
-    /// Neither a date nor a time.
+    /// The text is neither a date nor a time.
     #[error("{0:?} is neither a date (2026-01-31) nor a time with its offset (2026-01-31T10:00:00Z)")]
     NotATime(String),
-    /// A memo with a NUL character, which no SQL text can hold.
+    /// The memo has a NUL character, which no SQL text can hold.
     #[error("the memo contains a NUL character")]
     NulInMemo,
-    /// The payload names another id than the message.
+    /// The payload's id differs from the message's.
     #[error("the payload's id {payload:?} is not the message's id {message:?}: leave one of them out")]
     OtherId {
-        /// The payload's.
+        /// The payload's id.
         payload: String,
-        /// The message's.
+        /// The message's id.
         message: String,
     },
 }
@@ -37,12 +37,12 @@ pub struct Posting {
     pub id: Option<String>,
     /// The account.
     pub account: Account,
-    /// What is added to the account's balance; negative takes away.
+    /// The amount to add to the account's balance; negative takes away.
     #[serde(deserialize_with = "crate::money::amount")]
     pub amount: Cents,
     /// The currency: an account has only one.
     pub currency: Currency,
-    /// When it happened.
+    /// The time at which it happened.
     pub at: At,
     /// A note.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,7 +77,7 @@ impl TryFrom<String> for Memo {
 }
 
 impl At {
-    /// Its year and month where it was written (`2026-01`); of a time in UTC, there.
+    /// The year and month in the offset as written (`2026-01`); for a time in UTC, in UTC.
     pub fn month(&self) -> String {
         let there = self.0.parse::<Date>();
         let date = there.or_else(|_| self.0.parse::<Timestamp>().map(|time| TimeZone::UTC.to_datetime(time).date()));

@@ -1,11 +1,11 @@
-//! Texts of messages: as long as people write them, so that a page of what was written stays a page.
-//! In: payloads of strangers. Out: messages whose texts have a bound, or which of them is too long.
+//! Texts of messages are long enough for people and bounded, so that a page of them stays a page.
+//! In: payloads from outside. Out: messages whose texts have a bound, or the name of the text that is too long.
 
 use perkey::{Codec, CodecError, Json, Payload, Schema};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Most bytes of a text, such as a memo or a reason. Names have fewer.
+/// The most bytes of a text, such as a memo or a reason. Names have fewer.
 pub const TEXT_BYTES_MAX: usize = 4 << 10;
 
 /// A text is too long.
@@ -18,7 +18,7 @@ pub struct TooLong {
     pub bytes: usize,
 }
 
-/// JSON whose texts are no longer than [`TEXT_BYTES_MAX`]: how these services read what comes from outside.
+/// JSON whose texts are no longer than [`TEXT_BYTES_MAX`]: the codec of these services for messages from outside.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ShortTexts;
 
@@ -28,7 +28,7 @@ pub fn check(name: &str, text: &str) -> Result<(), TooLong> {
     if bytes <= TEXT_BYTES_MAX { Ok(()) } else { Err(TooLong { name: name.to_owned(), bytes }) }
 }
 
-/// A text of somebody else's as it is kept: what is too much of it is left out.
+/// A text from elsewhere, cut to the bound.
 pub(crate) fn shortened(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
     text
@@ -51,7 +51,7 @@ impl Schema for ShortTexts {
 impl<M: DeserializeOwned> Codec<M> for ShortTexts {
     fn decode(&self, payload: &Payload<'_>) -> Result<M, CodecError> {
         let message = Json.decode(payload)?;
-        // Most messages are shorter than one of their texts may be.
+        // Most payloads are shorter than the bound of one text, so no text in them can be too long.
         if payload.bytes().len() > TEXT_BYTES_MAX {
             let json: Value = payload.json()?;
             in_value("payload", &json).map_err(|error| CodecError::Payload(error.to_string()))?;

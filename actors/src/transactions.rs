@@ -13,14 +13,14 @@ use crate::texts::ShortTexts;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Transactions;
 
-/// What is remembered of an account's ledger; the postings themselves are rows.
+/// The state of an account's ledger; the postings themselves are rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     /// The sum of its postings.
     pub balance: Cents,
-    /// How many there were.
+    /// The number of the account's postings.
     pub postings: u64,
-    /// Its currency, once there was one.
+    /// The account's currency; `None` before the first posting.
     pub currency: Option<Currency>,
 }
 
@@ -31,15 +31,15 @@ pub struct Posted {
     pub id: String,
     /// The account.
     pub account: Account,
-    /// What was posted.
+    /// The amount that was posted.
     pub amount: Cents,
     /// The balance after it.
     pub balance: Cents,
-    /// The account's postings up to it.
+    /// The number of the account's postings up to this one.
     pub n: u64,
 }
 
-/// A row of table `transactions`: a posting that has its id.
+/// A row of table `transactions`: a posting with its id.
 #[derive(Serialize)]
 #[serde(transparent)]
 struct TransactionRow<'a>(&'a Posting);

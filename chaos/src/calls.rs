@@ -1,6 +1,6 @@
 //! Clients that ask again and again, several for each operation, at gateways that are killed and cut off from them.
-//! In: how many operations, how many kills, which share of the answers is lost. Out: whether each operation took effect
-//! once, by what a client and the database can see.
+//! In: numbers of operations and of kills, the share of answers that are lost. Out: whether each operation took effect
+//! once, as seen by its clients and in the database.
 
 mod clients;
 mod judge;
@@ -20,38 +20,38 @@ use crate::process::{Place, Running, binary, until};
 use crate::proxy::{Mode, Proxy};
 use crate::{ChaosError, Verdict};
 
-/// All operations have been answered within this once nobody is killed any more.
+/// All operations are answered within this time after the last kill.
 const REST_MAX: Duration = Duration::from_secs(300);
-/// How long a line stays cut.
+/// The time for which a line stays cut.
 const CUT_FOR: Duration = Duration::from_millis(150);
 /// `ownership.lease_ttl` of a fleet's workers.
 const TTL: &str = "ownership.lease_ttl=2s";
 
-/// What holds the calls.
+/// The store that holds the calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StoreKind {
-    /// One process on a file.
+    /// One process on a SQLite file.
     Sqlite,
-    /// Two workers on a database.
+    /// Two workers on a PostgreSQL database.
     Postgres,
 }
 
-/// What to do.
+/// The options of the scenario.
 #[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// The binary; without one, it is built beside this one.
+    /// The binary; if not given, it is built beside this one.
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
-    /// What holds the calls.
+    /// The store that holds the calls.
     #[arg(long = "on", value_enum, default_value_t = StoreKind::Sqlite)]
     pub store: StoreKind,
     /// Operations, each with its own key.
     #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u64).range(1..))]
     pub operations: u64,
-    /// How often a process is killed.
+    /// The number of times a process is killed.
     #[arg(long, default_value_t = 10)]
     pub kills: u32,
-    /// Share of the requests whose client leaves before it is answered.
+    /// The share of requests whose client leaves before it is answered.
     #[arg(long, default_value_t = 0.3)]
     pub cut: f64,
     /// The seed.
@@ -78,7 +78,7 @@ pub async fn calls(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict, Ch
     Ok(verdict)
 }
 
-/// A process with a gateway, and the line to it.
+/// A process with a gateway, and the proxy in front of it.
 struct Gate {
     name: String,
     listen: String,
@@ -98,7 +98,7 @@ impl<'a> Scene<'a> {
         let count = if plan.store == StoreKind::Sqlite { 1 } else { 2 };
         let mut gates = Vec::new();
         for no in 0..count {
-            // Free now; the process takes it before anybody else asks for one.
+            // The port is free now; the process takes it before another one can.
             let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
             let line = Proxy::start("127.0.0.1:0", &listen).await?;
             gates.push(Gate { name: format!("w{no}"), listen, line, running: None });
@@ -140,7 +140,7 @@ impl<'a> Scene<'a> {
         let urls = self.gates.iter().map(|gate| format!("http://{}", gate.line.address())).collect();
         let clients = Clients::start(&given, urls, self.plan.cut, self.plan.seed)?;
         for no in 1..=self.plan.kills {
-            // A kill for each share of the operations: none comes when all is over.
+            // The kills are spread over the operations: none comes after the last one.
             let share = self.plan.operations * u64::from(no) / u64::from(self.plan.kills + 1);
             until("no operation is answered any more", REST_MAX, async || clients.answered() >= share).await?;
             sleep(Duration::from_millis(self.dice.below(80))).await;
@@ -166,7 +166,7 @@ impl<'a> Scene<'a> {
         Ok(verdict)
     }
 
-    /// Cuts a line, kills a process, or both; the process is started again at once.
+    /// Cuts a line, kills a process, or both; a killed process is started again at once.
     async fn strike(&mut self) -> Result<String, ChaosError> {
         let at = usize::try_from(self.dice.below(self.gates.len() as u64)).unwrap_or(0);
         let cut = self.dice.unit() < 0.5;
@@ -184,7 +184,7 @@ impl<'a> Scene<'a> {
         Ok(format!("killed {pid}{}", if cut { ", its line cut before" } else { "" }))
     }
 
-    /// Lets all processes end in order.
+    /// Lets all processes leave in order.
     async fn leave(&mut self, verdict: &mut Verdict) -> Result<(), ChaosError> {
         for gate in &mut self.gates {
             let Some(running) = &mut gate.running else { continue };

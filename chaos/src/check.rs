@@ -1,5 +1,5 @@
-//! What must hold in the end, read from the store alone.
-//! In: a store at rest, and the postings it was given. Out: everything that does not hold.
+//! The conditions that must hold in the end, checked against the store alone.
+//! In: a store at rest, and the postings it was given. Out: the violations.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,9 +16,9 @@ use serde::Deserialize;
 use crate::postings::{Course, Postings, SERVICE};
 use crate::{ChaosError, Verdict};
 
-/// Commits whose events are read at once.
+/// The number of commits whose events are read at once.
 const COMMITS: usize = 500;
-/// Violations of one kind that are told in full.
+/// The most violations of one kind that are reported in full.
 const TOLD_MAX: usize = 5;
 
 /// The event of a posting that counted.
@@ -36,16 +36,16 @@ struct Balance {
     n: u64,
 }
 
-/// How far a store is.
+/// The progress of a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Messages that are taken or were dropped as duplicates.
+    /// The number of messages that are taken or were dropped as duplicates.
     pub passed: u64,
-    /// Unread or waiting.
+    /// The number of messages that are unread or waiting.
     pub open: u64,
 }
 
-/// Opens the store at `url` to look at it.
+/// Opens the store at `url` for reading.
 async fn look(url: &str) -> Result<Arc<dyn Store>, StoreError> {
     if PgStore::names(url) {
         let bounds = Bounds { connections: 2, commits_in_flight: 1, statement_timeout: Duration::from_secs(30) };
@@ -54,7 +54,7 @@ async fn look(url: &str) -> Result<Arc<dyn Store>, StoreError> {
     Ok(Arc::new(SqliteStore::open(url, Access::Tool).await?))
 }
 
-/// How far the store at `url` is; nothing when there is none yet.
+/// The progress of the store at `url`; all zero while there is none yet.
 pub async fn progress(url: &str) -> Progress {
     let Ok(store) = look(url).await else { return Progress::default() };
     let rows = store.queries().shards().await.unwrap_or_default();
@@ -93,7 +93,8 @@ fn at_rest(rows: &[ShardRow], given: &Postings, verdict: &mut Verdict) {
     let (taken, duplicates) = (total(rows, "taken"), total(rows, "duplicates"));
     let unique = given.unique() as u64;
     verdict.expect(taken == unique, || format!("{taken} messages were taken, {unique} are different"));
-    // What was taken ahead of its source's position comes again after a takeover, and counts as a duplicate, too.
+    // A message that was taken ahead of its source's position comes again after a takeover, and counts as a duplicate,
+    // too.
     let repeats = given.repeats();
     let fact = format!("{duplicates} copies dropped by their id, {repeats} of them repeats in the input");
     verdict.expect(duplicates >= repeats, || fact.clone());
@@ -143,7 +144,7 @@ async fn read_events(
     }
 }
 
-/// Each account's events must tell its postings in the order in which they were given, each once.
+/// Checks that each account's events tell its postings in the order in which they were given, each once.
 pub(crate) fn compare(found: &HashMap<String, Course>, given: &HashMap<String, Course>, verdict: &mut Verdict) {
     let mut told = 0;
     let mut tell = |violation: String, verdict: &mut Verdict| {

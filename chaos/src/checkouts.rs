@@ -1,5 +1,5 @@
 //! Checkouts under kills, with a provider that fails, hangs and loses its answers: money stays where it belongs.
-//! In: how many checkouts, how many kills, a seed. Out: how each saga ended, and whether the books agree.
+//! In: the numbers of checkouts and kills, a seed. Out: the end of each saga, and whether the books agree.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,29 +16,29 @@ use crate::process::{Place, Running, binary, until};
 use crate::provider::{BROKE, Faults, Provider};
 use crate::{ChaosError, Verdict};
 
-/// All of it ends within this once nobody is killed any more.
+/// All checkouts end within this time after the last kill.
 const REST_MAX: Duration = Duration::from_secs(900);
-/// Violations of one kind that are told in full.
+/// The most violations of one kind that are reported in full.
 const TOLD_MAX: usize = 5;
-/// One account of so many has no money.
+/// One account in this many has no money.
 const BROKE_EVERY: u64 = 20;
 
-/// What to do.
+/// The options of the scenario.
 #[derive(Args, Clone, Debug)]
 #[command(mut_arg("fail", |fail| fail.default_value("0.1")))]
 #[command(mut_arg("hang", |hang| hang.default_value("0.01")))]
 #[command(mut_arg("lose", |lose| lose.default_value("0.01")))]
 pub struct Plan {
-    /// The binary; without one, it is built beside this one.
+    /// The binary; if not given, it is built beside this one.
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
-    /// How often the process is killed.
+    /// The number of times the process is killed.
     #[arg(long, default_value_t = 10)]
     pub kills: u32,
-    /// Checkouts.
+    /// The number of checkouts.
     #[arg(long, default_value_t = 10_000, value_parser = value_parser!(u64).range(1..))]
     pub checkouts: u64,
-    /// What goes wrong at the provider.
+    /// The faults of the provider.
     #[command(flatten)]
     pub faults: Faults,
     /// The seed.
@@ -46,7 +46,7 @@ pub struct Plan {
     pub seed: u64,
 }
 
-/// What of a checkout is to be compared: order, amount, how it ended.
+/// The fields of a checkout that are compared: order, amount, and how it ended.
 struct Ended {
     order: String,
     amount: i64,
@@ -69,7 +69,7 @@ pub async fn checkouts(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict
     Ok(verdict)
 }
 
-/// A checkout a line; some accounts have no money.
+/// The input file, with a checkout on each line; some accounts have no money.
 fn lines(plan: &Plan) -> String {
     let mut dice = Dice::seeded(plan.seed);
     let mut text = String::new();
@@ -139,7 +139,7 @@ impl Scene<'_> {
         SqliteConnectOptions::new().filename(path).read_only(true).connect().await
     }
 
-    /// Checkouts that have ended; 0 while that cannot be read.
+    /// The number of checkouts that have ended; 0 while that cannot be read.
     async fn ended(&self) -> u64 {
         let sql = "SELECT count(*) FROM checkouts WHERE status IN ('completed', 'cancelled')";
         let Ok(mut connection) = self.connect().await else { return 0 };
@@ -201,7 +201,7 @@ async fn judge(scene: &Scene<'_>, verdict: &mut Verdict) -> Result<(), ChaosErro
     Ok(())
 }
 
-/// The same sum in every table.
+/// Checks that every table has the same sum.
 async fn sums(connection: &mut SqliteConnection, sagas: &[Ended], verdict: &mut Verdict) -> Result<(), sqlx::Error> {
     let expected: i64 = sagas.iter().filter(|saga| saga.completed).map(|saga| saga.amount).sum();
     for (table, sql) in [

@@ -1,4 +1,4 @@
-//! An engine in this process, with a handler whose pace can be set, and a hand that keeps its log filled.
+//! An engine in this process, with a handler of adjustable pace, and a feeder that keeps its log filled.
 //! In: settings, postings. Out: a running engine; postings appended as long as there is room.
 
 pub mod children;
@@ -27,7 +27,7 @@ use crate::postings::{Postings, SERVICE};
 /// Name of the sink that a scene publishes to, where its settings have a route there.
 pub const SINK: &str = "memory";
 
-/// Messages appended at once.
+/// The number of messages appended at once.
 const BATCH: usize = 500;
 
 /// Keeps a balance per account, as slowly as it is told to.
@@ -80,9 +80,9 @@ pub struct Scene {
     pub store: Arc<SqliteStore>,
     /// Its metrics.
     pub metrics: Arc<Metrics>,
-    /// What it publishes to.
+    /// The sink that it publishes to.
     pub sink: MemorySink,
-    /// How slow its handler is.
+    /// The pace of its handler.
     pub pace: Pace,
     /// `store.url`.
     pub url: String,
@@ -90,7 +90,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Starts one in `folder`.
+    /// Starts an engine in `folder`.
     pub async fn start(settings: &Settings, folder: &Path) -> Result<Self, ChaosError> {
         let url = format!("sqlite://{}", folder.join("store.db").display());
         let store = Arc::new(SqliteStore::open(&url, Access::Run).await?);
@@ -105,7 +105,8 @@ impl Scene {
         Ok(Self { engine, store, metrics, sink, pace, url, shards: settings.ownership.shards })
     }
 
-    /// Appends postings until `stop`, as fast as it can while at most `unread_max` are unread; gives the most that were.
+    /// Appends postings until `stop`, as fast as possible while at most `unread_max` are unread; returns the most that
+    /// were.
     pub async fn fill(&self, given: &mut Postings, unread_max: u64, stop: &AtomicBool) -> Result<u64, ChaosError> {
         let mut most = 0;
         while !stop.load(Ordering::Acquire) {

@@ -1,5 +1,5 @@
 //! A fleet of real workers on real servers under a steady load, while workers, lines and servers fail.
-//! In: a scenario and a seed. Out: what happened, how long takeovers took, and everything that does not hold.
+//! In: a scenario and a seed. Out: a report of the run, takeover times, and the violations.
 
 mod beside;
 pub mod carrier;
@@ -31,34 +31,34 @@ use scene::Scene;
 use servers::Servers;
 use workers::Common;
 
-/// What to do.
+/// The options of the run.
 #[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// The binary; without one, it is built beside this one.
+    /// The binary; if not given, it is built beside this one.
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
-    /// What the run is about.
+    /// The scenario of the run.
     #[arg(long, value_enum)]
     pub scenario: Scenario,
-    /// What carries the messages.
+    /// The carrier of the messages.
     #[arg(long, value_enum, default_value_t = On::Kafka)]
     pub on: On,
-    /// How many workers.
+    /// The number of workers.
     #[arg(long, default_value_t = 3, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub workers: usize,
-    /// Records a second; 0 is as many as the fleet handles.
+    /// Records a second; 0 means as many as the fleet handles.
     #[arg(long, default_value_t = 2_000)]
     pub rate: u64,
-    /// For how long something is done to them.
+    /// The seconds for which the fleet is disturbed.
     #[arg(long, default_value_t = 60)]
     pub seconds: u64,
-    /// How long PostgreSQL is away, where that is the scenario, in seconds.
+    /// The seconds for which PostgreSQL is away, in the scenario `away`.
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds(0))]
     pub away: Duration,
     /// `ownership.lease_ttl`, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = seconds(1))]
     pub ttl: Duration,
-    /// Accounts.
+    /// The number of accounts.
     #[arg(long, default_value_t = 5_000)]
     pub accounts: u64,
     /// The seed.
@@ -114,7 +114,7 @@ pub(crate) async fn change(postgres: &str, sql: &str) -> Result<(), ChaosError> 
     Ok(())
 }
 
-/// `url` with another database.
+/// `url` with the name of another database.
 pub(crate) fn in_database(url: &str, database: &str) -> String {
     url.rsplit_once('/').map_or_else(|| url.to_owned(), |(server, _)| format!("{server}/{database}"))
 }

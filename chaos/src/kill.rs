@@ -1,7 +1,7 @@
 //! Kills the real process at random instants while it imports, and starts it again, until the file is handled.
-//! In: how many kills, how many lines, a seed. Out: a fact per kill, and whether each line counted exactly once.
+//! In: the numbers of kills and lines, a seed. Out: a fact per kill, and whether each line counted exactly once.
 //!
-//! The instants are spread over the whole import: a life is as long as the way that is left asks for.
+//! The instants are spread over the whole import: the work that is left decides how long the process lives.
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -19,16 +19,16 @@ use crate::postings::{Postings, SERVICE};
 use crate::process::{Place, Running, binary, until};
 use crate::{ChaosError, Verdict};
 
-/// A run of either kind ends within this once nobody kills it any more.
+/// A run of either mode ends within this time after the last kill.
 const REST_MAX: Duration = Duration::from_secs(600);
-/// Share of the kills that must hit a process at work.
+/// The share of the kills that must hit a process at work.
 const HITS_MIN: f64 = 0.8;
-/// How often the work is looked at.
+/// The interval at which progress is read.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Small enough that an import beside a running process keeps pace with it.
 const MAX_UNREAD: &str = "log.max_unread=4000";
 
-/// Who works.
+/// The processes that do the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
     /// `import` runs the engine itself.
@@ -37,22 +37,22 @@ pub enum Mode {
     Up,
 }
 
-/// What to do.
+/// The options of the scenario.
 #[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// The binary; without one, it is built beside this one.
+    /// The binary; if not given, it is built beside this one.
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
-    /// Who works.
+    /// The processes that do the work.
     #[arg(long, value_enum, default_value_t = Mode::Import)]
     pub mode: Mode,
-    /// How often somebody is killed.
+    /// The number of times a process is killed.
     #[arg(long, default_value_t = 50)]
     pub kills: u32,
-    /// Lines of the file.
+    /// The number of lines in the file.
     #[arg(long, default_value_t = 100_000)]
     pub lines: usize,
-    /// Accounts in it.
+    /// The number of accounts in the file.
     #[arg(long, default_value_t = 5_000)]
     pub accounts: u64,
     /// The seed.
@@ -94,7 +94,7 @@ struct Scene<'a> {
     up: Option<Running>,
     import: Option<Running>,
     imported: bool,
-    /// Mean length of a life.
+    /// The mean time that a process lives.
     life: Duration,
 }
 
@@ -104,7 +104,7 @@ impl Scene<'_> {
         for no in 1..=self.plan.kills {
             self.start().await?;
             let life = self.life.mul_f64(2.0 * self.dice.unit());
-            // Whoever is quicker than that is killed when its share of the work is done: no kill comes too late.
+            // A faster process is killed when its share of the work is done: no kill comes too late.
             let share = (f64::from(no) - self.dice.unit()) / f64::from(self.plan.kills + 1) * 0.95;
             self.live(life, share, verdict).await?;
             let killed = self.strike().await?;
@@ -120,7 +120,7 @@ impl Scene<'_> {
         Ok(hits)
     }
 
-    /// Starts whoever is not there.
+    /// Starts each process that does not run.
     async fn start(&mut self) -> Result<(), ChaosError> {
         if self.plan.mode == Mode::Up && self.up.is_none() {
             let args = ["up", "--set", "admin.listen=127.0.0.1:0", "--set", MAX_UNREAD];
@@ -137,7 +137,8 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// Lets them work for so long, or until this share of the lines has passed. Whoever ends by itself must have a reason.
+    /// Lets them work for `life`, or until this share of the lines has passed. A process that ends by itself must have
+    /// a reason.
     async fn live(&mut self, life: Duration, share: f64, verdict: &mut Verdict) -> Result<(), ChaosError> {
         let url = self.place.url.clone();
         let lines = share * self.plan.lines as f64;
@@ -161,7 +162,8 @@ impl Scene<'_> {
                 status = up => {
                     self.up = None;
                     let code = status?;
-                    // An import that found nobody runs the store itself, and `up` is refused until it is done.
+                    // An import that found no running process works on the store itself, and `up` is refused until it
+                    // is done.
                     let refused = code == Some(4) && self.import.is_some();
                     verdict.expect(refused, || format!("`up` ended with {code:?}: {}", self.place.tail("up.log")));
                 }
@@ -180,7 +182,7 @@ impl Scene<'_> {
         }
     }
 
-    /// Kills one of them, or both; says whom.
+    /// Kills one of the processes, or both; returns which.
     async fn strike(&mut self) -> Result<String, ChaosError> {
         let dice = self.dice.unit();
         let mut killed = Vec::new();
@@ -202,7 +204,7 @@ impl Scene<'_> {
         Ok(killed.join(" and "))
     }
 
-    /// Lets them finish.
+    /// Lets the processes finish.
     async fn rest(&mut self, verdict: &mut Verdict) -> Result<(), ChaosError> {
         let watch = Stopwatch::start();
         while !self.imported {
@@ -228,7 +230,7 @@ impl Scene<'_> {
     }
 }
 
-/// The exit code of a process that ends; of none, nothing ever.
+/// The exit code of a process that ends; if there is no process, this never returns.
 async fn ended(running: &mut Option<Running>) -> Result<Option<i32>, ChaosError> {
     match running {
         Some(running) => Ok(running.ended().await?.code()),

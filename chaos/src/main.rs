@@ -1,5 +1,5 @@
 //! The binary `perkey-chaos`: runs one scenario.
-//! In: its name, a seed, its size. Out: what happened, the verdict, the command that runs it again; 1 on a violation.
+//! In: its name, a seed, its size. Out: a report, the verdict, the command that runs it again; 1 on a violation.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -11,7 +11,7 @@ use perkey_chaos::{
     ChaosError, Verdict, calls, checkouts, children, fleet, flood, kill, neighbours, provider, suspects, timers,
 };
 
-/// Wrong usage.
+/// The exit code for wrong usage.
 const USAGE: u8 = 64;
 
 /// Breaks the program from outside, and checks that nothing was lost and nothing counted twice.
@@ -34,17 +34,17 @@ enum Scenario {
     Calls(calls::Plan),
     /// Has a message whose handler ends the process, or kills from outside.
     Suspects(suspects::Plan),
-    /// Measures what a slow key, or a dependency that is away, costs the others.
+    /// Measures the cost of a slow key, or of an unavailable dependency, for others.
     Neighbours(neighbours::Plan),
     /// Restarts an engine while many timers are due.
     Timers(timers::Plan),
     /// Runs a payment provider with faults, to try things with.
     Provider(provider::Plan),
-    /// Offers ten times more than can be handled.
+    /// Offers ten times more messages than can be handled.
     Flood(flood::Plan),
     /// Breaks workers, lines and servers of a fleet on real servers.
     Fleet(fleet::Plan),
-    /// What `suspects` starts as a process of its own.
+    /// Runs the worker of `suspects`, as a process of its own.
     #[command(hide = true, name = suspects::WORKER)]
     SuspectsWorker,
 }
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     let (cli, again) = match asked {
         Ok(asked) => asked,
         Err(error) => {
-            // Nobody is left to hear that this cannot be written.
+            // There is nobody left to tell that this cannot be written.
             error.print().ok();
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the arguments ask, and the command that asks it again, with its seed.
+/// The scenario that the arguments name, and the command that runs it again, with its seed.
 fn parsed(args: &[OsString]) -> Result<(Cli, String), clap::Error> {
     let matches = Cli::command().try_get_matches_from(args)?;
     let unsaid = matches.subcommand().and_then(|(_, flags)| seed_unsaid(flags));
@@ -81,13 +81,13 @@ fn parsed(args: &[OsString]) -> Result<(Cli, String), clap::Error> {
     Ok((Cli::from_arg_matches(&matches)?, again))
 }
 
-/// The seed of a scenario that has one and was not told which.
+/// The seed of a scenario that has one and was not given on the command line.
 fn seed_unsaid(flags: &ArgMatches) -> Option<u64> {
     let seed = flags.try_get_one::<u64>("seed").ok().flatten()?;
     (flags.value_source("seed") == Some(ValueSource::DefaultValue)).then_some(*seed)
 }
 
-/// Runs a scenario; there is no verdict on what only serves others.
+/// Runs a scenario; there is no verdict on one that only serves others.
 async fn run(scenario: Scenario) -> Result<Option<Verdict>, ChaosError> {
     match scenario {
         Scenario::Kill(plan) => kill::kill(&plan, &mut say).await.map(Some),
@@ -114,7 +114,7 @@ fn report(again: &str, verdict: &Verdict) -> ExitCode {
 }
 
 fn say(line: &str) {
-    // A pipe that was closed is no reason to end.
+    // A closed pipe is not a reason to end.
     writeln!(std::io::stdout(), "{line}").ok();
 }
 

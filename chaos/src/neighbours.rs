@@ -1,7 +1,7 @@
-//! What one key, or something that one service needs, costs the others: turns that take half a minute on one key in a
-//! hundred, or a dependency that is away for a minute.
-//! In: which of both, for how long, at which rate. Out: how long others waited before and meanwhile; that each message
-//! counted once, without an attempt spent.
+//! The cost of one key, or of a dependency of one service, for the others: turns that take half a minute on one key in
+//! a hundred, or a dependency that is away for a minute.
+//! In: the disturbance, its duration, a rate. Out: the waiting times of the others before and during it; whether each
+//! message counted once, without an attempt spent.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,22 +28,22 @@ const TICK: Duration = Duration::from_millis(20);
 const REST_MAX: Duration = Duration::from_secs(600);
 const DEPENDENCY: &str = "provider";
 
-/// What disturbs.
+/// The disturbance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum What {
-    /// A key whose turns take long.
+    /// A key with slow turns.
     Slow,
-    /// A dependency of the other service that is away.
+    /// An unavailable dependency of the other service.
     Away,
 }
 
-/// What to do.
+/// The options of the scenario.
 #[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// What disturbs.
+    /// The disturbance.
     #[arg(long = "of", value_enum)]
     pub what: What,
-    /// For how long, and for how long not before.
+    /// The seconds of the disturbance, and of the quiet time before it.
     #[arg(long, default_value_t = 60)]
     pub seconds: u64,
     /// Messages a second.
@@ -51,15 +51,15 @@ pub struct Plan {
     pub rate: u64,
 }
 
-/// What both handlers share.
+/// The state that both handlers share.
 #[derive(Default)]
 struct World {
     disturbed: AtomicBool,
-    /// How long each message of the quick waited, in milliseconds.
+    /// The time that each message of the quick keys waited, in milliseconds.
     waited: Mutex<Vec<Millis>>,
-    /// When each call succeeded that found the dependency there.
+    /// The times at which a call found the dependency available.
     answered: Mutex<Vec<Millis>>,
-    /// Attempts above the first.
+    /// The number of attempts after the first.
     attempts: Mutex<u64>,
 }
 
@@ -203,7 +203,7 @@ impl Waited {
     }
 }
 
-/// Messages for whoever is to have some, at a steady rate.
+/// Messages at a steady rate, for the keys that get some.
 struct Load<'a> {
     plan: &'a Plan,
     store: &'a dyn Store,

@@ -1,5 +1,5 @@
 //! Postings whose outcome is known: some accounts are much busier than others, some lines come twice.
-//! In: a seed. Out: postings one by one, as lines of a file or as messages; what must have come of them in the end.
+//! In: a seed. Out: postings one by one, as lines of a file or as messages; the result that they must have in the end.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -10,26 +10,26 @@ use perkey::{Draft, Message, MessageError};
 /// The service that postings are sent to.
 pub const SERVICE: &str = "balances";
 
-/// How many in a thousand repeat an earlier one.
+/// The number in a thousand that repeat an earlier one.
 const REPEATS_PER_MILLE: u64 = 50;
-/// How far back they do: less than the inbox of a single shard remembers, so that none of them may count.
+/// The distance to the repeated one: within the inbox of a single shard, so that no repeat may count.
 const REPEATS_WITHIN: usize = 200_000;
 
-/// One posting. A repeat is equal to what it repeats.
+/// One posting. A repeat equals the original.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Posting {
     /// Its id.
     pub id: String,
     /// Its account: the key.
     pub account: String,
-    /// In minor units.
+    /// The amount in minor units.
     pub amount: i64,
 }
 
-/// What must have come of an account: its postings' numbers in order, each with the balance after it.
+/// The expected result of an account: its postings' numbers in order, each with the balance after it.
 pub type Course = Vec<(u32, i64)>;
 
-/// Makes postings, and keeps what must come of them.
+/// Makes postings, and keeps the result that they must have.
 #[derive(Debug)]
 pub struct Postings {
     dice: Dice,
@@ -41,7 +41,7 @@ pub struct Postings {
 }
 
 impl Postings {
-    /// Postings on so many accounts; the same seed makes the same ones.
+    /// Postings on this many accounts; the same seed makes the same ones.
     pub fn new(seed: u64, accounts: u64) -> Self {
         Self {
             dice: Dice::seeded(seed),
@@ -53,7 +53,7 @@ impl Postings {
         }
     }
 
-    /// Makes the next one.
+    /// Makes the next posting.
     pub fn make(&mut self) -> Posting {
         if !self.made.is_empty() && self.dice.below(1_000) < REPEATS_PER_MILLE {
             self.repeats += 1;
@@ -82,22 +82,22 @@ impl Postings {
         id.strip_prefix(&self.prefix)?.strip_prefix('-')?.parse().ok()
     }
 
-    /// What must have come of each account.
+    /// The expected result of each account.
     pub fn courses(&self) -> &HashMap<String, Course> {
         &self.courses
     }
 
-    /// Different postings made so far.
+    /// The number of different postings made so far.
     pub fn unique(&self) -> usize {
         self.made.len()
     }
 
-    /// Repeats made so far.
+    /// The number of repeats made so far.
     pub fn repeats(&self) -> u64 {
         self.repeats
     }
 
-    /// Writes `lines` more of them as a file for `import`.
+    /// Writes `lines` more postings as a file for `import`.
     pub fn write_csv(&mut self, lines: usize, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "id,account,amount,currency,at,memo")?;
         for _ in 0..lines {
@@ -109,7 +109,7 @@ impl Postings {
 }
 
 impl Posting {
-    /// As a message.
+    /// The posting as a message.
     pub fn message(&self) -> Result<Message, MessageError> {
         let Self { id, account, amount } = self;
         let payload = format!(r#"{{"account":"{account}","amount":{amount},"currency":"EUR","at":"2026-01-31"}}"#);

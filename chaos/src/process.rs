@@ -1,5 +1,5 @@
 //! The real binary as a process: found, started, killed, told to end.
-//! In: arguments and a store. Out: a child that dies with whoever started it, and what it said in a file.
+//! In: arguments and a store. Out: a child process that ends with its parent, and its output in a file.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 
 use crate::ChaosError;
 
-/// How often something that cannot be waited for is looked at.
+/// The interval between looks at something that cannot be awaited.
 pub const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 static BUILT: Mutex<Option<PathBuf>> = Mutex::new(None);
@@ -34,7 +34,7 @@ pub fn built() -> Result<PathBuf, ChaosError> {
     // The whole workspace is named so that dependencies keep the features, and the builds, that they have already.
     command.args(["build", "--quiet", "--locked", "--workspace", "--bin", "budget-manager"]);
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).env("CARGO_TARGET_DIR", target);
-    // What cargo tells a test about itself: build scripts that look at it would run again, here and at the next build
+    // Variables that cargo sets for a test: build scripts that look at them would run again, here and at the next build
     // outside.
     let told = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_CRATE_", "CARGO_BIN_", "CARGO_PRIMARY_", "OUT_DIR"];
     for (name, _) in std::env::vars_os() {
@@ -53,7 +53,7 @@ pub fn built() -> Result<PathBuf, ChaosError> {
     Ok(path)
 }
 
-/// The binary that is `named`, or the one that is [`built`].
+/// The binary that is `named`, or the one that [`built`] makes.
 pub(crate) async fn binary(named: Option<&Path>) -> Result<PathBuf, ChaosError> {
     let stuck = |error: &dyn std::fmt::Display| ChaosError::Stuck(error.to_string());
     match named {
@@ -62,12 +62,12 @@ pub(crate) async fn binary(named: Option<&Path>) -> Result<PathBuf, ChaosError> 
     }
 }
 
-/// Where processes run: the binary, the store that they share, and the file that they write to.
+/// The place where processes run: the binary, the store that they share, and the file that they write to.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// The binary.
     pub binary: PathBuf,
-    /// Holds the store and everything else.
+    /// The folder of the store and everything else.
     pub folder: PathBuf,
     /// `store.url`.
     pub url: String,
@@ -80,7 +80,7 @@ impl Place {
         Self { binary: binary.to_owned(), folder: folder.to_owned(), url }
     }
 
-    /// A command of the binary on this place's store; no setting comes from the surroundings.
+    /// A command of the binary on this place's store; it takes no setting from the environment.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(args).current_dir(&self.folder).stdin(Stdio::null()).kill_on_drop(true);
@@ -90,12 +90,12 @@ impl Place {
             }
         }
         command.env("BUDGET_STORE__URL", &self.url).env("BUDGET_LOG_FORMAT", "text");
-        // Ports of the system's choice: many of them run at once.
+        // Ports that the system chooses: many processes run at once.
         command.env("BUDGET_GATEWAY__LISTEN", "127.0.0.1:0").env("BUDGET_GATEWAY__GRPC_LISTEN", "127.0.0.1:0");
         command
     }
 
-    /// Starts `args`; what it says is added to the file `log`.
+    /// Starts the binary with `args`; its output is appended to the file `log`.
     pub fn start(&self, log: &str, args: &[&str]) -> Result<Running, ChaosError> {
         let file = OpenOptions::new().create(true).append(true).open(self.folder.join(log))?;
         let errors: File = file.try_clone()?;
@@ -104,7 +104,7 @@ impl Place {
         Ok(Running { child, pid })
     }
 
-    /// Runs `args` to the end, at most this long.
+    /// Runs the binary with `args` to its end, at most this long.
     pub async fn run(&self, args: &[&str], within: Duration) -> Result<std::process::Output, ChaosError> {
         let output = tokio::time::timeout(within, self.command(args).output()).await;
         output.map_err(|_| stuck(&format!("{} did not end", args.join(" ")), within))?.map_err(ChaosError::from)
@@ -118,16 +118,16 @@ impl Place {
     }
 }
 
-/// A process that was started here. Dropped, it is killed.
+/// A process that was started here. When dropped, it is killed.
 #[derive(Debug)]
 pub struct Running {
     pub(crate) child: Child,
-    /// Its id.
+    /// The process id.
     pub pid: u32,
 }
 
 impl Running {
-    /// Whether it has not ended yet.
+    /// Returns whether it is still running.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
@@ -143,7 +143,7 @@ impl Running {
         ended.map_err(|_| stuck(&format!("process {} did not end", self.pid), within))?.map_err(ChaosError::from)
     }
 
-    /// Ends it with SIGKILL; false when it had ended by itself.
+    /// Ends it with SIGKILL; returns false if it had ended by itself.
     pub async fn kill(&mut self) -> Result<bool, ChaosError> {
         if !self.is_alive() {
             return Ok(false);

@@ -1,7 +1,7 @@
-//! A payment provider to test against: a real HTTP server with its own idempotency, its own faults, and a ledger of what
-//! it took and gave back.
-//! In: `POST /charges`, `POST /refunds`, each with an `Idempotency-Key`; how often what goes wrong. Out: answers, or none;
-//! `GET /ledger`.
+//! A payment provider to test against: a real HTTP server with its own idempotency, its own faults, and a ledger of the
+//! money that it took and gave back.
+//! In: `POST /charges`, `POST /refunds`, each with an `Idempotency-Key`; the shares of its faults. Out: answers, or
+//! none; `GET /ledger`.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -23,42 +23,42 @@ use tokio::net::TcpListener;
 
 use crate::ChaosError;
 
-/// Accounts whose name begins so have no money.
+/// Accounts whose name begins with this have no money.
 pub const BROKE: &str = "broke";
-/// A call that hangs does so for this long.
+/// The time for which a hanging call hangs.
 const HANGS: Duration = Duration::from_secs(60);
 
-/// How often what goes wrong, as shares of all calls.
+/// The provider's faults, as shares of all calls.
 #[derive(Args, Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Faults {
-    /// Share of the calls that it answers with 503; half of them it has done all the same.
+    /// The share of calls that it answers with 503; half of them take effect all the same.
     #[arg(long, default_value_t)]
     pub fail: f64,
-    /// Share of the calls that it does not answer for a minute; half of them it has done all the same.
+    /// The share of calls that it does not answer for a minute; half of them take effect all the same.
     #[arg(long, default_value_t)]
     pub hang: f64,
-    /// Share of the calls that it does, and whose answers are lost.
+    /// The share of calls that take effect and whose answers are lost.
     #[arg(long, default_value_t)]
     pub lose: f64,
-    /// Share of the calls of which it says that it took another amount than it did.
+    /// The share of calls whose answer names another amount than was taken.
     #[arg(skip)]
     pub lie: f64,
-    /// It takes this long.
+    /// The milliseconds that each call takes.
     #[arg(skip)]
     pub slow_ms: u64,
-    /// It answers 503 and does nothing.
+    /// Answers 503 to every call and does nothing.
     #[arg(skip)]
     pub away: bool,
 }
 
-/// A provider that is run by itself.
+/// The options of a provider that runs by itself.
 #[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// Where it listens.
+    /// The address on which it listens.
     #[arg(long, default_value = "127.0.0.1:8090")]
     pub listen: SocketAddr,
-    /// What goes wrong.
+    /// The faults.
     #[command(flatten)]
     pub faults: Faults,
     /// The seed.
@@ -75,25 +75,25 @@ pub async fn provider(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<(), Chao
     Ok(())
 }
 
-/// What it knows of an order.
+/// The provider's record of an order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The order.
     pub order: String,
-    /// How often money was taken for it.
+    /// The number of times money was taken for it.
     pub charges: u32,
-    /// What was taken in all, in minor units.
+    /// The sum that was taken, in minor units.
     pub charged: i64,
-    /// What was given back.
+    /// The sum that was given back.
     pub refunded: i64,
-    /// It was refunded: nothing is taken for it any more.
+    /// True once it was refunded: nothing is taken for it any more.
     pub closed: bool,
 }
 
 /// A provider that runs in this process.
 #[derive(Debug)]
 pub struct Provider {
-    /// Where it listens.
+    /// The address on which it listens.
     pub address: SocketAddr,
     inner: Arc<Mutex<Inner>>,
     task: tokio::task::JoinHandle<()>,
@@ -105,7 +105,7 @@ struct Inner {
     dice: Dice,
     calls: u64,
     ledger: HashMap<String, Entry>,
-    /// By idempotency key: the body of the first request, the answer.
+    /// By idempotency key: the body of the first request, and the answer.
     answers: HashMap<String, (Bytes, (StatusCode, Value))>,
 }
 
@@ -121,7 +121,7 @@ struct Refund {
     order: String,
 }
 
-/// What becomes of a call.
+/// The fate of a call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Answered,
@@ -132,7 +132,7 @@ enum Fate {
 }
 
 impl Provider {
-    /// Starts one at `listen`.
+    /// Starts a provider at `listen`.
     #[expect(clippy::disallowed_methods, reason = "it is a server of its own, and ends when it is dropped")]
     pub async fn start(listen: SocketAddr, faults: Faults, seed: u64) -> Result<Self, ChaosError> {
         let listener = TcpListener::bind(listen).await?;
@@ -158,17 +158,17 @@ impl Provider {
         format!("http://{}", self.address)
     }
 
-    /// From now on this goes wrong.
+    /// Replaces the faults from now on.
     pub fn set(&self, faults: Faults) {
         lock(&self.inner).faults = faults;
     }
 
-    /// Calls that came in.
+    /// The number of calls that came in.
     pub fn calls(&self) -> u64 {
         lock(&self.inner).calls
     }
 
-    /// What it took and gave back, by order.
+    /// The sums that it took and gave back, by order.
     pub fn ledger(&self) -> Vec<Entry> {
         entries(&lock(&self.inner))
     }
@@ -263,7 +263,7 @@ impl Inner {
         }
     }
 
-    /// The same key gets the same answer, and has its effect once.
+    /// Answers calls by key: the same key gets the same answer, and has its effect once.
     fn once(
         &mut self,
         headers: &HeaderMap,
@@ -300,7 +300,7 @@ impl Inner {
         if entry.closed {
             return declined("the order was refunded");
         }
-        // It does not know that an order is paid once: whoever asks twice with two keys is charged twice.
+        // The provider does not know that an order is paid once: two calls with two keys charge twice.
         entry.charges += 1;
         entry.charged += charge.amount;
         let id = format!("ch-{}-{}", charge.order, entry.charges);

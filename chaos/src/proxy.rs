@@ -1,5 +1,5 @@
-//! A TCP proxy between a worker and a server, which can lose what it was given.
-//! In: where to listen, where to pass on to, a mode. Out: bytes both ways; or a cut, a silence, a lost answer.
+//! A TCP proxy between a worker and a server, which can lose the bytes it is given.
+//! In: an address to listen at, a target, a mode. Out: bytes both ways; or a cut, a silence, a lost answer.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,20 +15,21 @@ use tokio::task::JoinSet;
 /// Bytes passed on at once.
 const CHUNK: usize = 64 << 10;
 
-/// What the proxy does with what it is given.
+/// The treatment of the bytes that the proxy is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Passes it on.
     Pass,
-    /// Closes what is open and whatever is opened.
+    /// Closes all open connections and every new one.
     Cut,
-    /// Passes nothing on and closes nothing, as a network that lost its way; what it holds back arrives when it passes on.
+    /// Passes nothing on and closes nothing, as a network that lost its way; bytes held back arrive when it passes on
+    /// again.
     Freeze,
-    /// Passes requests on and loses the answers. A connection that lost one is closed when this ends.
+    /// Passes requests on and loses the answers. A connection that lost one is closed when the mode ends.
     Mute,
 }
 
-/// A running proxy. Dropped, it closes everything.
+/// A running proxy. When dropped, it closes all connections.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -50,17 +51,17 @@ impl Proxy {
         Ok(Self { address, mode, lost, _tasks: tasks })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// From now on does this.
+    /// Changes the mode.
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
 
-    /// How many connections have lost an answer.
+    /// The number of connections that have lost an answer.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
@@ -81,7 +82,7 @@ async fn accept(listener: TcpListener, line: Line) {
                 Ok((client, _)) if *line.mode.borrow() != Mode::Cut => {
                     connections.spawn(line.clone().carry(client));
                 }
-                // Closed at once: as near to a refusal as a port that is kept can come.
+                // Closed at once: the nearest thing to a refusal, as the port stays open.
                 Ok(_) => {}
                 Err(_) => return,
             },
@@ -100,7 +101,7 @@ impl Line {
         tokio::select! {
             () = &mut requests => {}
             client_gone = answers => {
-                // What the client sent before it went is passed on: the server may still act on it.
+                // Bytes that the client sent before it left are passed on: the server may still act on them.
                 if client_gone {
                     requests.await;
                 }
@@ -117,12 +118,12 @@ impl Line {
         }
     }
 
-    /// Whether it ended because the client no longer listens.
+    /// Passes answers on; returns whether it ended because the client no longer listens.
     async fn answers(mut self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> bool {
         let mut chunk = vec![0; CHUNK];
         while let Some(read) = self.read(&mut from, &mut chunk).await {
             match self.may_pass().await {
-                // An answer will be missing: what follows it would be taken for it.
+                // An answer will be missing: the client would take the next one for it.
                 Some(Mode::Mute) => {
                     self.lost.fetch_add(1, Ordering::Relaxed);
                     self.mode.wait_for(|mode| *mode != Mode::Mute).await.ok();
@@ -136,7 +137,7 @@ impl Line {
         false
     }
 
-    /// Reads; nothing at the end, and once the line is cut.
+    /// Reads; `None` at the end, and once the line is cut.
     async fn read(&mut self, from: &mut OwnedReadHalf, chunk: &mut [u8]) -> Option<usize> {
         tokio::select! {
             read = from.read(chunk) => read.ok().filter(|read| *read > 0),
@@ -144,7 +145,7 @@ impl Line {
         }
     }
 
-    /// Waits until the line passes something on; nothing when it is cut.
+    /// Waits until the line passes something on; `None` when it is cut.
     async fn may_pass(&mut self) -> Option<Mode> {
         let mode = *self.mode.wait_for(|mode| *mode != Mode::Freeze).await.ok()?;
         (mode != Mode::Cut).then_some(mode)
@@ -152,7 +153,7 @@ impl Line {
 }
 
 fn split(stream: TcpStream) -> (OwnedReadHalf, OwnedWriteHalf) {
-    // It only slows down; nothing depends on it.
+    // A failure only slows the line down; nothing depends on it.
     stream.set_nodelay(true).ok();
     stream.into_split()
 }
@@ -167,7 +168,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(100);
 
-    /// A server that answers each byte with the next one and remembers how many came.
+    /// A server that answers each byte with the next one and counts the bytes that came.
     async fn server() -> (String, Arc<AtomicU64>, JoinSet<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();

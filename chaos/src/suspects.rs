@@ -1,7 +1,7 @@
-//! A message whose handler ends the process: it is a dead letter after as many starts as the settings say, and nobody else
-//! is. Kills from outside make nothing a dead letter.
-//! In: how many messages, whether one of them is deadly, how many kills, whether an import brings them. Out: how often the
-//! deadly one was started, and whether every other counted once.
+//! A message whose handler ends the process: it becomes a dead letter after as many starts as the settings say, and no
+//! other message does. Kills from outside make no message a dead letter.
+//! In: the number of messages, whether one is deadly, the number of kills, whether an import brings them. Out: the
+//! starts of the deadly one, and whether every other counted once.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -35,46 +35,47 @@ use crate::{ChaosError, Verdict};
 
 /// The argument with which `perkey-chaos` runs [`work`].
 pub const WORKER: &str = "suspects-worker";
-/// Where the worker's folder is named to it.
+/// The variable that names the worker's folder.
 pub const FOLDER: &str = "PERKEY_SUSPECTS_FOLDER";
 
 /// The amount that no process survives, in minor units.
 const DEADLY: i64 = 66_666;
-/// Keys that the messages are of; one of so many is slow.
+/// The number of keys; one in this many is slow.
 const KEYS: u64 = 40;
 const SLOW_EVERY: u64 = 10;
 const SLOW: Duration = Duration::from_millis(60);
 const REST_MAX: Duration = Duration::from_secs(300);
-/// The time within which its end counts for a start alone: it ends at once. Starts are spread over 8 s.
+/// The time within which an end counts for a message started alone: it ends at once. Starts are spread over 8 s.
 const TRIAL: Duration = Duration::from_millis(50);
-/// Starts alone that a busy machine may delay beyond that: they do not count.
+/// The most starts alone that a busy machine may delay beyond that: they do not count.
 const LATE: usize = 2;
-/// The file with a line for each start of the deadly message; and the one that says that a worker is up.
+/// The file with a line for each start of the deadly message, and the file that says that a worker is up.
 const STARTS: &str = "starts";
 const READY: &str = "ready";
 
-/// What to do.
+/// The options of the scenario.
 #[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// What runs [`work`], with [`FOLDER`] in its environment: a program and its arguments; this one, where none is named.
+    /// The program that runs [`work`], with [`FOLDER`] in its environment, and its arguments; this one if none is
+    /// named.
     #[arg(skip)]
     pub worker: Option<(PathBuf, Vec<String>)>,
-    /// Messages.
+    /// The number of messages.
     #[arg(long, default_value_t = 2_000, value_parser = value_parser!(u64).range(1..))]
     pub messages: u64,
-    /// Whether one of them is deadly.
+    /// Makes one of them deadly.
     #[arg(long, action = ArgAction::Set, default_value = "yes", value_parser = yes_or_no())]
     pub deadly: bool,
-    /// Whether the binary imports the messages into the running worker, in whose log they are from the start otherwise.
+    /// Lets the binary import the messages into the running worker; otherwise they are in its log from the start.
     #[arg(long, action = ArgAction::Set, default_value = "no", value_parser = yes_or_no())]
     pub import: bool,
-    /// Whether the deadly one is a call, whose sender asks until it is answered.
+    /// Makes the deadly one a call, whose sender asks until it is answered.
     #[arg(long, action = ArgAction::Set, default_value = "no", value_parser = yes_or_no())]
     pub call: bool,
-    /// Kills from outside.
+    /// The number of kills from outside.
     #[arg(long, default_value_t = 0)]
     pub kills: u32,
-    /// The binary; without one, it is built beside this one.
+    /// The binary; if not given, it is built beside this one.
     #[arg(long, value_name = "PATH")]
     pub binary: Option<PathBuf>,
     /// The seed.
@@ -124,7 +125,7 @@ impl Handler for Fragile {
     }
 }
 
-/// A worker in the folder that its environment names; nothing where it names none. It ends when it is killed.
+/// Runs a worker in the folder that the environment names; returns at once if it names none. It ends when it is killed.
 pub async fn work() -> Result<(), ChaosError> {
     let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return Ok(()) };
     let store = Arc::new(SqliteStore::open(&url(&folder), Access::Run).await?);
@@ -178,7 +179,7 @@ pub async fn suspects(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict,
     scene.judge(verdict).await
 }
 
-/// The sender of the deadly call: asks until it is told how it ended.
+/// The sender of the deadly call: asks until it is told the outcome.
 async fn ask(folder: PathBuf) -> Result<CallOutcome, ChaosError> {
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&url(&folder), Access::Tool).await?);
     let (settings, metrics) = (Settings::default(), Metrics::new());
@@ -216,7 +217,7 @@ struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// Puts the messages in the log, or starts the import that does beside a running worker.
+    /// Puts the messages in the log, or starts an import beside a running worker.
     async fn bring(&mut self) -> Result<Option<Child>, ChaosError> {
         if !self.plan.import {
             let store = SqliteStore::open(&url(self.folder), Access::Run).await?;
@@ -229,7 +230,7 @@ impl Scene<'_> {
             store.close().await;
             return Ok(None);
         }
-        // Before the worker starts: it may have to be built.
+        // Before the worker starts: the binary may have to be built.
         let binary = binary(self.plan.binary.as_deref()).await?;
         let lines = (0..self.plan.messages).map(|no| {
             let amount = self.amount(no);
@@ -254,7 +255,7 @@ impl Scene<'_> {
         self.plan.deadly && no == self.plan.messages / 2
     }
 
-    /// The deadly one is in the middle.
+    /// The amount of a message; the deadly one is in the middle.
     fn amount(&self, no: u64) -> i64 {
         if self.is_deadly(no) { DEADLY } else { (no % KEYS + 1).cast_signed() }
     }
@@ -268,13 +269,13 @@ impl Scene<'_> {
         let mut command = Command::new(program);
         command.args(args).env(FOLDER, self.folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.worker = Some(command.kill_on_drop(true).spawn()?);
-        // It may die before it says so.
+        // The worker may die before it says that it is up.
         let worker = &mut self.worker;
         let up = async || ready.exists() || worker.as_mut().is_none_or(|worker| !matches!(worker.try_wait(), Ok(None)));
         until("the worker did not start", Duration::from_secs(30), up).await
     }
 
-    /// One life of a worker: until it ends, is killed after `life`, or nothing is left to do.
+    /// Runs one life of a worker: until it ends, is killed after `life`, or nothing is left to do.
     async fn live(&mut self, life: Option<Duration>) -> Result<Option<Ended>, ChaosError> {
         if self.worker.is_none() {
             self.start().await?;
@@ -322,7 +323,7 @@ impl Scene<'_> {
             let letters = store.dead(shard, DeadFilter::default(), None, 100).await?;
             dead.extend(letters.into_iter().map(|letter| format!("{}: {}", letter.message.id(), letter.error)));
         }
-        // A call's message has an id of its own; it is known by why it was given up.
+        // A call's message has an id of its own; it is recognised by the reason of its dead letter.
         let deadly = if plan.call { String::new() } else { format!("m-{}: ", plan.messages / 2) };
         let right = dead.len() == usize::from(plan.deadly) && dead.iter().all(|letter| letter.starts_with(&deadly));
         verdict.expect(right, || format!("dead letters: {dead:?}"));

@@ -1,5 +1,6 @@
-//! Many timers, due over a while, with restarts between: each fires once, none before its time, none that was cancelled.
-//! In: how many, over how long, how many restarts. Out: how late they were, and whether each fired once.
+//! Many timers, due over a while, with restarts between: each fires once, none before its time, none that was
+//! cancelled.
+//! In: the number of timers, a time span, the number of restarts. Out: their delays, and whether each fired once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,24 +21,24 @@ use crate::postings::SERVICE;
 use crate::process::until;
 use crate::{ChaosError, Verdict};
 
-/// Messages appended at once.
+/// The number of messages appended at once.
 const BATCH: usize = 500;
-/// Time for the timers to be set before the first is due, for each thousand of them.
+/// The time for the timers to be set before the first is due, for each thousand of them.
 const SETTING: Duration = Duration::from_millis(120);
-/// One timer of so many is cancelled.
+/// One timer in this many is cancelled.
 const CANCELLED_EVERY: u64 = 10;
 const REST_MAX: Duration = Duration::from_secs(300);
 
-/// What to do.
+/// The options of the scenario.
 #[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// Timers, each of a key of its own.
+    /// The number of timers, each with a key of its own.
     #[arg(long, default_value_t = 100_000, value_parser = value_parser!(u64).range(1..))]
     pub timers: u64,
-    /// They are due over so many seconds.
+    /// The number of seconds over which they are due.
     #[arg(long, default_value_t = 60)]
     pub seconds: u64,
-    /// How often the engine is drained and started again meanwhile.
+    /// The number of times the engine is drained and started again in between.
     #[arg(long, default_value_t = 3)]
     pub restarts: u32,
 }
@@ -52,7 +53,7 @@ enum Alarm {
     Ring { key: String, at: Millis },
 }
 
-/// How late each ring was, in milliseconds.
+/// The delay of each timer, in milliseconds.
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct Rung(Vec<i64>);
 

@@ -1,5 +1,5 @@
-//! Time and chance, the only place they come from.
-//! In: nothing, or a test's hand. Out: wall time in milliseconds, monotonic time, time since boot, seeded dice.
+//! The only source of time and chance.
+//! In: nothing, or a test's control. Out: wall time in milliseconds, monotonic time, time since boot, seeded dice.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 /// Milliseconds since the Unix epoch.
 pub type Millis = u64;
 
-/// A duration in whole milliseconds; as many as there can be where it is longer.
+/// A duration in whole milliseconds; the largest number if the duration is longer than that.
 pub fn millis(duration: Duration) -> Millis {
     Millis::try_from(duration.as_millis()).unwrap_or(Millis::MAX)
 }
@@ -72,12 +72,12 @@ impl Stopwatch {
     }
 }
 
-/// Milliseconds since the machine started, time asleep included: what a lease is counted by. Monotonic time stands still
-/// while a machine is suspended, its lease at the store does not.
+/// Milliseconds since the machine started, time asleep included: the time by which a lease is counted. Monotonic time
+/// stands still while a machine is suspended, its lease at the store does not.
 pub fn since_boot() -> Millis {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let clock = rustix::time::ClockId::Boottime;
-    // Elsewhere monotonic time goes on in suspend, or a suspended machine is found out by the fence alone.
+    // Elsewhere monotonic time goes on during suspend, or only the fence catches a suspended machine.
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     let clock = rustix::time::ClockId::Monotonic;
     let now = rustix::time::clock_gettime(clock);
@@ -95,7 +95,7 @@ pub async fn sleep(duration: Duration) {
 }
 
 thread_local! {
-    /// How long this thread would have slept, where it is told not to.
+    /// The time that this thread would have slept, while it is told not to sleep.
     static WAITED: Cell<Option<Duration>> = const { Cell::new(None) };
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn without_waiting<T>(what: impl FnOnce() -> T) -> (T, Duration) {
     (done, WAITED.take().unwrap_or_default())
 }
 
-/// A source of chance that repeats itself when it is given the same seed.
+/// A source of chance that gives the same results for the same seed.
 #[derive(Clone, Debug)]
 pub struct Dice(SmallRng);
 
@@ -134,13 +134,13 @@ impl Dice {
     }
 }
 
-/// Milliseconds as RFC 3339 text in UTC, for people and for logs.
+/// The time as RFC 3339 text in UTC, for people and for logs.
 pub fn rfc3339(at: Millis) -> String {
     let millis = i64::try_from(at).unwrap_or(i64::MAX);
     jiff::Timestamp::from_millisecond(millis).map_or_else(|_| at.to_string(), |stamp| stamp.to_string())
 }
 
-/// RFC 3339 text as milliseconds; none when it is no such text, or lies before the epoch.
+/// Parses RFC 3339 text into milliseconds; `None` if the text is invalid or its time lies before the epoch.
 pub fn from_rfc3339(text: &str) -> Option<Millis> {
     let stamp: jiff::Timestamp = text.parse().ok()?;
     Millis::try_from(stamp.as_millisecond()).ok()

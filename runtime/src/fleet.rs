@@ -1,6 +1,6 @@
-//! Which worker owns which shard: leases, assignment, takeover and hand-over.
-//! In: signs of life of all workers, by way of the store. Out: orders for the root: which shards to take, to hand over, to
-//! stop; where a key's owner is.
+//! The fleet: which worker owns which shard, by leases, assignment, takeover and hand-over.
+//! In: signs of life of all workers, through the store. Out: orders for the root: which shards to take, to hand over,
+//! to stop; the owner of a key.
 
 pub mod assignment;
 pub(crate) mod give_back;
@@ -15,7 +15,7 @@ use crate::message::shard_of;
 use crate::settings::Settings;
 use crate::store::lease::{Code, Fleet, Worker, WorkerRow};
 
-/// The worker that owns the shard of `key`, if one that is alive does.
+/// The worker that owns the shard of `key`, if its owner is alive.
 pub fn owner_of<'a>(fleet: &'a Fleet, key: &str) -> Option<&'a WorkerRow> {
     let shards = u32::try_from(fleet.shards.len()).ok().filter(|shards| *shards > 0)?;
     let shard = shard_of(key, shards);
@@ -23,8 +23,8 @@ pub fn owner_of<'a>(fleet: &'a Fleet, key: &str) -> Option<&'a WorkerRow> {
     fleet.workers.iter().find(|row| row.worker.id == owner && row.is_alive())
 }
 
-/// This worker, as it presents itself under a new incarnation: a process that starts again, or that was frozen for longer
-/// than its lease, is another one.
+/// This worker under a new incarnation: a process that starts again, or that was frozen for longer than its lease, is
+/// another worker.
 pub(crate) fn worker(settings: &Settings, code: Code) -> Worker {
     let incarnation = Dice::from_system().below(1 << 32);
     let name = match settings.ownership.worker.as_str() {

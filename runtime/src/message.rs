@@ -1,4 +1,4 @@
-//! What travels: messages, their ids and keys. Plain values, no behaviour.
+//! Messages, with their ids and keys. Plain values, no behaviour.
 //! In: attributes and payload, or the bytes of a stored frame. Out: one immutable frame with cheap views into it.
 //!
 //! The attributes are those of CloudEvents 1.0 (`id`, `source`, `type`, `time`, extensions as headers).
@@ -37,7 +37,7 @@ const HEAD: usize = 25;
 /// Number of a shard, from 0.
 pub type ShardNo = u32;
 
-/// Why an attribute cannot be used.
+/// Reasons why an attribute cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
     /// The attribute must not be empty.
@@ -46,7 +46,7 @@ pub enum MessageError {
     /// The attribute is longer than [`NAME_BYTES_MAX`].
     #[error("the {name} has {bytes} bytes, at most {NAME_BYTES_MAX} are allowed")]
     TooLong {
-        /// Which attribute.
+        /// The attribute.
         name: &'static str,
         /// Its length in bytes.
         bytes: usize,
@@ -60,10 +60,10 @@ pub enum MessageError {
     /// The attribute begins or ends with white space, which nobody sees.
     #[error("the {0} begins or ends with white space")]
     Space(&'static str),
-    /// The attribute contains a character that is not seen, or turns the text around it.
+    /// The attribute contains an invisible character, or one that turns the text around it.
     #[error("the {name} contains the character U+{:04X}, which is not seen or changes how the others are", u32::from(*.character))]
     Invisible {
-        /// Which attribute.
+        /// The attribute.
         name: &'static str,
         /// The character.
         character: char,
@@ -71,9 +71,9 @@ pub enum MessageError {
     /// The attribute is not in Unicode's normal form C: another one looks the same.
     #[error("the {name} is not in Unicode's normal form NFC, in which it has the characters {nfc:?}")]
     NotNormal {
-        /// Which attribute.
+        /// The attribute.
         name: &'static str,
-        /// How it would be in that form, with every character beyond ASCII by its number.
+        /// The attribute in that form, with every character beyond ASCII by its number.
         nfc: String,
     },
     /// The payload or the headers are larger than 4 GiB, or their sum than the given bound.
@@ -89,8 +89,9 @@ pub enum MessageError {
     Frame(&'static str),
 }
 
-/// Checks a name-like attribute: 1 to [`NAME_BYTES_MAX`] bytes of UTF-8, so that two that look alike are alike: no control or
-/// format characters (bidirectional marks are among them), no white space at its ends, in Unicode's normal form C.
+/// Checks a name-like attribute: 1 to [`NAME_BYTES_MAX`] bytes of UTF-8, of which two that look alike are equal: no
+/// control or format characters (bidirectional marks are among them), no white space at its ends, in Unicode's normal
+/// form C.
 pub fn check_name<'a>(name: &'static str, bytes: &'a [u8]) -> Result<&'a str, MessageError> {
     if bytes.is_empty() {
         return Err(MessageError::Empty(name));
@@ -102,12 +103,13 @@ pub fn check_name<'a>(name: &'static str, bytes: &'a [u8]) -> Result<&'a str, Me
     if text.contains('\0') {
         return Err(MessageError::Nul(name));
     }
-    // Nearly all names are plain.
+    // Nearly all names are plain ASCII.
     let is_plain = bytes.iter().all(|byte| (b' '..=b'~').contains(byte));
     if is_plain && bytes[0] != b' ' && bytes[bytes.len() - 1] != b' ' { Ok(text) } else { check_text(name, text) }
 }
 
-/// Whether a character is not seen and changes how others are: controls, bidirectional marks, separators of lines.
+/// Returns whether a character is invisible and changes how others look: controls, bidirectional marks, line
+/// separators.
 pub fn is_unseen(c: char) -> bool {
     use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator};
     matches!(c.general_category(), Control | Format | LineSeparator | ParagraphSeparator)
@@ -127,7 +129,7 @@ fn check_text<'a>(name: &'static str, text: &'a str) -> Result<&'a str, MessageE
     Ok(text)
 }
 
-/// What orders messages: an order id, an account id, any routing key. Checked where it enters.
+/// The key that orders messages: an order id, an account id, any routing key. Checked when it enters.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(String);
 
@@ -173,11 +175,11 @@ pub struct Message {
 pub struct Draft<'a> {
     /// CloudEvents `id`; a UUID is compared as a number, anything else as text.
     pub id: &'a str,
-    /// The key that orders it (CloudEvents `partitionkey`).
+    /// The key that orders the message (CloudEvents `partitionkey`).
     pub key: &'a str,
     /// CloudEvents `type`.
     pub kind: &'a str,
-    /// CloudEvents `source`: who made it.
+    /// CloudEvents `source`: the producer of the message.
     pub source: &'a str,
     /// CloudEvents `time`.
     pub time: Millis,
@@ -196,7 +198,7 @@ impl Draft<'_> {
         self.build_unchecked()
     }
 
-    /// Makes the frame of a message that is only kept to be looked at: one whose key or id could not be used.
+    /// Makes the frame of a message that is only kept for inspection, as its key or id could not be used.
     pub fn build_unchecked(&self) -> Result<Message, MessageError> {
         let headers: usize = self.headers.iter().map(|(n, v)| 6 + n.len() + v.len()).sum();
         let texts = [self.id, self.key, self.kind, self.source];
@@ -255,7 +257,7 @@ impl Message {
         self.text(0)
     }
 
-    /// The key that orders it.
+    /// The key that orders the message.
     pub fn key(&self) -> &str {
         self.text(1)
     }
@@ -282,7 +284,7 @@ impl Message {
         &self.frame[self.payload_at()..]
     }
 
-    /// Whether its id is unique within its source only.
+    /// Returns whether its id is unique within its source only.
     pub(crate) fn id_is_within_source(&self) -> bool {
         self.header(ID_WITHIN).is_some()
     }
@@ -336,7 +338,7 @@ impl Message {
 
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The payload may be private: it never reaches a log by way of Debug.
+        // The payload may be private: it never reaches a log through Debug.
         f.debug_struct("Message")
             .field("id", &self.id())
             .field("key", &self.key())

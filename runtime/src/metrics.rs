@@ -1,4 +1,4 @@
-//! What is measured, and the functions that record it: call sites never build a label.
+//! The metrics, and the functions that record them: call sites never build a label.
 //! In: facts from the pipeline and the supervisors. Out: text in the OpenMetrics format.
 //!
 //! Handles are resolved once, when a service is bound or a shard is taken; recording is then an atomic addition.
@@ -48,7 +48,7 @@ pub struct Metrics {
     calls: Vec<Counter>,
     takeovers: Vec<Counter>,
     worker_alarms: Vec<Gauge>,
-    /// Sinks that were asked for.
+    /// The sinks whose handles were asked for.
     sinks: Mutex<BTreeSet<Arc<str>>>,
 }
 
@@ -82,7 +82,7 @@ impl Metrics {
         out
     }
 
-    /// The names of all families as they are exposed, also of those that have nothing to show yet.
+    /// The names of all families as they are exposed, including those that have nothing to show yet.
     pub fn names(&self) -> &[String] {
         &self.exposed
     }
@@ -112,7 +112,7 @@ impl Metrics {
         self.of_sinks.of(&sink_labels(no, sink), published, refused)
     }
 
-    /// Stops showing a shard that this process no longer owns; handles still held record into nothing.
+    /// Stops showing a shard that this process no longer owns; handles that are still held record into nothing.
     pub fn forget_shard(&self, no: ShardNo) {
         self.of_shards.remove(&one("shard", &no.to_string()));
         for sink in self.sinks.lock().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -139,7 +139,7 @@ impl Metrics {
         self.families.retry_delay.observe(delay.as_secs_f64());
     }
 
-    /// A commit of `turns` turns came back from the store after `elapsed`.
+    /// Records that a commit of `turns` turns came back from the store after `elapsed`.
     pub fn record_commit(&self, outcome: &Outcome, turns: u64, elapsed: Duration) {
         let word = CommitWord::from(outcome);
         self.commits[word as usize].inc();
@@ -149,7 +149,7 @@ impl Metrics {
         }
     }
 
-    /// A call was answered.
+    /// Records the answer to a call.
     pub fn record_call(&self, word: CallWord) {
         self.calls[word as usize].inc();
     }
@@ -159,23 +159,24 @@ impl Metrics {
         self.families.lease_remaining.set(left.as_secs_f64());
     }
 
-    /// Age of the oldest transaction that keeps dead rows in the store.
+    /// Sets the age of the oldest transaction that keeps dead rows in the store.
     pub fn set_oldest_transaction(&self, age: Duration) {
         self.families.oldest_transaction.set(age.as_secs_f64());
     }
 
-    /// A shard runs here after it had no owner for `without`.
+    /// Records that a shard runs here after it had no owner for `without`.
     pub fn record_takeover(&self, reason: TakeReason, without: Duration) {
         self.takeovers[reason as usize].inc();
         self.families.takeover_seconds.observe(without.as_secs_f64());
     }
 
-    /// Raises or clears an alarm of this worker; says whether that changed it.
+    /// Raises or clears an alarm of this worker; returns whether that changed it.
     pub fn set_worker_alarm(&self, alarm: WorkerAlarm, raised: bool) -> bool {
         self.worker_alarms[alarm as usize].set(raised.into()) != i64::from(raised)
     }
 
-    /// Records of a Kafka partition that this process reads and whose position the group does not have yet.
+    /// Sets the number of records of a Kafka partition that this process reads and whose position the group does not
+    /// have yet.
     pub fn set_kafka_lag(&self, topic: &str, partition: i32, records: u64) {
         self.families.kafka_lag.get_or_create(&partition_labels(topic, partition)).record(records);
     }
@@ -185,7 +186,7 @@ impl Metrics {
         self.families.kafka_lag.remove(&partition_labels(topic, partition));
     }
 
-    /// A child is restarted.
+    /// Records the restart of a child.
     pub fn record_restart(&self, child: Child, reason: RestartReason) {
         let labels = vec![("child", child.as_str().into()), ("reason", reason.as_str().into())];
         self.families.restarts.get_or_create(&labels).inc();
@@ -196,7 +197,7 @@ fn partition_labels(topic: &str, partition: i32) -> Labels {
     vec![("topic", topic.into()), ("partition", partition.to_string().into())]
 }
 
-/// What is recorded for one service.
+/// The handles of one service.
 #[derive(Clone, Debug)]
 pub struct ServiceMetrics {
     processed: Counter,
@@ -205,17 +206,18 @@ pub struct ServiceMetrics {
 }
 
 impl ServiceMetrics {
-    /// The outcomes of `count` messages are committed.
+    /// Counts messages whose outcomes are committed.
     pub fn add_processed(&self, count: u64) {
         self.processed.inc_by(count);
     }
 
-    /// `count` messages became dead letters.
+    /// Counts messages that became dead letters.
     pub fn add_dead_letters(&self, count: u64) {
         self.dead_letters.inc_by(count);
     }
 
-    /// A run of `turns` turns took `elapsed`: one observation of its mean. A run without turns is none.
+    /// Records a run of `turns` turns that took `elapsed`: one observation of the mean. A run without turns is not
+    /// recorded.
     pub fn record_run(&self, turns: u64, elapsed: Duration) {
         if turns > 0 {
             self.turn_seconds.observe(elapsed.as_secs_f64() / turns as f64);
@@ -230,30 +232,30 @@ impl ShardMetrics {
         self.bytes_in_hand.record(bytes);
     }
 
-    /// What is known to be done: ids in the inbox, and stretches above the sources' positions.
+    /// Sets the number of ids in the inbox, and of stretches done above the sources' positions.
     pub fn set_done(&self, ids: u64, stretches: u64) {
         self.inbox_ids.record(ids);
         self.ahead_stretches.record(stretches);
     }
 
-    /// The dedup window in force.
+    /// Sets the dedup window in force.
     pub fn set_dedup_window(&self, window: Duration) {
         self.dedup_window.record(window.as_secs());
     }
 
-    /// Raises or clears an alarm of this shard; says whether that changed it.
+    /// Raises or clears an alarm of this shard; returns whether that changed it.
     pub fn set_alarm(&self, alarm: Alarm, raised: bool) -> bool {
         self.alarms[alarm as usize].set(raised.into()) != i64::from(raised)
     }
 }
 
 impl SinkMetrics {
-    /// The sink confirmed `count` events.
+    /// Counts events that the sink confirmed.
     pub fn add_published(&self, count: u64) {
         self.published.inc_by(count);
     }
 
-    /// The sink refused `count` events.
+    /// Counts events that the sink refused.
     pub fn add_refused(&self, count: u64) {
         self.refused.inc_by(count);
     }
@@ -309,7 +311,7 @@ mod tests {
         metrics
     }
 
-    /// Name of each family in the text, with its type.
+    /// The name of each family in the text, with its type.
     fn families(text: &str) -> BTreeMap<&str, &str> {
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect()
     }

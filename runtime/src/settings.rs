@@ -1,4 +1,4 @@
-//! Every setting: its name, its default, what may be wrong with it.
+//! Every setting: its name, its default, its rules.
 //! In: defaults, a file, the environment, flags ([`load`]). Out: checked [`Settings`], or all problems at once.
 
 mod checks;
@@ -29,7 +29,7 @@ pub struct Settings {
     pub store: StoreSettings,
     /// Shards and their owners.
     pub ownership: OwnershipSettings,
-    /// What is taken in.
+    /// The intake of messages.
     pub ingress: IngressSettings,
     /// Messages in memory.
     pub memory: MemorySettings,
@@ -39,7 +39,7 @@ pub struct Settings {
     pub commit: CommitSettings,
     /// The inbox's window.
     pub dedup: DedupSettings,
-    /// Messages that wait durably.
+    /// Messages that wait in the store.
     pub pending: PendingSettings,
     /// Dead letters.
     pub dlq: DlqSettings,
@@ -49,7 +49,7 @@ pub struct Settings {
     pub retry: RetrySettings,
     /// Bounds of a turn.
     pub limits: LimitSettings,
-    /// What `explain` reads.
+    /// The history that `explain` reads.
     pub history: HistorySettings,
     /// The embedded log.
     pub log: LogSettings,
@@ -69,17 +69,17 @@ pub struct Settings {
     pub kafka: KafkaSettings,
     /// RabbitMQ as source and sink.
     pub rabbitmq: RabbitmqSettings,
-    /// Settings of the program's own, by names that its defaults declare.
+    /// Settings of the program itself, by names that its defaults declare.
     pub app: BTreeMap<String, String>,
     /// Routes from sources to services.
     pub bind: Vec<Bind>,
     /// Routes from services to sinks.
     pub publish: Vec<Publish>,
-    /// What handlers need from outside.
+    /// Dependencies of handlers outside the process.
     pub dependency: Vec<DependencySettings>,
     /// Bounds of services' turns.
     pub limit: Vec<ServiceLimit>,
-    /// What is different about handlers' schedules.
+    /// Changes to handlers' schedules.
     pub cron: Vec<CronSettings>,
 }
 
@@ -98,7 +98,7 @@ macro_rules! section {
     };
 }
 
-// Behind the macro that they use.
+// Behind the macro that these modules use.
 mod gateway;
 pub(crate) mod kafka;
 mod memory;
@@ -113,16 +113,16 @@ pub use self::rabbitmq::{RabbitmqSettings, WithoutId};
 section! {
     /// The store.
     StoreSettings {
-        /// Where it is: `sqlite:///path/to.db`, or `postgres://user@host/database`, which several workers share.
+        /// Its URL: `sqlite:///path/to.db`, or `postgres://user@host/database`, which several workers share.
         url: String = "sqlite://perkey.db".to_owned(),
-        /// Whether its tables may be made in a database that has tables of others.
+        /// Allows its tables in a database that has tables of others.
         share_database: bool = false,
-        /// Connections that read, on PostgreSQL; commits and leases have their own beside them.
+        /// Connections for reads, on PostgreSQL; commits and leases have their own beside them.
         connections: u32 = 8,
-        /// Time after which PostgreSQL gives a statement up; below `ownership.lease_ttl`.
+        /// Time after which PostgreSQL aborts a statement; below `ownership.lease_ttl`.
         #[serde(with = "humantime_serde")]
         statement_timeout: Duration = Duration::from_secs(5),
-        /// Age from which a transaction that anybody has open in PostgreSQL is an alarm.
+        /// Age from which an open transaction of anybody in PostgreSQL is an alarm.
         #[serde(with = "humantime_serde")]
         transaction_age_max: Duration = Duration::from_secs(60),
         /// Size of a SQLite store's `-wal` file above which nothing is written until it can be emptied.
@@ -143,25 +143,25 @@ section! {
         /// Time between two signs of life.
         #[serde(with = "humantime_serde")]
         heartbeat: Duration = Duration::from_secs(1),
-        /// How long a worker whose shard failed too often leaves that shard to others.
+        /// Time for which a worker leaves a shard that failed too often on it to others.
         #[serde(with = "humantime_serde")]
         cool_down: Duration = Duration::from_secs(30),
     }
 }
 
 section! {
-    /// What is taken in.
+    /// The intake of messages.
     IngressSettings {
         /// Deliveries in hand per shard.
         credits: usize = 4_096,
         /// Deliveries fetched at once.
         batch_max: usize = 1_024,
-        /// Stretches of deliveries that are done above a source's position, in a shard, before the source pauses; each takes
-        /// about 5 bytes of every commit.
+        /// Stretches of deliveries that are done above a source's position, in a shard, before the source pauses; each
+        /// takes about 5 bytes of every commit.
         ahead_max: usize = 2_048,
         /// Largest message in bytes; a larger one becomes a dead letter without being run.
         message_bytes_max: usize = 1 << 20,
-        /// What happens to a message that no binding matches.
+        /// The fate of a message that no binding matches.
         unbound: Unbound = Unbound::Skip,
     }
 }
@@ -173,7 +173,7 @@ section! {
         resident_max: usize = 16_384,
         /// Messages handed to an actor at once.
         run_max: usize = 64,
-        /// Time after which a run is cut and what has settled goes on its way.
+        /// Time after which a run is cut, so that its settled turns are committed.
         #[serde(with = "humantime_serde")]
         slice: Duration = Duration::from_millis(5),
         /// Idle time after which a key gives its actor back.
@@ -187,7 +187,7 @@ section! {
     CommitSettings {
         /// Turns in one commit.
         turns_max: usize = 4_096,
-        /// About how many bytes one commit may have; what is larger by itself has a commit of its own.
+        /// Approximate most bytes of one commit; a turn that is larger by itself has a commit of its own.
         bytes_max: usize = 16 << 20,
         /// Commits of all shards of a worker on their way to PostgreSQL at once; SQLite has one writer.
         in_flight: usize = 2,
@@ -197,21 +197,21 @@ section! {
 section! {
     /// The inbox's window.
     DedupSettings {
-        /// How long an id is remembered.
+        /// Time for which an id is remembered.
         #[serde(with = "humantime_serde")]
         window: Duration = Duration::from_secs(7 * 86_400),
-        /// How many ids are remembered per shard.
+        /// Number of ids that are remembered per shard.
         max_ids: usize = 500_000,
-        /// Below this the window in force is an alarm.
+        /// The window in force raises an alarm below this.
         #[serde(with = "humantime_serde")]
         window_min: Duration = Duration::from_secs(600),
-        /// What happens when `max_ids` would push the window below `window_min`.
+        /// The consequence when `max_ids` would push the window below `window_min`.
         overflow: Overflow = Overflow::Shrink,
     }
 }
 
 section! {
-    /// Messages that wait durably.
+    /// Messages that wait in the store.
     PendingSettings {
         /// Waiting messages per key; at the bound the key's messages stay at their source.
         max_per_key: u64 = 10_000,
@@ -219,8 +219,8 @@ section! {
         max_per_shard: u64 = 100_000,
         /// Rows of a key read back at once.
         page: usize = 64,
-        /// Time after which a message whose turn still runs, or cannot start yet, gets its row: it holds its source's
-        /// position no longer.
+        /// Time after which a message whose turn still runs, or cannot start yet, gets a row, so that it no longer
+        /// holds its source's position.
         #[serde(with = "humantime_serde")]
         spill_after: Duration = Duration::from_secs(2),
     }
@@ -231,24 +231,25 @@ section! {
     DlqSettings {
         /// Dead letters per shard; at the bound the shard's sources pause.
         max: u64 = 1_000_000,
-        /// How long one is kept that holds no key; 0s: until an operator has decided.
+        /// Time for which a dead letter is kept that holds no key; 0s: until an operator has decided.
         #[serde(with = "humantime_serde")]
         keep: Duration = Duration::ZERO,
     }
 }
 
-/// The most that `suspects.starts` may be: what is stored beside a number of starts lies above it.
+/// The most that `suspects.starts` may be: values stored beside a number of starts lie above it.
 pub(crate) const SUSPECT_STARTS_MAX: u32 = 999;
 
 section! {
     /// Messages that were in hand when the process ended, twice in a row.
     SuspectSettings {
-        /// Starts of such a message that end with the process, before it is a dead letter.
+        /// Starts of such a message that end with the process, before it becomes a dead letter.
         starts: u32 = 7,
-        /// Time after a start alone within which an end of the process counts for it; doubled for a turn that outlives it.
+        /// Time after a start alone within which an end of the process counts for it; doubled for a turn that outlives
+        /// it.
         #[serde(with = "humantime_serde")]
         trial: Duration = Duration::from_millis(200),
-        /// Time after a takeover from which what comes was not in hand before it.
+        /// Time after a takeover from which arriving messages were not in hand before it.
         #[serde(with = "humantime_serde")]
         calm_after: Duration = Duration::from_secs(600),
     }
@@ -262,12 +263,12 @@ section! {
         base: Duration = Duration::from_millis(250),
         /// Growth of the bound from one attempt to the next.
         factor: f64 = 3.0,
-        /// The bound never grows above this.
+        /// Upper bound of every delay.
         #[serde(with = "humantime_serde")]
         cap: Duration = Duration::from_secs(30),
         /// Attempts in all, the first included.
         attempts: u32 = 7,
-        /// How long a message may be deferred before it is given up.
+        /// Time for which a message may be deferred before it is given up.
         #[serde(with = "humantime_serde")]
         give_up_after: Duration = Duration::from_secs(86_400),
     }
@@ -286,12 +287,12 @@ section! {
 }
 
 section! {
-    /// What `explain` reads, and what operators asked for.
+    /// The history that `explain` reads, and the commands of operators.
     HistorySettings {
-        /// How long it is kept.
+        /// Time for which history is kept.
         #[serde(with = "humantime_serde")]
         keep: Duration = Duration::from_secs(7 * 86_400),
-        /// How long operators' commands are kept that every shard has executed.
+        /// Time for which operators' commands are kept after every shard has executed them.
         #[serde(with = "humantime_serde")]
         keep_commands: Duration = Duration::from_secs(365 * 86_400),
     }
@@ -302,7 +303,7 @@ section! {
     LogSettings {
         /// Unread messages above which imports and sends wait, and calls are refused; each shard has its share of it.
         max_unread: u64 = 200_000,
-        /// How often a reader looks for what other processes appended.
+        /// Interval at which a reader looks for messages that other processes appended.
         #[serde(with = "humantime_serde")]
         poll: Duration = Duration::from_millis(100),
     }
@@ -311,10 +312,10 @@ section! {
 section! {
     /// Leaving in order.
     DrainSettings {
-        /// How long running turns may take to end when the process leaves.
+        /// Time for running turns to end when the process leaves.
         #[serde(with = "humantime_serde")]
         exit: Duration = Duration::from_secs(20),
-        /// How long running turns may take to end when a shard moves to another worker.
+        /// Time for running turns to end when a shard moves to another worker.
         #[serde(with = "humantime_serde")]
         hand_over: Duration = Duration::from_secs(1),
     }
@@ -327,7 +328,7 @@ section! {
         window: usize = 16_384,
         /// Unpublished events of a shard; at the bound its sources pause.
         max_pending: u64 = 1_000_000,
-        /// How long a confirmed event's watermark waits for a commit to ride on.
+        /// Time for which a confirmed event's watermark waits for a commit to ride on.
         #[serde(with = "humantime_serde")]
         idle: Duration = Duration::from_millis(50),
     }
@@ -350,7 +351,7 @@ section! {
 }
 
 section! {
-    /// How often a child may be restarted before its failure becomes its supervisor's.
+    /// The rate of restarts of a child above which its failure becomes its supervisor's.
     Intensity {
         /// Restarts within `window`.
         restarts: u32 = 10,
@@ -360,7 +361,7 @@ section! {
         /// Upper bound of the first restart's delay (full jitter, doubling).
         #[serde(with = "humantime_serde")]
         backoff: Duration = Duration::from_millis(50),
-        /// The delay never grows above this.
+        /// Upper bound of every delay.
         #[serde(with = "humantime_serde")]
         backoff_max: Duration = Duration::from_secs(5),
     }
@@ -371,23 +372,23 @@ section! {
     AdminSettings {
         /// Its address.
         listen: String = "127.0.0.1:8082".to_owned(),
-        /// Time after which a broker that is away makes the process not ready.
+        /// Time after which an unreachable broker makes the process not ready.
         #[serde(with = "humantime_serde")]
         away_max: Duration = Duration::from_secs(30),
     }
 }
 
-/// What happens to a message that no binding matches. It is counted in either case.
+/// The fate of a message that no binding matches. It is counted in either case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unbound {
-    /// It is passed over.
+    /// The message is skipped.
     Skip,
-    /// It becomes a dead letter.
+    /// The message becomes a dead letter.
     DeadLetter,
 }
 
-/// What happens when `dedup.max_ids` would push the window below `dedup.window_min`.
+/// The consequence when `dedup.max_ids` would push the window below `dedup.window_min`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Overflow {

@@ -1,6 +1,6 @@
-//! Logs: where they go, in which form, and which messages they speak of; and [`traces`].
-//! In: a form and a filter, once per process. Out: lines on standard error, with the ids of messages as fields; spans where
-//! the environment names an OTLP endpoint.
+//! Logs: their target, their form, and the ids of the messages that they are about; and [`traces`].
+//! In: a form and a filter, once per process. Out: lines on standard error, with the ids of messages as fields; spans
+//! where the environment names an OTLP endpoint.
 //!
 //! A JSON line is flat: the fields of the event beside the time and the level, and from the spans around it the ids
 //! that tie lines together ([`MessageFields`]).
@@ -45,17 +45,17 @@ pub enum Format {
     Auto,
 }
 
-/// The log could not be set up.
+/// Reasons why the log could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// A filter is none.
+    /// A filter is not valid.
     #[error("{variable}: the log filter {filter:?} is not one: {reason}")]
     Filter {
-        /// What gave it.
+        /// The variable that gave it.
         variable: String,
-        /// As given.
+        /// The filter as given.
         filter: String,
-        /// What is wrong with it.
+        /// The reason why it is not valid.
         reason: String,
     },
     /// Traces cannot be exported.
@@ -75,19 +75,20 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Exports what is left, for two seconds at most.
+    /// Exports the spans that are left, for two seconds at most.
     pub async fn end(self) {
         #[cfg(feature = "otlp")]
         if let Some(exporter) = self.exporter {
-            // It waits for a thread of its own, which needs this one's runtime.
+            // Ending waits for a thread of its own, which needs this thread's runtime.
             tokio::task::spawn_blocking(|| exporter.end()).await.ok();
         }
     }
 }
 
-/// Sends the process's log to standard error. The filter is that of the environment's `variable`, else of `RUST_LOG` (an empty one is none), else
-/// `filter` (such as `info` or `info,perkey=debug`). Where `OTEL_EXPORTER_OTLP_ENDPOINT` is set, traces go there, by gRPC;
-/// what OpenTelemetry's other variables say of exporter and sampler holds. It must be called in a tokio runtime.
+/// Sends the process's log to standard error. The filter is that of the environment's `variable`, else of `RUST_LOG`
+/// (an empty one counts as missing), else `filter` (such as `info` or `info,perkey=debug`). If
+/// `OTEL_EXPORTER_OTLP_ENDPOINT` is set, traces go there, by gRPC; OpenTelemetry's other variables of exporter and
+/// sampler apply. It must be called in a tokio runtime.
 pub fn init(format: Format, variable: &str, filter: &str) -> Result<Telemetry, TelemetryError> {
     let of = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty()).map(|text| (name.to_owned(), text));
     let asked = of(variable).or_else(|| of("RUST_LOG")).unwrap_or_else(|| ("default".to_owned(), filter.to_owned()));
@@ -112,8 +113,8 @@ pub fn init(format: Format, variable: &str, filter: &str) -> Result<Telemetry, T
     Ok(telemetry)
 }
 
-/// The actor library speaks of each actor's life, which would be a line per key: it is kept to warnings unless a
-/// filter names it.
+/// Parses a filter. The actor library logs each actor's life, which would be a line per key: it is kept to warnings
+/// unless a filter names it.
 ///
 /// A word alone must be a level: as the name of a target it would turn the log of everything else off, and `warning` is
 /// mostly meant as a level.
@@ -202,7 +203,7 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let mut fields = Fields(Map::new());
-        // From the outermost span inwards, then the event: the nearest one says it.
+        // From the outermost span inwards, then the event: the nearest one wins.
         for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
             let extensions = span.extensions();
             let Some(said) = extensions.get::<FormattedFields<JsonFields>>() else { continue };
@@ -230,7 +231,7 @@ struct Fields(Map<String, Value>);
 
 impl Fields {
     fn put(&mut self, field: &Field, value: Value) {
-        // The line has these names for itself.
+        // The line itself uses these names.
         let name = match field.name() {
             "timestamp" => "field_timestamp",
             "level" => "field_level",

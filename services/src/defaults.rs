@@ -7,7 +7,7 @@ use budget_actors::{App, Checkouts, Payments, Provider};
 use perkey::unstable::settings::duration;
 use perkey::{Bind, Handler, Handlers, IdWithin, KeyFrom, Settings};
 
-/// What the environment variables of its settings start with.
+/// The prefix of the environment variables of its settings.
 pub const ENV_PREFIX: &str = "BUDGET_";
 
 /// The environment variable that sets the log's filter.
@@ -30,16 +30,17 @@ pub fn settings() -> Settings {
 const APP: [(&str, &str); 4] =
     [("provider_url", ""), ("provider_timeout", "5s"), ("checkout_patience", "15m"), ("checkout_pause", "10s")];
 
-/// Something that handlers need and the settings do not name.
+/// A dependency of handlers that the settings do not configure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lack {
     /// The services that need it.
     pub services: &'static [&'static str],
-    /// What is missing, and what to set.
+    /// The missing dependency, and the setting for it.
     pub what: &'static str,
 }
 
-/// What the settings lack: operations of these services are refused at the front doors, as they would wait for ever.
+/// Dependencies that the settings lack: operations of these services are refused at the front doors, as they would wait
+/// for ever.
 pub fn lacks(settings: &Settings) -> Vec<Lack> {
     let provider = settings.app.get("provider_url").is_some_and(|url| !url.is_empty());
     let what = "there is no payment provider: set app.provider_url to its address; charges, refunds and checkouts are \
@@ -48,7 +49,7 @@ pub fn lacks(settings: &Settings) -> Vec<Lack> {
     (!provider).then_some(lack).into_iter().collect()
 }
 
-/// Budget Manager's handlers, as the settings want them; or everything that is wrong with those.
+/// Budget Manager's handlers, configured by the settings; or all problems of those.
 pub fn handlers(settings: &Settings) -> Result<Handlers, Vec<String>> {
     let mut problems = Vec::new();
     let text = |name: &str| settings.app.get(name).map_or("", String::as_str);

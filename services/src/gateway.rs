@@ -32,13 +32,14 @@ use self::front::Front;
 use self::rest::Rest;
 use self::server::{Bounds, Tls};
 
-/// Time beyond `gateway.wait` in which connections end when the process is told to.
+/// The time beyond `gateway.wait` in which connections end when the process is told to.
 const SPARE: Duration = Duration::from_secs(1);
 
-/// Files that a process has open besides the doors' connections: the admin listener's, its store's, its log, lines to brokers.
+/// The number of open files besides the doors' connections: the admin listener's, the store's, the log, lines to
+/// brokers.
 const FILES: u64 = 256;
 
-/// The doors, still closed: their addresses are taken, so whoever comes waits.
+/// The doors, still closed: their addresses are taken, so clients wait.
 pub struct Doors {
     http: Option<(TcpListener, SocketAddr)>,
     grpc: Option<(TcpListener, SocketAddr)>,
@@ -52,7 +53,7 @@ impl std::fmt::Debug for Doors {
     }
 }
 
-/// The doors, open. Dropped, they are shut at once.
+/// The doors, open. When dropped, they are shut at once.
 #[derive(Debug)]
 pub struct Open {
     stop: watch::Sender<bool>,
@@ -61,7 +62,7 @@ pub struct Open {
 }
 
 impl Doors {
-    /// Takes the addresses that the settings name; an empty one is none.
+    /// Takes the addresses that the settings name; an empty one is skipped.
     pub async fn bind(settings: &Settings) -> Result<Self, String> {
         let gateway = &settings.gateway;
         let http = bind("gateway.listen", &gateway.listen).await?;
@@ -71,7 +72,7 @@ impl Doors {
         if gateway.tls_cert.is_empty()
             && let Some(address) = listens.iter().find(|address| !address.ip().is_loopback())
         {
-            warn!(%address, "the gateway speaks plain text: whoever is on the way can read the tokens");
+            warn!(%address, "the gateway speaks plain text: anybody on the way can read the tokens");
         }
         let connections = (listens.len() * gateway.connections_max) as u64;
         let needed = connections + u64::from(settings.store.connections) + FILES;
@@ -113,13 +114,13 @@ pub fn start(doors: Doors, front: Arc<Front>, metrics: Arc<Metrics>) -> Open {
     Open { stop, serving, patience }
 }
 
-/// What the listener of `gateway.listen` answers.
+/// The routes of the listener of `gateway.listen`.
 fn http_routes(rest: &Rest) -> Router {
     rest::routes(rest).merge(graphql::routes(rest))
 }
 
 impl Open {
-    /// Takes no new requests and lets those that run end, as long as they may.
+    /// Takes no new requests and lets running ones end, within their time.
     pub async fn shut(mut self) {
         self.stop.send_replace(true);
         let all = async { while self.serving.join_next().await.is_some() {} };
@@ -129,7 +130,7 @@ impl Open {
     }
 }
 
-/// Compares a file of `docs/api` with what is served; with `BLESS=1` in the environment it is written.
+/// Compares a file of `docs/api` with the served one; with `BLESS=1` in the environment it is written.
 #[cfg(test)]
 #[track_caller]
 fn published(file: &str, served: &str) {

@@ -1,5 +1,5 @@
-//! Budget Manager: lets the world into the handlers of `budget-actors`, and operators to what they keep.
-//! In: a command line. Out: what it asked for, and an exit code.
+//! Budget Manager: connects the handlers of `budget-actors` to the world, and gives operators access to their data.
+//! In: a command line. Out: its result, and an exit code.
 
 pub mod defaults;
 pub mod gateway;

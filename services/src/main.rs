@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use budget_manager::operator::{self, cli};
 use perkey::unstable::engine::host::in_runtime;
 
-/// A message's way is short-lived pieces of memory that one thread makes and another drops, which this allocator is good
-/// at; docs/performance.md has its share in the figures.
+/// The allocator: a message lives as short-lived pieces of memory that one thread makes and another drops, which
+/// mimalloc handles well; docs/performance.md has its share in the figures.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,4 +1,4 @@
-//! What operators use: the command line, imports, and the listener for metrics and health.
+//! The tools of operators: the command line, imports, and the listener for metrics and health.
 //! In: commands and probes. Out: an engine that runs, rows for its owner, answers; an exit code.
 
 pub mod admin;
@@ -28,12 +28,12 @@ use self::token::TokenCommand;
 use crate::defaults;
 use crate::gateway::operations::OPERATIONS;
 
-/// Does what the arguments ask.
+/// Carries out the command line.
 pub async fn run(argv: Vec<OsString>) -> ExitCode {
     let cli = match args::parsed(argv) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {
-            // Nobody is left to hear that this cannot be written.
+            // There is nobody left to tell that this cannot be written.
             error.print().ok();
             return ExitCode::from(64);
         }
@@ -129,7 +129,7 @@ fn settings(global: &Global) -> Result<Loaded, Failure> {
     if problems.is_empty() { Ok(loaded) } else { Err(Failure::Settings(problems)) }
 }
 
-/// Names of operations that are none: what they were to protect would not be.
+/// Names in `gateway.require_key` that are not operations: the rule would protect nothing.
 fn no_operations(settings: &Settings) -> impl Iterator<Item = String> {
     let known = || OPERATIONS.iter().map(|operation| operation.name);
     let unknown = settings.gateway.require_key.iter().filter(move |name| known().all(|known| known != name.as_str()));

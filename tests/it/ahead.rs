@@ -1,5 +1,6 @@
-//! What is done above a source's position is not done again, whatever holds the position and however its owner ends.
-//! In: a store, a source, a key that may have no more waiting messages while others go on. Out: as many effects as messages.
+//! Work done above a source's position is not done again, whatever holds the position and however its owner ends.
+//! In: a store, a source, a key that may have no more waiting messages while others go on. Out: as many effects as
+//! messages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

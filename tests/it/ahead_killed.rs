@@ -1,5 +1,6 @@
-//! What is done above a held position is not done again when its process is killed, with the bounds of a new installation.
-//! In: the real binary, a paused key with more messages than may wait, others between and behind them. Out: one effect of each.
+//! Work done above a held position is not done again when its process is killed, with the bounds of a new installation.
+//! In: the real binary, a paused key with more messages than may wait, others between and behind them. Out: one effect
+//! of each.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -17,8 +18,9 @@ const SHARDS: u32 = 8;
 /// `pending.max_per_key` by default, and some that stay in the log below everything that follows.
 const SLOW: u64 = 10_000 + 40;
 
-/// Messages of each other account between and behind those of the paused one. With 200,000 they are more than `dedup.max_ids`
-/// has room for by default (`PERKEY_OTHERS`, in a release build); the check's few are more than the bound it sets.
+/// Messages of each other account between and behind those of the paused one. With 200,000 they are more than
+/// `dedup.max_ids` has room for by default (`PERKEY_OTHERS`, in a release build); the check's few are more than the
+/// bound it sets.
 fn others() -> u64 {
     std::env::var("PERKEY_OTHERS").map_or(1_500, |others| others.parse().unwrap())
 }

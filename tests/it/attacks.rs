@@ -1,5 +1,5 @@
-//! What strangers and neighbours may send to end the process, to fill its memory or to keep others out: it is refused, and
-//! the process goes on.
+//! Requests and messages that are meant to end the process, to fill its memory or to keep others out: they are refused,
+//! and the process goes on.
 //! In: requests as an attacker writes them, to the real binary. Out: a refusal for each, and `/livez` answers.
 
 use std::time::Duration;

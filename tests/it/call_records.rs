@@ -1,4 +1,5 @@
-//! What every store promises of calls: accepted once with their messages, answered with the commit of their effect.
+//! The promises of every store about calls: accepted once with their messages, answered with the commit of their
+//! effect.
 //! In: a place with a prepared store. Out: the same behaviour everywhere.
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! Calls through a running engine: each takes effect once, and its sender hears how it ended.
-//! In: a handler that replies, refuses, fails and takes its time. Out: what callers are told, what it has done.
+//! In: a handler that replies, refuses, fails and takes its time. Out: the callers' answers, the handler's work.
 
 use std::sync::Arc;
 use std::time::Duration;

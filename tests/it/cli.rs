@@ -1,5 +1,5 @@
 //! The command line as a user has it: the real binary, its exit codes, its JSON.
-//! In: files, arguments, signals. Out: what docs/cli.md says.
+//! In: files, arguments, signals. Out: the behaviour that docs/cli.md describes.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the command line says of surroundings, settings and inputs that are not as they should be: the real binary.
+//! The command line's messages about surroundings, settings and inputs that are not as they should be: the real binary.
 //! In: variables, flags, files, a standard output that cannot be written. Out: exit codes, and words that help.
 
 use std::process::Stdio;

@@ -1,5 +1,5 @@
 //! The client against a server that fails in every way.
-//! In: a list of what the server does, attempt by attempt. Out: one key, one final answer, pauses as asked.
+//! In: a list of the server's acts, attempt by attempt. Out: one key, one final answer, pauses as asked.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -181,7 +181,8 @@ async fn retries_have_a_budget() {
     assert!((50..70).contains(&attempts), "{attempts} attempts of 50 calls");
 }
 
-/// A server that loses answers: it reads the first request whole, then closes, or stops half-way, and is well after that.
+/// A server that loses answers: it reads the first request whole, then closes, or stops half-way, and is well after
+/// that.
 async fn losing(half: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -271,7 +272,7 @@ async fn the_command_shows_the_answer_and_ends_as_it_did() {
         assert_eq!(said.json()["body"]["detail"], "as told");
     }
     let call = |rest: &[&'static str]| [&["call", "POST", "/api/orders"], rest].concat();
-    cli.run(&call(&["{", "--url", "http://127.0.0.1:1"])).await.fails(64, &["the body is no JSON"]);
+    cli.run(&call(&["{", "--url", "http://127.0.0.1:1"])).await.fails(64, &["the body is not JSON"]);
     let away = call(&["{}", "--url", "http://127.0.0.1:1", "--deadline", "200ms"]);
     cli.run(&away).await.fails(4, &["no connection", "budget-manager up"]);
 }

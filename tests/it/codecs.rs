@@ -1,5 +1,5 @@
 //! A handler whose payloads are Protobuf: in the test kit, from a topic to a topic, and in operators' hands.
-//! In: payloads that are Protobuf, JSON and neither. Out: states, events, dead letters and what is shown of them.
+//! In: payloads that are Protobuf, JSON and neither. Out: states, events, dead letters and their display.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! Commands from one key to another, and their answers: one in every case, each counted once.
-//! In: two handlers on one store, messages, restarts. Out: what either of them has seen.
+//! In: two handlers on one store, messages, restarts. Out: the messages that each of them has seen.
 
 use perkey::unstable::handler::ANSWER;
 use perkey::unstable::ledger::routes::What;

@@ -1,5 +1,5 @@
 //! Schedules: each time once, in the key that they are of, whatever restarts, fails or changes between.
-//! In: handlers with schedules, engines on one store. Out: what their keys have seen, and what is set.
+//! In: handlers with schedules, engines on one store. Out: the messages that their keys have seen, and their timers.
 
 use std::sync::Arc;
 use std::time::Duration;

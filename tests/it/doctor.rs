@@ -132,7 +132,7 @@ async fn topics_that_lose_records_are_found_out() {
     let wrong = cli.json(&["doctor", "--config", "good.toml"]).await.ends(5);
     tells(&wrong, "kafka", "ok", "brokers answer");
     tells(&wrong, "kafka.topics", "warning", "replication factor of 1");
-    tells(&wrong, "kafka.topics", "note", "no multiple of 8 shards");
+    tells(&wrong, "kafka.topics", "note", "not a multiple of 8 shards");
     tells(&wrong, "kafka.retention", "warning", "keeps records for 1 min");
     tells(&wrong, "kafka.retention", "warning", "is compacted");
     tells(&wrong, "kafka.positions", "error", "removed unread");

@@ -1,5 +1,6 @@
 //! GraphQL and gRPC as their clients meet them: the real binary, real connections.
-//! In: documents and messages. Out: what docs/gateway-graphql-grpc.md says; one key is one effect, whichever door.
+//! In: documents and messages. Out: the behaviour in docs/gateway-graphql-grpc.md; one key is one effect, over every
+//! door.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the contract suites share: stores to run on, messages and commits to write.
+//! The tools that the contract suites share: stores to run on, messages and commits to write.
 //! In: a driver's name. Out: a prepared store and short ways to fill it.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Several workers over one store: each shard has one of them, whoever comes, goes, freezes or fails.
+//! Several workers over one store: each shard has one of them, whichever of them comes, goes, freezes or fails.
 //! In: engines that share a store, real processes that are killed and frozen. Out: each message counted once.
 
 use std::collections::BTreeMap;

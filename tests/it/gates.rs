@@ -1,5 +1,5 @@
-//! What turns need from outside: while it is away they wait, nothing is counted, and nobody else notices.
-//! In: a handler whose dependency comes and goes, one that needs nothing. Out: what each has done, and what it cost.
+//! Dependencies of turns: while one is away its turns wait, nothing is counted, and other services do not notice.
+//! In: a handler whose dependency comes and goes, one without any. Out: the work that each has done, and its cost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

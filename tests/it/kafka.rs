@@ -1,5 +1,6 @@
-//! What Kafka does that an embedded log cannot: topics made anew, retention, foreign records, brokers that go away.
-//! In: topics of a real broker. Out: what docs/kafka.md says, case by case.
+//! Events of Kafka that an embedded log does not have: topics made anew, retention, foreign records, brokers that go
+//! away.
+//! In: topics of a real broker. Out: the behaviour in docs/kafka.md, case by case.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

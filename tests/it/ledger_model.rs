@@ -1,5 +1,5 @@
 //! The pure ledger against the plainest model there is: one queue for each key, handled from its head.
-//! In: interleavings of arrivals, answers, faults, takeovers. Out: states that list what was handled, in order.
+//! In: interleavings of arrivals, answers, faults, takeovers. Out: states that list the handled messages, in order.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

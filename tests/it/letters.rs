@@ -1,5 +1,6 @@
-//! Dead letters in any number: ids are known at any age, a bound stops the sources and loses nothing, old ones go when told to.
-//! In: messages that are rejected. Out: what is handled, what is left, what is told.
+//! Dead letters in any number: ids are known at any age, a bound stops the sources and loses nothing, old ones go when
+//! told to.
+//! In: messages that are rejected. Out: the messages that are handled, the letters that are left, the reports.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,7 +156,8 @@ async fn takes(store: &dyn Store, what: &str) {
     println!("{what}: a thousand ids looked up in {:?}", watch.elapsed());
 }
 
-/// Statements that fill a store; `numbers` is what gives numbers from 1 to so many, `id` an id of a number, `blob` some bytes.
+/// Statements that fill a store; `numbers` is what gives numbers from 1 to so many, `id` an id of a number, `blob` some
+/// bytes.
 fn filling(numbers: impl Fn(u64) -> (String, String), id: &str, blob: &str) -> [String; 2] {
     let (letters, rows) = many();
     let (with, from) = numbers(letters);

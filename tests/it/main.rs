@@ -1,4 +1,4 @@
-//! What the parts promise together, one binary.
+//! The promises that the parts keep together, in one binary.
 //! In: the crates as a user has them. Out: promises kept, on every driver.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests may")]

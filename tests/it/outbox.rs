@@ -1,5 +1,6 @@
 //! Events on their way to sinks: in order, at least once, past what is refused, whatever dies meanwhile.
-//! In: an engine over a fresh store, a sink in memory that does what it is told. Out: what the sink got; watermarks.
+//! In: an engine over a fresh store, a sink in memory that misbehaves as it is told. Out: the sink's events;
+//! watermarks.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! What operators pause starts no turn, whatever comes, until they resume it; nobody else notices.
-//! In: two handlers, commands, restarts. Out: which messages were handled, in which order.
+//! Services and keys that operators pause start no turn, whatever comes, until they are resumed; others do not notice.
+//! In: two handlers, commands, restarts. Out: the handled messages, in their order.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! Payments and checkouts against a real provider: declined, away, slow, lying, losing its answers.
-//! In: commands and answers, given to one handler; whole checkouts on an engine. Out: what was charged, what is remembered.
+//! In: commands and answers, given to one handler; whole checkouts on an engine. Out: charges, and the handler's
+//! states.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

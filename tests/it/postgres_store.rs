@@ -1,4 +1,4 @@
-//! What is particular to the store in PostgreSQL: fences, lost answers, SQLSTATEs, leases, notifications, views.
+//! Properties of the store in PostgreSQL alone: fences, lost answers, SQLSTATEs, leases, notifications, views.
 //! In: databases in all states. Out: nothing half written, and an outcome that is true.
 
 use std::sync::Arc;

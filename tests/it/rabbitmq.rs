@@ -1,5 +1,6 @@
-//! What RabbitMQ does that an embedded log cannot: streams made anew, retention, foreign messages, lines that break.
-//! In: streams of a real broker, behind a proxy where it is to fail. Out: what docs/rabbitmq.md says, case by case.
+//! Events of RabbitMQ that an embedded log does not have: streams made anew, retention, foreign messages, broken lines.
+//! In: streams of a real broker, behind a proxy that makes it fail. Out: the behaviour in docs/rabbitmq.md, case by
+//! case.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -387,8 +388,8 @@ async fn in_windows(end: &mut dyn Sink, events: &[Outgoing], window: usize) -> V
     answers
 }
 
-/// A confirm alone does not tell: the client may hand a returned message to the confirm of another, and with a queue that is
-/// quick it does so every few hundred events.
+/// A confirm alone does not tell: the client may hand a returned message to the confirm of another, and with a queue
+/// that is quick it does so every few hundred events.
 #[tokio::test]
 async fn unroutable_events_are_refused_and_exactly_those() {
     let streams = Streams::new(1).await;

@@ -1,5 +1,5 @@
 //! The intake: what others publish, who know nothing of shards, takes effect once and in its keys' order.
-//! In: a publisher in Python, an engine over a fresh store, movers that die. Out: what was handled; dead letters.
+//! In: a publisher in Python, an engine over a fresh store, movers that die. Out: the handled messages; dead letters.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;

@@ -1,5 +1,5 @@
-//! What a sink promises whose other end may be full: it waits, repeats little, and no key's events change places.
-//! In: queues of RabbitMQ that are short and refuse what does not fit, with a slow consumer. Out: what it got, in its order.
+//! The promises of a sink whose other end may be full: it waits, repeats little, and no key's events change places.
+//! In: short queues of RabbitMQ that refuse messages when full, with a slow consumer. Out: their messages, in order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! A source whose records lie with other shards than their keys: each message goes on to the shard of its key.
-//! In: a log with a number of partitions that is no multiple of the shards. Out: each message counted once, in order.
+//! In: a log with a number of partitions that is not a multiple of the shards. Out: each message counted once, in
+//! order.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

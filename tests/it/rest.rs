@@ -1,5 +1,5 @@
 //! The REST door of the real binary: every route, every kind of problem, tokens, TLS, bounds, documents.
-//! In: requests as curl would send them. Out: what docs/gateway.md says.
+//! In: requests as curl would send them. Out: the behaviour in docs/gateway.md.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -282,7 +282,7 @@ async fn tls_is_spoken_where_there_is_a_certificate() {
     let answer = client.get(format!("{place}/api/problems")).send().await.unwrap();
     assert_eq!(answer.status(), 200);
     assert!(Client::new().get(format!("{place}/api/problems")).send().await.is_err(), "nobody else vouches for it");
-    assert!(reqwest::get(scene.http.replace("https", "http")).await.is_err(), "plain text is no TLS");
+    assert!(reqwest::get(scene.http.replace("https", "http")).await.is_err(), "plain text is not TLS");
     scene.end().await;
 }
 
@@ -349,7 +349,7 @@ async fn what_cannot_be_opened_is_told_before_anything_runs() {
     cli.run(&["gateway"]).await.fails(78, &["budget-manager up"]);
     cli.run(&["token:new", "--tenant", "a", "--principal", "b", "--role", "read"]).await.fails(64, &["gateway.tokens"]);
     let wrong = ["token:new", "--set", "gateway.tokens=t", "--tenant", "A", "--principal", "b", "--role", "read"];
-    cli.run(&wrong).await.fails(64, &["is no name"]);
+    cli.run(&wrong).await.fails(64, &["is not a name"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,5 @@
 //! Checkouts as whole sagas on virtual time: all services, a provider of the payments that does as it is told.
-//! In: commands, moods of the provider, time, kills, seeds. Out: how each saga ended, and who has the money.
+//! In: commands, moods of the provider, time, kills, seeds. Out: the end of each saga, and the owner of the money.
 //! Below them each service by itself.
 
 use std::collections::BTreeMap;
@@ -291,7 +291,8 @@ fn a_provider_that_is_away_is_waited_for_and_spends_no_attempt() {
     shop.bank.set(Mood::Fine);
     shop.stage.advance(Duration::from_secs(30));
     shop.ended("s-1", Status::Completed);
-    // Away for longer than a checkout has patience: it is undone when the provider is back, in the order of what was asked.
+    // Away for longer than a checkout has patience: it is undone when the provider is back, in the order of what was
+    // asked.
     shop.bank.set(Mood::Away);
     shop.buys(2, "a");
     shop.stage.advance(PATIENCE * 2);

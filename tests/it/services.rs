@@ -1,5 +1,5 @@
 //! Budget Manager's services as a user meets them: lines in, rows of plain tables out.
-//! In: NDJSON through `import`. Out: what any SQL client reads, and the dead letters.
+//! In: NDJSON through `import`. Out: the rows that any SQL client reads, and the dead letters.
 
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Row};

@@ -1,5 +1,5 @@
-//! What every sink promises, written once and run on each.
-//! In: a sink, and what arrives at its other end. Out: the same behaviour everywhere.
+//! The promises of every sink, written once and run on each.
+//! In: a sink, and the events that arrive at its other end. Out: the same behaviour everywhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! A sink in memory, for tests: it keeps what it is given, and does as it is told.
-//! In: events, and a hand that stops it, breaks it or makes it refuse. Out: what arrived, in its order.
+//! In: events, and a control that stops it, breaks it or makes it refuse. Out: the events that arrived, in their order.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,4 +1,4 @@
-//! What the suites of brokers' sources share: reading one, and what it says when it cannot be read.
+//! The tools that the suites of brokers' sources share: reading one, and its error when it cannot be read.
 //! In: a source. Out: its deliveries, or its error.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What is particular to the store in a SQLite file: its lock, its file, its tools, a full disk.
+//! Properties of the store in a SQLite file alone: its lock, its file, its tools, a full disk.
 //! In: files in all states. Out: a store, or an error that says what to do.
 
 use std::os::unix::fs::PermissionsExt;

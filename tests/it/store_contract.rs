@@ -1,4 +1,4 @@
-//! What every store promises, written once and run on each driver.
+//! The promises of every store, written once and run on each driver.
 //! In: a place with a prepared store. Out: the same behaviour everywhere.
 
 use std::collections::BTreeMap;

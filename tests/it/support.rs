@@ -1,4 +1,4 @@
-//! What the suites share: small handlers, messages, an engine over a fresh store.
+//! The tools that the suites share: small handlers, messages, an engine over a fresh store.
 //! In: names and numbers. Out: engines, messages.
 
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! Timers of keys: once, in time, not after they were cancelled, whatever restarts between.
-//! In: handlers that set timers, on stores and across engines. Out: what they have seen.
+//! In: handlers that set timers, on stores and across engines. Out: the messages that they have seen.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What every source promises, written once and run on each transport.
+//! The promises of every source, written once and run on each transport.
 //! In: a transport, and a hand that appends to it. Out: the same behaviour everywhere.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What every store promises of what waits for long: other services' rows, dead letters in any number, operators' commands.
+//! The promises of every store about long waits: other services' rows, dead letters in any number, operators' commands.
 //! In: a place with a prepared store. Out: the same behaviour everywhere.
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! What tests and benches share.
-//! In: a store. Out: the same one, of which some calls do something else.
+//! Tools that tests and benches share.
+//! In: a store. Out: the same store, with some calls replaced.
 
 mod tapped;
 

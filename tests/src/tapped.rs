@@ -1,5 +1,5 @@
-//! A store of which some calls do something else, for tests and measurements.
-//! In: a store, and what is different about it. Out: a store that passes everything else on.
+//! A store with some calls replaced, for tests and measurements.
+//! In: a store, and the replacements. Out: a store that passes everything else on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +16,14 @@ use perkey::unstable::store::{
     Trim,
 };
 
-/// What is different about a [`Tapped`] store; a call that is not here is passed on.
+/// The replaced calls of a [`Tapped`] store; a call that is not here is passed on.
 pub trait Taps: Send + Sync + 'static {
-    /// [`Store::commit`] to `store`.
+    /// Replaces [`Store::commit`] of `store`.
     fn commit<'a>(&'a self, store: &'a dyn Store, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
         store.commit(commit)
     }
 
-    /// [`Store::dead`] of `store`.
+    /// Replaces [`Store::dead`] of `store`.
     fn dead<'a>(
         &'a self,
         store: &'a dyn Store,
@@ -36,12 +36,12 @@ pub trait Taps: Send + Sync + 'static {
     }
 }
 
-/// A store whose calls pass by `taps`.
+/// A store whose calls go through `taps`.
 #[derive(Debug)]
 pub struct Tapped<S, T> {
     /// The store itself.
     pub store: Arc<S>,
-    /// What is different about it.
+    /// The replacements.
     pub taps: T,
 }
 

@@ -1,4 +1,4 @@
-//! The steps of a checkout: what each asks, how it is undone, what its answer means.
+//! The steps of a checkout: the command of each, its undoing, and the meaning of its answer.
 //! In: a checkout. Out: commands on a turn.
 
 use perkey::{Fault, Turn};
@@ -13,7 +13,7 @@ use crate::payments::{self, Charge, Payments};
 use crate::posting::{Memo, Posting};
 use crate::transactions::Transactions;
 
-/// A step, in the order in which they are taken.
+/// The steps, in the order in which they are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
@@ -29,39 +29,39 @@ pub enum Step {
     Completion,
 }
 
-/// How far a step is.
+/// The progress of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Progress {
-    /// Its answer is waited for.
+    /// The command is sent and its answer is awaited.
     Asked,
-    /// It took effect.
+    /// The step took effect.
     Done,
-    /// It had no effect.
+    /// The step had no effect.
     Refused,
-    /// It is being undone.
+    /// The step is being undone.
     Undoing,
-    /// It was undone.
+    /// The step was undone.
     Undone,
 }
 
 impl Progress {
-    /// Whether nothing of it stands or may come.
+    /// Returns whether nothing of the step stands or may still come.
     pub(super) fn is_settled(self) -> bool {
         matches!(self, Self::Refused | Self::Undone)
     }
 }
 
-/// Before the name of a question about an undoing.
+/// The prefix of the name of a question about an undoing.
 const UNDO: &str = "undo-";
 
 impl Step {
-    /// The first.
+    /// The first step.
     pub(super) const FIRST: Self = Self::Order;
 
     const ALL: [Self; 5] = [Self::Order, Self::Payment, Self::Expense, Self::Transaction, Self::Completion];
 
-    /// Its name: of its question and its timer.
+    /// The name of the step's question and of its timer.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Order => "order",
@@ -72,29 +72,29 @@ impl Step {
         }
     }
 
-    /// The step that was asked about under a name, and whether about its undoing.
+    /// The step that was asked about under a name, and whether the question was about its undoing.
     pub(super) fn asked(name: &str) -> Result<(Self, bool), Fault> {
         let (word, undone) = name.strip_prefix(UNDO).map_or((name, false), |word| (word, true));
         let step = Self::ALL.into_iter().find(|step| step.as_str() == word);
         step.map(|step| (step, undone)).ok_or_else(|| Fault::reject(format!("no step of a checkout is named {name:?}")))
     }
 
-    /// The name of its undoing: of its question and its timer.
+    /// The name of the undoing's question and of its timer.
     pub(super) fn undoing(self) -> String {
         format!("{UNDO}{}", self.as_str())
     }
 
-    /// Whether its undoing may be asked for again: an order and a payment know that they are undone.
+    /// Returns whether the undoing may be asked for again: an order and a payment know that they are undone.
     pub(super) fn may_be_undone_twice(self) -> bool {
         !matches!(self, Self::Expense | Self::Transaction)
     }
 
-    /// The step behind it.
+    /// The step after this one.
     pub(super) fn next(self) -> Option<Self> {
         Self::ALL.into_iter().find(|step| *step > self)
     }
 
-    /// Sends its command.
+    /// Sends the step's command.
     pub(super) fn ask(self, checkout: &Checkout, turn: &mut Turn) -> Result<(), Fault> {
         let Checkout { saga, order, account, amount, currency, at, memo, .. } = checkout.clone();
         let name = self.as_str();
@@ -113,7 +113,7 @@ impl Step {
         }
     }
 
-    /// Sends the command that undoes it.
+    /// Sends the command that undoes the step.
     pub(super) fn undo(self, checkout: &Checkout, turn: &mut Turn) -> Result<(), Fault> {
         let Checkout { order, account, amount, .. } = checkout.clone();
         let name = self.undoing();
@@ -128,8 +128,8 @@ impl Step {
         }
     }
 
-    /// Whether it is to be undone when the checkout is given up. What may come late leaves a trace of its undoing where an
-    /// order or a payment is concerned; of the others only what stands is undone.
+    /// Returns whether the step is to be undone when the checkout is given up. An order or a payment that may come late
+    /// is undone in advance, as both remember it; the other steps are undone only once they stand.
     pub(super) fn is_to_be_undone(self, progress: Progress) -> bool {
         match (self, progress) {
             (Self::Completion, _) | (_, Progress::Undoing | Progress::Undone) => false,
@@ -141,11 +141,11 @@ impl Step {
         }
     }
 
-    /// Why a step that was answered did not do what it was to do, if it did not.
+    /// The reason why a step that was answered did not take effect, if it did not.
     pub(super) fn refusal(self, reply: &Value) -> Option<String> {
         let status = word(reply, "status");
         match self {
-            // It may have been there before, and not as it is to be.
+            // The order may have been there before, with another status.
             Self::Order if status != "placed" => Some(format!("the order is {status}")),
             Self::Payment if status != "charged" => {
                 Some(format!("the payment is {status} ({})", word(reply, "reason")))

@@ -1,6 +1,6 @@
-//! What `payments` needs of a payment provider; and one over HTTP: `POST /charges` and `POST /refunds`, each with an
+//! The interface of a payment provider, and its client over HTTP: `POST /charges` and `POST /refunds`, each with an
 //! `Idempotency-Key`.
-//! In: a charge or an order to refund, a token. Out: the provider's word, or why there is none.
+//! In: a charge or an order to refund, a token. Out: the provider's answer, or the reason why there is none.
 
 use std::time::Duration;
 
@@ -14,68 +14,68 @@ use crate::money::Cents;
 use crate::names::OrderId;
 use crate::texts;
 
-/// The provider's name among what `payments` needs.
+/// The provider's name among the dependencies of `payments`.
 pub const PROVIDER: &str = "payment_provider";
 
-/// Most bytes of an answer: it has an id and an amount, or a reason.
+/// The most bytes of an answer: it has an id and an amount, or a reason.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
-/// What `payments` needs of a provider. Whoever asks with a token that was there before gets the answer of then.
+/// A payment provider. A call with a token that the provider has seen before gets the answer of the first call.
 pub trait PaymentProvider: Send + Sync + 'static {
-    /// Takes the money; says what it took, or why it will not.
+    /// Takes the money; returns what was taken, or the reason why it was declined.
     fn charge(
         &self,
         token: Uuid,
         charge: &Charge,
     ) -> impl Future<Output = Result<ProviderAnswer, ProviderError>> + Send;
 
-    /// Gives back whatever was taken for an order, and takes nothing for it any more; says of which order.
+    /// Gives back whatever was taken for an order, and closes the order for further charges; returns the order's id.
     fn refund(&self, token: Uuid, order: &OrderId) -> impl Future<Output = Result<OrderId, ProviderError>> + Send;
 }
 
-/// What a provider says to a charge; not to be believed before it was compared with what was asked.
+/// The provider's answer to a charge; it must be compared with the request before it is believed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProviderAnswer {
     /// The money was taken.
     Charged {
-        /// The provider's id of it.
+        /// The provider's id of the charge.
         id: String,
         /// The order.
         order: OrderId,
-        /// How much.
+        /// The amount.
         amount: Cents,
     },
-    /// It says no.
+    /// The provider declined the charge.
     Declined {
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
 
-/// The line to a provider that speaks HTTP.
+/// A client for a provider that speaks HTTP.
 #[derive(Clone, Debug)]
 pub struct Provider {
     http: reqwest::Client,
-    /// Without a slash at its end; empty where there is no provider.
+    /// The base URL, without a slash at its end; empty if there is no provider.
     url: String,
 }
 
-/// Why the provider did not do what it was told.
+/// Reasons why a call to the provider failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProviderError {
-    /// It does not answer, or says that it cannot work now. Whether it did something is not known.
+    /// The provider does not answer, or says that it cannot work now. It is not known whether the call took effect.
     #[error("the payment provider is not available: {0}")]
     Unavailable(String),
-    /// It does not understand, or will not.
+    /// The provider does not understand the request, or refuses it.
     #[error("the payment provider refuses the request: {0}")]
     Refused(String),
-    /// It answered something else than was asked.
+    /// The answer does not belong to the request.
     #[error("the payment provider's answer makes no sense: {0}")]
     Nonsense(String),
 }
 
 impl ProviderError {
-    /// What the turn that met it answers.
+    /// The fault with which the turn that called the provider ends.
     pub fn fault(self) -> Fault {
         match self {
             Self::Unavailable(reason) => Fault::unavailable(PROVIDER, reason),
@@ -85,7 +85,7 @@ impl ProviderError {
     }
 }
 
-/// What the provider answers to a charge.
+/// The provider's answer to a charge.
 #[derive(Deserialize)]
 struct Charged {
     id: String,
@@ -93,25 +93,25 @@ struct Charged {
     amount: Cents,
 }
 
-/// What it answers to a refund.
+/// The provider's answer to a refund.
 #[derive(Deserialize)]
 struct Refunded {
     order: OrderId,
 }
 
-/// What it answers when it says no.
+/// The provider's answer when it declines.
 #[derive(Deserialize)]
 struct Declined {
     reason: String,
 }
 
 impl Provider {
-    /// The provider at `url` (`https://host/path`; empty: there is none), which is to answer within `timeout`.
+    /// The provider at `url` (`https://host/path`; empty: there is none), which must answer within `timeout`.
     pub fn new(url: &str, timeout: Duration) -> Result<Self, String> {
         if !url.is_empty() {
-            reqwest::Url::parse(url).map_err(|error| format!("{url:?} is no URL: {error}"))?;
+            reqwest::Url::parse(url).map_err(|error| format!("{url:?} is not a URL: {error}"))?;
         }
-        // Whoever it might point at was never told to take money.
+        // No redirects: whatever they point at was never configured to take money.
         let client = reqwest::Client::builder().timeout(timeout).redirect(Policy::none());
         let http = client.build().map_err(|error| error.to_string())?;
         Ok(Self { http, url: url.trim_end_matches('/').to_owned() })
@@ -158,7 +158,7 @@ impl PaymentProvider for Provider {
     }
 }
 
-/// An answer that is cut short is as good as none; one that is something else, or more than an answer can be, is nonsense.
+/// Reads an answer. One that is cut short counts as no answer; one that is something else, or too long, is nonsense.
 async fn read<T: for<'a> Deserialize<'a>>(mut answer: reqwest::Response) -> Result<T, ProviderError> {
     let mut body = Vec::new();
     let broken = |error: reqwest::Error| ProviderError::Unavailable(error.without_url().to_string());

@@ -1,5 +1,5 @@
-//! Three clients for each operation, which ask until they are answered, and sometimes leave before.
-//! In: operations, addresses. Out: every answer that anybody got.
+//! Three clients for each operation, which ask until they are answered, and sometimes leave early.
+//! In: operations, addresses. Out: every answer that a client got.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,20 +15,20 @@ use tokio::task::JoinSet;
 
 use crate::ChaosError;
 
-/// Clients of one operation.
+/// The number of clients of each operation.
 const CLIENTS: u64 = 3;
-/// Requests on their way at once.
+/// The most requests on their way at once.
 const TOGETHER: usize = 24;
-/// Whoever leaves early waits up to this.
+/// The longest time that a client waits before it leaves early.
 const LEAVES_AFTER_MS: u64 = 40;
-/// Whoever does not waits this long for an answer.
+/// The time for which any other client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Pause before the next request of a client that was not answered, up to this.
+/// The longest pause before the next request of a client that was not answered.
 const PAUSE_MS: u64 = 120;
-/// Accounts that are posted to.
+/// The number of accounts.
 const ACCOUNTS: u64 = 50;
 
-/// What is asked for: postings, each with its own key.
+/// The operations: postings, each with its own key.
 #[derive(Clone, Debug)]
 pub(super) struct Given {
     pub(super) operations: Vec<Operation>,
@@ -52,7 +52,7 @@ impl Given {
         Self { operations: (0..count).map(operation).collect() }
     }
 
-    /// Of each account: its postings and their sum.
+    /// The number and the sum of the postings of each account.
     pub(super) fn accounts(&self) -> BTreeMap<&str, (u64, i64)> {
         let mut accounts: BTreeMap<&str, (u64, i64)> = BTreeMap::new();
         for operation in &self.operations {
@@ -64,15 +64,15 @@ impl Given {
     }
 }
 
-/// What the clients saw.
+/// The answers that the clients saw.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     pub(super) requests: u64,
     pub(super) left: u64,
-    /// Of each operation, by its place: the bodies of all answers that say it is done, and how many said so for the first
-    /// time.
+    /// For each operation, by its index: the bodies of all answers that say it is done, and the number of those that
+    /// said so for the first time.
     pub(super) answers: BTreeMap<usize, (BTreeSet<String>, u64)>,
-    /// Answers that nobody may get.
+    /// Answers that no client should get.
     pub(super) odd: Vec<String>,
 }
 
@@ -110,15 +110,15 @@ impl Clients {
         Ok(Self { shared, tasks })
     }
 
-    /// Operations of which somebody was told that they are done.
+    /// The number of operations of which a client was told that they are done.
     pub(super) fn answered(&self) -> u64 {
         self.shared.answered.load(Ordering::Relaxed)
     }
 
-    /// What all of them have seen; those that still ask are let finish for a while.
+    /// Everything that the clients have seen; those that still ask may finish for a while.
     pub(super) async fn finish(mut self) -> Seen {
         let rest = async { while self.tasks.join_next().await.is_some() {} };
-        // Who is not answered by then is told of by what is missing.
+        // The clients that are not answered by then show in the verdict, as answers are missing.
         tokio::time::timeout(Duration::from_secs(120), rest).await.ok();
         std::mem::take(&mut *self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -135,7 +135,7 @@ struct Asks {
 }
 
 impl Asks {
-    /// Asks until it is told that the operation is done.
+    /// Asks until the operation is said to be done.
     async fn ask(mut self, together: Arc<Semaphore>) {
         loop {
             let Ok(turn) = together.acquire().await else { return };
@@ -172,7 +172,7 @@ impl Asks {
         Some((status, replayed, answer.text().await.ok()?))
     }
 
-    /// Whether it is done.
+    /// Records an answer; returns whether the operation is done.
     fn told(&self, status: StatusCode, replayed: bool, body: String) -> bool {
         match status {
             StatusCode::CREATED => {

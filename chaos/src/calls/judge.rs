@@ -1,5 +1,5 @@
-//! Whether each operation took effect once: by what clients were told, by what a client may read, by the database.
-//! In: the operations; answers; a gateway; a store. Out: what does not hold.
+//! Checks that each operation took effect once: by the answers to its clients, by a client's reads, by the database.
+//! In: the operations; answers; a gateway; a store. Out: the violations.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use super::clients::{Given, Seen};
 use crate::{ChaosError, Verdict};
 
 const SERVICE: &str = "transactions";
-/// Violations of one kind that are told.
+/// The most violations of one kind that are reported.
 const TOLD_MAX: usize = 5;
 
-/// All answers of an operation are the same, and at most one is not a repeat.
+/// Checks that all answers of an operation are the same, and that at most one is not a repeat.
 pub(super) fn answers(given: &Given, seen: &Seen, verdict: &mut Verdict) {
     let mut wrong: Vec<String> = seen.odd.clone();
     for (at, operation) in given.operations.iter().enumerate() {
@@ -32,7 +32,7 @@ pub(super) fn answers(given: &Given, seen: &Seen, verdict: &mut Verdict) {
     verdict.expect(count <= TOLD_MAX, || format!("{count} operations were answered wrongly in all"));
 }
 
-/// A client that pages through each account finds each posting once.
+/// Checks that a client that pages through each account finds each posting once.
 pub(super) async fn pages(url: &str, given: &Given, verdict: &mut Verdict) -> Result<(), ChaosError> {
     let client = reqwest::Client::new();
     let failed = |error: reqwest::Error| ChaosError::Stuck(format!("the postings cannot be read: {error}"));
@@ -59,7 +59,7 @@ pub(super) async fn pages(url: &str, given: &Given, verdict: &mut Verdict) -> Re
     Ok(())
 }
 
-/// The states of the accounts count each posting once, and nothing was given up.
+/// Checks that the states of the accounts count each posting once, and that nothing was given up.
 pub(super) async fn database(url: &str, given: &Given, verdict: &mut Verdict) -> Result<(), ChaosError> {
     let mut settings = Settings::default();
     url.clone_into(&mut settings.store.url);

@@ -1,5 +1,6 @@
 //! Ends the runtime's own actors under load, one after the other, and waits for each to come back.
-//! In: which, how often, a seed. Out: how often each was restarted, and whether each posting counted exactly once.
+//! In: kinds of actors, a number of kills, a seed. Out: the restarts of each kind, and whether each posting counted
+//! once.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,21 +20,21 @@ use crate::postings::Postings;
 use crate::process::until;
 use crate::{ChaosError, Verdict};
 
-/// A child is back within this.
+/// An actor is back within this time.
 const BACK_WITHIN: Duration = Duration::from_secs(20);
 /// The longest pause between two kills.
 const PAUSE_MS: u64 = 30;
 
-/// Kinds of children, of which one word names one or all.
+/// Kinds of actors; on the command line one word names one kind or all.
 type Children = Vec<Child>;
 
-/// What to do.
+/// The options of the scenario.
 #[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// Whom to end.
+    /// The kind of actors to end.
     #[arg(long = "child", value_name = "CHILD", default_value = "all", value_parser = one_or_all())]
     pub children: Children,
-    /// How often each.
+    /// The number of times each kind is ended.
     #[arg(long, default_value_t = 100)]
     pub times: u32,
     /// The seed.
@@ -84,12 +85,12 @@ pub async fn children(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict,
     Ok(verdict)
 }
 
-/// How many different events the sink has.
+/// The number of different events that the sink has.
 fn published_ids(sink: &MemorySink) -> usize {
     sink.records().iter().map(|(_, record)| record.message.id().to_owned()).collect::<HashSet<_>>().len()
 }
 
-/// Of each account the event, repeats removed, that did not come in its order, if there is one.
+/// For each account, the first event out of order, if there is one; repeats are removed.
 fn disorder(sink: &MemorySink) -> Vec<String> {
     let mut seen = HashSet::new();
     let mut last: HashMap<String, u64> = HashMap::new();
@@ -107,7 +108,7 @@ fn disorder(sink: &MemorySink) -> Vec<String> {
     found
 }
 
-/// Restarts are not to run out: that they do is another test's.
+/// The settings, with restarts that do not run out: another test covers that they do.
 fn settings() -> Settings {
     let (service, kind, topic) = ("*".to_owned(), "balance.changed".to_owned(), "changes".to_owned());
     let publish = vec![Publish { service, kind, sink: SINK.to_owned(), topic }];
@@ -143,7 +144,7 @@ async fn kill(scene: &Scene, child: Child, times: u32, dice: &mut Dice) -> Resul
         let before = restarts(&scene.metrics, child);
         let back = Stopwatch::start();
         let what = format!("{} of shard {shard} was not restarted after kill {no}", child.as_str());
-        // A key's actor can only be ended where there is one: then another shard's is.
+        // A key's actor can only be ended where there is one: if this shard has none, another shard's is.
         until(&what, BACK_WITHIN, async || {
             scene.engine.kill(shard, child).await;
             let wait = until("", Duration::from_millis(500), async || restarts(&scene.metrics, child) > before);
@@ -158,7 +159,7 @@ async fn kill(scene: &Scene, child: Child, times: u32, dice: &mut Dice) -> Resul
     Ok(format!("{word}: {times} kills, {restarted} restarts, the longest after {longest} ms, {seconds:.1} s in all"))
 }
 
-/// Restarts of such children so far, of all reasons.
+/// The number of restarts of such actors so far, for any reason.
 fn restarts(metrics: &Metrics, child: Child) -> u64 {
     let label = format!("child=\"{}\"", child.as_str());
     let text = metrics.encode();

@@ -1,5 +1,5 @@
 //! Ten times more input than can be handled: the log stays full, memory stays flat, nothing is dropped.
-//! In: for how long. Out: what was offered and handled, memory over time, and whether each posting counted once.
+//! In: a duration. Out: the numbers offered and handled, memory over time, and whether each posting counted once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,17 +18,18 @@ use crate::{ChaosError, Verdict};
 const PACE: u64 = 20_000;
 /// The log's bound.
 const UNREAD_MAX: u64 = 20_000;
-/// The least ratio of what is offered to what is handled: a machine that is busy with other things offers less, and it is a flood still.
+/// The least ratio of offered to handled messages: a machine that is busy with other things offers less, and it is
+/// still a flood.
 const TIMES_MIN: f64 = 3.0;
-/// Growth of memory in the second half that is noise: an allocator's arenas, the database's caches of 20 MB each, the ids
-/// of what was handled. What is offered and not handled would be several times as much.
+/// Growth of memory in the second half that is noise: an allocator's arenas, the database's caches of 20 MB each, the
+/// ids of handled messages. Messages that are offered and not handled would take several times as much.
 const NOISE_KB: u64 = 24 << 10;
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 
-/// What to do.
+/// The options of the scenario.
 #[derive(Args, Clone, Debug)]
 pub struct Plan {
-    /// For how long.
+    /// The duration in seconds.
     #[arg(long, default_value_t = 60)]
     pub seconds: u64,
     /// The seed.
@@ -36,7 +37,7 @@ pub struct Plan {
     pub seed: u64,
 }
 
-/// What was measured while the log was full.
+/// The measurements while the log was full.
 struct Flooded {
     fill: Duration,
     handled: u64,
@@ -48,7 +49,7 @@ pub async fn flood(plan: &Plan) -> Result<Verdict, ChaosError> {
     let folder = tempfile::tempdir()?;
     let mut settings = Settings::default();
     settings.log.max_unread = UNREAD_MAX;
-    // An actor per shard: what is handled per second is bounded by the handler's pace.
+    // One actor per shard: the handler's pace bounds the messages handled per second.
     settings.actors.resident_max = settings.ownership.shards as usize;
     let scene = Scene::start(&settings, folder.path()).await?;
     scene.pace.store(PACE, Ordering::Relaxed);
@@ -103,7 +104,7 @@ fn judge(plan: &Plan, most: u64, flooded: &Flooded, verdict: &mut Verdict) {
     verdict.facts.push(fact);
 }
 
-/// Memory of this process that is in RAM.
+/// The memory of this process that is in RAM.
 fn resident_kb() -> Result<u64, ChaosError> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

@@ -1,5 +1,6 @@
-//! A short queue beside the stream that workers publish to: it refuses what does not fit, and its consumer stands still at times.
-//! In: the exchange. Out: what the queue was given, in its order.
+//! A short queue beside the stream that workers publish to: it refuses messages when full, and its consumer pauses at
+//! times.
+//! In: the exchange. Out: the messages that the queue was given, in order.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,13 +15,13 @@ use tokio::task::JoinSet;
 use crate::ChaosError;
 use crate::fleet::streams::{AGAIN_AFTER, Line, beside, next, text};
 
-/// Messages that it holds at most.
+/// The most messages that the queue holds.
 const MOST: i64 = 200;
 const PREFETCH: u16 = 100;
-/// A queue that gives nothing more for this long has nothing more.
+/// A queue that delivers nothing for this long is empty.
 const SILENCE: Duration = Duration::from_secs(45);
 
-/// The queue's consumer. Dropped, it takes nothing more.
+/// The queue's consumer. When dropped, it stops.
 pub(super) struct Beside {
     values: Arc<Mutex<Vec<Vec<u8>>>>,
     _tasks: JoinSet<()>,
@@ -44,7 +45,7 @@ impl Beside {
         Ok(Self { values, _tasks: tasks })
     }
 
-    /// Everything that it was given, once `unique` messages have come, or none has for long.
+    /// All messages, once `unique` different ones have come, or none has for long.
     pub(super) async fn finish(self, unique: usize) -> Vec<Vec<u8>> {
         let (mut last, mut since) = (0, Stopwatch::start());
         while since.elapsed() < SILENCE {
@@ -53,7 +54,7 @@ impl Beside {
                 if values.len() != last {
                     (last, since) = (values.len(), Stopwatch::start());
                 }
-                // Without repeats; there are few.
+                // Repeats are counted only now, as there are few of them.
                 if values.len() >= unique && values.iter().collect::<HashSet<_>>().len() >= unique {
                     break;
                 }
@@ -68,16 +69,16 @@ fn locked(values: &Mutex<Vec<Vec<u8>>>) -> MutexGuard<'_, Vec<Vec<u8>>> {
     values.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes over one connection after another.
+/// Consumes over one connection after another.
 async fn run(address: String, queue: String, values: Arc<Mutex<Vec<Vec<u8>>>>, mut dice: Dice) {
     loop {
-        // Whatever it says, the server comes back; what was not acknowledged comes again.
+        // Whatever the error is, the server comes back; messages that were not acknowledged come again.
         drop(consume(&address, &queue, &values, &mut dice).await);
         sleep(AGAIN_AFTER).await;
     }
 }
 
-/// Takes some thousands, stands still until the queue is full, and so on.
+/// Takes some thousands of messages, pauses until the queue is full, and so on.
 async fn consume(address: &str, queue: &str, values: &Mutex<Vec<Vec<u8>>>, dice: &mut Dice) -> Result<(), ChaosError> {
     let line = Line::open(address).await?;
     line.channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;

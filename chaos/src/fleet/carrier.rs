@@ -1,5 +1,5 @@
-//! What carries a fleet's messages: topics of Kafka's, streams of RabbitMQ's, or the store's own log.
-//! In: a choice, servers. Out: what workers are told of it, where the load goes, what came out.
+//! The carrier of a fleet's messages: topics of Kafka, streams of RabbitMQ, or the store's own log.
+//! In: a choice, servers. Out: the settings of workers, the target of the load, the records that came out.
 
 use crate::ChaosError;
 use crate::fleet::beside::Beside;
@@ -10,23 +10,23 @@ use crate::fleet::streams::Streams;
 use crate::fleet::topics::Topics;
 use crate::proxy::Proxy;
 
-/// What a scenario has for itself.
+/// The topics or streams that a scenario has for itself.
 #[derive(Clone, Debug)]
 pub enum Carrier {
-    /// Of Kafka's.
+    /// Topics of Kafka.
     Topics(Topics),
-    /// Of RabbitMQ's.
+    /// Streams of RabbitMQ.
     Streams(Streams),
-    /// Of the store's: there is nothing to be made.
+    /// The store's log: nothing needs to be made.
     Log,
 }
 
-/// How a worker reaches the server.
+/// A worker's connection to the server.
 #[derive(Debug)]
 pub struct Line {
     /// `host:port`.
     pub address: String,
-    /// What listens there, unless that is the server itself.
+    /// The proxy that listens there, unless it is the server itself.
     pub proxy: Option<Proxy>,
 }
 
@@ -38,7 +38,7 @@ impl Line {
 }
 
 impl Carrier {
-    /// Makes what is needed; its names end in `suffix`.
+    /// Makes the topics or streams; their names end in `suffix`.
     pub async fn make(on: On, servers: &Servers, suffix: &str) -> Result<Self, ChaosError> {
         Ok(match on {
             On::Kafka => Self::Topics(Topics::make(&servers.broker, suffix).await?),
@@ -47,7 +47,7 @@ impl Carrier {
         })
     }
 
-    /// Removes it.
+    /// Removes the topics or streams.
     pub async fn remove(&self) -> Result<(), ChaosError> {
         match self {
             Self::Topics(topics) => topics.remove().await,
@@ -56,23 +56,23 @@ impl Carrier {
         }
     }
 
-    /// The way of worker number `number` to the server; `cut`: whether it will be cut.
+    /// The connection of worker number `number` to the server; `cut` says whether it will be cut.
     pub async fn line(&self, servers: &Servers, number: usize, cut: bool) -> Result<Line, ChaosError> {
         match self {
-            // Kafka tells its clients one address: one worker goes by way of the proxy, the others go straight.
+            // Kafka tells its clients one address: one worker goes through the proxy, the others connect directly.
             Self::Topics(_) if cut && number == 0 => {
                 let (target, listen) = servers.proxied.as_ref().ok_or_else(|| {
                     ChaosError::Stuck("Kafka has no listener for a proxy: scripts/services restart kafka".to_owned())
                 })?;
                 Line::proxied(listen, target).await
             }
-            // RabbitMQ tells them none.
+            // RabbitMQ does not tell its clients an address.
             Self::Streams(_) => Line::proxied("127.0.0.1:0", &servers.broker).await,
             _ => Ok(Line { address: servers.broker.clone(), proxy: None }),
         }
     }
 
-    /// What the settings of a worker say that reaches the server at `address`.
+    /// The settings of a worker that reaches the server at `address`.
     pub fn settings(&self, address: &str) -> String {
         match self {
             Self::Topics(topics) => topics.settings(address),
@@ -81,7 +81,7 @@ impl Carrier {
         }
     }
 
-    /// Where the load goes; nothing where that is the store.
+    /// The target of the load; `None` if that is the store.
     pub fn way(&self) -> Result<Option<Way>, ChaosError> {
         Ok(match self {
             Self::Topics(topics) => Some(Way::Topic(topics.producer()?)),
@@ -90,13 +90,13 @@ impl Carrier {
         })
     }
 
-    /// A short queue beside what comes out, with a consumer that stands still at times; only RabbitMQ has such a thing.
+    /// A short queue beside the output, with a consumer that pauses at times; only RabbitMQ has such a thing.
     pub(super) async fn beside(&self, seed: u64) -> Result<Option<Beside>, ChaosError> {
         let Self::Streams(streams) = self else { return Ok(None) };
         Ok(Some(Beside::start(&streams.address, &streams.output, seed).await?))
     }
 
-    /// The values of everything that came out, each partition in its order; nothing where that is in the store.
+    /// The values of all records in the output, each partition in its order; `None` if the output is in the store.
     pub async fn read(&self) -> Result<Option<Vec<Vec<Vec<u8>>>>, ChaosError> {
         Ok(match self {
             Self::Topics(topics) => Some(topics.read(&topics.output).await?),

@@ -1,4 +1,4 @@
-//! What is done to a fleet, and when: decided by dice, so that a seed does it again.
+//! The faults of a fleet and their times: decided by dice, so that the same seed repeats them.
 //! In: a scenario, a seed. Out: one act after another, each after a pause.
 
 use std::time::Duration;
@@ -8,7 +8,7 @@ use perkey::unstable::clock::Dice;
 
 use crate::proxy::Mode;
 
-/// What a run is about.
+/// The scenario of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum Scenario {
@@ -28,9 +28,9 @@ pub enum Scenario {
     Cut,
     /// Commits arrive and their answers do not.
     AnswerLost,
-    /// PostgreSQL is away for long.
+    /// PostgreSQL is away for a long time.
     Away,
-    /// A transaction is held open by somebody else.
+    /// Somebody else holds a transaction open.
     Held,
     /// Any of them but `away` and `held`, mixed.
     All,
@@ -42,17 +42,17 @@ impl Scenario {
         self.to_possible_value().map_or_else(String::new, |word| word.get_name().to_owned())
     }
 
-    /// Whether it takes servers down, which only servers of its own may suffer.
+    /// Returns whether the scenario takes servers down, so that the run needs servers of its own.
     pub fn kills_servers(self) -> bool {
         matches!(self, Self::Kafka | Self::Rabbitmq | Self::Postgres | Self::Away | Self::All)
     }
 
-    /// Whether it cuts a worker's line to what carries the messages.
+    /// Returns whether the scenario cuts a worker's line to the carrier of the messages.
     pub fn cuts_lines(self) -> bool {
         matches!(self, Self::Cut | Self::All)
     }
 
-    /// Whether it happens to what carries the messages: a server that nobody uses is not missed.
+    /// Returns whether the scenario makes sense with this carrier: a server that no worker uses is not missed.
     pub fn goes_with(self, on: On) -> bool {
         match self {
             Self::Kafka => on == On::Kafka,
@@ -74,7 +74,7 @@ pub enum Server {
 }
 
 impl Server {
-    /// Its name, as `scripts/services` has it.
+    /// The server's name in `scripts/services`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Postgres => "postgres",
@@ -83,7 +83,7 @@ impl Server {
         }
     }
 
-    /// The variable that says where it answers.
+    /// The environment variable with the server's address.
     pub(super) fn variable(self) -> &'static str {
         match self {
             Self::Postgres => "PERKEY_TEST_POSTGRES",
@@ -93,14 +93,14 @@ impl Server {
     }
 }
 
-/// What carries the messages.
+/// The carrier of the messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum On {
-    /// Topics.
+    /// Topics of Kafka.
     Kafka,
-    /// Streams.
+    /// Streams of RabbitMQ.
     Rabbitmq,
-    /// The store's own log: PostgreSQL is all there is.
+    /// The store's own log: PostgreSQL is the only server.
     Postgres,
 }
 
@@ -110,7 +110,7 @@ impl On {
         self.broker().unwrap_or(Server::Postgres).as_str()
     }
 
-    /// The server that it takes beside PostgreSQL.
+    /// The server that the carrier needs beside PostgreSQL.
     pub fn broker(self) -> Option<Server> {
         match self {
             Self::Kafka => Some(Server::Kafka),
@@ -119,7 +119,7 @@ impl On {
         }
     }
 
-    /// The scenario in which its server fails.
+    /// The scenario in which the carrier's server fails.
     fn outage(self) -> Scenario {
         match self {
             Self::Kafka => Scenario::Kafka,
@@ -129,53 +129,53 @@ impl On {
     }
 }
 
-/// One thing that is done.
+/// One act: something that is done to the fleet.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Act {
-    /// SIGKILL; it is started again after so long.
+    /// SIGKILL; the worker is started again after `back`.
     Kill {
-        /// Whom.
+        /// The worker's index.
         worker: usize,
-        /// When it comes back.
+        /// The time until it is started again.
         back: Duration,
     },
     /// SIGSTOP, then SIGCONT.
     Freeze {
-        /// Whom.
+        /// The worker's index.
         worker: usize,
-        /// For how long.
+        /// The time for which it is frozen.
         hold: Duration,
-        /// Whether what it has just sent to PostgreSQL is held back, too, and arrives when others own its shards.
+        /// True if what it has just sent to PostgreSQL is held back, too, and arrives when others own its shards.
         late: bool,
     },
     /// SIGTERM, then a start.
     Roll {
-        /// Whom.
+        /// The worker's index.
         worker: usize,
     },
     /// A server goes and comes back.
     Down {
-        /// Which.
+        /// The server.
         server: Server,
-        /// Whether it is killed.
+        /// True if the server is killed, false if it is restarted in order.
         crash: bool,
-        /// For how long.
+        /// The time for which it is down.
         hold: Duration,
     },
-    /// A worker's line to a server does something else for a while.
+    /// A worker's line to a server behaves differently for a while.
     Line {
-        /// Whose.
+        /// The worker's index.
         worker: usize,
-        /// To where.
+        /// The server at the other end.
         server: Server,
-        /// What it does.
+        /// The behaviour of the line.
         mode: Mode,
-        /// For how long.
+        /// The time for which it lasts.
         hold: Duration,
     },
 }
 
-/// An endless course of acts.
+/// An endless sequence of acts.
 #[derive(Clone, Debug)]
 pub struct Course {
     scenario: Scenario,
@@ -188,13 +188,13 @@ pub struct Course {
 }
 
 impl Course {
-    /// The course of a seed, for so many workers with leases of `ttl`.
+    /// The course of a seed, for this many workers with leases of `ttl`.
     pub fn new(scenario: Scenario, on: On, workers: usize, ttl: Duration, away: Duration, seed: u64) -> Self {
         let dice = Dice::seeded(seed ^ 0x0066_6c65_6574);
         Self { scenario, on, workers: workers.max(1), ttl, away, dice, done: 0 }
     }
 
-    /// What comes next, and how long before it nothing is done.
+    /// The next act, and the pause before it.
     pub fn next_act(&mut self) -> (Duration, Act) {
         let mut scenario = self.scenario;
         if scenario == Scenario::All {
@@ -221,7 +221,7 @@ impl Course {
         let worker = no % self.workers;
         let turn = no / self.workers;
         match scenario {
-            // At times it is back before its lease has ended, at times long after.
+            // Sometimes it is back before its lease has ended, sometimes long after.
             Scenario::Kill => Act::Kill { worker, back: self.ttl.mul_f64(2.0 * self.dice.unit()) },
             Scenario::Freeze => Act::Freeze { worker, hold: self.ttl * 3, late: !(worker + turn).is_multiple_of(2) },
             Scenario::Rolling | Scenario::Held => Act::Roll { worker },
@@ -234,7 +234,7 @@ impl Course {
             Scenario::Cut => {
                 let broker = self.on.broker().filter(|_| !no.is_multiple_of(2));
                 let server = broker.unwrap_or(Server::Postgres);
-                // Only one of them has a line to Kafka that can be cut.
+                // Only one worker has a line to Kafka that can be cut.
                 let worker = if self.on == On::Kafka { 0 } else { no / 4 % self.workers };
                 let mode = if (no / 2).is_multiple_of(2) { Mode::Freeze } else { Mode::Cut };
                 // Shorter than the lease, or longer.
@@ -258,7 +258,7 @@ impl std::fmt::Display for Act {
         match self {
             Self::Kill { worker, back } => write!(f, "w{worker} is killed, back after {} ms", back.as_millis()),
             Self::Freeze { worker, hold, late } => {
-                let late = if *late { ", what it has sent arrives late" } else { "" };
+                let late = if *late { ", its sent data arrives late" } else { "" };
                 write!(f, "w{worker} is frozen for {} ms{late}", hold.as_millis())
             }
             Self::Roll { worker } => write!(f, "w{worker} is restarted in order"),

@@ -1,5 +1,5 @@
-//! What was measured of a fleet's run.
-//! In: a scene that is over. Out: takeover times, standstills, memory, what the workers say of themselves.
+//! The measurements of a fleet's run.
+//! In: a scene that is over. Out: takeover times, standstills, memory, what the workers report of themselves.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::fleet::scene::{Scene, Way};
 use crate::fleet::workers::total;
 use crate::postings::Postings;
 
-/// Growth that is noise: what may be in hand when a worker has all shards, with all their credits in use, and an
-/// allocator's arenas. And what an id costs that is remembered.
+/// Growth of memory that is noise: the messages in hand when a worker has all shards, with all their credits in use, an
+/// allocator's arenas, and the ids that are remembered.
 const NOISE_MIB: u64 = 96;
 const ID_BYTES: u64 = 128;
 
 impl Scene<'_> {
-    /// What was measured.
+    /// Reports the measurements.
     pub(super) async fn figures(&mut self, began: Duration, ended: Duration, given: &Postings) {
         let Plan { ttl, rate, .. } = self.plan;
         let timeline = self.meter.timeline().clone();
@@ -76,7 +76,7 @@ impl Scene<'_> {
         self.verdict.facts.push(fact);
     }
 
-    /// What the workers say of themselves.
+    /// Reports the workers' own metrics.
     async fn said(&mut self) {
         let mut commits = Vec::new();
         for outcome in ["committed", "fenced", "refused", "unavailable", "unknown"] {

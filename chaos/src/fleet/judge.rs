@@ -1,5 +1,5 @@
-//! What must hold of a fleet's database and of its output once everything is at rest.
-//! In: both, and the postings that were given. Out: everything that does not hold.
+//! The conditions that must hold for a fleet's database and its output once everything is at rest.
+//! In: both, and the postings that were given. Out: the violations.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,7 +21,7 @@ const COMMITS: i64 = 500;
 const ID_BYTES: usize = 22;
 /// Bytes of an event in `commits.events` before its frame: service, cause, length.
 const EVENT_BYTES: usize = 22;
-/// Violations of one kind that are told.
+/// The most violations of one kind that are reported.
 const TOLD_MAX: usize = 5;
 
 impl From<sqlx::Error> for ChaosError {
@@ -30,18 +30,18 @@ impl From<sqlx::Error> for ChaosError {
     }
 }
 
-/// How far a fleet is with what it was given.
+/// The progress of a fleet with the postings it was given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Messages taken.
+    /// The number of messages taken.
     pub taken: i64,
-    /// Waiting in `pending`, or unread in the log.
+    /// The number of messages waiting in `pending`, or unread in the log.
     pub waiting: i64,
-    /// Events that a sink has not confirmed.
+    /// The number of events that a sink has not confirmed.
     pub unpublished: i64,
 }
 
-/// How far the fleet at `url` is.
+/// The progress of the fleet at `url`.
 pub async fn progress(url: &str) -> Result<Progress, ChaosError> {
     let mut connection = PgConnection::connect(url).await?;
     let sql = "SELECT sum(coalesce((counters->>'taken')::bigint, 0))::bigint AS taken,
@@ -94,7 +94,8 @@ struct Last {
     next_seq: i64,
 }
 
-/// No commit of an older epoch follows one of a newer, events are numbered without a gap, no id was taken twice.
+/// Checks that no commit of an older epoch follows one of a newer, events are numbered without a gap, no id is taken
+/// twice.
 async fn commits(
     connection: &mut PgConnection,
     seed: u64,
@@ -128,12 +129,12 @@ async fn commits(
     verdict.expect(stale == 0, || format!("{stale} commits are of an older epoch than the one before them"));
     verdict.expect(twice == 0, || format!("{twice} ids were taken twice"));
     verdict.expect(strange == 0, || format!("{strange} ids were taken that nobody gave"));
-    // Here each message that is taken changes its account, and says so: in the same commit, or in a later one where it got a
-    // row first.
+    // In this workload each message that is taken changes its account and says so: in the same commit, or in a later
+    // one if the message became a row first.
     let apart = taken.symmetric_difference(&told).count();
     verdict.expect(apart == 0, || format!("{apart} ids were taken without an event, or the other way round"));
     let (ids, unique) = (taken.len(), given.unique());
-    // Of more than a shard's inbox remembers, the oldest are removed with their commits.
+    // If there are more ids than a shard's inbox remembers, the oldest are removed with their commits.
     let inbox = Settings::default().dedup.max_ids;
     verdict.expect(ids == unique || unique > inbox && ids < unique, || {
         format!("{ids} ids are in the inbox, {unique} are different")
@@ -142,7 +143,7 @@ async fn commits(
     Ok(())
 }
 
-/// Checks a commit against the one before it; gives the causes of its events.
+/// Checks a commit against the one before it; returns the causes of its events.
 fn follow(
     row: &PgRow,
     last: &mut Last,
@@ -214,7 +215,7 @@ async fn states(connection: &mut PgConnection, given: &Postings, verdict: &mut V
     Ok(())
 }
 
-/// The values of all events in the commits, of each shard in its order.
+/// The values of all events in the commits, in order for each shard.
 pub async fn events(store: &dyn Store, shards: ShardNo) -> Result<Vec<Vec<Vec<u8>>>, ChaosError> {
     let mut all = Vec::new();
     for shard in 0..shards {
@@ -240,7 +241,7 @@ struct Changed {
     n: u64,
 }
 
-/// Checks what was published: repeats by id removed, each account's events are its postings in order.
+/// Checks what was published: with repeats by id removed, each account's events are its postings in order.
 pub fn output(partitions: &[Vec<Vec<u8>>], seed: u64, given: &Postings, verdict: &mut Verdict) {
     let mut found: HashMap<String, Course> = HashMap::new();
     let mut homes: HashMap<String, usize> = HashMap::new();
@@ -291,7 +292,7 @@ mod tests {
     use super::*;
     use crate::fleet::record::Record;
 
-    /// Postings and the records that must come of them.
+    /// Postings and the records that must result from them.
     fn scene() -> (Postings, Vec<Vec<u8>>) {
         let mut given = Postings::new(1, 2);
         let (mut seen, mut records) = (HashSet::new(), Vec::new());

@@ -1,5 +1,5 @@
 //! A steady load of postings, as the ledger workload has them: on a topic, on streams, or in the store's own log.
-//! In: a seed, a rate. Out: records at that rate until told to stop; what must have come of them.
+//! In: a seed, a rate. Out: records at that rate until told to stop; the postings that must have taken effect.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,19 +16,19 @@ use crate::fleet::record::Record;
 use crate::fleet::{streams, topics};
 use crate::postings::Postings;
 
-/// A store that is away is tried again for so long.
+/// The time for which an unavailable store is tried again.
 const STORE_WITHIN: Duration = Duration::from_secs(180);
 
-/// Time between two batches.
+/// The time between two batches.
 const TICK: Duration = Duration::from_millis(5);
 
-/// Where the load goes.
+/// The target of the load.
 pub enum Way {
-    /// To a topic.
+    /// A topic.
     Topic(topics::Input),
-    /// To streams.
+    /// Streams.
     Streams(streams::Input),
-    /// To the log of a store with so many shards.
+    /// The log of a store with this many shards.
     Log(Opened, u32),
 }
 
@@ -50,7 +50,7 @@ impl Way {
             Self::Log(store, shards) if !records.is_empty() => {
                 let messages = records.iter().map(Record::message).collect::<Result<Vec<_>, _>>()?;
                 let watch = Stopwatch::start();
-                // Whether it was appended may be unknown; then it comes twice, which its ids make harmless.
+                // It may be unknown whether the batch was appended; then it comes twice, which its ids make harmless.
                 while let Err(error) = append(&*store.store(), *shards, &messages).await {
                     let away = matches!(error, StoreError::Unavailable(_)) && watch.elapsed() < STORE_WITHIN;
                     if !away {
@@ -76,46 +76,46 @@ impl Way {
     }
 }
 
-/// How far the load is, for everybody to see.
+/// The progress of the load, readable by everybody.
 #[derive(Debug, Default)]
 pub struct Gauge {
-    /// Records put, repeats included.
+    /// The number of records put, repeats included.
     pub put: AtomicU64,
-    /// Different postings among them.
+    /// The number of different postings among them.
     pub unique: AtomicU64,
-    /// Different postings that the fleet has taken.
+    /// The number of different postings that the fleet has taken.
     pub taken: AtomicU64,
     stop: AtomicBool,
 }
 
-/// How much, and of what.
+/// The rate and content of the load.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// The postings' seed.
     pub seed: u64,
-    /// Accounts.
+    /// The number of accounts.
     pub accounts: u64,
     /// Records a second.
     pub rate: u64,
-    /// How many postings may be put and not taken.
+    /// The most postings that may be put and not yet taken.
     pub ahead_max: u64,
 }
 
-/// A load that runs.
+/// A running load.
 pub struct Load {
     gauge: Arc<Gauge>,
     tasks: JoinSet<Result<Postings, ChaosError>>,
 }
 
 impl Load {
-    /// Starts one.
+    /// Starts a load.
     pub fn start(way: Way, pace: Pace, gauge: Arc<Gauge>) -> Self {
         let mut tasks = JoinSet::new();
         tasks.spawn(run(way, pace, Arc::clone(&gauge)));
         Self { gauge, tasks }
     }
 
-    /// Whether it ended by itself, which it does only when something is wrong.
+    /// Waits until the load ends by itself, which it does only when something is wrong.
     pub async fn failed(&mut self) -> ChaosError {
         match self.tasks.join_next().await {
             Some(Ok(Err(error))) => error,
@@ -123,7 +123,7 @@ impl Load {
         }
     }
 
-    /// Stops it, waits until all of it is where it goes, and tells what it was.
+    /// Stops the load, waits until all of it has arrived, and returns the postings.
     pub async fn finish(mut self) -> Result<Postings, ChaosError> {
         self.gauge.stop.store(true, Ordering::Release);
         match self.tasks.join_next().await {
@@ -140,7 +140,7 @@ async fn run(way: Way, pace: Pace, gauge: Arc<Gauge>) -> Result<Postings, ChaosE
     while !gauge.stop.load(Ordering::Acquire) {
         let now_due = (watch.elapsed().as_secs_f64() * pace.rate as f64) as u64;
         let ahead = (given.unique() as u64).saturating_sub(gauge.taken.load(Ordering::Relaxed));
-        // What there is no room for is not made up for.
+        // Records for which there is no room are not caught up on.
         let batch = (now_due - due).min(pace.ahead_max.saturating_sub(ahead));
         due = now_due;
         let mut records = Vec::new();

@@ -1,5 +1,5 @@
-//! Who owned which shard when, and when it committed: read from the store again and again while the fleet works.
-//! In: the table of shards. Out: a line for each change; how long takeovers took, how long a shard stood still.
+//! The owners and commits of shards over time, read from the store again and again while the fleet works.
+//! In: the table of shards. Out: an entry for each change; takeover times and standstills.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,14 +13,14 @@ use tokio::task::JoinSet;
 
 use crate::fleet::load::Gauge;
 
-/// Time between two looks.
+/// The time between two looks.
 const EVERY: Duration = Duration::from_millis(20);
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// A shard as it was seen once it had changed.
+/// A shard as it was seen after a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// When.
+    /// The time of the look.
     pub at: Duration,
     /// Its owner.
     pub owner: Option<Arc<str>>,
@@ -30,11 +30,11 @@ pub struct Seen {
     pub commit_no: i64,
 }
 
-/// What was seen of each shard, in order.
+/// The changes seen of each shard, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Timeline(pub Vec<Vec<Seen>>);
 
-/// Looks at the shards in the background.
+/// Watches the shards in the background.
 #[derive(Debug)]
 pub struct Meter {
     seen: Arc<Mutex<Timeline>>,
@@ -43,7 +43,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Starts looking at the database at `url`; tells `gauge` what is taken.
+    /// Starts watching the database at `url`; tells `gauge` the number of messages taken.
     pub fn start(url: &str, watch: Stopwatch, gauge: Arc<Gauge>) -> Self {
         let seen = Arc::new(Mutex::new(Timeline::default()));
         let mut tasks = JoinSet::new();
@@ -51,12 +51,12 @@ impl Meter {
         Self { seen, watch, _tasks: tasks }
     }
 
-    /// The time by which it measures.
+    /// The time on the meter's stopwatch.
     pub fn now(&self) -> Duration {
         self.watch.elapsed()
     }
 
-    /// What was seen so far.
+    /// The changes seen so far.
     pub fn timeline(&self) -> MutexGuard<'_, Timeline> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -64,7 +64,7 @@ impl Meter {
 
 async fn look(url: String, watch: Stopwatch, seen: Arc<Mutex<Timeline>>, gauge: Arc<Gauge>) {
     loop {
-        // A server that is away comes again, and so does the connection.
+        // A server that is away comes back, and so does the connection.
         let connected = tokio::time::timeout(CONNECT_WITHIN, PgConnection::connect(&url)).await;
         if let Ok(Ok(mut connection)) = connected {
             while let Ok(taken) = glance(&mut connection, watch, &seen).await {
@@ -76,7 +76,7 @@ async fn look(url: String, watch: Stopwatch, seen: Arc<Mutex<Timeline>>, gauge: 
     }
 }
 
-/// Looks once; gives how many messages were taken so far.
+/// Looks once; returns the number of messages taken so far.
 async fn glance(connection: &mut PgConnection, watch: Stopwatch, seen: &Mutex<Timeline>) -> Result<u64, sqlx::Error> {
     let sql = "SELECT owner, epoch, commit_no, (counters->>'taken')::bigint AS taken FROM shards ORDER BY shard";
     let rows = sqlx::query(sql).fetch_all(connection).await?;
@@ -99,20 +99,20 @@ async fn glance(connection: &mut PgConnection, watch: Stopwatch, seen: &Mutex<Ti
     Ok(u64::try_from(taken).unwrap_or_default())
 }
 
-/// Whether `owner` is an incarnation of the worker `name`.
+/// Returns whether `owner` is an incarnation of the worker `name`.
 fn is_of(owner: Option<&Arc<str>>, name: &str) -> bool {
     owner.is_some_and(|owner| owner.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))
 }
 
 impl Timeline {
-    /// How many shards each of `names` owns now.
+    /// The number of shards that each of `names` owns now.
     pub fn owned(&self, names: &[String]) -> Vec<usize> {
         let last = || self.0.iter().filter_map(|track| track.last());
         names.iter().map(|name| last().filter(|seen| is_of(seen.owner.as_ref(), name)).count()).collect()
     }
 
-    /// Of each shard that `name` owned at `at`: the time until another incarnation's or another worker's first commit of
-    /// it; nothing while there was none.
+    /// For each shard that `name` owned at `at`: the time until the first commit by another incarnation or worker;
+    /// `None` while there was no such commit.
     pub fn takeovers(&self, name: &str, at: Duration) -> Vec<Option<Duration>> {
         let mut times = Vec::new();
         for track in &self.0 {
@@ -129,7 +129,7 @@ impl Timeline {
         times
     }
 
-    /// Of each shard the time from `at` until its next commit.
+    /// For each shard, the time from `at` until its next commit.
     pub fn next_commits(&self, at: Duration) -> Vec<Option<Duration>> {
         let next = |track: &Vec<Seen>| {
             let before = track.iter().rev().find(|seen| seen.at <= at).map_or(0, |seen| seen.commit_no);
@@ -155,7 +155,7 @@ impl Timeline {
         longest
     }
 
-    /// How often a shard went to another owner, and how often an owner took its own shard again.
+    /// The number of times a shard went to another owner, and the number of times an owner took its own shard again.
     pub fn moves(&self) -> (usize, usize) {
         let (mut moved, mut again) = (0, 0);
         for track in &self.0 {
@@ -167,7 +167,7 @@ impl Timeline {
         (moved, again)
     }
 
-    /// What no order of events explains: an epoch or a number that went back.
+    /// Observations that no order of events explains: an epoch or a commit number that went back.
     pub fn regressions(&self) -> Vec<String> {
         let mut found = Vec::new();
         for (shard, track) in self.0.iter().enumerate() {
@@ -183,7 +183,7 @@ impl Timeline {
     }
 }
 
-/// Times as people read them: how many, and how they are spread.
+/// A summary of times for people: their number and their spread.
 pub fn spread(mut times: Vec<Duration>) -> String {
     times.sort();
     let Some(max) = times.last() else { return "none".to_owned() };

@@ -1,5 +1,6 @@
-//! A posting as a record, and the id that tells which one it was.
-//! In: a seed, a number, a posting. Out: what is put on a topic, a stream or a log; the number of what comes back.
+//! A posting as a record, with an id that tells which posting it is.
+//! In: a seed, a number, a posting. Out: a record for a topic, a stream or a log; the number of a record that comes
+//! back.
 
 use perkey::{Draft, Message, MessageError};
 use serde_json::json;
@@ -18,7 +19,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// `posting`, the `number`th of a seed's.
+    /// The record of `posting`, the `number`th of a seed.
     pub fn new(seed: u64, number: u32, posting: &Posting) -> Self {
         let id = uuid(seed, number);
         let account = &posting.account;
@@ -29,7 +30,7 @@ impl Record {
         Self { id, account: account.clone(), value: value.to_string() }
     }
 
-    /// As a message of the log.
+    /// The record as a message of the log.
     pub(super) fn message(&self) -> Result<Message, MessageError> {
         let payload = self.value.as_bytes();
         Draft { id: &self.id, key: &self.account, kind: "posting", source: "chaos", payload, ..Draft::default() }
@@ -37,13 +38,13 @@ impl Record {
     }
 }
 
-/// The id of a seed's `number`th posting. Its version says that its bits are nobody else's.
+/// The id of a seed's `number`th posting. Its UUID version says that its bits are of a custom format.
 fn uuid(seed: u64, number: u32) -> String {
     let seed = seed & 0xffff_ffff_ffff;
     format!("{number:08x}-5eed-8000-8000-{seed:012x}")
 }
 
-/// The number of the posting with this id, if it is one of the seed's; hyphens may be missing.
+/// The number of the posting with this id, if it belongs to the seed; hyphens may be missing.
 pub fn number(seed: u64, id: &str) -> Option<u32> {
     let digits = id.replace('-', "");
     let number = u32::from_str_radix(digits.get(..8)?, 16).ok()?;

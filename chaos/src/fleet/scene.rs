@@ -1,4 +1,4 @@
-//! One run of a fleet: starts it, loads it, does to it what the course says, lets it rest, judges it.
+//! One run of a fleet: starts it, loads it, disturbs it as the course says, lets it rest, judges it.
 //! In: a plan, servers. Out: a verdict with its figures.
 
 use std::sync::Arc;
@@ -22,29 +22,29 @@ use crate::postings::Postings;
 use crate::proxy::Mode;
 use crate::{ChaosError, Verdict};
 
-/// A fleet has divided its shards within this.
+/// A fleet has divided its shards within this time.
 const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 /// A fleet that takes nothing more for this long has stopped.
 const STUCK_AFTER: Duration = Duration::from_secs(45);
-/// What is put and not taken at most, where the load is as large as the fleet takes it.
+/// The most records that are put and not taken, when the load is as large as the fleet can take.
 const AHEAD_MAX: u64 = 100_000;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Something that was done to a worker, after which others must own its shards.
+/// A fault of a worker, after which others must own its shards.
 pub(super) struct Fault {
     pub(super) at: Duration,
     pub(super) worker: String,
     pub(super) way: Way,
 }
 
-/// How a worker left its shards.
+/// The way in which a worker left its shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    /// In order.
+    /// The worker drained in order.
     Drained,
-    /// Killed, and back before its lease had ended: it may have taken them itself.
+    /// The worker was killed, and was back before its lease had ended: it may have taken them itself.
     BackAtOnce,
-    /// Killed or frozen until others had to take them.
+    /// The worker was killed or frozen until others had to take them.
     Gone,
 }
 
@@ -66,7 +66,7 @@ pub(super) struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    /// Starts the workers, and waits until each has its share.
+    /// Starts the workers, and waits until each has its share of the shards.
     pub(super) async fn start(plan: &'a Plan, servers: &'a Servers, common: &Common) -> Result<Self, ChaosError> {
         let mut workers = Vec::new();
         for number in 0..plan.workers {
@@ -121,7 +121,7 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// Starts again whoever ended by itself, which nobody should.
+    /// Starts each worker again that ended by itself, which none should.
     async fn revive(&mut self) -> Result<(), ChaosError> {
         for worker in &mut self.workers {
             if let Some(violation) = worker.ended().await {
@@ -156,7 +156,7 @@ impl<'a> Scene<'a> {
             Some(way) => way,
             None => load::Way::Log(self.store().await?, self.shards()),
         };
-        // Throughput is not measured by a queue of others.
+        // The others' queue must not distort the measured throughput.
         let beside = match self.plan.scenario {
             Scenario::Held => None,
             _ => self.carrier.beside(seed).await?,
@@ -208,11 +208,11 @@ impl<'a> Scene<'a> {
         u32::try_from(self.meter.timeline().0.len()).unwrap_or_default()
     }
 
-    /// How far the fleet is.
+    /// The progress of the fleet.
     async fn progress(&self) -> Result<Progress, ChaosError> {
         let mut progress = judge::progress(&self.url).await?;
         if self.plan.on == On::Postgres {
-            // Whoever reads the log reads the commits: nothing is published.
+            // Consumers of the log read the commits: nothing is published.
             progress.unpublished = 0;
             let store = self.store().await?;
             let rows = store.queries().shards().await?;
@@ -228,7 +228,7 @@ impl<'a> Scene<'a> {
         let mut acts = 0;
         loop {
             let (pause, act) = course.next_act();
-            // A deploy does not wait for the fleet; whose takeover is measured has its share first.
+            // A deploy does not wait for the fleet; a worker whose takeover is measured must have its share first.
             if !matches!(act, Act::Roll { .. } | Act::Line { .. }) {
                 self.settle().await?;
             }
@@ -274,7 +274,7 @@ impl<'a> Scene<'a> {
                 }
                 self.servers.tell("restart", server).await?;
                 self.returns.push(self.meter.now());
-                // The next one comes when each shard has committed again.
+                // The next act comes when each shard has committed again.
                 sleep(self.plan.ttl * 2).await;
                 Ok(())
             }
@@ -289,7 +289,7 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// Freezes a process; what is held back on its line arrives while others own its shards and it still sleeps.
+    /// Freezes a process; data held back on its line arrives while others own its shards and it still sleeps.
     async fn freeze(&mut self, worker: usize, hold: Duration, late: bool) -> Result<(), ChaosError> {
         let frozen = &self.workers[worker];
         if late {
@@ -306,10 +306,10 @@ impl<'a> Scene<'a> {
         frozen.signal("-CONT").await
     }
 
-    /// Compares what is handled beside a transaction that somebody else holds open with what is handled without.
+    /// Compares the throughput beside a transaction that somebody else holds open with the throughput without.
     async fn held(&mut self, say: &mut dyn FnMut(&str)) -> Result<(), ChaosError> {
         let half = Duration::from_secs(self.plan.seconds) / 2;
-        // The first seconds fill caches.
+        // Caches fill during the first seconds.
         sleep(half.mul_f64(0.2)).await;
         let before = self.throughput(half).await;
         say(&format!("{before:.0} messages/s without it"));
@@ -348,7 +348,7 @@ impl<'a> Scene<'a> {
                 (last, since) = (progress, Stopwatch::start());
             }
             if since.elapsed() > STUCK_AFTER {
-                // What is missing is told with the rest of the verdict.
+                // The verdict reports what is missing.
                 let stopped = format!("the fleet stopped short of {unique}: {progress:?}");
                 let stopped = self.with_logs(stopped);
                 self.verdict.violations.push(stopped);

@@ -1,5 +1,5 @@
-//! The real servers of a scenario: those that run, or a set of its own that it may kill.
-//! In: the environment, or `scripts/services`. Out: where each answers; restarts and crashes on demand.
+//! The real servers of a scenario: those that already run, or a set of its own that it may kill.
+//! In: the environment, or `scripts/services`. Out: the address of each; restarts and crashes on demand.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,29 +10,29 @@ use tokio::process::Command;
 use crate::ChaosError;
 use crate::fleet::faults::{On, Server};
 
-/// A server is up, or down, within this, also where it is to be installed first.
+/// A server is up, or down, within this time, even if it must be installed first.
 const WITHIN: Duration = Duration::from_secs(600);
 
-/// Where servers answer.
+/// The addresses of the servers.
 #[derive(Clone, Debug)]
 pub struct Servers {
     /// `postgres://…` of a database from which others are made.
     pub postgres: String,
-    /// `host:port` of the server that carries the messages; empty where PostgreSQL does.
+    /// `host:port` of the server that carries the messages; empty if PostgreSQL does.
     pub broker: String,
-    /// Kafka by way of a proxy: where it listens, and where the proxy is to listen.
+    /// Kafka through a proxy: the address where Kafka listens, and the one where the proxy must listen.
     pub proxied: Option<(String, String)>,
-    /// Where they are kept, when they are the scenario's own.
+    /// The folder of the servers, if they are the scenario's own.
     own: Option<PathBuf>,
 }
 
 impl Servers {
-    /// Those that the environment names.
+    /// The servers that the environment names.
     pub fn running(on: On) -> Result<Self, ChaosError> {
         Self::named(on, |name| std::env::var(name).ok(), None)
     }
 
-    /// A set of one's own, started if need be.
+    /// The scenario's own servers, started if need be.
     pub async fn own(on: On) -> Result<Self, ChaosError> {
         // Not below a folder that only its maker may enter: PostgreSQL runs as a user of its own.
         let folder = std::env::temp_dir().join("perkey-chaos-services");
@@ -59,7 +59,7 @@ impl Servers {
         })
     }
 
-    /// Does `verb` (`kill`, `restart`) to one of one's own, and waits for it.
+    /// Does `verb` (`kill`, `restart`) to one of its own servers, and waits for it.
     pub async fn tell(&self, verb: &str, server: Server) -> Result<(), ChaosError> {
         let Some(folder) = &self.own else {
             return Err(ChaosError::Stuck("only servers of one's own may be killed".to_owned()));
@@ -67,7 +67,7 @@ impl Servers {
         services(folder, &[verb, server.as_str()]).await.map(drop)
     }
 
-    /// Stops those of one's own; the next scenario starts them again.
+    /// Stops the scenario's own servers; the next scenario starts them again.
     pub async fn leave(&self) -> Result<(), ChaosError> {
         match &self.own {
             Some(folder) => services(folder, &["down", "--wipe"]).await.map(drop),

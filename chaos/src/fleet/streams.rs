@@ -1,4 +1,4 @@
-//! RabbitMQ from a scenario's side: fresh streams, a steady load on some, and everything that came out of another.
+//! RabbitMQ from a scenario's side: fresh streams, a steady load on some, and all messages of another.
 //! In: postings. Out: records in the order of their accounts; events in the order of their stream.
 
 use std::collections::VecDeque;
@@ -26,23 +26,24 @@ use tokio::time::timeout;
 use crate::ChaosError;
 use crate::fleet::record::Record;
 
-/// Streams of the input: as many as there are shards.
+/// The number of input streams: as many as there are shards.
 pub const PARTITIONS: u32 = 8;
 const WITHIN: Duration = Duration::from_secs(60);
-/// A server that says nothing for this long is asked anew; one that does not say what it has is missing something.
+/// A server that says nothing for this long is asked again; a stream that delivers nothing for this long lacks
+/// messages.
 const SILENCE: Duration = Duration::from_secs(20);
-/// The first message to a stream over a connection is confirmed within this; else it never is.
+/// The first message to a stream over a connection is confirmed within this time, or never.
 const FIRST_WITHIN: Duration = Duration::from_secs(3);
-/// Before another connection is tried.
+/// The pause before another connection is tried.
 pub(super) const AGAIN_AFTER: Duration = Duration::from_millis(100);
-/// Records that wait to be sent, while the server is away.
+/// The most records that wait to be sent while the server is away.
 const QUEUE: usize = 200_000;
-/// Records that are sent and not confirmed.
+/// The most records that are sent and not confirmed.
 const WINDOW: usize = 1_000;
-/// Deliveries that are read ahead, and how many are acknowledged at once.
+/// The number of deliveries that are read ahead, and acknowledged at once.
 const PREFETCH: u16 = 1_000;
 const ACK_EVERY: usize = 200;
-/// Delivery mode of a message that outlives the server.
+/// The delivery mode of a message that outlives the server.
 const PERSISTENT: u8 = 2;
 /// The type of the message that a reader puts behind everything else.
 const END: &str = "perkey-chaos-end";
@@ -63,23 +64,23 @@ pub struct Streams {
     pub(super) address: String,
     /// The exchange before the streams that workers read.
     pub input: String,
-    /// The exchange that they publish to.
+    /// The exchange that workers publish to.
     pub output: String,
 }
 
 impl Streams {
-    /// Makes them; their names end in `suffix`.
+    /// Makes the exchanges and streams; their names end in `suffix`.
     pub async fn make(address: &str, suffix: &str) -> Result<Self, ChaosError> {
         let [input, output] = ["in", "out"].map(|way| format!("perkey_test_ledger.{way}.{suffix}"));
         let streams = Self { address: address.to_owned(), input, output };
         let line = Line::open(address).await?;
-        // Perkey finds the stream of a shard by its number; what workers publish is one stream for all.
+        // Perkey finds the stream of a shard by its number; the output of workers is one stream for all.
         line.declare(&streams.input, ExchangeKind::Direct, PARTITIONS).await?;
         line.declare(&streams.output, ExchangeKind::Fanout, 1).await?;
         Ok(streams)
     }
 
-    /// Removes them.
+    /// Removes the exchanges and streams.
     pub async fn remove(&self) -> Result<(), ChaosError> {
         let Line { channel, .. } = Line::open(&self.address).await?;
         for exchange in [&self.input, &self.output] {
@@ -98,10 +99,10 @@ impl Streams {
         (0..count).map(|number| format!("{exchange}-{number}")).collect()
     }
 
-    /// What the settings of a worker say that reaches RabbitMQ at `address`.
+    /// The settings of a worker that reaches RabbitMQ at `address`.
     pub fn settings(&self, address: &str) -> String {
         let Self { input, output, .. } = self;
-        // The streams are declared again as they are: without an age.
+        // The streams are declared with the same arguments again: without a maximum age.
         format!(
             r#"
 [rabbitmq]
@@ -124,7 +125,7 @@ topic = "{output}:{{key}}"
         )
     }
 
-    /// Who puts records on the input.
+    /// A producer of records for the input.
     pub fn producer(&self) -> Input {
         let (records, waiting) = mpsc::channel(QUEUE);
         let news = Arc::new(News::default());
@@ -135,7 +136,7 @@ topic = "{output}:{{key}}"
         Input { records, news, _tasks: tasks }
     }
 
-    /// The values of everything that is behind `exchange` now, each stream in its order.
+    /// The values of all messages behind `exchange` now, in order for each stream.
     pub async fn read(&self, exchange: &str) -> Result<Vec<Vec<Vec<u8>>>, ChaosError> {
         let mut all = Vec::new();
         for stream in self.behind(exchange) {
@@ -153,7 +154,7 @@ pub(super) fn beside(exchange: &str) -> String {
 /// A connection and its channel.
 pub(super) struct Line {
     pub(super) channel: Channel,
-    // Dropped, it is closed.
+    // When dropped, it is closed.
     _connection: Connection,
 }
 
@@ -167,7 +168,7 @@ impl Line {
         timeout(SILENCE, open).await.map_err(|_| stuck("no connection"))?
     }
 
-    /// An exchange and the streams behind it, bound by their numbers.
+    /// Declares an exchange and the streams behind it, bound by their numbers.
     async fn declare(&self, exchange: &str, kind: ExchangeKind, count: u32) -> Result<(), ChaosError> {
         let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         self.channel.exchange_declare(exchange.into(), kind, durable, FieldTable::default()).await?;
@@ -181,7 +182,7 @@ impl Line {
         Ok(())
     }
 
-    /// Sends a message at the first poll; ends when the broker has it.
+    /// Sends a message at the first poll; ends when the broker has confirmed it.
     async fn publish(
         &self,
         exchange: &str,
@@ -208,7 +209,7 @@ impl Line {
         self.publish(exchange, &stream, properties, &record.value).await
     }
 
-    /// Everything that is in `stream` before a mark that is put behind it.
+    /// All messages of `stream` before a mark that is put at its end.
     async fn read(&self, stream: &str) -> Result<Vec<Vec<u8>>, ChaosError> {
         let mark = format!("{:016x}", Dice::from_system().below(u64::MAX));
         self.channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -228,7 +229,7 @@ impl Line {
             };
             match said(delivery.properties.kind(), END) {
                 true if said(delivery.properties.message_id(), &mark) => break,
-                // Another reader's mark.
+                // The mark of another reader.
                 true => {}
                 false => values.push(delivery.data),
             }
@@ -241,13 +242,13 @@ pub(super) async fn next(consumer: &mut Consumer, stream: &str) -> Result<Delive
     match timeout(SILENCE, consumer.next()).await {
         Ok(Some(delivery)) => Ok(delivery?),
         Ok(None) => Err(stuck(format!("reading {stream} was ended"))),
-        Err(_) => Err(stuck(format!("what is in {stream} did not come"))),
+        Err(_) => Err(stuck(format!("the contents of {stream} did not come"))),
     }
 }
 
 type Sent<'a> = Pin<Box<dyn Future<Output = Result<(), ChaosError>> + Send + 'a>>;
 
-/// Polls `sent` for the first time: it is on its way before whatever is sent after it, and nobody has waited for it.
+/// Polls `sent` for the first time: it is on its way before whatever is sent after it, without waiting for its end.
 fn begun<'a>(sent: impl Future<Output = Result<(), ChaosError>> + Send + 'a) -> Sent<'a> {
     let mut sent = Box::pin(sent);
     match sent.as_mut().now_or_never() {
@@ -270,15 +271,15 @@ pub(super) fn text(name: &str, value: &str) -> FieldTable {
 #[derive(Debug, Default)]
 struct News {
     stored: AtomicU64,
-    /// Why the last connection ended.
+    /// The reason why the last connection ended.
     trouble: Mutex<String>,
 }
 
-/// Sends what waits, over one connection after another.
+/// Sends the records that wait, over one connection after another.
 struct Publisher {
     streams: Streams,
     waiting: mpsc::Receiver<Record>,
-    /// What is sent and not confirmed, in its order.
+    /// The records that are sent and not confirmed, in order.
     window: VecDeque<Record>,
     news: Arc<News>,
 }
@@ -291,12 +292,13 @@ impl Publisher {
         }
     }
 
-    /// Sends until nobody hands anything over, or the connection breaks. What was not confirmed before is sent again
-    /// first, in its order: what of it is there already is repeated with its id, and no account's records change places.
+    /// Sends until all senders are gone, or the connection breaks. Records that were not confirmed before are sent
+    /// again first, in order: those that are there already are repeated with their ids, and no account's records change
+    /// places.
     ///
-    /// A server that has just started does not route to a stream yet, or loses what comes behind a message that had to
-    /// wait for the stream's leader (it confirms it all the same, before 4.0). So nothing goes to a stream behind the first
-    /// message before that is confirmed.
+    /// A server that has just started does not route to a stream yet, or loses the messages behind one that had to wait
+    /// for the stream's leader (it confirms them all the same, before 4.0). So nothing goes to a stream after the first
+    /// message before that one is confirmed.
     async fn session(&mut self) -> Result<(), ChaosError> {
         let exchange = self.streams.input.clone();
         let line = Line::open(&self.streams.address).await?;
@@ -338,13 +340,13 @@ impl Publisher {
 }
 
 impl Record {
-    /// The number of its stream: of the shard of its account.
+    /// The number of its stream: the shard of its account.
     fn stream(&self) -> usize {
         shard_of(&self.account, PARTITIONS) as usize
     }
 }
 
-/// Puts records on the input, each account's in order. Dropped, it sends nothing more.
+/// Puts records on the input, in order for each account. When dropped, it sends nothing more.
 pub struct Input {
     records: mpsc::Sender<Record>,
     news: Arc<News>,
@@ -357,12 +359,12 @@ impl Input {
         self.records.send(record.clone()).await.map_err(|_| stuck("nobody publishes any more"))
     }
 
-    /// Records that the broker has.
+    /// The number of records that the broker has confirmed.
     pub fn stored(&self) -> u64 {
         self.news.stored.load(Ordering::Relaxed)
     }
 
-    /// Waits until the broker has `count` records.
+    /// Waits until the broker has confirmed `count` records.
     pub async fn flush(&self, count: u64) -> Result<(), ChaosError> {
         let watch = Stopwatch::start();
         while self.stored() < count && watch.elapsed() < WITHIN * 2 {

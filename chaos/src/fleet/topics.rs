@@ -1,4 +1,4 @@
-//! Kafka from a scenario's side: fresh topics, a steady load on one, and everything that came out of the other.
+//! Kafka from a scenario's side: fresh topics, a steady load on one, and all records of the other.
 //! In: postings. Out: records in the order of their accounts; events in the order of their topic.
 
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use crate::ChaosError;
 use crate::fleet::record::Record;
 
-/// Partitions of each topic: as many as there are shards.
+/// The number of partitions of each topic: as many as there are shards.
 pub const PARTITIONS: i32 = 8;
 const WITHIN: Duration = Duration::from_secs(60);
-/// Nothing is read from a topic for this long: something is missing.
+/// A topic from which nothing is read for this long lacks records.
 const SILENCE: Duration = Duration::from_secs(20);
 
 impl From<KafkaError> for ChaosError {
@@ -35,14 +35,14 @@ impl From<KafkaError> for ChaosError {
 #[derive(Clone, Debug)]
 pub struct Topics {
     brokers: String,
-    /// What workers read.
+    /// The topic that workers read.
     pub input: String,
-    /// What they publish to.
+    /// The topic that workers publish to.
     pub output: String,
 }
 
 impl Topics {
-    /// Makes them; their names end in `suffix`.
+    /// Makes the topics; their names end in `suffix`.
     pub async fn make(brokers: &str, suffix: &str) -> Result<Self, ChaosError> {
         let [input, output] = ["in", "out"].map(|way| format!("perkey_test_ledger.{way}.{suffix}"));
         let topics = Self { brokers: brokers.to_owned(), input, output };
@@ -58,7 +58,7 @@ impl Topics {
         }
     }
 
-    /// Waits until the leaders have all partitions: what is written until then may be lost.
+    /// Waits until all partitions have leaders: records written earlier may be lost.
     async fn await_leaders(&self) -> Result<(), ChaosError> {
         let (admin, watch) = (self.admin()?, Stopwatch::start());
         for topic in [&self.input, &self.output] {
@@ -74,7 +74,7 @@ impl Topics {
         Ok(())
     }
 
-    /// Removes them.
+    /// Removes the topics.
     pub async fn remove(&self) -> Result<(), ChaosError> {
         let options = AdminOptions::new().operation_timeout(Some(WITHIN));
         self.admin()?.delete_topics(&[&self.input, &self.output], &options).await?;
@@ -91,7 +91,7 @@ impl Topics {
         Ok(self.config().create()?)
     }
 
-    /// What the settings of a worker say that reaches Kafka at `brokers`.
+    /// The settings of a worker that reaches Kafka at `brokers`.
     pub fn settings(&self, brokers: &str) -> String {
         let Self { input, output, .. } = self;
         format!(
@@ -115,11 +115,11 @@ topic = "{output}"
         )
     }
 
-    /// Who puts records on the input.
+    /// A producer of records for the input.
     pub fn producer(&self) -> Result<Input, ChaosError> {
         let mut config = self.config();
         config.set("enable.idempotence", "true").set("acks", "all").set("linger.ms", "2");
-        // As Java's default partitioner does it; and nothing is ever given up.
+        // Partitions like Java's default partitioner, and never gives up.
         config.set("partitioner", "murmur2_random").set("message.timeout.ms", "0");
         config.set("queue.buffering.max.messages", "200000").set("reconnect.backoff.max.ms", "500");
         let counts = Arc::new(Counts::default());
@@ -127,7 +127,7 @@ topic = "{output}"
         Ok(Input { topic: self.input.clone(), producer, counts })
     }
 
-    /// The values of everything that is on `topic` now, each partition in its order.
+    /// The values of all records on `topic` now, in order for each partition.
     pub async fn read(&self, topic: &str) -> Result<Vec<Vec<Vec<u8>>>, ChaosError> {
         let (config, topic) = (self.config(), topic.to_owned());
         let read = tokio::task::spawn_blocking(move || read(config, &topic)).await;
@@ -182,7 +182,7 @@ impl ProducerContext for Deliveries {
     }
 }
 
-/// Puts records on the input, each account's in order.
+/// Puts records on the input, in order for each account.
 pub struct Input {
     topic: String,
     producer: ThreadedProducer<Deliveries>,
@@ -190,7 +190,7 @@ pub struct Input {
 }
 
 impl Input {
-    /// Hands a record over; false while there is no room.
+    /// Hands a record over; returns false while there is no room.
     pub fn offer(&self, record: &Record) -> Result<bool, ChaosError> {
         let headers = OwnedHeaders::new().insert(Header { key: "id", value: Some(&record.id) });
         let next = BaseRecord::to(&self.topic).key(&record.account).payload(&record.value).headers(headers);
@@ -201,7 +201,7 @@ impl Input {
         }
     }
 
-    /// Records that the broker has.
+    /// The number of records that the broker has.
     pub fn stored(&self) -> u64 {
         self.counts.stored.load(Ordering::Relaxed)
     }

@@ -1,5 +1,5 @@
 //! The workers of a fleet: real processes with settings of their own, each behind a proxy.
-//! In: where the servers are. Out: processes that can be killed, frozen, told to leave; their memory and their metrics.
+//! In: the addresses of the servers. Out: processes to kill, freeze or drain; their memory and their metrics.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,21 +18,21 @@ use crate::fleet::{host, in_database};
 use crate::process::{Place, Running};
 use crate::proxy::Proxy;
 
-/// A drain ends within this.
+/// A drain ends within this time.
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 
-/// What all workers have in common.
+/// The parameters that all workers share.
 #[derive(Clone, Debug)]
 pub struct Common {
     /// The binary.
     pub binary: PathBuf,
-    /// Where their files are.
+    /// The folder of their files.
     pub folder: PathBuf,
     /// The database's name.
     pub database: String,
-    /// What carries the messages.
+    /// The carrier of the messages.
     pub carrier: Carrier,
     /// `ownership.lease_ttl`.
     pub ttl: Duration,
@@ -43,9 +43,9 @@ pub struct Common {
 pub struct Worker {
     /// `ownership.worker`.
     pub name: String,
-    /// Between it and PostgreSQL.
+    /// The proxy between the worker and PostgreSQL.
     pub postgres: Proxy,
-    /// Between it and what carries the messages, where there is one.
+    /// The proxy between the worker and the carrier of the messages, if there is one.
     pub broker: Option<Proxy>,
     place: Place,
     running: Option<Running>,
@@ -53,7 +53,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Worker number `number`, which does not run yet.
+    /// Worker number `number`, which is not started yet.
     pub async fn new(common: &Common, number: usize, postgres: &str, line: Line) -> Result<Self, ChaosError> {
         let name = format!("w{number}");
         let proxy = Proxy::start("127.0.0.1:0", host(postgres)).await?;
@@ -81,12 +81,12 @@ impl Worker {
         *self.pid.lock().unwrap_or_else(PoisonError::into_inner) = pid;
     }
 
-    /// Whether its process runs.
+    /// Returns whether its process runs.
     pub fn is_alive(&mut self) -> bool {
         self.running.as_mut().is_some_and(Running::is_alive)
     }
 
-    /// How it ended, if it did so by itself.
+    /// The way in which it ended, if it did so by itself.
     pub async fn ended(&mut self) -> Option<String> {
         let running = self.running.as_mut()?;
         if running.is_alive() {
@@ -114,7 +114,7 @@ impl Worker {
         if status.success() { Ok(()) } else { Err(ChaosError::Stuck(format!("{} did not get {signal}", self.name))) }
     }
 
-    /// Tells its process to leave and waits until it has; tells what is wrong with the way it did.
+    /// Tells its process to leave and waits until it has; returns what is wrong with the way it left, if anything.
     pub async fn leave(&mut self) -> Result<Option<String>, ChaosError> {
         let Some(mut running) = self.running.take() else { return Ok(None) };
         running.terminate().await?;
@@ -128,7 +128,7 @@ impl Worker {
         Ok(Some(format!("{} left with {wrong}: {}", self.name, self.tail())))
     }
 
-    /// What its listener answers, if it does.
+    /// The metrics that its listener answers with, if it answers.
     pub async fn metrics(&self) -> Option<String> {
         let log = std::fs::read_to_string(self.place.folder.join(self.log())).ok()?;
         let (_, rest) = log.rsplit_once("http://")?;
@@ -148,7 +148,7 @@ impl Worker {
         self.place.tail(&self.log())
     }
 
-    /// Lines of its log that have `word`.
+    /// The lines of its log that contain `word`.
     pub fn told(&self, word: &str) -> Vec<String> {
         let log = std::fs::read_to_string(self.place.folder.join(self.log())).unwrap_or_default();
         log.lines().filter(|line| line.contains(word)).map(str::to_owned).collect()
@@ -174,7 +174,7 @@ listen = "127.0.0.1:0"
     own + &carrier.settings(broker)
 }
 
-/// What a metric adds up to over the lines that have `label`.
+/// The sum of a metric over the lines that have `label`.
 pub fn total(metrics: &str, name: &str, label: &str) -> u64 {
     let of =
         |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label);
@@ -189,7 +189,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Starts looking at it.
+    /// Starts watching the memory.
     pub fn watch(workers: &[Worker], watch: Stopwatch) -> Self {
         let samples = Arc::new(Mutex::new(Vec::new()));
         let pids: Vec<_> = workers.iter().map(|worker| Arc::clone(&worker.pid)).collect();
@@ -209,7 +209,7 @@ impl Memory {
         Self { samples, _tasks: tasks }
     }
 
-    /// The most that a worker had between two times, in MiB.
+    /// The most memory that a worker had between two times, in MiB.
     pub fn most(&self, from: Duration, to: Duration) -> u64 {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let within = samples.iter().filter(|(at, _)| (from..to).contains(at));

@@ -1,20 +1,21 @@
-//! Which worker should own which shard. Pure.
-//! In: the fleet as the store has it. Out: of each shard the worker that should own it, the same on every worker.
+//! The assignment of shards to workers. Pure.
+//! In: the fleet as the store has it. Out: for each shard the worker that should own it, the same on every worker.
 //!
-//! Rendezvous hashing with bounded load that keeps what is well placed: a worker keeps what it owns up to its share
-//! (S/W, for S mod W workers one more), the rest goes to whoever has room and the highest score for it. So a worker that
-//! leaves moves only its own shards, and one that joins is given its share and nothing else moves.
+//! Rendezvous hashing with bounded load that keeps shards in place: a worker keeps the shards it owns up to its share
+//! (S/W, for S mod W workers one more), the rest goes to the workers with room and the highest score for it. So a
+//! worker that leaves moves only its own shards, and one that joins is given its share and nothing else moves.
 
 use crate::message::ShardNo;
 use crate::store::lease::{Fleet, LeaseRow, WorkerRow};
 
-/// Whether a worker may own a shard: it stays, it knows what is stored there, and the shard did not just fail on it.
+/// Returns whether a worker may own a shard: it stays, it knows the formats that are stored there, and the shard did
+/// not just fail on it.
 pub fn may_own(worker: &WorkerRow, shard: &LeaseRow) -> bool {
     let row = &worker.worker;
     worker.is_alive() && !row.draining && row.code.behind(&shard.code).is_none() && !row.cooling.contains(&shard.shard)
 }
 
-/// Of each shard, in the order of `fleet.shards`, the id of the worker that should own it; none when no worker may.
+/// For each shard, in the order of `fleet.shards`, the id of the worker that should own it; `None` if no worker may.
 pub fn assign(fleet: &Fleet) -> Vec<Option<&str>> {
     let mut workers: Vec<Place<'_>> =
         fleet.workers.iter().filter(|worker| worker.is_alive() && !worker.worker.draining).map(Place::of).collect();
@@ -30,7 +31,8 @@ pub fn assign(fleet: &Fleet) -> Vec<Option<&str>> {
         let place = &mut workers[at];
         place.share = share;
         let worker = place.worker;
-        // What few others may own is kept before what many may: else it has nowhere to go, and comes back for ever.
+        // A shard that few others may own is kept before one that many may: else it has nowhere to go, and comes back
+        // for ever.
         place.kept.sort_by_key(|kept| {
             let shard = &fleet.shards[*kept];
             let able = fleet.workers.iter().filter(|other| may_own(other, shard)).count();
@@ -54,10 +56,10 @@ pub fn assign(fleet: &Fleet) -> Vec<Option<&str>> {
     assigned.into_iter().map(|to| to.map(|to| workers[to].id())).collect()
 }
 
-/// A worker with what it was given so far.
+/// A worker with the shards that it was given so far.
 struct Place<'a> {
     worker: &'a WorkerRow,
-    /// Places of its shards.
+    /// The indices of its shards.
     kept: Vec<usize>,
     share: usize,
 }
@@ -72,7 +74,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// How many shards each worker should have: the odd ones go to those who have most already.
+/// The number of shards that each worker should have: the odd ones go to the workers that have most already.
 fn shares(workers: &[Place<'_>], shards: usize) -> Vec<usize> {
     let count = workers.len().max(1);
     let mut order: Vec<usize> = (0..workers.len()).collect();
@@ -86,14 +88,14 @@ fn able<'a>(workers: &'a [Place<'_>], shard: &'a LeaseRow) -> impl Iterator<Item
     (0..workers.len()).filter(|at| may_own(workers[*at].worker, shard))
 }
 
-/// Who gets a shard that nobody keeps: the highest score among those with room.
+/// The worker for a shard that nobody keeps: the one with the highest score among those with room.
 fn roomy(workers: &[Place<'_>], shard: &LeaseRow) -> Option<usize> {
     let roomy = able(workers, shard).filter(|at| workers[*at].kept.len() < workers[*at].share);
     roomy.max_by_key(|at| score(workers[*at].worker, shard.shard))
 }
 
-/// Shards for which nobody who may own them has room: each stays where it is, or goes to whoever has least. Then they are
-/// moved as long as that levels the loads, so that full workers do not swap for ever.
+/// Places shards for which no worker that may own them has room: each stays where it is, or goes to the worker with the
+/// fewest. Then shards move as long as that levels the loads, so that full workers do not swap for ever.
 fn squeeze(workers: &mut [Place<'_>], shards: &[LeaseRow], tight: &[usize], assigned: &mut [Option<usize>]) {
     let least = |workers: &[Place<'_>], shard: &LeaseRow| {
         able(workers, shard).min_by_key(|at| {
@@ -150,7 +152,7 @@ mod tests {
         Fleet { workers: workers.iter().map(|id| worker(id)).collect(), shards: (0..shards).map(lease).collect() }
     }
 
-    /// Everybody does as assigned; gives the number of shards that moved.
+    /// Moves every shard as assigned; returns the number of shards that moved.
     fn settle(fleet: &mut Fleet) -> usize {
         let assigned: Vec<Option<String>> = assign(fleet).into_iter().map(|to| to.map(str::to_owned)).collect();
         let mut moved = 0;
@@ -250,7 +252,7 @@ mod tests {
                 prop_assert_eq!(to.is_some(), !able.is_empty());
                 prop_assert!(to.is_none_or(|to| able.iter().any(|id| id == to)));
             }
-            // What is moved once is at rest soon: nothing moves to and fro.
+            // The fleet is soon at rest: no shard moves to and fro.
             let moves: Vec<usize> = (0..8).map(|_| settle(&mut fleet)).collect();
             prop_assert_eq!(moves[7], 0, "{:?}", moves);
         }

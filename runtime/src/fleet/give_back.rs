@@ -1,5 +1,6 @@
 //! Gives a shard back that failed here too often, so that another worker may try.
-//! In: a shard without actors. Out: a last commit under a new epoch that names no owner; or the shard stays this worker's.
+//! In: a shard without actors. Out: a last commit under a new epoch that names no owner; or the shard stays this
+//! worker's.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -14,15 +15,15 @@ use crate::shard::env::Env;
 use crate::shard::supervisor::runs_ended;
 use crate::store::{Commit, Outcome, StoreError};
 
-/// How often it is tried while the store is not available.
+/// The number of attempts while the store is not available.
 const TRIES: u32 = 5;
-/// Pause between two tries.
+/// The pause between two attempts.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// Gives one shard back, then ends.
 pub(crate) struct GiveBack;
 
-/// What it is started with.
+/// The arguments of a [`GiveBack`].
 pub(crate) struct GiveBackArgs {
     pub(crate) env: Arc<Env>,
     pub(crate) shard: ShardNo,
@@ -57,7 +58,7 @@ impl Actor for GiveBack {
 async fn release(env: &Env, shard: ShardNo) -> Result<(), String> {
     let taken = match env.store.take(shard, &env.owner()).await {
         Ok(taken) => taken,
-        // Somebody has it already.
+        // Another worker has it already.
         Err(StoreError::Owned { .. }) => return Ok(()),
         Err(error) => return Err(error.to_string()),
     };

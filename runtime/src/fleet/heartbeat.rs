@@ -1,9 +1,10 @@
 //! Renews the worker's lease and tells the root what follows from it.
-//! In: the store's answers, the time since boot, how shards ended. Out: orders; the view that the rest of the process reads.
+//! In: the store's answers, the time since boot, ends of shards. Out: orders; the view that the rest of the process
+//! reads.
 //!
-//! It runs on a thread of its own with a runtime of its own, so that handlers which keep every thread of the process busy
-//! can neither delay a renewal nor keep a lease from being noticed as lost: the store's connection is opened there and
-//! its answers are read there.
+//! It runs on a thread of its own with a runtime of its own, so that handlers which keep every thread of the process
+//! busy can neither delay a renewal nor keep a lease from being noticed as lost: the store's connection is opened there
+//! and its answers are read there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,13 +23,13 @@ use crate::shard::worker::Ownership;
 use crate::store::StoreError;
 use crate::store::lease::{Code, Fleet, Leases};
 
-/// How often the lease's time is looked at, at least: a machine that was suspended notices within this.
+/// The longest time between two looks at the lease's time: a machine that was suspended notices within this.
 const STEP: Millis = 100;
 
-/// News that wait for the thread; the root waits when there are more.
+/// The most news that wait for the thread; when there are more, the root waits.
 const NEWS_MAX: usize = 64;
 
-/// The heartbeat's actor: it keeps the thread, and fails when the thread does.
+/// The heartbeat's actor: it owns the thread, and fails when the thread does.
 pub(crate) struct Heartbeat;
 
 impl Actor for Heartbeat {
@@ -78,7 +79,7 @@ impl Actor for Heartbeat {
     }
 }
 
-/// Tells the actor that the thread ended, whichever way it did.
+/// Tells the actor when the thread ends, in whichever way.
 struct Ended {
     actor: ActorRef<HeartbeatMessage>,
     reason: String,
@@ -91,23 +92,23 @@ impl Drop for Ended {
     }
 }
 
-/// What the thread does.
+/// The state of the thread.
 struct Beat {
     env: Arc<Env>,
     root: ActorRef<RootMessage>,
     lease: Lease,
     heard: mpsc::Receiver<News>,
-    /// Who waits for the next look.
+    /// The callers that wait for the next look.
     looks: Vec<RpcReplyPort<Result<Fleet, StoreError>>>,
     leave: Option<RpcReplyPort<()>>,
-    /// The next renewal is not to wait.
+    /// True if the next renewal must not wait.
     hurry: bool,
-    /// The process was started just now: it replaces whoever had its name.
+    /// True if the process was started just now: it replaces earlier workers of its name.
     fresh: bool,
     fleet: Fleet,
 }
 
-/// Why the thread ends when the actor is gone, or the worker has left.
+/// The reason for the thread's end when the actor is gone, or the worker has left.
 const NOT_NEEDED: &str = "it is no longer needed";
 
 impl Beat {
@@ -138,7 +139,7 @@ impl Beat {
         }
     }
 
-    /// Waits this long while it listens and watches the clock; whether it is still needed.
+    /// Waits for `pause` while it listens and watches the clock; returns whether it is still needed.
     async fn rest(&mut self, pause: Millis) -> bool {
         let end = since_boot() + pause;
         self.hurry = false;
@@ -158,11 +159,11 @@ impl Beat {
         }
     }
 
-    /// Renews the lease once; gives the time until the next, or nothing when it is no longer needed.
+    /// Renews the lease once; returns the time until the next renewal, or `None` when it is no longer needed.
     async fn renew(&mut self, leases: &dyn Leases) -> Option<Millis> {
         let ttl = self.env.settings.ownership.lease_ttl;
         let sent_at = since_boot();
-        // What does not answer for a third of a lease is not going to: another try may.
+        // A store that does not answer for a third of a lease will not answer: another attempt may succeed.
         let renewal = tokio::time::timeout(ttl / 3, leases.renew(self.lease.worker().clone(), ttl));
         let mut renewal = std::pin::pin!(renewal);
         let answer = loop {
@@ -212,8 +213,8 @@ impl Beat {
     fn order(&mut self, orders: Vec<Order>) {
         for order in &orders {
             match order {
-                Order::Take(shard, reason) => info!(shard, reason = reason.as_str(), "shard is to be taken"),
-                Order::Release(shard) => info!(shard, "shard is to be handed over"),
+                Order::Take(shard, reason) => info!(shard, reason = reason.as_str(), "shard will be taken"),
+                Order::Release(shard) => info!(shard, "shard will be handed over"),
                 Order::Drop(shard) => warn!(shard, "another worker has this shard, it is dropped"),
                 Order::StopAll => {
                     warn!(worker = self.lease.worker().id, "the lease is no longer in force, all shards are stopped");
@@ -257,7 +258,7 @@ impl Beat {
         self.publish(failure);
     }
 
-    /// The old incarnation's shards have ended here: whoever wants may have them at once.
+    /// Frees the old incarnation's shards, which have ended here: any worker may take them at once.
     async fn rejoin(&mut self, leases: &dyn Leases) {
         let before = self.lease.worker().id.clone();
         self.give_up(leases, before.clone()).await;
@@ -266,7 +267,8 @@ impl Beat {
         info!(before, worker = self.lease.worker().id, "worker joins again");
     }
 
-    /// Gives up the leases of earlier incarnations, whose processes are gone: one that is not is fenced, and comes back.
+    /// Gives up the leases of earlier incarnations, whose processes are gone: one that is not is fenced, and comes
+    /// back.
     async fn replace(&self, leases: &dyn Leases) -> bool {
         let mut any = false;
         for before in predecessors(&self.fleet, &self.lease.worker().id) {
@@ -277,7 +279,7 @@ impl Beat {
         any
     }
 
-    /// The lease expires by itself where this cannot be told to the store.
+    /// Gives up a lease; it expires by itself if the store cannot be told.
     async fn give_up(&self, leases: &dyn Leases, id: String) {
         let left = tokio::time::timeout(self.env.settings.ownership.heartbeat, leases.leave(id));
         match left.await {

@@ -1,9 +1,8 @@
-//! Keeps the gauges that only the store can tell: unread messages, waiting keys, old transactions; and removes records of
-//! calls whose time is over, and commands of operators that are old.
-//! In: the time. Out: gauges per shard and of the store.
-//!
-//! Counting costs what there is to count: it rests for two hundred times as long as it took, so that it never uses more than a
-//! half percent of a core.
+//! Updates the gauges that only the store can tell: unread messages, waiting keys, old transactions; and removes
+//! expired records of calls and old commands of operators.
+//! In: the time. Out: gauges per shard and of the store. The cost of counting grows with the store: the janitor rests
+//! for two hundred times as long as it counted, so that it never uses more than a half percent of a core. half percent
+//! of a core.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,35 +16,35 @@ use crate::metrics::WorkerAlarm;
 use crate::shard::env::Env;
 use crate::store::StoreError;
 
-/// How often it looks.
+/// The interval between looks.
 const EVERY: Duration = Duration::from_secs(2);
-/// How much longer it rests than it counted.
+/// The ratio of rest to counting.
 const REST_FACTOR: u32 = 200;
-/// How often old commands are forgotten; as many at once.
+/// The interval between removals of old commands, and the most that are removed at once.
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 const FORGET_MAX: usize = 1_000;
-/// How often it looks for old transactions, at least.
+/// The longest interval between looks at old transactions.
 const TRANSACTIONS_EVERY: Duration = Duration::from_secs(15);
 
-/// How often records of calls that have expired are removed; as many at once.
+/// The interval between removals of expired records of calls, and the most that are removed at once.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 const SWEEP_MAX: usize = 10_000;
-/// How often in a row, while there are more.
+/// The most removals in a row, while there are more records.
 const SWEEPS_MAX: u32 = 20;
 
 /// The janitor.
 pub(crate) struct Janitor;
 
-/// What it holds.
+/// The janitor's state.
 pub(crate) struct JanitorState {
     env: Arc<Env>,
-    /// Since transactions were looked at.
+    /// The time since transactions were looked at.
     looked: Option<Stopwatch>,
-    /// Since expired records were removed.
+    /// The time since expired records were removed.
     swept: Option<Stopwatch>,
-    /// Since old commands were forgotten.
+    /// The time since old commands were removed.
     forgot: Option<Stopwatch>,
-    /// Since it counted, and how long it rests.
+    /// The time since the last count, and the time for which it rests.
     counted: Option<(Stopwatch, Duration)>,
 }
 
@@ -82,8 +81,8 @@ impl Actor for Janitor {
     }
 }
 
-/// Counts what only the store can tell of the shards that run here; gives how long that took. While it cannot be told the
-/// gauges keep their last values.
+/// Counts what only the store can tell about the shards that run here; returns the time that this took. If it fails,
+/// the gauges keep their last values.
 async fn count(env: &Env) -> Duration {
     let watch = Stopwatch::start();
     let here: Vec<ShardNo> = match &env.fleet {
@@ -109,7 +108,7 @@ fn told<T>(env: &Env, answer: Result<T, StoreError>) -> Option<T> {
         .ok()
 }
 
-/// Commands are kept for `history.keep_commands`.
+/// Removes commands that are older than `history.keep_commands`.
 async fn forget_commands(env: &Env) {
     let before = env.clock.now().saturating_sub(millis(env.settings.history.keep_commands));
     match env.store.queries().forget_commands(before, FORGET_MAX).await {
@@ -119,7 +118,7 @@ async fn forget_commands(env: &Env) {
     }
 }
 
-/// What is left is removed the next time.
+/// Removes expired records of calls; those that are left are removed the next time.
 async fn sweep(env: &Env) {
     for _ in 0..SWEEPS_MAX {
         match env.store.calls().sweep(env.clock.now(), SWEEP_MAX).await {
@@ -130,12 +129,12 @@ async fn sweep(env: &Env) {
     }
 }
 
-/// While it cannot be told, the last answer stays.
+/// Updates the age of the oldest transaction; if that fails, the last value stays.
 async fn look_at_transactions(env: &Env) {
     let age = match env.store.oldest_transaction().await {
         Ok(Some(age)) => age,
         Ok(None) => return,
-        Err(error) => return warn!(%error, "how old the store's transactions are cannot be told"),
+        Err(error) => return warn!(%error, "the age of the store's transactions cannot be read"),
     };
     env.metrics.set_oldest_transaction(age);
     let most = env.settings.store.transaction_age_max;

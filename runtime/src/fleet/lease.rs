@@ -1,8 +1,8 @@
-//! A worker's lease, and what follows from it: which shards to take, which to hand over, when to stop. Pure.
-//! In: what renewals brought, the time since boot, how shards ended. Out: orders for the root.
+//! A worker's lease and its consequences: which shards to take, which to hand over, when to stop. Pure.
+//! In: results of renewals, the time since boot, ends of shards. Out: orders for the root.
 //!
-//! A worker counts its lease from the instant before the renewal was sent and stops its shards itself when two thirds of
-//! it have passed without another: the store, which counts from later, gives them to nobody before.
+//! A worker counts its lease from the instant before the renewal was sent and stops its shards itself when two thirds
+//! of it have passed without another: the store, which counts from later, gives them to no other worker before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,31 +13,31 @@ use crate::metrics::TakeReason;
 use crate::settings::OwnershipSettings;
 use crate::store::lease::{Fleet, Worker};
 
-/// Hurried looks in a row while a hand-over is waited for; then the worker looks at every heartbeat again.
+/// The most hurried looks in a row while a hand-over is awaited; then the worker looks at every heartbeat again.
 const HURRIED_MAX: u32 = 100;
 
-/// What is to be done with a shard.
+/// An order for a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Take it: nobody has it, or its owner's lease has expired.
+    /// Takes the shard: it has no owner, or its owner's lease has expired.
     Take(ShardNo, TakeReason),
-    /// Hand it over in order: another worker is to have it.
+    /// Hands the shard over in order: another worker is to have it.
     Release(ShardNo),
-    /// End it at once: another worker has it.
+    /// Ends the shard at once: another worker has it.
     Drop(ShardNo),
-    /// End all shards at once: the lease runs out.
+    /// Ends all shards at once: the lease runs out.
     StopAll,
-    /// End the process: the store has so many shards, and not as many as this process was started for. It would run keys
-    /// that are another shard's now.
+    /// Ends the process: the store has this many shards, not as many as this process was started for. It would run keys
+    /// that belong to other shards now.
     GiveUp(u32),
 }
 
-/// Where a shard is, as this worker knows.
+/// The place of a shard, as far as this worker knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Local {
     Out,
     Taking(TakeReason),
-    /// It runs here, since then.
+    /// The shard has run here since this time.
     In(Millis),
     Leaving,
 }
@@ -56,22 +56,22 @@ struct Seen {
     leaving: BTreeSet<String>,
 }
 
-/// A worker's lease and what it does with it.
+/// A worker's lease and the shards that it covers.
 #[derive(Clone, Debug)]
 pub struct Lease {
     times: Times,
     worker: Worker,
-    /// When its shards are to be stopped unless it is renewed before; none before the first renewal.
+    /// The time at which its shards are stopped unless it is renewed before; `None` before the first renewal.
     until: Option<Millis>,
     lost: bool,
     seen: Option<Seen>,
-    /// Two looks in a row saw the same workers.
+    /// True if the last two looks saw the same workers.
     steady: bool,
-    /// They did so at least once since it joined.
+    /// True if two looks in a row saw the same workers at least once since it joined.
     settled: bool,
     shards: Vec<Local>,
     cooling: BTreeMap<ShardNo, Millis>,
-    /// Since when a shard was seen without a living owner.
+    /// The time since which a shard was seen without a living owner.
     free_since: BTreeMap<ShardNo, Millis>,
     expected: Vec<ShardNo>,
     pause: Millis,
@@ -79,7 +79,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The lease of a worker that is not part of the fleet yet, for a store of so many shards.
+    /// The lease of a worker that is not part of the fleet yet, for a store of this many shards.
     pub fn new(settings: &OwnershipSettings, worker: Worker) -> Self {
         let times = Times {
             own_stop: millis(settings.lease_ttl) * 2 / 3,
@@ -108,17 +108,18 @@ impl Lease {
         &self.worker
     }
 
-    /// When its shards are stopped unless the lease is renewed before; none before the first renewal and after the stop.
+    /// The time at which its shards are stopped unless the lease is renewed; `None` before the first renewal and after
+    /// the stop.
     pub fn until(&self) -> Option<Millis> {
         self.until.filter(|_| !self.lost)
     }
 
-    /// Whether it stopped its shards itself: it has to come back as another incarnation.
+    /// Returns whether it stopped its shards itself: it has to come back as another incarnation.
     pub fn is_lost(&self) -> bool {
         self.lost
     }
 
-    /// Whether two looks saw the same workers since it joined, so that its shards are known.
+    /// Returns whether two looks saw the same workers since it joined, so that its shards are known.
     pub fn is_settled(&self) -> bool {
         self.settled
     }
@@ -133,12 +134,12 @@ impl Lease {
         (0..).zip(&self.shards).filter(|(_, local)| matches!(local, Local::In(_))).map(|(shard, _)| shard)
     }
 
-    /// Time from a renewal to the next.
+    /// The time from one renewal to the next.
     pub fn pause(&self) -> Millis {
         self.pause
     }
 
-    /// A renewal that was sent at `sent_at` brought `fleet`.
+    /// Handles a renewal that was sent at `sent_at` and brought `fleet`.
     pub fn renewed(&mut self, fleet: &Fleet, sent_at: Millis, now: Millis) -> Vec<Order> {
         if self.lost {
             return Vec::new();
@@ -149,7 +150,7 @@ impl Lease {
             return orders;
         }
         let until = sent_at.saturating_add(self.times.own_stop);
-        // A worker that slept meanwhile may read an answer from before: it is as late as the one that it did not send.
+        // A worker that slept in the meantime may read an old answer: that is as late as a renewal that was never sent.
         if now >= until || self.until.is_some_and(|until| now >= until) {
             return self.lose();
         }
@@ -159,7 +160,7 @@ impl Lease {
         self.decide(fleet, sent_at)
     }
 
-    /// Time passes. To be called often, also while a renewal is on its way.
+    /// Handles the passing of time. Must be called often, also while a renewal is on its way.
     pub fn tick(&mut self, now: Millis) -> Vec<Order> {
         let before = self.cooling.len();
         self.cooling.retain(|_, until| *until > now);
@@ -169,20 +170,21 @@ impl Lease {
         if !self.lost && self.until.is_some_and(|until| now >= until) { self.lose() } else { Vec::new() }
     }
 
-    /// A shard runs; gives why it was taken and how long it was without an owner, unless it only was restarted here.
+    /// Records that a shard runs; returns the reason why it was taken and the time that it was without an owner, or
+    /// `None` if it was only restarted here.
     pub fn taken(&mut self, shard: ShardNo, now: Millis) -> Option<(TakeReason, Millis)> {
-        // An order to stop may have been faster.
+        // An order to stop may have come first.
         let Local::Taking(reason) = self.shards[shard as usize] else { return None };
         self.shards[shard as usize] = Local::In(now);
         Some((reason, now.saturating_sub(self.free_since.remove(&shard).unwrap_or(now))))
     }
 
-    /// A shard runs here no more, or could not be taken; it is looked at again with the next renewal.
+    /// Records that a shard no longer runs here, or could not be taken; the next renewal looks at it again.
     pub fn stopped(&mut self, shard: ShardNo) {
         self.shards[shard as usize] = Local::Out;
     }
 
-    /// A shard failed here too often and was given back: others may try.
+    /// Records that a shard failed here too often and was given back: other workers may try.
     pub fn failed(&mut self, shard: ShardNo, now: Millis) {
         self.stopped(shard);
         self.expected.retain(|expected| *expected != shard);
@@ -190,13 +192,13 @@ impl Lease {
         self.worker.cooling = self.cooling.keys().copied().collect();
     }
 
-    /// The worker leaves: it takes no more shards.
+    /// Leaves the fleet: the worker takes no more shards.
     pub fn drain(&mut self) {
         self.worker.draining = true;
         self.expected.clear();
     }
 
-    /// Whether nothing runs here, so that it may come back.
+    /// Returns whether nothing runs here, so that the worker may come back.
     pub fn is_empty(&self) -> bool {
         self.shards.iter().all(|local| *local == Local::Out)
     }
@@ -216,7 +218,7 @@ impl Lease {
         vec![Order::StopAll]
     }
 
-    /// Whether these are the workers of the look before; one that said it would leave may be gone.
+    /// Compares the workers with those of the look before; one that said it would leave may be gone.
     fn look(&mut self, fleet: &Fleet) {
         let alive = fleet.workers.iter().filter(|row| row.is_alive());
         let (mut seen, mut leaving) = (BTreeSet::new(), BTreeSet::new());
@@ -261,10 +263,10 @@ impl Lease {
             let owner = shard.owner.as_deref();
             let (mine, theirs) = (to == Some(me.as_str()), to.is_some_and(|to| to != me));
             let order = match local {
-                // What was taken after the look was sent is not in it.
+                // A shard that was taken after the look was sent is not in it.
                 Local::In(since) if since < sent_at && owner != Some(me.as_str()) => Some(Order::Drop(shard.shard)),
                 Local::In(since) if since < sent_at && steady && theirs => Some(Order::Release(shard.shard)),
-                // Also when another worker is to have it: only who owns it can hand it over.
+                // Also when another worker is to have it: only its owner can hand it over.
                 Local::Out if steady && owner == Some(me.as_str()) && !self.cooling.contains_key(&shard.shard) => {
                     Some(Order::Take(shard.shard, TakeReason::Again))
                 }
@@ -292,10 +294,10 @@ impl Lease {
         orders
     }
 
-    /// Soon while a hand-over is waited for, and when somebody's lease is about to expire.
+    /// The pause before the next look: short while a hand-over is awaited, and when some lease is about to expire.
     fn next_look(&mut self, fleet: &Fleet, waits: bool) -> Millis {
         let heartbeat = self.times.heartbeat;
-        // Whether the workers of this look are there to stay is looked at soon, too.
+        // Another look soon shows whether the workers of this one are there to stay.
         let soon = waits || !self.steady;
         self.hurried = if soon { self.hurried + 1 } else { 0 };
         let hurried = if soon && self.hurried <= HURRIED_MAX { heartbeat.div_ceil(10) } else { heartbeat };

@@ -1,4 +1,4 @@
-//! What the root and the heartbeat tell each other.
+//! The messages between the root and the heartbeat.
 //! In: nothing; plain values. Out: one message type for each.
 
 use ractor::{ActorRef, RpcReplyPort};
@@ -9,43 +9,43 @@ use crate::shard::supervisor::ShardSupervisorMessage;
 use crate::store::StoreError;
 use crate::store::lease::Fleet;
 
-/// What the root is told.
+/// The messages of the root.
 pub(crate) enum RootMessage {
-    /// Take a shard again.
+    /// Takes a shard again.
     Retake(ShardNo),
-    /// The shards' supervisors, where there is one now.
+    /// Asks for the supervisors of the shards that have one now.
     Shards(RpcReplyPort<Vec<Option<ActorRef<ShardSupervisorMessage>>>>),
-    /// No shard is taken again from now on.
+    /// Forbids taking shards again from now on.
     Draining,
-    /// Start the janitor again.
+    /// Starts the janitor again.
     RestartJanitor,
-    /// What follows from the lease.
+    /// Orders that follow from the lease.
     Orders(Vec<Order>),
-    /// For the heartbeat.
+    /// News for the heartbeat.
     News(News),
-    /// Start the heartbeat again.
+    /// Starts the heartbeat again.
     RestartHeartbeat,
 }
 
-/// What the actor is told.
+/// The messages of the heartbeat's actor.
 pub(crate) enum HeartbeatMessage {
     News(News),
     /// The thread ended, for this reason.
     Ended(String),
 }
 
-/// What the heartbeat is told.
+/// News for the heartbeat's thread.
 pub(crate) enum News {
-    /// A shard runs.
+    /// The shard runs.
     Taken(ShardNo),
-    /// A shard runs no more, or could not be taken.
+    /// The shard no longer runs, or could not be taken.
     Stopped(ShardNo),
-    /// A shard failed too often and was given back.
+    /// The shard failed too often and was given back.
     Failed(ShardNo),
     /// The worker leaves: no shard is taken from now on.
     Drain,
-    /// Look at the fleet now.
+    /// Asks for a look at the fleet now.
     Look(RpcReplyPort<Result<Fleet, StoreError>>),
-    /// All shards are given up: leave the fleet.
+    /// All shards are given up: the worker leaves the fleet.
     Leave(RpcReplyPort<()>),
 }

@@ -1,8 +1,8 @@
 //! The root of the tree: a supervisor per shard, taken again when one gives up; the process ends when that fails.
-//! In: how shards ended; orders to take, hand over and drain. Out: shards; the reason for giving up.
+//! In: ends of shards; orders to take, hand over and drain. Out: shards; the reason for giving up.
 //!
-//! A store without leases gives all shards at once to whoever runs it. In a fleet the heartbeat orders which shards run
-//! here, see [`fleet`].
+//! A store without leases gives all shards at once to the process that runs it. In a fleet the heartbeat orders which
+//! shards run here, see [`fleet`].
 
 mod orders;
 
@@ -32,29 +32,29 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// The root.
 pub(crate) struct Root;
 
-/// What it is started with.
+/// The arguments of the root.
 pub(crate) struct RootArgs {
     pub(crate) env: Arc<Env>,
-    /// Told why the tree gave up.
+    /// Receives the reason why the tree gave up.
     pub(crate) failed: watch::Sender<Option<String>>,
 }
 
 struct Owned {
     supervisor: Option<ActorRef<ShardSupervisorMessage>>,
-    /// It is to run here: it is taken again when it ends.
+    /// True if the shard must run here: it is taken again when it ends.
     wanted: bool,
     budget: RestartBudget,
     live: Arc<AtomicUsize>,
 }
 
-/// What it holds.
+/// The root's state.
 pub(crate) struct RootState {
     args: RootArgs,
     shards: Vec<Owned>,
     janitor: ActorId,
     heartbeat: Option<ActorRef<HeartbeatMessage>>,
     heartbeat_budget: RestartBudget,
-    /// Who gives which shard back, and why.
+    /// The shards that are being given back, by the actor that does it, with the reason.
     giving_back: HashMap<ActorId, (ShardNo, String)>,
     dice: Dice,
     draining: bool,
@@ -122,7 +122,7 @@ impl Actor for Root {
         Ok(())
     }
 
-    // ractor's own default would stop the root, and with it everything.
+    // ractor's default would stop the root, and with it everything.
     async fn handle_supervisor_evt(
         &self,
         myself: ActorRef<RootMessage>,
@@ -153,7 +153,7 @@ impl Actor for Root {
 }
 
 impl RootState {
-    /// Whose supervisor this is.
+    /// The shard whose supervisor is `id`.
     fn shard_of(&self, id: ActorId) -> Option<ShardNo> {
         let shard = self.shards.iter().position(|shard| shard.supervisor.as_ref().is_some_and(|s| s.get_id() == id));
         shard.and_then(|shard| ShardNo::try_from(shard).ok())
@@ -161,7 +161,7 @@ impl RootState {
 
     async fn retake(&mut self, myself: &ActorRef<RootMessage>, shard: ShardNo) {
         let owned = &mut self.shards[shard as usize];
-        // In a fleet it may have been given to another worker since, or taken by a later order.
+        // In a fleet another worker may have it by now, or a later order took it.
         if !owned.wanted || owned.supervisor.is_some() {
             return;
         }
@@ -174,7 +174,7 @@ impl RootState {
         let again = self.args.env.fleet.is_none();
         match take(myself, &self.args.env, (shard, again), &owned.live).await {
             Ok(supervisor) => owned.supervisor = Some(supervisor),
-            // An outage is waited for: it spends no restarts.
+            // An outage is waited out: it spends no restarts.
             Err(SpawnErr::StartupFailed(error)) if is_outage(error.as_ref()) => {
                 warn!(shard, %error, "shard cannot be taken, trying again");
                 myself.send_after(AGAIN, move || RootMessage::Retake(shard));

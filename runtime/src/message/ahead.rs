@@ -1,47 +1,47 @@
-//! What is done above an origin's position: stretches of places with nothing undone between them, and places that are
+//! Progress above an origin's position: stretches of places with nothing undone between them, and places that are
 //! done for some of their services. Pure.
-//! In: what several shards know of one origin. Out: what is done of it, by whomever.
+//! In: the progress of several shards on one origin. Out: their union.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Position;
 
-/// Places of an origin that are done and follow each other as its source hands them over: numbers that it leaves out do
-/// not end a stretch.
+/// Places of an origin that are done and follow each other as its source hands them over: numbers that the source
+/// leaves out do not end a stretch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stretch {
     /// The first place.
     pub from: Position,
-    /// The last one.
+    /// The last place.
     pub to: Position,
-    /// Of one place that is done for some of its services only: their numbers in the store. Empty: it is done for all.
+    /// For a single place that is done for some of its services only: their numbers in the store. Empty: done for all.
     pub services: Vec<u16>,
 }
 
 impl Stretch {
-    /// All up to a place.
+    /// All places up to `to`.
     pub fn up_to(to: Position) -> Self {
         Self { from: Position::new(0, 0), to, services: Vec::new() }
     }
 
-    /// Of a log whose places are rows and messages in them: the first row that begins in it, the last that does, and of that one
-    /// how many messages at the least it must not have more than to lie in it whole.
+    /// For a log whose places are rows and messages within rows: the first row that begins in the stretch, the last
+    /// that does, and the most messages that this last row may have to lie in the stretch whole.
     pub(crate) fn rows(&self) -> (u64, u64, u64) {
         (self.from.no + u64::from(self.from.index > 0), self.to.no, u64::from(self.to.index) + 1)
     }
 }
 
-/// Of each origin what is done above its position, in order.
+/// The stretches done above each origin's position, in order.
 pub type Ahead = BTreeMap<Arc<str>, Vec<Stretch>>;
 
-/// What several shards know of one origin, as far as it lies above its position: what one of them did is done.
+/// The union of the progress of several shards on one origin, above its position: a place that one of them did is done.
 pub(crate) fn united(mut known: Vec<Stretch>, position: Option<Position>) -> Vec<Stretch> {
     known.retain(|stretch| position.is_none_or(|position| stretch.to.place() > position.place()));
-    // At one place what is done for all comes first.
+    // At the same place, a stretch that is done for all services comes first.
     known.sort_by_key(|stretch| (stretch.from.place(), !stretch.services.is_empty()));
     let mut united: Vec<Stretch> = Vec::new();
-    // The last place up to which all is done.
+    // The last place up to which everything is done.
     let mut reach = None;
     for stretch in known {
         let covered = reach.is_some_and(|reach| stretch.from.place() <= reach);

@@ -1,5 +1,5 @@
-//! What keys and ids become where they are not text: a shard's number, 16 bytes.
-//! In: bytes. Out: their hash, the same in each version of the program, for stores keep it.
+//! Hashes of keys and ids: a shard's number, 16 bytes.
+//! In: bytes. Out: their hash, the same in each version of the program, as stores keep it.
 
 use uuid::Uuid;
 

@@ -1,5 +1,5 @@
 //! Places in the logs of sources. Plain values.
-//! In: a record's number, and the message's index within it. Out: places in their order; where each origin is.
+//! In: a record's number, and the message's index within it. Out: places in their order; the position of each origin.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ pub struct Position {
     pub no: u64,
     /// The message within it, from 0.
     pub index: u32,
-    /// A fingerprint of the record, where a log might be made anew under the same name; 0 where not.
+    /// A fingerprint of the record, if the log might be made anew under the same name; otherwise 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub mark: u64,
 }
@@ -24,7 +24,7 @@ impl Position {
         Self { no, index, mark: 0 }
     }
 
-    /// Where it is in its log, whatever lies there.
+    /// The place in the log, whatever lies there.
     pub(crate) fn place(&self) -> (u64, u32) {
         (self.no, self.index)
     }
@@ -35,5 +35,5 @@ fn is_zero(mark: &u64) -> bool {
     *mark == 0
 }
 
-/// Of each origin (a log lane, a Kafka partition, a stream) the last position all of whose predecessors are taken.
+/// For each origin (a log lane, a Kafka partition, a stream), the last position whose predecessors are all taken.
 pub type Positions = BTreeMap<Arc<str>, Position>;

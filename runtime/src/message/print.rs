@@ -1,15 +1,15 @@
-//! Prints of contents, by which two messages with one id are told apart.
-//! In: messages. Out: eight bytes for what each says; its id with them, as the inbox takes it.
+//! Fingerprints of contents, by which two messages with one id are told apart.
+//! In: messages. Out: eight bytes for the content of each; its id with them, as the inbox takes it.
 
 use super::hash::{digest, murmur2};
 use super::{Message, keyed_hash};
 
-/// Eight bytes that stand for what a message says: a keyed hash of its payload, byte by byte. JSON with its members in another
-/// order, or other white space, is another content: reading each message for this alone would cost more than all else that is
-/// done about its id.
+/// A fingerprint of a message's content in eight bytes: a keyed hash of its payload, byte by byte. JSON with its
+/// members in another order, or other white space, is another content: reading each message for this alone would cost
+/// more than all other work on its id.
 ///
-/// Nothing else counts. A copy may come through another door, at another time and with other headers, and a record that
-/// names no type has its topic's.
+/// Only the payload counts. A copy may come through another door, at another time and with other headers, and a record
+/// that names no type has its topic's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Print(pub [u8; Print::BYTES]);
 
@@ -17,29 +17,29 @@ impl Print {
     /// Length in a `commits.prints` blob.
     pub const BYTES: usize = 8;
 
-    /// Nothing is known of the content: it may be any.
+    /// The content is not known: it may be any.
     pub const UNKNOWN: Self = Self([0; Self::BYTES]);
 
-    /// The print of what `message` says.
+    /// The print of the content of `message`.
     pub fn of(message: &Message, hash_key: &[u8; 32]) -> Self {
         let mut print = Self::UNKNOWN;
         print.0.copy_from_slice(&keyed_hash(message.payload(), hash_key)[..Self::BYTES]);
-        // None is taken for one that is not known.
+        // No known content has the print that means unknown.
         if print == Self::UNKNOWN { Self([1; Self::BYTES]) } else { print }
     }
 
-    /// Whether both prints are known, and of different contents.
+    /// Returns whether both prints are known and differ.
     pub fn differs(self, other: Self) -> bool {
         self != other && self != Self::UNKNOWN && other != Self::UNKNOWN
     }
 }
 
-/// An id that is taken, and the print of what was said under it.
+/// An id that is taken, and the print of its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Taken {
     /// The id within its scope.
     pub id: TakenId,
-    /// The print of what came with it.
+    /// The print of the content that came with it.
     pub print: Print,
 }
 
@@ -49,11 +49,11 @@ impl Taken {
         Self { id: TakenId::of(message, service, hash_key), print: Print::of(message, hash_key) }
     }
 
-    /// As a message is taken whose id was taken before with other content: under an id made of both, so that the first one's
-    /// stays what it is, and a copy of this one is known when it comes.
+    /// The entry of a message whose id was taken before with other content: an id made of both, so that the first
+    /// message keeps its entry, and a copy of this one is recognised.
     pub fn apart(&self, hash_key: &[u8; 32]) -> Self {
         let mut id = self.id;
-        // No id of a message has a NUL.
+        // No message id has a NUL.
         let both = [&b"\0"[..], &self.id.digest(), &self.print.0].concat();
         id.0[..16].copy_from_slice(&keyed_hash(&both, hash_key));
         Self { id, print: self.print }
@@ -61,7 +61,7 @@ impl Taken {
 }
 
 impl From<TakenId> for Taken {
-    /// An id of whose content nothing is known.
+    /// An id with unknown content.
     fn from(id: TakenId) -> Self {
         Self { id, print: Print::UNKNOWN }
     }
@@ -76,10 +76,10 @@ impl TakenId {
     /// Length in a `commits.ids` blob.
     pub const BYTES: usize = 22;
 
-    /// Stands in the place of a service's number.
+    /// Takes the place of a service's number for events that a sink refused.
     pub(crate) const OUTGOING: u16 = u16::MAX - 1;
 
-    /// The id of `message` as `service` (by its number) takes it: within its source, where a binding asked for that.
+    /// The id of `message` as `service` (by its number) takes it: within its source, if a binding asked for that.
     pub fn of(message: &Message, service: u16, hash_key: &[u8; 32]) -> Self {
         let mut raw = [0; Self::BYTES];
         let id = match message.id_is_within_source() {
@@ -92,12 +92,12 @@ impl TakenId {
         Self(raw)
     }
 
-    /// The id of an event that a sink refused. Its scope is no service's: it is not a message that a service takes.
+    /// The id of an event that a sink refused. It has a scope of its own, as no service takes the event.
     pub fn outgoing(event: &Message, hash_key: &[u8; 32]) -> Self {
         Self::of(event, Self::OUTGOING, hash_key)
     }
 
-    /// Whether it is of an event that a sink refused.
+    /// Returns whether the id belongs to an event that a sink refused.
     pub fn is_outgoing(&self) -> bool {
         self.0[20..] == Self::OUTGOING.to_le_bytes()
     }
@@ -109,14 +109,14 @@ impl TakenId {
         digest
     }
 
-    /// Whether this is the id `digest` in any scope.
+    /// Returns whether this is the id `digest` in any scope.
     pub fn is(&self, digest: &[u8; 16]) -> bool {
         self.0[..16] == *digest
     }
 }
 
-/// An id and the source in which it is unique, as one text. A source is a URI reference, which has no space: one that has
-/// is set apart by what no id can have, so that no two pairs are one text.
+/// An id and the source in which it is unique, as one text. A source is a URI reference, which has no space: a source
+/// with one is set apart by a character that no id can have, so that no two pairs give the same text.
 fn id_within(source: &str, id: &str) -> String {
     let between = if source.contains(' ') { '\0' } else { ' ' };
     format!("{source}{between}{id}")

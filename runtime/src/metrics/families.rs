@@ -1,7 +1,7 @@
 //! Every metric family by its name: the one place that knows names, help texts, labels and buckets.
 //! In: nothing. Out: families that are registered, for [`super::Metrics`] to resolve; what records into those of a shard.
 //!
-//! The registry adds `_total` to the name of a counter. `docs/metrics.md` says what each of them means.
+//! The registry adds `_total` to the name of a counter. `docs/metrics.md` says what each metric means.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

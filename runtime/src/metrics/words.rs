@@ -10,7 +10,7 @@ macro_rules! words {
         pub enum $name { $($(#[$variant_doc])* $variant,)* }
 
         impl $name {
-            /// All of them, in the order of their declaration.
+            /// All words, in the order of their declaration.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
             /// The word in metrics and logs.
@@ -22,11 +22,11 @@ macro_rules! words {
 }
 
 words! {
-    /// What recognised a delivery as already taken.
+    /// The way in which a delivery was recognised as already taken.
     DedupSource {
-        /// It lies at or before its source's position.
+        /// The delivery lies at or before its source's position.
         Position = "position",
-        /// Its id is in the inbox.
+        /// The delivery's id is in the inbox.
         Inbox = "inbox",
     }
 }
@@ -48,33 +48,33 @@ words! {
 }
 
 words! {
-    /// Why a child was restarted.
+    /// The reason why a child was restarted.
     RestartReason {
-        /// It panicked.
+        /// The child panicked.
         Panicked = "panicked",
-        /// It said that it cannot go on.
+        /// The child said that it cannot go on.
         Failed = "failed",
-        /// It ended without being asked to.
+        /// The child ended without being asked to.
         Ended = "ended",
-        /// A child of it used up its restarts.
+        /// A child of its own used up its restarts.
         Escalated = "escalated",
     }
 }
 
 words! {
-    /// What an operator has to know of; `docs/operations.md` says what to do about each.
+    /// Conditions of a shard that an operator must know of; `docs/operations.md` says what to do about each.
     Alarm {
         /// The dedup window in force is shorter than `dedup.window_min`.
         DedupWindowBelowMin = "dedup_window_below_min",
-        /// A key or a shard has as many pending rows as it may: sources pause.
+        /// A key or a shard has the most pending rows that it may have: sources pause.
         PendingBoundReached = "pending_bound_reached",
-        /// A source has as many stretches of done deliveries ahead of its positions as it may: it pauses.
+        /// A source has the most stretches of done deliveries ahead of its positions that it may have: it pauses.
         AheadBoundReached = "ahead_bound_reached",
         /// The store cannot be written: nothing is lost, nothing moves.
         StoreUnavailable = "store_unavailable",
         /// Keys wait for an operator.
         HeldKeys = "held_keys",
-        /// A shard has as many unpublished events as it may: its sources pause.
+        /// A shard has the most unpublished events that it may have: its sources pause.
         OutboxBoundReached = "outbox_bound_reached",
         /// A sink refused events: they are dead letters.
         OutboxRefused = "outbox_refused",
@@ -86,7 +86,7 @@ words! {
         SourceLost = "source_lost",
         /// A shard has four fifths of the dead letters that it may have.
         DeadLettersNearBound = "dead_letters_near_bound",
-        /// A shard has as many dead letters as it may: its sources pause.
+        /// A shard has the most dead letters that it may have: its sources pause.
         DeadLetterBoundReached = "dead_letter_bound_reached",
         /// Operators have paused a service or a key.
         Paused = "paused",
@@ -94,7 +94,7 @@ words! {
 }
 
 words! {
-    /// What an operator has to know of a worker as a whole; see [`Alarm`].
+    /// Conditions of a whole worker that an operator must know of; see [`Alarm`].
     WorkerAlarm {
         /// The lease could not be renewed: the worker stopped its shards.
         LeaseLost = "lease_lost",
@@ -102,39 +102,39 @@ words! {
         CodeVersionTooLow = "code_version_too_low",
         /// A shard failed too often on this worker, which leaves it to others for a while.
         ShardsCooling = "shards_cooling",
-        /// A transaction is open for so long elsewhere in the store that it keeps what is dead from being removed.
+        /// A transaction elsewhere in the store has been open for so long that it keeps dead rows from being removed.
         LongTransaction = "long_transaction",
     }
 }
 
 words! {
-    /// Why a worker took a shard.
+    /// The reason why a worker took a shard.
     TakeReason {
-        /// Nobody had it.
+        /// The shard had no owner.
         Free = "free",
-        /// Its owner's lease had expired.
+        /// The shard's owner's lease had expired.
         Expired = "expired",
-        /// The worker had it already.
+        /// The worker had the shard already.
         Again = "again",
     }
 }
 
 words! {
-    /// What the idempotency key of a call was.
+    /// The state of a call's idempotency key.
     CallWord {
-        /// Its call was made.
+        /// The key was new: its call was made.
         New = "new",
-        /// Its call had ended: the answer was given again.
+        /// The key's call had ended: the answer was given again.
         Replay = "replay",
-        /// Its call still runs.
+        /// The key's call still runs.
         InFlight = "in_flight",
-        /// Its call asked for something else.
+        /// The key's call asked for something else.
         Mismatch = "mismatch",
     }
 }
 
 words! {
-    /// How a commit ended, as a label.
+    /// The outcome of a commit, as a label.
     CommitWord {
         /// See [`Outcome::Committed`].
         Committed = "committed",
@@ -162,21 +162,21 @@ impl From<&Outcome> for CommitWord {
 }
 
 words! {
-    /// How a request at a front door ended.
+    /// The outcome of a request at a front door.
     HttpOutcome {
-        /// It was done.
+        /// The request was carried out.
         Done = "done",
-        /// It was answered as before.
+        /// The request was answered as before.
         Replayed = "replayed",
-        /// It was not as it must be, or refused by what handles it.
+        /// The request was invalid, or refused by its handler.
         Refused = "refused",
-        /// Its sender may not.
+        /// The sender may not make it.
         Forbidden = "forbidden",
-        /// Another one came first, or still runs.
+        /// Another request came first, or still runs.
         Conflict = "conflict",
-        /// Its tenant sends too much.
+        /// The tenant sends too much.
         Limited = "limited",
-        /// It failed here.
+        /// The request failed here.
         Failed = "failed",
         /// There was no room, or no store.
         Unavailable = "unavailable",

@@ -1,18 +1,18 @@
 //! Schedules of handlers as the settings change them.
-//! In: `[[cron]]` sections. Out: plain values, or what is wrong with them.
+//! In: `[[cron]]` sections. Out: plain values, or problems.
 
 use serde::{Deserialize, Serialize};
 
 use super::Settings;
 use super::problems::Problems;
 
-/// What is different about a handler's schedule.
+/// Changes to a handler's schedule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CronSettings {
     /// The service.
     pub service: String,
-    /// The schedule's name, under whichever keys.
+    /// The schedule's name; the changes apply to it under every key.
     pub name: String,
     /// Its cron expression; empty: the handler's own.
     #[serde(default)]
@@ -20,7 +20,7 @@ pub struct CronSettings {
     /// Its time zone; empty: the handler's own.
     #[serde(default)]
     pub zone: String,
-    /// Whether it is on.
+    /// True if it is on.
     #[serde(default = "on")]
     pub enabled: bool,
 }

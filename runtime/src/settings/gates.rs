@@ -1,5 +1,5 @@
-//! Limits of services, and how dependencies are treated.
-//! In: `[[limit]]` and `[[dependency]]` sections. Out: plain values, or what is wrong with them.
+//! Limits of services, and the treatment of dependencies.
+//! In: `[[limit]]` and `[[dependency]]` sections. Out: plain values, or problems.
 
 use std::time::Duration;
 
@@ -22,18 +22,18 @@ pub struct ServiceLimit {
     pub rate: f64,
 }
 
-/// How something is treated that handlers name in `NEEDS`, for each process.
+/// The treatment of a dependency that handlers name in `NEEDS`, for each process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DependencySettings {
-    /// Its name there.
+    /// Its name in `NEEDS`.
     pub name: String,
     /// Failures in a row that open its circuit breaker.
     pub failures: u32,
-    /// How long it stays open at first; doubled each time, half of it by chance.
+    /// Time for which it stays open at first; doubled each time, half of it by chance.
     #[serde(with = "humantime_serde")]
     pub open_for: Duration,
-    /// How long it stays open at most.
+    /// Longest time for which it stays open.
     #[serde(with = "humantime_serde")]
     pub open_max: Duration,
     /// Turns at once; 0: as many as there are keys.

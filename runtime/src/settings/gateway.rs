@@ -1,5 +1,5 @@
 //! The front doors, and the cache of answers behind them.
-//! In: the sections `[gateway]` and `[cache]`. Out: plain values, or what is wrong with them.
+//! In: the sections `[gateway]` and `[cache]`. Out: plain values, or problems.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,27 +16,28 @@ section! {
         listen: String = "127.0.0.1:8080".to_owned(),
         /// Address of gRPC.
         grpc_listen: String = "127.0.0.1:8081".to_owned(),
-        /// File with the bearer tokens' hashes (`budget-manager token:new`). Without one only loopback is served, as tenant `default`.
+        /// File with the bearer tokens' hashes (`budget-manager token:new`). Without one only loopback is served, as
+        /// tenant `default`.
         tokens: String = String::new(),
-        /// Whether, without tokens, pages that this machine serves at other ports may send changes.
+        /// Without tokens, allows changes from pages that this machine serves at other ports.
         local_origins: bool = true,
         /// Certificate chain (PEM) of both listeners; with `tls_key`. Without it they speak plain text.
         tls_cert: String = String::new(),
         /// Its private key (PEM).
         tls_key: String = String::new(),
-        /// How long a call is waited for before its sender hears that it still runs.
+        /// Time for which a call is awaited before its sender is told that it still runs.
         #[serde(with = "humantime_serde")]
         wait: Duration = Duration::from_secs(10),
-        /// How long an answer is kept under its idempotency key, and an older one may be asked for again.
+        /// Time for which an answer is kept under its idempotency key, and an older one may be asked for again.
         #[serde(with = "humantime_serde")]
         keep: Duration = Duration::from_secs(24 * 3600),
-        /// Operations that are refused without an idempotency key of the client's own; others are given one.
+        /// Operations that are refused without an idempotency key of the client's own; other operations are given one.
         require_key: Vec<String> = vec!["payments.charge".to_owned()],
-        /// Whether a key may come as a plain token (`abc`) as well as a quoted string (`"abc"`).
+        /// Accepts a key as a plain token (`abc`) as well as a quoted string (`"abc"`).
         lenient_keys: bool = true,
         /// Largest body of a request, in bytes.
         body_bytes_max: usize = 1 << 20,
-        /// Most bytes that an answer has of what is there: a page with more of them ends before its limit, and says where
+        /// Most bytes of stored data in an answer: a page with more of them ends before its limit, and says where
         /// the next one begins.
         answer_bytes_max: usize = 1 << 20,
         /// Records of calls that one tenant may have: its rate times `keep`.
@@ -45,14 +46,14 @@ section! {
         rate: f64 = 0.0,
         /// Connections at once, on each listener.
         connections_max: usize = 1_024,
-        /// How long a client may take to send a request's head, and then its body.
+        /// Time for a client to send a request's head, and then its body.
         #[serde(with = "humantime_serde")]
         read_timeout: Duration = Duration::from_secs(10),
     }
 }
 
 section! {
-    /// The cache of answers that were given: it makes repeats faster, and is never believed where the store says otherwise.
+    /// The cache of answers: it makes repeats faster, and is never believed where the store says otherwise.
     CacheSettings {
         /// Redis (`redis://host:port`), which the gateways of a fleet share; empty: each process has its own.
         url: String = String::new(),
@@ -60,7 +61,7 @@ section! {
         entries_max: u64 = 100_000,
         /// Largest answer that is cached, in bytes.
         entry_bytes_max: usize = 16 << 10,
-        /// How long Redis may take before the store is asked instead.
+        /// Time for Redis to answer before the store is asked instead.
         #[serde(with = "humantime_serde")]
         timeout: Duration = Duration::from_millis(50),
     }
@@ -109,7 +110,7 @@ pub(super) fn check(settings: &Settings, found: &mut Problems) {
     found.check(!cache.timeout.is_zero(), &["cache.timeout"], "must be above 0");
 }
 
-/// Whether a URL has a scheme of Redis.
+/// Returns whether a URL has a scheme of Redis.
 pub(crate) fn is_redis(url: &str) -> bool {
     url.starts_with("redis://") || url.starts_with("rediss://")
 }

@@ -1,4 +1,4 @@
-//! The settings for Kafka, and what may be wrong with them.
+//! The settings for Kafka, and their checks.
 //! In: the section `kafka`. Out: every problem, each with what to do; topics by name and incarnation.
 
 use std::time::Duration;
@@ -15,9 +15,10 @@ section! {
         brokers: String = String::new(),
         /// Topics to read; `topic#2` reads a topic that was made anew as one that was never read.
         topics: Vec<String> = Vec::new(),
-        /// Consumer group that positions are also committed to, for lag tools; the store's decide where reading goes on.
+        /// Consumer group that positions are also committed to, for lag tools; reading resumes from the store's
+        /// positions.
         group: String = "perkey".to_owned(),
-        /// Where a topic that was never read is begun.
+        /// Place at which reading begins in a topic that was never read.
         first_start: FirstStart = FirstStart::Earliest,
         /// Header with the message's id where there is no `ce_id`.
         id_header: String = "id".to_owned(),
@@ -47,20 +48,20 @@ section! {
     }
 }
 
-/// Where a topic that was never read is begun.
+/// The place at which reading begins in a topic that was never read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FirstStart {
-    /// With its oldest record.
+    /// The oldest record.
     Earliest,
-    /// With what is written from now on.
+    /// The first record written from now on.
     Latest,
 }
 
 /// Longest entry of `kafka.topics`: ids derived from it must stay within a message's bounds.
 const TOPIC_BYTES_MAX: usize = 220;
 
-/// Properties that are not free, each with the reason or the setting to use.
+/// Properties that must not be set, each with the reason or the setting to use.
 const TAKEN: &[(&str, &str)] = &[
     ("bootstrap.servers", "set kafka.brokers"),
     ("metadata.broker.list", "set kafka.brokers"),
@@ -76,7 +77,7 @@ const TAKEN: &[(&str, &str)] = &[
     ("auto.offset.reset", "set kafka.first_start; a lost position must stop the source, not move it"),
     ("enable.auto.commit", "positions are committed with the store, and to the group after that"),
     ("enable.auto.offset.store", "positions are committed with the store, and to the group after that"),
-    ("enable.partition.eof", "the end of a partition is no message"),
+    ("enable.partition.eof", "the end of a partition is not a message"),
     ("isolation.level", "records of aborted transactions must not be handled: it is read_committed"),
     ("allow.auto.create.topics", "a topic made by reading it would have an arbitrary number of partitions"),
     ("group.protocol", "partitions are read by the owner of their shard, not by a member of a group"),
@@ -95,13 +96,13 @@ const TAKEN: &[(&str, &str)] = &[
     ("transactional.id", "the outbox needs no transactions of Kafka"),
 ];
 
-/// The topic, or stream, that an entry of `kafka.topics` or `rabbitmq.streams` names: what stands before `#`, behind which its
-/// lives are counted.
+/// The topic, or stream, that an entry of `kafka.topics` or `rabbitmq.streams` names: the part before `#`; the number
+/// behind it counts the topic's lives.
 pub fn topic_of(entry: &str) -> &str {
     entry.split_once('#').map_or(entry, |(topic, _)| topic)
 }
 
-/// The entry with which the same topic, or stream, is begun anew: `orders#2` for `orders`, `orders#3` for `orders#2`.
+/// The entry that begins the same topic, or stream, anew: `orders#2` for `orders`, `orders#3` for `orders#2`.
 pub fn next_life(entry: &str) -> String {
     let (topic, life) = entry.split_once('#').unwrap_or((entry, "1"));
     format!("{topic}#{}", life.parse().unwrap_or(1_u64) + 1)
@@ -113,13 +114,13 @@ pub(crate) fn property(entry: &str) -> Option<(&str, &str)> {
     Some((name.trim(), value.trim()))
 }
 
-/// Whether this is the address of a broker as librdkafka takes it: protocol and port may be left out.
+/// Returns whether this is the address of a broker as librdkafka takes it: protocol and port may be left out.
 fn is_broker(broker: &str) -> bool {
     let host = broker.split_once("://").map_or(broker, |(_, host)| host);
     address(host).is_some() || !host.is_empty() && !host.contains([':', ' '])
 }
 
-/// Finds everything that is wrong.
+/// Finds all problems of the section.
 pub(super) fn check(kafka: &KafkaSettings, found: &mut Problems) {
     found.check(
         kafka.brokers.is_empty() || cfg!(feature = "kafka"),

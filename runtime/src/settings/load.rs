@@ -1,5 +1,5 @@
 //! Reads settings from defaults, a file, the environment and flags; each overrules the ones before it.
-//! In: where to look. Out: checked settings and where each came from, or every problem at once, with its origin.
+//! In: the places to look. Out: checked settings and their origins, or every problem at once, with its origin.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,18 +13,18 @@ pub use super::redact::redact;
 use super::words::{duration, wanted};
 use super::{Bind, CronSettings, DependencySettings, IdWithin, KeyFrom, Publish, ServiceLimit, Settings};
 
-/// Where settings come from.
+/// The places that settings come from.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
-    /// What holds where nothing else is said.
+    /// The values of settings that are given nowhere else.
     pub defaults: Settings,
     /// A TOML file.
     pub file: Option<PathBuf>,
-    /// What the program's environment variables start with: `BUDGET_`. Empty: none is read.
+    /// The prefix of the program's environment variables: `BUDGET_`. If empty, none is read.
     pub prefix: String,
     /// The environment. Settings are the variables of that prefix with a `__`, which separates section and name; all
-    /// others are somebody else's: Kubernetes gives each pod variables with the names of services. An empty one is as one
-    /// that is not there.
+    /// others belong to somebody else: Kubernetes gives each pod variables with the names of services. An empty
+    /// variable counts as missing.
     pub env: Vec<(String, String)>,
     /// Flags, in the order given.
     pub flags: Vec<Flag>,
@@ -50,7 +50,7 @@ pub struct Loaded {
     pub origins: Vec<Origin>,
 }
 
-/// Where a setting's value came from.
+/// The origin of a setting's value.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Origin {
     /// The setting: `store.url`.
@@ -61,7 +61,7 @@ pub struct Origin {
     pub origin: String,
 }
 
-/// Loads settings, or says everything that is wrong with them.
+/// Loads settings, or returns everything that is wrong with them.
 pub fn load(sources: &Sources) -> Result<Loaded, Vec<String>> {
     let defaults = Value::try_from(&sources.defaults).map_err(|error| vec![format!("defaults: {error}")])?;
     let mut loading = Loading { layers: Vec::new(), problems: Vec::new(), known: leaves(&defaults), merged: defaults };
@@ -81,7 +81,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<String>> {
             loading.text(&setting, value, format!("environment {name}"));
         } else if let Some(meant) = loading.meant(rest) {
             let meant = format!("{}{}", sources.prefix, meant.to_uppercase().replace('.', "__"));
-            warn!(variable = %name, %meant, "a variable is no setting and is passed over: two underscores were meant");
+            warn!(variable = %name, %meant, "a variable is not a setting and is ignored: two underscores were meant");
         }
     }
     for flag in &sources.flags {
@@ -104,7 +104,7 @@ pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) ->
     (near.0 <= (word.len() / 3).max(1)).then_some(near.1)
 }
 
-/// The end of a sentence that says what was most likely meant; nothing where nothing is near.
+/// The end of a sentence that names the entry most likely meant; empty if nothing is near.
 pub fn or_near<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     did_you_mean(word, known).map_or_else(String::new, |near| format!("; did you mean {near}?"))
 }
@@ -118,7 +118,7 @@ struct Loading {
 }
 
 impl Loading {
-    /// The setting that a variable would name if its underscores were two.
+    /// The setting that a variable would name if its underscores were doubled.
     fn meant(&self, rest: &str) -> Option<&str> {
         let rest = rest.to_lowercase();
         self.known.iter().map(String::as_str).find(|known| known.contains('.') && known.replace('.', "_") == rest)
@@ -159,7 +159,7 @@ impl Loading {
         }
     }
 
-    /// A list of sections, each an `E`.
+    /// Reads a list of sections, each an `E`.
     fn list<E: DeserializeOwned>(&mut self, list: &str, value: &Value, origin: &str) {
         let Value::Array(entries) = value else {
             return self.problems.push(format!("{list}: write each one as a [[{list}]] section ({origin})"));
@@ -176,7 +176,7 @@ impl Loading {
                     self.problems.push(format!("{unknown} ({origin})"));
                 }
             }
-            // A name that is unknown is already reported: only what else is wrong is still to be said.
+            // Unknown names are already reported: only other problems are still missing.
             match entry.clone().try_into::<E>() {
                 Err(error) if !error.message().contains("unknown field") => {
                     self.problems.push(format!("{list}[{no}]: {} ({origin})", wanted_of(entry, error.message())));
@@ -192,7 +192,7 @@ impl Loading {
         }
     }
 
-    /// Sets a value that came as text: its default says how to read it.
+    /// Sets a value given as text: its default says how to read it.
     fn text(&mut self, setting: &str, text: &str, origin: String) {
         if let Some(list) = LISTS.into_iter().find(|list| *list == setting || in_section(setting, list)) {
             return self.problems.push(format!("{setting}: [[{list}]] can only be set in a file ({origin})"));
@@ -210,7 +210,7 @@ impl Loading {
         self.set(setting, value.unwrap_or_else(|| Value::String(text.to_owned())), &origin);
     }
 
-    /// Sets a value, unless it alone already does not fit.
+    /// Sets a value, unless its type does not fit.
     fn set(&mut self, setting: &str, value: Value, origin: &str) {
         let Some(place) = at_mut(&mut self.merged, setting).filter(|place| !place.is_table()) else {
             let sections = self.known.iter().filter_map(|name| name.split_once('.')).map(|(section, _)| section);
@@ -219,7 +219,7 @@ impl Loading {
             let unknown = Unknown { what: "setting", name: setting.to_owned(), near };
             return self.problems.push(format!("{unknown} ({origin})"));
         };
-        // What is a duration by default stays one.
+        // A setting whose default is a duration stays one.
         let is_duration = place.as_str().is_some_and(|text| duration(text).is_ok());
         if let Some(Err(problem)) = value.as_str().filter(|_| is_duration).map(duration) {
             return self.problems.push(format!("{setting}: {problem} ({origin})"));
@@ -269,7 +269,7 @@ impl Loading {
     }
 }
 
-/// What some editors begin a file with.
+/// The byte order mark with which some editors begin a file.
 const BOM: char = '\u{feff}';
 
 /// Fields of repeated sections that are durations.
@@ -278,14 +278,14 @@ const TIMES: [&str; 2] = ["open_for", "open_max"];
 /// Sections that may be repeated.
 const LISTS: [&str; 5] = ["bind", "publish", "dependency", "limit", "cron"];
 
-/// The fields of a section. Serde tells them only to whoever names one that is not there.
+/// The fields of a section. Serde names them only in the error for an unknown one.
 fn fields<E: DeserializeOwned>() -> Vec<String> {
     let unknown = Table::from_iter([("?".to_owned(), Value::Boolean(true))]);
     let said = Value::Table(unknown).try_into::<E>().err().map(|error| error.message().to_owned()).unwrap_or_default();
     said.split('`').skip(3).step_by(2).map(str::to_owned).collect()
 }
 
-/// What is wanted of a section, and of which of its fields, where that can be told.
+/// The value that a section needs, with the name of the wrong field if that can be told.
 fn wanted_of(entry: &Value, message: &str) -> String {
     let found = message.split('"').nth(1).unwrap_or_default();
     let field = entry.as_table().into_iter().flatten().find(|(_, value)| value.as_str() == Some(found));
@@ -484,7 +484,7 @@ mod tests {
         assert_eq!(problems, [format!("retry.cap must be at least retry.base {origins}")]);
     }
 
-    /// Settings whose numbers and times are 0 and whose texts are empty, where that can be: little of it may be.
+    /// Settings whose numbers and times are 0 and whose texts are empty, which few may be.
     fn emptied() -> Settings {
         let mut value = Value::try_from(Settings::default()).unwrap();
         for leaf in leaves(&value) {
@@ -518,7 +518,8 @@ mod tests {
     #[test]
     fn variables_of_others_are_no_settings_and_empty_ones_are_not_there() {
         let of = |env: Vec<_>| load(&Sources { prefix: "BUDGET_".to_owned(), env, ..Sources::default() });
-        // What Kubernetes puts into each pod of a namespace with a Service `budget-manager`, and one `budget`.
+        // The variables that Kubernetes sets in each pod of a namespace with a Service `budget-manager`, and one
+        // `budget`.
         let links = [
             ("BUDGET_MANAGER_SERVICE_HOST", "10.0.0.1"),
             ("BUDGET_MANAGER_SERVICE_PORT", "8080"),
@@ -527,7 +528,7 @@ mod tests {
             ("BUDGET_PORT", "tcp://10.0.0.1:8080"),
             ("BUDGET_BIND", "x"),
             ("BUDGET_CONFIG", "x.toml"),
-            // One underscore is missing: it is told of in the log.
+            // One underscore is missing: the log names it.
             ("BUDGET_STORE_URL", "sqlite://other.db"),
             ("BUDGET_RETRY__ATTEMPTS", ""),
         ];

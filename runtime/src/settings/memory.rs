@@ -1,4 +1,4 @@
-//! How much of messages a process holds in memory.
+//! The bound of messages in a process's memory.
 //! In: the section `[memory]`. Out: a bound for each source and each sink of a shard.
 
 use serde::{Deserialize, Serialize};
@@ -8,29 +8,30 @@ use super::{RabbitmqSettings, Settings};
 section! {
     /// Messages in memory.
     MemorySettings {
-        /// Bytes of messages in hand and of events on their way to sinks, of all shards together, about. Beside them calls that
-        /// wait to be written may have an eighth as much, and what intakes of RabbitMQ have on its way a quarter.
+        /// Approximate bytes of messages in hand and of events on their way to sinks, of all shards together. In
+        /// addition, calls that wait to be written may have an eighth as much, and messages of RabbitMQ intakes on
+        /// their way a quarter.
         in_hand: u64 = 512 << 20,
     }
 }
 
 impl MemorySettings {
-    /// The bytes that each of so many `ends`, sources and sinks, of one of so many shards may have in hand. A process may
-    /// have all shards, so each has its share whoever else runs some.
+    /// The bytes in hand for each of `ends` sources and sinks of one of `shards` shards. A process may
+    /// have all shards, so the shares do not depend on how many it has.
     pub fn share(&self, shards: u32, ends: usize) -> usize {
         let parts = u64::from(shards.max(1)) * ends.max(1) as u64;
         usize::try_from(self.in_hand / parts).unwrap_or(usize::MAX).max(1)
     }
 
-    /// The bytes that the calls of a process may have which wait to be written: an eighth, beside what is in hand.
+    /// The bytes of a process's calls that wait to be written: an eighth, in addition to the messages in hand.
     pub fn calls(&self) -> usize {
         usize::try_from(self.in_hand / 8).unwrap_or(usize::MAX).max(1)
     }
 }
 
 impl Settings {
-    /// The section `[rabbitmq]` with no more messages of its intakes on their way than have a quarter of `memory.in_hand`, were
-    /// each as large as a message may be (`ingress.message_bytes_max`). An intake has two queues.
+    /// The section `[rabbitmq]` with a prefetch of intakes that fits in a quarter of `memory.in_hand`, if
+    /// each message is as large as it may be (`ingress.message_bytes_max`). An intake has two queues.
     pub fn rabbitmq_in_memory(&self) -> RabbitmqSettings {
         let queues = 2 * self.rabbitmq.intakes.len().max(1) as u64;
         let fit = self.memory.in_hand / 4 / queues / self.ingress.message_bytes_max.max(1) as u64;

@@ -1,4 +1,4 @@
-//! The settings for RabbitMQ, and what may be wrong with them.
+//! The settings for RabbitMQ, and their checks.
 //! In: the section `rabbitmq`. Out: every problem, each with what to do; addresses.
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::problems::Problems;
 section! {
     /// RabbitMQ as source and sink; not used while `addresses` is empty.
     RabbitmqSettings {
-        /// Where its nodes are: `host:port,host:port`, tried in turn.
+        /// Addresses of its nodes: `host:port,host:port`, tried in turn.
         addresses: String = String::new(),
         /// The virtual host.
         vhost: String = "/".to_owned(),
@@ -20,7 +20,7 @@ section! {
         username: String = "guest".to_owned(),
         /// Password.
         password: String = "guest".to_owned(),
-        /// Whether connections are made by TLS.
+        /// Connects by TLS.
         tls: bool = false,
         /// File with certificates to trust beside the system's, or empty.
         ca_file: String = String::new(),
@@ -28,59 +28,60 @@ section! {
         cert_file: String = String::new(),
         /// File with the client's key, or empty.
         key_file: String = String::new(),
-        /// Streams to read: `orders` is `orders-0`, `orders-1`, … one for each shard; `orders#2` reads what was made anew.
+        /// Streams to read: `orders` stands for `orders-0`, `orders-1`, … one for each shard; `orders#2` reads streams
+        /// that were made anew.
         streams: Vec<String> = Vec::new(),
-        /// Those of the streams that have an intake queue, for publishers of others.
+        /// Those of the streams that have an intake queue, for foreign publishers.
         intakes: Vec<String> = Vec::new(),
-        /// What becomes of a message of an intake that has no id.
+        /// The fate of a message of an intake that has no id.
         without_id: WithoutId = WithoutId::Refuse,
         /// Header with a message's key where there is no `cloudEvents_partitionkey`.
         key_header: String = "key".to_owned(),
-        /// Whether streams, queues, exchanges and bindings are declared.
+        /// Declares streams, queues, exchanges and bindings.
         declare: bool = true,
-        /// Age from which a stream gives up segments, read or not; 0: without a bound.
+        /// Age from which a stream drops segments, read or not; 0: without a bound.
         #[serde(with = "humantime_serde")]
         max_age: Duration = Duration::from_secs(7 * 86_400),
-        /// Bytes above which a stream gives up its oldest segments, read or not; 0: without a bound.
+        /// Bytes above which a stream drops its oldest segments, read or not; 0: without a bound.
         max_bytes: u64 = 0,
-        /// Messages of a stream that are read ahead; fewer where these would be more than `buffer_bytes`.
+        /// Messages of a stream that are read ahead; fewer if these would be more than `buffer_bytes`.
         prefetch: u16 = 500,
-        /// Messages of an intake that are on their way to its stream; fewer where they might have more bytes than
+        /// Messages of an intake that are on their way to its stream; fewer if they might have more bytes than
         /// [`Settings::rabbitmq_in_memory`](super::Settings::rabbitmq_in_memory) allows.
         intake_prefetch: u16 = 100,
         /// Bytes of a shard's events on their way to the broker; and of its streams' messages that are read ahead.
         buffer_bytes: usize = 8 << 20,
         /// Bytes of an event's payload above which it is refused before it is sent.
         message_bytes_max: usize = 16 << 20,
-        /// Time after which a sink's end that has events and hears nothing is opened anew.
+        /// Time after which a sink's connection that has events and hears nothing is opened anew.
         #[serde(with = "humantime_serde")]
         answer_timeout: Duration = Duration::from_secs(120),
-        /// A node that is silent for two of these is left.
+        /// Interval of heartbeats; a node that is silent for two of these is left.
         #[serde(with = "humantime_serde")]
         heartbeat: Duration = Duration::from_secs(10),
     }
 }
 
-/// What becomes of a message of an intake that has no id.
+/// The fate of a message of an intake that has no id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WithoutId {
-    /// It is a dead letter: without an id a repeat cannot be told from another message.
+    /// The message becomes a dead letter: without an id a repeat cannot be told from another message.
     Refuse,
-    /// It is given a new one; it may take effect twice when a worker dies while it is moved.
+    /// The message is given a new id; it may take effect twice when a worker dies while it is moved.
     Mint,
 }
 
 /// Longest name of a stream: names that are derived from it must stay within 255 bytes.
 const STREAM_BYTES_MAX: usize = 200;
 
-/// Host and port of each node; none where one of them is none.
+/// Host and port of each node; `None` if any node does not parse.
 pub(crate) fn nodes(addresses: &str) -> Option<Vec<(String, u16)>> {
     let node = |node: &str| address(node.trim()).map(|(host, port)| (host.to_owned(), port));
     addresses.split(',').map(node).collect()
 }
 
-/// Finds everything that is wrong.
+/// Finds all problems of the section.
 pub(super) fn check(rabbitmq: &RabbitmqSettings, found: &mut Problems) {
     let used = !rabbitmq.addresses.is_empty();
     found.check(
@@ -144,7 +145,8 @@ pub(super) fn check(rabbitmq: &RabbitmqSettings, found: &mut Problems) {
         }
     }
     for intake in rabbitmq.intakes.iter().filter(|intake| !seen.contains(intake.as_str())) {
-        let text = format!("rabbitmq.intakes: {intake:?} is none of rabbitmq.streams: its messages would go nowhere");
+        let text =
+            format!("rabbitmq.intakes: {intake:?} is not one of rabbitmq.streams: its messages would go nowhere");
         found.add(&["rabbitmq.intakes", "rabbitmq.streams"], text);
     }
 }

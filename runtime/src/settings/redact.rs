@@ -1,10 +1,10 @@
 //! Settings as they may be shown.
-//! In: a setting with its value. Out: the value without what is secret in it.
+//! In: a setting with its value. Out: the value without its secrets.
 
-/// The value of a setting as it may be shown: passwords in URLs and whatever is named a secret become `***`.
+/// The value of a setting as it may be shown: passwords in URLs, and settings named as secrets, become `***`.
 pub fn redact(setting: &str, value: &str) -> String {
     let name = setting.rsplit('.').next().unwrap_or(setting);
-    // What is named tokens is the file that has their hashes.
+    // The setting named tokens is the path of the file with their hashes.
     if name != "tokens" && ["password", "token", "secret"].iter().any(|word| name.contains(word)) {
         return "***".to_owned();
     }
@@ -13,7 +13,7 @@ pub fn redact(setting: &str, value: &str) -> String {
         return "***".to_owned();
     }
     let mut shown = value.to_owned();
-    // Up to the last `@`: a password may have any character that a URL parts itself at, and there may be several URLs.
+    // Up to the last `@`: a password may hold any delimiter of URLs, and there may be several URLs.
     if let Some(start) = shown.find("://").map(|at| at + 3)
         && let Some(at) = shown[start..].rfind('@').map(|at| start + at)
         && let Some(colon) = shown[start..at].find(':').map(|colon| start + colon)

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bind {
-    /// Where they come from: a transport's name; `embedded` are the events of this store's own handlers.
+    /// The transport that they come from; `embedded` for the events of this store's own handlers.
     #[serde(default = "embedded")]
     pub source: String,
     /// Their CloudEvents type; `*` at the end matches any rest.
@@ -15,10 +15,10 @@ pub struct Bind {
     pub kind: String,
     /// The service that handles them.
     pub service: String,
-    /// Where their key comes from.
+    /// The origin of their key.
     #[serde(default)]
     pub key: KeyFrom,
-    /// What their id is unique in.
+    /// The scope in which their id is unique.
     #[serde(default)]
     pub id: IdWithin,
 }
@@ -27,7 +27,7 @@ fn embedded() -> String {
     "embedded".to_owned()
 }
 
-/// Where a bound message's key comes from.
+/// The origin of a bound message's key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyFrom {
@@ -38,7 +38,7 @@ pub enum KeyFrom {
     Handler,
 }
 
-/// Within what the id of a bound message is unique: by that a repeat is known.
+/// The scope in which the id of a bound message is unique: a second message with it there is a repeat.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IdWithin {
@@ -59,9 +59,9 @@ pub struct Publish {
     /// Their CloudEvents type; `*` at the end matches any rest.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Where they go: a sink's name.
+    /// The sink that they go to, by name.
     pub sink: String,
-    /// Where in the sink: a Kafka topic.
+    /// The place in the sink: a Kafka topic.
     pub topic: String,
 }
 

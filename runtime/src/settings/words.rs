@@ -1,13 +1,13 @@
-//! How settings are spoken of: what a value should have been, in the words of whoever writes it. Pure.
-//! In: text, what a deserializer says. Out: durations, addresses, reasons.
+//! The wording of problems: what a value should have been, in the terms of the settings file. Pure.
+//! In: text, a deserializer's message. Out: durations, addresses, reasons.
 
 use std::time::Duration;
 
-/// What a duration looks like.
+/// A description of a duration.
 const DURATION: &str = "a duration such as 250ms, 5s, 15m, 2h or 7d";
 
-/// A duration as people write it; the reason says why it is none. `15M` would be months: whoever writes it mostly means
-/// minutes, so it is refused, and `15months` is how to say the other.
+/// A duration as people write it, or the reason why it is not one. `15M` would be months: it is mostly meant as
+/// minutes, so it is refused, and `15months` is the way to write the other.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let months = |(at, _): (usize, &str)| {
         let before = text[..at].trim_end().ends_with(|c: char| c.is_ascii_digit());
@@ -24,13 +24,13 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 pub(crate) fn address(text: &str) -> Option<(&str, u16)> {
     let (host, port) = text.rsplit_once(':')?;
     let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    // An address of IPv6 has colons of its own: it stands in brackets.
+    // An IPv6 address has colons of its own: it stands in brackets.
     let host = inner.or(Some(host).filter(|host| !host.contains([':', '[', ']'])))?;
     let digits = port.bytes().all(|byte| byte.is_ascii_digit());
     Some((host, port.parse().ok()?)).filter(|_| digits && !host.is_empty() && !host.contains(char::is_whitespace))
 }
 
-/// What a deserializer wants of a value, for people who do not know its types.
+/// The value that a deserializer wants, for people who do not know its types.
 pub(super) fn wanted(message: &str) -> String {
     let line = message.lines().next().unwrap_or_default();
     if let Some(field) = line.strip_prefix("missing field ") {
@@ -42,7 +42,7 @@ pub(super) fn wanted(message: &str) -> String {
         "u8" => whole(u8::MAX.into()),
         "u16" => whole(u16::MAX.into()),
         "u32" => whole(u32::MAX.into()),
-        // TOML has no larger ones.
+        // TOML has no larger numbers.
         "u64" | "usize" => whole(i64::MAX.unsigned_abs()),
         "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number is wanted".to_owned(),
         "f32" | "f64" => "a number such as 1.5 is wanted".to_owned(),

@@ -1,23 +1,24 @@
 //! Traces: spans of requests, turns, commits, publications and restarts, exported by OTLP.
-//! In: `traceparent` of messages; what happens to them. Out: spans, each tied to the one that caused it.
+//! In: `traceparent` of messages; events of their lives. Out: spans, each tied to the one that caused it.
 //!
-//! Only what belongs to a sampled trace has spans: a message without a `traceparent`, or whose trace is not sampled, costs
-//! nothing. Without an exporter nothing has. Names and attributes follow OpenTelemetry's conventions for messaging
-//! (1.44): a turn is `process`, its parent the span that made the message; a commit is of many turns, so it has links.
+//! Only parts of a sampled trace have spans: a message without a `traceparent`, or whose trace is not sampled, costs
+//! nothing. Without an exporter there are no spans. Names and attributes follow OpenTelemetry's conventions for
+//! messaging (1.44): a turn is `process`, its parent the span that made the message; a commit is of many turns, so it
+//! has links.
 
 use tracing::Span;
 
 use crate::message::{Message, ShardNo};
 use crate::store::Commit;
 
-/// Turns that a commit's span is linked to, at most.
+/// The most turns that a commit's span is linked to.
 #[cfg(feature = "otlp")]
 const LINKS_MAX: usize = 64;
 
 #[cfg(feature = "otlp")]
 pub(super) use self::exported::{Exporter, layer};
 
-/// The span of a request that a front door serves. Its parent is the client's span, where that says so.
+/// The span of a request that a front door serves. Its parent is the client's span, if the request names one.
 pub fn request(method: &str, route: &str, traceparent: Option<&str>) -> Span {
     #[cfg(feature = "otlp")]
     if exported::is_on() {
@@ -31,7 +32,7 @@ pub fn request(method: &str, route: &str, traceparent: Option<&str>) -> Span {
     Span::none()
 }
 
-/// A request was answered with this status of HTTP; from 500 on it failed.
+/// Records that a request was answered with this HTTP status; from 500 on it failed.
 pub fn answered(span: &Span, status: u16) {
     span.record("http.response.status_code", status);
     if status >= 500 {
@@ -39,7 +40,7 @@ pub fn answered(span: &Span, status: u16) {
     }
 }
 
-/// The span of a turn; its parent is what made its message.
+/// The span of a turn; its parent is the span that made its message.
 pub(crate) fn turn(service: &str, message: &Message, attempt: u32) -> Span {
     #[cfg(feature = "otlp")]
     if let Some(parent) = exported::sampled(message) {
@@ -56,7 +57,7 @@ pub(crate) fn turn(service: &str, message: &Message, attempt: u32) -> Span {
     Span::none()
 }
 
-/// What a span is about went wrong.
+/// Records that the work of a span failed.
 pub(crate) fn failed(span: &Span, error: &str) {
     span.record("otel.status_code", "ERROR");
     span.record("otel.status_description", error);
@@ -115,7 +116,7 @@ pub(crate) fn restart(child: &'static str, shard: ShardNo, reason: &'static str,
     tracing::info_span!("restart", child, shard, reason, trace_id = id)
 }
 
-/// The `traceparent` of what a span causes; nothing where it is not exported.
+/// The `traceparent` for work that a span causes; `None` if the span is not exported.
 pub fn traceparent(span: &Span) -> Option<String> {
     #[cfg(feature = "otlp")]
     return exported::traceparent(span);
@@ -145,21 +146,21 @@ mod exported {
     use crate::message::Message;
     use crate::telemetry::trace_id;
 
-    /// What all spans that are exported have as their target: no other is.
+    /// The target of all exported spans: no others are exported.
     pub(super) const TARGET: &str = "perkey::trace";
-    /// How long what is left may take to be exported when the process ends.
+    /// The time for exporting the remaining spans when the process ends.
     const SHUTDOWN: Duration = Duration::from_secs(2);
-    /// Variables that name where traces go.
+    /// Variables that name the target of traces.
     const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
     static ON: AtomicBool = AtomicBool::new(false);
 
-    /// What exports spans, where something does.
+    /// The exporter of spans.
     #[derive(Debug)]
     pub(in crate::telemetry) struct Exporter(SdkTracerProvider);
 
     impl Exporter {
-        /// Exports what is left.
+        /// Exports the spans that are left.
         pub(in crate::telemetry) fn end(self) {
             ON.store(false, Ordering::Release);
             if let Err(error) = self.0.shutdown_with_timeout(SHUTDOWN) {
@@ -168,10 +169,10 @@ mod exported {
         }
     }
 
-    /// A layer, and what is to be ended with the process.
+    /// A layer, and the exporter to end with the process.
     type Exported = (Box<dyn Layer<Registry> + Send + Sync>, Exporter);
 
-    /// The layer that exports, where the environment names an endpoint; or why it cannot be.
+    /// The layer that exports, if the environment names an endpoint; or the reason why it cannot be made.
     pub(in crate::telemetry) fn layer() -> Result<Option<Exported>, String> {
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let off = std::env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
@@ -181,7 +182,7 @@ mod exported {
         let mut exporter = SpanExporter::builder().with_tonic();
         let endpoint = ENDPOINTS.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
         if endpoint.is_some_and(|endpoint| endpoint.starts_with("https://")) {
-            // By itself it would believe no certificate at all.
+            // Without this it would trust no certificate at all.
             exporter = exporter.with_tls_config(ClientTlsConfig::new().with_native_roots());
         }
         let exporter = exporter.build().map_err(|error| error.to_string())?;
@@ -224,10 +225,10 @@ mod exported {
         Some(SpanContext::new(trace, span, TraceFlags::new(flags), true, TraceState::default()))
     }
 
-    /// The span, below another one.
+    /// Places the span below another one.
     pub(super) fn under(span: Span, traceparent: Option<&str>) -> Span {
         if let Some(parent) = traceparent.and_then(context) {
-            // It fails only for a span that is not exported.
+            // This fails only for a span that is not exported.
             span.set_parent(Context::new().with_remote_span_context(parent)).ok();
         }
         span

@@ -1,5 +1,5 @@
 //! CloudEvents in the headers of a broker's messages (binary mode), and the trace context of the W3C beside them.
-//! In: headers by name; a message. Out: what each header means; the headers that say a message.
+//! In: headers by name; a message. Out: the meaning of each header; the headers for a message.
 //!
 //! Each protocol has a prefix for the attributes: `ce_` on Kafka, `cloudEvents_` (also `cloudEvents:`) on AMQP.
 
@@ -9,20 +9,20 @@ use crate::message::{Draft, Message, MessageError, check_name, kept};
 
 /// The media type that needs no header.
 pub(super) const JSON: &str = "application/json";
-/// The `source` of an event whose message names none; CloudEvents wants one.
+/// The `source` of an event whose message names none; CloudEvents requires one.
 const SOURCE: &str = "perkey";
 
-/// How a protocol names what a message consists of.
+/// A protocol's names for the parts of a message.
 pub(super) struct Scheme<'a> {
     /// Prefixes of attributes.
     pub(super) prefixes: &'a [&'a str],
-    /// The header with the id where there is no such attribute; empty: none.
+    /// The header with the id if there is no such attribute; empty: none.
     pub(super) id_header: &'a str,
-    /// The header with the key where there is no attribute `partitionkey`; empty: the key is in no header.
+    /// The header with the key if there is no attribute `partitionkey`; empty: the key is in no header.
     pub(super) key_header: &'a str,
 }
 
-/// Headers by what they mean.
+/// Headers by their meaning.
 #[derive(Default)]
 pub(super) struct Named<'a> {
     pub(super) id: Option<&'a [u8]>,
@@ -43,7 +43,7 @@ impl<'a> Named<'a> {
             Some("id") => self.id = Some(value),
             Some("type") => self.kind = Some(value),
             Some("source") => self.source = Some(value),
-            // A time that is none is not worth a dead letter: the record has one, too.
+            // An invalid time is not worth a dead letter: the record has one, too.
             Some("time") => self.time = from_rfc3339(text(name, value)?),
             Some("specversion") => {}
             Some("partitionkey") if !scheme.key_header.is_empty() => self.key = Some(value),
@@ -61,7 +61,7 @@ impl<'a> Named<'a> {
             _ if name == scheme.key_header => self.plain_key = Some(value),
             _ if is_reserved(name) => {}
             "content-type" | "traceparent" | "tracestate" => self.others.push((name, text(name, value)?)),
-            // Bytes that only their own reader understands, such as a schema's number, say nothing here.
+            // Bytes that only their own reader understands, such as a schema's number, mean nothing here.
             _ => self.others.extend(std::str::from_utf8(value).ok().map(|value| (name, value))),
         }
         Ok(())
@@ -77,22 +77,22 @@ pub(super) fn check<'a>(name: &'static str, bytes: &'a [u8]) -> Result<&'a str, 
     check_name(name, bytes).map_err(said)
 }
 
-/// Why there is no message.
+/// The reason why there is no message.
 pub(super) fn said(error: MessageError) -> String {
     error.to_string()
 }
 
-/// What an operator sees of a record that is no message: its names, and a part of its payload.
+/// The message that an operator sees for a record that cannot be used: its names, and a part of its payload.
 pub(super) fn shown(draft: &Draft<'_>) -> Message {
     let draft = Draft { payload: kept(draft.payload), headers: &[], ..*draft };
     draft.build_unchecked().expect("names within their bounds and 64 KiB of payload fit a frame")
 }
 
-/// Says a message in headers, one call of `put` each; its key, content type and payload go elsewhere.
+/// Writes a message as headers, with one call of `put` each; its key, content type and payload go elsewhere.
 pub(super) fn say(message: &Message, prefix: &str, mut put: impl FnMut(&str, &str)) {
     let source = if message.source().is_empty() { SOURCE } else { message.source() };
     let attributes = [("specversion", "1.0"), ("id", message.id()), ("type", message.kind()), ("source", source)];
-    // One buffer for all names: each event is said once for each sink.
+    // One buffer for all names: each event is written once for each sink.
     let mut buffer = prefix.to_owned();
     let mut header = |is_attribute: bool, name: &str, value: &str| {
         if !is_attribute {
@@ -118,14 +118,15 @@ pub(super) fn content_type(message: &Message) -> &str {
     message.header("content-type").unwrap_or(JSON)
 }
 
-/// Whether a header is an attribute of CloudEvents. The trace context travels under the names of its own standard.
+/// Returns whether a header is an attribute of CloudEvents. The trace context travels under the names of its own
+/// standard.
 fn is_extension(name: &str) -> bool {
     !["traceparent", "tracestate", "baggage"].contains(&name)
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }
 
-/// Takes bytes into a fingerprint, eight at a time: each record is hashed once, with all that it has. Fingerprints are stored
-/// with positions: this must not change.
+/// Mixes bytes into a fingerprint, eight at a time: each record is hashed once, with all its parts. Fingerprints are
+/// stored with positions: this must not change.
 pub(super) fn absorb(hash: u64, bytes: &[u8]) -> u64 {
     let mix = |hash: u64, word: u64| (hash.rotate_left(26) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let (words, rest) = bytes.as_chunks::<8>();

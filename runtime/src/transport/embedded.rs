@@ -1,4 +1,4 @@
-//! The embedded log: messages between services, in the same store and the same commit as what caused them.
+//! The embedded log: messages between services, in the same store and the same commit as their causes.
 //! In: messages for services, as rows of the log. Out: deliveries of one shard, each origin's in order.
 
 use std::collections::{HashMap, VecDeque};
@@ -13,9 +13,9 @@ use crate::message::{Draft, Position, Positions, ShardNo};
 pub use crate::store::layout::log::{NAME, RowError, decode, encode};
 use crate::store::{Store, StoreError, StoreFuture, StoredLogRow};
 
-/// Messages that are read ahead of what was asked for.
+/// The number of messages that are read ahead of the request.
 const READ_AHEAD: usize = 2_048;
-/// What is shown of a row that does not decode.
+/// The bytes that are shown of a row that does not decode.
 const SHOWN_BYTES: usize = 4_096;
 
 /// The log of a store, as a transport.
@@ -25,7 +25,7 @@ pub struct EmbeddedLog {
 }
 
 impl EmbeddedLog {
-    /// The log of `store`; every `poll` it looks for what other processes appended.
+    /// The log of `store`; it looks for rows of other processes every `poll`.
     pub fn new(store: Arc<dyn Store>, poll: Duration) -> Self {
         Self { store, poll }
     }
@@ -55,13 +55,13 @@ struct LogSource {
     store: Arc<dyn Store>,
     poll: Duration,
     shard: ShardNo,
-    /// Where the opening began: a row may be partly taken.
+    /// The positions where the opening began: a row may be partly taken.
     from: Positions,
-    /// Up to where rows were read.
+    /// The positions up to which rows were read.
     read: Positions,
-    /// Read, not handed over.
+    /// Deliveries that were read and not yet handed over.
     ready: VecDeque<Delivery>,
-    /// Services' names as they were first met.
+    /// Services' names, one `Arc` for each.
     names: HashMap<Arc<str>, Arc<str>>,
     reading: Ongoing<Vec<StoredLogRow>>,
 }
@@ -106,7 +106,7 @@ impl LogSource {
         for row in rows {
             let passed =
                 self.from.get(&row.origin).filter(|from| from.no == row.no).map_or(0, |from| u64::from(from.index) + 1);
-            // Behind every message of the row, whatever their number.
+            // A position behind every message of the row, whatever their number.
             self.read.insert(Arc::clone(&row.origin), Position::new(row.no, u32::MAX));
             let messages = match decode(row.messages.clone()) {
                 Ok(messages) => messages,
@@ -115,7 +115,7 @@ impl LogSource {
                     continue;
                 }
             };
-            // Neighbours mostly are for the same service: its name is looked up once.
+            // Neighbours are mostly for the same service: its name is looked up once.
             let mut known: Option<(Arc<str>, Arc<str>)> = None;
             for (index, (service, message)) in (0_u32..).zip(messages) {
                 if u64::from(index) < passed {
@@ -138,13 +138,13 @@ impl LogSource {
         }
     }
 
-    /// The same `Arc` for the same name, whichever row it came with.
+    /// Returns the same `Arc` for the same name, in whichever row it came.
     fn name(&mut self, name: Arc<str>) -> Arc<str> {
         Arc::clone(self.names.entry(Arc::clone(&name)).or_insert(name))
     }
 }
 
-/// One delivery for a whole row: its bytes, kept to be looked at. Its place is the row's end.
+/// One delivery for a whole row: its bytes, kept for inspection. Its place is the row's end.
 fn unreadable(row: &StoredLogRow, error: &RowError) -> Delivery {
     let shown = &row.messages[..row.messages.len().min(SHOWN_BYTES)];
     let id = format!("{}/{}", row.origin, row.no);

@@ -26,7 +26,8 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// The intake of `store`; every `poll` it looks for new rows. Of those with more than `bytes_max` a part is read.
+    /// The intake of `store`; it looks for new rows every `poll`. Only a part is read of rows with more than
+    /// `bytes_max` bytes.
     pub fn new(store: Arc<dyn Store>, poll: Duration, bytes_max: usize) -> Self {
         Self { store, poll, bytes_max }
     }
@@ -62,7 +63,7 @@ struct IntakeSource {
     shard: ShardNo,
     origin: Arc<str>,
     /// Rows handed over by this opening that may still be in the table. As many as deliveries can be in hand: numbers
-    /// become visible out of order, so no single one of them says what was seen.
+    /// become visible out of order, so no single number says which rows were seen.
     held: BTreeSet<u64>,
     reading: Ongoing<IntakeRows>,
 }
@@ -75,7 +76,7 @@ impl Source for IntakeSource {
                     let mut found = self.rows(max).await.map_err(unavailable)?;
                     // Nothing is awaited from here on: a dropped fetch loses nothing.
                     self.held = found.left.into_iter().collect();
-                    // The fetch that began the read may have asked for more: what is too much is found again.
+                    // The fetch that began the read may have asked for more: rows beyond `max` are found again.
                     found.rows.truncate(max);
                     if !found.rows.is_empty() {
                         self.held.extend(found.rows.iter().map(|row| row.no));
@@ -88,7 +89,7 @@ impl Source for IntakeSource {
     }
 
     fn committed(&mut self, _positions: &Positions) {
-        // What was committed is gone from the table, which the next look notices.
+        // A committed row is gone from the table, which the next look notices.
     }
 }
 
@@ -118,7 +119,7 @@ fn message(row: &IntakeRow, bytes_max: usize) -> Result<Message, String> {
     let bytes = row.bytes.to_string();
     let cut = (row.bytes > bytes_max as u64).then_some((CUT_FROM, bytes.as_str()));
     let headers: Map<String, Value> =
-        serde_json::from_str(&row.headers).map_err(|error| format!("the headers are no JSON object: {error}"))?;
+        serde_json::from_str(&row.headers).map_err(|error| format!("the headers are not a JSON object: {error}"))?;
     let texts: Vec<(String, String)> = headers
         .into_iter()
         .filter(|(name, _)| !is_reserved(name))

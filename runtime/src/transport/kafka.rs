@@ -1,7 +1,7 @@
 //! Kafka: topics as a source whose partitions are read by the owners of their shards, and as a sink of the outbox.
 //! In: records; events. Out: deliveries, each partition's in order; records in the order of the commits, confirmed.
 //!
-//! `docs/kafka.md` tells what becomes of what.
+//! `docs/kafka.md` says how records and messages correspond.
 
 mod client;
 mod event;
@@ -38,7 +38,7 @@ use crate::settings::KafkaSettings;
 /// The transport's name in settings, positions and metrics.
 pub const NAME: &str = "kafka";
 
-/// Why a source whose thread is gone cannot go on.
+/// The reason why a source whose thread is gone cannot go on.
 const ENDED: &str = "a thread of the consumer has ended; the next opening starts it anew";
 
 /// Topics of Kafka, as a transport: one consumer for all shards of the process.
@@ -58,7 +58,7 @@ struct Threads {
 }
 
 impl KafkaTransport {
-    /// The consumer and its threads. The brokers need not be there yet; settings of no use are an error.
+    /// The consumer and its threads. The brokers need not be there yet; unusable settings are an error.
     pub fn new(settings: &KafkaSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
         client::missing_file(settings)?;
         let threads = Mutex::new(Threads::start(settings, shards, metrics)?);
@@ -71,7 +71,7 @@ impl KafkaTransport {
         if let Some(source) = self.place(&threads, shard, from.clone()) {
             return Ok(source);
         }
-        // Only a defect ends one of them: what it held is gone, and all openings were told so.
+        // Only a defect ends one of them: its records in hand are gone, and all openings were told so.
         warn!(shard, "a thread of the consumer has ended, the consumer is started anew");
         *threads = Threads::start(&self.settings, self.shards, &self.metrics)?;
         self.place(&threads, shard, from.clone()).ok_or_else(|| ENDED.to_owned())
@@ -84,7 +84,7 @@ impl KafkaTransport {
         let known = threads.reader.send(ReaderOrder::Open(shard, generation, Arc::clone(&shelf)));
         let placed = threads.scout.send(ScoutOrder::Open(shard, generation, Arc::clone(&shelf), from));
         let source = KafkaSource { shard, generation, shelf, threads: Arc::clone(threads) };
-        // Asked last: a thread that ended before is seen here, one that ends later sees the orders.
+        // Read last: a thread that ended before is seen here, one that ends later sees the orders.
         (known.is_ok() && placed.is_ok() && threads.alive.load(Ordering::SeqCst)).then_some(source)
     }
 }
@@ -175,11 +175,11 @@ mod tests {
         transport.open(0, Positions::new()).await.unwrap()
     }
 
-    /// Whether the end is of no use any longer.
+    /// Returns whether the end is of no further use.
     async fn broke(source: &mut dyn Source) -> bool {
         loop {
             match source.fetch(1).await {
-                // That nobody is there may be told before.
+                // An error that no broker is there may come first.
                 Err(SourceError::Unavailable { .. }) => {}
                 answer => return matches!(answer, Err(SourceError::Broken { .. })),
             }

@@ -1,5 +1,5 @@
-//! A sink in memory, for tests: confirms what it is handed, or does what it is told to do instead.
-//! In: events, orders. Out: answers; everything that it ever had, in the order in which it had it.
+//! A sink in memory, for tests: confirms its events, or misbehaves as it is told.
+//! In: events, orders. Out: answers; every event that it ever had, in the order in which it had them.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use crate::message::{Message, ShardNo};
 /// Says which events the sink refuses, and why.
 pub type Refuse = dyn Fn(&Message) -> Option<String> + Send;
 
-/// A sink in memory. What it has outlives every end of it, not the process.
+/// A sink in memory. Its events outlive every end of it, not the process.
 #[derive(Clone)]
 pub struct MemorySink {
     name: Arc<str>,
@@ -32,7 +32,7 @@ struct Inner {
     refuse: Option<Box<Refuse>>,
     away: bool,
     silent: bool,
-    /// Rises when all open ends break.
+    /// A number that rises when all open ends break.
     breaks: u64,
     unanswered: usize,
     unanswered_most: usize,
@@ -50,39 +50,39 @@ impl MemorySink {
         Self { name: name.into(), shared: Arc::default() }
     }
 
-    /// Everything that it had, repeats too: each with the shard that published it.
+    /// Every event that it had, repeats too, each with the shard that published it.
     pub fn records(&self) -> Vec<(ShardNo, Outgoing)> {
         self.inner().records.clone()
     }
 
-    /// How many records it has.
+    /// The number of records that it has.
     pub fn len(&self) -> usize {
         self.inner().records.len()
     }
 
-    /// Whether it has none.
+    /// Returns whether it has no records.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// From now on events for which `refuse` gives a reason are refused.
+    /// Refuses events for which `refuse` gives a reason, from now on.
     pub fn refuse(&self, refuse: impl Fn(&Message) -> Option<String> + Send + 'static) {
         self.inner().refuse = Some(Box::new(refuse));
     }
 
-    /// From now on it cannot be reached, or can again.
+    /// Makes it unreachable, or reachable again.
     pub fn set_away(&self, away: bool) {
         self.inner().away = away;
         self.shared.changed.notify_waiters();
     }
 
-    /// From now on it takes events and does not answer, or answers again; also to what it has taken meanwhile.
+    /// Makes it take events without answers, or answer again; also the events that it has taken in the meantime.
     pub fn set_silent(&self, silent: bool) {
         self.inner().silent = silent;
         self.shared.changed.notify_waiters();
     }
 
-    /// All ends that are open break: what they have not answered they never will.
+    /// Breaks all open ends: they never answer the events that they have not answered yet.
     pub fn break_ends(&self) {
         self.inner().breaks += 1;
         self.shared.changed.notify_waiters();
@@ -124,7 +124,7 @@ impl SinkTransport for MemorySink {
 struct End {
     sink: MemorySink,
     shard: ShardNo,
-    /// As they were when it was opened.
+    /// The value when it was opened.
     breaks: u64,
     answers: VecDeque<Answer>,
 }

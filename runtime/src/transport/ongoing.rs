@@ -1,5 +1,5 @@
 //! A read of the store that outlives the wait for it: a fetch may be given up long before a slow read ends.
-//! In: how to begin a read. Out: what the read that was begun first finds.
+//! In: a function that begins a read. Out: the result of the read that was begun first.
 
 use crate::store::{StoreError, StoreFuture};
 

@@ -1,5 +1,5 @@
 //! Opens the sources and sinks that the settings name.
-//! In: settings, the store. Out: the embedded log and what else is configured, or what is wrong with it.
+//! In: settings, the store. Out: the embedded log and the configured brokers, or the reason why one cannot be opened.
 
 use std::sync::Arc;
 
@@ -34,8 +34,8 @@ pub(crate) fn names(settings: &Settings) -> (Vec<&'static str>, Vec<&'static str
     names
 }
 
-/// Opens them. The embedded log is always a source, and so is the intake of a store that has one; a broker is a
-/// source when topics or streams are named, and a sink when its addresses are.
+/// Opens the sources and sinks. The embedded log is always a source, and so is the intake of a store that has one; a
+/// broker is a source when topics or streams are named, and a sink when its addresses are.
 pub(crate) fn open(settings: &Settings, store: &Arc<dyn Store>, metrics: &Arc<Metrics>) -> Result<Ends, String> {
     let mut sources: Vec<Arc<dyn Transport>> = vec![Arc::new(EmbeddedLog::new(Arc::clone(store), settings.log.poll))];
     if store.has_intake() {
@@ -60,7 +60,7 @@ fn kafka(settings: &Settings, metrics: &Arc<Metrics>, (sources, sinks): &mut End
     Ok(())
 }
 
-/// Settings that ask for Kafka are refused where they are checked.
+/// Does nothing: settings that ask for Kafka are refused where they are checked.
 #[cfg(not(feature = "kafka"))]
 fn kafka(_: &Settings, _: &Arc<Metrics>, _: &mut Ends) -> Result<(), String> {
     Ok(())
@@ -78,7 +78,7 @@ fn rabbitmq(settings: &Settings, metrics: &Arc<Metrics>, (sources, sinks): &mut 
     Ok(())
 }
 
-/// Settings that ask for RabbitMQ are refused where they are checked.
+/// Does nothing: settings that ask for RabbitMQ are refused where they are checked.
 #[cfg(not(feature = "rabbitmq"))]
 fn rabbitmq(_: &Settings, _: &Arc<Metrics>, _: &mut Ends) -> Result<(), String> {
     Ok(())

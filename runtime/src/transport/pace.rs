@@ -1,13 +1,15 @@
-//! Which messages may go to a broker now, where it may refuse one for the moment (a nack) and take those behind it. Pure.
-//! In: messages, each with its way and key; what became of each. Out: those to be sent now; when to look again.
+//! The order and pace of messages to a broker that may refuse one for the moment (a nack) and take those behind it.
+//! Pure.
+//! In: messages, each with its way and key; the answer to each. Out: messages to send now; the time of the next look.
 //!
-//! Of a key one message is on its way at a time: a second one, sent before the first is known to be there, would overtake it
-//! whenever the first is refused and the second is not, and no later repair would turn them round again. Keys go side by side.
+//! One message of a key is on its way at a time: a second one, sent before the first is known to be there, would
+//! overtake it whenever the first is refused and the second is not, and no later repair would turn them round again.
+//! Keys go side by side.
 //!
-//! A way (an exchange, one of its streams) has a window of messages that are not answered. When one is refused it comes back to
-//! the head of its way, and one at a time is tried after pauses that double: a queue that is full is asked seldom, and is found
-//! to have room in less than twice the time that it took to have some. Once one is taken, the window doubles with each window
-//! that is, up to half of what it was; beyond that it grows by one each time.
+//! A way (an exchange, one of its streams) has a window of messages without an answer. When one is refused it comes
+//! back to the head of its way, and one at a time is tried after pauses that double: a full queue is asked seldom, and
+//! is found to have room in less than twice the time that it took to have some. Once one is taken, the window doubles
+//! with each full window that is taken, up to half of its former size; beyond that it grows by one each time.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -17,7 +19,7 @@ use crate::clock::Dice;
 
 /// The window of a way that has refused nothing: other bounds are reached before it.
 const WIDEST: f64 = 65_536.0;
-/// Bound of the pause after a first refusal.
+/// The bound of the pause after a first refusal.
 const PAUSE: Duration = Duration::from_millis(5);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -29,16 +31,16 @@ pub(crate) struct Sent {
     no: u64,
     key: Option<u64>,
     round: u64,
-    /// Whether nothing by this way has arrived so far.
+    /// True if no message has arrived by this way so far.
     #[cfg_attr(not(any(test, feature = "rabbitmq")), expect(dead_code, reason = "only a channel of RabbitMQ asks"))]
     pub(crate) first: bool,
 }
 
-/// Messages of one channel that wait, by their ways and keys.
+/// Waiting messages of one channel, by their ways and keys.
 #[derive(Debug)]
 pub(crate) struct Pace<M> {
     ways: BTreeMap<u64, Way<M>>,
-    /// Of each key of which one message is ready or on its way: those behind it, with their ways.
+    /// For each key with a message that is ready or on its way: the messages behind it, with their ways.
     keys: HashMap<u64, VecDeque<(u64, Ready<M>)>>,
     next: u64,
     dice: Dice,
@@ -53,19 +55,19 @@ struct Ready<M> {
 
 #[derive(Debug)]
 struct Way<M> {
-    /// In the order in which they came.
+    /// The messages in the order in which they came.
     ready: BTreeMap<u64, Ready<M>>,
     unanswered: usize,
     window: f64,
-    /// Below this it doubles.
+    /// Below this size the window doubles.
     half: f64,
-    /// Whether one has arrived: until then one at a time is sent.
+    /// True once a message has arrived: until then they are sent one at a time.
     begun: bool,
-    /// Refusals since one was taken, each of another round.
+    /// The number of refusals since a message was taken, each of another round.
     refusals: u32,
-    /// Rises with each refusal that counts: those that were on their way with it say nothing new.
+    /// A number that rises with each refusal that counts: the refusals of others on their way then say nothing new.
     round: u64,
-    /// Until then nothing is sent.
+    /// Nothing is sent until this time.
     paused_until: Duration,
 }
 
@@ -82,7 +84,7 @@ impl<M> Way<M> {
 }
 
 impl<M> Pace<M> {
-    /// Nothing waits.
+    /// A pace without messages.
     pub(crate) fn new(dice: Dice) -> Self {
         Self { ways: BTreeMap::new(), keys: HashMap::new(), next: 0, dice }
     }
@@ -103,7 +105,7 @@ impl<M> Pace<M> {
         self.ways.entry(way).or_insert_with(Way::new).ready.insert(ready.no, ready);
     }
 
-    /// What is to be sent now, of each way in the order in which it came.
+    /// The messages to send now, in the order in which they came for each way.
     pub(crate) fn due(&mut self, now: Duration) -> Vec<(Sent, M)> {
         let mut due = Vec::new();
         for (number, way) in &mut self.ways {
@@ -118,20 +120,20 @@ impl<M> Pace<M> {
         due
     }
 
-    /// In how long something will be due, where only time is missing.
+    /// The time until a message is due, if only time is missing.
     #[cfg(any(test, feature = "rabbitmq"))]
     pub(crate) fn due_in(&self, now: Duration) -> Option<Duration> {
         let waiting = self.ways.values().filter(|way| !way.ready.is_empty() && way.has_room());
         waiting.map(|way| way.paused_until.saturating_sub(now)).min()
     }
 
-    /// Whether the first message of a way is not answered.
+    /// Returns whether the first message of a way is not answered.
     #[cfg(any(test, feature = "rabbitmq"))]
     pub(crate) fn awaits_first(&self) -> bool {
         self.ways.values().any(|way| !way.begun && way.unanswered > 0)
     }
 
-    /// The broker has it, or, where it has not arrived, never will: the next one of its key may go.
+    /// Records that the broker has a message, or, if it has not arrived, never will: the next one of its key may go.
     pub(crate) fn settled(&mut self, sent: &Sent, arrived: bool) {
         if let Some(way) = self.ways.get_mut(&sent.way) {
             way.unanswered -= 1;
@@ -149,7 +151,7 @@ impl<M> Pace<M> {
         }
     }
 
-    /// The broker does not take it now: it will be due again, before all that came after it.
+    /// Records that the broker does not take a message now: it will be due again, before all later ones.
     pub(crate) fn refused(&mut self, sent: Sent, message: M, now: Duration) {
         let Sent { way, no, key, round, .. } = sent;
         let Some(way) = self.ways.get_mut(&way) else { return };
@@ -193,7 +195,7 @@ mod tests {
             Self { room, queue, line, arrived, refused: 0, most: 0 }
         }
 
-        /// What happens within a tick; refuses besides as chance will have it.
+        /// Simulates one tick; in addition to a full queue, refuses as `refuses` says.
         fn tick(&mut self, pace: &mut Pace<u64>, now: Duration, mut refuses: impl FnMut() -> bool) {
             for (sent, message) in pace.due(now) {
                 self.line.push_back((now + TICK * 2, sent, message));
@@ -216,7 +218,7 @@ mod tests {
         message * 31 % keys
     }
 
-    /// Messages that arrived before an earlier one of their key.
+    /// The number of messages that arrived before an earlier one of their key.
     fn swapped(arrived: &[u64], keys: u64) -> usize {
         let mut newest = HashMap::new();
         let early =
@@ -261,12 +263,12 @@ mod tests {
             while broker.arrived.len() < 8_000 {
                 now += TICK;
                 broker.tick(&mut pace, now, || false);
-                // One a millisecond.
+                // One message a millisecond.
                 idle += usize::from(broker.queue.pop_front().is_none());
             }
             assert_eq!(swapped(&broker.arrived, keys), 0);
             assert!(idle < 80, "{keys} keys: its consumer waited {idle} times of 8,000");
-            // Of the first flight all that find no room; then some at each time that it is full.
+            // All of the first flight that find no room, then some each time that it is full.
             let most = usize::try_from(keys).unwrap() + 1_200;
             assert!(broker.refused < most, "{keys} keys: {} were refused", broker.refused);
         }
@@ -283,7 +285,7 @@ mod tests {
             broker.tick(&mut pace, now, || false);
         }
         assert!(broker.refused < 500 + 600 * 2, "{} were refused within ten minutes", broker.refused);
-        // It goes on as soon as a pause is over.
+        // It resumes as soon as a pause is over.
         let mut waited = Duration::ZERO;
         broker.queue.clear();
         while broker.queue.is_empty() {

@@ -1,7 +1,8 @@
-//! RabbitMQ: streams as a source that the owners of their shards read, exchanges as a sink, an intake for others' publishers.
+//! RabbitMQ: streams as a source that the owners of their shards read, exchanges as a sink, an intake for foreign
+//! publishers.
 //! In: deliveries; events. Out: deliveries, each stream's in order; messages in the order of the commits, confirmed.
 //!
-//! `docs/rabbitmq.md` tells what becomes of what.
+//! `docs/rabbitmq.md` says how deliveries and messages correspond.
 
 mod ahead;
 mod client;
@@ -32,12 +33,13 @@ use crate::settings::RabbitmqSettings;
 /// The transport's name in settings, positions and metrics.
 pub const NAME: &str = "rabbitmq";
 
-/// Why a consumer without an error of its own cannot go on.
+/// The reason why a consumer without an error of its own cannot go on.
 fn broken_off() -> String {
     "the broker ended it: the queue was deleted, or its leader is gone".to_owned()
 }
 
-/// Streams of RabbitMQ, as a transport: a connection for each shard that is read here, and one for each queue of an intake.
+/// Streams of RabbitMQ, as a transport: a connection for each shard that is read here, and one for each queue of an
+/// intake.
 pub struct RabbitmqTransport {
     settings: RabbitmqSettings,
     shards: u32,
@@ -46,10 +48,10 @@ pub struct RabbitmqTransport {
 }
 
 impl RabbitmqTransport {
-    /// The transport, and whoever moves messages from the intakes to their streams; for use within a runtime of tokio. The
-    /// nodes need not be there yet; settings of no use are an error.
+    /// The transport, and the movers of messages from the intakes to their streams; for use within a runtime of tokio.
+    /// The nodes need not be there yet; unusable settings are an error.
     pub fn new(settings: &RabbitmqSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
-        // Files that cannot be read are told now, not when the first shard is opened.
+        // Files that cannot be read are reported now, not when the first shard is opened.
         client::tls(settings)?;
         let declared = Arc::default();
         let movers = Movers::start(settings, shards, &declared, metrics)?;
@@ -63,7 +65,7 @@ impl Transport for RabbitmqTransport {
     }
 
     fn open(&self, shard: ShardNo, from: Positions) -> BoxFuture<'_, Result<Box<dyn Source>, SourceError>> {
-        // A connection of its own: a message that the client cannot read ends all that go by the same one.
+        // A connection of its own: a message that the client cannot read ends all users of the same connection.
         let opened = Client::new(&self.settings, self.shards, "source", &self.declared);
         let opened = match opened {
             Ok(client) => Ok(Box::new(RabbitmqSource::new(Arc::new(client), shard, from)) as Box<dyn Source>),

@@ -1,5 +1,6 @@
-//! Where events go: the contract of every sink.
-//! In: events of one shard, in the order of their commits. Out: an answer to each: confirmed, or refused with the reason.
+//! Targets of events: the contract of every sink.
+//! In: events of one shard, in the order of their commits. Out: an answer to each: confirmed, or refused with the
+//! reason.
 
 use std::sync::Arc;
 
@@ -12,13 +13,13 @@ use crate::message::{Message, ShardNo};
 pub struct Outgoing {
     /// Its number in the shard's outbox.
     pub seq: u64,
-    /// Where in the sink it goes: a Kafka topic, a RabbitMQ exchange.
+    /// The place in the sink that it goes to: a Kafka topic, a RabbitMQ exchange.
     pub topic: Arc<str>,
     /// The event. Its id is derived from its cause, so a repeat has the same.
     pub message: Message,
 }
 
-/// What became of one event.
+/// The answer to one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The broker has it durably.
@@ -27,7 +28,7 @@ pub enum Answer {
     Refused(u64, String),
 }
 
-/// A sink failed. What was not confirmed is published again from the watermark.
+/// Reasons why a sink failed. Events that were not confirmed are published again from the watermark.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     /// The sink cannot be reached now; trying again may help.
@@ -35,7 +36,7 @@ pub enum SinkError {
     Unavailable {
         /// The sink.
         name: String,
-        /// What it said.
+        /// The sink's error.
         reason: String,
     },
     /// This end of it is broken for good and has to be opened anew.
@@ -43,7 +44,7 @@ pub enum SinkError {
     Broken {
         /// The sink.
         name: String,
-        /// What it said.
+        /// The sink's error.
         reason: String,
     },
 }
@@ -59,9 +60,10 @@ pub trait SinkTransport: Send + Sync + 'static {
 
 /// One shard's end of a sink.
 pub trait Sink: Send + 'static {
-    /// Hands over as many of `events`, in order, as there is room for, and gives how many. Never waits for the broker.
+    /// Hands over as many of `events`, in order, as there is room for, and returns their number. Never waits for the
+    /// broker.
     fn send(&mut self, events: &[Outgoing]) -> Result<usize, SinkError>;
 
-    /// Waits for answers to what was handed over, in any order; never an empty list. Dropping the future loses nothing.
+    /// Waits for answers to events handed over, in any order; never an empty list. Dropping the future loses nothing.
     fn answers(&mut self) -> BoxFuture<'_, Result<Vec<Answer>, SinkError>>;
 }

@@ -1,5 +1,5 @@
-//! What comes of a call.
-//! In: HTTP answers. Out: an answer that will not change, or why there is none.
+//! The outcome of a call.
+//! In: HTTP answers. Out: an answer that will not change, or the reason why there is none.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use serde::de::DeserializeOwned;
 pub struct Answer {
     /// The HTTP status.
     pub status: u16,
-    /// Whether it had been given before: the operation took effect earlier, and not again.
+    /// True if it had been given before: the operation took effect earlier, and not again.
     pub replayed: bool,
-    /// Where the thing is that was made.
+    /// The location of the thing that was made.
     pub location: Option<String>,
-    /// The idempotency key that it was asked for under; a question has none.
+    /// The idempotency key of the request; a `GET` has none.
     pub key: Option<String>,
-    /// How often it was asked for.
+    /// The number of attempts.
     pub attempts: u32,
     /// The body.
     pub body: Vec<u8>,
@@ -40,7 +40,7 @@ pub struct Problem {
     pub code: Option<String>,
     /// Its name for people.
     pub title: Option<String>,
-    /// What was wrong this time.
+    /// The specific explanation.
     pub detail: Option<String>,
 }
 
@@ -74,19 +74,19 @@ impl Answer {
         serde_json::from_slice(&self.body)
     }
 
-    /// What was wrong, where it was not done and the body says why.
+    /// The problem, if the operation was not done and the body explains why.
     pub fn problem(&self) -> Option<Problem> {
         if self.is_success() { None } else { self.json().ok() }
     }
 }
 
-/// What came last of a call that has no final answer.
+/// The last result of a call that has no final answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Last {
     /// No connection: the last attempt sent nothing.
     #[error("no connection: {0}")]
     NoConnection(String),
-    /// No answer: whether it took effect is not known.
+    /// No answer: it is not known whether the operation took effect.
     #[error("no answer: {0}")]
     Lost(String),
     /// An answer that may change.
@@ -107,19 +107,19 @@ pub enum Last {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-    /// It cannot be sent as it is.
+    /// The operation cannot be sent as it is.
     #[error("{0}")]
     Invalid(String),
     /// Time is up.
     #[error("no final answer within {deadline:?}, after {attempts} attempts under the key {}: {last}", shown(key))]
     Deadline {
-        /// The time that there was.
+        /// The deadline.
         deadline: Duration,
-        /// How often it was tried.
+        /// The number of attempts.
         attempts: u32,
         /// Its idempotency key.
         key: Option<String>,
-        /// What came last.
+        /// The last result.
         last: Last,
     },
     /// Too many calls of this kind are tried again already.
@@ -128,11 +128,11 @@ pub enum CallError {
         shown(key)
     )]
     Budget {
-        /// How often it was tried.
+        /// The number of attempts.
         attempts: u32,
         /// Its idempotency key.
         key: Option<String>,
-        /// What came last.
+        /// The last result.
         last: Last,
     },
     /// The answer is larger than it may be.

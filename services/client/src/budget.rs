@@ -1,14 +1,14 @@
-//! How many retries there may be, so that a server in trouble is not asked for more than it is anyway. Pure.
-//! In: calls and the time. Out: whether one more retry may be.
+//! The budget of retries, so that a server in trouble gets hardly more requests than usual. Pure.
+//! In: calls and the time. Out: whether one more retry is allowed.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// The bucket of retries is full after this long without one.
+/// The time without retries after which the bucket is full.
 const FULL_AFTER: f64 = 10.0;
 /// Shares that add up to one retry may come out a little below it.
 const ROUNDING: f64 = 1e-9;
-/// Call sites that have a bucket of their own; the others share one.
+/// The most call sites with a bucket of their own; the others share one.
 const SITES_MAX: usize = 1_000;
 
 /// Retries of one call site: a share of its calls, and some a second.
@@ -31,7 +31,7 @@ impl Budget {
         Self { share, per_second, sites: HashMap::new() }
     }
 
-    /// A call begins.
+    /// Counts a call that begins.
     pub(crate) fn called(&mut self, site: &str, now: Duration) {
         let share = self.share;
         let full = self.full();
@@ -39,7 +39,7 @@ impl Budget {
         bucket.tokens = (bucket.tokens + share).min(full);
     }
 
-    /// Whether there may be one more retry, which is then counted.
+    /// Returns whether one more retry is allowed, and counts it.
     pub(crate) fn may_retry(&mut self, site: &str, now: Duration) -> bool {
         let bucket = self.bucket(site, now);
         let may = bucket.tokens >= 1.0 - ROUNDING;
@@ -56,7 +56,7 @@ impl Budget {
     fn bucket(&mut self, site: &str, now: Duration) -> &mut Bucket {
         let known = self.sites.contains_key(site) || self.sites.len() < SITES_MAX;
         let (full, per_second) = (self.full(), self.per_second);
-        // A new site begins with what a second brings.
+        // A new site begins with the tokens of one second.
         let first = Bucket { tokens: per_second.min(full), at: now };
         let bucket = self.sites.entry(if known { site.to_owned() } else { String::new() }).or_insert(first);
         let gone = now.saturating_sub(bucket.at).as_secs_f64();

@@ -1,4 +1,4 @@
-//! Time and chance, the only place where this crate takes them: it stands alone, without the runtime's clock.
+//! The only source of time and chance in this crate, which stands alone, without the runtime's clock.
 //! In: nothing. Out: points of time, pauses, random numbers and keys.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -23,13 +23,13 @@ pub(crate) async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
 
-/// Uniform in `[0, 1)`.
+/// A random number, uniform in `[0, 1)`.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that asks for chance")]
 pub(crate) fn unit() -> f64 {
     rand::random()
 }
 
-/// A key that nobody has had.
+/// A new unique key.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that makes keys")]
 pub(crate) fn key() -> String {
     Uuid::new_v4().to_string()

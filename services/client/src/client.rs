@@ -32,23 +32,23 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub struct Options {
     /// The bearer token, if any.
     pub token: Option<String>,
-    /// The time that a call has in all, with its retries and pauses.
+    /// The time for a call in all, with its retries and pauses.
     pub deadline: Duration,
-    /// The time that one attempt has. A front door waits up to `gateway.wait` (10 s) for the end of a call.
+    /// The time for one attempt. A front door waits up to `gateway.wait` (10 s) for the end of a call.
     pub attempt_timeout: Duration,
-    /// The time that a connection may take.
+    /// The time to make a connection.
     pub connect_timeout: Duration,
     /// The first pause is up to this long, each further one up to twice as long.
     pub pause: Duration,
-    /// No pause is longer, but where the server asks for it.
+    /// The longest pause, unless the server asks for a longer one.
     pub pause_max: Duration,
     /// The longest pause that a server may ask for.
     pub retry_after_max: Duration,
     /// Retries as a share of the calls of a call site, …
     pub retry_share: f64,
-    /// … and besides so many a second.
+    /// … and in addition this many a second.
     pub retries_per_second: f64,
-    /// Most bytes of an answer's body.
+    /// The most bytes of an answer's body.
     pub body_bytes_max: usize,
 }
 
@@ -106,7 +106,7 @@ impl Client {
     pub fn new(base_url: &str, options: Options) -> Result<Self, CallError> {
         let base = Url::parse(base_url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let Some(base) = base.filter(|url| url.query().is_none() && url.fragment().is_none()) else {
-            return Err(CallError::Invalid(format!("{base_url:?} is no address: write http://host:port")));
+            return Err(CallError::Invalid(format!("{base_url:?} is not an address: write http://host:port")));
         };
         let mut headers = HeaderMap::new();
         if let Some(token) = &options.token {
@@ -131,7 +131,7 @@ impl Client {
         })
     }
 
-    /// Sends the operation until it has its final answer. The operation takes effect once, or not at all; where there is
+    /// Sends the operation until it has its final answer. The operation takes effect once, or not at all; if there is
     /// no final answer it may be called again, with the same key.
     ///
     /// ```
@@ -187,7 +187,8 @@ impl Client {
 
     async fn attempt(&self, operation: &Operation, headers: &HeaderMap, left: Duration) -> Result<Attempt, CallError> {
         let url = Url::parse(&format!("{}{}", self.base, operation.path));
-        let url = url.map_err(|error| CallError::Invalid(format!("the path {:?} is none: {error}", operation.path)))?;
+        let url =
+            url.map_err(|error| CallError::Invalid(format!("the path {:?} is not valid: {error}", operation.path)))?;
         let method = Method::from_bytes(operation.method.as_bytes()).unwrap_or(Method::POST);
         let mut request = self.http.request(method, url).headers(headers.clone());
         if let Some(body) = &operation.body {
@@ -216,7 +217,7 @@ impl Client {
                 }
                 Ok(Some(chunk)) => body.extend_from_slice(&chunk),
                 Ok(None) => break,
-                // Half an answer is none.
+                // Half an answer counts as none.
                 Err(error) => return Ok(Attempt::Lost(deepest(&error))),
             }
         }
@@ -257,7 +258,7 @@ fn read(response: &Response, key: Option<String>, body: Vec<u8>) -> Attempt {
     Attempt::Answer(came, Answer { status, replayed, location, key, attempts: 0, body })
 }
 
-/// What lies at the bottom of an error: the layers above it say where, and hide what.
+/// The innermost error: the layers above it say where, and hide the cause.
 fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
     let mut deepest = error;
     while let Some(source) = deepest.source() {

@@ -1,4 +1,4 @@
-//! A logical operation: what is to take effect once, however often it is sent.
+//! A logical operation: it takes effect once, however often it is sent.
 //! In: a method, a path, a body, a key of the caller's own. Out: the same, checked.
 
 use serde::Serialize;
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::CallError;
 use crate::chance;
 
-/// Most characters of a key.
+/// The most characters of a key.
 const KEY_BYTES_MAX: usize = 255;
 
 /// An operation, with its idempotency key: whoever sends it again sends the same one.
@@ -113,7 +113,7 @@ impl Operation {
         Ok(Self { key: Some(key.to_owned()), ..self })
     }
 
-    /// Under the name of a call site: its retries are counted with those of all operations of that name. By default the
+    /// Sets the name of the call site: retries are counted together for all operations of that name. By default the
     /// method and the first two parts of the path are the name.
     ///
     /// ```

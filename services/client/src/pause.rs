@@ -1,14 +1,14 @@
-//! How long a server wants to be left alone. Pure.
-//! In: values of `Retry-After` and `grpc-retry-pushback-ms`. Out: durations, or that nobody should come again.
+//! The pauses that a server asks for. Pure.
+//! In: values of `Retry-After` and `grpc-retry-pushback-ms`. Out: durations, or the request not to try again.
 
 use std::time::Duration;
 
-/// What `grpc-retry-pushback-ms` of a gRPC answer asks for.
+/// The request in `grpc-retry-pushback-ms` of a gRPC answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pushback {
-    /// Come again after exactly so long.
+    /// Try again after exactly this time.
     After(Duration),
-    /// Do not come again.
+    /// Do not try again.
     Stop,
 }
 
@@ -28,11 +28,11 @@ pub fn pushback(value: &str) -> Pushback {
     }
 }
 
-/// Reads `Retry-After`, seconds or an HTTP date; `now` in seconds since the epoch. Nothing where it is neither.
+/// Reads `Retry-After`, seconds or an HTTP date; `now` in seconds since the epoch. `None` if it is neither.
 pub(crate) fn retry_after(value: &str, now: u64) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than a number has are as good as for ever: the caller has a bound.
+        // A number with too many digits is as good as for ever: the caller has a bound.
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
     http_date(value).map(|at| Duration::from_secs(at.saturating_sub(now)))

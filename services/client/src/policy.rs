@@ -1,45 +1,45 @@
-//! Whether an operation is tried again, and when. Pure.
-//! In: what came of an attempt, and chance. Out: that it is over, or how long to wait.
+//! Decides whether an operation is tried again, and when. Pure.
+//! In: the result of an attempt, and chance. Out: that it is over, or the pause before the next attempt.
 
 use std::time::Duration;
 
-/// What came of an attempt.
+/// The result of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Came {
     /// No connection: nothing was sent.
     NoConnection,
-    /// No answer, or half of one: whether it took effect is not known.
+    /// No answer, or half of one: it is not known whether the operation took effect.
     Nothing,
     /// An answer.
     Answer {
         /// Its HTTP status.
         status: u16,
-        /// Whether it was given before, under the same key: then it is stored.
+        /// True if it was given before, under the same key: then it is stored.
         replayed: bool,
-        /// The code of its problem, where it is one.
+        /// The code of its problem, if it is one.
         code: Option<String>,
-        /// How long the server wants to be left alone.
+        /// The time for which the server asks to be left alone.
         retry_after: Option<Duration>,
     },
 }
 
-/// How long is waited between attempts.
+/// The pauses between attempts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pauses {
-    /// The first one is up to this long; each further one up to twice as long.
+    /// The bound of the first pause; that of each further one is twice as long.
     pub(crate) base: Duration,
-    /// None is longer, but where the server asks for it.
+    /// The longest pause, unless the server asks for a longer one.
     pub(crate) longest: Duration,
     /// The longest that a server may ask for.
     pub(crate) asked_max: Duration,
 }
 
 impl Came {
-    /// Whether the same operation, under the same key, may come to another end.
+    /// Returns whether the same operation, under the same key, may have another result later.
     pub(crate) fn is_passing(&self) -> bool {
         let Self::Answer { status, replayed, code, retry_after } = self else { return true };
         let code = code.as_deref();
-        // What was stored once is the answer for ever.
+        // An answer that was stored once is the answer for ever.
         !replayed
             && match status {
                 409 => code == Some("in_flight") || (code.is_none() && retry_after.is_some()),
@@ -65,7 +65,7 @@ impl Pauses {
             None => most.mul_f64(unit),
             Some(asked) => {
                 let asked = asked.min(self.asked_max);
-                // Not sooner than asked; those who were asked at once do not all come at once.
+                // Not sooner than asked; clients that were asked at once do not all come at once.
                 asked + most.min(asked).mul_f64(unit)
             }
         }

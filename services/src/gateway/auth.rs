@@ -1,4 +1,5 @@
-//! Who calls: bearer tokens, of which a file has the hashes; without it, on loopback, everybody is tenant `default`.
+//! Identifies callers by bearer tokens, whose hashes are in a file; without it, on loopback, everybody is tenant
+//! `default`.
 //! In: the header `Authorization`. Out: tenant, principal and roles, or the problem.
 
 use std::fs::{File, Metadata};
@@ -21,30 +22,30 @@ use super::problem::{Kind, Problem};
 /// The tenant of a process that asks for no tokens.
 pub const DEFAULT_TENANT: &str = "default";
 
-/// How long a change of the file may go unnoticed.
+/// The longest time for which a change of the file goes unnoticed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long the tokens that were known count where the file is gone or cannot be believed: whoever writes it anew needs a
-/// moment, and whoever takes it away means it.
+/// The time for which known tokens still count after the file is gone or cannot be trusted: writing it anew takes a
+/// moment, and removing it is meant to have an effect.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Most characters of a tenant's and a principal's name.
+/// The most characters of a tenant's and a principal's name.
 const NAME_BYTES_MAX: usize = 32;
 
-/// What a principal may do.
+/// The permissions of a principal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Read what is there.
+    /// Read data.
     Read,
-    /// Make operations.
+    /// Run operations.
     Write,
 }
 
 impl Role {
-    /// All of them.
+    /// All roles.
     pub const ALL: [Self; 2] = [Self::Read, Self::Write];
 
-    /// Its word.
+    /// The role's word.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -62,19 +63,19 @@ impl FromStr for Role {
     }
 }
 
-/// Who calls.
+/// The sender of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// Whose data it sees.
+    /// The tenant whose data it sees.
     pub tenant: String,
-    /// Who it is there: keys are its own.
+    /// The principal within the tenant: keys are its own.
     pub principal: String,
-    /// What it may do.
+    /// The roles of the principal.
     pub roles: Vec<Role>,
 }
 
 impl Caller {
-    /// Whether it may do what needs this role.
+    /// Checks that the caller has this role.
     pub fn check(&self, role: Role) -> Result<(), Problem> {
         if self.roles.contains(&role) {
             return Ok(());
@@ -83,10 +84,10 @@ impl Caller {
     }
 }
 
-/// Knows the tokens.
+/// The known tokens.
 #[derive(Debug)]
 pub struct Auth {
-    /// Nothing where no tokens are asked for.
+    /// `None` if no tokens are required.
     tokens: Option<Tokens>,
 }
 
@@ -105,22 +106,22 @@ struct State {
     wrong: Option<Wrong>,
 }
 
-/// The file is not as it should be.
+/// A problem of the file.
 #[derive(Debug)]
 struct Wrong {
-    /// By the clock, for people.
+    /// The time of the clock, for people.
     since: Millis,
     watch: Stopwatch,
     problem: String,
 }
 
-/// When the file was changed, how long it is, which file it is and who may write it: another one is to be read again.
+/// Time of change, length, identity and permissions of the file: if any of these differs, it is read again.
 type Version = (SystemTime, u64, u64, u32);
 
-/// What a file of tokens has.
+/// The contents of a file of tokens.
 struct Lines {
     good: Vec<Token>,
-    /// What is wrong with the others.
+    /// The problems of the other lines.
     bad: Vec<String>,
     version: Option<Version>,
 }
@@ -128,18 +129,19 @@ struct Lines {
 /// A line of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// SHA-256 of the token.
+    /// SHA-256 hash of the token.
     pub hash: [u8; 32],
-    /// Whose it is.
+    /// The caller that it belongs to.
     pub caller: Caller,
 }
 
 impl Auth {
-    /// With this file of tokens; an empty path is none, which only addresses of this machine alone may do without.
+    /// Opens this file of tokens; an empty path means no file, which is allowed only for addresses of this machine
+    /// alone.
     pub fn open(file: &str, listens: &[SocketAddr]) -> Result<Self, String> {
         if !file.is_empty() {
             let file = PathBuf::from(file);
-            // A start is watched: what is wrong is told to whoever starts it.
+            // A start is watched: problems are reported to the person who starts it.
             let Lines { good, bad, version } = read(&file)?;
             if !bad.is_empty() {
                 return Err(bad.join("; "));
@@ -156,7 +158,7 @@ impl Auth {
         }
     }
 
-    /// Where it is to be told since when the file is wrong.
+    /// Sets the metrics that tell since when the file is wrong.
     pub fn tell(&self, metrics: Arc<Metrics>) {
         if let Some(tokens) = &self.tokens {
             // Set once, at the start.
@@ -164,13 +166,13 @@ impl Auth {
         }
     }
 
-    /// Whether no tokens are asked for.
+    /// Returns whether no tokens are required.
     pub fn is_open(&self) -> bool {
         self.tokens.is_none()
     }
 
-    /// Who sends a request with these values of the header `Authorization`: one, as who reads the first of two and who reads
-    /// the last would take it for another's.
+    /// The caller that sends a request with these values of the header `Authorization`. Only one value is allowed: a
+    /// reader of the first of two and a reader of the last would see different callers.
     pub fn caller<'a>(&self, authorization: impl IntoIterator<Item = &'a [u8]>) -> Result<Caller, Problem> {
         let mut values = authorization.into_iter();
         let (authorization, other) = (values.next(), values.next());
@@ -186,7 +188,7 @@ impl Auth {
         let token = bearer(header).ok_or_else(|| unknown("Authorization is not of the form: Bearer TOKEN"))?;
         let hash: [u8; 32] = Sha256::digest(token).into();
         let mut found = None;
-        // All of them are compared, each in full: time tells nothing.
+        // All tokens are compared, each in full: the time tells nothing.
         for token in tokens.known().iter() {
             if is_same(&token.hash, &hash) {
                 found = Some(token.caller.clone());
@@ -197,7 +199,7 @@ impl Auth {
 }
 
 impl Tokens {
-    /// The tokens of the file as it is now: its good lines; none where it has been gone, or not to be believed, for a while.
+    /// The tokens of the file as it is now: its good lines; none if it has been gone, or not trusted, for a while.
     fn known(&self) -> Arc<[Token]> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.looked.elapsed() >= LOOK_AGAIN {
@@ -230,7 +232,7 @@ impl Tokens {
         self.notice(state, problem);
     }
 
-    /// Tells of a problem once, and since when there is one.
+    /// Reports a problem once, and the time since which there is one.
     fn notice(&self, state: &mut State, problem: Option<String>) {
         match (&mut state.wrong, problem) {
             (Some(wrong), Some(problem)) if wrong.problem == problem => {}
@@ -275,12 +277,12 @@ fn read(path: &Path) -> Result<Lines, String> {
     let link = std::fs::symlink_metadata(path).map_err(failed)?;
     let mut file = File::open(path).map_err(failed)?;
     let found = file.metadata().map_err(failed)?;
-    // Secrets of Kubernetes are links: whose they are tells, as for a file.
+    // Secrets of Kubernetes are links: their owner counts, as for a file.
     believable(&link, &found).map_err(|why| format!("gateway.tokens: {shown} is not believed: {why}"))?;
     let mut text = String::new();
     file.read_to_string(&mut text).map_err(failed)?;
     let mut lines = Lines { good: Vec::new(), bad: Vec::new(), version: version_of(&found) };
-    // Some editors begin a file with a mark.
+    // Some editors begin a file with a byte order mark.
     let all = text.strip_prefix('\u{feff}').unwrap_or(&text).lines().enumerate();
     for (no, line) in all.filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#')) {
         match line.parse() {
@@ -291,12 +293,12 @@ fn read(path: &Path) -> Result<Lines, String> {
     Ok(lines)
 }
 
-/// Whether nobody but this user and the super-user can have said what it says.
+/// Checks that nobody but this user and the super-user can have written it.
 fn believable(link: &Metadata, file: &Metadata) -> Result<(), String> {
     let me = rustix::process::geteuid().as_raw();
     let theirs = [link, file].into_iter().find(|found| found.uid() != me && found.uid() != 0);
     match (theirs, file.mode() & 0o777) {
-        _ if !file.is_file() => Err("it is no file".to_owned()),
+        _ if !file.is_file() => Err("it is not a file".to_owned()),
         (Some(found), _) => Err(format!("it belongs to user {}, this process runs as {me}", found.uid())),
         (None, mode) if mode & 0o022 != 0 => {
             Err(format!("others than its owner may write it (mode {mode:o}): chmod 600 it"))
@@ -336,12 +338,12 @@ impl std::fmt::Display for Token {
     }
 }
 
-/// A name of a tenant or a principal: it stands before the names of what a tenant has.
+/// A name of a tenant or a principal: it is the prefix of the names of a tenant's entities.
 pub fn name(text: &str) -> Result<String, String> {
     let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_' | b'.');
     if text.is_empty() || text.len() > NAME_BYTES_MAX || !text.bytes().all(fits) {
         return Err(format!(
-            "{text:?} is no name: 1 to {NAME_BYTES_MAX} lower-case letters, digits, dots, dashes and underscores"
+            "{text:?} is not a name: 1 to {NAME_BYTES_MAX} lower-case letters, digits, dots, dashes and underscores"
         ));
     }
     Ok(text.to_owned())
@@ -374,7 +376,7 @@ mod tests {
         assert_eq!(known.caller.check(Role::Write).unwrap_err().kind, Kind::Forbidden);
     }
 
-    /// The file's tokens as they count once it was looked at again, after this long.
+    /// The number of the file's tokens that count after another look, with this grace period.
     fn counts(auth: &Auth, grace: Duration) -> usize {
         let tokens = auth.tokens.as_ref().unwrap();
         let mut state = tokens.state.lock().unwrap();
@@ -401,7 +403,7 @@ mod tests {
         std::fs::write(&path, format!("{ann}\nnonsense\n")).unwrap();
         assert_eq!((counts(&auth, grace), gauge(&metrics)), (1, true), "the line that is good counts, alone");
         assert_eq!(auth.caller(Some(&b"Bearer bob"[..])).unwrap_err().kind, Kind::Unauthenticated);
-        // Whoever may write it, or put another in its place, could name any tenant.
+        // Anybody who may write it, or put another in its place, could name any tenant.
         let wide = |mode| std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
         std::fs::write(&path, format!("{ann}\n{bob}\n")).unwrap();
         wide(0o660);
@@ -416,7 +418,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert_eq!((counts(&auth, grace), gauge(&metrics)), (2, true), "an editor may be writing it");
         assert_eq!(counts(&auth, Duration::ZERO), 0, "it was taken away");
-        // As secrets of Kubernetes are: a link of one's own.
+        // As in secrets of Kubernetes: a link of one's own.
         let target = folder.path().join("target");
         std::fs::write(&target, format!("{ann}\n")).unwrap();
         std::os::unix::fs::symlink(&target, &path).unwrap();

@@ -1,5 +1,5 @@
-//! The one layer that every command passes, whatever the protocol: who may, under which key, once.
-//! In: a caller, an operation, what it asks. Out: a reply, the same for each repeat; or a problem, the same as well.
+//! The one layer that every command passes, whatever the protocol: it checks the caller and the key, and calls once.
+//! In: a caller, an operation, its request. Out: a reply, the same for each repeat; or a problem, the same as well.
 
 mod limit;
 mod read;
@@ -29,16 +29,16 @@ use super::operations::{Operation, Request, checked};
 use super::problem::{Kind, Problem};
 use crate::defaults::{self, Lack};
 
-/// When a client whose request still runs asks again.
+/// The pause before a client whose request still runs asks again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
-/// When a client for which there was no room asks again.
+/// The pause before a client for which there was no room asks again.
 const COME_BACK: Duration = Duration::from_secs(2);
 
-/// Headers, and metadata, that a message takes along.
+/// Headers, and metadata, that are copied to a message.
 pub(super) const TAKEN_ALONG: [&str; 2] = ["traceparent", "tracestate"];
 
-/// What is asked.
+/// A request.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
     /// The client's key.
@@ -51,27 +51,27 @@ pub struct Asked {
     pub headers: Vec<(String, String)>,
 }
 
-/// What is answered.
+/// The answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// Something was made: 201.
+    /// True if something was made: 201.
     pub created: bool,
-    /// Its id, or that of what it is about.
+    /// The id of the entity that was made, or that the operation is about.
     pub id: Option<String>,
-    /// Where it is.
+    /// The entity's address.
     pub location: Option<String>,
     /// JSON; the same bytes for each repeat.
     pub body: Bytes,
-    /// It was answered before, under the same key.
+    /// True if it was answered before, under the same key.
     pub replayed: bool,
 }
 
-/// Some of many.
+/// A page of items.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Page {
-    /// As many as were asked for, or what there is.
+    /// As many items as were asked for, or all that there are.
     pub items: Vec<Value>,
-    /// What to ask for those behind them; nothing where these are the last.
+    /// The cursor of the next page; `None` on the last one.
     pub next: Option<String>,
 }
 
@@ -94,7 +94,7 @@ impl std::fmt::Debug for Front {
 }
 
 impl Front {
-    /// In front of these calls.
+    /// A layer in front of these calls.
     pub fn new(settings: &Settings, handlers: &Handlers, store: Arc<dyn Store>, calls: Arc<Calls>) -> Arc<Self> {
         Arc::new(Self {
             settings: settings.gateway.clone(),
@@ -118,7 +118,8 @@ impl Front {
         &self.tables
     }
 
-    /// The key under which a request runs: the client's, or one that is made for it where it needs none of its own.
+    /// The key under which a request runs: the client's, or a new one if the operation does not require the client's
+    /// own.
     pub fn key(&self, operation: &Operation, given: Option<IdempotencyKey>) -> Result<IdempotencyKey, Problem> {
         match given {
             Some(key) => Ok(key),
@@ -130,7 +131,7 @@ impl Front {
         }
     }
 
-    /// Makes a call, or tells how it ended before.
+    /// Makes a call, or returns its earlier outcome.
     pub async fn command(
         &self,
         caller: &Caller,
@@ -143,7 +144,7 @@ impl Front {
         let call = self.call_of(caller, operation, &key, request, &names)?;
         let id = call.id;
         if let Some(lack) = self.lacks.iter().find(|lack| lack.services.contains(&operation.service)) {
-            // What was answered before is answered so again.
+            // A request that was answered before is answered so again.
             if !self.calls.is_known(id).await.map_err(|error| not_accepted(&error))? {
                 return Err(Problem::new(Kind::NotConfigured, lack.what));
             }
@@ -164,7 +165,7 @@ impl Front {
         }
     }
 
-    /// Whether the caller may, and has room.
+    /// Checks that the caller may make the request, and that there is room for it.
     fn admit(&self, caller: &Caller, role: Role) -> Result<(), Problem> {
         caller.check(role)?;
         self.limits.take(&caller.tenant, self.clock.now()).map_err(|pause| {
@@ -202,14 +203,14 @@ impl Front {
     }
 }
 
-/// What the sender of a call that was not accepted is told: nothing that the log alone should have.
+/// The problem for the sender of a call that was not accepted: without anything that only the log should have.
 fn not_accepted(error: &CallError) -> Problem {
     match error {
         CallError::Malformed(why) => Problem::new(Kind::Malformed, why),
         CallError::Full => Problem::new(Kind::Overloaded, "too many requests wait: nothing was stored under the key")
             .retry_after(COME_BACK),
         CallError::TooManyKeys(count) => {
-            Problem::new(Kind::TooManyKeys, format!("the tenant has {count} keys, as many as it may have"))
+            Problem::new(Kind::TooManyKeys, format!("the tenant has {count} keys, the most that it may have"))
                 .retry_after(Duration::from_secs(60))
         }
         CallError::Store(error) => {
@@ -220,7 +221,7 @@ fn not_accepted(error: &CallError) -> Problem {
     }
 }
 
-/// The end of a call as it is told; the same again for each repeat.
+/// The outcome of a call as it is answered; the same again for each repeat.
 fn told(operation: &Operation, names: &Names, outcome: CallOutcome, replayed: bool) -> Result<Reply, Problem> {
     let text = || names.say(&String::from_utf8_lossy(&outcome.body));
     let problem = match outcome.end {

@@ -23,36 +23,36 @@ use self::mutation::Mutation;
 use self::query::Query;
 use super::rest::Rest;
 
-/// How deep a document may ask.
+/// The deepest nesting of fields in a document.
 const DEPTH_MAX: usize = 10;
-/// How deep one about the schema alone may: tools ask for types of types, which takes more.
+/// The deepest nesting in a document about the schema alone: tools ask for types of types, which takes more.
 const ABOUT_DEPTH_MAX: usize = 16;
-/// How many fields it may ask for, each as often as its page may hold it.
+/// The most fields that it may ask for, each counted as often as its page may hold it.
 const COMPLEXITY_MAX: usize = 5_000;
-/// How many aliases it may have, and so how many mutations.
+/// The most aliases in a document, and so the most mutations.
 const ALIASES_MAX: usize = 30;
-/// How long it may be, without its variables.
+/// The most bytes of a document, without its variables.
 const DOCUMENT_BYTES_MAX: usize = 16 << 10;
-/// How deep its brackets of all kinds may be nested, and its fragments within each other: who reads it follows both on its stack.
+/// The deepest nesting of brackets of all kinds, and of fragments: the parser follows both on its stack.
 const NESTING_MAX: usize = 32;
-/// How many fields it may have, each fragment standing where it is spread. The cost of checking a document follows them.
+/// The most fields, with each fragment counted where it is spread. The cost of checking a document grows with them.
 const SELECTIONS_MAX: usize = 2_000;
-/// How many bytes of variables may be copied to where they are used.
+/// The most bytes of variables that are copied to the places of their use.
 const COPIED_BYTES_MAX: usize = 32 << 20;
-/// How many directives a field may have.
+/// The most directives on a field.
 const DIRECTIVES_MAX: usize = 5;
 
 type Served = Schema<Query, Mutation, EmptySubscription>;
 
-/// What answers.
+/// The schemas that answer.
 struct Door {
     schema: Served,
-    /// Answers what is about the schema alone.
+    /// The schema for documents about the schema alone.
     about: Served,
     rest: Rest,
 }
 
-/// The door's routes. The schema tells about itself only where no tokens are asked for; in any case a file has it.
+/// The door's routes. Introspection works only without tokens; a file has the schema in any case.
 pub fn routes(rest: &Rest) -> Router {
     let open = rest.auth.is_open();
     let (schema, about) = (schema(open, DEPTH_MAX), schema(open, ABOUT_DEPTH_MAX));

@@ -33,19 +33,19 @@ use super::problem::{Kind, Problem};
 use super::rest::Rest;
 use super::server::BodyError;
 
-/// How the paths of the services begin.
+/// The prefix of the paths of the services.
 const CALLS: &str = "/budget.v1.";
 
-/// What `services/proto/budget/v1/budget.proto` says, as types, clients and services.
+/// The types, clients and services of `services/proto/budget/v1/budget.proto`.
 #[expect(clippy::allow_attributes, clippy::too_many_lines, reason = "the code is generated")]
 pub mod proto {
     tonic::include_proto!("budget.v1");
 
-    /// Its descriptor, and those of what it imports.
+    /// Its descriptor, and those of its imports.
     pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/budget.bin"));
 }
 
-/// The services as routes, and who says that they are ready, or no longer.
+/// The services as routes, and the reporter of their readiness.
 pub fn routes(rest: &Rest) -> (axum::Router, Readiness) {
     let calls = Calls { front: Arc::clone(&rest.front), auth: Arc::clone(&rest.auth) };
     let (reporter, health) = health_reporter();
@@ -61,7 +61,7 @@ pub fn routes(rest: &Rest) -> (axum::Router, Readiness) {
     (routes.layer(map_request(async |request: Request| request.map(said_in_status))), Readiness(reporter))
 }
 
-/// Whether the caller is known, before anything of the body is read. What tells of the process itself anybody may ask.
+/// Lets a call through if its caller is known, before its body is read. Anybody may ask about the process itself.
 async fn known(State(auth): State<Arc<Auth>>, request: Request, next: Next) -> Response {
     let header = request.headers().get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
     match request.uri().path().starts_with(CALLS).then(|| auth.caller(header)) {
@@ -70,7 +70,7 @@ async fn known(State(auth): State<Arc<Auth>>, request: Request, next: Next) -> R
     }
 }
 
-/// The body of a call; where the server cuts it off, for its size or its slowness, the client hears why.
+/// The body of a call; if the server cuts it off, for its size or its slowness, the client is told why.
 fn said_in_status(body: Body) -> Body {
     Body::new(body.map_err(|error| {
         let error = error.into_inner();
@@ -83,7 +83,7 @@ fn said_in_status(body: Body) -> Body {
     }))
 }
 
-/// With reflection in both versions that tools ask for.
+/// The routes with reflection in both versions that tools ask for.
 fn reflected(routes: Routes) -> Routes {
     let builder = || {
         tonic_reflection::server::Builder::configure()
@@ -99,7 +99,7 @@ fn reflected(routes: Routes) -> Routes {
     }
 }
 
-/// What the health service says of the services.
+/// The health service's answers about the services.
 #[derive(Debug)]
 pub struct Readiness(HealthReporter);
 
@@ -114,8 +114,8 @@ impl Readiness {
         PaymentsServer::<Calls>::NAME,
     ];
 
-    /// Calls are answered until `stop` says true, or nobody can say it any more. Who balances the load hears of both;
-    /// who watches is let go, as a watch would hold its connection open.
+    /// Reports ready until `stop` is true, or its sender is gone. Load balancers see both states;
+    /// watchers are let go, as a watch would hold its connection open.
     pub async fn follow(mut self, mut stop: watch::Receiver<bool>) {
         self.tell(ServingStatus::Serving).await;
         stop.wait_for(|stop| *stop).await.ok();

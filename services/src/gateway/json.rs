@@ -1,5 +1,6 @@
-//! JSON of strangers, read strictly: what two readers may understand differently is refused.
-//! In: bytes. Out: a value without doubles, deep nesting and numbers that a double does not hold exactly; or where it is wrong.
+//! JSON from outside, read strictly: text that two readers may understand differently is refused.
+//! In: bytes. Out: a value without doubles, deep nesting and numbers that a double does not hold exactly; or the place
+//! of the error.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -10,13 +11,13 @@ use serde_json::{Map, Number, Value};
 
 use super::problem::{FieldError, Kind, Problem};
 
-/// Deepest nesting.
+/// The deepest nesting.
 pub const DEPTH_MAX: usize = 64;
 
-/// Largest number that every reader has exactly: 2^53.
+/// The largest number that every reader has exactly: 2^53.
 const EXACT_MAX: u64 = 1 << 53;
 
-/// Reads a body; nothing at all is null.
+/// Reads a body; an empty one is null.
 pub fn parse(bytes: &[u8]) -> Result<Value, Problem> {
     if bytes.trim_ascii().is_empty() {
         return Ok(Value::Null);
@@ -35,7 +36,7 @@ fn problem(at: &[String], error: &serde_json::Error) -> Problem {
     Problem { errors, ..Problem::new(Kind::Malformed, detail) }
 }
 
-/// Reads one value; `at` is where, and stays there when something is wrong.
+/// Reads one value; `at` is its place, and stays there when it is wrong.
 struct Strict<'a> {
     at: &'a RefCell<Vec<String>>,
 }
@@ -95,12 +96,12 @@ impl<'de> Visitor<'de> for Strict<'_> {
         Ok(value.into())
     }
 
-    /// What is whole is written so by now (1.0 is 1): a double that is whole all the same was rounded to it.
+    /// Whole numbers are written as such by now (1.0 is 1): a double that is still whole was rounded to it.
     fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
         if value.fract() == 0.0 {
             return Err(E::custom("it is a number that readers round, or beyond 2^53, from where on they differ"));
         }
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("it is no number"))
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("it is not a number"))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Value, A::Error> {

@@ -1,5 +1,5 @@
 //! The header `Idempotency-Key`: one structured-field string (RFC 8941), or leniently a plain token.
-//! In: header values as they came. Out: a key that may be looked up, or what is wrong with it.
+//! In: header values as they came. Out: a key that may be looked up, or the problem with it.
 
 use uuid::Builder;
 
@@ -8,7 +8,7 @@ use super::problem::{Kind, Problem};
 /// The header's name.
 pub const HEADER: &str = "idempotency-key";
 
-/// Most characters of a key.
+/// The most characters of a key.
 pub const KEY_BYTES_MAX: usize = 255;
 
 /// A key: 1 to 255 printable ASCII characters.
@@ -16,7 +16,7 @@ pub const KEY_BYTES_MAX: usize = 255;
 pub struct IdempotencyKey(String);
 
 impl IdempotencyKey {
-    /// The key of a request with these values of the header; none where there is no value.
+    /// The key of a request with these values of the header; `None` if there is no value.
     pub fn of_header<'a>(values: impl IntoIterator<Item = &'a [u8]>, lenient: bool) -> Result<Option<Self>, Problem> {
         let mut values = values.into_iter();
         let Some(value) = values.next() else { return Ok(None) };
@@ -32,12 +32,12 @@ impl IdempotencyKey {
         }
     }
 
-    /// A key that came outside of a header, as it is.
+    /// A key from outside of a header, as it is.
     pub fn new(key: &str) -> Result<Self, Problem> {
         Self::checked(key.to_owned())
     }
 
-    /// A key for a request that brought none.
+    /// A new key for a request that brought none.
     pub fn minted() -> Result<Self, Problem> {
         let mut random = [0; 16];
         fill(&mut random)?;
@@ -49,7 +49,7 @@ impl IdempotencyKey {
         &self.0
     }
 
-    /// As a header's value.
+    /// The key as a header's value.
     pub fn quoted(&self) -> String {
         format!("\"{}\"", self.0.replace('\\', "\\\\").replace('"', "\\\""))
     }
@@ -66,7 +66,7 @@ impl IdempotencyKey {
     }
 }
 
-/// Fills with bytes that nobody can guess.
+/// Fills the bytes with random ones that nobody can guess.
 pub fn fill(bytes: &mut [u8]) -> Result<(), Problem> {
     let filled = rustls::crypto::ring::default_provider().secure_random.fill(bytes);
     filled.map_err(|_| Problem::new(Kind::Internal, "the system gives no random bytes"))
@@ -87,7 +87,7 @@ fn trimmed(value: &[u8]) -> &[u8] {
     &value[from..to]
 }
 
-/// What stands between quotes, and nothing behind them but parameters, which mean nothing here.
+/// The text between quotes, with nothing behind them but parameters, which are ignored.
 fn quoted(value: &[u8]) -> Result<String, Problem> {
     let mut key = String::new();
     let mut bytes = value.iter().copied();
@@ -111,7 +111,7 @@ fn quoted(value: &[u8]) -> Result<String, Problem> {
     }
 }
 
-/// A key without quotes: what real clients send. A comma would make it a list.
+/// A key without quotes, as real clients send it. A comma would make it a list.
 fn plain(value: &[u8]) -> Result<String, Problem> {
     if value.iter().any(|byte| matches!(byte, b',' | b'"' | b'\\' | b';' | b' ' | b'\t')) {
         return Err(malformed(

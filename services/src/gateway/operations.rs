@@ -1,4 +1,4 @@
-//! What can be asked for: each operation once, for every protocol. A new one here is an endpoint with the whole contract.
+//! All operations, each once for every protocol. A new one here is an endpoint with the whole contract.
 //! In: a checked request. Out: the message that its handler understands.
 
 mod members;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 pub use self::members::{Member, MemberKind, checked};
 use super::problem::{Kind, Problem};
 
-/// Something that can be asked for.
+/// An operation of the front doors.
 #[derive(Debug)]
 pub struct Operation {
     /// Its name, part of the scope of every key: it must never change.
@@ -19,41 +19,41 @@ pub struct Operation {
     pub method: &'static str,
     /// Its path; `{id}` is the target.
     pub path: &'static str,
-    /// What it does.
+    /// A short description.
     pub summary: &'static str,
-    /// The service that does it.
+    /// The service that carries it out.
     pub service: &'static str,
-    /// What it is about.
+    /// The entity that it is about.
     pub entity: Entity,
-    /// Whether it makes a new one.
+    /// True if it makes a new entity.
     pub creates: bool,
-    /// What its body has.
+    /// The members of its body.
     pub members: &'static [Member],
-    /// The message that a request is.
+    /// Makes the message for a request.
     pub message: fn(&Request<'_>) -> Result<Value, Problem>,
-    /// Whether a reply says no.
+    /// The problem in a reply that says no.
     pub verdict: fn(&Value) -> Option<Problem>,
 }
 
-/// A request whose body was checked, its names being those of the tenant.
+/// A request whose body was checked, with the names of the tenant as stored.
 #[derive(Debug)]
 pub struct Request<'a> {
     /// The body.
     pub body: &'a Map<String, Value>,
-    /// What the path names.
+    /// The id in the path.
     pub target: Option<&'a str>,
-    /// The id of what it makes, unless the body brings one: the same for each repeat.
+    /// The id of the entity that it makes, unless the body brings one: the same for each repeat.
     pub id: &'a str,
-    /// When it came.
+    /// The time at which it came.
     pub now: Millis,
 }
 
-/// What there is.
+/// The kinds of entities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Entity {
     /// An order.
     Order,
-    /// Something that was spent.
+    /// An expense.
     Expense,
     /// A posting.
     Transaction,
@@ -61,12 +61,12 @@ pub enum Entity {
     Checkout,
     /// A payment, by the id of its order.
     Payment,
-    /// An account, with what it holds.
+    /// An account, with its balance.
     Account,
 }
 
 impl Entity {
-    /// All of them.
+    /// All entities.
     pub const ALL: [Self; 6] =
         [Self::Order, Self::Expense, Self::Transaction, Self::Checkout, Self::Payment, Self::Account];
 
@@ -82,7 +82,7 @@ impl Entity {
         }
     }
 
-    /// Where it is found: with `/{id}` behind it one of them.
+    /// The path of its list; with `/{id}` behind it, of one entity.
     pub fn path(self) -> &'static str {
         match self {
             Self::Order => "/api/orders",
@@ -94,7 +94,7 @@ impl Entity {
         }
     }
 
-    /// The table that has it; an account is a state.
+    /// The table that has its rows; an account is a state.
     pub fn table(self) -> Option<&'static str> {
         match self {
             Self::Order => Some("orders"),
@@ -117,7 +117,7 @@ impl Entity {
 }
 
 impl Request<'_> {
-    /// A message with these members of the body, where they are there.
+    /// A message with these members of the body, as far as they are given.
     fn taken(&self, command: Option<&str>, names: &[&str]) -> Map<String, Value> {
         let mut message = Map::new();
         if let Some(command) = command {
@@ -131,17 +131,17 @@ impl Request<'_> {
         message
     }
 
-    /// The id that the body brings under this name, or the one that it is given.
+    /// The id that the body brings under this name, or the derived one.
     fn id_or_derived(&self, name: &str) -> Value {
         self.body.get(name).filter(|id| !id.is_null()).cloned().unwrap_or_else(|| self.id.into())
     }
 
-    /// The time that the body brings, or that at which the request came.
+    /// The time that the body brings, or the time at which the request came.
     fn at(&self) -> Value {
         self.body.get("at").filter(|at| !at.is_null()).cloned().unwrap_or_else(|| rfc3339(self.now).into())
     }
 
-    /// The category that the body brings, or the one of what has none.
+    /// The category that the body brings, or the default one.
     fn category(&self) -> Value {
         self.body.get("category").filter(|at| !at.is_null()).cloned().unwrap_or_else(|| "general".into())
     }
@@ -157,7 +157,7 @@ const ID: Member = Member::optional("id", MemberKind::Name, "An id of the client
 const CATEGORY: Member =
     Member::optional("category", MemberKind::Label, "What it is spent on; `general` where left out.");
 
-/// All of them.
+/// All operations.
 pub static OPERATIONS: &[Operation] = &[
     Operation {
         name: "orders.place",
@@ -223,7 +223,7 @@ pub static OPERATIONS: &[Operation] = &[
         name: "expenses.budget",
         method: "POST",
         path: "/api/budgets",
-        summary: "Set what may be spent on a category in each month; null for no budget",
+        summary: "Set the budget of a category for each month; null for no budget",
         service: "expenses",
         entity: Entity::Account,
         creates: false,
@@ -316,14 +316,14 @@ fn place(request: &Request<'_>) -> Result<Value, Problem> {
     Ok(message.into())
 }
 
-/// A command about the order that the path names.
+/// A command about the order in the path.
 fn of_order(request: &Request<'_>, command: &str) -> Value {
     let mut message = request.taken(Some(command), &["reason"]);
     message.insert("order".to_owned(), json!(request.target));
     message.into()
 }
 
-/// Whoever asks from outside means an order that is there.
+/// A cancellation from outside is about an order that exists.
 fn cancel(request: &Request<'_>) -> Value {
     let mut message = of_order(request, "cancel");
     message["placed"] = true.into();
@@ -379,7 +379,7 @@ fn fine(_: &Value) -> Option<Problem> {
     None
 }
 
-/// A payment that was not made is no success, though the handler has done what it was to do.
+/// A payment that was declined is not a success, though its handler has done its work.
 fn charged(reply: &Value) -> Option<Problem> {
     let reason = reply.get("reason").and_then(Value::as_str).unwrap_or("no reason was given");
     match reply.get("status").and_then(Value::as_str) {

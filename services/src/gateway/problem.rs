@@ -1,43 +1,43 @@
-//! What a front door says when it does not do as it was asked: a closed set of problems, the same in every protocol.
-//! In: a kind, and what was wrong this time. Out: RFC 9457 problem details.
+//! The problems that a front door answers with: a closed set, the same in every protocol.
+//! In: a kind, and the detail of this case. Out: RFC 9457 problem details.
 
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// A problem as it is told.
+/// A problem as it is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Which.
+    /// The kind of problem.
     pub kind: Kind,
-    /// What was wrong this time, and what to do.
+    /// The detail of this case, and what to do about it.
     pub detail: String,
-    /// Where in the input, if anywhere.
+    /// The places in the input that are wrong, if any.
     pub errors: Vec<FieldError>,
-    /// When to try again, if that may help.
+    /// The time after which to try again, if that may help.
     pub retry_after: Option<Duration>,
-    /// It was told before, under the same key.
+    /// True if it was answered before, under the same key.
     pub replayed: bool,
 }
 
-/// A place in the input, and what is wrong there.
+/// A place in the input, and its problem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FieldError {
     /// JSON pointer into the body.
     pub pointer: String,
-    /// What is wrong.
+    /// The problem.
     pub detail: String,
 }
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $status:literal $code:literal $title:literal: $meaning:literal;)*) => {
-        /// The problems that there are.
+        /// The kinds of problems.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Kind { $($(#[$doc])* $name,)* }
 
         impl Kind {
-            /// All of them.
+            /// All kinds.
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
             /// Its name for programs.
@@ -55,7 +55,7 @@ macro_rules! kinds {
                 match self { $(Self::$name => $title,)* }
             }
 
-            /// What it means, and what to do.
+            /// Its meaning, and what to do about it.
             pub fn meaning(self) -> &'static str {
                 match self { $(Self::$name => $meaning,)* }
             }
@@ -67,22 +67,22 @@ kinds! {
     /// The input cannot be understood.
     Malformed = 400 "malformed" "The request is malformed":
         "The input cannot be understood; errors tells where. Correct it: nothing was stored under the key.";
-    /// No key where one is needed.
+    /// No key is given though one is required.
     KeyMissing = 400 "key_missing" "Idempotency-Key is missing":
         "This operation needs an Idempotency-Key header of the client's own.";
-    /// A key that is none.
+    /// Not a valid key.
     KeyMalformed = 400 "key_malformed" "Idempotency-Key is malformed":
         "A key is one string of 1 to 255 printable ASCII characters, such as \"8e03978e-40d5-43dd-bc93-6894a57f9324\".";
-    /// No token, or none that is known.
+    /// No token is given, or an unknown one.
     Unauthenticated = 401 "unauthenticated" "A token is needed":
         "Send a token: Authorization: Bearer TOKEN.";
-    /// The provider of payments said no.
+    /// The payment provider declined.
     Declined = 402 "declined" "The payment was declined":
         "The payment provider said no. The same key tells the same; a new charge of the order is not made.";
     /// The token does not allow it.
     Forbidden = 403 "forbidden" "The token does not allow this":
         "The token's principal lacks the role that this needs.";
-    /// There is no such thing.
+    /// The entity does not exist.
     NotFound = 404 "not_found" "There is no such thing":
         "Nothing of this address or id is there for this tenant.";
     /// The address exists, for other methods.
@@ -91,31 +91,31 @@ kinds! {
     /// The client was too slow.
     TooSlow = 408 "too_slow" "The request took too long to arrive":
         "Send it again, faster: nothing was stored under the key.";
-    /// The same request still runs.
+    /// An identical request still runs.
     InFlight = 409 "in_flight" "A request is outstanding for this Idempotency-Key":
         "The same request still runs. Ask again after Retry-After, with the same key.";
-    /// Such a thing is there.
+    /// The entity exists already.
     AlreadyExists = 409 "already_exists" "It exists already":
         "A thing with this id was made by another request.";
-    /// It is in a state in which this cannot be done.
+    /// The entity is in a state in which this cannot be done.
     Conflict = 409 "conflict" "Its state does not allow this":
         "What came first stands.";
-    /// Several are meant.
+    /// Several entities match.
     Ambiguous = 409 "ambiguous" "Several have this id":
         "Accounts have ids of their own. Ask for a page of the account that you mean.";
     /// The body is too large.
     TooLarge = 413 "too_large" "The request is too large":
-        "The body has more bytes than gateway.body_bytes_max, or what is asked for more than gateway.answer_bytes_max.";
-    /// The body is of a type that is not understood.
+        "The body has more bytes than gateway.body_bytes_max, or the answer more than gateway.answer_bytes_max.";
+    /// The body is of a type that is not supported.
     UnsupportedMedia = 415 "unsupported_media_type" "The body is of another type":
         "Send JSON: Content-Type: application/json.";
-    /// The body is encoded in a way that is not understood.
+    /// The body is encoded in a way that is not supported.
     UnsupportedEncoding = 415 "unsupported_content_encoding" "The body is encoded":
         "Send the body as it is, without a Content-Encoding (Accept-Encoding: identity).";
     /// The key belongs to another request.
     Mismatch = 422 "key_reused" "Idempotency-Key is already used":
         "The key was used for a request that asked for something else. Use a new key for a new request.";
-    /// Not enough is there.
+    /// There is not enough of something.
     Insufficient = 422 "insufficient" "Not enough is there":
         "What the request needs is not there; it had no effect.";
     /// The handler refused it.
@@ -127,17 +127,17 @@ kinds! {
     /// The tenant has too many keys.
     TooManyKeys = 429 "too_many_keys" "Too many keys":
         "The tenant has as many keys in the store as gateway.keys_max. They expire after gateway.keep.";
-    /// It failed as often as it may.
+    /// The request failed in every attempt.
     Failed = 500 "failed" "The request failed":
         "It was tried as often as it may be. It had no effect in the store; what it asked of others may have happened. The \
          same key tells the same; operators have a dead letter.";
-    /// Something that should not happen.
+    /// An error that should not happen.
     Internal = 500 "internal" "Something went wrong here":
         "This should not happen; the log has more. Ask again with the same key.";
-    /// The settings lack what it needs.
+    /// The settings lack a dependency.
     NotConfigured = 501 "not_configured" "This is not set up here":
-        "The operation needs something that the settings do not name; detail tells what to set. Nothing was stored under the key.";
-    /// No room now.
+        "The operation has a dependency that the settings do not configure; detail names the setting. Nothing was stored under the key.";
+    /// There is no room now.
     Overloaded = 503 "overloaded" "There is no room for the request now":
         "Nothing was stored under the key. Ask again after Retry-After.";
     /// The store does not answer, or the process ends.
@@ -151,7 +151,7 @@ impl Kind {
         Self::ALL.iter().copied().find(|kind| kind.code() == code)
     }
 
-    /// What a handler's refusal is told as: its code decides.
+    /// The kind for a handler's refusal, by its code.
     pub fn of_refusal(code: &str) -> Self {
         match Self::of_code(code) {
             Some(kind @ (Self::AlreadyExists | Self::NotFound | Self::Conflict | Self::Insufficient)) => kind,
@@ -161,19 +161,19 @@ impl Kind {
 }
 
 impl FieldError {
-    /// At this place.
+    /// An error at this place.
     pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         Self { pointer: shortened(pointer.into()), detail: shortened(detail.into()) }
     }
 }
 
-/// Most places of a request that are told to be wrong: an answer is no larger for having many.
+/// The most errors of a request that are listed: an answer does not grow with them.
 pub const ERRORS_MAX: usize = 20;
 
-/// Most bytes of a text that quotes what was sent.
+/// The most bytes of a text that quotes the input.
 const SAID_BYTES_MAX: usize = 2 << 10;
 
-/// What a problem says, however much it quotes.
+/// A problem's text, cut to a bound however much it quotes.
 pub fn shortened(mut text: String) -> String {
     if text.len() > SAID_BYTES_MAX {
         text.truncate(text.floor_char_boundary(SAID_BYTES_MAX));
@@ -182,7 +182,7 @@ pub fn shortened(mut text: String) -> String {
     text
 }
 
-/// Where the contract is told, for the header `Link` of each problem.
+/// The address of the contract, for the header `Link` of each problem.
 pub const POLICY: &str = "/.well-known/idempotency";
 
 /// Media type of problem details.
@@ -194,21 +194,21 @@ impl Problem {
         Self { kind, detail: shortened(detail.into()), errors: Vec::new(), retry_after: None, replayed: false }
     }
 
-    /// The input is wrong at one place.
+    /// A problem with one place of the input.
     pub fn at(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         let (pointer, detail) = (pointer.into(), detail.into());
         let said = if pointer.is_empty() { detail.clone() } else { format!("{pointer}: {detail}") };
         Self { errors: vec![FieldError::new(pointer, detail)], ..Self::new(Kind::Malformed, said) }
     }
 
-    /// The input is wrong at these places; of many the first ones are told.
+    /// A problem with these places of the input; only the first ones are listed.
     pub fn malformed(mut errors: Vec<FieldError>) -> Self {
         errors.truncate(ERRORS_MAX);
         let said = errors.iter().map(|error| format!("{}: {}", error.pointer, error.detail)).collect::<Vec<_>>();
         Self { errors, ..Self::new(Kind::Malformed, said.join("; ")) }
     }
 
-    /// The same, to be tried again after this long.
+    /// Adds a time after which to try again.
     #[must_use]
     pub fn retry_after(self, pause: Duration) -> Self {
         Self { retry_after: Some(pause), ..self }
@@ -219,7 +219,7 @@ impl Problem {
         self.retry_after.map(|pause| u64::try_from(pause.as_millis().div_ceil(1_000)).unwrap_or(u64::MAX).max(1))
     }
 
-    /// The document; `instance` is what was asked for.
+    /// The document; `instance` is the path of the request.
     pub fn document(&self, instance: &str) -> Value {
         let kind = self.kind;
         let mut document = json!({

@@ -1,4 +1,4 @@
-//! REST: every operation at its path, every entity by id and by account, and what describes them.
+//! REST: every operation at its path, every entity by id and by account, and the documents that describe them.
 //! In: HTTP requests. Out: JSON, or RFC 9457 problem details.
 
 mod answer;
@@ -32,14 +32,14 @@ use super::operations::{Entity, OPERATIONS, Operation};
 use super::problem::{Kind, Problem};
 use super::server::BodyError;
 
-/// What every route has.
+/// The state that every route has.
 #[derive(Clone, Debug)]
 pub struct Rest {
     /// The layer behind all protocols.
     pub front: Arc<Front>,
-    /// Who may.
+    /// Authentication and roles.
     pub auth: Arc<Auth>,
-    /// Where outcomes are counted.
+    /// The metrics that count outcomes.
     pub metrics: Arc<Metrics>,
 }
 
@@ -76,7 +76,7 @@ pub fn routes(rest: &Rest) -> Router {
         .method_not_allowed_fallback(documents::no_method)
 }
 
-/// Routes behind what holds for all of them: bounds of time, a look at whom the request is for, a count of outcomes.
+/// Routes behind the rules for all of them: time limits, a check of the request's host, a count of outcomes.
 pub fn guarded(rest: &Rest, routes: Router) -> Router {
     routes.layer(middleware::from_fn_with_state(rest.clone(), guard::guard))
 }
@@ -91,7 +91,7 @@ fn method(operation: &Operation) -> MethodFilter {
 }
 
 impl Rest {
-    /// Who sends a request with these headers.
+    /// The caller that sends a request with these headers.
     pub fn caller(&self, headers: &HeaderMap, role: Role) -> Result<Caller, Problem> {
         let caller = self.auth.caller(headers.get_all(header::AUTHORIZATION).iter().map(|value| value.as_bytes()))?;
         caller.check(role)?;
@@ -107,7 +107,7 @@ impl Rest {
         }
     }
 
-    /// The key of a request with these headers, and how its answer repeats it.
+    /// The key of a request with these headers, and the form in which its answer repeats it.
     fn key(&self, operation: &Operation, headers: &HeaderMap) -> Result<(IdempotencyKey, Echo), Problem> {
         let values = || headers.get_all(key::HEADER).into_iter();
         let lenient = self.front.settings().lenient_keys;
@@ -160,7 +160,7 @@ impl Rest {
             match name.as_str() {
                 "account" => account = Some(value),
                 "after" => after = Some(value),
-                "limit" => limit = value.parse().map_err(|_| wrong("limit", &format!("{value:?} is no number")))?,
+                "limit" => limit = value.parse().map_err(|_| wrong("limit", &format!("{value:?} is not a number")))?,
                 _ => return Err(wrong(&name, "is not known here; there are: account, after, limit")),
             }
         }
@@ -171,7 +171,7 @@ impl Rest {
     }
 }
 
-/// A parameter of the query is wrong.
+/// The problem of a parameter of the query.
 fn wrong(name: &str, detail: &str) -> Problem {
     Problem::new(Kind::Malformed, format!("{name} in the query: {detail}"))
 }
@@ -183,13 +183,13 @@ async fn target(request: &mut Request) -> Result<Option<String>, Problem> {
     Ok(params.iter().find(|(name, _)| *name == "id").map(|(_, value)| value.to_owned()))
 }
 
-/// What of the headers belongs to the call itself.
+/// The headers that are copied to the call.
 pub fn taken_along(headers: &HeaderMap) -> Vec<(String, String)> {
     let text = |name: &str| Some((name.to_owned(), headers.get(name)?.to_str().ok()?.to_owned()));
     TAKEN_ALONG.into_iter().filter_map(text).collect()
 }
 
-/// The body as JSON. Another type is refused also where it would be JSON: a page of another site could send it.
+/// The body as JSON. Another content type is refused even if the bytes are JSON: a page of another site could send it.
 pub async fn body(request: Request) -> Result<Value, Problem> {
     let headers = request.headers().clone();
     let bytes = read(request.into_body()).await?;
@@ -215,7 +215,7 @@ pub async fn read(body: Body) -> Result<bytes::Bytes, Problem> {
     }
 }
 
-/// Whether a request of this method can change something.
+/// Returns whether a request of this method can change something.
 fn changes(method: &Method) -> bool {
     !method.is_safe()
 }

@@ -1,4 +1,4 @@
-//! Connections: as many as may be, each as slow as it may be, over TLS where that is configured; drained in order.
+//! Connections: bounded in number and slowness, over TLS if that is configured; drained in order.
 //! In: a listener and routes. Out: answers over HTTP/1.1 and HTTP/2, until it is told to stop.
 
 mod body;
@@ -31,25 +31,25 @@ use self::body::Bounded;
 use self::crowd::{Activity, Crowd, Run};
 pub use self::tls::{Tls, tls};
 
-/// Streams at once on a connection of HTTP/2.
+/// The most streams at once on a connection of HTTP/2.
 const STREAMS_MAX: u32 = 128;
 
-/// Headers of a request.
+/// The most headers of a request.
 const HEADERS_MAX: usize = 100;
 
-/// Bytes of a request's head.
+/// The most bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// Time without a request after which a connection is closed.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// How often somebody for whom there is no room is told whether there is some.
+/// The interval at which a connection that waits for room looks for some.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// Pause after the system would not give a connection: it has no room for more files, say.
+/// The pause after the system refused a connection: it has no room for more files, say.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// What connections may take.
+/// The bounds of connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Connections at once.
@@ -58,12 +58,12 @@ pub struct Bounds {
     pub read: Duration,
     /// Bytes of a body.
     pub body_bytes: usize,
-    /// How long requests that run may take when it is told to stop.
+    /// The time for running requests to end when it is told to stop.
     pub drain: Duration,
 }
 
 impl Bounds {
-    /// Those of the settings.
+    /// The bounds in the settings.
     pub fn of(settings: &GatewaySettings) -> Self {
         Self {
             connections: settings.connections_max,
@@ -74,14 +74,14 @@ impl Bounds {
     }
 }
 
-/// What all connections of a listener share.
+/// The state that all connections of a listener share.
 struct Shared {
     tls: Option<Tls>,
     router: Router,
     bounds: Bounds,
 }
 
-/// Serves until `stop` says true, or nobody can say it any more; then lets what runs end.
+/// Serves until `stop` is true, or its sender is gone; then lets running requests end.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Tls>,
@@ -91,7 +91,7 @@ pub async fn serve(
 ) {
     let shared = Arc::new(Shared { tls, router, bounds });
     let (mut open, mut crowd) = (JoinSet::new(), Crowd::default());
-    // Who has come and has no room: whoever comes behind it waits in the system.
+    // A connection that has come and has no room: later ones wait in the system.
     let mut newcomer = None;
     loop {
         tokio::select! {
@@ -119,7 +119,7 @@ pub async fn serve(
     }
 }
 
-/// The next connection, and whose it is.
+/// The next connection, and its peer.
 async fn accept(listener: &TcpListener) -> Option<(TcpStream, IpAddr)> {
     match listener.accept().await {
         Ok((stream, peer)) => Some((stream, peer.ip())),
@@ -184,7 +184,7 @@ where
         tokio::select! {
             ended = connection.as_mut() => return ended,
             () = stopped(stop), if !leaving => leaving = true,
-            // Whoever does not read its answer would keep its place for ever.
+            // A client that does not read its answer would keep its place for ever.
             () = idle => if leaving {
                 return Err("it was told to end, and did not".into());
             } else {
@@ -210,7 +210,7 @@ fn builder(bounds: Bounds, is_h2: bool) -> Builder<TokioExecutor> {
     if is_h2 { builder.http2_only() } else { builder.http1_only() }
 }
 
-/// Takes an address; `setting` is what names it.
+/// Takes an address; `setting` is the setting that names it.
 pub async fn bind(setting: &str, address: &str) -> Result<(TcpListener, SocketAddr), String> {
     let listener = TcpListener::bind(address).await.map_err(|error| {
         format!(

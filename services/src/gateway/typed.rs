@@ -1,7 +1,7 @@
-//! Between JSON and the types of GraphQL and gRPC, once for all operations.
+//! Converts between JSON and the types of GraphQL and gRPC, once for all operations.
 //! In: a typed request, or an answer in JSON. Out: the JSON that REST would have brought, or a typed answer.
 //!
-//! A request is the same JSON whichever way it comes: a key that was used over one protocol is a repeat over another.
+//! A request is the same JSON over every protocol: a key that was used over one protocol is a repeat over another.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,21 +13,23 @@ use super::json;
 use super::operations::{Entity, MemberKind, Operation};
 use super::problem::{Kind, Problem};
 
-/// How many items a page is asked for, where the protocol has a number for that.
+/// The number of items of a page, if the protocol has a number for that.
 pub(super) fn limit(asked: Option<u32>) -> usize {
     asked.map_or(PAGE, |asked| usize::try_from(asked).unwrap_or(usize::MAX))
 }
 
-/// Parts of a handler's reply that hold what was asked for.
+/// Parts of a handler's reply that hold the entity.
 const NESTED: [&str; 3] = ["placement", "charge", "checkout"];
 
-/// What the path of an operation would name, and the body that it would have.
+/// The id that the path of an operation would have, and its body.
 pub(super) fn untyped(operation: &Operation, request: &impl Serialize) -> Result<(Option<String>, Value), Problem> {
     let bytes = serde_json::to_vec(request).map_err(|error| Problem::at("", error.to_string()))?;
     // Read as strictly as a body of REST.
-    let Value::Object(mut body) = json::parse(&bytes)? else { return Err(Problem::at("", "the request is no object")) };
+    let Value::Object(mut body) = json::parse(&bytes)? else {
+        return Err(Problem::at("", "the request is not an object"));
+    };
     let target = if operation.path.contains("{id}") { body.remove("id") } else { None };
-    // No limit is said by `null`, which neither protobuf nor what is left out of an input has.
+    // `null` means no limit; neither protobuf nor an input without the member can say it.
     let nullable = operation.members.iter().filter(|member| member.required && member.kind == MemberKind::Limit);
     for member in nullable {
         body.entry(member.name).or_insert(Value::Null);
@@ -35,7 +37,7 @@ pub(super) fn untyped(operation: &Operation, request: &impl Serialize) -> Result
     Ok((target.and_then(|id| id.as_str().map(str::to_owned)), body.into()))
 }
 
-/// A typed answer about such a thing; `id` is its id, where the answer may not have it.
+/// A typed answer about an entity; `id` is its id, in case the answer does not have it.
 pub(super) fn typed<T: DeserializeOwned>(entity: Entity, value: Value, id: Option<&str>) -> Result<T, Problem> {
     as_type(entity, flat(entity, value, id))
 }
@@ -43,11 +45,11 @@ pub(super) fn typed<T: DeserializeOwned>(entity: Entity, value: Value, id: Optio
 /// The typed answer to a command.
 pub(super) fn typed_reply<T: DeserializeOwned>(entity: Entity, reply: &Reply) -> Result<T, Problem> {
     let body = serde_json::from_slice(&reply.body)
-        .map_err(|error| Problem::new(Kind::Internal, format!("the answer is no JSON: {error}")))?;
+        .map_err(|error| Problem::new(Kind::Internal, format!("the answer is not JSON: {error}")))?;
     typed(entity, body, reply.id.as_deref())
 }
 
-/// A typed page of such things.
+/// A typed page of entities.
 pub(super) fn typed_page<T: DeserializeOwned>(entity: Entity, page: Page) -> Result<T, Problem> {
     let items = page.items.into_iter().map(|item| flat(entity, item, None)).collect();
     let mut members = Map::from_iter([("items".to_owned(), Value::Array(items))]);
@@ -57,12 +59,12 @@ pub(super) fn typed_page<T: DeserializeOwned>(entity: Entity, page: Page) -> Res
 
 fn as_type<T: DeserializeOwned>(entity: Entity, value: Value) -> Result<T, Problem> {
     serde_json::from_value(value).map_err(|error| {
-        error!(%error, entity = entity.as_str(), "an answer is not what its type says");
-        Problem::new(Kind::Internal, "the answer is not what its type says; REST has it as it is")
+        error!(%error, entity = entity.as_str(), "an answer does not have its type");
+        Problem::new(Kind::Internal, "the answer does not have its type; REST has it as it is")
     })
 }
 
-/// Rows and replies alike: a row's columns, and what a reply has beside them.
+/// An entity from a row or a reply: a row's columns, and the reply's further members.
 fn flat(entity: Entity, value: Value, id: Option<&str>) -> Value {
     let Value::Object(members) = value else { return value };
     let mut flat = Map::new();

@@ -23,26 +23,26 @@ use crate::defaults;
 use crate::gateway::rest::from_elsewhere;
 use crate::gateway::server::{self, Bounds};
 
-/// A probe that waits longer tells nothing to whoever sent it.
+/// The time for an answer: the prober would not see a later one.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
-/// What the listener answers from.
+/// The state that the listener answers from.
 #[derive(Debug)]
 pub struct Admin {
     metrics: Arc<Metrics>,
-    /// What is worth knowing of its settings, and keeps nobody from sending it work.
+    /// Notes about its settings, which do not make it unready.
     notes: Vec<&'static str>,
     stage: Mutex<Stage>,
 }
 
-/// Where the process is in its life.
+/// The stages of the process's life.
 #[derive(Clone)]
 pub enum Stage {
     /// The engine is not up yet.
     Starting,
     /// The engine runs.
     Running(Engine),
-    /// There is no engine here: this store is what is needed.
+    /// There is no engine here: only this store is needed.
     Reading(Arc<dyn Store>, Arc<Calls>),
     /// The engine is being drained.
     Draining,
@@ -60,13 +60,13 @@ impl std::fmt::Debug for Stage {
 }
 
 impl Admin {
-    /// For an engine that is to start with these settings.
+    /// The listener of an engine that will start with these settings.
     pub fn new(settings: &Settings, metrics: Arc<Metrics>) -> Arc<Self> {
         let notes = defaults::lacks(settings).into_iter().map(|lack| lack.what).collect();
         Arc::new(Self { metrics, notes, stage: Mutex::new(Stage::Starting) })
     }
 
-    /// Tells where the process is now.
+    /// Sets the stage of the process.
     pub fn set(&self, stage: Stage) {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
     }
@@ -86,10 +86,10 @@ impl Admin {
     }
 }
 
-/// Connections at once: probes and whoever collects metrics need few.
+/// The most connections at once: probes and collectors of metrics need few.
 const CONNECTIONS_MAX: usize = 64;
 
-/// What a client may take for a request's head, and for its body, which is not read.
+/// The time for a client to send a request's head, and its body, which is not read.
 const BOUNDS: Bounds = Bounds {
     connections: CONNECTIONS_MAX,
     read: Duration::from_secs(5),
@@ -112,7 +112,7 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     server::serve(listener, None, routes, BOUNDS, stopped).await;
 }
 
-/// What listens to this machine alone answers under its names alone: a page of a site whose name leads here is not served.
+/// Refuses foreign host names if the listener is on loopback: a page of a site whose name leads here is not served.
 async fn local(request: Request, next: Next) -> Response {
     match from_elsewhere(&request, false) {
         Some(problem) => (StatusCode::FORBIDDEN, format!("{}\n", problem.detail)).into_response(),
@@ -120,7 +120,7 @@ async fn local(request: Request, next: Next) -> Response {
     }
 }
 
-/// Why the process has to end when the listener has.
+/// The reason why the process has to end when the listener has.
 pub fn failed() -> Failure {
     Failure::Failed("the admin listener has ended".to_owned())
 }

@@ -1,4 +1,5 @@
-//! Files that grow by whole lines: an operator may have edited them, and an editor may have left the last line without its end.
+//! Files that grow by whole lines: an operator may have edited them, and an editor may have left the last line without
+//! its end.
 //! In: a file, opened to be read and appended to; text. Out: the text on lines of its own, on the disk.
 
 use std::fs::File;
@@ -10,7 +11,7 @@ pub fn append_line(file: &File, line: &str) -> io::Result<()> {
     append(file, format!("{line}\n").into_bytes()).map(drop)
 }
 
-/// Appends lines in one write, each with its end; says how many bytes were added.
+/// Appends lines in one write, each with its end; returns the number of bytes added.
 pub fn append(mut file: &File, mut lines: Vec<u8>) -> io::Result<u64> {
     if !ends_in_line_end(file)? {
         lines.insert(0, b'\n');

@@ -1,4 +1,4 @@
-//! The commands, and what they share: how they end, the handlers, the store.
+//! The commands, and their shared parts: their outcomes, the handlers, the store.
 //! In: settings and arguments. Out: text or JSON on standard output, problems on standard error.
 
 pub mod args;
@@ -23,25 +23,25 @@ use perkey::unstable::store::{Access, Opened, is_shared, open};
 
 use crate::defaults;
 
-/// How a command ended when nothing stood in its way.
+/// The ways in which a command can end without a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
-    /// All of it was done.
+    /// Everything was done.
     All,
     /// It was done, but some of the input was refused.
     SomeRefused,
-    /// There was nothing to do it to.
+    /// There was nothing to act on.
     NothingFound,
-    /// It was told to stop; what it did so far is kept.
+    /// The command was told to stop; its work so far is kept.
     Interrupted,
-    /// It was done, and what was looked at is not as it must be.
+    /// The check was done, and found a problem.
     Unsound,
 }
 
-/// How a command ended.
+/// The result of a command.
 pub type Ended = Result<Done, Failure>;
 
-/// The handlers, as the settings want them.
+/// The handlers, configured by the settings.
 pub fn handlers(settings: &Settings) -> Result<Handlers, Failure> {
     defaults::handlers(settings).map_err(Failure::Settings)
 }
@@ -51,7 +51,7 @@ pub(crate) async fn open_beside(settings: &Settings) -> Result<Opened, Failure> 
     Ok(open(settings, Access::Tool).await?)
 }
 
-/// The command that runs a store such as the settings name.
+/// The command that runs a store of the kind that the settings name.
 pub(crate) fn runner(settings: &Settings) -> &'static str {
     if is_shared(settings) { "budget-manager worker" } else { "budget-manager up" }
 }

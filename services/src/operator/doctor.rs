@@ -1,4 +1,4 @@
-//! `doctor`: looks at settings, store and brokers, and says what is unsafe or wrong and what to do about it.
+//! `doctor`: checks settings, store and brokers, and reports problems and risks with advice.
 //! In: settings, a store, brokers; any of them may be away. Out: findings, worst first.
 
 mod calls;
@@ -18,7 +18,7 @@ use self::facts::Facts;
 use super::cli::output::{Out, table};
 use super::cli::{Done, Ended};
 
-/// How much a finding matters.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Level {
@@ -32,15 +32,15 @@ enum Level {
     Error,
 }
 
-/// What was found.
+/// A finding of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Finding {
-    /// What was looked at; the same in every release.
+    /// The name of the check; the same in every release.
     check: &'static str,
     level: Level,
-    /// What was found.
+    /// The observation.
     found: String,
-    /// What to do.
+    /// The advice.
     advice: Option<String>,
 }
 
@@ -60,7 +60,7 @@ fn error(check: &'static str, found: impl Into<String>, advice: impl Into<String
     Finding { check, level: Level::Error, found: found.into(), advice: Some(advice.into()) }
 }
 
-/// What is wrong, or else that nothing is.
+/// The problems, or else a finding that there are none.
 fn or_ok(check: &'static str, problems: Vec<Finding>, fine: impl Into<String>) -> Vec<Finding> {
     if problems.is_empty() { vec![ok(check, fine)] } else { problems }
 }
@@ -74,7 +74,7 @@ struct Report {
     findings: Vec<Finding>,
 }
 
-/// Looks at everything; [`Done::Unsound`] when something is wrong.
+/// Runs all checks; [`Done::Unsound`] when something is wrong.
 pub async fn doctor(settings: &Settings, out: Out) -> Ended {
     let facts = facts::gathered(settings).await?;
     let report = report(settings, judged(&facts));

@@ -52,7 +52,7 @@ pub async fn gateway(settings: &Settings) -> Ended {
     Ok(if shut(open, &mut signals).await { Done::All } else { Done::Interrupted })
 }
 
-/// Whether workers have made the store what the settings say.
+/// Checks that workers have given the store the shape that the settings say.
 fn fits(settings: &Settings, recorded: u32) -> Result<(), Failure> {
     let wanted = settings.ownership.shards;
     match recorded {

@@ -38,33 +38,33 @@ use crate::operator::cli::status::Totals;
 use crate::operator::cli::up::leave;
 use crate::operator::cli::{Done, Ended, Failure, handlers, open_beside};
 
-/// Batches that may lie between the reader and the log.
+/// The most batches between the reader and the log.
 const BATCHES_AHEAD: usize = 4;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How long a process that just started may take to prepare its store.
+/// The time for a process that just started to prepare its store.
 const PREPARED_WITHIN: Duration = Duration::from_secs(5);
 
-/// What was done.
+/// The result of an import.
 #[derive(Debug, Serialize)]
 struct Summary {
     service: String,
     source: String,
-    /// Lines read by this run and earlier ones.
+    /// The number of lines read by this run and earlier ones.
     lines: u64,
-    /// Messages appended by this run.
+    /// The number of messages appended by this run.
     imported: u64,
-    /// Messages that an earlier run had appended.
+    /// The number of messages that an earlier run had appended.
     skipped: u64,
-    /// Lines refused by this run and earlier ones.
+    /// The number of lines refused by this run and earlier ones.
     rejected: u64,
     rejects_file: Option<PathBuf>,
     /// Lines that were handled and not posted: their ids were taken before with other content.
     conflicts: Vec<Conflict>,
-    /// The line of the record that has no end yet, if the input ends so: it is left for the next run.
+    /// The line of the record without an end, if the input ends so: it is left for the next run.
     unfinished_line: Option<u64>,
     seconds: f64,
     messages_per_second: f64,
-    /// What this process's own engine did; null when another process runs the store.
+    /// The work of this process's own engine; null when another process runs the store.
     engine: Option<Handled>,
 }
 
@@ -99,12 +99,12 @@ pub async fn import(settings: &Settings, asked: &ImportArgs, out: Out) -> Ended 
     }
 }
 
-/// The store, and whether this process is to run it. One that workers share is left to them.
+/// The store, and whether this process must run it. A store that workers share is left to them.
 async fn open(settings: &Settings) -> Result<(Opened, bool), Failure> {
     if !store::is_shared(settings) && !store::is_running(settings).await {
         match store::open(settings, Access::Run).await {
             Ok(store) => return Ok((store, true)),
-            // A process came first after all.
+            // Another process came first after all.
             Err(StoreError::Locked(_)) => (),
             Err(error) => return Err(error.into()),
         }
@@ -134,7 +134,7 @@ async fn open_prepared(settings: &Settings) -> Result<(Opened, u32), Failure> {
     }
 }
 
-/// What is read, and how many bytes it has where that is known.
+/// The input, and its number of bytes if that is known.
 fn input(file: &str) -> Result<(Input, Option<u64>), Failure> {
     if file == "-" {
         return Ok((Input::Stdin, None));
@@ -145,7 +145,7 @@ fn input(file: &str) -> Result<(Input, Option<u64>), Failure> {
     Ok(if found.is_file() { (Input::File(path), Some(found.len())) } else { (Input::Stream(path), None) })
 }
 
-/// What an input is called whose source nobody named. The name of a pipe (`/dev/fd/63`) says nothing of what is in it.
+/// The name of an input whose source nobody named. The name of a pipe (`/dev/fd/63`) says nothing about its contents.
 fn name(input: &Input) -> String {
     match input {
         Input::Stdin | Input::Stream(_) => "stdin".to_owned(),
@@ -165,7 +165,7 @@ impl Import<'_> {
     async fn run(&mut self, store: &dyn Store, engine: Option<&Engine>, signals: &mut Signals, out: Out) -> Ended {
         let before = Totals::of(&store.queries().shards().await?);
         let progress = self.progress(store).await?;
-        // One that goes on, or reads again what earlier runs read, tells of what they left, too.
+        // A run that continues, or reads the lines of earlier runs again, reports their conflicts, too.
         let since = (progress.lines == 0 && !self.asked.from_start).then(|| Clock::system().now());
         let rejects = self.rejects(progress.rejects_bytes)?;
         let mut told = self.start_reading(&progress)?;
@@ -206,7 +206,7 @@ impl Import<'_> {
         if let Some((line, end)) = cut {
             complain(&unfinished(line, end));
         }
-        // A header alone is as good as nothing.
+        // A header alone counts as an empty file.
         Ok(match summary.imported + summary.skipped + summary.rejected {
             0 if cut.is_none() => Done::NothingFound,
             _ if summary.rejected > 0 || cut.is_some() || !summary.conflicts.is_empty() => Done::SomeRefused,
@@ -230,7 +230,8 @@ impl Import<'_> {
         conflicts::found(store, &self.asked.service, &self.source, since).await
     }
 
-    /// Where an earlier run of this import stopped. What is read once cannot be compared with what it was then.
+    /// The progress of an earlier run of this import. An input that can be read only once cannot be compared with the
+    /// earlier one.
     async fn progress(&self, store: &dyn Store) -> Result<ImportProgress, Failure> {
         if self.asked.from_start || !matches!(self.input, Input::File(_)) {
             return Ok(ImportProgress::default());
@@ -259,8 +260,8 @@ impl Import<'_> {
         Ok(told)
     }
 
-    /// The file of refused lines: the one that was named, or one of the source's own, beside the input or, where that has no
-    /// folder, in the working directory.
+    /// The file of refused lines: the one that was named, or one of the source's own, beside the input or, if that has
+    /// no folder, in the working directory.
     fn rejects(&self, keep: u64) -> Result<Rejects, Failure> {
         let (service, source) = (&self.asked.service, &self.source);
         let folder = match &self.input {
@@ -312,7 +313,7 @@ async fn handle(engine: &Engine, store: &dyn Store, bar: &Bar) -> Result<(), Fai
     }
 }
 
-/// What is said of a record that has no end.
+/// The message about a record without an end.
 fn unfinished(line: u64, end: End) -> String {
     match end {
         End::OpenQuote => format!(

@@ -15,29 +15,29 @@ use super::cli::{Done, Ended, Failure};
 use crate::gateway::auth::{Caller, Token, name};
 use crate::gateway::key::fill;
 
-/// Random bytes of a token.
+/// The number of random bytes of a token.
 const BYTES: usize = 32;
 
-/// What a token begins with, so that one that lies around is recognised.
+/// The prefix of a token, so that one that lies around is recognised.
 const MARK: &str = "bm_";
 
-/// What to do with tokens.
+/// Commands about tokens.
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
     /// Make one: it is shown once, its hash is added to the file of gateway.tokens
     New(TokenArgs),
 }
 
-/// Whose token it is.
+/// The owner of the token.
 #[derive(Args, Debug)]
 pub struct TokenArgs {
-    /// Whose data it reaches
+    /// The tenant whose data it reaches
     #[arg(long)]
     pub tenant: String,
-    /// Who it is there: idempotency keys are its own
+    /// The principal within the tenant: idempotency keys are its own
     #[arg(long)]
     pub principal: String,
-    /// What it may do: read or write; may be repeated
+    /// A role: read or write; may be repeated
     #[arg(long = "role", required = true)]
     pub roles: Vec<String>,
 }
@@ -63,7 +63,7 @@ pub fn new(settings: &Settings, asked: &TokenArgs, out: Out) -> Ended {
     let secret: String = MARK.chars().chain(random.iter().flat_map(|byte| hex(*byte))).collect();
     let token = Token { hash: Sha256::digest(&secret).into(), caller: Caller { tenant, principal, roles } };
     let cannot = |error: std::io::Error| Failure::Failed(format!("cannot write {file}: {error}"));
-    // Before it is shown: what cannot be kept must not be told.
+    // Before it is shown: a token that cannot be kept must not be shown.
     let opened = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(file).map_err(cannot)?;
     let Caller { tenant, principal, roles } = &token.caller;
     let roles: Vec<_> = roles.iter().map(|role| role.as_str()).collect();

@@ -1,5 +1,5 @@
 //! A front door as the rows see it, whatever it speaks.
-//! In: what a client sends. Out: what it is told, in words that all protocols share.
+//! In: a client's requests. Out: its answers, in words that all protocols share.
 
 use futures_util::future::BoxFuture;
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! What a worker does with its lease, alone and among others over a store that keeps true time.
+//! Tests of a worker's lease, alone and among others over a store that keeps true time.
 //! In: renewals that come, are late or are lost. Out: no shard in two places, none left alone.
 
 use std::time::Duration;
@@ -72,7 +72,7 @@ impl Model {
     }
 }
 
-/// A lease after two looks at a fleet of its own.
+/// A lease after two looks at a fleet with no other worker.
 fn alone() -> (Lease, Model) {
     let (mut lease, mut model) = (lease("a"), Model::new());
     assert_eq!(lease.renewed(&model.renew(&worker("a"), 0), 0, 1), [], "one look is not enough");
@@ -109,7 +109,8 @@ fn a_store_with_another_number_of_shards_ends_the_process() {
     let fleet = model.renew(&worker("a"), 2 * HEARTBEAT);
     let orders = running.renewed(&fleet, 2 * HEARTBEAT, 2 * HEARTBEAT + 1);
     assert_eq!((orders, running.is_lost()), (vec![Order::StopAll, Order::GiveUp(2)], true));
-    // One that was frozen meanwhile lost its lease first: it notices when it joins again, before it takes a shard.
+    // A worker that was frozen in between lost its lease first: it notices when it joins again, before it takes a
+    // shard.
     let (mut frozen, _) = alone();
     assert_eq!(frozen.tick(HEARTBEAT + TTL), [Order::StopAll]);
     (0..SHARDS).for_each(|shard| frozen.stopped(shard));
@@ -216,7 +217,7 @@ struct Sim {
     name: usize,
     incarnation: u32,
     next: Millis,
-    /// A renewal on its way: when it was sent, when it is answered, with what.
+    /// A renewal on its way: the time it was sent, the time of its answer, and the answer.
     flight: Option<(Millis, Millis, Option<Fleet>)>,
     runs: BTreeSet<ShardNo>,
     frozen_until: Millis,
@@ -263,7 +264,7 @@ impl Sim {
                 self.lease.taken(shard, now);
             }
             Order::Take(shard, _) => self.lease.stopped(shard),
-            // One that does not end in time leaves the shard with its owner.
+            // A run that does not end in time leaves the shard with its owner.
             Order::Release(shard) if (now / 50 + u64::from(shard)).is_multiple_of(4) => {
                 self.runs.remove(&shard);
                 self.lease.stopped(shard);

@@ -1,4 +1,4 @@
-//! What the root does in a fleet: shards come and go by the heartbeat's orders.
+//! The root's part in a fleet: shards come and go by the heartbeat's orders.
 //! In: orders, ends of shards and of the heartbeat. Out: shards taken, handed over and stopped; news for the heartbeat.
 
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::shard::supervisor::{RunsStuck, ShardSupervisorMessage};
 use crate::store::StoreError;
 
 impl RootState {
-    /// Tells the heartbeat. One that is being restarted begins with nothing, as the root then does.
+    /// Sends news to the heartbeat. One that is being restarted begins with nothing, as the root then does.
     pub(crate) fn tell(&self, news: News) {
         if let Some(heartbeat) = &self.heartbeat {
             heartbeat.cast(HeartbeatMessage::News(news)).ok();
@@ -33,7 +33,8 @@ impl RootState {
         Ok(())
     }
 
-    /// Without its heartbeat a worker owns nothing: its shards stop, and it joins again as another incarnation.
+    /// Stops the shards after the heartbeat has ended: without it a worker owns nothing, and it joins again as another
+    /// incarnation.
     pub(crate) fn heartbeat_ended(&mut self, myself: &ActorRef<RootMessage>, end: &End) -> bool {
         if self.heartbeat.as_ref().is_none_or(|heartbeat| heartbeat.get_id() != end.id) {
             return false;
@@ -84,13 +85,13 @@ impl RootState {
         }
     }
 
-    /// It runs here, and is to.
+    /// Returns whether the shard runs here and is meant to.
     fn runs(&self, shard: ShardNo) -> bool {
         let owned = &self.shards[shard as usize];
         owned.wanted && owned.supervisor.is_some()
     }
 
-    /// What was there before has not ended yet.
+    /// Returns whether an earlier run of the shard has not ended yet.
     fn is_busy(&self, shard: ShardNo) -> bool {
         self.shards[shard as usize].supervisor.is_some() || self.giving_back.values().any(|(of, _)| *of == shard)
     }
@@ -101,7 +102,7 @@ impl RootState {
         }
     }
 
-    /// Ends a shard at once: what it has in hand is another owner's.
+    /// Ends a shard at once: its messages in hand belong to another owner.
     fn stop(&mut self, shard: ShardNo) {
         let owned = &mut self.shards[shard as usize];
         owned.wanted = false;
@@ -124,7 +125,7 @@ impl RootState {
         match why {
             Why::Hopeless => return self.give_up(format!("shard {shard}: {}", end.reason)),
             Why::Other if wanted => return self.failed(myself, shard, RestartReason::Escalated, &end.reason).await,
-            // Asked again with the next heartbeat, if it is still this worker's: that spends no restarts.
+            // The next heartbeat asks for it again, if it is still this worker's: that spends no restarts.
             Why::Refused if wanted => warn!(shard, error = end.reason, "shard cannot be taken now"),
             Why::Refused | Why::Other => info!(shard, reason = end.reason, "shard runs here no more"),
         }
@@ -135,7 +136,7 @@ impl RootState {
         self.tell(News::Stopped(shard));
     }
 
-    /// The next stage after a shard's restarts are spent: another worker may have more luck with it.
+    /// Gives a shard back, the next stage after its restarts are spent: another worker may have more luck with it.
     pub(crate) async fn give_back(&mut self, myself: &ActorRef<RootMessage>, shard: ShardNo, reason: &str) {
         error!(shard, reason, "shard failed too often, it is given back");
         let env = &self.args.env;
@@ -161,13 +162,13 @@ impl RootState {
     }
 }
 
-/// Why a shard ended in a fleet.
+/// The reason why a shard ended in a fleet.
 pub(crate) enum Why {
-    /// The store did not give it.
+    /// The store did not grant it.
     Refused,
     /// Its old runs do not end, or the store has another number of shards: only another process can go on.
     Hopeless,
-    /// Anything else.
+    /// Any other reason.
     Other,
 }
 
@@ -183,7 +184,8 @@ impl Why {
     }
 }
 
-/// Somebody else has the shard or may have it, or the store cannot be asked: nothing is wrong with the shard here.
+/// Returns whether another worker has the shard or may have it, or the store cannot be asked: the shard itself is
+/// sound.
 fn is_refusal(error: &StoreError) -> bool {
     matches!(
         error,

@@ -256,8 +256,7 @@ impl Ledger {
     /// Whether a key has to wait before the suspect at its head may start alone: for its turn among those of the process,
     /// or for the record of its start.
     pub(crate) fn awaits_trial(&mut self, ix: SlotIx) -> bool {
-        let now = self.now;
-        let slot = &mut self.slots[ix];
+        let (now, slot) = (self.now, &mut self.slots[ix]);
         let Some(head) = slot.queue.front().filter(|head| head.is_alone()) else { return false };
         match (slot.trial, head.trial) {
             (Permit::Granted, Trial::Recorded) => false,
@@ -306,8 +305,7 @@ impl Ledger {
 
     /// Time passes for the suspect that has its start alone, or is to have it.
     pub(crate) fn tick_trials(&mut self) {
-        let now = self.now;
-        if let Some((ix, token, _)) = self.suspicion.watched.take_if(|(.., until)| *until <= now)
+        if let Some((ix, token, _)) = self.suspicion.watched.take_if(|(.., until)| *until <= self.now)
             && self.slots.current(ix, token)
         {
             self.to_advance.push_back(ix);
@@ -317,7 +315,7 @@ impl Ledger {
         }
         let trial = millis(self.config.settings.suspects.trial);
         let late = |slot: &&Slot| {
-            let lived = now.saturating_sub(slot.busy_since);
+            let lived = self.now.saturating_sub(slot.busy_since);
             slot.started_alone().is_some_and(|head| lived >= trial.saturating_mul(1 << (head.starts / LENGTH)))
         };
         let late = self.slots.iter().find(late).and_then(|slot| self.slots.find(slot.service, &slot.key));

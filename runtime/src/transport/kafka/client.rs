@@ -1,4 +1,4 @@
-//! What the clients of librdkafka are made from, and what they say of themselves.
+//! The configuration of librdkafka's clients, and their logs and statistics.
 //! In: the settings. Out: configurations of consumers and producers; log lines without secrets; the consumer's lag.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 use crate::settings::KafkaSettings;
 use crate::settings::kafka::property;
 
-/// What both kinds of client share.
+/// The configuration that both kinds of client share.
 fn common(settings: &KafkaSettings) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set_log_level(RDKafkaLogLevel::Info);
@@ -40,7 +40,7 @@ fn common(settings: &KafkaSettings) -> ClientConfig {
     config
 }
 
-/// What a client is made of that is not there: librdkafka would only say that OpenSSL failed.
+/// The first configured file that is missing: librdkafka would only say that OpenSSL failed.
 pub(super) fn missing_file(settings: &KafkaSettings) -> Result<(), String> {
     let files = [
         ("kafka.ca_file", &settings.ca_file),
@@ -63,7 +63,7 @@ fn with_properties(mut config: ClientConfig, settings: &KafkaSettings) -> Client
 /// The configuration of the one consumer.
 pub(super) fn consumer(settings: &KafkaSettings) -> ClientConfig {
     let mut config = common(settings);
-    // A broker answers at once when it has something; an empty fetch would hold up partitions that were just added.
+    // A broker answers at once when it has records; an empty fetch would hold up partitions that were just added.
     config.set("fetch.wait.max.ms", "10");
     // By default a fetch is put off for a second whenever enough is queued.
     config.set("fetch.queue.backoff.ms", "2").set("queued.min.messages", "100000");
@@ -83,7 +83,7 @@ pub(super) fn producer(settings: &KafkaSettings) -> ClientConfig {
     let mut config = with_properties(config, settings);
     config.set("enable.idempotence", "true").set("acks", "all");
     config.set("partitioner", "murmur2_random").set("message.timeout.ms", "0");
-    // Each shard's end has its own bound; the whole must never be the narrower one.
+    // Each shard's end has its own bound; the bound of the whole must never be the narrower one.
     config.set("queue.buffering.max.messages", "0").set("queue.buffering.max.kbytes", "2097151");
     config
 }
@@ -95,7 +95,7 @@ pub(super) fn admin(settings: &KafkaSettings) -> ClientConfig {
     config
 }
 
-/// Why a client could not be made, without any value that may be secret.
+/// The reason why a client could not be made, without any value that may be secret.
 pub(super) fn refused(error: KafkaError) -> String {
     match error {
         KafkaError::ClientConfig(_, said, name, _) => {
@@ -108,7 +108,7 @@ pub(super) fn refused(error: KafkaError) -> String {
 
 /// A line of librdkafka's own log.
 pub(super) fn log(level: RDKafkaLogLevel, facility: &str, said: &str) {
-    // Properties go to both kinds of client, each takes what concerns it.
+    // Properties go to both kinds of client; each takes those that concern it.
     if facility == "CONFWARN" {
         debug!(facility, said, "librdkafka");
         return;
@@ -123,10 +123,10 @@ pub(super) fn log(level: RDKafkaLogLevel, facility: &str, said: &str) {
     }
 }
 
-/// What the consumer tells.
+/// The context of the consumer, which records its statistics.
 pub(super) struct Told {
     metrics: Arc<Metrics>,
-    /// What the last commit to the group ended with, so that a lasting failure is logged once.
+    /// The error of the last commit to the group, so that a lasting failure is logged once.
     commit: Mutex<Option<KafkaError>>,
 }
 

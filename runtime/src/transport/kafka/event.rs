@@ -9,10 +9,11 @@ use crate::message::Message;
 use crate::transport::Outgoing;
 use crate::transport::attributes::{content_type, say};
 
-/// What a record takes in memory and on the wire beside its message: names of headers, the client's own structures.
+/// The bytes that a record takes in memory and on the wire beside its message: names of headers, the client's own
+/// structures.
 const OVERHEAD: usize = 256;
 
-/// What an event takes of the bytes that may be on their way.
+/// The bytes that an event takes of those that may be on their way.
 pub(super) fn bytes_of(event: &Outgoing) -> usize {
     OVERHEAD + event.message.frame().len()
 }

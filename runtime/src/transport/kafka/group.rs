@@ -1,5 +1,5 @@
-//! What the consumer group keeps: where topics were begun, and up to where nothing is left to be read.
-//! In: partitions, positions. Out: offsets; those that are there already, written once more.
+//! The offsets of the consumer group: where topics were begun, and up to where nothing is left to be read.
+//! In: partitions, positions. Out: offsets; existing ones, written once more.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ pub(super) fn keep(client: &Client, partitions: TopicPartitionList) -> KafkaResu
             again.set_offset(at)?;
         }
     }
-    // What the reader commits in between comes again with the partition's next record.
+    // An offset that the reader commits in between comes again with the partition's next record.
     if same.count() == 0 { Ok(()) } else { client.commit(&same, CommitMode::Async) }
 }
 
@@ -31,7 +31,7 @@ pub(super) fn seen(client: &Client, topic: &str, partition: i32, last: Position)
     let mut list = TopicPartitionList::new();
     list.add_partition(topic, partition);
     let known = match client.committed_offsets(list, ANSWER) {
-        // Who may not read the group has told it nothing.
+        // A client that may not read the group has told it nothing.
         Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed) => return Ok(0),
         known => known?,
     };
@@ -41,8 +41,8 @@ pub(super) fn seen(client: &Client, topic: &str, partition: i32, last: Position)
     Ok(offsets.max().unwrap_or(0))
 }
 
-/// Where the partitions of a topic were begun with its end. The group keeps it: until a partition's first message
-/// is committed, nothing else would know which of its messages came after the first start.
+/// The offsets at which the partitions of a topic were begun with its end. The group keeps them: until a partition's
+/// first message is committed, nothing else would know which of its messages came after the first start.
 pub(super) fn begun(client: &Client, topic: &str, count: i32) -> KafkaResult<BTreeMap<i32, u64>> {
     let mut list = TopicPartitionList::new();
     list.add_partition_range(topic, 0, count - 1);

@@ -1,5 +1,5 @@
-//! What the brokers tell of the topics that are read and written. Nothing is judged here.
-//! In: the settings, topics, partitions. Out: plain values; what could not be asked says why.
+//! The brokers' facts about the topics that are read and written. Nothing is judged here.
+//! In: the settings, topics, partitions. Out: plain values; a reason for each fact that could not be read.
 
 use std::collections::BTreeMap;
 
@@ -14,13 +14,13 @@ use crate::settings::{KafkaSettings, topic_of};
 /// The brokers and the topics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KafkaHealth {
-    /// How many brokers there are.
+    /// The number of brokers.
     pub brokers: usize,
-    /// The topics asked about, by name; those that are not there are missing.
+    /// The topics asked about, by name; those that do not exist are missing.
     pub topics: BTreeMap<String, TopicHealth>,
     /// First offset that each partition asked about still has, by its name in positions (`topic/3`).
     pub first: BTreeMap<String, u64>,
-    /// Why the topics' settings could not be read.
+    /// The reason why the topics' settings could not be read.
     pub problem: Option<String>,
 }
 
@@ -31,7 +31,7 @@ pub struct TopicHealth {
     pub partitions: usize,
     /// Partitions without a leader.
     pub leaderless: usize,
-    /// Copies of the partition that has the fewest.
+    /// The number of copies of the partition with the fewest.
     pub replicas: usize,
     /// Its settings, by Kafka's names, with the brokers' defaults.
     pub settings: BTreeMap<String, String>,
@@ -59,7 +59,7 @@ pub async fn look(
         for name in partitions {
             let Some((entry, partition)) = name.rsplit_once('/') else { continue };
             let Ok(partition) = partition.parse() else { continue };
-            // One that is not there any more is told by its topic.
+            // A partition that no longer exists is reported by its topic.
             if let Ok((low, _)) = admin.inner().fetch_watermarks(topic_of(entry), partition, ANSWER) {
                 health.first.insert(name, u64::try_from(low).unwrap_or(0));
             }

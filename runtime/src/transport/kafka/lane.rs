@@ -1,4 +1,4 @@
-//! A partition that is read, and what the group is told of it. Pure.
+//! A partition that is read, and the offset that the group has for it. Pure.
 //! In: records handed over, positions committed, how far the consumer is. Out: the offset for the group, with a tag.
 
 use std::sync::Arc;
@@ -12,11 +12,11 @@ pub(super) struct Lane {
     pub(super) shard: ShardNo,
     pub(super) origin: Arc<str>,
     pub(super) place: Place,
-    /// The next offset; what lies before it was handed over.
+    /// The next offset; all records before it were handed over.
     pub(super) next: u64,
-    /// The record that was taken last, until it was compared.
+    /// The record that was taken last, until it is compared.
     pub(super) check: Option<Position>,
-    /// The last position handed over, or gone on from.
+    /// The last position handed over, or resumed from.
     pub(super) last: Option<Position>,
     /// The last position that the store is known to have.
     pub(super) committed: Option<Position>,
@@ -31,8 +31,8 @@ impl Lane {
         Self { shard, origin, place, next, check, last, committed: None, told: 0 }
     }
 
-    /// The offset to tell the group now, and its tag. `consumer` is the offset up to which the consumer has gone: when all
-    /// that it gave is committed, what lies between are the ends of transactions and the records of aborted ones.
+    /// The offset to tell the group now, and its tag. `consumer` is the offset up to which the consumer has gone: when
+    /// all records that it delivered are committed, only ends of transactions and records of aborted ones lie between.
     pub(super) fn take_news(&mut self, consumer: Option<u64>) -> Option<(u64, String)> {
         let committed = self.committed?;
         let next = committed.no + 1;
@@ -45,7 +45,7 @@ impl Lane {
     }
 }
 
-/// Goes with an offset that the group is told: there is no record to be read between this position and that offset.
+/// The tag of an offset in the group: there is no record to read between this position and that offset.
 pub(super) fn tag(position: Position) -> String {
     format!("{}:{:016x}", position.no, position.mark)
 }

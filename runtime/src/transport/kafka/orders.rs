@@ -1,5 +1,5 @@
-//! What the consumer's threads tell each other.
-//! In: nothing; plain values. Out: one order type for each thread, and what both speak of.
+//! The orders between the consumer's threads.
+//! In: nothing; plain values. Out: one order type for each thread, and the types that both use.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +15,11 @@ use crate::message::{Position, Positions, ShardNo};
 /// The consumer, as its threads share it.
 pub(super) type Client = Arc<BaseConsumer<Told>>;
 
-/// What the reader is told.
+/// Orders for the reader.
 pub(super) enum ReaderOrder {
     /// A shard opened its source.
     Open(ShardNo, Generation, Arc<Shelf>),
-    /// Read a partition for an opening.
+    /// Reads a partition for an opening.
     Read(ShardNo, Generation, Reading),
     /// A shard's source was dropped.
     Close(ShardNo, Generation),
@@ -36,7 +36,7 @@ pub(super) struct Reading {
     pub(super) last: Option<Position>,
 }
 
-/// What the scout is told.
+/// Orders for the scout.
 pub(super) enum ScoutOrder {
     /// A shard opened its source after these positions.
     Open(ShardNo, Generation, Arc<Shelf>, Positions),
@@ -60,9 +60,9 @@ pub(super) struct Again {
     pub(super) last: Option<Position>,
 }
 
-/// How long a broker may take to answer.
+/// The time for a broker to answer.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);
 
-/// Number of an opening: what was read for an older one of the same shard is dropped.
+/// The number of an opening: records read for an older one of the same shard are dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Generation(pub(super) u64);

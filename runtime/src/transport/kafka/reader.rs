@@ -23,13 +23,13 @@ use crate::clock::Stopwatch;
 use crate::message::{Position, Positions, ShardNo};
 use crate::transport::Delivery;
 
-/// How long a poll waits for a record; also how late an order or a resume may be.
+/// The longest that a poll waits for a record; also the most by which an order or a resume may be late.
 const POLL: Duration = Duration::from_millis(10);
-/// Records polled before they are handed over.
+/// The most records polled before they are handed over.
 const BATCH: usize = 1_024;
-/// Bytes polled before they are handed over.
+/// The most bytes polled before they are handed over.
 const BATCH_BYTES: usize = 1 << 20;
-/// Time between two commits to the group.
+/// The time between two commits to the group.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// The least time between two reports of the same kind of trouble.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -48,7 +48,7 @@ pub(super) struct Reader {
     client: Client,
     remake: Box<dyn Fn() -> Result<Client, String> + Send>,
     orders: Receiver<ReaderOrder>,
-    /// Whether both threads run.
+    /// True while both threads run.
     alive: Arc<AtomicBool>,
     scout: Sender<ScoutOrder>,
     id_header: String,
@@ -135,7 +135,7 @@ impl Reader {
         lanes[index] = Some(lane);
     }
 
-    /// Ends a shard's opening: its partitions are not read any longer, and what was read for it is dropped.
+    /// Ends a shard's opening: its partitions are no longer read, and records read for it are dropped.
     fn close(&mut self, shard: ShardNo) {
         if !self.stations.contains_key(&shard) {
             return;
@@ -145,7 +145,7 @@ impl Reader {
         self.unassign(|lane| lane.shard == shard);
     }
 
-    /// Takes partitions out of the assignment and gives their lanes.
+    /// Takes partitions out of the assignment and returns their lanes.
     fn unassign(&mut self, which: impl Fn(&Lane) -> bool) -> Vec<(i32, Lane)> {
         let mut taken = Vec::new();
         for lanes in self.lanes.values_mut() {
@@ -187,11 +187,11 @@ impl Reader {
         }
     }
 
-    /// A record on its way to its shard; gives the bytes that it takes there.
+    /// Moves a record towards its shard; returns the bytes that it takes there.
     fn take(&mut self, message: &BorrowedMessage<'_>) -> usize {
         let index = usize::try_from(message.partition()).unwrap_or(usize::MAX);
         let lane = self.lanes.get_mut(message.topic()).and_then(|lanes| lanes.get_mut(index));
-        // None: polled for an opening that has ended since.
+        // `None`: it was polled for an opening that has ended since.
         let Some(Some(lane)) = lane else { return 0 };
         let record = Record::of(message);
         if record.offset < lane.next {
@@ -223,7 +223,7 @@ impl Reader {
         bytes
     }
 
-    /// The shard's source has ended; it is the operator's turn.
+    /// Ends the shard's source; it is the operator's turn.
     fn lost(&mut self, shard: ShardNo, reason: String) {
         self.unassign(|lane| lane.shard == shard);
         if let Some(station) = self.stations.get(&shard) {
@@ -264,8 +264,8 @@ impl Reader {
         list
     }
 
-    /// Tells the group how far the store is. After another number of shards was set a shard's positions name partitions of
-    /// others too; these it does not speak for.
+    /// Tells the group how far the store is. After a change of the number of shards, a shard's positions name
+    /// partitions of other shards too; the shard does not speak for these.
     fn tell_group(&mut self) {
         let committed: BTreeMap<ShardNo, Positions> =
             self.stations.iter().map(|(shard, station)| (*shard, station.shelf.to_commit())).collect();
@@ -282,14 +282,14 @@ impl Reader {
                 let mut element = list.add_partition(topic, partition);
                 element.set_metadata(tag);
                 if let Err(error) = element.set_offset(Offset::Offset(i64::try_from(end).unwrap_or(i64::MAX))) {
-                    warn!(%error, "a position cannot be told the group");
+                    warn!(%error, "a position cannot be committed to the group");
                 }
             }
         }
         if list.count() > 0
             && let Err(error) = self.client.commit(&list, CommitMode::Async)
         {
-            warn!(%error, "positions cannot be told the group");
+            warn!(%error, "positions cannot be committed to the group");
         }
     }
 
@@ -306,7 +306,7 @@ impl Reader {
         }
         let code = error.rdkafka_error_code();
         if code.is_some_and(|code| PLACE_IN_DOUBT.contains(&code)) {
-            // Which partition it is, is not said: all of them are placed anew from where they are.
+            // The error does not say which partition: all of them are placed anew from where they are.
             let lanes = self.unassign(|_| true);
             self.place_anew(lanes);
         }
@@ -334,7 +334,7 @@ impl Reader {
         }
     }
 
-    /// The consumer is of no use any longer: another one takes its place.
+    /// Replaces the consumer, which is of no further use.
     fn remake(&mut self, error: &KafkaError) {
         warn!(%error, "the consumer failed for good and is made anew");
         let lanes = self.unassign(|_| true);
@@ -352,7 +352,8 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // Told to stop, or unwinding: no shard may wait for a thread that is gone, nor one whose order was not read yet.
+        // Told to stop, or unwinding: no shard may wait for a thread that is gone, nor one whose order was not read
+        // yet.
         self.alive.store(false, Ordering::SeqCst);
         self.stations.values().for_each(|station| station.shelf.abandon());
         for order in self.orders.try_iter() {
@@ -363,7 +364,7 @@ impl Drop for Reader {
     }
 }
 
-/// Errors after which a partition is no longer read, or no longer the one it was.
+/// Errors after which a partition is no longer read, or no longer the same one.
 const PLACE_IN_DOUBT: &[RDKafkaErrorCode] = &[
     RDKafkaErrorCode::AutoOffsetReset,
     RDKafkaErrorCode::OffsetOutOfRange,

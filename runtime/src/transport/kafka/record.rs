@@ -1,5 +1,7 @@
-//! A record of Kafka as a message: the binary mode of CloudEvents, with what is missing made up from the record's place.
-//! In: a record's parts, as librdkafka holds them. Out: a message, or why it is none; the fingerprint of the record.
+//! A record of Kafka as a message: the binary mode of CloudEvents, with missing attributes made up from the record's
+//! place.
+//! In: a record's parts, as librdkafka holds them. Out: a message, or the reason why it is not one; the fingerprint of
+//! the record.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -10,7 +12,7 @@ use crate::message::{Draft, Message, check_name};
 use crate::transport::Content;
 use crate::transport::attributes::{Named, Scheme, absorb, check, said, shown};
 
-/// Where records come from, worked out once per partition.
+/// The place that records come from, worked out once per partition.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     /// The partition's name in positions: `topic/3`, or `topic#2/3`.
@@ -28,7 +30,7 @@ pub(super) struct Record<'a> {
     pub(super) time: Option<Millis>,
     pub(super) key: &'a [u8],
     pub(super) payload: &'a [u8],
-    /// None: a header's name is not UTF-8.
+    /// `None`: a header's name is not UTF-8.
     pub(super) headers: Option<Vec<(&'a str, &'a [u8])>>,
 }
 
@@ -48,8 +50,9 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// What tells this record from another one at the same offset of a topic that was made anew: a hash of its time, key,
-    /// payload and headers, of nothing that a setting says. Stored with positions. Never 0, which stands for "not known".
+    /// A fingerprint that tells this record from another one at the same offset of a topic that was made anew: a hash
+    /// of its time, key, payload and headers, and of no setting. Stored with positions. Never 0, which stands for "not
+    /// known".
     pub(super) fn mark(&self) -> u64 {
         let hash = absorb(absorb(self.time.unwrap_or(0), self.key), self.payload);
         let headers = self.headers.as_deref().unwrap_or_default();
@@ -57,7 +60,7 @@ impl<'a> Record<'a> {
         hash.max(1)
     }
 
-    /// The message, or why there is none.
+    /// The message, or the reason why there is none.
     pub(super) fn content(&self, place: &Place, id_header: &str) -> Content {
         match self.message(place, id_header) {
             Ok(message) => Content::Unrouted(message),
@@ -80,7 +83,7 @@ impl<'a> Record<'a> {
                 &derived
             }
         };
-        // A record without a key is a message without one: what its binding makes of it is not known here.
+        // A record without a key is a message without one: the key that its binding gives it is not known here.
         let key = if self.key.is_empty() { "" } else { check("key", self.key)? };
         let draft = Draft {
             id,
@@ -94,7 +97,7 @@ impl<'a> Record<'a> {
         draft.build_unchecked().map_err(said)
     }
 
-    /// What an operator sees of a record that is no message.
+    /// The message that an operator sees for a record that cannot be used.
     fn shown(&self, place: &Place) -> Message {
         let id = format!("{}/{}", place.origin, self.offset);
         shown(&Draft {
@@ -215,7 +218,7 @@ mod tests {
             Record { payload: &long.as_bytes()[1..], ..plain() }.mark(),
         ];
         assert!((0..marks.len()).all(|a| (0..a).all(|b| marks[a] != marks[b])), "{marks:?}");
-        // Stored with positions: it must not change, and no setting has a say in it.
+        // Stored with positions: it must not change, and no setting may affect it.
         assert_eq!(marks[0], MARK);
     }
 

@@ -1,5 +1,5 @@
-//! The thread that asks the brokers: which partitions there are, and where each is gone on with.
-//! In: openings and what became unsure. Out: partitions for the reader, troubles for the shelves.
+//! The thread that asks the brokers: which partitions there are, and where reading each resumes.
+//! In: openings and partitions in doubt. Out: partitions for the reader, troubles for the shelves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,21 +22,21 @@ use crate::message::{Position, Positions, ShardNo};
 use crate::settings::{FirstStart, topic_of};
 use crate::transport::again::{AGAIN, AGAIN_MAX, pause_after};
 
-/// How often new partitions are looked for.
+/// The interval between looks for new partitions.
 const REFRESH: Duration = AGAIN_MAX;
 
-/// How often the group's offsets of partitions that are read are written again: it forgets them one by one, each some days
-/// after it was written, and a partition of which nothing was taken yet would lose its beginning.
+/// The interval at which the group's offsets of partitions that are read are written again: it forgets them one by one,
+/// each some days after it was written, and a partition without a taken record would lose its beginning.
 const KEEP: Duration = Duration::from_secs(600);
 
-/// Failures before one is told: a topic that was just made has no leaders for a moment.
+/// Failures in a row before one is reported: a topic that was just made has no leaders for a moment.
 const TOLD: u32 = 2;
 
 struct Opening {
     generation: Generation,
     shelf: Arc<Shelf>,
     from: Positions,
-    /// Topics' numbers and partitions that the reader has.
+    /// Partitions that the reader has, by topic number.
     placed: BTreeSet<(usize, i32)>,
 }
 
@@ -44,7 +44,7 @@ struct Opening {
 pub(super) struct Scout {
     client: Client,
     orders: Receiver<ScoutOrder>,
-    /// Whether both threads run.
+    /// True while both threads run.
     alive: Arc<AtomicBool>,
     reader: Sender<ReaderOrder>,
     /// Entries of `kafka.topics`.
@@ -53,17 +53,17 @@ pub(super) struct Scout {
     first_start: FirstStart,
     openings: BTreeMap<ShardNo, Opening>,
     looked: Option<Stopwatch>,
-    /// Pause until the next look.
+    /// The pause until the next look.
     pause: Duration,
-    /// Looks in a row that did not place all.
+    /// Looks in a row that did not place all partitions.
     failed: u32,
-    /// An order came that says when to look again.
+    /// True if an order came that says when to look again.
     asked: bool,
     stopped: bool,
     kept: Option<Stopwatch>,
 }
 
-/// Why a partition was not placed.
+/// The reason why a partition was not placed.
 enum Trouble {
     Now(String),
     Lost(String),
@@ -142,7 +142,7 @@ impl Scout {
                     }
                     opening.placed.remove(&(number, again.partition));
                 }
-                // Not at once: what made it unsure may last.
+                // Not at once: the cause of the doubt may last.
                 self.looked = Some(Stopwatch::start());
                 self.pause = AGAIN;
                 self.asked = true;
@@ -157,7 +157,7 @@ impl Scout {
         }
     }
 
-    /// Places what is not placed; whether all is.
+    /// Places the partitions that are not placed; returns whether all are.
     fn look(&mut self) -> bool {
         let mut all = true;
         for number in 0..self.topics.len() {
@@ -192,7 +192,7 @@ impl Scout {
         }
     }
 
-    /// Of each partition of a topic, whether it has a leader.
+    /// For each partition of a topic, whether it has a leader.
     fn partitions(&self, number: usize) -> Result<Vec<bool>, String> {
         let topic = topic_of(&self.topics[number]);
         let metadata = self.client.fetch_metadata(Some(topic), ANSWER).map_err(|error| error.to_string())?;
@@ -215,7 +215,7 @@ impl Scout {
         let mut begun = None;
         let count = i32::try_from(led.len()).unwrap_or(i32::MAX);
         for (partition, led) in (0..count).zip(led) {
-            // A broker may take its time for each: who opens or closes meanwhile must not wait for all of them.
+            // A broker may take its time for each: an opening or closing must not wait for all of them.
             while let Ok(order) = self.orders.try_recv() {
                 self.obey(order);
             }
@@ -274,7 +274,7 @@ impl Scout {
         start.map_err(|reason| Trouble::Lost(ways_on(entry, &format!("{}: {reason}", origin(entry, partition)))))
     }
 
-    /// The start of a partition of which nothing was taken yet.
+    /// The start of a partition without a taken record.
     fn begin(
         &self,
         number: usize,
@@ -291,7 +291,7 @@ impl Scout {
                     Some(begun) => begun,
                     None => begun.insert(group::begun(&self.client, topic, count)?),
                 };
-                // A partition that came after the topic was begun is new: nothing in it was ever passed over.
+                // A partition that came after the topic was begun is new: none of its records was ever passed over.
                 begun.get(&partition).map_or(low, |at| (*at).clamp(low, high))
             }
         };
@@ -301,7 +301,8 @@ impl Scout {
 
 impl Drop for Scout {
     fn drop(&mut self) {
-        // Told to stop, or unwinding: no shard may wait for a thread that is gone, nor one whose order was not read yet.
+        // Told to stop, or unwinding: no shard may wait for a thread that is gone, nor one whose order was not read
+        // yet.
         self.alive.store(false, Ordering::SeqCst);
         self.openings.values().for_each(|opening| opening.shelf.abandon());
         for order in self.orders.try_iter() {

@@ -1,5 +1,5 @@
-//! What the reader has for one shard and the shard has not fetched yet.
-//! In: batches of deliveries, troubles. Out: at most as many deliveries as were asked for; when to pause and go on.
+//! The deliveries that the reader has for one shard and the shard has not fetched yet.
+//! In: batches of deliveries, troubles. Out: at most as many deliveries as were asked for; when to pause and resume.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,14 +11,14 @@ use super::{ENDED, NAME};
 use crate::message::Positions;
 use crate::transport::{Delivery, SourceError};
 
-/// What a delivery takes in memory beside its message.
+/// The bytes that a delivery takes in memory beside its message.
 const OVERHEAD: usize = 128;
 
 /// One opening's shelf.
 pub(super) struct Shelf {
     inner: Mutex<Inner>,
     filled: Notify,
-    /// Bytes at which it is full.
+    /// The number of bytes at which it is full.
     bound: usize,
     bytes: AtomicUsize,
 }
@@ -34,13 +34,13 @@ enum End {
 struct Inner {
     ready: VecDeque<Delivery>,
     trouble: Option<SourceError>,
-    /// Why the source cannot go on at all.
+    /// The reason why the source cannot go on at all.
     end: Option<End>,
     /// Positions that are committed and not yet told to the group.
     committed: Positions,
 }
 
-/// What one delivery takes of a shelf.
+/// The bytes that one delivery takes of a shelf.
 pub(super) fn bytes_of(delivery: &Delivery) -> usize {
     OVERHEAD + delivery.bytes()
 }
@@ -54,26 +54,27 @@ impl Shelf {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a batch on the shelf and wakes who waits, once.
+    /// Puts a batch on the shelf and wakes a waiting fetch, once.
     pub(super) fn put(&self, batch: &mut Vec<Delivery>, bytes: usize) {
         self.bytes.fetch_add(bytes, Ordering::AcqRel);
         self.inner().ready.extend(batch.drain(..));
         self.filled.notify_one();
     }
 
-    /// The source cannot go on for now; told once, after what lies ready.
+    /// Reports a temporary failure of the source; told once, after the deliveries that lie ready.
     pub(super) fn trouble(&self, reason: &str) {
         self.inner().trouble = Some(SourceError::Unavailable { name: NAME.to_owned(), reason: reason.to_owned() });
         self.filled.notify_one();
     }
 
-    /// The source cannot go on at all; told from now on. What lies ready is read again by the opening that comes after.
+    /// Ends the source, which cannot go on at all; told from now on. The next opening reads the deliveries that lie
+    /// ready again.
     pub(super) fn lose(&self, reason: String) {
         self.inner().end = Some(End::Lost(reason));
         self.filled.notify_one();
     }
 
-    /// Who fills the shelf is gone; told from now on.
+    /// Reports that the filler of the shelf is gone; told from now on.
     pub(super) fn abandon(&self) {
         self.inner().end = Some(End::Broken(ENDED.to_owned()));
         self.filled.notify_one();
@@ -83,12 +84,13 @@ impl Shelf {
         self.bytes.load(Ordering::Acquire) >= self.bound
     }
 
-    /// Whether a full shelf has room again: half of it, so that partitions are not paused and resumed all the time.
+    /// Returns whether a full shelf has room again: half of it, so that partitions are not paused and resumed all the
+    /// time.
     pub(super) fn has_room(&self) -> bool {
         self.bytes.load(Ordering::Acquire) <= self.bound / 2
     }
 
-    /// Waits for deliveries and gives at most `max`. Nothing is awaited between taking and returning them.
+    /// Waits for deliveries and returns at most `max`. Nothing is awaited between taking and returning them.
     pub(super) async fn fetch(&self, max: usize) -> Result<Vec<Delivery>, SourceError> {
         loop {
             if max > 0 {
@@ -118,7 +120,7 @@ impl Shelf {
         }
     }
 
-    /// Positions that the store has.
+    /// Records positions that the store has.
     pub(super) fn committed(&self, positions: &Positions) {
         let mut inner = self.inner();
         for (origin, position) in positions {

@@ -25,23 +25,23 @@ use crate::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
 /// Topics of Kafka, as a sink.
 pub struct KafkaSink {
     config: ClientConfig,
-    /// Bytes that one shard may have on their way.
+    /// The most bytes of one shard on their way.
     bound: usize,
-    /// How long one may be silent that has some.
+    /// The longest silence of an end that has some.
     silence: Duration,
     line: Mutex<Arc<Line>>,
 }
 
-/// One producer, as long as it is of use.
+/// One producer, as long as it is usable.
 struct Line {
     producer: ThreadedProducer<Answers>,
 }
 
-/// What a producer answers, and to whom.
+/// The answers of a producer, and their receivers.
 #[derive(Default)]
 struct Answers {
     broken: Mutex<Option<String>>,
-    /// Since an end took answers.
+    /// The time since an end took answers.
     heard: Mutex<Option<Stopwatch>>,
     ends: Mutex<Vec<Weak<End>>>,
 }
@@ -51,11 +51,11 @@ struct Answers {
 struct End {
     answers: Mutex<Vec<Answer>>,
     answered: Notify,
-    /// Bytes on their way.
+    /// The bytes on their way.
     bytes: AtomicUsize,
 }
 
-/// Goes with a record and comes back with its answer.
+/// A ticket that goes with a record and comes back with its answer.
 struct Ticket {
     seq: u64,
     bytes: usize,
@@ -67,7 +67,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl KafkaSink {
-    /// The producer. The brokers need not be there yet; settings of no use are an error.
+    /// The producer. The brokers need not be there yet; unusable settings are an error.
     pub fn new(settings: &KafkaSettings) -> Result<Arc<Self>, String> {
         client::missing_file(settings)?;
         let config = client::producer(settings);
@@ -75,7 +75,7 @@ impl KafkaSink {
         Ok(Arc::new(Self { config, bound: settings.buffer_bytes, silence: settings.answer_timeout, line }))
     }
 
-    /// The producer in use; a new one when the last has failed for good.
+    /// The producer in use; a new one if the last has failed for good.
     fn line(&self) -> Result<Arc<Line>, SinkError> {
         let mut line = locked(&self.line);
         if let Some(reason) = line.answers().broken() {
@@ -118,7 +118,7 @@ impl Line {
     }
 }
 
-/// Lets go of a producer: the last to do so waits for its threads, which is not for a thread that runs futures.
+/// Drops a producer: the last owner waits for its threads, which a thread that runs futures must not do.
 fn leave(line: Arc<Line>) {
     if let Some(line) = Arc::into_inner(line) {
         thread::spawn(move || drop(line));
@@ -130,7 +130,7 @@ impl Answers {
         locked(&self.broken).clone()
     }
 
-    /// The producer is of no use any longer: every end of it is told.
+    /// Reports to every end of the producer that it is of no further use.
     fn fail(&self, reason: &str) {
         locked(&self.broken).get_or_insert_with(|| reason.to_owned());
         for end in locked(&self.ends).iter().filter_map(Weak::upgrade) {
@@ -162,7 +162,7 @@ impl ProducerContext for Answers {
         match result {
             Ok(_) => end.answer(Answer::Confirmed(seq)),
             Err((error, _)) if is_refusal(error) => end.answer(Answer::Refused(seq, error.to_string())),
-            // It may or may not have been written, and what comes after it must not overtake it.
+            // It may or may not have been written, and the next record must not overtake it.
             Err((error, _)) => self.fail(&error.to_string()),
         }
     }
@@ -180,7 +180,7 @@ impl End {
     }
 }
 
-/// Errors of one record that no repetition mends.
+/// Returns whether an error is about one record that no repetition mends.
 fn is_refusal(error: &KafkaError) -> bool {
     const REFUSALS: &[RDKafkaErrorCode] = &[
         RDKafkaErrorCode::MessageSizeTooLarge,
@@ -198,25 +198,25 @@ fn is_refusal(error: &KafkaError) -> bool {
         RDKafkaErrorCode::UnsupportedForMessageFormat,
     ];
     match error {
-        // A topic's name with a NUL in it.
+        // The topic's name has a NUL in it.
         KafkaError::Nul(_) => true,
         error => error.rdkafka_error_code().is_some_and(|code| REFUSALS.contains(&code)),
     }
 }
 
 struct KafkaEnd {
-    /// None once it is dropped.
+    /// `None` once it is dropped.
     line: Option<Arc<Line>>,
     end: Arc<End>,
     bound: usize,
     silence: Duration,
-    /// Since it took answers, or sent the first event after all were answered.
+    /// The time since it took answers, or sent the first event after all were answered.
     quiet: Stopwatch,
 }
 
 impl KafkaEnd {
-    /// A client that came out of an outage broken would be waited for without end: it is given up when it has confirmed
-    /// nothing to any shard for so long.
+    /// Watches for silence. A client that came out of an outage broken would be awaited without end: it is given up
+    /// when it has confirmed nothing to any shard for so long.
     fn listen(&self) {
         let Some(line) = &self.line else { return };
         let quiet = self.quiet.elapsed();
@@ -237,7 +237,7 @@ impl Sink for KafkaEnd {
         for event in events {
             let bytes = bytes_of(event);
             let waiting = self.end.bytes.load(Ordering::Acquire);
-            // One always goes: an event larger than the bound must not wait for ever.
+            // One event always goes: one larger than the bound must not wait for ever.
             if waiting > 0 && waiting + bytes > self.bound {
                 break;
             }
@@ -265,7 +265,7 @@ impl Sink for KafkaEnd {
     fn answers(&mut self) -> BoxFuture<'_, Result<Vec<Answer>, SinkError>> {
         Box::pin(async move {
             loop {
-                // Asked before the answers are taken: what was answered before it broke is told before it.
+                // Read before the answers are taken: answers from before the break are told before it.
                 let reason = self.line.as_ref().and_then(|line| line.answers().broken());
                 let answers = std::mem::take(&mut *locked(&self.end.answers));
                 if !answers.is_empty() {

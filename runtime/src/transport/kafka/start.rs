@@ -1,15 +1,15 @@
-//! Where a partition is gone on with. Pure.
-//! In: the last position taken, the partition's bounds now. Out: the offset to read from, or what was lost.
+//! The place where reading a partition resumes. Pure.
+//! In: the last position taken, the partition's bounds now. Out: the offset to read from, or a description of the loss.
 
 use crate::message::Position;
 use crate::settings::next_life;
 
-/// Where reading a partition begins.
+/// The place where reading a partition begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Start {
     /// The first offset to read.
     pub(super) at: u64,
-    /// The record that was taken last and is read once more: it must be the same.
+    /// The record that was taken last and is read once more: it must be unchanged.
     pub(super) check: Option<Position>,
 }
 
@@ -20,7 +20,7 @@ pub(super) struct Bounds {
     pub(super) high: u64,
 }
 
-/// Goes on behind `last`. The error says what became of the log.
+/// Resumes behind `last`. The error says what became of the log.
 pub(super) fn after(last: Position, bounds: Bounds) -> Result<Start, String> {
     let Bounds { low, high } = bounds;
     if last.no >= high {
@@ -31,7 +31,7 @@ pub(super) fn after(last: Position, bounds: Bounds) -> Result<Start, String> {
         let (first, last) = (last.no + 1, low - 1);
         return Err(format!("offsets {first} to {last} were removed by the topic's retention before they were read"));
     }
-    // All that was taken may be gone, and nothing else: there is no record left to compare with.
+    // All taken records may be gone, and no others: there is no record left to compare with.
     if low == last.no + 1 {
         return Ok(Start { at: low, check: None });
     }
@@ -39,10 +39,10 @@ pub(super) fn after(last: Position, bounds: Bounds) -> Result<Start, String> {
     Ok(if last.mark == 0 { Start { at: last.no + 1, check: None } } else { Start { at: last.no, check: Some(last) } })
 }
 
-/// What a log that does not hold what it held is taken for.
+/// The explanation for a log whose contents have changed.
 pub(super) const MADE_ANEW: &str = "the topic was re-created, or cut back";
 
-/// The two ways on from a lost place.
+/// The two ways to continue from a lost place.
 pub(super) fn ways_on(entry: &str, reason: &str) -> String {
     let next = next_life(entry);
     format!(

@@ -1,44 +1,44 @@
-//! How many messages of a stream are read ahead, so that they have no more bytes than they may. Pure.
-//! In: the bytes of what came. Out: a prefetch, and when it is to be another one.
+//! The number of messages of a stream that are read ahead, so that their bytes stay within a bound. Pure.
+//! In: the sizes of messages that came. Out: a prefetch, and whether it is time to change it.
 //!
-//! A broker counts messages and not bytes, and a consumer's count stands once it has begun. So a stream is begun with few,
-//! and attached anew, once as a rule, when it is known how large they are.
+//! A broker counts messages and not bytes, and a consumer's count is fixed once it has begun. So a stream is begun with
+//! few, and attached anew, once as a rule, when their size is known.
 
-/// Messages that are read ahead while nothing is known of their size.
+/// The number of messages that are read ahead while their size is not known.
 const FIRST: u16 = 8;
-/// A largest message is forgotten by this part with each one that comes.
+/// The largest size shrinks by this fraction with each message that comes.
 const FORGOTTEN: usize = 64;
 
-/// What is known of the sizes of a shard's streams.
+/// The known sizes of messages of a shard's streams.
 #[derive(Debug)]
 pub(super) struct Ahead {
     most: u16,
     bytes: usize,
     prefetch: u16,
-    /// The largest that came lately.
+    /// The largest size that came lately.
     largest: usize,
-    /// Messages since the prefetch was set.
+    /// The number of messages since the prefetch was set.
     seen: u16,
 }
 
 impl Ahead {
-    /// At most `most` messages with about so many `bytes`.
+    /// At most `most` messages, with about `bytes` in all.
     pub(super) fn new(most: u16, bytes: usize) -> Self {
         Self { most, bytes, prefetch: FIRST.min(most), largest: 0, seen: 0 }
     }
 
-    /// Messages that a stream may send ahead.
+    /// The number of messages that a stream may send ahead.
     pub(super) fn prefetch(&self) -> u16 {
         self.prefetch
     }
 
-    /// A message of this size came.
+    /// Records the size of a message that came.
     pub(super) fn came(&mut self, bytes: usize) {
         self.largest = bytes.max(self.largest - self.largest / FORGOTTEN);
         self.seen = self.seen.saturating_add(1);
     }
 
-    /// Whether another prefetch is worth attaching anew, which then has it.
+    /// Returns whether another prefetch is worth attaching anew; it is then in force.
     pub(super) fn changed(&mut self) -> bool {
         if self.seen < FIRST {
             return false;

@@ -1,8 +1,8 @@
 //! One connection for one purpose: made when it is needed, and made anew when the last one is gone.
-//! In: the settings. Out: channels; errors that say which node said what, without the password.
+//! In: the settings. Out: channels; errors with the node and its reason, without the password.
 //!
-//! Nothing of a connection that ended is mended: whoever used it opens a channel of the next one and begins again from what
-//! the store, or the broker, knows.
+//! No part of a connection that ended is mended: its user opens a channel of the next one and begins again from the
+//! state of the store, or of the broker.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,20 +26,20 @@ use crate::clock::Stopwatch;
 use crate::settings::RabbitmqSettings;
 use crate::settings::rabbitmq::nodes;
 
-/// How long what was declared is taken to be there, for other connections that are made at the same time.
+/// The time for which declared objects are taken to exist, by other connections that are made at the same time.
 const DECLARED_FOR: Duration = Duration::from_secs(10);
 
-/// When all that the settings name was declared last; of several clients one does it.
+/// The time of the last declaration of all objects that the settings name; of several clients one makes it.
 #[derive(Default)]
 pub(super) struct Declared(Mutex<Option<Stopwatch>>);
 
-/// The connection there is, and who listens to what it tells.
+/// The current connection, and the listener to its events.
 struct Held {
     connection: Connection,
     _listener: JoinSet<()>,
 }
 
-/// Whether the broker takes nothing for now: it is short of memory or disk.
+/// A flag that is set while the broker takes nothing: it is short of memory or disk.
 #[derive(Clone, Default)]
 pub(super) struct Blocked(Arc<AtomicBool>);
 
@@ -62,7 +62,7 @@ pub(super) struct Client {
     declared: Arc<Declared>,
     connection: Mutex<Option<Held>>,
     blocked: Blocked,
-    /// A node took a connection and said nothing.
+    /// True if a node took a connection and said nothing.
     silent: AtomicBool,
 }
 
@@ -80,7 +80,7 @@ impl Client {
         Ok(Self { settings, shards, purpose, tls, declared, connection, blocked, silent })
     }
 
-    /// Whether the broker takes nothing for now, as long as there is this client.
+    /// The flag that is set while the broker takes nothing, for the lifetime of this client.
     pub(super) fn blocked(&self) -> &Blocked {
         &self.blocked
     }
@@ -99,9 +99,9 @@ impl Client {
         Ok((channel, consumer))
     }
 
-    /// A channel of the connection there is, or of a new one.
+    /// A channel of the current connection, or of a new one.
     pub(super) async fn channel(&self) -> Result<Channel, String> {
-        // One at a time: of many that find the connection gone, the first makes the next.
+        // One at a time: of many callers that find the connection gone, the first makes the next.
         let mut held = self.connection.lock().await;
         let connected = held.as_ref().map(|held| &held.connection).filter(|connection| connection.status().connected());
         if let Some(connection) = connected {
@@ -124,7 +124,7 @@ impl Client {
         Ok(channel)
     }
 
-    /// Connects to the first node that answers, and declares there what is to be there.
+    /// Connects to the first node that answers, and declares the objects that must exist there.
     async fn connect(&self) -> Result<Held, String> {
         let mut told = Vec::new();
         for (host, port) in nodes(&self.settings.addresses).unwrap_or_default() {
@@ -173,8 +173,8 @@ impl Client {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let builder = ConnectionBuilder::new().map_err(|error| error.to_string())?;
         let builder = builder.with_uri(uri).with_properties(properties).with_tls_config(self.tls.clone());
-        // The client waits without end for a node that takes a connection and says nothing, with a thread for each: after the
-        // first of them, a node has to greet first.
+        // The client waits without end for a node that takes a connection and says nothing, with a thread for each:
+        // after the first such node, a node has to greet first.
         if self.silent.load(Ordering::Acquire) && !settings.tls {
             timeout(ANSWER, greeting(host, port))
                 .await
@@ -189,8 +189,8 @@ impl Client {
     }
 }
 
-/// What a node says of itself before anybody logs in: it answers the protocol's header with its properties, which the client
-/// library keeps to itself. None where the connection is made by TLS.
+/// A node's name and version before login: it answers the protocol's header with its properties, which the client
+/// library does not expose. `None` if the connection is made by TLS.
 pub(super) async fn version(settings: &RabbitmqSettings) -> Result<String, String> {
     if settings.tls {
         return Ok(String::new());
@@ -229,7 +229,7 @@ fn property(name: &str, table: &[u8]) -> String {
     value.map_or_else(|| "?".to_owned(), |value| String::from_utf8_lossy(value).into_owned())
 }
 
-/// What the connection tells of itself until it is gone.
+/// Follows the connection's events until it is gone.
 async fn watch(events: impl futures_util::Stream<Item = Event>, purpose: &'static str, blocked: Blocked) {
     let mut events = std::pin::pin!(events);
     while let Some(event) = events.next().await {
@@ -247,7 +247,7 @@ async fn watch(events: impl futures_util::Stream<Item = Event>, purpose: &'stati
     }
 }
 
-/// What the connections are encrypted with; a file that cannot be read is named.
+/// The certificates for the connections; a file that cannot be read is named.
 pub(super) fn tls(settings: &RabbitmqSettings) -> Result<OwnedTLSConfig, String> {
     let read = |name: &str, file: &str| {
         std::fs::read(file).map_err(|error| format!("rabbitmq.{name}: {file} cannot be read: {error}"))
@@ -255,7 +255,7 @@ pub(super) fn tls(settings: &RabbitmqSettings) -> Result<OwnedTLSConfig, String>
     let mut tls = OwnedTLSConfig::default();
     if !settings.ca_file.is_empty() {
         let text = String::from_utf8(read("ca_file", &settings.ca_file)?);
-        tls.cert_chain = Some(text.map_err(|_| format!("rabbitmq.ca_file: {} is no PEM file", settings.ca_file))?);
+        tls.cert_chain = Some(text.map_err(|_| format!("rabbitmq.ca_file: {} is not a PEM file", settings.ca_file))?);
     }
     if !settings.cert_file.is_empty() {
         let (pem, key) = (read("cert_file", &settings.cert_file)?, read("key_file", &settings.key_file)?);

@@ -1,5 +1,6 @@
 //! An event as a message of RabbitMQ. Pure.
-//! In: an event of the outbox, the exchange and routing key that its topic stands for. Out: what to publish, or why it cannot be.
+//! In: an event of the outbox, the exchange and routing key for its topic. Out: a message to publish, or the reason why
+//! it cannot be.
 
 use std::collections::BTreeSet;
 
@@ -14,15 +15,16 @@ use crate::settings::topic_of;
 use crate::transport::Outgoing;
 use crate::transport::attributes::{absorb, content_type, say};
 
-/// What a message takes in memory and on the wire beside its frame: names of headers, the client's own structures.
+/// The bytes that a message takes in memory and on the wire beside its frame: names of headers, the client's own
+/// structures.
 const OVERHEAD: usize = 512;
-/// Bytes of headers above which a message is refused: all properties go in one frame, of 128 KiB where nobody set it otherwise,
-/// and one that does not fit would end the connection of all.
+/// Bytes of headers above which a message is refused: all properties go in one frame, of 128 KiB by default,
+/// and one that does not fit would end the connection for all.
 pub(super) const HEADERS_MAX: usize = 64 << 10;
 /// The delivery mode of a message that outlives the broker's process.
 pub(super) const PERSISTENT: u8 = 2;
 
-/// What an event takes of the bytes that may be on their way.
+/// The bytes that an event takes of those that may be on their way.
 pub(super) fn bytes_of(event: &Outgoing) -> usize {
     OVERHEAD + event.message.frame().len()
 }
@@ -32,28 +34,28 @@ pub(super) fn bytes_of(event: &Outgoing) -> usize {
 pub(super) struct Publishing {
     pub(super) exchange: ShortString,
     pub(super) routing_key: ShortString,
-    /// Whether the routing key says which stream it goes to.
+    /// True if the routing key says which stream it goes to.
     pub(super) by_key: bool,
-    /// What tells its key from others; none where it has none.
+    /// A number that tells its key from others; `None` if it has no key.
     pub(super) key: Option<u64>,
     pub(super) properties: BasicProperties,
     pub(super) payload: bytes::Bytes,
 }
 
 impl Publishing {
-    /// What becomes full, or is not there, by itself: a stream, else an exchange with whatever is behind it.
+    /// The unit that becomes full, or is missing, by itself: a stream, else an exchange with all queues behind it.
     pub(super) fn way(&self) -> u64 {
         let key = if self.by_key { self.routing_key.as_str() } else { "" };
         absorb(absorb(0, self.exchange.as_str().as_bytes()), key.as_bytes())
     }
 }
 
-/// What tells a key from others: two that are taken for one wait for each other, and no more.
+/// A number that tells a key from others: two keys with the same number wait for each other, and no more.
 pub(super) fn told_by(key: &str) -> Option<u64> {
     (!key.is_empty()).then(|| absorb(0, key.as_bytes()))
 }
 
-/// Where events go, worked out once.
+/// The targets of events, worked out once.
 #[derive(Clone, Debug)]
 pub(super) struct Routes {
     streams: BTreeSet<String>,
@@ -67,7 +69,7 @@ impl Routes {
         Self { streams, shards, payload_max: settings.message_bytes_max }
     }
 
-    /// The event as a message, or why RabbitMQ will never take it.
+    /// The event as a message, or the reason why RabbitMQ will never take it.
     pub(super) fn publishing(&self, event: &Outgoing) -> Result<Publishing, String> {
         let message = &event.message;
         let bytes = message.payload().len();
@@ -88,7 +90,8 @@ impl Routes {
         })
     }
 
-    /// Exchange and routing key: the key's shard for streams that are read here, else what the topic says behind a colon.
+    /// Exchange and routing key: the key's shard for streams that are read here, else the part of the topic behind a
+    /// colon.
     fn way<'a>(&self, topic: &'a str, message: &Message) -> (&'a str, String) {
         if self.streams.contains(topic) {
             return (topic, partition(message.key(), message.id(), self.shards).to_string());
@@ -98,7 +101,7 @@ impl Routes {
     }
 }
 
-/// The partition of a message: its key's shard. One without a key goes where its id says, so that a repeat goes there too.
+/// The partition of a message: its key's shard. Without a key its id decides, so that a repeat goes to the same place.
 pub(super) fn partition(key: &str, id: &str, shards: u32) -> u32 {
     shard_of(if key.is_empty() { id } else { key }, shards)
 }
@@ -224,7 +227,7 @@ mod tests {
         let large = "x".repeat(HEADERS_MAX);
         let headers = [("a", large.as_str())];
         assert!(refused("orders", &Draft { headers: &headers, ..Draft::default() }).contains("its headers have"));
-        // An id has room in its header.
+        // An id fits in its header.
         let draft = Draft { id: &long, kind: "posted", ..Draft::default() };
         let properties = routes().publishing(&event("orders", &draft)).unwrap().properties;
         assert!(properties.message_id().is_none() && texts(&properties).any(|(name, _)| name == "cloudEvents_id"));

@@ -1,4 +1,4 @@
-//! What RabbitMQ tells of the streams, queues and exchanges that are used. Nothing is judged here, nothing is declared.
+//! RabbitMQ's facts about the streams, queues and exchanges that are used. Nothing is judged here, nothing is declared.
 //! In: the settings, exchanges. Out: plain values.
 
 use std::collections::BTreeMap;
@@ -9,23 +9,23 @@ use super::topology::{self, stream};
 use crate::settings::RabbitmqSettings;
 use crate::settings::topic_of;
 
-/// The broker, and what is there.
+/// The broker, and its objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RabbitmqHealth {
-    /// The server's name and version, `RabbitMQ 3.10.8`; empty where it is asked by TLS.
+    /// The server's name and version, `RabbitMQ 3.10.8`; empty if the connection is made by TLS.
     pub version: String,
-    /// Streams and queues by name; None: it is not there.
+    /// Streams and queues by name; `None` for one that does not exist.
     pub queues: BTreeMap<String, Option<QueueHealth>>,
-    /// Exchanges by name, and whether each is there.
+    /// Exchanges by name, and whether each exists.
     pub exchanges: BTreeMap<String, bool>,
 }
 
 /// A stream, or a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueHealth {
-    /// Messages that it holds; of a stream about as many as its retention keeps.
+    /// The number of messages that it holds; for a stream about as many as its retention keeps.
     pub messages: u32,
-    /// Consumers.
+    /// The number of consumers.
     pub consumers: u32,
 }
 
@@ -52,7 +52,7 @@ pub async fn look(settings: &RabbitmqSettings, shards: u32, exchanges: Vec<Strin
     Ok(health)
 }
 
-/// The answer, or none where it is that there is no such thing.
+/// The answer, or `None` if the object does not exist.
 fn there<T>(answer: Result<T, String>) -> Result<Option<T>, String> {
     match answer {
         Ok(found) => Ok(Some(found)),

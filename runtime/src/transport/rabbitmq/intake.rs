@@ -1,8 +1,9 @@
-//! Moves what others publish from an intake's queues to the streams.
-//! In: deliveries of a queue, in its order. Out: messages in the streams, in that order; then, and only then, acknowledgements.
+//! Moves the messages of foreign publishers from an intake's queues to the streams.
+//! In: deliveries of a queue, in its order. Out: messages in the streams, in that order; then, and only then,
+//! acknowledgements.
 //!
-//! Every process has these tasks, and RabbitMQ lets one consumer of a queue work at a time. One that dies between a confirm and
-//! an acknowledgement leaves messages that the next one moves again: the inbox drops them by their ids.
+//! Every process has these tasks, and RabbitMQ lets one consumer of a queue work at a time. One that dies between a
+//! confirm and an acknowledgement leaves messages that the next one moves again: the inbox drops them by their ids.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
@@ -25,13 +26,13 @@ use crate::metrics::{IntakeMetrics, IntakeOutcome, Metrics};
 use crate::settings::RabbitmqSettings;
 use crate::transport::again::pause_after;
 
-/// The tasks of all intakes; dropped, they end.
+/// The tasks of all intakes. When dropped, they end.
 pub(super) struct Movers {
     _tasks: JoinSet<()>,
 }
 
 impl Movers {
-    /// Starts two for each intake: one for its queue, one for what RabbitMQ dead-letters.
+    /// Starts two movers for each intake: one for its queue, one for messages that RabbitMQ dead-letters.
     pub(super) fn start(
         settings: &RabbitmqSettings,
         shards: u32,
@@ -59,11 +60,11 @@ impl Movers {
     }
 }
 
-/// Runs a mover, and runs it again should it panic: nobody else would notice.
+/// Runs a mover, and runs it again if it panics: nobody else would notice.
 async fn supervise(mover: Mover) {
     loop {
         if AssertUnwindSafe(mover.run()).catch_unwind().await.is_err() {
-            error!(queue = mover.queue, "whoever moves the messages of an intake panicked, and begins again");
+            error!(queue = mover.queue, "the mover of an intake panicked, and begins again");
             sleep(pause_after(3)).await;
         }
     }
@@ -89,8 +90,8 @@ impl Mover {
     async fn run(&self) {
         let mut failed = 0_u32;
         loop {
-            // Whatever ended the connection counts as a delivery of all that were in hand: after that one at a time is, until as
-            // many have passed.
+            // The end of the connection, whatever its cause, counts as a delivery of all messages in hand: after that
+            // one at a time is, until as many have passed.
             let careful = failed > 0;
             match self.consume(careful).await {
                 Ok(()) => failed = 0,
@@ -103,7 +104,8 @@ impl Mover {
         }
     }
 
-    /// Moves until the connection breaks; where it is careful, until as many messages have passed as it would else have in hand.
+    /// Moves until the connection breaks; a careful one, until as many messages have passed as it would otherwise have
+    /// in hand.
     async fn consume(&self, careful: bool) -> Result<(), String> {
         let most = usize::from(self.client.settings.intake_prefetch);
         let in_hand = if careful { 1 } else { self.client.settings.intake_prefetch };
@@ -113,12 +115,13 @@ impl Mover {
         loop {
             match self.publish(&mut consumer, &mut held, &mut passed, careful.then_some(most)).await? {
                 Ended::Passed => return Ok(()),
-                // The consumer stays, and what it holds: only a lost connection counts as a failed delivery.
+                // The consumer stays, and the messages that it holds: only a lost connection counts as a failed
+                // delivery.
                 Ended::Failed(reason) => {
                     warn!(queue = self.queue, reason, "messages of an intake cannot be published, trying again");
                     held.iter_mut().for_each(|held: &mut Held| held.settled = false);
                     sleep(pause_after(3)).await;
-                    // What this one holds is another one's by now.
+                    // Another mover holds the messages by now.
                     if !channel.status().connected() {
                         return Err(broken_off());
                     }
@@ -127,7 +130,7 @@ impl Mover {
         }
     }
 
-    /// Publishes what is held and what comes, by one channel; the error says that the consumer is gone.
+    /// Publishes messages that are held and that come, by one channel; the error says that the consumer is gone.
     async fn publish(
         &self,
         consumer: &mut Consumer,
@@ -139,7 +142,7 @@ impl Mover {
             Ok(publisher) => publisher,
             Err(reason) => return Ok(Ended::Failed(reason)),
         };
-        // Tags count what this channel was given: the first of them is the first that is held.
+        // Tags number the messages given to this channel: the first of them is the first that is held.
         let (mut first, mut next, mut dice) = (0_u64, 0_u64, Dice::from_system());
         for held in held.iter() {
             publisher.publish(next, held.publishing.clone());
@@ -171,7 +174,7 @@ impl Mover {
         }
     }
 
-    /// Acknowledges what lies in the streams without a gap; gives how many.
+    /// Acknowledges the messages that lie in the streams without a gap; returns their number.
     async fn acknowledge(&self, held: &mut VecDeque<Held>) -> Result<usize, String> {
         let done = held.iter().take_while(|held| held.settled).count();
         let mut last = None;
@@ -192,7 +195,7 @@ impl Mover {
     }
 }
 
-/// Marks what lies in the streams.
+/// Marks the messages that lie in the streams.
 fn settle(held: &mut VecDeque<Held>, first: u64, settled: Vec<(u64, Settled)>) {
     for (tag, _) in settled.into_iter().filter(|(_, settled)| settled.is_ok()) {
         let at = tag.checked_sub(first).and_then(|at| usize::try_from(at).ok());
@@ -202,10 +205,10 @@ fn settle(held: &mut VecDeque<Held>, first: u64, settled: Vec<(u64, Settled)>) {
     }
 }
 
-/// Why one channel's publishing ended.
+/// The reason why one channel's publishing ended.
 enum Ended {
-    /// Enough has passed.
+    /// Enough messages have passed.
     Passed,
-    /// The channel is gone; everything that is held is published again.
+    /// The channel is gone; all messages that are held are published again.
     Failed(String),
 }

@@ -1,5 +1,6 @@
 //! A message of an intake on its way to a stream. Pure.
-//! In: a delivery of the intake, or of its dead-letter queue. Out: what to publish to the stream, and what that is counted as.
+//! In: a delivery of the intake, or of its dead-letter queue. Out: the message for the stream, and its outcome for
+//! metrics.
 
 use lapin::BasicProperties;
 use lapin::message::Delivery;
@@ -15,7 +16,7 @@ use crate::settings::WithoutId;
 /// Headers that mean something to RabbitMQ when a message is published: they would route copies elsewhere.
 const ROUTING: &[&str] = &["CC", "BCC"];
 
-/// What is made of the messages of an intake.
+/// The rules by which messages of an intake are rewritten.
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
     /// The exchange of the streams.
@@ -23,7 +24,7 @@ pub(super) struct Rules {
     pub(super) shards: u32,
     pub(super) key_header: String,
     pub(super) without_id: WithoutId,
-    /// Whether the messages were dead-lettered by RabbitMQ.
+    /// True if the messages were dead-lettered by RabbitMQ.
     pub(super) dead: bool,
 }
 
@@ -49,7 +50,7 @@ impl Rules {
         let mut headers = FieldTable::default();
         let large = texts(properties).map(|(name, value)| name.len() + value.len()).sum::<usize>() > HEADERS_MAX;
         let (refusal, counted) = match refusal {
-            // With what is added they might not fit, and would end the connection each time.
+            // With the added headers they might not fit, and would end the connection each time.
             None if large => (Some(LARGE.to_owned()), IntakeOutcome::Refused),
             other => (other, counted),
         };
@@ -58,7 +59,7 @@ impl Rules {
                 headers.insert(name.clone(), value.clone());
             }
         }
-        // As text, whatever it was: the reader of the stream takes nothing else.
+        // As text, whatever type it had: the reader of the stream takes nothing else.
         if !key.is_empty() {
             headers.insert(format!("{}partitionkey", PREFIXES[0]).into(), text(&key));
         }
@@ -82,7 +83,7 @@ impl Rules {
         (publishing, counted)
     }
 
-    /// The key that a header says; else the routing key, unless that was a queue's name.
+    /// The key in a header; else the routing key, unless that was a queue's name.
     fn key(&self, delivery: &Delivery) -> String {
         let named = named(&delivery.properties, &self.key_header).unwrap_or_default();
         let key = named.key.or(named.plain_key).filter(|key| !key.is_empty());
@@ -112,10 +113,10 @@ fn number(delivery: &Delivery, key_header: &str) -> Option<String> {
     }
 }
 
-/// Why a message with too many headers is refused; they are left out.
+/// The reason why a message with too many headers is refused; its headers are left out.
 const LARGE: &str = "its headers have more than 64 KiB";
 
-/// Why a message without an id is refused.
+/// The reason why a message without an id is refused.
 const NO_ID: &str = "it has no message_id, so a repeat could not be told from another message: let its publisher set one, or \
                      set rabbitmq.without_id = \"mint\"";
 
@@ -133,8 +134,8 @@ fn id_of(properties: &BasicProperties) -> Option<String> {
     header.or_else(|| property(properties.message_id()).map(str::to_owned))
 }
 
-/// The properties of a copy, without headers. The broker compares the user of a message with the one who publishes it, and
-/// lets messages expire: neither goes along.
+/// The properties of a copy, without headers. The broker compares the user of a message with its publisher, and
+/// lets messages expire: neither property is copied.
 fn copied(from: &BasicProperties) -> BasicProperties {
     fn with<T: Clone>(
         copy: BasicProperties,
@@ -157,7 +158,7 @@ fn copied(from: &BasicProperties) -> BasicProperties {
     with(copy, from.app_id(), BasicProperties::with_app_id)
 }
 
-/// What RabbitMQ says of a message that it dead-lettered: the first entry of `x-death` is the last death.
+/// RabbitMQ's reason for dead-lettering a message: the first entry of `x-death` is the last death.
 fn dead_because(properties: &BasicProperties) -> String {
     let deaths = properties.headers().as_ref().and_then(|headers| headers.inner().get("x-death"));
     let death = match deaths {
@@ -219,7 +220,7 @@ mod tests {
         let (publishing, _) = rules().publishing(&nameless, &mut Dice::seeded(1));
         assert_eq!(header(&publishing, "cloudEvents_partitionkey"), Some("acct-1"));
         let (publishing, _) = rules().publishing(&delivery("", "in.intake", id(), &[]), &mut Dice::seeded(1));
-        assert_eq!(publishing.routing_key.as_str(), partition("", "m-1", 8).to_string(), "a queue's name is no key");
+        assert_eq!(publishing.routing_key.as_str(), partition("", "m-1", 8).to_string(), "a queue's name is not a key");
         assert_eq!(header(&publishing, "cloudEvents_partitionkey"), None);
     }
 

@@ -1,12 +1,13 @@
-//! A channel that publishes with confirms, knows which of its messages came back, and tries those again that were nacked.
+//! A channel that publishes with confirms, knows which of its messages came back, and tries nacked messages again.
 //! In: messages, each with a tag. Out: each tag once: taken, or returned with the reason; or the end of the channel.
 //!
-//! The client (lapin 4) hands a returned message to whichever confirm ends next, and RabbitMQ confirms many at once. So a
-//! confirm alone says nothing: returned messages are matched by what they are, and a tag is settled when an answer of the same
-//! channel has come behind its confirm. RabbitMQ sends the return before the confirm, and the client takes what comes in order: by
-//! then every return that belongs to a confirm before that answer has been seen.
+//! The client (lapin 4) hands a returned message to whichever confirm ends next, and RabbitMQ confirms many at once. So
+//! a confirm alone says nothing: returned messages are matched by their names, and a tag is settled when an answer of
+//! the same channel has come behind its confirm. RabbitMQ sends the return before the confirm, and the client takes
+//! what comes in order: by then every return that belongs to a confirm before that answer has been seen.
 //!
-//! A nack is no end: a queue is full, or has no leader for the moment. What may be sent when is [`Pace`]'s to say.
+//! A nack is not final: a queue is full, or has no leader for the moment. [`Pace`] decides which message may be sent
+//! when.
 
 use std::collections::HashMap;
 use std::mem::take;
@@ -28,15 +29,15 @@ use crate::clock::{Dice, Stopwatch, sleep};
 use crate::transport::attributes::absorb;
 use crate::transport::pace::{Pace, Sent};
 
-/// What became of a message: the broker has it, or returned it with the reason.
+/// The fate of a message: the broker has it, or returned it with the reason.
 pub(super) type Settled = Result<(), String>;
 
-/// What a message is that no queue takes.
+/// The treatment of a message that no queue takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Returned {
-    /// Settled: nobody wants it.
+    /// Settled: there is no consumer for it.
     Settled,
-    /// Tried again, like one that was nacked: somebody will.
+    /// Tried again, like one that was nacked: there will be a queue.
     Again,
 }
 
@@ -48,26 +49,27 @@ struct Ticket<T> {
     publishing: Publishing,
 }
 
-/// A message that is confirmed, of which it is not known yet whether it came back.
+/// A message that is confirmed, while it is not known yet whether it came back.
 enum Confirmed<T> {
-    /// It goes no second time: the next one of its key may be on its way.
+    /// The message is not sent a second time: the next one of its key may be on its way.
     Done { tag: T, name: u64 },
-    /// It does if it came back.
+    /// The message is sent again if it came back.
     Held(Box<Ticket<T>>),
 }
 
-/// How long after a channel was opened a first message that comes back is sent again: for a moment after its start a broker
-/// does not route to streams that are there (seen with 3.10).
+/// The time after the opening of a channel in which a first message that comes back is sent again: for a moment after
+/// its start a broker does not route to streams that are there (seen with 3.10).
 const STARTING: Duration = Duration::from_secs(5);
-/// Within this the first message of a way is confirmed; else it never is (seen with 3.10, after the server was killed).
+/// The time within which the first message of a way is confirmed; else it never is (seen with 3.10, after the server
+/// was killed).
 const FIRST_WITHIN: Duration = Duration::from_secs(10);
-/// How often it is said that messages are nacked.
+/// The interval at which nacks are logged.
 const SAID_EVERY: Duration = Duration::from_secs(60);
 
 /// An answer under way.
 struct Asked<T> {
     answer: BoxFuture<'static, lapin::Result<()>>,
-    /// What was confirmed before it was asked for.
+    /// The messages that were confirmed before it was asked for.
     behind: Vec<Confirmed<T>>,
 }
 
@@ -76,24 +78,24 @@ pub(super) struct Publisher<T> {
     channel: Channel,
     pace: Pace<(T, Publishing)>,
     confirms: FuturesUnordered<BoxFuture<'static, (Ticket<T>, lapin::Result<Confirmation>)>>,
-    /// Confirmed since the answer under way was asked for.
+    /// Messages confirmed since the answer under way was asked for.
     confirmed: Vec<Confirmed<T>>,
     asked: Option<Asked<T>>,
-    /// Reasons for which messages of a name came back.
+    /// Reasons why messages of a name came back.
     returned: HashMap<u64, Vec<String>>,
     returns: Returned,
     opened: Stopwatch,
-    /// Since something was heard.
+    /// The time since an answer came.
     quiet: Stopwatch,
-    /// Whether messages were nacked since that was told.
+    /// True if messages were nacked since that was reported.
     nacked: bool,
-    /// Since it was said that they are.
+    /// The time since nacks were logged.
     said: Option<Stopwatch>,
     blocked: Blocked,
 }
 
 impl<T: Send + 'static> Publisher<T> {
-    /// A channel of its own.
+    /// Opens a channel of its own.
     pub(super) async fn open(client: &Client, returns: Returned) -> Result<Self, String> {
         let channel = client.channel().await?;
         within(channel.confirm_select(ConfirmSelectOptions::default())).await?;
@@ -113,9 +115,9 @@ impl<T: Send + 'static> Publisher<T> {
         })
     }
 
-    /// Hands a message over; it goes, and whatever is wrong is told, by [`Self::settled`]. A broker that has just started may
-    /// lose what comes behind a message that had to wait for its stream's leader, and confirm it all the same (seen with 3.10):
-    /// so nothing follows the first message of a way before that has arrived.
+    /// Hands a message over; [`Self::settled`] tells its fate, and any failure. A broker that has just started may lose
+    /// the messages behind one that had to wait for its stream's leader, and confirm them all the same (seen with
+    /// 3.10): so nothing follows the first message of a way before that one has arrived.
     pub(super) fn publish(&mut self, tag: T, publishing: Publishing) {
         let (way, key) = (publishing.way(), publishing.key);
         self.pace.push(way, key, (tag, publishing));
@@ -150,8 +152,8 @@ impl<T: Send + 'static> Publisher<T> {
         self.confirms.push(sent);
     }
 
-    /// Waits until some are settled; none are where messages were nacked, which is a sign of life. The error ends the channel,
-    /// and nothing is known of what was not settled. Dropping the future loses nothing.
+    /// Waits until some are settled; an empty list means that messages were nacked, which is a sign of life. The error
+    /// ends the channel, and the fate of messages that were not settled is unknown. Dropping the future loses nothing.
     pub(super) async fn settled(&mut self) -> Result<Vec<(T, Settled)>, String> {
         loop {
             self.take_ready()?;
@@ -175,7 +177,7 @@ impl<T: Send + 'static> Publisher<T> {
             };
             tokio::select! {
                 answer = answer => answer.map_err(|error| error.to_string())?,
-                // What is behind it in its key may go; what was nacked is due again.
+                // The next message of its key may go; a nacked one is due again.
                 Some((ticket, confirmation)) = self.confirms.next() => {
                     self.take(ticket, confirmation)?;
                     continue;
@@ -193,7 +195,8 @@ impl<T: Send + 'static> Publisher<T> {
         }
     }
 
-    /// A first message that is not confirmed in time never is; a broker that takes nothing for now is waited for.
+    /// Fails if a first message is not confirmed in time, as it never is then; a broker that takes nothing for now is
+    /// waited for.
     fn listen(&mut self) -> Result<(), String> {
         if self.blocked.is_now() {
             self.quiet = Stopwatch::start();
@@ -206,8 +209,8 @@ impl<T: Send + 'static> Publisher<T> {
         Ok(())
     }
 
-    /// Takes all that has come. A set of futures may say that nothing is ready when one of them was woken while it was
-    /// asked: so it is asked until it has said so several times.
+    /// Takes everything that has come. A set of futures may report nothing ready when one of them was woken during the
+    /// poll: so it is polled until it has reported that several times.
     fn take_ready(&mut self) -> Result<(), String> {
         let mut dry = 0;
         while dry < 3 {
@@ -223,7 +226,7 @@ impl<T: Send + 'static> Publisher<T> {
         Ok(())
     }
 
-    /// Why the channel is closed: of those who wait for it, a confirm is told what the broker said.
+    /// The reason why the channel is closed: among those who wait for it, a confirm gets the broker's error.
     fn why(&mut self, error: lapin::Error) -> String {
         if error.is_amqp_error() {
             return error.to_string();
@@ -244,7 +247,7 @@ impl<T: Send + 'static> Publisher<T> {
             Err(error) => return Err(self.why(error)),
         };
         let acked = confirmation.is_ack();
-        // Whichever message it is that came back.
+        // It does not matter which message came back.
         if let Some(message) = confirmation.take_message() {
             let BasicReturnMessage { delivery, .. } = &message;
             let of = name(&delivery.exchange, &delivery.routing_key, &delivery.properties);
@@ -261,7 +264,7 @@ impl<T: Send + 'static> Publisher<T> {
         Ok(())
     }
 
-    /// It goes again, alone of its key, after a pause.
+    /// Sends a message again, alone of its key, after a pause.
     fn again(&mut self, Ticket { tag, sent, publishing, .. }: Ticket<T>, reason: &str) {
         if self.said.is_none_or(|said| said.elapsed() > SAID_EVERY) {
             self.said = Some(Stopwatch::start());
@@ -273,7 +276,7 @@ impl<T: Send + 'static> Publisher<T> {
         self.pace.refused(sent, (tag, publishing), self.opened.elapsed());
     }
 
-    /// What became of a message; none where it is sent again.
+    /// The fate of a message; `None` if it is sent again.
     fn settle(&mut self, confirmed: Confirmed<T>) -> Option<(T, Settled)> {
         let ticket = match confirmed {
             Confirmed::Done { tag, name } => return Some((tag, self.came_back(name).map_or(Ok(()), Err))),
@@ -291,7 +294,7 @@ impl<T: Send + 'static> Publisher<T> {
         Some((ticket.tag, Err(reason)))
     }
 
-    /// Why a message of this name came back, if one did.
+    /// The reason why a message of this name came back, if one did.
     fn came_back(&mut self, name: u64) -> Option<String> {
         let reasons = self.returned.get_mut(&name)?;
         let reason = reasons.pop();
@@ -302,8 +305,8 @@ impl<T: Send + 'static> Publisher<T> {
     }
 }
 
-/// What a message is told by when it comes back: where it went, its id, and the header in which an id stands that is too long
-/// for a property.
+/// The name by which a message that comes back is recognised: its target, its id, and the header for an id that is too
+/// long for a property.
 fn name(exchange: &ShortString, routing_key: &ShortString, properties: &BasicProperties) -> u64 {
     let id = super::record::property(properties.message_id()).unwrap_or_default();
     let header = super::record::id_header(properties).unwrap_or_default();

@@ -1,5 +1,5 @@
 //! A delivery of RabbitMQ as a message: CloudEvents in its headers, else its properties, else its place. Pure.
-//! In: a delivery's parts. Out: a message, or why it is none; the fingerprint of the record.
+//! In: a delivery's parts. Out: a message, or the reason why it is not one; the fingerprint of the record.
 
 use lapin::BasicProperties;
 use lapin::message::Delivery;
@@ -10,14 +10,14 @@ use crate::message::{Draft, Message, check_name};
 use crate::transport::Content;
 use crate::transport::attributes::{JSON, Named, Scheme, absorb, check, said, shown};
 
-/// Prefixes of attributes: what is written, and what the AMQP binding of CloudEvents takes too.
+/// Prefixes of attributes: the one that is written, and the other that the AMQP binding of CloudEvents accepts.
 pub(super) const PREFIXES: &[&str] = &["cloudEvents_", "cloudEvents:"];
-/// The header with the reason for which a message is a dead letter.
+/// The header with the reason why a message is a dead letter.
 pub(super) const REFUSED: &str = "perkey-refused";
 /// The header with a record's offset in its stream.
 const OFFSET: &str = "x-stream-offset";
 
-/// Where records come from, worked out once per stream.
+/// The place that records come from, worked out once per stream.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     /// The stream's name in positions: `orders/3`, or `orders#2/3`.
@@ -30,7 +30,7 @@ pub(super) struct Place {
 
 /// A record's parts.
 pub(super) struct Record<'a> {
-    /// None: it did not come from a stream.
+    /// `None`: it did not come from a stream.
     pub(super) offset: Option<u64>,
     properties: &'a BasicProperties,
     payload: &'a [u8],
@@ -51,7 +51,7 @@ fn bytes_of(value: &AMQPValue) -> Option<&[u8]> {
     }
 }
 
-/// The header with the id, where there is one.
+/// The header with the id, if there is one.
 pub(super) fn id_header(properties: &BasicProperties) -> Option<&[u8]> {
     let is_id = |name: &str| PREFIXES.iter().any(|prefix| name.strip_prefix(prefix) == Some("id"));
     texts(properties).find(|(name, _)| is_id(name)).map(|(_, id)| id)
@@ -68,8 +68,8 @@ impl<'a> Record<'a> {
         Self { offset, properties: &delivery.properties, payload: &delivery.data }
     }
 
-    /// What tells this record from another one at the same offset of a stream that was made anew: of what no version of the
-    /// broker writes in another way. Never 0, which stands for "not known".
+    /// A fingerprint that tells this record from another one at the same offset of a stream that was made anew: of the
+    /// parts that no version of the broker writes in another way. Never 0, which stands for "not known".
     pub(super) fn mark(&self) -> u64 {
         let properties = self.properties;
         let hash = absorb(properties.timestamp().unwrap_or_default(), self.payload);
@@ -77,7 +77,7 @@ impl<'a> Record<'a> {
         names.into_iter().fold(hash, |hash, name| absorb(hash, name.unwrap_or_default().as_bytes())).max(1)
     }
 
-    /// The message, or why there is none.
+    /// The message, or the reason why there is none.
     pub(super) fn content(&self, place: &Place, key_header: &str) -> Content {
         let refused = texts(self.properties).find(|(name, _)| *name == REFUSED);
         let refused = refused.map(|(_, reason)| String::from_utf8_lossy(reason).into_owned());
@@ -101,7 +101,7 @@ impl<'a> Record<'a> {
             }
         };
         let kind = named.kind.or_else(|| property(self.properties.kind()).map(str::as_bytes));
-        // A record without a key is a message without one: what its binding makes of it is not known here.
+        // A record without a key is a message without one: the key that its binding gives it is not known here.
         let key = named.key.or(named.plain_key).filter(|key| !key.is_empty());
         let mut headers = named.others;
         let media = property(self.properties.content_type()).filter(|media| *media != JSON);
@@ -118,7 +118,7 @@ impl<'a> Record<'a> {
         draft.build_unchecked().map_err(said)
     }
 
-    /// Seconds since 1970 are what the protocol has.
+    /// The time in milliseconds; the protocol has seconds since 1970.
     fn time(&self) -> Millis {
         self.properties.timestamp().map_or(0, |seconds| seconds.saturating_mul(1_000))
     }
@@ -127,7 +127,7 @@ impl<'a> Record<'a> {
         format!("{}/{}", place.origin, self.offset.unwrap_or_default())
     }
 
-    /// What an operator sees of a record that is no message.
+    /// The message that an operator sees for a record that cannot be used.
     fn shown(&self, place: &Place, key_header: &str) -> Message {
         let named = named(self.properties, key_header).unwrap_or_default();
         let key = named.key.or(named.plain_key).unwrap_or_default();
@@ -143,11 +143,11 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The headers by what they mean.
+/// The headers by their meaning.
 pub(super) fn named<'a>(properties: &'a BasicProperties, key_header: &str) -> Result<Named<'a>, String> {
     let scheme = Scheme { prefixes: PREFIXES, id_header: "", key_header };
     let mut named = Named::default();
-    // What RabbitMQ adds itself says nothing about the message.
+    // Headers that RabbitMQ adds itself say nothing about the message.
     for (name, value) in
         texts(properties).filter(|(name, _)| !name.starts_with("x-first-") && !name.starts_with("x-last-"))
     {
@@ -276,7 +276,7 @@ mod tests {
             Record::of(&other).mark(),
         ];
         assert!((0..marks.len()).all(|a| (0..a).all(|b| marks[a] != marks[b])), "{marks:?}");
-        // Headers and the offset are no part of it.
+        // Headers and the offset are not part of it.
         assert_eq!(mark(&[("a", b"1")], properties()), marks[0]);
     }
 }

@@ -1,7 +1,7 @@
 //! Exchanges as a sink: each shard's end is a task with a channel of its own.
 //! In: events of a shard, in sequence. Out: persistent messages in that sequence; an answer to each event.
 //!
-//! An end whose channel ended is of no use any longer: what it had on its way may have arrived or not, and the next end
+//! An end whose channel ended is of no further use: its messages on their way may have arrived or not, and the next end
 //! publishes from the watermark.
 
 use std::collections::HashMap;
@@ -25,9 +25,9 @@ use crate::settings::RabbitmqSettings;
 use crate::transport::again::pause_after;
 use crate::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
 
-/// Events handed to the channel before answers are looked at.
+/// The most events handed to the channel before answers are read.
 const BATCH: usize = 256;
-/// How long an exchange that cannot be used is not asked about again.
+/// The time for which an unusable exchange is not asked about again.
 const CLOSED_FOR: Duration = Duration::from_secs(10);
 
 /// Exchanges of RabbitMQ, as a sink.
@@ -35,15 +35,15 @@ pub struct RabbitmqSink {
     shared: Arc<Shared>,
 }
 
-/// What all ends have in common.
+/// The state that all ends share.
 struct Shared {
     client: Client,
     routes: Routes,
-    /// Where nothing can be published for now, and why.
+    /// The ways by which nothing can be published for now, and the reasons.
     closed: Mutex<HashMap<Way, (Stopwatch, String)>>,
 }
 
-/// An exchange; with a routing key where only that one may not be used.
+/// An exchange; with a routing key if only that one may not be used.
 type Way = (String, Option<String>);
 
 impl Shared {
@@ -51,7 +51,7 @@ impl Shared {
         locked(&self.closed).insert(way, (Stopwatch::start(), reason.to_owned()));
     }
 
-    /// Why nothing can be published there for now.
+    /// The reason why nothing can be published there for now.
     fn closed(&self, exchange: &str, routing_key: &str) -> Option<String> {
         let closed = locked(&self.closed);
         // Asked for each event, and mostly there is none.
@@ -69,7 +69,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl RabbitmqSink {
-    /// The sink. The nodes need not be there yet; settings of no use are an error.
+    /// The sink. The nodes need not be there yet; unusable settings are an error.
     pub fn new(settings: &RabbitmqSettings, shards: u32) -> Result<Arc<Self>, String> {
         let client = Client::new(settings, shards, "sink", &Arc::default())?;
         let (routes, closed) = (Routes::new(settings, shards), Mutex::default());
@@ -95,14 +95,14 @@ impl SinkTransport for RabbitmqSink {
     }
 }
 
-/// What an end and its task share.
+/// The state that an end and its task share.
 #[derive(Default)]
 struct End {
     answers: Mutex<Vec<Answer>>,
     answered: Notify,
-    /// Bytes on their way.
+    /// The bytes on their way.
     bytes: AtomicUsize,
-    /// The broker takes nothing for now, but it said so.
+    /// True if the broker takes nothing for now, but has said so.
     heard: AtomicBool,
     broken: Mutex<Option<String>>,
 }
@@ -154,14 +154,14 @@ async fn connect(shared: &Shared) -> Publisher<(u64, usize)> {
     }
 }
 
-/// What a broker's error is about, where it is that something is not there or not allowed.
+/// The way that a broker's error is about, if the error says that it is missing or not allowed.
 fn way_in(reason: &str) -> Option<Way> {
     let about = topology::is_missing(reason) || reason.contains("ACCESS_REFUSED");
     let quoted = |behind: &str| {
         let (_, rest) = reason.split_once(behind).filter(|_| about)?;
         rest.split_once('\'').map(|(name, _)| name.to_owned())
     };
-    // The name under which the broker speaks of the one without a name.
+    // The name under which the broker speaks of the exchange without a name.
     let exchange = quoted("exchange '").map(|name| if name == "amq.default" { String::new() } else { name })?;
     Some((exchange, quoted("access to topic '")))
 }
@@ -171,7 +171,7 @@ struct Line<'a> {
     shared: &'a Shared,
     end: &'a End,
     publisher: Publisher<(u64, usize)>,
-    /// Exchanges that are there.
+    /// Exchanges that exist.
     known: Vec<String>,
 }
 
@@ -221,7 +221,8 @@ impl Line<'_> {
         Ok(())
     }
 
-    /// Why a message cannot be published for now: to an exchange that is not there, it would end the channel.
+    /// The reason why a message cannot be published for now: sent to an exchange that does not exist, it would end the
+    /// channel.
     async fn closed(
         &mut self,
         Publishing { exchange, routing_key, .. }: &Publishing,
@@ -257,9 +258,9 @@ struct RabbitmqEnd {
     end: Arc<End>,
     bound: usize,
     silence: Duration,
-    /// Since it took answers, or sent the first event after all were answered.
+    /// The time since it took answers, or sent the first event after all were answered.
     quiet: Stopwatch,
-    /// Ends with this end.
+    /// The task, which ends with this end.
     _tasks: JoinSet<()>,
 }
 
@@ -275,7 +276,7 @@ impl Sink for RabbitmqEnd {
         for event in events {
             let bytes = bytes_of(event);
             let waiting = self.end.bytes.load(Ordering::Acquire);
-            // One always goes: an event larger than the bound must not wait for ever.
+            // One event always goes: one larger than the bound must not wait for ever.
             if waiting > 0 && waiting + bytes > self.bound {
                 break;
             }
@@ -291,7 +292,7 @@ impl Sink for RabbitmqEnd {
     fn answers(&mut self) -> BoxFuture<'_, Result<Vec<Answer>, SinkError>> {
         Box::pin(async move {
             loop {
-                // Asked before the answers are taken: what was answered before it broke is told before it.
+                // Read before the answers are taken: answers from before the break are told before it.
                 let reason = self.end.broken();
                 let answers = std::mem::take(&mut *locked(&self.end.answers));
                 if !answers.is_empty() {

@@ -1,9 +1,10 @@
-//! One shard's streams: read from where the store is, judged when they are attached, attached anew when the line breaks.
+//! One shard's streams: read from the store's positions, compared when they are attached, attached anew when the line
+//! breaks.
 //! In: positions. Out: deliveries, each stream's in order; as many read ahead as `rabbitmq.prefetch` and
 //! `rabbitmq.buffer_bytes` allow.
 //!
-//! A delivery is acknowledged when the shard comes back for more, which is what lets the broker send further ones: a stream
-//! keeps all of them, whatever is acknowledged.
+//! A delivery is acknowledged when the shard comes back for more, which is what lets the broker send further ones: a
+//! stream keeps all of them, whatever is acknowledged.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -28,7 +29,7 @@ use crate::message::{Position, Positions, ShardNo};
 use crate::settings::topic_of;
 use crate::transport::{Delivery, Source, SourceError};
 
-/// Why streams cannot be read.
+/// The reason why streams cannot be read.
 #[derive(Clone)]
 enum Trouble {
     Now(String),
@@ -48,19 +49,19 @@ struct Reader {
     /// Keeps the channel open.
     _channel: Channel,
     consumer: Consumer,
-    /// Came while the stream was judged.
+    /// A delivery that came while the stream was compared.
     held: Option<Raw>,
     /// The lowest offset that was not handed over.
     next: u64,
     /// The last delivery that was handed over and not acknowledged.
     unacknowledged: Option<Acker>,
-    /// Why it gives nothing more: said once by the client, and then never again.
+    /// The reason why it delivers nothing more: reported once by the client, and never again.
     failed: Option<Trouble>,
 }
 
 enum State {
     Closed,
-    /// A fetch may be given up long before this ends; the next one goes on with it.
+    /// A fetch may be given up long before this ends; the next one continues it.
     Opening(BoxFuture<'static, Result<Vec<Reader>, Trouble>>),
     Open(Vec<Reader>),
 }
@@ -69,7 +70,7 @@ enum State {
 pub(super) struct RabbitmqSource {
     client: Arc<Client>,
     shard: ShardNo,
-    /// What was handed over, or gone on from, last.
+    /// The last positions handed over, or resumed from.
     last: Positions,
     state: State,
     /// The reader that is asked first.
@@ -114,7 +115,7 @@ impl RabbitmqSource {
                                 self.ahead.came(delivery.bytes());
                             }
                             if self.ahead.changed() {
-                                // What was read ahead comes again.
+                                // Deliveries that were read ahead come again.
                                 self.state = State::Closed;
                             }
                             return Ok(deliveries);
@@ -139,7 +140,7 @@ impl Source for RabbitmqSource {
     }
 
     fn committed(&mut self, _positions: &Positions) {
-        // A stream keeps what it has until its retention removes it: there is nobody to tell.
+        // A stream keeps its records until its retention removes them: there is nobody to tell.
     }
 }
 
@@ -153,11 +154,11 @@ impl From<Trouble> for SourceError {
     }
 }
 
-/// Tells the broker that what was handed over was taken, so that it sends more.
+/// Tells the broker that the deliveries handed over were taken, so that it sends more.
 async fn acknowledge(readers: &mut [Reader]) -> Result<(), String> {
     for reader in readers {
-        // Taken before it is sent: sent twice, it would end the channel. Should this be given up before it was sent, the next
-        // one says this one's, too.
+        // Taken before it is sent: sent twice, it would end the channel. If this is given up before it was sent, the
+        // next acknowledgement covers this one, too.
         if let Some(acker) = reader.unacknowledged.take() {
             acker.ack(BasicAckOptions { multiple: true }).await.map_err(|error| error.to_string())?;
         }
@@ -165,8 +166,8 @@ async fn acknowledge(readers: &mut [Reader]) -> Result<(), String> {
     Ok(())
 }
 
-/// Takes what is ready, at most `max`, beginning with another reader each time. Nothing is awaited between taking and
-/// returning it.
+/// Takes deliveries that are ready, at most `max`, beginning with another reader each time. Nothing is awaited between
+/// taking and returning them.
 fn take(
     readers: &mut [Reader],
     turn: usize,
@@ -198,7 +199,7 @@ fn take(
         }
     }
     match failed {
-        // What was taken goes first: the reader that failed will say so again.
+        // Taken deliveries go first: the reader that failed will say so again.
         _ if !taken.is_empty() => Poll::Ready(Ok(taken)),
         Some(trouble) => Poll::Ready(Err(trouble)),
         None => Poll::Pending,
@@ -220,7 +221,7 @@ impl Reader {
         came
     }
 
-    /// The delivery to hand over; none where it was before.
+    /// The delivery to hand over; `None` if it was handed over before.
     fn deliver(&mut self, raw: &Raw, key_header: &str) -> Result<Option<Delivery>, Trouble> {
         let record = Record::of(raw);
         let no = record.offset.ok_or_else(|| no_stream(&self.origin))?;
@@ -234,7 +235,7 @@ impl Reader {
     }
 }
 
-/// What a consumer gave, behind the offsets below `next`.
+/// The outcome of a consumer's poll, after offsets below `next` are dropped.
 fn came(given: Option<lapin::Result<Raw>>, origin: &str, next: u64) -> Result<Raw, Trouble> {
     match given {
         Some(Ok(raw)) => Ok(raw),
@@ -249,7 +250,7 @@ fn came(given: Option<lapin::Result<Raw>>, origin: &str, next: u64) -> Result<Ra
 }
 
 fn no_stream(origin: &str) -> String {
-    format!("{origin} is no stream: declare it with x-queue-type=stream")
+    format!("{origin} is not a stream: declare it with x-queue-type=stream")
 }
 
 // ---- opening
@@ -259,7 +260,7 @@ async fn open(client: Arc<Client>, shard: ShardNo, from: Positions, prefetch: u1
     let mut readers = Vec::new();
     for entry in &client.settings.streams {
         let mut partition = shard;
-        // Beyond the number of shards: what another number of shards left.
+        // Beyond the number of shards there may be streams of an earlier, larger number.
         while partition < client.shards || is_there(&client, &stream(topic_of(entry), partition)).await? {
             let last = from.get(origin(entry, partition).as_str()).copied();
             readers.push(attach(&client, (entry, partition), last, prefetch).await?);
@@ -312,8 +313,8 @@ async fn attach(
     Ok(reader)
 }
 
-/// The first record that a stream gives from `last` on; the inner error says that there is none. A stream that is attached
-/// beyond its end gives nothing, nor says so: then its beginning is looked at, too.
+/// The first record that a stream gives from `last` on; the inner error says that there is none. A stream that is
+/// attached beyond its end gives nothing, and no error: then its beginning is read, too.
 async fn first(
     client: &Client,
     consumer: &mut Consumer,
@@ -326,7 +327,7 @@ async fn first(
     let (channel, mut oldest) = client.consume(queue, 1, offset(topology::text("first"))).await?;
     let answers = match timeout(ANSWER, oldest.next()).await {
         Ok(next) => came(next, queue, 0).is_ok(),
-        // An empty one gives nothing either.
+        // An empty stream gives nothing either.
         Err(_) => topology::look(&channel, queue).await?.message_count() == 0,
     };
     match consumer.next().now_or_never() {

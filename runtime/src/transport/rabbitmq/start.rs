@@ -1,19 +1,20 @@
-//! Whether a stream still is the one that was read. Pure.
-//! In: the last position taken, the first record that the stream gives from there on. Out: how to go on, or what was lost.
+//! Checks that a stream is still the one that was read. Pure.
+//! In: the last position taken, the first record that the stream gives from there on. Out: the way to resume, or a
+//! description of the loss.
 
 use crate::message::Position;
 use crate::settings::next_life;
 
-/// What the first record is.
+/// The relation of the first record to the last one taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum First {
-    /// The one that was taken last.
+    /// It is the record that was taken last.
     Known,
-    /// The next one.
+    /// It is the next record.
     Next,
 }
 
-/// Compares the first record, at `offset` with `mark`, that a stream gave which was attached at `last`. The error says what
+/// Compares the first record, at `offset` with `mark`, of a stream attached at `last`. The error says what
 /// became of the stream.
 pub(super) fn compare(last: Position, offset: u64, mark: u64) -> Result<First, String> {
     // A position without a mark was not made from a record.
@@ -23,7 +24,7 @@ pub(super) fn compare(last: Position, offset: u64, mark: u64) -> Result<First, S
     if offset <= last.no {
         return Err(format!("the record at offset {offset} is another one: {MADE_ANEW}"));
     }
-    // All that was taken may be gone, and nothing else: there is no record left to compare with.
+    // All taken records may be gone, and no others: there is no record left to compare with.
     if offset == last.no + 1 {
         return Ok(First::Next);
     }
@@ -31,15 +32,15 @@ pub(super) fn compare(last: Position, offset: u64, mark: u64) -> Result<First, S
     Err(format!("offsets {first} to {before} were removed by the stream's retention before they were read"))
 }
 
-/// What is wrong with a stream that gives nothing from `last` on, although it was taken.
+/// The problem of a stream that gives nothing from `last` on, although that was taken.
 pub(super) fn ended(last: Position) -> String {
     format!("offset {} was taken, but the stream ends before it: {MADE_ANEW}", last.no)
 }
 
-/// What a stream that does not hold what it held is taken for.
+/// The explanation for a stream whose contents have changed.
 pub(super) const MADE_ANEW: &str = "the stream was made anew, or cut back";
 
-/// The two ways on from a lost place.
+/// The two ways to continue from a lost place.
 pub(super) fn ways_on(entry: &str, reason: &str) -> String {
     let next = next_life(entry);
     format!(

@@ -1,5 +1,5 @@
-//! What is declared, and what it is called: the layout of RabbitMQ's own super streams, and an intake beside it.
-//! In: the settings. Out: names (pure); exchanges, streams, queues and bindings that are there.
+//! The objects that are declared, and their names: the layout of RabbitMQ's own super streams, and an intake beside it.
+//! In: the settings. Out: names (pure); exchanges, streams, queues and bindings that exist.
 
 use std::time::Duration;
 
@@ -11,10 +11,11 @@ use tracing::warn;
 
 use crate::settings::{RabbitmqSettings, topic_of};
 
-/// Deliveries of an intake's message after which RabbitMQ gives it to the dead-letter exchange. Perkey counts attempts itself:
-/// this bounds what a message costs that no client can even read. (4.0 and later have a limit of 20 where none is set.)
+/// Deliveries of an intake's message after which RabbitMQ gives it to the dead-letter exchange. Perkey counts attempts
+/// itself: this bounds the cost of a message that no client can even read. (4.0 and later have a limit of 20 if none is
+/// set.)
 const DELIVERIES_MAX: i32 = 100;
-/// The same for the dead letters of an intake: beyond it they would be lost, so there is none to be reached. (-1, which says so
+/// The limit for dead letters of an intake: beyond it they would be lost, so it is out of reach. (-1, which says so
 /// from 4.0 on, makes 3.10 drop a message at its first return.)
 const DEAD_DELIVERIES_MAX: i32 = i32::MAX;
 
@@ -23,7 +24,7 @@ pub(super) fn stream(name: &str, partition: u32) -> String {
     format!("{name}-{partition}")
 }
 
-/// The exchange and the queue to which others publish.
+/// The exchange and the queue for foreign publishers.
 pub(super) fn intake(name: &str) -> String {
     format!("{name}.intake")
 }
@@ -38,7 +39,8 @@ pub(super) fn origin(entry: &str, partition: u32) -> String {
     format!("{entry}/{partition}")
 }
 
-/// Declares all that the settings name. What is there already, with the same arguments, is left as it is.
+/// Declares all objects that the settings name. Those that exist already, with the same arguments, are left as they
+/// are.
 pub(super) async fn declare(connection: &Connection, settings: &RabbitmqSettings, shards: u32) -> Result<(), String> {
     let mut channel = within(connection.create_channel()).await?;
     for name in settings.streams.iter().map(|entry| topic_of(entry)) {
@@ -46,7 +48,8 @@ pub(super) async fn declare(connection: &Connection, settings: &RabbitmqSettings
         for partition in 0..shards {
             let queue = stream(name, partition);
             if let Err(reason) = declare_queue(&channel, &queue, stream_arguments(settings)).await {
-                // Another retention than the settings', which changes nothing of what is read: it is used as it is.
+                // A retention other than the settings' does not change the records that are read: the object is used as
+                // it is.
                 if !reason.contains("inequivalent arg 'x-max-") {
                     return Err(reason);
                 }
@@ -68,18 +71,18 @@ pub(super) async fn declare(connection: &Connection, settings: &RabbitmqSettings
     within(channel.close(200, "done".into())).await
 }
 
-/// Whether a broker's error is that there is no such thing.
+/// Returns whether a broker's error says that the object does not exist.
 pub(super) fn is_missing(reason: &str) -> bool {
     reason.contains("NOT_FOUND")
 }
 
-/// What is known of a queue; the error is the broker's when it is not there. It ends its channel then.
+/// The broker's facts about a queue; the error is the broker's when it does not exist. It ends its channel then.
 pub(super) async fn look(channel: &Channel, queue: &str) -> Result<Queue, String> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     within(channel.queue_declare(queue.into(), options, FieldTable::default())).await
 }
 
-/// Whether an exchange is there; the error is the broker's when it is not. It ends its channel then.
+/// Checks that an exchange exists; the error is the broker's when it does not. It ends its channel then.
 pub(super) async fn look_for_exchange(channel: &Channel, name: &str) -> Result<(), String> {
     let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
     // Its kind is not compared.
@@ -114,7 +117,8 @@ fn stream_arguments(settings: &RabbitmqSettings) -> FieldTable {
     arguments
 }
 
-/// A queue of which one consumer at a time takes, in order. Its dead letters are kept until their own queue has them.
+/// The arguments of a queue with one active consumer at a time, in order. Its dead letters are kept until their own
+/// queue has them.
 fn quorum_arguments(dead: Option<&str>) -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), text("quorum"));
@@ -134,7 +138,7 @@ pub(super) fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 
-/// Says what to do where something is there under the same name, of another kind.
+/// Adds advice to a broker's error about an object of another kind with the same name.
 fn explained(reason: String) -> String {
     if reason.contains("PRECONDITION_FAILED") {
         return format!(
@@ -153,5 +157,5 @@ pub(super) async fn within<T>(answer: impl Future<Output = lapin::Result<T>>) ->
     }
 }
 
-/// How long a node may take to answer.
+/// The time for a node to answer.
 pub(super) const ANSWER: Duration = Duration::from_secs(5);

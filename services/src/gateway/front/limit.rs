@@ -1,5 +1,5 @@
-//! How many requests a second a tenant may send to this process.
-//! In: tenants, the time. Out: room for one more, or when there will be.
+//! The limit of requests a second of a tenant, for this process.
+//! In: tenants, the time. Out: room for one more, or the time until there is some.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use perkey::Millis;
 use perkey::unstable::ledger::gates::Bucket;
 
-/// A bucket of tokens for each tenant; tenants are of a closed set, those that have tokens.
+/// A bucket of tokens for each tenant; tenants come from a closed set, those that have tokens.
 #[derive(Debug)]
 pub(super) struct Limits {
     per_second: f64,
@@ -16,12 +16,12 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// So many a second, a second's worth at once; 0: no bound.
+    /// This many requests a second, a second's worth at once; 0: no bound.
     pub(super) fn new(per_second: f64) -> Self {
         Self { per_second, buckets: Mutex::default() }
     }
 
-    /// Takes room for one request, or says when there will be some.
+    /// Takes room for one request, or returns the time until there is some.
     pub(super) fn take(&self, tenant: &str, now: Millis) -> Result<(), Duration> {
         if self.per_second <= 0.0 {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Reading: one of what a tenant has, or a page of it, as the last commit left it.
+//! Reads one entity of a tenant, or a page of them, as the last commit left it.
 //! In: a caller, an entity, an id or an account. Out: rows of the handlers' tables as JSON.
 
 use perkey::StoreError;
@@ -14,14 +14,14 @@ use crate::gateway::auth::{Caller, Role};
 use crate::gateway::operations::Entity;
 use crate::gateway::problem::{Kind, Problem};
 
-/// Items of a page that is asked for without a number.
+/// The number of items of a page, by default.
 pub const PAGE: usize = 20;
 
-/// Most items of a page.
+/// The most items of a page.
 pub const PAGE_MAX: usize = 100;
 
 impl Front {
-    /// The one with this id.
+    /// The entity with this id.
     pub async fn one(&self, caller: &Caller, entity: Entity, id: &str) -> Result<Value, Problem> {
         self.admit(caller, Role::Read)?;
         let missing = || Problem::new(Kind::NotFound, format!("there is no {} {id:?}", entity.as_str()));
@@ -39,8 +39,8 @@ impl Front {
         Ok(value)
     }
 
-    /// What an account has of them, in the order of their ids; those behind `after`, at most `limit`, and fewer where their
-    /// texts have more than so many bytes.
+    /// The entities of an account, in the order of their ids, from behind `after`; at most `limit`, and fewer if their
+    /// texts exceed the bound of bytes.
     pub async fn page(
         &self,
         caller: &Caller,
@@ -74,7 +74,7 @@ impl Front {
         Ok(Page { items, next })
     }
 
-    /// The tenant's one with an id that its message gave it. Only its account tells whose it is, and each account has ids
+    /// The tenant's entity whose id came from its message. Only its account tells whose it is, and each account has ids
     /// of its own: imports and topics may give one id to several.
     async fn named(&self, names: &Names, entity: Entity, id: &str) -> Result<Option<Value>, Problem> {
         let mut found = Vec::new();
@@ -108,7 +108,7 @@ impl Front {
         self.store.queries().rows(RowsAsk { table, equals, after, limit, bytes }).await.map_err(|error| unread(&error))
     }
 
-    /// What the account's ledger holds.
+    /// The balance of an account.
     async fn account(&self, names: &Names, account: &str) -> Result<Option<Value>, Problem> {
         let Some(stored) = names.stored(account) else { return Ok(None) };
         let of = ServiceKey { service: "transactions".into(), key: stored.as_str().into() };

@@ -1,5 +1,6 @@
-//! What a call is known by: who makes it under which key, and what it asks for.
-//! In: a caller, an operation, a key, a body. Out: hashes, the same on every gateway; the id of what is made.
+//! The identity of a call: its caller, its key, and its request.
+//! In: a caller, an operation, a key, a body. Out: hashes, the same on every gateway; the id of the entity that is
+//! made.
 
 use perkey::unstable::handler::CallId;
 use perkey::unstable::store::calls::Fingerprint;
@@ -12,10 +13,10 @@ use crate::gateway::key::IdempotencyKey;
 use crate::gateway::operations::Operation;
 use crate::gateway::problem::{Kind, Problem};
 
-/// How fingerprints are made: another way of making them is another name here.
+/// The name of the algorithm of fingerprints: another algorithm gets another name.
 const ALGORITHM: &str = "sha256-jcs-1";
 
-/// What identifies the call: nobody else has it, and no other operation.
+/// The id of a call: no other caller, operation or key has the same.
 pub(super) fn id(caller: &Caller, operation: &Operation, key: &IdempotencyKey) -> CallId {
     let hash = hash([caller.tenant.as_str(), &caller.principal, operation.name, key.as_str()].map(str::as_bytes));
     let mut id = [0; 16];
@@ -23,16 +24,16 @@ pub(super) fn id(caller: &Caller, operation: &Operation, key: &IdempotencyKey) -
     CallId(id)
 }
 
-/// What the call asks for. Spaces and the order of members make no difference; null and a member left out do.
+/// The fingerprint of a request. Spaces and the order of members make no difference; null and a missing member do.
 pub(super) fn fingerprint(operation: &Operation, target: Option<&str>, body: &Value) -> Result<Fingerprint, Problem> {
     let canonical = serde_json_canonicalizer::to_vec(body);
     let canonical =
-        canonical.map_err(|error| Problem::new(Kind::Malformed, format!("the body is no JSON: {error}")))?;
+        canonical.map_err(|error| Problem::new(Kind::Malformed, format!("the body is not JSON: {error}")))?;
     let parts = [ALGORITHM.as_bytes(), operation.name.as_bytes(), target.unwrap_or_default().as_bytes(), &canonical];
     Ok(hash(parts))
 }
 
-/// The id of what a call makes: each repeat of it lands on the same actor.
+/// The id of the entity that a call makes: each repeat of it lands on the same actor.
 pub(super) fn made(id: CallId) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &id.0)
 }

@@ -1,5 +1,5 @@
-//! Tenants: the names of what they have are kept apart by what stands before them.
-//! In: a name as a caller says it, or a value as it is stored. Out: the other one.
+//! Tenants: the names of their entities are kept apart by a prefix.
+//! In: a name in a caller's terms, or a value as it is stored. Out: the other one.
 //!
 //! Those of the tenant `default` are stored as they are, so that imports and topics see the same. Those of others begin
 //! with `@tenant/`, and none of the former may begin with `@`.
@@ -12,7 +12,7 @@ use crate::gateway::auth::DEFAULT_TENANT;
 use crate::gateway::operations::{Member, MemberKind};
 use crate::gateway::problem::Problem;
 
-/// What the names of other tenants begin with.
+/// The first character of the stored names of other tenants.
 const MARK: char = '@';
 
 /// Members of rows and replies that hold such a name.
@@ -25,13 +25,13 @@ pub struct Names {
 }
 
 impl Names {
-    /// Those of this tenant.
+    /// The names of this tenant.
     pub fn of(tenant: &str) -> Self {
         let prefix = if tenant == DEFAULT_TENANT { String::new() } else { format!("{MARK}{tenant}/") };
         Self { prefix }
     }
 
-    /// A name as it is stored; nothing where no name is like that.
+    /// A name as it is stored; `None` if no stored name looks like that.
     pub fn stored(&self, name: &str) -> Option<String> {
         if self.prefix.is_empty() && name.starts_with(MARK) {
             return None;
@@ -40,8 +40,8 @@ impl Names {
         [name, stored.as_str()].iter().all(|name| check_name("name", name.as_bytes()).is_ok()).then_some(stored)
     }
 
-    /// Where the tenant's names are among all, in the order of their bytes: each range begins behind its first bound and
-    /// ends before the second.
+    /// The tenant's ranges among all stored names, in the order of their bytes: each range begins behind its first
+    /// bound and ends before the second.
     pub fn ranges(&self) -> Vec<(String, Option<String>)> {
         if self.prefix.is_empty() {
             // All but those that begin with the mark, which is followed by "A".
@@ -51,7 +51,7 @@ impl Names {
         vec![(self.prefix.clone(), Some(end))]
     }
 
-    /// A name as the tenant knows it; nothing where it is another's.
+    /// A name as the tenant knows it; `None` if it is another tenant's.
     pub fn shown<'a>(&self, stored: &'a str) -> Option<&'a str> {
         match stored.strip_prefix(self.prefix.as_str()) {
             Some(name) if self.prefix.is_empty() && name.starts_with(MARK) => None,
@@ -68,7 +68,7 @@ impl Names {
         Ok(body)
     }
 
-    /// Why a name cannot be one of this tenant's.
+    /// The reason why a name cannot be one of this tenant's.
     pub fn unfit(&self, name: &str) -> String {
         if self.prefix.is_empty() && name.starts_with(MARK) {
             return format!("no name begins with {MARK}");
@@ -78,13 +78,13 @@ impl Names {
         error.map_or_else(|| format!("a name of this tenant has 1 to {most} bytes"), |error| error.to_string())
     }
 
-    /// Whether a row or a reply is this tenant's.
+    /// Returns whether a row or a reply is this tenant's.
     pub fn own(&self, value: &Value) -> bool {
         let named = NAMED[1..].iter().filter_map(|name| value.get(*name).and_then(Value::as_str));
         named.into_iter().all(|name| self.shown(name).is_some())
     }
 
-    /// A row or a reply as the tenant knows it.
+    /// Rewrites a row or a reply to the tenant's terms.
     pub fn show(&self, value: &mut Value) {
         if self.prefix.is_empty() {
             return;
@@ -112,7 +112,7 @@ impl Names {
         if self.prefix.is_empty() { text.to_owned() } else { text.replace(&self.prefix, "") }
     }
 
-    /// Whether what is stored is what is shown.
+    /// Returns whether names are stored as they are shown.
     pub fn are_plain(&self) -> bool {
         self.prefix.is_empty()
     }

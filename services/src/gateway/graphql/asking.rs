@@ -1,4 +1,4 @@
-//! A request on its way through a document: who asks, and under which keys.
+//! A request on its way through a document: its caller and its keys.
 //! In: a field with its arguments. Out: an answer, or the problem as an error.
 
 use std::collections::HashMap;
@@ -18,27 +18,28 @@ use crate::gateway::operations::{Entity, operation};
 use crate::gateway::problem::{Kind, Problem};
 use crate::gateway::typed::{self, typed, typed_page, typed_reply, untyped};
 
-/// What all fields of a request share.
+/// The state that all fields of a request share.
 pub(super) struct Asking {
-    /// Whom it asks.
+    /// The layer that it asks.
     pub(super) front: Arc<Front>,
-    /// Who asks.
+    /// The caller.
     pub(super) caller: Caller,
     /// The key of the header.
     pub(super) key: Option<IdempotencyKey>,
-    /// Headers that belong to each call.
+    /// Headers that are copied to each call.
     pub(super) headers: Vec<(String, String)>,
-    /// How many mutations the document has.
+    /// The number of mutations in the document.
     pub(super) mutations: usize,
-    /// It asks about the schema alone.
+    /// True if it asks about the schema alone.
     pub(super) about_itself: bool,
     /// The fields whose answer was given before.
     pub(super) replayed: Mutex<Vec<String>>,
-    /// How many bytes the answer may still have. Reads take turns: none begins before it is known what those before it left.
+    /// The bytes that the answer may still have. Reads take turns: none begins before the rest left by earlier ones is
+    /// known.
     pub(super) left: Turns<usize>,
 }
 
-/// A mutation: the operation of this name.
+/// Runs a mutation: the operation of this name.
 pub(super) async fn told<T: DeserializeOwned>(
     ctx: &Context<'_>,
     name: &'static str,
@@ -47,12 +48,12 @@ pub(super) async fn told<T: DeserializeOwned>(
     asking(ctx)?.tell(ctx.item.node.response_key().node.as_str(), name, input).await.map_err(|problem| error(&problem))
 }
 
-/// One thing, by its id.
+/// An entity by its id.
 pub(super) async fn one<T: DeserializeOwned>(ctx: &Context<'_>, entity: Entity, id: &str) -> Result<Option<T>, Error> {
     asking(ctx)?.one(entity, id, repeats(ctx)).await.map_err(|problem| error(&problem))
 }
 
-/// What an account has, a page of it.
+/// A page of an account's entities.
 pub(super) async fn page<T: DeserializeOwned>(
     ctx: &Context<'_>,
     entity: Entity,
@@ -61,23 +62,23 @@ pub(super) async fn page<T: DeserializeOwned>(
     asking(ctx)?.page(entity, asked, repeats(ctx)).await.map_err(|problem| error(&problem))
 }
 
-/// What a mutation was given.
+/// The input of a mutation.
 pub(super) struct Input<'a, I> {
-    /// What the path would name.
+    /// The id that the path would have.
     pub(super) id: Option<&'a str>,
-    /// What the body would have.
+    /// The members that the body would have.
     pub(super) body: I,
     /// Its own key.
     pub(super) key: Option<String>,
 }
 
-/// Which page is asked for.
+/// The page that is asked for.
 pub(super) struct PageOf {
-    /// Whose.
+    /// The account.
     pub(super) account: String,
-    /// Where the page before ended.
+    /// The cursor at which the page before ended.
     pub(super) after: Option<String>,
-    /// How many.
+    /// The number of items.
     pub(super) limit: Option<u32>,
 }
 
@@ -85,7 +86,7 @@ fn asking<'a>(ctx: &Context<'a>) -> Result<&'a Arc<Asking>, Error> {
     ctx.data::<Arc<Asking>>()
 }
 
-/// How often the answer says the same: under each alias of a field it stands once more.
+/// The most times that the answer repeats one field: once for each of its aliases.
 fn repeats(ctx: &Context<'_>) -> usize {
     fn count<'a>(field: SelectionField<'a>, times: &mut HashMap<&'a str, usize>) {
         for inner in field.selection_set() {
@@ -98,7 +99,7 @@ fn repeats(ctx: &Context<'_>) -> usize {
     times.into_values().max().unwrap_or(1)
 }
 
-/// How many bytes it takes to say this.
+/// The number of bytes that the answer takes.
 fn said(value: &[Value]) -> usize {
     serde_json::to_vec(value).map_or(usize::MAX, |json| json.len())
 }
@@ -147,7 +148,7 @@ impl Asking {
         typed_page(entity, page).map(Some)
     }
 
-    /// Refuses what would come behind all that the answer may have.
+    /// Refuses a read once the answer has all the bytes that it may have.
     fn room(&self, left: usize) -> Result<(), Problem> {
         if left > 0 {
             return Ok(());
@@ -159,7 +160,7 @@ impl Asking {
     }
 }
 
-/// The key of a mutation: its own, or the header's where it is the only one.
+/// The key of a mutation: its own, or the header's if it is the only mutation.
 fn key(
     own: Option<&str>,
     header: Option<&IdempotencyKey>,

@@ -1,5 +1,5 @@
-//! What a GraphQL document asks for, known before anything of it runs.
-//! In: a parsed document, the operation's name. Out: how many mutations it has, and how many aliases.
+//! Counts a GraphQL document before any part of it runs.
+//! In: a parsed document, the operation's name. Out: the numbers of its mutations and aliases.
 
 use std::collections::HashSet;
 
@@ -8,18 +8,18 @@ use async_graphql::parser::types::{ExecutableDocument, OperationDefinition, Oper
 
 use super::text::no_code;
 
-/// What is counted in a document.
+/// The counts of a document.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counted {
-    /// Mutations of the operation that is to run, whichever way it says them. `@skip` and `@include` are not looked at.
+    /// Mutations of the operation to run, in whichever form. `@skip` and `@include` are ignored.
     pub(super) mutations: usize,
     /// Aliases, wherever they are.
     pub(super) aliases: usize,
-    /// It asks about the schema and nothing else.
+    /// True if it asks about the schema and nothing else.
     pub(super) about_itself: bool,
 }
 
-/// Counts, each fragment once for each time that it is spread at the top.
+/// Counts a document, with each fragment counted once for each time that it is spread at the top.
 pub(super) fn count(document: &ExecutableDocument, name: Option<&str>) -> Counted {
     let operations = || document.operations.iter().map(|(_, operation)| &operation.node);
     let fragments = || document.fragments.values().map(|fragment| &fragment.node.selection_set.node);
@@ -32,7 +32,7 @@ pub(super) fn count(document: &ExecutableDocument, name: Option<&str>) -> Counte
     Counted { mutations, aliases, about_itself: !fields.is_empty() && fields.iter().all(|name| name.starts_with("__")) }
 }
 
-/// The operation that is to run.
+/// The operation to run.
 pub(super) fn chosen<'a>(
     document: &'a ExecutableDocument,
     name: Option<&str>,
@@ -70,7 +70,7 @@ fn top<'a>(
     }
 }
 
-/// The first member that an object of the document names twice: its parser would take the last of them.
+/// The first member that an object of the document names twice: the parser would take the last of them.
 pub(super) fn named_twice(document: &str) -> Option<&str> {
     let (mut at, mut objects): (usize, Vec<Option<HashSet<&str>>>) = (0, Vec::new());
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -96,7 +96,7 @@ pub(super) fn named_twice(document: &str) -> Option<&str> {
                 let length = rest.find(|c| !is_name(c)).unwrap_or(rest.len());
                 let (name, behind) = rest.split_at(length);
                 let is_member = behind.trim_start_matches(|c: char| c.is_whitespace() || c == ',').starts_with(':');
-                // A variable is declared with its `$`; its name is no member.
+                // A variable is declared with its `$`; its name is not a member.
                 let is_variable = document[..at].ends_with('$');
                 if let Some(Some(names)) = objects.last_mut()
                     && is_member
@@ -164,7 +164,7 @@ mod tests {
             "mutation { x(a: 1, a: 1) }",
             "mutation ($i: In = {a: 1, a: 2}) { x(input: $i) }",
             "mutation { x(input: {b: \"\\\\\", a: 1, a: 2}) }",
-            // No block string: it does not end.
+            // Not a block string: it does not end.
             "mutation { x(input: {b: [\"\"\"\"], a: 1, a: 2}) }",
         ] {
             assert_eq!(named_twice(twice), Some("a"), "{twice}");

@@ -1,4 +1,4 @@
-//! Problems as GraphQL tells them.
+//! Problems in GraphQL's form.
 //! In: a problem. Out: an error with `extensions`.
 
 use async_graphql::{Error, ErrorExtensions, ServerError, Value};
@@ -25,7 +25,7 @@ pub(super) fn error(problem: &Problem) -> Error {
     })
 }
 
-/// The error of a request of which nothing ran.
+/// The error of a request of which no part ran.
 pub(super) fn whole(problem: &Problem) -> ServerError {
     let Error { message, extensions, .. } = error(problem);
     let mut whole = ServerError::new(message, None);
@@ -42,13 +42,13 @@ mod tests {
 
     #[test]
     fn an_error_says_all_that_the_problem_does() {
-        let problem = Problem { replayed: true, ..Problem::at("/amount", "is no amount") };
+        let problem = Problem { replayed: true, ..Problem::at("/amount", "is not an amount") };
         let told = serde_json::to_value(whole(&problem.retry_after(Duration::from_millis(1_500)))).unwrap();
         let expected = json!({
             "code": "malformed", "status": 400, "retryAfterMs": 1_500, "replayed": true, "describedBy": POLICY,
-            "errors": [{ "pointer": "/amount", "detail": "is no amount" }],
+            "errors": [{ "pointer": "/amount", "detail": "is not an amount" }],
         });
-        assert_eq!((&told["message"], &told["extensions"]), (&json!("/amount: is no amount"), &expected));
+        assert_eq!((&told["message"], &told["extensions"]), (&json!("/amount: is not an amount"), &expected));
         let plain = serde_json::to_value(whole(&Problem::new(Kind::Mismatch, "x"))).unwrap();
         assert_eq!(plain["extensions"], json!({ "code": "key_reused", "status": 422, "describedBy": POLICY }));
     }

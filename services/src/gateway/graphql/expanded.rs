@@ -1,5 +1,5 @@
-//! How much a document is once each fragment stands where it is spread: every check and every run follows them there.
-//! In: a parsed document. Out: nothing where it is small, else what is too much; the exponential work is not done.
+//! The size of a document once each fragment stands where it is spread: every check and every run follows them there.
+//! In: a parsed document. Out: nothing if it is small, else the excess; the exponential work is not done.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use async_graphql::parser::types::{ExecutableDocument, Selection, SelectionSet};
 use super::{NESTING_MAX, SELECTIONS_MAX};
 use crate::gateway::problem::Problem;
 
-/// What a set of selections is with its fragments.
+/// The size of a set of selections with its fragments.
 #[derive(Clone, Copy, Debug, Default)]
 struct Extent {
     /// Selections in all.
@@ -17,16 +17,16 @@ struct Extent {
     depth: usize,
 }
 
-/// What is known of a fragment.
+/// The knowledge about a fragment.
 #[derive(Clone, Copy, Debug)]
 enum Known {
     /// It is being looked at.
     Open,
-    /// It was looked at, and is this much.
+    /// It was looked at, and has this size.
     Seen(Extent),
 }
 
-/// Refuses a document of which too much is written or spread, with fragments that nothing spreads as well: they are
+/// Refuses a document in which too much is written or spread; fragments that nothing spreads count, too: they are
 /// checked like the others.
 pub(super) fn check(document: &ExecutableDocument) -> Result<(), Problem> {
     let mut expansion = Expansion { document, known: HashMap::new() };
@@ -49,12 +49,12 @@ pub(super) fn check(document: &ExecutableDocument) -> Result<(), Problem> {
 
 struct Expansion<'a> {
     document: &'a ExecutableDocument,
-    /// Each fragment is looked at once.
+    /// The fragments, each of which is looked at once.
     known: HashMap<&'a str, Known>,
 }
 
 impl<'a> Expansion<'a> {
-    /// `above` is how deep the set stands.
+    /// The size of a set that stands `above` levels deep.
     fn extent(&mut self, set: &'a SelectionSet, above: usize) -> Result<Extent, Problem> {
         let mut extent = Extent::default();
         for item in &set.items {
@@ -79,7 +79,7 @@ impl<'a> Expansion<'a> {
     }
 
     fn fragment(&mut self, name: &'a str, above: usize) -> Result<Extent, Problem> {
-        // One that is not there is told by the schema.
+        // The schema reports a fragment that does not exist.
         let Some(fragment) = self.document.fragments.get(name) else { return Ok(Extent::default()) };
         let extent = match self.known.insert(name, Known::Open) {
             None => self.below(&fragment.node.selection_set.node, above)?,
@@ -111,7 +111,7 @@ mod tests {
         check(&parse_query(document).unwrap()).map_err(|problem| problem.detail)
     }
 
-    /// Fragments of which each spreads the next one so often, and the last one asks.
+    /// A chain of fragments, each of which spreads the next one `times` times; the last one asks.
     fn chain(levels: usize, times: usize) -> String {
         let spread = |next: usize| format!("...F{next} ").repeat(times);
         let links: String = (0..levels).map(|at| format!("fragment F{at} on Query {{ {}}} ", spread(at + 1))).collect();
@@ -145,7 +145,7 @@ mod tests {
         let spreads: String = (0..200).map(|at| format!("a{at}: account(account: \"{at}\") {{ ...A }} ")).collect();
         assert_eq!(checked(&format!("{{ {spreads} }} fragment A on Account {{ n balance currency }}")), Ok(()));
         assert_eq!(checked("{ ...Nobody }"), Ok(()));
-        // Seen first where it stands high, it is looked at again where it stands deep.
+        // A fragment that was first seen high up is looked at again where it stands deep.
         let deep =
             format!("{{ ...A {}...A{} }} fragment A on Query {{ b {{ c }} }}", "x { ".repeat(31), " }".repeat(31));
         assert!(checked(&deep).unwrap_err().contains("nested deeper"));

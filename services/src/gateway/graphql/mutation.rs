@@ -1,5 +1,5 @@
-//! The mutations: the operations, in GraphQL's words.
-//! In: arguments. Out: what the operation answers.
+//! The mutations: the operations, in GraphQL's terms.
+//! In: arguments. Out: the operation's answer.
 
 use async_graphql::{Context, Object, Result};
 
@@ -9,15 +9,15 @@ use super::types::{
     Payment, Reason, Transaction, TransactionInput,
 };
 
-/// Operations. Each takes an `idempotencyKey`; the header `Idempotency-Key` does as well where it is the only one of a
+/// Operations. Each takes an `idempotencyKey`; the header `Idempotency-Key` does as well if it is the only one of a
 /// document. Repeated with the same key and the same input, it answers the same and has no other effect.
 #[derive(Debug)]
 pub(super) struct Mutation;
 
-/// What a mutation costs.
+/// The cost of a mutation.
 const CALL: usize = 50;
 
-/// Every operation that a mutation is for.
+/// Every operation that has a mutation.
 #[cfg(test)]
 const OPERATIONS: [&str; 10] = [
     "orders.place",
@@ -59,7 +59,7 @@ impl Mutation {
         told(ctx, "orders.change", input).await
     }
 
-    /// Says that an order is paid for and booked.
+    /// Marks an order as paid for and booked.
     #[graphql(complexity = "CALL + child_complexity")]
     async fn complete_order(
         &self,
@@ -96,7 +96,7 @@ impl Mutation {
         told(ctx, "expenses.record", input).await
     }
 
-    /// Sets what may be spent on a category in each month.
+    /// Sets the budget of a category for each month.
     #[graphql(complexity = "CALL + child_complexity")]
     async fn set_budget(
         &self,

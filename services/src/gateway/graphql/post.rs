@@ -1,5 +1,5 @@
 //! GraphQL over HTTP.
-//! In: a POST with one request. Out: what the schema answers to it; a batch and what is too large are refused unread.
+//! In: a POST with one request. Out: the schema's answer; a batch or a request that is too large is refused unread.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -33,7 +33,7 @@ pub(super) async fn answer(door: &Door, request: HttpRequest) -> HttpResponse {
     }
 }
 
-/// The request, when it may run. Who asks is known before its body is read.
+/// The request, if it may run. The caller is known before its body is read.
 async fn asked(rest: &Rest, request: HttpRequest) -> Result<(Request, Asking), Problem> {
     let authorization = request.headers().get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
     let caller = rest.auth.caller(authorization)?;
@@ -45,7 +45,7 @@ async fn asked(rest: &Rest, request: HttpRequest) -> Result<(Request, Asking), P
         return Err(Problem::at("", "a batch is not answered: send each request by itself"));
     }
     let mut request: Request = serde_json::from_value(body)
-        .map_err(|error| Problem::at("", format!("the body is no GraphQL request: {error}")))?;
+        .map_err(|error| Problem::at("", format!("the body is not a GraphQL request: {error}")))?;
     let Counted { mutations, aliases, about_itself } = counted(&mut request)?;
     if aliases > ALIASES_MAX {
         return Err(Problem::at("/query", format!("the document has {aliases} aliases, at most {ALIASES_MAX} may be")));
@@ -59,7 +59,7 @@ async fn asked(rest: &Rest, request: HttpRequest) -> Result<(Request, Asking), P
     Ok((request, Asking { front, caller, key, headers, mutations, about_itself, replayed, left }))
 }
 
-/// Looks at the whole of a request before anything of it runs, at a cost that its bytes bound.
+/// Checks the whole of a request before any part of it runs, at a cost that its bytes bound.
 fn counted(request: &mut Request) -> Result<Counted, Problem> {
     let bytes = request.query.len();
     if bytes > DOCUMENT_BYTES_MAX {
@@ -89,9 +89,9 @@ fn counted(request: &mut Request) -> Result<Counted, Problem> {
     Ok(counted)
 }
 
-/// The response as HTTP has it: 200 as soon as anything of it ran.
+/// The response as HTTP has it: 200 as soon as any part of it ran.
 fn rendered(mut response: Response, replayed: Vec<String>, mutations: usize) -> HttpResponse {
-    // An error of a field has its place: that one was asked.
+    // An error of a field has a path: that field was run.
     let ran = response.data != Value::Null || response.errors.iter().any(|error| !error.path.is_empty());
     response.errors.truncate(ERRORS_MAX);
     response.errors.iter_mut().for_each(classified);
@@ -107,7 +107,7 @@ fn rendered(mut response: Response, replayed: Vec<String>, mutations: usize) -> 
     (status, headers, axum::Json(response)).into_response()
 }
 
-/// What the schema itself complains about is the document's fault.
+/// Classifies an error: the schema's own complaints are the document's fault.
 fn classified(error: &mut ServerError) {
     error.message = shortened(std::mem::take(&mut error.message));
     error.locations.truncate(ERRORS_MAX);
@@ -119,7 +119,7 @@ fn classified(error: &mut ServerError) {
     }
 }
 
-/// The answer to a request of which nothing ran.
+/// The answer to a request of which no part ran.
 fn refused(problem: &Problem) -> HttpResponse {
     let status = StatusCode::from_u16(problem.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers: HeaderMap = rest::wanted(problem.kind).into_iter().collect();

@@ -1,5 +1,5 @@
-//! The queries: what is there, by id and by account.
-//! In: arguments. Out: what the store has.
+//! The queries: entities by id and by account.
+//! In: arguments. Out: data from the store.
 
 use async_graphql::{Context, Object, Result};
 
@@ -11,21 +11,21 @@ use super::types::{
 use crate::gateway::operations::Entity;
 use crate::gateway::typed;
 
-/// What is there.
+/// Entities by id and by account.
 #[derive(Debug)]
 pub(super) struct Query;
 
-/// What it costs to look something up: a document has as many reads as that allows, whatever they answer.
+/// The cost of a read: it bounds the reads of a document, whatever they answer.
 const READ: usize = 50;
 
-/// What a page costs: a read, and as much as all that it may hold.
+/// The cost of a page: a read, and the most that the page may hold.
 fn cost(limit: Option<u32>, each: usize) -> usize {
     typed::limit(limit).saturating_mul(each).saturating_add(READ)
 }
 
 #[Object]
 impl Query {
-    /// What an account has.
+    /// The balance of an account.
     #[graphql(complexity = "READ + child_complexity")]
     async fn account(&self, ctx: &Context<'_>, account: String) -> Result<Option<Account>> {
         one(ctx, Entity::Account, &account).await

@@ -1,7 +1,7 @@
-//! A document as text, looked at before it is parsed: the parser follows nesting on its stack, however deep that is.
-//! In: a document. Out: what of it is no code, and how deep its brackets are nested.
+//! Scans a document before it is parsed: the parser follows nesting on its stack, however deep that is.
+//! In: a document. Out: its strings and comments, and how deep its brackets are nested.
 
-/// Whether brackets of any kind are nested deeper than this. What is in strings and comments does not count.
+/// Returns whether brackets of any kind are nested deeper than this. Strings and comments do not count.
 pub(super) fn is_deeper(document: &str, max: usize) -> bool {
     let (mut at, mut depth) = (0, 0_usize);
     while let Some(byte) = document.as_bytes().get(at) {
@@ -24,13 +24,13 @@ pub(super) fn is_deeper(document: &str, max: usize) -> bool {
     false
 }
 
-/// How long the comment or the string is that begins here, with its quotes.
+/// The length of the comment or the string that begins here, with its quotes.
 pub(super) fn no_code(rest: &str) -> usize {
     if rest.starts_with('#') {
         return rest.find(['\n', '\r']).unwrap_or(rest.len());
     }
     if let Some(block) = rest.strip_prefix("\"\"\"") {
-        // One that does not end is none: the parser goes back and takes an empty string.
+        // One that does not end is not a block string: the parser goes back and takes an empty string.
         return block_end(block).map_or(2, |end| end + 3);
     }
     let mut escaped = false;
@@ -42,7 +42,7 @@ pub(super) fn no_code(rest: &str) -> usize {
     end.map_or(rest.len(), |at| at + 2)
 }
 
-/// Where a block string ends whose first quotes were taken off; behind its last ones.
+/// The end of a block string without its first quotes, behind its last ones.
 fn block_end(block: &str) -> Option<usize> {
     let mut from = 0;
     while let Some(found) = block[from..].find("\"\"\"") {
@@ -83,7 +83,7 @@ mod tests {
             assert!(!is_deeper(&passive, 2), "{passive:.40}");
         }
         for active in [
-            // Neither is a block string, whatever its quotes look like.
+            // Neither is a block string, though its quotes look like one's.
             format!("{{ a(b: [\"\"\"\", {many}"),
             format!("{{ a(b: [\"\", {many}"),
             format!("{{ a # \r{many}"),
@@ -93,7 +93,7 @@ mod tests {
     }
 
     proptest! {
-        /// What the parser reads to its end is as deep as the scan says.
+        /// A document that the parser reads to its end is as deep as the scan says.
         #[test]
         fn the_scan_reads_strings_and_comments_as_the_parser_does(
             parts in prop::collection::vec(

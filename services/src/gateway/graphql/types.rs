@@ -1,4 +1,4 @@
-//! What GraphQL takes and gives: the same fields as REST's bodies have, in GraphQL's words.
+//! GraphQL's types: the same fields as in REST's bodies, in GraphQL's terms.
 //! In: arguments. Out: JSON, as REST would have sent it; and the other way.
 
 use std::fmt;
@@ -13,10 +13,10 @@ pub(super) struct Cents(serde_json::Value);
 
 #[Scalar]
 impl ScalarType for Cents {
-    /// Whatever could be an amount passes as it is: it is judged where REST's are.
+    /// Any value that could be an amount passes as it is: it is judged where REST's are.
     fn parse(value: Value) -> InputValueResult<Self> {
         match value {
-            // A document's numbers have been read as doubles by now: what it wrote is not known any more.
+            // The document's numbers have been read as doubles by now: their digits are lost.
             Value::Number(number) if number.is_f64() => Err(InputValueError::custom(
                 "an amount is a whole number of minor units, without point and exponent (1250 is 12.50)",
             )),
@@ -56,7 +56,7 @@ impl fmt::Display for Count {
     }
 }
 
-/// Makes what a mutation takes: what is not given is not sent on.
+/// Makes the input of a mutation: a missing value is not sent on.
 macro_rules! inputs {
     ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* })*) => {$(
         $(#[$doc])*
@@ -68,114 +68,114 @@ macro_rules! inputs {
 }
 
 inputs! {
-    /// What is ordered.
+    /// The order to place.
     OrderInput {
-        /// The order's id; left out, one is made.
+        /// The order's id; a new one if left out.
         id: String,
-        /// Who pays.
+        /// The account that pays.
         account: String,
-        /// The price of all of it; above 0.
+        /// The price of the whole order; above 0.
         amount: Cents,
         /// Its currency, such as EUR.
         currency: String,
-        /// When it was placed: a date, or a time with its offset; left out, now.
+        /// The time of the order: a date, or a time with its offset; now if left out.
         at: String,
         /// A note.
         memo: String,
     }
 
-    /// What an order is to become.
+    /// The change of an order.
     OrderChange {
         /// completed or cancelled.
         status: String,
-        /// Why it is cancelled.
+        /// The reason for a cancellation.
         reason: String,
     }
 
-    /// Something that was spent.
+    /// An expense: money that was spent.
     ExpenseInput {
-        /// Whose expense it is.
+        /// The account.
         account: String,
-        /// What it was spent on; left out, `general`.
+        /// The category; `general` if left out.
         category: String,
-        /// How much; negative takes an expense back.
+        /// The amount; negative takes an expense back.
         amount: Cents,
         /// The currency, such as EUR.
         currency: String,
-        /// When: a date, or a time with its offset; left out, now.
+        /// The time: a date, or a time with its offset; now if left out.
         at: String,
         /// A note.
         memo: String,
     }
 
-    /// What may be spent on a category in a month.
+    /// The budget of a category for each month.
     BudgetInput {
-        /// Whose budget it is.
+        /// The account.
         account: String,
-        /// The category; left out, `general`.
+        /// The category; `general` if left out.
         category: String,
-        /// The most that is meant to be spent in a month; left out, there is no budget.
+        /// The most that is meant to be spent in a month; no budget if left out.
         limit: Cents,
         /// The currency, such as EUR.
         currency: String,
     }
 
-    /// What is booked on an account.
+    /// The amount to book on an account.
     TransactionInput {
         /// The account.
         account: String,
-        /// How much; negative takes it away.
+        /// The amount; negative takes it away.
         amount: Cents,
         /// The currency, such as EUR.
         currency: String,
-        /// When: a date, or a time with its offset; left out, now.
+        /// The time: a date, or a time with its offset; now if left out.
         at: String,
         /// A note.
         memo: String,
     }
 
-    /// What is to be ordered, paid and booked.
+    /// The purchase to order, pay and book.
     CheckoutInput {
-        /// The checkout's id; left out, one is made.
+        /// The checkout's id; a new one if left out.
         id: String,
-        /// The order's id; left out, the checkout's.
+        /// The order's id; the checkout's if left out.
         order: String,
-        /// Who pays.
+        /// The account that pays.
         account: String,
-        /// What it is spent on; left out, `general`.
+        /// The category; `general` if left out.
         category: String,
-        /// How much; above 0.
+        /// The amount; above 0.
         amount: Cents,
         /// The currency, such as EUR.
         currency: String,
-        /// When: a date, or a time with its offset; left out, now.
+        /// The time: a date, or a time with its offset; now if left out.
         at: String,
         /// A note.
         memo: String,
     }
 
-    /// What is to be paid.
+    /// The payment to make.
     ChargeInput {
-        /// The order's id; left out, one is made.
+        /// The order's id; a new one if left out.
         order: String,
-        /// Who pays.
+        /// The account that pays.
         account: String,
-        /// How much; above 0.
+        /// The amount; above 0.
         amount: Cents,
         /// The currency, such as EUR.
         currency: String,
     }
 }
 
-/// What a mutation has beside the id of what it is about.
+/// The argument of a mutation beside the id of its entity.
 #[derive(Debug, Serialize)]
 pub(super) struct Reason {
-    /// Why.
+    /// The reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason: Option<String>,
 }
 
-/// Makes what is given, and its pages.
+/// Makes the types of entities, and their pages.
 macro_rules! outputs {
     ($($(#[$doc:meta])* $name:ident, $page:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* })*) => {$(
         $(#[$doc])*
@@ -184,12 +184,12 @@ macro_rules! outputs {
             $($(#[$field_doc])* pub(super) $field: $kind,)*
         }
 
-        /// A page of what an account has.
+        /// A page of an account's entities.
         #[derive(SimpleObject, Deserialize)]
         pub(super) struct $page {
-            /// The page.
+            /// The items of the page.
             pub(super) items: Vec<$name>,
-            /// What to give as `after` for those that follow; null when there are none.
+            /// The value of `after` for the next page; null if there is none.
             pub(super) next: Option<String>,
         }
     )*};
@@ -200,19 +200,19 @@ outputs! {
     Order, OrderPage {
         /// Its id.
         id: String,
-        /// Who pays.
+        /// The account that pays.
         account: Option<String>,
-        /// The price of all of it.
+        /// The price of the whole order.
         amount: Option<Cents>,
         /// Its currency.
         currency: Option<String>,
-        /// When it was placed.
+        /// The time at which it was placed.
         at: Option<String>,
         /// A note.
         memo: Option<String>,
-        /// What became of it: placed, completed or cancelled.
+        /// Its status: placed, completed or cancelled.
         status: Option<String>,
-        /// Why it was cancelled.
+        /// The reason for the cancellation.
         reason: Option<String>,
     }
 
@@ -220,19 +220,19 @@ outputs! {
     Expense, ExpensePage {
         /// Its id.
         id: String,
-        /// Whose expense it is.
+        /// The account.
         account: String,
-        /// What it was spent on.
+        /// The category.
         category: String,
-        /// How much.
+        /// The amount.
         amount: Cents,
         /// The currency.
         currency: String,
-        /// When.
+        /// The time.
         at: String,
         /// A note.
         memo: Option<String>,
-        /// In the answer to a mutation: what was spent on the category in that month, with it.
+        /// In the answer to a mutation: the sum spent on the category in that month, including this.
         spent: Option<Cents>,
         /// In the answer to a mutation: the category's budget.
         limit: Option<Cents>,
@@ -244,17 +244,17 @@ outputs! {
         id: String,
         /// The account.
         account: String,
-        /// How much.
+        /// The amount.
         amount: Cents,
         /// The currency.
         currency: Option<String>,
-        /// When.
+        /// The time.
         at: Option<String>,
         /// A note.
         memo: Option<String>,
-        /// In the answer to a mutation: what the account has with it.
+        /// In the answer to a mutation: the account's balance after it.
         balance: Option<Cents>,
-        /// In the answer to a mutation: how many transactions the account has with it.
+        /// In the answer to a mutation: the number of the account's transactions, including this.
         n: Option<Count>,
     }
 
@@ -264,17 +264,17 @@ outputs! {
         id: String,
         /// Its order's id.
         order: Option<String>,
-        /// Who pays.
+        /// The account that pays.
         account: Option<String>,
-        /// How much.
+        /// The amount.
         amount: Option<Cents>,
         /// The currency.
         currency: Option<String>,
-        /// When.
+        /// The time.
         at: Option<String>,
-        /// What became of it: running, cancelling, completed or cancelled.
+        /// Its status: running, cancelling, completed or cancelled.
         status: Option<String>,
-        /// Why it was cancelled.
+        /// The reason for the cancellation.
         reason: Option<String>,
     }
 
@@ -282,17 +282,17 @@ outputs! {
     Payment, PaymentPage {
         /// The order's id.
         order: String,
-        /// Who pays.
+        /// The account that pays.
         account: Option<String>,
-        /// How much.
+        /// The amount.
         amount: Option<Cents>,
         /// The currency.
         currency: Option<String>,
-        /// What became of it: charged, declined, refunded or void.
+        /// Its status: charged, declined, refunded or void.
         status: Option<String>,
-        /// The provider's id of it.
+        /// The provider's id of the payment.
         reference: Option<String>,
-        /// Why it was declined, or given back.
+        /// The reason why it was declined or given back.
         reason: Option<String>,
     }
 }
@@ -300,24 +300,24 @@ outputs! {
 /// A budget.
 #[derive(SimpleObject, Deserialize)]
 pub(super) struct Budget {
-    /// Whose it is.
+    /// The account.
     pub(super) account: String,
     /// The category.
     pub(super) category: String,
-    /// The most that is meant to be spent in a month; null where there is no budget.
+    /// The most that is meant to be spent in a month; null if there is no budget.
     pub(super) limit: Option<Cents>,
     /// The currency.
     pub(super) currency: String,
 }
 
-/// What an account has.
+/// The balance of an account.
 #[derive(SimpleObject, Deserialize)]
 pub(super) struct Account {
     /// The account.
     pub(super) account: String,
     /// The sum of its transactions.
     pub(super) balance: Cents,
-    /// How many transactions it has.
+    /// The number of its transactions.
     pub(super) n: Count,
     /// Its currency, once it has one.
     pub(super) currency: Option<String>,

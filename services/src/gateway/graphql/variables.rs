@@ -1,5 +1,6 @@
-//! What an operation's variables are, once those that were left out have their defaults.
-//! In: a parsed document, the variables that came. Out: all of them; or what of them decides nothing, or is too much.
+//! The variables of an operation, with defaults for those that were left out.
+//! In: a parsed document, the variables that came. Out: all variables; or the one that decides nothing, or is too
+//! large.
 
 use std::collections::HashSet;
 
@@ -29,7 +30,7 @@ fn weight(value: &Value) -> usize {
     }
 }
 
-/// Gives what was left out its default: conditions and costs are worked out from what is here alone.
+/// Gives missing variables their defaults: conditions and costs are computed from these values alone.
 pub(super) fn fill(operation: &OperationDefinition, variables: &mut Variables) {
     for variable in &operation.variable_definitions {
         let (name, default) = (&variable.node.name.node, &variable.node.default_value);
@@ -39,8 +40,8 @@ pub(super) fn fill(operation: &OperationDefinition, variables: &mut Variables) {
     }
 }
 
-/// Refuses an operation of which a `@skip` or `@include` says neither true nor false: as false it would run what was not
-/// meant to run.
+/// Refuses an operation with a `@skip` or `@include` that says neither true nor false: taken as false it would run
+/// fields that were not meant to run.
 pub(super) fn decided(
     document: &ExecutableDocument,
     operation: &Positioned<OperationDefinition>,
@@ -62,14 +63,14 @@ impl<'a> Conditions<'a> {
         for item in &set.items {
             for directive in item.node.directives() {
                 let name = directive.node.name.node.as_str();
-                // A condition that is missing is told by the schema.
+                // The schema reports a missing condition.
                 let condition = matches!(name, "skip" | "include").then(|| directive.node.get_argument("if")).flatten();
                 let Some(condition) = condition else { continue };
                 let value =
                     condition.node.clone().into_const_with(|name| self.variables.get(&name).cloned().ok_or(name));
                 let detail = match value {
                     Ok(Value::Boolean(_)) => continue,
-                    Ok(_) => format!("what @{name} asks about is neither true nor false"),
+                    Ok(_) => format!("the condition of @{name} is neither true nor false"),
                     Err(variable) => format!("@{name} asks about ${variable}, which has no value"),
                 };
                 return Err(Problem::at("/query", detail));

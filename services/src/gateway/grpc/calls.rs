@@ -1,4 +1,4 @@
-//! What every gRPC method does, once.
+//! The work of every gRPC method, once.
 //! In: a request of any type with its metadata. Out: an answer of any type, or a status.
 
 use std::sync::Arc;
@@ -17,17 +17,17 @@ use crate::gateway::operations::{Entity, operation};
 use crate::gateway::problem::{Kind, Problem};
 use crate::gateway::typed::{self, typed, typed_page, typed_reply, untyped};
 
-/// Answers calls, whatever they are about.
+/// Answers calls of all services.
 #[derive(Clone, Debug)]
 pub(super) struct Calls {
-    /// Whom it asks.
+    /// The layer that it asks.
     pub(super) front: Arc<Front>,
-    /// Who knows the callers.
+    /// The tokens that identify callers.
     pub(super) auth: Arc<Auth>,
 }
 
 impl Calls {
-    /// The operation of this name.
+    /// Runs the operation of this name.
     pub(super) async fn command<I: Serialize, O: DeserializeOwned>(
         &self,
         name: &'static str,
@@ -36,7 +36,7 @@ impl Calls {
         self.told(name, request).await.map_err(|problem| status(&problem))
     }
 
-    /// One thing, by its id.
+    /// An entity by its id.
     pub(super) async fn one<O: DeserializeOwned>(
         &self,
         entity: Entity,
@@ -50,7 +50,7 @@ impl Calls {
         found.await.map_err(|problem| status(&problem))
     }
 
-    /// What an account has, a page of it.
+    /// A page of an account's entities.
     pub(super) async fn page<O: DeserializeOwned>(
         &self,
         entity: Entity,
@@ -102,7 +102,7 @@ fn unknown(name: &str) -> Problem {
     Problem::new(Kind::Internal, format!("there is no operation {name}"))
 }
 
-/// What of the metadata belongs to the call itself.
+/// The headers in the metadata that are copied to the call.
 fn headers(metadata: &MetadataMap) -> Vec<(String, String)> {
     let said = |name: &str| Some((name.to_owned(), metadata.get(name)?.to_str().ok()?.to_owned()));
     TAKEN_ALONG.into_iter().filter_map(said).collect()

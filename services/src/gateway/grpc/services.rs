@@ -1,5 +1,5 @@
 //! The methods of each service, as rows.
-//! In: calls. Out: the operation, the thing or the page that each is about.
+//! In: calls. Out: the operation, the entity or the page that each is about.
 
 use tonic::{Request, Response, Status};
 
@@ -17,14 +17,14 @@ use super::proto::{
 };
 use crate::gateway::operations::Entity;
 
-/// A service: its commands with the operations that they are, and how its things are read.
+/// Defines a service: its commands with their operations, and the reads of its entities.
 macro_rules! services {
     ($($service:ident {
         $(tell $command:ident($request:ty) -> $reply:ty: $operation:literal;)*
         $(one $one:ident($asked:ty, $id:ident) -> $found:ty: $of:expr;)*
         page $page:ident -> $listed:ty: $entity:expr;
     })*) => {
-        /// Every operation that a method is for.
+        /// Every operation that has a method.
         #[cfg(test)]
         pub(super) const OPERATIONS: &[&str] = &[$($($operation,)*)*];
 

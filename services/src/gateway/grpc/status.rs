@@ -1,4 +1,4 @@
-//! Problems as gRPC tells them.
+//! Problems in gRPC's form.
 //! In: a problem. Out: a status with google.rpc's details, and metadata.
 
 use std::collections::HashMap;
@@ -10,13 +10,13 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::gateway::problem::{Kind, POLICY, Problem};
 
-/// Who says the reason of an error.
+/// The domain of the reasons of errors.
 const DOMAIN: &str = "budget-manager";
 
-/// Metadata of answers and errors that were given before.
+/// The metadata of answers and errors that were given before.
 pub(super) const REPLAYED: &str = "idempotent-replayed";
 
-/// When to try again, as gRPC's retries understand it.
+/// The metadata with the pause before the next attempt, as gRPC's retries understand it.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// The status of a problem.
@@ -49,7 +49,7 @@ fn field(pointer: &str) -> String {
     parts.collect::<Vec<_>>().join(".")
 }
 
-/// gRPC's code of a kind of problem. What a client library tries again by itself is `Unavailable` and `Aborted`.
+/// gRPC's code for a kind of problem. Client libraries retry `Unavailable` and `Aborted` by themselves.
 fn code(kind: Kind) -> Code {
     match kind {
         Kind::Malformed
@@ -79,13 +79,16 @@ mod tests {
 
     #[test]
     fn a_status_says_all_that_the_problem_does() {
-        let problem = Problem { replayed: true, ..Problem::at("/lines/0/a~1b", "is no amount") };
+        let problem = Problem { replayed: true, ..Problem::at("/lines/0/a~1b", "is not an amount") };
         let told = status(&problem.retry_after(Duration::from_millis(1_500)));
         assert_eq!(told.code(), Code::InvalidArgument);
         let details = told.get_error_details();
         assert_eq!(details.error_info().unwrap().reason, "malformed");
         let violations = &details.bad_request().unwrap().field_violations;
-        assert_eq!((violations[0].field.as_str(), violations[0].description.as_str()), ("lines.0.a/b", "is no amount"));
+        assert_eq!(
+            (violations[0].field.as_str(), violations[0].description.as_str()),
+            ("lines.0.a/b", "is not an amount")
+        );
         assert_eq!(details.retry_info().unwrap().retry_delay, Some(Duration::from_millis(1_500)));
         let said = |name| told.metadata().get(name).and_then(|value| value.to_str().ok());
         assert_eq!((said(PUSHBACK), said(REPLAYED)), (Some("1500"), Some("true")));

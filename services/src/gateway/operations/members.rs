@@ -1,4 +1,4 @@
-//! What a body may have: members with their kinds, and the check of a body against them.
+//! The members of bodies with their kinds, and the check of a body against them.
 //! In: JSON. Out: an object with known members of the right kind, or every place where it is not.
 
 use budget_actors::money::Currency;
@@ -14,24 +14,24 @@ use crate::gateway::problem::{ERRORS_MAX, FieldError, Problem};
 pub struct Member {
     /// Its name.
     pub name: &'static str,
-    /// What it holds.
+    /// The kind of its value.
     pub kind: MemberKind,
-    /// Whether it must be there.
+    /// True if it must be given.
     pub required: bool,
-    /// What it means.
+    /// A description.
     pub about: &'static str,
 }
 
-/// What a member can hold.
+/// The kinds of values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberKind {
     /// An amount in minor units.
     Amount,
     /// An amount, or null.
     Limit,
-    /// A name of something that a tenant has.
+    /// The name of an entity of a tenant.
     Name,
-    /// A name within it.
+    /// A name within such an entity.
     Label,
     /// A currency.
     Currency,
@@ -39,17 +39,17 @@ pub enum MemberKind {
     At,
     /// A text.
     Text,
-    /// What an order can become.
+    /// A status that an order can be given.
     Status,
 }
 
 impl Member {
-    /// One that must be there.
+    /// A member that must be given.
     pub const fn required(name: &'static str, kind: MemberKind, about: &'static str) -> Self {
         Self { name, kind, required: true, about }
     }
 
-    /// One that may be left out, or null.
+    /// A member that may be left out, or null.
     pub const fn optional(name: &'static str, kind: MemberKind, about: &'static str) -> Self {
         Self { name, kind, required: false, about }
     }
@@ -75,7 +75,7 @@ impl Member {
             (MemberKind::Limit, _) if value.is_null() => None,
             (MemberKind::Amount | MemberKind::Limit, _) if value.as_i64().is_some() => None,
             (MemberKind::Amount | MemberKind::Limit, _) => {
-                Some(format!("{value} is no whole number of minor units (1250 is 12.50)"))
+                Some(format!("{value} is not a whole number of minor units (1250 is 12.50)"))
             }
             (MemberKind::Name | MemberKind::Label, Some(text)) => {
                 check_name(self.name, text.as_bytes()).err().map(|error| error.to_string())
@@ -88,17 +88,17 @@ impl Member {
             (MemberKind::Text, Some(text)) => Memo::try_from(text.to_owned()).err().map(|error| error.to_string()),
             (MemberKind::Status, Some("completed" | "cancelled")) => None,
             (MemberKind::Status, Some(text)) => Some(format!("an order becomes completed or cancelled, not {text:?}")),
-            (_, None) => Some("is no text".to_owned()),
+            (_, None) => Some("is not a text".to_owned()),
         }
     }
 }
 
-/// The body as an object of these members; nothing at all is an empty one.
+/// Checks the body against these members; a missing body counts as an empty object.
 pub fn checked(members: &[Member], body: Value) -> Result<Map<String, Value>, Problem> {
     let body = match body {
         Value::Object(body) => body,
         Value::Null => Map::new(),
-        _ => return Err(Problem::at("", "the body is no JSON object")),
+        _ => return Err(Problem::at("", "the body is not a JSON object")),
     };
     let mut errors = Vec::new();
     let mut wrong = |name: &str, detail: String| {

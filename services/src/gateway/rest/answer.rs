@@ -1,4 +1,4 @@
-//! Answers as HTTP has them.
+//! Answers in HTTP's form.
 //! In: replies and problems. Out: responses with their headers.
 
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::gateway::front::Reply;
 use crate::gateway::key::{self, IdempotencyKey};
 use crate::gateway::problem::{self, Kind, POLICY, Problem};
 
-/// Says that an answer was given before.
+/// The header that marks an answer which was given before.
 pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// The key of a request as its answer repeats it.
@@ -24,7 +24,7 @@ pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 pub(super) struct Echo(Option<HeaderValue>);
 
 impl Echo {
-    /// As it was sent; else the one that was made.
+    /// The key as it was sent; else the one that was made.
     pub(super) fn of(sent: Option<HeaderValue>, key: &IdempotencyKey) -> Self {
         Self(sent.or_else(|| HeaderValue::from_str(&key.quoted()).ok()))
     }
@@ -66,11 +66,11 @@ pub(super) fn problem(problem: &Problem, instance: &str, echo: &Echo) -> Respons
     response
 }
 
-/// What a client has to send instead, as a header.
+/// The header that tells a client what it should have sent.
 pub fn wanted(kind: Kind) -> Option<(HeaderName, HeaderValue)> {
     match kind {
         Kind::Unauthenticated => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
-        // Only here: beside another reason it would say that the coding was it (RFC 9110, 12.5.3).
+        // Only here: beside another reason it would say that the coding is at fault (RFC 9110, 12.5.3).
         Kind::UnsupportedEncoding => Some((ACCEPT_ENCODING, HeaderValue::from_static("identity"))),
         _ => None,
     }
@@ -86,7 +86,7 @@ fn with(status: StatusCode, kind: &'static str, body: Body) -> Response {
     response
 }
 
-/// A document that stays the same: it may be kept for an hour.
+/// A document that stays the same: it may be cached for an hour.
 pub(super) fn document(value: &Value) -> Response {
     let mut response = json(value);
     let age = format!("max-age={}", Duration::from_secs(3_600).as_secs());

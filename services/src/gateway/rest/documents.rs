@@ -1,4 +1,4 @@
-//! What describes the front doors: OpenAPI, the published policy, the catalogue of problems.
+//! The documents that describe the front doors: OpenAPI, the published policy, the catalogue of problems.
 //! In: nothing but the settings. Out: JSON.
 
 use axum::Router;
@@ -21,7 +21,7 @@ pub(super) fn routes(rest: &Rest) -> Router {
         .route("/api/problems/{code}", get(problem))
 }
 
-/// The idempotency policy that the draft of the header wants published.
+/// The idempotency policy that the draft of the header asks to publish.
 fn policy(rest: &Rest) -> Value {
     let settings = rest.front.settings();
     json!({

@@ -1,5 +1,5 @@
-//! What holds for every route of the listener, whatever its protocol.
-//! In: a request. Out: its answer, in time, and a count of how it ended.
+//! The rules for every route of the listener, whatever its protocol.
+//! In: a request. Out: its answer, in time, and a count of its outcome.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use super::answer::{self, Echo, REPLAYED};
 use super::{Rest, changes};
 use crate::gateway::problem::{Kind, Problem};
 
-/// What a request may take beyond its reading and its wait.
+/// The time that a request may take beyond its reading and its wait.
 const SPARE: Duration = Duration::from_secs(20);
 
 /// Names of this machine that a client of loopback uses.
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
-/// The header that says which trace a request is part of.
+/// The header that names the trace that a request is part of.
 const TRACEPARENT: &str = "traceparent";
 
 pub(super) async fn guard(State(rest): State<Rest>, mut request: Request, next: Next) -> Response {
@@ -34,7 +34,7 @@ pub(super) async fn guard(State(rest): State<Rest>, mut request: Request, next: 
     response
 }
 
-/// The request's span. What the request causes is told of that, instead of what caused it.
+/// The request's span. Work that the request causes has this span as its parent, instead of the client's.
 fn traced(request: &mut Request, route: &str) -> Span {
     let given = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
     let span = traces::request(request.method().as_str(), route, given);
@@ -60,8 +60,9 @@ async fn bounded(rest: &Rest, request: Request, next: Next) -> Response {
     answer.unwrap_or_else(|problem| answer::problem(&problem, &instance, &Echo::default()))
 }
 
-/// Without tokens a page of another site must not reach what listens here: neither by a name of its own that leads to
-/// this machine, nor by a request of its own. Pages of other ports of this machine are another's too, unless told otherwise.
+/// The problem of a request from another site. Without tokens a page of another site must not reach this listener:
+/// neither by a name of its own that leads to this machine, nor by a request of its own. Pages of other ports of this
+/// machine count as another site's, too, unless the setting allows them.
 pub fn from_elsewhere(request: &Request, local_origins: bool) -> Option<Problem> {
     let text = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
     let host = request.uri().authority().map(|authority| authority.as_str()).or_else(|| text(header::HOST));
@@ -81,7 +82,7 @@ pub fn from_elsewhere(request: &Request, local_origins: bool) -> Option<Problem>
     Some(Problem::new(Kind::Forbidden, detail))
 }
 
-/// Whether a host, with or without its port, is this machine. Names of hosts have no case (RFC 3986, 3.2.2).
+/// Returns whether a host, with or without its port, is this machine. Host names ignore case (RFC 3986, 3.2.2).
 fn is_loopback(host: &str) -> bool {
     LOOPBACK.iter().any(|name| name.eq_ignore_ascii_case(name_of(host)))
 }
@@ -110,7 +111,7 @@ fn outcome(response: &Response) -> HttpOutcome {
     }
 }
 
-/// By gRPC's numbers.
+/// The outcome for a gRPC status, by its number.
 fn of_grpc(code: &str) -> HttpOutcome {
     match code {
         "7" | "16" => HttpOutcome::Forbidden,

@@ -1,4 +1,4 @@
-//! What a body is: JSON in UTF-8, as it is. Whatever else it is, is said by name.
+//! The media type of a body: JSON in UTF-8, not encoded. Any other is refused by name.
 //! In: headers, the first bytes. Out: the text, or the problem.
 
 use axum::http::HeaderMap;
@@ -6,13 +6,13 @@ use axum::http::header::{AsHeaderName, CONTENT_ENCODING, CONTENT_TYPE};
 
 use crate::gateway::problem::{Kind, Problem};
 
-/// What some programs put before text in UTF-8. It is no content.
+/// The byte order mark that some programs put before text in UTF-8. It is not content.
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// How to send JSON.
+/// The advice to send JSON.
 const JSON: &str = "send JSON with the header Content-Type: application/json (curl --json)";
 
-/// Whether the headers of a body say that it is JSON in UTF-8, not encoded.
+/// Checks that the headers of a body say that it is JSON in UTF-8, not encoded.
 pub(super) fn check(headers: &HeaderMap) -> Result<(), Problem> {
     let encodings = headers.get_all(CONTENT_ENCODING).into_iter().filter_map(|value| value.to_str().ok());
     let mut encodings = encodings.flat_map(|value| value.split(',')).map(str::trim);
@@ -35,11 +35,11 @@ pub(super) fn check(headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The text of a body, without the mark that may stand before it.
+/// The text of a body, without a byte order mark.
 pub(super) fn text(body: &[u8]) -> Result<&[u8], Problem> {
     let wide = match body {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => true,
-        // JSON begins with two characters of ASCII, which have zeros beside them there.
+        // JSON begins with two ASCII characters, which have zero bytes beside them in UTF-16 and UTF-32.
         [0, first, ..] | [first, 0, ..] => *first != 0,
         _ => false,
     };

@@ -1,4 +1,4 @@
-//! The OpenAPI document, made of the operations and the tables themselves.
+//! The OpenAPI document, generated from the operations and the tables.
 //! In: operations, tables. Out: OpenAPI 3.1 as JSON.
 
 use perkey::{ColumnKind, Table};
@@ -33,7 +33,7 @@ pub fn document(tables: &[Table]) -> Value {
     let one_problem = json!({
         "summary": "One problem",
         "parameters": [{ "name": "code", "in": "path", "required": true, "schema": { "type": "string" } }],
-        "responses": { "200": { "description": "What it means" }, "404": problems("There is none of this code") },
+        "responses": { "200": { "description": "What it means" }, "404": problems("There is no problem with this code") },
         "security": [],
     });
     put("/api/problems/{code}", "get", one_problem);

@@ -1,4 +1,4 @@
-//! Bodies of requests: so many bytes, in so much time.
+//! Bodies of requests, bounded in size and time.
 //! In: a body as it arrives. Out: the same, or an error as soon as it is too large or too slow.
 
 use std::fmt;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use perkey::sleep;
 
-/// A body could not be read.
+/// Reasons why a body could not be read.
 #[derive(Debug)]
 pub enum BodyError {
     /// It has more bytes than this.
@@ -39,7 +39,7 @@ pub(super) struct Bounded<B> {
     left: usize,
     max: usize,
     within: Duration,
-    /// Set with the first wait: most bodies are there when they are asked for.
+    /// The deadline, set with the first wait: most bodies are there when they are asked for.
     late: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 

@@ -1,5 +1,5 @@
-//! Who holds a listener's connections, and whose goes when there is no room for another.
-//! In: connections with their peers. Out: at the bound, the one without a request for longest of whoever has most.
+//! The connections of a listener, and the choice of the one to close when there is no room for another.
+//! In: connections with their peers. Out: at the bound, of the peer with most connections, the one idle for longest.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -25,23 +25,23 @@ struct Held {
 }
 
 impl Crowd {
-    /// How many there are.
+    /// The number of connections.
     pub(super) fn len(&self) -> usize {
         self.held.len()
     }
 
-    /// One more.
+    /// Adds a connection.
     pub(super) fn enter(&mut self, peer: IpAddr, activity: Arc<Activity>, task: AbortHandle) {
         self.held.insert(task.id(), Held { peer: household(peer), activity, task });
     }
 
-    /// One has ended.
+    /// Removes a connection that has ended.
     pub(super) fn left(&mut self, id: Id) {
         self.held.remove(&id);
     }
 
-    /// Shuts a connection without a request; false where each has one. Whoever has most loses one first, so that nobody
-    /// keeps others out by having many.
+    /// Closes an idle connection; returns false if none is idle. The peer with most connections loses one first, so
+    /// that nobody keeps others out by having many.
     pub(super) fn make_room(&mut self) -> bool {
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
         for held in self.held.values() {
@@ -59,7 +59,7 @@ impl Crowd {
     }
 }
 
-/// Of IPv6 a host has a whole network: its first half.
+/// The network of a peer: a host with IPv6 has a whole one, the first half of its address.
 fn household(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
@@ -73,28 +73,28 @@ pub(super) struct Activity {
     watch: Stopwatch,
     begun: AtomicU64,
     ended: AtomicU64,
-    /// When the last one began or ended.
+    /// The time at which the last one began or ended.
     last: AtomicU64,
 }
 
 impl Activity {
-    /// Of a connection that begins now.
+    /// The activity of a connection that begins now.
     pub(super) fn start() -> Arc<Self> {
         let (begun, ended, last) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
         Arc::new(Self { watch: Stopwatch::start(), begun, ended, last })
     }
 
-    /// How many there were.
+    /// The number of requests so far.
     pub(super) fn seen(&self) -> u64 {
         self.begun.load(Ordering::Acquire)
     }
 
-    /// Whether none runs.
+    /// Returns whether no request runs.
     pub(super) fn is_idle(&self) -> bool {
         self.ended.load(Ordering::Acquire) == self.seen()
     }
 
-    /// For how long none has run; nothing while one does.
+    /// The time for which no request has run; `None` while one does.
     fn idle_for(&self) -> Option<Duration> {
         let last = Duration::from_millis(self.last.load(Ordering::Acquire));
         self.is_idle().then(|| self.watch.elapsed().saturating_sub(last))
@@ -106,11 +106,11 @@ impl Activity {
     }
 }
 
-/// A request that runs; also one whose client went away has ended.
+/// A running request; it also ends when its client goes away.
 pub(super) struct Run(Arc<Activity>);
 
 impl Run {
-    /// One of these.
+    /// A request of this connection.
     pub(super) fn of(activity: &Arc<Activity>) -> Self {
         activity.count(&activity.begun);
         Self(Arc::clone(activity))
@@ -140,14 +140,14 @@ mod tests {
             (activity, task.id())
         });
         let mut shut = async || tasks.join_next_with_id().await.unwrap().unwrap_err().id();
-        // The first one is at work, and the second one was last.
+        // The first connection is at work, and the second one was used last.
         let run = Run::of(&first.0);
         second.0.last.store(u64::MAX >> 1, Ordering::Release);
         assert!(crowd.make_room());
         assert_eq!(shut().await, third.1);
         assert!(crowd.make_room());
         assert_eq!(shut().await, second.1);
-        // One each: the one at work stays.
+        // One connection each: the one at work stays.
         assert!(crowd.make_room() && !crowd.make_room());
         assert_eq!(shut().await, other.1);
         drop(run);

@@ -1,4 +1,4 @@
-//! Which HTTP a client speaks: the first bytes of a connection tell.
+//! Detects the version of HTTP by the first bytes of a connection.
 //! In: a connection. Out: whether it is HTTP/2, and the connection with these bytes still to be read.
 
 use std::io;
@@ -7,10 +7,11 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-/// What a connection of HTTP/2 begins with.
+/// The first bytes of a connection of HTTP/2.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Reads until it is clear. Whoever calls gives it a bound of time: a client may send half of it and fall silent.
+/// Reads until the version is clear. The caller must bound the time: a client may send half of the preface and fall
+/// silent.
 pub(super) async fn look<I: AsyncRead + Unpin>(mut io: I) -> io::Result<(bool, Seen<I>)> {
     let mut bytes = [0; PREFACE.len()];
     let mut len = 0;

@@ -1,5 +1,5 @@
-//! TLS, where it is configured.
-//! In: PEM files. Out: what accepts connections, or what is wrong with the files.
+//! TLS, if it is configured.
+//! In: PEM files. Out: an acceptor of connections, or the problem with the files.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 pub use tokio_rustls::TlsAcceptor as Tls;
 
-/// What the settings name; nothing where they name nothing.
+/// The acceptor for the files that the settings name; `None` if they name none.
 pub fn tls(settings: &GatewaySettings) -> Result<Option<Tls>, String> {
     let (cert, key) = (&settings.tls_cert, &settings.tls_key);
     if cert.is_empty() && key.is_empty() {

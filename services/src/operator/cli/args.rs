@@ -45,15 +45,15 @@ const GROUPS: [&str; 10] = ["dlq", "outbox", "config", "state", "schedule", "key
 #[command(name = "budget-manager", version, after_help = EXIT_CODES)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 pub struct Cli {
-    /// What every command understands.
+    /// Options of every command.
     #[command(flatten)]
     pub global: Global,
-    /// What is to be done.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What every command understands.
+/// Options of every command.
 #[derive(Args, Debug)]
 pub struct Global {
     /// A settings file (TOML)
@@ -62,19 +62,19 @@ pub struct Global {
     /// The store: sqlite:///path/to.db (setting store.url)
     #[arg(long, global = true, value_name = "URL")]
     pub store_url: Option<String>,
-    /// How results are written
+    /// The form of results
     #[arg(long, global = true, value_enum, default_value_t = Form::Table, env = "BUDGET_OUTPUT")]
     pub output: Form,
     /// A setting by its name, such as retry.attempts=3; may be repeated
     #[arg(long, global = true, value_name = "SETTING=VALUE", value_parser = set)]
     pub set: Vec<(String, String)>,
-    /// How the log on standard error is written
+    /// The form of the log on standard error
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Auto, env = "BUDGET_LOG_FORMAT")]
     pub log_format: LogFormat,
 }
 
 impl Global {
-    /// The settings among them.
+    /// The settings among the options.
     pub fn flags(&self) -> Vec<Flag> {
         let named = self.set.iter().map(|(setting, value)| ("--set", setting.as_str(), value));
         let url = self.store_url.iter().map(|url| ("--store-url", "store.url", url));
@@ -87,7 +87,7 @@ impl Global {
     }
 }
 
-/// How the log is written.
+/// The form of the log.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum LogFormat {
     /// Text on a terminal, JSON otherwise
@@ -108,7 +108,7 @@ impl From<LogFormat> for telemetry::Format {
     }
 }
 
-/// What is to be done.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run everything in this process until it is told to stop
@@ -120,23 +120,23 @@ pub enum Command {
     /// Make bearer tokens for the front doors (token new may be written token:new)
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Show the workers of a fleet and who owns which shard
+    /// Show the workers of a fleet and the owner of each shard
     Leases,
     /// Make a store, or bring it up to date, without running it (store prepare may be written store:prepare)
     #[command(subcommand)]
     Store(StoreCommand),
     /// Give a store that nobody runs another number of shards
     Reshard {
-        /// How many
+        /// The new number
         #[arg(long)]
         shards: u32,
     },
-    /// Import messages from a file; killed and run again it goes on without a duplicate
+    /// Import messages from a file; killed and run again it continues without a duplicate
     Import(ImportArgs),
     /// Look at dead letters and decide about them (dlq peek may be written dlq:peek)
     #[command(subcommand)]
     Dlq(DlqCommand),
-    /// Look at what sinks have still to get (outbox stats may be written outbox:stats)
+    /// Look at the events that sinks have not received yet (outbox stats may be written outbox:stats)
     #[command(subcommand)]
     Outbox(OutboxCommand),
     /// Look at the state of a key (state get may be written state:get)
@@ -154,7 +154,7 @@ pub enum Command {
     /// Pause or resume a key (key pause may be written key:pause)
     #[command(subcommand)]
     Key(KeyCommand),
-    /// Tell in time order what happened to a message, or to a key's messages
+    /// Show in time order the events of a message, or of a key's messages
     Explain {
         /// A message's id, or a key
         #[arg(value_name = "MESSAGE-ID|KEY")]
@@ -162,34 +162,34 @@ pub enum Command {
     },
     /// Call a front door: the operation takes effect once, however often it has to be sent
     Call(CallArgs),
-    /// Show the shards and what waits in them
+    /// Show the shards and the messages that wait in them
     Status,
-    /// Say what is unsafe or wrong in settings, store and brokers, and what to do about it
+    /// Report problems and risks in settings, store and brokers, and what to do about them
     Doctor,
     /// Show or check the settings
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print a completion script
     Completions {
-        /// For which shell
+        /// The shell
         shell: Shell,
     },
 }
 
-/// What to do with the settings.
+/// Commands about the settings.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Show them, without secrets
     Show {
-        /// And where each comes from
+        /// Also show the origin of each
         #[arg(long)]
         origins: bool,
     },
-    /// Say everything that is wrong with them
+    /// Report everything that is wrong with them
     Check,
 }
 
-/// What to do with dead letters.
+/// Commands about dead letters.
 #[derive(Debug, Subcommand)]
 pub enum DlqCommand {
     /// Show them, newest first
@@ -202,28 +202,28 @@ pub enum DlqCommand {
     Edit(EditArgs),
 }
 
-/// What to do with a key's state.
+/// Commands about a key's state.
 #[derive(Debug, Subcommand)]
 pub enum StateCommand {
-    /// Show it, with what waits for the key
+    /// Show it, with the messages that wait for the key
     Get(KeyArgs),
 }
 
-/// What to do with timers.
+/// Commands about timers.
 #[derive(Debug, Subcommand)]
 pub enum ScheduleCommand {
     /// Show them, first due first
     List(ScheduleArgs),
 }
 
-/// What to do with keys.
+/// Commands about keys.
 #[derive(Debug, Subcommand)]
 pub enum KeysCommand {
     /// Show those that most messages wait for
     Top(TopArgs),
 }
 
-/// The command that the arguments and the environment ask for. A variable that is empty is as one that is not set.
+/// The command in the arguments and the environment. An empty variable counts as not set.
 pub fn parsed(argv: Vec<OsString>) -> Result<Cli, clap::Error> {
     let mut command = without_empty(Cli::command());
     let mut matches = command.try_get_matches_from_mut(rewritten(argv))?;

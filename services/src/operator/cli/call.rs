@@ -1,5 +1,5 @@
 //! `call`: an operation at a front door, which takes effect once however often it has to be sent.
-//! In: a method, a path, a body. Out: the final answer, or why there is none.
+//! In: a method, a path, a body. Out: the final answer, or the reason why there is none.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use serde_json::Value;
 use super::output::Out;
 use super::{Done, Ended, Failure};
 
-/// What is called, and how.
+/// The operation to call, and its options.
 #[derive(Args, Debug)]
 pub struct CallArgs {
     /// GET, POST, PUT, PATCH or DELETE
     pub method: String,
-    /// Where: /api/transactions
+    /// The path: /api/transactions
     pub path: String,
     /// The body as JSON; - reads standard input
     pub body: Option<String>,
@@ -30,12 +30,12 @@ pub struct CallArgs {
     /// The bearer token
     #[arg(long, env = "PERKEY_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
-    /// The time that it has, with all its retries
+    /// The time for the call, with all its retries
     #[arg(long, default_value = "30s", value_parser = perkey::unstable::settings::duration)]
     pub deadline: Duration,
 }
 
-/// What came of it.
+/// The result of the call.
 #[derive(Debug, Serialize)]
 struct Shown {
     status: u16,
@@ -72,7 +72,7 @@ fn operation(asked: &CallArgs) -> Result<Operation, Failure> {
         body => body.map(str::to_owned),
     };
     let json = text.map(|text| serde_json::from_str(text.trim_start_matches('\u{feff}'))).transpose();
-    let json = json.map_err(|error| Failure::Usage(format!("the body is no JSON: {error}")))?;
+    let json = json.map_err(|error| Failure::Usage(format!("the body is not JSON: {error}")))?;
     let operation = Operation::new(&asked.method, &asked.path, json).map_err(usage)?;
     match &asked.key {
         Some(key) => operation.key(key).map_err(usage),
@@ -97,7 +97,7 @@ fn failure(error: CallError, url: &str) -> Failure {
     }
 }
 
-/// What an answer means to whoever called from a script.
+/// The meaning of an answer for a script.
 fn done(answer: &Answer) -> Ended {
     match answer.status {
         404 => Ok(Done::NothingFound),

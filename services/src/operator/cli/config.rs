@@ -1,4 +1,4 @@
-//! `config show` and `config check`: what the settings are and where they come from.
+//! `config show` and `config check`: the settings and their origins.
 //! In: loaded settings. Out: TOML or a table, without secrets.
 
 use perkey::unstable::settings::load::{Loaded, Origin};

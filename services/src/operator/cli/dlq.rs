@@ -1,5 +1,5 @@
 //! `dlq:peek`, `dlq:replay`, `dlq:discard`: dead letters looked at, and commands about them for the shards' owners.
-//! In: a filter. Out: the dead letters, or a recorded command and how far it got.
+//! In: a filter. Out: the dead letters, or a recorded command and its progress.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use perkey::unstable::engine::host::{Signals, operator};
 
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Which dead letters.
+/// A filter of dead letters.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Filter {
     /// Of this service
@@ -39,38 +39,38 @@ pub struct Filter {
     /// Given up since: 15m, 2h, or a time such as 2026-01-31T10:00:00Z
     #[arg(long)]
     pub since: Option<String>,
-    /// Whose error contains this text
+    /// With this text in its error
     #[arg(long, value_name = "TEXT")]
     pub error: Option<String>,
 }
 
-/// Which dead letters are shown.
+/// The dead letters to show.
 #[derive(Args, Debug)]
 pub struct PeekArgs {
-    /// Which.
+    /// The filter.
     #[command(flatten)]
     pub filter: Filter,
-    /// How many at most
+    /// The most to show
     #[arg(long, default_value_t = 20)]
     pub limit: usize,
 }
 
-/// Which dead letters are changed, and how.
+/// The dead letters to change, and how.
 #[derive(Args, Debug)]
 pub struct ChangeArgs {
-    /// Which.
+    /// The filter.
     #[command(flatten)]
     pub filter: Filter,
     /// All of them: needed to discard without a filter
     #[arg(long)]
     pub all: bool,
-    /// Only say exactly how many
+    /// Only show the exact number
     #[arg(long)]
     pub dry_run: bool,
-    /// Why; kept with the command
+    /// The reason; kept with the command
     #[arg(long, default_value = "")]
     pub reason: String,
-    /// How long to wait until it is done
+    /// The longest time to wait until it is done
     #[arg(long, default_value = "10s", value_parser = perkey::unstable::settings::duration)]
     pub wait: Duration,
     /// Run the engine here just long enough to do it, when no process runs the store
@@ -94,7 +94,7 @@ struct Shown {
     error: String,
     attempts: Vec<ShownAttempt>,
     payload: String,
-    /// Whether that is the payload's `text`, what its service's codec `decoded`, or its `base64`.
+    /// The form of the payload: its `text`, its service's codec's `decoded` JSON, or its `base64`.
     payload_is: &'static str,
     content_type: Option<String>,
 }
@@ -108,20 +108,20 @@ struct ShownAttempt {
     error: String,
 }
 
-/// What became of a command.
+/// The result of a command.
 #[derive(Debug, Serialize)]
 struct Changed {
     action: Action,
     matched: u64,
     dry_run: bool,
-    /// The command's number; none was recorded for a dry run or when nothing matched.
+    /// The command's number; `None` for a dry run or when nothing matched.
     command: Option<i64>,
-    /// Whether every shard is done with it.
+    /// True if every shard is done with it.
     done: bool,
     affected: u64,
-    /// Whether a process runs the store, and so executes it.
+    /// True if a process runs the store, and so executes it.
     running: bool,
-    /// The command that would run it.
+    /// The command that would run the store.
     #[serde(skip)]
     runner: &'static str,
 }
@@ -168,7 +168,7 @@ pub async fn discard(settings: &Settings, asked: &ChangeArgs, out: Out) -> Ended
 
 async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Out) -> Ended {
     let now = Clock::system().now();
-    // Nothing given up after this instant is meant: a command must not chase what it replays.
+    // Only dead letters given up before this instant are meant: a command must not chase those that it replays.
     let filter = filter(&asked.filter, now, Some(now))?;
     let access = if asked.offline && !asked.dry_run { Access::Run } else { Access::Tool };
     // A tool never makes a store: a mistyped name is an error, with `--offline` too.
@@ -202,7 +202,7 @@ async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Ou
     ended
 }
 
-/// Has a command executed by whoever runs the store.
+/// Records a command for the process that runs the store.
 pub(super) async fn command(
     settings: &Settings,
     action: Action,
@@ -263,7 +263,7 @@ async fn watch(store: &dyn Store, id: i64, wait: Duration, changed: &mut Changed
     Ok(())
 }
 
-/// How far a command is, when all shards are done with it or `wait` is over.
+/// The progress of a command, when all shards are done with it or `wait` is over.
 pub(super) async fn waited(store: &dyn Store, id: i64, wait: Duration) -> Result<CommandState, StoreError> {
     let since = Stopwatch::start();
     loop {
@@ -309,7 +309,7 @@ fn filter(asked: &Filter, now: Millis, until: Option<Millis>) -> Result<DeadFilt
     Ok(DeadFilter { service, key, id, since, until, error })
 }
 
-/// An instant: so long ago, a time, or the start of a day in UTC.
+/// An instant: an age, a time, or the start of a day in UTC.
 fn since(text: &str, now: Millis) -> Result<Millis, String> {
     match duration(text) {
         Ok(ago) => return Ok(now.saturating_sub(millis(ago))),

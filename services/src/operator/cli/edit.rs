@@ -1,5 +1,6 @@
 //! `dlq:edit`: a dead letter is replaced by a message of its own with another payload.
-//! In: the letter's id, the new payload from a file, standard input or an editor. Out: a recorded command and how far it got.
+//! In: the letter's id, the new payload from a file, standard input or an editor. Out: a recorded command and its
+//! progress.
 
 use std::io::Read;
 use std::process::Command;
@@ -16,25 +17,25 @@ use perkey::{Handlers, Payload, Settings};
 use super::output::Out;
 use super::{Ended, Failure, dlq, handlers, open_beside};
 
-/// Which dead letter is edited, and how.
+/// The dead letter to edit, and how.
 #[derive(Args, Debug)]
 pub struct EditArgs {
     /// Its message's id
     #[arg(value_name = "ID")]
     pub id: String,
-    /// Its service, where that is not the only one
+    /// Its service, if the id alone is ambiguous
     #[arg(long)]
     pub service: Option<String>,
-    /// Its key, where that is not the only one
+    /// Its key, if the id alone is ambiguous
     #[arg(long)]
     pub key: Option<String>,
-    /// File with the new payload, - for standard input [default: what EDITOR makes of the old one]
+    /// File with the new payload, - for standard input [default: the old one as changed in EDITOR]
     #[arg(long, value_name = "FILE")]
     pub payload: Option<String>,
-    /// Why; kept with the command
+    /// The reason; kept with the command
     #[arg(long, default_value = "")]
     pub reason: String,
-    /// How long to wait until it is done
+    /// The longest time to wait until it is done
     #[arg(long, default_value = "10s", value_parser = perkey::unstable::settings::duration)]
     pub wait: Duration,
 }
@@ -61,14 +62,14 @@ pub async fn edit(settings: &Settings, asked: &EditArgs, out: Out) -> Ended {
     };
     let payload = checked(&handlers, &letter, json)?;
     let filter = DeadFilter { service: Some(letter.service.to_string()), ..filter };
-    // An edit of its own each time: the same payload may be tried again.
+    // An edit with an id of its own each time: the same payload may be tried again.
     let scope = [format!("{id}\0{}\0", Clock::system().now()).as_bytes(), &payload[..]].concat();
     let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, &scope).to_string();
     let action = Action::Edit { payload: payload.into(), id };
     dlq::command(settings, action, filter, &asked.reason, asked.wait, out).await
 }
 
-/// What an editor can be given: text that says all of the payload.
+/// The payload as text for an editor, without loss.
 fn as_text(payload: Shown) -> Result<String, Failure> {
     match payload {
         Shown::Text(text) => Ok(text),
@@ -81,7 +82,7 @@ fn as_text(payload: Shown) -> Result<String, Failure> {
     }
 }
 
-/// The payload that `json` is, written as the letter's was: one that its handler understands, and under the same key, as it
+/// The payload for `json`, encoded as the letter's was: one that its handler understands, and under the same key, as it
 /// takes the letter's place there.
 fn checked(handlers: &Handlers, letter: &DeadLetter, json: String) -> Result<Vec<u8>, Failure> {
     let (service, key, message) = (&letter.service, &letter.key, &letter.message);
@@ -116,7 +117,7 @@ fn read(file: &str) -> Result<String, Failure> {
     Ok(text.trim_start_matches('\u{feff}').trim_end().to_owned())
 }
 
-/// What the operator's editor makes of a payload.
+/// The payload after the operator's editor.
 fn edited(payload: &str) -> Result<String, Failure> {
     let editor = ["VISUAL", "EDITOR"].iter().find_map(|name| std::env::var(name).ok().filter(|name| !name.is_empty()));
     let editor = editor.ok_or_else(|| {
@@ -125,7 +126,7 @@ fn edited(payload: &str) -> Result<String, Failure> {
     let failed = |error: std::io::Error| Failure::Failed(format!("cannot edit the payload: {error}"));
     let file = tempfile::Builder::new().suffix(".json").tempfile().map_err(failed)?;
     std::fs::write(file.path(), payload).map_err(failed)?;
-    // As others do it: the variable may hold arguments, too.
+    // Run by a shell, as other programs do it: the variable may hold arguments, too.
     let status = Command::new("sh").args(["-c", &format!("{editor} \"$1\""), "sh"]).arg(file.path()).status();
     if !status.map_err(failed)?.success() {
         return Err(Failure::Failed(format!("the editor ({editor}) failed: nothing was changed")));

@@ -1,5 +1,5 @@
-//! `explain`: what happened to a message, or to a key's messages, in time order.
-//! In: an id or a key. Out: its source, failed attempts, commits, events, dead-letter moves, and where it stands.
+//! `explain`: the events of a message, or of a key's messages, in time order.
+//! In: an id or a key. Out: its source, failed attempts, commits, events, dead-letter moves, and its present state.
 
 use perkey::unstable::clock::rfc3339;
 use perkey::unstable::store::query::{CommitRow, Story};
@@ -16,11 +16,11 @@ struct Shown {
     asked: String,
     story: Vec<Line>,
     states: Vec<State>,
-    /// Of which kinds there are more than are told: the newest are.
+    /// The kinds of which only the newest are shown, as there are too many.
     cut: Vec<&'static str>,
 }
 
-/// One thing that happened.
+/// One event of the story.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 struct Line {
     #[serde(skip)]
@@ -41,7 +41,7 @@ struct State {
     state: serde_json::Value,
 }
 
-/// Tells the story of a message or a key.
+/// Shows the story of a message or a key.
 pub async fn explain(settings: &Settings, asked: String, out: Out) -> Ended {
     let store = open_beside(settings).await?;
     let story = store.queries().explain(asked.clone()).await?;
@@ -65,7 +65,7 @@ fn lines(story: &Story, asked: &str) -> Vec<Line> {
         let due = row.due_at.map_or_else(|| "behind the one before it".to_owned(), |at| format!("due {}", rfc3339(at)));
         let what = format!("waits ({})", row.kind.as_str());
         let detail = format!("{due}; taken {}, attempts spent: {}", rfc3339(row.taken_at), row.attempt);
-        // What still waits is told last: its time is yet to come.
+        // Messages that still wait come last: their time is yet to come.
         let waits = line(row.taken_at, &what, &row.service, &row.message, detail);
         lines.push(Line { millis: Millis::MAX, at: String::new(), ..waits });
     }
@@ -92,7 +92,7 @@ fn lines(story: &Story, asked: &str) -> Vec<Line> {
         let detail = format!("{} as event {} of {}", message.kind(), row.seq, place(&row.commit));
         lines.push(line(row.commit.at, "emitted", &row.event.service, message, detail));
     }
-    // A dead letter that is still one has been told already, with more.
+    // A letter that is still one is in the story already, in more detail.
     let told = |row: &HistoryRow| {
         let same = |letter: &DeadLetter| letter.at == row.at && letter.message.id() == row.id;
         row.what == "dead_letter" && story.dead.iter().any(same)
@@ -114,7 +114,7 @@ fn lines(story: &Story, asked: &str) -> Vec<Line> {
         lines.push(Line { what: "in the log".to_owned(), detail, ..Line::default() });
     }
     lines.extend(sources);
-    // The same instant is told in the order in which things must have happened.
+    // Events of the same instant are in the order in which they must have happened.
     lines.sort_by_key(|line| (line.millis, rank(&line.what)));
     lines.dedup();
     lines
@@ -167,7 +167,7 @@ fn text(shown: &Shown) -> String {
     let mut text = String::new();
     if !shown.cut.is_empty() {
         let (most, cut) = (Story::LINES_MAX, shown.cut.join(", "));
-        text = format!("There is more than is told: only the newest {most} of each ({cut}).\n\n");
+        text = format!("There is more than is shown: only the newest {most} of each ({cut}).\n\n");
     }
     text.push_str(&table(&["at", "what", "service", "key", "id", "detail"], shown.story.iter().map(row)));
     for state in &shown.states {

@@ -1,4 +1,4 @@
-//! `state get`, `schedule:list`, `keys:top`: what the store knows of keys.
+//! `state get`, `schedule:list`, `keys:top`: the store's view of keys.
 //! In: a service and a key, or filters. Out: states, timers, the keys that most messages wait for.
 
 use clap::Args;
@@ -13,10 +13,10 @@ use serde_json::Value;
 use super::output::{Out, table};
 use super::{Done, Ended, Failure, handlers, open_beside};
 
-/// Timers of a key that are shown with its state.
+/// The most timers of a key that are shown with its state.
 const TIMERS_MAX: usize = 100;
 
-/// Which key.
+/// A key.
 #[derive(Args, Debug)]
 pub struct KeyArgs {
     /// Its service
@@ -27,7 +27,7 @@ pub struct KeyArgs {
     pub key: String,
 }
 
-/// Which timers are shown.
+/// The timers to show.
 #[derive(Args, Debug)]
 pub struct ScheduleArgs {
     /// Of this service
@@ -36,18 +36,18 @@ pub struct ScheduleArgs {
     /// Of this key
     #[arg(long)]
     pub key: Option<String>,
-    /// How many at most
+    /// The most to show
     #[arg(long, default_value_t = 20)]
     pub limit: usize,
 }
 
-/// How many keys are shown.
+/// The keys to show.
 #[derive(Args, Debug)]
 pub struct TopArgs {
     /// Of this service
     #[arg(long)]
     pub service: Option<String>,
-    /// How many at most
+    /// The most to show
     #[arg(long, default_value_t = 20)]
     pub limit: usize,
 }
@@ -58,12 +58,12 @@ struct Shown {
     service: String,
     key: String,
     shard: ShardNo,
-    /// `STATE_VERSION` of the handler that stored it.
+    /// The `STATE_VERSION` of the handler that stored it.
     version: Option<u32>,
     state: Option<Value>,
-    /// Messages that wait.
+    /// The number of messages that wait.
     pending: u64,
-    /// A dead letter holds the key.
+    /// True if a dead letter holds the key.
     held: bool,
     timers: Vec<ShownTimer>,
 }

@@ -1,4 +1,4 @@
-//! `leases`: the workers of a fleet and who owns which shard.
+//! `leases`: the workers of a fleet and the owner of each shard.
 //! In: the store. Out: two tables, or one document.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use super::{Done, Ended, Failure, open_beside};
 struct ShownWorker {
     id: String,
     state: &'static str,
-    /// Until its lease expires; below 0 when it has.
+    /// The time until its lease expires; below 0 when it has.
     lease_ms: i64,
     shards: usize,
     cooling: Vec<u32>,
@@ -104,10 +104,10 @@ fn shown(fleet: &Fleet) -> Shown {
     Shown { workers: fleet.workers.iter().map(worker).collect(), shards: fleet.shards.iter().map(shard).collect() }
 }
 
-/// Why nobody takes a shard, where it is not a matter of moments.
+/// The reason why no worker takes a shard, unless it is a matter of moments.
 pub(crate) fn problem(fleet: &Fleet, shard: &LeaseRow) -> Option<String> {
     let alive: Vec<_> = fleet.workers.iter().filter(|row| row.is_alive() && !row.worker.draining).collect();
-    // Of a worker that may not own it, why: of the one that comes closest, or any.
+    // If a worker may not own it, the reason: that of the closest one, or any.
     let behind = alive
         .iter()
         .map(|row| row.worker.code.behind(&shard.code))

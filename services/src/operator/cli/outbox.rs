@@ -1,5 +1,6 @@
-//! `outbox:stats`, `outbox:retire`: what sinks have still to get, and giving up one that is no longer there.
-//! In: a store. Out: a row per shard and sink; a recorded command and how far it got.
+//! `outbox:stats`, `outbox:retire`: the events that sinks have not received yet, and giving up a sink that no longer
+//! exists.
+//! In: a store. Out: a row per shard and sink; a recorded command and its progress.
 
 use clap::{Args, Subcommand};
 use perkey::unstable::clock::{Clock, rfc3339};
@@ -13,44 +14,44 @@ use serde::Serialize;
 use super::output::{Out, table};
 use super::{Done, Ended, Failure, dlq, open_beside};
 
-/// What to do with the outbox.
+/// Commands about the outbox.
 #[derive(Debug, Subcommand)]
 pub enum OutboxCommand {
-    /// Show how far each sink of each shard is
+    /// Show the progress of each sink of each shard
     Stats,
-    /// Give up a sink that is no longer configured: what it has not got is no longer kept for it
+    /// Give up a sink that is no longer configured: events that it has not received are no longer kept for it
     Retire(RetireArgs),
 }
 
-/// Which sink is given up.
+/// The sink to give up.
 #[derive(Args, Debug)]
 pub struct RetireArgs {
     /// Its name
     pub sink: String,
-    /// Why; kept with the command
+    /// The reason; kept with the command
     #[arg(long)]
     pub why: String,
-    /// How long to wait until it is done
+    /// The longest time to wait until it is done
     #[arg(long, default_value = "10s", value_parser = perkey::unstable::settings::duration)]
     pub wait: std::time::Duration,
 }
 
-/// How far one sink of one shard is.
+/// The progress of one sink of one shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Stat {
     pub(crate) shard: ShardNo,
     pub(crate) sink: String,
-    /// Whether a route of these settings leads to it.
+    /// True if a route of these settings leads to it.
     pub(crate) configured: bool,
     pub(crate) watermark: u64,
     pub(crate) last_seq: u64,
     pub(crate) pending: u64,
-    /// When the oldest event behind the watermark was committed.
+    /// The commit time of the oldest event behind the watermark.
     pub(crate) oldest_at: Option<String>,
     pub(crate) oldest_age_seconds: Option<u64>,
 }
 
-/// What became of a retirement.
+/// The result of a retirement.
 #[derive(Debug, Serialize)]
 struct Retired {
     sink: String,
@@ -62,7 +63,7 @@ struct Retired {
     running: bool,
 }
 
-/// Shows how far each sink is.
+/// Shows the progress of each sink.
 pub async fn stats(settings: &Settings, out: Out) -> Ended {
     let store = open_beside(settings).await?;
     let rows = store.queries().shards().await?;
@@ -78,7 +79,7 @@ pub async fn stats(settings: &Settings, out: Out) -> Ended {
     Ok(if found { Done::All } else { Done::NothingFound })
 }
 
-/// How far each sink of each shard is.
+/// The progress of each sink of each shard.
 pub(crate) async fn collected(
     settings: &Settings,
     queries: &dyn Queries,

@@ -1,4 +1,4 @@
-//! What the command line writes: tables or JSON on standard output, problems on standard error.
+//! The output of the command line: tables or JSON on standard output, problems on standard error.
 //! In: rows and values. Out: text without colour or bars unless someone looks.
 
 use std::io::{IsTerminal, Write};
@@ -10,7 +10,7 @@ use perkey::unstable::engine::host::said;
 use perkey::unstable::message::is_unseen;
 use serde::Serialize;
 
-/// How results are written.
+/// The form of results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Form {
     /// For people
@@ -19,25 +19,25 @@ pub enum Form {
     Json,
 }
 
-/// Where results go.
+/// The writer of results.
 #[derive(Clone, Copy, Debug)]
 pub struct Out {
     form: Form,
 }
 
 impl Out {
-    /// Writes in this form.
+    /// A writer of this form.
     pub fn new(form: Form) -> Self {
         Self { form }
     }
 
-    /// Writes `value` for programs, or what `text` makes of it for people. A command that cannot show what it did has
-    /// failed: whoever keeps the output would take a part of it for all.
+    /// Writes `value` for programs, or `text` of it for people. A command that cannot show its result has failed:
+    /// a user who keeps the output would take a part of it for all.
     pub fn show<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
         said(&self.written(value, text)?)
     }
 
-    /// Writes what must not be lost: a reader that has gone is a failure, too.
+    /// Writes a result that must not be lost: a reader that has gone is a failure, too.
     pub fn hand_over<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
         let mut out = std::io::stdout().lock();
         writeln!(out, "{}", self.written(value, text)?).and_then(|()| out.flush()).map_err(unwritten)
@@ -48,7 +48,7 @@ impl Out {
             Form::Table => Ok(visible(&text(value), |c, shown| shown.push_str(&c.escape_unicode().to_string()))),
             Form::Json => {
                 let json = serde_json::to_string_pretty(value).map_err(|error| unwritten(error.into()))?;
-                // What is not plain stands within a string there, where it may be written so.
+                // Unprintable characters stand within a JSON string, where they may be escaped.
                 Ok(visible(&json, |c, shown| {
                     let units = &mut [0; 2];
                     shown.extend(c.encode_utf16(units).iter().map(|unit| format!("\\u{unit:04x}")));
@@ -77,13 +77,13 @@ pub fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Stri
     lines.join("\n")
 }
 
-/// Says what is wrong, or what is going on, on standard error.
+/// Writes a problem, or progress, to standard error.
 pub fn complain(text: &str) {
     let text = visible(text, |c, shown| shown.push_str(&c.escape_unicode().to_string()));
     writeln!(std::io::stderr().lock(), "budget-manager: {text}").ok();
 }
 
-/// Text of which a terminal shows all: what strangers write could turn what stands beside it around, or hide it.
+/// Text with its unprintable characters escaped: foreign text could turn the text beside it around, or hide it.
 fn visible(text: &str, escaped: impl Fn(char, &mut String)) -> String {
     let plain = |c: char| matches!(c, ' '..='~' | '\n' | '\t') || !is_unseen(c);
     if text.chars().all(plain) {
@@ -96,12 +96,12 @@ fn visible(text: &str, escaped: impl Fn(char, &mut String)) -> String {
     shown
 }
 
-/// Whether a progress bar would be seen.
+/// Returns whether a progress bar would be seen.
 pub fn bars() -> bool {
     std::io::stderr().is_terminal()
 }
 
-/// Text of strangers in one line: control characters could move the cursor or change colours.
+/// Foreign text in one line: control characters could move the cursor or change colours.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

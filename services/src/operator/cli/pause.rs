@@ -1,6 +1,6 @@
-//! `service:pause`, `service:resume`, `key:pause`, `key:resume`: whether turns start; `service:drop`: what waits for a service
-//! that no program has is given up.
-//! In: a service or one of its keys. Out: a recorded command and how far it got.
+//! `service:pause`, `service:resume`, `key:pause`, `key:resume`: stop and start turns; `service:drop`: gives up the
+//! messages of a service that no program has.
+//! In: a service or one of its keys. Out: a recorded command and its progress.
 
 use std::time::Duration;
 
@@ -15,19 +15,19 @@ use serde::Serialize;
 use super::output::Out;
 use super::{Done, Ended, Failure, dlq, handlers, open_beside};
 
-/// What to do with a service.
+/// Commands about a service.
 #[derive(Debug, Subcommand)]
 pub enum ServiceCommand {
     /// Start no turn of a service until it is resumed; its messages wait
     Pause(ServiceArgs),
     /// Start the turns of a service again, those of its paused keys too
     Resume(ServiceArgs),
-    /// Give up what waits for a service that no program has any more: its timers are removed, its messages become dead
+    /// Give up the messages of a service that no program has any more: its timers are removed, its messages become dead
     /// letters
     Drop(DropArgs),
 }
 
-/// What to do with a key.
+/// Commands about a key.
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
     /// Start no turn of a key until it is resumed; its messages wait
@@ -36,7 +36,7 @@ pub enum KeyCommand {
     Resume(KeyArgs),
 }
 
-/// Which service.
+/// The service to pause or resume.
 #[derive(Args, Debug)]
 pub struct ServiceArgs {
     /// Its name
@@ -45,19 +45,19 @@ pub struct ServiceArgs {
     asked: Asked,
 }
 
-/// Which service is given up.
+/// The service to give up.
 #[derive(Args, Debug)]
 pub struct DropArgs {
     /// Its name
     pub service: String,
-    /// Only say how much waits for it
+    /// Only show the number of messages that wait for it
     #[arg(long)]
     pub dry_run: bool,
     #[command(flatten)]
     asked: Asked,
 }
 
-/// Which key.
+/// The key to pause or resume.
 #[derive(Args, Debug)]
 pub struct KeyArgs {
     /// Its service
@@ -72,21 +72,21 @@ pub struct KeyArgs {
 
 #[derive(Args, Debug)]
 struct Asked {
-    /// Why; kept with the command
+    /// The reason; kept with the command
     #[arg(long)]
     why: String,
-    /// How long to wait until all shards know
+    /// The longest time to wait until all shards know
     #[arg(long, default_value = "10s", value_parser = perkey::unstable::settings::duration)]
     wait: Duration,
 }
 
-/// What became of it.
+/// The result of a pause or its end.
 #[derive(Debug, Serialize)]
 struct Told {
     paused: bool,
     service: String,
     key: Option<String>,
-    /// Whether it was paused before.
+    /// True if it was paused before.
     before: bool,
     command: Option<i64>,
     done: bool,
@@ -142,13 +142,13 @@ async fn tell(settings: &Settings, scope: Scope, paused: bool, asked: Asked, out
     Ok(if found { Done::All } else { Done::NothingFound })
 }
 
-/// What became of a service that is given up.
+/// The result of giving a service up.
 #[derive(Debug, Serialize)]
 struct Dropped {
     service: String,
-    /// Messages that wait for it.
+    /// The number of messages that wait for it.
     pending: u64,
-    /// Its timers.
+    /// The number of its timers.
     timers: u64,
     dry_run: bool,
     command: Option<i64>,
@@ -157,12 +157,12 @@ struct Dropped {
     running: bool,
 }
 
-/// Gives up what waits for a service that no program has.
+/// Gives up the messages of a service that no program has.
 async fn given_up(settings: &Settings, args: DropArgs, out: Out) -> Ended {
     let DropArgs { service, dry_run, asked } = args;
     if handlers(settings)?.index_of(&service).is_some() {
         let text = format!(
-            "this program has service {service}: what waits for it will run. Pause it (service:pause), or discard its dead letters"
+            "this program has service {service}: its messages will run. Pause it (service:pause), or discard its dead letters"
         );
         return Err(Failure::Usage(text));
     }
@@ -198,11 +198,11 @@ fn dropped_text(dropped: &Dropped) -> String {
             "Command {id}: {affected} of {all} messages and timers of service {service} were given up; dlq:peek --service {service} shows the messages."
         ),
         Some(id) if dropped.running => format!(
-            "Command {id} to give up what waits for service {service} is recorded; {affected} of {all} are done so far."
+            "Command {id} to give up the messages of service {service} is recorded; {affected} of {all} are done so far."
         ),
         Some(id) => {
             format!(
-                "Command {id} to give up what waits for service {service} is recorded, but no process runs the store."
+                "Command {id} to give up the messages of service {service} is recorded, but no process runs the store."
             )
         }
     }
@@ -214,7 +214,7 @@ fn text(told: &Told, scope: &Scope) -> String {
         None if told.paused => format!("{scope} is paused already."),
         None => format!("{scope} is not paused."),
         Some(id) if told.done => format!("Command {id}: {scope} is {now}. A turn that was under way ends."),
-        Some(id) if told.running => format!("Command {id}: {scope} is to be {now}; not all shards have done so yet."),
+        Some(id) if told.running => format!("Command {id}: {scope} will be {now}; not all shards have done so yet."),
         Some(id) => format!("Command {id}: {scope} is {now} when a process runs the store."),
     }
 }

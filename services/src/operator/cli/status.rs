@@ -1,4 +1,4 @@
-//! `status`: the shards and what waits in them.
+//! `status`: the shards and the messages that wait in them.
 //! In: a store. Out: a row per shard, and the totals.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ struct Status {
     paused: Vec<Paused>,
 }
 
-/// What operators have paused.
+/// The services and keys that operators have paused.
 #[derive(Serialize)]
 struct Paused {
     #[serde(flatten)]
@@ -35,17 +35,17 @@ struct Paused {
 /// Sums over shards.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
-    /// Commits.
+    /// The number of commits.
     pub commits: u64,
-    /// Unread messages in the embedded log.
+    /// The number of unread messages in the embedded log.
     pub unread: u64,
-    /// Rows in `pending`.
+    /// The number of rows in `pending`.
     pub pending: u64,
-    /// Dead letters.
+    /// The number of dead letters.
     pub dead_letters: u64,
-    /// Keys held by a dead letter.
+    /// The number of keys held by a dead letter.
     pub held_keys: u64,
-    /// What the shards counted, by name.
+    /// The shards' counters, by name.
     pub counters: BTreeMap<String, u64>,
 }
 
@@ -66,7 +66,7 @@ impl Totals {
         totals
     }
 
-    /// What the shards counted under `name`.
+    /// The sum of the shards' counters called `name`.
     pub fn counter(&self, name: &str) -> u64 {
         self.counters.get(name).copied().unwrap_or_default()
     }

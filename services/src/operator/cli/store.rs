@@ -1,5 +1,6 @@
-//! `store:prepare`, `store:restored` and `reshard`: what a store's owner does to it while nobody runs it, or beside who does.
-//! In: settings; a number of shards. Out: a store in shape, or what was moved, or everything that stands in the way.
+//! `store:prepare`, `store:restored` and `reshard`: the work of a store's owner while nobody runs it, or beside those
+//! that do.
+//! In: settings; a number of shards. Out: a store in shape, or the moves, or every obstacle.
 
 use clap::Subcommand;
 use perkey::Settings;
@@ -12,12 +13,12 @@ use serde::Serialize;
 use super::output::Out;
 use super::{Done, Ended, handlers, open_beside};
 
-/// What to do with a store as its owner.
+/// Commands of the store's owner.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum StoreCommand {
     /// Make it, or bring it up to date, as a start would: workers then need not own it
     Prepare,
-    /// Tell it that it was restored, before anything is started: answers that Redis has from before count no more
+    /// Mark it as restored, before anything is started: older answers in Redis no longer count
     Restored,
 }
 
@@ -45,7 +46,7 @@ pub async fn prepare(settings: &Settings, out: Out) -> Ended {
     Ok(Done::All)
 }
 
-/// Has the store begin another life.
+/// Makes the store begin another life.
 pub async fn restored(settings: &Settings, out: Out) -> Ended {
     open_beside(settings).await?.restored().await?;
     let store = redact("store.url", &settings.store.url);

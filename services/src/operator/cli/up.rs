@@ -42,7 +42,7 @@ pub async fn worker(settings: &Settings) -> Ended {
 
 async fn serve(settings: &Settings) -> Ended {
     let mut signals = Signals::take()?;
-    // First of all: whether another process runs the store matters more than its port.
+    // First of all: another process that runs the store matters more than its port.
     let store = store::open(settings, Access::Run).await?.store();
     let (listener, address) = admin_listener(settings).await?;
     let doors = Doors::bind(settings).await.map_err(Failure::Failed)?;
@@ -65,7 +65,7 @@ async fn serve(settings: &Settings) -> Ended {
     }
 }
 
-/// Takes the address for metrics and health, and tells where they are.
+/// Takes the address for metrics and health, and logs where they are.
 pub(crate) async fn admin_listener(settings: &Settings) -> Result<(TcpListener, String), Failure> {
     let listen = &settings.admin.listen;
     let listener = TcpListener::bind(listen).await.map_err(|error| {
@@ -85,14 +85,14 @@ async fn run(engine: Engine, open: Open, admin: &Admin, signals: &mut Signals) -
     }
     info!("draining; a second signal ends the process at once");
     admin.set(Stage::Draining);
-    // What clients wait for needs the engine: the doors are shut first.
+    // Calls that clients wait for need the engine: the doors are shut first.
     if !shut(open, signals).await {
         return Ok(Done::Interrupted);
     }
     leave(engine, signals).await
 }
 
-/// Shuts the front doors in order; false when a signal cut it short.
+/// Shuts the front doors in order; returns false if a signal cut it short.
 pub(crate) async fn shut(open: Open, signals: &mut Signals) -> bool {
     tokio::select! {
         () = open.shut() => true,
@@ -103,7 +103,7 @@ pub(crate) async fn shut(open: Open, signals: &mut Signals) -> bool {
     }
 }
 
-/// Drains the engine in order; a signal meanwhile cuts it short.
+/// Drains the engine in order; another signal cuts it short.
 pub async fn leave(engine: Engine, signals: &mut Signals) -> Ended {
     Ok(match drain(engine, signals).await? {
         Drained::InOrder => Done::All,

@@ -1,4 +1,4 @@
-//! What tenants have of idempotency keys, and will have, against what they may have.
+//! The numbers of idempotency keys that tenants have, and will have, against their bound.
 //! In: facts. Out: findings.
 
 use perkey::millis;
@@ -7,7 +7,7 @@ use perkey::unstable::store::calls::tenant_keys;
 use super::facts::Facts;
 use super::{Finding, or_ok, warning};
 
-/// All of them.
+/// All checks of this file.
 pub(super) fn checks(facts: &Facts) -> Vec<Finding> {
     let Ok(store) = &facts.store else { return Vec::new() };
     let (max, keep) = (facts.settings.gateway.keys_max, facts.settings.gateway.keep);

@@ -1,5 +1,5 @@
-//! What `doctor` looks at, gathered once: nothing is judged here.
-//! In: settings. Out: facts; what is away says why.
+//! The facts that `doctor` judges, gathered once: nothing is judged here.
+//! In: settings. Out: facts; an unreachable part has a reason instead.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,43 +20,43 @@ use perkey::{Millis, Settings, StoreError};
 use super::super::cli::outbox::{self, Stat};
 use super::super::cli::{Failure, handlers, open_beside};
 
-/// All of it.
+/// All facts.
 pub(super) struct Facts {
     pub(super) settings: Settings,
-    /// This program's services, and which states it reads.
+    /// This program's services, and the versions of states that it reads.
     pub(super) services: Vec<Arc<str>>,
     pub(super) code: Code,
-    /// Whether several workers share the store.
+    /// True if several workers share the store.
     pub(super) shared: bool,
     pub(super) disk: Option<Disk>,
-    /// The store, or why there is none.
+    /// The store's facts, or the reason why there are none.
     pub(super) store: Result<StoreFacts, String>,
-    /// The brokers, where the settings name some, or why they do not answer.
+    /// Kafka's facts, if the settings name brokers, or the reason why they do not answer.
     pub(super) kafka: Option<Result<KafkaHealth, String>>,
-    /// RabbitMQ, where the settings name it, or why it does not answer.
+    /// RabbitMQ's facts, if the settings name it, or the reason why it does not answer.
     pub(super) rabbitmq: Option<Result<RabbitmqHealth, String>>,
 }
 
-/// What the store tells.
+/// The store's facts.
 #[derive(Default)]
 pub(super) struct StoreFacts {
     pub(super) health: Health,
     pub(super) rows: Vec<ShardRow>,
-    /// Workers and owners, where there are leases.
+    /// Workers and owners, if the store has leases.
     pub(super) fleet: Option<Fleet>,
     /// The key that most messages wait for.
     pub(super) busiest: Option<WaitingKey>,
     pub(super) oldest_transaction: Option<Duration>,
     pub(super) sinks: Vec<Stat>,
-    /// What tenants have of idempotency keys.
+    /// The number of idempotency keys of each tenant.
     pub(super) keys: Vec<KeyCount>,
-    /// Whether a process runs it.
+    /// True if a process runs it.
     pub(super) running: bool,
-    /// This machine's clock before and after the store told its own.
+    /// This machine's time before and after the store told its own.
     pub(super) asked: (Millis, Millis),
 }
 
-/// Looks at everything, whatever is away.
+/// Gathers all facts, even if some parts are unreachable.
 pub(super) async fn gathered(settings: &Settings) -> Result<Facts, Failure> {
     let handlers = handlers(settings)?;
     let store = match open_beside(settings).await {
@@ -135,7 +135,7 @@ fn partitions(rows: &[ShardRow]) -> Vec<String> {
     positions.flat_map(|positions| positions.keys()).map(ToString::to_string).collect()
 }
 
-/// The exchanges that events go to and that are not those of streams; a route names a routing key behind a colon.
+/// The exchanges that events go to, other than those of streams; a route names a routing key behind a colon.
 pub(super) fn written_exchanges(settings: &Settings) -> BTreeSet<&str> {
     let routes = settings.publish.iter().filter(|route| route.sink == rabbitmq::NAME).map(|route| route.topic.as_str());
     let others = routes.filter(|topic| !settings.rabbitmq.streams.iter().any(|entry| topic_of(entry) == *topic));
@@ -143,7 +143,7 @@ pub(super) fn written_exchanges(settings: &Settings) -> BTreeSet<&str> {
     others.map(|topic| topic.split_once(':').map_or(topic, |(name, _)| name)).filter(|name| !name.is_empty()).collect()
 }
 
-/// All exchanges that are to be there.
+/// All exchanges that must exist.
 fn exchanges(settings: &Settings) -> Vec<String> {
     let streams = settings.rabbitmq.streams.iter().map(|entry| topic_of(entry).to_owned());
     let intakes = settings.rabbitmq.intakes.iter();
@@ -164,7 +164,7 @@ pub(super) mod tests {
 
     pub(in super::super) const NOW: Millis = 1_000_000_000_000;
 
-    /// A fleet of one worker and one shard on PostgreSQL, nothing wrong with it.
+    /// The facts of a fleet of one worker and one shard on PostgreSQL, with nothing wrong.
     pub(in super::super) fn sound() -> Facts {
         let mut settings = Settings::default();
         settings.store.url = "postgres://h/d".to_owned();
@@ -235,7 +235,7 @@ pub(super) mod tests {
         }
     }
 
-    /// What is found beyond "ok" once `change` was made to what is sound.
+    /// The findings beyond "ok" once `change` was made to sound facts.
     pub(in super::super) fn found(
         checks: fn(&Facts) -> Vec<Finding>,
         change: impl FnOnce(&mut Facts, &mut StoreFacts),

@@ -1,10 +1,10 @@
-//! Whether ids tell messages apart.
+//! Checks that ids tell messages apart.
 //! In: facts. Out: findings.
 
 use super::facts::Facts;
 use super::{Finding, or_ok, warning};
 
-/// All of them.
+/// All checks of this file.
 pub(super) fn checks(facts: &Facts) -> Vec<Finding> {
     let Ok(store) = &facts.store else { return Vec::new() };
     let count = |name: &str| -> u64 { store.rows.iter().filter_map(|row| row.counters.get(name)).sum() };

@@ -12,10 +12,10 @@ use super::server::bytes;
 use super::{Finding, error, note, ok, or_ok, warning};
 
 const DAY_MS: i64 = 86_400_000;
-/// What the producer sends at most, unless told otherwise.
+/// The producer's bound of a message's bytes, unless configured otherwise.
 const PRODUCER_BYTES: i64 = 1_000_000;
 
-/// All of them.
+/// All checks of this file.
 pub(super) fn checks(facts: &Facts) -> Vec<Finding> {
     let health = match &facts.kafka {
         None => return Vec::new(),
@@ -83,7 +83,7 @@ fn safety(name: &str, topic: &TopicHealth) -> Vec<Finding> {
         )),
         Some(least) if usize::try_from(least).is_ok_and(|least| least >= topic.replicas) => found.push(warning(
             "kafka.topics",
-            format!("min.insync.replicas of {name} is {least}, as many as it has replicas: one broker away stops it"),
+            format!("min.insync.replicas of {name} is {least}, the number of its replicas: a single broker that is away stops it"),
             "set it to one less than the replication factor",
         )),
         _ => {}
@@ -101,7 +101,7 @@ fn reading(settings: &Settings, name: &str, topic: &TopicHealth) -> Vec<Finding>
     match number(topic, "retention.ms") {
         Some(kept) if (0..DAY_MS).contains(&kept) => found.push(warning(
             "kafka.retention",
-            format!("{name} keeps records for {} min: what is not read by then is lost", kept / 60_000),
+            format!("{name} keeps records for {} min: records not read by then are lost", kept / 60_000),
             "raise retention.ms above the longest time for which no worker may run",
         )),
         Some(kept) if kept < 0 || kept > window => found.push(note(
@@ -113,7 +113,7 @@ fn reading(settings: &Settings, name: &str, topic: &TopicHealth) -> Vec<Finding>
     }
     if let Some(most) = number(topic, "retention.bytes").filter(|most| *most >= 0) {
         let text = format!("{name} keeps {} per partition (retention.bytes)", bytes(most.unsigned_abs()));
-        let advice = "see that this holds what comes in while no worker runs: what is removed unread is lost";
+        let advice = "see that this holds the records that come while no worker runs: those removed unread are lost";
         found.push(note("kafka.retention", text, advice));
     }
     if topic.settings.get("cleanup.policy").is_some_and(|policy| policy.contains("compact")) {
@@ -128,7 +128,7 @@ fn reading(settings: &Settings, name: &str, topic: &TopicHealth) -> Vec<Finding>
         found.push(note(
             "kafka.topics",
             format!(
-                "{name} has {} partitions, which is no multiple of {shards} shards: most messages change shards",
+                "{name} has {} partitions, which is not a multiple of {shards} shards: most messages change shards",
                 topic.partitions
             ),
             "choose a multiple where throughput matters (docs/kafka.md)",
@@ -158,7 +158,7 @@ fn writing(settings: &Settings, name: &str, topic: &TopicHealth) -> Vec<Finding>
     }
 }
 
-/// Where the store stands, against what the partitions still have.
+/// Compares the store's positions with the records that the partitions still have.
 fn positions(settings: &Settings, rows: &[ShardRow], health: &KafkaHealth) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut count = 0;
@@ -173,14 +173,14 @@ fn positions(settings: &Settings, rows: &[ShardRow], health: &KafkaHealth) -> Ve
             found.push(error(
                 "kafka.positions",
                 format!(
-                    "{origin} begins at {first}, and was read up to {}: what lay between was removed unread",
+                    "{origin} begins at {first}, and was read up to {}: the records between were removed unread",
                     position.no
                 ),
                 format!("restore the topic, or begin it anew: write {:?} for it in kafka.topics", next_life(entry)),
             ));
         }
     }
-    or_ok("kafka.positions", found, format!("{count} partitions still have what is read next"))
+    or_ok("kafka.positions", found, format!("{count} partitions still have the record to read next"))
 }
 
 #[cfg(test)]
@@ -204,7 +204,7 @@ mod tests {
         TopicHealth { partitions: 4, leaderless: 0, replicas: 3, settings: all }
     }
 
-    /// What is found of a topic that is read and written.
+    /// The findings about a topic that is read and written.
     fn told(
         topic: Option<TopicHealth>,
         change: impl FnOnce(&mut Facts, &mut StoreFacts),

@@ -20,10 +20,10 @@ const VERSION_LEAST: (u32, u32) = (3, 10);
 /// Two segments of a stream: with less, next to nothing stays when a new one is begun.
 const BYTES_LEAST: u64 = 1_000_000_000;
 const DAY: Duration = Duration::from_secs(86_400);
-/// So many names are shown of what is not there.
+/// The most names of missing objects that are shown.
 const NAMES_MOST: usize = 3;
 
-/// All of them.
+/// All checks of this file.
 pub(super) fn checks(facts: &Facts) -> Vec<Finding> {
     let health = match &facts.rabbitmq {
         None => return Vec::new(),
@@ -67,7 +67,7 @@ fn version(told: &str) -> Finding {
     }
 }
 
-/// Whether a process is there that moves what comes to intakes.
+/// Returns whether a process exists that moves the messages of intakes.
 fn is_worked_on(store: &StoreFacts) -> bool {
     store.fleet.as_ref().map_or(store.running, |fleet| fleet.workers.iter().any(WorkerRow::is_alive))
 }
@@ -86,7 +86,7 @@ fn missing(names: &[String]) -> String {
     }
 }
 
-/// What is not there of what a worker declares.
+/// The objects that a worker declares and that do not exist.
 fn absent(
     settings: &Settings,
     check: &'static str,
@@ -144,7 +144,7 @@ fn intake(settings: &Settings, name: &str, health: &RabbitmqHealth, worked_on: b
     or_ok(CHECK, found, format!("{taken} and {dead} are there"))
 }
 
-/// Where events go that go to no stream.
+/// Checks the exchanges of events that go to no stream.
 fn exchanges(settings: &Settings, health: &RabbitmqHealth) -> Vec<Finding> {
     const CHECK: &str = "rabbitmq.exchanges";
     let written = written_exchanges(settings);
@@ -160,7 +160,7 @@ fn exchanges(settings: &Settings, health: &RabbitmqHealth) -> Vec<Finding> {
     or_ok(CHECK, found.collect(), format!("all {} exchanges of [[publish]] are there", written.len()))
 }
 
-/// How long streams that are declared keep what nobody has read yet.
+/// Checks the time for which declared streams keep unread messages.
 fn retention(settings: &Settings) -> Vec<Finding> {
     const CHECK: &str = "rabbitmq.retention";
     let rabbitmq = &settings.rabbitmq;
@@ -172,7 +172,7 @@ fn retention(settings: &Settings) -> Vec<Finding> {
         found.push(warning(
             CHECK,
             format!(
-                "streams keep messages for {} min (rabbitmq.max_age): what is not read by then is lost",
+                "streams keep messages for {} min (rabbitmq.max_age): messages not read by then are lost",
                 kept.as_secs() / 60
             ),
             "raise it above the longest time for which no worker may run",
@@ -187,14 +187,15 @@ fn retention(settings: &Settings) -> Vec<Finding> {
     if rabbitmq.max_bytes > 0 {
         let text =
             format!("streams of more than {} lose their oldest part (rabbitmq.max_bytes)", bytes(rabbitmq.max_bytes));
-        let advice = "see that half of it holds what comes in while no worker runs: what is removed unread is lost";
+        let advice =
+            "see that half of it holds the messages that come while no worker runs: those removed unread are lost";
         let told = if rabbitmq.max_bytes < BYTES_LEAST { warning } else { note };
         found.push(told(CHECK, text, advice));
     }
     or_ok(CHECK, found, "streams are declared to keep messages for as long as ids are remembered, at most")
 }
 
-/// Where the store stands, against what there is to read.
+/// Compares the store's positions with the records that there are to read.
 fn positions(settings: &Settings, rows: &[ShardRow], health: &RabbitmqHealth) -> Vec<Finding> {
     const CHECK: &str = "rabbitmq.positions";
     let (mut found, mut count, mut left) = (Vec::new(), 0, BTreeSet::new());
@@ -216,7 +217,7 @@ fn positions(settings: &Settings, rows: &[ShardRow], health: &RabbitmqHealth) ->
         if health.queues.get(&format!("{name}-{shard}")).is_some_and(Option::is_none) {
             found.push(error(
                 CHECK,
-                format!("{name}-{shard} is not there, and was read up to {no}: what came behind that is gone"),
+                format!("{name}-{shard} does not exist, and was read up to {no}: later messages are gone"),
                 format!("restore it, or begin it anew: write \"{}\" for it in rabbitmq.streams", next_life(entry)),
             ));
         }
@@ -256,7 +257,7 @@ mod tests {
         }
     }
 
-    /// What is found of a stream with an intake and of an exchange that is written.
+    /// The findings about a stream with an intake and an exchange that is written.
     fn told(health: RabbitmqHealth, change: impl FnOnce(&mut Facts, &mut StoreFacts)) -> Vec<(&'static str, Level)> {
         found(checks, move |facts, store| {
             facts.settings.rabbitmq.addresses = "b:5672".to_owned();

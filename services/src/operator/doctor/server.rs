@@ -1,4 +1,4 @@
-//! What keeps the store: its server, its settings, its clock, its disk, its versions.
+//! Checks the store's server, its settings, its clock, its disk, its versions.
 //! In: facts. Out: findings.
 
 use perkey::unstable::store::health::{Disk, ServerHealth};
@@ -10,23 +10,22 @@ use super::{Finding, error, note, ok, or_ok, warning};
 /// The oldest PostgreSQL that the store is tested with.
 const POSTGRES_LEAST: u32 = 150_000;
 const GIB: u64 = 1 << 30;
-/// A write-ahead log of SQLite that is larger than this is not copied back in time: usually it stays at 32 MiB.
+/// The size above which SQLite's write-ahead log is not copied back in time: usually it stays at 32 MiB.
 const WAL_MOST: u64 = 256 << 20;
-/// Clocks may differ by this much, in milliseconds.
+/// The largest difference of clocks, in milliseconds.
 const SKEW_MOST: u64 = 1_000;
 const SKEW_WRONG: u64 = 60_000;
-/// Transactions until PostgreSQL's numbers run out are about two thousand million.
+/// The age of transactions that is a problem; PostgreSQL's numbers last for about two thousand million.
 const FROZEN_LATE: u64 = 1_000_000_000;
 const FROZEN_WRONG: u64 = 1_800_000_000;
 
-/// All of them.
+/// All checks of this file.
 pub(super) fn checks(facts: &Facts) -> Vec<Finding> {
     let mut all: Vec<_> = facts.disk.iter().flat_map(disk).collect();
     let store = match &facts.store {
         Ok(store) => store,
         Err(reason) => {
-            let advice =
-                "start it once with the program that runs it, or mend what is said; nothing in it was looked at";
+            let advice = "start it once with the program that runs it, or mend the problem; nothing in it was checked";
             all.push(error("store", reason, advice));
             return all;
         }
@@ -90,7 +89,7 @@ fn durability(server: &ServerHealth) -> Vec<Finding> {
     let mut found = Vec::new();
     for (name, breaks) in [
         ("fsync", "a crash of the server can lose commits that were answered, or destroy the database"),
-        ("full_page_writes", "a crash of the server can destroy pages, and what was committed in them"),
+        ("full_page_writes", "a crash of the server can destroy pages, and commits in them"),
         ("synchronous_commit", "a crash of the server loses the last commits, which were answered and published"),
     ] {
         if is(name, "off") {
@@ -114,7 +113,7 @@ fn durability(server: &ServerHealth) -> Vec<Finding> {
             "name the primary in store.url",
         ));
     }
-    let mut all = or_ok("postgres.durability", found, "what is committed is on the disk");
+    let mut all = or_ok("postgres.durability", found, "commits are on the disk");
     if alone {
         all.push(note(
             "postgres.standby",
@@ -134,7 +133,7 @@ fn upkeep(facts: &Facts, store: &StoreFacts) -> Vec<Finding> {
         found.push(warning(
             "postgres.transactions",
             format!("a transaction is open for {} s", age.as_secs()),
-            "find it with the query in docs/postgres.md and end it: what commits replace meanwhile cannot be removed",
+            "find it with the query in docs/postgres.md and end it: rows that commits replace in the meantime cannot be removed",
         ));
     }
     if number("idle_in_transaction_session_timeout") == Some(0) {
@@ -149,7 +148,7 @@ fn upkeep(facts: &Facts, store: &StoreFacts) -> Vec<Finding> {
     }
     if server.frozen_age > FROZEN_LATE {
         let text = format!("{} transactions were not frozen yet", server.frozen_age);
-        let advice = "run VACUUM FREEZE, and end what keeps vacuum from its work: old transactions, slots";
+        let advice = "run VACUUM FREEZE, and end whatever blocks vacuum: old transactions, slots";
         let judged = if server.frozen_age > FROZEN_WRONG { error } else { warning };
         found.push(judged("postgres.vacuum", text, advice));
     }
@@ -198,7 +197,7 @@ fn sqlite(server: &ServerHealth) -> Vec<Finding> {
     or_ok("sqlite", found, format!("{}, {} of write-ahead log", bytes(server.bytes), bytes(wal)))
 }
 
-/// This machine's clock against the store's.
+/// Compares this machine's clock with the store's.
 fn clock(store: &StoreFacts) -> Vec<Finding> {
     let (before, after) = store.asked;
     let Some(now) = store.health.server.now else { return Vec::new() };
@@ -216,7 +215,7 @@ fn clock(store: &StoreFacts) -> Vec<Finding> {
     }]
 }
 
-/// The clocks of those who wrote commits, against each other and against now.
+/// Compares the clocks of the workers that wrote commits with each other and with now.
 fn times(store: &StoreFacts, shared: bool) -> Vec<Finding> {
     let now = store.health.server.now.unwrap_or(store.asked.1);
     let whose = if shared { "a worker's clock" } else { "the clock" };
@@ -225,7 +224,7 @@ fn times(store: &StoreFacts, shared: bool) -> Vec<Finding> {
     if ahead > SKEW_MOST {
         let text =
             format!("a commit has a time that is {} s ahead of now: {whose} was ahead, or was set back", ahead / 1_000);
-        let advice = "synchronise the clocks (NTP); what that commit set by its clock comes late by as much";
+        let advice = "synchronise the clocks (NTP); times that this commit set by its clock come late by as much";
         found.push(if ahead > SKEW_WRONG {
             error("clock.commits", text, advice)
         } else {

@@ -1,4 +1,4 @@
-//! Settings that are allowed and may still not be what is wanted.
+//! Settings that are allowed and may still not be wanted.
 //! In: settings. Out: findings.
 
 use std::net::IpAddr;
@@ -11,16 +11,17 @@ use perkey::unstable::store;
 use super::{Finding, error, note, or_ok, warning};
 use crate::defaults;
 
-/// Below this, repeats come too late to be dropped: of an import that is read again, of a client that tries again.
+/// The window below which repeats come too late to be dropped: of an import that is read again, of a client that tries
+/// again.
 const WINDOW_LEAST: Duration = Duration::from_secs(86_400);
 
-/// What the program's own settings do not name, though handlers need it.
+/// Dependencies of handlers that the program's own settings do not configure.
 pub(super) fn lacks(settings: &Settings) -> Vec<Finding> {
     let what_to_do = "set it where orders are paid here; else there is nothing to do";
     defaults::lacks(settings).into_iter().map(|lack| note("settings.app", lack.what, what_to_do)).collect()
 }
 
-/// All others.
+/// All other checks.
 pub(super) fn checks(settings: &Settings) -> Vec<Finding> {
     let mut all = dedup(settings);
     all.extend(retry(settings));
@@ -56,7 +57,7 @@ fn dedup(settings: &Settings) -> Vec<Finding> {
     or_ok("settings.dedup", found, format!("ids are remembered for {}", shown(window)))
 }
 
-/// The longest that a message can take through all its attempts.
+/// The longest time that a message can take through all its attempts.
 fn longest(settings: &Settings) -> Duration {
     let retry = &settings.retry;
     let cap = retry.cap.as_secs_f64();
@@ -136,7 +137,7 @@ fn limits(settings: &Settings) -> Vec<Finding> {
                 "a turn may write {} bytes (limits.turn_bytes_max), a commit has {} (commit.bytes_max)",
                 settings.limits.turn_bytes_max, settings.commit.bytes_max
             ),
-            "lower limits.turn_bytes_max, or raise commit.bytes_max: such a turn has a commit of its own",
+            "lower limits.turn_bytes_max, or raise commit.bytes_max: such a turn gets its own commit",
         ));
     }
     if settings.limits.turn_bytes_max < settings.ingress.message_bytes_max {
@@ -147,7 +148,7 @@ fn limits(settings: &Settings) -> Vec<Finding> {
                  (limits.turn_bytes_max)",
                 settings.ingress.message_bytes_max, settings.limits.turn_bytes_max
             ),
-            "raise limits.turn_bytes_max where handlers pass on what they get: the largest messages are rejected",
+            "raise limits.turn_bytes_max if handlers pass their messages on: the largest messages are rejected",
         ));
     }
     or_ok("settings.limits", found, "the bounds of messages, turns and commits fit each other")
@@ -160,7 +161,7 @@ fn edges(settings: &Settings) -> Vec<Finding> {
     if !local && !listen.is_empty() {
         found.push(note(
             "settings.admin",
-            format!("metrics and health are served on {listen} to whoever reaches it"),
+            format!("metrics and health are served on {listen} to everybody who reaches it"),
             "let only your own network reach it: it asks for no password",
         ));
     }
@@ -182,7 +183,7 @@ fn edges(settings: &Settings) -> Vec<Finding> {
     found
 }
 
-/// Whether the server of the store may be anybody.
+/// Checks that the store's server is authenticated.
 fn server(settings: &Settings) -> Option<Finding> {
     let (host, mode) = store::unproven(settings)?;
     let found = format!("PostgreSQL at {host} need not prove who it is (sslmode={mode})");
@@ -220,7 +221,7 @@ fn rabbitmq(rabbitmq: &RabbitmqSettings) -> Vec<Finding> {
     found
 }
 
-/// Whether nothing but this machine is named: `host:port,host:port`, an IPv6 address in brackets.
+/// Returns whether only this machine is named: `host:port,host:port`, an IPv6 address in brackets.
 fn is_local(addresses: &str) -> bool {
     addresses.split(',').filter(|address| !address.trim().is_empty()).all(|address| {
         let address = address.trim();

@@ -1,4 +1,4 @@
-//! What the store keeps and who works on it: owners, what waits, dead letters, sinks, the inbox's window.
+//! Checks the store's contents and owners: waiting messages, dead letters, sinks, the inbox's window.
 //! In: facts. Out: findings.
 
 use std::collections::BTreeSet;
@@ -11,19 +11,19 @@ use super::super::cli::leases;
 use super::facts::{Facts, StoreFacts};
 use super::{Finding, error, note, ok, or_ok, warning};
 
-/// A shard that did nothing for this long, with something to do.
+/// The time after which a shard with work to do that does nothing is stalled, in milliseconds.
 const STALLED: Millis = 60_000;
-/// What is due this long, while its shard works.
+/// The time after which due work of a working shard is a problem, in milliseconds.
 const OVERDUE: Millis = 300_000;
-/// A key that is held for this long was forgotten.
+/// The time after which a held key was forgotten, in milliseconds.
 const HELD_LONG: Millis = 3_600_000;
 const HOUR: Millis = 3_600_000;
-/// So many dead letters are more than a few.
+/// The number of dead letters that is more than a few.
 const DEAD_MANY: u64 = 1_000;
-/// A sink that is this late, in seconds.
+/// The delay of a sink that is a problem, in seconds.
 const SINK_LATE: u64 = 300;
 
-/// All of them.
+/// All checks of this file.
 pub(super) fn checks(facts: &Facts) -> Vec<Finding> {
     let Ok(store) = &facts.store else { return Vec::new() };
     let now = store.health.server.now.unwrap_or(store.asked.1);
@@ -53,7 +53,7 @@ fn owners(facts: &Facts, store: &StoreFacts) -> Vec<Finding> {
         found.push(warning(
             "shards",
             format!("shard {} was taken {} times from a process that did not give it up", row.shard, row.unclean),
-            "look at how these processes ended: a message may be what kills them",
+            "look at how these processes ended: a message may kill them",
         ));
     }
     match &store.fleet {
@@ -75,7 +75,7 @@ fn workers(settings: &Settings, fleet: &Fleet) -> Vec<Finding> {
     let alone = fleet.shards.iter().filter(|row| !owned(&row.owner));
     let mut found: Vec<_> = alone
         .map(|row| match leases::problem(fleet, row) {
-            Some(reason) => error("shards", format!("shard {} has no owner: {reason}", row.shard), "see what is said"),
+            Some(reason) => error("shards", format!("shard {} has no owner: {reason}", row.shard), "see the reason"),
             None => warning(
                 "shards",
                 format!("shard {} has no owner at this moment", row.shard),
@@ -160,7 +160,7 @@ fn waiting(settings: &Settings, store: &StoreFacts) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut near = |what: String, count: u64, most: u64, setting: &str| {
         let text = format!("{what}: {count}, {setting} is {most}");
-        let advice = "remove what makes them wait (keys:top, dlq:peek); at the bound sources pause";
+        let advice = "remove the cause of their wait (keys:top, dlq:peek); at the bound sources pause";
         if count >= most {
             found.push(error("pending", text, advice));
         } else if count.saturating_mul(5) >= most.saturating_mul(4) {
@@ -189,7 +189,7 @@ fn waiting(settings: &Settings, store: &StoreFacts) -> Vec<Finding> {
     or_ok("pending", found, format!("{all} messages wait, no bound is near"))
 }
 
-/// Dead letters near their bound.
+/// Checks whether dead letters are near their bound.
 fn letters(settings: &Settings, store: &StoreFacts) -> Vec<Finding> {
     let most = settings.dlq.max;
     let near = store.rows.iter().filter(|row| row.dead_letters.saturating_mul(5) >= most.saturating_mul(4));
@@ -240,7 +240,7 @@ fn sinks(settings: &Settings, store: &StoreFacts) -> Vec<Finding> {
     or_ok("sinks", found, "every sink is configured and keeps up")
 }
 
-/// How far back ids reach, and whether commits behind that are removed.
+/// Checks how far back ids reach, and that commits behind that are removed.
 fn window(settings: &Settings, store: &StoreFacts, now: Millis) -> Vec<Finding> {
     let (wanted, least) = (millis(settings.dedup.window), millis(settings.dedup.window_min));
     let most = settings.dedup.max_ids as u64;
@@ -260,7 +260,7 @@ fn window(settings: &Settings, store: &StoreFacts, now: Millis) -> Vec<Finding> 
             "raise dedup.max_ids: a repeat that comes later, from anything but an ordered log, takes effect again";
         found.push(if reach < least { error("inbox", text, advice) } else { warning("inbox", text, advice) });
     }
-    // What a sink has still to get is kept for it.
+    // Commits are kept for a sink that has not received their events.
     let kept = |shard: &ShardHealth| {
         store.sinks.iter().any(|stat| stat.shard == shard.shard && (stat.pending > 0 || !stat.configured))
     };
@@ -301,7 +301,7 @@ fn progress(store: &StoreFacts, now: Millis) -> Vec<Finding> {
             found.push(warning(
                 "progress",
                 format!("in shard {} something is due since {} s", row.shard, due / 1_000),
-                "look at perkey_dependency_open and [[limit]]: it waits for what its handler needs",
+                "look at perkey_dependency_open and [[limit]]: it waits for a dependency of its handler",
             ));
         }
     }

@@ -1,5 +1,5 @@
-//! How the amounts of an input are written: in minor units (1234) or with the decimals of their currency (12.34).
-//! In: records' fields. Out: amounts in minor units, one scale for a whole input; or why that cannot be told.
+//! The scale of an input's amounts: minor units (1234) or the decimals of their currency (12.34).
+//! In: records' fields. Out: amounts in minor units, one scale for a whole input; or the reason why it cannot be told.
 
 use budget_actors::money::Currency;
 use clap::ValueEnum;
@@ -11,7 +11,7 @@ use super::record::Fields;
 /// The members that hold amounts.
 const AMOUNTS: [&str; 2] = ["amount", "limit"];
 
-/// How amounts are written.
+/// The scale of amounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scale {
     /// Whole minor units: 1234 is 12.34 of a currency with two decimals
@@ -20,18 +20,18 @@ pub enum Scale {
     Major,
 }
 
-/// An amount as it is written.
+/// The notation of an amount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Written {
-    /// It means the same in either scale: its currency has no decimals. Or it is no amount.
+    /// It means the same in either scale, as its currency has no decimals. Or it is not an amount.
     Either,
     Whole,
     Decimals,
-    /// A number of JSON with decimals: no other door takes one.
+    /// A JSON number with decimals: no other door takes one.
     JsonDecimals,
 }
 
-/// What was found of an input, looked at as a whole.
+/// The amounts seen in an input, looked at as a whole.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     whole: Option<Example>,
@@ -42,16 +42,16 @@ pub struct Seen {
 /// The first of its kind: line and text.
 type Example = (u64, String);
 
-/// Which scale counts.
+/// The scale that applies.
 #[derive(Clone, Debug)]
 pub struct Amounts {
     scale: Option<Scale>,
-    /// Somebody said so: what is written otherwise is still taken where it can be.
+    /// True if the scale was given: amounts in another notation are still taken if they can be.
     said: bool,
 }
 
 impl Seen {
-    /// Looks at the amounts of a record; whether that is enough to decide.
+    /// Looks at the amounts of a record; returns whether that is enough to decide.
     pub fn look(&mut self, line: u64, fields: &Fields) -> bool {
         for (_, text, written) in amounts(fields) {
             let kind = match written {
@@ -65,7 +65,7 @@ impl Seen {
         self.json_decimals.is_some() || self.whole.is_some() && self.decimals.is_some()
     }
 
-    /// The scale of all of them.
+    /// The scale of all amounts.
     pub fn decide(&self) -> Result<Amounts, String> {
         let said = "say which it is with --amounts major (12 is 12.00) or --amounts minor (12 is 0.12)";
         let scale = match (&self.whole, &self.decimals, &self.json_decimals) {
@@ -89,17 +89,17 @@ impl Seen {
 }
 
 impl Amounts {
-    /// As somebody said; what nobody said is decided by the first amount that comes.
+    /// The given scale; if none is given, the first amount decides.
     pub fn said(scale: Option<Scale>) -> Self {
         Self { scale, said: scale.is_some() }
     }
 
-    /// Makes minor units of a record's amounts.
+    /// Converts a record's amounts to minor units.
     pub fn convert(&mut self, fields: &mut Fields) -> Result<(), String> {
         for (name, text, written) in amounts(fields) {
             let scale = self.scale_of(&text, written)?;
             let is_number = fields.get(name).is_some_and(|raw| !raw.get().starts_with('"'));
-            // A number in minor units is judged by whoever judges it when it comes by another door.
+            // The handler judges a number in minor units, as when it comes by another door.
             if scale == Scale::Minor && is_number {
                 continue;
             }
@@ -139,7 +139,7 @@ impl Amounts {
     }
 }
 
-/// A record's amounts: the member, its text, how it is written.
+/// A record's amounts: the member, its text, its notation.
 fn amounts(fields: &Fields) -> Vec<(&'static str, String, Written)> {
     let found = AMOUNTS.into_iter().filter_map(|name| {
         let raw = fields.get(name)?.get();
@@ -162,7 +162,7 @@ fn written(fields: &Fields, text: &str, number: bool) -> Written {
         (true, _) if most == 0 => Written::Either,
         (true, _) => Written::Whole,
         (false, true) => Written::JsonDecimals,
-        // What is wrong in either scale says nothing of the others.
+        // An amount that is wrong in either scale says nothing about the others.
         (false, false) if parts(text).map_or(true, |(_, decimals)| decimals.len() > most) => Written::Either,
         (false, false) => Written::Decimals,
     }
@@ -184,7 +184,7 @@ fn parts(text: &str) -> Result<(&str, &str), String> {
     Err(format!("amount {text:?} is neither whole minor units (1234) nor a number with decimals (12.34)"))
 }
 
-/// An amount in minor units, written with at most so many decimals.
+/// An amount in minor units, from text with at most `most` decimals.
 fn minor_units(text: &str, most: u8) -> Result<i64, String> {
     let (whole, decimals) = parts(text)?;
     let width = usize::from(most);

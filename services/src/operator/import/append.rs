@@ -17,16 +17,16 @@ use super::reader::{Batch, Read};
 use super::rejects::Rejects;
 use crate::operator::cli::{Failure, runner};
 
-/// Why an import of a changed file does not go on by itself.
+/// The reason why an import of a changed file does not continue by itself.
 const CHANGED: &str = "the lines imported before have changed since: nothing was imported. Is this another file of the same \
     name, it needs a name of its own: --source NAME. Is it the same, changed: with --from-start all lines are \
     read again; those that are unchanged are dropped as repeats only while their ids are remembered (dedup.window and \
     dedup.max_ids), so import what is new from a file of its own when the first import is older";
 
-/// After this long a wait for room is explained.
+/// The time after which a wait for room is explained.
 const SAY_AFTER: Duration = Duration::from_secs(5);
 
-/// Appends what a reader tells.
+/// Appends the batches of a reader.
 pub struct Append<'a> {
     store: &'a dyn Store,
     settings: &'a Settings,
@@ -35,16 +35,16 @@ pub struct Append<'a> {
     progress: ImportProgress,
     rejects: Rejects,
     room: Room,
-    /// Messages appended by this run.
+    /// The number of messages appended by this run.
     pub appended: u64,
-    /// Messages that an earlier run had appended, of lines that were not read again.
+    /// The number of messages that an earlier run had appended, of lines that were not read again.
     pub skipped: u64,
-    /// What is shown meanwhile.
+    /// The progress bar.
     pub bar: Bar,
 }
 
 impl<'a> Append<'a> {
-    /// Goes on from `progress`.
+    /// Continues from `progress`.
     pub fn new(
         store: &'a dyn Store,
         settings: &'a Settings,
@@ -59,7 +59,7 @@ impl<'a> Append<'a> {
         Self { store, settings, service, source, progress, rejects, room, appended: 0, skipped, bar }
     }
 
-    /// Appends until the input ends; gives the line and the end of the record that it left there, if it did.
+    /// Appends until the input ends; returns the line and the end of the record that it left there, if it did.
     pub async fn run(&mut self, told: &mut Receiver<Read>) -> Result<Option<(u64, End)>, Failure> {
         while let Some(read) = told.recv().await {
             match read {
@@ -80,7 +80,7 @@ impl<'a> Append<'a> {
         Err(Failure::Failed("the reader ended without a word".to_owned()))
     }
 
-    /// How far the import is.
+    /// The progress of the import.
     pub fn progress(&self) -> &ImportProgress {
         &self.progress
     }

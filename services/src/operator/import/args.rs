@@ -1,11 +1,11 @@
 //! The arguments of an import.
-//! In: the command line. Out: which file, whose messages, in which format.
+//! In: the command line. Out: the file, its source, its format.
 
 use clap::{Args, ValueEnum};
 
 use super::amounts::Scale;
 
-/// What is imported, and how.
+/// The import to run.
 #[derive(Args, Clone, Debug)]
 pub struct ImportArgs {
     /// CSV with a header (account, amount, currency, at; id and memo may be left out), or NDJSON with the same fields;
@@ -14,7 +14,7 @@ pub struct ImportArgs {
     /// The service that handles the messages
     #[arg(long)]
     pub service: String,
-    /// What the input is called: its progress and the ids of lines without one depend on it [default: the file's name]
+    /// The input's name: its progress and the ids of lines without one depend on it [default: the file's name]
     #[arg(long)]
     pub source: Option<String>,
     /// Read every line again, also those of an earlier run; repeats are dropped by their id
@@ -23,13 +23,13 @@ pub struct ImportArgs {
     /// The input's format
     #[arg(long, value_enum, default_value_t = ImportFormat::Auto)]
     pub format: ImportFormat,
-    /// How amounts are written [default: as all of the file's are; whole numbers are minor units]
+    /// The scale of amounts [default: told from all of the file's amounts; whole numbers are minor units]
     #[arg(long, value_enum)]
     pub amounts: Option<Scale>,
-    /// The file will not grow: its last line counts also where it has no line end
+    /// The file will not grow: its last line counts even without a line end
     #[arg(long)]
     pub complete: bool,
-    /// Where refused lines go [default: SOURCE.rejects.ndjson, beside the file or in the working directory]
+    /// The file of refused lines [default: SOURCE.rejects.ndjson, beside the file or in the working directory]
     #[arg(long, value_name = "FILE")]
     pub rejects: Option<String>,
 }

@@ -1,5 +1,5 @@
-//! The progress bar: rate and time left, for whoever looks.
-//! In: bytes and messages done. Out: a line on standard error, or nothing where that is no terminal.
+//! The progress bar: rate and time left, for people.
+//! In: bytes and messages done. Out: a line on standard error, or nothing if that is not a terminal.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// A bar over `bytes`, or a spinner where the length is not known.
+    /// A bar over `bytes`, or a spinner if the length is not known.
     pub fn new(bytes: Option<u64>) -> Self {
         let shown = bars();
         let target =
@@ -35,20 +35,20 @@ impl Bar {
         Self { bar, since: Stopwatch::start(), messages: 0 }
     }
 
-    /// Passes bytes that an earlier run has done, so that they do not count for the rate.
+    /// Skips bytes that an earlier run has done, so that they do not count for the rate.
     pub fn skip(&self, bytes: u64) {
         self.bar.set_position(bytes);
         self.bar.reset_eta();
     }
 
-    /// Tells how far the import is.
+    /// Shows the progress of the import.
     pub fn at(&mut self, bytes: u64, more_messages: u64) {
         self.messages += more_messages;
         self.bar.set_position(bytes);
         self.bar.set_message(format!("{} messages, {:.0}/s", self.messages, self.rate()));
     }
 
-    /// Only handling is left: how many messages are still unread.
+    /// Shows the number of unread messages, once only handling is left.
     pub fn handling(&self, unread: u64) {
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
             self.bar.set_style(style);
@@ -56,7 +56,7 @@ impl Bar {
         self.bar.set_message(format!("all {} messages are in the log, {unread} still unread", self.messages));
     }
 
-    /// Says something above the bar.
+    /// Writes a text above the bar.
     pub fn say(&self, text: &str) {
         self.bar.suspend(|| complain(text));
     }

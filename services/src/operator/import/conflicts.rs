@@ -1,5 +1,5 @@
-//! Lines whose ids were taken before with other content: what this import, or an earlier run of it, left as dead letters.
-//! In: a store. Out: which lines they are.
+//! Lines whose ids were taken before with other content: dead letters of this import, or of an earlier run of it.
+//! In: a store. Out: the lines.
 
 use perkey::unstable::ledger::OTHER_CONTENT;
 use perkey::unstable::store::query::DeadFilter;
@@ -7,9 +7,9 @@ use perkey::unstable::store::{DeadLetter, Store};
 use perkey::{Millis, StoreError};
 use serde::Serialize;
 
-/// Dead letters that are looked through.
+/// The most dead letters that are looked through.
 const LOOKED_AT: usize = 1_000;
-/// Lines that are named in a text; all are in the JSON.
+/// The most lines that are named in a text; all are in the JSON.
 const NAMED: usize = 10;
 
 /// A line that was not posted.
@@ -20,7 +20,7 @@ pub struct Conflict {
     key: String,
 }
 
-/// Those of a source that were given up since, where a time is named.
+/// The conflicts of a source, since a time if one is given.
 pub async fn found(
     store: &dyn Store,
     service: &str,
@@ -42,7 +42,7 @@ fn conflict(letter: &DeadLetter) -> Conflict {
     Conflict { line, id: letter.message.id().to_owned(), key: letter.key.to_string() }
 }
 
-/// What is said of them; nothing where there are none.
+/// The text about conflicts; `None` if there are none.
 pub fn text(conflicts: &[Conflict]) -> String {
     if conflicts.is_empty() {
         return String::new();

@@ -1,5 +1,5 @@
-//! Ids of lines that have none: the same line of the same source always gets the same.
-//! In: lines. Out: UUIDv5 of service, source, line, and its how-manieth occurrence.
+//! Ids for lines without one: the same line of the same source always gets the same id.
+//! In: lines. Out: UUIDv5 of service, source, line, and the number of its occurrence.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use uuid::Uuid;
 pub struct Ids {
     namespace: Uuid,
     source: String,
-    /// By 8 bytes of the line's hash: two lines that share them get other numbers, but the same ones each time.
+    /// Counts by 8 bytes of the line's hash: two lines that share them get other numbers, but the same ones each time.
     occurrences: HashMap<u64, u32>,
 }
 
@@ -21,7 +21,7 @@ impl Ids {
         Self { namespace, source: source.to_owned(), occurrences: HashMap::new() }
     }
 
-    /// Counts an occurrence of `line` and gives its number, from 1.
+    /// Counts an occurrence of `line` and returns its number, from 1.
     pub fn count(&mut self, line: &[u8]) -> u32 {
         let mut short = [0; 8];
         short.copy_from_slice(&blake3::hash(line).as_bytes()[..8]);
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn ids_never_change() {
-        // What was imported by an older version must be recognised by this one.
+        // Lines that an older version imported must be recognised by this one.
         let id = ids("transactions", "f.csv", &["a,1,EUR"])[0];
         assert_eq!(id.to_string(), "4607e9fb-9151-5f7b-b7c4-077092682517");
     }

@@ -1,16 +1,16 @@
-//! The records of an input, one at a time, of bounded length: lines, or what the CSV reader takes for a record.
-//! In: bytes. Out: each record without its end, how it ended, and a hash over all records so far.
+//! The records of an input, one at a time, of bounded length: lines, or records of CSV.
+//! In: bytes. Out: each record without its end, the kind of its end, and a hash over all records so far.
 
 use std::io::{self, BufRead};
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// Where a record ends.
+/// The rule for the end of a record.
 #[derive(Debug)]
 pub enum Ends {
     /// At its line's end.
     Line,
-    /// Where the CSV reader says so: line ends within quotes belong to the record, and a bare CR is a line end.
+    /// The CSV reader's rule: line ends within quotes belong to the record, and a bare CR is a line end.
     Csv(Box<csv_core::Reader>),
 }
 
@@ -21,11 +21,11 @@ pub struct Lines<R> {
     ends: Ends,
     longest: usize,
     place: Place,
-    /// Where the last record began, if it has no end.
+    /// The place where the last record began, if it has no end.
     before: Option<Place>,
 }
 
-/// How far the input was read.
+/// The place up to which the input was read.
 #[derive(Clone, Debug, Default)]
 struct Place {
     hash: blake3::Hasher,
@@ -38,30 +38,30 @@ struct Place {
 pub struct Line {
     /// Number of its first line, from 1.
     pub no: u64,
-    /// Its length in bytes; more than was read of it when it is too long.
+    /// Its length in bytes; more than was kept of it if it is too long.
     pub bytes: u64,
-    /// How it ended.
+    /// The kind of its end.
     pub end: End,
 }
 
-/// How a record ended.
+/// The kinds of ends of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// With a line end.
+    /// A line end.
     Line,
-    /// With the input: there may be more to come.
+    /// The end of the input: there may be more to come.
     Input,
-    /// With the input, within a quote.
+    /// The end of the input, within a quote.
     OpenQuote,
 }
 
 impl Ends {
-    /// CSV's.
+    /// The rule of CSV.
     pub fn csv() -> Self {
         Self::Csv(Box::new(csv_core::Reader::new()))
     }
 
-    /// How many of these bytes belong to the record, and whether the last of them ends it.
+    /// The number of these bytes that belong to the record, and whether the last of them ends it.
     fn find(&mut self, bytes: &[u8]) -> (usize, bool) {
         match self {
             Self::Line => {
@@ -69,7 +69,7 @@ impl Ends {
                 end.map_or((bytes.len(), false), |at| (at + 1, true))
             }
             Self::Csv(reader) => {
-                // Its values are read again by whoever knows the columns; only the end is looked for here.
+                // The format reads its values again later; only the end is looked for here.
                 let (mut values, mut ends, mut used) = ([0; 1_024], [0; 64], 0);
                 while used < bytes.len() {
                     let (found, read, ..) = reader.read_record(&bytes[used..], &mut values, &mut ends);
@@ -83,11 +83,11 @@ impl Ends {
         }
     }
 
-    /// The input ended within a record.
+    /// The kind of end of a record within which the input ended.
     fn cut_off(&mut self) -> End {
         match self {
             Self::Csv(reader) => {
-                // Within a quote a line end is no end.
+                // Within a quote a line end does not end the record.
                 let ended = reader.read_record(b"\n", &mut [0; 2], &mut [0; 2]).0 == csv_core::ReadRecordResult::Record;
                 reader.reset();
                 if ended { End::Input } else { End::OpenQuote }
@@ -98,17 +98,18 @@ impl Ends {
 }
 
 impl<R: BufRead> Lines<R> {
-    /// Records of `input`, of which at most `longest` bytes each are kept; lines until [`Lines::end_at`] says otherwise.
+    /// The records of `input`, of which at most `longest` bytes each are kept; lines until [`Lines::end_at`] changes
+    /// that.
     pub fn new(input: R, longest: usize) -> Self {
         Self { input, ends: Ends::Line, longest, place: Place::default(), before: None }
     }
 
-    /// Says where the records to come end.
+    /// Sets the rule for the end of the next records.
     pub fn end_at(&mut self, ends: Ends) {
         self.ends = ends;
     }
 
-    /// Some of what comes next, without the byte-order mark at the input's start; nothing at its end.
+    /// Some of the next bytes, without the byte-order mark at the input's start; empty at its end.
     pub fn peek(&mut self) -> io::Result<&[u8]> {
         if self.place.bytes == 0 && self.input.fill_buf()?.starts_with(BOM) {
             self.used(BOM.len())?;
@@ -116,12 +117,12 @@ impl<R: BufRead> Lines<R> {
         self.input.fill_buf()
     }
 
-    /// Reads the next record into `text`, without its end. An empty line is one, in CSV too.
+    /// Reads the next record into `text`, without its end. An empty line is a record, in CSV too.
     pub fn next(&mut self, text: &mut Vec<u8>) -> io::Result<Option<Line>> {
         text.clear();
         self.before = None;
         let (no, mut bytes) = (self.place.lines + 1, 0);
-        // The CSV reader passes over empty lines, and would count them to the record behind them.
+        // The CSV reader skips empty lines, and would count them to the record behind them.
         let is_empty = matches!(self.peek()?.first(), Some(b'\r' | b'\n')) && matches!(self.ends, Ends::Csv(_));
         loop {
             let chunk = self.input.fill_buf()?;
@@ -143,7 +144,7 @@ impl<R: BufRead> Lines<R> {
             self.input.consume(1);
             self.place.bytes += 1;
             if end == b'\r' {
-                // What ends with CR and what ends with CR LF are the same: the LF may not have been written yet.
+                // Lines that end with CR and with CR LF are the same: the LF may not have been written yet.
                 self.place.hash.update(b"\r");
                 if self.input.fill_buf()?.first() == Some(&b'\n') {
                     self.input.consume(1);
@@ -161,29 +162,29 @@ impl<R: BufRead> Lines<R> {
         Ok(Some(self.ended(Line { no, bytes, end })))
     }
 
-    /// Takes the last record back where it has no end: it is as if it had not been read.
+    /// Takes the last record back if it has no end: it is as if it had not been read.
     pub fn leave_last(&mut self) {
         if let Some(before) = self.before.take() {
             self.place = before;
         }
     }
 
-    /// Bytes read so far, ends of lines included.
+    /// The number of bytes read so far, ends of lines included.
     pub fn bytes(&self) -> u64 {
         self.place.bytes
     }
 
-    /// Lines read so far.
+    /// The number of lines read so far.
     pub fn lines(&self) -> u64 {
         self.place.lines
     }
 
-    /// Hash over the records read so far, in hex.
+    /// The hash over the records read so far, in hex.
     pub fn hash(&self) -> String {
         self.place.hash.finalize().to_hex().to_string()
     }
 
-    /// Passes so many of the bytes that are read ahead; they are a part of a record.
+    /// Consumes this many of the bytes that are read ahead; they are a part of a record.
     fn used(&mut self, bytes: usize) -> io::Result<()> {
         let part = &self.input.fill_buf()?[..bytes];
         self.place.hash.update(part);
@@ -194,7 +195,7 @@ impl<R: BufRead> Lines<R> {
     }
 
     fn ended(&mut self, line: Line) -> Line {
-        // The end of a line counts as hashed even where the input ends without one: it may grow.
+        // The end of a line is hashed even if the input ends without one: it may grow.
         self.place.hash.update(b"\n");
         self.place.lines += 1;
         line
@@ -246,7 +247,7 @@ mod tests {
         assert_eq!(read(b"a\nb", 10).1, read(b"a\nb\n", 10).1);
         assert_ne!(read(b"a\nb\n", 10).1, read(b"ab\n\n", 10).1);
         assert_ne!(read(b"0123x\n", 4).1, read(b"0123y\n", 4).1);
-        // What an older version stored is what this one finds.
+        // This version must find the hash that an older one stored.
         assert_eq!(hash(b"a,b\r\n\r\nc,d\n"), read(b"a,b\r\n\r\nc,d\n", 10).1);
         assert_eq!(hash(b"a,b\r"), hash(b"a,b\r\n"), "the rest of a line end may come later");
     }

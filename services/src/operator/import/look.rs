@@ -1,14 +1,14 @@
-//! What an input is when it is neither CSV nor NDJSON in UTF-8: told by its first bytes, before anything of it is read.
-//! In: the first bytes and the input's name. Out: what it is called and what to do, or nothing.
+//! Recognises an input that is neither CSV nor NDJSON in UTF-8 by its first bytes, before it is read.
+//! In: the first bytes and the input's name. Out: the format's name and what to do, or nothing.
 
 use std::io::{self, BufRead, Read};
 
 use super::record::COLUMNS;
 
-/// Most bytes that are looked at.
+/// The most bytes that are looked at.
 const SEEN_MAX: usize = 4_096;
 
-/// How files begin that are no text.
+/// The first bytes of formats that are not text.
 const MAGIC: [(&[u8], &str, &str); 6] = [
     (b"\x1f\x8b", "compressed with gzip", "zcat"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "zstdcat"),
@@ -18,10 +18,11 @@ const MAGIC: [(&[u8], &str, &str); 6] = [
     (b"PAR1", "a Parquet file: export it as CSV or NDJSON", ""),
 ];
 
-/// What separates values in what is nearly CSV.
+/// The separators of formats that are nearly CSV.
 const SEPARATORS: [(char, &str, &str); 3] = [(';', "semicolons", "';'"), ('\t', "tabs", "tab"), ('|', "bars", "'|'")];
 
-/// Reads the beginning of an input, and what is to be said of it, if anything; what was read comes again.
+/// Reads the beginning of an input; returns the input with those bytes still to be read, and the objection to it, if
+/// any.
 pub fn looked<R: BufRead>(mut input: R, name: &str) -> io::Result<(impl BufRead + use<R>, Option<String>)> {
     let mut seen = Vec::new();
     // The first line is enough, and more may not come soon.
@@ -64,7 +65,7 @@ fn problem(seen: &[u8], name: &str) -> Option<String> {
     Some(format!("{shown} has {with} between its values, and commas are read (amounts have a point: 12.34): {how}"))
 }
 
-/// UTF-16 or UTF-32: with its mark, or with a zero beside each character of ASCII.
+/// Returns whether the text is UTF-16 or UTF-32: with its mark, or with a zero beside each ASCII character.
 fn is_wide(seen: &[u8]) -> bool {
     match seen {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => true,
@@ -73,7 +74,7 @@ fn is_wide(seen: &[u8]) -> bool {
     }
 }
 
-/// Whether a line would be a header if this stood between its names.
+/// Returns whether a line would be a header if this stood between its names.
 fn is_header(line: &str, separator: char) -> bool {
     let names = line.split(separator).map(|name| name.trim().trim_matches('"'));
     names.filter(|name| COLUMNS.iter().any(|column| column.eq_ignore_ascii_case(name))).count() >= 2

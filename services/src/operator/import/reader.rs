@@ -20,14 +20,14 @@ use super::look;
 use super::record::{Fields, Format};
 use super::rejects::Reject;
 
-/// Lines in a batch.
+/// The number of lines in a batch.
 const BATCH_LINES: u64 = 1_000;
-/// Bytes of a batch, about: who reads the log reads a whole row of it.
+/// The approximate bytes of a batch: readers of the log read a whole row at a time.
 const BATCH_BYTES: u64 = 4 << 20;
-/// How much of a refused line is shown.
+/// The most bytes of a refused line that are shown.
 const SHOWN_MAX: usize = 4_096;
 
-/// Where lines come from.
+/// The origin of lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
     /// Standard input: read once.
@@ -39,7 +39,7 @@ pub enum Input {
 }
 
 impl Input {
-    /// Where it is, if it has a name.
+    /// Its path, if it has one.
     pub fn path(&self) -> Option<&PathBuf> {
         match self {
             Self::Stdin => None,
@@ -48,35 +48,35 @@ impl Input {
     }
 }
 
-/// What is to be read, and as what.
+/// The input to read, and the way to read it.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Where from.
+    /// The input.
     pub input: Input,
-    /// In which format.
+    /// The format.
     pub format: ImportFormat,
-    /// For which service.
+    /// The service that the messages are for.
     pub service: Arc<str>,
-    /// What the input is called.
+    /// The input's name.
     pub source: String,
-    /// Into how many shards.
+    /// The number of shards.
     pub shards: u32,
-    /// Bytes of the longest line and of the largest message.
+    /// The most bytes of a line, and of a message.
     pub longest: usize,
     /// Lines that an earlier run has done, and the hash over them.
     pub done: Option<(u64, String)>,
-    /// How amounts are written, where somebody said it.
+    /// The scale of amounts, if it was given.
     pub amounts: Option<Scale>,
-    /// Nothing is to be written behind the input's end any more, also where its last line has no end.
+    /// True if nothing more will be written behind the input's end, even if its last line has no end.
     pub complete: bool,
 }
 
-/// What the thread tells.
+/// The reports of the thread.
 #[derive(Debug)]
 pub enum Read {
-    /// The lines that an earlier run has done are there unchanged; this many bytes.
+    /// The lines of an earlier run are unchanged; they have this many bytes.
     GoesOn(u64),
-    /// They are not: nothing more is read.
+    /// The lines of an earlier run have changed: nothing more is read.
     Changed,
     /// Up to 1,000 more lines.
     Batch(Batch),
@@ -93,19 +93,19 @@ pub enum Read {
 pub struct Batch {
     /// Rows for the log, one per target shard.
     pub rows: Vec<LogRow>,
-    /// Messages in them.
+    /// The number of messages in them.
     pub messages: u64,
     /// Lines that were refused.
     pub rejects: Vec<Reject>,
-    /// Lines read so far, all batches together.
+    /// The number of lines read so far, in all batches together.
     pub lines: u64,
     /// Hash over them.
     pub hash: String,
-    /// Bytes read so far.
+    /// The number of bytes read so far.
     pub bytes: u64,
 }
 
-/// Reads all that `plan` names and tells it to `told`; ends early when nobody listens any more.
+/// Reads the whole input of `plan` and reports it to `told`; ends early when nobody listens any more.
 pub fn read(plan: Plan, handlers: &Handlers, told: &Sender<Read>) {
     let ids = Ids::new(&plan.service, &plan.source);
     let amounts = Amounts::said(plan.amounts);
@@ -136,7 +136,7 @@ struct Reader<'a> {
     handlers: &'a Handlers,
     told: &'a Sender<Read>,
     ids: Ids,
-    /// Known from the first record on.
+    /// The format, known from the first record on.
     format: Option<Format>,
     amounts: Amounts,
 }
@@ -144,7 +144,7 @@ struct Reader<'a> {
 type Records = Lines<Box<dyn BufRead>>;
 
 impl Reader<'_> {
-    /// Reads all; gives the record that the input ends in, where it was left.
+    /// Reads the whole input; returns the record that the input ends in, if it was left.
     fn run(&mut self) -> Result<Option<Line>, Stop> {
         if self.plan.amounts.is_none() && matches!(self.plan.input, Input::File(_)) {
             self.amounts = self.scale()?;
@@ -167,12 +167,13 @@ impl Reader<'_> {
         }
     }
 
-    /// Looks at all amounts: whole ones and such with decimals do not mean the same, and one of a file does not tell.
+    /// Looks at all amounts: whole numbers and decimals do not mean the same, and a single amount does not tell which
+    /// it is.
     fn scale(&mut self) -> Result<Amounts, Stop> {
         let (mut lines, mut text, mut seen) = (self.open()?, Vec::new(), Seen::default());
         while let Some(line) = self.next(&mut lines, &mut text)? {
             let is_record = self.is_record(line, &text)?;
-            // Half an amount says nothing.
+            // An amount that is cut short says nothing.
             if line.end != End::Line && self.may_grow() {
                 break;
             }
@@ -206,7 +207,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The next record, as the format says where it ends: what comes first tells the format.
+    /// The next record; the first one tells the format, which decides where records end.
     fn next(&self, lines: &mut Records, text: &mut Vec<u8>) -> Result<Option<Line>, Stop> {
         if self.format.is_none() {
             let first = lines.peek()?.trim_ascii_start().first().copied();
@@ -215,7 +216,8 @@ impl Reader<'_> {
         Ok(lines.next(text)?)
     }
 
-    /// Passes the first `count` lines, counting occurrences; false when there are fewer, or a record is not done there.
+    /// Skips the first `count` lines, counting occurrences; returns false if there are fewer, or a record does not end
+    /// there.
     fn skip(&mut self, lines: &mut Records, count: u64) -> Result<bool, Stop> {
         let mut text = Vec::new();
         while lines.lines() < count {
@@ -229,7 +231,7 @@ impl Reader<'_> {
         Ok(lines.lines() == count)
     }
 
-    /// Reads and tells a batch; at the end of the input it gives the record that was left there, if one was.
+    /// Reads and reports a batch; at the end of the input it returns the record that was left there, if one was.
     fn batch(&mut self, lines: &mut Records, text: &mut Vec<u8>) -> Result<Option<Option<Line>>, Stop> {
         let mut batch = Batch::default();
         let mut messages = Vec::new();
@@ -265,7 +267,7 @@ impl Reader<'_> {
         Ok(ended)
     }
 
-    /// Whether more may be written where the input ends now.
+    /// Returns whether more may be written behind the input's end.
     fn may_grow(&self) -> bool {
         !self.plan.complete && matches!(self.plan.input, Input::File(_))
     }
@@ -282,7 +284,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether a line is to be read as a record: a header and blank lines are not.
+    /// Returns whether a line is a record: a header and blank lines are not.
     fn is_record(&mut self, line: Line, text: &[u8]) -> Result<bool, Stop> {
         if text.trim_ascii().is_empty() {
             return Ok(false);
@@ -318,8 +320,8 @@ impl Reader<'_> {
             .map_err(|error| format!("the record is not valid UTF-8 from byte {}", error.valid_up_to() + 1))
     }
 
-    /// The id that a record names, and its fields without it: the id is the message's, and what does not ask for one in its
-    /// payload would not decode with it.
+    /// The id that a record names, and its fields without it: the id is the message's, and a handler without an id in
+    /// its payload could not decode it.
     fn fields(&self, line: Line, text: &[u8]) -> Result<(Option<String>, Fields), String> {
         let said = self.text(line, text)?;
         self.format.as_ref().ok_or("the format is not known yet")?.read(said)

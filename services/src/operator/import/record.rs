@@ -1,5 +1,5 @@
-//! What a record says: its fields as a JSON payload, from CSV or NDJSON.
-//! In: a record's text. Out: the id it names and the payload's fields, or why it cannot be used.
+//! The content of a record: its fields as a JSON payload, from CSV or NDJSON.
+//! In: a record's text. Out: the id it names and the payload's fields, or the reason why it cannot be used.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ const REQUIRED: [&str; 4] = ["account", "amount", "currency", "at"];
 /// A payload's fields.
 pub type Fields = BTreeMap<String, Box<RawValue>>;
 
-/// How the records of an input are read.
+/// The format of an input's records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Values in this order.
@@ -59,7 +59,7 @@ impl Format {
             Self::Ndjson => members(line)?,
         };
         let id = fields.remove("id").filter(|id| id.get() != "null");
-        let id = id.map(|id| serde_json::from_str(id.get())).transpose().map_err(|_| "the id is no text")?;
+        let id = id.map(|id| serde_json::from_str(id.get())).transpose().map_err(|_| "the id is not a text")?;
         Ok((id, fields))
     }
 }
@@ -71,7 +71,7 @@ fn raw<T: serde::Serialize + ?Sized>(value: &T) -> Result<Box<RawValue>, String>
 
 /// The members of a JSON object.
 fn members(line: &str) -> Result<Fields, String> {
-    let members = serde_json::from_str(line).map_err(|error| format!("no JSON object: {error}"))?;
+    let members = serde_json::from_str(line).map_err(|error| format!("not a JSON object: {error}"))?;
     named_once(line.as_bytes()).map_err(|error| error.to_string())?;
     Ok(members)
 }
@@ -83,7 +83,7 @@ fn csv_fields(columns: &[&str], line: &str) -> Result<Fields, String> {
     }
     let mut fields = Fields::new();
     for (column, value) in columns.iter().zip(&values) {
-        // An empty value of a column that may be left out is left out.
+        // An empty value of an optional column is left out.
         if !value.is_empty() || REQUIRED.contains(column) {
             fields.insert((*column).to_owned(), raw(value)?);
         }
@@ -149,9 +149,9 @@ mod tests {
         for (format, line, reason) in [
             (&csv, "a,1,EUR", "3 values where the header names 4 columns"),
             (&csv, "a\0,1,EUR,2026-01-31", "NUL"),
-            (&Format::Ndjson, "{\"a\":", "no JSON object"),
-            (&Format::Ndjson, "[1]", "no JSON object"),
-            (&Format::Ndjson, "{\"id\":7}", "id is no text"),
+            (&Format::Ndjson, "{\"a\":", "not a JSON object"),
+            (&Format::Ndjson, "[1]", "not a JSON object"),
+            (&Format::Ndjson, "{\"id\":7}", "id is not a text"),
             (&Format::Ndjson, "{\"a\":1,\"\\u0061\":2}", "\"a\" stands here twice"),
             (&Format::Ndjson, "{\"x\":{\"a\":1,\"a\":2}}", "\"a\" stands here twice"),
         ] {

@@ -14,18 +14,18 @@ use crate::operator::append::append;
 pub struct Reject {
     /// Its number, from 1.
     pub line: u64,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// What it says; the start of it where it is too long.
+    /// Its text; the start of it if it is too long.
     pub text: String,
 }
 
-/// Whose lines they are: said in each, so that no import takes another's for its own.
+/// The owner of refused lines: named in each, so that no import takes another's for its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// The service that they were for.
     pub service: String,
-    /// What the input is called.
+    /// The input's name.
     pub source: String,
 }
 
@@ -47,8 +47,9 @@ pub struct Rejects {
 }
 
 impl Rejects {
-    /// Takes the file of `owner` at the first of the places that is free, or its own, back to its first `keep` bytes: what was
-    /// written after them is refused again. What is there of others, or of an import that begins anew, is moved aside.
+    /// Opens the file of `owner` at the first of the places that is free, or its own, cut back to its first `keep`
+    /// bytes: lines written after them are refused again. Lines of others, or of an import that begins anew, are moved
+    /// aside.
     pub fn open(places: Vec<PathBuf>, owner: Owner, keep: u64) -> Result<Self, (PathBuf, io::Error)> {
         let mut last = PathBuf::new();
         for path in places {
@@ -62,7 +63,7 @@ impl Rejects {
 
     fn at(path: PathBuf, owner: Owner, keep: u64) -> io::Result<Self> {
         let found = match std::fs::metadata(&path) {
-            // What is no file has no bytes to take back.
+            // A device or pipe has no bytes to cut.
             Ok(found) if found.is_file() => found.len(),
             Ok(_) => 0,
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
@@ -78,7 +79,7 @@ impl Rejects {
         Ok(Self { path, owner, file: None, bytes })
     }
 
-    /// Adds lines, durably: the progress that counts them is written after this.
+    /// Adds lines durably: the progress that counts them is written after this.
     pub fn add(&mut self, rejects: &[Reject]) -> io::Result<()> {
         if rejects.is_empty() {
             return Ok(());
@@ -100,18 +101,19 @@ impl Rejects {
         Ok(())
     }
 
-    /// Its length.
+    /// The number of its bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Whether nothing is there, or lines of the same import. Lines of an older version do not say whose they are.
+/// Returns whether the place is empty or has lines of the same import. Lines of an older version do not name their
+/// owner.
 fn is_free_for(path: &Path, owner: &Owner) -> io::Result<bool> {
     let found = match std::fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
@@ -125,7 +127,7 @@ fn is_free_for(path: &Path, owner: &Owner) -> io::Result<bool> {
     Ok(serde_json::from_slice::<Owner>(&first).map_or(true, |theirs| theirs == *owner))
 }
 
-/// Gives a file that is in the way the first free name with a number.
+/// Moves a file that is in the way to the first free name with a number.
 fn move_aside(path: &Path) -> io::Result<()> {
     let aside = |no: u64| {
         let mut name = path.as_os_str().to_owned();
@@ -201,7 +203,7 @@ mod tests {
         mine.add(&[reject(2)]).unwrap();
         open(&places, "s2", other.bytes()).add(&[reject(8)]).unwrap();
         assert_eq!((lines(&first), lines(&second)), (vec![1, 2], vec![7, 8]));
-        // Where only one place is named, whoever was there is moved aside.
+        // If only one place is named, a foreign file there is moved aside.
         open(&[&first], "s3", 50).add(&[reject(9)]).unwrap();
         assert_eq!((lines(&first), lines(&folder.path().join("f.rejects.1"))), (vec![9], vec![1, 2]));
     }
