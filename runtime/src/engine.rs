@@ -11,11 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use ractor::{Actor, ActorRef, call_t};
+use ractor::{ActorRef, call_t};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use self::cache::ReplayCache;
 use self::calls::Calls;
 use self::entry::Entry;
 pub use self::entry::SendError;
