@@ -4,6 +4,7 @@
 pub(crate) mod codec;
 mod command;
 mod dialect;
+#[cfg(feature = "doc-examples")]
 #[doc(hidden)]
 pub mod example;
 #[cfg(feature = "protobuf")]
