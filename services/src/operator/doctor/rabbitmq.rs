@@ -217,7 +217,7 @@ fn positions(settings: &Settings, rows: &[ShardRow], health: &RabbitmqHealth) ->
         if health.queues.get(&format!("{name}-{shard}")).is_some_and(Option::is_none) {
             found.push(error(
                 CHECK,
-                format!("{name}-{shard} does not exist, and was read up to {no}: later messages are gone"),
+                format!("{name}-{shard} is not there, and was read up to {no}: later messages are gone"),
                 format!("restore it, or begin it anew: write \"{}\" for it in rabbitmq.streams", next_life(entry)),
             ));
         }
