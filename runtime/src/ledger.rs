@@ -1,9 +1,16 @@
-//! A shard's record of what is in hand, and every decision about it. Pure: no await, no clock, no I/O.
-//! In: deliveries, answers of actors and of the store, the time. Out: actions, performed by the shard's actors or by
-//! the simulator.
+//! A shard's record of the messages in hand, and every decision about them. Pure: no await, no clock, no I/O.
+//! In: events, each with its time ([`protocol::Event`]). Out: actions, performed by the shard's actors or by the simulator.
 //!
-//! A message's way through it: [`intake`] → [`runs`] → [`settle`] → [`flight`]; [`waiting`] and [`timers`] have what
-//! waits on disk, [`sources`] how far the sources are, [`suspects`] what may end the process, [`actors`] who runs, [`operator`] what operators ask, [`outbox`] how far the sinks are.
+//! [`Ledger::step`] is told an event; [`Ledger::actions`] lets every key that it touched go on and returns what is to be done.
+//! A message's way: [`intake`] sees whether it is known and queues it for its key; [`runs`] gives the key an actor; [`settle`]
+//! turns reports into groups of rows; [`batches`] gathers groups into commits and answers for their ends. Beside the way:
+//! [`waiting`] has the rows on disk with their timers and suspects, [`tracker`] the places of the sources, [`outbox`] those of
+//! the sinks, [`gates`] the permits, [`operator`] the commands, [`routes`] who takes which message, [`cron`] the schedules.
+//!
+//! A key goes on by `advance`, which asks in this order: what operators want of it; whether it is held, waits or is paused; whether
+//! its messages must be read from disk; whether its head has failed for good; whether its state is known; whether a record, a
+//! permit or a trial is still owed; and only then which actor runs it. Each question is cheaper, or closer to what is durable,
+//! than the next, and an answer that is still on its way ends the questions.
 
 pub mod protocol;
 

@@ -2,7 +2,7 @@
 //! In: ends of shards; orders to take, hand over and drain. Out: shards; the reason for giving up.
 //!
 //! A store without leases gives all shards at once to the process that runs it. In a fleet the heartbeat orders which
-//! shards run here, see [`fleet`].
+//! shards run here, see [`orders`].
 
 mod orders;
 

@@ -7,6 +7,7 @@ pub(crate) mod sources;
 use std::sync::Arc;
 
 use self::inbox::Arrival as Seen;
+use super::defect::{Defect, planted};
 use super::protocol::{Question, SlotIx};
 use super::routes::{Arrival, What};
 use super::settle::record::dead_letter;
@@ -172,7 +173,7 @@ impl Ledger {
         let slot = &mut self.slots[ix];
         if !slot.overflow.is_empty() {
             slot.overflow.push_back(item);
-        } else if slot.must_follow() && !super::defect::planted(super::defect::Defect::FollowersNotAppended) {
+        } else if slot.must_follow() && !planted(Defect::FollowersNotAppended) {
             self.follow(ix, item);
         } else {
             slot.queue.push_back(item);
@@ -312,7 +313,7 @@ impl Ledger {
             self.to_check.push(ix);
         }
         let slot = &mut self.slots[ix];
-        if slot.must_follow() && !super::defect::planted(super::defect::Defect::FollowersNotAppended) {
+        if slot.must_follow() && !planted(Defect::FollowersNotAppended) {
             for item in std::mem::take(&mut slot.queue) {
                 self.follow(ix, item);
             }

@@ -7,13 +7,14 @@ use std::collections::VecDeque;
 
 use self::pool::Place;
 use super::Ledger;
+use super::defect::{Defect, planted};
 use super::protocol::{Action, ActorIx, RunOrder, RunReport, SlotIx};
 use super::slot::{From, Item, Newest, Permit, Running};
 use crate::clock::millis;
 use crate::handlers::run::{RunItem, bounded};
 
 impl Ledger {
-    /// Decides what a key does next.
+    /// Decides what a key does next: the first thing that stands between it and an actor, in the order of the ledger's head.
     pub(crate) fn advance(&mut self, ix: SlotIx) {
         let Some(slot) = self.slots.get(ix) else { return };
         if slot.loading || !slot.known || slot.running.is_some() || slot.queued {
@@ -27,7 +28,7 @@ impl Ledger {
         if slot.queue.is_empty() && !slot.rows.behind() && !slot.held && !slot.waits {
             slot.queue = std::mem::take(&mut slot.overflow);
         }
-        if (slot.held || slot.waits) && !super::defect::planted(super::defect::Defect::FollowersNotAppended) {
+        if (slot.held || slot.waits) && !planted(Defect::FollowersNotAppended) {
             return self.rest(ix);
         }
         if slot.queue.is_empty() && !slot.rows.behind() {
@@ -48,7 +49,7 @@ impl Ledger {
             return;
         }
         let slot = &mut self.slots[ix];
-        let reload = super::defect::planted(super::defect::Defect::ReloadUncommitted) && slot.uncommitted > 0;
+        let reload = planted(Defect::ReloadUncommitted) && slot.uncommitted > 0;
         if !slot.warm && (slot.newest == Newest::Elsewhere || reload) {
             slot.newest = Newest::Elsewhere;
             return self.load(ix);
@@ -152,7 +153,7 @@ impl Ledger {
         self.permit_used(ix);
         let mut rest = running.items;
         let slot = &mut self.slots[ix];
-        if (slot.held || slot.waits) && !super::defect::planted(super::defect::Defect::FollowersNotAppended) {
+        if (slot.held || slot.waits) && !planted(Defect::FollowersNotAppended) {
             let behind = std::mem::take(&mut slot.queue);
             rest.extend(behind);
             self.follow_all(ix, rest);

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use self::record::dead_letter;
 use super::batches::group::{Group, add};
+use super::defect::{Defect, planted};
 use super::protocol::SlotIx;
 use super::slot::{From, Item, Newest, Trial};
 use super::{Ledger, Ticket};
@@ -283,7 +284,7 @@ impl Ledger {
     }
 
     fn follow_queue(&mut self, ix: SlotIx) {
-        if super::defect::planted(super::defect::Defect::FollowersNotAppended) {
+        if planted(Defect::FollowersNotAppended) {
             return;
         }
         let slot = &mut self.slots[ix];
