@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::BoxFuture;
 use perkey::unstable::metrics::{Child, Metrics};
 use perkey::unstable::store::query::{Action, ImportBatch, ImportProgress};
 use perkey::unstable::store::{LogRow, ServiceKey, Store};
@@ -15,6 +15,7 @@ use perkey::{
     AfterDeadLetter, Bind, Draft, Engine, Fault, Handler, Handlers, IdWithin, Key, KeyFrom, Message, Settings, Turn,
 };
 use perkey_chaos::process::until;
+use tokio::runtime::Builder;
 
 use crate::kafka_topic::Topic;
 use crate::pauses::{scope, tell};
@@ -317,8 +318,20 @@ async fn runs(place: Place, from: Door, wait: Wait, end: End) {
     assert_eq!(case.store.take(0, "looks").await.unwrap().ahead.len(), 0, "{wait:?} {from:?}: all is passed");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_effect_repeats_whatever_holds_a_position_on_sqlite() {
+/// Runs cases side by side, each on a runtime of its own: clients of brokers block, and one that does must not hold up the others.
+fn each_by_itself(cases: &[(Door, Wait, End)], place: fn() -> BoxFuture<'static, Place>) {
+    std::thread::scope(|threads| {
+        for (from, wait, end) in cases {
+            threads.spawn(move || {
+                let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+                runtime.block_on(async { runs(place().await, *from, *wait, *end).await });
+            });
+        }
+    });
+}
+
+#[test]
+fn no_effect_repeats_whatever_holds_a_position_on_sqlite() {
     let cases = [
         (Door::Log, Wait::Held, End::Drained),
         (Door::Log, Wait::KeyPaused, End::Killed),
@@ -327,12 +340,11 @@ async fn no_effect_repeats_whatever_holds_a_position_on_sqlite() {
         (Door::Kafka, Wait::ServicePaused, End::Killed),
         (Door::Rabbitmq, Wait::Held, End::Drained),
     ];
-    let cases = cases.map(|(from, wait, end)| runs(Place::Sqlite(tempfile::tempdir().unwrap()), from, wait, end));
-    join_all(cases).await;
+    each_by_itself(&cases, || Box::pin(async { Place::Sqlite(tempfile::tempdir().unwrap()) }));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_effect_repeats_whatever_holds_a_position_on_postgresql() {
+#[test]
+fn no_effect_repeats_whatever_holds_a_position_on_postgresql() {
     let cases = [
         (Door::Log, Wait::Held, End::Moved),
         (Door::Kafka, Wait::Held, End::Drained),
@@ -342,8 +354,7 @@ async fn no_effect_repeats_whatever_holds_a_position_on_postgresql() {
         (Door::Intake, Wait::Held, End::Drained),
         (Door::Intake, Wait::ServicePaused, End::Killed),
     ];
-    let case = |(from, wait, end)| async move { runs(Place::Postgres(Database::new().await), from, wait, end).await };
-    join_all(cases.map(case)).await;
+    each_by_itself(&cases, || Box::pin(async { Place::Postgres(Database::new().await) }));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -338,7 +338,7 @@ impl World {
     }
 
     fn ask(&mut self, question: &Question) {
-        if let Some(answer) = answer(&*self.store, question, self.now) {
+        if let Some(answer) = answer(&self.store, question, self.now) {
             self.ledger.step(protocol::Event::Answered(answer), self.now);
         }
     }

@@ -125,7 +125,8 @@ async fn handlers_that_always_panic_end_no_shard() {
     let dead = store.queries().peek(DeadFilter::default(), 1_000).await.unwrap();
     assert_eq!(dead.len(), 300);
     for (_, letter) in &dead {
-        let text = if letter.history.iter().any(|attempt| attempt.error.contains("boom")) { "boom" } else { "no text" };
+        let text =
+            if letter.history.iter().any(|attempt| attempt.error.contains("boom")) { "boom" } else { "not text" };
         assert!(letter.error.contains("the handler panicked: ") && letter.error.contains(text), "{}", letter.error);
         assert_eq!(letter.history.len(), 3);
     }

@@ -1,4 +1,4 @@
-//! What is measured beside the pipeline: front doors, records of calls and the cache of answers, intakes, and what handlers
+//! Metrics beside the way of a message: front doors, records of calls and the cache of answers, intakes, and what handlers
 //! need that lies outside.
 //! In: facts, by closed sets of names. Out: gauges and counters.
 
@@ -22,7 +22,7 @@ impl Metrics {
         self.families.http.get_or_create(&labels).inc();
     }
 
-    /// What tenants have in the store, each of which may have `max` records.
+    /// Records that tenants have in the store, each of which may have `max`.
     pub(crate) fn set_call_keys<'a>(&self, tenants: impl IntoIterator<Item = &'a TenantKeys>, max: u64) {
         let (mut all, mut most, mut forecast) = (0, 0, 0);
         for tenant in tenants {
@@ -60,7 +60,7 @@ impl Metrics {
     }
 }
 
-/// What is recorded for the cache of answers.
+/// The handles of the cache of answers.
 #[derive(Clone, Debug)]
 pub struct CacheMetrics {
     hits: Counter,
@@ -79,7 +79,7 @@ impl CacheMetrics {
     }
 }
 
-/// What is recorded for a queue of an intake.
+/// The handles of a queue of an intake.
 #[derive(Clone, Debug)]
 pub struct IntakeMetrics {
     counters: Vec<Counter>,
@@ -92,7 +92,7 @@ impl IntakeMetrics {
     }
 }
 
-/// What is recorded for one dependency.
+/// The handles of one dependency.
 #[derive(Clone, Debug)]
 pub struct DependencyMetrics {
     open: Gauge,
@@ -100,7 +100,7 @@ pub struct DependencyMetrics {
 }
 
 impl DependencyMetrics {
-    /// Whether its circuit breaker is open.
+    /// Shows whether its circuit breaker is open.
     pub fn set_open(&self, open: bool) {
         self.open.set(open.into());
     }

@@ -179,7 +179,7 @@ families! {
 }
 
 members! {
-    /// What is recorded for one shard.
+    /// The handles of one shard.
     ShardMetrics of ShardFamilies with alarms: Vec<Gauge> {
         activations: Counter, "perkey_activations", "Keys that were given an actor",
             /// So many keys were given an actor.
@@ -220,7 +220,7 @@ members! {
 }
 
 members! {
-    /// What is recorded for one sink of one shard.
+    /// The handles of one sink of one shard.
     SinkMetrics of SinkFamilies with published: Counter, refused: Counter {
         pending: Gauge, "outbox_pending", "Events that wait to be published",
             /// Events that wait to be published.

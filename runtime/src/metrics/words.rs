@@ -184,7 +184,7 @@ words! {
 }
 
 words! {
-    /// What became of a message of an intake.
+    /// The outcome of a message of an intake.
     IntakeOutcome {
         /// It will be handled.
         Moved = "moved",

@@ -68,7 +68,7 @@ impl Settings {
         found.0
     }
 
-    /// What is wrong with the log, the store, its owners and the outbox.
+    /// Checks the log, the store, its owners and the outbox.
     fn kept(&self, found: &mut Problems) {
         found.check(
             self.log.max_unread >= 1_000,

@@ -45,7 +45,7 @@ pub struct Problem {
 }
 
 impl Answer {
-    /// Whether it was done.
+    /// Returns whether the operation was done.
     ///
     /// ```
     /// # use perkey_client::Answer;
@@ -94,7 +94,7 @@ pub enum Last {
     Answer(Box<Answer>),
 }
 
-/// Why a call has no final answer. Called again under the same key, the operation still takes effect once.
+/// A reason why a call has no final answer. Called again under the same key, the operation still takes effect once.
 ///
 /// ```
 /// use perkey_client::CallError;
