@@ -108,7 +108,7 @@ fn what_does_not_decode_is_rejected_with_its_type_and_content_type() {
     let other = schema("shop.v1.Other").encode(&json!({ "order_id": 1.5 })).unwrap();
     for (payload, content_type, words) in [
         (&b"\xff\xff"[..], Some(PROTOBUF), "content type application/protobuf"),
-        (&other, None, "it is no Protobuf message shop.v1.Placed"),
+        (&other, None, "it is not a Protobuf message shop.v1.Placed"),
         (b"<order/>", Some("text/xml"), "it is text/xml, this service reads Protobuf and JSON"),
         (br#"{"order":1}"#, None, "missing field"),
     ] {

@@ -178,8 +178,7 @@ async fn a_turn_cannot_set_or_cancel_what_a_schedule_sets() {
     let letters = letters(&*store).await;
     assert_eq!(letters.len(), 2, "{letters:?}");
     for letter in letters {
-        let reason =
-            "the timer \"cron:beat\" is no turn's to set or cancel: names that begin with cron: are of schedules";
+        let reason = "the timer \"cron:beat\" cannot be set or cancelled by a turn: names that begin with cron: ";
         assert!(letter.error.starts_with(reason), "{}", letter.error);
     }
     assert_eq!(set(&*store).await.len(), 1);
@@ -194,7 +193,7 @@ async fn a_start_tells_everything_that_is_wrong_with_schedules() {
     let error = Engine::start(&settings, handlers(&bad), store.clone(), Metrics::new()).await.unwrap_err();
     let EngineError::Settings(text) = error else { panic!("{error}") };
     for part in [
-        "schedule \"beat\" of beats: \"every day\" is no cron expression: ",
+        "schedule \"beat\" of beats: \"every day\" is not a cron expression: ",
         "schedule \"late\" of beats: there is no time zone \"Nowhere\"",
     ] {
         assert!(text.contains(part), "{text}");

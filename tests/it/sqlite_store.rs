@@ -83,7 +83,7 @@ async fn urls_that_name_no_store_say_what_to_do() {
         assert!(refused(&at("text.db"), access).await.contains("is not a SQLite database"));
     }
     std::fs::write(folder.path().join("empty.db"), "").unwrap();
-    assert!(refused(&at("empty.db"), Access::Tool).await.contains("is no store yet"));
+    assert!(refused(&at("empty.db"), Access::Tool).await.contains("is not a store yet"));
     let store = SqliteStore::open(&at("empty.db"), Access::Run).await.unwrap();
     store.prepare(setup()).await.unwrap();
 }

@@ -25,7 +25,7 @@ pub fn defaults(settings: &mut Settings) {
 pub fn handlers(settings: &Settings) -> Result<Handlers, Vec<String>> {
     let text = settings.app.get("valid_seconds").map_or("", String::as_str);
     match text.parse() {
-        Ok(0) | Err(_) => Err(vec![format!("app.valid_seconds: {text:?} is no number of seconds above 0")]),
+        Ok(0) | Err(_) => Err(vec![format!("app.valid_seconds: {text:?} is not a number of seconds above 0")]),
         Ok(valid_seconds) => Ok(Handlers::new().with(Points { valid_seconds }).with(Notices)),
     }
 }

@@ -97,7 +97,7 @@ fn what_is_wrong_is_told_with_an_exit_code() {
     std::fs::write(folder.0.join("loyalty.toml"), settings).expect("a file can be written");
     wrong(&["serve"], 78, &["did you mean ingress.credits?", "retry.attempts must be", "perkey's feature `kafka`"]);
     std::fs::write(folder.0.join("loyalty.toml"), "[app]\nvalid_seconds = \"soon\"\n").expect("a file can be written");
-    wrong(&["serve"], 78, &["app.valid_seconds: \"soon\" is no number"]);
+    wrong(&["serve"], 78, &["app.valid_seconds: \"soon\" is not a number"]);
     std::fs::remove_file(folder.0.join("loyalty.toml")).expect("it is there");
     std::fs::write(folder.0.join("bad.ndjson"), "{\"id\":\"1\"}\nno line\n").expect("a file can be written");
     wrong(&["load", "bad.ndjson"], 1, &["line 1: missing field `do`", "line 2: ", "2 lines are no messages"]);

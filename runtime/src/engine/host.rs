@@ -403,7 +403,7 @@ fn log_format(prefix: &str, asked: Option<&str>) -> Result<Format, Failure> {
         Some("text") => Ok(Format::Text),
         Some("json") => Ok(Format::Json),
         Some(other) => {
-            Err(Failure::Settings(vec![format!("{prefix}LOG_FORMAT: {other:?} is none of text, json and auto")]))
+            Err(Failure::Settings(vec![format!("{prefix}LOG_FORMAT: {other:?} is not one of text, json and auto")]))
         }
     }
 }

@@ -139,7 +139,7 @@ impl Protobuf {
         let read = DynamicMessage::decode(self.message.clone(), bytes).map_err(|error| {
             let framed =
                 if bytes.first() == Some(&0) { "; it begins as one that a schema registry framed" } else { "" };
-            CodecError::Payload(format!("it is no Protobuf message {name}: {error}{framed}"))
+            CodecError::Payload(format!("it is not a Protobuf message {name}: {error}{framed}"))
         })?;
         if !bytes.is_empty() && read.fields().next().is_none() && read.unknown_fields().next().is_some() {
             let text =
@@ -304,11 +304,11 @@ mod tests {
     fn bad_bytes_and_other_schemas_are_told() {
         let codec = placed();
         let fails = |bytes: &[u8]| Codec::<Placed>::decode(&codec, &of(bytes, None)).unwrap_err().to_string();
-        assert!(fails(b"\xff\xff\xff").contains("it is no Protobuf message shop.v1.Placed"));
+        assert!(fails(b"\xff\xff\xff").contains("it is not a Protobuf message shop.v1.Placed"));
         assert!(fails(b"\0\0\0\0\x05\0\x08\x01").contains("a schema registry framed"));
         let other = codec.of_message("shop.v1.Other").unwrap();
         let error = fails(&other.encode(&json!({ "x": 1.5 })).unwrap());
-        assert!(error.contains("it is no Protobuf message"), "{error}");
+        assert!(error.contains("it is not a Protobuf message"), "{error}");
         let far = codec.of_message("shop.v1.Far").unwrap();
         assert!(fails(&far.encode(&json!({ "z": "z" })).unwrap()).contains("written by another schema"));
         let text = codec.encode(&json!({ "order": "o-1" })).unwrap_err().to_string();

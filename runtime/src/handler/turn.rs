@@ -421,7 +421,7 @@ impl Turn {
         check_name("name", name.as_bytes()).map_err(Fault::reject)?;
         if name.starts_with(CRON) {
             let reason = "names that begin with cron: are of schedules (Handler::schedules); take another";
-            return Err(Fault::reject(format!("the timer {name:?} is no turn's to set or cancel: {reason}")));
+            return Err(Fault::reject(format!("the timer {name:?} cannot be set or cancelled by a turn: {reason}")));
         }
         if self.effects.timers.len() >= self.limits.events_max {
             return Err(self.over("timers", "events", self.limits.events_max));

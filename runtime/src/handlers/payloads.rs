@@ -56,8 +56,8 @@ impl Handlers {
         if schema.content_type() == JSON || like.is_some_and(is_json) {
             return Ok((json, None));
         }
-        named_once(&json).map_err(|error| format!("it is no JSON that can be taken: {error}"))?;
-        let json: Value = serde_json::from_slice(&json).map_err(|error| format!("it is no JSON: {error}"))?;
+        named_once(&json).map_err(|error| format!("it is not JSON that can be taken: {error}"))?;
+        let json: Value = serde_json::from_slice(&json).map_err(|error| format!("it is not JSON: {error}"))?;
         let payload = schema.encode(&json).map_err(|error| error.to_string())?;
         Ok((payload, Some(schema.content_type())))
     }

@@ -104,7 +104,7 @@ impl Planned {
         fine(unread.map(|error| format!("the handler cannot read its message: {error}")));
         let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
         let parsed = parser.parse(&expression);
-        fine(parsed.as_ref().err().map(|error| format!("{expression:?} is no cron expression: {error}")));
+        fine(parsed.as_ref().err().map(|error| format!("{expression:?} is not a cron expression: {error}")));
         let zone = TimeZone::get(&zone_name);
         let where_to = "name one of the IANA database, such as Europe/Berlin";
         fine(zone.is_err().then(|| format!("there is no time zone {zone_name:?}: {where_to}")));

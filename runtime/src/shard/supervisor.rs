@@ -39,7 +39,7 @@ pub(crate) const LAST_COMMITS: Duration = Duration::from_secs(4);
 
 /// Runs of a shard that was here before do not end; they could still call the outside.
 #[derive(Debug, thiserror::Error)]
-#[error("runs of its did not end within {RUNS_END_WITHIN:?}")]
+#[error("its runs did not end within {RUNS_END_WITHIN:?}")]
 pub(crate) struct RunsStuck;
 
 /// What a shard supervisor is told.

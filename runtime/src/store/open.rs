@@ -111,7 +111,7 @@ fn nobodys(foreign: &[String]) -> Result<(), StoreError> {
         return Ok(());
     }
     Err(StoreError::Url(format!(
-        "names a database that is no store yet and has tables of others ({}): name one of its own, or set \
+        "names a database that is not a store yet and has tables of others ({}): name one of its own, or set \
          store.share_database = true to make the store's tables beside them",
         foreign.join(", ")
     )))

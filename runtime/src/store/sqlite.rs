@@ -162,7 +162,7 @@ impl SqliteStore {
         match (found, self.access) {
             (_, Access::Run) => schema::known(found).map(drop),
             (0, Access::Tool | Access::Serve) => Err(StoreError::Unavailable(format!(
-                "{} is no store yet: it is prepared by the process that runs it; or store.url names another file",
+                "{} is not a store yet: it is prepared by the process that runs it; or store.url names another file",
                 self.path.display()
             ))),
             (_, Access::Tool | Access::Serve) => schema::current(found),

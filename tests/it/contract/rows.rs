@@ -11,7 +11,7 @@ use super::provider::Mood;
 use super::{Answered, Door, Keys, Kind, Scene, Sent, door};
 
 /// How long a call is waited for in these scenes.
-const WAIT: Duration = Duration::from_millis(700);
+const WAIT: Duration = Duration::from_secs(2);
 
 pub(super) async fn hold(protocol: &str, kind: Kind) {
     let wait = format!("gateway.wait={}ms", WAIT.as_millis());

@@ -111,10 +111,10 @@ fn everything_that_is_wrong_is_told() {
     let expected = [
         "cron \"open\": tills has no such schedule; it has close, close",
         "cron \"close\": there is no service \"shops\"",
-        "schedule \"close\" of tills: \"61 * * * *\" is no cron expression",
-        "schedule \"close\" of tills: \"* * * *\" is no cron expression",
+        "schedule \"close\" of tills: \"61 * * * *\" is not a cron expression",
+        "schedule \"close\" of tills: \"* * * *\" is not a cron expression",
         "schedule \"close\" of tills: \"0 0 30 2 *\" never comes",
-        "schedule \"close\" of tills: \"0 0 * * * 2026\" is no cron expression",
+        "schedule \"close\" of tills: \"0 0 * * * 2026\" is not a cron expression",
         "schedule \"\" of tills: its name is empty",
         "schedule \"\" of tills: the key is empty",
         "schedule \"\" of tills: there is no time zone \"Europe/Entenhausen\"",
@@ -142,7 +142,7 @@ fn the_settings_change_a_schedule_or_turn_it_off() {
     let zone = with(section("", "Europe/Berlin", true)).unwrap();
     assert_eq!(zone[0].next(at("2026-01-01T00:00:00Z")), Some(at("2026-01-01T17:00:00Z")));
     assert!(with(section("", "", false)).unwrap().is_empty());
-    assert!(with(section("noon", "", false)).unwrap_err()[0].contains("\"noon\" is no cron expression"));
+    assert!(with(section("noon", "", false)).unwrap_err()[0].contains("\"noon\" is not a cron expression"));
 }
 
 #[test]

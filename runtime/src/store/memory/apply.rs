@@ -63,7 +63,7 @@ impl Inner {
         let row = write.row.as_ref()?;
         match serde_json::from_str::<Value>(row) {
             Ok(row) => table.columns.iter().find_map(|column| misfit(table, column, row.get(column.name))),
-            Err(error) => Some(format!("a row of table {} is no JSON: {error}", table.name)),
+            Err(error) => Some(format!("a row of table {} is not JSON: {error}", table.name)),
         }
     }
 

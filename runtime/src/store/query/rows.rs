@@ -170,7 +170,7 @@ impl RowsAsk {
             if column.is_none_or(|column| column.kind != ColumnKind::Text) {
                 return Err(wrong(
                     &self.table,
-                    format!("rows are asked for by {name}, which is none of its text columns"),
+                    format!("rows are asked for by {name}, which is not one of its text columns"),
                 ));
             }
         }
@@ -186,7 +186,8 @@ impl RowsAsk {
     fn key_after(&self) -> Result<Option<Vec<Value>>, StoreError> {
         let Some(after) = &self.after else { return Ok(None) };
         if after.len() != self.table.primary_key.len() {
-            let reason = format!("{} values are no place in its order: its primary key has other columns", after.len());
+            let reason =
+                format!("{} values are not a place in its order: its primary key has other columns", after.len());
             return Err(wrong(&self.table, reason));
         }
         let value = |(column, text): (&Column, &String)| {
@@ -197,7 +198,7 @@ impl RowsAsk {
                 ColumnKind::Boolean => text.parse::<bool>().ok().map(Value::from),
                 ColumnKind::Json => None,
             };
-            value.ok_or_else(|| wrong(&self.table, format!("{text:?} is no value of column {}", column.name)))
+            value.ok_or_else(|| wrong(&self.table, format!("{text:?} is not a value of column {}", column.name)))
         };
         self.key_columns().zip(after).map(value).collect::<Result<_, _>>().map(Some)
     }
@@ -309,10 +310,10 @@ mod tests {
     #[test]
     fn what_is_no_value_of_its_column_is_refused_in_words() {
         for (ask, word) in [
-            (ask(&[("n", "1")], None), "none of its text columns"),
-            (ask(&[("nothing", "1")], None), "none of its text columns"),
-            (ask(&[], Some(&["x"])), "no place in its order"),
-            (ask(&[], Some(&["x", "many"])), "\"many\" is no value of column n"),
+            (ask(&[("n", "1")], None), "not one of its text columns"),
+            (ask(&[("nothing", "1")], None), "not one of its text columns"),
+            (ask(&[], Some(&["x"])), "not a place in its order"),
+            (ask(&[], Some(&["x", "many"])), "\"many\" is not a value of column n"),
         ] {
             let refused = ask.statement(&DIALECT).unwrap_err().to_string();
             assert!(refused.contains(word), "{refused}");

@@ -35,7 +35,7 @@ pub(super) fn path(url: &str) -> Result<PathBuf, StoreError> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
         let folder = folder.display();
-        return Err(StoreError::Url(format!("lies in {folder}, which is no directory: create it, or name another")));
+        return Err(StoreError::Url(format!("lies in {folder}, which is not a directory: create it, or name another")));
     }
     if path.is_dir() {
         return Err(StoreError::Url(format!("names {}, which is a directory: name a file in it", path.display())));
