@@ -104,6 +104,7 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The key of a message: what an import and a `key = "handler"` binding run it under. One that comes from outside under
     /// another key is rejected. An empty key leaves the message under the key with which it came.
+    /// It is not asked for answers, timers and commands of handlers: these run under the key that they were set for.
     ///
     /// ```
     /// # use perkey::{Fault, Handler, Key, Turn, json};
@@ -204,10 +205,26 @@ pub trait Handler: Send + Sync + 'static {
     ///
     /// ```
     /// # use perkey::{Answer, Fault, Handler, Key, Outcome, Turn, json};
-    /// # #[derive(serde::Deserialize, serde::Serialize)]
-    /// # #[serde(rename_all = "snake_case")]
-    /// # enum Step { Order { order: String }, Paid { order: String }, Failed { order: String } }
+    /// # #[derive(serde::Deserialize)]
+    /// # struct Charge { charge: u64 }
+    /// # struct Tills;
+    /// # impl Handler for Tills {
+    /// #     const SERVICE: &'static str = "tills";
+    /// #     type Message = Charge;
+    /// #     type State = u64;
+    /// #     fn key(&self, _: &Charge) -> Key {
+    /// #         "till-1".into()
+    /// #     }
+    /// #     async fn handle(&self, taken: &mut u64, charge: Charge, turn: &mut Turn) -> Result<(), Fault> {
+    /// #         *taken += charge.charge;
+    /// #         turn.reply(taken)
+    /// #     }
+    /// # }
     /// # struct Orders;
+    /// #[derive(serde::Deserialize, serde::Serialize)]
+    /// #[serde(rename_all = "snake_case")]
+    /// enum Step { Order { order: String }, Paid { order: String }, Failed { order: String } }
+    ///
     /// # impl Handler for Orders {
     /// #     const SERVICE: &'static str = "orders";
     /// #     type Message = Step;
@@ -220,7 +237,7 @@ pub trait Handler: Send + Sync + 'static {
     /// async fn handle(&self, status: &mut String, step: Step, turn: &mut Turn) -> Result<(), Fault> {
     ///     match step {
     ///         // The name of the question is the order, so that the answer tells which one was paid.
-    ///         Step::Order { order } => turn.ask::<Orders>(&order, "till-1", &json!({ "charge": 1250 }))?,
+    ///         Step::Order { order } => turn.ask::<Tills>(&order, "till-1", &json!({ "charge": 1250 }))?,
     ///         Step::Paid { .. } => "paid".clone_into(status),
     ///         Step::Failed { .. } => "failed".clone_into(status),
     ///     }
@@ -467,9 +484,11 @@ pub enum AfterDeadLetter {
 pub enum Fault {
     /// Try again later: spends an attempt, with full jitter between attempts.
     Retry(String),
-    /// Never try again: a dead letter now. Of a call: its sender is told, and that is all.
+    /// Never try again: a dead letter now, which is a message that was given up and is kept with its reason until an operator
+    /// replays or discards it. Of a call (a command through Perkey's gateway, whose sender waits for its end): its sender is
+    /// told, and that is all. A refusal that is part of the business is better a [`Turn::reply`], unless it came by a call.
     Reject(String),
-    /// Never try again, with a word by which the sender of a call may know the reason.
+    /// Never try again: as [`Fault::Reject`], with a word by which the sender of a call may know the reason.
     Refuse {
         /// The word, in snake case: `already_exists`, `insufficient_funds`.
         code: &'static str,

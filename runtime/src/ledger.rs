@@ -7,10 +7,12 @@
 //! [`waiting`] has the rows on disk with their timers and suspects, [`tracker`] the places of the sources, [`outbox`] those of
 //! the sinks, [`gates`] the permits, [`operator`] the commands, [`routes`] who takes which message, [`cron`] the schedules.
 //!
-//! A key goes on by `advance`, which asks in this order: what operators want of it; whether it is held, waits or is paused; whether
-//! its messages must be read from disk; whether its head has failed for good; whether its state is known; whether a record, a
-//! permit or a trial is still owed; and only then which actor runs it. Each question is cheaper, or closer to what is durable,
-//! than the next, and an answer that is still on its way ends the questions.
+//! A key goes on by `advance` (in [`runs`]), unless it is unknown yet, being read, running or queued already. It asks in this
+//! order: what operators want of it (`operator`); whether it is held, waits (`runs::pool`) or is paused (`operator`); whether its
+//! messages must be read from disk (`waiting`); whether it must wait for its own commit, or the shard is being left; whether its
+//! head was refused or blamed without a run (`settle`); whether its state is known; whether a record, a permit or a trial is
+//! still owed (`waiting::suspects`, `runs::pool`); and only then which actor runs it. Each question is cheaper, or closer to what
+//! is durable, than the next, and an answer that is still on its way ends the questions.
 
 pub mod protocol;
 

@@ -1,4 +1,4 @@
-//! Sources of messages: the contract of every source.
+//! Sources of messages: the contract of every source; sinks in `sink`.
 //! In: positions to start from. Out: deliveries in each origin's order, at most as many as there are credits.
 
 #[cfg(any(feature = "kafka", feature = "rabbitmq"))]

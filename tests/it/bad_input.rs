@@ -269,7 +269,9 @@ async fn a_store_that_cannot_be_used_says_what_to_do() {
     cli.file("text.db", "This is no database, it is a text that is long enough to be told from one. ".repeat(20));
     cli.run(&["status", "--store-url", "sqlite://text.db"]).await.fails(78, &["not a SQLite database"]);
     cli.run(&[&at[..3], &["--store-url", "sqlite://text.db"]].concat()).await.fails(78, &["not a SQLite database"]);
-    cli.run(&["status", "--store-url", "sqlite://no/such/folder/x.db"]).await.fails(78, &["not a directory", "create it"]);
+    cli.run(&["status", "--store-url", "sqlite://no/such/folder/x.db"])
+        .await
+        .fails(78, &["not a directory", "create it"]);
     cli.run(&["status", "--store-url", "mysql://x"]).await.fails(78, &["postgres", "sqlite:///"]);
     cli.run(&["status", "--store-url", "postgres://127.0.0.1:1/x"]).await.fails(4, &["PostgreSQL at 127.0.0.1:1"]);
     // Nobody can write there, not even root.

@@ -1,8 +1,7 @@
 //! Updates the gauges that only the store can tell: unread messages, waiting keys, old transactions; and removes
 //! expired records of calls and old commands of operators.
 //! In: the time. Out: gauges per shard and of the store. The cost of counting grows with the store: the janitor rests
-//! for two hundred times as long as it counted, so that it never uses more than a half percent of a core. half percent
-//! of a core.
+//! for two hundred times as long as it counted, so that it never uses more than half a percent of a core.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -111,7 +111,7 @@ pub struct Sent {
 }
 
 /// The answer to a command that a turn asked for with [`super::Turn::ask`]. There is one in every case: when the command
-/// succeeded, and when it became a dead letter.
+/// succeeded, and when it became a dead letter; and a second one where an operator's replay of that succeeds.
 ///
 /// ```
 /// use perkey::{Answer, Outcome, json};
@@ -151,7 +151,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The reply as `T`; an error where it was given up, or is something else.
+    /// The reply as `T`; an error where it was given up, or is something else. In `Handler::answer`, match on the outcome where
+    /// a failure is to be compensated: `?` there rejects the answer, and no turn hears of it.
     ///
     /// ```
     /// use perkey::{Fault, Outcome, json};

@@ -16,7 +16,7 @@ pub(crate) const SCHEDULE: &str = "perkeycron";
 ///
 /// ```
 /// use perkey::Schedule;
-/// use serde_json::json;
+/// use perkey::json;
 ///
 /// let close = Schedule::new("close", "0 18 * * MON-FRI", "till-1", &json!({ "command": "close" }));
 /// let close = close.zone("Europe/Berlin");

@@ -309,7 +309,8 @@ impl Turn {
         Ok(())
     }
 
-    /// Emits an event of this key. It leaves after the commit, in the order of the key's turns.
+    /// Emits an event of this key. It leaves after the commit, in the order of the key's turns, to where `[[bind]]` and
+    /// `[[publish]]` of the settings lead it; where none does, it goes nowhere.
     ///
     /// ```
     /// # use perkey::{Draft, Fault, Turn, json};
@@ -441,7 +442,8 @@ impl Turn {
         Ok(())
     }
 
-    /// Sets the reply to whoever sent the command; the last one counts.
+    /// Sets the reply; the last one counts. It reaches a handler that used [`Turn::ask`], and the sender of a call (a command
+    /// through Perkey's gateway). Of messages from a source or by `Engine::send` nobody hears it.
     ///
     /// ```
     /// # use perkey::{Draft, Fault, Turn, json};

@@ -290,7 +290,8 @@ impl Ledger {
         }
     }
 
-    /// A commit is durable: now, and only now, the world hears of it.
+    /// A commit is durable: now, and only now, sources, sinks and keys hear of it. Who waits for a call was told by the
+    /// committer, once it was durable.
     fn finish(&mut self) {
         let Some(flight) = self.batches.flight.take() else { return };
         let commit = &flight.commit;

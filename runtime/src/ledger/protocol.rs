@@ -1,6 +1,7 @@
 //! The whole conversation of a shard with its ledger: events go in, actions come out, and some of these are questions
 //! that the store answers.
 //! In: nothing; plain values. Out: the words in which the ledger, its shard, the simulator and the tests speak.
+//! ([`Question::answer`] is the readers' and the simulator's: the ledger never calls it.)
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,7 +37,7 @@ pub enum Event {
     Permit(u16),
     /// A sink has come farther.
     Published(u16, Progress),
-    /// The store has room for a commit.
+    /// The store has room for a commit: what is settled goes into one. Nothing to do with `gates`.
     Gate,
     /// The commit of this epoch and number ended.
     CommitEnded(Epoch, u64, Outcome),
@@ -69,9 +70,10 @@ pub enum Action {
     CommitReady,
     /// Write this: [`Event::CommitEnded`].
     Commit(Arc<Commit>),
-    /// The store cannot write now: try [`Action::Commit`] again after a pause; the number counts the tries.
+    /// Write this again: the store could not, or it was found unwritten (then under a new epoch). The number counts the tries,
+    /// and with it the pause grows; 0: no pause.
     CommitLater(Arc<Commit>, u32),
-    /// The source may hand over this many deliveries more.
+    /// The source may hand over this many arrivals more: one for each service of a delivery.
     Credit(u16, usize),
     /// So many bytes of the source's deliveries are not in hand any more.
     Room(u16, usize),
@@ -91,7 +93,8 @@ pub enum Action {
 pub enum Question {
     /// The stored states of these keys, and how many of their messages wait.
     Load(Vec<(SlotIx, u64)>, Vec<ServiceKey>),
-    /// Which of these ids, two for each slot and each with the message's own, wait or were given up.
+    /// Which of these ids wait or were given up: two for each message ([`Taken::apart`](crate::message::Taken)), each beside
+    /// the id that the message itself bears.
     Check(Vec<(SlotIx, u64)>, Vec<(TakenId, String)>),
     /// Keys that are due, at most this many.
     Due(Runnable, usize),
@@ -120,7 +123,8 @@ pub enum Question {
 pub enum Answer {
     /// The rows of the slots' keys.
     Loaded(Vec<(SlotIx, u64)>, Vec<KeyRow>),
-    /// For each slot whether its message waits, and whether it was given up.
+    /// For each message two: whether its id waits or was given up, and whether the id that it would have with other content
+    /// does.
     Checked(Vec<(SlotIx, u64)>, Vec<bool>),
     /// Keys that are due.
     Due(Due),

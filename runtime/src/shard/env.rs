@@ -1,8 +1,5 @@
-//! The tree: who is restarted when, and when a failure becomes the supervisor's own.
-//! In: how children ended. Out: restarts after a delay, each a span, a metric and a log line; or escalations.
-//!
-//! Root → janitor, heartbeat (in a fleet), and a supervisor per shard → ingress per source, shard, readers, committer,
-//! dispatcher per sink, key supervisor → key actors.
+//! The environment that all actors of the tree share, and the words in which the end of one is told.
+//! In: settings, handlers, store, transports. Out: the same to every actor; ends with their reasons, restarts as spans.
 
 pub mod recorder;
 pub(crate) mod troubles;

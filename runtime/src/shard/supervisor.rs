@@ -1,4 +1,4 @@
-//! Supervises one shard: takes it, starts its actors broker end first, restarts them by their policies.
+//! Supervises one shard: takes it, starts its actors broker end last, restarts them by their policies.
 //! In: how they ended; orders to drain. Out: restarts; its own failure when they are spent, which drops the shard's
 //! memory and has it taken again under a new epoch.
 

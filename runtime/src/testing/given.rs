@@ -25,7 +25,7 @@ thread_local! {
 /// use perkey::testing::Given;
 /// use perkey::{Fault, Handler, Key, Turn};
 /// use serde::{Deserialize, Serialize};
-/// use serde_json::json;
+/// use perkey::json;
 ///
 /// struct Balances { limit: i64 }
 ///
@@ -214,7 +214,7 @@ impl<H: Handler> Given<H> {
         self
     }
 
-    /// Sets the time of the turn, in milliseconds since the epoch.
+    /// Sets the time of the turn, in milliseconds since the epoch; 0 by default.
     ///
     /// ```
     /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};
@@ -422,7 +422,7 @@ impl<H: Handler> Then<H> {
         self
     }
 
-    /// Checks the commands that the turn sent, in order: service, key, payload.
+    /// Checks the commands that the turn sent, those that it asked included, in order: service, key, payload.
     ///
     /// ```
     /// # use perkey::{Fault, Handler, Key, Turn, json, testing::Given};

@@ -44,7 +44,7 @@ const OUTSIDE_WITHIN: u64 = 60_000_000;
 /// use perkey::testing::Stage;
 /// use perkey::{Fault, Handler, Handlers, Key, Turn};
 /// use serde::{Deserialize, Serialize};
-/// use serde_json::json;
+/// use perkey::json;
 ///
 /// /// Remembers what is to be done, and says so when it was not done in time.
 /// struct Reminders;
