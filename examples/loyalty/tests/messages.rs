@@ -19,7 +19,16 @@ fn crates() -> Vec<(String, PathBuf)> {
     for name in ["CARGO", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "LD_LIBRARY_PATH", "OUT_DIR"] {
         cargo.env_remove(name);
     }
-    cargo.args(["build", "--offline", "--locked", "--lib", "--message-format=json", "--manifest-path", manifest]);
+    cargo.args([
+        "build",
+        "--offline",
+        "--locked",
+        "--lib",
+        "--tests",
+        "--message-format=json",
+        "--manifest-path",
+        manifest,
+    ]);
     let output = cargo.output().expect("cargo starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let told: Vec<Value> = lines(&output.stdout);
