@@ -31,7 +31,7 @@ use crate::shard::env::recorder::Recorder;
 use crate::shard::supervisor::{LAST_COMMITS, ShardSupervisorMessage};
 use crate::store::lease::{Fleet, WorkerRow};
 use crate::store::{Store, StoreError};
-use crate::transport::{self, SinkTransport, Transport};
+use crate::transport::{SinkTransport, Transport};
 
 /// The time that a shard may take to answer a question.
 const ANSWER_MS: u64 = 5_000;
@@ -106,8 +106,7 @@ impl Engine {
         store: Arc<dyn Store>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, EngineError> {
-        let (sources, sinks) = transport::open::open(settings, &store, &metrics).map_err(EngineError::Settings)?;
-        Self::start_with(settings, handlers, store, metrics, sources, sinks).await
+        start::open(settings, handlers, store, metrics, None).await
     }
 
     /// [`Engine::start`], with a recorder that keeps what every ledger is told, so that
@@ -122,8 +121,7 @@ impl Engine {
         metrics: Arc<Metrics>,
         recorder: Arc<Recorder>,
     ) -> Result<Self, EngineError> {
-        let (sources, sinks) = transport::open::open(settings, &store, &metrics).map_err(EngineError::Settings)?;
-        start::launch(settings, handlers, store, metrics, sources, sinks, Some(recorder)).await
+        start::open(settings, handlers, store, metrics, Some(recorder)).await
     }
 
     /// [`Engine::start`] with these sources and sinks. A sink that no route leads to is not opened.

@@ -194,12 +194,12 @@ impl Ledger {
         }
     }
 
-    /// What happened since the last call.
+    /// The tally since the last call.
     pub fn tally(&mut self) -> Tally {
         std::mem::take(&mut self.tally)
     }
 
-    /// Whether nothing can be run now, or is being committed. What waits on disk for its time, for an operator or for a
+    /// True if nothing can be run now, or is being committed. What waits on disk for its time, for an operator or for a
     /// resumption does not count; what has its row and is only waiting for its turn does.
     pub fn is_idle(&self) -> bool {
         self.batches.is_empty()
@@ -210,7 +210,7 @@ impl Ledger {
             && self.slots.iter().all(|slot| !slot.is_busy() && !slot.holds_positions())
     }
 
-    /// How full it is.
+    /// The gauges: how full the ledger is.
     pub fn gauges(&self, now: Millis) -> Gauges {
         Gauges {
             slots: self.slots.len(),

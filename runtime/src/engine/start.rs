@@ -28,7 +28,19 @@ use crate::shard::env::troubles::Troubles;
 use crate::shard::permits::Keeper;
 use crate::shard::worker::Ownership;
 use crate::store::{Setup, Store, StoreError};
-use crate::transport::{SinkTransport, Transport};
+use crate::transport::{self, SinkTransport, Transport};
+
+/// Starts an engine with the sources and sinks that the settings name.
+pub(super) async fn open(
+    settings: &Settings,
+    handlers: Handlers,
+    store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    recorder: Option<Arc<Recorder>>,
+) -> Result<Engine, EngineError> {
+    let (sources, sinks) = transport::open::open(settings, &store, &metrics).map_err(EngineError::Settings)?;
+    launch(settings, handlers, store, metrics, sources, sinks, recorder).await
+}
 
 /// Builds the tree of an engine and starts it.
 pub(super) async fn launch(

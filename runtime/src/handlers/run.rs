@@ -1,4 +1,4 @@
-//! What a run is made of, and what became of each of its turns. Plain values.
+//! The messages of a run, and the end of each of its turns. Plain values.
 //! In: messages with their attempts. Out: what turns did, or how they failed.
 
 use bytes::Bytes;

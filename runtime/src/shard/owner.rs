@@ -28,7 +28,7 @@ const TICKS_PER_LOOK: u64 = 10;
 /// A shard.
 pub(crate) struct Shard;
 
-/// What it holds.
+/// The owner's state.
 pub(crate) struct ShardState {
     no: ShardNo,
     env: Arc<Env>,

@@ -22,7 +22,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// commit is asked by a third, as the whole shard waits for that.
 pub(crate) struct Reader;
 
-/// What it holds.
+/// The reader's state.
 pub(crate) struct ReaderState {
     env: Arc<Env>,
     shard_no: ShardNo,

@@ -1,4 +1,4 @@
-//! What turns of one key or an operator's command have for a commit, and batches of them. Plain values.
+//! Groups: the rows that turns of one key, or an operator's command, have for a commit; and batches of them. Plain values.
 //! In: settled turns. Out: what becomes part of a commit together.
 
 use std::collections::BTreeMap;
@@ -75,7 +75,7 @@ pub(crate) struct Batch {
     pub(crate) proven: bool,
 }
 
-/// What a batch brings beside its parts.
+/// The changes that a batch brings beside its parts.
 #[derive(Debug, Default)]
 pub(crate) struct Outward {
     /// Messages for services, of keys that belong to other shards.
