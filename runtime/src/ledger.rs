@@ -37,7 +37,7 @@ use hashbrown::HashMap;
 pub use self::defect::Defect;
 #[cfg(feature = "planted-defects")]
 pub use self::defect::plant;
-pub use self::gates::Ended;
+pub use self::gates::{Line, PermitEnd};
 use self::intake::inbox::Inbox;
 use self::protocol::{Action, Answer, Event, LedgerConfig, Question, ServiceInfo};
 pub use self::protocol::{ActorIx, RunOrder, RunReport, SlotIx};
@@ -68,8 +68,8 @@ pub struct Ledger {
     absent: intake::sources::Absent,
     slots: Slots,
     actors: runs::pool::Pool,
-    /// Keys that asked for permits, by service; entries with an old token are void.
-    asked: HashMap<u16, VecDeque<(SlotIx, u64)>>,
+    /// Keys that asked for permits, by line; entries with an old token are void.
+    asked: HashMap<Line, VecDeque<(SlotIx, u64)>>,
     runs: u64,
     arrivals: u64,
     batches: batches::Batches,
@@ -77,7 +77,7 @@ pub struct Ledger {
     timers: waiting::timers::Timers,
     outbox: outbox::Outbox,
     dead_letters: settle::dead::DeadLetters,
-    command: Option<operator::Progress>,
+    command: Option<operator::CommandProgress>,
     pauses: operator::Pauses,
     dice: Dice,
     draining: bool,
@@ -149,7 +149,7 @@ impl Ledger {
             Event::Ran(report) => self.ran(report),
             Event::ActorReady(actor) => self.actor_ready(actor),
             Event::ActorDied(actor, reason) => self.actor_died(actor, &reason),
-            Event::Permit(service) => self.permit(service),
+            Event::Permit(line) => self.permit(line),
             Event::Published(sink, progress) => self.published(sink, progress),
             Event::Gate => self.gate(),
             Event::CommitEnded(epoch, no, outcome) => self.commit_ended(epoch, no, outcome),

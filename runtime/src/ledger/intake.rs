@@ -6,7 +6,7 @@ pub(crate) mod sources;
 
 use std::sync::Arc;
 
-use self::inbox::Arrival as Seen;
+use self::inbox::Dedup;
 use super::defect::{Defect, planted};
 use super::protocol::{Question, SlotIx};
 use super::routes::{Arrival, What};
@@ -82,15 +82,15 @@ impl Ledger {
         let hash_key = &self.config.hash_key;
         let mut taken = Taken::of(&message, number.unwrap_or(u16::MAX), hash_key);
         let mut seen = self.inbox.arrive(taken, ticket);
-        let is_other = seen == Seen::Other;
+        let is_other = seen == Dedup::Other;
         if is_other {
             taken = taken.apart(hash_key);
             seen = self.inbox.arrive(taken, ticket);
         }
         match seen {
-            Seen::New => {}
-            Seen::InHand => return self.count_duplicate(),
-            Seen::Taken | Seen::Other => {
+            Dedup::New => {}
+            Dedup::InHand => return self.count_duplicate(),
+            Dedup::Taken | Dedup::Other => {
                 self.count_duplicate();
                 // Its original may be on its way to the store: it is found again when that is refused.
                 self.batches.loose().copies.push((taken.id, ticket));

@@ -25,7 +25,7 @@ const REPLACES: &str = "replaces";
 
 /// The command on its way.
 #[derive(Debug)]
-pub(crate) struct Progress {
+pub(crate) struct CommandProgress {
     pub(crate) command: OpenCommand,
     /// What was found whose operations are not durable.
     pub(crate) outstanding: u64,
@@ -141,7 +141,7 @@ impl Ledger {
                 self.ask(Question::Service(command.id, service.as_str().into(), SERVICE_MAX));
             }
         }
-        self.command = Some(Progress { command, outstanding: 0, after: None });
+        self.command = Some(CommandProgress { command, outstanding: 0, after: None });
     }
 
     /// The store's answer to [`Question::DeadLetters`].

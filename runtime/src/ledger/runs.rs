@@ -1,6 +1,7 @@
 //! Keys are given actors and runs; actors answer.
 //! In: keys with queued items, actors' reports. Out: run orders; settled turns.
 
+mod permits;
 pub(crate) mod pool;
 
 use std::collections::VecDeque;

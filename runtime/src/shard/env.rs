@@ -13,8 +13,8 @@ use tracing::{Span, warn};
 
 use self::recorder::Recorder;
 use self::troubles::Troubles;
-use super::permits::Keeper;
-use super::waiters::Desk;
+use super::permits::PermitPool;
+use super::waiters::PendingCalls;
 use super::worker::Ownership;
 use crate::clock::{Clock, millis};
 use crate::handler::TurnLimits;
@@ -43,7 +43,7 @@ pub(crate) struct Env {
     pub(crate) sinks: Vec<Arc<dyn SinkTransport>>,
     pub(crate) metrics: Arc<Metrics>,
     /// Whether turns may start that need something from outside.
-    pub(crate) gates: Arc<Keeper>,
+    pub(crate) gates: Arc<PermitPool>,
     pub(crate) clock: Clock,
     /// Keeps what the ledgers are told, where somebody wants to know.
     pub(crate) recorder: Option<Arc<Recorder>>,
@@ -55,7 +55,7 @@ pub(crate) struct Env {
     /// This worker's part in its fleet, where the store has leases.
     pub(crate) fleet: Option<Ownership>,
     /// Who waits here for the end of a call.
-    pub(crate) desk: Arc<Desk>,
+    pub(crate) pending: Arc<PendingCalls>,
     /// Room for commits on their way to the store, where it takes several at once.
     pub(crate) in_flight: Option<Arc<Semaphore>>,
 }
@@ -75,8 +75,8 @@ impl Env {
     /// What stands in the way of being ready, each a sentence.
     pub(crate) fn problems(&self) -> Vec<String> {
         self.troubles.problems(self.settings.admin.away_max, |end| match end {
-            troubles::End::Source(no) => format!("source {}", self.transports[usize::from(no)].name()),
-            troubles::End::Sink(no) => format!("sink {}", self.sinks[usize::from(no)].name()),
+            troubles::Endpoint::Source(no) => format!("source {}", self.transports[usize::from(no)].name()),
+            troubles::Endpoint::Sink(no) => format!("sink {}", self.sinks[usize::from(no)].name()),
         })
     }
 

@@ -1,19 +1,18 @@
-//! Who runs: the shard's pool of key actors, re-keyed rather than respawned; permits, where a service needs them.
-//! In: actors that start, die, or whose key has nothing to do; permits. Out: an actor for a key that can run.
+//! The shard's pool of key actors, re-keyed rather than respawned.
+//! In: actors that start, die, or whose key has nothing to do. Out: an actor for a key that can run.
 
 use std::collections::VecDeque;
 
 use crate::clock::Millis;
 use crate::ledger::Ledger;
-use crate::ledger::gates::Ended;
 use crate::ledger::protocol::{Action, ActorIx, SlotIx};
-use crate::ledger::slot::{Assigned, Permit, Phase, Slots};
+use crate::ledger::slot::{Assigned, Phase, Slots};
 
 /// Actors started at once at the least: starting takes a process-wide lock in ractor.
 const SPAWN_CHUNK: u32 = 64;
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Entry {
+struct PoolActor {
     slot: Option<SlotIx>,
     alive: bool,
     generation: u64,
@@ -32,7 +31,7 @@ struct Idle {
 /// The shard's actors.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    entries: Vec<Entry>,
+    entries: Vec<PoolActor>,
     free: Vec<ActorIx>,
     max: u32,
     /// Keys that can run and have no actor.
@@ -98,7 +97,7 @@ impl Pool {
         let starting = self.entries.iter().filter(|entry| !entry.alive && entry.generation == 0).count();
         let more = (self.max - self.len()).min(wanted.max(SPAWN_CHUNK));
         ((starting as u32) < wanted).then(|| {
-            self.entries.extend((0..more).map(|_| Entry::default()));
+            self.entries.extend((0..more).map(|_| PoolActor::default()));
             more
         })
     }
@@ -114,29 +113,6 @@ impl Pool {
 }
 
 impl Ledger {
-    /// Whether a key with something to run has to wait for a permit; it is asked for.
-    pub(crate) fn awaits_permit(&mut self, ix: SlotIx) -> bool {
-        let slot = &mut self.slots[ix];
-        let guarded = self.config.services[usize::from(slot.service)].guarded;
-        if !guarded || slot.permit == Permit::Granted || slot.is_watched(self.now) {
-            return false;
-        }
-        if slot.permit == Permit::None {
-            slot.permit = Permit::Asked;
-            slot.busy_since = self.now;
-            let (service, again) = (slot.service, slot.unavailable.is_some());
-            self.ask_permit(ix, service, again);
-        }
-        true
-    }
-
-    /// Asks for a permit for a key.
-    pub(crate) fn ask_permit(&mut self, ix: SlotIx, line: u16, again: bool) {
-        self.asked.entry(line).or_default().push_back((ix, self.slots[ix].token));
-        self.out.push(Action::AskPermit(line, again));
-        self.give_actor_back(ix);
-    }
-
     /// A key that may wait for long keeps no actor: whoever can run must not wait for it.
     pub(crate) fn give_actor_back(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
@@ -144,71 +120,6 @@ impl Ledger {
             self.actors.release(actor);
             self.feed_starved();
         }
-    }
-
-    /// The answer to an [`Action::AskPermit`] of this service.
-    pub(crate) fn permit(&mut self, service: u16) {
-        let trial = service == self.trial_line();
-        while let Some((ix, token)) = self.asked.get_mut(&service).and_then(VecDeque::pop_front) {
-            if !self.slots.current(ix, token) {
-                continue;
-            }
-            let slot = &mut self.slots[ix];
-            let permit = if trial { &mut slot.trial } else { &mut slot.permit };
-            if *permit == Permit::Asked {
-                *permit = Permit::Granted;
-                self.to_advance.push_back(ix);
-                return;
-            }
-        }
-        self.out.push(Action::PermitEnded(service, Ended::Unused));
-    }
-
-    /// A key that has a permit and nothing to run does not keep it.
-    pub(crate) fn spare_permit(&mut self, ix: SlotIx) {
-        let slot = &mut self.slots[ix];
-        let paused = self.pauses.holds(&self.config.services[usize::from(slot.service)].name, &slot.key);
-        let idle = slot.queue.is_empty() || slot.known.head.stops() || self.draining || paused;
-        let suspect = slot.queue.front().is_some_and(|head| head.is_alone());
-        if idle {
-            self.return_permit(ix);
-        }
-        if self.slots[ix].trial == Permit::Granted && (idle || !suspect) {
-            self.end_trial(ix, Ended::Unused);
-        }
-    }
-
-    /// A key that has a permit does not use it now.
-    pub(crate) fn return_permit(&mut self, ix: SlotIx) {
-        let slot = &mut self.slots[ix];
-        if slot.permit == Permit::Granted {
-            slot.permit = Permit::None;
-            self.out.push(Action::PermitEnded(slot.service, Ended::Unused));
-        }
-    }
-
-    /// The turn that a key ran with its permit is over.
-    pub(crate) fn permit_used(&mut self, ix: SlotIx) {
-        self.trial_used(ix);
-        let slot = &mut self.slots[ix];
-        if slot.permit == Permit::Used {
-            slot.permit = Permit::None;
-            let ended = slot.unavailable.map_or(Ended::Done, Ended::Unavailable);
-            self.out.push(Action::PermitEnded(slot.service, ended));
-        }
-    }
-
-    /// What a key asked for is void.
-    pub(crate) fn reset_permit(&mut self, ix: SlotIx) {
-        if self.slots[ix].trial != Permit::Used || self.slots[ix].running().is_none() {
-            self.end_trial(ix, Ended::Unused);
-        }
-        let slot = &mut self.slots[ix];
-        slot.unavailable = None;
-        if slot.permit == Permit::Asked {
-            slot.permit = Permit::None;
-        }
-        self.return_permit(ix);
     }
 
     /// An actor that is free, or that an idle key gives up; otherwise more are asked for, up to the limit.

@@ -18,7 +18,7 @@ use hashbrown::{HashMap, HashSet};
 use crate::clock::{Millis, millis};
 use crate::handlers::run::TurnFault;
 use crate::ledger::Ledger;
-use crate::ledger::gates::Ended;
+use crate::ledger::gates::{Line, PermitEnd};
 use crate::ledger::protocol::{Action, SlotIx};
 use crate::ledger::settle::record::HistoryKind;
 use crate::ledger::slot::{From, Item, Permit, Phase, Slot, Trial};
@@ -282,17 +282,11 @@ impl Ledger {
             (Permit::None, _) => {
                 slot.trial = Permit::Asked;
                 slot.busy_since = now;
-                let line = self.trial_line();
-                self.ask_permit(ix, line, false);
+                self.ask_permit(ix, Line::Trial, false);
                 true
             }
             (Permit::Asked | Permit::Granted | Permit::Used, _) => true,
         }
-    }
-
-    /// The place of trials among the services that need permits.
-    pub(crate) fn trial_line(&self) -> u16 {
-        u16::try_from(self.config.services.len()).expect("there are few services")
     }
 
     /// Writes that a suspect is not started yet: if the process ends now, something else ended it.
@@ -362,16 +356,15 @@ impl Ledger {
     pub(crate) fn trial_used(&mut self, ix: SlotIx) {
         let slot = &self.slots[ix];
         if slot.trial == Permit::Used && slot.uncommitted == 0 {
-            self.end_trial(ix, Ended::Done);
+            self.end_trial(ix, PermitEnd::Done);
         }
     }
 
     /// A key's trial is over, or does not take place.
-    pub(crate) fn end_trial(&mut self, ix: SlotIx, ended: Ended) {
-        let line = self.trial_line();
+    pub(crate) fn end_trial(&mut self, ix: SlotIx, ended: PermitEnd) {
         let slot = &mut self.slots[ix];
         if matches!(slot.trial, Permit::Granted | Permit::Used) {
-            self.out.push(Action::PermitEnded(line, ended));
+            self.out.push(Action::PermitEnded(Line::Trial, ended));
         }
         slot.trial = Permit::None;
     }
