@@ -13,6 +13,7 @@ const CLEAN: &[&str] = &[
     "runtime/src/message",
     "runtime/src/metrics",
     "runtime/src/settings",
+    "runtime/src/store",
     "runtime/src/telemetry",
     "runtime/src/transport",
     "services/",
@@ -60,7 +61,7 @@ fn a_headless_doc_line_is_found() {
     let files = [
         File::planted("actors/src/a.rs", text),
         File::planted("runtime/src/fleet.rs", "//! x\n// What follows.\n/// Who it is.\n/// Whatever it is.\n"),
-        File::planted("runtime/src/store/a.rs", "//! x\n/// What it holds.\n"),
+        File::planted("runtime/src/ledger/a.rs", "//! x\n/// What it holds.\n"),
     ];
     let starts = [
         "actors/src/a.rs:1: \"What it is.\"",
