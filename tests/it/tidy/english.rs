@@ -15,6 +15,7 @@ const CLEAN: &[&str] = &[
     "runtime/src/settings",
     "runtime/src/store",
     "runtime/src/telemetry",
+    "runtime/src/testing",
     "runtime/src/transport",
     "services/",
     "tests/src/",
