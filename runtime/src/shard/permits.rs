@@ -13,7 +13,7 @@ use crate::ledger::gates::{Change, Ended, Gates, Seat, State};
 use crate::ledger::protocol::Event;
 use crate::metrics::Metrics;
 
-/// Keeps the gates.
+/// The keeper of the gates.
 pub(crate) struct Keeper {
     inner: Mutex<Inner>,
     clock: Clock,
@@ -32,7 +32,7 @@ impl Keeper {
         Self { inner: Mutex::new(Inner { gates, shards: HashMap::new(), next: 0 }), clock, metrics }
     }
 
-    /// A shard that will ask; it leaves when what this gives is dropped.
+    /// Enters a shard that will ask; it leaves when the returned [`Chair`] is dropped.
     pub(crate) fn enter(self: &Arc<Self>, shard: ActorRef<ShardMessage>) -> Chair {
         let mut inner = self.inner();
         inner.next += 1;
@@ -41,7 +41,7 @@ impl Keeper {
         Chair { keeper: self.clone(), seat }
     }
 
-    /// Time passes.
+    /// Grants the permits that are due by now.
     pub(crate) fn tick(&self) {
         let mut inner = self.inner();
         if inner.gates.waits() {
@@ -69,7 +69,7 @@ impl Keeper {
 impl Inner {
     fn grant(&mut self, now: Millis) {
         for (seat, service) in self.gates.grant(now) {
-            // A shard that has ended by now leaves, and its permits with it.
+            // A shard that has ended by now leaves, and gives its permits back.
             if let Some(shard) = self.shards.get(&seat) {
                 drop(shard.cast(ShardMessage::Event(Event::Permit(service))));
             }
@@ -91,7 +91,7 @@ impl Chair {
         inner.grant(self.keeper.clock.now());
     }
 
-    /// A turn with a permit ended.
+    /// Notes that a turn with a permit ended.
     pub(crate) fn ended(&self, service: u16, ended: Ended) {
         let now = self.keeper.clock.now();
         let mut inner = self.keeper.inner();

@@ -13,6 +13,7 @@ const CLEAN: &[&str] = &[
     "runtime/src/message",
     "runtime/src/metrics",
     "runtime/src/settings",
+    "runtime/src/shard",
     "runtime/src/store",
     "runtime/src/telemetry",
     "runtime/src/testing",
