@@ -1,5 +1,5 @@
-//! The start of an engine: everything that may be wrong is said at once, then the tree is built.
-//! In: settings, handlers, a store, sources and sinks. Out: a running engine, or what stands in its way.
+//! The start of an engine: all problems are reported at once, then the tree is built.
+//! In: settings, handlers, a store, sources and sinks. Out: a running engine, or the problems in its way.
 
 use std::sync::Arc;
 
@@ -110,7 +110,7 @@ pub fn setup(settings: &Settings, handlers: &Handlers) -> Setup {
     }
 }
 
-/// The way in for calls of a process that runs shards.
+/// The entry for calls of a process that runs shards.
 fn calls(env: &Arc<Env>, cache: Arc<dyn ReplayCache>) -> Arc<Calls> {
     let here = Arc::clone(env);
     let is_here = move |shard| here.fleet.as_ref().is_none_or(|fleet| fleet.view().running.contains(&shard));
@@ -132,7 +132,7 @@ fn routed(
     (found.collect(), problems)
 }
 
-/// Every source and sink that a route names and that is none of these.
+/// Every source and sink that a route names and that is not among these.
 pub(super) fn unrouted(settings: &Settings, sources: &[&str], sinks: &[&str]) -> Vec<String> {
     let listed = |names: &[&str]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let mut problems = Vec::new();

@@ -13,8 +13,8 @@ use crate::ledger::gates::{Asker, BreakerChange, BreakerState, Gates, Line, Perm
 use crate::ledger::protocol::Event;
 use crate::metrics::Metrics;
 
-/// The permits that the shards of a process share.
-pub(crate) struct PermitPool {
+/// The keeper of the gates.
+pub(crate) struct Keeper {
     inner: Mutex<Inner>,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -32,8 +32,8 @@ impl PermitPool {
         Self { inner: Mutex::new(Inner { gates, shards: HashMap::new(), next: 0 }), clock, metrics }
     }
 
-    /// A shard that will ask; it leaves when what this gives is dropped.
-    pub(crate) fn enter(self: &Arc<Self>, shard: ActorRef<ShardMessage>) -> ShardPermits {
+    /// Enters a shard that will ask; it leaves when the returned [`Chair`] is dropped.
+    pub(crate) fn enter(self: &Arc<Self>, shard: ActorRef<ShardMessage>) -> Chair {
         let mut inner = self.inner();
         inner.next += 1;
         let asker = inner.next;
@@ -41,7 +41,7 @@ impl PermitPool {
         ShardPermits { pool: self.clone(), asker }
     }
 
-    /// Time passes.
+    /// Grants the permits that are due by now.
     pub(crate) fn tick(&self) {
         let mut inner = self.inner();
         if inner.gates.waits() {
@@ -68,10 +68,10 @@ impl PermitPool {
 
 impl Inner {
     fn grant(&mut self, now: Millis) {
-        for (asker, line) in self.gates.grant(now) {
-            // A shard that has ended by now leaves, and its permits with it.
-            if let Some(shard) = self.shards.get(&asker) {
-                drop(shard.cast(ShardMessage::Event(Event::Permit(line))));
+        for (seat, service) in self.gates.grant(now) {
+            // A shard that has ended by now leaves, and gives its permits back.
+            if let Some(shard) = self.shards.get(&seat) {
+                drop(shard.cast(ShardMessage::Event(Event::Permit(service))));
             }
         }
     }
@@ -91,11 +91,11 @@ impl ShardPermits {
         inner.grant(self.pool.clock.now());
     }
 
-    /// A turn with a permit ended.
-    pub(crate) fn ended(&self, line: Line, ended: PermitEnd) {
-        let now = self.pool.clock.now();
-        let mut inner = self.pool.inner();
-        let changes = inner.gates.ended(self.asker, line, ended, now);
+    /// Notes that a turn with a permit ended.
+    pub(crate) fn ended(&self, service: u16, ended: Ended) {
+        let now = self.keeper.clock.now();
+        let mut inner = self.keeper.inner();
+        let changes = inner.gates.ended(self.seat, service, ended, now);
         inner.grant(now);
         drop(inner);
         self.pool.tell(changes);

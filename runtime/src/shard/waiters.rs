@@ -1,8 +1,8 @@
-//! Calls of this process whose ends are waited for.
-//! In: waiting calls; commits of this process; the store's records. Out: outcomes, to whoever waits.
+//! The callers that wait in this process for the ends of calls.
+//! In: waiting calls; commits of this process; the store's records. Out: outcomes, for the callers.
 //!
-//! A commit of this process tells at once. What another process commits, and what a commit of this one told nobody
-//! because its answer was lost, is looked up: often where the call's shard is elsewhere, seldom where it is here.
+//! A commit of this process tells them at once. Ends that another process commits, or that this one committed without
+//! an answer from the store, are looked up: often if the call's shard is elsewhere, seldom if it is here.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -16,14 +16,14 @@ use crate::handler::CallId;
 use crate::store::calls::{CallOutcome, CallRecord};
 use crate::store::{Commit, Store};
 
-/// How often what runs elsewhere is looked up.
+/// The time between two looks at calls that run elsewhere.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// What runs here is looked up with every so many of these.
+/// The number of looks of which one includes the calls that run here.
 const SELDOM: u32 = 25;
-/// Calls in one look.
+/// The number of calls in one query.
 const LOOK_MAX: usize = 1_000;
 
-/// The calls of this process that wait for their ends.
+/// The desk at which callers wait.
 #[derive(Debug, Default)]
 pub(crate) struct PendingCalls {
     waiting: Mutex<Calls>,
@@ -40,7 +40,7 @@ struct Calls {
 #[derive(Debug)]
 struct Waiter {
     no: u64,
-    /// Its message: there may be a record of an older call under the same id.
+    /// The id of its message: there may be a record of an older call under the same id.
     message_id: String,
     here: bool,
     tell: oneshot::Sender<CallOutcome>,
@@ -54,8 +54,8 @@ pub(crate) struct PendingCall {
     told: oneshot::Receiver<CallOutcome>,
 }
 
-impl PendingCall {
-    /// How the call ended; nothing where nobody will tell any more.
+impl Place {
+    /// The outcome of the call; `None` if nobody will tell any more.
     pub(crate) async fn outcome(mut self) -> Option<CallOutcome> {
         (&mut self.told).await.ok()
     }
@@ -73,9 +73,9 @@ impl Drop for PendingCall {
     }
 }
 
-impl PendingCalls {
-    /// Waits for the end of a call, whose shard is here or is not.
-    pub(crate) fn wait(self: &Arc<Self>, id: CallId, message_id: &str, here: bool) -> PendingCall {
+impl Desk {
+    /// Waits for the end of a call; `here` tells whether its shard runs here.
+    pub(crate) fn wait(self: &Arc<Self>, id: CallId, message_id: &str, here: bool) -> Place {
         let (tell, told) = oneshot::channel();
         let mut waiting = self.waiting();
         waiting.last += 1;
@@ -86,7 +86,7 @@ impl PendingCalls {
         PendingCall { pending: Arc::clone(self), id, no, told }
     }
 
-    /// A commit of this process is durable.
+    /// Tells the callers whose calls ended with this durable commit.
     pub(crate) fn committed(&self, commit: &Commit) {
         for reply in commit.parts.iter().flat_map(|part| &part.replies) {
             self.tell(reply.call, &reply.outcome, |_| true);
@@ -104,12 +104,12 @@ impl PendingCalls {
             told
         };
         for waiter in told {
-            // Who gave up waiting does not listen.
+            // A caller that gave up does not listen.
             waiter.tell.send(outcome.clone()).ok();
         }
     }
 
-    /// What the store has of calls that are waited for.
+    /// Tells the callers whose calls have ended by these records of the store.
     fn found(&self, records: Vec<Option<CallRecord>>) {
         for CallRecord { id, message_id, outcome, .. } in records.into_iter().flatten() {
             if let Some(outcome) = outcome {
@@ -138,7 +138,7 @@ impl PendingCalls {
         });
     }
 
-    /// What to look up in this round.
+    /// The calls to look up in this round.
     fn wanted(&self, round: u32) -> Vec<CallId> {
         let all = round.is_multiple_of(SELDOM);
         let waiting = self.waiting();
@@ -151,12 +151,12 @@ impl PendingCalls {
     }
 }
 
-/// The calls to look up after a pause; nothing when nobody holds `pending` any more. While nobody waits it rests.
-async fn next(pending: &Weak<PendingCalls>, round: u32) -> Option<Vec<CallId>> {
+/// Waits a while; returns the calls to look up, or `None` when the desk is gone. It rests while nobody waits.
+async fn next(desk: &Weak<Desk>, round: u32) -> Option<Vec<CallId>> {
     sleep(LOOK_EVERY).await;
     let here = pending.upgrade()?;
     if here.waiting().calls.is_empty() {
-        // A second, at most: then it looks whether it is still wanted.
+        // A second at most: then it checks whether the desk still exists.
         let rest = here.more.notified();
         tokio::select! {
             () = rest => {}

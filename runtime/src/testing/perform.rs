@@ -1,4 +1,4 @@
-//! Performs what ledgers decide, each thing after its own delay, and carries questions and commits to the store.
+//! The performance of ledgers' decisions, each after its own delay, with questions and commits carried to the store.
 //! In: actions. Out: events of the world, answers for ledgers.
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::ledger::protocol::{self, Action, ActorIx, Answer, Question};
 use crate::store::Commit;
 
 impl World {
-    /// Performs what the ledger has decided by now.
+    /// Performs the actions that the ledger has decided so far.
     pub(super) fn perform(&mut self, id: OwnerId) -> Result<(), String> {
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let actions = owner.ledger.actions();
