@@ -29,9 +29,9 @@ impl World {
                     self.at(at, Event::Work(id, actor, order));
                 }
                 Action::Spawn(more) => {
-                    let first = ActorIx::try_from(owner.workers.len()).unwrap_or(0);
+                    let first = owner.workers.len();
                     owner.workers.extend((0..more).map(|_| Worker::default()));
-                    for ix in first..first + more {
+                    for ix in (first..owner.workers.len()).map(ActorIx::nth).collect::<Vec<_>>() {
                         self.happens_later(id, Lane::Actor(ix, false), 500, protocol::Event::ActorReady(ix));
                     }
                 }
@@ -40,7 +40,7 @@ impl World {
                 Action::Commit(commit) => self.send(id, commit, 0),
                 Action::CommitLater(commit, tries) => self.send(id, commit, 20_000 * u64::from(tries.min(10))),
                 Action::Credit(source, more) => {
-                    let ingress = &mut owner.ingresses[source as usize];
+                    let ingress = &mut owner.ingresses[source];
                     if ingress.source.is_some() {
                         ingress.credits += more.cast_signed();
                         self.fetch_soon(id, source);
@@ -49,9 +49,9 @@ impl World {
                 // Its sources have small messages: credits bound them.
                 Action::Room(..) => {}
                 Action::Acknowledge(source, positions) => {
-                    let name = self.plan.sources[source as usize].name.clone();
+                    let name = self.plan.sources[source].name.clone();
                     self.witness.reached((owner.shard, &name), &positions, false)?;
-                    if let Some(source) = owner.ingresses[source as usize].source.as_mut() {
+                    if let Some(source) = owner.ingresses[source].source.as_mut() {
                         source.committed(&positions);
                     }
                 }

@@ -12,7 +12,7 @@ use crate::ledger::outbox::publisher::Window;
 use crate::ledger::protocol::{LedgerConfig, ServiceInfo, SourceInfo, describe};
 use crate::ledger::routes::Bindings;
 use crate::ledger::{Ledger, cron};
-use crate::message::{ShardNo, TakenId};
+use crate::message::{ServiceIx, ShardNo, TakenId};
 use crate::settings::Settings;
 use crate::store::memory::MemoryStore;
 use crate::store::{InboxRows, Setup, TakenShard};
@@ -193,8 +193,8 @@ impl Plan {
     }
 
     /// The id of a message as `service` takes it; a message without a service has a scope of its own.
-    pub(super) fn taken_id(&self, service: Option<u16>, message: &crate::Message) -> TakenId {
-        let number = service.map_or(u16::MAX, |service| self.services[service as usize].number);
+    pub(super) fn taken_id(&self, service: Option<ServiceIx>, message: &crate::Message) -> TakenId {
+        let number = service.map_or(u16::MAX, |service| self.services[service].number);
         TakenId::of(message, number, &self.hash_key)
     }
 }

@@ -17,7 +17,7 @@ use super::world::World;
 use crate::clock::{Clock, Dice, Millis};
 use crate::handler::Handler;
 use crate::handlers::{Handlers, decode};
-use crate::message::{Draft, shard_of};
+use crate::message::{Draft, SourceIx, shard_of};
 use crate::settings::Settings;
 use crate::store::memory::MemoryStore;
 use crate::store::{DeadLetter, Timer};
@@ -193,7 +193,7 @@ impl Stage {
         let (origin, now) = (Arc::from("stage"), self.world.clock.now());
         let position = self.log.append(shard, &origin, now, Content::For(H::SERVICE.into(), message.clone()));
         let sent = [(service, message, false)];
-        self.world.witness.delivered(&self.world.plan, (shard, 1, &origin, position), &sent);
+        self.world.witness.delivered(&self.world.plan, (shard, SourceIx::nth(1), &origin, position), &sent);
         self
     }
 

@@ -17,7 +17,7 @@ use crate::clock::{Clock, Dice, Millis};
 use crate::ledger::defect::{Defect, planted};
 use crate::ledger::outbox::publisher::Publisher;
 use crate::ledger::protocol;
-use crate::message::{Position, Positions, ShardNo, murmur2};
+use crate::message::{Position, Positions, ShardNo, SinkIx, murmur2};
 use crate::store::memory::MemoryStore;
 use crate::store::{Commit, Store};
 use crate::transport::pace::{Pace, Sent};
@@ -135,11 +135,11 @@ impl Source for SimSource {
 
 impl World {
     /// Starts a dispatcher, for the first time or again.
-    pub(super) fn start_outlet(&mut self, id: OwnerId, sink: u16) {
+    pub(super) fn start_outlet(&mut self, id: OwnerId, sink: SinkIx) {
         let Some(owner) = self.owners[id].as_mut() else { return };
         let (bindings, window) = (self.plan.bindings.clone(), self.plan.window());
         let from = owner.ledger.publish_from(sink);
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         outlet.publisher = Some(Publisher::new(sink, bindings, window, from));
         outlet.pace = Some(Pace::new(Dice::seeded(self.dice.below(u64::MAX))));
         self.pump_soon(id, sink);
@@ -157,38 +157,38 @@ impl World {
         outlet.generation += 1;
         outlet.wire.clear();
         self.witness.stats.deaths += 1;
-        let sink = u16::try_from(sink).unwrap_or(0);
+        let sink = SinkIx::nth(sink);
         self.told(id, Lane::Dispatcher(sink), 20_000, Told::DispatcherBack(sink));
     }
 
     pub(super) fn hand_over(&mut self, id: OwnerId, commit: &Arc<Commit>) {
         let window = self.plan.window();
-        for sink in 0..u16::try_from(self.plan.sinks.len()).unwrap_or(0) {
+        for sink in SinkIx::all(self.plan.sinks.len()) {
             if let Some(owner) = &self.owners[id] {
-                owner.outlets[usize::from(sink)].handover.put(commit, window);
+                owner.outlets[sink].handover.put(commit, window);
             }
             self.pump_soon(id, sink);
         }
     }
 
-    fn pump_soon(&mut self, id: OwnerId, sink: u16) {
+    fn pump_soon(&mut self, id: OwnerId, sink: SinkIx) {
         let delay = self.delay(800);
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         if !std::mem::replace(&mut outlet.pumping, true) {
             self.at(self.now + delay, Event::Pump(id, sink));
         }
     }
 
     /// Performs one step of a dispatcher.
-    pub(super) fn pump(&mut self, id: OwnerId, sink: u16) -> Result<(), String> {
+    pub(super) fn pump(&mut self, id: OwnerId, sink: SinkIx) -> Result<(), String> {
         let (store_away, sink_away) = (self.now < self.disk.away_until, self.now < self.sinks_away_until);
         let broken = self.plan.faults.sinks && self.now < self.trouble_until && self.dice.below(40) == 0;
         let room = usize::try_from(1 + self.dice.below(6)).unwrap_or(1);
         let anew = Pace::new(Dice::seeded(self.dice.below(u64::MAX)));
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let shard = owner.shard;
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         outlet.pumping = false;
         let (Some(publisher), Some(pace)) = (&mut outlet.publisher, &mut outlet.pace) else { return Ok(()) };
         let waiting = outlet.handover.take();
@@ -232,10 +232,10 @@ impl World {
         Ok(())
     }
 
-    fn deliver_soon(&mut self, id: OwnerId, sink: u16) {
+    fn deliver_soon(&mut self, id: OwnerId, sink: SinkIx) {
         let delay = self.delay(2_000);
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         if !outlet.wire.is_empty() && !std::mem::replace(&mut outlet.delivering, true) {
             let generation = outlet.generation;
             self.at(self.now + delay, Event::Deliver(id, sink, generation));
@@ -243,17 +243,17 @@ impl World {
     }
 
     /// Lets the events that were handed over first reach the broker; each of its answers travels by itself.
-    pub(super) fn deliver(&mut self, id: OwnerId, sink: u16, generation: u32) -> Result<(), String> {
+    pub(super) fn deliver(&mut self, id: OwnerId, sink: SinkIx, generation: u32) -> Result<(), String> {
         let count = usize::try_from(1 + self.dice.below(4)).unwrap_or(1);
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let shard = owner.shard;
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         outlet.delivering = false;
         if outlet.generation == generation {
             let count = count.min(outlet.wire.len());
             let events: Vec<_> = outlet.wire.drain(..count).collect();
             for (sent, event) in events {
-                let (plan, name) = (&self.plan, &self.plan.sinks[usize::from(sink)]);
+                let (plan, name) = (&self.plan, &self.plan.sinks[sink]);
                 let refused = Fate::is_refused(plan.seed, plan.faults, name, event.message.id());
                 let answer = if refused && !self.healed {
                     Some(Answer::Refused(event.seq, "simulated".to_owned()))
@@ -261,7 +261,7 @@ impl World {
                     self.witness.stats.nacked += 1;
                     None
                 } else {
-                    self.witness.topics[usize::from(sink)].write(shard, &event)?;
+                    self.witness.topics[sink].write(shard, &event)?;
                     self.witness.stats.published += 1;
                     Some(Answer::Confirmed(event.seq))
                 };
@@ -276,12 +276,12 @@ impl World {
     pub(super) fn answered(
         &mut self,
         id: OwnerId,
-        (sink, generation): (u16, u32),
+        (sink, generation): (SinkIx, u32),
         (sent, event): (Sent, Outgoing),
         answer: Option<Answer>,
     ) {
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         if outlet.generation == generation
             && let (Some(publisher), Some(pace)) = (&mut outlet.publisher, &mut outlet.pace)
         {

@@ -7,7 +7,7 @@ use super::owner::{Lane, OwnerId, Told};
 use super::world::{Event, World};
 use crate::clock::Millis;
 use crate::ledger::protocol::{self, ActorIx};
-use crate::message::ShardNo;
+use crate::message::{ServiceIx, ShardNo, SourceIx};
 use crate::store::Store;
 use crate::store::query::{Action, DeadFilter, NewCommand, OpenCommand, Queries, Scope};
 
@@ -70,10 +70,10 @@ impl World {
 
     fn kill_actor(&mut self, id: OwnerId) {
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let actor = ActorIx::try_from(self.dice.below(owner.workers.len() as u64)).unwrap_or(0);
+        let actor = ActorIx::nth(self.dice.below(owner.workers.len() as u64) as usize);
         // Its last messages arrive before the news of its death, or were not sent yet.
         let silent = self.dice.below(2) == 0;
-        let alive = owner.workers.get(actor as usize).is_some_and(|worker| worker.alive);
+        let alive = owner.workers.get(actor.place()).is_some_and(|worker| worker.alive);
         if !alive || silent && !owner.kill(actor) {
             return;
         }
@@ -99,18 +99,18 @@ impl World {
         // Its fetched messages arrive, or die with it.
         ingress.generation += u32::from(self.dice.below(2) == 0);
         self.witness.stats.deaths += 1;
-        let source = u16::try_from(source).unwrap_or(0);
+        let source = SourceIx::nth(source);
         self.told(id, Lane::Ingress(source), 20_000, Told::IngressBack(source));
     }
 
     /// Lets an operator act on dead letters: of one key, or of all.
-    fn operate(&mut self, key: Option<(u16, String)>) -> Result<(), String> {
+    fn operate(&mut self, key: Option<(ServiceIx, String)>) -> Result<(), String> {
         // A rejected message that is always replayed would hold its key for ever.
         let discard = self.dice.below(4) == 0;
         let action = if discard { Action::Discard } else { Action::Replay };
         let filter = match key {
             Some((service, key)) => DeadFilter {
-                service: Some(self.plan.services[service as usize].name.as_ref().to_owned()),
+                service: Some(self.plan.services[service].name.as_ref().to_owned()),
                 key: Some(key),
                 ..DeadFilter::default()
             },
@@ -207,8 +207,8 @@ impl World {
         self.restless().or(timer).or(waits)
     }
 
-    fn place(&self, service: &str, key: &str) -> (u16, String) {
-        (self.plan.handlers.index_of(service).unwrap_or(u16::MAX), key.to_owned())
+    fn place(&self, service: &str, key: &str) -> (ServiceIx, String) {
+        (self.plan.handlers.index_of(service).expect("its rows are of services that run"), key.to_owned())
     }
 
     /// The time at which the next attempt at a message is due, in microseconds since the start.
@@ -273,11 +273,14 @@ impl World {
             if gauges.letters.count != letters {
                 return Some(format!("shard {shard} counts {:?}, there are {letters}", gauges.letters));
             }
-            for (source, ingress) in (0..).zip(&owner.ingresses) {
+            for (source, ingress) in SourceIx::all(owner.ingresses.len()).zip(&owner.ingresses) {
                 let free = owner.ledger.credits_free(source);
                 if ingress.source.is_none() || ingress.credits != free {
                     let has = ingress.credits;
-                    return Some(format!("shard {shard}: source {source} has {has} credits, the ledger says {free}"));
+                    return Some(format!(
+                        "shard {shard}: source {} has {has} credits, the ledger says {free}",
+                        source.place()
+                    ));
                 }
             }
         }

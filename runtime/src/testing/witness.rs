@@ -15,7 +15,7 @@ use super::fate::Fate;
 use super::plan::{INTAKE, PROBE, Plan, SOURCES};
 use crate::AfterDeadLetter;
 use crate::clock::Millis;
-use crate::message::{Message, Position, Positions, ShardNo, Taken, TakenId};
+use crate::message::{Message, Position, Positions, ServiceIx, ShardNo, SinkIx, SourceIx, Taken, TakenId};
 use crate::store::{Commit, Epoch, Part, PendingKind};
 use crate::transport::embedded;
 
@@ -44,11 +44,11 @@ enum End {
 /// One message for one service.
 #[derive(Debug)]
 struct Expected {
-    service: Option<u16>,
+    service: Option<ServiceIx>,
     key: String,
     id: String,
     /// The place where it was first delivered: shard, source, origin, position.
-    place: (ShardNo, u16, Arc<str>, Position),
+    place: (ShardNo, SourceIx, Arc<str>, Position),
     /// True if it has copies elsewhere, so that its place says nothing about its order.
     unordered: bool,
     /// True if it may become a dead letter although its fate does not ask for that.
@@ -80,12 +80,12 @@ pub(super) struct Witness {
     pub(super) epochs: HashMap<ShardNo, Epoch>,
     expected: HashMap<TakenId, Expected>,
     names: HashMap<(Arc<str>, String, String), TakenId>,
-    tracks: HashMap<(ShardNo, u16, Arc<str>), Track>,
+    tracks: HashMap<(ShardNo, SourceIx, Arc<str>), Track>,
     taken: HashSet<TakenId>,
     waiting: HashMap<(ShardNo, u64), TakenId>,
     dead: HashMap<(ShardNo, u64), (TakenId, bool)>,
-    held: HashMap<(u16, String), u64>,
-    last: HashMap<(u16, String, ShardNo, u16, Arc<str>), Position>,
+    held: HashMap<(ServiceIx, String), u64>,
+    last: HashMap<(ServiceIx, String, ShardNo, SourceIx, Arc<str>), Position>,
     timers: timers::Timers,
     /// The messages that were passed on to their shards, in a log row.
     onward: HashSet<TakenId>,
@@ -99,8 +99,8 @@ impl Witness {
     pub(super) fn delivered(
         &mut self,
         plan: &Plan,
-        (shard, source, origin, position): (ShardNo, u16, &Arc<str>, Position),
-        messages: &[(Option<u16>, Message, bool)],
+        (shard, source, origin, position): (ShardNo, SourceIx, &Arc<str>, Position),
+        messages: &[(Option<ServiceIx>, Message, bool)],
     ) {
         let mut ids = Vec::new();
         for (service, message, may_die) in messages {
@@ -111,14 +111,14 @@ impl Witness {
                 key: message.key().to_owned(),
                 id: message.id().to_owned(),
                 place: (shard, source, origin.clone(), position),
-                unordered: SOURCES[usize::from(source)] == INTAKE,
+                unordered: SOURCES[source] == INTAKE,
                 may_die: *may_die,
                 end: End::Open,
             });
             let here = (known.place.0, known.place.1, &known.place.2) == (shard, source, origin);
-            known.unordered |= !here || SOURCES[usize::from(source)] == INTAKE;
+            known.unordered |= !here || SOURCES[source] == INTAKE;
             if let Some(service) = service {
-                let name = plan.services[*service as usize].name.clone();
+                let name = plan.services[*service].name.clone();
                 self.names.insert((name, message.key().to_owned(), message.id().to_owned()), id);
             }
         }
@@ -130,8 +130,8 @@ impl Witness {
     fn logged(
         &mut self,
         plan: &Plan,
-        (shard, source, origin, position): (ShardNo, u16, &Arc<str>, Position),
-        (service, message): (Option<u16>, Message),
+        (shard, source, origin, position): (ShardNo, SourceIx, &Arc<str>, Position),
+        (service, message): (Option<ServiceIx>, Message),
     ) {
         let id = plan.taken_id(service, &message);
         if !self.expected.contains_key(&id) {
@@ -144,7 +144,7 @@ impl Witness {
 
     /// Rows of a table without order are gone: their messages must be durable.
     fn taken_in(&mut self, shard: ShardNo, numbers: &[u64]) -> Result<(), String> {
-        let Some(track) = self.tracks.get_mut(&(shard, 3, INTAKE.into())) else { return Ok(()) };
+        let Some(track) = self.tracks.get_mut(&(shard, SourceIx::nth(3), INTAKE.into())) else { return Ok(()) };
         for no in numbers {
             let found = track.entries.iter().find(|(position, _)| position.no == *no);
             let lost = found
@@ -159,7 +159,7 @@ impl Witness {
     }
 
     /// A handler failed by itself: its message may become a dead letter.
-    pub(super) fn failed(&mut self, plan: &Plan, service: u16, message: &Message) {
+    pub(super) fn failed(&mut self, plan: &Plan, service: ServiceIx, message: &Message) {
         if let Some(expected) = self.expected.get_mut(&plan.taken_id(Some(service), message)) {
             expected.may_die = true;
         }
@@ -179,9 +179,9 @@ impl Witness {
             return Err(at(format!("written under epoch {}, which was over", commit.epoch)));
         }
         self.topics.resize_with(plan.sinks.len(), Topic::default);
-        for (sink, topic) in (0..).zip(&mut self.topics) {
+        for (sink, topic) in SinkIx::all(plan.sinks.len()).zip(&mut self.topics) {
             topic.committed(commit, |event| plan.bindings.topic(sink, event).is_some());
-            let watermark = commit.watermarks.get(&plan.sinks[usize::from(sink)]).copied();
+            let watermark = commit.watermarks.get(&plan.sinks[sink]).copied();
             topic.reached(shard, watermark).map_err(at)?;
         }
         for part in &commit.parts {
@@ -192,7 +192,7 @@ impl Witness {
             for (index, (service, message)) in (0..).zip(messages) {
                 let origin = Arc::from(shard.to_string());
                 let service = plan.handlers.index_of(&service);
-                let place = (row.target, 0, &origin, Position::new(no, index));
+                let place = (row.target, SourceIx::FIRST, &origin, Position::new(no, index));
                 self.logged(plan, place, (service, message));
             }
         }
@@ -213,7 +213,7 @@ impl Witness {
     ) -> Result<(), String> {
         let Some(source) = SOURCES.iter().position(|name| *name == source) else { return Ok(()) };
         for (origin, position) in positions {
-            let place = (shard, u16::try_from(source).unwrap_or(0), origin.clone());
+            let place = (shard, SourceIx::nth(source), origin.clone());
             let Some(track) = self.tracks.get_mut(&place) else { continue };
             if track.passed > 0 && track.entries[track.passed - 1].0 > *position && stored {
                 return Err(format!("{}/{origin} goes back to {position:?}", SOURCES[source]));
@@ -288,7 +288,7 @@ impl Witness {
             return Err(format!("{service}: an effect of {id:?}, which is not taken"));
         }
         let Some(index) = expected.service else { return Err(format!("{id:?} is of no service")) };
-        let holds = plan.services[index as usize].after_dead_letter == AfterDeadLetter::HoldKey;
+        let holds = plan.services[index].after_dead_letter == AfterDeadLetter::HoldKey;
         let fate = Fate::of(plan.seed, plan.faults, &service, &id);
         if fate.is_deadly() && !self.healed {
             return Err(format!("{service}: an effect of {id:?}, whose fate is {fate:?}"));
@@ -319,7 +319,7 @@ impl Witness {
         &mut self,
         plan: &Plan,
         (shard, seq, id): (ShardNo, u64, TakenId),
-        service: Option<u16>,
+        service: Option<ServiceIx>,
         holds: bool,
         last: Option<&crate::store::Attempt>,
     ) -> Result<(), String> {
@@ -330,7 +330,7 @@ impl Witness {
             return Err(format!("{name} is dead, but was {:?} already", expected.end));
         }
         if let Some(service) = service {
-            let service = &plan.services[service as usize];
+            let service = &plan.services[service];
             let fate = Fate::of(plan.seed, plan.faults, &service.name, &expected.id);
             if !expected.may_die && (!fate.is_deadly() || self.healed && expected.end == End::Replayed) {
                 return Err(format!("{name} is dead, but its fate was {fate:?}: {last:?}"));
@@ -383,7 +383,7 @@ impl Witness {
         }
         let behind = self.tracks.iter().find(|(_, track)| track.passed < track.entries.len());
         behind.map(|((shard, source, origin), track)| {
-            let name = SOURCES[*source as usize];
+            let name = SOURCES[*source];
             format!("shard {shard}: {name}/{origin} stands at {} of {} deliveries", track.passed, track.entries.len())
         })
     }
@@ -394,7 +394,7 @@ impl Witness {
     }
 
     /// Keys that dead letters hold, ordered.
-    pub(super) fn held(&self) -> BTreeMap<(u16, String), u64> {
+    pub(super) fn held(&self) -> BTreeMap<(ServiceIx, String), u64> {
         self.held.iter().map(|(key, seq)| (key.clone(), *seq)).collect()
     }
 }

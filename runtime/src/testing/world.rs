@@ -14,7 +14,7 @@ use super::witness::Witness;
 use crate::clock::{Clock, Dice, millis};
 use crate::ledger::gates::Gates;
 use crate::ledger::protocol::{self, ActorIx, Question, RunOrder};
-use crate::message::ShardNo;
+use crate::message::{ShardNo, SinkIx, SourceIx};
 use crate::store::Commit;
 use crate::store::query::Scope;
 use crate::transport::Transport;
@@ -32,10 +32,10 @@ pub(super) enum Event {
     Write(OwnerId, u32, Arc<Commit>),
     Late(Arc<Commit>),
     Work(OwnerId, ActorIx, RunOrder),
-    Fetch(OwnerId, u16),
+    Fetch(OwnerId, SourceIx),
     /// A dispatcher does what it can; the events that it handed over reach the broker.
-    Pump(OwnerId, u16),
-    Deliver(OwnerId, u16, u32),
+    Pump(OwnerId, SinkIx),
+    Deliver(OwnerId, SinkIx, u32),
     Trouble,
     Look,
 }
@@ -246,12 +246,10 @@ impl World {
         self.owners.push(Some(Owner::new(shard, ledger, (self.transports.len(), self.plan.sinks.len()))));
         self.current[shard as usize] = Some(id);
         self.perform(id)?;
-        for source in 0..self.transports.len() {
-            let source = u16::try_from(source).unwrap_or(0);
+        for source in SourceIx::all(self.transports.len()) {
             self.told(id, Lane::Ingress(source), 5_000, Told::IngressBack(source));
         }
-        for sink in 0..self.plan.sinks.len() {
-            let sink = u16::try_from(sink).unwrap_or(0);
+        for sink in SinkIx::all(self.plan.sinks.len()) {
             self.told(id, Lane::Dispatcher(sink), 5_000, Told::DispatcherBack(sink));
         }
         self.at(self.now + TICK, Event::Told(id, Told::Tick));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::clock::Millis;
 use crate::ledger::defect::{Defect, planted};
 use crate::ledger::routes::Bindings;
+use crate::message::SinkIx;
 use crate::store::query::EventRow;
 use crate::store::{Commit, Event};
 use crate::transport::{Answer, Outgoing};
@@ -72,7 +73,7 @@ struct InFlight {
 /// One shard's events on their way to one sink.
 #[derive(Debug)]
 pub struct Publisher {
-    sink: u16,
+    sink: SinkIx,
     bindings: Arc<Bindings>,
     window: Window,
     /// Bytes of what was handed to the sink, or is to be.
@@ -95,7 +96,7 @@ pub struct Publisher {
 
 impl Publisher {
     /// A publisher that goes on after `watermark`; events up to `durable` are in the store.
-    pub fn new(sink: u16, bindings: Arc<Bindings>, window: Window, (watermark, durable): (u64, u64)) -> Self {
+    pub fn new(sink: SinkIx, bindings: Arc<Bindings>, window: Window, (watermark, durable): (u64, u64)) -> Self {
         Self {
             sink,
             bindings,
@@ -296,7 +297,7 @@ mod tests {
     #[test]
     fn a_page_that_cannot_be_read_is_halved_and_begins_small_after_the_last() {
         let bindings = Arc::new(Bindings::new(&Settings::default(), Handlers::new()).unwrap());
-        let mut publisher = Publisher::new(0, bindings, Window { events: 100, bytes: usize::MAX }, (0, 10));
+        let mut publisher = Publisher::new(SinkIx::FIRST, bindings, Window { events: 100, bytes: usize::MAX }, (0, 10));
         let commits = |publisher: &Publisher| publisher.page().map(|page| page.commits);
         assert_eq!(commits(&publisher), Some(1));
         let first = publisher.page().unwrap();
@@ -328,7 +329,7 @@ mod tests {
         for row in &mut all {
             row.event.message = Draft { id: "e", payload: &payload, ..Draft::default() }.build_unchecked().unwrap();
         }
-        let mut publisher = Publisher::new(0, bindings, Window { events: 100, bytes: 2_500 }, (0, 9));
+        let mut publisher = Publisher::new(SinkIx::FIRST, bindings, Window { events: 100, bytes: 2_500 }, (0, 9));
         let read = |publisher: &mut Publisher| {
             let page = publisher.page().unwrap();
             let after = usize::try_from(page.after).unwrap();
@@ -344,7 +345,8 @@ mod tests {
         publisher.answered(vec![Answer::Confirmed(2)]);
         publisher.progress();
         assert_eq!(read(&mut publisher), 3);
-        let mut narrow = Publisher::new(0, Arc::clone(&publisher.bindings), Window { events: 100, bytes: 1 }, (0, 9));
+        let mut narrow =
+            Publisher::new(SinkIx::FIRST, Arc::clone(&publisher.bindings), Window { events: 100, bytes: 1 }, (0, 9));
         assert_eq!(read(&mut narrow), 1, "one at least");
     }
 }

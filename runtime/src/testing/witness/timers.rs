@@ -9,7 +9,7 @@ use super::{End, Expected, Witness};
 use crate::clock::Millis;
 use crate::handler::CRON;
 use crate::ledger::cron::Planned;
-use crate::message::{Position, ShardNo, TakenId};
+use crate::message::{Position, ShardNo, SourceIx, TakenId};
 use crate::store::{Part, TimerWrite};
 use crate::testing::plan::Plan;
 
@@ -49,7 +49,7 @@ impl Witness {
                 service,
                 key,
                 id: text,
-                place: (shard, 0, "timer".into(), Position::new(0, 0)),
+                place: (shard, SourceIx::FIRST, "timer".into(), Position::new(0, 0)),
                 unordered: true,
                 may_die: false,
                 end: End::Open,
