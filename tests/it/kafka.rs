@@ -268,7 +268,7 @@ async fn a_shard_that_does_not_fetch_costs_bounded_memory_and_holds_up_nobody() 
         }
     }
     topic.flush();
-    // 10 MB each; a shelf holds a quarter of a megabyte, and what one poll more brings.
+    // 10 MB each; a buffer holds a quarter of a megabyte, and what one poll more brings.
     let settings = KafkaSettings { buffer_bytes: 256 << 10, ..topic.settings() };
     let transport = transport(&settings);
     let mut slow = open(&transport, 0, &Positions::new()).await;

@@ -11,8 +11,8 @@ use crate::ledger::routes::Arrival;
 use crate::message::ShardNo;
 use crate::shard::dispatcher::handover::Handover;
 use crate::store::{Epoch, Outcome};
-use crate::transport::pace::{Pace, Sent};
-use crate::transport::{Answer, Outgoing, Source};
+use crate::transport::pace::{InFlight, Pace};
+use crate::transport::{Outgoing, SinkAnswer, Source};
 
 /// An owner's number; never used twice.
 pub(super) type OwnerId = usize;
@@ -39,7 +39,7 @@ pub(super) enum Told {
     CommitterBack,
     DispatcherBack(u16),
     /// What became of an event; nothing where the sink does not take it for the moment.
-    Answered(u16, u32, (Sent, Outgoing), Option<Answer>),
+    Answered(u16, u32, (InFlight, Outgoing), Option<SinkAnswer>),
     Tick,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Outlet {
     /// What may go when; none before the first publisher.
     pub(super) pace: Option<Pace<Outgoing>>,
     /// On its way to the broker.
-    pub(super) wire: VecDeque<(Sent, Outgoing)>,
+    pub(super) wire: VecDeque<(InFlight, Outgoing)>,
     pub(super) pumping: bool,
     pub(super) delivering: bool,
 }

@@ -20,8 +20,8 @@ use crate::ledger::protocol;
 use crate::message::{Position, Positions, ShardNo, murmur2};
 use crate::store::memory::MemoryStore;
 use crate::store::{Commit, Store};
-use crate::transport::pace::{Pace, Sent};
-use crate::transport::{Answer, Content, Delivery, Outgoing, Source, SourceError, Transport};
+use crate::transport::pace::{InFlight, Pace};
+use crate::transport::{Content, Delivery, Outgoing, SinkAnswer, Source, SourceError, Transport};
 
 type Origins = BTreeMap<Arc<str>, Vec<(Millis, Content)>>;
 
@@ -256,14 +256,14 @@ impl World {
                 let (plan, name) = (&self.plan, &self.plan.sinks[usize::from(sink)]);
                 let refused = Fate::is_refused(plan.seed, plan.faults, name, event.message.id());
                 let answer = if refused && !self.healed {
-                    Some(Answer::Refused(event.seq, "simulated".to_owned()))
+                    Some(SinkAnswer::Refused(event.seq, "simulated".to_owned()))
                 } else if plan.faults.sinks && !self.healed && self.dice.below(3) == 0 {
                     self.witness.stats.nacked += 1;
                     None
                 } else {
                     self.witness.topics[usize::from(sink)].write(shard, &event)?;
                     self.witness.stats.published += 1;
-                    Some(Answer::Confirmed(event.seq))
+                    Some(SinkAnswer::Confirmed(event.seq))
                 };
                 let delay = self.delay(3_000);
                 self.at(self.now + delay, Event::Told(id, Told::Answered(sink, generation, (sent, event), answer)));
@@ -277,8 +277,8 @@ impl World {
         &mut self,
         id: OwnerId,
         (sink, generation): (u16, u32),
-        (sent, event): (Sent, Outgoing),
-        answer: Option<Answer>,
+        (sent, event): (InFlight, Outgoing),
+        answer: Option<SinkAnswer>,
     ) {
         let Some(owner) = self.owners[id].as_mut() else { return };
         let outlet = &mut owner.outlets[usize::from(sink)];
@@ -287,7 +287,7 @@ impl World {
         {
             match answer {
                 Some(answer) => {
-                    pace.settled(&sent, matches!(answer, Answer::Confirmed(_)));
+                    pace.settled(&sent, matches!(answer, SinkAnswer::Confirmed(_)));
                     publisher.answered(vec![answer]);
                 }
                 None => pace.refused(sent, event, Duration::from_micros(self.now)),

@@ -3,16 +3,16 @@
 //!
 //! `docs/kafka.md` says how records and messages correspond.
 
+mod assigner;
+mod buffer;
 mod client;
 mod event;
 mod group;
 pub mod health;
-mod lane;
 mod orders;
+mod partition;
 mod reader;
 mod record;
-mod scout;
-mod shelf;
 mod sink;
 mod start;
 
@@ -24,11 +24,11 @@ use std::thread;
 use futures_util::future::BoxFuture;
 use tracing::warn;
 
-use self::client::Told;
-use self::orders::{Client, Generation, ReaderOrder, ScoutOrder};
-use self::reader::Reader;
-use self::scout::Scout;
-use self::shelf::Shelf;
+use self::assigner::Assigner;
+use self::buffer::ShardBuffer;
+use self::client::ConsumerEvents;
+use self::orders::{AssignerOrder, Generation, ReaderOrder, SharedConsumer};
+use self::reader::KafkaReader;
 pub use self::sink::KafkaSink;
 use super::{Delivery, Source, SourceError, Transport};
 use crate::message::{Positions, ShardNo};
@@ -53,7 +53,7 @@ pub struct KafkaTransport {
 /// The consumer's threads; they end when neither the transport nor a source is left.
 struct Threads {
     reader: Sender<ReaderOrder>,
-    scout: Sender<ScoutOrder>,
+    assigner: Sender<AssignerOrder>,
     alive: Arc<AtomicBool>,
 }
 
@@ -79,11 +79,11 @@ impl KafkaTransport {
 
     fn place(&self, threads: &Arc<Threads>, shard: ShardNo, from: Positions) -> Option<KafkaSource> {
         let generation = Generation(self.openings.fetch_add(1, Ordering::Relaxed) + 1);
-        let shelf = Arc::new(Shelf::new(self.settings.buffer_bytes));
-        // The reader first: it has to know the opening when the scout names partitions for it.
-        let known = threads.reader.send(ReaderOrder::Open(shard, generation, Arc::clone(&shelf)));
-        let placed = threads.scout.send(ScoutOrder::Open(shard, generation, Arc::clone(&shelf), from));
-        let source = KafkaSource { shard, generation, shelf, threads: Arc::clone(threads) };
+        let buffer = Arc::new(ShardBuffer::new(self.settings.buffer_bytes));
+        // The reader first: it has to know the opening when the assigner names partitions for it.
+        let known = threads.reader.send(ReaderOrder::Open(shard, generation, Arc::clone(&buffer)));
+        let placed = threads.assigner.send(AssignerOrder::Open(shard, generation, Arc::clone(&buffer), from));
+        let source = KafkaSource { shard, generation, buffer, threads: Arc::clone(threads) };
         // Read last: a thread that ended before is seen here, one that ends later sees the orders.
         (known.is_ok() && placed.is_ok() && threads.alive.load(Ordering::SeqCst)).then_some(source)
     }
@@ -93,20 +93,20 @@ impl Threads {
     fn start(settings: &KafkaSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
         let config = client::consumer(settings);
         let metrics = Arc::clone(metrics);
-        let make = move || -> Result<Client, String> {
-            let told = Told::new(Arc::clone(&metrics));
-            config.create_with_context(told).map(Arc::new).map_err(client::refused)
+        let make = move || -> Result<SharedConsumer, String> {
+            let context = ConsumerEvents::new(Arc::clone(&metrics));
+            config.create_with_context(context).map(Arc::new).map_err(client::refused)
         };
         let client = make()?;
         let (reader, reader_orders) = channel();
-        let (scout, scout_orders) = channel();
+        let (assigner, assigner_orders) = channel();
         let alive = Arc::new(AtomicBool::new(true));
-        let scouting =
-            Scout::new(Arc::clone(&client), (scout_orders, Arc::clone(&alive)), reader.clone(), settings, shards);
+        let assigning =
+            Assigner::new(Arc::clone(&client), (assigner_orders, Arc::clone(&alive)), reader.clone(), settings, shards);
         let orders = (reader_orders, Arc::clone(&alive));
-        let reading = Reader::new(client, Box::new(make), orders, scout.clone(), settings.id_header.clone());
-        let threads = Arc::new(Self { reader, scout, alive });
-        start("kafka-scout", move || scouting.run())?;
+        let reading = KafkaReader::new(client, Box::new(make), orders, assigner.clone(), settings.id_header.clone());
+        let threads = Arc::new(Self { reader, assigner, alive });
+        start("kafka-assigner", move || assigning.run())?;
         start("kafka-reader", move || reading.run())?;
         Ok(threads)
     }
@@ -137,31 +137,31 @@ impl Drop for Threads {
     fn drop(&mut self) {
         // They end by themselves; the last of them closes the consumer.
         self.reader.send(ReaderOrder::Stop).ok();
-        self.scout.send(ScoutOrder::Stop).ok();
+        self.assigner.send(AssignerOrder::Stop).ok();
     }
 }
 
 struct KafkaSource {
     shard: ShardNo,
     generation: Generation,
-    shelf: Arc<Shelf>,
+    buffer: Arc<ShardBuffer>,
     threads: Arc<Threads>,
 }
 
 impl Source for KafkaSource {
     fn fetch(&mut self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>, SourceError>> {
-        Box::pin(self.shelf.fetch(max))
+        Box::pin(self.buffer.fetch(max))
     }
 
     fn committed(&mut self, positions: &Positions) {
-        self.shelf.committed(positions);
+        self.buffer.committed(positions);
     }
 }
 
 impl Drop for KafkaSource {
     fn drop(&mut self) {
         self.threads.reader.send(ReaderOrder::Close(self.shard, self.generation)).ok();
-        self.threads.scout.send(ScoutOrder::Close(self.shard, self.generation)).ok();
+        self.threads.assigner.send(AssignerOrder::Close(self.shard, self.generation)).ok();
     }
 }
 
@@ -197,7 +197,7 @@ mod tests {
         let current = || Arc::clone(&transport.threads.lock().unwrap());
         for end in [
             |threads: &Threads| threads.reader.send(ReaderOrder::Stop).is_ok(),
-            |threads: &Threads| threads.scout.send(ScoutOrder::Stop).is_ok(),
+            |threads: &Threads| threads.assigner.send(AssignerOrder::Stop).is_ok(),
         ] {
             let mut source = open(&transport).await;
             assert!(end(&current()));

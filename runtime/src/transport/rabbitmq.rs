@@ -7,9 +7,9 @@
 mod ahead;
 mod client;
 mod event;
+mod forwarded;
+mod forwarder;
 pub mod health;
-mod intake;
-mod moved;
 mod publisher;
 mod record;
 mod sink;
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use self::client::{Client, Declared};
-use self::intake::Movers;
+use self::forwarder::Forwarders;
 pub use self::sink::RabbitmqSink;
 use self::source::RabbitmqSource;
 use super::{Source, SourceError, Transport};
@@ -44,18 +44,18 @@ pub struct RabbitmqTransport {
     settings: RabbitmqSettings,
     shards: u32,
     declared: Arc<Declared>,
-    _movers: Movers,
+    _forwarders: Forwarders,
 }
 
 impl RabbitmqTransport {
-    /// The transport, and the movers of messages from the intakes to their streams; for use within a runtime of tokio.
+    /// The transport, and the forwarders of messages from the intakes to their streams; for use within a runtime of tokio.
     /// The nodes need not be there yet; unusable settings are an error.
     pub fn new(settings: &RabbitmqSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
         // Files that cannot be read are reported now, not when the first shard is opened.
         client::tls(settings)?;
         let declared = Arc::default();
-        let movers = Movers::start(settings, shards, &declared, metrics)?;
-        Ok(Arc::new(Self { settings: settings.clone(), shards, declared, _movers: movers }))
+        let forwarders = Forwarders::start(settings, shards, &declared, metrics)?;
+        Ok(Arc::new(Self { settings: settings.clone(), shards, declared, _forwarders: forwarders }))
     }
 }
 

@@ -124,13 +124,13 @@ pub(super) fn log(level: RDKafkaLogLevel, facility: &str, said: &str) {
 }
 
 /// The context of the consumer, which records its statistics.
-pub(super) struct Told {
+pub(super) struct ConsumerEvents {
     metrics: Arc<Metrics>,
     /// The error of the last commit to the group, so that a lasting failure is logged once.
     commit: Mutex<Option<KafkaError>>,
 }
 
-impl Told {
+impl ConsumerEvents {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         Self { metrics, commit: Mutex::new(None) }
     }
@@ -140,7 +140,7 @@ impl Told {
     }
 }
 
-impl ClientContext for Told {
+impl ClientContext for ConsumerEvents {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, said: &str) {
         log(level, facility, said);
     }
@@ -161,7 +161,7 @@ impl ClientContext for Told {
     }
 }
 
-impl ConsumerContext for Told {
+impl ConsumerContext for ConsumerEvents {
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
         let mut last = self.commit.lock().unwrap_or_else(PoisonError::into_inner);
         match result {

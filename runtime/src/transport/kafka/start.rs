@@ -15,14 +15,14 @@ pub(super) struct Start {
 
 /// The oldest offset that a partition has, and the one that its next record will have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Bounds {
+pub(super) struct OffsetBounds {
     pub(super) low: u64,
     pub(super) high: u64,
 }
 
 /// Resumes behind `last`. The error says what became of the log.
-pub(super) fn after(last: Position, bounds: Bounds) -> Result<Start, String> {
-    let Bounds { low, high } = bounds;
+pub(super) fn after(last: Position, bounds: OffsetBounds) -> Result<Start, String> {
+    let OffsetBounds { low, high } = bounds;
     if last.no >= high {
         let no = last.no;
         return Err(format!("offset {no} was taken, but the partition now ends at {high}: {MADE_ANEW}"));
@@ -60,14 +60,14 @@ mod tests {
     }
 
     fn start(no: u64, low: u64, high: u64) -> Result<Start, String> {
-        after(taken(no), Bounds { low, high })
+        after(taken(no), OffsetBounds { low, high })
     }
 
     #[test]
     fn the_last_record_is_read_once_more() {
         assert_eq!(start(5, 0, 6), Ok(Start { at: 5, check: Some(taken(5)) }));
         assert_eq!(start(0, 0, 9), Ok(Start { at: 0, check: Some(taken(0)) }));
-        let unmarked = after(Position::new(5, 0), Bounds { low: 0, high: 9 });
+        let unmarked = after(Position::new(5, 0), OffsetBounds { low: 0, high: 9 });
         assert_eq!(unmarked, Ok(Start { at: 6, check: None }));
     }
 

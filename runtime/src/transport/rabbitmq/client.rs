@@ -34,7 +34,7 @@ const DECLARED_FOR: Duration = Duration::from_secs(10);
 pub(super) struct Declared(Mutex<Option<Stopwatch>>);
 
 /// The current connection, and the listener to its events.
-struct Held {
+struct HeldConnection {
     connection: Connection,
     _listener: JoinSet<()>,
 }
@@ -60,7 +60,7 @@ pub(super) struct Client {
     purpose: &'static str,
     tls: OwnedTLSConfig,
     declared: Arc<Declared>,
-    connection: Mutex<Option<Held>>,
+    connection: Mutex<Option<HeldConnection>>,
     blocked: Blocked,
     /// True if a node took a connection and said nothing.
     silent: AtomicBool,
@@ -125,7 +125,7 @@ impl Client {
     }
 
     /// Connects to the first node that answers, and declares the objects that must exist there.
-    async fn connect(&self) -> Result<Held, String> {
+    async fn connect(&self) -> Result<HeldConnection, String> {
         let mut told = Vec::new();
         for (host, port) in nodes(&self.settings.addresses).unwrap_or_default() {
             let made = async {
@@ -139,7 +139,7 @@ impl Client {
                     let (events, blocked) = (connection.events_listener(), self.blocked.clone());
                     let mut listener = JoinSet::new();
                     listener.spawn(watch(events, self.purpose, blocked));
-                    return Ok(Held { connection, _listener: listener });
+                    return Ok(HeldConnection { connection, _listener: listener });
                 }
                 Err(reason) => told.push(format!("{host}:{port}: {reason}")),
             }

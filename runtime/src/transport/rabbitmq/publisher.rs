@@ -27,10 +27,10 @@ use super::event::Publishing;
 use super::topology::within;
 use crate::clock::{Dice, Stopwatch, sleep};
 use crate::transport::attributes::absorb;
-use crate::transport::pace::{Pace, Sent};
+use crate::transport::pace::{InFlight, Pace};
 
 /// The fate of a message: the broker has it, or returned it with the reason.
-pub(super) type Settled = Result<(), String>;
+pub(super) type Fate = Result<(), String>;
 
 /// The treatment of a message that no queue takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,10 +42,10 @@ pub(super) enum Returned {
 }
 
 /// A message on its way.
-struct Ticket<T> {
+struct MessageTicket<T> {
     tag: T,
     name: u64,
-    sent: Sent,
+    sent: InFlight,
     publishing: Publishing,
 }
 
@@ -54,7 +54,7 @@ enum Confirmed<T> {
     /// The message is not sent a second time: the next one of its key may be on its way.
     Done { tag: T, name: u64 },
     /// The message is sent again if it came back.
-    Held(Box<Ticket<T>>),
+    Held(Box<MessageTicket<T>>),
 }
 
 /// The time after the opening of a channel in which a first message that comes back is sent again: for a moment after
@@ -67,20 +67,20 @@ const FIRST_WITHIN: Duration = Duration::from_secs(10);
 const SAID_EVERY: Duration = Duration::from_secs(60);
 
 /// An answer under way.
-struct Asked<T> {
+struct AwaitedAnswer<T> {
     answer: BoxFuture<'static, lapin::Result<()>>,
     /// The messages that were confirmed before it was asked for.
     behind: Vec<Confirmed<T>>,
 }
 
 /// A channel in confirm mode.
-pub(super) struct Publisher<T> {
+pub(super) struct ConfirmingPublisher<T> {
     channel: Channel,
     pace: Pace<(T, Publishing)>,
-    confirms: FuturesUnordered<BoxFuture<'static, (Ticket<T>, lapin::Result<Confirmation>)>>,
+    confirms: FuturesUnordered<BoxFuture<'static, (MessageTicket<T>, lapin::Result<Confirmation>)>>,
     /// Messages confirmed since the answer under way was asked for.
     confirmed: Vec<Confirmed<T>>,
-    asked: Option<Asked<T>>,
+    asked: Option<AwaitedAnswer<T>>,
     /// Reasons why messages of a name came back.
     returned: HashMap<u64, Vec<String>>,
     returns: Returned,
@@ -94,7 +94,7 @@ pub(super) struct Publisher<T> {
     blocked: Blocked,
 }
 
-impl<T: Send + 'static> Publisher<T> {
+impl<T: Send + 'static> ConfirmingPublisher<T> {
     /// Opens a channel of its own.
     pub(super) async fn open(client: &Client, returns: Returned) -> Result<Self, String> {
         let channel = client.channel().await?;
@@ -129,11 +129,11 @@ impl<T: Send + 'static> Publisher<T> {
                 self.quiet = Stopwatch::start();
             }
             let name = name(&publishing.exchange, &publishing.routing_key, &publishing.properties);
-            self.send(Ticket { tag, name, sent, publishing });
+            self.send(MessageTicket { tag, name, sent, publishing });
         }
     }
 
-    fn send(&mut self, ticket: Ticket<T>) {
+    fn send(&mut self, ticket: MessageTicket<T>) {
         let channel = self.channel.clone();
         let mut sent = async move {
             let Publishing { exchange, routing_key, properties, payload, .. } = ticket.publishing.clone();
@@ -154,7 +154,7 @@ impl<T: Send + 'static> Publisher<T> {
 
     /// Waits until some are settled; an empty list means that messages were nacked, which is a sign of life. The error
     /// ends the channel, and the fate of messages that were not settled is unknown. Dropping the future loses nothing.
-    pub(super) async fn settled(&mut self) -> Result<Vec<(T, Settled)>, String> {
+    pub(super) async fn settled(&mut self) -> Result<Vec<(T, Fate)>, String> {
         loop {
             self.take_ready()?;
             self.send_due();
@@ -164,11 +164,11 @@ impl<T: Send + 'static> Publisher<T> {
             if self.asked.is_none() && !self.confirmed.is_empty() {
                 let channel = self.channel.clone();
                 let answer = async move { channel.confirm_select(ConfirmSelectOptions::default()).await };
-                self.asked = Some(Asked { answer: answer.boxed(), behind: take(&mut self.confirmed) });
+                self.asked = Some(AwaitedAnswer { answer: answer.boxed(), behind: take(&mut self.confirmed) });
             }
             let longest = FIRST_WITHIN / 4;
             let pause = self.pace.due_in(self.opened.elapsed()).map_or(longest, |due| due.min(longest));
-            let Some(Asked { answer, .. }) = &mut self.asked else {
+            let Some(AwaitedAnswer { answer, .. }) = &mut self.asked else {
                 tokio::select! {
                     Some((ticket, confirmation)) = self.confirms.next() => self.take(ticket, confirmation)?,
                     () = sleep(pause) => self.listen()?,
@@ -241,7 +241,7 @@ impl<T: Send + 'static> Publisher<T> {
         error.to_string()
     }
 
-    fn take(&mut self, ticket: Ticket<T>, confirmation: lapin::Result<Confirmation>) -> Result<(), String> {
+    fn take(&mut self, ticket: MessageTicket<T>, confirmation: lapin::Result<Confirmation>) -> Result<(), String> {
         let confirmation = match confirmation {
             Ok(confirmation) => confirmation,
             Err(error) => return Err(self.why(error)),
@@ -265,7 +265,7 @@ impl<T: Send + 'static> Publisher<T> {
     }
 
     /// Sends a message again, alone of its key, after a pause.
-    fn again(&mut self, Ticket { tag, sent, publishing, .. }: Ticket<T>, reason: &str) {
+    fn again(&mut self, MessageTicket { tag, sent, publishing, .. }: MessageTicket<T>, reason: &str) {
         if self.said.is_none_or(|said| said.elapsed() > SAID_EVERY) {
             self.said = Some(Stopwatch::start());
             let (exchange, routing_key) = (publishing.exchange.as_str(), publishing.routing_key.as_str());
@@ -277,7 +277,7 @@ impl<T: Send + 'static> Publisher<T> {
     }
 
     /// The fate of a message; `None` if it is sent again.
-    fn settle(&mut self, confirmed: Confirmed<T>) -> Option<(T, Settled)> {
+    fn settle(&mut self, confirmed: Confirmed<T>) -> Option<(T, Fate)> {
         let ticket = match confirmed {
             Confirmed::Done { tag, name } => return Some((tag, self.came_back(name).map_or(Ok(()), Err))),
             Confirmed::Held(ticket) => *ticket,

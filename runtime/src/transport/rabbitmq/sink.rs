@@ -17,13 +17,13 @@ use tracing::warn;
 
 use super::client::Client;
 use super::event::{Publishing, Routes, bytes_of};
-use super::publisher::{Publisher, Returned};
+use super::publisher::{ConfirmingPublisher, Returned};
 use super::{NAME, topology};
 use crate::clock::{Stopwatch, sleep};
 use crate::message::ShardNo;
 use crate::settings::RabbitmqSettings;
 use crate::transport::again::pause_after;
-use crate::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
+use crate::transport::{Outgoing, Sink, SinkAnswer, SinkError, SinkTransport};
 
 /// The most events handed to the channel before answers are read.
 const BATCH: usize = 256;
@@ -32,22 +32,22 @@ const CLOSED_FOR: Duration = Duration::from_secs(10);
 
 /// Exchanges of RabbitMQ, as a sink.
 pub struct RabbitmqSink {
-    shared: Arc<Shared>,
+    shared: Arc<SharedSink>,
 }
 
 /// The state that all ends share.
-struct Shared {
+struct SharedSink {
     client: Client,
     routes: Routes,
     /// The ways by which nothing can be published for now, and the reasons.
-    closed: Mutex<HashMap<Way, (Stopwatch, String)>>,
+    closed: Mutex<HashMap<ClosedWay, (Stopwatch, String)>>,
 }
 
 /// An exchange; with a routing key if only that one may not be used.
-type Way = (String, Option<String>);
+type ClosedWay = (String, Option<String>);
 
-impl Shared {
-    fn close(&self, way: Way, reason: &str) {
+impl SharedSink {
+    fn close(&self, way: ClosedWay, reason: &str) {
         locked(&self.closed).insert(way, (Stopwatch::start(), reason.to_owned()));
     }
 
@@ -73,7 +73,7 @@ impl RabbitmqSink {
     pub fn new(settings: &RabbitmqSettings, shards: u32) -> Result<Arc<Self>, String> {
         let client = Client::new(settings, shards, "sink", &Arc::default())?;
         let (routes, closed) = (Routes::new(settings, shards), Mutex::default());
-        Ok(Arc::new(Self { shared: Arc::new(Shared { client, routes, closed }) }))
+        Ok(Arc::new(Self { shared: Arc::new(SharedSink { client, routes, closed }) }))
     }
 }
 
@@ -84,7 +84,7 @@ impl SinkTransport for RabbitmqSink {
 
     fn open(&self, _shard: ShardNo) -> BoxFuture<'_, Result<Box<dyn Sink>, SinkError>> {
         let (events, orders) = unbounded_channel();
-        let end = Arc::new(End::default());
+        let end = Arc::new(SinkEnd::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(run(Arc::clone(&self.shared), orders, Arc::clone(&end)));
         let RabbitmqSettings { buffer_bytes, answer_timeout, .. } = self.shared.client.settings;
@@ -97,8 +97,8 @@ impl SinkTransport for RabbitmqSink {
 
 /// The state that an end and its task share.
 #[derive(Default)]
-struct End {
-    answers: Mutex<Vec<Answer>>,
+struct SinkEnd {
+    answers: Mutex<Vec<SinkAnswer>>,
     answered: Notify,
     /// The bytes on their way.
     bytes: AtomicUsize,
@@ -107,8 +107,8 @@ struct End {
     broken: Mutex<Option<String>>,
 }
 
-impl End {
-    fn answer(&self, answer: Answer, bytes: usize) {
+impl SinkEnd {
+    fn answer(&self, answer: SinkAnswer, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::AcqRel);
         locked(&self.answers).push(answer);
         self.answered.notify_one();
@@ -130,9 +130,9 @@ impl End {
 
 // ---- the task
 
-async fn run(shared: Arc<Shared>, orders: UnboundedReceiver<Outgoing>, end: Arc<End>) {
+async fn run(shared: Arc<SharedSink>, orders: UnboundedReceiver<Outgoing>, end: Arc<SinkEnd>) {
     let publisher = connect(&shared).await;
-    let mut line = Line { shared: &shared, end: &end, publisher, known: Vec::new() };
+    let mut line = PublishingTask { shared: &shared, end: &end, publisher, known: Vec::new() };
     if let Err(reason) = line.serve(orders).await {
         if let Some(way) = way_in(&reason) {
             shared.close(way, &reason);
@@ -142,10 +142,10 @@ async fn run(shared: Arc<Shared>, orders: UnboundedReceiver<Outgoing>, end: Arc<
 }
 
 /// Waits for the broker: nothing was sent yet, so nothing is unknown.
-async fn connect(shared: &Shared) -> Publisher<(u64, usize)> {
+async fn connect(shared: &SharedSink) -> ConfirmingPublisher<(u64, usize)> {
     let mut failed = 0_u32;
     loop {
-        match Publisher::open(&shared.client, Returned::Settled).await {
+        match ConfirmingPublisher::open(&shared.client, Returned::Settled).await {
             Ok(publisher) => return publisher,
             Err(reason) => warn!(sink = NAME, reason, "the broker cannot be reached, trying again"),
         }
@@ -155,7 +155,7 @@ async fn connect(shared: &Shared) -> Publisher<(u64, usize)> {
 }
 
 /// The way that a broker's error is about, if the error says that it is missing or not allowed.
-fn way_in(reason: &str) -> Option<Way> {
+fn way_in(reason: &str) -> Option<ClosedWay> {
     let about = topology::is_missing(reason) || reason.contains("ACCESS_REFUSED");
     let quoted = |behind: &str| {
         let (_, rest) = reason.split_once(behind).filter(|_| about)?;
@@ -167,15 +167,15 @@ fn way_in(reason: &str) -> Option<Way> {
 }
 
 /// A channel at work.
-struct Line<'a> {
-    shared: &'a Shared,
-    end: &'a End,
-    publisher: Publisher<(u64, usize)>,
+struct PublishingTask<'a> {
+    shared: &'a SharedSink,
+    end: &'a SinkEnd,
+    publisher: ConfirmingPublisher<(u64, usize)>,
     /// Exchanges that exist.
     known: Vec<String>,
 }
 
-impl Line<'_> {
+impl PublishingTask<'_> {
     async fn serve(&mut self, mut orders: UnboundedReceiver<Outgoing>) -> Result<(), String> {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
@@ -187,8 +187,8 @@ impl Line<'_> {
                     }
                     for ((seq, bytes), settled) in settled {
                         let answer = match settled {
-                            Ok(()) => Answer::Confirmed(seq),
-                            Err(reason) => Answer::Refused(seq, reason),
+                            Ok(()) => SinkAnswer::Confirmed(seq),
+                            Err(reason) => SinkAnswer::Refused(seq, reason),
                         };
                         self.end.answer(answer, bytes);
                     }
@@ -217,7 +217,7 @@ impl Line<'_> {
                 }
             },
         };
-        self.end.answer(Answer::Refused(event.seq, refused), bytes);
+        self.end.answer(SinkAnswer::Refused(event.seq, refused), bytes);
         Ok(())
     }
 
@@ -253,9 +253,9 @@ impl Line<'_> {
 // ---- the shard's side
 
 struct RabbitmqEnd {
-    shared: Arc<Shared>,
+    shared: Arc<SharedSink>,
     events: UnboundedSender<Outgoing>,
-    end: Arc<End>,
+    end: Arc<SinkEnd>,
     bound: usize,
     silence: Duration,
     /// The time since it took answers, or sent the first event after all were answered.
@@ -289,7 +289,7 @@ impl Sink for RabbitmqEnd {
         Ok(taken)
     }
 
-    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<Answer>, SinkError>> {
+    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<SinkAnswer>, SinkError>> {
         Box::pin(async move {
             loop {
                 // Read before the answers are taken: answers from before the break are told before it.
