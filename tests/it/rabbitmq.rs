@@ -517,7 +517,7 @@ async fn transports_that_cannot_be_made_say_why_and_tell_no_secret() {
     };
     let Err(source) = RabbitmqTransport::new(&settings, SHARDS, &Metrics::new()) else { panic!("it must be refused") };
     let Err(sink) = RabbitmqSink::new(&settings, SHARDS) else { panic!("it must be refused") };
-    for said in [source, sink] {
+    for said in [source, sink].map(|failure| failure.to_string()) {
         assert!(said.contains("/no/such/file.pem") && !said.contains("hunter2"), "{said}");
     }
 }

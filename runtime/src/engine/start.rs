@@ -28,6 +28,7 @@ use crate::shard::env::troubles::Troubles;
 use crate::shard::permits::Keeper;
 use crate::shard::worker::Ownership;
 use crate::store::{Setup, Store, StoreError};
+use crate::transport::open::Ends;
 use crate::transport::{self, SinkTransport, Transport};
 
 /// Starts an engine with the sources and sinks that the settings name.
@@ -38,7 +39,8 @@ pub(super) async fn open(
     metrics: Arc<Metrics>,
     recorder: Option<Arc<Recorder>>,
 ) -> Result<Engine, EngineError> {
-    let (sources, sinks) = transport::open::open(settings, &store, &metrics).map_err(EngineError::Settings)?;
+    let opened = transport::open::open(settings, &store, &metrics);
+    let Ends { sources, sinks } = opened.map_err(|error| EngineError::Settings(error.to_string()))?;
     launch(settings, handlers, store, metrics, sources, sinks, recorder).await
 }
 

@@ -6,6 +6,7 @@
 mod assigner;
 mod buffer;
 mod client;
+mod error;
 mod event;
 mod group;
 pub mod health;
@@ -27,6 +28,7 @@ use tracing::warn;
 use self::assigner::Assigner;
 use self::buffer::ShardBuffer;
 use self::client::ConsumerEvents;
+pub use self::error::KafkaFailure;
 use self::orders::{AssignerOrder, Generation, ReaderOrder, SharedConsumer};
 use self::reader::KafkaReader;
 pub use self::sink::KafkaSink;
@@ -37,9 +39,6 @@ use crate::settings::KafkaSettings;
 
 /// The transport's name in settings, positions and metrics.
 pub const NAME: &str = "kafka";
-
-/// The reason why a source whose thread is gone cannot go on.
-const ENDED: &str = "a thread of the consumer has ended; the next opening starts it anew";
 
 /// Topics of Kafka, as a transport: one consumer for all shards of the process.
 pub struct KafkaTransport {
@@ -59,14 +58,14 @@ struct Threads {
 
 impl KafkaTransport {
     /// The consumer and its threads. The brokers need not be there yet; unusable settings are an error.
-    pub fn new(settings: &KafkaSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
-        client::missing_file(settings)?;
+    pub fn new(settings: &KafkaSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, KafkaFailure> {
+        client::check_files(settings)?;
         let threads = Mutex::new(Threads::start(settings, shards, metrics)?);
         let (settings, metrics) = (settings.clone(), Arc::clone(metrics));
         Ok(Arc::new(Self { settings, shards, metrics, threads, openings: AtomicU64::new(0) }))
     }
 
-    fn open_now(&self, shard: ShardNo, from: &Positions) -> Result<KafkaSource, String> {
+    fn open_now(&self, shard: ShardNo, from: &Positions) -> Result<KafkaSource, KafkaFailure> {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(source) = self.place(&threads, shard, from.clone()) {
             return Ok(source);
@@ -74,7 +73,7 @@ impl KafkaTransport {
         // Only a defect ends one of them: its records in hand are gone, and all openings were told so.
         warn!(shard, "a thread of the consumer has ended, the consumer is started anew");
         *threads = Threads::start(&self.settings, self.shards, &self.metrics)?;
-        self.place(&threads, shard, from.clone()).ok_or_else(|| ENDED.to_owned())
+        self.place(&threads, shard, from.clone()).ok_or(KafkaFailure::Ended)
     }
 
     fn place(&self, threads: &Arc<Threads>, shard: ShardNo, from: Positions) -> Option<KafkaSource> {
@@ -90,21 +89,22 @@ impl KafkaTransport {
 }
 
 impl Threads {
-    fn start(settings: &KafkaSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
+    fn start(settings: &KafkaSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, KafkaFailure> {
         let config = client::consumer(settings);
         let metrics = Arc::clone(metrics);
-        let make = move || -> Result<SharedConsumer, String> {
+        let make = move || -> Result<SharedConsumer, KafkaFailure> {
             let context = ConsumerEvents::new(Arc::clone(&metrics));
-            config.create_with_context(context).map(Arc::new).map_err(client::refused)
+            config.create_with_context(context).map(Arc::new).map_err(KafkaFailure::refused)
         };
         let client = make()?;
         let (reader, reader_orders) = channel();
         let (assigner, assigner_orders) = channel();
         let alive = Arc::new(AtomicBool::new(true));
+        let (for_assigner, for_reader) = (Arc::clone(&alive), Arc::clone(&alive));
         let assigning =
-            Assigner::new(Arc::clone(&client), (assigner_orders, Arc::clone(&alive)), reader.clone(), settings, shards);
-        let orders = (reader_orders, Arc::clone(&alive));
-        let reading = KafkaReader::new(client, Box::new(make), orders, assigner.clone(), settings.id_header.clone());
+            Assigner::new(Arc::clone(&client), assigner_orders, for_assigner, reader.clone(), settings, shards);
+        let id_header = settings.id_header.clone();
+        let reading = KafkaReader::new(client, Box::new(make), reader_orders, for_reader, assigner.clone(), id_header);
         let threads = Arc::new(Self { reader, assigner, alive });
         start("kafka-assigner", move || assigning.run())?;
         start("kafka-reader", move || reading.run())?;
@@ -112,9 +112,9 @@ impl Threads {
     }
 }
 
-fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), String> {
-    let started = thread::Builder::new().name(name.to_owned()).spawn(run);
-    started.map(|_| ()).map_err(|error| format!("the thread {name} cannot be started: {error}"))
+fn start(thread: &'static str, run: impl FnOnce() + Send + 'static) -> Result<(), KafkaFailure> {
+    let started = thread::Builder::new().name(thread.to_owned()).spawn(run);
+    started.map(|_| ()).map_err(|error| KafkaFailure::Thread { thread, error })
 }
 
 impl Transport for KafkaTransport {
@@ -127,7 +127,7 @@ impl Transport for KafkaTransport {
         Box::pin(async move {
             match opened {
                 Ok(source) => Ok(Box::new(source) as Box<dyn Source>),
-                Err(reason) => Err(SourceError::Broken { name: NAME.to_owned(), reason }),
+                Err(failure) => Err(SourceError::Broken { name: NAME.to_owned(), reason: failure.to_string() }),
             }
         })
     }

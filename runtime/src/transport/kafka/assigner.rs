@@ -16,7 +16,7 @@ use super::buffer::ShardBuffer;
 use super::group;
 use super::orders::{ANSWER, AssignerOrder, Generation, ReaderOrder, Reading, SharedConsumer};
 use super::record::PartitionPlace;
-use super::start::{OffsetBounds, Start, after, ways_on};
+use super::start::{OffsetBounds, PartitionLoss, Start, after, ways_on};
 use crate::clock::Stopwatch;
 use crate::message::{Position, Positions, ShardNo};
 use crate::settings::{FirstStart, topic_of};
@@ -64,21 +64,24 @@ pub(super) struct Assigner {
 }
 
 /// The reason why a partition was not placed.
+#[derive(Debug, thiserror::Error)]
 enum NotPlaced {
-    Now(String),
-    Lost(String),
-}
-
-impl From<KafkaError> for NotPlaced {
-    fn from(error: KafkaError) -> Self {
-        Self::Now(error.to_string())
-    }
+    #[error(transparent)]
+    Unanswered(#[from] KafkaError),
+    #[error("topic {0} is not there, or may not be read: create it, or change kafka.topics")]
+    NoTopic(String),
+    #[error("{0} has no leader")]
+    NoLeader(String),
+    /// An operator has to decide.
+    #[error("{}", ways_on(.entry, format_args!("{origin}: {loss}")))]
+    Lost { entry: String, origin: String, loss: PartitionLoss },
 }
 
 impl Assigner {
     pub(super) fn new(
         client: SharedConsumer,
-        (orders, alive): (Receiver<AssignerOrder>, Arc<AtomicBool>),
+        orders: Receiver<AssignerOrder>,
+        alive: Arc<AtomicBool>,
         reader: Sender<ReaderOrder>,
         settings: &crate::settings::KafkaSettings,
         shards: u32,
@@ -168,6 +171,7 @@ impl Assigner {
                 Ok(led) => all &= self.place(number, &led),
                 Err(reason) => {
                     all = false;
+                    let reason = reason.to_string();
                     self.openings
                         .values()
                         .filter(|_| self.failed >= TOLD)
@@ -193,9 +197,9 @@ impl Assigner {
     }
 
     /// For each partition of a topic, whether it has a leader.
-    fn partitions(&self, number: usize) -> Result<Vec<bool>, String> {
+    fn partitions(&self, number: usize) -> Result<Vec<bool>, NotPlaced> {
         let topic = topic_of(&self.topics[number]);
-        let metadata = self.client.fetch_metadata(Some(topic), ANSWER).map_err(|error| error.to_string())?;
+        let metadata = self.client.fetch_metadata(Some(topic), ANSWER)?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let mut partitions: Vec<(i32, bool)> = found
             .filter(|found| found.error().is_none())
@@ -204,7 +208,7 @@ impl Assigner {
             .map(|partition| (partition.id(), partition.leader() >= 0))
             .collect();
         if partitions.is_empty() {
-            return Err(format!("topic {topic} is not there, or may not be read: create it, or change kafka.topics"));
+            return Err(NotPlaced::NoTopic(topic.to_owned()));
         }
         partitions.sort_unstable();
         Ok(partitions.into_iter().map(|(_, led)| led).collect())
@@ -227,7 +231,7 @@ impl Assigner {
             let Some(opening) = wanted else { continue };
             let last = opening.from.get(origin(&self.topics[number], partition).as_str()).copied();
             let start = match last {
-                _ if !led => Err(NotPlaced::Now(format!("{} has no leader", origin(&self.topics[number], partition)))),
+                _ if !led => Err(NotPlaced::NoLeader(origin(&self.topics[number], partition))),
                 Some(last) => self.go_on(number, partition, last),
                 None => self.begin(number, partition, count, &mut begun),
             };
@@ -239,15 +243,15 @@ impl Assigner {
                     // A reader that is gone was told to stop, as this thread was.
                     self.reader.send(ReaderOrder::Read(shard, opening.generation, reading)).ok();
                 }
-                Err(NotPlaced::Now(reason)) => {
+                Err(lost @ NotPlaced::Lost { .. }) => {
+                    opening.buffer.lose(lost.to_string());
+                    self.openings.remove(&shard);
+                }
+                Err(reason) => {
                     all = false;
                     if self.failed >= TOLD {
-                        opening.buffer.trouble(&reason);
+                        opening.buffer.trouble(&reason.to_string());
                     }
-                }
-                Err(NotPlaced::Lost(reason)) => {
-                    opening.buffer.lose(reason);
-                    self.openings.remove(&shard);
                 }
             }
         }
@@ -271,7 +275,7 @@ impl Assigner {
         {
             return Ok(Start { at: bounds.low, check: None });
         }
-        start.map_err(|reason| NotPlaced::Lost(ways_on(entry, &format!("{}: {reason}", origin(entry, partition)))))
+        start.map_err(|loss| NotPlaced::Lost { entry: entry.clone(), origin: origin(entry, partition), loss })
     }
 
     /// The start of a partition without a taken record.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::{ENDED, NAME};
+use super::{KafkaFailure, NAME};
 use crate::message::Positions;
 use crate::transport::{Delivery, SourceError};
 
@@ -76,7 +76,7 @@ impl ShardBuffer {
 
     /// Reports that the filler of the buffer is gone; told from now on.
     pub(super) fn abandon(&self) {
-        self.inner().end = Some(BufferEnd::Broken(ENDED.to_owned()));
+        self.inner().end = Some(BufferEnd::Broken(KafkaFailure::Ended.to_string()));
         self.filled.notify_one();
     }
 

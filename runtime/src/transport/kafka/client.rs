@@ -11,6 +11,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use tracing::{debug, error, info, warn};
 
+use super::error::KafkaFailure;
 use crate::metrics::Metrics;
 use crate::settings::KafkaSettings;
 use crate::settings::kafka::property;
@@ -40,15 +41,15 @@ fn common(settings: &KafkaSettings) -> ClientConfig {
     config
 }
 
-/// The first configured file that is missing: librdkafka would only say that OpenSSL failed.
-pub(super) fn missing_file(settings: &KafkaSettings) -> Result<(), String> {
+/// Checks that the configured files can be read; the error is about the first that cannot.
+pub(super) fn check_files(settings: &KafkaSettings) -> Result<(), KafkaFailure> {
     let files = [
         ("kafka.ca_file", &settings.ca_file),
         ("kafka.cert_file", &settings.cert_file),
         ("kafka.key_file", &settings.key_file),
     ];
-    for (name, file) in files.into_iter().filter(|(_, file)| !file.is_empty()) {
-        std::fs::File::open(file).map_err(|error| format!("{name}: {file} cannot be read: {error}"))?;
+    for (setting, file) in files.into_iter().filter(|(_, file)| !file.is_empty()) {
+        std::fs::File::open(file).map_err(|error| KafkaFailure::File { setting, file: file.clone(), error })?;
     }
     Ok(())
 }
@@ -93,17 +94,6 @@ pub(super) fn admin(settings: &KafkaSettings) -> ClientConfig {
     let mut config = with_properties(common(settings), settings);
     config.set("allow.auto.create.topics", "false").set_log_level(RDKafkaLogLevel::Critical);
     config
-}
-
-/// The reason why a client could not be made, without any value that may be secret.
-pub(super) fn refused(error: KafkaError) -> String {
-    match error {
-        KafkaError::ClientConfig(_, said, name, _) => {
-            let secret = ["password", "secret", "pem", "token"].iter().any(|part| name.contains(part));
-            if secret { format!("kafka: {name} cannot be used") } else { format!("kafka: {name}: {said}") }
-        }
-        other => format!("kafka: {other}"),
-    }
 }
 
 /// A line of librdkafka's own log.
@@ -190,6 +180,7 @@ mod tests {
 
     #[test]
     fn a_refused_client_tells_no_secret() {
+        let refused = |error| KafkaFailure::refused(error).to_string();
         let settings = KafkaSettings {
             security: "ssl".to_owned(),
             properties: vec!["ssl.key.password=hunter2\0".to_owned(), "no.such.property=1".to_owned()],

@@ -15,6 +15,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::{info, warn};
 
 use super::buffer::{ShardBuffer, bytes_of};
+use super::error::KafkaFailure;
 use super::orders::{Again, AssignerOrder, Generation, ReaderOrder, Reading, SharedConsumer};
 use super::partition::AssignedPartition;
 use super::record::KafkaRecord;
@@ -46,7 +47,7 @@ struct OpenShard {
 /// The reader's state.
 pub(super) struct KafkaReader {
     client: SharedConsumer,
-    remake: Box<dyn Fn() -> Result<SharedConsumer, String> + Send>,
+    remake: Box<dyn Fn() -> Result<SharedConsumer, KafkaFailure> + Send>,
     orders: Receiver<ReaderOrder>,
     /// True while both threads run.
     alive: Arc<AtomicBool>,
@@ -61,8 +62,9 @@ pub(super) struct KafkaReader {
 impl KafkaReader {
     pub(super) fn new(
         client: SharedConsumer,
-        remake: Box<dyn Fn() -> Result<SharedConsumer, String> + Send>,
-        (orders, alive): (Receiver<ReaderOrder>, Arc<AtomicBool>),
+        remake: Box<dyn Fn() -> Result<SharedConsumer, KafkaFailure> + Send>,
+        orders: Receiver<ReaderOrder>,
+        alive: Arc<AtomicBool>,
         assigner: Sender<AssignerOrder>,
         id_header: String,
     ) -> Self {
@@ -348,7 +350,7 @@ impl KafkaReader {
                 self.client = Arc::clone(&client);
                 self.assigner.send(AssignerOrder::Use(client)).ok();
             }
-            Err(reason) => warn!(reason, "the consumer cannot be made anew"),
+            Err(reason) => warn!(%reason, "the consumer cannot be made anew"),
         }
         self.place_anew(partitions);
     }

@@ -10,7 +10,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message as _};
 use crate::clock::Millis;
 use crate::message::{Draft, Message, check_name};
 use crate::transport::Content;
-use crate::transport::attributes::{Named, Scheme, absorb, check, said, shown};
+use crate::transport::attributes::{Named, RecordError, Scheme, absorb, shown};
 
 /// The place that records come from, worked out once per partition.
 #[derive(Clone, Debug)]
@@ -64,12 +64,12 @@ impl<'a> KafkaRecord<'a> {
     pub(super) fn content(&self, place: &PartitionPlace, id_header: &str) -> Content {
         match self.message(place, id_header) {
             Ok(message) => Content::Unrouted(message),
-            Err(reason) => Content::Unreadable { message: self.shown(place), reason },
+            Err(error) => Content::Unreadable { message: self.shown(place), reason: error.to_string() },
         }
     }
 
-    fn message(&self, place: &PartitionPlace, id_header: &str) -> Result<Message, String> {
-        let headers = self.headers.as_deref().ok_or("a header's name is not valid UTF-8")?;
+    fn message(&self, place: &PartitionPlace, id_header: &str) -> Result<Message, RecordError> {
+        let headers = self.headers.as_deref().ok_or(RecordError::HeaderName)?;
         let mut named = Named::default();
         let scheme = Scheme { prefixes: &["ce_"], id_header, key_header: "" };
         for (name, value) in headers {
@@ -77,24 +77,24 @@ impl<'a> KafkaRecord<'a> {
         }
         let derived;
         let id = match named.id.or(named.plain_id) {
-            Some(id) => check("id", id)?,
+            Some(id) => check_name("id", id)?,
             None => {
                 derived = format!("{}/{}", place.origin, self.offset);
                 &derived
             }
         };
         // A record without a key is a message without one: the key that its binding gives it is not known here.
-        let key = if self.key.is_empty() { "" } else { check("key", self.key)? };
+        let key = if self.key.is_empty() { "" } else { check_name("key", self.key)? };
         let draft = Draft {
             id,
             key,
-            kind: named.kind.map_or(Ok(place.topic.as_str()), |kind| check("type", kind))?,
-            source: named.source.map_or(Ok(place.source.as_str()), |source| check("source", source))?,
+            kind: named.kind.map_or(Ok(place.topic.as_str()), |kind| check_name("type", kind))?,
+            source: named.source.map_or(Ok(place.source.as_str()), |source| check_name("source", source))?,
             time: named.time.or(self.time).unwrap_or(0),
             headers: &named.others,
             payload: self.payload,
         };
-        draft.build_unchecked().map_err(said)
+        Ok(draft.build_unchecked()?)
     }
 
     /// The message that an operator sees for a record that cannot be used.

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use super::event::{bytes_of, record};
-use super::{NAME, client};
+use super::{KafkaFailure, NAME, client};
 use crate::clock::{Stopwatch, sleep};
 use crate::message::ShardNo;
 use crate::settings::KafkaSettings;
@@ -68,8 +68,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl KafkaSink {
     /// The producer. The brokers need not be there yet; unusable settings are an error.
-    pub fn new(settings: &KafkaSettings) -> Result<Arc<Self>, String> {
-        client::missing_file(settings)?;
+    pub fn new(settings: &KafkaSettings) -> Result<Arc<Self>, KafkaFailure> {
+        client::check_files(settings)?;
         let config = client::producer(settings);
         let line = Mutex::new(LiveProducer::start(&config)?);
         Ok(Arc::new(Self { config, bound: settings.buffer_bytes, silence: settings.answer_timeout, line }))
@@ -81,7 +81,7 @@ impl KafkaSink {
         if let Some(reason) = line.answers().broken() {
             warn!(reason, "the producer failed for good and is made anew");
             let made = LiveProducer::start(&self.config)
-                .map_err(|reason| SinkError::Unavailable { name: NAME.to_owned(), reason })?;
+                .map_err(|failure| SinkError::Unavailable { name: NAME.to_owned(), reason: failure.to_string() })?;
             leave(std::mem::replace(&mut *line, made));
         }
         Ok(Arc::clone(&line))
@@ -108,8 +108,8 @@ impl SinkTransport for KafkaSink {
 }
 
 impl LiveProducer {
-    fn start(config: &ClientConfig) -> Result<Arc<Self>, String> {
-        let producer = config.create_with_context(Answers::default()).map_err(client::refused)?;
+    fn start(config: &ClientConfig) -> Result<Arc<Self>, KafkaFailure> {
+        let producer = config.create_with_context(Answers::default()).map_err(KafkaFailure::refused)?;
         Ok(Arc::new(Self { producer }))
     }
 

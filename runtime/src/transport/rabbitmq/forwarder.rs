@@ -20,7 +20,7 @@ use super::client::{Client, Declared};
 use super::event::Publishing;
 use super::forwarded::Rules;
 use super::publisher::{ConfirmingPublisher, Fate, Returned};
-use super::{broken_off, topology};
+use super::{RabbitmqFailure, topology};
 use crate::clock::{Dice, sleep};
 use crate::metrics::{IntakeMetrics, IntakeOutcome, Metrics};
 use crate::settings::RabbitmqSettings;
@@ -38,7 +38,7 @@ impl Forwarders {
         shards: u32,
         declared: &Arc<Declared>,
         metrics: &Arc<Metrics>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, RabbitmqFailure> {
         let mut tasks = JoinSet::new();
         for name in &settings.intakes {
             for dead in [false, true] {
@@ -96,7 +96,7 @@ impl Forwarder {
             match self.consume(careful).await {
                 Ok(()) => failed = 0,
                 Err(reason) => {
-                    warn!(queue = self.queue, reason, "an intake cannot be read, trying again");
+                    warn!(queue = self.queue, %reason, "an intake cannot be read, trying again");
                     failed = failed.saturating_add(1);
                     sleep(pause_after(failed)).await;
                 }
@@ -106,7 +106,7 @@ impl Forwarder {
 
     /// Moves until the connection breaks; a careful one, until as many messages have passed as it would otherwise have
     /// in hand.
-    async fn consume(&self, careful: bool) -> Result<(), String> {
+    async fn consume(&self, careful: bool) -> Result<(), RabbitmqFailure> {
         let most = usize::from(self.client.settings.intake_prefetch);
         let in_hand = if careful { 1 } else { self.client.settings.intake_prefetch };
         let (channel, mut consumer) = self.client.consume(&self.queue, in_hand, FieldTable::default()).await?;
@@ -118,12 +118,12 @@ impl Forwarder {
                 // The consumer stays, and the messages that it holds: only a lost connection counts as a failed
                 // delivery.
                 Forwarding::Failed(reason) => {
-                    warn!(queue = self.queue, reason, "messages of an intake cannot be published, trying again");
+                    warn!(queue = self.queue, %reason, "messages of an intake cannot be published, trying again");
                     held.iter_mut().for_each(|held: &mut HeldMessage| held.settled = false);
                     sleep(pause_after(3)).await;
                     // Another forwarder holds the messages by now.
                     if !channel.status().connected() {
-                        return Err(broken_off());
+                        return Err(RabbitmqFailure::Ended);
                     }
                 }
             }
@@ -137,7 +137,7 @@ impl Forwarder {
         held: &mut VecDeque<HeldMessage>,
         passed: &mut usize,
         most: Option<usize>,
-    ) -> Result<Forwarding, String> {
+    ) -> Result<Forwarding, RabbitmqFailure> {
         let mut publisher = match ConfirmingPublisher::open(&self.client, Returned::Again).await {
             Ok(publisher) => publisher,
             Err(reason) => return Ok(Forwarding::Failed(reason)),
@@ -164,7 +164,7 @@ impl Forwarder {
                     }
                 }
                 delivery = consumer.next() => {
-                    let delivery = delivery.ok_or_else(broken_off)?.map_err(|error| error.to_string())?;
+                    let delivery = delivery.ok_or(RabbitmqFailure::Ended)??;
                     let (publishing, outcome) = self.rules.publishing(&delivery, &mut dice);
                     publisher.publish(next, publishing.clone());
                     next += 1;
@@ -175,7 +175,7 @@ impl Forwarder {
     }
 
     /// Acknowledges the messages that lie in the streams without a gap; returns their number.
-    async fn acknowledge(&self, held: &mut VecDeque<HeldMessage>) -> Result<usize, String> {
+    async fn acknowledge(&self, held: &mut VecDeque<HeldMessage>) -> Result<usize, RabbitmqFailure> {
         let done = held.iter().take_while(|held| held.settled).count();
         let mut last = None;
         for held in held.drain(..done) {
@@ -187,8 +187,8 @@ impl Forwarder {
         }
         if let Some(acker) = last {
             // False: the channel by which they came is gone, and they will come again.
-            if !acker.ack(BasicAckOptions { multiple: true }).await.map_err(|error| error.to_string())? {
-                return Err(broken_off());
+            if !acker.ack(BasicAckOptions { multiple: true }).await? {
+                return Err(RabbitmqFailure::Ended);
             }
         }
         Ok(done)
@@ -210,5 +210,5 @@ enum Forwarding {
     /// Enough messages have passed.
     Passed,
     /// The channel is gone; all messages that are held are published again.
-    Failed(String),
+    Failed(RabbitmqFailure),
 }

@@ -22,6 +22,7 @@ use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
 use tracing::warn;
 
+use super::RabbitmqFailure;
 use super::client::{Blocked, Client};
 use super::event::Publishing;
 use super::topology::within;
@@ -29,8 +30,17 @@ use crate::clock::{Dice, Stopwatch, sleep};
 use crate::transport::attributes::absorb;
 use crate::transport::pace::{InFlight, Pace};
 
-/// The fate of a message: the broker has it, or returned it with the reason.
-pub(super) type Fate = Result<(), String>;
+/// The fate of a message: the broker has it, or returned it.
+pub(super) type Fate = Result<(), CameBack>;
+
+/// The reason why a message came back: no queue takes it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("it came back: {said} (exchange {exchange:?}, routing key {routing_key:?} has no queue bound to it)")]
+pub(super) struct CameBack {
+    said: ShortString,
+    exchange: ShortString,
+    routing_key: ShortString,
+}
 
 /// The treatment of a message that no queue takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +92,7 @@ pub(super) struct ConfirmingPublisher<T> {
     confirmed: Vec<Confirmed<T>>,
     asked: Option<AwaitedAnswer<T>>,
     /// Reasons why messages of a name came back.
-    returned: HashMap<u64, Vec<String>>,
+    returned: HashMap<u64, Vec<CameBack>>,
     returns: Returned,
     opened: Stopwatch,
     /// The time since an answer came.
@@ -96,7 +106,7 @@ pub(super) struct ConfirmingPublisher<T> {
 
 impl<T: Send + 'static> ConfirmingPublisher<T> {
     /// Opens a channel of its own.
-    pub(super) async fn open(client: &Client, returns: Returned) -> Result<Self, String> {
+    pub(super) async fn open(client: &Client, returns: Returned) -> Result<Self, RabbitmqFailure> {
         let channel = client.channel().await?;
         within(channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(Self {
@@ -154,7 +164,7 @@ impl<T: Send + 'static> ConfirmingPublisher<T> {
 
     /// Waits until some are settled; an empty list means that messages were nacked, which is a sign of life. The error
     /// ends the channel, and the fate of messages that were not settled is unknown. Dropping the future loses nothing.
-    pub(super) async fn settled(&mut self) -> Result<Vec<(T, Fate)>, String> {
+    pub(super) async fn settled(&mut self) -> Result<Vec<(T, Fate)>, RabbitmqFailure> {
         loop {
             self.take_ready()?;
             self.send_due();
@@ -176,7 +186,7 @@ impl<T: Send + 'static> ConfirmingPublisher<T> {
                 continue;
             };
             tokio::select! {
-                answer = answer => answer.map_err(|error| error.to_string())?,
+                answer = answer => answer?,
                 // The next message of its key may go; a nacked one is due again.
                 Some((ticket, confirmation)) = self.confirms.next() => {
                     self.take(ticket, confirmation)?;
@@ -197,21 +207,19 @@ impl<T: Send + 'static> ConfirmingPublisher<T> {
 
     /// Fails if a first message is not confirmed in time, as it never is then; a broker that takes nothing for now is
     /// waited for.
-    fn listen(&mut self) -> Result<(), String> {
+    fn listen(&mut self) -> Result<(), RabbitmqFailure> {
         if self.blocked.is_now() {
             self.quiet = Stopwatch::start();
         }
         if self.quiet.elapsed() > FIRST_WITHIN && self.pace.awaits_first() {
-            return Err(format!(
-                "the first message to a stream or an exchange was not confirmed within {FIRST_WITHIN:?}"
-            ));
+            return Err(RabbitmqFailure::Unconfirmed(FIRST_WITHIN));
         }
         Ok(())
     }
 
     /// Takes everything that has come. A set of futures may report nothing ready when one of them was woken during the
     /// poll: so it is polled until it has reported that several times.
-    fn take_ready(&mut self) -> Result<(), String> {
+    fn take_ready(&mut self) -> Result<(), RabbitmqFailure> {
         let mut dry = 0;
         while dry < 3 {
             match self.confirms.next().now_or_never() {
@@ -227,31 +235,35 @@ impl<T: Send + 'static> ConfirmingPublisher<T> {
     }
 
     /// The reason why the channel is closed: among those who wait for it, a confirm gets the broker's error.
-    fn why(&mut self, error: lapin::Error) -> String {
+    fn why(&mut self, error: lapin::Error) -> lapin::Error {
         if error.is_amqp_error() {
-            return error.to_string();
+            return error;
         }
         while let Some(Some((_, confirmation))) = self.confirms.next().now_or_never() {
             if let Err(said) = confirmation
                 && said.is_amqp_error()
             {
-                return said.to_string();
+                return said;
             }
         }
-        error.to_string()
+        error
     }
 
-    fn take(&mut self, ticket: MessageTicket<T>, confirmation: lapin::Result<Confirmation>) -> Result<(), String> {
+    fn take(
+        &mut self,
+        ticket: MessageTicket<T>,
+        confirmation: lapin::Result<Confirmation>,
+    ) -> Result<(), RabbitmqFailure> {
         let confirmation = match confirmation {
             Ok(confirmation) => confirmation,
-            Err(error) => return Err(self.why(error)),
+            Err(error) => return Err(self.why(error).into()),
         };
         let acked = confirmation.is_ack();
         // It does not matter which message came back.
         if let Some(message) = confirmation.take_message() {
             let BasicReturnMessage { delivery, .. } = &message;
             let of = name(&delivery.exchange, &delivery.routing_key, &delivery.properties);
-            self.returned.entry(of).or_default().push(reason(&message));
+            self.returned.entry(of).or_default().push(came_back(&message));
         }
         if !acked {
             self.again(ticket, "a queue is full, or has no leader (nack)");
@@ -287,7 +299,7 @@ impl<T: Send + 'static> ConfirmingPublisher<T> {
             return Some((ticket.tag, Ok(())));
         };
         if self.returns == Returned::Again || self.opened.elapsed() < STARTING {
-            self.again(ticket, &reason);
+            self.again(ticket, &reason.to_string());
             return None;
         }
         self.pace.settled(&ticket.sent, false);
@@ -295,7 +307,7 @@ impl<T: Send + 'static> ConfirmingPublisher<T> {
     }
 
     /// The reason why a message of this name came back, if one did.
-    fn came_back(&mut self, name: u64) -> Option<String> {
+    fn came_back(&mut self, name: u64) -> Option<CameBack> {
         let reasons = self.returned.get_mut(&name)?;
         let reason = reasons.pop();
         if reasons.is_empty() {
@@ -313,10 +325,8 @@ fn name(exchange: &ShortString, routing_key: &ShortString, properties: &BasicPro
     [exchange.as_str().as_bytes(), routing_key.as_str().as_bytes(), id.as_bytes(), header].into_iter().fold(0, absorb)
 }
 
-fn reason(message: &BasicReturnMessage) -> String {
-    let (exchange, key) = (&message.delivery.exchange, &message.delivery.routing_key);
-    format!(
-        "it came back: {} (exchange {exchange:?}, routing key {key:?} has no queue bound to it)",
-        message.reply_text
-    )
+fn came_back(message: &BasicReturnMessage) -> CameBack {
+    let BasicReturnMessage { delivery, reply_text, .. } = message;
+    let (exchange, routing_key) = (delivery.exchange.clone(), delivery.routing_key.clone());
+    CameBack { said: reply_text.clone(), exchange, routing_key }
 }

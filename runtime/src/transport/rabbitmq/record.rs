@@ -8,7 +8,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use crate::clock::Millis;
 use crate::message::{Draft, Message, check_name};
 use crate::transport::Content;
-use crate::transport::attributes::{JSON, Named, Scheme, absorb, check, said, shown};
+use crate::transport::attributes::{JSON, Named, RecordError, Scheme, absorb, shown};
 
 /// Prefixes of attributes: the one that is written, and the other that the AMQP binding of CloudEvents accepts.
 pub(super) const PREFIXES: &[&str] = &["cloudEvents_", "cloudEvents:"];
@@ -84,17 +84,18 @@ impl<'a> StreamRecord<'a> {
         match (self.message(place, key_header), refused) {
             (Ok(message), None) => Content::Unrouted(message),
             (Ok(message), Some(reason)) => Content::Unreadable { message, reason },
-            (Err(why), refused) => {
-                Content::Unreadable { message: self.shown(place, key_header), reason: refused.unwrap_or(why) }
+            (Err(error), refused) => {
+                let reason = refused.unwrap_or_else(|| error.to_string());
+                Content::Unreadable { message: self.shown(place, key_header), reason }
             }
         }
     }
 
-    fn message(&self, place: &StreamPlace, key_header: &str) -> Result<Message, String> {
+    fn message(&self, place: &StreamPlace, key_header: &str) -> Result<Message, RecordError> {
         let named = named(self.properties, key_header)?;
         let derived;
         let id = match named.id.or_else(|| property(self.properties.message_id()).map(str::as_bytes)) {
-            Some(id) => check("id", id)?,
+            Some(id) => check_name("id", id)?,
             None => {
                 derived = self.at(place);
                 &derived
@@ -108,14 +109,14 @@ impl<'a> StreamRecord<'a> {
         headers.extend(media.map(|media| ("content-type", media)));
         let draft = Draft {
             id,
-            key: key.map_or(Ok(""), |key| check("key", key))?,
-            kind: kind.map_or(Ok(place.name.as_str()), |kind| check("type", kind))?,
-            source: named.source.map_or(Ok(place.source.as_str()), |source| check("source", source))?,
+            key: key.map_or(Ok(""), |key| check_name("key", key))?,
+            kind: kind.map_or(Ok(place.name.as_str()), |kind| check_name("type", kind))?,
+            source: named.source.map_or(Ok(place.source.as_str()), |source| check_name("source", source))?,
             time: named.time.unwrap_or_else(|| self.time()),
             headers: &headers,
             payload: self.payload,
         };
-        draft.build_unchecked().map_err(said)
+        Ok(draft.build_unchecked()?)
     }
 
     /// The time in milliseconds; the protocol has seconds since 1970.
@@ -144,7 +145,7 @@ impl<'a> StreamRecord<'a> {
 }
 
 /// The headers by their meaning.
-pub(super) fn named<'a>(properties: &'a BasicProperties, key_header: &str) -> Result<Named<'a>, String> {
+pub(super) fn named<'a>(properties: &'a BasicProperties, key_header: &str) -> Result<Named<'a>, RecordError> {
     let scheme = Scheme { prefixes: PREFIXES, id_header: "", key_header };
     let mut named = Named::default();
     // Headers that RabbitMQ adds itself say nothing about the message.

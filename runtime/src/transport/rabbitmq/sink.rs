@@ -18,7 +18,7 @@ use tracing::warn;
 use super::client::Client;
 use super::event::{Publishing, Routes, bytes_of};
 use super::publisher::{ConfirmingPublisher, Returned};
-use super::{NAME, topology};
+use super::{NAME, RabbitmqFailure, topology};
 use crate::clock::{Stopwatch, sleep};
 use crate::message::ShardNo;
 use crate::settings::RabbitmqSettings;
@@ -70,7 +70,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl RabbitmqSink {
     /// The sink. The nodes need not be there yet; unusable settings are an error.
-    pub fn new(settings: &RabbitmqSettings, shards: u32) -> Result<Arc<Self>, String> {
+    pub fn new(settings: &RabbitmqSettings, shards: u32) -> Result<Arc<Self>, RabbitmqFailure> {
         let client = Client::new(settings, shards, "sink", &Arc::default())?;
         let (routes, closed) = (Routes::new(settings, shards), Mutex::default());
         Ok(Arc::new(Self { shared: Arc::new(SharedSink { client, routes, closed }) }))
@@ -133,8 +133,11 @@ impl SinkEnd {
 async fn run(shared: Arc<SharedSink>, orders: UnboundedReceiver<Outgoing>, end: Arc<SinkEnd>) {
     let publisher = connect(&shared).await;
     let mut line = PublishingTask { shared: &shared, end: &end, publisher, known: Vec::new() };
-    if let Err(reason) = line.serve(orders).await {
-        if let Some(way) = way_in(&reason) {
+    if let Err(failure) = line.serve(orders).await {
+        let reason = failure.to_string();
+        if (failure.is_missing() || failure.is_refused())
+            && let Some(way) = way_in(&reason)
+        {
             shared.close(way, &reason);
         }
         end.fail(&reason);
@@ -147,18 +150,17 @@ async fn connect(shared: &SharedSink) -> ConfirmingPublisher<(u64, usize)> {
     loop {
         match ConfirmingPublisher::open(&shared.client, Returned::Settled).await {
             Ok(publisher) => return publisher,
-            Err(reason) => warn!(sink = NAME, reason, "the broker cannot be reached, trying again"),
+            Err(reason) => warn!(sink = NAME, %reason, "the broker cannot be reached, trying again"),
         }
         failed = failed.saturating_add(1);
         sleep(pause_after(failed)).await;
     }
 }
 
-/// The way that a broker's error is about, if the error says that it is missing or not allowed.
+/// The way that a broker's error is about, which says that it is missing or not allowed.
 fn way_in(reason: &str) -> Option<ClosedWay> {
-    let about = topology::is_missing(reason) || reason.contains("ACCESS_REFUSED");
     let quoted = |behind: &str| {
-        let (_, rest) = reason.split_once(behind).filter(|_| about)?;
+        let (_, rest) = reason.split_once(behind)?;
         rest.split_once('\'').map(|(name, _)| name.to_owned())
     };
     // The name under which the broker speaks of the exchange without a name.
@@ -176,7 +178,7 @@ struct PublishingTask<'a> {
 }
 
 impl PublishingTask<'_> {
-    async fn serve(&mut self, mut orders: UnboundedReceiver<Outgoing>) -> Result<(), String> {
+    async fn serve(&mut self, mut orders: UnboundedReceiver<Outgoing>) -> Result<(), RabbitmqFailure> {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             tokio::select! {
@@ -188,7 +190,7 @@ impl PublishingTask<'_> {
                     for ((seq, bytes), settled) in settled {
                         let answer = match settled {
                             Ok(()) => SinkAnswer::Confirmed(seq),
-                            Err(reason) => SinkAnswer::Refused(seq, reason),
+                            Err(returned) => SinkAnswer::Refused(seq, returned.to_string()),
                         };
                         self.end.answer(answer, bytes);
                     }
@@ -205,10 +207,10 @@ impl PublishingTask<'_> {
         }
     }
 
-    async fn publish(&mut self, event: &Outgoing) -> Result<(), String> {
+    async fn publish(&mut self, event: &Outgoing) -> Result<(), RabbitmqFailure> {
         let bytes = bytes_of(event);
         let refused = match self.shared.routes.publishing(event) {
-            Err(reason) => reason,
+            Err(error) => error.to_string(),
             Ok(publishing) => match self.closed(&publishing).await? {
                 Some(reason) => reason,
                 None => {
@@ -226,7 +228,7 @@ impl PublishingTask<'_> {
     async fn closed(
         &mut self,
         Publishing { exchange, routing_key, .. }: &Publishing,
-    ) -> Result<Option<String>, String> {
+    ) -> Result<Option<String>, RabbitmqFailure> {
         let exchange = exchange.as_str();
         if let Some(reason) = self.shared.closed(exchange, routing_key.as_str()) {
             return Ok(Some(reason));
@@ -241,11 +243,12 @@ impl PublishingTask<'_> {
                 self.known.push(exchange.to_owned());
                 Ok(None)
             }
-            Err(reason) if topology::is_missing(&reason) => {
+            Err(failure) if failure.is_missing() => {
+                let reason = failure.to_string();
                 self.shared.close((exchange.to_owned(), None), &reason);
                 Ok(Some(reason))
             }
-            Err(reason) => Err(reason),
+            Err(failure) => Err(failure),
         }
     }
 }

@@ -22,24 +22,33 @@ use tokio::time::timeout;
 use super::ahead::ReadAhead;
 use super::client::Client;
 use super::record::{StreamPlace, StreamRecord};
-use super::start::{First, compare, ended, ways_on};
+use super::start::{First, StreamLoss, compare, ways_on};
 use super::topology::{self, ANSWER, origin, stream};
-use super::{NAME, broken_off};
+use super::{NAME, RabbitmqFailure};
 use crate::message::{Position, Positions, ShardNo};
 use crate::settings::topic_of;
 use crate::transport::{Delivery, Source, SourceError};
 
 /// The reason why streams cannot be read.
-#[derive(Clone)]
+#[derive(Clone, Debug, thiserror::Error)]
 enum StreamTrouble {
-    Now(String),
-    Lost(String),
-}
-
-impl From<String> for StreamTrouble {
-    fn from(reason: String) -> Self {
-        Self::Now(reason)
-    }
+    #[error(transparent)]
+    Broker(#[from] RabbitmqFailure),
+    #[error("{origin}: {failure}")]
+    Stream { origin: String, failure: RabbitmqFailure },
+    #[error("{0} is not a stream: declare it with x-queue-type=stream")]
+    NoStream(String),
+    #[error("{0} gives nothing within {ANSWER:?}")]
+    Silent(String),
+    /// The client gives the connection up at such a message, and would at each attempt: an operator has to decide.
+    #[error(
+        "{origin}: the message at offset {next}, or one behind it that was read ahead, cannot be read: a property or the name \
+         of a header is not valid UTF-8"
+    )]
+    Unreadable { origin: String, next: u64 },
+    /// An operator has to decide.
+    #[error("{}", ways_on(.entry, format_args!("{origin}: {loss}")))]
+    Lost { entry: String, origin: String, loss: StreamLoss },
 }
 
 /// A stream that is read.
@@ -105,7 +114,7 @@ impl RabbitmqSource {
                     let taken = async {
                         acknowledge(readers).await?;
                         let key_header = self.client.settings.key_header.as_str();
-                        std::future::poll_fn(|context| take(readers, self.turn, (max, key_header), context)).await
+                        std::future::poll_fn(|context| take(readers, self.turn, max, key_header, context)).await
                     };
                     match taken.await {
                         Ok(deliveries) => {
@@ -146,21 +155,24 @@ impl Source for RabbitmqSource {
 
 impl From<StreamTrouble> for SourceError {
     fn from(trouble: StreamTrouble) -> Self {
-        let name = NAME.to_owned();
+        let (name, reason) = (NAME.to_owned(), trouble.to_string());
         match trouble {
-            StreamTrouble::Now(reason) => Self::Unavailable { name, reason },
-            StreamTrouble::Lost(reason) => Self::Lost { name, reason },
+            StreamTrouble::Unreadable { .. } | StreamTrouble::Lost { .. } => Self::Lost { name, reason },
+            StreamTrouble::Broker(_)
+            | StreamTrouble::Stream { .. }
+            | StreamTrouble::NoStream(_)
+            | StreamTrouble::Silent(_) => Self::Unavailable { name, reason },
         }
     }
 }
 
 /// Tells the broker that the deliveries handed over were taken, so that it sends more.
-async fn acknowledge(readers: &mut [StreamReader]) -> Result<(), String> {
+async fn acknowledge(readers: &mut [StreamReader]) -> Result<(), RabbitmqFailure> {
     for reader in readers {
         // Taken before it is sent: sent twice, it would end the channel. If this is given up before it was sent, the
         // next acknowledgement covers this one, too.
         if let Some(acker) = reader.unacknowledged.take() {
-            acker.ack(BasicAckOptions { multiple: true }).await.map_err(|error| error.to_string())?;
+            acker.ack(BasicAckOptions { multiple: true }).await?;
         }
     }
     Ok(())
@@ -171,7 +183,8 @@ async fn acknowledge(readers: &mut [StreamReader]) -> Result<(), String> {
 fn take(
     readers: &mut [StreamReader],
     turn: usize,
-    (max, key_header): (usize, &str),
+    max: usize,
+    key_header: &str,
     context: &mut Context<'_>,
 ) -> Poll<Result<Vec<Delivery>, StreamTrouble>> {
     let (mut taken, mut failed) = (Vec::new(), None);
@@ -224,7 +237,7 @@ impl StreamReader {
     /// The delivery to hand over; `None` if it was handed over before.
     fn deliver(&mut self, raw: &Raw, key_header: &str) -> Result<Option<Delivery>, StreamTrouble> {
         let record = StreamRecord::of(raw);
-        let no = record.offset.ok_or_else(|| no_stream(&self.origin))?;
+        let no = record.offset.ok_or_else(|| StreamTrouble::NoStream(self.origin.to_string()))?;
         if no < self.next {
             return Ok(None);
         }
@@ -239,18 +252,12 @@ impl StreamReader {
 fn came(given: Option<lapin::Result<Raw>>, origin: &str, next: u64) -> Result<Raw, StreamTrouble> {
     match given {
         Some(Ok(raw)) => Ok(raw),
-        // The client gives the connection up, and would at each attempt.
-        Some(Err(error)) if matches!(error.kind(), ErrorKind::ParsingError(_)) => Err(StreamTrouble::Lost(format!(
-            "{origin}: the message at offset {next}, or one behind it that was read ahead, cannot be read: a property or the \
-             name of a header is not valid UTF-8"
-        ))),
-        Some(Err(error)) => Err(StreamTrouble::Now(format!("{origin}: {error}"))),
-        None => Err(StreamTrouble::Now(format!("{origin}: {}", broken_off()))),
+        Some(Err(error)) if matches!(error.kind(), ErrorKind::ParsingError(_)) => {
+            Err(StreamTrouble::Unreadable { origin: origin.to_owned(), next })
+        }
+        Some(Err(error)) => Err(StreamTrouble::Stream { origin: origin.to_owned(), failure: error.into() }),
+        None => Err(StreamTrouble::Stream { origin: origin.to_owned(), failure: RabbitmqFailure::Ended }),
     }
-}
-
-fn no_stream(origin: &str) -> String {
-    format!("{origin} is not a stream: declare it with x-queue-type=stream")
 }
 
 // ---- opening
@@ -268,25 +275,26 @@ async fn open(
         // Beyond the number of shards there may be streams of an earlier, larger number.
         while partition < client.shards || is_there(&client, &stream(topic_of(entry), partition)).await? {
             let last = from.get(origin(entry, partition).as_str()).copied();
-            readers.push(attach(&client, (entry, partition), last, prefetch).await?);
+            readers.push(attach(&client, entry, partition, last, prefetch).await?);
             partition += client.shards;
         }
     }
     Ok(readers)
 }
 
-async fn is_there(client: &Client, queue: &str) -> Result<bool, String> {
+async fn is_there(client: &Client, queue: &str) -> Result<bool, RabbitmqFailure> {
     let channel = client.channel().await?;
     match topology::look(&channel, queue).await {
         Ok(_) => Ok(true),
-        Err(reason) if topology::is_missing(&reason) => Ok(false),
+        Err(reason) if reason.is_missing() => Ok(false),
         Err(reason) => Err(reason),
     }
 }
 
 async fn attach(
     client: &Client,
-    (entry, partition): (&str, u32),
+    entry: &str,
+    partition: u32,
     last: Option<Position>,
     prefetch: u16,
 ) -> Result<StreamReader, StreamTrouble> {
@@ -310,32 +318,33 @@ async fn attach(
         failed: None,
     };
     if let Some(last) = last {
-        let lost = |reason: String| StreamTrouble::Lost(ways_on(entry, &format!("{}: {reason}", reader.place.origin)));
+        let origin = &reader.place.origin;
+        let lost = |loss| StreamTrouble::Lost { entry: entry.to_owned(), origin: origin.clone(), loss };
         match first(client, &mut reader.consumer, &queue, last).await? {
-            Ok(raw) => {
+            Some(raw) => {
                 let record = StreamRecord::of(&raw);
-                let offset = record.offset.ok_or_else(|| no_stream(&reader.place.origin))?;
+                let offset = record.offset.ok_or_else(|| StreamTrouble::NoStream(reader.place.origin.clone()))?;
                 match compare(last, offset, record.mark()).map_err(lost)? {
                     First::Known => reader.unacknowledged = Some(raw.acker),
                     First::Next => reader.held = Some(raw),
                 }
             }
-            Err(reason) => return Err(lost(reason)),
+            None => return Err(lost(StreamLoss::CutBack(last.no))),
         }
     }
     Ok(reader)
 }
 
-/// The first record that a stream gives from `last` on; the inner error says that there is none. A stream that is
+/// The first record that a stream gives from `last` on; `None`: it ends before. A stream that is
 /// attached beyond its end gives nothing, and no error: then its beginning is read, too.
 async fn first(
     client: &Client,
     consumer: &mut Consumer,
     queue: &str,
     last: Position,
-) -> Result<Result<Raw, String>, StreamTrouble> {
+) -> Result<Option<Raw>, StreamTrouble> {
     if let Ok(next) = timeout(ANSWER, consumer.next()).await {
-        return came(next, queue, last.no).map(Ok);
+        return came(next, queue, last.no).map(Some);
     }
     let (channel, mut oldest) = client.consume(queue, 1, offset(topology::text("first"))).await?;
     let answers = match timeout(ANSWER, oldest.next()).await {
@@ -344,9 +353,9 @@ async fn first(
         Err(_) => topology::look(&channel, queue).await?.message_count() == 0,
     };
     match consumer.next().now_or_never() {
-        Some(next) => came(next, queue, last.no).map(Ok),
-        None if answers => Ok(Err(ended(last))),
-        None => Err(StreamTrouble::Now(format!("{queue} gives nothing within {ANSWER:?}"))),
+        Some(next) => came(next, queue, last.no).map(Some),
+        None if answers => Ok(None),
+        None => Err(StreamTrouble::Silent(queue.to_owned())),
     }
 }
 
