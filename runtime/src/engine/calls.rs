@@ -188,7 +188,10 @@ impl Calls {
 
     /// The call as it is written; its message has an id of its own each time, as the record alone says what was done.
     fn accepted(&self, call: &Call, now: u64) -> Result<NewCall, CallError> {
-        let key = self.handlers.key_of(call.service, &call.payload).map_err(CallError::Malformed)?;
+        let key = self
+            .handlers
+            .key_of(call.service, &call.payload)
+            .map_err(|error| CallError::Malformed(error.to_string()))?;
         let mut dice = Dice::from_system();
         let chance = std::array::from_fn(|_| u8::try_from(dice.below(256)).unwrap_or_default());
         let id = Builder::from_unix_timestamp_millis(now, &chance).into_uuid().to_string();

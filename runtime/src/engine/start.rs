@@ -71,7 +71,7 @@ pub(super) async fn launch(
     let in_flight = store.writes_in_parallel().then(|| Arc::new(Semaphore::new(settings.commit.in_flight)));
     let fleet = store.leases().map(|_| Ownership::new(&fleet::worker(settings, handlers.code())));
     let secret = store.calls().secret().await?;
-    let cache = cache::open(settings, &secret, &metrics).map_err(EngineError::Settings)?;
+    let cache = cache::open(settings, &secret, &metrics).map_err(|error| EngineError::Settings(error.to_string()))?;
     let env = Arc::new(Env {
         desk: Arc::default(),
         in_flight,
