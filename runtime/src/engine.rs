@@ -1,4 +1,4 @@
-//! Binds handlers to sources, starts the tree, drains it in order.
+//! The engine: binds handlers to sources, starts the tree, drains it in order.
 //! In: settings, handlers, a store. Out: a running engine, until it is drained or gives up.
 
 pub mod cache;
@@ -85,7 +85,7 @@ pub enum EngineError {
     /// The settings do not fit the handlers.
     #[error("the settings do not fit: {0}")]
     Settings(String),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The tree did not start.
@@ -137,7 +137,7 @@ impl Engine {
         start::launch(settings, handlers, store, metrics, transports, sinks, None).await
     }
 
-    /// Where commands come in whose senders wait for an answer.
+    /// The entry for commands whose senders wait for an answer.
     #[doc(hidden)]
     pub fn calls(&self) -> Arc<Calls> {
         Arc::clone(&self.calls)
@@ -166,7 +166,7 @@ impl Engine {
         Health { ready: problems.is_empty() && !shards.is_empty(), problems }
     }
 
-    /// Resolves when nothing is unread, in hand or being committed. What waits for its time does not count.
+    /// Resolves when nothing is unread, in hand or being committed. Messages that wait for their time do not count.
     ///
     /// ```
     /// # use perkey::Engine;
@@ -226,7 +226,7 @@ impl Engine {
         self.env.fleet.as_ref().map(|fleet| fleet.view().fleet.clone())
     }
 
-    /// All workers and shards as they are now; nothing where the store has no leases.
+    /// All workers and shards as they are now; `None` if the store has no leases.
     #[doc(hidden)]
     pub async fn look(&self) -> Result<Option<Fleet>, StoreError> {
         if self.env.fleet.is_none() {
@@ -293,7 +293,7 @@ impl Engine {
         let in_fleet = self.env.fleet.is_some();
         let drains = shards.iter().map(async |shard| match shard {
             Some(shard) => drain(shard, exit).await,
-            // In a fleet it is another worker's.
+            // In a fleet it belongs to another worker.
             None => in_fleet,
         });
         let drained = join_all(drains).await;

@@ -1,10 +1,10 @@
-//! One shard's actors, in the order in which a message meets them, and who restarts them. They act; what to do is
-//! decided in the ledger.
+//! One shard's actors, in the order in which a message meets them, and the policy of their restarts. They act; the
+//! ledger decides what to do.
 //!
 //! Root → janitor, heartbeat (in a fleet), and a supervisor per shard → ingress per source, owner, readers, committer,
 //! dispatcher per sink, key supervisor → key actors.
 //!
-//! In: deliveries of sources. Out: commits, and what follows from them.
+//! In: deliveries of sources. Out: commits, and the actions that follow them.
 
 pub(crate) mod messages;
 

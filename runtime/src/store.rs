@@ -1,4 +1,4 @@
-//! What is durable: one contract for every database.
+//! Durable storage: one contract for every database.
 //! In: commits under a shard's epoch. Out: all of a commit or none of it, and the rows that a shard reads back.
 //!
 //! The fence: a commit counts only when the shard still has the commit's epoch and the commit number before it.
@@ -39,21 +39,22 @@ use crate::clock::Millis;
 use crate::handler::Table;
 use crate::message::{Ahead, Positions, ShardNo, Taken, TakenId};
 
-/// What a process may do with the store.
+/// The kinds of access that a process may have to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Run its shards; on SQLite one process at a time.
+    /// It runs shards; on SQLite one process at a time.
     Run,
-    /// Look, and leave commands and imports for the processes that run it. What is asked may take minutes.
+    /// It reads, and leaves commands and imports to the processes that run the store. A query may take minutes.
     Tool,
-    /// The same, for who answers requests: nothing takes longer than for those that run it.
+    /// The access of a tool, for a process that answers requests: a query takes no longer than in a process that runs
+    /// the store.
     Serve,
 }
 
-/// Fences a shard's owner: rises with each takeover.
+/// The number that fences a shard's owner off: it rises with each takeover.
 pub type Epoch = u64;
 
-/// Of each sink the number of the last event all of whose predecessors it has confirmed, by the sink's name.
+/// The number of the event up to which each sink has confirmed all events, by the sink's name.
 pub type Watermarks = BTreeMap<Arc<str>, u64>;
 
 /// Totals that a shard counts with its commits, by name (`taken`, `duplicates`, `rejected`, …); they survive restarts.
@@ -74,13 +75,13 @@ pub struct TakenShard {
     pub last_seq: u64,
     /// Takeovers since the shard was last given up or passed its in-flight messages cleanly.
     pub unclean: u32,
-    /// This takeover is one of them: another process had the shard, and did not give it up.
+    /// True if this takeover is unclean: another process had the shard and did not give it up.
     pub died: bool,
-    /// Where the sources stand.
+    /// The positions of the sources.
     pub positions: SourcePositions,
-    /// What is done above that.
+    /// The stretches above the positions that are done.
     pub ahead: SourceAhead,
-    /// Where the sinks stand.
+    /// The watermarks of the sinks.
     pub watermarks: Watermarks,
     /// The shard's totals.
     pub counters: Counters,
@@ -91,9 +92,9 @@ pub struct TakenShard {
 pub struct CommitIds {
     /// The commit.
     pub no: u64,
-    /// When it was written.
+    /// The time at which it was written.
     pub at: Millis,
-    /// The ids that it took. A program of before prints were kept left none of these.
+    /// The ids that it took. A commit of a program from before prints were kept has none of these.
     pub ids: Vec<Taken>,
 }
 
@@ -104,18 +105,18 @@ pub struct InboxRows {
     pub commits: Vec<CommitIds>,
     /// Number of pending rows.
     pub pending: u64,
-    /// What operators have paused.
+    /// The services and keys that operators have paused.
     pub paused: Vec<query::Scope>,
 }
 
-/// What the store knows of a key.
+/// The rows that the store has of a key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyRow {
     /// Its state: version and JSON.
     pub state: Option<(u32, Bytes)>,
-    /// Whether a dead letter holds it.
+    /// True if a dead letter holds it.
     pub held: bool,
-    /// Whether it has dead letters, of whichever service.
+    /// True if it has dead letters, of any service.
     pub dead: bool,
     /// Its pending rows, if it has any.
     pub pending: Option<RowSpan>,
@@ -128,11 +129,11 @@ pub struct RowSpan {
     pub first: u64,
     /// The highest `seq`.
     pub last: u64,
-    /// How many there are.
+    /// The number of rows.
     pub count: u64,
 }
 
-/// Where a dead letter stands in the order of [`Store::dead`]: its key and `seq`.
+/// The place of a dead letter in the order of [`Store::dead`]: its key and `seq`.
 pub type DeadPlace = (Arc<str>, u64);
 
 /// A key of a service.
@@ -144,7 +145,7 @@ pub struct ServiceKey {
     pub key: Arc<str>,
 }
 
-/// Where the owner's process has the store, and what it brings.
+/// The shape that a program needs the store to have, and the versions of its states.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// Number of shards; recorded at first start and never changed by a start.
@@ -153,15 +154,15 @@ pub struct Setup {
     pub services: Vec<Arc<str>>,
     /// Tables of the handlers.
     pub tables: Vec<Table>,
-    /// Which states it reads. A program that is behind what a shard has seen does not take that shard, so that a rolling
-    /// deploy neither refuses states nor spends attempts.
+    /// The versions of the states that it reads. A program that is behind what a shard has seen does not take that
+    /// shard, so that a rolling deploy neither refuses states nor spends attempts.
     pub code: Code,
 }
 
-/// What the store recorded at first start.
+/// The facts that the store recorded at its first start.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// Key under which ids that are no UUIDs are hashed.
+    /// The key under which ids that are not UUIDs are hashed.
     pub hash_key: [u8; 32],
     /// Numbers of the services, by name: all that this store ever had.
     pub services: BTreeMap<Arc<str>, u16>,
@@ -173,7 +174,7 @@ pub enum StoreError {
     /// The store cannot be reached, read or written now.
     #[error("the store is not available: {0}")]
     Unavailable(String),
-    /// The store understands the question and does not answer it: asked again it will not either.
+    /// The store understands the request and refuses it: it will refuse it again.
     #[error("the store refused it: {0}")]
     Refused(String),
     /// Another process runs this store.
@@ -223,9 +224,9 @@ pub enum StoreError {
         "the store was made with {recorded} shards, the settings say {wanted}: set shards = {recorded} (a store's number of shards does not change by a start)"
     )]
     Shards {
-        /// As recorded.
+        /// The recorded number.
         recorded: u32,
-        /// As in the settings.
+        /// The number in the settings.
         wanted: u32,
     },
     /// A handler's table exists with other columns, or is declared wrongly.
@@ -233,10 +234,10 @@ pub enum StoreError {
     Table {
         /// The table.
         table: String,
-        /// What does not fit.
+        /// The reason: what does not fit.
         reason: String,
     },
-    /// What is stored does not decode.
+    /// Something that is stored does not decode.
     #[error("the store holds something that does not decode: {0}")]
     Corrupt(String),
     /// The settings name a store that cannot be opened.
@@ -244,10 +245,10 @@ pub enum StoreError {
     Url(String),
 }
 
-/// A result of the store.
+/// The result of a call of the store.
 pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
-/// What the engine needs of a database. Every implementation passes `store_contract`.
+/// The contract between the engine and a database. Every implementation passes `store_contract`.
 pub trait Store: Send + Sync + 'static {
     /// Brings the store into shape (migrations, shards, services, tables) or says why it cannot.
     fn prepare(&self, setup: Setup) -> StoreFuture<'_, Identity>;
@@ -261,23 +262,25 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Fenced`] when the shard no longer has `epoch`.
     fn retake(&self, shard: ShardNo, epoch: Epoch) -> StoreFuture<'_, TakenShard>;
 
-    /// The ids of commits written at or after `since`, at most about `max` (the newest); how many rows wait, and what is
-    /// paused.
+    /// The ids of commits written at or after `since`, at most about `max` (the newest); the number of rows that wait,
+    /// and the pauses.
     fn inbox(&self, shard: ShardNo, since: Millis, max: usize) -> StoreFuture<'_, InboxRows>;
 
-    /// Which of these ids, each with the message's own, a pending row or a dead letter has: those count at any age.
+    /// For each of these ids (with the message's own), true if a pending row or a dead letter has it: such ids count at
+    /// any age.
     fn known(&self, shard: ShardNo, asked: Vec<(TakenId, String)>) -> StoreFuture<'_, Vec<bool>>;
 
-    /// How many dead letters the shard has. They are counted in pieces: it takes its time, and never too long.
+    /// The shard's dead letters, counted. They are counted in pieces, so that no statement takes too long.
     fn letters(&self, shard: ShardNo) -> StoreFuture<'_, Letters>;
 
-    /// Of the next dead letters with a number above `after` those that hold no key and were given up before `before`.
+    /// The next dead letters with a number above `after`: those of them that hold no key and were given up before
+    /// `before`.
     fn old(&self, shard: ShardNo, after: u64, before: Millis) -> StoreFuture<'_, OldLetters>;
 
-    /// What is stored of each key, in the order asked.
+    /// The rows of each key, in the order asked.
     fn load(&self, shard: ShardNo, keys: Vec<ServiceKey>) -> StoreFuture<'_, Vec<KeyRow>>;
 
-    /// Keys that may run whose retry or replay is due at `now`, at most `limit`. What others have costs nothing.
+    /// Keys that may run whose retry or replay is due at `now`, at most `limit`. Rows of other keys cost nothing.
     fn due(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, Due>;
 
     /// Keys that may run, after `after` in order, that have pending rows and none of them with a due time: their head was
@@ -293,14 +296,14 @@ pub trait Store: Send + Sync + 'static {
     /// Pending rows of one key with `seq` above `after`, in order, at most `limit`.
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>>;
 
-    /// Timers due at `now` of keys that may run and have neither pending rows nor a dead letter that holds them, at most
-    /// `limit`. What others have costs nothing.
+    /// Timers due at `now` of keys that may run and have neither pending rows nor a dead letter that holds them, at
+    /// most `limit`. Timers of other keys cost nothing.
     fn timers(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, DueTimers>;
 
-    /// What waits for a service, at most `limit` of each.
+    /// The pending rows and the timers of a service, at most `limit` of each.
     fn of_service(&self, shard: ShardNo, service: Arc<str>, limit: usize) -> StoreFuture<'_, OfService>;
 
-    /// Timers of the shard that are schedules': their names begin with `cron:`.
+    /// The shard's timers that belong to schedules: their names begin with `cron:`.
     fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>>;
 
     /// Dead letters of the shard that `filter` matches, behind `after` in order of (key, seq), at most `limit`.
@@ -318,8 +321,8 @@ pub trait Store: Send + Sync + 'static {
     /// Rows of the embedded log for `target` after `from`: of each origin in order, at most about `limit` messages.
     fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>>;
 
-    /// Rows of the intake for `shard` that are not among `held`, in order, at most `limit`, those of more than `bytes_max`
-    /// cut short; and which of `held` are still there. A store without an intake has none.
+    /// Rows of the intake for `shard` that are not among `held`, in order, at most `limit`, those of more than
+    /// `bytes_max` cut short; and those of `held` that are still there. A store without an intake has none.
     fn read_intake(
         &self,
         shard: ShardNo,
@@ -331,7 +334,7 @@ pub trait Store: Send + Sync + 'static {
         Box::pin(async { Ok(IntakeRows::default()) })
     }
 
-    /// Whether there is an intake.
+    /// True if there is an intake.
     fn has_intake(&self) -> bool {
         false
     }
@@ -350,13 +353,13 @@ pub trait Store: Send + Sync + 'static {
     /// `commits_below`, history before `history_before`. Bounded work per call.
     fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()>;
 
-    /// What operators and tools ask of it.
+    /// The queries of operators and tools.
     fn queries(&self) -> &dyn query::Queries;
 
     /// Its records of calls.
     fn calls(&self) -> &dyn calls::CallStore;
 
-    /// Its leases, if several workers can share it; else whoever opened it to run has all shards.
+    /// Its leases, if several workers can share it; otherwise the process that opened it to run has all shards.
     fn leases(&self) -> Option<&dyn lease::Leases> {
         None
     }
@@ -366,7 +369,7 @@ pub trait Store: Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(None)))
     }
 
-    /// Whether it writes commits of several shards at once: then `commit.in_flight` bounds them.
+    /// True if it writes commits of several shards at once: then `commit.in_flight` bounds them.
     fn writes_in_parallel(&self) -> bool {
         self.leases().is_some()
     }
@@ -383,7 +386,7 @@ pub struct StoredLogRow {
     pub messages: Bytes,
 }
 
-/// What [`Store::trim`] may remove.
+/// The bounds up to which [`Store::trim`] may remove rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trim {
     /// Stretches of the embedded log that are done, of each origin: rows that lie in them whole are no longer needed.

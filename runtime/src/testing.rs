@@ -1,10 +1,11 @@
 //! The test kit: one handler in microseconds, or the whole pipeline in memory on virtual time.
-//! In: handlers, messages, a seed. Out: what a turn did; what a simulated program made durable, all faults included.
+//! In: handlers, messages, a seed. Out: the effects of a turn; the effects that a simulated program made durable, under
+//! all faults.
 //!
 //! [`Given`] runs one turn of one handler. `Stage` runs several handlers together, with their commands, answers and
 //! timers. `Simulation` runs shards with their ledgers, sources, actors and commits against a store in memory, kills,
-//! freezes and repeats whatever the seed says, and checks that each message still counted once and in order. These two
-//! need the feature `simulation`. A [`Recorder`] keeps what the ledgers of a running engine are told, and a
+//! freezes and repeats as the seed says, and checks that each message still counted once and in order. These two need
+//! the feature `simulation`. A [`Recorder`] keeps the events that the ledgers of a running engine are told, and a
 //! [`Recording`] shows what each of them decided.
 
 mod given;
@@ -47,7 +48,7 @@ pub use stage::Stage;
 #[cfg(feature = "simulation")]
 pub use witness::{Effect, Seen};
 
-// what a turn of a test's own is made with, and what it came to
+// what a test's own turn is made with, and its results
 pub use crate::handler::{Effects, Emitted, RowWrite, Scheduled, Sent, Statement, TurnLimits};
 #[cfg(feature = "simulation")]
 pub use crate::store::{DeadLetter, Timer};

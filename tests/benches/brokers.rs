@@ -1,5 +1,6 @@
-//! What Kafka and RabbitMQ carry, side by side: events out through the sink, messages in through the source, and how long one
-//! takes from the one to the other. Needs both servers: `eval "$(scripts/services up kafka rabbitmq)"`.
+//! The throughput of Kafka and RabbitMQ, side by side: events out through the sink, messages in through the source, and
+//! the time that one takes from the one to the other. Needs both servers: `eval "$(scripts/services up kafka
+//! rabbitmq)"`.
 //! In: `--messages N --rounds N --rate N --seconds N --accounts N`. Out: thousands a second, milliseconds, and RabbitMQ's ratio to Kafka.
 
 use std::collections::HashMap;
@@ -73,7 +74,7 @@ impl Broker {
 /// One of the figures.
 type Pick = fn(&Figures) -> f64;
 
-/// What one round found.
+/// The figures of one round.
 #[derive(Clone, Copy, Debug, Default)]
 struct Figures {
     out: f64,

@@ -1,9 +1,9 @@
-//! What one failing key costs the others: a message that fails each time, with followers, under a steady load.
+//! The cost of one failing key for the others: a message that fails each time, with followers, under a steady load.
 //! In: `--seconds N --rounds N --percent N --keys N`. Out: p50 and p99 with and without it, the attempts and their delays.
 //!
-//! The load is an open loop: each message is due at its time whatever became of the ones before it, and its latency is
-//! counted from then to the commit that took it, as the store's answer tells. The capacity is measured first, with the
-//! same messages fed as fast as they are taken.
+//! The load is an open loop: each message is due at its time, whatever became of the ones before it, and its latency is
+//! counted from then to the store's answer for the commit that took it. The capacity is measured first, with the same
+//! messages fed as fast as they are taken.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,7 @@ use super::workload::append;
 use super::{Options, meter, open};
 
 const SHARDS: u32 = 8;
-/// How often what is due is appended.
+/// The time between two appends of the messages that are due.
 const EVERY: Duration = Duration::from_millis(5);
 /// Unread messages above which the feed waits while the capacity is measured.
 const UNREAD: u64 = 20_000;
@@ -168,7 +168,7 @@ async fn once(load: &Load) -> (Vec<f64>, f64) {
     (latencies, late.as_secs_f64() * 1e3)
 }
 
-/// How far the failing key's shard has read its source, and how many of its messages wait.
+/// The position of the failing key's shard in its source, and the number of its messages that wait.
 async fn place(probe: &dyn Store) -> (u64, u64) {
     let rows = probe.queries().shards().await.expect("rows");
     let row = &rows[shard_of(FAILING, SHARDS) as usize];
@@ -202,7 +202,7 @@ async fn tell(probe: &Tapped<SqliteStore, Probe>, places: Vec<(u64, u64)>) {
     assert_eq!((letter.history.len(), delays), (attempts, attempts - 1), "each attempt is in its history");
 }
 
-/// The same key for the same number, the numbers far apart from each other's keys.
+/// A message with a key that follows from its number; neighbouring numbers have different keys.
 fn counted(no: usize, keys: usize) -> Message {
     let key = format!("key-{:05}", no.wrapping_mul(7_919) % keys);
     step(uuid::Uuid::from_u64_pair(1, no as u64), &key, false)

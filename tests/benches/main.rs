@@ -1,4 +1,4 @@
-//! What Perkey costs, measured in a release build: `scripts/bench`.
+//! Benches of Perkey, measured in a release build: `scripts/bench`.
 //! In: `balances|stages|memory|failing|brokers` and options, see each file. Out: figures on standard output.
 
 #![expect(clippy::print_stdout, reason = "figures are what a bench prints")]

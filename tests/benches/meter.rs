@@ -1,4 +1,4 @@
-//! What a bench measures besides time: CPU, memory, the machine's load.
+//! Measurements of a bench besides time: CPU, memory, the machine's load.
 //! In: the kernel's accounts of this process. Out: numbers, medians, one line on the machine.
 
 /// CPU time of this process in seconds, all threads.

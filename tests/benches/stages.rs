@@ -78,7 +78,7 @@ pub(crate) fn run(runtime: &Runtime, options: &Options) {
     }
 }
 
-/// What `work` gives, and the processor time it took.
+/// The result of `work`, and the processor time that it took.
 fn metered<T>(work: impl FnOnce() -> T) -> (T, f64) {
     let before = meter::cpu_seconds();
     let result = work();
@@ -103,7 +103,7 @@ async fn read(store: Arc<dyn Store>, messages: usize) -> Vec<Vec<Delivery>> {
     shards
 }
 
-/// What the handler made of one message.
+/// The handler's results for one message.
 struct Handled {
     event: Event,
     state: bytes::Bytes,

@@ -1,4 +1,4 @@
-//! The same job as a straight-line loop: no actors, no shards, no retries, no fence.
+//! The bench's job as a straight-line loop: no actors, no shards, no retries, no fence.
 //! In: the log's rows. Out: inbox, balances and outbox, a row per message, one transaction per batch.
 //!
 //! Written for speed: balances stay in memory, ids are 16-byte blobs, known ids are asked for (few come back) instead
@@ -41,7 +41,7 @@ const WRITE: &str = "BEGIN IMMEDIATE;
     UPDATE position SET at = ?;
     COMMIT";
 
-/// How long the loop takes for everything in the log at `path`.
+/// The time that the loop takes for everything in the log at `path`.
 pub(crate) async fn run(path: &Path, workload: &Workload, batch: usize) -> Duration {
     let options = SqliteConnectOptions::new().filename(path).journal_mode(SqliteJournalMode::Wal);
     let options = options.synchronous(SqliteSynchronous::Full);
@@ -124,7 +124,7 @@ fn id(message: &Message) -> [u8; 16] {
     Uuid::try_parse(message.id()).expect("the workload's ids are UUIDs").into_bytes()
 }
 
-/// Where each of so many ids begins in their blob.
+/// The places at which `count` ids begin in their blob.
 fn places(count: usize) -> String {
     let mut places = String::from("[");
     for at in 0..count {

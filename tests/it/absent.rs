@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::support::{append, count, handlers, open, start, state};
 
-/// What the older program has.
+/// The service that only the older program has.
 struct Other;
 
 impl Handler for Other {

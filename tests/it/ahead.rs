@@ -54,7 +54,7 @@ impl Handler for Careful {
     }
 }
 
-/// Where messages come from.
+/// The origins of messages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Door {
     Log,
@@ -63,7 +63,7 @@ pub(crate) enum Door {
     Intake,
 }
 
-/// Why a key waits.
+/// The reasons for which a key waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
     Held,
@@ -72,7 +72,7 @@ pub(crate) enum Wait {
     ServicePaused,
 }
 
-/// How the owner ends.
+/// The ways in which the owner ends.
 #[derive(Clone, Copy, Debug)]
 enum End {
     Drained,
@@ -122,7 +122,7 @@ fn settings() -> Settings {
     settings
 }
 
-/// Who takes what of a source that knows no services.
+/// The bindings of a source that knows no services.
 fn binds(source: &str) -> Vec<Bind> {
     let routes = [("count", "counting"), ("care", "careful"), ("both", "counting"), ("both", "careful")];
     let bind = |(kind, service): (&str, &str)| {

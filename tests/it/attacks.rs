@@ -21,10 +21,10 @@ use tonic::{Code, Request, Status};
 use crate::cli::Cli;
 use crate::contract::{Kind, Scene};
 
-/// How deep things are nested that would end a process which follows them on its stack.
+/// The depth of nesting that would end a process which follows it on its stack.
 const DEEP: usize = 100_000;
 
-/// Sends a document; gives status and answer.
+/// Sends a document; returns status and answer.
 async fn graphql(scene: &Scene, query: &str, variables: &str) -> (u16, Value) {
     let body = format!(r#"{{"query":{},"variables":{variables}}}"#, json!(query));
     let request = Client::new().post(format!("{}/graphql", scene.http)).header("content-type", "application/json");
@@ -276,7 +276,7 @@ async fn half_sent(from: &str, to: &str, part: &str) -> TcpStream {
     stream
 }
 
-/// What comes on it until there is a pause; empty once it is shut.
+/// The bytes that come on the stream until there is a pause; empty once it is shut.
 async fn answer(stream: &mut TcpStream) -> String {
     let mut said = vec![0; 64 << 10];
     let read = tokio::time::timeout(Duration::from_secs(20), stream.read(&mut said)).await.unwrap().unwrap();

@@ -24,10 +24,10 @@ const OTHER: [u8; 32] = [2; 32];
 const MINUTE: Millis = 60_000;
 /// A cache has remembered, or forgotten, within this.
 const SOON: Duration = Duration::from_secs(10);
-/// What a hundred requests may lose together to a Redis that does not answer: alone each would lose 50 ms.
+/// The time that a hundred requests may lose together to a Redis that does not answer: alone each would lose 50 ms.
 const LOST_MAX: Duration = Duration::from_secs(2);
 
-/// A cache with so much time that it forgets nothing for want of it.
+/// A cache with enough time that it forgets nothing for lack of it.
 fn open(url: &str, secret: &[u8; 32]) -> (Arc<dyn ReplayCache>, Arc<Metrics>) {
     with(CacheSettings { url: url.to_owned(), timeout: Duration::from_secs(5), ..CacheSettings::default() }, secret)
 }

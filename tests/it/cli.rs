@@ -20,7 +20,7 @@ pub(crate) struct Cli {
     _folder: TempDir,
 }
 
-/// How a command ended.
+/// The end of a command.
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) code: Option<i32>,
@@ -92,7 +92,7 @@ impl Cli {
         up
     }
 
-    /// Whether there is something beside the store's one file that belongs to it.
+    /// True if there is a write-ahead log beside the store's file.
     fn has_wal(&self) -> bool {
         self.place.folder.join("store.db-wal").exists()
     }
@@ -103,7 +103,7 @@ impl Cli {
         until(&format!("`up` did not say {words:?}"), SOON, said).await.unwrap();
     }
 
-    /// How often the log of `up` says so.
+    /// The number of times that the log of `up` has these words.
     fn logged(&self, words: &str) -> usize {
         let log = self.place.folder.join("up.log");
         std::fs::read_to_string(&log).map_or(0, |text| text.matches(words).count())

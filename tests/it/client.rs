@@ -18,14 +18,14 @@ use tokio::net::TcpListener;
 
 use crate::cli::Cli;
 
-/// What the server does with one attempt.
+/// The server's behaviour at one attempt.
 #[derive(Clone)]
 enum Does {
     Answers(u16, &'static [(&'static str, &'static str)], Value),
     Sleeps,
 }
 
-/// What an attempt brought.
+/// The parts of an attempt, as the server got them.
 #[derive(Clone, Debug, Default)]
 struct Attempt {
     method: String,

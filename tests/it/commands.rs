@@ -27,7 +27,7 @@ enum Order {
     Told(Answer),
 }
 
-/// What an order has been told, in order.
+/// The answers that an order has been told, in order.
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct Told(Vec<Answer>);
 

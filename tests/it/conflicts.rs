@@ -45,7 +45,7 @@ impl Doorway {
         assert_eq!(self.counter("taken").await + self.counter("duplicates").await, self.sent);
     }
 
-    /// What the dead letters say, each for the reason that is wanted.
+    /// The texts of the dead letters, all of which have the wanted reason.
     async fn letters(&self) -> Vec<String> {
         let letters = self.case.store.queries().peek(DeadFilter::default(), 9).await.unwrap();
         let text = |(_, letter): &(u32, perkey::unstable::store::DeadLetter)| {

@@ -17,7 +17,7 @@ pub(crate) use grpc::GrpcDoor;
 pub(crate) use rest::RestDoor;
 pub(crate) use scene::{Kind, Scene};
 
-/// Which protocol a scene is spoken to in. Another one is another line here, and an implementation of [`Door`].
+/// The door of a scene for a protocol. Another protocol is another line here, and an implementation of [`Door`].
 fn door(protocol: &str, scene: &Scene) -> Box<dyn Door> {
     match protocol {
         "rest" => Box::new(RestDoor::new(&scene.http)),

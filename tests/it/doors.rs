@@ -26,7 +26,7 @@ struct House {
     cli: Cli,
 }
 
-/// What GraphQL answered.
+/// An answer of GraphQL.
 #[derive(Debug)]
 struct Answer {
     status: u16,
@@ -100,7 +100,7 @@ impl House {
         TransactionsClient::new(self.grpc.clone())
     }
 
-    /// How many transactions an account has.
+    /// The number of transactions of an account.
     async fn postings(&self, account: &str) -> u64 {
         let asked = proto::GetAccountRequest { account: account.to_owned() };
         self.transactions().get_account(asked).await.map_or(0, |found| found.into_inner().n)

@@ -28,11 +28,11 @@ pub(crate) trait Place: Send + Sync {
     fn restart(&mut self) -> BoxFuture<'_, ()>;
     /// The rows of a handler's table, in the order of the primary key.
     fn rows(&self, table: &'static str) -> BoxFuture<'_, Vec<Value>>;
-    /// Whether it runs handlers' own statements.
+    /// True if it runs handlers' own statements.
     fn runs_sql(&self) -> bool {
         true
     }
-    /// Whether a text of a handler's table may have U+0000 in it; a store where it may not refuses the row for good.
+    /// True if a text of a handler's table may have U+0000 in it; a store where it may not refuses the row for good.
     fn text_holds_nul(&self) -> bool {
         true
     }

@@ -81,7 +81,7 @@ impl Shared {
     }
 }
 
-/// What a store of these tests is prepared with.
+/// The setup of a store of these tests.
 fn setup() -> Setup {
     let handlers = handlers();
     Setup { shards: 8, services: handlers.services(), tables: handlers.tables(), code: handlers.code() }

@@ -9,7 +9,7 @@ use crate::tidy::scan::root;
 struct Block {
     line: usize,
     language: String,
-    /// What stands in back quotes last before it.
+    /// The last text in back quotes before it.
     named: Option<String>,
     text: Vec<String>,
 }
@@ -40,7 +40,7 @@ fn blocks(page: &str) -> Vec<Block> {
     blocks
 }
 
-/// What is wrong with the code on a page; `read` gives a file's text.
+/// The problems of the code on a page; `read` gives a file's text.
 fn strangers(name: &str, page: &str, read: impl Fn(&str) -> Option<String>) -> Vec<String> {
     let mut problems = Vec::new();
     for Block { line, language, named, text } in blocks(page) {

@@ -24,7 +24,7 @@ pub(crate) fn asked(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// What a stranger writes. Names are text, as no client writes others; their values are anything.
+/// A message from a stranger. Names are text, because no client writes others; their values are anything.
 #[derive(Debug)]
 struct Strange {
     key: Vec<u8>,

@@ -17,7 +17,7 @@ use crate::fixture::{Place, SHARDS, commit, committed, message};
 use crate::postgres_place::PostgresPlace;
 use crate::sources::fetch;
 
-/// What a row may have in these tests.
+/// The bytes that a row may have in these tests.
 const BYTES_MAX: usize = 100_000;
 
 async fn run(connection: &mut PgConnection, sql: &str) {

@@ -49,7 +49,7 @@ pub(crate) struct Topic {
     refusals: Refusals,
 }
 
-/// What the broker did not take: a flush alone says nothing of it.
+/// The errors of messages that the broker did not take: a flush alone does not report them.
 #[derive(Clone, Default)]
 struct Refusals(Arc<Mutex<Vec<KafkaError>>>);
 

@@ -35,7 +35,7 @@ impl Handler for Listing {
     }
 }
 
-/// What a message does; it travels as the message's type.
+/// The fate of a message, which travels as the message's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Succeeds,
@@ -131,7 +131,7 @@ struct World {
     questions: VecDeque<Question>,
     commits: VecDeque<Action>,
     runs: BTreeMap<ActorIx, VecDeque<RunOrder>>,
-    /// What the actors hold.
+    /// The messages that each actor's state holds.
     held: BTreeMap<ActorIx, Vec<String>>,
     spawned: u32,
     /// Put off once.
@@ -155,7 +155,7 @@ fn config(store: &MemoryStore, small: [u64; 3]) -> LedgerConfig {
     listing(store, settings, 2, small[0])
 }
 
-/// What a ledger of the service `listing` and of one source is made with, on a new store of one shard.
+/// The configuration of a ledger of the service `listing` and of one source, on a new store of one shard.
 pub(crate) fn listing(store: &MemoryStore, settings: Settings, actors_max: u32, seed: u64) -> LedgerConfig {
     let services = vec![Arc::from("listing")];
     let identity =
@@ -438,7 +438,7 @@ impl World {
         }
     }
 
-    /// What each key should have handled, by the model.
+    /// The messages that each key should have handled, by the model.
     fn expected(&self) -> BTreeMap<String, Vec<String>> {
         let mut expected: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for message in self.log.iter().filter(|message| Fate::of(message).counts()) {
@@ -450,7 +450,7 @@ impl World {
         expected
     }
 
-    /// What came with an id that something else had come with before, each once.
+    /// The messages that came with an id under which another one had come before, each once.
     fn others(&self) -> Vec<(String, String)> {
         let mut first = BTreeMap::new();
         let all = self.log.iter().map(said);
@@ -489,7 +489,7 @@ trait Positions {
 }
 
 impl Positions for MemoryStore {
-    /// Where the source stands, as the store has it.
+    /// The positions of the source, as the store has them.
     fn take_positions(&self) -> perkey::unstable::message::Positions {
         let rows = futures_util::FutureExt::now_or_never(perkey::unstable::store::query::Queries::shards(self))
             .unwrap()

@@ -133,8 +133,9 @@ async fn counted(store: &dyn Store) -> u64 {
     row.state.map_or(0, |(_, json)| serde_json::from_slice::<Counted>(&json).unwrap().n)
 }
 
-/// How many dead letters and waiting rows a store is filled with, and how long taking its shard takes then: run it with
-/// `PERKEY_LETTERS=10000000 PERKEY_ROWS=1000000 cargo test -p perkey-tests -- --ignored --nocapture taking_a_shard`.
+/// The numbers of dead letters and waiting rows that a store is filled with, to see how long taking its shard takes:
+/// run it with `PERKEY_LETTERS=10000000 PERKEY_ROWS=1000000 cargo test -p perkey-tests -- --ignored --nocapture
+/// taking_a_shard`.
 fn many() -> (u64, u64) {
     let asked = |name: &str, usual| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual);
     (asked("PERKEY_LETTERS", 1_000_000), asked("PERKEY_ROWS", 100_000))

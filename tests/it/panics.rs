@@ -49,7 +49,7 @@ impl Drop for Brittle {
     }
 }
 
-/// What a panic may be thrown with: dropping it panics once more.
+/// A payload of a panic: dropping it panics once more.
 struct Bomb;
 
 impl Drop for Bomb {

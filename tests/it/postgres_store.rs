@@ -707,7 +707,7 @@ async fn a_page_of_large_commits_is_a_small_one() {
     crate::store_contract::pages_of_large_commits_are_bounded(&*PostgresPlace::new().await).await;
 }
 
-/// What PostgreSQL counts of scans, once the session that made them has told.
+/// PostgreSQL's counts of scans, once the session that made them has reported them.
 async fn read_whole(connection: &mut PgConnection, sql: &'static str) -> (i64, i64) {
     let row = sqlx::query(sql).fetch_one(connection).await.unwrap();
     (row.get(0), row.get(1))

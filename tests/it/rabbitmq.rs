@@ -481,7 +481,7 @@ async fn a_line_that_breaks_amid_confirms_loses_and_swaps_nothing() {
 
 // ---- the broker, and the way to it
 
-/// What a source says that cannot be read.
+/// The error of a source that cannot be read.
 async fn trouble(settings: &RabbitmqSettings) -> String {
     let transport = transport(settings);
     let error = error(&mut *open(&transport, 0, &Positions::new()).await).await;

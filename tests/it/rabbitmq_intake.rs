@@ -171,7 +171,7 @@ fn published(count: usize) -> BTreeMap<String, Vec<String>> {
     keys
 }
 
-/// What an intake's forwarder has counted.
+/// The counts of an intake's forwarder.
 fn counted(metrics: &Metrics, queue: &str, outcome: &str) -> u64 {
     let text = metrics.encode();
     let labels = [format!("queue=\"{queue}\""), format!("outcome=\"{outcome}\"")];

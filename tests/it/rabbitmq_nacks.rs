@@ -147,7 +147,7 @@ async fn what_comes_back_amid_nacks_is_refused_and_exactly_that(narrow: Narrow) 
     assert_eq!(by_key(arrived), expected(&taken));
 }
 
-/// What the queue refuses the stream has: there it is repeated, and nowhere swapped.
+/// A stream has the messages that a queue refuses: there they are repeated, and nowhere swapped.
 #[tokio::test]
 async fn a_full_queue_beside_a_stream_swaps_nothing_in_either() {
     let streams = Streams::with(1, ExchangeKind::Fanout, &[]).await;
@@ -175,7 +175,7 @@ async fn start(settings: &Settings, folder: &tempfile::TempDir) -> (Engine, Arc<
     (engine.unwrap(), store)
 }
 
-/// What is handled does not wait for a queue that takes nothing; neither does a process that is to leave.
+/// Handling does not wait for a queue that takes nothing; neither does a process that is to leave.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handling_and_leaving_do_not_wait_for_a_full_queue() {
     let narrow = Narrow::alone("quorum").await;

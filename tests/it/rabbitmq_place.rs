@@ -86,7 +86,7 @@ impl Wire {
         self.channel.queue_bind(queue.into(), exchange.into(), key.into(), options, none).await.unwrap();
     }
 
-    /// How many messages a queue has; of a stream it is known only seconds later.
+    /// The number of messages in a queue; for a stream it is known only seconds later.
     pub(crate) async fn count(&self, queue: &str) -> usize {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let declared = self.channel.queue_declare(queue.into(), passive, FieldTable::default()).await.unwrap();
@@ -235,12 +235,12 @@ impl Streams {
         RabbitmqTransport::new(&self.settings(), SHARDS, &Metrics::new()).unwrap()
     }
 
-    /// Everything that is in a stream now, in its order. A reader of it gets a message more, the mark behind it.
+    /// Everything that is in a stream now, in order. Its readers get one more message, the mark behind it.
     pub(crate) async fn read(&self, stream: u32) -> Vec<Delivery> {
         read(self.stream(stream)).await
     }
 
-    /// The same, where nothing can be awaited.
+    /// Everything that is in a stream now, for callers that cannot await.
     pub(crate) fn read_apart(&self, stream: u32) -> Vec<Delivery> {
         apart(read(self.stream(stream))).unwrap()
     }
@@ -287,7 +287,7 @@ pub(crate) fn said(delivery: &Delivery) -> (String, String) {
     (key.to_string(), properties.message_id().as_ref().unwrap().to_string())
 }
 
-/// What a test declares may be there; to remove what is not is no error.
+/// Removes everything that a test declares; it is not an error if something does not exist.
 async fn remove(queues: Vec<String>, exchanges: Vec<String>) {
     let wire = Wire::open().await;
     for queue in queues {

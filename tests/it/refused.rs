@@ -34,7 +34,7 @@ struct Write {
     row: Kind,
 }
 
-/// What is the matter with a row.
+/// The faults of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 enum Kind {
     #[default]
@@ -252,7 +252,7 @@ struct Strict {
     asked: AtomicBool,
 }
 
-/// What becomes of reading dead letters.
+/// The outcomes of reading dead letters.
 enum Dead {
     Fine,
     /// More at once take longer than a statement may.
@@ -349,7 +349,7 @@ impl Discarding {
         Self { _dir: dir, store, engine, command }
     }
 
-    /// How many were discarded, once the command is done.
+    /// The number of messages that were discarded, once the command is done.
     async fn affected(&self) -> u64 {
         let state = async || self.store.queries().command_state(self.command).await.unwrap();
         until("the command is done", async || state().await.shards_done == 1).await;

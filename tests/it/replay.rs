@@ -1,5 +1,5 @@
-//! What the ledger of a running program was told is replayed: it decides the same again.
-//! In: an engine on SQLite with a recorder; messages, one of which fails. Out: the commits of the store, made again.
+//! Replays of the events that the ledger of a running program was told: it decides the same again.
+//! In: an engine on SQLite with a recorder; messages, one of which fails. Out: the commits of the store, reproduced.
 
 use std::sync::Arc;
 

@@ -189,7 +189,7 @@ async fn resharded(kept: &dyn Kept) {
     assert!(why[0].contains("already"), "{why:?}");
 }
 
-/// What several shards did above the position of a partition, which each of them read at some time.
+/// Checks the messages that several shards did above the position of a partition which each of them read at some time.
 async fn keeps_what_is_done_ahead(kept: &dyn Kept) {
     let store = kept.open().await;
     let identity = store.prepare(setup(8)).await.unwrap();

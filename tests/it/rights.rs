@@ -19,7 +19,7 @@ use crate::servers;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// What the store's functions were before they said where temporary tables come.
+/// The store's functions as they were before they named the place of temporary tables.
 const FIRST: &str = include_str!("../../runtime/migrations/postgres/0001_store.sql");
 
 /// A role that logs in, gone at the end.
@@ -83,7 +83,7 @@ const TRIES: [&str; 3] = [
      INSERT INTO lure VALUES (row(1)::pg_temp.mine, 0)",
 ];
 
-/// How often somebody with that right alone had something run by the store's owner.
+/// The number of times that a role with that right alone made the store's owner run its code.
 async fn attacked(database: &Database) -> i64 {
     let thief = Role::new("thief").await;
     let mut owner = database.connection().await;
@@ -142,7 +142,7 @@ async fn every_function_that_looks_somewhere_says_where() {
     drop(place.store());
 }
 
-/// What answers are sealed with outside of the store.
+/// The secret that seals answers outside the store.
 #[tokio::test]
 async fn a_store_that_was_restored_has_another_secret_and_no_two_have_the_same() {
     let place = PostgresPlace::new().await;
@@ -327,7 +327,7 @@ async fn each_role_does_its_work_with_its_rights_alone() {
     and_nothing_besides(&owned).await;
 }
 
-/// What none of them needs is refused.
+/// Checks that everything that none of them needs is refused.
 async fn and_nothing_besides(owned: &Owned) {
     for (role, sql) in [
         (&owned.writer, "SELECT no FROM perkey_intake"),

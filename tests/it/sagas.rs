@@ -17,7 +17,7 @@ use perkey::{Outcome, sleep};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-/// What becomes of a call.
+/// The outcomes of a call.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Mood {
     #[default]
@@ -59,7 +59,7 @@ impl Bank {
         self.books().mood = mood;
     }
 
-    /// What it has taken for an order and not given back.
+    /// The amount that it has taken for an order and not given back.
     fn net(&self, order: &str) -> i64 {
         self.books().orders.get(order).map_or(0, |(charged, refunded, _)| charged - refunded)
     }
@@ -197,7 +197,7 @@ impl Shop {
         self.stage.events().into_iter().map(|(_, kind)| kind).collect()
     }
 
-    /// What the account has in expenses and transactions.
+    /// The account's sums in expenses and transactions.
     fn booked(&self, account: &str) -> (i64, i64) {
         let spent = self.stage.state::<Expenses>(account).categories.into_values();
         let spent = spent.flat_map(|spent| spent.months.into_values()).map(|cents| cents.0).sum();

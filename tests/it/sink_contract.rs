@@ -25,7 +25,7 @@ pub(crate) trait Mouth {
     fn sink(&self) -> &dyn SinkTransport;
     /// A sink of this kind whose other end takes nothing.
     fn stuck(&self) -> Arc<dyn SinkTransport>;
-    /// Where events go.
+    /// The topic that events go to.
     fn topic(&self) -> Arc<str>;
     /// Events of a key that are refused, each for another reason.
     fn refusable(&self) -> Vec<Outgoing>;
@@ -315,7 +315,7 @@ async fn a_dropped_wait_loses_no_answer(mouth: Box<impl Mouth>) {
     assert_eq!(confirmed(&answers), (1..301).collect());
 }
 
-/// What was not confirmed when an end broke is sent again through a new one.
+/// Events that were not confirmed when an end broke are sent again through a new one.
 pub(crate) async fn a_broken_end_is_opened_anew(mouth: &dyn Mouth, break_it: impl FnOnce()) {
     let events = events(mouth, 1..201);
     let mut end = mouth.sink().open(2).await.unwrap();

@@ -9,7 +9,7 @@ use perkey::unstable::message::ShardNo;
 use perkey::unstable::transport::{Outgoing, Sink, SinkAnswer, SinkError, SinkTransport};
 use tokio::sync::Notify;
 
-/// What is sent to this topic is refused.
+/// The topic at which every event is refused.
 pub(crate) const REFUSED: &str = "refused";
 const NAME: &str = "memory";
 /// Events that wait at an end that is stopped.
@@ -40,7 +40,7 @@ impl MemorySink {
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What arrived, in its order, with its topic.
+    /// The messages that arrived, in order, with their topics.
     pub(crate) fn arrived(&self) -> Vec<(Arc<str>, Message)> {
         self.state().arrived.clone()
     }

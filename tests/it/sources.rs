@@ -48,7 +48,7 @@ pub(crate) async fn error(source: &mut dyn Source) -> SourceError {
     }
 }
 
-/// Whether nothing more comes.
+/// True if nothing more comes.
 pub(crate) async fn is_dry(source: &mut dyn Source) -> bool {
     tokio::time::timeout(Duration::from_millis(500), source.fetch(9)).await.is_err()
 }

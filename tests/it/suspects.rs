@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use perkey::unstable::handlers::run::TurnEnd;
-use perkey::unstable::ledger::Ledger;
 use perkey::unstable::ledger::protocol::{Action, ActorIx, Event, LedgerConfig, RunOrder, RunReport};
 use perkey::unstable::ledger::routes::{Arrival, What};
+use perkey::unstable::ledger::{Ledger, Line};
 use perkey::unstable::message::Position;
 use perkey::unstable::store::PendingKind;
 use perkey::unstable::store::memory::MemoryStore;
@@ -29,9 +29,9 @@ const LONG: u64 = 10_000;
 /// A message of a key of its own.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
-    /// How long its turn takes.
+    /// The time that its turn takes.
     turn: u64,
-    /// How long after the beginning of its turn the process ends.
+    /// The time after the beginning of its turn at which the process ends.
     deadly: Option<u64>,
 }
 
@@ -43,7 +43,7 @@ const fn deadly(after: u64) -> Plan {
     Plan { turn: u64::MAX, deadly: Some(after) }
 }
 
-/// How a life of a process ended.
+/// The end of a life of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
     Killed,
@@ -58,20 +58,20 @@ struct World {
     plans: Vec<Plan>,
     now: u64,
     lives: u64,
-    /// How often each message's turn began.
+    /// The number of times that each message's turn began.
     started: Vec<u32>,
     /// The most starts that a row had when the process was killed.
     counted: u32,
 }
 
-/// What one process has in hand.
+/// The messages that one process has in hand.
 struct Process {
     ledger: Ledger,
     runs: BTreeMap<ActorIx, (RunOrder, u64)>,
     fed: bool,
     actors: u32,
     /// Permits for starts alone: who asked, in order, and whether one is out.
-    asked: VecDeque<u16>,
+    asked: VecDeque<Line>,
     out: bool,
 }
 

@@ -231,7 +231,7 @@ fn snake(word: &str) -> String {
     snake
 }
 
-/// What is said to be missing, in code or in words.
+/// The marks of unfinished work, in code or in words.
 fn unfinished(files: &[File]) -> Vec<String> {
     let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX"), concat!("unimpl", "emented!")];
     let found = |line: &str| {

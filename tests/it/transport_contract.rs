@@ -141,7 +141,7 @@ fn ids(messages: &[Message]) -> Vec<&str> {
     messages.iter().map(Message::id).collect()
 }
 
-/// Whether nothing more is ready: asked twice, so that what has to be read first was read.
+/// True if nothing more is ready. It is asked twice, so that anything that has to be read first has been read.
 async fn is_dry(line: &dyn Line, source: &mut dyn Source) -> bool {
     tokio::time::timeout(line.settled(), source.fetch(9)).await.is_err()
 }

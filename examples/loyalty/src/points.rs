@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 /// Handles what happens to points.
 pub struct Points {
-    /// How long points are valid.
+    /// The time for which points are valid.
     pub valid_seconds: u64,
 }
 
-/// What happens to points.
+/// A change of a member's points.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Message {
@@ -29,7 +29,7 @@ pub enum Message {
     },
 }
 
-/// What is remembered of a member.
+/// The account of a member.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Account {
     pub lots: Vec<Lot>,
@@ -39,7 +39,7 @@ pub struct Account {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Lot {
     pub points: u64,
-    /// When they are lost; never, if they are from before points were lost.
+    /// The time at which they are lost; `None` if they are from before points were lost.
     pub expires_at: Option<Millis>,
 }
 

@@ -1,5 +1,5 @@
-//! What the compiler says to who writes a first handler and forgets something.
-//! In: the files of `tests/wrong`, none of which compiles. Out: the words beside each, `BLESS=1` writes them anew.
+//! The compiler's messages for mistakes in a first handler.
+//! In: the files of `tests/wrong`, none of which compiles. Out: the words beside each; `BLESS=1` writes them again.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

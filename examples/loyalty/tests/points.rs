@@ -1,4 +1,4 @@
-//! What happens to points, one member at a time: no store, no runtime, microseconds.
+//! Tests of points, one member at a time: no store, no runtime, microseconds.
 //! In: an account and a message. Out: the account after it, events, timers.
 
 use loyalty::points::Lot;

@@ -26,7 +26,7 @@ impl Folder {
         self.program().args(arguments).output().expect("the program starts")
     }
 
-    /// What it says when it ends well.
+    /// The output of a run that ends well.
     fn says(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -34,7 +34,7 @@ impl Folder {
         String::from_utf8(output.stdout).expect("it writes text")
     }
 
-    /// What it complains of, and its exit code.
+    /// The exit code and the complaint of a run that fails.
     fn fails(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let output = self.run(arguments);
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())

@@ -1,5 +1,5 @@
 //! The cache of answers that calls were given: it makes repeats faster, and is never an authority.
-//! In: records of calls that have ended. Out: the same, or nothing.
+//! In: records of calls that have ended. Out: these records, or nothing.
 
 #[cfg(feature = "redis")]
 mod entry;
@@ -39,9 +39,9 @@ pub enum CacheError {
 #[cfg(feature = "redis")]
 const WANTED: &str = "it must be redis://host:port (redis://user:password@host:port/database), or rediss:// for TLS";
 
-/// A cache of ended calls. It may forget any of them at any time; whoever asks compares fingerprint and expiry.
+/// A cache of ended calls. It may forget any of them at any time; its users compare fingerprint and expiry.
 pub trait ReplayCache: Send + Sync + std::fmt::Debug {
-    /// The record of a call, where the cache has it.
+    /// The record of a call, if the cache has it.
     fn get(&self, id: CallId) -> BoxFuture<'_, Option<CallRecord>>;
 
     /// Keeps records, each until it expires. It does not wait for anybody.

@@ -1,9 +1,9 @@
 //! Calls: commands whose senders wait for an answer, each taking effect once under its idempotency key.
-//! In: calls. Out: how they ended, from their own turn, from the cache or from the store; or that they still run.
+//! In: calls. Out: their outcomes, from their own turn, from the cache or from the store; or that they still run.
 //!
-//! A call is written with its message in one transaction (`accept`), many calls in one write. Its outcome comes with the
-//! commit of its last turn: told by the committer where that is in this process, looked up where it is not (`desk`).
-//! Nothing is asked of the shard's owner, so any process may take calls, and one whose owner dies goes on with the next.
+//! A call is written with its message in one transaction (`accept`), many calls in one write. Its outcome comes with
+//! the commit of its last turn: told by the committer if that is in this process, looked up otherwise (`desk`). The
+//! shard's owner is not involved, so any process may take calls, and a call whose owner dies goes on with the next one.
 
 mod accept;
 
@@ -20,7 +20,7 @@ use crate::handlers::Handlers;
 use crate::message::{Draft, Message, ShardNo, shard_of};
 use crate::metrics::{CallWord, Metrics};
 use crate::settings::Settings;
-pub(crate) use crate::shard::waiters::Desk;
+pub(crate) use crate::shard::waiters::PendingCalls;
 use crate::store::calls::{CallOutcome, Fingerprint, NewCall};
 use crate::store::{Store, StoreError};
 
@@ -31,7 +31,7 @@ pub struct Call {
     pub id: CallId,
     /// A fingerprint of what it asks for.
     pub fingerprint: Fingerprint,
-    /// Whose key space it is in.
+    /// The tenant whose key space it is in.
     pub tenant: String,
     /// The service that is to handle it.
     pub service: &'static str,
@@ -77,13 +77,13 @@ pub enum CallError {
 /// Tells which shards run in this process.
 pub(crate) type IsHere = dyn Fn(ShardNo) -> bool + Send + Sync;
 
-/// Where calls come in.
+/// The entry for calls.
 pub struct Calls {
     settings: Arc<Settings>,
     handlers: Handlers,
     cache: Arc<dyn ReplayCache>,
     accepts: Accepts,
-    desk: Arc<Desk>,
+    pending: Arc<PendingCalls>,
     is_here: Box<IsHere>,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -96,7 +96,8 @@ impl std::fmt::Debug for Calls {
 }
 
 impl Calls {
-    /// For a process without an engine: its calls are run by those that have one. It must be made in a tokio runtime.
+    /// The entry of a process without an engine, whose calls are run by processes that have one. It must be made in a
+    /// Tokio runtime.
     pub fn new(
         settings: &Settings,
         handlers: Handlers,
@@ -108,21 +109,21 @@ impl Calls {
         Self::with(settings, handlers, (store, cache), metrics, (Arc::default(), Box::new(|_| false)))
     }
 
-    /// For a process whose committers tell `desk`.
+    /// The entry of a process whose committers tell `desk`.
     pub(crate) fn with(
         settings: Arc<Settings>,
         handlers: Handlers,
         (store, cache): (Arc<dyn Store>, Arc<dyn ReplayCache>),
         metrics: Arc<Metrics>,
-        (desk, is_here): (Arc<Desk>, Box<IsHere>),
+        (pending, is_here): (Arc<PendingCalls>, Box<IsHere>),
     ) -> Arc<Self> {
         let accepts = Accepts::start(Arc::clone(&store), &settings, &metrics);
-        Desk::serve(&desk, store);
-        Arc::new(Self { settings, handlers, cache, accepts, desk, is_here, metrics, clock: Clock::system() })
+        PendingCalls::serve(&pending, store);
+        Arc::new(Self { settings, handlers, cache, accepts, pending, is_here, metrics, clock: Clock::system() })
     }
 
-    /// Makes a call, or joins what it was before: waits up to `wait` for its end. Where the caller stops waiting before,
-    /// or is dropped, the call goes on: asked again it tells how it ended.
+    /// Makes a call, or joins the one that was made before under its key: waits up to `wait` for its end. If the caller
+    /// stops waiting before, or is dropped, the call goes on: made again, it returns its outcome.
     pub async fn call(&self, call: Call, wait: Duration) -> Result<CallAnswer, CallError> {
         let answer = self.answer(call, wait).await?;
         self.metrics.record_call(match &answer {
@@ -139,7 +140,7 @@ impl Calls {
         Ok(self.accepts.known(id).await?.is_some_and(|record| !record.is_expired(self.clock.now())))
     }
 
-    /// Why calls could not be written just now, if they could not.
+    /// The reason for which calls could not be written just now, if they could not.
     pub fn trouble(&self) -> Option<String> {
         self.accepts.trouble().map(|why| format!("the store cannot be written: {why} (calls cannot be accepted)"))
     }
@@ -156,7 +157,7 @@ impl Calls {
         let new = self.accepted(&call, now)?;
         let mut record = new.record();
         let shard = shard_of(new.message.key(), self.settings.ownership.shards);
-        // Before it is accepted: it may end before that is told.
+        // Before it is accepted, because it may end before the answer comes.
         let waiting = self.desk.wait(record.id, &record.message_id, (self.is_here)(shard));
         match self.accepted_or_known(new).await? {
             Verdict::New => {}
@@ -174,7 +175,7 @@ impl Calls {
         Ok(CallAnswer::New(outcome))
     }
 
-    /// Where there is no room for a new call, it may be one that is known.
+    /// Accepts a call; if there is no room for a new one, it may be a known one.
     async fn accepted_or_known(&self, new: NewCall) -> Result<Verdict, CallError> {
         let id = new.id;
         match self.accepts.accept(new).await {
@@ -186,7 +187,7 @@ impl Calls {
         }
     }
 
-    /// The call as it is written; its message has an id of its own each time, as the record alone says what was done.
+    /// The call as it is written; its message gets a new id each time, because the record alone says what was done.
     fn accepted(&self, call: &Call, now: u64) -> Result<NewCall, CallError> {
         let key = self
             .handlers

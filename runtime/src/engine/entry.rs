@@ -1,7 +1,7 @@
-//! Messages that a program sends from outside of any turn, without a broker; and what it may read beside its handlers.
+//! Messages that a program sends from outside any turn, without a broker; and its reads beside its handlers.
 //! In: an id and a message for a handler. Out: a row of the embedded log, durable before the call returns.
 //!
-//! Calls that come while an append is on its way go together with the next one: who is first in line writes for all.
+//! Calls that come while an append is on its way go together with the next one: the first in line writes for all.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ const BATCH_MAX: usize = 1_000;
 /// A message was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// It can never be: its handler does not understand it, its key or id cannot be used, or it is too large.
+    /// It can never be taken: its handler does not understand it, its key or id cannot be used, or it is too large.
     #[error("the message cannot be sent: {0}")]
     Refused(String),
     /// The store did not say that it has it. Sent again with the same id it takes effect once.
@@ -39,8 +39,8 @@ pub enum SendError {
 impl Engine {
     /// Sends a message to a handler of this program, under the key that [`Handler::key`] gives it. When this returns,
     /// the message is durable and will be handled; of several with the same id and key one takes effect (within
-    /// `dedup.window`). Messages of one key that are sent one after the other are handled in that order. While the
-    /// log has no room for the key's shard (`log.max_unread`), this waits; what is for other shards does not.
+    /// `dedup.window`). Messages of one key that are sent one after the other are handled in that order. While the log
+    /// has no room for the key's shard (`log.max_unread`), this waits; messages for other shards do not.
     ///
     /// ```
     /// # use perkey::{Engine, SendError, json};
@@ -81,8 +81,8 @@ impl Engine {
         if batch.is_empty() { Ok(()) } else { self.entry.put(batch).await }
     }
 
-    /// The state of a key as of its last commit, or nothing where it has none. It is read from the store, beside the
-    /// key's actor: what is being handled just now is not in it yet.
+    /// The state of a key as of its last commit, or `None` if it has none. It is read from the store, beside the key's
+    /// actor: a turn that is under way is not in it yet.
     ///
     /// ```
     /// # use perkey::{Engine, StoreError};
@@ -107,14 +107,14 @@ impl Engine {
     }
 }
 
-/// Where messages come in.
+/// The entry for messages.
 pub(super) struct Entry {
     env: Arc<Env>,
     /// Closed when the engine has ended.
     engine: watch::Receiver<Option<String>>,
     /// Bounded by the calls at once: each waits for its own.
     waiting: Mutex<VecDeque<Waiting>>,
-    /// The line of those who want to write.
+    /// The line of the callers that want to write.
     line: Line<Room>,
 }
 
@@ -160,7 +160,8 @@ impl Entry {
                     biased;
                     answer = &mut told => match answer {
                         Ok(done) => return done,
-                        // Whoever wrote for this call was dropped meanwhile: what was written all the same has its id.
+                        // The caller that wrote for this one was dropped meanwhile: a message that was written all the
+                        // same has its id.
                         Err(_) => break,
                     },
                     mut room = self.line.lock() => self.write(&mut room).await,
@@ -169,7 +170,7 @@ impl Entry {
         }
     }
 
-    /// Writes for those who have waited longest, of those for whose shards there is room.
+    /// Writes for the callers that have waited longest, among those for whose shards there is room.
     async fn write(&self, room: &mut Room) {
         let (mut batch, mut count, mut passed) = (Vec::new(), 0, 0);
         while count < BATCH_MAX {
@@ -181,7 +182,7 @@ impl Entry {
                     count += next.messages.len();
                     batch.push(next);
                 }
-                // Nobody makes room any more.
+                // Nobody will make room any more.
                 Ok(false) if self.engine.has_changed().is_err() => drop(next.tell.send(Err(SendError::Ended))),
                 Ok(false) => {
                     self.put_back(next, passed);
@@ -198,7 +199,7 @@ impl Entry {
         }
         let written = self.append(&batch).await;
         for waiting in batch {
-            // Who gave up waiting does not listen.
+            // A caller that gave up does not listen.
             waiting.tell.send(written.clone()).ok();
         }
     }

@@ -29,7 +29,7 @@ use crate::store::{self, Access};
 use crate::telemetry::{self, Format};
 use crate::transport;
 
-/// The time that is left to whatever still runs when the process ends.
+/// The time that is left to work that still runs when the process ends.
 const SHUTDOWN: Duration = Duration::from_millis(100);
 
 /// The arguments that every program understands.
@@ -214,8 +214,8 @@ impl Host {
         })
     }
 
-    /// Runs until `work` ends, or SIGTERM or SIGINT ends it at its next `await`. Then the engine is drained: what was
-    /// sent and not handled by then is handled at the next start.
+    /// Runs until `work` ends, or SIGTERM or SIGINT ends it at its next `await`. Then the engine is drained: messages
+    /// that were sent and not handled by then are handled at the next start.
     ///
     /// ```no_run
     /// # use perkey::{Handlers, host::{Host, Running}, json};
@@ -241,7 +241,7 @@ impl Host {
             Err(failure) => {
                 let mut out = std::io::stderr().lock();
                 for line in failure.lines() {
-                    // Nobody is left to hear that this cannot be written.
+                    // Nobody is left to be told that this cannot be written.
                     writeln!(out, "{program}: {line}").ok();
                 }
                 ExitCode::from(failure.code())
@@ -323,10 +323,10 @@ pub fn said(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Runs a process's one future on all cores, and closes the stores that it opened. What still runs by then is cut off: a
-/// thread that reads a terminal would never end.
+/// Runs a process's one future on all cores, and closes the stores that it opened. Work that still runs by then is cut
+/// off: a thread that reads a terminal would never end.
 pub fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
-    // A connection is a file, and what many systems allow at first is few of them.
+    // A connection is a file, and many systems allow only few of them by default.
     raise_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::Failed(format!("cannot start: {error}")))?;
@@ -335,7 +335,7 @@ pub fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
     Ok(ended)
 }
 
-/// The process's environment, without what is not text.
+/// The process's environment, without values that are not text.
 pub fn environment() -> Vec<(String, String)> {
     let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
         Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -355,7 +355,8 @@ fn named(name: Option<String>, uid: u32, host: &str) -> String {
     format!("{name} on {host}")
 }
 
-/// Everything that settings name and that is not there: services, dependencies, schedules, sources, sinks. A start refuses the same.
+/// Everything that settings name and that does not exist: services, dependencies, schedules, sources, sinks. A start
+/// refuses the same.
 pub fn misfits(settings: &Settings, handlers: &Handlers) -> Vec<String> {
     let binds = settings.bind.iter().map(|bind| ("bind", &bind.service));
     let publishes = settings.publish.iter().map(|publish| ("publish", &publish.service));
@@ -379,7 +380,7 @@ pub fn misfits(settings: &Settings, handlers: &Handlers) -> Vec<String> {
     problems
 }
 
-/// The arguments, without the program's name. What is not text is shown as near as can be, and not understood.
+/// The arguments, without the program's name. One that is not text is shown as well as possible, and not understood.
 fn words() -> impl Iterator<Item = String> {
     std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned())
 }
@@ -390,7 +391,7 @@ fn prefix(program: &str) -> String {
     program.chars().map(word).chain(['_']).collect()
 }
 
-/// The settings file: the one that is named, else that of the program's name where it is there.
+/// The settings file: the one that is named, else the one with the program's name, if it exists.
 fn file(program: &str, named: Option<PathBuf>, folder: &Path) -> Option<PathBuf> {
     let variable = || std::env::var_os(format!("{}CONFIG", prefix(program))).filter(|file| !file.is_empty());
     let here = || Some(folder.join(format!("{program}.toml"))).filter(|file| file.exists());

@@ -1,5 +1,5 @@
-//! The start of an engine: everything that may be wrong is said at once, then the tree is built.
-//! In: settings, handlers, a store, sources and sinks. Out: a running engine, or what stands in its way.
+//! The start of an engine: all problems are reported at once, then the tree is built.
+//! In: settings, handlers, a store, sources and sinks. Out: a running engine, or the problems in its way.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use crate::settings::load::or_near;
 use crate::shard::env::Env;
 use crate::shard::env::recorder::Recorder;
 use crate::shard::env::troubles::Troubles;
-use crate::shard::permits::Keeper;
+use crate::shard::permits::PermitPool;
 use crate::shard::worker::Ownership;
 use crate::store::{Setup, Store, StoreError};
 use crate::transport::open::Ends;
@@ -73,10 +73,10 @@ pub(super) async fn launch(
     let secret = store.calls().secret().await?;
     let cache = cache::open(settings, &secret, &metrics).map_err(|error| EngineError::Settings(error.to_string()))?;
     let env = Arc::new(Env {
-        desk: Arc::default(),
+        pending: Arc::default(),
         in_flight,
         fleet,
-        gates: Arc::new(Keeper::new(gates, Clock::system(), metrics.clone())),
+        gates: Arc::new(PermitPool::new(gates, Clock::system(), metrics.clone())),
         service_metrics: services.iter().map(|service| metrics.service(&service.name)).collect(),
         services,
         troubles: Troubles::new(settings.ownership.shards),
@@ -112,13 +112,13 @@ pub fn setup(settings: &Settings, handlers: &Handlers) -> Setup {
     }
 }
 
-/// The way in for calls of a process that runs shards.
+/// The entry for calls of a process that runs shards.
 fn calls(env: &Arc<Env>, cache: Arc<dyn ReplayCache>) -> Arc<Calls> {
     let here = Arc::clone(env);
     let is_here = move |shard| here.fleet.as_ref().is_none_or(|fleet| fleet.view().running.contains(&shard));
     let (settings, handlers) = (Arc::clone(&env.settings), env.handlers.clone());
-    let (store, metrics, desk) = (Arc::clone(&env.store), Arc::clone(&env.metrics), Arc::clone(&env.desk));
-    Calls::with(settings, handlers, (store, cache), metrics, (desk, Box::new(is_here)))
+    let (store, metrics, pending) = (Arc::clone(&env.store), Arc::clone(&env.metrics), Arc::clone(&env.pending));
+    Calls::with(settings, handlers, (store, cache), metrics, (pending, Box::new(is_here)))
 }
 
 /// The sinks that events are routed to; and every source or sink that a route names and nobody brought.
@@ -134,7 +134,7 @@ fn routed(
     (found.collect(), problems)
 }
 
-/// Every source and sink that a route names and that is none of these.
+/// Every source and sink that a route names and that is not among these.
 pub(super) fn unrouted(settings: &Settings, sources: &[&str], sinks: &[&str]) -> Vec<String> {
     let listed = |names: &[&str]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let mut problems = Vec::new();

@@ -31,7 +31,7 @@ pub struct Payload<'a> {
     said: Said<'a>,
 }
 
-/// Where the content type stands: it is looked for only when somebody asks.
+/// The place of the content type: it is looked up only when it is needed.
 #[derive(Clone, Copy, Debug)]
 enum Said<'a> {
     In(&'a Message),

@@ -148,7 +148,7 @@ impl<'de> Visitor<'de> for Once {
     }
 }
 
-/// Why a payload cannot be read or written.
+/// The reason for which a payload cannot be read or written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
     /// It is said to be something that the codec does not read.

@@ -25,7 +25,7 @@ const NAME: &str = "schema.proto";
 const OBJECT: u8 = b'{';
 const GROUP: u32 = 15;
 
-/// Why a schema cannot be used.
+/// The reason for which a schema cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaError {
     /// The schema cannot be read.

@@ -99,7 +99,7 @@ pub struct Effects {
 pub struct Scheduled {
     /// Its name.
     pub name: String,
-    /// When it fires, and the JSON of the message that it is then; `None` cancels it.
+    /// The time at which it fires, and the JSON of the message that it then becomes; `None` cancels it.
     pub set: Option<(Millis, Bytes)>,
 }
 

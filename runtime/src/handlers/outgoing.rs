@@ -1,4 +1,5 @@
-//! What a turn sends out, as messages whose ids are derived from the message that caused them: a repeat has the same.
+//! The messages that a turn sends out. Their ids are derived from the message that caused them, so that a repeat has
+//! the same ids.
 //! In: a message, the effects of its turn. Out: events; commands and answers for services of this store.
 
 use std::sync::Arc;

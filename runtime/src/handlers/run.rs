@@ -50,16 +50,16 @@ pub enum TurnFault {
     Retry(String),
     /// Never to be tried again.
     Reject(String),
-    /// The same, with a word for the sender of a call.
+    /// Never to be tried again, with a word for the sender of a call.
     Refuse(&'static str, String),
-    /// Not to be tried again, and a dead letter also where it is a call: its handler has not decided so.
+    /// Not to be tried again, and a dead letter even if it is a call: its handler has not decided so.
     GiveUp(String),
-    /// To be tried after so many milliseconds, without spending an attempt.
+    /// To be tried after this many milliseconds, without spending an attempt.
     Defer(Millis),
 }
 
 impl TurnFault {
-    /// The same, with a text that is not too long.
+    /// The fault with a text that is not too long.
     pub(crate) fn bounded(self) -> Self {
         match self {
             Self::Retry(error) => Self::Retry(bounded(error)),

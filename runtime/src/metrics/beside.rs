@@ -11,7 +11,7 @@ use crate::clock::Millis;
 use crate::store::calls::TenantKeys;
 
 impl Metrics {
-    /// Since when the file of tokens is not as it should be; nothing where it is.
+    /// The time since which the file of tokens is not as it should be; `None` if it is.
     pub fn set_tokens_wrong_since(&self, since: Option<Millis>) {
         self.families.tokens_wrong_since.record(since.map_or(0, |since| since / 1_000));
     }

@@ -1,4 +1,4 @@
-//! Takes a shard's commits to the store, one at a time.
+//! The committer, which takes a shard's commits to the store, one at a time.
 //! In: commits. Out: their outcomes.
 
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::telemetry::traces;
 /// A shard's committer.
 pub(crate) struct Committer;
 
-/// What it holds.
+/// The committer's state.
 pub(crate) struct CommitterState {
     env: Arc<Env>,
     shard: ActorRef<ShardMessage>,
@@ -61,7 +61,7 @@ impl Actor for Committer {
         state: &mut CommitterState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            // Whatever the shard's mailbox holds by now is decided before this arrives there: batches grow with load.
+            // Everything in the shard's mailbox is decided before this arrives there: batches grow with load.
             CommitterMessage::Gate => {
                 state.wait_for_room().await;
                 state.shard.cast(ShardMessage::Event(Event::Gate))?;
@@ -77,7 +77,7 @@ impl Actor for Committer {
                 let outcome = state.env.store.commit(&commit).instrument(span).await;
                 state.room = None;
                 if matches!(outcome, Outcome::Committed) {
-                    state.env.desk.committed(&commit);
+                    state.env.pending.committed(&commit);
                 }
                 let turns = commit.parts.iter().map(|part| part.ids.len() + part.settled.len()).sum::<usize>();
                 state.env.metrics.record_commit(&outcome, turns as u64, watch.elapsed());
@@ -88,7 +88,7 @@ impl Actor for Committer {
     }
 }
 
-/// Pause before the store is tried again, while it is not available.
+/// The pause before the store is tried again, while it is not available.
 fn pause(tries: u32, dice: &mut Dice) -> Duration {
     let settings = RetrySettings {
         base: Duration::from_millis(20),

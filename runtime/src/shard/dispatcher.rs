@@ -1,5 +1,6 @@
-//! Publishes a shard's events to one sink: in sequence, pipelined, again from the watermark after whatever went wrong.
-//! In: durable commits, or their events read back from the store; the sink's answers. Out: how far the sink has come.
+//! The dispatcher, which publishes a shard's events to one sink: in sequence, pipelined, and again from the watermark
+//! after a failure.
+//! In: durable commits, or their events read back from the store; the sink's answers. Out: the sink's progress.
 
 pub(crate) mod handover;
 
@@ -11,7 +12,7 @@ use tracing::{error, info, warn};
 
 use self::handover::Handover;
 use super::env::Env;
-use super::env::troubles::End;
+use super::env::troubles::Endpoint;
 use super::messages::{DispatcherMessage, ShardMessage};
 use crate::clock::{Dice, sleep};
 use crate::handler::RetryPolicy;
@@ -24,27 +25,28 @@ use crate::store::StoreError;
 use crate::telemetry::traces;
 use crate::transport::{Sink, SinkError};
 
-/// How long it waits for anything before it looks at its gauges.
+/// The time for which it waits for anything before it looks at its gauges.
 const WAIT: Duration = Duration::from_millis(500);
 
-/// Pause after the store had less than it should, or could not be read; and while a sink has no room and owes nothing.
+/// The pause after the store had less than it should, or could not be read; and while a sink has no room and owes no
+/// answers.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// The dispatcher of one shard and sink.
 pub(crate) struct Dispatcher;
 
-/// What a dispatcher is started with.
+/// The arguments of a dispatcher.
 #[derive(Clone)]
 pub(crate) struct DispatcherArgs {
     pub(crate) env: Arc<Env>,
     pub(crate) shard_no: ShardNo,
-    /// Index of the sink.
+    /// The index of the sink.
     pub(crate) sink: u16,
     pub(crate) shard: ActorRef<ShardMessage>,
     pub(crate) handover: Arc<Handover>,
 }
 
-/// What it holds.
+/// The dispatcher's state.
 pub(crate) struct DispatcherState {
     args: DispatcherArgs,
     metrics: SinkMetrics,
@@ -84,14 +86,15 @@ impl Actor for Dispatcher {
             }
             DispatcherMessage::Pump => state.pump().await?,
         }
-        // What is told meanwhile comes first: nothing is, after the beginning.
+        // Messages that came in the meantime are handled first; after `Begin` there are none but this one.
         myself.cast(DispatcherMessage::Pump)?;
         Ok(())
     }
 }
 
 impl DispatcherState {
-    /// One step: takes up what is durable, hands over what there is room for, waits until something changes.
+    /// Performs one step: takes up durable events, hands over as many as there is room for, and waits until something
+    /// changes.
     async fn pump(&mut self) -> Result<(), ActorProcessingErr> {
         let Some(publisher) = self.publisher.as_mut() else { return Ok(()) };
         let waiting = self.args.handover.take();
@@ -105,7 +108,7 @@ impl DispatcherState {
         Ok(())
     }
 
-    /// Reads what did not come by the handover. Says whether there is more to read at once.
+    /// Reads the events that did not come by the handover. Returns whether there is more to read at once.
     async fn read_back(&mut self) -> Result<bool, ActorProcessingErr> {
         let Some(publisher) = self.publisher.as_mut() else { return Ok(false) };
         let Some(page) = publisher.page() else { return Ok(false) };
@@ -141,7 +144,7 @@ impl DispatcherState {
         while !stuck && !publisher.ready().is_empty() {
             let count = end.send(publisher.ready())?;
             for out in &publisher.ready()[..count] {
-                // Of the instant: the answer comes for many at once.
+                // A span without a duration: one answer comes for many events.
                 drop(traces::send(env.sinks[usize::from(*sink)].name(), &out.topic, &out.message));
             }
             publisher.sent(count);
@@ -154,22 +157,22 @@ impl DispatcherState {
         }
         tokio::select! {
             answers = end.answers(), if owed => {
-                // An end that breaks as soon as it is opened must not be opened anew without a pause.
+                // An end that breaks as soon as it is opened must not be reopened without a pause.
                 let confirmed = publisher.answered(answers?);
                 self.failures = 0;
-                env.troubles.back(*shard_no, End::Sink(*sink));
+                env.troubles.back(*shard_no, Endpoint::Sink(*sink));
                 self.metrics.add_published(confirmed);
             }
             () = handover.changed() => {}
-            // A sink that owes answers has them sooner.
+            // A sink that owes answers should give them sooner.
             () = sleep(wait) => if owed {
-                env.troubles.away(*shard_no, End::Sink(*sink), "it confirms nothing");
+                env.troubles.away(*shard_no, Endpoint::Sink(*sink), "it confirms nothing");
             }
         }
         Ok(())
     }
 
-    /// Tells the shard how far the sink has come, and the gauges what is left.
+    /// Reports the sink's progress to the shard, and the rest to the gauges.
     fn tell(&mut self) -> Result<(), ActorProcessingErr> {
         let Some(publisher) = self.publisher.as_mut() else { return Ok(()) };
         let now = self.args.env.clock.now();
@@ -192,11 +195,11 @@ impl DispatcherState {
         }
     }
 
-    /// An outage is waited for: it spends no restarts. An end that is broken is opened anew.
+    /// Waits an outage out, which spends no restarts. A broken end is opened anew.
     async fn failed(&mut self, failure: &SinkError) {
         let (shard, sink) = (self.args.shard_no, self.name());
         let (SinkError::Unavailable { reason, .. } | SinkError::Broken { reason, .. }) = failure;
-        self.args.env.troubles.away(shard, End::Sink(self.args.sink), reason);
+        self.args.env.troubles.away(shard, Endpoint::Sink(self.args.sink), reason);
         match failure {
             SinkError::Unavailable { reason, .. } => warn!(shard, sink, reason, "sink cannot be written, trying again"),
             SinkError::Broken { reason, .. } => {
@@ -216,7 +219,7 @@ impl DispatcherState {
     }
 }
 
-/// Pause before a sink is tried again.
+/// The pause before a sink is tried again.
 fn pause(failures: u32, dice: &mut Dice) -> Duration {
     let settings = RetrySettings {
         base: Duration::from_millis(50),

@@ -1,5 +1,6 @@
-//! The environment that all actors of the tree share, and the words in which the end of one is told.
-//! In: settings, handlers, store, transports. Out: the same to every actor; ends with their reasons, restarts as spans.
+//! The environment that all actors of the tree share, and the ends of actors in words.
+//! In: settings, handlers, store, transports. Out: one environment for every actor; ends with their reasons, restarts
+//! as spans.
 
 pub mod recorder;
 pub(crate) mod troubles;
@@ -13,8 +14,8 @@ use tracing::{Span, warn};
 
 use self::recorder::Recorder;
 use self::troubles::Troubles;
-use super::permits::Keeper;
-use super::waiters::Desk;
+use super::permits::PermitPool;
+use super::waiters::PendingCalls;
 use super::worker::Ownership;
 use crate::clock::{Clock, millis};
 use crate::handler::TurnLimits;
@@ -30,7 +31,7 @@ use crate::store::{Identity, Store};
 use crate::telemetry::traces;
 use crate::transport::{SinkTransport, Transport};
 
-/// What every actor of the tree shares.
+/// The environment that every actor of the tree shares.
 pub(crate) struct Env {
     pub(crate) settings: Arc<Settings>,
     pub(crate) handlers: Handlers,
@@ -39,44 +40,44 @@ pub(crate) struct Env {
     pub(crate) bindings: Arc<Bindings>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) transports: Vec<Arc<dyn Transport>>,
-    /// Those that events are routed to, in the order of the bindings' indices.
+    /// The sinks that events are routed to, in the order of the bindings' indices.
     pub(crate) sinks: Vec<Arc<dyn SinkTransport>>,
     pub(crate) metrics: Arc<Metrics>,
-    /// Whether turns may start that need something from outside.
+    /// The gates, which let turns start that need something from outside.
     pub(crate) gates: Arc<Keeper>,
     pub(crate) clock: Clock,
-    /// Keeps what the ledgers are told, where somebody wants to know.
+    /// The recorder of the ledgers' events, if there is one.
     pub(crate) recorder: Option<Arc<Recorder>>,
     pub(crate) identity: Identity,
-    /// What stands in the way of being ready.
+    /// The troubles that stand in the way of being ready.
     pub(crate) troubles: Troubles,
-    /// This process, as the store names owners, where it has no leases.
+    /// The name of this process as an owner, where the store has no leases.
     pub(crate) process: String,
     /// This worker's part in its fleet, where the store has leases.
     pub(crate) fleet: Option<Ownership>,
-    /// Who waits here for the end of a call.
+    /// The callers that wait here for the end of a call.
     pub(crate) desk: Arc<Desk>,
     /// Room for commits on their way to the store, where it takes several at once.
     pub(crate) in_flight: Option<Arc<Semaphore>>,
 }
 
 impl Env {
-    /// This process, as the store names owners. In a fleet it changes when the worker comes back as another incarnation.
+    /// The name of this process as an owner. In a fleet it changes when the worker comes back as another incarnation.
     pub(crate) fn owner(&self) -> String {
         self.fleet.as_ref().map_or_else(|| self.process.clone(), |fleet| fleet.view().id.clone())
     }
 
-    /// How much of a shard's events may be on its way to one sink.
+    /// The bounds on a shard's events that are on their way to one sink.
     pub(crate) fn window(&self) -> Window {
         let (settings, ends) = (&self.settings, self.transports.len() + self.sinks.len());
         Window { events: settings.outbox.window, bytes: settings.memory.share(settings.ownership.shards, ends) }
     }
 
-    /// What stands in the way of being ready, each a sentence.
+    /// The problems that stand in the way of being ready, each a sentence.
     pub(crate) fn problems(&self) -> Vec<String> {
         self.troubles.problems(self.settings.admin.away_max, |end| match end {
-            troubles::End::Source(no) => format!("source {}", self.transports[usize::from(no)].name()),
-            troubles::End::Sink(no) => format!("sink {}", self.sinks[usize::from(no)].name()),
+            troubles::Endpoint::Source(no) => format!("source {}", self.transports[usize::from(no)].name()),
+            troubles::Endpoint::Sink(no) => format!("sink {}", self.sinks[usize::from(no)].name()),
         })
     }
 
@@ -95,18 +96,18 @@ impl Env {
     }
 }
 
-/// How a child ended.
+/// The end of a child.
 #[derive(Clone, Debug)]
 pub(crate) struct End {
     pub(crate) id: ActorId,
     pub(crate) word: RestartReason,
     pub(crate) reason: String,
-    /// The `traceparent` of the turn that caused it, where one did.
+    /// The `traceparent` of the turn that caused it, if one did.
     pub(crate) cause: Option<String>,
 }
 
 impl End {
-    /// The end that an event tells of, if it tells of one.
+    /// The end that an event reports, if it reports one.
     pub(crate) fn of(event: &SupervisionEvent) -> Option<Self> {
         let end = |cell: &ActorCell, word, reason: String| Self { id: cell.get_id(), word, reason, cause: None };
         match event {

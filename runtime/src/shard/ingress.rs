@@ -1,4 +1,4 @@
-//! Takes deliveries from one source while it holds credits, and passes them on in batches.
+//! The ingress, which takes deliveries from one source while it holds credits, and passes them on in batches.
 //! In: credits, deliveries. Out: arrivals for the shard's ledger.
 
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tracing::{error, info, warn};
 
 use super::env::Env;
-use super::env::troubles::End;
+use super::env::troubles::Endpoint;
 use super::messages::{IngressMessage, ShardMessage};
 use crate::clock::sleep;
 use crate::ledger::protocol::Event;
@@ -17,26 +17,26 @@ use crate::message::ShardNo;
 use crate::metrics::{Alarm, ShardMetrics};
 use crate::transport::{Source, SourceError, Transport};
 
-/// Pause after a source could not be read.
+/// The pause after a source could not be read.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// How long a fetch may wait for deliveries.
+/// The time for which a fetch may wait for deliveries.
 const WAIT: Duration = Duration::from_millis(500);
 
 /// The ingress of one source of a shard.
 pub(crate) struct Ingress;
 
-/// What an ingress is started with.
+/// The arguments of an ingress.
 #[derive(Clone)]
 pub(crate) struct IngressArgs {
     pub(crate) env: Arc<Env>,
     pub(crate) shard_no: ShardNo,
-    /// Index of the source.
+    /// The index of the source.
     pub(crate) source: u16,
     pub(crate) shard: ActorRef<ShardMessage>,
 }
 
-/// What it holds.
+/// The ingress's state.
 pub(crate) struct IngressState {
     args: IngressArgs,
     source: Option<Box<dyn Source>>,
@@ -47,7 +47,7 @@ pub(crate) struct IngressState {
     fetching: bool,
     /// Openings so far.
     openings: u64,
-    /// The source could not be read since it was opened, or judged.
+    /// True if the source could not be read since it was opened, or judged.
     troubled: bool,
     metrics: ShardMetrics,
 }
@@ -87,7 +87,7 @@ impl Actor for Ingress {
                 }
                 state.judge_later(&myself);
             }
-            // The shard tells where to go on from, as it tells an ingress that was restarted.
+            // The shard answers with the positions to go on from, as it does for an ingress that was restarted.
             IngressMessage::Reopen => {
                 state.args.shard.cast(ShardMessage::Ingress(state.args.source, myself.clone()))?
             }
@@ -118,7 +118,7 @@ impl IngressState {
         &*self.args.env.transports[usize::from(self.args.source)]
     }
 
-    /// The source stands still, and nothing else does: no restart is spent on what only an operator can mend.
+    /// Stops the source, and nothing else: no restart is spent on a fault that only an operator can mend.
     fn lost(&mut self, myself: &ActorRef<IngressMessage>, reason: String) {
         self.source = None;
         let (shard, source) = (self.args.shard_no, self.transport().name());
@@ -134,8 +134,8 @@ impl IngressState {
         self.args.env.troubles.lost(self.args.shard_no).contains_key(&self.args.source)
     }
 
-    /// That a place is lost may be found out long after the opening, and other partitions are read until then: only
-    /// time tells that it was found again.
+    /// A lost place may show long after the opening, while other partitions are read: only time tells that it was found
+    /// again.
     fn judge_later(&self, myself: &ActorRef<IngressMessage>) {
         if self.source.is_some() && self.is_lost() {
             let opening = self.openings;
@@ -159,20 +159,21 @@ async fn fetch(myself: &ActorRef<IngressMessage>, state: &mut IngressState) -> R
     let name = args.env.transports[args.source as usize].name();
     // Deliveries were asked for while there were credits; a delivery may have taken more than one since.
     let Ok(most @ 1..) = usize::try_from(*credits) else { return Ok(()) };
-    // What comes is not known before: a source has read no more ahead than it may, and the last fetch takes that in hand.
+    // The size of deliveries is not known before: a source has read no more ahead than it may, and the last fetch takes
+    // that in hand.
     let most = most.min(args.env.settings.ingress.batch_max);
     // Not for ever: acknowledgements wait behind it in the mailbox. Dropping a fetch loses nothing.
     let fetched = tokio::time::timeout(WAIT, source.fetch(most)).await;
     let deliveries = match fetched.unwrap_or(Ok(Vec::new())) {
         Ok(deliveries) if deliveries.is_empty() => return Ok(()),
         Ok(deliveries) => {
-            args.env.troubles.back(args.shard_no, End::Source(args.source));
+            args.env.troubles.back(args.shard_no, Endpoint::Source(args.source));
             deliveries
         }
         // An outage is waited for: it spends neither attempts nor restarts.
         Err(error @ SourceError::Unavailable { .. }) => {
             warn!(shard = args.shard_no, source = name, %error, "source cannot be read, trying again");
-            args.env.troubles.away(args.shard_no, End::Source(args.source), &error.to_string());
+            args.env.troubles.away(args.shard_no, Endpoint::Source(args.source), &error.to_string());
             state.troubled = true;
             sleep(AGAIN).await;
             return Ok(());
@@ -194,8 +195,8 @@ async fn fetch(myself: &ActorRef<IngressMessage>, state: &mut IngressState) -> R
     Ok(())
 }
 
-/// Services that this program does not have are asked for at the store: other programs may have brought them since it
-/// started. What was fetched waits while the store cannot be read.
+/// Asks the store for the numbers of services that this program does not have: other programs may have brought them
+/// since it started. Fetched deliveries wait while the store cannot be read.
 async fn number_absent(args: &IngressArgs, arrivals: &mut [Arrival]) {
     if !arrivals.iter().any(|arrival| matches!(arrival.what, What::Absent(..))) {
         return;

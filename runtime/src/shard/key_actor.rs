@@ -1,4 +1,4 @@
-//! Runs one key's turns, one at a time; re-keyed when its key has nothing to do.
+//! The key actor, which runs one key's turns, one at a time; it gets another key when its own has nothing to do.
 //! In: run orders. Out: reports to the shard.
 
 use std::sync::Arc;
@@ -12,19 +12,19 @@ use crate::clock::Stopwatch;
 use crate::handlers::{Cell, RunContext, Settled, discard};
 use crate::ledger::protocol::{ActorIx, Event, RunOrder, RunReport};
 
-/// What a key actor is started with.
+/// The arguments of a key actor.
 pub(crate) struct KeyActorArgs {
     pub(crate) ix: ActorIx,
     pub(crate) env: Arc<Env>,
     pub(crate) shard: ActorRef<ShardMessage>,
-    /// Runs under way in this shard: it is not taken again before they have ended.
+    /// The number of runs under way in this shard: the shard is not taken again before they have ended.
     pub(crate) live: Arc<AtomicUsize>,
 }
 
 /// A key's actor.
 pub(crate) struct KeyActor;
 
-/// What it holds.
+/// The key actor's state.
 pub(crate) struct KeyActorState {
     args: KeyActorArgs,
     context: RunContext,
@@ -76,7 +76,7 @@ impl Actor for KeyActor {
                 panic,
             )
         };
-        // The shard outlives its key actors but for the moment in which all of them are being stopped.
+        // The shard outlives its key actors, except while all of them are being stopped.
         let early = |settled| drop(args.shard.cast(report(settled, false).0));
         let watch = Stopwatch::start();
         let service = &args.env.handlers.all()[order.service as usize];
@@ -84,7 +84,7 @@ impl Actor for KeyActor {
         args.env.service_metrics[order.service as usize].record_run(settled.turns.len() as u64, watch.elapsed());
         let (report, panic) = report(settled, true);
         drop(args.shard.cast(report));
-        // Its supervisor is to see the panic: what the handler left behind in this actor is not trusted.
+        // Its supervisor is to see the panic: the state that the handler left in this actor is not trusted.
         panic.map_or(Ok(()), |panic| {
             discard(cell.take());
             Err(panic.into())

@@ -1,5 +1,5 @@
-//! Supervises a shard's key actors: starts them, and starts them again.
-//! In: how many are wanted; how they ended. Out: actors for the shard, news of deaths.
+//! The key supervisor, which starts a shard's key actors, and restarts them.
+//! In: the number of actors wanted; the ends of actors. Out: actors for the shard, news of deaths.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::metrics::{Child, RestartReason};
 /// A shard's key supervisor.
 pub(crate) struct Keys;
 
-/// What it is started with.
+/// The arguments of a key supervisor.
 pub(crate) struct KeysArgs {
     pub(crate) env: Arc<Env>,
     pub(crate) shard_no: ShardNo,
@@ -28,14 +28,14 @@ pub(crate) struct KeysArgs {
     pub(crate) live: Arc<AtomicUsize>,
 }
 
-/// What it holds.
+/// The key supervisor's state.
 pub(crate) struct KeysState {
     args: KeysArgs,
     actors: Vec<Option<ActorRef<RunOrder>>>,
     by_id: HashMap<ActorId, ActorIx>,
     budget: RestartBudget,
     dice: Dice,
-    /// The actors were told to end: none is started again.
+    /// True once the actors were told to end: none is started again.
     draining: bool,
 }
 
@@ -100,7 +100,7 @@ impl Actor for Keys {
             return Ok(());
         }
         if end.word == RestartReason::Panicked {
-            // Its message's fault: that message's attempts bound it, and no other pays.
+            // It is the message's fault: that message's attempts bound it, and no other message pays.
             state.restarted(&end, Duration::ZERO);
             return state.start(&myself, ix).await;
         }

@@ -1,4 +1,4 @@
-//! What the actors of a shard tell each other.
+//! The messages between the actors of a shard.
 //! In: nothing; plain values. Out: one message type for each actor.
 
 use std::sync::Arc;
@@ -16,28 +16,28 @@ pub(crate) enum ShardMessage {
     Wire {
         keys: ActorRef<KeysMessage>,
         readers: Readers,
-        /// The ways to the dispatchers, by sink.
+        /// The handovers to the dispatchers, by sink.
         handovers: Arc<[Arc<Handover>]>,
     },
-    /// A committer is there, for the first time or again.
+    /// A committer has started, for the first time or again.
     Committer(ActorRef<CommitterMessage>),
-    /// An ingress is there, for the first time or again.
+    /// An ingress has started, for the first time or again.
     Ingress(u16, ActorRef<IngressMessage>),
-    /// A dispatcher is there, for the first time or again.
+    /// A dispatcher has started, for the first time or again.
     Dispatcher(u16, ActorRef<DispatcherMessage>),
-    /// A key actor is there, for the first time or again.
+    /// A key actor has started, for the first time or again.
     Actor(ActorIx, ActorRef<RunOrder>),
     /// Something happened that the ledger decides about.
     Event(Event),
-    /// Whether nothing is in hand.
+    /// Asks whether nothing is in hand.
     IsIdle(RpcReplyPort<bool>),
-    /// Leave in order; answered when the last commit is durable.
+    /// Drain the shard; answered when the last commit is durable.
     Drain(RpcReplyPort<()>),
 }
 
-/// What a committer is asked for.
+/// A message for a committer.
 pub(crate) enum CommitterMessage {
-    /// Say when the store has room: everything that settled until then goes into the next commit.
+    /// Report when the store has room: everything that has settled by then goes into the next commit.
     Gate,
     /// There was nothing to commit.
     Nothing,
@@ -45,52 +45,52 @@ pub(crate) enum CommitterMessage {
     Write(Arc<Commit>, u32),
 }
 
-/// What a dispatcher is told.
+/// A message for a dispatcher.
 pub(crate) enum DispatcherMessage {
     /// Go on after this watermark; events up to the second number are durable.
     Begin(u64, u64),
-    /// Publish what there is.
+    /// Publish the events that wait.
     Pump,
 }
 
-/// What an ingress is told.
+/// A message for an ingress.
 pub(crate) enum IngressMessage {
-    /// Open the source after these positions, with so many credits, and room for so many bytes.
+    /// Open the source after these positions, with this many credits and room for this many bytes.
     Begin(Positions, isize, isize),
-    /// So many deliveries more.
+    /// Credits for this many more deliveries.
     Credit(usize),
-    /// Room for so many bytes more.
+    /// Room for this many more bytes.
     Room(usize),
     /// Deliveries up to these positions are durable.
     Acknowledge(Positions),
     /// Fetch the next batch.
     Fetch,
-    /// The source lost its place some time ago: it may have been mended.
+    /// The source lost its place some time ago: try to open it again.
     Reopen,
-    /// The opening of this number was there long enough to know whether the place was found again.
+    /// The opening of this number has lasted long enough to tell whether the place was found again.
     Judge(u64),
 }
 
-/// What a reader is asked.
+/// A message for a reader.
 pub(crate) enum ReaderMessage {
-    /// A question of the ledger's.
+    /// A question of the ledger.
     Ledger(Question),
-    /// Which operator commands are open for the shard.
+    /// Ask for the operator commands that are open for the shard.
     Commands,
 }
 
 /// A shard's readers.
 pub(crate) struct Readers {
-    /// Reads keys: turns wait for it.
+    /// The reader of keys: turns wait for it.
     pub(crate) keys: ActorRef<ReaderMessage>,
-    /// Reads what may take longer.
+    /// The reader of everything that may take longer.
     pub(crate) background: ActorRef<ReaderMessage>,
-    /// Asks what became of a commit: the whole shard waits for it.
+    /// The reader that asks for the outcome of a commit: the whole shard waits for it.
     pub(crate) takeover: ActorRef<ReaderMessage>,
 }
 
 impl Readers {
-    /// Has a question of the ledger's answered.
+    /// Passes a question of the ledger to its reader.
     pub(crate) fn ask(&self, question: Question) -> Result<(), ActorProcessingErr> {
         let reader = match question.reader() {
             ReaderKind::Keys => &self.keys,
@@ -101,14 +101,14 @@ impl Readers {
     }
 }
 
-/// What a key supervisor is told.
+/// A message for a key supervisor.
 pub(crate) enum KeysMessage {
-    /// Start this many more.
+    /// Start this many more key actors.
     Spawn(u32),
-    /// Start this one again.
+    /// Start this key actor again.
     Respawn(ActorIx),
     /// End all runs now: their time to drain is over.
     KillAll,
-    /// End one, as a chaos test would.
+    /// End one key actor, as a chaos test does.
     KillOne,
 }

@@ -1,5 +1,5 @@
-//! Owns a shard's ledger and performs what it decides.
-//! In: what the shard's other actors have to say. Out: the ledger's actions, passed to those who perform them.
+//! The owner of a shard's ledger, which performs the ledger's decisions.
+//! In: events from the shard's other actors. Out: the ledger's actions, passed to the actors that perform them.
 
 mod telling;
 
@@ -14,7 +14,7 @@ use super::env::Env;
 use super::messages::{
     CommitterMessage, DispatcherMessage, IngressMessage, KeysMessage, ReaderMessage, Readers, ShardMessage,
 };
-use super::permits::Chair;
+use super::permits::ShardPermits;
 use crate::clock::Millis;
 use crate::ledger::Ledger;
 use crate::ledger::protocol::{Action, Event, RunOrder};
@@ -25,7 +25,7 @@ use crate::store::Outcome;
 /// Ticks between two looks at operators' commands and two updates of the gauges.
 const TICKS_PER_LOOK: u64 = 10;
 
-/// A shard.
+/// The shard's owner.
 pub(crate) struct Shard;
 
 /// The owner's state.
@@ -38,15 +38,15 @@ pub(crate) struct ShardState {
     readers: Option<Readers>,
     committer: Option<ActorRef<CommitterMessage>>,
     ingresses: Vec<Option<ActorRef<IngressMessage>>>,
-    chair: Chair,
+    permits: ShardPermits,
     actors: Vec<Option<ActorRef<RunOrder>>>,
     handovers: Arc<[Arc<Handover>]>,
     waiting_for_committer: Vec<CommitterMessage>,
     early: Vec<Action>,
     drained: Option<RpcReplyPort<()>>,
-    /// Commits cannot be written now.
+    /// True if commits cannot be written now.
     stalled: bool,
-    /// Services that this program does not have, and that messages wait for: said once.
+    /// Services that this program does not have and that messages wait for; each is logged once.
     absent: BTreeSet<Arc<str>>,
     ticks: u64,
 }
@@ -63,7 +63,7 @@ impl Actor for Shard {
     ) -> Result<ShardState, ActorProcessingErr> {
         Ok(ShardState {
             no,
-            chair: env.gates.enter(myself),
+            permits: env.gates.enter(myself),
             metrics: env.metrics.shard(no),
             ingresses: env.transports.iter().map(|_| None).collect(),
             env,
@@ -112,10 +112,10 @@ impl Actor for Shard {
 }
 
 impl ShardState {
-    /// Has the ledger decide, and performs what it decided.
+    /// Lets the ledger decide, and performs its decisions.
     fn decide(&mut self, event: Event) -> Result<(), ActorProcessingErr> {
         let now = self.env.clock.now();
-        // Between two commits nothing is told: metrics and log lines cost more than the turns they are about.
+        // Between two commits nothing is recorded: metrics and log lines cost more than the turns they are about.
         let milestone = matches!(event, Event::Gate | Event::CommitEnded(..) | Event::Tick);
         let (gate, tick) = (matches!(event, Event::Gate), matches!(event, Event::Tick));
         match &event {
@@ -255,8 +255,8 @@ impl ShardState {
                 let window = self.env.window();
                 self.handovers.iter().for_each(|handover| handover.put(&commit, window));
             }
-            Action::AskPermit(service, again) => self.chair.ask(service, again),
-            Action::PermitEnded(service, ended) => self.chair.ended(service, ended),
+            Action::AskPermit(line, again) => self.permits.ask(line, again),
+            Action::PermitEnded(line, ended) => self.permits.ended(line, ended),
             Action::Drained => {
                 if let Some(reply) = self.drained.take() {
                     drop(reply.send(()));
@@ -267,7 +267,7 @@ impl ShardState {
         Ok(())
     }
 
-    /// Hands over to the committer, or to the next one when this one is gone.
+    /// Passes a message to the committer, or keeps it for the next one if this one is gone.
     fn commit(&mut self, message: CommitterMessage) {
         match &self.committer {
             Some(committer) => drop(committer.cast(message)),
@@ -276,7 +276,7 @@ impl ShardState {
     }
 
     fn tell(&self, source: u16, message: IngressMessage) {
-        // A restarted ingress asks for its credits anew.
+        // A restarted ingress asks for its credits again.
         if let Some(ingress) = &self.ingresses[source as usize] {
             drop(ingress.cast(message));
         }

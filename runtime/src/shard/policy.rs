@@ -1,4 +1,4 @@
-//! Whether a child that failed is restarted, and how late. Pure.
+//! The policy of restarts: the decision whether a child that failed is restarted, and after which delay. Pure.
 //! In: failures with their time, and dice. Out: a delay with full jitter, or the end of the supervisor's patience.
 
 use std::collections::VecDeque;
@@ -8,7 +8,7 @@ use crate::clock::{Dice, Millis, millis};
 use crate::handler::RetryPolicy;
 use crate::settings::Intensity;
 
-/// What a supervisor does about a child that failed.
+/// A supervisor's decision about a child that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Start it again after this long.
@@ -17,7 +17,7 @@ pub enum Verdict {
     Escalate,
 }
 
-/// What is left of a child's restarts: at most `restarts` within any `window`.
+/// The budget of a child's restarts: at most `restarts` within any `window`.
 #[derive(Clone, Debug)]
 pub struct RestartBudget {
     restarts: usize,
@@ -29,7 +29,7 @@ pub struct RestartBudget {
 }
 
 impl RestartBudget {
-    /// A budget of which nothing is spent.
+    /// An unspent budget.
     pub fn new(intensity: Intensity) -> Self {
         Self {
             restarts: usize::try_from(intensity.restarts).unwrap_or(usize::MAX),
@@ -43,9 +43,9 @@ impl RestartBudget {
     /// Decides about a failure at `now`, and spends a restart when one is left.
     ///
     /// The bound of the delay doubles with each restart within the window. Once the window has passed without a
-    /// failure all restarts are there again, and the delay starts small.
+    /// failure, all restarts are available again, and the delay starts small.
     pub fn on_failure(&mut self, now: Millis, dice: &mut Dice) -> Verdict {
-        // Wall time may be set back: restarts must not look younger by it than they are to each other.
+        // Wall time may be set back: restarts must not look younger than they are because of that.
         let now = now.max(self.latest);
         self.latest = now;
         while self.recent.front().is_some_and(|at| now - at >= self.window) {

@@ -1,4 +1,4 @@
-//! Reads for a shard what its ledger asks the store for, so that the ledger never waits.
+//! The reader, which puts a ledger's questions to the store, so that the ledger never waits.
 //! In: questions. Out: the store's answers. While the store cannot be read, questions wait.
 
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use crate::message::ShardNo;
 use crate::store::StoreError;
 use crate::store::query::Strange;
 
-/// Pause after the store could not be read.
+/// The pause after the store could not be read.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// One of a shard's readers: keys are loaded by one, everything that may take longer is read by another. What became of a
-/// commit is asked by a third, as the whole shard waits for that.
+/// One of a shard's readers: one loads keys, another one reads everything that may take longer, and a third one asks
+/// for the outcome of a commit, because the whole shard waits for that.
 pub(crate) struct Reader;
 
 /// The reader's state.
@@ -27,7 +27,7 @@ pub(crate) struct ReaderState {
     env: Arc<Env>,
     shard_no: ShardNo,
     shard: ActorRef<ShardMessage>,
-    /// Dead letters that can be read at once in the time that a statement has.
+    /// The number of dead letters that one statement can read in its time.
     letters: usize,
     /// Commands that this program does not understand.
     strange: Vec<i64>,
@@ -87,8 +87,8 @@ impl ReaderState {
         None
     }
 
-    /// Commands that are open. It is asked again soon: what fails now is only said. One that a newer program recorded stays
-    /// open, and does not keep this one from those that it understands: it is passed over, and said once.
+    /// The open commands. They are asked for again soon, so a failure is only logged. A command that a newer program
+    /// recorded stays open and does not hold up the others: it is logged once and passed over.
     async fn commands(&mut self) -> Option<Event> {
         match self.env.store.queries().open_commands(self.shard_no, self.strange.clone()).await {
             Ok(open) => {
@@ -111,7 +111,8 @@ impl ReaderState {
         }
     }
 
-    /// Dead letters may be large: fewer are asked for after a read that failed, more again after one that did not.
+    /// Reads dead letters. They may be large: fewer are asked for after a read that failed, more again after one that
+    /// succeeded.
     async fn dead_letters(&mut self, command: i64, most: usize, at_most: impl Fn(usize) -> Question) -> Answer {
         let (env, shard) = (Arc::clone(&self.env), self.shard_no);
         loop {

@@ -1,6 +1,7 @@
-//! Supervises one shard: takes it, starts its actors broker end last, restarts them by their policies.
-//! In: how they ended; orders to drain. Out: restarts; its own failure when they are spent, which drops the shard's
-//! memory and has it taken again under a new epoch.
+//! The supervisor of one shard, which takes it, starts its actors (the broker's end last) and restarts them by their
+//! policies.
+//! In: the ends of its actors; orders to drain. Out: restarts; its own failure when these are spent, which drops the
+//! shard's memory, so that it is taken again under a new epoch.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,29 +29,29 @@ use crate::metrics::Child;
 use crate::store::Letters;
 use crate::transport::Transport;
 
-/// How often a shard looks at the time.
+/// The time between two ticks of a shard.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How long a shard's last runs may take to end before it is taken again.
+/// The time that a shard's last runs may take to end before it is taken again.
 const RUNS_END_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a shard's last commits may take once its runs have ended.
+/// The time that a shard's last commits may take once its runs have ended.
 pub(crate) const LAST_COMMITS: Duration = Duration::from_secs(4);
 
-/// Runs of a shard that was here before do not end; they could still call the outside.
+/// The runs of a shard that ran here before did not end; they could still call the outside.
 #[derive(Debug, thiserror::Error)]
 #[error("its runs did not end within {RUNS_END_WITHIN:?}")]
 pub(crate) struct RunsStuck;
 
-/// What a shard supervisor is told.
+/// A message for a shard supervisor.
 pub(crate) enum ShardSupervisorMessage {
     RestartIngress(u16),
     RestartCommitter,
     RestartDispatcher(u16),
     IsIdle(RpcReplyPort<bool>),
-    /// Leave in order; answered when the last commit is durable.
+    /// Drain the shard; answered when the last commit is durable.
     Drain(RpcReplyPort<()>),
-    /// Leave in order and end; runs may take this long.
+    /// Drain the shard and end; runs may take this long.
     HandOver(Duration),
     /// The last commit is durable.
     Drained,
@@ -58,20 +59,20 @@ pub(crate) enum ShardSupervisorMessage {
     HandOverLate,
     /// The time to drain is over: runs under way are ended.
     KillRuns,
-    /// End a child, as a chaos test would.
+    /// End a child, as a chaos test does.
     Kill(Child),
 }
 
 /// A shard's supervisor.
 pub(crate) struct ShardSupervisor;
 
-/// What it is started with.
+/// The arguments of a shard supervisor.
 #[derive(Clone)]
 pub(crate) struct ShardSupervisorArgs {
     pub(crate) env: Arc<Env>,
     pub(crate) shard: ShardNo,
     pub(crate) live: Arc<AtomicUsize>,
-    /// This process had it until now, and nobody else can have had it since.
+    /// True if this process had the shard until now, and nobody else can have had it since.
     pub(crate) again: bool,
 }
 
@@ -84,10 +85,10 @@ struct Children {
     handovers: Arc<[Arc<Handover>]>,
 }
 
-/// What it holds.
+/// The shard supervisor's state.
 pub(crate) struct ShardSupervisorState {
     args: ShardSupervisorArgs,
-    /// None until the shard is taken.
+    /// The children; `None` until the shard is taken.
     children: Option<Children>,
     ingress_budget: RestartBudget,
     committer_budget: RestartBudget,
@@ -95,9 +96,9 @@ pub(crate) struct ShardSupervisorState {
     dice: Dice,
     draining: bool,
     drained: bool,
-    /// Another worker is to have it: it ends when it is drained.
+    /// True if another worker is to have the shard: it ends when it is drained.
     hands_over: bool,
-    /// Who waits for the drain.
+    /// The callers that wait for the drain.
     replies: Vec<RpcReplyPort<()>>,
 }
 
@@ -177,7 +178,7 @@ impl Actor for ShardSupervisor {
             }
             ShardSupervisorMessage::Drained => {
                 state.drained = true;
-                // What still runs has its rows, and is the next owner's.
+                // Messages that still run have rows, and belong to the next owner.
                 children.keys.cast(KeysMessage::KillAll)?;
                 state.replies.drain(..).for_each(|reply| drop(reply.send(())));
                 if state.hands_over {
@@ -232,7 +233,7 @@ impl Actor for ShardSupervisor {
             myself.send_after(after, move || ShardSupervisorMessage::RestartDispatcher(sink));
             return Ok(());
         }
-        // The ledger, its readers and the key supervisor hold what only a new start can rebuild.
+        // The ledger, its readers and the key supervisor hold state that only a new start can rebuild.
         Err(end.reason.into())
     }
 }
@@ -249,7 +250,7 @@ impl ShardSupervisorState {
     }
 }
 
-/// An old run could still call the outside: a shard is not taken again while one is under way.
+/// Waits until no run is under way: an old run could still call the outside, so the shard is not taken again before.
 pub(crate) async fn runs_ended(live: &AtomicUsize) -> Result<(), RunsStuck> {
     let watch = Stopwatch::start();
     while live.load(Ordering::Acquire) > 0 {
@@ -286,13 +287,13 @@ async fn take(args: &ShardSupervisorArgs) -> Result<Ledger, ActorProcessingErr> 
     let env = &args.env;
     let mut taken = env.store.take(args.shard, &env.owner()).await?;
     if args.again {
-        // No process has ended: nothing is suspect of having ended one.
+        // No process has ended: no message is suspected of having ended one.
         taken.unclean = 0;
     }
     if Letters::stored(&taken.counters).is_none() {
         env.store.letters(args.shard).await?.store(&mut taken.counters);
     }
-    // Of any age: the ledger forgets by the time in which somebody ran, which a long downtime is not.
+    // Of any age: the ledger forgets by running time, and a long downtime does not count.
     let inbox = env.store.inbox(args.shard, 0, env.settings.dedup.max_ids).await?;
     let ids = inbox.commits.iter().map(|commit| commit.ids.len()).sum::<usize>();
     info!(

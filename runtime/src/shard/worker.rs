@@ -1,5 +1,6 @@
 //! This worker's part in its fleet, as the rest of the process sees it.
-//! In: what the heartbeat knows. Out: who this worker is, which shards should run here, and what stands in their way.
+//! In: the heartbeat's knowledge. Out: this worker's id, the shards that should run here, and the problems that keep
+//! them from it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,29 +8,29 @@ use crate::clock::Millis;
 use crate::message::ShardNo;
 use crate::store::lease::{Behind, Code, Fleet, Worker};
 
-/// What the heartbeat last knew; whoever else wants to know reads it here.
+/// The heartbeat's last knowledge, for the other parts of the process.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct View {
     /// This worker's id, with its incarnation.
     pub(crate) id: String,
     /// All workers and shards.
     pub(crate) fleet: Fleet,
-    /// When the shards are stopped unless the lease is renewed before.
+    /// The time at which the shards are stopped unless the lease is renewed before.
     pub(crate) until: Option<Millis>,
-    /// Whether it is known which shards should run here.
+    /// True if it is known which shards should run here.
     pub(crate) settled: bool,
     /// The shards that should run here.
     pub(crate) expected: Vec<ShardNo>,
-    /// Those that do.
+    /// The shards that run here.
     pub(crate) running: Vec<ShardNo>,
-    /// Why the last renewal failed, if it did.
+    /// The reason for which the last renewal failed, if it did.
     pub(crate) failure: Option<String>,
-    /// Which states this program reads.
+    /// The versions of the states that this program reads.
     pub(crate) code: Code,
 }
 
 impl View {
-    /// What stands in the way of the shards that should run here.
+    /// The problems that keep shards from running here.
     pub(crate) fn problems(&self, now: Millis) -> Vec<String> {
         let mut problems = Vec::new();
         if self.until.is_none_or(|until| now >= until) {
@@ -69,7 +70,7 @@ impl Ownership {
         Self { view: Mutex::new(view) }
     }
 
-    /// What the heartbeat last knew. Never held across an await.
+    /// The heartbeat's last knowledge. The guard is never held across an await.
     pub(crate) fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! Messages that come in without a broker: rows for the embedded log, and when there is room for them.
+//! Messages that come in without a broker, as rows for the embedded log, and the room for them there.
 //! In: messages for services. Out: rows by target shard; a log that never holds more than its bound.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use crate::store::layout::log;
 /// The intake, as settings, positions and metrics name it.
 pub const INTAKE: &str = "intake";
 
-/// What [`super::Store::read_intake`] found.
+/// The answer of [`super::Store::read_intake`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IntakeRows {
     /// Rows that were not held.
@@ -28,7 +28,7 @@ pub struct IntakeRows {
 pub struct IntakeRow {
     /// Its number; numbers may become visible in another order.
     pub no: u64,
-    /// The service that is to have it; without one, the settings' bindings choose.
+    /// The service that is to handle it; without one, the settings' bindings choose.
     pub service: Option<Arc<str>>,
     /// Its key.
     pub key: String,
@@ -40,28 +40,28 @@ pub struct IntakeRow {
     pub headers: String,
     /// Its payload.
     pub payload: String,
-    /// Bytes of headers and payload in the table: where these are more than were asked for, the row has no headers here, and
-    /// the beginning of its payload.
+    /// Bytes of headers and payload in the table: where these exceed the bytes asked for, the row comes without headers
+    /// and with the beginning of its payload only.
     pub bytes: u64,
-    /// When it was inserted.
+    /// The time at which it was inserted.
     pub at: Millis,
 }
 
-/// How long a full log, or a busy store, is left alone.
+/// The time for which a full log, or a busy store, is left alone.
 pub const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The lanes of the log into which calls are written: a process takes one of them by its name. Few, because a reader
-/// remembers of each how far it is; more than one, because a lane is locked while something is appended to it.
+/// remembers its position in each; more than one, because a lane is locked during an append.
 pub const CALL_LANES: [&str; 4] = ["call-0", "call-1", "call-2", "call-3"];
 
-/// The lanes that are written from outside of any shard, as a relation of one column in both dialects of SQL.
+/// The lanes that are written from outside any shard, as a relation of one column in both dialects of SQL.
 pub(in crate::store) const OUTSIDE: &str = "VALUES ('import'), ('call-0'), ('call-1'), ('call-2'), ('call-3')";
 
-/// A row of the log counts for as many messages as it has, or for one per so many bytes where that is more: so what is
-/// read at once, as many messages as are asked for, is bounded in bytes as well.
+/// The bytes that count as one message: a row of the log counts for its messages, or for its bytes divided by this
+/// where that is more. So a read that is bounded in messages is bounded in bytes as well.
 pub(in crate::store) const WEIGHT_BYTES: usize = 2_048;
 
-/// How often an append is tried while the store is busy beyond its own patience.
+/// The number of times that an append is tried while the store is busy beyond its own patience.
 const TRIES: u32 = 5;
 
 /// Messages, each with its service, as rows of the log: one per shard, each key's in the order given.
@@ -77,8 +77,8 @@ pub fn log_rows<'a>(shards: u32, messages: impl IntoIterator<Item = (&'a str, &'
     targets.into_iter().map(row).collect()
 }
 
-/// Does `append` until the store has answered: a batch that was written all the same is there twice, and dropped by its
-/// ids; a call is known by that of its message.
+/// Repeats `append` until the store has answered. A batch that was written although the answer was lost is then there
+/// twice, and its ids drop the second one; a call is recognized by the id of its message.
 pub async fn patiently<T, F>(append: impl Fn() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
@@ -92,10 +92,10 @@ where
     append().await
 }
 
-/// How many messages are for each shard.
+/// The number of messages for each shard.
 pub type Targets = BTreeMap<ShardNo, u64>;
 
-/// What `rows` are for.
+/// The messages of `rows`, counted by target shard.
 pub fn targets(rows: &[LogRow]) -> Targets {
     let mut targets = Targets::new();
     for row in rows {
@@ -104,27 +104,27 @@ pub fn targets(rows: &[LogRow]) -> Targets {
     targets
 }
 
-/// How many messages may be appended before the log has to be looked at again. Each shard has a share of the log, so one
-/// that reads nothing keeps out what is for it, and nothing else.
+/// The room for messages in the log, until it has to be looked at again. Each shard has a share of the log, so a shard
+/// that reads nothing keeps out its own messages and no others.
 #[derive(Debug)]
 pub struct Room {
     max_unread: u64,
     share: u64,
-    /// Unread of each shard: as last looked at, and what was appended since. Nothing before the first look.
+    /// Unread messages of each shard: as last looked at, plus those appended since. `None` before the first look.
     unread: Option<Targets>,
-    /// Shards that had no room, and since when that is known.
+    /// Shards that had no room, each with the time since that was found.
     full: BTreeMap<ShardNo, Stopwatch>,
 }
 
 impl Room {
-    /// In a log that is to have at most this many unread messages (`log.max_unread`), of so many shards.
+    /// The room in a log of `shards` shards that is to have at most `max_unread` unread messages (`log.max_unread`).
     pub fn new(max_unread: u64, shards: u32) -> Self {
         let share = (max_unread / u64::from(shards.max(1))).max(1);
         Self { max_unread, share, unread: None, full: BTreeMap::new() }
     }
 
-    /// Whether there is room for `wanted`; looks at the log where that is not known. A shard that was found full is not
-    /// looked at again at once.
+    /// Returns whether there is room for `wanted`; looks at the log where that is not known. A shard that was found
+    /// full is not looked at again at once.
     pub async fn is_there(&mut self, queries: &dyn Queries, wanted: &Targets) -> Result<bool, StoreError> {
         if self.lacks(wanted).is_some_and(|shards| shards.is_empty()) {
             return Ok(true);
@@ -139,7 +139,7 @@ impl Room {
         Ok(lacks.is_empty())
     }
 
-    /// Some of it was used.
+    /// Takes note that these messages were appended.
     pub fn used(&mut self, wanted: &Targets) {
         let unread = self.unread.get_or_insert_default();
         for (shard, messages) in wanted {
@@ -147,7 +147,8 @@ impl Room {
         }
     }
 
-    /// The shards that have no room, as far as is known. What is more than a share goes to a shard that has read all.
+    /// The shards that have no room; `None` before the first look. More than a share goes only to a shard that has read
+    /// everything.
     fn lacks(&self, wanted: &Targets) -> Option<Vec<ShardNo>> {
         let unread = self.unread.as_ref()?;
         let all = unread.values().sum::<u64>() + wanted.values().sum::<u64>();

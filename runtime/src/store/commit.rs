@@ -1,5 +1,5 @@
-//! What one commit carries, and how it may end. Plain values.
-//! In: what the ledger decided. Out: what a store writes, all of it or nothing.
+//! A commit's contents and its possible outcomes. Plain values.
+//! In: the ledger's decisions. Out: the rows that a store writes, all of them or none.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::message::{Ahead, Message, Positions, ShardNo, Taken, TakenId};
 /// Positions of every source of a shard, by the source's name.
 pub type SourcePositions = BTreeMap<Arc<str>, Positions>;
 
-/// What is done above the positions of a shard's sources, by the source's name. A source without order has its rows here
-/// that are done for some of their services.
+/// The stretches that are done above the positions of a shard's sources, by the source's name. A source without order
+/// also has here its rows that are done for some of their services.
 pub type SourceAhead = BTreeMap<Arc<str>, Ahead>;
 
-/// How many stretches that are, by the source's name.
+/// The number of those stretches, by the source's name.
 pub(crate) fn stretches(ahead: &SourceAhead) -> BTreeMap<Arc<str>, u64> {
     let count = |origins: &Ahead| origins.values().map(|stretches| stretches.len() as u64).sum();
     ahead.iter().map(|(source, origins)| (source.clone(), count(origins))).collect()
@@ -37,11 +37,12 @@ pub struct Commit {
     pub no: u64,
     /// Wall time when it was formed.
     pub at: Millis,
-    /// Where the sources stand after it.
+    /// The positions of the sources after it.
     pub positions: SourcePositions,
-    /// What is done above that, after it: its messages are not to be run again when they are handed over again.
+    /// The stretches above those positions that are done after it: their messages do not run again when they are handed
+    /// over again.
     pub ahead: SourceAhead,
-    /// Where the sinks stand after it.
+    /// The watermarks of the sinks after it.
     pub watermarks: Watermarks,
     /// The shard's totals after it.
     pub counters: Counters,
@@ -51,12 +52,12 @@ pub struct Commit {
     pub parts: Vec<Part>,
     /// Rows for the embedded log: the events that bindings route to services, one row per target shard.
     pub log: Vec<LogRow>,
-    /// Rows of the store's intake table that are done with: deleted with this commit. Without meaning where there is none.
+    /// Rows of the store's intake table that are done: deleted with this commit. Empty where there is no intake.
     pub intake: Vec<u64>,
-    /// Ownership of the shard is given up with this commit.
+    /// True if ownership of the shard is given up with this commit.
     pub release: bool,
-    /// `shards.unclean` is set to 0 with this commit: what was in flight at an unclean takeover has been passed, or the
-    /// shard was drained.
+    /// True if `shards.unclean` is set to 0 with this commit: the messages that were in flight at an unclean takeover
+    /// have been passed, or the shard was drained.
     pub clean: bool,
 }
 
@@ -71,13 +72,13 @@ impl Commit {
         self.taken().map(|taken| &taken.id)
     }
 
-    /// The same, each with the print of what came with it.
+    /// All ids that the commit takes, each with the print of what came with it.
     pub fn taken(&self) -> impl Iterator<Item = &Taken> {
         self.parts.iter().flat_map(|part| &part.ids)
     }
 }
 
-/// What one key's settled turns write.
+/// The rows that one key's settled turns write.
 #[derive(Clone, Debug, Default)]
 pub struct Part {
     /// Ids taken, each with the print of what came with it.
@@ -86,7 +87,7 @@ pub struct Part {
     pub state: Option<StateWrite>,
     /// Events, in order.
     pub events: Vec<Event>,
-    /// Messages for services of this store, in order. They travel by the embedded log, and are no events.
+    /// Messages for services of this store, in order. They travel by the embedded log, and are not events.
     pub sent: Vec<SentMessage>,
     /// Rows added to or replaced in `pending`, by their `seq`.
     pub pending: Vec<PendingRow>,
@@ -96,7 +97,7 @@ pub struct Part {
     pub dead: Vec<DeadLetter>,
     /// Dead letters that were replayed or discarded, by their number.
     pub undead: Vec<u64>,
-    /// What `explain` reads: faults, restarts and dead-letter moves.
+    /// Lines for `explain`: faults, restarts and dead-letter moves.
     pub history: Vec<HistoryRow>,
     /// Rows of handlers' tables, in turn order.
     pub rows: Vec<RowWrite>,
@@ -104,14 +105,14 @@ pub struct Part {
     pub statements: Vec<Statement>,
     /// Timers set and removed, in turn order.
     pub timers: Vec<TimerWrite>,
-    /// How calls ended whose turns these were.
+    /// The outcomes of the calls whose turns these were.
     pub replies: Vec<Reply>,
     /// An operator command's result on this shard.
     pub command: Option<CommandResult>,
 }
 
 impl Part {
-    /// About what it takes in a commit. An event counts twice: it may be in the log as well.
+    /// About the bytes that it takes in a commit. An event counts twice: it may be in the log as well.
     pub fn bytes(&self) -> usize {
         let state = self.state.as_ref().map_or(0, |write| write.key.len() + write.json().len());
         let events = self.events.iter().map(|event| 2 * event.message.frame().len());
@@ -147,7 +148,7 @@ pub struct StateWrite {
     pub service: Arc<str>,
     /// The key.
     pub key: Arc<str>,
-    /// `STATE_VERSION` of the handler that wrote it, and JSON text; `None`: the key's state is deleted.
+    /// `STATE_VERSION` of the handler that wrote it, and the JSON text; `None` if the key's state is deleted.
     pub state: Option<(u32, Bytes)>,
 }
 
@@ -161,7 +162,7 @@ impl StateWrite {
 /// An event of the outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// The service that emitted it; empty for one that tells of a dead letter of a service that the program does not have.
+    /// The service that emitted it; empty for an event about a dead letter of a service that the program does not have.
     pub service: Arc<str>,
     /// Digest of the id of the message whose turn emitted it.
     pub cause: [u8; 16],
@@ -170,7 +171,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// Stands for a service's number in the store where an event is of none: it tells of a dead letter.
+    /// The service's number in the store of an event that no service emitted: it tells of a dead letter.
     pub const NO_SERVICE: u16 = u16::MAX;
 }
 
@@ -185,17 +186,17 @@ pub struct LogRow {
     pub messages: Bytes,
 }
 
-/// Why a row waits in `pending`.
+/// The reason for which a row waits in `pending`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PendingKind {
     /// A message that is tried again at `due_at`.
     Retry,
-    /// A message behind one of its key that waits.
+    /// A message behind another of its key that waits.
     Follower,
     /// A dead letter that an operator replayed.
     Replay,
-    /// A message whose turn takes long, or waits for what it needs; its owner has it in memory.
+    /// A message whose turn takes long, or waits for something that it needs; its owner has it in memory.
     Spilled,
     /// A message that may end the process: its start is recorded before it runs.
     Suspect,
@@ -234,17 +235,17 @@ pub struct PendingRow {
     pub service: Arc<str>,
     /// The key.
     pub key: Arc<str>,
-    /// Why it waits.
+    /// The reason for which it waits.
     pub kind: PendingKind,
-    /// When it may run; `None` for a follower, which runs after the rows before it.
+    /// The time at which it may run; `None` for a follower, which runs after the rows before it.
     pub due_at: Option<Millis>,
     /// Its id in the inbox.
     pub id: TakenId,
-    /// When Perkey took it: bounds how long it may be deferred.
+    /// The time at which Perkey took it: this bounds how long it may be deferred.
     pub taken_at: Millis,
     /// Attempts spent.
     pub attempt: u32,
-    /// How often the process ended, at most, while it was being handled; 0 where nothing points to it.
+    /// The number of times, at most, that the process ended while it was being handled; 0 where nothing points to it.
     pub starts: u32,
     /// The message.
     pub message: Message,
@@ -255,13 +256,13 @@ pub struct PendingRow {
 /// One failed attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// Which attempt, from 1; a deferral repeats the number.
+    /// The attempt's number, from 1; a deferral repeats it.
     pub attempt: u32,
-    /// When it ended.
+    /// The time at which it ended.
     pub at: Millis,
     /// Generation of the key's actor.
     pub generation: u64,
-    /// What went wrong.
+    /// The error.
     pub error: String,
 }
 
@@ -270,19 +271,19 @@ pub struct Attempt {
 pub struct DeadLetter {
     /// Number, unique in its shard; also its place in the key's order (a held one goes back there).
     pub seq: u64,
-    /// The service's name; empty where none could be worked out.
+    /// The service's name; empty where it could not be worked out.
     pub service: Arc<str>,
     /// The key; empty where it has none.
     pub key: Arc<str>,
     /// Its id in the inbox.
     pub id: TakenId,
-    /// When it was given up.
+    /// The time at which it was given up.
     pub at: Millis,
-    /// When Perkey took it.
+    /// The time at which Perkey took it.
     pub taken_at: Millis,
-    /// Why.
+    /// The reason.
     pub error: String,
-    /// Whether the key waits for it.
+    /// True if the key waits for it.
     pub holds_key: bool,
     /// The failed attempts, the last one included.
     pub history: Vec<Attempt>,
@@ -290,7 +291,7 @@ pub struct DeadLetter {
     pub message: Message,
 }
 
-/// A line of what happened to a message.
+/// A line of a message's history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistoryRow {
     /// The service's name.
@@ -299,30 +300,30 @@ pub struct HistoryRow {
     pub key: Arc<str>,
     /// The message's id as text.
     pub id: String,
-    /// When.
+    /// The time at which it happened.
     pub at: Millis,
     /// Attempts spent at that time.
     pub attempt: u32,
     /// Generation of the key's actor.
     pub generation: u64,
-    /// What happened: `fault`, `deferred`, `dead_letter`, `replayed`, `discarded`, `restarted`.
+    /// The kind of event: `fault`, `deferred`, `dead_letter`, `replayed`, `discarded`, `restarted`.
     pub what: String,
     /// The error, or empty.
     pub error: String,
 }
 
-/// How an operator command ended on one shard.
+/// The result of an operator command on one shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandResult {
     /// The command.
     pub command: i64,
     /// Messages that it changed with this commit.
     pub affected: u64,
-    /// Whether the shard has nothing more to do for it.
+    /// True if the shard has nothing more to do for it.
     pub done: bool,
 }
 
-/// How a commit ended.
+/// The outcome of a commit.
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// It is durable.
@@ -331,9 +332,10 @@ pub enum Outcome {
     Fenced,
     /// The database refused the data. Nothing was written.
     Refused {
-        /// Whether the same data will be refused again (a value out of range), or might pass later (a violated constraint).
+        /// True if the same data will be refused again (a value out of range); false if it might pass later (a violated
+        /// constraint).
         permanent: bool,
-        /// What the database said.
+        /// The database's words.
         error: String,
     },
     /// Nothing was written, because the store cannot be written now (busy, full, read-only, away).
@@ -351,12 +353,12 @@ pub struct TimerWrite {
     pub key: Arc<str>,
     /// The timer's name.
     pub name: Arc<str>,
-    /// When it fires, and the message that it is then; `None` removes it, if it is there.
+    /// The time at which it fires and the message that it then becomes; `None` removes the timer, if it exists.
     pub set: Option<(Millis, Message)>,
 }
 
 impl TimerWrite {
-    /// What the last write says of each timer.
+    /// The last write of each timer.
     pub(crate) fn newest<'a>(parts: impl IntoIterator<Item = &'a Part>) -> Vec<&'a Self> {
         let writes = parts.into_iter().flat_map(|part| &part.timers);
         let newest: BTreeMap<_, _> =

@@ -1,5 +1,6 @@
-//! What a handler may declare as a table, and write to it, whatever the store.
-//! In: declarations, the shape of tables that exist, rows. Out: what does not fit, in words; what is written, table by table.
+//! The tables that a handler may declare and the rows that it may write to them, whatever the store.
+//! In: declarations, the shape of tables that exist, rows. Out: a sentence about what does not fit; the rows to write,
+//! table by table.
 
 use std::collections::BTreeMap;
 
@@ -36,9 +37,9 @@ pub(crate) struct Shape {
     pub(crate) name: String,
     /// Its type in the database's words.
     pub(crate) kind: String,
-    /// Whether it may be NULL.
+    /// True if it may be NULL.
     pub(crate) nullable: bool,
-    /// Its place in the primary key from 1; 0 when it has none.
+    /// Its place in the primary key, from 1; 0 if it is not part of it.
     pub(crate) place: usize,
 }
 
@@ -54,7 +55,7 @@ pub(crate) fn wrong(table: &Table, reason: impl Into<String>) -> StoreError {
     StoreError::Table { table: table.name.to_owned(), reason: reason.into() }
 }
 
-/// Whether the declaration can be made a table.
+/// Checks that a table can be made as declared.
 pub(crate) fn check(table: &Table) -> Result<(), StoreError> {
     if !named(table.name) || table.name.starts_with("sqlite_") {
         return Err(wrong(table, "a name has lower-case letters, digits and _, and begins with a letter"));
@@ -106,7 +107,7 @@ pub(crate) fn check(table: &Table) -> Result<(), StoreError> {
     }
 }
 
-/// Whether the table that is there is the one that is declared; `kind` gives a column's type in the database's words.
+/// Checks that the table that exists is the declared one; `kind` gives a column's type in the database's words.
 pub(crate) fn compare(table: &Table, kind: fn(&Column) -> &'static str, found: &[Shape]) -> Result<(), StoreError> {
     let wanted = shapes(table, kind);
     for (at, wanted) in wanted.iter().enumerate() {
@@ -125,7 +126,7 @@ pub(crate) fn compare(table: &Table, kind: fn(&Column) -> &'static str, found: &
     }
 }
 
-/// The name of an index: none that a table can have.
+/// The name of an index, which no table can have.
 pub(crate) fn index_name(table: &Table, index: &[&str]) -> String {
     let name = format!("{} by {}", table.name, index.join(", "));
     if name.len() <= NAME_BYTES_MAX {
@@ -153,17 +154,17 @@ fn named(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
-/// What is written of a table: of each primary key the last row, in the key's order.
+/// The writes to a table: for each primary key the last row, in the key's order.
 pub(crate) struct Writes<'a> {
     /// The table.
     pub(crate) table: &'a Table,
     /// Rows as JSON objects.
     pub(crate) written: Vec<&'a str>,
-    /// Primary keys of rows that go, as JSON arrays.
+    /// Primary keys of rows to delete, as JSON arrays.
     pub(crate) deleted: Vec<&'a str>,
 }
 
-/// What `rows` write, by the tables' names.
+/// The writes of `rows`, by the tables' names.
 pub(crate) fn writes<'a>(rows: impl Iterator<Item = &'a RowWrite>) -> impl Iterator<Item = Writes<'a>> {
     let mut tables: BTreeMap<&str, (&Table, BTreeMap<&str, Option<&str>>)> = BTreeMap::new();
     for row in rows {

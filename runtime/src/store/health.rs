@@ -1,4 +1,4 @@
-//! What a store tells of itself to whoever checks it: its server, its clock, what it keeps. Nothing is judged here.
+//! A store's account of itself: its server, its clock, what it keeps. Nothing is judged here.
 //! In: rows. Out: plain values.
 
 pub(super) mod postgres;
@@ -15,34 +15,34 @@ use crate::message::ShardNo;
 /// A store and the server that keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// What keeps it.
+    /// The server that keeps it.
     pub server: ServerHealth,
     /// Its shards, in order.
     pub shards: Vec<ShardHealth>,
-    /// Services of which something waits, by name.
+    /// Services for which something waits, by name.
     pub services: Vec<ServiceHealth>,
 }
 
-/// What keeps a store.
+/// The server that keeps a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerHealth {
     /// Its version: 150004 is PostgreSQL 15.4, 3050002 is SQLite 3.50.2.
     pub version: u32,
     /// Its clock, where it has one of its own.
     pub now: Option<Millis>,
-    /// Settings by their names; without those that it does not have.
+    /// Settings by their names, without those that it does not have.
     pub settings: BTreeMap<String, String>,
     /// The format of what is stored.
     pub format: u32,
     /// Size of the database.
     pub bytes: u64,
-    /// Size of the write-ahead log; nothing where it may not be looked at.
+    /// Size of the write-ahead log; `None` if the role may not look at it.
     pub wal_bytes: Option<u64>,
-    /// Whether it only follows another server.
+    /// True if it only follows another server.
     pub is_standby: bool,
     /// Sessions of all programs.
     pub sessions: u64,
-    /// Transactions since rows were last made safe from their numbers running out.
+    /// Transactions since rows were last frozen, which keeps transaction numbers from running out.
     pub frozen_age: u64,
     /// Replication slots.
     pub slots: Vec<Slot>,
@@ -53,32 +53,32 @@ pub struct ServerHealth {
 pub struct Slot {
     /// Its name.
     pub name: String,
-    /// Whether anybody reads it.
+    /// True if anybody reads it.
     pub is_active: bool,
-    /// How much of the write-ahead log it keeps.
+    /// The bytes of the write-ahead log that it keeps.
     pub kept_bytes: u64,
 }
 
-/// What a shard keeps.
+/// The contents of a shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShardHealth {
     /// The shard.
     pub shard: ShardNo,
     /// Ids in its commits.
     pub ids: u64,
-    /// When the oldest of its commits was written, by its worker's clock.
+    /// The time at which the oldest of its commits was written, by its worker's clock.
     pub oldest_at: Option<Millis>,
-    /// When the one with the highest number was written.
+    /// The time at which the commit with the highest number was written.
     pub newest_at: Option<Millis>,
-    /// The latest time that any of them has.
+    /// The latest time of any commit.
     pub latest_at: Option<Millis>,
     /// The earliest time at which a waiting message or a timer may run.
     pub due_at: Option<Millis>,
-    /// Since when a key is held.
+    /// The time since which a key is held.
     pub held_at: Option<Millis>,
 }
 
-/// What waits for a service.
+/// The rows that wait for a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceHealth {
     /// Its name.
@@ -89,11 +89,11 @@ pub struct ServiceHealth {
     pub timers: u64,
     /// Dead letters.
     pub dead_letters: u64,
-    /// When the latest of these was given up.
+    /// The time at which the latest of these was given up.
     pub dead_at: Option<Millis>,
 }
 
-/// Where a store's file lies.
+/// The disk on which a store's file lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
     /// The folder.
@@ -102,13 +102,13 @@ pub struct Disk {
     pub free: u64,
     /// Bytes in all.
     pub total: u64,
-    /// Why nothing can be written there.
+    /// The reason for which nothing can be written there.
     pub problem: Option<String>,
-    /// Files of the store that others than their owner may read or write, each with its mode.
+    /// Files of the store that users other than the owner may read or write, each with its mode.
     pub wide: Vec<String>,
 }
 
-/// Of each shard: ids, oldest, newest and latest commit, what is due, what is held.
+/// Each shard's ids, its oldest, newest and latest commit, and the earliest of its due and of its held messages.
 const SHARDS: &str = "SELECT s.shard AS shard,
         (SELECT coalesce(sum(length(c.ids)), 0) / 22 FROM commits c WHERE c.shard = s.shard) AS ids,
         (SELECT min(c.at) FROM commits c WHERE c.shard = s.shard) AS oldest,
@@ -122,7 +122,7 @@ const SHARDS: &str = "SELECT s.shard AS shard,
         (SELECT min(d.at) FROM dead_letters d WHERE d.shard = s.shard AND d.holds_key) AS held
     FROM shards s ORDER BY s.shard";
 
-/// Of each service: what waits, its timers, its dead letters and the latest of these.
+/// Each service's waiting messages, its timers, its dead letters and the latest of these.
 const SERVICES: &str = "SELECT service, sum(pending) AS pending, sum(timers) AS timers, sum(dead) AS dead, max(at) AS at
     FROM (
         SELECT service, count(*) AS pending, 0 AS timers, 0 AS dead, CAST(NULL AS bigint) AS at FROM pending GROUP BY service

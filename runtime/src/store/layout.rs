@@ -1,5 +1,6 @@
-//! How a commit's ids, events and what is done ahead of positions lie in their columns, whatever the database.
-//! In: a commit, or stored bytes. Out: bytes to store, or what they say, or what does not decode.
+//! The layout of a commit's ids, its events and the stretches ahead of positions in their columns, whatever the
+//! database.
+//! In: a commit, or stored bytes. Out: bytes to store, or their values, or an error if they do not decode.
 
 pub(crate) mod log;
 
@@ -16,8 +17,8 @@ use crate::message::{Ahead, Message, Position, Print, Stretch, Taken, TakenId};
 /// Bytes before an event's frame: its service's number, its cause, the frame's length.
 pub(crate) const EVENT_HEAD: usize = 2 + 16 + 4;
 
-/// Bytes of events in one page of the outbox: what a dispatcher holds besides its window, and a statement reads in time.
-/// The last commit whose events may be known already and the first that follows it always make a page.
+/// Bytes of events in one page of the outbox: as many as a dispatcher can hold besides its window, and a statement can
+/// read in time. The last commit whose events may be known already and the first that follows it always make a page.
 pub(crate) const OUTBOX_BYTES_MAX: i64 = 8 << 20;
 
 /// The ids that `commit` takes, one after the other.
@@ -29,7 +30,7 @@ pub(crate) fn lay_ids(commit: &Commit) -> Vec<u8> {
     blob
 }
 
-/// The prints of the ids that `commit` takes, in the same order; none at all where none is known.
+/// The prints of the ids that `commit` takes, in the same order; empty if none is known.
 pub(crate) fn lay_prints(commit: &Commit) -> Vec<u8> {
     if commit.taken().all(|taken| taken.print == Print::UNKNOWN) {
         return Vec::new();
@@ -41,7 +42,7 @@ pub(crate) fn lay_prints(commit: &Commit) -> Vec<u8> {
     blob
 }
 
-/// The events of `commit` and their number. One that tells of a dead letter may be of no service.
+/// The events of `commit` and their number. One about a dead letter may have no service.
 pub(crate) fn lay_events(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) -> (Vec<u8>, u64) {
     let bytes = commit.events().map(|event| EVENT_HEAD + event.message.frame().len()).sum();
     let mut blob = Vec::with_capacity(bytes);
@@ -62,7 +63,7 @@ pub(crate) fn lay_code(code: &Code) -> String {
     serde_json::to_string(&code.versions).expect("names and numbers are JSON")
 }
 
-/// A code of its number and its versions.
+/// The code with this number and these versions.
 pub(crate) fn code(number: u32, versions: &str) -> Result<Code, StoreError> {
     let versions = serde_json::from_str(versions);
     let versions = versions.map_err(|error| StoreError::Corrupt(format!("code versions: {error}")))?;
@@ -101,7 +102,7 @@ pub(crate) fn message(frame: Bytes) -> Result<Message, StoreError> {
     Message::from_frame(frame).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
-/// The events of a `commits.events` blob as they lie there, each with its head; nothing where it is cut short.
+/// The events of a `commits.events` blob as they lie there, each with its head; `None` for one that is cut short.
 pub(crate) fn raw_events(mut blob: Bytes) -> impl Iterator<Item = Option<Bytes>> {
     std::iter::from_fn(move || {
         if blob.is_empty() {
@@ -147,14 +148,14 @@ pub(crate) fn events(
     Ok(events)
 }
 
-// What is done ahead: a version; of each source its name, of each of its origins its name, the fingerprint of the first
-// place and the stretches, all counted. A place is what its record's number rose by, then twice its index; that is one more
-// where the place is done for some services only: their numbers follow, else the last place does. Numbers have seven bits a
-// byte, the lowest first, and a byte above 127 is not the last one.
+// The stretches ahead: a version; for each source its name, and for each of its origins the name, the fingerprint of
+// the first place and the stretches, all counted. A place is the difference of its record's number to the one before,
+// then twice its index, plus one if the place is done for some services only: then their numbers follow, else the last
+// place does. Numbers have seven bits a byte, the lowest first, and a byte above 127 is not the last one.
 
 const AHEAD_VERSION: u8 = 1;
 
-/// What is done ahead as bytes; none where nothing is.
+/// The stretches ahead as bytes; no bytes where there are none.
 pub(crate) fn lay_ahead(ahead: &SourceAhead) -> Vec<u8> {
     let mut blob = Vec::new();
     if ahead.is_empty() {
@@ -203,7 +204,7 @@ fn lay_place(blob: &mut Vec<u8>, at: &mut u64, place: Position, part: bool) {
     *at = place.no;
 }
 
-/// What [`lay_ahead`] laid. Of fingerprints it has each origin's first alone.
+/// The stretches that [`lay_ahead`] laid. Only the first place of each origin has its fingerprint.
 pub(crate) fn ahead(mut blob: &[u8]) -> Result<SourceAhead, StoreError> {
     if blob.is_empty() {
         return Ok(SourceAhead::new());

@@ -1,4 +1,4 @@
-//! Who is alive and who owns what: the leases of a store that several workers share.
+//! The leases of a store that several workers share: the living workers and the owners of shards.
 //! In: a worker's sign of life. Out: all workers and shards, as the store's clock has them.
 
 use std::collections::BTreeMap;
@@ -11,41 +11,41 @@ use serde::Serialize;
 use super::{Epoch, StoreFuture};
 use crate::message::ShardNo;
 
-/// How new the states are that a program reads and writes, or those that a shard has seen.
+/// The versions of the states that a program reads and writes, or that a shard has seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Code {
-    /// The sum of the versions, at its highest: all that programs knew before there was a version for each service.
+    /// The highest sum of the versions: all that programs recorded before there was a version for each service.
     pub number: u32,
     /// `STATE_VERSION` of each service; empty where only the number is known.
     pub versions: BTreeMap<Arc<str>, u32>,
 }
 
-/// What a shard has seen that a program is too old for.
+/// The version that a shard has seen and for which a program is too old.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Behind {
-    /// The service; none where only numbers are known.
+    /// The service; `None` where only numbers are known.
     pub service: Option<Arc<str>>,
     /// The version that the shard has seen.
     pub stored: u32,
-    /// The program's.
+    /// The program's version.
     pub ours: u32,
 }
 
 impl Code {
-    /// Of a program with these services.
+    /// The code of a program with these services.
     pub fn of<'a>(services: impl IntoIterator<Item = (&'a str, u32)>) -> Self {
         let versions: BTreeMap<Arc<str>, u32> =
             services.into_iter().map(|(service, version)| (service.into(), version)).collect();
         Self { number: versions.values().sum(), versions }
     }
 
-    /// Of a program of before, of which only the number is known.
+    /// The code of an older program, of which only the number is known.
     pub fn numbered(number: u32) -> Self {
         Self { number, versions: BTreeMap::new() }
     }
 
-    /// What keeps a program from owning a shard that has seen this. A service that only one of them has keeps it from
-    /// nothing: what is for it waits for a program that has it.
+    /// The version that keeps this program from owning a shard that has seen `seen`. A service that only one of them
+    /// has does not: its messages wait for a program that has it.
     pub fn behind(&self, seen: &Self) -> Option<Behind> {
         if self.versions.is_empty() || seen.versions.is_empty() {
             let (stored, ours) = (seen.number, self.number);
@@ -57,7 +57,7 @@ impl Code {
         })
     }
 
-    /// What a shard has seen once a program has owned it.
+    /// The versions that a shard has seen once `owner` has owned it.
     #[must_use]
     pub fn and(mut self, owner: &Self) -> Self {
         self.number = self.number.max(owner.number);
@@ -68,7 +68,8 @@ impl Code {
         self
     }
 
-    /// What all of these shards have seen together; where of one only the number is known, only that is.
+    /// The versions that these shards have seen together; only the number, where of one of them only the number is
+    /// known.
     pub(crate) fn all<'a>(shards: impl Iterator<Item = &'a Self> + Clone) -> Self {
         let unknown = shards.clone().any(|code| code.number > 0 && code.versions.is_empty());
         let all = shards.fold(Self::default(), Self::and);
@@ -106,13 +107,13 @@ impl fmt::Display for Behind {
 pub struct Worker {
     /// Its name with its incarnation: a process that starts again is another one. It is what `shards.owner` holds.
     pub id: String,
-    /// Where other workers and operators reach it, or empty.
+    /// The address at which other workers and operators reach it, or empty.
     pub address: String,
     /// Version of its program, for people.
     pub version: String,
-    /// Which states it reads.
+    /// The versions of the states that it reads.
     pub code: Code,
-    /// Whether it is leaving: it takes no more shards.
+    /// True if it is leaving: it takes no more shards.
     pub draining: bool,
     /// Shards that failed on it too often and that it leaves to others for a while.
     pub cooling: Vec<ShardNo>,
@@ -128,7 +129,7 @@ pub struct WorkerRow {
 }
 
 impl WorkerRow {
-    /// Whether its lease is in force, by the store's clock.
+    /// True if its lease is in force, by the store's clock.
     pub fn is_alive(&self) -> bool {
         self.expires_in > 0
     }
@@ -157,8 +158,8 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// While a worker is alive of which only the number is known, all compare by the number, as that one does: all workers
-    /// have to work out the same.
+    /// The fleet as all its workers compare it: while one is alive of which only the number is known, all compare by
+    /// the number, as that one does, because all have to reach the same result.
     #[must_use]
     pub fn level(mut self) -> Self {
         let numbered = |row: &WorkerRow| row.expires_in > 0 && row.worker.code.versions.is_empty();

@@ -1,5 +1,5 @@
-//! The store in memory, for tests: the same contract, no files, nothing that waits.
-//! In: commits. Out: what [`Store`] promises, and everything that a checker wants to see.
+//! The store in memory, for tests: the same contract, without files and without waiting.
+//! In: commits. Out: the promises of [`Store`], and everything that a checker wants to see.
 
 mod apply;
 mod calls;
@@ -36,7 +36,7 @@ pub struct MemoryStore {
     clock: Option<Clock>,
 }
 
-/// Says which rows the store refuses: whether for good, and in which words.
+/// A function that says which rows the store refuses: whether for good, and with which error.
 pub type Refuse = dyn Fn(&RowWrite) -> Option<(bool, String)> + Send;
 
 /// A mistake that the store makes on purpose, so that a simulator can show that it would notice.
@@ -56,15 +56,15 @@ pub struct Written {
     pub shard: ShardNo,
     /// Its number.
     pub no: u64,
-    /// Under which epoch.
+    /// The epoch under which it was written.
     pub epoch: Epoch,
-    /// When.
+    /// The time at which it was written.
     pub at: Millis,
     /// Number of its first event.
     pub first_seq: u64,
-    /// What it took.
+    /// The ids that it took.
     pub ids: Vec<Taken>,
-    /// What it emitted.
+    /// The events that it emitted.
     pub events: Vec<Event>,
 }
 
@@ -86,14 +86,14 @@ struct Shard {
 #[derive(Default)]
 struct Inner {
     shards: Vec<Shard>,
-    /// Each with the time at which its lease expires.
+    /// The workers, each with the time at which its lease expires.
     workers: BTreeMap<String, (Worker, Millis)>,
-    /// Renewals fail for now.
+    /// True while renewals of leases fail.
     away: bool,
     services: BTreeMap<Arc<str>, u16>,
-    /// All that were ever written, in the order in which they were.
+    /// All commits that were ever written, in that order.
     journal: Vec<Written>,
-    /// Those that were not trimmed, as places in the journal.
+    /// The commits that were not trimmed, as places in the journal.
     commits: BTreeMap<(ShardNo, u64), usize>,
     states: BTreeMap<(Arc<str>, Arc<str>), (u32, Bytes)>,
     pending: BTreeMap<(ShardNo, u64), PendingRow>,
@@ -103,7 +103,7 @@ struct Inner {
     log: BTreeMap<(ShardNo, Arc<str>, u64), (u32, Bytes)>,
     lanes: BTreeMap<String, u64>,
     calls: BTreeMap<CallId, CallRecord>,
-    /// Records of each tenant by when their time is over.
+    /// The number of records, by tenant and the time at which they stop counting.
     call_counts: BTreeMap<(String, Millis), u64>,
     intake: BTreeSet<(ShardNo, u64)>,
     imports: BTreeMap<(String, String), ImportProgress>,
@@ -136,7 +136,7 @@ impl MemoryStore {
         self.inner().refuse = Some(Box::new(refuse));
     }
 
-    /// Whether renewals of leases fail from now on.
+    /// Makes renewals of leases fail from now on, or succeed again.
     pub fn refuse_renewals(&self, refuse: bool) {
         self.inner().away = refuse;
     }
@@ -262,7 +262,7 @@ impl MemoryStore {
         self.inner().log.clone()
     }
 
-    /// Whether a row of the intake was taken by a commit of the shard.
+    /// True if a commit of the shard took this row of the intake.
     pub fn has_taken_in(&self, shard: ShardNo, no: u64) -> bool {
         self.inner().intake.contains(&(shard, no))
     }

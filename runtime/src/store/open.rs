@@ -1,5 +1,5 @@
 //! Opens the store that the settings name, whatever the database.
-//! In: `[store]` and `commit.in_flight`. Out: a store, and what only its opener needs to know of it.
+//! In: `[store]` and `commit.in_flight`. Out: a store, and the calls that only its opener needs.
 
 use std::cell::RefCell;
 use std::ops::Deref;
@@ -13,7 +13,7 @@ use super::sqlite::SqliteStore;
 use super::{Access, Store, StoreError};
 use crate::settings::{Settings, StoreSettings};
 
-/// A process that ends waits so long for a store to be closed.
+/// The time that a process waits for a store to close before it ends.
 const CLOSED_WITHIN: Duration = Duration::from_secs(15);
 
 /// A store as it was opened.
@@ -35,7 +35,7 @@ impl Opened {
         }
     }
 
-    /// The number of shards that it was made with; 0 where it was not prepared yet.
+    /// The number of shards that it was made with; 0 if it was not prepared yet.
     pub async fn shards_recorded(&self) -> Result<u32, StoreError> {
         match &self.0 {
             Kind::Sqlite(store) => Ok(u32::try_from(store.queries().shards().await?.len()).unwrap_or(u32::MAX)),
@@ -43,8 +43,8 @@ impl Opened {
         }
     }
 
-    /// Tells it that it was restored, so that nothing is believed which was kept elsewhere before. A file is told so by each
-    /// start.
+    /// Tells it that it was restored, so that answers which were kept elsewhere before count no more. A file needs no
+    /// telling: each start counts as a restore.
     pub async fn restored(&self) -> Result<(), StoreError> {
         match &self.0 {
             Kind::Sqlite(_) => Ok(()),
@@ -52,7 +52,7 @@ impl Opened {
         }
     }
 
-    /// Gives it another number of shards; `sinks` are those that may still have to get events. It must be drained.
+    /// Changes its number of shards; `sinks` are those that may still have to get events. It must be drained.
     pub async fn reshard(&self, shards: u32, sinks: Vec<String>) -> Result<Resharded, ReshardError> {
         match &self.0 {
             Kind::Sqlite(store) => store.reshard(shards, sinks).await,
@@ -83,7 +83,7 @@ impl Deref for Opened {
 /// Opens the store at `store.url`.
 pub async fn open(settings: &Settings, access: Access) -> Result<Opened, StoreError> {
     let url = &settings.store.url;
-    // Whoever runs a store makes its tables: not in a database that was named by mistake.
+    // A process that runs a store makes its tables: not in a database that was named by mistake.
     let makes = access == Access::Run && !settings.store.share_database;
     if !is_shared(settings) {
         if makes {
@@ -117,35 +117,35 @@ fn nobodys(foreign: &[String]) -> Result<(), StoreError> {
     )))
 }
 
-/// Whether `store.url` can be a store's address; nothing is opened.
+/// Checks that `store.url` can be a store's address; opens nothing.
 pub fn check_url(settings: &Settings) -> Result<(), StoreError> {
     let StoreSettings { url, statement_timeout, .. } = &settings.store;
     if is_shared(settings) { PgStore::check_url(url, *statement_timeout) } else { SqliteStore::check_url(url) }
 }
 
-/// The server of a store, and the `sslmode`, where it is elsewhere and need not prove who it is.
+/// The server of a store and the `sslmode`, if the server is on another machine and need not prove its identity.
 pub fn unproven(settings: &Settings) -> Option<(String, &'static str)> {
     is_shared(settings).then(|| PgStore::unproven(&settings.store.url)).flatten()
 }
 
 tokio::task_local! {
-    /// What [`closing`] is to close.
+    /// The stores that [`closing`] is to close.
     static OPENED: RefCell<Vec<Opened>>;
 }
 
 fn kept(opened: Opened) -> Opened {
-    // Elsewhere whoever opened it closes it.
+    // Outside `closing` the caller closes it.
     let _ = OPENED.try_with(|all| all.borrow_mut().push(opened.clone()));
     opened
 }
 
-/// Closes nothing after all: the process is to end at once, and its stores recover when they are opened.
+/// Lets [`closing`] close nothing: the process is to end at once, and its stores recover when they are opened.
 pub fn leave_open() {
-    // Outside of `closing` nothing would be closed.
+    // Outside `closing` nothing would be closed.
     let _ = OPENED.try_with(RefCell::take);
 }
 
-/// Does `work`, and then closes in order every store that it opened, however it ended.
+/// Does `work`, and then closes every store that it opened, in order, however it ended.
 pub async fn closing<T>(work: impl Future<Output = T>) -> T {
     let scope = async {
         let ended = work.await;
@@ -160,17 +160,17 @@ pub async fn closing<T>(work: impl Future<Output = T>) -> T {
     ended
 }
 
-/// Where the file of a store lies that has one, and what room is left there.
+/// The disk on which the store's file lies, if the store is a file.
 pub fn disk(settings: &Settings) -> Option<Disk> {
     if is_shared(settings) { None } else { SqliteStore::disk(&settings.store.url) }
 }
 
-/// Whether several workers can share the store at `store.url`.
+/// True if several workers can share the store at `store.url`.
 pub fn is_shared(settings: &Settings) -> bool {
     PgStore::names(&settings.store.url)
 }
 
-/// Whether a process runs the store at `store.url` now.
+/// True if a process runs the store at `store.url` now.
 pub async fn is_running(settings: &Settings) -> bool {
     if !is_shared(settings) {
         return SqliteStore::is_running(&settings.store.url);

@@ -43,19 +43,19 @@ use super::{
 use crate::clock::Millis;
 use crate::message::{Positions, ShardNo, TakenId};
 
-/// A tool's question may scan.
+/// The time for a tool's query, which may scan.
 const TOOL_PATIENCE: Duration = Duration::from_secs(300);
-/// The longest that a sign of life is waited for.
+/// The longest time that a sign of life is waited for.
 const LEASE_PATIENCE: Duration = Duration::from_secs(3);
 /// Rows of each kind that one [`Store::trim`] removes.
 const TRIM_ROWS: i64 = 10_000;
 
-/// Bounds of what a process asks of the database.
+/// Bounds on a process's use of the database.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Connections that read.
     pub connections: u32,
-    /// Commits at the server at once.
+    /// The commits that are at the server at once.
     pub commits_in_flight: usize,
     /// Time after which the server gives a statement up.
     pub statement_timeout: Duration,
@@ -73,7 +73,7 @@ pub struct PgStore {
     prepared: RwLock<Option<Arc<Prepared>>>,
 }
 
-/// What [`Store::prepare`] brought.
+/// The result of [`Store::prepare`].
 #[derive(Debug)]
 struct Prepared {
     services: BTreeMap<Arc<str>, u16>,
@@ -107,18 +107,18 @@ impl PgStore {
         Ok(store)
     }
 
-    /// Whether `url` is one of a PostgreSQL store.
+    /// True if `url` is one of a PostgreSQL store.
     pub fn names(url: &str) -> bool {
         place::names(url)
     }
 
-    /// Which server need not prove that it is the one that is meant, and by which `sslmode`.
+    /// The server that need not prove its identity and the `sslmode` that says so, if there is one.
     pub(in crate::store) fn unproven(url: &str) -> Option<(String, &'static str)> {
         let place = Place::of(url, LEASE_PATIENCE).ok()?;
         place.unproven().map(|(host, mode)| (host.to_owned(), mode))
     }
 
-    /// Whether a worker runs the store now, by its sign of life.
+    /// True if a worker's lease in the store is in force.
     pub async fn is_running(&self) -> bool {
         let sql = "SELECT 1 FROM workers WHERE expires_at > clock_timestamp() LIMIT 1";
         self.queries.read(sql, Args::default()).await.is_ok_and(|rows| !rows.is_empty())

@@ -1,4 +1,4 @@
-//! What operators and tools ask of a store, and the little they may write.
+//! Queries of operators and tools to a store, and their few writes.
 //! In: filters. Out: rows to show; commands and imports that the shards' owners pick up.
 
 pub(in crate::store) mod ask;
@@ -29,7 +29,7 @@ pub use commands::{Action, NewCommand, OpenCommand, Pause, Scope, Strange};
 pub(in crate::store) use rows::Dialect;
 pub use rows::{FoundRows, RowsAsk};
 
-/// Which dead letters are meant. Empty fields match all.
+/// A selection of dead letters. Empty fields match all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DeadFilter {
@@ -43,12 +43,12 @@ pub struct DeadFilter {
     pub since: Option<Millis>,
     /// Given up at or before this time: keeps a command from chasing what it replayed.
     pub until: Option<Millis>,
-    /// Whose error contains this text.
+    /// With an error that contains this text.
     pub error: Option<String>,
 }
 
 impl DeadFilter {
-    /// Whether `letter` is meant.
+    /// True if `letter` is selected.
     pub fn matches(&self, letter: &DeadLetter) -> bool {
         self.service.as_deref().is_none_or(|service| service == &*letter.service)
             && self.key.as_deref().is_none_or(|key| key == &*letter.key)
@@ -59,8 +59,8 @@ impl DeadFilter {
     }
 }
 
-/// A payload as a command carries it: as text, or in base64 where it is none, which programs that know of text only leave
-/// alone.
+/// A payload as a command carries it: as text, or in base64 if it is not text. Programs that know only text leave the
+/// latter alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "PayloadForm", into = "PayloadForm")]
 pub struct NewPayload(Vec<u8>);
@@ -110,13 +110,13 @@ impl TryFrom<PayloadForm> for NewPayload {
 pub struct WaitingKey {
     /// The key.
     pub of: ServiceKey,
-    /// How many wait.
+    /// The number of messages that wait.
     pub pending: u64,
-    /// When the first of them was taken.
+    /// The time at which the first of them was taken.
     pub oldest_at: Millis,
 }
 
-/// How far a command is.
+/// The progress of a command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CommandState {
     /// Shards that are done with it.
@@ -152,11 +152,11 @@ pub struct ShardRow {
     pub held_keys: u64,
     /// Number of its last event.
     pub outbox_seq: u64,
-    /// Where its sources stand.
+    /// The positions of its sources.
     pub positions: SourcePositions,
-    /// Stretches that are done above that, by the source's name.
+    /// The number of stretches that are done above those positions, by the source's name.
     pub ahead: BTreeMap<Arc<str>, u64>,
-    /// Where its sinks stand.
+    /// The watermarks of its sinks.
     pub watermarks: Watermarks,
     /// Totals over all its owners.
     pub counters: Counters,
@@ -169,9 +169,9 @@ pub struct CommitRow {
     pub shard: ShardNo,
     /// Its number.
     pub no: u64,
-    /// Under which epoch.
+    /// The epoch under which it was written.
     pub epoch: Epoch,
-    /// When.
+    /// The time at which it was written.
     pub at: Millis,
 }
 
@@ -195,15 +195,15 @@ pub struct Story {
     pub events: Vec<EventRow>,
     /// Faults, restarts, dead-letter moves.
     pub history: Vec<HistoryRow>,
-    /// Where it waits.
+    /// The rows in which it waits.
     pub pending: Vec<PendingRow>,
-    /// Where it was given up.
+    /// The dead letters that it became.
     pub dead: Vec<DeadLetter>,
     /// Log rows that still hold it: origin and number.
     pub log: Vec<(ShardNo, Arc<str>, u64)>,
     /// The key's states: service, version, JSON.
     pub states: Vec<(Arc<str>, u32, Bytes)>,
-    /// Of which kinds there are more than are told: the newest are.
+    /// The kinds of lines of which only the newest are told.
     pub cut: Vec<&'static str>,
 }
 
@@ -211,7 +211,7 @@ impl Story {
     /// Lines of each kind that are told.
     pub const LINES_MAX: usize = 10_000;
 
-    /// Of lines that come newest first those that are told, oldest first; what is cut is noted.
+    /// The lines to tell, oldest first, of lines that come newest first; notes what is cut.
     pub(in crate::store) fn told<T>(&mut self, what: &'static str, mut lines: Vec<T>) -> Vec<T> {
         if lines.len() > Self::LINES_MAX {
             lines.truncate(Self::LINES_MAX);
@@ -242,31 +242,31 @@ pub struct ImportProgress {
 pub struct ImportBatch {
     /// The service.
     pub service: Arc<str>,
-    /// What is imported (`--source`).
+    /// The import's name (`--source`).
     pub source: String,
     /// Rows for the log's `import` lane, one per target shard.
     pub rows: Vec<LogRow>,
     /// The progress after it.
     pub progress: ImportProgress,
-    /// When.
+    /// The time at which it is appended.
     pub at: Millis,
 }
 
-/// The questions.
+/// The queries.
 pub trait Queries: Send + Sync {
-    /// The shards. It counts all that waits in them: for people.
+    /// The shards. This counts all that waits in them, which takes long: for people.
     fn shards(&self) -> StoreFuture<'_, Vec<ShardRow>>;
     /// Unread messages of these shards in the embedded log (a row half read counts whole).
     fn unread(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>>;
-    /// How many keys of these shards have rows in `pending`.
+    /// The number of keys with rows in `pending`, for each of these shards.
     fn count_waiting(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>>;
     /// The numbers of all services that this store ever had, by name: also those that other programs brought.
     fn services(&self) -> StoreFuture<'_, BTreeMap<Arc<str>, u16>>;
     /// Dead letters, newest first, at most `limit`.
     fn peek(&self, filter: DeadFilter, limit: usize) -> StoreFuture<'_, Vec<(ShardNo, DeadLetter)>>;
-    /// How many dead letters match.
+    /// The number of dead letters that match.
     fn count_dead(&self, filter: DeadFilter) -> StoreFuture<'_, u64>;
-    /// What is known of a message id or a key (`text` is looked up as both).
+    /// The story of a message id or a key (`text` is looked up as both).
     fn explain(&self, text: String) -> StoreFuture<'_, Story>;
     /// Timers, first due first, at most `limit`; of one service or one key where they are named.
     fn scheduled(&self, service: Option<String>, key: Option<String>, limit: usize) -> StoreFuture<'_, Vec<Timer>>;
@@ -278,7 +278,7 @@ pub trait Queries: Send + Sync {
     fn rows(&self, ask: RowsAsk) -> StoreFuture<'_, FoundRows>;
     /// Messages of the lanes that are written from outside, by imports and by calls, that are not read yet; by shard.
     fn unread_outside(&self) -> StoreFuture<'_, BTreeMap<ShardNo, u64>>;
-    /// The same, all together.
+    /// The number of unread messages of those lanes, over all shards.
     fn unread_imports(&self) -> StoreFuture<'_, u64> {
         Box::pin(async move { Ok(self.unread_outside().await?.values().sum()) })
     }
@@ -286,19 +286,20 @@ pub trait Queries: Send + Sync {
     fn import_progress(&self, service: String, source: String) -> StoreFuture<'_, ImportProgress>;
     /// Appends rows to the log's `import` lane, one per target shard, in one transaction.
     fn append(&self, rows: Vec<LogRow>) -> StoreFuture<'_, ()>;
-    /// The same, and records an import's progress with it.
+    /// Appends an import's rows and records its progress, in one transaction.
     fn append_import(&self, batch: ImportBatch) -> StoreFuture<'_, ()>;
-    /// Records a command for the shards' owners; gives its number.
+    /// Records a command for the shards' owners; returns its number.
     fn command(&self, command: NewCommand) -> StoreFuture<'_, i64>;
-    /// What is paused, as operators have asked.
+    /// The pauses, as operators have asked for them.
     fn pauses(&self) -> StoreFuture<'_, Vec<Pause>>;
     /// Commands that `shard` has still to execute, in order, without those that are passed over.
     fn open_commands(&self, shard: ShardNo, without: Vec<i64>) -> StoreFuture<'_, Vec<Result<OpenCommand, Strange>>>;
-    /// Forgets commands that were recorded before a time and executed by every shard, at most `limit`; gives how many.
+    /// Forgets commands that were recorded before a time and executed by every shard, at most `limit`; returns the
+    /// number of them.
     fn forget_commands(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64>;
-    /// How far a command is.
+    /// The progress of a command.
     fn command_state(&self, id: i64) -> StoreFuture<'_, CommandState>;
-    /// What the store tells of itself to whoever checks it; a store that nothing outlives has nothing to tell.
+    /// The store's account of itself; empty for a store in memory.
     fn health(&self) -> StoreFuture<'_, Health> {
         Box::pin(std::future::ready(Ok(Health::default())))
     }

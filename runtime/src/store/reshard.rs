@@ -1,10 +1,11 @@
-//! Another number of shards for a store that nobody runs. The decisions are pure; [`on`] has the statements.
-//! In: the shards as they are. Out: the same commits, waiting messages and positions under other shards, or what stands
-//! in the way.
+//! A change of the number of shards of a store that nobody runs. The decisions are pure; [`on`] has the statements.
+//! In: the shards as they are. Out: the same commits, waiting messages and positions under other shards, or the
+//! obstacles.
 //!
-//! What must not change: which ids were taken (each goes to the shard that its key now has, in the order of time), the
-//! order of a key's waiting messages, where each source stands and what is done above that. Numbers only rise: commits and events are numbered
-//! on from the highest of all shards, so that no lane of the embedded log and no sink meets a number twice.
+//! These must not change: the ids taken (each goes to the shard that its key now has, in the order of time), the order
+//! of a key's waiting messages, the position of each source and the stretches done above it. Numbers only rise: commits
+//! and events are numbered on from the highest of all shards, so that no lane of the embedded log and no sink meets a
+//! number twice.
 
 pub(super) mod on;
 
@@ -20,7 +21,7 @@ use crate::message::{Message, Positions, ShardNo, Taken, TakenId, murmur2, shard
 use crate::store::append::INTAKE;
 use crate::store::layout::log;
 
-/// What was moved.
+/// The number of rows moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Resharded {
     /// Shards before.
@@ -29,19 +30,19 @@ pub struct Resharded {
     pub to: u32,
     /// Commits whose ids and events were moved.
     pub commits: u64,
-    /// Messages that wait.
+    /// Waiting messages.
     pub pending: u64,
     /// Dead letters.
     pub dead_letters: u64,
 }
 
-/// A store keeps its number of shards.
+/// The error of a store that keeps its number of shards.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReshardError {
     /// Something cannot be moved. Nothing was changed.
     #[error("the number of shards stays as it is: {}", .0.join("; "))]
     Refused(Vec<String>),
-    /// The store. Nothing was changed.
+    /// The store failed. Nothing was changed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -89,7 +90,7 @@ struct Row {
     events: Bytes,
 }
 
-/// What else was found in the store.
+/// Other findings in the store.
 #[derive(Clone, Debug, Default)]
 struct Found {
     alive: Vec<String>,
@@ -98,7 +99,7 @@ struct Found {
     open_commands: u64,
 }
 
-/// What stands in the way, each with what to do about it.
+/// The obstacles, each with what to do about it.
 fn obstacles(old: &[Old], found: &Found, sinks: &[String], to: u32) -> Vec<String> {
     let mut obstacles = Vec::new();
     if old.len() == to as usize {
@@ -141,7 +142,7 @@ fn obstacles(old: &[Old], found: &Found, sinks: &[String], to: u32) -> Vec<Strin
     obstacles
 }
 
-/// What a new shard has of a commit.
+/// A new shard's share of a commit.
 #[derive(Default)]
 struct Dealt {
     ids: Vec<u8>,
@@ -150,11 +151,11 @@ struct Dealt {
     count: u64,
 }
 
-/// How rows are dealt out to the new shards.
+/// The plan by which rows are dealt out to the new shards.
 #[derive(Clone, Debug)]
 struct Plan {
     to: u32,
-    /// Of each new shard the last number of a commit, of an event and of a waiting row.
+    /// Each new shard's last number of a commit, of an event and of a waiting row.
     last: Vec<(u64, u64, u64)>,
 }
 
@@ -165,7 +166,7 @@ impl Plan {
         Self { to, last: vec![(commit_no, outbox_seq, 0); to as usize] }
     }
 
-    /// The shard of an id: its key's. What has no key stays with what becomes of the shard that took it.
+    /// The shard of an id: its key's. An id without a key goes to the shard that the one that took it becomes.
     fn shard_of_id(&self, id: &TakenId, from: ShardNo) -> ShardNo {
         let mut raw = [0; 4];
         raw.copy_from_slice(&id.0[16..20]);
@@ -227,7 +228,7 @@ impl Plan {
         Letters::forget(&mut totals);
         let shard = |(shard, (commit_no, outbox_seq, last_seq)): (ShardNo, &(u64, u64, u64))| New {
             shard,
-            // Whoever still thinks that it owns a shard of this number is fenced off.
+            // A process that still believes it owns a shard of this number is fenced off.
             epoch: old.iter().map(|row| row.epoch).max().unwrap_or(0) + 1,
             commit_no: *commit_no,
             outbox_seq: *outbox_seq,
@@ -242,8 +243,8 @@ impl Plan {
     }
 }
 
-/// Where the sources stand, for every new shard: an origin was read by one shard, which knows best, and whichever reads
-/// it from now on finds it. The embedded log is read to its end and begins anew.
+/// The positions of the sources, for every new shard: an origin was read by one shard, whose position is the furthest,
+/// and any shard that reads it from now on finds that. The embedded log is read to its end and begins anew.
 fn positions(old: &[Old]) -> SourcePositions {
     let mut merged = SourcePositions::new();
     for (source, origins) in old.iter().flat_map(|row| &row.positions) {
@@ -258,8 +259,8 @@ fn positions(old: &[Old]) -> SourcePositions {
     merged
 }
 
-/// What is done above that, for every new shard. An origin whose reader has changed once may be known to several: what any
-/// of them did is done. The log and the intake are empty, and what they begin with has other places.
+/// The stretches done above the positions, for every new shard. Several shards may know of an origin whose reader has
+/// changed: what any of them did is done. The log and the intake are empty, and begin with other places.
 fn ahead(old: &[Old], positions: &SourcePositions) -> SourceAhead {
     let mut known = SourceAhead::new();
     let sources = old.iter().flat_map(|row| &row.ahead);
@@ -281,7 +282,7 @@ fn ahead(old: &[Old], positions: &SourcePositions) -> SourceAhead {
     known
 }
 
-/// Commits in the order of time: shard, number and time of each, which never falls within a shard.
+/// Commits in the order of time: shard, number and time of each. Within a shard the time never goes back.
 fn in_time(mut commits: Vec<(ShardNo, u64, Millis)>) -> Vec<(ShardNo, u64, Millis)> {
     commits.sort_by_key(|(shard, no, _)| (*shard, *no));
     let mut latest: BTreeMap<ShardNo, Millis> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! The store in one SQLite file: one process runs it, others look and leave requests.
+//! The store in one SQLite file: one process runs it, others read and leave requests.
 //! In: `store.url`. Out: [`Store`] and [`Queries`] over one writing connection and a few that read.
 
 mod args;
@@ -41,7 +41,7 @@ use super::{
 use crate::clock::Millis;
 use crate::message::{Positions, ShardNo, TakenId};
 
-/// How long a connection waits for another one's write.
+/// The time for which a connection waits for another one's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections that read.
 const READERS_MAX: u32 = 4;
@@ -74,7 +74,7 @@ impl SqliteStore {
             .pragma("cache_size", "-20000")
             .pragma("temp_store", "memory")
             .disable_statement_logging();
-        // Not opened read-only: whoever closes the file last copies the log into it, and a tool may be the last.
+        // Not opened read-only: the last process to close the file copies the log into it, and that may be a tool.
         let readers = options.clone().pragma("query_only", "on");
         options = options.synchronous(SqliteSynchronous::Full).pragma("wal_autocheckpoint", CHECKPOINT_PAGES);
         let (connection, lock) = match access {
@@ -110,28 +110,28 @@ impl SqliteStore {
         }
     }
 
-    /// Whether a process runs the store at `url` now.
+    /// True if a process runs the store at `url` now.
     pub fn is_running(url: &str) -> bool {
         place::path(url).is_ok_and(|path| place::is_locked(&path))
     }
 
-    /// Where the file of the store at `url` lies, and what room is left there.
+    /// The disk on which the file of the store at `url` lies, with the room left there.
     pub fn disk(url: &str) -> Option<Disk> {
         health::sqlite::disk(&place::path(url).ok()?)
     }
 
     /// Writes what was handed over, closes the file and gives the lock up: then the one file is the whole store, unless
-    /// another program has it open. Without it the same happens a little later, if the process lives as long.
+    /// another program has it open. Without this call the same happens a little later, if the process lives that long.
     pub async fn close(&self) {
-        // Before the writer: it copies the log into the file, and nobody may need an older one by then.
+        // Before the writer: it copies the log into the file, and nobody may still read an older state.
         if tokio::time::timeout(BUSY_TIMEOUT, self.readers.close()).await.is_err() {
             tracing::warn!("something still reads the store, which is closed");
         }
         self.writer.close().await;
     }
 
-    /// Bounds the size of the `-wal` file: above it the store answers as on a full disk, until the program has ended that
-    /// reads it in one long transaction.
+    /// Bounds the size of the `-wal` file: above it the store answers as on a full disk, until the program that reads
+    /// it in one long transaction has ended.
     pub fn limit_wal(&self, bytes: u64) {
         self.writer.limit_wal(bytes);
     }
@@ -145,7 +145,7 @@ impl SqliteStore {
         bound.await
     }
 
-    /// Gives the store another number of shards, which nobody else runs; `sinks` are those that events go to.
+    /// Changes the store's number of shards, while nobody else runs it; `sinks` are those that events go to.
     pub async fn reshard(&self, to: u32, sinks: Vec<String>) -> Result<Resharded, ReshardError> {
         let resharded = self.writer.call(move |connection| {
             Box::pin(async move { Ok(reshard::on::sqlite::reshard(connection, to, &sinks).await) })
@@ -179,7 +179,7 @@ impl SqliteStore {
         }
         self.writer.call(move |connection| {
             Box::pin(async move {
-                // To its end: a statement that is reset before may not have been written.
+                // Read to its end: a statement that is reset earlier may not have been written.
                 let rows = query(AssertSqlSafe(sql)).bind(shard).fetch_all(connection).await.map_err(failed)?;
                 rows.first().map_or(Err(missing), decode::shard)
             })
@@ -206,7 +206,7 @@ impl Store for SqliteStore {
                 .writer
                 .call(|connection| Box::pin(async move { schema::prepare(connection, &setup).await }))
                 .await?;
-            // A second call brings the same numbers.
+            // A second call sets the same numbers.
             let _ = self.services.set(identity.services.clone());
             Ok(identity)
         })

@@ -1,6 +1,6 @@
-//! What waits for its time, as it is set, stored and found due: named timers of keys, and keys with waiting messages. Plain
-//! values.
-//! In: what turns set and cancel, who may run. Out: what a store writes, and gives back when it is due.
+//! Timers of keys, and keys with waiting messages, as they are set, stored and found due. Plain values.
+//! In: timers that turns set and cancel, keys that may run. Out: rows that a store writes, and gives back when they are
+//! due.
 
 use std::sync::Arc;
 
@@ -9,7 +9,8 @@ use crate::clock::Millis;
 use crate::handler::SCHEDULE;
 use crate::message::{Message, TakenId};
 
-/// Whose rows may run. Only these are looked for: those of others wait, however many there are.
+/// The services and keys whose rows may run. Only these are looked for, so that the number of other rows does not
+/// matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Runnable {
     /// Services that the program has and that are not paused.
@@ -19,12 +20,12 @@ pub struct Runnable {
 }
 
 impl Runnable {
-    /// Whether rows of this key may run.
+    /// True if rows of this key may run.
     pub fn has(&self, of: &ServiceKey) -> bool {
         self.services.contains(&of.service) && !self.without.contains(of)
     }
 
-    /// The keys of a service that may not.
+    /// The keys of a service that may not run.
     pub(in crate::store) fn without(&self, service: &str) -> impl Iterator<Item = &str> {
         self.without.iter().filter(move |of| *of.service == *service).map(|of| &*of.key)
     }
@@ -35,12 +36,13 @@ impl Runnable {
 pub struct Due {
     /// The keys, longest due first.
     pub keys: Vec<ServiceKey>,
-    /// When the next one after these is due.
+    /// The time at which the next one after these is due.
     pub next: Option<Millis>,
 }
 
 impl Due {
-    /// What is due at `now` of rows in the order of their times, one more than `limit`, so that the last one's is the next.
+    /// The keys due at `now`, from rows in the order of their times; `rows` has one more than `limit`, whose time is
+    /// `next`.
     pub(in crate::store) fn of(
         rows: impl IntoIterator<Item = (Millis, ServiceKey)>,
         now: Millis,
@@ -60,7 +62,7 @@ impl Due {
 
 /// A walk through the keys of the services that may run, page by page, in their order.
 pub(in crate::store) struct KeyWalk {
-    /// What is left, the next service last.
+    /// The services that are left, the next one last.
     services: Vec<Arc<str>>,
     behind: Option<Arc<str>>,
     page: usize,
@@ -76,7 +78,7 @@ impl KeyWalk {
         Self { services, behind, page }
     }
 
-    /// The service whose keys are to be read next, and the key behind which.
+    /// The service whose keys are to be read next, and the key behind which to begin.
     pub(in crate::store) fn place(&self) -> Option<(Arc<str>, Option<Arc<str>>)> {
         Some((self.services.last()?.clone(), self.behind.clone()))
     }
@@ -86,7 +88,7 @@ impl KeyWalk {
         self.behind = Some(key.clone());
     }
 
-    /// A page was read that has so many keys.
+    /// A page was read that has `keys` keys.
     pub(in crate::store) fn read(&mut self, keys: usize) {
         if keys < self.page {
             self.services.pop();
@@ -95,7 +97,7 @@ impl KeyWalk {
     }
 }
 
-/// What waits for a service.
+/// The rows that wait for a service.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OfService {
     /// Rows in `pending`, in the order of their keys and then their own.
@@ -104,7 +106,7 @@ pub struct OfService {
     pub timers: Vec<Timer>,
 }
 
-/// What a shard has of dead letters, as its commits count them.
+/// The number of a shard's dead letters, as its commits count them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Letters {
     /// All of them.
@@ -119,29 +121,29 @@ impl Letters {
     /// Their names among the shard's counters.
     const NAMES: [&str; 3] = ["dead_letters_now", "dead_letters_holding", "dead_letters_refused"];
 
-    /// One, or none: what a letter adds.
+    /// The counts of one letter.
     pub(crate) fn one(id: &TakenId, holds_key: bool) -> Self {
         Self { count: 1, holding: holds_key.into(), refused: id.is_outgoing().into() }
     }
 
-    /// What the last commit counted; nothing where none has: a program before this one wrote it.
+    /// The counts as of the last commit; `None` if an older program wrote it, which did not count them.
     pub(crate) fn stored(counters: &Counters) -> Option<Self> {
         let [count, holding, refused] = Self::NAMES.map(|name| counters.get(name).copied());
         Some(Self { count: count?, holding: holding?, refused: refused? })
     }
 
-    /// Has them stored with the next commit.
+    /// Puts them into the counters that the next commit stores.
     pub(crate) fn store(self, counters: &mut Counters) {
         let counts = [self.count, self.holding, self.refused];
         counters.extend(Self::NAMES.map(str::to_owned).into_iter().zip(counts));
     }
 
-    /// Has them counted anew.
+    /// Removes them from the counters, so that they are counted anew.
     pub(in crate::store) fn forget(counters: &mut Counters) {
         counters.retain(|name, _| !Self::NAMES.contains(&name.as_str()));
     }
 
-    /// As many more.
+    /// The counts, and `more`.
     pub(crate) fn plus(self, more: Self) -> Self {
         Self {
             count: self.count + more.count,
@@ -150,7 +152,7 @@ impl Letters {
         }
     }
 
-    /// As many fewer.
+    /// The counts without `fewer`.
     pub(crate) fn minus(self, fewer: Self) -> Self {
         Self {
             count: self.count.saturating_sub(fewer.count),
@@ -165,7 +167,7 @@ impl Letters {
 pub struct OldLetters {
     /// Those that are old.
     pub letters: Vec<OldLetter>,
-    /// Number of the last one that was looked at; nothing where there was none.
+    /// The number of the last one that was looked at; `None` if there was none.
     pub last: Option<u64>,
 }
 
@@ -191,14 +193,14 @@ pub struct Timer {
     pub of: ServiceKey,
     /// Its name, unique for the key.
     pub name: Arc<str>,
-    /// When it fires.
+    /// The time at which it fires.
     pub due_at: Millis,
-    /// The message that it is then.
+    /// The message that it becomes.
     pub message: Message,
 }
 
 impl Timer {
-    /// Expression and time zone of the schedule that it is the next occurrence of, if it is one.
+    /// The expression and time zone of the schedule whose next occurrence this is, if it is one.
     pub fn schedule(&self) -> Option<&str> {
         self.message.header(SCHEDULE)
     }
@@ -209,8 +211,8 @@ impl Timer {
 pub struct DueTimers {
     /// The timers, longest due first.
     pub timers: Vec<Timer>,
-    /// Whether there are any that are due and may run, those of keys that wait included.
+    /// True if any timers are due and may run, those of keys that wait included.
     pub any: bool,
-    /// When the first of those that are not due yet and may run will be.
+    /// The time of the first timer that is not due yet and may run.
     pub next: Option<Millis>,
 }

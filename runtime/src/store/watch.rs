@@ -22,13 +22,13 @@ impl LogWatch {
         }
     }
 
-    /// Leaves a permit for everyone who ever waited: nobody knows what was appended.
+    /// Leaves a permit for every target that was ever waited for: the appended rows are not known.
     pub(crate) fn all_may_have(&self) {
         let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         targets.values().for_each(|notify| notify.notify_one());
     }
 
-    /// Waits for a permit; takes one that is there already.
+    /// Waits for a permit, or takes one that was left before.
     pub(crate) async fn changed(&self, target: ShardNo) {
         let notify = self.of(target);
         notify.notified().await;

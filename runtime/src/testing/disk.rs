@@ -1,4 +1,4 @@
-//! The store as a simulated owner reaches it: away at times, its answers lost at times.
+//! The store as a simulated owner reaches it: sometimes away, its answers sometimes lost.
 //! In: commits. Out: outcomes; commits that were written, for the witness.
 
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use crate::store::{Commit, Outcome};
 /// The store, and the line to it.
 pub(super) struct Disk {
     pub(super) store: Arc<MemoryStore>,
-    /// Until then (in microseconds) nothing can be read or written.
+    /// The time (in microseconds) until which nothing can be read or written.
     pub(super) away_until: u64,
 }
 
-/// What became of a commit.
+/// The result of an attempt to commit.
 pub(super) struct Attempted {
     pub(super) outcome: Outcome,
-    /// It is still on its way, although its answer was given up on.
+    /// True if it is still on its way, although its answer was given up on.
     pub(super) late: bool,
 }
 
@@ -58,7 +58,7 @@ impl Disk {
         }
     }
 
-    /// Writes a commit, and has the witness look at it.
+    /// Writes a commit, and shows it to the witness.
     pub(super) fn apply(&self, plan: &Plan, commit: &Commit, witness: &mut Witness) -> Result<Outcome, String> {
         let stale = witness.epochs.get(&commit.shard) != Some(&commit.epoch);
         let before = stale.then(|| self.waiting());

@@ -1,4 +1,4 @@
-//! What becomes of a message's turns, drawn from the seed and the message alone: the same after any crash.
+//! The fates of messages' turns, drawn from the seed and the message alone, so that they are the same after any crash.
 //! In: a seed, a service, a message id. Out: its fate.
 
 use std::collections::HashMap;
@@ -10,26 +10,26 @@ use crate::message::murmur2;
 
 use super::plan::{Faults, PROBE};
 
-/// What is to happen to the turns of one message.
+/// The fate of the turns of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Nothing.
+    /// Nothing goes wrong.
     Fine,
     /// Its first attempts fail.
     Retry(u32),
-    /// It is put off so many times.
+    /// It is put off this many times.
     Defer(u32),
     /// Its first attempts end with their actor.
     Panic(u32),
-    /// It finds what it needs unavailable, so many times.
+    /// It finds what it needs unavailable, this many times.
     Unavailable(u32),
     /// It is rejected.
     Reject,
     /// All its attempts fail.
     Hopeless,
-    /// The store refuses what it wrote, so many times.
+    /// The store refuses what it wrote, this many times.
     Refused(u32),
-    /// The store refuses what it wrote, always; and says whether it is for good.
+    /// The store always refuses what it wrote, and says whether that is for good.
     Unwritable(bool),
 }
 
@@ -52,13 +52,13 @@ impl Fate {
         }
     }
 
-    /// Whether a sink refuses this event.
+    /// True if a sink refuses this event.
     pub(super) fn is_refused(seed: u64, faults: Faults, sink: &str, id: &str) -> bool {
         let scope = u64::from(murmur2(sink.as_bytes())) << 32 | u64::from(murmur2(id.as_bytes()));
         faults.sinks && Dice::seeded(seed ^ scope).below(40) == 0
     }
 
-    /// Whether it can only end as a dead letter.
+    /// True if it can only end as a dead letter.
     pub(super) fn is_deadly(self) -> bool {
         match self {
             Self::Reject | Self::Hopeless | Self::Unwritable(_) => true,
@@ -69,7 +69,7 @@ impl Fate {
     }
 }
 
-/// What the store is told to refuse.
+/// The rows that the store is told to refuse.
 #[derive(Debug)]
 pub(super) struct Refusals {
     seed: u64,
@@ -89,7 +89,7 @@ impl Refusals {
         }
     }
 
-    /// Why the row is refused, if it is, and whether it always will be.
+    /// The reason for which the row is refused, if it is, and whether that is for good.
     pub(super) fn check(&self, row: &RowWrite) -> Option<(bool, String)> {
         if row.table.name != PROBE.name || !self.faults.refusals {
             return None;
@@ -104,7 +104,7 @@ impl Refusals {
             Fate::Refused(times) => {
                 let seen = state.1.entry(row.key.clone()).or_insert(0);
                 *seen += 1;
-                // A turn is refused with its batch, then alone: what is run again for it has a row of its own.
+                // A turn is refused with its batch, then alone: each run of it has a row of its own.
                 let turns = state.1.keys().filter(|key| key.starts_with(&prefix(&service, &id))).count();
                 (turns <= times as usize).then(|| (false, format!("the row of {id} is refused this time")))
             }

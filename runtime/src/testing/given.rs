@@ -1,5 +1,5 @@
 //! One handler, given / when / then.
-//! In: a handler, a state, messages. Out: what the last turn did, compared with what it should have done.
+//! In: a handler, a state, messages. Out: the effects of the last turn, compared with the expected ones.
 
 use std::cell::OnceCell;
 
@@ -73,7 +73,7 @@ pub struct Given<H: Handler> {
     now: Millis,
     limits: TurnLimits,
     turns: u64,
-    /// The key of the last message that was no answer.
+    /// The key of the last message that was not an answer.
     key: String,
 }
 
@@ -93,7 +93,7 @@ pub struct Then<H: Handler> {
 }
 
 impl<H: Handler> Given<H> {
-    /// This handler, with the state of a key that nothing has happened to.
+    /// The handler, with the state of a new key.
     ///
     /// ```
     /// # use perkey::{json, testing::Given};
@@ -261,7 +261,7 @@ impl<H: Handler> Given<H> {
         self
     }
 
-    /// Handles this message, given as what becomes its JSON. Its id is `message-1`, or counts on behind those before.
+    /// Handles a message, given as a value that becomes its JSON. Its id is `message-1`, `message-2`, and so on.
     ///
     /// ```
     /// # use perkey::{json, testing::Given};
@@ -292,7 +292,7 @@ impl<H: Handler> Given<H> {
         self.turn("given", payload, content_type)
     }
 
-    /// Handles the answer to what was asked under this name, in the same way.
+    /// Handles the answer to the request that was made under this name, as [`Given::when`] handles a message.
     ///
     /// ```
     /// # use perkey::{Answer, Fault, Handler, Key, Outcome, Turn, json, testing::Given};

@@ -1,5 +1,5 @@
 //! One owner of a shard under simulation: its ledger, its actors, its ends of the sources.
-//! In: what the world decided. Out: nothing by itself; the world performs.
+//! In: the world's decisions. Out: nothing by itself; the world performs.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -28,7 +28,7 @@ pub(super) enum Lane {
     Gates,
 }
 
-/// Something on its way to an owner. What a child says counts only while that child lives: its generation comes with it.
+/// A message on its way to an owner. One from a child counts only while that child lives: its generation comes with it.
 pub(super) enum Told {
     Event(Event),
     Fetched(u16, u32, Vec<Arrival>),
@@ -38,7 +38,7 @@ pub(super) enum Told {
     CommitEnded(u32, Epoch, u64, Outcome),
     CommitterBack,
     DispatcherBack(u16),
-    /// What became of an event; nothing where the sink does not take it for the moment.
+    /// The answer to an event; `None` if the sink does not take it at the moment.
     Answered(u16, u32, (InFlight, Outgoing), Option<SinkAnswer>),
     Tick,
 }
@@ -57,13 +57,13 @@ pub(super) struct Ingress {
 #[derive(Default)]
 pub(super) struct Outlet {
     pub(super) handover: Handover,
-    /// None while it is dead.
+    /// The publisher; `None` while the dispatcher is dead.
     pub(super) publisher: Option<Publisher>,
     /// Rises when it dies, and when its end of the sink is opened anew.
     pub(super) generation: u32,
-    /// What may go when; none before the first publisher.
+    /// The pace of the events; `None` before the first publisher.
     pub(super) pace: Option<Pace<Outgoing>>,
-    /// On its way to the broker.
+    /// Events on their way to the broker.
     pub(super) wire: VecDeque<(InFlight, Outgoing)>,
     pub(super) pumping: bool,
     pub(super) delivering: bool,
@@ -73,9 +73,9 @@ pub(super) struct Outlet {
 pub(super) struct Owner {
     pub(super) shard: ShardNo,
     pub(super) ledger: Ledger,
-    /// Another one took over: it does not know.
+    /// True if another one took over, which it does not know.
     pub(super) zombie: bool,
-    /// Until then (in microseconds) it stands still.
+    /// The time (in microseconds) until which it stands still.
     pub(super) frozen_until: u64,
     pub(super) draining: bool,
     pub(super) workers: Vec<Worker>,
@@ -83,7 +83,7 @@ pub(super) struct Owner {
     pub(super) outlets: Vec<Outlet>,
     /// Rises with each new committer.
     pub(super) committer: u32,
-    /// The committer is dead and the next one is not there.
+    /// True if the committer is dead and the next one has not started.
     pub(super) committer_down: bool,
     pub(super) ticks: u64,
     lanes: HashMap<Lane, u64>,
@@ -107,14 +107,14 @@ impl Owner {
         }
     }
 
-    /// When something that is sent now on `lane` and takes `delay` arrives: never before what was sent earlier.
+    /// The time at which something sent now on `lane` arrives, if it takes `delay`: never before what was sent earlier.
     pub(super) fn arrival(&mut self, lane: Lane, now: u64, delay: u64) -> u64 {
         let last = self.lanes.entry(lane).or_insert(0);
         *last = (*last + 1).max(now + delay);
         *last
     }
 
-    /// The actor dies: its state and what it had still to say are gone.
+    /// Kills an actor: its state and its unsent messages are gone.
     pub(super) fn kill(&mut self, actor: ActorIx) -> bool {
         let Some(worker) = self.workers.get_mut(actor as usize).filter(|worker| worker.alive) else { return false };
         worker.alive = false;

@@ -1,4 +1,4 @@
-//! Performs what ledgers decide, each thing after its own delay, and carries questions and commits to the store.
+//! The performance of ledgers' decisions, each after its own delay, with questions and commits carried to the store.
 //! In: actions. Out: events of the world, answers for ledgers.
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::ledger::protocol::{self, Action, ActorIx, Answer, Question};
 use crate::store::Commit;
 
 impl World {
-    /// Performs what the ledger has decided by now.
+    /// Performs the actions that the ledger has decided so far.
     pub(super) fn perform(&mut self, id: OwnerId) -> Result<(), String> {
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let actions = owner.ledger.actions();
@@ -56,12 +56,12 @@ impl World {
                     }
                 }
                 Action::Publish(commit) => self.hand_over(id, &commit),
-                Action::AskPermit(service, again) => {
-                    self.gates.ask(id as u64, service, again);
+                Action::AskPermit(line, again) => {
+                    self.gates.ask(id as u64, line, again);
                     self.permit();
                 }
-                Action::PermitEnded(service, ended) => {
-                    self.gates.ended(id as u64, service, ended, self.clock.now());
+                Action::PermitEnded(line, ended) => {
+                    self.gates.ended(id as u64, line, ended, self.clock.now());
                     self.permit();
                 }
                 Action::Drained | Action::Stop(_) => self.leave(id),

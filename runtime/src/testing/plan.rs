@@ -1,5 +1,5 @@
-//! What stays the same while a simulation runs.
-//! In: handlers, settings, which faults are wanted. Out: configurations for ledgers and runs.
+//! The constant part of a simulation.
+//! In: handlers, settings, the wanted faults. Out: configurations for ledgers and runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub(super) const SOURCES: [&str; 4] = [embedded::NAME, "log", "queue", INTAKE];
 /// Name of the simulated table.
 pub(super) const INTAKE: &str = "intake";
 
-/// One row for each turn that counted; the simulator reads from it which turns those were.
+/// The table with a row for each turn that counted, from which the simulator learns which turns those were.
 pub(super) const PROBE: Table = Table {
     name: "simulation_effects",
     columns: &[
@@ -39,7 +39,7 @@ pub(super) const PROBE: Table = Table {
     indexes: &[],
 };
 
-/// Which kinds of faults a simulation draws from its seed.
+/// The kinds of faults that a simulation draws from its seed.
 ///
 /// ```
 /// use perkey::testing::Faults;
@@ -51,7 +51,7 @@ pub(super) const PROBE: Table = Table {
 pub struct Faults {
     /// A shard's owner dies, with a commit in hand or not, and another one takes over.
     pub crashes: bool,
-    /// An owner stands still, is taken over from, and goes on as if nothing had been.
+    /// An owner stands still, is taken over from, and goes on as if nothing had happened.
     pub freezes: bool,
     /// Key actors, committers, ingresses and dispatchers die.
     pub children: bool,
@@ -63,7 +63,7 @@ pub struct Faults {
     pub duplicates: bool,
     /// Turns of some messages fail: tried again, deferred, rejected, or dead with their actor.
     pub turns: bool,
-    /// Shards are given up in order and taken again.
+    /// Shards are drained and taken again.
     pub drains: bool,
     /// Operators replay and discard dead letters, pause and resume services and keys while everything runs.
     pub operators: bool,
@@ -72,7 +72,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// All of them.
+    /// All faults.
     pub fn all() -> Self {
         Self {
             crashes: true,
@@ -88,7 +88,7 @@ impl Faults {
         }
     }
 
-    /// None: everything goes well.
+    /// No faults: everything goes well.
     pub fn none() -> Self {
         Self {
             crashes: false,
@@ -121,7 +121,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// How much of a shard's events may be on its way to one sink.
+    /// The bounds on a shard's events that are on their way to one sink.
     pub(super) fn window(&self) -> Window {
         let (settings, ends) = (&self.settings, self.sources.len() + self.sinks.len());
         Window { events: settings.outbox.window, bytes: settings.memory.share(settings.ownership.shards, ends) }
@@ -169,7 +169,7 @@ impl Plan {
         })
     }
 
-    /// Whether ids are remembered for as long as it runs: copies are recognised by them.
+    /// True if ids are remembered for as long as it runs: copies are recognised by them.
     pub(super) fn remembers(&self) -> bool {
         let default = Settings::default().dedup;
         self.settings.dedup.max_ids >= default.max_ids && self.settings.dedup.window >= default.window
@@ -192,14 +192,14 @@ impl Plan {
         Ledger::new(config, taken, inbox, now)
     }
 
-    /// The id of a message as `service` takes it; one of no service has a scope of its own.
+    /// The id of a message as `service` takes it; a message without a service has a scope of its own.
     pub(super) fn taken_id(&self, service: Option<u16>, message: &crate::Message) -> TakenId {
         let number = service.map_or(u16::MAX, |service| self.services[service as usize].number);
         TakenId::of(message, number, &self.hash_key)
     }
 }
 
-/// The gates of a program that is simulated.
+/// The gates of a simulated program.
 pub(super) fn gates(handlers: &Handlers, settings: &Settings, seed: u64) -> Gates {
     Gates::new(&handlers.needs(), settings, seed)
 }

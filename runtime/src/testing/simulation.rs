@@ -1,4 +1,4 @@
-//! The whole pipeline in memory, on virtual time, with whatever goes wrong drawn from a seed.
+//! The whole pipeline in memory, on virtual time, with faults drawn from a seed.
 //! In: handlers, messages, settings, a seed. Out: a report, or the first promise that was broken.
 
 use std::collections::{BTreeMap, HashSet};
@@ -21,14 +21,14 @@ use crate::store::memory::MemoryStore;
 use crate::transport::embedded::EmbeddedLog;
 use crate::transport::{Content, Delivery, Transport};
 
-/// When simulated time begins, in milliseconds since the epoch.
+/// The time at which a simulation begins, in milliseconds since the epoch.
 const START: u64 = 1_000_000;
 
 /// A simulation of a program with all its shards, sources and handlers.
 ///
-/// Everything that happens, and when, follows from the seed: one that fails can be run again. Whatever the faults,
-/// each message must count once for each service that takes it, or end as a dead letter; those of one key and one
-/// origin in their order; and nothing may be acknowledged before it is durable.
+/// All events and their times follow from the seed: a simulation that fails can be run again. Whatever the faults, each
+/// message must count once for each service that takes it, or end as a dead letter; those of one key and one origin in
+/// their order; and nothing may be acknowledged before it is durable.
 ///
 /// ```
 /// use perkey::testing::Simulation;
@@ -88,13 +88,13 @@ pub struct Simulation {
 pub struct Broken {
     /// The seed that shows it.
     pub seed: u64,
-    /// When.
+    /// The simulated time at which it was broken.
     pub after: Duration,
-    /// Which, and how.
+    /// The promise, and how it was broken.
     pub problem: String,
 }
 
-/// What a simulation came to.
+/// The result of a simulation.
 #[derive(Clone)]
 pub struct Report {
     store: Arc<MemoryStore>,
@@ -104,7 +104,7 @@ pub struct Report {
 }
 
 impl Simulation {
-    /// A simulation with this seed: all faults, and settings drawn from the seed that make every bound be reached.
+    /// A simulation with this seed: all faults, and settings drawn from the seed under which every bound is reached.
     pub fn new(seed: u64) -> Self {
         Self {
             seed,
@@ -129,14 +129,14 @@ impl Simulation {
         self
     }
 
-    /// Only these faults.
+    /// Draws only these faults.
     #[must_use]
     pub fn faults(mut self, faults: Faults) -> Self {
         self.faults = faults;
         self
     }
 
-    /// Messages for a service. Those of one key come in this order.
+    /// Adds messages for a service. Those of one key come in this order.
     #[must_use]
     pub fn messages(mut self, service: &str, messages: impl IntoIterator<Item = Message>) -> Self {
         let service: Arc<str> = service.into();
@@ -144,7 +144,7 @@ impl Simulation {
         self
     }
 
-    /// Whatever a source can hand over: messages that bindings route, bytes that are none.
+    /// Adds anything that a source can hand over: messages that bindings route, and bytes that are not messages.
     #[must_use]
     pub fn contents(mut self, contents: impl IntoIterator<Item = Content>) -> Self {
         self.contents.extend(contents);
@@ -153,8 +153,7 @@ impl Simulation {
 
     /// Runs it to its end.
     ///
-    /// # Panics
-    /// When a promise was broken; the message says which, and how to run the same again.
+    /// # Panics If a promise was broken; the message says which, and how to run the same again.
     #[track_caller]
     #[expect(clippy::panic, reason = "a broken promise fails the test that simulates")]
     pub fn run(self) -> Report {
@@ -170,7 +169,7 @@ impl Simulation {
         self.try_run_on(Arc::new(MemoryStore::new()))
     }
 
-    /// The same on a store that the caller has prepared in some way.
+    /// Runs it to its end, or to the first promise that is broken, on a store that the caller has prepared.
     pub fn try_run_on(self, store: Arc<MemoryStore>) -> Result<Report, Broken> {
         let seed = self.seed;
         let broken = |problem| Broken { seed, after: Duration::ZERO, problem };
@@ -212,7 +211,7 @@ impl Simulation {
     }
 }
 
-/// What the sources will hand over.
+/// The contents that the sources will hand over.
 struct Stock<'a> {
     plan: &'a Plan,
     log: SimTransport,
@@ -230,7 +229,7 @@ impl<'a> Stock<'a> {
         Self { plan, log, queue, table, witness: Witness::default(), horizon }
     }
 
-    /// Puts a content where its key belongs, and at times a copy of it somewhere else.
+    /// Puts a content where its key belongs, and sometimes a copy of it somewhere else.
     fn put(&mut self, at: u64, content: &Content, dice: &mut Dice) {
         let home = murmur2(key(content).as_bytes()) >> 8;
         self.append(home, at, content);
@@ -250,7 +249,7 @@ impl<'a> Stock<'a> {
         };
         // The table's rows have one number for all of a shard.
         let origin: Arc<str> = if index == 3 { INTAKE.into() } else { format!("origin-{}", place / 5 % 3).into() };
-        // Some keys lie where they do not belong, as in a topic with another number of partitions.
+        // Some messages lie where their key does not belong, as in a topic with another number of partitions.
         let (shards, astray) = (self.plan.shards(), murmur2(key(content).as_bytes()) >> 16);
         let shard = (shard_of(key(content), shards) + u32::from(astray.is_multiple_of(4))) % shards;
         let position = source.append(shard, &origin, START + at, content.clone());
@@ -274,7 +273,7 @@ fn key(content: &Content) -> &str {
     }
 }
 
-/// Settings under which a few hundred messages meet every bound.
+/// Settings under which a few hundred messages reach every bound.
 fn small(dice: &mut Dice) -> Settings {
     let mut draw = |from: u64, to: u64| from + dice.below(to - from + 1);
     let mut settings = Settings::default();
@@ -316,12 +315,12 @@ impl Report {
         &self.effects
     }
 
-    /// How often what happened.
+    /// The number of times that each thing happened.
     pub fn seen(&self) -> &Seen {
         &self.seen
     }
 
-    /// How much time passed for the simulated program.
+    /// The time that passed for the simulated program.
     pub fn simulated(&self) -> Duration {
         self.simulated
     }
@@ -343,8 +342,8 @@ impl Report {
         self.store.dead_letters().into_values().map(|letter| letter.message).collect()
     }
 
-    /// The payloads of the events of one type, by key, in the order in which they were emitted; each once, also when
-    /// an operator had one published again.
+    /// The payloads of the events of one type, by key, in the order in which they were emitted; each once, even if an
+    /// operator had one published again.
     pub fn events(&self, kind: &str) -> BTreeMap<String, Vec<serde_json::Value>> {
         let mut events: BTreeMap<_, Vec<_>> = BTreeMap::new();
         let mut known = HashSet::new();

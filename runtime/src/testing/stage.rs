@@ -1,5 +1,6 @@
-//! Several handlers together on virtual time: what a saga's author tests with.
-//! In: handlers, messages, time that passes, kills. Out: states, rows, events, timers and dead letters as they are by then.
+//! Several handlers together on virtual time, for tests of sagas.
+//! In: handlers, messages, time that passes, kills. Out: states, rows, events, timers and dead letters as they are
+//! then.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,10 +35,10 @@ const OUTSIDE_WITHIN: u64 = 60_000_000;
 
 /// A program with all its handlers, in memory and on virtual time.
 ///
-/// Messages take the way that they take in a running program: the same ledgers, commits, timers, retries, circuit breakers
-/// and answers. Time passes only by [`Stage::advance`], for retries, and for what handlers wait with
-/// [`crate::sleep`]; what happens, and in which order, follows from the seed. A broken promise of Perkey's fails the
-/// test.
+/// Messages take the way that they take in a running program: the same ledgers, commits, timers, retries, circuit
+/// breakers and answers. Time passes only by [`Stage::advance`], for retries, and while handlers wait with
+/// [`crate::sleep`]; what happens, and in which order, follows from the seed. If Perkey breaks a promise, the test
+/// fails.
 ///
 /// ```
 /// use std::time::Duration;
@@ -136,8 +137,8 @@ impl Stage {
         }
     }
 
-    /// Lets a shard's owner die at about one of so many steps from now on, and another one takes over: whatever is under way,
-    /// between a turn and its commit, too. 0: no more.
+    /// Lets a shard's owner die at about one of `one_in` steps from now on, at any moment, also between a turn and its
+    /// commit; another one takes over. 0 ends this.
     ///
     /// ```
     /// # use perkey::{Handlers, json, testing::Stage};
@@ -152,8 +153,8 @@ impl Stage {
         self
     }
 
-    /// Sends a message to the key that its handler gives it, given as what becomes its JSON. Its id is `message-1`, or
-    /// counts on behind those before.
+    /// Sends a message to the key that its handler gives it. It is given as a value that becomes its JSON; its id is
+    /// `message-1`, `message-2`, and so on.
     ///
     /// ```
     /// # use perkey::{Handlers, json, testing::Stage};
@@ -169,7 +170,7 @@ impl Stage {
         self.send_as::<H>(&id, message)
     }
 
-    /// Sends a message under this id: a message with an id that was there before is a copy, and changes nothing.
+    /// Sends a message under this id: a second message with the same id is a copy, and changes nothing.
     ///
     /// ```
     /// # use perkey::{Handlers, json, testing::Stage};
@@ -196,8 +197,8 @@ impl Stage {
         self
     }
 
-    /// Runs until nothing is in hand and nothing is to be tried again. Timers do not count: see [`Stage::advance`]. What
-    /// waits for something outside that is not available is waited for a minute.
+    /// Runs until nothing is in hand and nothing is to be tried again. Timers do not count: see [`Stage::advance`].
+    /// Messages that need something outside which is not available are waited for a minute.
     ///
     /// ```
     /// # use perkey::{Handlers, json, testing::Stage};
@@ -222,7 +223,8 @@ impl Stage {
         }
     }
 
-    /// Lets this much time pass, with all that comes due in it. What is under way by then goes on with the next call.
+    /// Lets this much time pass, with all that comes due in it. Work that is under way by then goes on with the next
+    /// call.
     ///
     /// ```
     /// # use perkey::{Handlers, json, testing::Stage};
@@ -342,7 +344,7 @@ impl Stage {
         timers
     }
 
-    /// The number of messages that wait durably: for another attempt, for something outside, or behind such a one.
+    /// The number of messages that wait durably: for another attempt, for something outside, or behind such a message.
     ///
     /// ```
     /// # use perkey::{Handlers, json, testing::Stage};
@@ -359,7 +361,7 @@ impl Stage {
         &self.world.disk.store
     }
 
-    /// Runs what is in hand; says what still is at `end`.
+    /// Runs what is in hand; returns the work that is left at `end`.
     #[track_caller]
     fn settle(&mut self, end: u64) -> Option<String> {
         loop {
@@ -371,7 +373,7 @@ impl Stage {
         }
     }
 
-    /// Lets time pass up to `to`; where nothing happens for long, at once.
+    /// Lets time pass up to `to`, in one leap where nothing happens.
     #[track_caller]
     fn run_to(&mut self, to: u64) {
         while self.world.now < to {
@@ -383,7 +385,7 @@ impl Stage {
         }
     }
 
-    /// Some steps, none of them after `end`.
+    /// Performs some steps, none of them after `end`.
     #[track_caller]
     fn steps(&mut self, end: u64) {
         for _ in 0..STEPS {

@@ -1,4 +1,4 @@
-//! What happens around a ledger: it is told things, its actors work, its sources are read.
+//! The surroundings of a ledger: it is told things, its actors work, its sources are read.
 //! In: events of the world. Out: decisions of ledgers, performed; runs; deliveries.
 
 use futures_util::FutureExt;
@@ -13,7 +13,7 @@ use crate::ledger::protocol::{ActorIx, Event, ReaderKind, RunOrder, RunReport};
 const TICKS_PER_LOOK: u64 = 5;
 
 impl World {
-    /// A ledger is told something, and what it decides is performed.
+    /// Tells a ledger something, and performs its decisions.
     pub(super) fn tell(&mut self, id: OwnerId, told: Told) -> Result<(), String> {
         let now = self.clock.now();
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
@@ -49,7 +49,7 @@ impl World {
         self.perform(id)
     }
 
-    /// An event happens to the owner's actors as well as to its ledger.
+    /// Lets an event happen to the owner's actors and to its ledger.
     fn happens(&mut self, id: OwnerId, event: Event) {
         let now = self.clock.now();
         let Some(owner) = self.owners[id].as_mut() else { return };

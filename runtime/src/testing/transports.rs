@@ -1,5 +1,5 @@
-//! Simulated sources: a log that is read from a position, and a queue that hands over again what was not acknowledged.
-//! Simulated sinks, and the dispatchers' way to them.
+//! Simulated sources: a log that is read from a position, a queue that hands over again what was not acknowledged, and
+//! a table. Simulated sinks, and the dispatchers' way to them.
 //! In: contents with the time from which they can be read; commits. Out: deliveries, each origin's in order; events as
 //! a broker has them, or the first promise about them that was broken.
 
@@ -31,14 +31,14 @@ struct Shelf {
     acknowledged: BTreeMap<ShardNo, Positions>,
 }
 
-/// How a simulated source knows what is done with.
+/// The ways in which a simulated source knows which messages are done.
 #[derive(Clone)]
 pub(super) enum Kind {
     /// By the positions it is opened with.
     Log,
-    /// By what was acknowledged.
+    /// By the acknowledged messages.
     Queue,
-    /// By what the store has taken in.
+    /// By the rows that the store has taken in.
     Table(Arc<MemoryStore>),
 }
 
@@ -134,7 +134,7 @@ impl Source for SimSource {
 }
 
 impl World {
-    /// A dispatcher is there, for the first time or again.
+    /// Starts a dispatcher, for the first time or again.
     pub(super) fn start_outlet(&mut self, id: OwnerId, sink: u16) {
         let Some(owner) = self.owners[id].as_mut() else { return };
         let (bindings, window) = (self.plan.bindings.clone(), self.plan.window());
@@ -180,7 +180,7 @@ impl World {
         }
     }
 
-    /// One step of a dispatcher.
+    /// Performs one step of a dispatcher.
     pub(super) fn pump(&mut self, id: OwnerId, sink: u16) -> Result<(), String> {
         let (store_away, sink_away) = (self.now < self.disk.away_until, self.now < self.sinks_away_until);
         let broken = self.plan.faults.sinks && self.now < self.trouble_until && self.dice.below(40) == 0;
@@ -199,7 +199,7 @@ impl World {
             let read = self.disk.store.outbox(shard, page.from, page.after, page.commits).now_or_never();
             let rows = read.ok_or("the store in memory answers at once")?.map_err(|error| error.to_string())?;
             let lacks = publisher.paged(page, &rows) > 0 || rows.is_empty();
-            // Whoever took over from one that does not know has published more, and removed it.
+            // If this owner is a zombie, its successor may have published more, and removed it.
             if lacks && !owner.zombie {
                 return Err(format!("shard {shard}: the store lacks events after {}", page.after));
             }
@@ -242,7 +242,7 @@ impl World {
         }
     }
 
-    /// What was handed over first reaches the broker; its answers travel each by themselves.
+    /// Lets the events that were handed over first reach the broker; each of its answers travels by itself.
     pub(super) fn deliver(&mut self, id: OwnerId, sink: u16, generation: u32) -> Result<(), String> {
         let count = usize::try_from(1 + self.dice.below(4)).unwrap_or(1);
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };

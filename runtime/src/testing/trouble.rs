@@ -1,4 +1,4 @@
-//! What goes wrong in a simulated world, and when it is over.
+//! The troubles of a simulated world, and its end.
 //! In: dice. Out: deaths, freezes, outages, operators' commands; the end.
 
 use futures_util::FutureExt;
@@ -11,15 +11,15 @@ use crate::message::ShardNo;
 use crate::store::Store;
 use crate::store::query::{Action, DeadFilter, NewCommand, OpenCommand, Queries, Scope};
 
-/// Between two looks at whether everything is done, in microseconds.
+/// The time between two looks at whether everything is done, in microseconds.
 const LOOK: u64 = 100_000;
-/// How long messages may wait for an operator before one comes.
+/// The time for which messages may wait before an operator comes, in microseconds.
 const PATIENCE: u64 = 20_000_000;
-/// When a simulation that is not done counts as stuck.
+/// The time after which a simulation that is not done counts as stuck, in microseconds.
 const STUCK: u64 = 400_000_000;
 
 impl World {
-    /// Something goes wrong, and the next time is set.
+    /// Lets something go wrong, and schedules the next trouble.
     pub(super) fn trouble(&mut self) -> Result<(), String> {
         if self.now >= self.trouble_until {
             return Ok(());
@@ -71,7 +71,7 @@ impl World {
     fn kill_actor(&mut self, id: OwnerId) {
         let Some(owner) = self.owners[id].as_mut() else { return };
         let actor = ActorIx::try_from(self.dice.below(owner.workers.len() as u64)).unwrap_or(0);
-        // What it said before it died arrives before the news of its death; or it had not said it yet.
+        // Its last messages arrive before the news of its death, or were not sent yet.
         let silent = self.dice.below(2) == 0;
         let alive = owner.workers.get(actor as usize).is_some_and(|worker| worker.alive);
         if !alive || silent && !owner.kill(actor) {
@@ -96,16 +96,16 @@ impl World {
         if ingress.source.take().is_none() {
             return;
         }
-        // What it had fetched arrives, or dies with it.
+        // Its fetched messages arrive, or die with it.
         ingress.generation += u32::from(self.dice.below(2) == 0);
         self.witness.stats.deaths += 1;
         let source = u16::try_from(source).unwrap_or(0);
         self.told(id, Lane::Ingress(source), 20_000, Told::IngressBack(source));
     }
 
-    /// An operator acts on dead letters: of one key, or of all.
+    /// Lets an operator act on dead letters: of one key, or of all.
     fn operate(&mut self, key: Option<(u16, String)>) -> Result<(), String> {
-        // Replayed for ever, a message that its handler rejects would hold its key for ever.
+        // A rejected message that is always replayed would hold its key for ever.
         let discard = self.dice.below(4) == 0;
         let action = if discard { Action::Discard } else { Action::Replay };
         let filter = match key {
@@ -116,12 +116,12 @@ impl World {
             },
             None => DeadFilter::default(),
         };
-        // Otherwise it would chase what it replayed.
+        // Otherwise it would chase the messages that it replayed.
         let filter = DeadFilter { until: Some(self.clock.now()), ..filter };
         self.command(action, filter)
     }
 
-    /// An operator pauses a service, or a key that something was handled of.
+    /// Lets an operator pause a service, or a key that has a state.
     fn pause(&mut self) -> Result<(), String> {
         let keys: Vec<_> = self.disk.store.states().into_keys().collect();
         let services = self.plan.services.len() as u64;
@@ -139,7 +139,7 @@ impl World {
         self.command(Action::Pause(scope), DeadFilter::default())
     }
 
-    /// An operator resumes what was paused last.
+    /// Lets an operator resume what was paused last.
     fn resume(&mut self) -> Result<(), String> {
         let Some(scope) = self.paused.pop() else { return Ok(()) };
         self.command(Action::Resume(scope), DeadFilter::default())
@@ -192,7 +192,7 @@ impl World {
         Ok(())
     }
 
-    /// What is still to be done, if anything is.
+    /// The work that is still to be done, if any.
     fn busy(&self) -> Option<String> {
         let held = self.witness.held();
         let pending = self.disk.store.pending().into_values();
@@ -211,7 +211,7 @@ impl World {
         (self.plan.handlers.index_of(service).unwrap_or(u16::MAX), key.to_owned())
     }
 
-    /// When the next attempt at a message is due, in microseconds since the start.
+    /// The time at which the next attempt at a message is due, in microseconds since the start.
     pub(super) fn next_retry(&self) -> Option<u64> {
         let held = self.witness.held();
         let rows = self.disk.store.pending().into_values();
@@ -219,7 +219,7 @@ impl World {
         rows.filter_map(|row| row.due_at).min().map(|at| self.micros(at))
     }
 
-    /// When the next attempt or timer is due.
+    /// The time at which the next attempt or timer is due.
     pub(super) fn next_due(&self) -> Option<u64> {
         let mut waits: std::collections::BTreeSet<_> = self.witness.held().into_keys().collect();
         waits.extend(self.disk.store.pending().into_values().map(|row| self.place(&row.service, &row.key)));
@@ -234,7 +234,7 @@ impl World {
         if at >= now { self.now.saturating_add((at - now).saturating_mul(1_000)) } else { self.now }
     }
 
-    /// Whether messages wait for something outside, and not for their time.
+    /// True if messages wait for something outside, and not for their time.
     pub(super) fn blocked(&self) -> bool {
         let held = self.witness.held();
         let rows = self.disk.store.pending();
@@ -244,7 +244,7 @@ impl World {
         places.any(|place| !timed.contains(&place) && !held.contains_key(&place))
     }
 
-    /// What is in hand or to be read, if anything is: what waits for its time is not.
+    /// The work that is in hand or to be read, if any: messages that wait for their time do not count.
     pub(super) fn restless(&self) -> Option<String> {
         if !self.witness.all_passed() {
             let owners = self.current.iter().map(|id| self.describe(*id)).collect::<Vec<_>>();

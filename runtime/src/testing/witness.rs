@@ -1,5 +1,5 @@
-//! Sees every commit as it is written, and checks it against everything written before.
-//! In: commits, acknowledgements, what was delivered. Out: the first promise that was broken.
+//! The witness, which sees every commit as it is written and checks it against everything written before.
+//! In: commits, acknowledgements, deliveries. Out: the first promise that was broken.
 
 mod above;
 mod seen;
@@ -47,11 +47,11 @@ struct Expected {
     service: Option<u16>,
     key: String,
     id: String,
-    /// Where it was first delivered: shard, source, origin, place.
+    /// The place where it was first delivered: shard, source, origin, position.
     place: (ShardNo, u16, Arc<str>, Position),
-    /// It has copies elsewhere, so its place says nothing about its order.
+    /// True if it has copies elsewhere, so that its place says nothing about its order.
     unordered: bool,
-    /// It became a dead letter without its fate or its handler having asked for it.
+    /// True if it may become a dead letter although its fate does not ask for that.
     may_die: bool,
     end: End,
 }
@@ -67,12 +67,12 @@ struct Probe {
 #[derive(Debug, Default)]
 struct Track {
     entries: Vec<(Position, Vec<TakenId>)>,
-    /// So many from the front are durable; or these numbers, where there is no order.
+    /// The number of entries from the front that are durable; without order, `numbers` are.
     passed: usize,
     numbers: HashSet<u64>,
 }
 
-/// What was seen.
+/// The witness of a simulation.
 #[derive(Debug, Default)]
 pub(super) struct Witness {
     pub(super) stats: Seen,
@@ -87,15 +87,15 @@ pub(super) struct Witness {
     held: HashMap<(u16, String), u64>,
     last: HashMap<(u16, String, ShardNo, u16, Arc<str>), Position>,
     timers: timers::Timers,
-    /// Passed on to their shards, in a log row.
+    /// The messages that were passed on to their shards, in a log row.
     onward: HashSet<TakenId>,
     healed: bool,
-    /// By sink.
+    /// The topics, by sink.
     pub(super) topics: Vec<Topic>,
 }
 
 impl Witness {
-    /// A source has this at a place; for each service that takes it. Nothing is taken of what no binding wants.
+    /// A source has these messages at a place, one for each service that takes it; none where no binding wants it.
     pub(super) fn delivered(
         &mut self,
         plan: &Plan,
@@ -125,8 +125,8 @@ impl Witness {
         self.tracks.entry((shard, source, origin.clone())).or_default().entries.push((position, ids));
     }
 
-    /// A commit has this for a shard: an event, or a message that its source handed to another one. Where that was is
-    /// its place still.
+    /// A commit has a message for a shard: an event, or a message whose source handed it to another shard. The latter
+    /// keeps its first place.
     fn logged(
         &mut self,
         plan: &Plan,
@@ -142,7 +142,7 @@ impl Witness {
         self.tracks.entry((shard, source, origin.clone())).or_default().entries.push((position, vec![id]));
     }
 
-    /// Rows of a table without order are gone: what they held must be durable.
+    /// Rows of a table without order are gone: their messages must be durable.
     fn taken_in(&mut self, shard: ShardNo, numbers: &[u64]) -> Result<(), String> {
         let Some(track) = self.tracks.get_mut(&(shard, 3, INTAKE.into())) else { return Ok(()) };
         for no in numbers {
@@ -238,7 +238,7 @@ impl Witness {
                 return Err(format!("{} is taken twice", self.name(id)));
             }
         }
-        // What happens to a message within this part, so that it can be told what must come together.
+        // The messages that something becomes of in this part, to check what must come together.
         let mut ends: HashSet<TakenId> = HashSet::new();
         for seq in &part.undead {
             self.undead(shard, *seq, part)?;
@@ -368,7 +368,7 @@ impl Witness {
         self.expected.get(id).map_or_else(|| format!("{id:?}"), |expected| format!("{:?}", expected.id))
     }
 
-    /// What is not as it must be when everything is done.
+    /// The first thing that is not as it must be when everything is done.
     pub(super) fn unfinished(&self) -> Option<String> {
         let later = self.scheduled();
         let open = self.expected.iter().filter(|(id, _)| !later.contains(*id)).map(|(_, expected)| expected);
@@ -388,7 +388,7 @@ impl Witness {
         })
     }
 
-    /// Whether all that the sources have is durable.
+    /// True if all that the sources have is durable.
     pub(super) fn all_passed(&self) -> bool {
         self.tracks.values().all(|track| track.passed == track.entries.len())
     }

@@ -1,5 +1,5 @@
-//! Runs as key actors perform them, through the handlers' real code, with the faults that the seed puts between.
-//! In: run orders. Out: reports; whether the actor dies of them.
+//! Runs as key actors perform them, through the handlers' real code, with the faults of the seed in between.
+//! In: run orders. Out: reports, and whether the actor dies.
 
 use super::fate::Fate;
 use super::plan::{PROBE, Plan};
@@ -14,11 +14,11 @@ use crate::ledger::protocol::RunOrder;
 pub(super) struct Worker {
     pub(super) cell: Cell,
     pub(super) alive: bool,
-    /// Rises when it dies: what it had still to say is not said.
+    /// Rises when it dies: reports of earlier generations are dropped.
     pub(super) generation: u32,
 }
 
-/// What a run made of its messages: one part, or two when the first turns were told of early.
+/// The results of a run: one part, or two if the first turns were reported early.
 #[derive(Default)]
 pub(super) struct Worked {
     pub(super) parts: Vec<Settled>,
@@ -27,16 +27,16 @@ pub(super) struct Worked {
     pub(super) failed: Vec<RunItem>,
 }
 
-/// What a run needs to know of its surroundings.
+/// The surroundings of a run.
 pub(super) struct Bench<'a> {
     pub(super) plan: &'a Plan,
     pub(super) runtime: &'a tokio::runtime::Runtime,
     pub(super) dice: &'a mut Dice,
-    /// No turn fails any more but by its handler's will.
+    /// True if turns fail only by their handler's own will.
     pub(super) healed: bool,
-    /// Turns that were ever run.
+    /// The number of turns that were ever run.
     pub(super) turns: &'a mut u64,
-    /// How often each message was put off.
+    /// The number of times that each message was put off.
     pub(super) deferred: &'a mut std::collections::HashMap<String, u32>,
 }
 
@@ -45,7 +45,7 @@ impl Bench<'_> {
     pub(super) fn work(&mut self, cell: &mut Cell, order: RunOrder) -> Worked {
         let mut worked = Worked::default();
         let count = order.items.len() as u64;
-        // Where a slice ends, and where the turns before it were told of while one was still under way.
+        // The end of the slice, and the turn before which earlier ones are reported while it is still under way.
         let cut = if self.dice.below(4) == 0 { 1 + self.dice.below(count) } else { count };
         let early = if self.dice.below(4) == 0 { self.dice.below(count) } else { 0 };
         let mut state = order.state;
@@ -117,7 +117,7 @@ impl Bench<'_> {
         hold || !matches!(end, TurnEnd::Fault(TurnFault::Reject(_) | TurnFault::Refuse(..)))
     }
 
-    /// The fault that the seed has for this attempt, and whether the actor dies of it.
+    /// The seed's fault for this attempt, and whether the actor dies of it.
     fn fault(&mut self, service: u16, item: &RunItem) -> Option<(TurnEnd, bool)> {
         if self.healed {
             return None;

@@ -19,10 +19,10 @@ use crate::store::Commit;
 use crate::store::query::Scope;
 use crate::transport::Transport;
 
-/// Between two ticks of a ledger, in microseconds.
+/// The time between two ticks of a ledger, in microseconds.
 pub(super) const TICK: u64 = 50_000;
 
-/// What happens at a moment.
+/// The events of the world.
 pub(super) enum Event {
     Take(ShardNo),
     Told(OwnerId, Told),
@@ -33,7 +33,7 @@ pub(super) enum Event {
     Late(Arc<Commit>),
     Work(OwnerId, ActorIx, RunOrder),
     Fetch(OwnerId, u16),
-    /// A dispatcher does what it can; what it handed over reaches the broker.
+    /// A dispatcher does what it can; the events that it handed over reach the broker.
     Pump(OwnerId, u16),
     Deliver(OwnerId, u16, u32),
     Trouble,
@@ -62,7 +62,7 @@ impl Ord for Scheduled {
     }
 }
 
-/// Everything there is.
+/// The simulated world.
 pub(super) struct World {
     pub(super) plan: Plan,
     pub(super) disk: Disk,
@@ -77,13 +77,13 @@ pub(super) struct World {
     pub(super) owners: Vec<Option<Owner>>,
     /// The owner of each shard, as the store has it.
     pub(super) current: Vec<Option<OwnerId>>,
-    /// Until then things go wrong.
+    /// The time until which things go wrong.
     pub(super) trouble_until: u64,
-    /// Operators act on what is dead, and no fate strikes any more.
+    /// True once operators act on dead letters, and fates no longer strike.
     pub(super) healed: bool,
-    /// What operators have paused.
+    /// The services and keys that operators have paused.
     pub(super) paused: Vec<Scope>,
-    /// Until then the sinks take nothing.
+    /// The time until which the sinks take nothing.
     pub(super) sinks_away_until: u64,
     pub(super) done: bool,
     pub(super) runtime: tokio::runtime::Runtime,
@@ -133,13 +133,13 @@ impl World {
         Ok(world)
     }
 
-    /// Something will happen at `time`.
+    /// Schedules an event at `time`.
     pub(super) fn at(&mut self, time: u64, event: Event) {
         self.scheduled += 1;
         self.queue.push(Reverse(Scheduled(time, self.scheduled, event)));
     }
 
-    /// Something will happen after a while, up to `most` microseconds.
+    /// Schedules an event after a random delay below `most` microseconds.
     pub(super) fn soon(&mut self, most: u64, event: Event) {
         let delay = self.dice.below(most);
         self.at(self.now + delay, event);
@@ -149,7 +149,7 @@ impl World {
         self.told_after(id, (lane, 0), most, told);
     }
 
-    /// The same, after a pause that is none of chance.
+    /// Tells an owner something after a fixed pause and a random delay.
     pub(super) fn told_after(&mut self, id: OwnerId, (lane, pause): (Lane, u64), most: u64, told: Told) {
         let delay = pause + self.delay(most);
         let Some(owner) = self.owners[id].as_mut() else { return };
@@ -157,7 +157,7 @@ impl World {
         self.at(at, Event::Told(id, told));
     }
 
-    /// Mostly short, at times long.
+    /// A random delay: mostly short, sometimes long.
     pub(super) fn delay(&mut self, most: u64) -> u64 {
         if self.dice.below(8) == 0 { self.dice.below(most * 8) } else { self.dice.below(most) }
     }
@@ -172,7 +172,7 @@ impl World {
         Ok(())
     }
 
-    /// The next thing happens.
+    /// Lets the next event happen.
     pub(super) fn step(&mut self) -> Result<(), String> {
         let Some(Reverse(Scheduled(time, _, event))) = self.queue.pop() else {
             return Err("nothing happens any more".to_owned());
@@ -181,12 +181,12 @@ impl World {
         self.happen(event)
     }
 
-    /// When the next thing happens.
+    /// The time of the next event.
     pub(super) fn next_at(&self) -> Option<u64> {
         self.queue.peek().map(|Reverse(Scheduled(time, ..))| *time)
     }
 
-    /// It is `to` now, if it was not later already: what should have happened before happens late.
+    /// Sets the time to `to`, unless it is later already: events that were due before happen late.
     pub(super) fn leap(&mut self, to: u64) {
         let passed = to.max(self.now) / 1_000 - self.now / 1_000;
         self.clock.advance(Duration::from_millis(passed));
@@ -226,7 +226,7 @@ impl World {
         }
     }
 
-    /// Another owner takes the shard over.
+    /// Lets another owner take the shard over.
     fn take(&mut self, shard: ShardNo) -> Result<(), String> {
         if self.now < self.disk.away_until {
             self.at(self.disk.away_until, Event::Take(shard));
@@ -258,7 +258,7 @@ impl World {
         Ok(())
     }
 
-    /// The owner is gone, by whatever way; the shard is taken again.
+    /// Removes an owner, for any reason; the shard is taken again.
     pub(super) fn leave(&mut self, id: OwnerId) {
         let Some(owner) = self.owners[id].take() else { return };
         self.gates.leave(id as u64);
@@ -271,9 +271,9 @@ impl World {
 
     /// Gives the permits that can be given.
     pub(super) fn permit(&mut self) {
-        for (seat, service) in self.gates.grant(self.clock.now()) {
-            let id = usize::try_from(seat).unwrap_or(usize::MAX);
-            self.happens_later(id, Lane::Gates, 500, protocol::Event::Permit(service));
+        for (asker, line) in self.gates.grant(self.clock.now()) {
+            let id = usize::try_from(asker).unwrap_or(usize::MAX);
+            self.happens_later(id, Lane::Gates, 500, protocol::Event::Permit(line));
         }
     }
 }

@@ -20,12 +20,12 @@ impl Keys {
     }
 }
 
-/// What is sent.
+/// A request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sent {
     /// The operation's name.
     pub(crate) operation: &'static str,
-    /// What it is about, where its path names something.
+    /// The thing that it is about, if its path names one.
     pub(crate) target: Option<String>,
     /// The key.
     pub(crate) keys: Keys,
@@ -40,25 +40,25 @@ impl Sent {
         Self { operation, keys: Keys::of(key), body, ..Self::default() }
     }
 
-    /// The same with this token.
+    /// The request with this token.
     pub(crate) fn by(mut self, token: &str) -> Self {
         self.token = Some(token.to_owned());
         self
     }
 }
 
-/// What is answered.
+/// An answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Answered {
     /// The problem's code; empty when it was done.
     pub(crate) code: String,
     /// The answer as it came, without what differs between a first answer and its repeat by contract.
     pub(crate) bytes: Vec<u8>,
-    /// It said that it was given before.
+    /// True if it says that it was given before.
     pub(crate) replayed: bool,
-    /// When it says to come again.
+    /// The seconds after which it says to come again.
     pub(crate) retry_after: Option<f64>,
-    /// Whether it leads to the contract.
+    /// True if it leads to the contract.
     pub(crate) documented: bool,
 }
 

@@ -38,7 +38,7 @@ fn mutation(operation: &str) -> (&'static str, Option<&'static str>, &'static st
     }
 }
 
-/// What is read of an entity.
+/// The query that reads an entity.
 fn query(entity: &str) -> &'static str {
     match entity {
         "account" => "query($id: String!) { account(account: $id) { account balance n currency } }",

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// How it answers.
+/// The ways in which the provider answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
     /// As it should.
@@ -58,7 +58,7 @@ impl Provider {
         self.mood.send_replace(mood);
     }
 
-    /// How many charges it took, each token counted once.
+    /// The number of charges that it took, each token counted once.
     pub(crate) fn taken(&self) -> usize {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner).len()
     }

@@ -53,7 +53,7 @@ impl RestDoor {
     }
 }
 
-/// What came, with what HTTP adds to it; status and document agree.
+/// The answer to a request, with the parts that HTTP adds; status and document agree.
 async fn answered(request: RequestBuilder) -> Answered {
     let response = request.send().await.unwrap();
     let (status, headers) = (response.status(), response.headers().clone());

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::provider::Mood;
 use super::{Answered, Door, Keys, Kind, Scene, Sent, door};
 
-/// How long a call is waited for in these scenes.
+/// The time for which a call is waited for in these scenes.
 const WAIT: Duration = Duration::from_secs(2);
 
 pub(super) async fn hold(protocol: &str, kind: Kind) {
@@ -58,7 +58,7 @@ pub(super) async fn settled(door: &dyn Door, sent: &Sent) -> Answered {
     panic!("it still runs: {sent:?}");
 }
 
-/// How many postings an account has.
+/// The number of postings of an account.
 pub(super) async fn postings(door: &dyn Door, account: &str) -> Value {
     door.one("account", account, None).await.json()["n"].clone()
 }

@@ -32,12 +32,12 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// Starts one with these settings besides those that make it quick.
+    /// Starts a scene with these settings, besides those that make it quick.
     pub(crate) async fn new(kind: Kind, sets: &[&str]) -> Self {
         Self::with(kind, sets, |_| {}).await
     }
 
-    /// The same, once the folder is as it is to be.
+    /// Starts a scene with these settings, after `prepare` has set up its folder.
     pub(crate) async fn with(kind: Kind, sets: &[&str], prepare: impl FnOnce(&Cli)) -> Self {
         let mut cli = Cli::new().await;
         prepare(&cli);
@@ -79,7 +79,7 @@ impl Scene {
         log(self.starts)
     }
 
-    /// Where it tells of itself.
+    /// The address of its admin server.
     pub(crate) async fn admin(&self) -> String {
         let file = self.cli.place.folder.join(self.log());
         let mut found = None;

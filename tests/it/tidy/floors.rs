@@ -36,7 +36,7 @@ type Path = Vec<String>;
 /// A crate's files by their modules.
 struct Crate<'a> {
     files: BTreeMap<Path, &'a File>,
-    /// What each module re-exports: the name, and where it comes from.
+    /// The re-exports of each module: the name, and the place that it comes from.
     exports: BTreeMap<Path, BTreeMap<String, Path>>,
 }
 
@@ -46,7 +46,7 @@ struct Import {
     module: Path,
 }
 
-/// What stands at `at` in a file is public beyond it: a re-export.
+/// True if the statement at `at` in a file is public beyond it: a re-export.
 fn is_export(code: &str, at: usize) -> bool {
     let statement = code[..at].rsplit([';', '}', '{']).next().unwrap_or_default().trim();
     statement.ends_with("use") && statement.contains("pub")
@@ -156,7 +156,7 @@ impl<'a> Crate<'a> {
         path
     }
 
-    /// What a file imports from other files of its crate.
+    /// The imports of a file from other files of its crate.
     fn imports(&self, module: &Path) -> Vec<Import> {
         let rust = self.files[module].rust();
         let named = self.named(module, &rust).into_iter();

@@ -20,7 +20,7 @@ impl File {
         self.path.ends_with(".rs")
     }
 
-    /// Whether it belongs to a crate's source, as opposed to the tests that are a crate of their own.
+    /// True if it belongs to a crate's source, as opposed to the tests that are a crate of their own.
     pub(super) fn is_source(&self) -> bool {
         self.is_rust() && self.path.split('/').nth(1) == Some("src")
     }
@@ -72,11 +72,11 @@ pub(super) struct Rust {
 
 /// A string literal.
 pub(super) struct Literal {
-    /// Where its opening quote stands in the code.
+    /// The place of its opening quote in the code.
     pub(super) start: usize,
-    /// Behind its closing quote.
+    /// The place behind its closing quote.
     pub(super) end: usize,
-    /// What it holds, escapes as written.
+    /// The text between the quotes, with escapes as written.
     pub(super) text: String,
 }
 
@@ -116,7 +116,7 @@ impl Rust {
         1 + self.code.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count()
     }
 
-    /// Where the tests begin that stand at the end of a source file; its length when there are none.
+    /// The place where the tests at the end of a source file begin; its length if there are none.
     pub(super) fn tests_at(&self) -> usize {
         self.code.find("#[cfg(test)]\nmod ").unwrap_or(self.code.len())
     }

@@ -1,4 +1,5 @@
-//! What a front door costs without idempotency: a plain axum + sqlx handler that does the same insert, for `scripts/load`.
+//! A front door without idempotency, for comparison: a plain axum + sqlx handler that does the same insert, for
+//! `scripts/load`.
 //! In: `--listen HOST:PORT --url sqlite://PATH|postgres://…`. Out: answers as Perkey's `POST /api/transactions` gives them.
 //!
 //! Written for speed, as somebody who knows both databases would: one writing connection and WAL on SQLite, where a second

@@ -20,7 +20,7 @@ pub(super) struct Scope {
 }
 
 impl Scope {
-    /// Of the store with this secret, of which neither the prefix nor a seal says anything.
+    /// The part of the store with this secret, which neither the prefix nor a seal reveals.
     pub(super) fn of(secret: &[u8; 32]) -> Self {
         let name = blake3::derive_key("perkey replay cache: prefix of keys", secret);
         Self {
@@ -34,7 +34,7 @@ impl Scope {
         format!("{}:{id}", self.prefix)
     }
 
-    /// The entry of a record; nothing while it runs.
+    /// The entry of a record; `None` while the call runs.
     pub(super) fn encode(&self, record: &CallRecord) -> Option<Vec<u8>> {
         let outcome = record.outcome.as_ref()?;
         let code = outcome.code.as_bytes();
@@ -57,7 +57,7 @@ impl Scope {
         Some(entry)
     }
 
-    /// The record of a call; nothing where the entry is torn, foreign, or another call's.
+    /// The record of a call; `None` if the entry is torn, foreign, or another call's.
     pub(super) fn decode(&self, id: CallId, entry: &[u8]) -> Option<CallRecord> {
         let (sealed, seal) = entry.split_last_chunk::<SEAL>()?;
         if *seal != self.seal(sealed) {

@@ -1,5 +1,5 @@
 //! The process's own cache of answers.
-//! In: records of calls that have ended. Out: the same until they expire, or have to make room.
+//! In: records of calls that have ended. Out: these records, until they expire or have to make room.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ impl MemoryCache {
 
 impl std::fmt::Debug for MemoryCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // What is in it is nobody's business.
+        // Its contents are not shown: they are private.
         f.debug_struct("MemoryCache").field("records", &self.records.entry_count()).finish_non_exhaustive()
     }
 }

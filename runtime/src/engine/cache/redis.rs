@@ -1,8 +1,8 @@
 //! The cache of answers in Redis, which the gateways of a fleet share.
-//! In: records of calls that have ended. Out: the same, or nothing when Redis is slow, away or has something else.
+//! In: records of calls that have ended. Out: these records, or nothing if Redis is slow, away or has something else.
 //!
-//! Nobody waits for Redis longer than `cache.timeout`. One task connects and writes; what it has no room for is not
-//! cached.
+//! Nobody waits for Redis longer than `cache.timeout`. One task connects and writes; records that it has no room for
+//! are not cached.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,9 +28,9 @@ use crate::store::calls::CallRecord;
 const WAITING_MAX: usize = 256;
 /// Batches that are written at once.
 const TOGETHER_MAX: usize = 32;
-/// A connection may take this long; nobody waits for it.
+/// The time that a connection may take; nobody waits for it.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
-/// Between two attempts to connect.
+/// The time between two attempts to connect.
 const CONNECT_EVERY: Duration = Duration::from_millis(500);
 
 /// A cache in Redis.
@@ -106,7 +106,7 @@ impl ReplayCache for RedisCache {
 impl Shared {
     async fn get(&self, id: CallId) -> Option<CallRecord> {
         let key = self.scope.key(id);
-        // Whatever lies there: no more is read than an entry can have.
+        // No more is read than an entry can have, whatever is stored there.
         let most = OVERHEAD + self.entry_bytes_max;
         let entry: Vec<u8> = self
             .ask(async |mut connection| {
@@ -151,7 +151,7 @@ impl Shared {
                 lock(&self.rest).succeeded();
                 return Some(answer);
             }
-            // Somebody else's value lies there. Redis itself is well.
+            // Somebody else's value is stored there. Redis itself is well.
             Ok(Err(error)) if error.code() == Some("WRONGTYPE") => {
                 lock(&self.rest).succeeded();
                 self.metrics.add_error();
@@ -180,7 +180,8 @@ impl Shared {
     }
 }
 
-/// Connects, and connects anew when the connection does not answer; writes what is put. It ends with the cache.
+/// Connects, and connects again if the connection does not answer; writes the records that are put. It ends with the
+/// cache.
 async fn keep(shared: Arc<Shared>, client: Client, mut waiting: mpsc::Receiver<Vec<CallRecord>>) {
     let mut away = false;
     let mut batches = Vec::new();

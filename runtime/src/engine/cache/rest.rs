@@ -1,13 +1,13 @@
-//! When a server that does not answer is left alone, so that its outage costs no request its time. Pure.
-//! In: how questions to it ended. Out: whether it may be asked now.
+//! The rests of a server that does not answer: it is left alone, so that its outage costs no request its time. Pure.
+//! In: the outcomes of requests to it. Out: whether it may be asked now.
 
 use std::time::Duration;
 
 /// The rest after the first failure; each further one doubles it.
 const FIRST: Duration = Duration::from_millis(100);
-/// The longest that it is left alone.
+/// The longest time that it is left alone.
 const LONGEST: Duration = Duration::from_secs(1);
-/// After so long a single question is taken for one that nobody waits for any more.
+/// The time after which a single question counts as one that nobody waits for any more.
 const FORGOTTEN: Duration = Duration::from_secs(2);
 
 /// Everything that is known of the server. Times are counted from any one moment.
@@ -47,12 +47,12 @@ impl Rest {
         self.0 = State::Fine;
     }
 
-    /// It did not. Says whether it failed once more after a rest: a new connection may do better.
+    /// It did not answer. Returns whether it failed once more after a rest: a new connection may do better.
     pub(super) fn failed(&mut self, now: Duration) -> bool {
         let failures = match self.0 {
             State::Fine => 1,
             State::Trying { failures, .. } => failures.saturating_add(1),
-            // Asked before the rest began: it says nothing new.
+            // It was asked before the rest began, so that this is nothing new.
             State::Resting { .. } => return false,
         };
         let pause = FIRST.saturating_mul(1 << failures.saturating_sub(1).min(8)).min(LONGEST);

@@ -1,5 +1,5 @@
-//! Writes calls that come at once together: a task that no caller cancels.
-//! In: calls. Out: of each whether it is new, or the record that was there.
+//! The writer of calls: it writes those that come at once together, in a task that no caller cancels.
+//! In: calls. Out: for each call whether it is new, or the existing record.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -32,7 +32,7 @@ const COUNT_EVERY: Duration = Duration::from_secs(10);
 pub(super) enum Verdict {
     /// It is durable, and will be handled.
     New,
-    /// There was a call under its key.
+    /// There was a call under its key before.
     Known(CallRecord),
 }
 
@@ -47,11 +47,11 @@ fn answer((tell, bytes): Teller, told: Told) {
     tell.send(told).ok();
 }
 
-/// The way to the task.
+/// The handle of the task.
 pub(super) struct Accepts {
     store: Arc<dyn Store>,
     calls: mpsc::Sender<Asked>,
-    /// Bytes that waiting calls may have, and what is left of them.
+    /// The bytes that waiting calls may have, and the number that is left.
     most: usize,
     left: Arc<Semaphore>,
     quota: Arc<Quota>,
@@ -85,13 +85,13 @@ impl Accepts {
         Self { store: kept, calls, most, left: Arc::new(Semaphore::new(most)), quota, trouble }
     }
 
-    /// Why calls could not be written just now. Nobody tries again but clients: after a while they may.
+    /// The reason for which calls could not be written just now. Only clients try again: after a while they may.
     pub(super) fn trouble(&self) -> Option<String> {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         trouble.as_ref().filter(|(since, _)| since.elapsed() < TROUBLED).map(|(_, why)| why.clone())
     }
 
-    /// The record of a call, where there is one.
+    /// The record of a call, if there is one.
     pub(super) async fn known(&self, id: CallId) -> Result<Option<CallRecord>, CallError> {
         Ok(self.store.calls().records(vec![id]).await?.into_iter().next().flatten())
     }
@@ -100,7 +100,7 @@ impl Accepts {
     pub(super) async fn accept(&self, call: NewCall) -> Told {
         self.quota.check(&call.tenant)?;
         let (tell, told) = oneshot::channel();
-        // One that is larger than all of them together has them for itself.
+        // A call that is larger than all of them together takes them all.
         let bytes = u32::try_from(call.message.frame().len().min(self.most)).unwrap_or(u32::MAX);
         let has = Arc::clone(&self.left).try_acquire_many_owned(bytes).map_err(|_| CallError::Full)?;
         self.calls.try_send((call, (tell, has))).map_err(|_| CallError::Full)?;
@@ -166,7 +166,7 @@ impl Task {
         }
     }
 
-    /// Those for whose shards the log has room; the others are told.
+    /// The calls for whose shards the log has room; the others are answered.
     async fn with_room(&mut self, batch: Vec<Asked>) -> Vec<Asked> {
         let mut shards: BTreeMap<ShardNo, Vec<Asked>> = BTreeMap::new();
         for asked in batch {
@@ -201,7 +201,7 @@ impl Task {
     }
 }
 
-/// Looks at what tenants have, at once and then now and then, as long as anybody asks.
+/// Counts the tenants' records, at once and then from time to time, as long as anybody asks.
 async fn keep_count(quota: Weak<Quota>, store: Arc<dyn Store>) {
     let clock = Clock::system();
     loop {
@@ -211,7 +211,7 @@ async fn keep_count(quota: Weak<Quota>, store: Arc<dyn Store>) {
         match counted {
             Ok(counts) => quota.counted(&counts, now),
             Err(error) => {
-                // What was counted since is added to nothing that is known any more: it refuses nobody.
+                // There is no known count any more to which the calls since then could be added: nobody is refused.
                 quota.counts().clear();
                 warn!(%error, "the idempotency keys that tenants have cannot be counted now");
             }

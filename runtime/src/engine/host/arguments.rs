@@ -1,5 +1,5 @@
-//! The arguments that every program of its own has, told apart from those of the program.
-//! In: the argument vector. Out: a settings file, settings, what is left.
+//! The arguments that every program has, told apart from the program's own.
+//! In: the argument vector. Out: a settings file, settings, the remaining arguments.
 
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ pub(super) enum ArgumentError {
 }
 
 impl Arguments {
-    /// Reads them. What stands behind `--` is the program's own, and so is what is not known here.
+    /// Reads them. Arguments behind `--` are the program's own, and so are those that are not known here.
     pub(super) fn of(given: impl IntoIterator<Item = String>) -> Result<Self, ArgumentError> {
         let mut arguments = Self::default();
         let mut given = given.into_iter();

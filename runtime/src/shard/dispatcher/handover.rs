@@ -1,5 +1,5 @@
-//! The way of durable commits from a shard to a dispatcher: bounded, and outliving either.
-//! In: commits, in order. Out: the same, or only the number of their last event where the window is full.
+//! The handover of durable commits from a shard to a dispatcher: bounded, and outliving both.
+//! In: commits, in order. Out: these commits, or only the number of their last event if the window is full.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,13 +11,13 @@ use crate::store::Commit;
 /// Commits that a dispatcher has not taken up.
 #[derive(Debug, Default)]
 pub(crate) struct Handover {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<Handed>,
     changed: Notify,
 }
 
-/// What waits.
+/// The commits that wait.
 #[derive(Debug, Default)]
-pub(crate) struct Waiting {
+pub(crate) struct Handed {
     pub(crate) commits: Vec<Arc<Commit>>,
     /// The last event that is durable.
     pub(crate) durable: u64,
@@ -26,7 +26,8 @@ pub(crate) struct Waiting {
 }
 
 impl Handover {
-    /// A commit with events is durable. Where as many events wait as the `window` has it is left to be read from the store.
+    /// Puts a durable commit with events. If the `window` is full of waiting events, it is left to be read from the
+    /// store.
     pub(crate) fn put(&self, commit: &Arc<Commit>, window: Window) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let events = commit.events().count();
@@ -40,7 +41,7 @@ impl Handover {
         self.changed.notify_one();
     }
 
-    /// All that waits.
+    /// Takes all that waits.
     pub(crate) fn take(&self) -> Waiting {
         std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -50,7 +51,7 @@ impl Handover {
         self.changed.notified().await;
     }
 
-    /// Has whoever waits look again.
+    /// Wakes the dispatcher, so that it looks again.
     pub(crate) fn wake(&self) {
         self.changed.notify_one();
     }

@@ -1,5 +1,5 @@
-//! Records of what ledgers are told, from which every one of their decisions can be made again.
-//! In: the beginning of each ledger and each of its events. Out: recordings, which are replayed.
+//! Records of the events that ledgers are told, from which all their decisions can be reproduced.
+//! In: the beginning of each ledger and each of its events. Out: recordings to replay.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,23 +9,23 @@ use crate::ledger::protocol::{Action, Event, LedgerConfig};
 use crate::message::ShardNo;
 use crate::store::{InboxRows, TakenShard};
 
-/// The life of one ledger: how it began, and what it was told since.
+/// The life of one ledger: its beginning, and its events since.
 #[derive(Clone, Debug)]
 pub struct Recording {
-    /// What the ledger was made with; the seed of its dice is part of it.
+    /// The configuration that the ledger was made with; the seed of its dice is part of it.
     pub config: LedgerConfig,
     /// The shard as it was taken.
     pub taken: TakenShard,
     /// The inbox at that time.
     pub inbox: InboxRows,
-    /// When it was taken.
+    /// The time at which it was taken.
     pub began: Millis,
     /// The events, each with its time, in their order.
     pub events: Vec<(Millis, Event)>,
 }
 
 impl Recording {
-    /// What the ledger decided, event by event: it is pure, so that it decides the same again.
+    /// The ledger's decisions, event by event: it is pure, so that it decides the same again.
     pub fn replay(&self) -> Vec<Decision> {
         let mut ledger = Ledger::new(self.config.clone(), self.taken.clone(), self.inbox.clone(), self.began);
         let began = Decision { at: self.began, event: None, actions: ledger.actions() };
@@ -37,19 +37,19 @@ impl Recording {
     }
 }
 
-/// An event of a recording, and what followed from it.
+/// An event of a recording, and the actions that followed it.
 #[derive(Clone, Debug)]
 pub struct Decision {
-    /// When it happened.
+    /// The time at which it happened.
     pub at: Millis,
-    /// The event; nothing for the ledger's beginning.
+    /// The event; `None` for the ledger's beginning.
     pub event: Option<Event>,
     /// The actions, in order.
     pub actions: Vec<Action>,
 }
 
-/// Keeps what every ledger of an engine is told. It grows with each event: it is made for tests, and for the minutes in which
-/// a fault is looked for.
+/// The recorder of an engine, which keeps the events of every ledger. It grows with each event: it is made for tests,
+/// and for a few minutes' search for a fault.
 #[derive(Debug, Default)]
 pub struct Recorder {
     lives: Mutex<Vec<Recording>>,
@@ -65,7 +65,7 @@ impl Recorder {
         self.lives().push(recording);
     }
 
-    /// An event of the shard's newest ledger.
+    /// Records an event of the shard's newest ledger.
     pub(crate) fn event(&self, shard: ShardNo, now: Millis, event: &Event) {
         let mut lives = self.lives();
         if let Some(life) = lives.iter_mut().rev().find(|life| life.taken.shard == shard) {

@@ -1,5 +1,5 @@
-//! What stands in this process's way, for whoever asks whether it is ready.
-//! In: what failed, and what works again. Out: sentences that name the store, or the broker.
+//! The troubles of this process, for those that ask whether it is ready.
+//! In: failures and recoveries. Out: sentences that name the store, or the broker.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,12 +8,12 @@ use std::time::Duration;
 use crate::clock::Stopwatch;
 use crate::message::ShardNo;
 
-/// A trouble that was not met again within this is over: nobody may be left to say so.
+/// The time after which a trouble that was not met again is over: nobody may be left to report that.
 const QUIET: Duration = Duration::from_secs(20);
 
 /// An end of a shard at a broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum End {
+pub(crate) enum Endpoint {
     /// A source, by its index.
     Source(u16),
     /// A sink, by its index.
@@ -26,14 +26,14 @@ pub(crate) struct Troubles(Vec<Mutex<OfShard>>);
 
 #[derive(Debug, Default)]
 struct OfShard {
-    /// Why its commits cannot be written now.
+    /// The reason for which its commits cannot be written now.
     unwritten: Option<String>,
-    /// Why the store cannot be read for it now.
+    /// The reason for which the store cannot be read for it now.
     unread: Option<String>,
-    /// Its sources that lost their places, and why.
+    /// Its sources that lost their places, with the reasons.
     lost: BTreeMap<u16, String>,
     /// Its ends that cannot be used now.
-    away: BTreeMap<End, Away>,
+    away: BTreeMap<Endpoint, Away>,
 }
 
 #[derive(Debug)]
@@ -44,22 +44,22 @@ struct Away {
 }
 
 impl Troubles {
-    /// None, in so many shards.
+    /// No troubles, in `shards` shards.
     pub(crate) fn new(shards: u32) -> Self {
         Self((0..shards).map(|_| Mutex::default()).collect())
     }
 
-    /// A shard's commits cannot be written now, or can again.
+    /// Notes that a shard's commits cannot be written now, or can again.
     pub(crate) fn set_unwritten(&self, shard: ShardNo, why: Option<String>) {
         self.of(shard).unwritten = why;
     }
 
-    /// The store cannot be read for a shard now, or can again.
+    /// Notes that the store cannot be read for a shard now, or can again.
     pub(crate) fn set_unread(&self, shard: ShardNo, why: Option<String>) {
         self.of(shard).unread = why;
     }
 
-    /// A source of a shard lost its place, or has found it again.
+    /// Notes that a source of a shard lost its place, or has found it again.
     pub(crate) fn set_lost(&self, shard: ShardNo, source: u16, why: Option<String>) {
         match why {
             Some(why) => drop(self.of(shard).lost.insert(source, why)),
@@ -67,12 +67,12 @@ impl Troubles {
         }
     }
 
-    /// The sources of a shard that lost their places, and why.
+    /// The sources of a shard that lost their places, with the reasons.
     pub(crate) fn lost(&self, shard: ShardNo) -> BTreeMap<u16, String> {
         self.of(shard).lost.clone()
     }
 
-    /// An end was found to be away, for the first time or still.
+    /// Notes that an end is away, for the first time or still.
     pub(crate) fn away(&self, shard: ShardNo, end: End, why: &str) {
         let mut troubles = self.of(shard);
         match troubles.away.get_mut(&end).filter(|away| away.last.elapsed() < QUIET) {
@@ -89,17 +89,18 @@ impl Troubles {
         }
     }
 
-    /// An end took, gave or confirmed something.
+    /// Notes that an end took, gave or confirmed something.
     pub(crate) fn back(&self, shard: ShardNo, end: End) {
         self.of(shard).away.remove(&end);
     }
 
-    /// A shard does not run here any longer: nothing is known of it.
+    /// Forgets a shard that does not run here any longer.
     pub(crate) fn forget(&self, shard: ShardNo) {
         *self.of(shard) = OfShard::default();
     }
 
-    /// All of them, each a sentence; `name` tells what an end is called. An end counts once it has been away for so long.
+    /// All troubles, each a sentence; `name` gives the name of an end. An end counts once it has been away for
+    /// `away_max`.
     pub(crate) fn problems(&self, away_max: Duration, name: impl Fn(End) -> String) -> Vec<String> {
         let mut problems = Vec::new();
         for (no, troubles) in self.0.iter().enumerate() {
@@ -111,10 +112,9 @@ impl Troubles {
             problems.extend(
                 unread.iter().map(|why| format!("the store cannot be used: {why} (what shard {no} asks of it waits)")),
             );
-            problems
-                .extend(lost.iter().map(|(source, why)| {
-                    format!("{} of shard {no} lost its place: {why}", name(End::Source(*source)))
-                }));
+            problems.extend(lost.iter().map(|(source, why)| {
+                format!("{} of shard {no} lost its place: {why}", name(Endpoint::Source(*source)))
+            }));
             let away = away.iter().filter(|(_, away)| away.since.elapsed() >= away_max && away.last.elapsed() < QUIET);
             problems.extend(away.map(|(end, Away { since, why, .. })| {
                 format!("{} of shard {no} has been away for {} s: {why}", name(*end), since.elapsed().as_secs())
@@ -132,10 +132,10 @@ impl Troubles {
 mod tests {
     use super::*;
 
-    fn name(end: End) -> String {
+    fn name(end: Endpoint) -> String {
         match end {
-            End::Source(_) => "source kafka".to_owned(),
-            End::Sink(_) => "sink rabbitmq".to_owned(),
+            Endpoint::Source(_) => "source kafka".to_owned(),
+            Endpoint::Sink(_) => "sink rabbitmq".to_owned(),
         }
     }
 
@@ -146,8 +146,8 @@ mod tests {
         troubles.set_unwritten(1, Some("database or disk is full".to_owned()));
         troubles.set_unread(0, Some("no such server".to_owned()));
         troubles.set_lost(0, 1, Some("removed".to_owned()));
-        troubles.away(1, End::Source(0), "no broker");
-        troubles.away(1, End::Sink(0), "it confirms nothing");
+        troubles.away(1, Endpoint::Source(0), "no broker");
+        troubles.away(1, Endpoint::Sink(0), "it confirms nothing");
         let all = troubles.problems(Duration::ZERO, name).join("\n");
         for part in [
             "the store cannot be written: database or disk is full (commits of shard 1",
@@ -160,7 +160,7 @@ mod tests {
         }
         assert_eq!(troubles.problems(Duration::from_secs(30), name).len(), 3, "a short absence is none");
         troubles.set_unwritten(1, None);
-        troubles.back(1, End::Sink(0));
+        troubles.back(1, Endpoint::Sink(0));
         troubles.forget(0);
         let rest = troubles.problems(Duration::ZERO, name);
         assert!(rest.len() == 1 && rest[0].contains("no broker"), "{rest:?}");

@@ -1,4 +1,4 @@
-//! What a shard tells metrics and the log.
+//! A shard's metrics and log lines.
 //! In: its ledger's counts and gauges. Out: metrics, alarms, log lines.
 
 use tracing::{debug, error, info, warn};
@@ -11,7 +11,7 @@ use crate::metrics::{Alarm, DedupSource};
 use crate::telemetry::MessageFields;
 
 impl ShardState {
-    /// How full everything is.
+    /// Sets the gauges and alarms that show how full everything is.
     pub(crate) fn show_gauges(&self, now: Millis) {
         let gauges = self.ledger.gauges(now);
         self.metrics.set_resident_actors(u64::from(gauges.actors));
@@ -49,7 +49,7 @@ impl ShardState {
         }
     }
 
-    /// Dead letters, as commits count them.
+    /// Sets the gauges and alarms of dead letters, as commits count them.
     fn letters(&self, gauges: &Gauges) {
         let (shard, letters) = (self.no, gauges.letters);
         self.metrics.set_dead_letter_depth(letters.count);
@@ -97,7 +97,7 @@ impl ShardState {
         }
     }
 
-    /// Tells metrics and the log what the ledger counted.
+    /// Passes the ledger's counts to metrics and the log.
     pub(crate) fn record(&mut self) {
         let tally = self.ledger.tally();
         let metrics = &self.env.metrics;
@@ -159,7 +159,8 @@ impl ShardState {
 }
 
 fn log_fault(shard: ShardNo, note: &FaultNote) {
-    let FaultNote { message, service, attempt, error, what } = note;
+    let FaultNote { message, service, attempt, error, kind } = note;
+    let what = kind.as_str();
     let ids = MessageFields::of(message);
     let (message_id, saga_id, trace_id) = (ids.message_id, ids.saga_id, ids.trace_id);
     warn!(shard, %service, message_id, saga_id, trace_id, attempt, what, error, "message did not succeed");

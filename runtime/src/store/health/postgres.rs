@@ -1,4 +1,4 @@
-//! What PostgreSQL tells of a store.
+//! The health of a store in PostgreSQL.
 //! In: connections. Out: [`Health`].
 
 use super::{Health, ServerHealth, Slot, services, shards};
@@ -23,10 +23,10 @@ const SLOTS: &str = "SELECT slot_name::text, active, greatest(coalesce(pg_wal_ls
         restart_lsn), 0), 0)::bigint
     FROM pg_replication_slots ORDER BY slot_name";
 
-/// The write-ahead log, which not everybody may look at.
+/// The size of the write-ahead log, which not every role may look at.
 const WAL: &str = "SELECT coalesce(sum(size), 0)::bigint FROM pg_ls_waldir()";
 
-/// What is told of the store.
+/// The health of the store.
 pub(in crate::store) async fn health(db: &impl Sql) -> Result<Health, StoreError> {
     let settings = db.rows(SETTINGS, &[]).await?;
     let mut server = one(&db.rows(SERVER, &[]).await?, |row| server(row, &settings))?;

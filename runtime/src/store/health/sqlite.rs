@@ -1,4 +1,4 @@
-//! What SQLite and the file system tell of a store.
+//! The health of a store in SQLite, as SQLite and the file system tell it.
 //! In: connections, the file's path. Out: [`Health`], [`Disk`].
 
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +14,7 @@ const SERVER: &str = "SELECT sqlite_version(), (SELECT coalesce(max(version), 0)
     (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size),
     (SELECT journal_mode FROM pragma_journal_mode)";
 
-/// What is told of the store in the file at `path`.
+/// The health of the store in the file at `path`.
 pub(in crate::store) async fn health(db: &impl Sql, path: &Path) -> Result<Health, StoreError> {
     let mut wal = path.as_os_str().to_owned();
     wal.push("-wal");
@@ -32,7 +32,7 @@ pub(in crate::store) async fn health(db: &impl Sql, path: &Path) -> Result<Healt
     Ok(Health { server, shards: shards(db).await?, services: services(db).await? })
 }
 
-/// The folder of the file at `path`, and what room it has; nothing where the system does not tell.
+/// The folder of the file at `path` and the room there; `None` where the system does not tell.
 pub(in crate::store) fn disk(path: &Path) -> Option<Disk> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let found = statvfs(folder).ok()?;

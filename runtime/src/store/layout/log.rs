@@ -1,4 +1,4 @@
-//! How messages for services lie in a row of the embedded log.
+//! The layout of messages for services in a row of the embedded log.
 //! In: messages, or a stored row. Out: one row, or the messages, which share its bytes.
 
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub fn encode(messages: &[(&str, &Message)]) -> Bytes {
     row.freeze()
 }
 
-/// What [`encode`] made; the messages share the row's bytes.
+/// The messages that [`encode`] laid into a row; they share its bytes.
 pub fn decode(mut row: Bytes) -> Result<Vec<(Arc<str>, Message)>, RowError> {
     if row.is_empty() || row.get_u8() != VERSION {
         return Err(RowError("unknown version".to_owned()));

@@ -48,7 +48,7 @@ impl Inner {
         Outcome::Committed
     }
 
-    /// Why this data cannot be written, and whether it never will be.
+    /// The reason for which this data cannot be written, and whether that is permanent.
     fn refused(&self, commit: &Commit) -> Option<(bool, String)> {
         commit.parts.iter().flat_map(|part| &part.rows).find_map(|row| {
             let hooked = self.refuse.as_ref().and_then(|refuse| refuse(row));

@@ -14,7 +14,7 @@ use crate::store::calls::{CallRecord, CallStore, KeyCount, NewCall, Reply, answe
 use crate::store::layout::log;
 
 impl Inner {
-    /// Which of them are new, by their places.
+    /// Accepts the calls that are new; returns their places.
     fn accept(&mut self, lane: &str, calls: &[NewCall]) -> HashSet<usize> {
         let mut new = HashSet::new();
         for at in firsts(calls) {

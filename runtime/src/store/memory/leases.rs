@@ -10,7 +10,8 @@ use crate::store::lease::{Fleet, LeaseRow, Leases, Worker, WorkerRow};
 use crate::store::{StoreError, StoreFuture};
 
 impl Inner {
-    /// Whether `owner` may take a shard now, by its and the present owner's lease.
+    /// Checks that `owner` may take the shard now: the present owner's lease has expired, and the program is new enough
+    /// for the shard.
     pub(super) fn may_take(&mut self, shard: ShardNo, owner: &str, now: Millis) -> Result<(), StoreError> {
         let ours = self.workers.get(owner).map(|(worker, _)| worker.code.clone()).unwrap_or_default();
         let Some(row) = self.shards.get_mut(shard as usize) else { return Ok(()) };

@@ -1,4 +1,4 @@
-//! What operators and tools ask of the store in memory.
+//! Queries of operators and tools to the store in memory.
 //! In: filters, commands, imports. Out: rows, in the order in which a database would give them.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-//! What a shard reads back from the store in memory.
+//! Reads of a shard from the store in memory.
 //! In: a shard and bounds. Out: the rows that a database would give, in the same order.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -251,7 +251,7 @@ impl Inner {
     }
 }
 
-/// Whether all messages of a row lie at or before `position`.
+/// True if all messages of a row lie at or before `position`.
 pub(super) fn passed(position: Option<Position>, no: u64, count: u32) -> bool {
     position.is_some_and(|position| {
         no < position.no || (no == position.no && u64::from(count) <= u64::from(position.index) + 1)

@@ -18,9 +18,9 @@ use crate::store::query::decode::{self, CALL};
 use crate::store::query::sql::{Cells, one, signed};
 use crate::store::{StoreError, StoreFuture};
 
-/// Nothing is accepted where the number of shards is another by now: the messages would lie where nobody reads them. In
-/// the order of their ids, so that two of these cannot wait for each other. The lane's row is locked until the
-/// numbers that it gave are visible.
+/// Accepts calls, unless the number of shards has changed: then nobody would read the messages. They go in the order of
+/// their ids, so that two such statements cannot wait for each other. The lane's row is locked until the numbers that
+/// it gave are visible.
 const ACCEPT: &str = "WITH given AS (
         SELECT * FROM UNNEST($2::bytea[], $3::bytea[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[],
             $9::integer[], $10::bytea[], $12::bigint[]) WITH ORDINALITY
@@ -82,8 +82,9 @@ impl PgStore {
     }
 }
 
-/// What tells one life of a store from another: what a restore to another place, or from a dump, changes by itself, and what
-/// the owner changes after any other. Of a server, its system and its history of timelines: each promotion begins one.
+/// The values that tell one life of a store from another: those that a restore to another place, or from a dump,
+/// changes by itself, and the one that the owner changes after any other restore. [`SERVER`] adds the server's system
+/// identifier and its timeline: each promotion begins another.
 const LIFE: &str = "SELECT decode(k.value, 'hex'), concat_ws(' ', l.value, 'meta'::regclass::oid,
         (SELECT oid FROM pg_database WHERE datname = current_database()))
     FROM meta k LEFT JOIN meta l ON l.name = 'life' WHERE k.name = 'hash_key'";
@@ -91,7 +92,7 @@ const SERVER: &str = "SELECT system_identifier::text || left(pg_walfile_name(pg_
     FROM pg_control_system()";
 
 impl PgStore {
-    /// Begins another life of the store, as after a restore that nothing else tells from what was before.
+    /// Begins another life of the store, for a restore that nothing else tells from the life before.
     pub(in crate::store) async fn restored(&self) -> Result<(), StoreError> {
         let sql = "INSERT INTO meta (name, value) VALUES ('life', gen_random_uuid()::text)
             ON CONFLICT (name) DO UPDATE SET value = excluded.value";

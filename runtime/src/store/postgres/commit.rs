@@ -1,5 +1,5 @@
-//! A commit as one statement: a text that depends only on which parts it has, and lists as arguments.
-//! In: a commit. Out: SQL and arguments, or why the data cannot be written.
+//! A commit as one statement: a text that depends only on the kinds of its parts, and lists as arguments.
+//! In: a commit. Out: SQL and arguments, or the reason for which the data cannot be written.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ const WHOLE: usize = 59;
 const TIMERS: usize = 8;
 const REPLIES: usize = 4;
 
-// What is removed once nobody needs it any more.
+// The statements that remove what nobody needs any more.
 
 pub(super) const TRIM_LOG: &str = "DELETE FROM log WHERE ctid = ANY (ARRAY(
     SELECT l.ctid FROM UNNEST($2::text[], $3::bigint[], $4::bigint[], $5::bigint[]) AS p (origin, first, last, messages)
@@ -31,8 +31,8 @@ pub(super) const TRIM_LOG: &str = "DELETE FROM log WHERE ctid = ANY (ARRAY(
     WHERE l.no < p.last OR l.count <= p.messages LIMIT $6))";
 pub(super) const TRIM_COMMITS: &str = "DELETE FROM commits WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM commits WHERE shard = $1 AND commit_no < $2 ORDER BY commit_no LIMIT $3))";
-/// Its arguments are of other types than those of [`TRIM_COMMITS`]: whatever stands between could mix statements up, the
-/// server would refuse one's arguments to the other.
+/// Its arguments are of other types than those of [`TRIM_COMMITS`]: if something in between mixed the statements up,
+/// the server would refuse one's arguments for the other.
 pub(super) const TRIM_HISTORY: &str = "DELETE FROM history WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM history WHERE at < $1 AND shard = $2 ORDER BY at LIMIT $3))";
 
@@ -45,9 +45,9 @@ pub(super) struct Statement {
     pub(super) args: Args,
     /// Handlers' statements: with them it is a transaction.
     pub(super) then: Vec<(SqlStr, Args)>,
-    /// Shards whose log gets something.
+    /// Shards whose log gets rows.
     pub(super) targets: Vec<ShardNo>,
-    /// It is the fence and little else: what is wrong with it is not the data.
+    /// True if it is the fence and little else: if it fails, the data is not the cause.
     pub(super) alone: bool,
 }
 
@@ -115,7 +115,7 @@ impl Statement {
     }
 }
 
-/// About what the arguments take: growing into megabytes costs as much as filling them.
+/// About the bytes of the arguments: growing into megabytes costs as much as filling them.
 fn room(commit: &Commit, blobs: usize) -> usize {
     let states = commit.parts.iter().filter_map(|part| part.state.as_ref());
     let states: usize = states.map(|state| state.json().len() + state.key.len() + state.service.len() + 24).sum();
@@ -161,7 +161,7 @@ fn put_keys(args: Args, states: &[&StateWrite]) -> Args {
         .put(states.iter().map(|state| stored(&state.key)).collect::<Vec<_>>())
 }
 
-/// Timers set and removed; the first of its arguments comes behind so many.
+/// Timers set and removed; `behind` arguments come before its own.
 fn timer_rows(behind: usize) -> String {
     let [set, due, message, gone] = [1, 4, 5, 6].map(|at| behind + at);
     let (key, name, gone_key, gone_name) = (set + 1, set + 2, gone + 1, gone + 2);
@@ -191,8 +191,8 @@ fn put_timers(args: Args, timers: &[&TimerWrite]) -> Args {
         .put(gone.iter().map(|timer| stored(&timer.name)).collect::<Vec<_>>())
 }
 
-/// Among the arguments of a commit, behind so many: outcomes of calls. As an upsert, because it always goes by the index;
-/// each record is there, as none is removed before it has ended.
+/// Outcomes of calls; `behind` arguments come before its own. As an upsert, because that always goes by the index; each
+/// record exists, because none is removed before its call has ended.
 fn reply_rows(behind: usize) -> String {
     let [id, ended, code, body] = [1, 2, 3, 4].map(|at| behind + at);
     format!(
@@ -206,7 +206,7 @@ fn reply_rows(behind: usize) -> String {
     )
 }
 
-/// Its arguments: of each call the last outcome, in the order of their ids.
+/// The arguments of [`reply_rows`]: the last outcome of each call, in the order of their ids.
 fn put_replies(args: Args, replies: &[&Reply]) -> Args {
     let newest: BTreeMap<CallId, &CallOutcome> = replies.iter().map(|reply| (reply.call, &reply.outcome)).collect();
     args.put(newest.keys().map(|id| &id.0[..]).collect::<Vec<&[u8]>>())
@@ -221,7 +221,7 @@ fn log(args: Args, commit: &Commit) -> Args {
         .put(commit.log.iter().map(|row| &*row.messages).collect::<Vec<&[u8]>>())
 }
 
-/// Pending rows and dead letters, each number once: what the last part says of it.
+/// Pending rows and dead letters, each number once, as the last part has it.
 struct Waiting<'a> {
     pending: BTreeMap<u64, Option<&'a PendingRow>>,
     dead: BTreeMap<u64, Option<&'a DeadLetter>>,
@@ -296,7 +296,7 @@ fn history(args: Args, commit: &Commit) -> Args {
         .put(lines.iter().map(|line| stored(&line.error)).collect::<Vec<_>>())
 }
 
-/// Of several results of a command their sum: a row can be written once in a statement.
+/// A command's results, summed up: a row can be written only once in a statement.
 fn results(args: Args, commit: &Commit) -> Args {
     let mut sums: BTreeMap<i64, (i64, bool)> = BTreeMap::new();
     for result in commit.parts.iter().filter_map(|part| part.command.as_ref()) {

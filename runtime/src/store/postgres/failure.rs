@@ -1,5 +1,5 @@
-//! What a failed call means for the data and for the caller.
-//! In: an error of the driver. Out: refused, again, unavailable or lost, with PostgreSQL's own words.
+//! The meaning of a failed call for the data and for the caller.
+//! In: an error of the driver. Out: a [`Failure`], with PostgreSQL's own words.
 
 use sqlx::Error;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
@@ -11,27 +11,27 @@ const NOT_OF_THE_DATA: [&str; 10] = ["08", "25", "26", "28", "40", "53", "55", "
 /// Classes that the same data will meet again: cardinality, data exceptions, limits.
 const PERMANENT: [&str; 3] = ["21", "22", "54"];
 
-/// Speaks of the role, whatever the data: the same will pass once it has the right.
+/// The SQLSTATE of a missing right: the same data will pass once the role has it.
 const LACKS_A_RIGHT: &str = "42501";
 
-/// What went wrong. Of all but [`Failure::Lost`] nothing was written.
+/// A failed call. Nothing was written, except perhaps for [`Failure::Lost`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The data: the same again will fail again.
+    /// The data was refused: the same data will fail again.
     Refused { permanent: bool, error: String },
-    /// A deadlock, or a serialization that failed: the same again will pass.
+    /// A deadlock or a failed serialization: the same call will pass.
     Again(String),
-    /// Somebody else holds a lock that it needs: the same again will pass when that is given back.
+    /// Another transaction holds a lock that the call needs: the same call will pass once that is released.
     Locked(String),
-    /// The server took longer than it may.
+    /// The server took longer than the statement may take.
     TooLong(String),
     /// The server has forgotten a prepared statement.
     Forgotten(String),
-    /// What is stored is damaged.
+    /// Stored data is damaged.
     Corrupt(String),
-    /// The store, for now.
+    /// The store is not available now.
     Unavailable(String),
-    /// The connection is gone: what was under way may have happened.
+    /// The connection is gone: the call may have taken effect.
     Lost(String),
 }
 
@@ -68,7 +68,7 @@ impl Failure {
         }
     }
 
-    /// Whether the connection can be used on.
+    /// True if the connection can still be used.
     pub(super) fn leaves_connection(&self) -> bool {
         match self {
             Self::Refused { .. } | Self::Again(_) | Self::Locked(_) | Self::TooLong(_) => true,
@@ -107,7 +107,7 @@ impl From<Failure> for StoreError {
     }
 }
 
-/// What the server said, with the table where it is not in the sentence. Its detail may quote a row: it is left out.
+/// The server's message, with the table where the message does not name it. The detail is left out: it may quote a row.
 fn text(said: &PgDatabaseError) -> String {
     if said.code() == LACKS_A_RIGHT {
         let rights = "scripts/rights.sql gives each role its rights, what a store is made of is its owner's to make";

@@ -1,4 +1,4 @@
-//! Who is alive and who owns what, in the tables `workers` and `shards`, by the server's clock.
+//! Leases in the tables `workers` and `shards`, by the server's clock.
 //! In: signs of life, takeovers. Out: all workers and shards, in one round trip on a connection of its own.
 
 use std::time::Duration;
@@ -30,7 +30,7 @@ macro_rules! fleet {
     };
 }
 
-/// Workers whose time has long passed are forgotten on the way.
+/// Forgets workers that expired long ago, on the way.
 const RENEW: &str = concat!(
     "WITH me AS (
         INSERT INTO workers (id, address, version, code_version, code_versions, draining, cooling, expires_at)
@@ -113,12 +113,12 @@ fn fleet(rows: &[PgRow]) -> Result<Fleet, StoreError> {
     Ok(fleet.level())
 }
 
-/// A code, of the columns that hold its number and its versions.
+/// A code, from the columns that hold its number and its versions.
 fn code(row: &PgRow, number: usize, versions: usize) -> Result<Code, StoreError> {
     layout::code(row.number(number)?, &row.get::<String>(versions)?)
 }
 
-/// How often a takeover looks again when another one came in between.
+/// The number of times that a takeover reads the owner when other takeovers come in between.
 const TAKE_TRIES: u32 = 3;
 
 /// An owner as it was read.
@@ -144,7 +144,7 @@ async fn seen(links: &Links, shard: ShardNo, wanted: u32) -> Result<Seen, StoreE
     Ok(Seen { owner: row.get(0)?, epoch: row.get(1)?, code: code(row, 2, 5)?, alive: row.get(3)? })
 }
 
-/// Takes the shard if it is as it was read, and nobody else's or nobody's who is alive.
+/// Takes the shard if it is as it was read and has no other owner that is alive.
 pub(super) async fn take(
     links: &Links,
     shard: ShardNo,
@@ -168,7 +168,7 @@ pub(super) async fn take(
         if let Some(behind) = ours.behind(&now.code) {
             return Err(StoreError::CodeVersion { shard, behind });
         }
-        // It changes with the epoch alone, which is compared.
+        // It changes only together with the epoch, which is compared.
         let seen = now.code.clone().and(ours);
         let other = now.owner.clone().filter(|there| there != owner);
         let raced = first.as_ref().is_some_and(|first| first.epoch != now.epoch);
@@ -185,7 +185,7 @@ pub(super) async fn take(
             .put(layout::lay_code(&seen));
         let rows = links.run(AssertSqlSafe(sql.clone()), args).await?;
         if let Some(row) = rows.first() {
-            // It was as it was read.
+            // Nothing had changed since it was read.
             let died = now.owner.is_some_and(|before| before != owner);
             return Ok(TakenShard { died, ..decode::shard(row)? });
         }

@@ -1,5 +1,5 @@
 //! Connections that statements take turns on: one statement at a time, never a transaction left open.
-//! In: a statement and its arguments. Out: its rows, or what its failure means.
+//! In: a statement and its arguments. Out: its rows, or its failure.
 //!
 //! A connection is taken out while it is used and put back only after the server has said that it is done, so a future
 //! that is dropped in between takes its connection with it. Nothing here ever begins a transaction.
@@ -15,7 +15,7 @@ use super::failure::Failure;
 use super::place::{Place, Use};
 use crate::message::ShardNo;
 
-/// At most so many connections for one use.
+/// The connections for one use, up to a maximum.
 #[derive(Clone, Debug)]
 pub(super) struct Links(Arc<Inner>);
 
@@ -34,7 +34,7 @@ struct Inner {
 pub(super) struct Args(Arc<PgArguments>);
 
 impl Args {
-    /// With room for values of so many bytes.
+    /// Arguments with room for values of `bytes` bytes.
     pub(super) fn with_room(bytes: usize) -> Self {
         let mut args = PgArguments::default();
         args.reserve(0, bytes);
@@ -73,7 +73,7 @@ impl Links {
         self.on(connection, &sql, args).await
     }
 
-    /// Runs a statement that only reads: where a connection turns out to be gone, another one may be asked.
+    /// Runs a statement that only reads: if a connection turns out to be gone, another one may be used.
     pub(super) async fn read(&self, sql: impl SqlSafeStr, args: Args) -> Result<Vec<PgRow>, Failure> {
         let (sql, _turn) = (sql.into_sql_str(), self.turn().await?);
         if let Some(connection) = self.pop() {
@@ -86,7 +86,7 @@ impl Links {
         self.on(connection, &sql, args).await
     }
 
-    /// Closes what is idle, in order; later statements find the store closed.
+    /// Closes the idle connections, in order; later statements find the store closed.
     pub(super) async fn close(&self) {
         self.0.turns.close();
         let idle = std::mem::take(&mut *self.idle());
@@ -110,7 +110,7 @@ impl Links {
     async fn on(&self, mut connection: PgConnection, sql: &SqlStr, args: Args) -> Result<Vec<PgRow>, Failure> {
         let mut ended = self.once(&mut connection, sql, args.clone()).await;
         if matches!(ended, Err(Failure::Forgotten(_))) {
-            // Nothing ran: the statement is prepared anew, once.
+            // Nothing has run: the statement is prepared again, once.
             if connection.clear_cached_statements().await.is_ok() {
                 ended = self.once(&mut connection, sql, args).await;
             }
@@ -125,7 +125,7 @@ impl Links {
         ended
     }
 
-    /// Runs statements in one transaction, or, where the first one answers with no row, none of them. The caller does not
+    /// Runs statements in one transaction; if the first one returns no row, nothing is written. The caller must not
     /// cancel it.
     pub(super) async fn transaction(
         &self,
@@ -168,7 +168,7 @@ impl Links {
             return Ok(rows);
         }
         for (sql, args) in then {
-            // Whatever a handler's statement fails of may be its own doing: the fence alone finds an outage.
+            // A failure of a handler's statement may be its own fault: the fence alone finds an outage.
             self.once(connection, sql, args.clone()).await.map_err(|failure| match failure {
                 Failure::Unavailable(error) => Failure::Refused { permanent: false, error },
                 other => other,
@@ -204,7 +204,7 @@ pub(super) fn shard_no(shard: ShardNo) -> i32 {
     i32::try_from(shard).unwrap_or(i32::MAX)
 }
 
-/// What a failed connect says, with where to.
+/// The text for a failed connect: the address and the error.
 pub(super) fn unreachable(options: &PgConnectOptions, error: &sqlx::Error) -> String {
     format!("{}: {error}", address(options))
 }

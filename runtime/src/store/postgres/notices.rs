@@ -1,8 +1,8 @@
-//! Tells other processes which shards' logs have grown, and is told by them.
+//! Notifications between processes about the shards whose logs have grown.
 //! In: shards. Out: a notification, many shards at once; permits in the log's watch.
 //!
-//! A notification takes a lock of the whole database when its transaction commits, so it never is part of a commit: a
-//! task sends what has gathered, one at a time. One that is lost is made up for by the readers' own looking.
+//! A notification takes a lock of the whole database when its transaction commits, so it is never part of a commit: a
+//! task sends what has gathered, one at a time. If one is lost, the readers look by themselves.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -23,11 +23,11 @@ use crate::store::watch::LogWatch;
 const CHANNEL: &str = "perkey_log";
 /// A notification holds 8,000 bytes.
 const SHARDS_MAX: usize = 1_000;
-/// Stands for all shards.
+/// The payload for all shards.
 const ALL: &str = "*";
-/// Rest between two notifications: what is appended meanwhile shares the next.
+/// The pause between two notifications: appends in the meantime share the next one.
 const REST: Duration = Duration::from_millis(2);
-/// Rest after a connection that failed.
+/// The pause after a connection that failed.
 const RECONNECT: Duration = Duration::from_secs(1);
 
 /// The two tasks and what they share.
@@ -48,14 +48,14 @@ struct Tasks {
 struct Shared {
     grown: Mutex<BTreeSet<ShardNo>>,
     more: Notify,
-    /// No other process reads this store, as far as is known.
+    /// True if no other process reads this store, as far as is known.
     alone: AtomicBool,
     /// The server's process behind our own notifications: they are not for us.
     own: AtomicI32,
 }
 
 impl Notices {
-    /// Nothing runs before it is needed.
+    /// The notices; no task runs before it is needed.
     pub(super) fn new(place: Place) -> Self {
         Self { shared: Arc::default(), place, tasks: Mutex::default() }
     }
@@ -75,7 +75,7 @@ impl Notices {
         }
     }
 
-    /// Begins to listen, if nobody does yet. Behind a pooler nobody may be heard.
+    /// Begins to listen, unless it listens already. Behind a pooler notifications cannot be received.
     #[expect(clippy::disallowed_methods, reason = "the task outlives every actor, and ends with the store")]
     pub(super) fn listen(&self, watch: &Arc<LogWatch>) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,7 +85,7 @@ impl Notices {
         }
     }
 
-    /// Says whether there is anyone to be told.
+    /// Records whether there is another process to notify.
     pub(super) fn set_alone(&self, alone: bool) {
         self.shared.alone.store(alone, Ordering::Relaxed);
     }
@@ -140,7 +140,7 @@ async fn hear(shared: &Shared, pool: &sqlx::PgPool, watch: &LogWatch) -> Result<
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(CHANNEL).await?;
     loop {
-        // Whatever was said before the ear was open.
+        // For notifications that were sent before this process listened.
         watch.all_may_have();
         while let Some(notice) = listener.try_recv().await? {
             if i64::from(notice.process_id()) == i64::from(shared.own.load(Ordering::Relaxed)) {

@@ -1,4 +1,4 @@
-//! Where a PostgreSQL store is, and how each kind of connection is set up.
+//! The address of a PostgreSQL store, and the options of each kind of connection.
 //! In: `store.url` and bounds. Out: options of the driver, or what is wrong with the URL.
 
 use std::net::IpAddr;
@@ -10,29 +10,30 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use crate::store::StoreError;
 
-/// A lock that a commit needs is waited for so many times shorter than its statement may take: what fails then is known to
-/// be the lock, and not what the statement does.
+/// A commit waits for a lock for the statement timeout divided by this, so that a failure to get the lock is told from
+/// a statement that takes too long.
 const LOCK_SHARE: u32 = 5;
 
-/// What a connection is for.
+/// The purposes of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
     /// Commits: their plans never depend on how large a table happened to be when they were made.
     Commits,
-    /// Takeovers, and what tools write.
+    /// Takeovers, and writes of tools.
     Control,
     /// Signs of life.
     Leases,
-    /// Reading: planned each time, for the tables as they are by then. A plan that was made while a table was empty is kept
-    /// as long as nobody analyses it, and reads all of it: of indexes that cost the same, as all do then, it has any.
+    /// Reading: planned each time, for the tables as they are by then. A plan that was made while a table was empty is
+    /// kept until the table is analysed, and reads all of it: all indexes cost the same then, so that it uses any one.
     Queries,
-    /// Looking for what was appended or emitted, again and again: of tables with one index, so that the plan is known.
+    /// Looking again and again for rows that were appended or emitted: in tables with one index, so that the plan is
+    /// known.
     Log,
-    /// Telling other processes, and being told by them.
+    /// Notifying other processes, and being notified by them.
     Notices,
-    /// Bringing the store into shape: it may wait for another process that does, and take its time.
+    /// Setting the store up: this may wait for another process that does so, and take long.
     Prepare,
-    /// Looking at the server as it is for any program: nothing is asked of it at the start.
+    /// Looking at the server as any program does: the session starts without options of ours.
     Look,
 }
 
@@ -56,7 +57,8 @@ impl Use {
 pub(super) struct Place {
     options: PgConnectOptions,
     statement_timeout: Duration,
-    /// A pooler stands between: statements are not kept, settings not sent, and nobody listens.
+    /// True if a pooler stands between: then statements are not kept, settings not sent, and notifications not
+    /// received.
     pub(super) pooled: bool,
 }
 
@@ -111,7 +113,7 @@ impl Place {
         }
     }
 
-    /// The host and the `sslmode`, where a server elsewhere need not prove that it is the one that is meant.
+    /// The host and the `sslmode`, if the server is on another machine and need not prove its identity.
     pub(super) fn unproven(&self) -> Option<(&str, &'static str)> {
         let mode = match self.options.get_ssl_mode() {
             PgSslMode::Disable => "disable",
@@ -128,13 +130,13 @@ impl Place {
         (!is_near).then_some((host, mode))
     }
 
-    /// How long an answer is waited for: a little longer than the server works on it.
+    /// The time for which an answer is waited for: a little longer than the server works on it.
     pub(super) fn patience(&self) -> Duration {
         self.statement_timeout + Duration::from_secs(1)
     }
 }
 
-/// Whether `url` is one of a PostgreSQL store.
+/// True if `url` is one of a PostgreSQL store.
 pub(super) fn names(url: &str) -> bool {
     url.starts_with("postgres://") || url.starts_with("postgresql://")
 }

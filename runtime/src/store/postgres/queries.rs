@@ -1,4 +1,4 @@
-//! What operators and tools ask of a PostgreSQL store, and the little they write.
+//! Queries of operators and tools to a PostgreSQL store, and their few writes.
 //! In: filters, commands, imports. Out: rows; writes that are one statement each.
 
 use std::collections::BTreeMap;
@@ -72,8 +72,8 @@ impl Sql for Links {
     }
 }
 
-/// A statement that begins with rows for the log. The lane's row is locked until the numbers that it gave are visible, so
-/// they become so in their order.
+/// A statement that begins with rows for the log. The lane's row is locked until the numbers that it gave are visible,
+/// so they become visible in their order.
 macro_rules! appending {
     ($then:literal) => {
         concat!(
@@ -101,7 +101,7 @@ const APPEND_IMPORT: &str = appending!(
         at = excluded.at"
 );
 
-/// A command, and what it changes of what is paused; a trigger says in which shards it is open.
+/// Records a command, and its change of the pauses; a trigger records the shards in which it is open.
 const COMMAND: &str = "WITH made AS (
         INSERT INTO operator_commands (action, filter, who, why, matched, at) VALUES ($1, $2, $3, $4, $5, $6) RETURNING id),
     paused AS (
@@ -235,7 +235,7 @@ impl Queries for PgStore {
 
     fn health(&self) -> StoreFuture<'_, Health> {
         Box::pin(async move {
-            // As any other program is connected: what this one asks for must not hide what the others get.
+            // Connected as any other program: this one's own options must not hide what others get.
             let links = Links::new(&self.place, Use::Look, 1, TOOL_PATIENCE);
             let health = health::postgres::health(&links).await;
             links.close().await;

@@ -1,4 +1,4 @@
-//! What a shard reads back: its inbox, states, waiting messages and the embedded log.
+//! Reads of a shard: its inbox, states, waiting messages and the embedded log.
 //! In: a shard and bounds. Out: rows; every statement is bounded and follows an index.
 
 use std::sync::Arc;
@@ -79,7 +79,7 @@ pub(super) async fn load(links: &Links, shard: ShardNo, keys: &[ServiceKey]) -> 
         .put(shard_no(shard))
         .put(keys.iter().map(|key| stored(&key.service)).collect::<Vec<_>>())
         .put(keys.iter().map(|key| stored(&key.key)).collect::<Vec<_>>());
-    // Keys of which nothing is stored give no row: a row costs more to hand over than to find.
+    // Keys without stored rows give no row: a row costs more to hand over than to find.
     let sql = "SELECT e.at - 1, s.version, s.state::text, h.held, p.first, p.last, p.waiting, h.dead
         FROM UNNEST($2::text[], $3::text[]) WITH ORDINALITY AS e (service, key, at)
         LEFT JOIN states s ON s.service = e.service AND s.key = e.key
@@ -113,8 +113,8 @@ fn runnable_args(args: Args, runnable: &Runnable) -> Args {
         .put(runnable.without.iter().map(|of| stored(&of.key)).collect::<Vec<_>>())
 }
 
-// Service by service, each from its own place in the index: what others have is not looked at. OFFSET 0 keeps the look-ups
-// of a row's key what they are, whatever is planned; where one row is enough, the order does: it is the index's.
+// Service by service, each from its own place in the index: rows of others are not looked at. OFFSET 0 keeps the
+// look-ups of a row's key look-ups, whatever the plan; where one row is enough the index's order does so.
 
 const DUE: &str = "SELECT r.service, r.key, r.due_at FROM UNNEST($3::text[]) AS s (service) CROSS JOIN LATERAL (
         SELECT p.service, p.key, p.due_at, p.seq FROM pending p
@@ -136,7 +136,7 @@ const TIMERS: &str = "SELECT r.* FROM UNNEST($4::text[]) AS s (service) CROSS JO
         ORDER BY t.due_at LIMIT $3) r
     ORDER BY r.due_at LIMIT $3";
 
-/// Whether any of these is due, and when the next one is that is not.
+/// True if any of these timers is due, and the time of the next one that is not.
 const NEXT_TIMER: &str = "SELECT coalesce(bool_or(n.due), false), min(n.next) FROM UNNEST($3::text[]) AS s (service)
     CROSS JOIN LATERAL (SELECT
         (SELECT true FROM timers t WHERE t.shard = $1 AND t.service = s.service AND t.due_at <= $2
@@ -229,10 +229,9 @@ pub(super) async fn page(
     links.read(AssertSqlSafe(sql), args).await?.iter().map(decode::pending).collect()
 }
 
-/// From each origin's first unread row on, row by row, until their messages reach the limit, a large row counting for as
-/// many as its bytes are by [`crate::store::append::WEIGHT_BYTES`]: each origin gets its
-/// share, so that a busy one does not keep the others waiting. The origins are found by hopping from one to the next
-/// in the index.
+/// From each origin's first unread row on, row by row, until their messages reach the limit, a large row counting by
+/// its bytes with [`crate::store::append::WEIGHT_BYTES`]: each origin gets its share, so that a busy one does not keep
+/// the others waiting. The origins are found by hopping from one to the next in the index.
 const READ_LOG: &str = "
     WITH RECURSIVE origins (origin) AS (
         (SELECT origin FROM log WHERE target = $1 ORDER BY origin LIMIT 1)
@@ -282,8 +281,8 @@ pub(super) async fn read_log(
     Ok(found)
 }
 
-/// Of other roles' sessions only a member of `pg_monitor` sees since when they are in a transaction. A session that has read
-/// under read committed, and waits, keeps nothing; what vacuum itself does keeps nothing either.
+/// Only a member of `pg_monitor` sees how long other roles' sessions have been in a transaction. A session that has
+/// read under read committed and waits keeps no dead rows; nor does vacuum itself.
 const OLDEST: &str = "SELECT greatest(
         (SELECT max(extract(epoch FROM clock_timestamp() - xact_start)) FROM pg_stat_activity
             WHERE datname = current_database() AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)

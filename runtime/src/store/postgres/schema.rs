@@ -1,5 +1,5 @@
-//! Brings a store into shape: migrations, shards, services' numbers, handlers' tables.
-//! In: a connection of its own and what the program brings. Out: what the store recorded at first start.
+//! The set-up of a store: migrations, shards, services' numbers, handlers' tables.
+//! In: a connection of its own and a [`Setup`]. Out: the store's [`Identity`].
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -19,26 +19,26 @@ use crate::store::query::decode;
 use crate::store::query::sql::Cells;
 use crate::store::{Identity, Setup, StoreError, declared};
 
-/// Without the driver's own lock: it belongs to a session, and behind a pooler the statement that gives it back may reach
-/// another one. [`LOCK`] ends with its transaction.
+/// The migrations, without the driver's own lock: that belongs to a session, and behind a pooler the statement that
+/// releases it may reach another one. [`LOCK`] ends with its transaction.
 static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     let mut migrations = sqlx::migrate!("migrations/postgres");
     migrations.set_locking(false);
     migrations
 });
 
-/// Held by whoever brings the store of this database into shape, one after the other; the number is any that others do not
-/// use. What is there already is not worth a notice.
+/// The lock under which the processes that set up the store of this database do so one after the other; its number is
+/// arbitrary. Notices about what exists already are suppressed.
 const LOCK: &str =
     "SELECT pg_advisory_xact_lock(5783261409127364001), set_config('client_min_messages', 'warning', true)";
 
 /// Pause before the lock is asked for again.
 const AGAIN: Duration = Duration::from_millis(250);
-/// How often one is made anew that the server gave up for a deadlock.
+/// The number of times that an index is made which the server gave up for a deadlock.
 const TRIES: u32 = 5;
-/// Held by whoever makes indexes in this database; the number is any that others do not use.
+/// The lock of a process that makes indexes in this database; its number is arbitrary.
 const INDEXES: &str = "SELECT pg_try_advisory_xact_lock(5783261409127364002)";
-/// Whether there is an index of this name, and it is complete.
+/// Asks for the index of this name: true if it is complete.
 const STATE: &str = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(quote_ident($1))";
 
 /// Asks whether there is a store.
@@ -47,8 +47,8 @@ pub(super) const THERE: &str = "SELECT coalesce(to_regclass('_sqlx_migrations') 
 /// Asks for the key that ids are hashed under.
 pub(super) const HASH_KEY: &str = "SELECT decode(value, 'hex') FROM meta WHERE name = 'hash_key'";
 
-/// Asks for some tables of others in the schema that the store would be made in, where there is none yet. What extensions
-/// brought is nobody's.
+/// Asks for some tables of others in the schema in which the store would be made, if there is no store yet. Tables of
+/// extensions do not count.
 const FOREIGN: &str = "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname = current_schema() AND c.relname <> '_sqlx_migrations'
     AND NOT (to_regclass('_sqlx_migrations') IS NOT NULL AND to_regclass('shards') IS NOT NULL)
@@ -59,22 +59,22 @@ const FOREIGN: &str = "SELECT c.relname::text FROM pg_class c JOIN pg_namespace 
 pub(super) const NEWEST: &str = "SELECT coalesce(max(version), 0) FROM _sqlx_migrations";
 
 impl PgStore {
-    /// Whether `url` can be read as the address of a store.
+    /// Checks that `url` can be read as the address of a store.
     pub(in crate::store) fn check_url(url: &str, statement_timeout: Duration) -> Result<(), StoreError> {
         Place::of(url, statement_timeout).map(drop)
     }
 
-    /// Some tables of others, where no store was made yet.
+    /// Some tables of others, if no store was made yet.
     pub(in crate::store) async fn foreign(&self) -> Result<Vec<String>, StoreError> {
         let rows = self.queries.read(FOREIGN, Args::default()).await?;
         rows.iter().map(|row| Ok(row.text(0)?.to_string())).collect()
     }
 }
 
-/// How many migrations were run.
+/// Asks for the number of migrations that were run.
 const RUN: &str = "SELECT count(*) FROM _sqlx_migrations";
 
-/// How many migrations there are.
+/// The number of migrations that this program has.
 fn all() -> i64 {
     i64::try_from(MIGRATIONS.iter().count()).unwrap_or(i64::MAX)
 }
@@ -91,13 +91,13 @@ pub(super) fn known(found: u32) -> Result<u32, StoreError> {
     if found > known { Err(StoreError::Newer { found, known }) } else { Ok(found) }
 }
 
-/// Refuses, for who does not run the store, each format but today's.
+/// Refuses each format but the current one, for a process that does not run the store.
 pub(super) fn current(found: u32) -> Result<(), StoreError> {
     let known = newest();
     if self::known(found)? < known { Err(StoreError::Older { found, known }) } else { Ok(()) }
 }
 
-/// Does all of it; nothing but migrations happens when something is refused. It is not to be cancelled: it holds a
+/// Sets the store up; if something is refused, only migrations have happened. It must not be cancelled: it holds a
 /// transaction.
 pub(super) async fn prepare(connection: &mut PgConnection, setup: &Setup) -> Result<Identity, StoreError> {
     encoded(connection).await?;
@@ -126,7 +126,7 @@ pub(super) async fn prepare(connection: &mut PgConnection, setup: &Setup) -> Res
     Ok(Identity { hash_key, services })
 }
 
-/// An index that is declared and not there, or there and not complete.
+/// An index that is declared and missing, or incomplete.
 struct Missing<'a> {
     table: &'a Table,
     index: &'a [&'static str],
@@ -134,11 +134,12 @@ struct Missing<'a> {
     half: bool,
 }
 
-/// Makes what is missing of the indexes of tables that are there, while others write them; one that was left half made is
-/// made anew. Returns when none is missing. It is not to be cancelled: it holds a transaction.
+/// Makes the missing indexes of existing tables while others write these; an incomplete one is made anew. Returns when
+/// none is missing. It must not be cancelled: it holds a transaction.
 ///
-/// An index that is made concurrently waits for every transaction that sees the table as it was, and must itself be in
-/// none: who makes one holds a lock in a transaction of another connection, and others ask for it, but never wait in it.
+/// An index that is made concurrently waits for every transaction that sees the table as it was, and must itself be
+/// made outside a transaction. So its maker holds a lock in a transaction of another connection; others try that lock,
+/// but never wait in a transaction.
 pub(super) async fn indexes(
     connection: &mut PgConnection,
     options: &PgConnectOptions,
@@ -204,7 +205,7 @@ async fn make(connection: &mut PgConnection, missing: &Missing<'_>) -> Result<()
         }
         match made.map_err(|error| Failure::of(&error)) {
             Ok(()) => return Ok(()),
-            // What was made of it by then is there.
+            // A part of it exists by then.
             Err(Failure::Again(_) | Failure::Locked(_)) if attempt < TRIES => drops = true,
             Err(Failure::Refused { error, .. }) => return Err(declared::wrong(table, error)),
             Err(failure) => return Err(failure.into()),
@@ -213,7 +214,7 @@ async fn make(connection: &mut PgConnection, missing: &Missing<'_>) -> Result<()
     Ok(())
 }
 
-/// Texts are those of messages: an encoding that lacks some of their characters would refuse whole commits.
+/// Checks the encoding: one that lacks some characters of messages would refuse whole commits.
 async fn encoded(connection: &mut PgConnection) -> Result<(), StoreError> {
     let sql = "SELECT current_setting('server_encoding')";
     let encoding: String = query_scalar(sql).fetch_one(connection).await.map_err(failed)?;
@@ -224,8 +225,8 @@ async fn encoded(connection: &mut PgConnection) -> Result<(), StoreError> {
     Err(StoreError::Url(format!("names a database with the encoding {encoding}, it must be UTF8: {how}")))
 }
 
-/// In one transaction, in which a pooler keeps to one server connection. Where nothing is to be done nothing is asked for but to
-/// read: who works with the store need not own it.
+/// Runs in one transaction, in which a pooler keeps to one server connection. Without pending migrations it only reads,
+/// so that the role that works with the store need not own it.
 async fn migrate(connection: &mut PgConnection) -> Result<(), StoreError> {
     let mut transaction = connection.begin().await.map_err(failed)?;
     query(LOCK).execute(&mut *transaction).await.map_err(failed)?;
@@ -265,7 +266,7 @@ async fn shards(connection: &mut PgConnection, wanted: u32) -> Result<(), StoreE
     if recorded > 0 {
         return Err(StoreError::Shards { recorded, wanted });
     }
-    // Four random UUIDs have far more chance in them than the 256 bits that are kept.
+    // Four random UUIDs have far more randomness than the 256 bits that are kept.
     query(
         "WITH made AS (INSERT INTO shards (shard) SELECT no FROM generate_series(0, $1::integer - 1) no)
          INSERT INTO meta (name, value) VALUES ('shards', $1::text), ('hash_key', encode(sha256(
@@ -279,7 +280,7 @@ async fn shards(connection: &mut PgConnection, wanted: u32) -> Result<(), StoreE
     .map_err(failed)
 }
 
-/// A server that confirms commits before they are on disk may lose them in a crash.
+/// Warns of a server that confirms commits before they are on disk: it may lose them in a crash.
 async fn warn_of_lost_commits(connection: &mut PgConnection) {
     let safe = "SELECT current_setting('fsync') = 'on' AND current_setting('synchronous_commit') <> 'off'";
     match query_scalar::<_, bool>(safe).fetch_one(connection).await {

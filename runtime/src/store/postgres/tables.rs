@@ -56,7 +56,8 @@ async fn run(connection: &mut PgConnection, table: &Table, sql: String) -> Resul
     made.map(drop).map_err(|error| declared::wrong(table, error.to_string()))
 }
 
-/// Adds the parts that write `rows`: of each primary key the last one, in the key's order. `count` arguments are there.
+/// Adds the parts that write `rows`: for each primary key the last one, in the key's order. `count` arguments come
+/// before theirs.
 pub(super) fn write<'a>(
     rows: impl Iterator<Item = &'a RowWrite>,
     mut count: usize,
@@ -124,7 +125,7 @@ impl<'a> List<'a> {
         }
     }
 
-    /// Adds a value; what PostgreSQL would not take is refused here, before it costs a statement.
+    /// Adds a value; one that PostgreSQL would not take is refused here, before it costs a statement.
     fn push(&mut self, table: &Table, column: &Column, value: Option<&'a RawValue>) -> Result<(), Failure> {
         let value = value.map(RawValue::get).filter(|value| *value != "null");
         let fits = match self {
@@ -157,7 +158,7 @@ impl<'a> List<'a> {
     }
 }
 
-/// `None` when `value` is not of the kind, else the value or NULL.
+/// `None` if `value` is not of the kind, else the value or NULL.
 fn parse<'a, T: Deserialize<'a>>(value: Option<&'a str>) -> Option<Option<T>> {
     match value {
         None => Some(None),
@@ -184,7 +185,7 @@ fn create(table: &Table) -> String {
     format!("CREATE TABLE \"{}\" ({columns}, PRIMARY KEY ({}))", table.name, names(table.primary_key))
 }
 
-/// The statement that makes an index, `how` is what stands before its name.
+/// The statement that makes an index; `how` stands before its name.
 pub(super) fn create_index(table: &Table, index: &[&str], how: &str) -> String {
     let columns = table.columns.iter();
     let text = |name: &str| columns.clone().any(|column| column.name == name && column.kind == ColumnKind::Text);
@@ -246,12 +247,12 @@ pub(super) fn bound(args: Args, arg: &Value) -> Args {
             None => args.put(number.as_f64()),
         },
         Value::String(text) => args.put(text.clone()),
-        // What else there is was refused.
+        // All other values were refused before.
         Value::Null | Value::Array(_) | Value::Object(_) => args.put(Nothing),
     }
 }
 
-/// Stands for the type that an argument is sent as.
+/// The type that an argument is sent as.
 fn letter(arg: &Value) -> char {
     match arg {
         Value::Bool(_) => 'b',
@@ -262,7 +263,7 @@ fn letter(arg: &Value) -> char {
     }
 }
 
-/// NULL of whatever type the server finds that it has.
+/// A NULL whose type the server works out.
 struct Nothing;
 
 /// The pseudo-type `unknown`: the server works the type out, as for a NULL that is written in the statement.

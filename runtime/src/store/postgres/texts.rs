@@ -1,5 +1,5 @@
-//! Texts as PostgreSQL can hold them, which knows no U+0000, and the columns of its rows.
-//! In: texts, rows. Out: texts to store, and as they were; values.
+//! Texts as PostgreSQL can hold them, without U+0000, and the columns of its rows.
+//! In: texts, rows. Out: texts to store, and the original ones; values.
 
 use std::borrow::Cow;
 
@@ -19,7 +19,7 @@ impl Cells for PgRow {
     }
 }
 
-/// Stands for itself when it comes twice, for U+0000 when a 0 follows.
+/// The escape character: it stands for itself when it comes twice, for U+0000 when a 0 follows.
 const MARK: char = '\u{241B}';
 
 /// `text` as it is stored.

@@ -1,5 +1,4 @@
-//! What waits for long in a PostgreSQL store: dead letters, which ids are among them and how many there are; rows of the
-//! intake.
+//! Long-lived rows of a PostgreSQL store: dead letters, their ids and their number, and rows of the intake.
 //! In: a shard, ids, numbers. Out: rows; every statement is bounded.
 
 use std::sync::Arc;
@@ -11,11 +10,11 @@ use crate::message::{KEPT_BYTES, ShardNo, TakenId};
 use crate::store::query::sql::{Cells, one, signed};
 use crate::store::{IntakeRow, IntakeRows, Letters, StoreError};
 
-/// Letters among which those that sinks refused are looked for, when they are counted.
+/// The most letters among which those that sinks refused are looked for when they are counted.
 const REFUSED_AMONG: u64 = 500_000;
 
-/// All by the primary key and those that hold by their index, which costs little; those that are refused events are looked
-/// for in the letters themselves, where there are not too many: the alarm is then of those to come.
+/// Counts all by the primary key and those that hold by their index, which costs little. Refused events are looked for
+/// in the letters themselves, unless there are too many: then only later ones raise the alarm.
 pub(super) async fn letters(links: &Links, shard: ShardNo) -> Result<Letters, StoreError> {
     let pages = "SELECT count(*), max(seq) FROM (
         SELECT seq FROM dead_letters WHERE shard = $1 AND seq > $2 ORDER BY seq LIMIT $3) page";
@@ -42,7 +41,7 @@ pub(super) async fn known(links: &Links, shard: ShardNo, asked: &[(TakenId, Stri
         .put(shard_no(shard))
         .put(asked.iter().map(|(id, _)| &id.0[..]).collect::<Vec<&[u8]>>())
         .put(asked.iter().map(|(_, message)| stored(message)).collect::<Vec<_>>());
-    // By the message's id, in whichever shard: "+ 0" keeps the planner from an index that begins with the shard.
+    // By the message's id, in any shard: "+ 0" keeps the planner from an index that begins with the shard.
     let sql = "SELECT e.at - 1 FROM UNNEST($2::bytea[], $3::text[]) WITH ORDINALITY AS e (id, message_id, at)
         WHERE EXISTS (SELECT FROM pending p
                 WHERE p.message_id = e.message_id AND p.shard + 0 = $1 AND p.taken_id = e.id OFFSET 0)
@@ -58,8 +57,8 @@ pub(super) async fn known(links: &Links, shard: ShardNo, asked: &[(TakenId, Stri
     Ok(known)
 }
 
-/// As many as are asked for, fewer where these are large; one at least. What is too large stays where it is: no more of it
-/// is decompressed than is kept.
+/// As many rows as are asked for, fewer if they are large, but at least one. Of one that is too large no more is
+/// decompressed than is kept.
 const INTAKE: &str = "SELECT no, service, key, id, type, CASE WHEN bytes > $4 THEN '{}' ELSE headers::text END,
         CASE WHEN bytes > $4 THEN left(payload, $5) ELSE payload END,
         greatest((extract(epoch FROM at) * 1000)::bigint, 0), bytes

@@ -1,5 +1,5 @@
-//! Writes that nobody cancels: each runs in a task of its own, those of a shard one after the other.
-//! In: statements. Out: an answer to each; what waits for it may be dropped, the write stands all the same.
+//! Writes that are never cancelled: each runs in a task of its own, those of a shard one after the other.
+//! In: statements. Out: an answer to each; the future that waits for it may be dropped, and the write still happens.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -22,11 +22,11 @@ use crate::store::lease::Fleet;
 use crate::store::watch::LogWatch;
 use crate::store::{Outcome, StoreError, StoreFuture};
 
-/// How often a statement is sent again after a deadlock or a failed serialization.
+/// The number of times that a statement is sent again after a deadlock or a failed serialization.
 const AGAIN_MAX: u32 = 20;
-/// A commit that took too long for the server so often is refused for its data.
+/// The number of times that a commit may take too long for the server before it is refused for its data.
 const TOO_LONG_MAX: u32 = 3;
-/// Connections for takeovers and for what tools write.
+/// Connections for takeovers and for writes of tools.
 const CONTROL: usize = 3;
 
 /// The way to write.
@@ -47,12 +47,12 @@ struct Inner {
 struct Queue {
     /// Ends with the last write that was handed over.
     last: Option<oneshot::Receiver<()>>,
-    /// The commit that took too long, and how often it did.
+    /// The commit that took too long, and the number of times that it did.
     too_long: (u64, u32),
 }
 
 impl Writer {
-    /// `in_flight` commits are at the server at once.
+    /// The writer of the store at `place`, with at most `in_flight` commits at the server at once.
     pub(super) fn new(place: &Place, in_flight: usize) -> Self {
         Self(Arc::new(Inner {
             commits: Links::new(place, Use::Commits, in_flight, place.patience()),
@@ -94,7 +94,7 @@ impl Writer {
         Box::pin(async move { Ok(answer.await.unwrap_or_else(|| Err(Failure::Unavailable("ended".to_owned())))?) })
     }
 
-    /// Wakes whoever reads the logs of `targets`, here and in other processes.
+    /// Wakes the readers of the logs of `targets`, here and in other processes.
     pub(super) fn appended(&self, targets: &[ShardNo]) {
         self.0.watch.appended(targets.iter().copied());
         self.0.notices.tell(targets);
@@ -106,7 +106,7 @@ impl Writer {
         self.0.watch.changed(target).await;
     }
 
-    /// Takes note of who else there is.
+    /// Takes note of the other processes of the fleet.
     pub(super) fn heard_of(&self, fleet: &Fleet) {
         let alive = fleet.workers.iter().filter(|worker| worker.expires_in > 0).count();
         self.0.notices.set_alone(alive <= 1);
@@ -137,7 +137,7 @@ impl Writer {
                 Err(Failure::Again(_)) if attempt < AGAIN_MAX => {
                     sleep(Duration::from_millis(attempt.into())).await;
                 }
-                // The fence alone has no data to be refused for: then it is the server that is slow.
+                // The fence alone has no data to refuse: then the server is slow.
                 Err(Failure::TooLong(error)) if !statement.alone && self.too_long(statement) => {
                     return Outcome::Refused { permanent: false, error };
                 }
@@ -147,7 +147,7 @@ impl Writer {
         Outcome::Unavailable("the server found deadlocks again and again".to_owned())
     }
 
-    /// Counts a commit that took too long; whether it did so too often.
+    /// Counts a commit that took too long; returns whether it did so too often.
     fn too_long(&self, statement: &Statement) -> bool {
         let mut queues = self.queues();
         let (no, times) = &mut queues.entry(statement.shard).or_default().too_long;
@@ -155,7 +155,7 @@ impl Writer {
         *no = statement.no;
         let refused = *times >= TOO_LONG_MAX;
         if refused {
-            // What is sent under the same number next is another commit.
+            // The next commit sent under this number is another one.
             *times = 0;
         }
         refused

@@ -1,4 +1,5 @@
-//! What operators and tools ask of a database, and what a shard asks as plainly: each statement once.
+//! Queries of operators and tools to a database, and the plain ones of a shard: each statement once, for both
+//! databases.
 //! In: a database, filters and bounds. Out: rows as the store's own values.
 
 use std::collections::BTreeMap;
@@ -19,9 +20,9 @@ use crate::store::append::OUTSIDE;
 use crate::store::layout::OUTBOX_BYTES_MAX;
 use crate::store::{DeadLetter, DeadPlace, OfService, OldLetters, ServiceKey, StoreError, Timer};
 
-/// Commands that a shard is given at once.
+/// The number of commands that a shard is given at once.
 const COMMANDS_MAX: i64 = 100;
-/// Dead letters that are looked through by one statement.
+/// The number of dead letters that one statement looks through.
 const OLD_PAGE: i64 = 2_000;
 
 /// The conditions of a [`DeadFilter`] over arguments $1 to $6.
@@ -56,7 +57,7 @@ pub(in crate::store) async fn peek<S: Sql>(
     rows.iter().map(|row| Ok((row.number(10)?, decode::dead(row)?))).collect()
 }
 
-/// How many dead letters are meant.
+/// The number of dead letters that the filter selects.
 pub(in crate::store) async fn count_dead<S: Sql>(db: &S, filter: DeadFilter) -> Result<u64, StoreError> {
     let sql = format!("SELECT count(*) FROM dead_letters WHERE {}", meant::<S>());
     one(&db.rows(&sql, &filtered(&filter, [])).await?, |row| row.number(0))
@@ -100,7 +101,7 @@ pub(in crate::store) async fn old(
     Ok(found)
 }
 
-/// What is there of a service, which no program has.
+/// The pending rows and timers of a service that no program has.
 pub(in crate::store) async fn of_service(
     db: &impl Sql,
     shard: ShardNo,
@@ -165,7 +166,7 @@ pub(in crate::store) async fn unread<S: Sql>(db: &S, shards: Vec<ShardNo>) -> Re
     db.rows(&sql, &[Arg::Plain(&json(&shards)?)]).await?.iter().map(decode::by_shard).collect()
 }
 
-/// How many keys of these shards have rows in `pending`.
+/// The number of keys with rows in `pending`, for each of these shards.
 pub(in crate::store) async fn count_waiting<S: Sql>(
     db: &S,
     shards: Vec<ShardNo>,
@@ -204,7 +205,7 @@ pub(in crate::store) async fn events(
     page(db, shard, from, after, limit, i64::MAX).await
 }
 
-/// Some of them, looked for from a commit on, 0 where that is not known.
+/// Events of a shard above a number, looked for from commit `from` on (0: not known).
 pub(in crate::store) async fn outbox(
     db: &impl Sql,
     shard: ShardNo,
@@ -216,10 +217,10 @@ pub(in crate::store) async fn outbox(
     page(db, shard, from, after, limit, OUTBOX_BYTES_MAX).await
 }
 
-/// The commit that begins last at or below the event behind `after`.
+/// The last commit that begins at or below the event behind `after`.
 async fn first(db: &impl Sql, shard: ShardNo, after: u64) -> Result<u64, StoreError> {
-    // Numbers rise with commits: the first commit of interest is the last one that begins at or below `after + 1`.
-    // It is found from the newest on, as who asks mostly stands near it.
+    // Numbers rise with commits: the first commit of interest is the last one that begins at or below `after + 1`. It
+    // is searched from the newest on, because readers are mostly near it.
     let sql = "SELECT commit_no FROM commits WHERE shard = $1 AND first_seq <= $2 AND length(events) > 0
         ORDER BY commit_no DESC LIMIT 1";
     let found = db.rows(sql, &[Arg::number(shard), Arg::number(after.saturating_add(1))]).await?;
@@ -274,13 +275,13 @@ pub(in crate::store) async fn import_progress(
     rows.first().map_or_else(|| Ok(ImportProgress::default()), decode::progress)
 }
 
-/// What is paused.
+/// The pauses.
 pub(in crate::store) async fn pauses(db: &impl Sql) -> Result<Vec<Pause>, StoreError> {
     let sql = "SELECT service, key, who, why, since FROM pauses ORDER BY service, key NULLS FIRST";
     db.rows(sql, &[]).await?.iter().map(decode::pause).collect()
 }
 
-/// Commands that a shard has still to execute. An older program has them done without closing them.
+/// Commands that a shard has still to execute. An older program executes them without closing them.
 pub(in crate::store) async fn open_commands<S: Sql>(
     db: &S,
     shard: ShardNo,
@@ -298,14 +299,14 @@ pub(in crate::store) async fn open_commands<S: Sql>(
     db.rows(&sql, &args).await?.iter().map(decode::command).collect()
 }
 
-/// How far a command is.
+/// The progress of a command.
 pub(in crate::store) async fn command_state(db: &impl Sql, id: i64) -> Result<CommandState, StoreError> {
     let sql = "SELECT count(*) FILTER (WHERE done), (SELECT count(*) FROM shards),
             coalesce(sum(affected), 0)::bigint FROM operator_results WHERE command = $1";
     one(&db.rows(sql, &[Arg::number(id)]).await?, decode::command_state)
 }
 
-/// How many records of calls each tenant has whose time is not over.
+/// The number of records of calls that each tenant has and that still count at `now`.
 pub(in crate::store) async fn call_counts(db: &impl Sql, now: Millis) -> Result<Vec<KeyCount>, StoreError> {
     let sql = "SELECT tenant, until, sum(records)::bigint FROM call_counts WHERE until > $1 GROUP BY tenant, until";
     db.rows(sql, &[Arg::number(now)]).await?.iter().map(decode::key_count).collect()

@@ -1,5 +1,6 @@
-//! Calls: commands whose senders wait for an answer, each with an idempotency key. Plain values, and what a store does.
-//! In: calls to accept, a message each. Out: their records; a record without an outcome is of a call that still runs.
+//! Calls: commands whose senders wait for an answer, each with an idempotency key. Plain values, and a store's part.
+//! In: calls to accept, a message each. Out: their records; a record without an outcome belongs to a call that still
+//! runs.
 //!
 //! A call is accepted in one transaction: its record, and its message in the embedded log of its key's shard. The commit
 //! of the turn that ends it writes its outcome into the record. So there is no record without a message, no effect
@@ -20,24 +21,24 @@ pub type Fingerprint = [u8; 32];
 /// A call to be accepted.
 #[derive(Clone, Debug)]
 pub struct NewCall {
-    /// What identifies it.
+    /// The id that identifies it.
     pub id: CallId,
-    /// What it asks for.
+    /// The fingerprint of its request.
     pub fingerprint: Fingerprint,
-    /// Whose key space it is in: what a tenant has in the store is counted.
+    /// The tenant whose key space it is in: each tenant's records are counted.
     pub tenant: String,
     /// The service that is to handle it.
     pub service: &'static str,
     /// Its message, which carries its id: see [`crate::handler::CALL`].
     pub message: Message,
-    /// When it came.
+    /// The time at which it came.
     pub at: Millis,
-    /// From when on its key may be used again, once it has ended.
+    /// The time from which its key may be used again, once it has ended.
     pub expires_at: Millis,
 }
 
 impl NewCall {
-    /// Until when its record counts as one of its tenant's.
+    /// The time until which its record counts as one of its tenant's.
     pub(in crate::store) fn counted_until(&self) -> Millis {
         counted_until(self.at, self.expires_at)
     }
@@ -55,38 +56,38 @@ impl NewCall {
     }
 }
 
-/// What the store knows of a call.
+/// The store's record of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallRecord {
-    /// What identifies it.
+    /// The id that identifies it.
     pub id: CallId,
-    /// What it asked for.
+    /// The fingerprint of its request.
     pub fingerprint: Fingerprint,
     /// The id of its message; empty where a cache has forgotten it.
     pub message_id: String,
-    /// When it was accepted.
+    /// The time at which it was accepted.
     pub accepted_at: Millis,
-    /// From when on its key may be used again, once it has ended.
+    /// The time from which its key may be used again, once it has ended.
     pub expires_at: Millis,
-    /// How it ended; nothing while it runs.
+    /// Its outcome; `None` while it runs.
     pub outcome: Option<CallOutcome>,
 }
 
 impl CallRecord {
-    /// Whether its key may be used again at `now`.
+    /// True if its key may be used again at `now`.
     pub fn is_expired(&self, now: Millis) -> bool {
         self.outcome.is_some() && self.expires_at <= now
     }
 }
 
-/// How a call ended, and what its sender is told.
+/// The end of a call, and the answer to its sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallOutcome {
-    /// How.
+    /// The kind of end.
     pub end: CallEnd,
-    /// Of a refused call: why, as a word for programs.
+    /// The reason as a word for programs, if the call was refused.
     pub code: String,
-    /// The handler's reply as JSON; of any other end the reason as text.
+    /// The handler's reply as JSON if the call is done, else the reason as text.
     pub body: Bytes,
 }
 
@@ -146,41 +147,41 @@ impl std::str::FromStr for CallEnd {
 pub struct Reply {
     /// The call.
     pub call: CallId,
-    /// How it ended.
+    /// Its outcome.
     pub outcome: CallOutcome,
 }
 
-/// What a store does for calls.
+/// A store's part in calls.
 pub trait CallStore: Send + Sync {
-    /// What answers are sealed with that are kept outside of the store: no other store has it, and this one has another
-    /// once it was restored, as answers of what is undone are worth nothing.
+    /// The secret that seals answers which are kept outside the store. No other store has the same, and this one gets
+    /// another when it is restored: answers about effects that were undone are void.
     fn secret(&self) -> StoreFuture<'_, [u8; 32]>;
 
     /// Accepts calls in one transaction, each with its message in lane `lane` of the embedded log. In the order asked:
-    /// nothing for a call that is new, and the record that was there for one that is not. A record that has expired is
+    /// `None` for a call that is new, and the existing record for one that is not. A record that has expired is
     /// replaced. Of two calls of the same id the first counts, and the other one finds its record.
     fn accept(&self, lane: String, calls: Vec<NewCall>) -> StoreFuture<'_, Vec<Option<CallRecord>>>;
 
-    /// The records of these calls, in the order asked; nothing where there is none.
+    /// The records of these calls, in the order asked; `None` where there is no record.
     fn records(&self, ids: Vec<CallId>) -> StoreFuture<'_, Vec<Option<CallRecord>>>;
 
-    /// How many records each tenant has whose time is not over at `now`. What this costs grows with the tenants, and not
+    /// The number of records that each tenant has and that still count at `now`. The cost grows with the tenants, not
     /// with the records.
     fn counts(&self, now: Millis) -> StoreFuture<'_, Vec<KeyCount>>;
 
-    /// Removes records that had expired by `before`, at most `limit`; says how many it removed. The counts of those whose
-    /// time is over by then go too.
+    /// Removes records that had expired by `before`, at most `limit`; returns the number that it removed. The counts of
+    /// those whose time is over by then go too.
     fn sweep(&self, before: Millis, limit: usize) -> StoreFuture<'_, u64>;
 }
 
-/// How many records of a tenant have about the same time left.
+/// The number of a tenant's records that have about the same time left.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyCount {
     /// The tenant.
     pub tenant: String,
-    /// When the time of all of them is over.
+    /// The time at which all of them stop counting.
     pub until: Millis,
-    /// How many there are.
+    /// The number of records.
     pub records: u64,
 }
 
@@ -192,12 +193,12 @@ fn part(keep: Millis) -> Millis {
     (keep / PARTS).max(1_000)
 }
 
-/// Until when a record counts that is kept from `at` to `expires_at`.
+/// The time until which a record counts that is kept from `at` to `expires_at`.
 fn counted_until(at: Millis, expires_at: Millis) -> Millis {
     expires_at.div_ceil(part(expires_at.saturating_sub(at))).saturating_mul(part(expires_at.saturating_sub(at)))
 }
 
-/// The records that were made of the calls at these places, by tenant and by when their time is over.
+/// The number of records made of the calls at these places, by tenant and the time at which they stop counting.
 pub(in crate::store) fn counted<'a>(calls: &'a [NewCall], new: &HashSet<usize>) -> BTreeMap<(&'a str, Millis), u64> {
     let mut counted = BTreeMap::new();
     for call in new.iter().filter_map(|at| calls.get(*at)) {
@@ -206,7 +207,7 @@ pub(in crate::store) fn counted<'a>(calls: &'a [NewCall], new: &HashSet<usize>) 
     counted
 }
 
-/// What a tenant has in the store.
+/// A tenant's records in the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TenantKeys {
     /// Records that it has.
@@ -215,7 +216,7 @@ pub struct TenantKeys {
     pub forecast: u64,
 }
 
-/// What each tenant has at `now`, where records are kept for `keep`.
+/// Each tenant's records at `now`, where records are kept for `keep`.
 pub fn tenant_keys(counts: &[KeyCount], now: Millis, keep: Millis) -> BTreeMap<&str, TenantKeys> {
     let newest = counted_until(now, now.saturating_add(keep));
     // The newest part is not over yet; the one before it is.
@@ -231,14 +232,14 @@ pub fn tenant_keys(counts: &[KeyCount], now: Millis, keep: Millis) -> BTreeMap<&
     tenants
 }
 
-/// The calls of which each is the first of its id, by their places.
+/// The places of the calls that are the first of their id.
 pub(in crate::store) fn firsts(calls: &[NewCall]) -> Vec<usize> {
     let mut seen = HashSet::with_capacity(calls.len());
     (0..calls.len()).filter(|at| seen.insert(calls[*at].id)).collect()
 }
 
-/// What [`CallStore::accept`] answers where the calls at these places were new: of the others, in order, their records. One
-/// that was removed just now is neither.
+/// The answer of [`CallStore::accept`] if the calls at these places were new: the other calls get their records. A call
+/// whose record was removed just now is neither, and an error.
 pub(in crate::store) async fn answered(
     store: &dyn CallStore,
     calls: &[NewCall],
@@ -258,7 +259,7 @@ pub(in crate::store) async fn answered(
     (0..calls.len()).map(answer).collect()
 }
 
-/// Records as they were asked for; nothing where there is none.
+/// Records in the order in which they were asked for; `None` where there is no record.
 pub(in crate::store) fn in_order(
     ids: &[CallId],
     found: impl IntoIterator<Item = Result<CallRecord, StoreError>>,

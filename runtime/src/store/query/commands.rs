@@ -1,12 +1,12 @@
-//! What operators ask of the shards' owners, and what they have paused. Plain values.
-//! In: commands, as they are recorded. Out: the same, as their owners read them.
+//! Commands of operators to the shards' owners, and their pauses. Plain values.
+//! In: commands, as they are recorded. Out: commands, as the shards' owners read them.
 
 use serde::{Deserialize, Serialize};
 
 use super::{DeadFilter, NewPayload};
 use crate::clock::Millis;
 
-/// What an operator wants done.
+/// The actions of operators.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
@@ -27,7 +27,7 @@ pub enum Action {
     Pause(Scope),
     /// Their turns start again.
     Resume(Scope),
-    /// What waits for a service that no program has is given up: its timers are removed, its messages become dead letters.
+    /// The messages that wait for a service that no program has become dead letters; its timers are removed.
     Drop(String),
 }
 
@@ -36,25 +36,25 @@ pub enum Action {
 pub struct Scope {
     /// The service.
     pub service: String,
-    /// The key; all of them where there is none.
+    /// The key; `None` means all keys.
     pub key: Option<String>,
 }
 
-/// What is paused.
+/// A pause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pause {
-    /// What.
+    /// The service or key that is paused.
     pub scope: Scope,
-    /// Who asked.
+    /// The operator who asked for it.
     pub who: String,
-    /// Why.
+    /// The operator's reason.
     pub why: String,
-    /// Since when.
+    /// The time at which it began.
     pub since: Millis,
 }
 
 impl Scope {
-    /// Whether all of `other` is part of it.
+    /// True if all of `other` is part of it.
     pub fn covers(&self, other: &Self) -> bool {
         self.service == other.service && (self.key.is_none() || self.key == other.key)
     }
@@ -72,17 +72,17 @@ impl std::fmt::Display for Scope {
 /// A command to be recorded: also the audit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewCommand {
-    /// What.
+    /// The action.
     pub action: Action,
-    /// On which dead letters, where it is about some.
+    /// The dead letters that it is about, if any.
     pub filter: DeadFilter,
-    /// Who asked.
+    /// The operator who asked.
     pub who: String,
-    /// Why.
+    /// The operator's reason.
     pub why: String,
-    /// How many it matched when it was asked.
+    /// The number of dead letters that it matched when it was recorded.
     pub matched: u64,
-    /// When.
+    /// The time at which it was recorded.
     pub at: Millis,
 }
 
@@ -91,11 +91,11 @@ pub struct NewCommand {
 pub struct OpenCommand {
     /// Its number.
     pub id: i64,
-    /// What.
+    /// The action.
     pub action: Action,
-    /// On which dead letters.
+    /// The dead letters that it is about, if any.
     pub filter: DeadFilter,
-    /// Who asked.
+    /// The operator who asked.
     pub who: String,
 }
 
@@ -104,12 +104,12 @@ pub struct OpenCommand {
 pub struct Strange {
     /// Its number.
     pub id: i64,
-    /// What is not understood.
+    /// The error: what is not understood.
     pub error: String,
 }
 
 impl NewCommand {
-    /// What it pauses or resumes, and which of both.
+    /// The scope that it pauses (true) or resumes (false).
     pub(in crate::store) fn pauses(&self) -> Option<(&Scope, bool)> {
         match &self.action {
             Action::Pause(scope) => Some((scope, true)),

@@ -1,5 +1,5 @@
 //! Rows of a handler's table, page by page, as programs beside the handler read them.
-//! In: what is asked for. Out: the statement that reads it, and its rows as JSON.
+//! In: a request for rows. Out: the statement that reads them, and the rows as JSON.
 
 use std::cmp::Ordering;
 
@@ -9,7 +9,7 @@ use crate::handler::{Column, ColumnKind, Table};
 use crate::store::StoreError;
 use crate::store::declared::{self, wrong};
 
-/// Which rows are asked for. They come in the order of the table's primary key, texts in that of their bytes.
+/// A request for rows. They come in the order of the table's primary key, texts in that of their bytes.
 #[derive(Clone, Debug)]
 pub struct RowsAsk {
     /// The table, as its handler declares it.
@@ -18,36 +18,36 @@ pub struct RowsAsk {
     pub equals: Vec<(&'static str, String)>,
     /// Only rows behind this primary key: a value for each of its columns, numbers and booleans as text.
     pub after: Option<Vec<String>>,
-    /// At most so many.
+    /// The number of rows at most.
     pub limit: usize,
-    /// They end behind the one with which their texts have more bytes than this.
+    /// The bytes of texts after which no more rows come: the row that exceeds them is the last.
     pub bytes: usize,
 }
 
 /// Some of the rows that were asked for.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FoundRows {
-    /// As objects.
+    /// The rows, as objects.
     pub rows: Vec<Value>,
-    /// Whether there are others behind them.
+    /// True if there are others behind them.
     pub more: bool,
 }
 
-/// How many rows were found, one beyond the limit among them: a column of each row, behind the table's own.
+/// The number of rows found, one beyond the limit among them: a column of each row, behind the table's own.
 const FOUND: &str = "rows found";
-/// How many bytes the rows before one have.
+/// The bytes of the rows before this one: a column of each row.
 const BEFORE: &str = "bytes before";
 
-/// How a database writes what SQL leaves open.
+/// The parts of SQL that each database writes in its own way.
 pub(in crate::store) struct Dialect {
-    /// Behind a text column, so that texts compare by their bytes.
+    /// The words behind a text column that make texts compare by their bytes.
     pub(in crate::store) collate: &'static str,
-    /// Whether a text may have U+0000 in it.
+    /// True if a text may have U+0000 in it.
     pub(in crate::store) nul: bool,
 }
 
 impl RowsAsk {
-    /// The statement, with `$1`, `$2`, … for its arguments; nothing where no row can be meant.
+    /// The statement, with `$1`, `$2`, … for its arguments; `None` if no row can match.
     pub(in crate::store) fn statement(&self, dialect: &Dialect) -> Result<Option<(String, Vec<Value>)>, StoreError> {
         self.check()?;
         let (mut args, mut conditions) = (Vec::new(), Vec::new());
@@ -66,7 +66,7 @@ impl RowsAsk {
             let (mut columns, mut values) = (Vec::new(), Vec::new());
             for (column, value) in self.key_columns().zip(after) {
                 columns.push(ordered(column, dialect));
-                // Nothing is equal to a text that cannot be: what is behind it is behind its beginning.
+                // The database has no text equal to this one: rows behind it are behind its beginning.
                 let cut = value.as_str().filter(|_| !dialect.nul).and_then(|text| text.split_once('\0'));
                 let cut = cut.map(|(beginning, _)| Value::from(beginning));
                 let ends = cut.is_some();
@@ -90,7 +90,7 @@ impl RowsAsk {
         let (limit, beyond, bytes) = (bound(self.limit), bound(self.limit.saturating_add(1)), bound(self.bytes));
         let (table, order) = (self.table.name, order.join(", "));
         let found = format!("SELECT {columns} FROM \"{table}\"{only} ORDER BY {order} LIMIT {beyond}");
-        // What is too much does not leave the database.
+        // Rows that are too many do not leave the database.
         let weighed = format!(
             "SELECT *, count(*) OVER () AS \"{FOUND}\", sum({}) OVER (ORDER BY {order} ROWS BETWEEN UNBOUNDED \
              PRECEDING AND 1 PRECEDING) AS \"{BEFORE}\" FROM ({found}) AS found",
@@ -105,7 +105,7 @@ impl RowsAsk {
         Ok(Some((sql, args)))
     }
 
-    /// How many bytes a row's texts have.
+    /// The expression for the bytes of a row's texts.
     fn weight(&self) -> String {
         let texts = self.texts().map(|column| format!("coalesce(octet_length(\"{}\"), 0)", column.name));
         let texts: Vec<_> = texts.collect();
@@ -116,7 +116,7 @@ impl RowsAsk {
         self.table.columns.iter().filter(|column| matches!(column.kind, ColumnKind::Text | ColumnKind::Json))
     }
 
-    /// The rows that a statement gave; `found` is what the column behind the table's own says.
+    /// The rows that a statement returned; `found` is the value of the column behind the table's own.
     pub(in crate::store) fn part(rows: Vec<Value>, found: Option<i64>) -> FoundRows {
         let more = found.is_some_and(|found| usize::try_from(found).is_ok_and(|found| found > rows.len()));
         FoundRows { rows, more }
@@ -132,7 +132,7 @@ impl RowsAsk {
         Ok(Value::Object(fields.collect::<Result<_, StoreError>>()?))
     }
 
-    /// What a database would give of `rows`, which are as their handler wrote them.
+    /// The rows that a database would return if it had `rows`, which are as their handler wrote them.
     pub(in crate::store) fn of<'a>(&self, rows: impl Iterator<Item = &'a Value>) -> Result<FoundRows, StoreError> {
         self.check()?;
         let after = self.key_after()?;
@@ -203,8 +203,8 @@ impl RowsAsk {
         self.key_columns().zip(after).map(value).collect::<Result<_, _>>().map(Some)
     }
 
-    /// Whether what is equal leads further into one of the table's indexes than into its primary key. A database whose
-    /// texts have another order than that of their bytes uses an index only for comparisons in the index's own.
+    /// True if the columns of `equals` lead at least as far into one of the table's indexes as into its primary key. A
+    /// database that does not order texts by their bytes uses an index only for comparisons in the index's own order.
     fn is_indexed(&self) -> bool {
         let leads = |index: &&[&str]| {
             index.iter().take_while(|name| self.equals.iter().any(|(column, _)| column == *name)).count()
@@ -223,7 +223,7 @@ fn field<'a>(row: &'a Value, column: &str) -> &'a Value {
     row.get(column).unwrap_or(&Value::Null)
 }
 
-/// How many bytes a text has.
+/// The bytes of a value as text.
 fn bytes(value: &Value) -> usize {
     match value {
         Value::Null => 0,

@@ -1,4 +1,4 @@
-//! What a statement needs of a database to be written once for both.
+//! The interface through which a statement is written once for both databases.
 //! In: SQL as PostgreSQL has it, arguments. Out: rows, whose columns are read by their places.
 
 use std::borrow::Cow;
@@ -23,10 +23,10 @@ impl<'r, T> Cell<'r> for T where T: Decode<'r, Postgres> + Type<Postgres> + Deco
 
 /// A row of either database.
 pub(in crate::store) trait Cells {
-    /// The column, of whatever type it should have.
+    /// The value of the column, as the type that it should have.
     fn get<'r, T: Cell<'r>>(&'r self, at: usize) -> Result<T, StoreError>;
 
-    /// The text of which `stored` is what the database can hold.
+    /// The text whose stored form is `stored`.
     fn given(stored: &str) -> Cow<'_, str> {
         Cow::Borrowed(stored)
     }
@@ -47,7 +47,7 @@ pub(in crate::store) trait Cells {
         self.get::<&str>(at).map(|stored| Arc::from(Self::given(stored)))
     }
 
-    /// The same, as a string.
+    /// A text, whatever characters it has, as a string.
     fn string(&self, at: usize) -> Result<String, StoreError> {
         self.get::<&str>(at).map(|stored| Self::given(stored).into_owned())
     }
@@ -67,7 +67,7 @@ fn whole<T: TryFrom<i64>>(raw: i64, at: usize) -> Result<T, StoreError> {
     T::try_from(raw).map_err(|_| StoreError::Corrupt(format!("number {raw} in column {at}")))
 }
 
-/// A number as a column has it; one that is too large is larger than all that is stored either way.
+/// A number as a column has it. One that is too large becomes the largest, which is above all that is stored.
 pub(in crate::store) fn signed(number: impl TryInto<i64>) -> i64 {
     number.try_into().unwrap_or(i64::MAX)
 }
@@ -77,7 +77,7 @@ pub(in crate::store) fn json(value: &impl Serialize) -> Result<String, StoreErro
     serde_json::to_string(value).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
-/// What the one row of an answer says.
+/// The value of the one row of an answer.
 pub(in crate::store) fn one<R, T>(rows: &[R], read: impl FnOnce(&R) -> Result<T, StoreError>) -> Result<T, StoreError> {
     rows.first().map_or_else(|| Err(StoreError::Corrupt("an answer without a row".to_owned())), read)
 }
@@ -86,9 +86,9 @@ pub(in crate::store) fn one<R, T>(rows: &[R], read: impl FnOnce(&R) -> Result<T,
 pub(in crate::store) enum Arg<'a> {
     /// A number, or none.
     Number(Option<i64>),
-    /// A text with whatever characters, or none: [`Cells::text`] reads it.
+    /// A text with any characters, or none: [`Cells::text`] reads it.
     Text(Option<&'a str>),
-    /// A text as it is, which is known to have no others than the database can hold.
+    /// A text as it is, known to have only characters that the database can hold.
     Plain(&'a str),
     /// Bytes.
     Blob(&'a [u8]),
@@ -108,12 +108,12 @@ impl Arg<'_> {
     }
 }
 
-/// A database that is asked.
+/// A database for queries.
 pub(in crate::store) trait Sql: Sync {
-    /// A row of it.
+    /// A row of the database.
     type Row: Cells + Send + Sync;
 
-    /// How it writes what SQL leaves open.
+    /// Its way to write the parts of SQL that differ.
     const DIALECT: Dialect;
     /// Positions of the embedded log, one row per shard and origin, for `WITH`.
     const POSITIONS: &str;
@@ -124,18 +124,18 @@ pub(in crate::store) trait Sql: Sync {
     /// bytes of events with those before. Their shard, number, epoch, time, first event and events.
     const PAGE: &str;
 
-    /// Whether `what` lies somewhere in `place`, both of them texts or both bytes.
+    /// The expression that is true if `what` lies somewhere in `place`, both of them texts or both bytes.
     fn holds(place: &str, what: &str) -> String;
 
-    /// The numbers of an argument that is a JSON array, each the `value` of a row.
+    /// The rows of an argument that is a JSON array of numbers, each with one of them as `value`.
     fn each(array: &str) -> String;
 
     /// All rows of a statement that only reads. Its arguments are `$1`, `$2`, …, and a type stands behind `::`, as
     /// PostgreSQL has it.
     fn rows(&self, sql: &str, args: &[Arg<'_>]) -> impl Future<Output = Result<Vec<Self::Row>, StoreError>> + Send;
 
-    /// Hands rows of such a statement to `take`, one by one, until it has enough; where they come all at once, `most` of
-    /// them at most.
+    /// Hands rows of such a statement to `take`, one by one, until it has enough; if they come all at once, at most
+    /// `most` of them.
     fn scan(
         &self,
         sql: &str,

@@ -1,5 +1,5 @@
 //! All that a store knows of a message or a key. It scans: for people, not for handlers.
-//! In: a database, an id or a key as text. Out: what took it, what it caused, where it is.
+//! In: a database, an id or a key as text. Out: the commits that took it, its effects, the places where it is.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use crate::message::{TakenId, digest};
 use crate::store::StoreError;
 use crate::store::layout;
 
-/// One more than are told: then there are more.
+/// One line more than are told: if it is found, there are more.
 const LINES: usize = Story::LINES_MAX + 1;
 
-/// What is known of `text`; `hash_key` is the key that ids are hashed under.
+/// The story of `text`; `hash_key` is the key that ids are hashed under.
 pub(in crate::store) async fn story(db: &impl Sql, hash_key: &[u8; 32], text: &str) -> Result<Story, StoreError> {
     let mut story = Story::default();
     commits(db, text, &digest(text, hash_key), &mut story).await?;

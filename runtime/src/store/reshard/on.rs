@@ -12,7 +12,7 @@ use crate::message::{Position, ShardNo, shard_of};
 use crate::store::StoreError;
 use crate::store::layout::{self, log};
 
-/// Added to the numbers of the new shards while the old ones are still there.
+/// The number that is added to those of the new shards while the old ones still exist.
 const ASIDE: i64 = 1_000_000;
 
 fn failed(error: &sqlx::Error) -> StoreError {
@@ -156,7 +156,7 @@ macro_rules! on {
                 })
             }
 
-            /// Row by row, in the order of time, beside the old ones.
+            /// Moves the commits row by row, in the order of time, beside the old ones.
             async fn commits(connection: &mut $connection, plan: &mut Plan) -> Result<u64, StoreError> {
                 let sql = "SELECT CAST(shard AS bigint), commit_no, at FROM commits";
                 let rows = query(sql).fetch_all(&mut *connection).await.map_err(|error| failed(&error))?;
@@ -190,7 +190,7 @@ macro_rules! on {
                 Ok(moved)
             }
 
-            /// Messages that wait and dead letters, which are numbered together. Gives how many of each.
+            /// Moves waiting messages and dead letters, which are numbered together. Returns the number of each.
             async fn waiting(connection: &mut $connection, plan: &mut Plan) -> Result<(u64, u64), StoreError> {
                 let sql = "SELECT CAST(shard AS bigint), seq, taken_id, CAST(0 AS bigint) AS dead FROM pending
                     UNION ALL SELECT CAST(shard AS bigint), seq, taken_id, CAST(1 AS bigint) FROM dead_letters
@@ -226,7 +226,7 @@ macro_rules! on {
                 Ok((moved[0], moved[1]))
             }
 
-            /// Commands are all done; the new shards are not to execute them again.
+            /// Closes the commands for the new shards: all are done, and are not to be executed again.
             async fn commands(connection: &mut $connection, to: u32) -> Result<(), StoreError> {
                 run(connection, "DELETE FROM operator_open".to_owned()).await?;
                 let sql = format!(

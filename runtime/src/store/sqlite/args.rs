@@ -34,7 +34,7 @@ impl Rows {
         self
     }
 
-    /// Binary, or text that is to be taken byte for byte: two values, the place in the blob.
+    /// A binary value, or text to be taken byte for byte: two values, its place in the blob.
     pub(super) fn put_blob(&mut self, bytes: &[u8]) -> &mut Self {
         let start = self.blob.len() + 1;
         self.blob.extend_from_slice(bytes);

@@ -22,7 +22,7 @@ use crate::store::query::decode::{self, CALL};
 use crate::store::query::sql::{Cells, signed};
 use crate::store::{LogRow, StoreError, StoreFuture};
 
-/// Those that were written have their places returned.
+/// Returns the places of the calls that were written.
 const INSERT: &str = "INSERT INTO calls (id, fingerprint, tenant, service, message_id, accepted_at, expires_at)
     SELECT unhex(value->>1), unhex(value->>2), value->>3, value->>4, value->>5, value->>6, value->>7
     FROM json_each(?) WHERE true
@@ -42,7 +42,7 @@ const COUNT: &str = "INSERT INTO call_counts (tenant, until, lane, records)
     SELECT value->>0, value->>1, ?1, value->>2 FROM json_each(?2) WHERE true
     ON CONFLICT (tenant, until, lane) DO UPDATE SET records = records + excluded.records";
 
-/// Which of the calls, by their places, were accepted; the shards whose log has grown.
+/// The places of the calls that were accepted, and the shards whose log has grown.
 struct Accepted {
     new: HashSet<usize>,
     targets: Vec<ShardNo>,

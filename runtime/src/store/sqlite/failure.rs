@@ -1,4 +1,4 @@
-//! What a failed SQLite call means for the data and for the caller.
+//! The meaning of a failed SQLite call for the data and for the caller.
 //! In: an error of the driver. Out: refused, unavailable or unknown, with SQLite's own words.
 
 use sqlx::Error;
@@ -14,14 +14,14 @@ const RANGE: i32 = 25;
 const NOTADB: i32 = 26;
 const BUSY: i32 = 5;
 
-/// What went wrong.
+/// A failed call.
 #[derive(Clone, Debug)]
 pub(super) enum Failure {
-    /// The data: the same again will fail again.
+    /// The data was refused: the same data will fail again.
     Refused { permanent: bool, error: String },
-    /// The store, for now; the statement did nothing.
+    /// The store is not available now; the statement did nothing.
     Unavailable(String),
-    /// The connection is gone: what was under way may have happened.
+    /// The connection is gone: the call may have taken effect.
     Lost(String),
 }
 

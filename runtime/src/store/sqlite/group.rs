@@ -103,7 +103,7 @@ pub(super) const ALL: &str = concat!("BEGIN IMMEDIATE;", include_str!("commit.sq
 /// Writes one commit of a group so that it alone can be undone.
 pub(super) const ONE: &str = concat!("SAVEPOINT perkey_commit;", include_str!("commit.sql"));
 
-/// Which of the statements of [`ALL`] and of [`ONE`] is the fence; it answers with a row per shard that passed.
+/// The place of the fence among the statements of [`ALL`] and of [`ONE`]; it answers with a row per shard that passed.
 pub(super) const FENCE: usize = 2;
 
 /// The arguments of [`ALL`] or [`ONE`] for `pieces`, whose shards differ.

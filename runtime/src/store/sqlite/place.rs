@@ -1,4 +1,4 @@
-//! Where a SQLite store is, and the lock that makes one process its owner.
+//! The file of a SQLite store, and the lock that makes one process its owner.
 //! In: `store.url`. Out: a path, a held lock, or what is wrong with either.
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crate::store::StoreError;
 
-/// Whoever else may log in there has no business with what the store holds.
+/// The file's mode: other users of the machine have no access to the store.
 const OWNERS: u32 = 0o600;
 
-/// How often the lock is tried: a tool that only asks whether it is held has it for an instant.
+/// The number of times that the lock is tried: a tool that only asks whether it is held has it for an instant.
 const TRIES: u32 = 5;
 
 /// The file that `url` names.
@@ -40,12 +40,12 @@ pub(super) fn path(url: &str) -> Result<PathBuf, StoreError> {
     if path.is_dir() {
         return Err(StoreError::Url(format!("names {}, which is a directory: name a file in it", path.display())));
     }
-    // One file has one lock, whatever link it is named by.
+    // A file has one lock, by whatever link it is named.
     Ok(path.canonicalize().unwrap_or_else(|_| path.to_owned()))
 }
 
-/// Makes the file where there is none, for its owner alone: SQLite gives the files beside it the rights that it has. What
-/// stands in the way SQLite says.
+/// Makes the file if it is missing, for its owner alone: SQLite gives the files beside it the same mode. If that fails,
+/// SQLite reports the reason when it opens the file.
 pub(super) fn make(path: &Path) {
     drop(OpenOptions::new().write(true).create_new(true).mode(OWNERS).open(path));
 }
@@ -70,7 +70,7 @@ pub(super) async fn lock(path: &Path) -> Result<File, StoreError> {
     Ok(file)
 }
 
-/// Whether a process holds the lock.
+/// True if a process holds the lock.
 pub(super) fn is_locked(path: &Path) -> bool {
     let Ok(file) = File::open(beside(path)) else { return false };
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))

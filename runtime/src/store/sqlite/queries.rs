@@ -1,4 +1,4 @@
-//! What operators and tools ask of a SQLite store, and the little they write.
+//! Queries of operators and tools to a SQLite store, and their few writes.
 //! In: filters, commands, imports. Out: rows; writes that are one transaction each.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What a shard reads back: its inbox, states, waiting messages and the embedded log.
+//! Reads of a shard: its inbox, states, waiting messages and the embedded log.
 //! In: a shard and bounds. Out: rows; every statement is bounded and follows an index.
 
 use std::sync::Arc;
@@ -51,7 +51,7 @@ pub(super) async fn load(pool: &SqlitePool, shard: ShardNo, keys: &[ServiceKey])
     for key in keys {
         asked.row().put(&*key.service).put(&*key.key);
     }
-    // Keys of which nothing is stored give no row: a row costs more to hand over than to find.
+    // Keys without stored rows give no row: a row costs more to hand over than to find.
     let rows = query(
         "SELECT at, version, state, held, first, last, waiting, dead FROM (
              SELECT e.key AS at, s.version, s.state,
@@ -121,7 +121,7 @@ const ORIGINS: &str = "origins (origin) AS (
     SELECT (SELECT min(l.origin) FROM log l WHERE l.target = ?1 AND l.origin > o.origin)
     FROM origins o WHERE o.origin IS NOT NULL)";
 
-/// What a row of the log counts for: its messages, or its bytes by [`crate::store::append::WEIGHT_BYTES`].
+/// The weight of a row of the log: its messages, or its bytes by [`crate::store::append::WEIGHT_BYTES`].
 const WEIGHT: &str = "max(l.count, length(l.messages) / 2048)";
 
 pub(super) async fn read_log(
@@ -135,7 +135,7 @@ pub(super) async fn read_log(
         known.row().put(&**origin).put(position.no).put(u64::from(position.index) + 1);
     }
     // From each origin's first unread row on, row by row, until their messages reach the limit: each origin gets its
-    // share, so that a busy one does not keep the others waiting. A large row counts for as many as its bytes are.
+    // share, so that a busy one does not keep the others waiting. A large row counts by its bytes.
     let sql = format!(
         "WITH RECURSIVE {ORIGINS},
          known (origin, no, passed) AS (SELECT value->>0, value->>1, value->>2 FROM json_each(?2)),

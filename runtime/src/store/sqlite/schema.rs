@@ -1,5 +1,5 @@
-//! Brings a store into shape: migrations, shards, services' numbers, handlers' tables.
-//! In: a connection and what the program brings. Out: what the store recorded at first start.
+//! The set-up of a store: migrations, shards, services' numbers, handlers' tables.
+//! In: a connection and a [`Setup`]. Out: the store's [`Identity`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,12 +21,12 @@ const FOREIGN: &str = "SELECT name FROM sqlite_master
     WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name <> '_sqlx_migrations' ORDER BY name LIMIT 3";
 
 impl SqliteStore {
-    /// Whether `url` can be read as the address of a store.
+    /// Checks that `url` can be read as the address of a store.
     pub(in crate::store) fn check_url(url: &str) -> Result<(), StoreError> {
         place::path(url).map(drop)
     }
 
-    /// Some tables of others in the file at `url`, where no store was made in it yet. The file is only read.
+    /// Some tables of others in the file at `url`, if no store was made in it yet. The file is only read.
     pub(in crate::store) async fn foreign(url: &str) -> Result<Vec<String>, StoreError> {
         let path = place::path(url)?;
         if !path.exists() {
@@ -68,13 +68,14 @@ pub(super) fn known(found: u32) -> Result<u32, StoreError> {
     if found > known { Err(StoreError::Newer { found, known }) } else { Ok(found) }
 }
 
-/// Refuses, for who does not run the store, each format but today's.
+/// Refuses each format but the current one, for a process that does not run the store.
 pub(super) fn current(found: u32) -> Result<(), StoreError> {
     let known = newest();
     if self::known(found)? < known { Err(StoreError::Older { found, known }) } else { Ok(()) }
 }
 
-/// Does all of it, or nothing: whoever looks beside a first start, or one that is killed, sees no store that is half made.
+/// Sets the store up, or does nothing: no other process sees a half-made store during a first start, or after one that
+/// was killed.
 pub(super) async fn prepare(connection: &mut SqliteConnection, setup: &Setup) -> Result<Identity, StoreError> {
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
     known(format(&mut transaction).await.map_err(failed)?)?;
@@ -88,7 +89,7 @@ pub(super) async fn prepare(connection: &mut SqliteConnection, setup: &Setup) ->
         tables::prepare(&mut transaction, table).await?;
     }
     let hash_key = hash_key(&mut transaction).await?;
-    // A file says nothing of where it comes from: whoever runs it takes it for restored.
+    // A file does not tell where it comes from: each process that runs it takes it for restored.
     query(
         "INSERT INTO meta (name, value) VALUES ('life', hex(randomblob(16)))
          ON CONFLICT (name) DO UPDATE SET value = excluded.value",

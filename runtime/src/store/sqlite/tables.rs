@@ -51,7 +51,7 @@ async fn run(connection: &mut SqliteConnection, table: &Table, sql: String) -> R
     made.map(drop).map_err(|error| declared::wrong(table, error.to_string()))
 }
 
-/// The statements that write `rows`: of each primary key the last one, in the key's order.
+/// The statements that write `rows`: for each primary key the last one, in the key's order.
 pub(super) fn writes<'a>(rows: impl Iterator<Item = &'a RowWrite>) -> Vec<Query<'static, Sqlite, SqliteArguments>> {
     let mut queries = Vec::new();
     for Writes { table, written, deleted } in declared::writes(rows) {
@@ -81,7 +81,7 @@ pub(super) fn bound(
             None => query.bind(number.as_f64()),
         },
         Value::String(text) => query.bind(text.clone()),
-        // What else there is was refused.
+        // All other values were refused before.
         Value::Null | Value::Array(_) | Value::Object(_) => query.bind(None::<String>),
     }
 }

@@ -1,6 +1,6 @@
-//! What waits for long: what is due, service by service, each from its own place in the index, so that what others have costs
-//! nothing; dead letters, which ids are among them, how many there are; operators' commands.
-//! In: a shard, the time, who may run, ids. Out: keys, timers, rows; every statement is bounded.
+//! Long-lived rows: due keys and timers, read service by service from each one's own place in the index, so that other
+//! services' rows cost nothing; dead letters, their ids and their number; operators' commands.
+//! In: a shard, the time, the keys that may run, ids. Out: keys, timers, rows; every statement is bounded.
 
 use std::sync::Arc;
 
@@ -125,7 +125,7 @@ pub(super) async fn known(
         rows.row().put(message).put_blob(&id.0);
     }
     let (json, ids) = rows.finish();
-    // By the message's id, in whichever shard: the plus keeps the planner from an index that begins with the shard.
+    // By the message's id, in any shard: the plus keeps the planner from an index that begins with the shard.
     let rows = query(
         "SELECT e.key FROM json_each(?2) e
          WHERE EXISTS (SELECT 1 FROM pending p WHERE p.message_id = e.value->>0 AND +p.shard = ?1
@@ -144,11 +144,11 @@ pub(super) async fn known(
     Ok(known)
 }
 
-/// Letters among which those that sinks refused are looked for, when they are counted.
+/// The most letters among which those that sinks refused are looked for when they are counted.
 const REFUSED_AMONG: u64 = 500_000;
 
-/// All by the primary key and those that hold by their index, which costs little; those that are refused events are looked
-/// for in the letters themselves, where there are not too many: the alarm is then of those to come.
+/// Counts all by the primary key and those that hold by their index, which costs little. Refused events are looked for
+/// in the letters themselves, unless there are too many: then only later ones raise the alarm.
 pub(super) async fn letters(pool: &SqlitePool, shard: ShardNo) -> Result<Letters, StoreError> {
     let row = query(
         "SELECT (SELECT count(*) FROM dead_letters WHERE shard = ?1),
@@ -164,7 +164,7 @@ pub(super) async fn letters(pool: &SqlitePool, shard: ShardNo) -> Result<Letters
     Ok(letters)
 }
 
-/// Records a command, and what it changes of what is paused; a trigger says in which shards it is open.
+/// Records a command, and its change of the pauses; a trigger records the shards in which it is open.
 pub(super) async fn record_command(connection: &mut SqliteConnection, command: &NewCommand) -> Result<i64, StoreError> {
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
     let made =

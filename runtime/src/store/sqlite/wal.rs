@@ -1,10 +1,10 @@
 //! The write-ahead log beside a SQLite file: kept small while the store is open, empty when it is closed.
 //! In: its size after each write. Out: checkpoints that empty it; a refusal while somebody's long read keeps it too large.
 //!
-//! SQLite copies the log into the file by itself, and begins it anew once nobody reads it any more. Where one reader
-//! comes before another has gone that is never, and the file keeps its largest size in any case. So the writer empties a
-//! log that has become large: it waits a moment for whoever reads, and tries again. What a long transaction of another
-//! program needs cannot be removed: then `store.wal_bytes_max` is the bound, and the store is as on a full disk.
+//! SQLite copies the log into the file by itself, and begins it anew once nobody reads it any more. With overlapping
+//! readers that never happens, and the file keeps its largest size in any case. So the writer empties a log that has
+//! become large: it waits a moment for readers, and tries again. A long transaction of another program keeps the log
+//! from being emptied: then `store.wal_bytes_max` is the bound, at which the store answers as on a full disk.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -17,18 +17,18 @@ use tracing::{info, warn};
 use super::BUSY_TIMEOUT;
 use crate::clock::Stopwatch;
 
-/// Size above which it is emptied: twice what SQLite lets it grow to where nobody reads.
+/// Size above which the log is emptied: twice what SQLite lets it grow to where nobody reads.
 const LARGE: u64 = 64 << 20;
-/// Size above which the log says that it cannot be emptied.
+/// Size above which a warning says that the log cannot be emptied.
 const TOLD: u64 = 4 * LARGE;
-/// How long writes wait for readers to end, while the store runs.
+/// The time for which writes wait for readers to end, while the store runs.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// How long readers of other programs are waited for when the store is closed.
+/// The time for which readers of other programs are waited for when the store is closed.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
-/// How long it is left alone after it could not be emptied.
+/// The time for which the log is left alone after it could not be emptied.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
 
-/// What is known of the log, by the writer and by whoever wants to write.
+/// The log's bound and whether it is reached, shared by the writer and those that want to write.
 #[derive(Debug)]
 pub(super) struct WalBound {
     max: AtomicU64,
@@ -47,7 +47,7 @@ impl WalBound {
         self.max.store(bytes, Ordering::Relaxed);
     }
 
-    /// Why nothing can be written now.
+    /// The reason for which nothing can be written now.
     pub(super) fn refusal(&self) -> Option<String> {
         let max = self.max.load(Ordering::Relaxed);
         self.full.load(Ordering::Relaxed).then(|| {
@@ -75,7 +75,7 @@ impl<'a> Wal<'a> {
         Self { path: path.into(), bound, tried: None, told: false }
     }
 
-    /// Whether it waits for a reader to end, and is to be looked at again.
+    /// True if it waits for a reader to end, and is to be looked at again.
     pub(super) fn is_kept(&self) -> bool {
         self.tried.is_some()
     }
@@ -119,7 +119,7 @@ impl<'a> Wal<'a> {
     }
 }
 
-/// Copies all of it into the file and cuts it to nothing; false where readers did not end within `patience`.
+/// Copies all of it into the file and cuts it to nothing; false if readers did not end within `patience`.
 async fn emptied(connection: &mut SqliteConnection, patience: Duration) -> bool {
     let wait = |patience: Duration| AssertSqlSafe(format!("PRAGMA busy_timeout = {}", patience.as_millis()));
     let done = async {

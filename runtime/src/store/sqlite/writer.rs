@@ -1,4 +1,4 @@
-//! The one writer of a SQLite store: a task that nobody cancels, with the one connection that writes.
+//! The one writer of a SQLite store: a task that is never cancelled, with the one connection that writes.
 //! In: commits and other writes, in order. Out: an answer to each; waiting commits share one transaction.
 
 use std::fs::File;
@@ -23,7 +23,7 @@ const WRITES_MAX: usize = 4_096;
 /// Commits in one transaction.
 const GROUP_MAX: usize = 64;
 
-/// A write that is no commit; answers whether it succeeded, so that what is left of it can be undone.
+/// A write that is not a commit; returns whether it succeeded, so that the remains of a failed one can be undone.
 type Call = Box<dyn for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, bool> + Send>;
 
 enum Write {
@@ -32,7 +32,7 @@ enum Write {
     Close(oneshot::Sender<()>),
 }
 
-/// The way to the writer.
+/// The handle of the writer.
 #[derive(Clone)]
 pub(super) struct Writer {
     writes: mpsc::Sender<Write>,
@@ -102,7 +102,7 @@ impl Writer {
             Box::pin(async move {
                 let result = call(connection).await;
                 let fine = result.is_ok();
-                // Nobody waits any more: the write stands all the same.
+                // Nobody waits any more; the write still happened.
                 let _ = reply.send(result);
                 fine
             })
@@ -138,7 +138,7 @@ struct Task {
 }
 
 impl Task {
-    /// Works until all senders are gone or the store is closed; gives whoever waits for that.
+    /// Works until all senders are gone or the store is closed; returns the caller that waits for the latter.
     async fn run(&mut self, inbox: &mut mpsc::Receiver<Write>, mut wal: Wal<'_>) -> Option<oneshot::Sender<()>> {
         let mut kept = None;
         let mut closing = None;
@@ -152,7 +152,7 @@ impl Task {
                 write => Ok(write),
             };
             match next {
-                // Nobody writes: the log is looked at again.
+                // No writes are waiting: the log is looked at again.
                 Err(_) => {}
                 Ok(Some(Write::Commit(piece, reply))) => {
                     let mut group = vec![(piece, reply)];
@@ -190,7 +190,7 @@ impl Task {
                     self.undo().await;
                 }
             }
-            // Dropping the call tells whoever waits.
+            // Dropping the call notifies its caller.
             Err(error) => tracing::warn!(%error, "the store cannot be opened for writing"),
         }
     }
@@ -202,12 +202,12 @@ impl Task {
             if matches!(outcome, Outcome::Committed | Outcome::Unknown(_)) {
                 self.watch.appended(piece.log.iter().map(|row| row.target));
             }
-            // Nobody waits any more: the commit stands all the same.
+            // Nobody waits any more; the commit still happened.
             let _ = reply.send(outcome);
         }
     }
 
-    /// All in one, or, when one of them must not pass, one by one in one transaction.
+    /// Writes all commits at once, or, if one of them must not pass, one by one in one transaction.
     async fn outcomes(&mut self, pieces: &[Box<Piece>]) -> Vec<Outcome> {
         let whole: Vec<&Piece> = pieces.iter().map(|piece| &**piece).collect();
         let connection = match self.connect().await {
@@ -257,7 +257,7 @@ impl Task {
         }
     }
 
-    /// Makes `outcomes` durable, or says why those that would have committed did not.
+    /// Makes `outcomes` durable, or replaces those that would have committed by the failure.
     async fn finish(&mut self, outcomes: Vec<Outcome>) -> Vec<Outcome> {
         let Some(connection) = self.connection.as_mut() else { return outcomes };
         let Err(error) = sqlx::query("COMMIT").execute(connection).await else { return outcomes };
@@ -280,7 +280,8 @@ impl Task {
     }
 }
 
-/// Takes what waits behind the first commit, as long as it is commits of other shards; gives back what is not.
+/// Takes the commits of other shards that wait behind the first one; returns the first message that is not such a
+/// commit.
 fn gather(group: &mut Vec<(Box<Piece>, oneshot::Sender<Outcome>)>, inbox: &mut mpsc::Receiver<Write>) -> Option<Write> {
     while group.len() < GROUP_MAX {
         match inbox.try_recv() {
@@ -294,7 +295,7 @@ fn gather(group: &mut Vec<(Box<Piece>, oneshot::Sender<Outcome>)>, inbox: &mut m
     None
 }
 
-/// Writes `pieces`; `false` when a fence did not match, whatever came after it.
+/// Writes `pieces`; `false` if a fence did not match, whatever came after it.
 async fn write(connection: &mut SqliteConnection, sql: &'static str, pieces: &[&Piece]) -> Result<bool, Failure> {
     let mut passed = 0;
     let mut statements = 0;

@@ -1,11 +1,11 @@
-//! What commits say is done above positions: all of it must be.
-//! In: commits. Out: the first that says what is not so.
+//! The check of the stretches that commits declare done above positions: all of them must be.
+//! In: commits. Out: the first false declaration.
 
 use super::{SOURCES, Witness};
 use crate::store::Commit;
 
 impl Witness {
-    /// A commit says what is done above the positions of its sources.
+    /// Checks the stretches above the positions of its sources that a commit declares done.
     pub(super) fn above(&mut self, commit: &Commit) -> Result<(), String> {
         self.stats.ahead += u64::from(!commit.ahead.is_empty());
         for (source, origins) in &commit.ahead {
@@ -13,7 +13,7 @@ impl Witness {
             for (origin, stretches) in origins {
                 let place = (commit.shard, u16::try_from(at).unwrap_or(0), origin.clone());
                 let Some(track) = self.tracks.get(&place) else { continue };
-                // Of a part it is not known which of its ids it means.
+                // For a stretch of some services the ids that it means are not known.
                 for stretch in stretches.iter().filter(|stretch| stretch.services.is_empty()) {
                     let first = track.entries.partition_point(|(at, _)| at.place() < stretch.from.place());
                     let said = track.entries[first..].iter().take_while(|(at, _)| at.place() <= stretch.to.place());

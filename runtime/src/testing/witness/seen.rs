@@ -1,7 +1,7 @@
-//! What happened in a simulation, counted: shows that the faults were really met.
-//! In: nothing; plain data. Out: sums over several simulations, and what never happened.
+//! Counts of a simulation's events, which show that the faults were really met.
+//! In: nothing; plain data. Out: sums over several simulations, and the events that never happened.
 
-/// How often something happened in a simulation.
+/// The number of times that things happened in a simulation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Commits that were written.
@@ -48,11 +48,11 @@ pub struct Seen {
     pub published: u64,
     /// Events that sinks refused.
     pub unpublished: u64,
-    /// Events that sinks did not take for the moment.
+    /// Events that sinks did not take at the moment.
     pub nacked: u64,
     /// Pages of events that were read back.
     pub read_back: u64,
-    /// Ends of sinks that were opened anew.
+    /// Ends of sinks that were reopened.
     pub reopened: u64,
     /// Timers that were handled.
     pub fired: u64,
@@ -74,7 +74,7 @@ impl Seen {
         self
     }
 
-    /// What never happened.
+    /// The names of those that never happened.
     pub fn missing(&self) -> Vec<&'static str> {
         self.clone().all().into_iter().filter(|(_, count)| **count == 0).map(|(name, _)| name).collect()
     }

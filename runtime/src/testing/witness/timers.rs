@@ -13,11 +13,11 @@ use crate::message::{Position, ShardNo, TakenId};
 use crate::store::{Part, TimerWrite};
 use crate::testing::plan::Plan;
 
-/// Those that are set: by service, key and name, what they will be and when.
+/// The timers that are set, by service, key and name: their message's id and their time.
 pub(super) type Timers = HashMap<(Arc<str>, Arc<str>, Arc<str>), (TakenId, Millis)>;
 
 impl Witness {
-    /// A part sets and removes timers; `ends` are the messages of which something became in it.
+    /// Checks the timers that a part sets and removes; `ends` are the messages of which something became in it.
     pub(super) fn timed(
         &mut self,
         plan: &Plan,
@@ -66,7 +66,7 @@ impl Witness {
         }
     }
 
-    /// A schedule's timer changes: only because it fired, and then to a later one.
+    /// Checks a change of a schedule's timer: only because it fired, and then to a later one.
     fn occurred(&mut self, write: &TimerWrite, (name, due): (&str, Millis), fired: bool) -> Result<(), String> {
         if !write.name.starts_with(CRON) {
             return Ok(());
@@ -86,7 +86,7 @@ impl Witness {
         missing.map(|(service, key, name)| format!("{name} of {service} {key:?} is not set"))
     }
 
-    /// What waits for its time, as it should.
+    /// The messages of schedules that wait for their time.
     pub(super) fn scheduled(&self) -> HashSet<TakenId> {
         let set = self.timers.iter().filter(|((_, _, name), _)| name.starts_with(CRON));
         set.map(|(_, (id, _))| *id).collect()

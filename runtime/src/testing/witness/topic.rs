@@ -7,16 +7,16 @@ use crate::message::ShardNo;
 use crate::store::{self, Commit};
 use crate::transport::Outgoing;
 
-/// A broker's end of one sink, and what must come to it.
+/// A broker's end of one sink, and the events that must reach it.
 #[derive(Debug, Default)]
 pub(in crate::testing) struct Topic {
-    /// Every event that is wanted there: its id and its key.
+    /// Every event wanted there: its id and its key.
     emitted: BTreeMap<(ShardNo, u64), (String, String)>,
     /// The last event of each shard, wanted or not.
     last: BTreeMap<ShardNo, u64>,
-    /// What was written, whichever time.
+    /// The events that were written, each counted once.
     written: HashSet<(ShardNo, u64)>,
-    /// Of each key the last event that was written for the first time.
+    /// The last event of each key, by first writes.
     newest: HashMap<(ShardNo, String), u64>,
     /// Dead letters of refused events that no watermark has passed, by id; and all that there ever were.
     graves: HashMap<(ShardNo, String), u32>,
@@ -84,7 +84,7 @@ impl Topic {
         Ok(())
     }
 
-    /// What is not there yet.
+    /// The first shard whose events are not all there yet.
     pub(in crate::testing) fn unfinished(&self) -> Option<String> {
         let stored = |shard| self.watermarks.get(shard).copied().unwrap_or(0);
         let behind = self.last.iter().find(|(shard, last)| stored(shard) < **last);
