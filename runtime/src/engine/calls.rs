@@ -2,7 +2,7 @@
 //! In: calls. Out: their outcomes, from their own turn, from the cache or from the store; or that they still run.
 //!
 //! A call is written with its message in one transaction (`accept`), many calls in one write. Its outcome comes with
-//! the commit of its last turn: told by the committer if that is in this process, looked up otherwise (`desk`). The
+//! the commit of its last turn: told by the committer if that is in this process, looked up otherwise (`pending`). The
 //! shard's owner is not involved, so any process may take calls, and a call whose owner dies goes on with the next one.
 
 mod accept;
@@ -109,7 +109,7 @@ impl Calls {
         Self::with(settings, handlers, (store, cache), metrics, (Arc::default(), Box::new(|_| false)))
     }
 
-    /// The entry of a process whose committers tell `desk`.
+    /// The entry of a process whose committers tell `pending`.
     pub(crate) fn with(
         settings: Arc<Settings>,
         handlers: Handlers,
@@ -158,7 +158,7 @@ impl Calls {
         let mut record = new.record();
         let shard = shard_of(new.message.key(), self.settings.ownership.shards);
         // Before it is accepted, because it may end before the answer comes.
-        let waiting = self.desk.wait(record.id, &record.message_id, (self.is_here)(shard));
+        let waiting = self.pending.wait(record.id, &record.message_id, (self.is_here)(shard));
         match self.accepted_or_known(new).await? {
             Verdict::New => {}
             Verdict::Known(known) if known.fingerprint != record.fingerprint => return Ok(CallAnswer::Mismatch),

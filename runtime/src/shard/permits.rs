@@ -13,8 +13,8 @@ use crate::ledger::gates::{Asker, BreakerChange, BreakerState, Gates, Line, Perm
 use crate::ledger::protocol::Event;
 use crate::metrics::Metrics;
 
-/// The keeper of the gates.
-pub(crate) struct Keeper {
+/// The permits that the shards of a process share.
+pub(crate) struct PermitPool {
     inner: Mutex<Inner>,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -32,8 +32,8 @@ impl PermitPool {
         Self { inner: Mutex::new(Inner { gates, shards: HashMap::new(), next: 0 }), clock, metrics }
     }
 
-    /// Enters a shard that will ask; it leaves when the returned [`Chair`] is dropped.
-    pub(crate) fn enter(self: &Arc<Self>, shard: ActorRef<ShardMessage>) -> Chair {
+    /// Enters a shard that will ask; it leaves when the returned [`ShardPermits`] is dropped.
+    pub(crate) fn enter(self: &Arc<Self>, shard: ActorRef<ShardMessage>) -> ShardPermits {
         let mut inner = self.inner();
         inner.next += 1;
         let asker = inner.next;
@@ -68,10 +68,10 @@ impl PermitPool {
 
 impl Inner {
     fn grant(&mut self, now: Millis) {
-        for (seat, service) in self.gates.grant(now) {
+        for (asker, line) in self.gates.grant(now) {
             // A shard that has ended by now leaves, and gives its permits back.
-            if let Some(shard) = self.shards.get(&seat) {
-                drop(shard.cast(ShardMessage::Event(Event::Permit(service))));
+            if let Some(shard) = self.shards.get(&asker) {
+                drop(shard.cast(ShardMessage::Event(Event::Permit(line))));
             }
         }
     }
@@ -92,10 +92,10 @@ impl ShardPermits {
     }
 
     /// Notes that a turn with a permit ended.
-    pub(crate) fn ended(&self, service: u16, ended: Ended) {
-        let now = self.keeper.clock.now();
-        let mut inner = self.keeper.inner();
-        let changes = inner.gates.ended(self.seat, service, ended, now);
+    pub(crate) fn ended(&self, line: Line, ended: PermitEnd) {
+        let now = self.pool.clock.now();
+        let mut inner = self.pool.inner();
+        let changes = inner.gates.ended(self.asker, line, ended, now);
         inner.grant(now);
         drop(inner);
         self.pool.tell(changes);

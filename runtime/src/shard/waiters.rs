@@ -23,7 +23,7 @@ const SELDOM: u32 = 25;
 /// The number of calls in one query.
 const LOOK_MAX: usize = 1_000;
 
-/// The desk at which callers wait.
+/// The calls of this process that wait for their ends.
 #[derive(Debug, Default)]
 pub(crate) struct PendingCalls {
     waiting: Mutex<Calls>,
@@ -54,7 +54,7 @@ pub(crate) struct PendingCall {
     told: oneshot::Receiver<CallOutcome>,
 }
 
-impl Place {
+impl PendingCall {
     /// The outcome of the call; `None` if nobody will tell any more.
     pub(crate) async fn outcome(mut self) -> Option<CallOutcome> {
         (&mut self.told).await.ok()
@@ -73,9 +73,9 @@ impl Drop for PendingCall {
     }
 }
 
-impl Desk {
+impl PendingCalls {
     /// Waits for the end of a call; `here` tells whether its shard runs here.
-    pub(crate) fn wait(self: &Arc<Self>, id: CallId, message_id: &str, here: bool) -> Place {
+    pub(crate) fn wait(self: &Arc<Self>, id: CallId, message_id: &str, here: bool) -> PendingCall {
         let (tell, told) = oneshot::channel();
         let mut waiting = self.waiting();
         waiting.last += 1;
@@ -151,12 +151,12 @@ impl Desk {
     }
 }
 
-/// Waits a while; returns the calls to look up, or `None` when the desk is gone. It rests while nobody waits.
-async fn next(desk: &Weak<Desk>, round: u32) -> Option<Vec<CallId>> {
+/// Waits a while; returns the calls to look up, or `None` when nobody holds `pending` any more. It rests while nobody waits.
+async fn next(pending: &Weak<PendingCalls>, round: u32) -> Option<Vec<CallId>> {
     sleep(LOOK_EVERY).await;
     let here = pending.upgrade()?;
     if here.waiting().calls.is_empty() {
-        // A second at most: then it checks whether the desk still exists.
+        // A second at most: then it checks whether somebody still holds it.
         let rest = here.more.notified();
         tokio::select! {
             () = rest => {}

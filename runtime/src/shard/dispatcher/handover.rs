@@ -42,7 +42,7 @@ impl Handover {
     }
 
     /// Takes all that waits.
-    pub(crate) fn take(&self) -> Waiting {
+    pub(crate) fn take(&self) -> Handed {
         std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

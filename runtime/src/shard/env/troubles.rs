@@ -73,7 +73,7 @@ impl Troubles {
     }
 
     /// Notes that an end is away, for the first time or still.
-    pub(crate) fn away(&self, shard: ShardNo, end: End, why: &str) {
+    pub(crate) fn away(&self, shard: ShardNo, end: Endpoint, why: &str) {
         let mut troubles = self.of(shard);
         match troubles.away.get_mut(&end).filter(|away| away.last.elapsed() < QUIET) {
             Some(away) => {
@@ -90,7 +90,7 @@ impl Troubles {
     }
 
     /// Notes that an end took, gave or confirmed something.
-    pub(crate) fn back(&self, shard: ShardNo, end: End) {
+    pub(crate) fn back(&self, shard: ShardNo, end: Endpoint) {
         self.of(shard).away.remove(&end);
     }
 
@@ -101,7 +101,7 @@ impl Troubles {
 
     /// All troubles, each a sentence; `name` gives the name of an end. An end counts once it has been away for
     /// `away_max`.
-    pub(crate) fn problems(&self, away_max: Duration, name: impl Fn(End) -> String) -> Vec<String> {
+    pub(crate) fn problems(&self, away_max: Duration, name: impl Fn(Endpoint) -> String) -> Vec<String> {
         let mut problems = Vec::new();
         for (no, troubles) in self.0.iter().enumerate() {
             let troubles = troubles.lock().unwrap_or_else(PoisonError::into_inner);
