@@ -306,8 +306,8 @@ async fn run<H: Handler>(
         let stop = match end {
             Ok(Ok(())) => {
                 change = changed::<H>(state, &turn);
-                let message = (&item.message, own.as_deref());
-                settled.turns.push(outgoing::end(&service.origin, message, turn.into_effects(), context));
+                let (origin, trace) = (&service.origin, own.as_deref());
+                settled.turns.push(outgoing::end(origin, &item.message, trace, turn.into_effects(), context));
                 false
             }
             Ok(Err(end)) => {

@@ -60,7 +60,7 @@ pub(super) async fn launch(
     let schedules = cron::plan(&handlers, settings, Clock::system().now());
     problems.extend(schedules.as_ref().err().into_iter().flatten().cloned());
     let wanted = sinks_of(settings);
-    let (found, missing) = routed(settings, &transports, (&wanted, &sinks));
+    let (found, missing) = routed(settings, &transports, &wanted, &sinks);
     problems.extend(missing);
     let (Ok(bindings), Ok(schedules), true) = (bindings, schedules, problems.is_empty()) else {
         return Err(EngineError::Settings(problems.join("; ")));
@@ -118,14 +118,15 @@ fn calls(env: &Arc<Env>, cache: Arc<dyn ReplayCache>) -> Arc<Calls> {
     let is_here = move |shard| here.fleet.as_ref().is_none_or(|fleet| fleet.view().running.contains(&shard));
     let (settings, handlers) = (Arc::clone(&env.settings), env.handlers.clone());
     let (store, metrics, pending) = (Arc::clone(&env.store), Arc::clone(&env.metrics), Arc::clone(&env.pending));
-    Calls::with(settings, handlers, (store, cache), metrics, (pending, Box::new(is_here)))
+    Calls::with(settings, handlers, store, cache, metrics, pending, Box::new(is_here))
 }
 
 /// The sinks that events are routed to; and every source or sink that a route names and nobody brought.
 fn routed(
     settings: &Settings,
     transports: &[Arc<dyn Transport>],
-    (wanted, sinks): (&[Arc<str>], &[Arc<dyn SinkTransport>]),
+    wanted: &[Arc<str>],
+    sinks: &[Arc<dyn SinkTransport>],
 ) -> (Vec<Arc<dyn SinkTransport>>, Vec<String>) {
     let sources: Vec<&str> = transports.iter().map(|transport| transport.name()).collect();
     let names: Vec<&str> = sinks.iter().map(|sink| sink.name()).collect();
