@@ -106,7 +106,7 @@ impl Faults {
 }
 
 /// The program under simulation.
-pub(super) struct Plan {
+pub(super) struct SimPlan {
     pub(super) seed: u64,
     pub(super) faults: Faults,
     pub(super) settings: Arc<Settings>,
@@ -120,7 +120,7 @@ pub(super) struct Plan {
     pub(super) actors_max: u32,
 }
 
-impl Plan {
+impl SimPlan {
     /// The bounds on a shard's events that are on their way to one sink.
     pub(super) fn window(&self) -> Window {
         let (settings, ends) = (&self.settings, self.sources.len() + self.sinks.len());

@@ -1,8 +1,8 @@
 //! Runs as key actors perform them, through the handlers' real code, with the faults of the seed in between.
 //! In: run orders. Out: reports, and whether the actor dies.
 
-use super::fate::Fate;
-use super::plan::{PROBE, Plan};
+use super::fault_plan::FaultPlan;
+use super::plan::{PROBE, SimPlan};
 use crate::clock::Dice;
 use crate::handler::RowWrite;
 use crate::handlers::run::{RunItem, TurnEnd, TurnFault};
@@ -12,7 +12,7 @@ use crate::message::ServiceIx;
 
 /// A key actor.
 #[derive(Default)]
-pub(super) struct Worker {
+pub(super) struct SimActor {
     pub(super) cell: Cell,
     pub(super) alive: bool,
     /// Rises when it dies: reports of earlier generations are dropped.
@@ -30,7 +30,7 @@ pub(super) struct Worked {
 
 /// The surroundings of a run.
 pub(super) struct Bench<'a> {
-    pub(super) plan: &'a Plan,
+    pub(super) plan: &'a SimPlan,
     pub(super) runtime: &'a tokio::runtime::Runtime,
     pub(super) dice: &'a mut Dice,
     /// True if turns fail only by their handler's own will.
@@ -125,17 +125,17 @@ impl Bench<'_> {
         }
         let (name, id) = (&self.plan.services[service].name, item.message.id());
         let retry = |what: &str| TurnEnd::Fault(TurnFault::Retry(format!("simulated: {what}")));
-        match Fate::of(self.plan.seed, self.plan.faults, name, id) {
-            Fate::Retry(times) if item.attempt <= times => Some((retry("fails for a while"), false)),
-            Fate::Panic(times) if item.attempt <= times => Some((retry("the handler panicked"), true)),
-            Fate::Hopeless => Some((retry("fails always"), false)),
-            Fate::Reject => Some((TurnEnd::Fault(TurnFault::Reject("simulated: rejected".to_owned())), false)),
-            Fate::Defer(times) => {
+        match FaultPlan::of(self.plan.seed, self.plan.faults, name, id) {
+            FaultPlan::Retry(times) if item.attempt <= times => Some((retry("fails for a while"), false)),
+            FaultPlan::Panic(times) if item.attempt <= times => Some((retry("the handler panicked"), true)),
+            FaultPlan::Hopeless => Some((retry("fails always"), false)),
+            FaultPlan::Reject => Some((TurnEnd::Fault(TurnFault::Reject("simulated: rejected".to_owned())), false)),
+            FaultPlan::Defer(times) => {
                 let seen = self.deferred.entry(format!("{name}/{id}")).or_insert(0);
                 *seen += 1;
                 (*seen <= times).then(|| (TurnEnd::Fault(TurnFault::Defer(self.dice.below(300))), false))
             }
-            Fate::Unavailable(times) if self.plan.services[service].guarded => {
+            FaultPlan::Unavailable(times) if self.plan.services[service as usize].guarded => {
                 let seen = self.deferred.entry(format!("{name}/{id}")).or_insert(0);
                 *seen += 1;
                 (*seen <= times).then(|| (TurnEnd::Unavailable(0, "simulated".to_owned()), false))

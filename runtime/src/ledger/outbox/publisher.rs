@@ -10,7 +10,7 @@ use crate::ledger::routes::Bindings;
 use crate::message::SinkIx;
 use crate::store::query::EventRow;
 use crate::store::{Commit, Event};
-use crate::transport::{Answer, Outgoing};
+use crate::transport::{Outgoing, SinkAnswer};
 
 /// Commits in one page of the store, at most.
 const PAGE_COMMITS_MAX: usize = 256;
@@ -205,20 +205,20 @@ impl Publisher {
     }
 
     /// What became of events, in any order; answers to others are passed over. Gives how many were confirmed.
-    pub fn answered(&mut self, answers: Vec<Answer>) -> u64 {
+    pub fn answered(&mut self, answers: Vec<SinkAnswer>) -> u64 {
         let mut confirmed = 0;
         for answer in answers {
             let seq = match &answer {
-                Answer::Confirmed(seq) | Answer::Refused(seq, _) => *seq,
+                SinkAnswer::Confirmed(seq) | SinkAnswer::Refused(seq, _) => *seq,
             };
             let Ok(at) = self.sent.binary_search_by_key(&seq, |entry| entry.event.seq) else { continue };
             let entry = &mut self.sent[at];
             match answer {
-                Answer::Confirmed(_) => {
+                SinkAnswer::Confirmed(_) => {
                     confirmed += u64::from(entry.stage == DeliveryStage::Sent);
                     entry.stage = DeliveryStage::Confirmed;
                 }
-                Answer::Refused(_, reason) => {
+                SinkAnswer::Refused(_, reason) => {
                     entry.stage = DeliveryStage::Refused;
                     entry.reason = reason;
                 }
@@ -339,10 +339,10 @@ mod tests {
         assert_eq!(read(&mut publisher), 3, "the one that fills it is the last");
         publisher.sent(3);
         assert_eq!(publisher.page(), None, "it is full");
-        publisher.answered(vec![Answer::Confirmed(1), Answer::Confirmed(3)]);
+        publisher.answered(vec![SinkAnswer::Confirmed(1), SinkAnswer::Confirmed(3)]);
         publisher.progress();
         assert_eq!(publisher.page(), None, "what waits for its predecessors is still held");
-        publisher.answered(vec![Answer::Confirmed(2)]);
+        publisher.answered(vec![SinkAnswer::Confirmed(2)]);
         publisher.progress();
         assert_eq!(read(&mut publisher), 3);
         let mut narrow =

@@ -1,4 +1,4 @@
-//! The witness, which sees every commit as it is written and checks it against everything written before.
+//! The checker, which sees every commit as it is written and checks it against everything written before.
 //! In: commits, acknowledgements, deliveries. Out: the first promise that was broken.
 
 mod above;
@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 pub use self::seen::Seen;
 use self::topic::Topic;
-use super::fate::Fate;
-use super::plan::{INTAKE, PROBE, Plan, SOURCES};
+use super::fault_plan::FaultPlan;
+use super::plan::{INTAKE, PROBE, SOURCES, SimPlan};
 use crate::AfterDeadLetter;
 use crate::clock::Millis;
 use crate::message::{Message, Position, Positions, ServiceIx, ShardNo, SinkIx, SourceIx, Taken, TakenId};
@@ -31,7 +31,7 @@ pub struct Effect {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum End {
+enum MessageEnd {
     #[default]
     Open,
     Effect,
@@ -51,9 +51,9 @@ struct Expected {
     place: (ShardNo, SourceIx, Arc<str>, Position),
     /// True if it has copies elsewhere, so that its place says nothing about its order.
     unordered: bool,
-    /// True if it may become a dead letter although its fate does not ask for that.
+    /// True if it may become a dead letter although its fault plan does not ask for that.
     may_die: bool,
-    end: End,
+    end: MessageEnd,
 }
 
 /// The row of a turn that counted.
@@ -72,9 +72,9 @@ struct Track {
     numbers: HashSet<u64>,
 }
 
-/// The witness of a simulation.
+/// The checker of a simulation.
 #[derive(Debug, Default)]
-pub(super) struct Witness {
+pub(super) struct Checker {
     pub(super) stats: Seen,
     pub(super) effects: Vec<Effect>,
     pub(super) epochs: HashMap<ShardNo, Epoch>,
@@ -84,9 +84,9 @@ pub(super) struct Witness {
     taken: HashSet<TakenId>,
     waiting: HashMap<(ShardNo, u64), TakenId>,
     dead: HashMap<(ShardNo, u64), (TakenId, bool)>,
-    held: HashMap<(ServiceIx, String), u64>,
-    last: HashMap<(ServiceIx, String, ShardNo, SourceIx, Arc<str>), Position>,
-    timers: timers::Timers,
+    held: HashMap<(u16, String), u64>,
+    last: HashMap<(u16, String, ShardNo, u16, Arc<str>), Position>,
+    timers: timers::SetTimers,
     /// The messages that were passed on to their shards, in a log row.
     onward: HashSet<TakenId>,
     healed: bool,
@@ -94,13 +94,13 @@ pub(super) struct Witness {
     pub(super) topics: Vec<Topic>,
 }
 
-impl Witness {
+impl Checker {
     /// A source has these messages at a place, one for each service that takes it; none where no binding wants it.
     pub(super) fn delivered(
         &mut self,
-        plan: &Plan,
-        (shard, source, origin, position): (ShardNo, SourceIx, &Arc<str>, Position),
-        messages: &[(Option<ServiceIx>, Message, bool)],
+        plan: &SimPlan,
+        (shard, source, origin, position): (ShardNo, u16, &Arc<str>, Position),
+        messages: &[(Option<u16>, Message, bool)],
     ) {
         let mut ids = Vec::new();
         for (service, message, may_die) in messages {
@@ -113,7 +113,7 @@ impl Witness {
                 place: (shard, source, origin.clone(), position),
                 unordered: SOURCES[source] == INTAKE,
                 may_die: *may_die,
-                end: End::Open,
+                end: MessageEnd::Open,
             });
             let here = (known.place.0, known.place.1, &known.place.2) == (shard, source, origin);
             known.unordered |= !here || SOURCES[source] == INTAKE;
@@ -129,9 +129,9 @@ impl Witness {
     /// keeps its first place.
     fn logged(
         &mut self,
-        plan: &Plan,
-        (shard, source, origin, position): (ShardNo, SourceIx, &Arc<str>, Position),
-        (service, message): (Option<ServiceIx>, Message),
+        plan: &SimPlan,
+        (shard, source, origin, position): (ShardNo, u16, &Arc<str>, Position),
+        (service, message): (Option<u16>, Message),
     ) {
         let id = plan.taken_id(service, &message);
         if !self.expected.contains_key(&id) {
@@ -159,19 +159,19 @@ impl Witness {
     }
 
     /// A handler failed by itself: its message may become a dead letter.
-    pub(super) fn failed(&mut self, plan: &Plan, service: ServiceIx, message: &Message) {
+    pub(super) fn failed(&mut self, plan: &SimPlan, service: u16, message: &Message) {
         if let Some(expected) = self.expected.get_mut(&plan.taken_id(Some(service), message)) {
             expected.may_die = true;
         }
     }
 
-    /// From now on no fate strikes.
+    /// From now on no fault strikes.
     pub(super) fn heal(&mut self) {
         self.healed = true;
     }
 
     /// A commit was written.
-    pub(super) fn committed(&mut self, plan: &Plan, commit: &Commit) -> Result<(), String> {
+    pub(super) fn committed(&mut self, plan: &SimPlan, commit: &Commit) -> Result<(), String> {
         let (shard, no) = (commit.shard, commit.no);
         let at = |problem: String| format!("shard {shard}, commit {no}: {problem}");
         self.stats.commits += 1;
@@ -232,7 +232,7 @@ impl Witness {
         Ok(())
     }
 
-    fn part(&mut self, plan: &Plan, (shard, at): (ShardNo, Millis), part: &Part) -> Result<(), String> {
+    fn part(&mut self, plan: &SimPlan, (shard, at): (ShardNo, Millis), part: &Part) -> Result<(), String> {
         for Taken { id, .. } in &part.ids {
             if !self.taken.insert(*id) {
                 return Err(format!("{} is taken twice", self.name(id)));
@@ -278,7 +278,7 @@ impl Witness {
         }
     }
 
-    fn effect(&mut self, plan: &Plan, probe: &str) -> Result<TakenId, String> {
+    fn effect(&mut self, plan: &SimPlan, probe: &str) -> Result<TakenId, String> {
         let Probe { service, key, id } = serde_json::from_str(probe).map_err(|error| error.to_string())?;
         let taken = self.names.get(&(service.clone(), key, id.clone())).copied();
         let Some((taken, expected)) = taken.and_then(|id| Some((id, self.expected.get_mut(&id)?))) else {
@@ -288,17 +288,17 @@ impl Witness {
             return Err(format!("{service}: an effect of {id:?}, which is not taken"));
         }
         let Some(index) = expected.service else { return Err(format!("{id:?} is of no service")) };
-        let holds = plan.services[index].after_dead_letter == AfterDeadLetter::HoldKey;
-        let fate = Fate::of(plan.seed, plan.faults, &service, &id);
-        if fate.is_deadly() && !self.healed {
-            return Err(format!("{service}: an effect of {id:?}, whose fate is {fate:?}"));
+        let holds = plan.services[index as usize].after_dead_letter == AfterDeadLetter::HoldKey;
+        let planned = FaultPlan::of(plan.seed, plan.faults, &service, &id);
+        if planned.is_deadly() && !self.healed {
+            return Err(format!("{service}: an effect of {id:?}, whose fate is {planned:?}"));
         }
         let ordered = match expected.end {
-            End::Open => true,
-            End::Replayed => holds,
+            MessageEnd::Open => true,
+            MessageEnd::Replayed => holds,
             end => return Err(format!("{service}: an effect of {id:?}, which was {end:?} already")),
         };
-        expected.end = End::Effect;
+        expected.end = MessageEnd::Effect;
         let key = (index, expected.key.clone());
         if self.held.contains_key(&key) {
             return Err(format!("{service}: an effect of {id:?}, but a dead letter holds {:?}", key.1));
@@ -317,7 +317,7 @@ impl Witness {
 
     fn died(
         &mut self,
-        plan: &Plan,
+        plan: &SimPlan,
         (shard, seq, id): (ShardNo, u64, TakenId),
         service: Option<ServiceIx>,
         holds: bool,
@@ -326,22 +326,22 @@ impl Witness {
         self.stats.dead_letters += 1;
         let name = self.name(&id);
         let Some(expected) = self.expected.get_mut(&id) else { return Err(format!("{name} was never delivered")) };
-        if !matches!(expected.end, End::Open | End::Replayed) {
+        if !matches!(expected.end, MessageEnd::Open | MessageEnd::Replayed) {
             return Err(format!("{name} is dead, but was {:?} already", expected.end));
         }
         if let Some(service) = service {
-            let service = &plan.services[service];
-            let fate = Fate::of(plan.seed, plan.faults, &service.name, &expected.id);
-            if !expected.may_die && (!fate.is_deadly() || self.healed && expected.end == End::Replayed) {
-                return Err(format!("{name} is dead, but its fate was {fate:?}: {last:?}"));
+            let service = &plan.services[service as usize];
+            let planned = FaultPlan::of(plan.seed, plan.faults, &service.name, &expected.id);
+            if !expected.may_die && (!planned.is_deadly() || self.healed && expected.end == MessageEnd::Replayed) {
+                return Err(format!("{name} is dead, but its fate was {planned:?}: {last:?}"));
             }
             let attempts = service.retry.attempts;
             let spent = last.map_or(0, |attempt| attempt.attempt);
-            if spent > attempts || fate == Fate::Hopeless && spent != attempts && !expected.may_die {
+            if spent > attempts || planned == FaultPlan::Hopeless && spent != attempts && !expected.may_die {
                 return Err(format!("{name} is dead after {spent} attempts, {attempts} are its bound"));
             }
         }
-        expected.end = End::Dead;
+        expected.end = MessageEnd::Dead;
         if holds && let Some(service) = expected.service {
             self.held.insert((service, expected.key.clone()), seq);
         }
@@ -356,7 +356,7 @@ impl Witness {
         self.stats.operations += 1;
         let replayed = part.pending.iter().any(|row| row.id == id);
         if let Some(expected) = self.expected.get_mut(&id) {
-            expected.end = if replayed { End::Replayed } else { End::Discarded };
+            expected.end = if replayed { MessageEnd::Replayed } else { MessageEnd::Discarded };
             if holds && let Some(service) = expected.service {
                 self.held.remove(&(service, expected.key.clone()));
             }
@@ -372,7 +372,7 @@ impl Witness {
     pub(super) fn unfinished(&self) -> Option<String> {
         let later = self.scheduled();
         let open = self.expected.iter().filter(|(id, _)| !later.contains(*id)).map(|(_, expected)| expected);
-        if let Some(open) = open.into_iter().find(|open| matches!(open.end, End::Open | End::Replayed)) {
+        if let Some(open) = open.into_iter().find(|open| matches!(open.end, MessageEnd::Open | MessageEnd::Replayed)) {
             return Some(format!(
                 "{:?} of key {:?} ({:?}) had no effect and is no dead letter",
                 open.id, open.key, open.place

@@ -1,11 +1,11 @@
 //! The surroundings of a ledger: it is told things, its actors work, its sources are read.
-//! In: events of the world. Out: decisions of ledgers, performed; runs; deliveries.
+//! In: events of the simulation. Out: decisions of ledgers, performed; runs; deliveries.
 
 use futures_util::FutureExt;
 
-use super::owner::{Lane, OwnerId, Told};
+use super::owner::{Channel, OwnerId, OwnerMessage};
+use super::sim::{Sim, SimEvent, TICK};
 use super::work::Bench;
-use super::world::{self, TICK, World};
 use crate::clock::{Millis, without_waiting};
 use crate::ledger::protocol::{ActorIx, Event, ReaderKind, RunOrder, RunReport};
 use crate::message::SourceIx;
@@ -13,39 +13,41 @@ use crate::message::SourceIx;
 /// Ticks between two looks at operators' commands.
 const TICKS_PER_LOOK: u64 = 5;
 
-impl World {
+impl Sim {
     /// Tells a ledger something, and performs its decisions.
-    pub(super) fn tell(&mut self, id: OwnerId, told: Told) -> Result<(), String> {
+    pub(super) fn tell(&mut self, id: OwnerId, message: OwnerMessage) -> Result<(), String> {
         let now = self.clock.now();
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
-        match told {
-            Told::Event(event) => self.happens(id, event),
-            Told::Fetched(source, generation, arrivals) => {
-                if owner.ingresses[source].generation == generation {
+        match message {
+            OwnerMessage::Event(event) => self.happens(id, event),
+            OwnerMessage::Fetched(source, generation, arrivals) => {
+                if owner.ingresses[source as usize].generation == generation {
                     owner.ledger.step(Event::Fetched(source, arrivals), now);
                 }
             }
-            Told::IngressBack(source) => self.open(id, source)?,
-            Told::Ran(actor, generation, report) => {
-                if owner.workers[actor].generation == generation {
+            OwnerMessage::IngressBack(source) => self.open(id, source)?,
+            OwnerMessage::Ran(actor, generation, report) => {
+                if owner.workers[actor as usize].generation == generation {
                     owner.ledger.step(Event::Ran(report), now);
                 }
             }
-            Told::Gate(committer) if owner.committer == committer => owner.ledger.step(Event::Gate, now),
-            Told::Gate(_) => {}
-            Told::CommitEnded(committer, epoch, no, outcome) => {
+            OwnerMessage::Gate(committer) if owner.committer == committer => owner.ledger.step(Event::Gate, now),
+            OwnerMessage::Gate(_) => {}
+            OwnerMessage::CommitEnded(committer, epoch, no, outcome) => {
                 if owner.committer == committer {
                     owner.ledger.step(Event::CommitEnded(epoch, no, outcome), now);
                 }
             }
-            Told::CommitterBack => {
+            OwnerMessage::CommitterBack => {
                 owner.committer += 1;
                 owner.committer_down = false;
                 owner.ledger.step(Event::CommitLost, now);
             }
-            Told::DispatcherBack(sink) => self.start_outlet(id, sink),
-            Told::Answered(sink, generation, sent, answer) => self.answered(id, (sink, generation), sent, answer),
-            Told::Tick => self.tick(id, now),
+            OwnerMessage::DispatcherBack(sink) => self.start_outlet(id, sink),
+            OwnerMessage::Answered(sink, generation, sent, answer) => {
+                self.answered(id, (sink, generation), sent, answer)
+            }
+            OwnerMessage::Tick => self.tick(id, now),
         }
         self.perform(id)
     }
@@ -59,7 +61,7 @@ impl World {
             Event::ActorDied(actor, _) => {
                 let actor = *actor;
                 owner.kill(actor);
-                self.happens_later(id, Lane::Actor(actor, false), 20_000, Event::ActorReady(actor));
+                self.happens_later(id, Channel::Actor(actor, false), 20_000, Event::ActorReady(actor));
             }
             _ => {}
         }
@@ -68,8 +70,8 @@ impl World {
         }
     }
 
-    pub(super) fn happens_later(&mut self, id: OwnerId, lane: Lane, most: u64, event: Event) {
-        self.told(id, lane, most, Told::Event(event));
+    pub(super) fn happens_later(&mut self, id: OwnerId, channel: Channel, most: u64, event: Event) {
+        self.tell_later(id, channel, most, OwnerMessage::Event(event));
     }
 
     fn open(&mut self, id: OwnerId, source: SourceIx) -> Result<(), String> {
@@ -95,8 +97,8 @@ impl World {
         let Some(owner) = self.owners[id].as_mut() else { return };
         owner.ticks += 1;
         let gauges = owner.ledger.gauges(now);
-        self.witness.stats.overflows += u64::from(gauges.pending_full);
-        self.witness.stats.far_ahead += u64::from(gauges.ahead_full);
+        self.checker.stats.overflows += u64::from(gauges.pending_full);
+        self.checker.stats.far_ahead += u64::from(gauges.ahead_full);
         let (shard, look) = (owner.shard, owner.ticks.is_multiple_of(TICKS_PER_LOOK));
         for source in 0..self.transports.len() {
             self.fetch_soon(id, SourceIx::nth(source));
@@ -104,10 +106,10 @@ impl World {
         if look {
             let commands = self.open_commands(shard);
             if !commands.is_empty() {
-                self.happens_later(id, Lane::Reader(ReaderKind::Background, false), 500, Event::Commands(commands));
+                self.happens_later(id, Channel::Reader(ReaderKind::Background, false), 500, Event::Commands(commands));
             }
         }
-        self.at(self.now + TICK, world::Event::Told(id, Told::Tick));
+        self.at(self.now + TICK, SimEvent::Tell(id, OwnerMessage::Tick));
     }
 
     pub(super) fn work(&mut self, id: OwnerId, actor: ActorIx, order: RunOrder) -> Result<(), String> {
@@ -125,7 +127,7 @@ impl World {
         let (worked, waited) = without_waiting(|| bench.work(&mut worker.cell, order));
         let waited = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX / 4);
         for item in &worked.failed {
-            self.witness.failed(&self.plan, service, &item.message);
+            self.checker.failed(&self.plan, service, &item.message);
         }
         let parts = worked.parts.len();
         for (part, settled) in (1..).zip(worked.parts) {
@@ -141,11 +143,16 @@ impl World {
             };
             // Some turns take so long that their messages are spilled.
             let most = if self.dice.below(60) == 0 { 400_000 } else { 800 };
-            self.told_after(id, (Lane::Actor(actor, false), waited), most, Told::Ran(actor, generation, report));
+            self.tell_after(
+                id,
+                (Channel::Actor(actor, false), waited),
+                most,
+                OwnerMessage::Ran(actor, generation, report),
+            );
         }
         if worked.dies {
             let died = Event::ActorDied(actor, "its handler panicked".to_owned());
-            self.happens_later(id, Lane::Actor(actor, false), 200, died);
+            self.happens_later(id, Channel::Actor(actor, false), 200, died);
         }
         Ok(())
     }
@@ -156,7 +163,7 @@ impl World {
         let ingress = &mut owner.ingresses[source];
         if ingress.credits > 0 && !ingress.fetching && ingress.source.is_some() {
             ingress.fetching = true;
-            self.at(self.now + delay, world::Event::Fetch(id, source));
+            self.at(self.now + delay, SimEvent::Fetch(id, source));
         }
     }
 
@@ -177,7 +184,7 @@ impl World {
         ingress.credits -= arrivals.len().cast_signed();
         let generation = ingress.generation;
         drop(_context);
-        self.told(id, Lane::Ingress(source), 1_000, Told::Fetched(source, generation, arrivals));
+        self.tell_later(id, Channel::Ingress(source), 1_000, OwnerMessage::Fetched(source, generation, arrivals));
         self.fetch_soon(id, source);
         Ok(())
     }

@@ -1,11 +1,10 @@
 //! The check of the stretches that commits declare done above positions: all of them must be.
 //! In: commits. Out: the first false declaration.
 
-use super::{SOURCES, Witness};
-use crate::message::SourceIx;
+use super::{Checker, SOURCES};
 use crate::store::Commit;
 
-impl Witness {
+impl Checker {
     /// Checks the stretches above the positions of its sources that a commit declares done.
     pub(super) fn above(&mut self, commit: &Commit) -> Result<(), String> {
         self.stats.ahead += u64::from(!commit.ahead.is_empty());
