@@ -29,9 +29,9 @@ impl Sim {
                     self.at(at, SimEvent::Work(id, actor, order));
                 }
                 Action::Spawn(more) => {
-                    let first = ActorIx::try_from(owner.workers.len()).unwrap_or(0);
+                    let first = owner.workers.len();
                     owner.workers.extend((0..more).map(|_| SimActor::default()));
-                    for ix in first..first + more {
+                    for ix in (first..owner.workers.len()).map(ActorIx::nth).collect::<Vec<_>>() {
                         self.happens_later(id, Channel::Actor(ix, false), 500, protocol::Event::ActorReady(ix));
                     }
                 }
@@ -51,9 +51,9 @@ impl Sim {
                 // Its sources have small messages: credits bound them.
                 Action::Room(..) => {}
                 Action::Acknowledge(source, positions) => {
-                    let name = self.plan.sources[source as usize].name.clone();
+                    let name = self.plan.sources[source].name.clone();
                     self.checker.reached((owner.shard, &name), &positions, false)?;
-                    if let Some(source) = owner.ingresses[source as usize].source.as_mut() {
+                    if let Some(source) = owner.ingresses[source].source.as_mut() {
                         source.committed(&positions);
                     }
                 }

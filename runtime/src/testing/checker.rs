@@ -84,8 +84,8 @@ pub(super) struct Checker {
     taken: HashSet<TakenId>,
     waiting: HashMap<(ShardNo, u64), TakenId>,
     dead: HashMap<(ShardNo, u64), (TakenId, bool)>,
-    held: HashMap<(u16, String), u64>,
-    last: HashMap<(u16, String, ShardNo, u16, Arc<str>), Position>,
+    held: HashMap<(ServiceIx, String), u64>,
+    last: HashMap<(ServiceIx, String, ShardNo, SourceIx, Arc<str>), Position>,
     timers: timers::SetTimers,
     /// The messages that were passed on to their shards, in a log row.
     onward: HashSet<TakenId>,
@@ -99,8 +99,8 @@ impl Checker {
     pub(super) fn delivered(
         &mut self,
         plan: &SimPlan,
-        (shard, source, origin, position): (ShardNo, u16, &Arc<str>, Position),
-        messages: &[(Option<u16>, Message, bool)],
+        (shard, source, origin, position): (ShardNo, SourceIx, &Arc<str>, Position),
+        messages: &[(Option<ServiceIx>, Message, bool)],
     ) {
         let mut ids = Vec::new();
         for (service, message, may_die) in messages {
@@ -130,8 +130,8 @@ impl Checker {
     fn logged(
         &mut self,
         plan: &SimPlan,
-        (shard, source, origin, position): (ShardNo, u16, &Arc<str>, Position),
-        (service, message): (Option<u16>, Message),
+        (shard, source, origin, position): (ShardNo, SourceIx, &Arc<str>, Position),
+        (service, message): (Option<ServiceIx>, Message),
     ) {
         let id = plan.taken_id(service, &message);
         if !self.expected.contains_key(&id) {
@@ -159,7 +159,7 @@ impl Checker {
     }
 
     /// A handler failed by itself: its message may become a dead letter.
-    pub(super) fn failed(&mut self, plan: &SimPlan, service: u16, message: &Message) {
+    pub(super) fn failed(&mut self, plan: &SimPlan, service: ServiceIx, message: &Message) {
         if let Some(expected) = self.expected.get_mut(&plan.taken_id(Some(service), message)) {
             expected.may_die = true;
         }
@@ -288,7 +288,7 @@ impl Checker {
             return Err(format!("{service}: an effect of {id:?}, which is not taken"));
         }
         let Some(index) = expected.service else { return Err(format!("{id:?} is of no service")) };
-        let holds = plan.services[index as usize].after_dead_letter == AfterDeadLetter::HoldKey;
+        let holds = plan.services[index].after_dead_letter == AfterDeadLetter::HoldKey;
         let planned = FaultPlan::of(plan.seed, plan.faults, &service, &id);
         if planned.is_deadly() && !self.healed {
             return Err(format!("{service}: an effect of {id:?}, whose fate is {planned:?}"));
@@ -330,7 +330,7 @@ impl Checker {
             return Err(format!("{name} is dead, but was {:?} already", expected.end));
         }
         if let Some(service) = service {
-            let service = &plan.services[service as usize];
+            let service = &plan.services[service];
             let planned = FaultPlan::of(plan.seed, plan.faults, &service.name, &expected.id);
             if !expected.may_die && (!planned.is_deadly() || self.healed && expected.end == MessageEnd::Replayed) {
                 return Err(format!("{name} is dead, but its fate was {planned:?}: {last:?}"));

@@ -21,13 +21,13 @@ impl Sim {
         match message {
             OwnerMessage::Event(event) => self.happens(id, event),
             OwnerMessage::Fetched(source, generation, arrivals) => {
-                if owner.ingresses[source as usize].generation == generation {
+                if owner.ingresses[source].generation == generation {
                     owner.ledger.step(Event::Fetched(source, arrivals), now);
                 }
             }
             OwnerMessage::IngressBack(source) => self.open(id, source)?,
             OwnerMessage::Ran(actor, generation, report) => {
-                if owner.workers[actor as usize].generation == generation {
+                if owner.workers[actor].generation == generation {
                     owner.ledger.step(Event::Ran(report), now);
                 }
             }

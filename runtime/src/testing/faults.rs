@@ -99,7 +99,7 @@ impl Sim {
         // Its fetched messages arrive, or die with it.
         ingress.generation += u32::from(self.dice.below(2) == 0);
         self.checker.stats.deaths += 1;
-        let source = u16::try_from(source).unwrap_or(0);
+        let source = SourceIx::nth(source);
         self.tell_later(id, Channel::Ingress(source), 20_000, OwnerMessage::IngressBack(source));
     }
 

@@ -34,8 +34,8 @@ pub(super) enum SimEvent {
     Work(OwnerId, ActorIx, RunOrder),
     Fetch(OwnerId, SourceIx),
     /// A dispatcher does what it can; the events that it handed over reach the broker.
-    Pump(OwnerId, u16),
-    Deliver(OwnerId, u16, u32),
+    Pump(OwnerId, SinkIx),
+    Deliver(OwnerId, SinkIx, u32),
     Fault,
     Look,
 }
@@ -253,11 +253,11 @@ impl Sim {
         self.current[shard as usize] = Some(id);
         self.perform(id)?;
         for source in 0..self.transports.len() {
-            let source = u16::try_from(source).unwrap_or(0);
+            let source = SourceIx::nth(source);
             self.tell_later(id, Channel::Ingress(source), 5_000, OwnerMessage::IngressBack(source));
         }
         for sink in 0..self.plan.sinks.len() {
-            let sink = u16::try_from(sink).unwrap_or(0);
+            let sink = SinkIx::nth(sink);
             self.tell_later(id, Channel::Dispatcher(sink), 5_000, OwnerMessage::DispatcherBack(sink));
         }
         self.at(self.now + TICK, SimEvent::Tell(id, OwnerMessage::Tick));

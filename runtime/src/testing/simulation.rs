@@ -263,7 +263,7 @@ impl<'a> Stock<'a> {
                 What::Absent(..) | What::Unbound => None,
             })
             .collect();
-        self.checker.delivered(self.plan, (shard, index, &origin, position), &messages);
+        self.checker.delivered(self.plan, (shard, SourceIx::nth(index), &origin, position), &messages);
     }
 }
 

@@ -193,7 +193,7 @@ impl Stage {
         let (origin, now) = (Arc::from("stage"), self.sim.clock.now());
         let position = self.log.append(shard, &origin, now, Content::For(H::SERVICE.into(), message.clone()));
         let sent = [(service, message, false)];
-        self.sim.checker.delivered(&self.sim.plan, (shard, 1, &origin, position), &sent);
+        self.sim.checker.delivered(&self.sim.plan, (shard, SourceIx::nth(1), &origin, position), &sent);
         self
     }
 

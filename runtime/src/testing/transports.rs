@@ -157,7 +157,7 @@ impl Sim {
         outlet.generation += 1;
         outlet.wire.clear();
         self.checker.stats.deaths += 1;
-        let sink = u16::try_from(sink).unwrap_or(0);
+        let sink = SinkIx::nth(sink);
         self.tell_later(id, Channel::Dispatcher(sink), 20_000, OwnerMessage::DispatcherBack(sink));
     }
 
@@ -253,7 +253,7 @@ impl Sim {
             let count = count.min(outlet.wire.len());
             let events: Vec<_> = outlet.wire.drain(..count).collect();
             for (sent, event) in events {
-                let (plan, name) = (&self.plan, &self.plan.sinks[usize::from(sink)]);
+                let (plan, name) = (&self.plan, &self.plan.sinks[sink]);
                 let refused = FaultPlan::is_refused(plan.seed, plan.faults, name, event.message.id());
                 let answer = if refused && !self.healed {
                     Some(SinkAnswer::Refused(event.seq, "simulated".to_owned()))
@@ -261,7 +261,7 @@ impl Sim {
                     self.checker.stats.nacked += 1;
                     None
                 } else {
-                    self.checker.topics[usize::from(sink)].write(shard, &event)?;
+                    self.checker.topics[sink].write(shard, &event)?;
                     self.checker.stats.published += 1;
                     Some(SinkAnswer::Confirmed(event.seq))
                 };
@@ -279,7 +279,7 @@ impl Sim {
     pub(super) fn answered(
         &mut self,
         id: OwnerId,
-        (sink, generation): (u16, u32),
+        (sink, generation): (SinkIx, u32),
         (sent, event): (InFlight, Outgoing),
         answer: Option<SinkAnswer>,
     ) {

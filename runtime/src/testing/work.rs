@@ -135,7 +135,7 @@ impl Bench<'_> {
                 *seen += 1;
                 (*seen <= times).then(|| (TurnEnd::Fault(TurnFault::Defer(self.dice.below(300))), false))
             }
-            FaultPlan::Unavailable(times) if self.plan.services[service as usize].guarded => {
+            FaultPlan::Unavailable(times) if self.plan.services[service].guarded => {
                 let seen = self.deferred.entry(format!("{name}/{id}")).or_insert(0);
                 *seen += 1;
                 (*seen <= times).then(|| (TurnEnd::Unavailable(0, "simulated".to_owned()), false))
