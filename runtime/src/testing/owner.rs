@@ -90,7 +90,7 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub(super) fn new(shard: ShardNo, ledger: Ledger, (sources, sinks): (usize, usize)) -> Self {
+    pub(super) fn new(shard: ShardNo, ledger: Ledger, sources: usize, sinks: usize) -> Self {
         Self {
             shard,
             ledger,
