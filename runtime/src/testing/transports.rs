@@ -21,7 +21,7 @@ use crate::ledger::protocol;
 use crate::message::{Position, Positions, ShardNo, murmur2};
 use crate::store::memory::MemoryStore;
 use crate::store::{Commit, Store};
-use crate::transport::pace::{InFlight, Pace};
+use crate::transport::pace::{Pace, PacedMessage};
 use crate::transport::{Content, Delivery, Outgoing, SinkAnswer, Source, SourceError, Transport};
 
 type Origins = BTreeMap<Arc<str>, Vec<(Millis, Content)>>;
@@ -282,7 +282,7 @@ impl Sim {
         id: OwnerId,
         sink: u16,
         generation: u32,
-        (sent, event): (InFlight, Outgoing),
+        (sent, event): (PacedMessage, Outgoing),
         answer: Option<SinkAnswer>,
     ) {
         let Some(owner) = self.owners[id].as_mut() else { return };
