@@ -164,12 +164,12 @@ pub(crate) trait Service: Send + Sync {
 
 struct Typed<H> {
     handler: H,
-    origin: outgoing::Origin,
+    origin: outgoing::TurnOrigin,
 }
 
 impl<H: Handler> Typed<H> {
     fn new(handler: H) -> Self {
-        Self { handler, origin: outgoing::Origin::of(H::SERVICE) }
+        Self { handler, origin: outgoing::TurnOrigin::of(H::SERVICE) }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 
+use super::checker::Violation;
 use super::owner::{Channel, Owner, OwnerId, OwnerMessage};
 use super::sim::{Sim, SimEvent};
 use super::work::SimActor;
@@ -14,7 +15,7 @@ use crate::store::Commit;
 
 impl Sim {
     /// Performs the actions that the ledger has decided so far.
-    pub(super) fn perform(&mut self, id: OwnerId) -> Result<(), String> {
+    pub(super) fn perform(&mut self, id: OwnerId) -> Result<(), Violation> {
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let actions = owner.ledger.actions();
         self.count(id)?;
@@ -51,9 +52,9 @@ impl Sim {
                 // Its sources have small messages: credits bound them.
                 Action::Room(..) => {}
                 Action::Acknowledge(source, positions) => {
-                    let name = self.plan.sources[source].name.clone();
-                    self.checker.reached((owner.shard, &name), &positions, false)?;
-                    if let Some(source) = owner.ingresses[source].source.as_mut() {
+                    let name = self.plan.sources[source as usize].name.clone();
+                    self.checker.reached(owner.shard, &name, &positions, false)?;
+                    if let Some(source) = owner.ingresses[source as usize].source.as_mut() {
                         source.committed(&positions);
                     }
                 }
@@ -73,7 +74,7 @@ impl Sim {
     }
 
     /// Keeps the ledger's tally, and checks the delays that it chose.
-    pub(super) fn count(&mut self, id: OwnerId) -> Result<(), String> {
+    pub(super) fn count(&mut self, id: OwnerId) -> Result<(), Violation> {
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let tally = owner.ledger.tally();
         let stats = &mut self.checker.stats;
@@ -85,7 +86,7 @@ impl Sim {
         for (attempt, delay) in tally.retries {
             let bound = bounds.clone().map(|retry| retry.bound(attempt)).max().unwrap_or_default();
             if attempt == 0 || Duration::from_millis(delay) > bound {
-                return Err(format!("attempt {attempt} is tried again after {delay} ms, {bound:?} is its bound"));
+                return Err(Violation::RetryOutOfBounds { attempt, delay, bound });
             }
         }
         Ok(())
@@ -106,14 +107,14 @@ impl Sim {
         self.at(at, SimEvent::Write(id, committer, commit));
     }
 
-    pub(super) fn ask(&mut self, id: OwnerId, question: Question) -> Result<(), String> {
+    pub(super) fn ask(&mut self, id: OwnerId, question: Question) -> Result<(), Violation> {
         if self.now < self.disk.away_until {
             self.at(self.disk.away_until, SimEvent::Ask(id, question));
             return Ok(());
         }
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let answer = question.answer(&*self.disk.store, owner.shard, self.clock.now()).now_or_never();
-        let answer = answer.ok_or("a simulated store answers at once")?.map_err(|error| error.to_string())?;
+        let answer = answer.ok_or(Violation::Slow("a simulated store answers"))??;
         match &answer {
             Some(Answer::Page(..)) => self.checker.stats.pages += 1,
             Some(Answer::Retaken(Ok(taken))) => drop(self.checker.epochs.insert(owner.shard, taken.epoch)),
@@ -126,7 +127,7 @@ impl Sim {
         Ok(())
     }
 
-    pub(super) fn write(&mut self, id: OwnerId, committer: u32, commit: Arc<Commit>) -> Result<(), String> {
+    pub(super) fn write(&mut self, id: OwnerId, committer: u32, commit: Arc<Commit>) -> Result<(), Violation> {
         let there = |owner: &Owner| owner.committer == committer && !owner.committer_down;
         if !self.owners[id].as_ref().is_some_and(there) {
             // It died with its owner or its committer on the way, or it is still on its way.
@@ -134,7 +135,7 @@ impl Sim {
         }
         let faulty = self.now < self.faults_until;
         let (disk, plan) = (&self.disk, &self.plan);
-        let tried = disk.write(plan, &commit, (faulty, self.now), &mut self.dice, &mut self.checker)?;
+        let tried = disk.write(plan, &commit, faulty, self.now, &mut self.dice, &mut self.checker)?;
         if tried.late {
             self.soon(40_000, SimEvent::Late(commit.clone()));
         }
@@ -143,7 +144,7 @@ impl Sim {
         Ok(())
     }
 
-    pub(super) fn late(&mut self, commit: &Commit) -> Result<(), String> {
+    pub(super) fn late(&mut self, commit: &Commit) -> Result<(), Violation> {
         // Whether it is written at all is part of what nobody knows.
         if self.dice.below(2) == 0 && self.now >= self.disk.away_until {
             self.disk.apply(&self.plan, commit, &mut self.checker)?;

@@ -3,6 +3,7 @@
 
 use futures_util::FutureExt;
 
+use super::checker::Violation;
 use super::owner::{Channel, OwnerId, OwnerMessage};
 use super::sim::{Sim, SimEvent};
 use crate::clock::Millis;
@@ -20,7 +21,7 @@ const STUCK: u64 = 400_000_000;
 
 impl Sim {
     /// Lets something go wrong, and schedules the next fault.
-    pub(super) fn fault(&mut self) -> Result<(), String> {
+    pub(super) fn fault(&mut self) -> Result<(), Violation> {
         if self.now >= self.faults_until {
             return Ok(());
         }
@@ -104,7 +105,7 @@ impl Sim {
     }
 
     /// Lets an operator act on dead letters: of one key, or of all.
-    fn operate(&mut self, key: Option<(ServiceIx, String)>) -> Result<(), String> {
+    fn operate(&mut self, key: Option<(u16, String)>) -> Result<(), Violation> {
         // A rejected message that is always replayed would hold its key for ever.
         let discard = self.dice.below(4) == 0;
         let action = if discard { Action::Discard } else { Action::Replay };
@@ -122,7 +123,7 @@ impl Sim {
     }
 
     /// Lets an operator pause a service, or a key that has a state.
-    fn pause(&mut self) -> Result<(), String> {
+    fn pause(&mut self) -> Result<(), Violation> {
         let keys: Vec<_> = self.disk.store.states().into_keys().collect();
         let services = self.plan.services.len() as u64;
         let scope = match self.dice.below(services + keys.len() as u64) {
@@ -140,16 +141,16 @@ impl Sim {
     }
 
     /// Lets an operator resume what was paused last.
-    fn resume(&mut self) -> Result<(), String> {
+    fn resume(&mut self) -> Result<(), Violation> {
         let Some(scope) = self.paused.pop() else { return Ok(()) };
         self.command(Action::Resume(scope), DeadFilter::default())
     }
 
-    fn command(&mut self, action: Action, filter: DeadFilter) -> Result<(), String> {
+    fn command(&mut self, action: Action, filter: DeadFilter) -> Result<(), Violation> {
         let (who, why) = ("simulator".to_owned(), "drawn from the seed".to_owned());
         let command = NewCommand { action, filter, who, why, matched: 0, at: self.clock.now() };
         let recorded = self.disk.store.queries().command(command).now_or_never();
-        recorded.ok_or("the store in memory answers at once")?.map_err(|error| error.to_string())?;
+        recorded.ok_or(Violation::Slow("the store in memory answers"))??;
         Ok(())
     }
 
@@ -160,19 +161,19 @@ impl Sim {
     }
 
     /// Looks whether everything is done.
-    pub(super) fn look(&mut self) -> Result<(), String> {
+    pub(super) fn look(&mut self) -> Result<(), Violation> {
         while !self.paused.is_empty() {
             self.resume()?;
         }
         let busy = self.busy();
         let late = self.now > self.faults_until + PATIENCE;
         match busy {
-            Some(busy) if self.now > self.faults_until + STUCK => return Err(format!("it never ends: {busy}")),
+            Some(busy) if self.now > self.faults_until + STUCK => return Err(Violation::Endless(busy)),
             Some(_) if !late => {}
             None if self.healed && self.checker.held().is_empty() => {
                 self.done = true;
                 let left = self.checker.unfinished().or_else(|| self.checker.unset(&self.plan));
-                return left.map_or(Ok(()), Err);
+                return left.map_or(Ok(()), |left| Err(Violation::Unfinished(left)));
             }
             _ => {
                 let first = !std::mem::replace(&mut self.healed, true);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, pending, ready};
 
+use super::checker::Violation;
 use super::fault_plan::FaultPlan;
 use super::owner::{Channel, OwnerId, OwnerMessage};
 use super::sim::{Sim, SimEvent};
@@ -20,7 +21,7 @@ use crate::ledger::protocol;
 use crate::message::{Position, Positions, ShardNo, SinkIx, murmur2};
 use crate::store::memory::MemoryStore;
 use crate::store::{Commit, Store};
-use crate::transport::pace::{InFlight, Pace};
+use crate::transport::pace::{Pace, PacedMessage};
 use crate::transport::{Content, Delivery, Outgoing, SinkAnswer, Source, SourceError, Transport};
 
 type Origins = BTreeMap<Arc<str>, Vec<(Millis, Content)>>;
@@ -181,7 +182,7 @@ impl Sim {
     }
 
     /// Performs one step of a dispatcher.
-    pub(super) fn pump(&mut self, id: OwnerId, sink: SinkIx) -> Result<(), String> {
+    pub(super) fn pump(&mut self, id: OwnerId, sink: u16) -> Result<(), Violation> {
         let (store_away, sink_away) = (self.now < self.disk.away_until, self.now < self.sinks_away_until);
         let broken = self.plan.faults.sinks && self.now < self.faults_until && self.dice.below(40) == 0;
         let room = usize::try_from(1 + self.dice.below(6)).unwrap_or(1);
@@ -197,11 +198,11 @@ impl Sim {
         if let Some(page) = publisher.page().filter(|_| !store_away) {
             self.checker.stats.read_back += 1;
             let read = self.disk.store.outbox(shard, page.from, page.after, page.commits).now_or_never();
-            let rows = read.ok_or("the store in memory answers at once")?.map_err(|error| error.to_string())?;
+            let rows = read.ok_or(Violation::Slow("the store in memory answers"))??;
             let lacks = publisher.paged(page, &rows) > 0 || rows.is_empty();
             // If this owner is a zombie, its successor may have published more, and removed it.
             if lacks && !owner.zombie {
-                return Err(format!("shard {shard}: the store lacks events after {}", page.after));
+                return Err(Violation::EventsLost { shard, after: page.after });
             }
         }
         let progress = publisher.progress();
@@ -243,7 +244,7 @@ impl Sim {
     }
 
     /// Lets the events that were handed over first reach the broker; each of its answers travels by itself.
-    pub(super) fn deliver(&mut self, id: OwnerId, sink: SinkIx, generation: u32) -> Result<(), String> {
+    pub(super) fn deliver(&mut self, id: OwnerId, sink: u16, generation: u32) -> Result<(), Violation> {
         let count = usize::try_from(1 + self.dice.below(4)).unwrap_or(1);
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let shard = owner.shard;
@@ -279,8 +280,9 @@ impl Sim {
     pub(super) fn answered(
         &mut self,
         id: OwnerId,
-        (sink, generation): (SinkIx, u32),
-        (sent, event): (InFlight, Outgoing),
+        sink: u16,
+        generation: u32,
+        (sent, event): (PacedMessage, Outgoing),
         answer: Option<SinkAnswer>,
     ) {
         let Some(owner) = self.owners[id].as_mut() else { return };

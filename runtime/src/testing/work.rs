@@ -67,7 +67,7 @@ impl Bench<'_> {
                     part.turns.push(end);
                     stop
                 }
-                None => self.turn(cell, order.service, state.take(), item, (&mut part, &mut worked)),
+                None => self.turn(cell, order.service, state.take(), item, &mut part, &mut worked),
             };
             if stop {
                 break;
@@ -83,7 +83,8 @@ impl Bench<'_> {
         service: ServiceIx,
         state: Option<crate::handlers::run::Stored>,
         item: RunItem,
-        (part, worked): (&mut Settled, &mut Worked),
+        part: &mut Settled,
+        worked: &mut Worked,
     ) -> bool {
         let mut settled = self.run(cell, service, state, vec![item.clone()]);
         let mut stop = settled.panic.is_some();
