@@ -52,9 +52,9 @@ impl Sim {
                 // Its sources have small messages: credits bound them.
                 Action::Room(..) => {}
                 Action::Acknowledge(source, positions) => {
-                    let name = self.plan.sources[source as usize].name.clone();
+                    let name = self.plan.sources[source].name.clone();
                     self.checker.reached(owner.shard, &name, &positions, false)?;
-                    if let Some(source) = owner.ingresses[source as usize].source.as_mut() {
+                    if let Some(source) = owner.ingresses[source].source.as_mut() {
                         source.committed(&positions);
                     }
                 }

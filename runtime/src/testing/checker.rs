@@ -48,14 +48,14 @@ enum MessageEnd {
 #[derive(Clone, Debug)]
 pub(super) struct DeliveryPlace {
     pub(super) shard: ShardNo,
-    pub(super) source: u16,
+    pub(super) source: SourceIx,
     pub(super) origin: Arc<str>,
     pub(super) position: Position,
 }
 
 impl DeliveryPlace {
     /// The log that it is in.
-    fn track(&self) -> (ShardNo, u16, Arc<str>) {
+    fn track(&self) -> (ShardNo, SourceIx, Arc<str>) {
         (self.shard, self.source, self.origin.clone())
     }
 }
@@ -119,7 +119,7 @@ impl Checker {
         &mut self,
         plan: &SimPlan,
         place: DeliveryPlace,
-        messages: &[(Option<u16>, Message, bool)],
+        messages: &[(Option<ServiceIx>, Message, bool)],
     ) {
         let mut ids = Vec::new();
         for (service, message, may_die) in messages {
@@ -130,12 +130,12 @@ impl Checker {
                 key: message.key().to_owned(),
                 id: message.id().to_owned(),
                 place: place.clone(),
-                unordered: SOURCES[usize::from(place.source)] == INTAKE,
+                unordered: SOURCES[place.source] == INTAKE,
                 may_die: *may_die,
                 end: MessageEnd::Open,
             });
             let here = known.place.track() == place.track();
-            known.unordered |= !here || SOURCES[usize::from(place.source)] == INTAKE;
+            known.unordered |= !here || SOURCES[place.source] == INTAKE;
             if let Some(service) = service {
                 let name = plan.services[*service].name.clone();
                 self.names.insert((name, message.key().to_owned(), message.id().to_owned()), id);
@@ -146,7 +146,7 @@ impl Checker {
 
     /// A commit has a message for a shard: an event, or a message whose source handed it to another shard. The latter
     /// keeps its first place.
-    fn logged(&mut self, plan: &SimPlan, place: DeliveryPlace, service: Option<u16>, message: Message) {
+    fn logged(&mut self, plan: &SimPlan, place: DeliveryPlace, service: Option<ServiceIx>, message: Message) {
         let id = plan.taken_id(service, &message);
         if !self.expected.contains_key(&id) {
             return self.delivered(plan, place, &[(service, message, false)]);
@@ -158,7 +158,7 @@ impl Checker {
 
     /// Rows of a table without order are gone: their messages must be durable.
     fn taken_in(&mut self, shard: ShardNo, numbers: &[u64]) -> Result<(), Violation> {
-        let Some(track) = self.tracks.get_mut(&(shard, 3, INTAKE.into())) else { return Ok(()) };
+        let Some(track) = self.tracks.get_mut(&(shard, SourceIx::nth(3), INTAKE.into())) else { return Ok(()) };
         for no in numbers {
             let found = track.entries.iter().find(|(position, _)| position.no == *no);
             let lost = found
@@ -206,7 +206,12 @@ impl Checker {
             for (index, (service, message)) in (0..).zip(messages) {
                 let origin = Arc::from(shard.to_string());
                 let service = plan.handlers.index_of(&service);
-                let place = DeliveryPlace { shard: row.target, source: 0, origin, position: Position::new(no, index) };
+                let place = DeliveryPlace {
+                    shard: row.target,
+                    source: SourceIx::FIRST,
+                    origin,
+                    position: Position::new(no, index),
+                };
                 self.logged(plan, place, service, message);
             }
         }
@@ -302,7 +307,7 @@ impl Checker {
             return Err(Violation::EffectNotTaken { service, id });
         }
         let Some(index) = expected.service else { return Err(Violation::EffectOfNone(id)) };
-        let holds = plan.services[index as usize].after_dead_letter == AfterDeadLetter::HoldKey;
+        let holds = plan.services[index].after_dead_letter == AfterDeadLetter::HoldKey;
         let planned = FaultPlan::of(plan.seed, plan.faults, &service, &id);
         if planned.is_deadly() && !self.healed {
             return Err(Violation::EffectOfDeadly { service, id, planned });

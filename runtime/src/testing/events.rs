@@ -73,14 +73,14 @@ impl Sim {
         self.tell_later(id, channel, most, OwnerMessage::Event(event));
     }
 
-    fn open(&mut self, id: OwnerId, source: u16) -> Result<(), Violation> {
+    fn open(&mut self, id: OwnerId, source: SourceIx) -> Result<(), Violation> {
         let Some(owner) = self.owners[id].as_mut().filter(|owner| !owner.draining) else { return Ok(()) };
         let _context = self.runtime.enter();
         let from = owner.ledger.received(source);
-        let opened = self.transports[source as usize].open(owner.shard, from).now_or_never();
+        let opened = self.transports[source].open(owner.shard, from).now_or_never();
         let opened = opened.ok_or(Violation::Slow("a simulated source opens"))?;
         let credits = owner.ledger.credits_free(source);
-        let ingress = &mut owner.ingresses[source as usize];
+        let ingress = &mut owner.ingresses[source];
         ingress.source = Some(opened?);
         ingress.credits = credits;
         ingress.generation += 1;
@@ -167,7 +167,7 @@ impl Sim {
         }
     }
 
-    pub(super) fn fetch(&mut self, id: OwnerId, source: u16) -> Result<(), Violation> {
+    pub(super) fn fetch(&mut self, id: OwnerId, source: SourceIx) -> Result<(), Violation> {
         let most = 1 + self.dice.below(8);
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let draining = owner.draining;
@@ -177,7 +177,7 @@ impl Sim {
         let _context = self.runtime.enter();
         let max = usize::try_from(most).unwrap_or(1).min(ingress.credits.unsigned_abs());
         let Some(fetched) = open.fetch(max).now_or_never() else { return Ok(()) };
-        let name = &self.plan.sources[source as usize].name;
+        let name = &self.plan.sources[source].name;
         let deliveries = fetched?;
         let arrivals: Vec<_> =
             deliveries.into_iter().flat_map(|delivery| self.plan.bindings.arrivals(name, delivery)).collect();

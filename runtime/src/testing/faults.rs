@@ -105,7 +105,7 @@ impl Sim {
     }
 
     /// Lets an operator act on dead letters: of one key, or of all.
-    fn operate(&mut self, key: Option<(u16, String)>) -> Result<(), Violation> {
+    fn operate(&mut self, key: Option<(ServiceIx, String)>) -> Result<(), Violation> {
         // A rejected message that is always replayed would hold its key for ever.
         let discard = self.dice.below(4) == 0;
         let action = if discard { Action::Discard } else { Action::Replay };

@@ -39,7 +39,7 @@ pub(super) enum OwnerMessage {
     CommitterBack,
     DispatcherBack(SinkIx),
     /// The answer to an event; `None` if the sink does not take it at the moment.
-    Answered(u16, u32, (PacedMessage, Outgoing), Option<SinkAnswer>),
+    Answered(SinkIx, u32, (PacedMessage, Outgoing), Option<SinkAnswer>),
     Tick,
 }
 

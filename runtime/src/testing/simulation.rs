@@ -263,7 +263,7 @@ impl<'a> Stock<'a> {
                 What::Absent(..) | What::Unbound => None,
             })
             .collect();
-        let place = DeliveryPlace { shard, source: index, origin, position };
+        let place = DeliveryPlace { shard, source: SourceIx::nth(index), origin, position };
         self.checker.delivered(self.plan, place, &messages);
     }
 }

@@ -193,7 +193,7 @@ impl Stage {
         let (origin, now) = (Arc::from("stage"), self.sim.clock.now());
         let position = self.log.append(shard, &origin, now, Content::For(H::SERVICE.into(), message.clone()));
         let sent = [(service, message, false)];
-        let place = DeliveryPlace { shard, source: 1, origin, position };
+        let place = DeliveryPlace { shard, source: SourceIx::nth(1), origin, position };
         self.sim.checker.delivered(&self.sim.plan, place, &sent);
         self
     }

@@ -182,7 +182,7 @@ impl Sim {
     }
 
     /// Performs one step of a dispatcher.
-    pub(super) fn pump(&mut self, id: OwnerId, sink: u16) -> Result<(), Violation> {
+    pub(super) fn pump(&mut self, id: OwnerId, sink: SinkIx) -> Result<(), Violation> {
         let (store_away, sink_away) = (self.now < self.disk.away_until, self.now < self.sinks_away_until);
         let broken = self.plan.faults.sinks && self.now < self.faults_until && self.dice.below(40) == 0;
         let room = usize::try_from(1 + self.dice.below(6)).unwrap_or(1);
@@ -244,7 +244,7 @@ impl Sim {
     }
 
     /// Lets the events that were handed over first reach the broker; each of its answers travels by itself.
-    pub(super) fn deliver(&mut self, id: OwnerId, sink: u16, generation: u32) -> Result<(), Violation> {
+    pub(super) fn deliver(&mut self, id: OwnerId, sink: SinkIx, generation: u32) -> Result<(), Violation> {
         let count = usize::try_from(1 + self.dice.below(4)).unwrap_or(1);
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let shard = owner.shard;
@@ -280,7 +280,7 @@ impl Sim {
     pub(super) fn answered(
         &mut self,
         id: OwnerId,
-        sink: u16,
+        sink: SinkIx,
         generation: u32,
         (sent, event): (PacedMessage, Outgoing),
         answer: Option<SinkAnswer>,

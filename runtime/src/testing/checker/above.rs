@@ -2,6 +2,7 @@
 //! In: commits. Out: the first false declaration.
 
 use super::{Checker, SOURCES, Violation};
+use crate::message::SourceIx;
 use crate::store::Commit;
 
 impl Checker {

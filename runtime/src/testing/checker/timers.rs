@@ -50,7 +50,12 @@ impl Checker {
                 service,
                 key,
                 id: text,
-                place: DeliveryPlace { shard, source: 0, origin: "timer".into(), position: Position::new(0, 0) },
+                place: DeliveryPlace {
+                    shard,
+                    source: SourceIx::FIRST,
+                    origin: "timer".into(),
+                    position: Position::new(0, 0),
+                },
                 unordered: true,
                 may_die: false,
                 end: MessageEnd::Open,
