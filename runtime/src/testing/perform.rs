@@ -4,13 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
-
 use super::owner::{Lane, Owner, OwnerId, Told};
 use super::work::Worker;
 use super::world::{Event, World};
 use crate::ledger::protocol::{self, Action, ActorIx, Answer, Question};
 use crate::store::Commit;
+use crate::store::memory::at_once;
 
 impl World {
     /// Performs the actions that the ledger has decided so far.
@@ -110,8 +109,8 @@ impl World {
             return Ok(());
         }
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
-        let answer = question.answer(&*self.disk.store, owner.shard, self.clock.now()).now_or_never();
-        let answer = answer.ok_or("a simulated store answers at once")?.map_err(|error| error.to_string())?;
+        let answer = at_once(question.answer(&*self.disk.store, owner.shard, self.clock.now()))
+            .map_err(|error| error.to_string())?;
         match &answer {
             Some(Answer::Page(..)) => self.witness.stats.pages += 1,
             Some(Answer::Retaken(Ok(taken))) => drop(self.witness.epochs.insert(owner.shard, taken.epoch)),

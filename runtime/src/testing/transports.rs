@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, pending, ready};
 
 use super::fate::Fate;
@@ -18,7 +17,7 @@ use crate::ledger::defect::{Defect, planted};
 use crate::ledger::outbox::publisher::Publisher;
 use crate::ledger::protocol;
 use crate::message::{Position, Positions, ShardNo, murmur2};
-use crate::store::memory::MemoryStore;
+use crate::store::memory::{MemoryStore, at_once};
 use crate::store::{Commit, Store};
 use crate::transport::pace::{Pace, Sent};
 use crate::transport::{Answer, Content, Delivery, Outgoing, Source, SourceError, Transport};
@@ -196,8 +195,8 @@ impl World {
         waiting.commits.iter().for_each(|commit| publisher.committed(commit));
         if let Some(page) = publisher.page().filter(|_| !store_away) {
             self.witness.stats.read_back += 1;
-            let read = self.disk.store.outbox(shard, page.from, page.after, page.commits).now_or_never();
-            let rows = read.ok_or("the store in memory answers at once")?.map_err(|error| error.to_string())?;
+            let rows = at_once(self.disk.store.outbox(shard, page.from, page.after, page.commits))
+                .map_err(|error| error.to_string())?;
             let lacks = publisher.paged(page, &rows) > 0 || rows.is_empty();
             // If this owner is a zombie, its successor may have published more, and removed it.
             if lacks && !owner.zombie {

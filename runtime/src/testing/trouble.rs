@@ -1,14 +1,13 @@
 //! The troubles of a simulated world, and its end.
 //! In: dice. Out: deaths, freezes, outages, operators' commands; the end.
 
-use futures_util::FutureExt;
-
 use super::owner::{Lane, OwnerId, Told};
 use super::world::{Event, World};
 use crate::clock::Millis;
 use crate::ledger::protocol::{self, ActorIx};
 use crate::message::ShardNo;
 use crate::store::Store;
+use crate::store::memory::at_once;
 use crate::store::query::{Action, DeadFilter, NewCommand, OpenCommand, Queries, Scope};
 
 /// The time between two looks at whether everything is done, in microseconds.
@@ -148,15 +147,13 @@ impl World {
     fn command(&mut self, action: Action, filter: DeadFilter) -> Result<(), String> {
         let (who, why) = ("simulator".to_owned(), "drawn from the seed".to_owned());
         let command = NewCommand { action, filter, who, why, matched: 0, at: self.clock.now() };
-        let recorded = self.disk.store.queries().command(command).now_or_never();
-        recorded.ok_or("the store in memory answers at once")?.map_err(|error| error.to_string())?;
-        Ok(())
+        at_once(self.disk.store.queries().command(command)).map(drop).map_err(|error| error.to_string())
     }
 
     /// Commands that a shard has still to execute.
     pub(super) fn open_commands(&self, shard: ShardNo) -> Vec<OpenCommand> {
-        let open = Queries::open_commands(&*self.disk.store, shard, Vec::new()).now_or_never();
-        open.and_then(Result::ok).unwrap_or_default().into_iter().flatten().collect()
+        let open = at_once(self.disk.store.open_commands(shard, Vec::new()));
+        open.unwrap_or_default().into_iter().flatten().collect()
     }
 
     /// Looks whether everything is done.

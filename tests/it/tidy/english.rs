@@ -32,7 +32,7 @@ fn doc(line: &str) -> Option<&str> {
 
 fn is_headless(text: &str) -> bool {
     let begins = |words: &&str| text.strip_prefix(*words).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric));
-    HEADLESS.iter().any(|words| begins(words))
+    HEADLESS.iter().any(begins)
 }
 
 fn headless_docs(files: &[File]) -> Vec<String> {
