@@ -37,18 +37,19 @@ use hashbrown::HashMap;
 pub use self::defect::Defect;
 #[cfg(feature = "planted-defects")]
 pub use self::defect::plant;
-pub use self::gates::Ended;
+pub use self::gates::{Line, PermitEnd};
 use self::intake::inbox::Inbox;
 use self::protocol::{Action, Answer, Event, LedgerConfig, Question, ServiceInfo};
 pub use self::protocol::{ActorIx, RunOrder, RunReport, SlotIx};
 pub use self::routes::{Arrival, What};
+use self::settle::dead::DeadLetters;
 pub use self::settle::record::{FaultNote, Gauges, OTHER_CONTENT, Tally};
 use self::slot::Slots;
 use self::tracker::{Received, SourceTrack, Ticket};
-use crate::clock::{Dice, Millis};
+use crate::clock::{Dice, Millis, millis};
 pub use crate::handlers::run::{RunItem, TurnEnd, TurnFault};
 use crate::message::ShardNo;
-use crate::store::{Counters, Epoch, InboxRows, Letters, TakenShard, Watermarks};
+use crate::store::{Counters, Epoch, InboxRows, Letters, TakenShard};
 
 /// The ledger of one shard under one epoch.
 #[derive(Debug)]
@@ -59,28 +60,24 @@ pub struct Ledger {
     now: Millis,
     epoch: Epoch,
     commit_no: u64,
-    outbox_seq: u64,
     last_seq: u64,
     suspicion: waiting::suspects::Suspicion,
-    watermarks: Watermarks,
     counters: BTreeMap<&'static str, u64>,
     inbox: Inbox,
     sources: Vec<SourceTrack>,
     absent: intake::sources::Absent,
     slots: Slots,
     actors: runs::pool::Pool,
-    /// Keys that asked for permits, by service; entries with an old token are void.
-    asked: HashMap<u16, VecDeque<(SlotIx, u64)>>,
+    /// Keys that asked for permits, by line; entries with an old token are void.
+    asked: HashMap<Line, VecDeque<(SlotIx, u64)>>,
     runs: u64,
     arrivals: u64,
     batches: batches::Batches,
     waiting: waiting::Waiting,
     timers: waiting::timers::Timers,
     outbox: outbox::Outbox,
-    /// Dead letters as of the last commit.
-    letters: Letters,
-    keeping: settle::record::Keeping,
-    command: Option<operator::Progress>,
+    dead_letters: settle::dead::DeadLetters,
+    command: Option<operator::CommandProgress>,
     pauses: operator::Pauses,
     dice: Dice,
     draining: bool,
@@ -95,7 +92,7 @@ pub struct Ledger {
 impl Ledger {
     /// The ledger of a shard that was just taken over; `inbox` was read after its epoch was raised.
     pub fn new(config: LedgerConfig, mut taken: TakenShard, inbox: InboxRows, now: Millis) -> Self {
-        let outbox = outbox::Outbox::restore(&config.bindings.sinks(), &mut taken);
+        let outbox = outbox::Outbox::restore(config.bindings.sinks(), &mut taken);
         let sources = config.sources.iter().map(|source| {
             let stored = taken.positions.remove(&source.name).unwrap_or_default();
             SourceTrack::restore(source, &stored, taken.ahead.remove(&source.name).unwrap_or_default())
@@ -106,13 +103,10 @@ impl Ledger {
             now,
             epoch: taken.epoch,
             commit_no: taken.commit_no,
-            outbox_seq: taken.outbox_seq,
             last_seq: taken.last_seq,
-            suspicion: waiting::suspects::Suspicion::new((taken.unclean, taken.died), taken.last_seq),
+            suspicion: waiting::suspects::Suspicion::new(taken.unclean, taken.died, taken.last_seq),
             counters: restore_counters(&taken.counters),
-            letters: Letters::stored(&taken.counters).unwrap_or_default(),
-            keeping: settle::record::Keeping::default(),
-            watermarks: taken.watermarks,
+            dead_letters: DeadLetters::new(Letters::stored(&taken.counters).unwrap_or_default()),
             outbox,
             waiting: waiting::Waiting::new(inbox.pending),
             pauses: operator::Pauses::of(&inbox.paused),
@@ -155,7 +149,7 @@ impl Ledger {
             Event::Ran(report) => self.ran(report),
             Event::ActorReady(actor) => self.actor_ready(actor),
             Event::ActorDied(actor, reason) => self.actor_died(actor, &reason),
-            Event::Permit(service) => self.permit(service),
+            Event::Permit(line) => self.permit(line),
             Event::Published(sink, progress) => self.published(sink, progress),
             Event::Gate => self.gate(),
             Event::CommitEnded(epoch, no, outcome) => self.commit_ended(epoch, no, outcome),
@@ -212,6 +206,7 @@ impl Ledger {
 
     /// The gauges: how full the ledger is.
     pub fn gauges(&self, now: Millis) -> Gauges {
+        let settings = &self.config.settings;
         Gauges {
             slots: self.slots.len(),
             actors: self.actors.len(),
@@ -222,14 +217,14 @@ impl Ledger {
             ahead: self.sources.iter().map(SourceTrack::stretches).sum(),
             ahead_full: self.sources.iter().any(|source| self.is_far_ahead(source)),
             window: self.inbox.oldest().filter(|_| self.inbox.is_short()).map_or(0, |(_, at)| now.saturating_sub(at)),
-            pending_full: self.waiting.rows >= self.config.settings.pending.max_per_shard
+            pending_full: self.waiting.rows >= settings.pending.max_per_shard
                 || self.slots.iter().any(|slot| !slot.overflow.is_empty()),
-            outbox_full: self.outbox_full(),
+            outbox_full: self.outbox.is_full(settings.outbox.max_pending),
             paused: !self.pauses.is_empty(),
-            letters: self.letters,
-            letters_full: self.letters_full(),
-            sink_gone: self.sink_gone(),
-            schedules_ended: self.schedules_ended(),
+            letters: self.dead_letters.count,
+            letters_full: self.dead_letters.is_full(settings.dlq.max),
+            sink_gone: self.outbox.has_gone_sink(),
+            schedules_ended: self.timers.ended,
             epoch: self.epoch,
             commit_no: self.commit_no,
         }
@@ -240,7 +235,7 @@ impl Ledger {
         self.fetch_timers();
         self.spill();
         self.passivate_idle();
-        self.tick_outbox();
+        self.outbox.tick(self.now, millis(self.config.settings.outbox.idle));
         self.calm_down();
         self.tick_trials();
         self.look_for_old();

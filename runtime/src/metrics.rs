@@ -24,6 +24,7 @@ use crate::store::Outcome;
 pub use beside::{CacheMetrics, DependencyMetrics, IntakeMetrics};
 use families::{Catalogue, Families, Labels, Record, ShardFamilies, SinkFamilies};
 pub use families::{ShardMetrics, SinkMetrics};
+pub(crate) use words::words;
 pub use words::{
     Alarm, CallWord, Child, CommitWord, DedupSource, HttpOutcome, IntakeOutcome, RestartReason, TakeReason, WorkerAlarm,
 };

@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use perkey::unstable::handlers::run::TurnEnd;
-use perkey::unstable::ledger::Ledger;
 use perkey::unstable::ledger::protocol::{Action, ActorIx, Event, LedgerConfig, RunOrder, RunReport};
 use perkey::unstable::ledger::routes::{Arrival, What};
+use perkey::unstable::ledger::{Ledger, Line};
 use perkey::unstable::message::Position;
 use perkey::unstable::store::memory::{MemoryStore, at_once};
 use perkey::unstable::store::{PendingKind, Store};
@@ -71,7 +71,7 @@ struct Process {
     fed: bool,
     actors: u32,
     /// Permits for starts alone: who asked, in order, and whether one is out.
-    asked: VecDeque<u16>,
+    asked: VecDeque<Line>,
     out: bool,
 }
 

@@ -2,7 +2,7 @@
 //! In: calls. Out: their outcomes, from their own turn, from the cache or from the store; or that they still run.
 //!
 //! A call is written with its message in one transaction (`accept`), many calls in one write. Its outcome comes with
-//! the commit of its last turn: told by the committer if that is in this process, looked up otherwise (`desk`). The
+//! the commit of its last turn: told by the committer if that is in this process, looked up otherwise (`pending`). The
 //! shard's owner is not involved, so any process may take calls, and a call whose owner dies goes on with the next one.
 
 mod accept;
@@ -20,7 +20,7 @@ use crate::handlers::Handlers;
 use crate::message::{Draft, Message, ShardNo, shard_of};
 use crate::metrics::{CallWord, Metrics};
 use crate::settings::Settings;
-pub(crate) use crate::shard::waiters::Desk;
+pub(crate) use crate::shard::waiters::PendingCalls;
 use crate::store::calls::{CallOutcome, Fingerprint, NewCall};
 use crate::store::{Store, StoreError};
 
@@ -83,7 +83,7 @@ pub struct Calls {
     handlers: Handlers,
     cache: Arc<dyn ReplayCache>,
     accepts: Accepts,
-    desk: Arc<Desk>,
+    pending: Arc<PendingCalls>,
     is_here: Box<IsHere>,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -109,17 +109,17 @@ impl Calls {
         Self::with(settings, handlers, (store, cache), metrics, (Arc::default(), Box::new(|_| false)))
     }
 
-    /// The entry of a process whose committers tell `desk`.
+    /// The entry of a process whose committers tell `pending`.
     pub(crate) fn with(
         settings: Arc<Settings>,
         handlers: Handlers,
         (store, cache): (Arc<dyn Store>, Arc<dyn ReplayCache>),
         metrics: Arc<Metrics>,
-        (desk, is_here): (Arc<Desk>, Box<IsHere>),
+        (pending, is_here): (Arc<PendingCalls>, Box<IsHere>),
     ) -> Arc<Self> {
         let accepts = Accepts::start(Arc::clone(&store), &settings, &metrics);
-        Desk::serve(&desk, store);
-        Arc::new(Self { settings, handlers, cache, accepts, desk, is_here, metrics, clock: Clock::system() })
+        PendingCalls::serve(&pending, store);
+        Arc::new(Self { settings, handlers, cache, accepts, pending, is_here, metrics, clock: Clock::system() })
     }
 
     /// Makes a call, or joins the one that was made before under its key: waits up to `wait` for its end. If the caller
@@ -158,7 +158,7 @@ impl Calls {
         let mut record = new.record();
         let shard = shard_of(new.message.key(), self.settings.ownership.shards);
         // Before it is accepted, because it may end before the answer comes.
-        let waiting = self.desk.wait(record.id, &record.message_id, (self.is_here)(shard));
+        let waiting = self.pending.wait(record.id, &record.message_id, (self.is_here)(shard));
         match self.accepted_or_known(new).await? {
             Verdict::New => {}
             Verdict::Known(known) if known.fingerprint != record.fingerprint => return Ok(CallAnswer::Mismatch),

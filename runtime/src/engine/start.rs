@@ -25,7 +25,7 @@ use crate::settings::load::or_near;
 use crate::shard::env::Env;
 use crate::shard::env::recorder::Recorder;
 use crate::shard::env::troubles::Troubles;
-use crate::shard::permits::Keeper;
+use crate::shard::permits::PermitPool;
 use crate::shard::worker::Ownership;
 use crate::store::{Setup, Store, StoreError};
 use crate::transport::{self, SinkTransport, Transport};
@@ -71,10 +71,10 @@ pub(super) async fn launch(
     let secret = store.calls().secret().await?;
     let cache = cache::open(settings, &secret, &metrics).map_err(EngineError::Settings)?;
     let env = Arc::new(Env {
-        desk: Arc::default(),
+        pending: Arc::default(),
         in_flight,
         fleet,
-        gates: Arc::new(Keeper::new(gates, Clock::system(), metrics.clone())),
+        gates: Arc::new(PermitPool::new(gates, Clock::system(), metrics.clone())),
         service_metrics: services.iter().map(|service| metrics.service(&service.name)).collect(),
         services,
         troubles: Troubles::new(settings.ownership.shards),
@@ -115,8 +115,8 @@ fn calls(env: &Arc<Env>, cache: Arc<dyn ReplayCache>) -> Arc<Calls> {
     let here = Arc::clone(env);
     let is_here = move |shard| here.fleet.as_ref().is_none_or(|fleet| fleet.view().running.contains(&shard));
     let (settings, handlers) = (Arc::clone(&env.settings), env.handlers.clone());
-    let (store, metrics, desk) = (Arc::clone(&env.store), Arc::clone(&env.metrics), Arc::clone(&env.desk));
-    Calls::with(settings, handlers, (store, cache), metrics, (desk, Box::new(is_here)))
+    let (store, metrics, pending) = (Arc::clone(&env.store), Arc::clone(&env.metrics), Arc::clone(&env.pending));
+    Calls::with(settings, handlers, (store, cache), metrics, (pending, Box::new(is_here)))
 }
 
 /// The sinks that events are routed to; and every source or sink that a route names and nobody brought.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use self::group::{Batch, Group};
 use super::defect::{Defect, planted};
 use super::intake::inbox::Aging;
+use super::outbox::Sum;
 use super::protocol::{Action, Question, SlotIx};
 use super::slot::Newest;
 use super::{Ledger, Ticket};
@@ -127,7 +128,7 @@ impl Ledger {
         let drained = self.draining && !self.batches.released && self.batches.is_empty() && self.nothing_runs();
         if !self.batches.queue.is_empty()
             || !self.batches.nothing_gathered()
-            || self.outbox_due()
+            || self.outbox.is_due()
             || drained
             || self.suspicion.is_passed()
         {
@@ -169,7 +170,7 @@ impl Ledger {
         groups.append(&mut self.batches.full);
         let loose = std::mem::take(&mut self.batches.loose);
         self.batches.loose_bytes = 0;
-        self.outbox_sealed();
+        self.outbox.sealed();
         if !loose.only_watermarks() || loose.outward.is_some() {
             groups.push(loose);
         }
@@ -200,14 +201,16 @@ impl Ledger {
             self.sources[usize::from(ticket.source)].mark(*ticket);
         }
         let mut parts: Vec<Part> = batch.groups.iter_mut().map(|group| std::mem::take(&mut group.part)).collect();
-        let super::outbox::Sum { watermarks, onward, again } = self.outward(&batch);
+        let Sum { watermarks, onward, again } = self.outbox.outward(&batch);
         let log = self.config.bindings.log_rows(&parts, &onward);
         if !again.is_empty() {
             // Behind those of the groups, and only here: no service handles them a second time.
             parts.push(Part { events: again, ..Part::default() });
         }
         let intake = self.sources.iter().flat_map(super::SourceTrack::rows_passed).collect();
-        let (letters, counters) = self.counted(&parts, &batch.groups);
+        let letters = self.dead_letters.after(&parts, &batch.groups);
+        let mut counters = self.counters.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+        letters.store(&mut counters);
         let (positions, ahead) = self.standing();
         let commit = Commit {
             shard: self.shard,
@@ -218,7 +221,7 @@ impl Ledger {
             ahead,
             watermarks,
             counters,
-            first_seq: self.outbox_seq + 1,
+            first_seq: self.outbox.seq() + 1,
             log,
             parts,
             intake,
@@ -295,10 +298,10 @@ impl Ledger {
     fn finish(&mut self) {
         let Some(flight) = self.batches.flight.take() else { return };
         let commit = &flight.commit;
-        (self.commit_no, self.letters) = (commit.no, flight.letters);
-        let events = commit.events().count() as u64;
-        self.outbox_seq += events;
-        self.publish(commit, events);
+        (self.commit_no, self.dead_letters.count) = (commit.no, flight.letters);
+        if self.outbox.committed(commit) {
+            self.out.push(Action::Publish(commit.clone()));
+        }
         if commit.clean {
             self.suspicion.cleaned();
         }
@@ -327,22 +330,22 @@ impl Ledger {
             self.waiting.at(due);
         }
         self.command_committed(part);
-        let Some(ix) = group.slot else { return self.old_committed(part) };
+        let Some(ix) = group.slot else { return self.dead_letters.committed(part) };
         let slot = &mut self.slots[ix];
         let settled = (part.ids.len() - group.recorded + part.settled.len() + group.fired) as u64;
         *self.tally.processed.entry(slot.service).or_insert(0) += settled;
         slot.uncommitted -= 1;
         if !part.settled.is_empty() {
-            self.waiting.sleep(slot);
+            self.waiting.settled(&mut slot.known);
         }
-        slot.rows.unwritten = slot.rows.unwritten.saturating_sub(1);
-        if slot.uncommitted == 0 && slot.warm {
-            slot.newest = Newest::Elsewhere;
+        slot.known.rows.unwritten = slot.known.rows.unwritten.saturating_sub(1);
+        if slot.uncommitted == 0 && slot.is_warm() {
+            slot.known.newest = Newest::Elsewhere;
         }
         self.timers_committed(ix, part);
         self.starts_recorded(ix, part);
-        self.starts_survived(&group.items);
-        if self.slots[ix].running.is_none() {
+        self.suspicion.survived(&group.items);
+        if self.slots[ix].running().is_none() {
             self.trial_used(ix);
         }
         self.to_advance.push_back(ix);
@@ -372,7 +375,7 @@ impl Ledger {
                 log.entry(origin.clone()).or_default().extend(whole);
             }
             let in_window = self.inbox.oldest().map_or(self.commit_no, |(no, _)| no);
-            let commits_below = in_window.min(self.published_below());
+            let commits_below = in_window.min(self.outbox.published_below(self.commit_no));
             let settings = &self.config.settings;
             self.ask(Question::Trim(Trim {
                 log,

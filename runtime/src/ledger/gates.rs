@@ -11,18 +11,27 @@ mod limit;
 use std::collections::{HashMap, VecDeque};
 
 use self::breaker::Dependency;
-pub(crate) use self::breaker::{Change, State};
-pub use self::limit::Bucket;
+pub(crate) use self::breaker::{BreakerChange, BreakerState};
 use self::limit::Limit;
+pub use self::limit::TokenBucket;
 use crate::clock::{Dice, Millis};
 use crate::settings::Settings;
 
-/// Who asks: a shard under one owner.
-pub(crate) type Seat = u64;
+/// A shard under one owner, which asks for permits.
+pub(crate) type Asker = u64;
+
+/// A line in which permits are waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Line {
+    /// Turns of a service, by its index.
+    Service(u16),
+    /// Messages that may end the process: one is started at a time.
+    Trial,
+}
 
 /// How a turn ended, as far as what it needed is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum PermitEnd {
     /// It ended, in whatever way.
     Done,
     /// This dependency was not available, by its place among those that the service needs.
@@ -34,7 +43,8 @@ pub enum Ended {
 /// The gates of all services of a process.
 #[derive(Debug)]
 pub(crate) struct Gates {
-    services: Vec<Line>,
+    /// Those of the services in the order of their indices, and that of trials.
+    queues: Vec<Queue>,
     dependencies: Vec<Dependency>,
     dice: Dice,
     /// The service that is served first next time.
@@ -43,17 +53,17 @@ pub(crate) struct Gates {
 
 /// What waits to run a service's turns.
 #[derive(Debug, Default)]
-struct Line {
+struct Queue {
     /// Places of its dependencies.
     needs: Vec<usize>,
     limit: Limit,
     /// Who asked, in order: first attempts, and turns that found a dependency unavailable before.
-    asked: [VecDeque<Seat>; 2],
+    asked: [VecDeque<Asker>; 2],
     /// Permits that are out.
-    out: HashMap<Seat, u32>,
+    out: HashMap<Asker, u32>,
 }
 
-impl Line {
+impl Queue {
     fn waits(&self) -> bool {
         self.asked.iter().any(|asked| !asked.is_empty())
     }
@@ -66,36 +76,54 @@ impl Gates {
         names.sort_unstable();
         names.dedup();
         let place = |need: &&str| names.binary_search(need).ok();
-        let line = |(service, needs): &(&str, &[&'static str])| Line {
+        let line = |(service, needs): &(&str, &[&'static str])| Queue {
             needs: needs.iter().filter_map(place).collect(),
             limit: settings.limit.iter().find(|limit| limit.service == *service).map(Limit::of).unwrap_or_default(),
-            ..Line::default()
+            ..Queue::default()
         };
         // Behind them, for one message at a time that may end the process.
-        let trials = Line { limit: Limit::new(1, 0.0), ..Line::default() };
+        let trials = Queue { limit: Limit::new(1, 0.0), ..Queue::default() };
         Self {
-            services: services.iter().map(line).chain([trials]).collect(),
+            queues: services.iter().map(line).chain([trials]).collect(),
             dependencies: names.iter().map(|name| Dependency::new(name, settings)).collect(),
             dice: Dice::seeded(seed),
             first: 0,
         }
     }
 
-    /// Whether turns of a service need permits.
+    /// The place of a line's queue.
+    fn at(&self, line: Line) -> usize {
+        match line {
+            Line::Service(service) => service.into(),
+            Line::Trial => self.queues.len() - 1,
+        }
+    }
+
+    /// The line of the queue at a place.
+    fn line(&self, at: usize) -> Line {
+        match u16::try_from(at) {
+            Ok(service) if at + 1 < self.queues.len() => Line::Service(service),
+            Ok(_) | Err(_) => Line::Trial,
+        }
+    }
+
+    /// True if turns of a service need permits.
     pub(crate) fn guards(&self, service: u16) -> bool {
-        let line = &self.services[usize::from(service)];
+        let line = &self.queues[usize::from(service)];
         !line.needs.is_empty() || line.limit.is_set()
     }
 
     /// A shard wants to run a turn of a service; `again` if that turn found a dependency unavailable before.
-    pub(crate) fn ask(&mut self, seat: Seat, service: u16, again: bool) {
-        self.services[usize::from(service)].asked[usize::from(again)].push_back(seat);
+    pub(crate) fn ask(&mut self, asker: Asker, line: Line, again: bool) {
+        let at = self.at(line);
+        self.queues[at].asked[usize::from(again)].push_back(asker);
     }
 
     /// A turn with a permit ended.
-    pub(crate) fn ended(&mut self, seat: Seat, service: u16, ended: Ended, now: Millis) -> Vec<Change> {
-        let line = &mut self.services[usize::from(service)];
-        let Some(out) = line.out.get_mut(&seat).filter(|out| **out > 0) else { return Vec::new() };
+    pub(crate) fn ended(&mut self, asker: Asker, line: Line, ended: PermitEnd, now: Millis) -> Vec<BreakerChange> {
+        let at = self.at(line);
+        let line = &mut self.queues[at];
+        let Some(out) = line.out.get_mut(&asker).filter(|out| **out > 0) else { return Vec::new() };
         *out -= 1;
         line.limit.free();
         let mut changes = Vec::new();
@@ -103,10 +131,10 @@ impl Gates {
             let dependency = &mut self.dependencies[*need];
             dependency.limit.free();
             changes.extend(match ended {
-                Ended::Done => dependency.answered(),
-                Ended::Unavailable(which) if which == at => dependency.failed(now, &mut self.dice),
-                Ended::Unavailable(_) | Ended::Unused => {
-                    dependency.undecided(seat);
+                PermitEnd::Done => dependency.answered(),
+                PermitEnd::Unavailable(which) if which == at => dependency.failed(now, &mut self.dice),
+                PermitEnd::Unavailable(_) | PermitEnd::Unused => {
+                    dependency.undecided(asker);
                     None
                 }
             });
@@ -115,47 +143,48 @@ impl Gates {
     }
 
     /// A shard is given up: what it asked for and what it has out is void.
-    pub(crate) fn leave(&mut self, seat: Seat) {
-        for line in &mut self.services {
-            line.asked.iter_mut().for_each(|asked| asked.retain(|other| *other != seat));
-            for _ in 0..line.out.remove(&seat).unwrap_or(0) {
+    pub(crate) fn leave(&mut self, asker: Asker) {
+        for line in &mut self.queues {
+            line.asked.iter_mut().for_each(|asked| asked.retain(|other| *other != asker));
+            for _ in 0..line.out.remove(&asker).unwrap_or(0) {
                 line.limit.free();
                 line.needs.iter().for_each(|need| self.dependencies[*need].limit.free());
             }
-            line.needs.iter().for_each(|need| self.dependencies[*need].undecided(seat));
+            line.needs.iter().for_each(|need| self.dependencies[*need].undecided(asker));
         }
     }
 
     /// Whether anybody waits for a permit.
     pub(crate) fn waits(&self) -> bool {
-        self.services.iter().any(Line::waits)
+        self.queues.iter().any(Queue::waits)
     }
 
     /// The permits that can be given now, in the order in which they are.
-    pub(crate) fn grant(&mut self, now: Millis) -> Vec<(Seat, u16)> {
+    pub(crate) fn grant(&mut self, now: Millis) -> Vec<(Asker, Line)> {
         let mut granted = Vec::new();
-        let count = self.services.len();
-        for service in (0..count).map(|at| (self.first + at) % count) {
-            let line = &mut self.services[service];
+        let count = self.queues.len();
+        for at in (0..count).map(|at| (self.first + at) % count) {
+            let named = self.line(at);
+            let line = &mut self.queues[at];
             // First attempts before others: those are what the budget bounds.
             for again in [false, true] {
-                while let Some(seat) = line.asked[usize::from(again)].front().copied() {
+                while let Some(asker) = line.asked[usize::from(again)].front().copied() {
                     let free = line.limit.has_room(now)
                         && line.needs.iter().all(|need| self.dependencies[*need].admits(again, now));
                     if !free {
                         break;
                     }
                     line.limit.take();
-                    line.needs.iter().for_each(|need| self.dependencies[*need].take(again, seat));
+                    line.needs.iter().for_each(|need| self.dependencies[*need].take(again, asker));
                     line.asked[usize::from(again)].pop_front();
-                    *line.out.entry(seat).or_insert(0) += 1;
-                    granted.push((seat, u16::try_from(service).unwrap_or(u16::MAX)));
+                    *line.out.entry(asker).or_insert(0) += 1;
+                    granted.push((asker, named));
                 }
             }
         }
         self.first = (self.first + 1) % count.max(1);
         for (at, dependency) in self.dependencies.iter_mut().enumerate() {
-            if !self.services.iter().any(|line| line.waits() && line.needs.contains(&at)) {
+            if !self.queues.iter().any(|line| line.waits() && line.needs.contains(&at)) {
                 dependency.recovered();
             }
         }
@@ -163,7 +192,7 @@ impl Gates {
     }
 
     /// The dependencies and the states of their breakers.
-    pub(crate) fn states(&self) -> impl Iterator<Item = (&'static str, State)> {
+    pub(crate) fn states(&self) -> impl Iterator<Item = (&'static str, BreakerState)> {
         self.dependencies.iter().map(|dependency| (dependency.name, dependency.state()))
     }
 }
@@ -184,14 +213,15 @@ mod tests {
     }
 
     fn ask(gates: &mut Gates, times: usize, again: bool) {
-        (0..times).for_each(|_| gates.ask(7, 0, again));
+        (0..times).for_each(|_| gates.ask(7, Line::Service(0), again));
     }
 
     fn open(gates: &mut Gates) {
         ask(gates, 3, false);
         assert_eq!(gates.grant(0).len(), 3);
-        let changes: Vec<_> = (0..3).flat_map(|_| gates.ended(7, 0, Ended::Unavailable(0), 0)).collect();
-        assert!(matches!(changes[..], [Change { state: State::Open, .. }]), "{changes:?}");
+        let changes: Vec<_> =
+            (0..3).flat_map(|_| gates.ended(7, Line::Service(0), PermitEnd::Unavailable(0), 0)).collect();
+        assert!(matches!(changes[..], [BreakerChange { state: BreakerState::Open, .. }]), "{changes:?}");
     }
 
     #[test]
@@ -209,11 +239,11 @@ mod tests {
         assert!(gates.grant(10).is_empty());
         assert_eq!(gates.grant(60_000).len(), 1, "one is let through");
         assert!(gates.grant(60_000).is_empty(), "and no other before it has ended");
-        gates.ended(7, 0, Ended::Unavailable(0), 60_000);
+        gates.ended(7, Line::Service(0), PermitEnd::Unavailable(0), 60_000);
         assert!(gates.grant(60_000).is_empty(), "open again");
         assert_eq!(gates.grant(200_000).len(), 1);
-        let changes = gates.ended(7, 0, Ended::Done, 200_000);
-        assert!(matches!(changes[..], [Change { state: State::Closed, .. }]));
+        let changes = gates.ended(7, Line::Service(0), PermitEnd::Done, 200_000);
+        assert!(matches!(changes[..], [BreakerChange { state: BreakerState::Closed, .. }]));
     }
 
     #[test]
@@ -222,11 +252,11 @@ mod tests {
         open(&mut gates);
         ask(&mut gates, 2, true);
         assert_eq!(gates.grant(60_000).len(), 1);
-        gates.ended(7, 0, Ended::Unused, 60_000);
+        gates.ended(7, Line::Service(0), PermitEnd::Unused, 60_000);
         assert_eq!(gates.grant(60_000).len(), 1);
         gates.leave(7);
-        gates.ask(8, 0, false);
-        assert_eq!(gates.grant(60_000), [(8, 0)]);
+        gates.ask(8, Line::Service(0), false);
+        assert_eq!(gates.grant(60_000), [(8, Line::Service(0))]);
     }
 
     #[test]
@@ -235,7 +265,7 @@ mod tests {
         open(&mut gates);
         ask(&mut gates, 20_000, false);
         assert_eq!(gates.grant(60_000).len(), 1);
-        gates.ended(7, 0, Ended::Done, 60_000);
+        gates.ended(7, Line::Service(0), PermitEnd::Done, 60_000);
         let (mut started, mut answered) = (0, 1);
         // Each is answered 100 ms after it started.
         for tick in 0..100 {
@@ -245,7 +275,7 @@ mod tests {
             let budget = 10.0 + f64::from(10 * u32::try_from(tick).unwrap()) / 10.0 + 1.2 * f64::from(answered);
             assert!(f64::from(u32::try_from(started).unwrap()) <= budget + 1.0, "{started} started by {now}");
             for _ in 0..granted {
-                gates.ended(7, 0, Ended::Done, now);
+                gates.ended(7, Line::Service(0), PermitEnd::Done, now);
                 answered += 1;
             }
         }
@@ -260,7 +290,7 @@ mod tests {
         let granted = gates.grant(0).len();
         assert!((100..=110).contains(&granted), "{granted}");
         for _ in 0..granted {
-            gates.ended(7, 0, Ended::Done, 0);
+            gates.ended(7, Line::Service(0), PermitEnd::Done, 0);
         }
         let more = gates.grant(0).len();
         assert!((15..=25).contains(&more), "a fifth of what was answered: {more}");
@@ -272,11 +302,11 @@ mod tests {
         let limit = ServiceLimit { service: "free".to_owned(), concurrency: 2, rate: 10.0 };
         let mut gates = gates(|settings| settings.limit = vec![limit]);
         assert!(gates.guards(1));
-        (0..50).for_each(|_| gates.ask(7, 1, false));
+        (0..50).for_each(|_| gates.ask(7, Line::Service(1), false));
         assert_eq!(gates.grant(0).len(), 2);
         let mut started = 2;
         for tick in 1..=20_u64 {
-            (0..2).for_each(|_| drop(gates.ended(7, 1, Ended::Done, tick * 50)));
+            (0..2).for_each(|_| drop(gates.ended(7, Line::Service(1), PermitEnd::Done, tick * 50)));
             started += gates.grant(tick * 50).len();
         }
         assert!((10..=21).contains(&started), "ten in a second, and ten at first: {started}");
@@ -285,12 +315,12 @@ mod tests {
     #[test]
     fn what_a_shard_had_is_free_when_it_leaves() {
         let mut gates = gates(|settings| settings.dependency[0].concurrency = 1);
-        gates.ask(1, 0, false);
-        gates.ask(2, 0, false);
-        assert_eq!(gates.grant(0), [(1, 0)]);
+        gates.ask(1, Line::Service(0), false);
+        gates.ask(2, Line::Service(0), false);
+        assert_eq!(gates.grant(0), [(1, Line::Service(0))]);
         assert!(gates.grant(0).is_empty());
         gates.leave(1);
-        assert_eq!(gates.grant(0), [(2, 0)]);
-        assert!(gates.ended(1, 0, Ended::Done, 0).is_empty(), "its answers count no more");
+        assert_eq!(gates.grant(0), [(2, Line::Service(0))]);
+        assert!(gates.ended(1, Line::Service(0), PermitEnd::Done, 0).is_empty(), "its answers count no more");
     }
 }

@@ -6,17 +6,15 @@ pub(crate) mod sources;
 
 use std::sync::Arc;
 
-use self::inbox::Arrival as Seen;
+use self::inbox::Dedup;
 use super::defect::{Defect, planted};
 use super::protocol::{Question, SlotIx};
 use super::routes::{Arrival, What};
-use super::settle::record::dead_letter;
-use super::slot::{From, Item, Newest};
+use super::settle::dead::dead_letter;
+use super::slot::{From, Head, Item, Newest, Phase};
 use super::{Ledger, Received, Ticket};
-use crate::handler::call_of;
 use crate::handlers::run::bounded;
 use crate::message::{Message, Print, Taken, murmur2, shard_of};
-use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{KeyRow, PendingKind, PendingRow, RowSpan, ServiceKey};
 
 /// Messages that the store is asked about at once, about so many.
@@ -84,15 +82,15 @@ impl Ledger {
         let hash_key = &self.config.hash_key;
         let mut taken = Taken::of(&message, number.unwrap_or(u16::MAX), hash_key);
         let mut seen = self.inbox.arrive(taken, ticket);
-        let is_other = seen == Seen::Other;
+        let is_other = seen == Dedup::Other;
         if is_other {
             taken = taken.apart(hash_key);
             seen = self.inbox.arrive(taken, ticket);
         }
         match seen {
-            Seen::New => {}
-            Seen::InHand => return self.count_duplicate(),
-            Seen::Taken | Seen::Other => {
+            Dedup::New => {}
+            Dedup::InHand => return self.count_duplicate(),
+            Dedup::Taken | Dedup::Other => {
                 self.count_duplicate();
                 // Its original may be on its way to the store: it is found again when that is refused.
                 self.batches.loose().copies.push((taken.id, ticket));
@@ -101,7 +99,7 @@ impl Ledger {
         }
         self.arrivals += 1;
         let (arrival, from, credits) = (self.arrivals, From::Live(ticket), self.config.settings.ingress.credits);
-        let (starts, trial) = self.suspicion.arrive((ticket.source, ticket.origin), arrival, credits);
+        let (starts, trial) = self.suspicion.arrive(&ticket, arrival, credits);
         let taken_at = self.now;
         let (id, attempt, history) = (taken.id, 0, Vec::new());
         let refusal = if is_other { Some(self.conflict(&message)) } else { refusal };
@@ -158,7 +156,7 @@ impl Ledger {
         let ix = self.slot_for(service, item.message.key());
         self.compare_sender(ix, &item.message);
         let slot = &mut self.slots[ix];
-        if !slot.known {
+        if !slot.known.read {
             slot.queue.push_back(item);
         } else if slot.is_doubtful() {
             slot.unsure.push_back(item);
@@ -205,8 +203,8 @@ impl Ledger {
 
     pub(crate) fn load(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
-        if !slot.loading {
-            slot.loading = true;
+        if !matches!(slot.phase, Phase::Loads) {
+            slot.phase = Phase::Loads;
             self.to_load.push(ix);
         }
     }
@@ -224,11 +222,11 @@ impl Ledger {
     pub(crate) fn request_checks(&mut self) {
         let (mut places, mut ids) = (Vec::new(), Vec::new());
         for ix in std::mem::take(&mut self.to_check) {
-            let Some(_) = self.slots.get(ix).filter(|slot| slot.asked == 0) else { continue };
+            let Some(_) = self.slots.get(ix).filter(|slot| slot.known.asked == 0) else { continue };
             let slot = &mut self.slots[ix];
-            slot.asked = slot.unsure.len().min(CHECK_MAX);
-            places.extend(std::iter::repeat_n((ix, slot.token), slot.asked));
-            for item in slot.unsure.iter().take(slot.asked) {
+            slot.known.asked = slot.unsure.len().min(CHECK_MAX);
+            places.extend(std::iter::repeat_n((ix, slot.token), slot.known.asked));
+            for item in slot.unsure.iter().take(slot.known.asked) {
                 // It may be known as one whose id was taken before with other content.
                 let (print, hash_key) = (Print::of(&item.message, &self.config.hash_key), &self.config.hash_key);
                 let apart = Taken { id: item.id, print }.apart(hash_key);
@@ -251,7 +249,7 @@ impl Ledger {
             }
             let slot = &mut self.slots[*ix];
             let Some(item) = slot.unsure.pop_front() else { continue };
-            slot.asked = slot.asked.saturating_sub(1);
+            slot.known.asked = slot.known.asked.saturating_sub(1);
             self.to_check.push(*ix);
             self.to_advance.push_back(*ix);
             match item.from {
@@ -273,17 +271,18 @@ impl Ledger {
     /// The store's answer to [`Question::Load`].
     pub(crate) fn loaded(&mut self, slots: &[(SlotIx, u64)], rows: Vec<KeyRow>) {
         for ((ix, token), row) in slots.iter().zip(rows) {
-            if !self.slots.current(*ix, *token) || !std::mem::take(&mut self.slots[*ix].loading) {
+            if !self.slots.current(*ix, *token) || !matches!(self.slots[*ix].phase, Phase::Loads) {
                 continue;
             }
             let slot = &mut self.slots[*ix];
-            if slot.newest == Newest::Elsewhere {
-                slot.newest = Newest::Here(row.state);
-                slot.warm = false;
+            slot.phase = Phase::Rests;
+            if slot.known.newest == Newest::Elsewhere {
+                slot.known.newest = Newest::Here(row.state);
+                slot.cool();
             }
-            if !slot.known {
-                slot.known = true;
-                slot.letters |= row.dead;
+            if !slot.known.read {
+                slot.known.read = true;
+                slot.known.letters |= row.dead;
                 self.know(*ix, row.held, row.pending);
             }
             self.to_advance.push_back(*ix);
@@ -294,18 +293,19 @@ impl Ledger {
     fn know(&mut self, ix: SlotIx, held: bool, pending: Option<RowSpan>) {
         let woken = self.waiting.woken.remove(&ix);
         let slot = &mut self.slots[ix];
-        slot.held = held;
+        let mut head = if held { Head::Held } else { Head::Free };
         if let Some(RowSpan { first, last, count }) = pending {
-            slot.rows.loaded = first - 1;
-            slot.rows.last = last;
-            slot.rows.count = count;
+            slot.known.rows.loaded = first - 1;
+            slot.known.rows.last = last;
+            slot.known.rows.count = count;
             // Behind a dead letter that holds the key, all are followers: only the operator is waited for.
-            slot.waits = !woken && !held;
-            if woken && !held {
-                slot.awake = true;
-                self.waiting.awake += 1;
-            }
+            head = match head {
+                Head::Held => Head::Held,
+                _ if woken => Head::Due,
+                _ => Head::Waits,
+            };
         }
+        self.waiting.set(&mut slot.known, head);
         if slot.is_doubtful() {
             let queue = std::mem::take(&mut slot.queue);
             let (live, rest) = queue.into_iter().partition(|item| matches!(item.from, From::Live(_)));
@@ -328,22 +328,15 @@ impl Ledger {
         self.batches.loose_with_room(item.message.frame().len(), bytes_max);
         self.take(None, &item, ticket);
         let seq = self.next_seq();
-        self.tally.dead.push(service);
-        self.count("dead_letters", 1);
         let name = service.map(|service| self.policy(service).name.clone()).or(name).unwrap_or_default();
         let error = bounded(item.refusal.clone().unwrap_or_else(|| "the message has no key".to_owned()));
         let key = ServiceKey { service: name, key: item.message.key().into() };
         if let Some(ix) = service.and_then(|service| self.slots.find(service, &key.key)) {
-            self.slots[ix].letters = true;
+            self.slots[ix].known.letters = true;
         }
         let letter = dead_letter(&item, seq, key, error, false, self.now);
-        let (event, answer) = (self.obituary(&letter), self.bad_news(&letter));
-        let reply = call_of(&letter.message).map(|call| Reply { call, outcome: CallOutcome::failed(&letter.error) });
-        let part = &mut self.batches.loose().part;
-        part.events.extend(event);
-        part.sent.extend(answer);
-        part.replies.extend(reply);
-        part.dead.push(letter);
+        let death = self.dies(service, letter);
+        death.write(&mut self.batches.loose().part);
     }
 
     /// A delivery is settled without anything to write: a duplicate, or unbound.

@@ -2,10 +2,12 @@
 //! In: commands, the dead letters they mean. Out: rows that are pending again, letters removed, results.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use super::Ledger;
 use super::protocol::{Question, SlotIx};
-use super::slot::{From, Item, Operation};
+use super::settle::record::HistoryKind;
+use super::slot::{From, Head, Item, Operation, Phase};
 use crate::clock::Millis;
 use crate::handler::{CALL, CALL_ID, COMMAND, call_of};
 use crate::message::{CUT_FROM, Draft, Message, TakenId, shard_of};
@@ -23,7 +25,7 @@ const REPLACES: &str = "replaces";
 
 /// The command on its way.
 #[derive(Debug)]
-pub(crate) struct Progress {
+pub(crate) struct CommandProgress {
     pub(crate) command: OpenCommand,
     /// What was found whose operations are not durable.
     pub(crate) outstanding: u64,
@@ -50,10 +52,28 @@ impl Pauses {
         let here = |scope: &Scope| scope.service == service && scope.key.as_deref().is_none_or(|paused| paused == key);
         !self.0.is_empty() && self.0.iter().any(here)
     }
+
+    /// True if something that was paused is not any more.
+    fn resume(&mut self, scope: &Scope) -> bool {
+        let before = self.0.len();
+        self.0.retain(|other| !scope.covers(other));
+        self.0.len() < before
+    }
+
+    /// Those of these services and their keys whose rows may run.
+    fn runnable<'a>(&self, names: impl Iterator<Item = &'a Arc<str>>) -> Runnable {
+        let is_paused = |service: &str| self.0.iter().any(|scope| scope.service == *service && scope.key.is_none());
+        let services: Vec<_> = names.filter(|name| !is_paused(name)).cloned().collect();
+        let key = |scope: &Scope| {
+            let service = services.iter().find(|name| ***name == *scope.service)?;
+            Some(ServiceKey { service: service.clone(), key: scope.key.as_deref()?.into() })
+        };
+        Runnable { without: self.0.iter().filter_map(key).collect(), services }
+    }
 }
 
 impl Ledger {
-    /// Pauses or resumes; whether that changes anything here.
+    /// Pauses or resumes; true if that changes anything here.
     fn set_paused(&mut self, scope: &Scope, paused: bool) -> bool {
         let shards = self.config.settings.ownership.shards;
         if scope.key.as_ref().is_some_and(|key| shard_of(key, shards) != self.shard) {
@@ -62,9 +82,8 @@ impl Ledger {
         if paused {
             return self.pauses.0.insert(scope.clone());
         }
-        let before = self.pauses.0.len();
-        self.pauses.0.retain(|other| !scope.covers(other));
-        let resting = self.slots.iter().filter(|slot| slot.paused);
+        let resumed = self.pauses.resume(scope);
+        let resting = self.slots.iter().filter(|slot| matches!(slot.phase, Phase::Paused));
         let resting: Vec<SlotIx> = resting.filter_map(|slot| self.slots.find(slot.service, &slot.key)).collect();
         self.to_advance.extend(resting);
         self.timers.at(self.now);
@@ -72,27 +91,19 @@ impl Ledger {
         // Anew, whatever is on its way: it may have passed over what was paused.
         self.waiting.orphans = true;
         self.ask(Question::Orphans(self.runnable(), None, self.config.settings.pending.page));
-        self.pauses.0.len() < before
+        resumed
     }
 
-    /// Whose rows may run.
+    /// The services and keys whose rows may run.
     pub(crate) fn runnable(&self) -> Runnable {
-        let is_paused =
-            |service: &str| self.pauses.0.iter().any(|scope| scope.service == *service && scope.key.is_none());
-        let names = self.config.services.iter().map(|service| &service.name);
-        let services: Vec<_> = names.filter(|name| !is_paused(name)).cloned().collect();
-        let key = |scope: &Scope| {
-            let service = services.iter().find(|name| ***name == *scope.service)?;
-            Some(ServiceKey { service: service.clone(), key: scope.key.as_deref()?.into() })
-        };
-        Runnable { without: self.pauses.0.iter().filter_map(key).collect(), services }
+        self.pauses.runnable(self.config.services.iter().map(|service| &service.name))
     }
 
     /// Whether a key with something to run is paused: it keeps no actor meanwhile.
     pub(crate) fn rests_paused(&mut self, ix: SlotIx) -> bool {
         let slot = &mut self.slots[ix];
         let paused = self.pauses.holds(&self.config.services[usize::from(slot.service)].name, &slot.key);
-        if paused && !slot.paused {
+        if paused && !matches!(slot.phase, Phase::Paused) {
             slot.busy_since = self.now;
             let (timers, rest): (VecDeque<Item>, VecDeque<Item>) =
                 std::mem::take(&mut slot.queue).into_iter().partition(|item| item.from == From::Timer);
@@ -100,13 +111,13 @@ impl Ledger {
             timers.iter().for_each(|timer| self.put_back(ix, timer));
             self.give_actor_back(ix);
         }
-        self.slots[ix].paused = paused;
+        self.slots[ix].phase = if paused { Phase::Paused } else { Phase::Rests };
         paused
     }
 
     /// A command is to be executed on this shard. Ignored while another one is: it is still open when that is done.
     pub(crate) fn command(&mut self, command: OpenCommand) {
-        if self.draining || self.command.is_some() || self.keeping.is_busy() {
+        if self.draining || self.command.is_some() || self.dead_letters.is_busy() {
             return;
         }
         match &command.action {
@@ -130,7 +141,7 @@ impl Ledger {
                 self.ask(Question::Service(command.id, service.as_str().into(), SERVICE_MAX));
             }
         }
-        self.command = Some(Progress { command, outstanding: 0, after: None });
+        self.command = Some(CommandProgress { command, outstanding: 0, after: None });
     }
 
     /// The store's answer to [`Question::DeadLetters`].
@@ -147,11 +158,11 @@ impl Ledger {
                 (_, Wanted::Edit { .. }) if operation.letter.id.is_outgoing() => {}
                 (Some(_), Wanted::Replay) if operation.letter.id.is_outgoing() => {
                     self.publish_again(&operation.letter);
-                    self.without_slot(&operation, "replayed");
+                    self.without_slot(&operation, HistoryKind::Replayed);
                     outstanding += 1;
                 }
                 (_, Wanted::Discard) if operation.letter.id.is_outgoing() => {
-                    self.without_slot(&operation, "discarded");
+                    self.without_slot(&operation, HistoryKind::Discarded);
                     outstanding += 1;
                 }
                 // Its sender was told that it failed, and may have acted on that.
@@ -165,7 +176,7 @@ impl Ledger {
                 // Of no service, or without a key: there is nowhere to replay it to.
                 (_, Wanted::Replay | Wanted::Edit { .. }) => {}
                 (_, Wanted::Discard) => {
-                    self.without_slot(&operation, "discarded");
+                    self.without_slot(&operation, HistoryKind::Discarded);
                     outstanding += 1;
                 }
             }
@@ -188,12 +199,12 @@ impl Ledger {
     }
 
     /// A letter that no key waits for is gone with the next commit.
-    fn without_slot(&mut self, operation: &Operation, what: &str) {
+    fn without_slot(&mut self, operation: &Operation, kind: HistoryKind) {
         let group = self.batches.loose();
         group.gone = group.gone.plus(Letters::one(&operation.letter.id, operation.letter.holds_key));
         let part = &mut group.part;
         part.undead.push(operation.letter.seq);
-        part.history.push(history(operation, what, self.now));
+        part.history.push(history(operation, kind, self.now));
         merge(part, CommandResult { command: operation.command, affected: 1, done: false });
     }
 
@@ -201,11 +212,11 @@ impl Ledger {
     pub(crate) fn operate(&mut self, ix: SlotIx) {
         for operation in std::mem::take(&mut self.slots[ix].operations) {
             let letter = &operation.letter;
-            let releases = self.slots[ix].held && letter.holds_key;
-            let what = match &operation.action {
+            let releases = self.slots[ix].known.head == Head::Held && letter.holds_key;
+            let kind = match &operation.action {
                 Wanted::Replay => {
                     self.replay(ix, letter, releases);
-                    "replayed"
+                    HistoryKind::Replayed
                 }
                 Wanted::Edit { payload, id } => {
                     let Some(message) = replacement(&letter.message, payload.bytes(), id) else { continue };
@@ -215,17 +226,17 @@ impl Ledger {
                     self.group(ix).pinned.push(taken);
                     let edited = DeadLetter { message, id: taken, history: Vec::new(), ..letter.clone() };
                     self.replay(ix, &edited, releases);
-                    "edited"
+                    HistoryKind::Edited
                 }
-                Wanted::Discard => "discarded",
+                Wanted::Discard => HistoryKind::Discarded,
                 // They are about no dead letter.
                 Wanted::Retire(_) | Wanted::Pause(_) | Wanted::Resume(_) | Wanted::Drop(_) => continue,
             };
             if releases {
                 let slot = &mut self.slots[ix];
-                slot.held = false;
+                self.waiting.set(&mut slot.known, Head::Free);
                 if operation.action != Wanted::Discard {
-                    slot.rows.loaded = slot.rows.loaded.min(letter.seq - 1);
+                    slot.known.rows.loaded = slot.known.rows.loaded.min(letter.seq - 1);
                 }
             }
             let now = self.now;
@@ -233,7 +244,7 @@ impl Ledger {
             group.gone = group.gone.plus(Letters::one(&letter.id, letter.holds_key));
             let part = &mut group.part;
             part.undead.push(letter.seq);
-            part.history.push(history(&operation, what, now));
+            part.history.push(history(&operation, kind, now));
             merge(part, CommandResult { command: operation.command, affected: 1, done: false });
         }
         self.to_advance.push_back(ix);
@@ -248,13 +259,11 @@ impl Ledger {
             self.follow_all(ix, queue);
         }
         let seq = if releases { letter.seq } else { self.next_seq() };
-        self.waiting.rows += 1;
-        let slot = &mut self.slots[ix];
-        slot.rows.count += 1;
-        if !slot.rows.behind() {
-            slot.rows.loaded = seq - 1;
+        let rows = &mut self.slots[ix].known.rows;
+        if !rows.behind() {
+            rows.loaded = seq - 1;
         }
-        slot.rows.last = slot.rows.last.max(seq);
+        self.waiting.add(rows, seq);
         let row = PendingRow {
             seq,
             service: letter.service.clone(),
@@ -325,7 +334,7 @@ pub(crate) fn merge(part: &mut Part, result: CommandResult) {
     }
 }
 
-fn history(operation: &Operation, what: &str, at: Millis) -> HistoryRow {
+fn history(operation: &Operation, kind: HistoryKind, at: Millis) -> HistoryRow {
     let letter = &operation.letter;
     HistoryRow {
         service: letter.service.clone(),
@@ -334,7 +343,7 @@ fn history(operation: &Operation, what: &str, at: Millis) -> HistoryRow {
         at,
         attempt: letter.history.last().map_or(0, |attempt| attempt.attempt),
         generation: 0,
-        what: what.to_owned(),
+        what: kind.as_str().to_owned(),
         error: format!("by {} (command {})", operation.who, operation.command),
     }
 }

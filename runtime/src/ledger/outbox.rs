@@ -6,28 +6,29 @@ pub mod publisher;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use uuid::Uuid;
-
 use self::publisher::{Progress, Unpublished};
 use super::Ledger;
 use super::batches::group::{Batch, Group, Outward};
-use super::protocol::Action;
-use super::routes::DEAD_LETTER;
-use crate::clock::{Millis, millis};
-use crate::handler::{Asked, Outcome, SentMessage};
+use crate::clock::Millis;
 use crate::handlers::run::bounded;
-use crate::message::{Draft, Message, TakenId, keyed_hash};
+use crate::message::{Message, TakenId};
 use crate::store::{Attempt, Commit, DeadLetter, Event, TakenShard, Watermarks};
 
 /// Places kept to find the commits that all sinks have passed: with more, every other one is dropped.
 const PLACES_MAX: usize = 1_024;
 
-/// Of the outbox, what the ledger knows.
-#[derive(Debug, Default)]
+/// The ledger's knowledge of the outbox and its sinks.
+#[derive(Debug)]
 pub(crate) struct Outbox {
-    /// Where the configured sinks are, as last told; not all of it is durable.
+    /// The last event that is durable.
+    seq: u64,
+    /// The sinks' durable watermarks, with those of sinks that are not configured any more.
+    watermarks: Watermarks,
+    /// The configured sinks.
+    sinks: Arc<[Arc<str>]>,
+    /// Where they are, as last told; not all of it is durable.
     told: Vec<u64>,
-    /// Since when a watermark waits for a commit to ride on.
+    /// The time since when a watermark waits for a commit to ride on.
     since: Option<Millis>,
     /// It has waited long enough.
     due: bool,
@@ -35,7 +36,7 @@ pub(crate) struct Outbox {
     places: VecDeque<(u64, u64)>,
 }
 
-/// The same, of a whole batch.
+/// A batch's changes beside its parts.
 #[derive(Debug, Default)]
 pub(crate) struct Sum {
     pub(crate) watermarks: Watermarks,
@@ -45,46 +46,132 @@ pub(crate) struct Sum {
 
 impl Outbox {
     /// The outbox of a shard that was just taken over. A sink that is new there begins with what is emitted from now on.
-    pub(crate) fn restore(sinks: &[Arc<str>], taken: &mut TakenShard) -> Self {
-        let places = VecDeque::from([(taken.commit_no, taken.outbox_seq)]);
-        let mut told = Vec::with_capacity(sinks.len());
-        for sink in sinks {
-            told.push(*taken.watermarks.entry(sink.clone()).or_insert(taken.outbox_seq));
+    pub(crate) fn restore(sinks: Arc<[Arc<str>]>, taken: &mut TakenShard) -> Self {
+        let (seq, mut watermarks) = (taken.outbox_seq, std::mem::take(&mut taken.watermarks));
+        let told = sinks.iter().map(|sink| *watermarks.entry(sink.clone()).or_insert(seq)).collect();
+        let places = VecDeque::from([(taken.commit_no, seq)]);
+        Self { seq, watermarks, sinks, told, since: None, due: false, places }
+    }
+
+    /// The last event that is durable.
+    pub(crate) fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// True if the sink has come farther than was known.
+    fn advance(&mut self, sink: u16, watermark: u64, now: Millis) -> bool {
+        let told = &mut self.told[usize::from(sink)];
+        let farther = watermark > *told;
+        if farther {
+            *told = watermark;
+            self.since.get_or_insert(now);
         }
-        Self { told, since: None, due: false, places }
+        farther
+    }
+
+    /// A watermark that has waited for `idle` goes into a commit of its own.
+    pub(crate) fn tick(&mut self, now: Millis, idle: Millis) {
+        self.due |= self.since.is_some_and(|since| now.saturating_sub(since) >= idle);
+    }
+
+    /// True if something of the outbox is to be committed now, whatever else is.
+    pub(crate) fn is_due(&self) -> bool {
+        self.due
+    }
+
+    /// All that waited rides on the batch that is being closed.
+    pub(crate) fn sealed(&mut self) {
+        self.due = false;
+        self.since = None;
+    }
+
+    /// A batch's changes beside its parts; it can be sent again.
+    pub(crate) fn outward(&self, batch: &Batch) -> Sum {
+        let mut sum = Sum { watermarks: self.watermarks.clone(), ..Sum::default() };
+        for outward in batch.groups.iter().filter_map(|group| group.outward.as_deref()) {
+            for (sink, reached) in &outward.reached {
+                let watermark = sum.watermarks.entry(self.sinks[usize::from(*sink)].clone()).or_default();
+                *watermark = (*watermark).max(*reached);
+            }
+            sum.watermarks.retain(|name, _| !outward.retired.contains(name));
+            sum.again.extend(outward.again.iter().cloned());
+            sum.onward.extend(outward.onward.iter().cloned());
+        }
+        sum
+    }
+
+    /// A commit is durable: true if it has events to publish.
+    pub(crate) fn committed(&mut self, commit: &Commit) -> bool {
+        let events = commit.events().count() as u64;
+        self.seq += events;
+        self.watermarks.clone_from(&commit.watermarks);
+        events > 0 && !self.told.is_empty()
+    }
+
+    /// Commits below this number are published to every sink that was ever there and not given up; `commit_no` is the last
+    /// one.
+    pub(crate) fn published_below(&mut self, commit_no: u64) -> u64 {
+        self.places.push_back((commit_no, self.seq));
+        if self.places.len() > PLACES_MAX {
+            let mut nth = 0;
+            self.places.retain(|_| {
+                nth += 1;
+                nth % 2 == 0
+            });
+        }
+        let passed = self.watermarks.values().min().copied().unwrap_or(u64::MAX);
+        let mut below = 0;
+        // The last place that was passed stays: what comes before the next one is not known.
+        while let Some((no, _)) = self.places.front().filter(|(_, seq)| *seq <= passed) {
+            below = no + 1;
+            if self.places.get(1).is_none_or(|(_, seq)| *seq > passed) {
+                break;
+            }
+            self.places.pop_front();
+        }
+        below
+    }
+
+    /// True if `most` events wait to be published.
+    pub(crate) fn is_full(&self, most: u64) -> bool {
+        let slowest = self.told.iter().min().copied().unwrap_or(self.seq);
+        self.seq - slowest.min(self.seq) >= most
+    }
+
+    /// True if a sink that is no longer configured keeps commits.
+    pub(crate) fn has_gone_sink(&self) -> bool {
+        self.watermarks.len() > self.told.len()
     }
 }
 
 impl Ledger {
     /// Where a dispatcher that was just started goes on: the sink's watermark, and the last event that is durable.
     pub fn publish_from(&self, sink: u16) -> (u64, u64) {
-        (self.outbox.told[usize::from(sink)], self.outbox_seq)
+        (self.outbox.told[usize::from(sink)], self.outbox.seq)
     }
 
     /// A sink has come farther. It is written with the next commit, what it refused in the same.
     pub(crate) fn published(&mut self, sink: u16, progress: Progress) {
-        let told = &mut self.outbox.told[usize::from(sink)];
-        if self.batches.is_released() || progress.watermark <= *told {
+        if self.batches.is_released() || !self.outbox.advance(sink, progress.watermark, self.now) {
             return;
         }
-        *told = progress.watermark;
         for unpublished in progress.refused {
             self.bury(sink, unpublished);
         }
         self.batches.loose().outward().reached.insert(sink, progress.watermark);
-        self.outbox.since.get_or_insert(self.now);
     }
 
     /// An event that a sink refused becomes a dead letter of the service that emitted it. Its key goes on.
     fn bury(&mut self, sink: u16, unpublished: Unpublished) {
         let now = self.now;
         let Unpublished { service, event, reason } = unpublished;
-        let (sink, topic) = (&self.config.bindings.sinks()[usize::from(sink)], &event.topic);
+        let (sink, topic) = (&self.outbox.sinks[usize::from(sink)], &event.topic);
         let error = bounded(format!("sink {sink} refused it for {topic}: {reason}"));
         let id = TakenId::outgoing(&event.message, &self.config.hash_key);
+        let index = self.service_of(&service);
         let letter = DeadLetter {
             seq: self.next_seq(),
-            service: service.clone(),
+            service,
             key: event.message.key().into(),
             id,
             at: now,
@@ -95,56 +182,8 @@ impl Ledger {
             message: event.message,
         };
         self.outbox.due = true;
-        let index = self.service_of(&service);
-        self.tally.dead.push(index);
-        self.count("dead_letters", 1);
-        let event = self.obituary(&letter);
-        let part = &mut self.batches.loose().part;
-        part.events.extend(event);
-        part.dead.push(letter);
-    }
-
-    /// The event that tells of a dead letter, where that is wanted. One about such an event would have no end.
-    pub(crate) fn obituary(&self, letter: &DeadLetter) -> Option<Event> {
-        let message = &letter.message;
-        if !self.config.bindings.tells_of_dead() || message.kind() == DEAD_LETTER {
-            return None;
-        }
-        let id = self.id_from(letter, b"").to_string();
-        let attempts = letter.history.last().map_or(0, |attempt| attempt.attempt).to_string();
-        let mut headers: Vec<_> = message.headers().collect();
-        headers.extend([
-            ("deadid", message.id()),
-            ("deadtype", message.kind()),
-            ("deadsource", message.source()),
-            ("deadservice", &*letter.service),
-            ("deaderror", letter.error.as_str()),
-            ("deadattempts", attempts.as_str()),
-        ]);
-        let (key, source, payload) = (&*letter.key, "perkey", message.payload());
-        let draft = Draft { id: &id, key, kind: DEAD_LETTER, source, time: letter.at, headers: &headers, payload };
-        // Larger than the message by a few lines: it was a frame already.
-        let message = draft.build_unchecked().ok()?;
-        // Another program's service may have no number that this one knows.
-        let service = self.service_of(&letter.service).map(|_| letter.service.clone()).unwrap_or_default();
-        Some(Event { service, cause: letter.id.digest(), message })
-    }
-
-    /// Tells whoever asked for a command that it became a dead letter.
-    pub(crate) fn bad_news(&self, letter: &DeadLetter) -> Option<SentMessage> {
-        let asked = Asked::of(&letter.message)?;
-        let id = self.id_from(letter, b"answered");
-        let from = format!("perkey:{}", letter.service);
-        asked.answer(&from, id, Outcome::DeadLetter(letter.error.clone()), (&letter.message, letter.at))
-    }
-
-    /// An id for what is said of a dead letter: the same for each attempt to write it.
-    fn id_from(&self, letter: &DeadLetter, what: &[u8]) -> Uuid {
-        let mut seed = letter.id.0.to_vec();
-        seed.extend_from_slice(&self.shard.to_le_bytes());
-        seed.extend_from_slice(&letter.seq.to_le_bytes());
-        seed.extend_from_slice(what);
-        Uuid::new_v8(keyed_hash(&seed, &self.config.hash_key))
+        let death = self.dies(index, letter);
+        death.write(&mut self.batches.loose().part);
     }
 
     /// A refused event is published again, by an operator: behind what its key has emitted since.
@@ -154,94 +193,14 @@ impl Ledger {
         self.batches.loose().outward().again.push(event);
     }
 
-    /// Gives a sink up, by an operator: it no longer keeps commits from being removed. Says whether it did.
+    /// Gives a sink up, by an operator: it no longer keeps commits from being removed. True if it was known, and is not
+    /// configured.
     pub(crate) fn retire(&mut self, sink: &str) -> bool {
-        let configured = self.config.bindings.sinks().iter().any(|name| &**name == sink);
-        let known = self.watermarks.get_key_value(sink).map(|(name, _)| name.clone());
-        match known {
-            Some(name) if !configured => {
-                self.batches.loose().outward().retired.push(name);
-                true
-            }
-            Some(_) | None => false,
-        }
-    }
-
-    /// The time at which a watermark has waited long enough for another commit.
-    pub(crate) fn tick_outbox(&mut self) {
-        let idle = millis(self.config.settings.outbox.idle);
-        self.outbox.due |= self.outbox.since.is_some_and(|since| self.now.saturating_sub(since) >= idle);
-    }
-
-    /// Whether something of the outbox is to be committed now, whatever else is.
-    pub(crate) fn outbox_due(&self) -> bool {
-        self.outbox.due
-    }
-
-    /// All that waited rides on the batch that is being closed.
-    pub(crate) fn outbox_sealed(&mut self) {
-        self.outbox.due = false;
-        self.outbox.since = None;
-    }
-
-    /// What a batch brings beside its parts; it can be sent again.
-    pub(crate) fn outward(&self, batch: &Batch) -> Sum {
-        let mut sum = Sum { watermarks: self.watermarks.clone(), ..Sum::default() };
-        let watermarks = &mut sum.watermarks;
-        for outward in batch.groups.iter().filter_map(|group| group.outward.as_deref()) {
-            for (sink, reached) in &outward.reached {
-                let name = self.config.bindings.sinks()[usize::from(*sink)].clone();
-                let watermark = watermarks.entry(name).or_default();
-                *watermark = (*watermark).max(*reached);
-            }
-            watermarks.retain(|name, _| !outward.retired.contains(name));
-            sum.again.extend(outward.again.iter().cloned());
-            sum.onward.extend(outward.onward.iter().cloned());
-        }
-        sum
-    }
-
-    /// A commit is durable: its events may be published.
-    pub(crate) fn publish(&mut self, commit: &Arc<Commit>, events: u64) {
-        self.watermarks.clone_from(&commit.watermarks);
-        if events > 0 && !self.outbox.told.is_empty() {
-            self.out.push(Action::Publish(commit.clone()));
-        }
-    }
-
-    /// Commits below this number are published to every sink that was ever there and not given up.
-    pub(crate) fn published_below(&mut self) -> u64 {
-        let places = &mut self.outbox.places;
-        places.push_back((self.commit_no, self.outbox_seq));
-        if places.len() > PLACES_MAX {
-            let mut nth = 0;
-            places.retain(|_| {
-                nth += 1;
-                nth % 2 == 0
-            });
-        }
-        let passed = self.watermarks.values().min().copied().unwrap_or(u64::MAX);
-        let mut below = 0;
-        // The last place that was passed stays: what comes before the next one is not known.
-        while let Some((no, _)) = places.front().filter(|(_, seq)| *seq <= passed) {
-            below = no + 1;
-            if places.get(1).is_none_or(|(_, seq)| *seq > passed) {
-                break;
-            }
-            places.pop_front();
-        }
-        below
-    }
-
-    /// Whether as many events wait to be published as may.
-    pub(crate) fn outbox_full(&self) -> bool {
-        let slowest = self.outbox.told.iter().min().copied().unwrap_or(self.outbox_seq);
-        self.outbox_seq - slowest.min(self.outbox_seq) >= self.config.settings.outbox.max_pending
-    }
-
-    /// Whether a sink that is no longer configured keeps commits.
-    pub(crate) fn sink_gone(&self) -> bool {
-        self.watermarks.len() > self.outbox.told.len()
+        let configured = self.outbox.sinks.iter().any(|name| &**name == sink);
+        let known = self.outbox.watermarks.get_key_value(sink).filter(|_| !configured).map(|(name, _)| name.clone());
+        let retired = known.is_some();
+        self.batches.loose().outward().retired.extend(known);
+        retired
     }
 }
 
@@ -250,7 +209,7 @@ impl Group {
         self.outward.get_or_insert_default()
     }
 
-    /// About what it takes in a commit.
+    /// Its size in a commit, about.
     pub(crate) fn bytes(&self) -> usize {
         let outward = self.outward.iter().flat_map(|outward| {
             let onward = outward.onward.iter().map(|(_, message)| message);
@@ -259,7 +218,7 @@ impl Group {
         self.part.bytes() + outward.map(|message| message.frame().len()).sum::<usize>()
     }
 
-    /// Whether nothing but watermarks would be written with it.
+    /// True if nothing but watermarks would be written with it.
     pub(crate) fn only_watermarks(&self) -> bool {
         self.slot.is_none()
             && self.tickets.is_empty()

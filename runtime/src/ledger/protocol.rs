@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::cron::Planned;
-use super::gates::{Ended, Gates};
+use super::gates::{Gates, Line, PermitEnd};
 use super::outbox::publisher::Progress;
 use super::routes::{Arrival, Bindings};
 use crate::clock::Millis;
@@ -33,8 +33,8 @@ pub enum Event {
     ActorReady(ActorIx),
     /// A key actor died, for this reason.
     ActorDied(ActorIx, String),
-    /// A turn of a service may start that needs something from outside.
-    Permit(u16),
+    /// The turn that waits first in a line may start.
+    Permit(Line),
     /// A sink has come farther.
     Published(u16, Progress),
     /// The store has room for a commit: what is settled goes into one. Nothing to do with `gates`.
@@ -60,10 +60,10 @@ pub enum Action {
     Ask(Question),
     /// Hand a run to an actor: [`Event::Ran`].
     Run(ActorIx, RunOrder),
-    /// A turn of a service (by its index) is to start, one that was unavailable before if so: [`Event::Permit`] when it may.
-    AskPermit(u16, bool),
-    /// A turn with a permit of this service ended, or will not start.
-    PermitEnded(u16, Ended),
+    /// A turn is to wait in a line, one that was unavailable before if so: [`Event::Permit`] when it may start.
+    AskPermit(Line, bool),
+    /// A turn with a permit of this line ended, or will not start.
+    PermitEnded(Line, PermitEnd),
     /// Start this many more actors: [`Event::ActorReady`] for each.
     Spawn(u32),
     /// Something is to be committed: [`Event::Gate`] when the store has room for a commit.

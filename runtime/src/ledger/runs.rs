@@ -1,15 +1,16 @@
 //! Keys are given actors and runs; actors answer.
 //! In: keys with queued items, actors' reports. Out: run orders; settled turns.
 
+mod permits;
 pub(crate) mod pool;
 
 use std::collections::VecDeque;
 
-use self::pool::Place;
 use super::Ledger;
 use super::defect::{Defect, planted};
 use super::protocol::{Action, ActorIx, RunOrder, RunReport, SlotIx};
-use super::slot::{From, Item, Newest, Permit, Running};
+use super::settle::record::HistoryKind;
+use super::slot::{Assigned, From, Item, Newest, Permit, Phase, Running, Slot};
 use crate::clock::millis;
 use crate::handlers::run::{RunItem, bounded};
 
@@ -17,7 +18,7 @@ impl Ledger {
     /// Decides what a key does next: the first thing that stands between it and an actor, in the order of the ledger's head.
     pub(crate) fn advance(&mut self, ix: SlotIx) {
         let Some(slot) = self.slots.get(ix) else { return };
-        if slot.loading || !slot.known || slot.running.is_some() || slot.queued {
+        if !slot.known.read || matches!(slot.phase, Phase::Loads | Phase::Starves | Phase::Runs(_)) {
             return;
         }
         if !slot.operations.is_empty() {
@@ -25,13 +26,13 @@ impl Ledger {
         }
         self.spare_permit(ix);
         let slot = &mut self.slots[ix];
-        if slot.queue.is_empty() && !slot.rows.behind() && !slot.held && !slot.waits {
+        if slot.queue.is_empty() && !slot.known.rows.behind() && !slot.known.head.stops() {
             slot.queue = std::mem::take(&mut slot.overflow);
         }
-        if (slot.held || slot.waits) && !planted(Defect::FollowersNotAppended) {
+        if slot.known.head.stops() && !planted(Defect::FollowersNotAppended) {
             return self.rest(ix);
         }
-        if slot.queue.is_empty() && !slot.rows.behind() {
+        if slot.queue.is_empty() && !slot.known.rows.behind() {
             return self.rest(ix);
         }
         if self.rests_paused(ix) {
@@ -50,8 +51,8 @@ impl Ledger {
         }
         let slot = &mut self.slots[ix];
         let reload = planted(Defect::ReloadUncommitted) && slot.uncommitted > 0;
-        if !slot.warm && (slot.newest == Newest::Elsewhere || reload) {
-            slot.newest = Newest::Elsewhere;
+        if !slot.is_warm() && (slot.known.newest == Newest::Elsewhere || reload) {
+            slot.known.newest = Newest::Elsewhere;
             return self.load(ix);
         }
         if !self.awaits_record(ix) && !self.awaits_permit(ix) && !self.awaits_trial(ix) {
@@ -61,25 +62,20 @@ impl Ledger {
 
     /// Finds an actor for a key that can run.
     fn place(&mut self, ix: SlotIx) {
-        let place = match self.slots[ix].actor {
-            Some(actor) => Place::Actor(actor),
-            None => self.find_actor(),
-        };
-        match place {
-            Place::Actor(actor) => self.start(ix, actor),
-            Place::Wait => {
-                self.slots[ix].queued = true;
-                self.actors.starved.push_back(ix);
-            }
+        let assigned = self.slots[ix].assigned.map(|assigned| assigned.actor);
+        if let Some(actor) = assigned.or_else(|| self.find_actor()) {
+            self.start(ix, actor);
+        } else {
+            self.slots[ix].phase = Phase::Starves;
+            self.actors.starved.push_back(ix);
         }
     }
 
-    pub(crate) fn start(&mut self, ix: SlotIx, actor: ActorIx) {
+    fn start(&mut self, ix: SlotIx, actor: ActorIx) {
         self.runs += 1;
         let no = self.runs;
         let settings = &self.config.settings;
         let slot = &mut self.slots[ix];
-        slot.queued = false;
         let alone = slot.permit == Permit::Granted || slot.trial == Permit::Granted;
         for permit in [&mut slot.permit, &mut slot.trial] {
             if *permit == Permit::Granted {
@@ -95,21 +91,20 @@ impl Ledger {
         let items: VecDeque<Item> = slot.queue.drain(..runnable).collect();
         let orders = items.iter().map(|item| RunItem { message: item.message.clone(), attempt: item.attempt + 1 });
         let orders = orders.collect();
-        let state = if slot.warm {
+        let state = if slot.is_warm() {
             None
         } else {
             self.tally.activations += 1;
-            match &slot.newest {
+            match &slot.known.newest {
                 Newest::Here(state) => Some(state.clone()),
                 Newest::Elsewhere => Some(None),
             }
         };
-        slot.actor = Some(actor);
-        slot.warm = true;
+        slot.assigned = Some(Assigned { actor, warm: true });
         if slot.uncommitted == 0 {
-            slot.newest = Newest::Elsewhere;
+            slot.known.newest = Newest::Elsewhere;
         }
-        slot.running = Some(Running { no, items, stale: false });
+        slot.phase = Phase::Runs(Running { no, items, stale: false });
         slot.busy_since = self.now;
         let service = slot.service;
         self.actors.assign(actor, ix);
@@ -118,20 +113,19 @@ impl Ledger {
 
     /// An actor's answer to [`Action::Run`].
     pub(crate) fn ran(&mut self, report: RunReport) {
-        let Some(running) = self.slots.get(report.slot).and_then(|slot| slot.running.as_ref()) else { return };
+        let Some(running) = self.slots.get(report.slot).and_then(Slot::running) else { return };
         if running.no != report.no {
             return;
         }
         let stale = running.stale;
         if report.gone {
             self.actors.leave(report.actor);
-            let slot = &mut self.slots[report.slot];
-            (slot.actor, slot.warm) = (None, false);
+            self.slots[report.slot].assigned = None;
         }
         if stale {
             if report.done {
                 self.permit_used(report.slot);
-                self.slots[report.slot].running = None;
+                self.slots[report.slot].take_run();
                 self.reset_done(report.slot);
             }
             return;
@@ -139,7 +133,7 @@ impl Ledger {
         self.settle_run(report.slot, report.turns, report.state);
         if report.alone {
             let slot = &mut self.slots[report.slot];
-            slot.solo = slot.solo.max(1 + slot.running.as_ref().map_or(0, |running| running.items.len()));
+            slot.solo = slot.solo.max(1 + slot.in_run().count());
         }
         if report.done {
             self.end_run(report.slot);
@@ -149,11 +143,11 @@ impl Ledger {
 
     /// A run is over: what it did not get to goes back to the head of the queue.
     fn end_run(&mut self, ix: SlotIx) {
-        let Some(running) = self.slots[ix].running.take() else { return };
+        let Some(running) = self.slots[ix].take_run() else { return };
         self.permit_used(ix);
         let mut rest = running.items;
         let slot = &mut self.slots[ix];
-        if (slot.held || slot.waits) && !planted(Defect::FollowersNotAppended) {
+        if slot.known.head.stops() && !planted(Defect::FollowersNotAppended) {
             let behind = std::mem::take(&mut slot.queue);
             rest.extend(behind);
             self.follow_all(ix, rest);
@@ -168,7 +162,7 @@ impl Ledger {
     pub(crate) fn nothing_runs(&self) -> bool {
         let long = millis(self.config.settings.pending.spill_after);
         self.slots.iter().all(|slot| {
-            slot.running.as_ref().is_none_or(|run| {
+            slot.running().is_none_or(|run| {
                 let spilled = run.items.iter().all(|item| matches!(item.from, From::Row(_)));
                 spilled && self.now.saturating_sub(slot.busy_since) >= long
             })
@@ -177,7 +171,7 @@ impl Ledger {
 
     /// What still runs is left to the next owner.
     pub(crate) fn leave_runs(&mut self) {
-        self.slots.iter_mut().filter_map(|slot| slot.running.as_mut()).for_each(|run| run.stale = true);
+        self.slots.iter_mut().filter_map(Slot::running_mut).for_each(|run| run.stale = true);
     }
 
     /// An actor is ready: newly started, or started again.
@@ -189,24 +183,21 @@ impl Ledger {
     /// An actor died. Its key goes on with another, from the newest settled state; unanswered turns run again.
     pub(crate) fn actor_died(&mut self, actor: ActorIx, reason: &str) {
         let Some(ix) = self.actors.died(actor) else { return };
-        let generation = self.actors.generation(actor);
-        let slot = &mut self.slots[ix];
-        slot.actor = None;
-        slot.warm = false;
         self.permit_used(ix);
         let slot = &mut self.slots[ix];
-        match slot.running.take() {
+        match slot.take_run() {
             Some(running) if running.stale => self.reset_done(ix),
             Some(mut running) => {
                 running.items.append(&mut slot.queue);
                 slot.queue = running.items;
                 if let Some(head) = slot.queue.front().cloned() {
                     let reason = bounded(reason.to_owned());
-                    self.note(ix, &head, head.attempt, generation, "restarted", &reason, self.now);
+                    self.note(ix, &head, HistoryKind::Restarted, &reason);
                 }
             }
             None => {}
         }
+        self.slots[ix].assigned = None;
         self.to_advance.push_back(ix);
     }
 }

@@ -1,15 +1,17 @@
 //! Turns settle: each outcome becomes part of the batch that is being gathered.
 //! In: outcomes of turns. Out: groups of the batch: ids taken, states, events, rows, pending rows, dead letters.
 
+pub(crate) mod dead;
 pub(crate) mod record;
 
 use std::collections::VecDeque;
 
-use self::record::dead_letter;
+use self::dead::dead_letter;
+use self::record::HistoryKind;
 use super::batches::group::{Group, add};
 use super::defect::{Defect, planted};
 use super::protocol::SlotIx;
-use super::slot::{From, Item, Newest, Trial};
+use super::slot::{From, Head, Item, Newest, Trial};
 use super::{Ledger, Ticket};
 use crate::clock::{Millis, millis};
 use crate::handler::{AfterDeadLetter, Asked, Fault, call_of};
@@ -20,13 +22,20 @@ use crate::store::{Attempt, PendingKind, StateWrite};
 /// Failed attempts kept with a message: the first of them and the newest.
 const ATTEMPTS_KEPT: usize = 50;
 
+/// What becomes of a message whose turn failed; delays in milliseconds.
+enum Next {
+    Retry(Millis),
+    Defer(Millis),
+    GiveUp(String),
+}
+
 impl Ledger {
     pub(crate) fn settle_run(&mut self, ix: SlotIx, turns: Vec<TurnEnd>, state: Option<Stored>) {
         if !turns.is_empty() {
             self.group(ix).reserve(turns.len());
         }
         for end in turns {
-            let running = self.slots[ix].running.as_mut();
+            let running = self.slots[ix].running_mut();
             let Some(item) = running.and_then(|running| running.items.pop_front()) else { break };
             self.slots[ix].unavailable = None;
             match end {
@@ -55,7 +64,7 @@ impl Ledger {
         if let Some(stored) = state {
             let service = self.policy(self.slots[ix].service).name.clone();
             let slot = &mut self.slots[ix];
-            slot.newest = Newest::Here(stored.clone());
+            slot.known.newest = Newest::Here(stored.clone());
             let key = slot.key.clone();
             self.group(ix).part.state = Some(StateWrite { service, key, state: stored });
         }
@@ -66,7 +75,7 @@ impl Ledger {
         let slot = &mut self.slots[ix];
         self.tally.unavailable.push((slot.service, which, reason));
         slot.unavailable = Some(which);
-        if let Some(running) = slot.running.as_mut() {
+        if let Some(running) = slot.running_mut() {
             running.items.push_front(item);
         }
     }
@@ -103,9 +112,9 @@ impl Ledger {
 
     fn drop_row(&mut self, ix: SlotIx, seq: u64) {
         self.group(ix).part.settled.push(seq);
-        self.waiting.rows = self.waiting.rows.saturating_sub(1);
-        let slot = &mut self.slots[ix];
-        slot.rows.count = slot.rows.count.saturating_sub(1);
+        self.waiting.remove(1);
+        let rows = &mut self.slots[ix].known.rows;
+        rows.count = rows.count.saturating_sub(1);
     }
 
     /// A turn failed, or a message is refused without being run.
@@ -117,10 +126,11 @@ impl Ledger {
             TurnFault::Reject(reason) => Some(("rejected", &**reason)),
             TurnFault::Retry(_) | TurnFault::Defer(_) | TurnFault::GiveUp(_) => None,
         };
-        if let (Some(refused), Some(call)) = (refused, call_of(&item.message)) {
-            return self.refuse_call(ix, item, call, refused);
+        if let (Some((code, reason)), Some(call)) = (refused, call_of(&item.message)) {
+            let outcome = CallOutcome::refused(code, reason);
+            return self.refuse_call(ix, item, Reply { call, outcome });
         }
-        let generation = self.slots[ix].actor.map_or(0, |actor| self.actors.generation(actor));
+        let generation = self.generation(ix);
         // As it is handled again if this fault cannot be recorded.
         let before = item.clone();
         (item.starts, item.trial) = (0, Trial::Free);
@@ -138,38 +148,39 @@ impl Ledger {
         }
         item.history.push(Attempt { attempt: attempt.max(1), at: now, generation, error: error.clone() });
         item.attempt = attempt;
-        let due = match fault {
-            TurnFault::Reject(_) | TurnFault::Refuse(..) | TurnFault::GiveUp(_) => Err(error.clone()),
+        let next = match fault {
+            TurnFault::Reject(_) | TurnFault::Refuse(..) | TurnFault::GiveUp(_) => Next::GiveUp(error.clone()),
             TurnFault::Retry(_) => match policy.next(attempt, &mut self.dice) {
-                Some(delay) => Ok(millis(delay)),
-                None => Err(error.clone()),
+                Some(delay) => Next::Retry(millis(delay)),
+                None => Next::GiveUp(error.clone()),
             },
             TurnFault::Defer(delay)
                 if now.saturating_sub(item.taken_at).saturating_add(delay) > millis(policy.give_up_after) =>
             {
-                Err(format!("deferred for longer than retry.give_up_after: {error}"))
+                Next::GiveUp(format!("deferred for longer than retry.give_up_after: {error}"))
             }
-            TurnFault::Defer(delay) => Ok(delay),
+            TurnFault::Defer(delay) => Next::Defer(delay),
         };
-        match due {
-            Ok(delay) => {
-                let what = if matches!(fault, TurnFault::Defer(_)) { "deferred" } else { "fault" };
-                if what == "fault" {
-                    self.tally.retries.push((attempt, delay));
-                    self.count("retries", 1);
-                }
-                self.note(ix, &item, attempt, generation, what, &error, now);
-                self.retry_later(ix, (item, before), now.saturating_add(delay));
+        match next {
+            Next::Retry(delay) => {
+                self.tally.retries.push((attempt, delay));
+                self.count("retries", 1);
+                self.note(ix, &item, HistoryKind::Fault, &error);
+                self.retry_later(ix, item, before, now.saturating_add(delay));
             }
-            Err(reason) => {
-                self.note(ix, &item, attempt, generation, "dead_letter", &reason, now);
-                self.give_up(ix, (item, before), reason, now);
+            Next::Defer(delay) => {
+                self.note(ix, &item, HistoryKind::Deferred, &error);
+                self.retry_later(ix, item, before, now.saturating_add(delay));
+            }
+            Next::GiveUp(reason) => {
+                self.note(ix, &item, HistoryKind::DeadLetter, &reason);
+                self.give_up(ix, item, before, reason);
             }
         }
     }
 
     /// The message waits in the table until `due`; what is behind it in memory follows it there.
-    fn retry_later(&mut self, ix: SlotIx, (item, before): (Item, Item), due: Millis) {
+    fn retry_later(&mut self, ix: SlotIx, item: Item, before: Item, due: Millis) {
         let seq = match item.from {
             From::Row(seq) => seq,
             From::Live(ticket) => {
@@ -184,9 +195,8 @@ impl Ledger {
         };
         let slot = &mut self.slots[ix];
         // Rows before it were replayed while it was in memory.
-        slot.rows.loaded = slot.rows.loaded.min(seq - 1);
-        slot.waits = true;
-        self.waiting.sleep(slot);
+        slot.known.rows.loaded = slot.known.rows.loaded.min(seq - 1);
+        self.waiting.set(&mut slot.known, Head::Waits);
         let row = self.row(ix, &item, seq, PendingKind::Retry, Some(due));
         let group = self.group(ix);
         group.part.pending.push(row);
@@ -198,10 +208,9 @@ impl Ledger {
     }
 
     /// The message becomes a dead letter.
-    fn give_up(&mut self, ix: SlotIx, (item, before): (Item, Item), error: String, now: Millis) {
-        let call = call_of(&item.message);
+    fn give_up(&mut self, ix: SlotIx, item: Item, before: Item, error: String) {
         // Who asked is told, and nobody else waits for it.
-        let told = call.is_some() || Asked::of(&item.message).is_some();
+        let told = call_of(&item.message).is_some() || Asked::of(&item.message).is_some();
         let holds_key = !told && self.policy(self.slots[ix].service).after_dead_letter == AfterDeadLetter::HoldKey;
         let row = matches!(item.from, From::Row(_));
         let seq = match item.from {
@@ -218,30 +227,22 @@ impl Ledger {
                 self.next_seq()
             }
         };
-        self.slots[ix].letters = true;
-        self.tally.dead.push(Some(self.slots[ix].service));
-        self.count("dead_letters", 1);
-        let key = self.service_key(ix);
-        let letter = dead_letter(&item, seq, key, error, holds_key, now);
-        let (event, answer) = (self.obituary(&letter), self.bad_news(&letter));
-        let reply = call.map(|call| Reply { call, outcome: CallOutcome::failed(&letter.error) });
+        self.slots[ix].known.letters = true;
+        let letter = dead_letter(&item, seq, self.service_key(ix), error, holds_key, self.now);
+        let death = self.dies(Some(self.slots[ix].service), letter);
         let group = self.group(ix);
-        group.part.replies.extend(reply);
-        group.part.events.extend(event);
-        group.part.sent.extend(answer);
-        group.part.dead.push(letter);
+        death.write(&mut group.part);
         group.turn(item.id);
         group.items.push(before);
         self.turned(ix);
         if holds_key {
             let slot = &mut self.slots[ix];
-            slot.held = true;
             // What is in memory behind it is on disk, or follows there now.
-            if row || !slot.rows.behind() {
-                slot.rows.loaded = seq;
+            if row || !slot.known.rows.behind() {
+                slot.known.rows.loaded = seq;
             }
-            slot.rows.last = slot.rows.last.max(seq);
-            self.waiting.sleep(slot);
+            slot.known.rows.last = slot.known.rows.last.max(seq);
+            self.waiting.set(&mut slot.known, Head::Held);
             self.follow_queue(ix);
         }
     }
@@ -252,13 +253,12 @@ impl Ledger {
             From::Live(ticket) => ticket,
             From::Row(seq) => {
                 // On disk, maybe before what fails only now: it got its row while that ran.
-                let rows = &mut self.slots[ix].rows;
+                let rows = &mut self.slots[ix].known.rows;
                 return rows.loaded = rows.loaded.min(seq - 1);
             }
             From::Timer => return self.put_back(ix, &item),
         };
-        let bounds = &self.config.settings.pending;
-        let room = self.slots[ix].rows.count < bounds.max_per_key && self.waiting.rows < bounds.max_per_shard;
+        let room = self.waiting.has_room(&self.slots[ix].known.rows, &self.config.settings.pending);
         if !room || !self.slots[ix].overflow.is_empty() {
             self.slots[ix].overflow.push_back(item);
             return;
@@ -288,7 +288,7 @@ impl Ledger {
             return;
         }
         let slot = &mut self.slots[ix];
-        let mut behind = slot.running.as_mut().map(|running| std::mem::take(&mut running.items)).unwrap_or_default();
+        let mut behind = slot.running_mut().map(|running| std::mem::take(&mut running.items)).unwrap_or_default();
         behind.append(&mut slot.queue);
         self.follow_all(ix, behind);
     }
@@ -296,7 +296,7 @@ impl Ledger {
     /// The key's rows are not to be read before everything of it that is gathered by now is durable.
     pub(crate) fn await_commits(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
-        slot.rows.unwritten = slot.uncommitted;
+        slot.known.rows.unwritten = slot.uncommitted;
     }
 
     /// The key's group in the batch that is being gathered.

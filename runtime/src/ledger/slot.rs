@@ -118,18 +118,77 @@ impl Rows {
     }
 }
 
+/// What the rows of a key let its messages do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Head {
+    /// No row stands before what is in memory.
+    #[default]
+    Free,
+    /// The head row was found due, and is not settled.
+    Due,
+    /// The head row is not due: messages behind it become rows.
+    Waits,
+    /// A dead letter holds the key: messages behind it become rows.
+    Held,
+}
+
+impl Head {
+    /// True if nothing of the key runs before time has passed, or an operator has acted.
+    pub(crate) fn stops(self) -> bool {
+        matches!(self, Self::Waits | Self::Held)
+    }
+}
+
+/// The ledger's knowledge of what the store has of a key. It starts anew when a commit of the key was refused.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// The store was asked once, and has answered.
+    pub(crate) read: bool,
+    pub(crate) head: Head,
+    pub(crate) rows: Rows,
+    pub(crate) newest: Newest,
+    /// The key has dead letters.
+    pub(crate) letters: bool,
+    /// The number of unsure messages that the store is being asked about.
+    pub(crate) asked: usize,
+}
+
+/// A key's way to its next run.
+#[derive(Debug, Default)]
+pub(crate) enum Phase {
+    /// Nothing of the key is under way.
+    #[default]
+    Rests,
+    /// The store is being asked for its state and its rows.
+    Loads,
+    /// It has something to run, and operators have paused it.
+    Paused,
+    /// It has something to run, and waits for an actor.
+    Starves,
+    /// An actor runs it.
+    Runs(Running),
+}
+
 /// A permit to run a turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Permit {
-    /// It has none.
+    /// The key has none.
     #[default]
     None,
-    /// It asked for one.
+    /// The key asked for one.
     Asked,
-    /// It has one.
+    /// The key has one.
     Granted,
     /// A turn runs with it.
     Used,
+}
+
+/// The actor that a key has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Assigned {
+    pub(crate) actor: ActorIx,
+    /// The actor holds the key's newest state.
+    pub(crate) warm: bool,
 }
 
 /// A key in hand.
@@ -137,51 +196,31 @@ pub(crate) enum Permit {
 pub(crate) struct Slot {
     pub(crate) service: u16,
     pub(crate) key: Arc<str>,
+    /// Answers to what was asked under another token are void.
     pub(crate) token: u64,
-    /// What the store knows of the key is on its way.
-    pub(crate) loading: bool,
-    /// What the store knows of the key was read once.
-    pub(crate) known: bool,
+    pub(crate) phase: Phase,
+    pub(crate) known: Known,
     pub(crate) queue: VecDeque<Item>,
-    /// The source, as a hash, of the first message with an id that need not be unique in the world.
-    pub(crate) sender: Option<u32>,
     /// Live items behind rows that may not grow further: they keep their credits.
     pub(crate) overflow: VecDeque<Item>,
     /// Live items that the store may know, in a row or a dead letter: it is asked before they are queued.
     pub(crate) unsure: VecDeque<Item>,
-    /// The store was asked about so many of them.
-    pub(crate) asked: usize,
-    /// It has dead letters.
-    pub(crate) letters: bool,
-    pub(crate) running: Option<Running>,
-    /// Since when its run is under way, or its permit is waited for.
+    /// The source, as a hash, of the first message with an id that need not be unique in the world.
+    pub(crate) sender: Option<u32>,
+    pub(crate) assigned: Option<Assigned>,
+    /// The start of its run, of its wait for a permit, or of its pause.
     pub(crate) busy_since: Millis,
     /// Its permit to run a turn, where its service needs one.
     pub(crate) permit: Permit,
     /// Its permit to start a suspect alone.
     pub(crate) trial: Permit,
-    /// What its head's last attempt found unavailable, if it did.
+    /// The dependency, by its place in the handler's `NEEDS`, that its head's last attempt found unavailable.
     pub(crate) unavailable: Option<usize>,
-    /// It has something to run, and is paused.
-    pub(crate) paused: bool,
-    /// It is in the queue for an actor.
-    pub(crate) queued: bool,
-    /// A dead letter holds the key.
-    pub(crate) held: bool,
-    /// Its head row is not due.
-    pub(crate) waits: bool,
-    /// Its head row was found due and has not been settled.
-    pub(crate) awake: bool,
-    pub(crate) rows: Rows,
-    pub(crate) actor: Option<ActorIx>,
-    /// The actor holds the newest state.
-    pub(crate) warm: bool,
-    pub(crate) newest: Newest,
     /// Groups of batches that hold something of it.
     pub(crate) uncommitted: u32,
     /// Its group in the batch that is being gathered.
     pub(crate) group: Option<u32>,
-    /// So many turns still have a commit each: one with several was refused.
+    /// The number of turns that still have a commit each: one with several was refused.
     pub(crate) solo: usize,
     /// The turn that the store refused, and the fault that it becomes.
     pub(crate) blame: Option<(TakenId, Fault)>,
@@ -189,23 +228,22 @@ pub(crate) struct Slot {
     pub(crate) timers: Vec<Hand>,
     /// Dead letters that an operator acts on.
     pub(crate) operations: Vec<self::Operation>,
-    /// When it was last put among the idle.
+    /// The stamp of its newest entry among the idle.
     pub(crate) idle_stamp: u64,
-    pub(crate) idle_since: Millis,
 }
 
 impl Slot {
-    /// Whether live messages must be appended to the table instead of being queued.
+    /// True if live messages must be appended to the table instead of being queued.
     pub(crate) fn must_follow(&self) -> bool {
-        self.held || self.waits || self.rows.behind()
+        self.known.head.stops() || self.known.rows.behind()
     }
 
-    /// Whether an id that the inbox does not know may be that of a row or a dead letter.
+    /// True if an id that the inbox does not know may be that of a row or a dead letter.
     pub(crate) fn is_doubtful(&self) -> bool {
-        self.letters || self.rows.count > 0 || !self.unsure.is_empty()
+        self.known.letters || self.known.rows.count > 0 || !self.unsure.is_empty()
     }
 
-    /// Whether its head is a suspect whose start alone has to wait for its time.
+    /// True if its head is a suspect whose start alone has to wait for its time.
     pub(crate) fn is_watched(&self, now: Millis) -> bool {
         self.queue.front().is_some_and(|head| match head.trial {
             Trial::Watching => true,
@@ -214,46 +252,96 @@ impl Slot {
         })
     }
 
+    /// True if its actor holds its newest state.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.assigned.is_some_and(|assigned| assigned.warm)
+    }
+
+    /// Its actor's state is not the newest one.
+    pub(crate) fn cool(&mut self) {
+        if let Some(assigned) = &mut self.assigned {
+            assigned.warm = false;
+        }
+    }
+
+    /// The run that is under way.
+    pub(crate) fn running(&self) -> Option<&Running> {
+        match &self.phase {
+            Phase::Runs(running) => Some(running),
+            Phase::Rests | Phase::Loads | Phase::Paused | Phase::Starves => None,
+        }
+    }
+
+    /// The run that is under way, to change it.
+    pub(crate) fn running_mut(&mut self) -> Option<&mut Running> {
+        match &mut self.phase {
+            Phase::Runs(running) => Some(running),
+            Phase::Rests | Phase::Loads | Phase::Paused | Phase::Starves => None,
+        }
+    }
+
+    /// Ends the run that is under way.
+    pub(crate) fn take_run(&mut self) -> Option<Running> {
+        match std::mem::take(&mut self.phase) {
+            Phase::Runs(running) => Some(running),
+            other => {
+                self.phase = other;
+                None
+            }
+        }
+    }
+
+    /// The items of its run, without those that are settled.
+    pub(crate) fn in_run(&self) -> impl Iterator<Item = &Item> {
+        self.running().into_iter().flat_map(|running| &running.items)
+    }
+
+    /// The items whose turn is first: those of its run, or else its queue.
+    pub(crate) fn first_mut(&mut self) -> &mut VecDeque<Item> {
+        match &mut self.phase {
+            Phase::Runs(running) => &mut running.items,
+            Phase::Rests | Phase::Loads | Phase::Paused | Phase::Starves => &mut self.queue,
+        }
+    }
+
     /// The suspect whose start alone is durable: it runs, or is about to.
     pub(crate) fn started_alone(&self) -> Option<&Item> {
         let head = match self.trial {
             Permit::Granted => self.queue.front(),
-            Permit::Used => self.running.as_ref().filter(|run| !run.stale).and_then(|run| run.items.front()),
+            Permit::Used => self.running().filter(|run| !run.stale).and_then(|run| run.items.front()),
             Permit::None | Permit::Asked => None,
         };
         head.filter(|head| head.trial == Trial::Recorded)
     }
 
-    /// Whether sources wait for something of it.
+    /// True if sources wait for something of it.
     pub(crate) fn holds_positions(&self) -> bool {
-        let running = self.running.iter().flat_map(|run| &run.items);
-        running.chain(&self.queue).chain(&self.unsure).any(|item| matches!(item.from, From::Live(_)))
+        let mut items = self.in_run().chain(&self.queue).chain(&self.unsure);
+        items.any(|item| matches!(item.from, From::Live(_)))
     }
 
-    /// Whether something of it runs, or is to run as soon as it can.
+    /// True if something of it runs, or is to run as soon as it can.
     pub(crate) fn is_busy(&self) -> bool {
-        let rests = self.held || self.waits || self.paused;
-        self.running.is_some()
-            || self.loading
+        let rests = self.known.head.stops() || matches!(self.phase, Phase::Paused);
+        matches!(self.phase, Phase::Loads | Phase::Runs(_))
             || !self.unsure.is_empty()
-            || !rests && (!self.queue.is_empty() || self.rows.behind())
+            || !rests && (!self.queue.is_empty() || self.known.rows.behind())
     }
 
-    /// Whether nothing of it is under way, so that it may be forgotten.
+    /// True if nothing of it is under way, so that it may be forgotten.
     pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty()
             && self.overflow.is_empty()
             && self.unsure.is_empty()
-            && self.running.is_none()
             && self.uncommitted == 0
             && self.operations.is_empty()
             && self.blame.is_none()
             && self.timers.is_empty()
             && self.permit == Permit::None
             && self.trial == Permit::None
-            && !self.loading
-            && !self.rows.paging
-            && (!self.rows.behind() || self.held || self.waits)
+            && !matches!(self.phase, Phase::Loads | Phase::Runs(_))
+            && !self.known.rows.paging
+            && (!self.known.rows.behind() || self.known.head.stops())
     }
 }
 

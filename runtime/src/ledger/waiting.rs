@@ -9,8 +9,9 @@ use hashbrown::HashSet;
 use super::Ledger;
 use super::protocol::{Question, SlotIx};
 use super::routes::Bindings;
-use super::slot::{From, Item, Permit, Slot, Trial};
+use super::slot::{From, Head, Item, Known, Permit, Phase, Rows, Slot, Trial};
 use crate::clock::{Millis, millis};
+use crate::settings::PendingSettings;
 use crate::store::{Due, PendingKind, PendingRow, ServiceKey};
 
 /// Pause before the store is asked again while all that is due is already in hand.
@@ -43,6 +44,23 @@ impl Waiting {
         Self { rows, fetching: true, orphans: true, ..Self::default() }
     }
 
+    /// A key has a row more, the last one or one before it.
+    pub(crate) fn add(&mut self, rows: &mut Rows, seq: u64) {
+        self.rows += 1;
+        rows.count += 1;
+        rows.last = rows.last.max(seq);
+    }
+
+    /// So many rows are gone.
+    pub(crate) fn remove(&mut self, rows: u64) {
+        self.rows = self.rows.saturating_sub(rows);
+    }
+
+    /// True if a key may have a row more.
+    pub(crate) fn has_room(&self, rows: &Rows, bounds: &PendingSettings) -> bool {
+        rows.count < bounds.max_per_key && self.rows < bounds.max_per_shard
+    }
+
     /// Something is due at `at`.
     pub(crate) fn at(&mut self, at: Millis) {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
@@ -54,19 +72,33 @@ impl Waiting {
         !due && !self.fetching && !self.orphans && self.awake == 0 && self.woken.is_empty()
     }
 
-    /// The key's head is no longer awake: settled, or waiting again.
-    pub(crate) fn sleep(&mut self, slot: &mut Slot) {
-        if std::mem::take(&mut slot.awake) {
-            self.awake -= 1;
+    /// True if the store is to be asked now for what is due.
+    fn begins(&mut self, now: Millis) -> bool {
+        let begins = !self.fetching && self.next.is_some_and(|next| next <= now);
+        if begins {
+            (self.fetching, self.next) = (true, None);
+        }
+        begins
+    }
+
+    /// What a key's rows let it do has changed.
+    pub(crate) fn set(&mut self, known: &mut Known, head: Head) {
+        self.awake += usize::from(head == Head::Due);
+        self.awake -= usize::from(known.head == Head::Due);
+        known.head = head;
+    }
+
+    /// A key's head row is settled, where it was due.
+    pub(crate) fn settled(&mut self, known: &mut Known) {
+        if known.head == Head::Due {
+            self.set(known, Head::Free);
         }
     }
 }
 
 impl Ledger {
     pub(crate) fn fetch_due(&mut self) {
-        if !self.waiting.fetching && !self.draining && self.waiting.next.is_some_and(|next| next <= self.now) {
-            self.waiting.fetching = true;
-            self.waiting.next = None;
+        if !self.draining && self.waiting.begins(self.now) {
             let page = self.config.settings.pending.page + self.waiting.awake;
             self.ask(Question::Due(self.runnable(), page));
         }
@@ -106,15 +138,13 @@ impl Ledger {
         }
         let ix = self.slot_for(service, &key.key);
         let slot = &mut self.slots[ix];
-        if !slot.known {
+        if !slot.known.read {
             return self.waiting.woken.insert(ix);
         }
-        if slot.held || !slot.waits || slot.rows.unwritten > 0 {
+        if slot.known.head != Head::Waits || slot.known.rows.unwritten > 0 {
             return false;
         }
-        slot.waits = false;
-        slot.awake = true;
-        self.waiting.awake += 1;
+        self.waiting.set(&mut slot.known, Head::Due);
         self.to_advance.push_back(ix);
         true
     }
@@ -122,10 +152,7 @@ impl Ledger {
     /// A row for a message of a key: its number.
     pub(crate) fn add_row(&mut self, ix: SlotIx) -> u64 {
         let seq = self.next_seq();
-        self.waiting.rows += 1;
-        let slot = &mut self.slots[ix];
-        slot.rows.count += 1;
-        slot.rows.last = seq;
+        self.waiting.add(&mut self.slots[ix].known.rows, seq);
         seq
     }
 
@@ -163,16 +190,16 @@ impl Ledger {
         }
         self.waiting.spilled_at = now;
         let slow = |slot: &&Slot| {
-            let busy = slot.running.as_ref().is_some_and(|run| !run.stale)
-                || slot.paused
+            let busy = slot.running().is_some_and(|run| !run.stale)
+                || matches!(slot.phase, Phase::Paused)
                 || slot.trial == Permit::Granted
                 || [slot.permit, slot.trial].contains(&Permit::Asked);
-            busy && slot.known && now.saturating_sub(slot.busy_since) >= after && slot.holds_positions()
+            busy && slot.known.read && now.saturating_sub(slot.busy_since) >= after && slot.holds_positions()
         };
         let slow: Vec<SlotIx> =
             self.slots.iter().filter(slow).filter_map(|slot| self.slots.find(slot.service, &slot.key)).collect();
         for ix in slow {
-            if self.slots[ix].paused && self.slots[ix].running.is_none() {
+            if matches!(self.slots[ix].phase, Phase::Paused) {
                 // Nothing of it runs soon: it needs no memory.
                 let queue = std::mem::take(&mut self.slots[ix].queue);
                 self.follow_all(ix, queue);
@@ -184,20 +211,19 @@ impl Ledger {
 
     fn spill_key(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
-        let mut running = slot.running.as_mut().map(|run| std::mem::take(&mut run.items)).unwrap_or_default();
+        let mut running = slot.running_mut().map(|run| std::mem::take(&mut run.items)).unwrap_or_default();
         let mut queue = std::mem::take(&mut slot.queue);
         for item in running.iter_mut().chain(&mut queue) {
             let From::Live(ticket) = item.from else { continue };
-            let bounds = &self.config.settings.pending;
-            if self.slots[ix].rows.count >= bounds.max_per_key || self.waiting.rows >= bounds.max_per_shard {
+            if !self.waiting.has_room(&self.slots[ix].known.rows, &self.config.settings.pending) {
                 break;
             }
             let seq = self.record_live(ix, item, ticket, PendingKind::Spilled);
             item.from = From::Row(seq);
-            self.slots[ix].rows.loaded = seq;
+            self.slots[ix].known.rows.loaded = seq;
         }
         let slot = &mut self.slots[ix];
-        if let Some(run) = slot.running.as_mut() {
+        if let Some(run) = slot.running_mut() {
             run.items = running;
         }
         slot.queue = queue;
@@ -210,12 +236,12 @@ impl Ledger {
         }
         let key = self.service_key(ix);
         let slot = &mut self.slots[ix];
-        if slot.rows.paging || slot.rows.unwritten > 0 {
+        if slot.known.rows.paging || slot.known.rows.unwritten > 0 {
             return;
         }
-        slot.rows.paging = true;
-        slot.rows.asked = self.commit_no;
-        let (token, after, page) = (slot.token, slot.rows.loaded, self.config.settings.pending.page);
+        slot.known.rows.paging = true;
+        slot.known.rows.asked = self.commit_no;
+        let (token, after, page) = (slot.token, slot.known.rows.loaded, self.config.settings.pending.page);
         self.ask(Question::Page(ix, token, key, after, page));
     }
 
@@ -226,17 +252,18 @@ impl Ledger {
             return;
         }
         let slot = &mut self.slots[ix];
-        slot.rows.paging = false;
+        slot.known.rows.paging = false;
         self.to_advance.push_back(ix);
-        if slot.held || slot.waits || slot.loading || slot.rows.unwritten > 0 {
+        let stops = slot.known.head.stops() || matches!(slot.phase, Phase::Loads);
+        if stops || slot.known.rows.unwritten > 0 {
             return;
         }
         if rows.is_empty() {
             if slot.uncommitted > 0 {
-                slot.rows.unwritten = slot.rows.unwritten.max(1);
-            } else if slot.rows.asked == self.commit_no {
-                slot.rows.loaded = slot.rows.last;
-                self.waiting.sleep(slot);
+                slot.known.rows.unwritten = slot.known.rows.unwritten.max(1);
+            } else if slot.known.rows.asked == self.commit_no {
+                slot.known.rows.loaded = slot.known.rows.last;
+                self.waiting.settled(&mut slot.known);
             }
             // Otherwise the rows were written after the page was read.
             return;
@@ -244,18 +271,17 @@ impl Ledger {
         for row in rows {
             if row.due_at.is_some_and(|due| due > now) && slot.queue.is_empty() {
                 // Its time was moved after it was found due.
-                slot.waits = true;
+                self.waiting.set(&mut slot.known, Head::Waits);
                 self.waiting.at(row.due_at.unwrap_or(now));
-                self.waiting.sleep(slot);
                 return;
             }
-            if row.seq > slot.rows.loaded {
-                slot.rows.loaded = row.seq;
+            if row.seq > slot.known.rows.loaded {
+                slot.known.rows.loaded = row.seq;
                 let doubt = self.suspicion.row(&row);
                 slot.queue.push_back(item(row, doubt, &self.config.bindings));
             }
         }
-        slot.rows.count = slot.rows.count.max(slot.queue.len() as u64);
+        slot.known.rows.count = slot.known.rows.count.max(slot.queue.len() as u64);
     }
 }
 

@@ -21,6 +21,8 @@ macro_rules! words {
     };
 }
 
+pub(crate) use words;
+
 words! {
     /// The way in which a delivery was recognised as already taken.
     DedupSource {

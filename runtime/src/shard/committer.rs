@@ -77,7 +77,7 @@ impl Actor for Committer {
                 let outcome = state.env.store.commit(&commit).instrument(span).await;
                 state.room = None;
                 if matches!(outcome, Outcome::Committed) {
-                    state.env.desk.committed(&commit);
+                    state.env.pending.committed(&commit);
                 }
                 let turns = commit.parts.iter().map(|part| part.ids.len() + part.settled.len()).sum::<usize>();
                 state.env.metrics.record_commit(&outcome, turns as u64, watch.elapsed());

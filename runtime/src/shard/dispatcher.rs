@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use self::handover::Handover;
 use super::env::Env;
-use super::env::troubles::End;
+use super::env::troubles::Endpoint;
 use super::messages::{DispatcherMessage, ShardMessage};
 use crate::clock::{Dice, sleep};
 use crate::handler::RetryPolicy;
@@ -160,13 +160,13 @@ impl DispatcherState {
                 // An end that breaks as soon as it is opened must not be reopened without a pause.
                 let confirmed = publisher.answered(answers?);
                 self.failures = 0;
-                env.troubles.back(*shard_no, End::Sink(*sink));
+                env.troubles.back(*shard_no, Endpoint::Sink(*sink));
                 self.metrics.add_published(confirmed);
             }
             () = handover.changed() => {}
             // A sink that owes answers should give them sooner.
             () = sleep(wait) => if owed {
-                env.troubles.away(*shard_no, End::Sink(*sink), "it confirms nothing");
+                env.troubles.away(*shard_no, Endpoint::Sink(*sink), "it confirms nothing");
             }
         }
         Ok(())
@@ -199,7 +199,7 @@ impl DispatcherState {
     async fn failed(&mut self, failure: &SinkError) {
         let (shard, sink) = (self.args.shard_no, self.name());
         let (SinkError::Unavailable { reason, .. } | SinkError::Broken { reason, .. }) = failure;
-        self.args.env.troubles.away(shard, End::Sink(self.args.sink), reason);
+        self.args.env.troubles.away(shard, Endpoint::Sink(self.args.sink), reason);
         match failure {
             SinkError::Unavailable { reason, .. } => warn!(shard, sink, reason, "sink cannot be written, trying again"),
             SinkError::Broken { reason, .. } => {

@@ -14,8 +14,8 @@ use tracing::{Span, warn};
 
 use self::recorder::Recorder;
 use self::troubles::Troubles;
-use super::permits::Keeper;
-use super::waiters::Desk;
+use super::permits::PermitPool;
+use super::waiters::PendingCalls;
 use super::worker::Ownership;
 use crate::clock::{Clock, millis};
 use crate::handler::TurnLimits;
@@ -44,7 +44,7 @@ pub(crate) struct Env {
     pub(crate) sinks: Vec<Arc<dyn SinkTransport>>,
     pub(crate) metrics: Arc<Metrics>,
     /// The gates, which let turns start that need something from outside.
-    pub(crate) gates: Arc<Keeper>,
+    pub(crate) gates: Arc<PermitPool>,
     pub(crate) clock: Clock,
     /// The recorder of the ledgers' events, if there is one.
     pub(crate) recorder: Option<Arc<Recorder>>,
@@ -56,7 +56,7 @@ pub(crate) struct Env {
     /// This worker's part in its fleet, where the store has leases.
     pub(crate) fleet: Option<Ownership>,
     /// The callers that wait here for the end of a call.
-    pub(crate) desk: Arc<Desk>,
+    pub(crate) pending: Arc<PendingCalls>,
     /// Room for commits on their way to the store, where it takes several at once.
     pub(crate) in_flight: Option<Arc<Semaphore>>,
 }
@@ -76,8 +76,8 @@ impl Env {
     /// The problems that stand in the way of being ready, each a sentence.
     pub(crate) fn problems(&self) -> Vec<String> {
         self.troubles.problems(self.settings.admin.away_max, |end| match end {
-            troubles::End::Source(no) => format!("source {}", self.transports[usize::from(no)].name()),
-            troubles::End::Sink(no) => format!("sink {}", self.sinks[usize::from(no)].name()),
+            troubles::Endpoint::Source(no) => format!("source {}", self.transports[usize::from(no)].name()),
+            troubles::Endpoint::Sink(no) => format!("sink {}", self.sinks[usize::from(no)].name()),
         })
     }
 

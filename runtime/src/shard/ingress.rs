@@ -8,7 +8,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tracing::{error, info, warn};
 
 use super::env::Env;
-use super::env::troubles::End;
+use super::env::troubles::Endpoint;
 use super::messages::{IngressMessage, ShardMessage};
 use crate::clock::sleep;
 use crate::ledger::protocol::Event;
@@ -167,13 +167,13 @@ async fn fetch(myself: &ActorRef<IngressMessage>, state: &mut IngressState) -> R
     let deliveries = match fetched.unwrap_or(Ok(Vec::new())) {
         Ok(deliveries) if deliveries.is_empty() => return Ok(()),
         Ok(deliveries) => {
-            args.env.troubles.back(args.shard_no, End::Source(args.source));
+            args.env.troubles.back(args.shard_no, Endpoint::Source(args.source));
             deliveries
         }
         // An outage is waited for: it spends neither attempts nor restarts.
         Err(error @ SourceError::Unavailable { .. }) => {
             warn!(shard = args.shard_no, source = name, %error, "source cannot be read, trying again");
-            args.env.troubles.away(args.shard_no, End::Source(args.source), &error.to_string());
+            args.env.troubles.away(args.shard_no, Endpoint::Source(args.source), &error.to_string());
             state.troubled = true;
             sleep(AGAIN).await;
             return Ok(());

@@ -14,7 +14,7 @@ use super::env::Env;
 use super::messages::{
     CommitterMessage, DispatcherMessage, IngressMessage, KeysMessage, ReaderMessage, Readers, ShardMessage,
 };
-use super::permits::Chair;
+use super::permits::ShardPermits;
 use crate::clock::Millis;
 use crate::ledger::Ledger;
 use crate::ledger::protocol::{Action, Event, RunOrder};
@@ -38,7 +38,7 @@ pub(crate) struct ShardState {
     readers: Option<Readers>,
     committer: Option<ActorRef<CommitterMessage>>,
     ingresses: Vec<Option<ActorRef<IngressMessage>>>,
-    chair: Chair,
+    permits: ShardPermits,
     actors: Vec<Option<ActorRef<RunOrder>>>,
     handovers: Arc<[Arc<Handover>]>,
     waiting_for_committer: Vec<CommitterMessage>,
@@ -63,7 +63,7 @@ impl Actor for Shard {
     ) -> Result<ShardState, ActorProcessingErr> {
         Ok(ShardState {
             no,
-            chair: env.gates.enter(myself),
+            permits: env.gates.enter(myself),
             metrics: env.metrics.shard(no),
             ingresses: env.transports.iter().map(|_| None).collect(),
             env,
@@ -255,8 +255,8 @@ impl ShardState {
                 let window = self.env.window();
                 self.handovers.iter().for_each(|handover| handover.put(&commit, window));
             }
-            Action::AskPermit(service, again) => self.chair.ask(service, again),
-            Action::PermitEnded(service, ended) => self.chair.ended(service, ended),
+            Action::AskPermit(line, again) => self.permits.ask(line, again),
+            Action::PermitEnded(line, ended) => self.permits.ended(line, ended),
             Action::Drained => {
                 if let Some(reply) = self.drained.take() {
                     drop(reply.send(()));

@@ -1,4 +1,4 @@
-//! The gates as the shards of a process reach them.
+//! The permits of a process, shared by its shards.
 //! In: shards that ask, from any of their actors' threads. Out: permits as messages to them; log lines, metrics.
 
 use std::collections::HashMap;
@@ -9,12 +9,12 @@ use tracing::{info, warn};
 
 use super::messages::ShardMessage;
 use crate::clock::{Clock, Millis};
-use crate::ledger::gates::{Change, Ended, Gates, Seat, State};
+use crate::ledger::gates::{Asker, BreakerChange, BreakerState, Gates, Line, PermitEnd};
 use crate::ledger::protocol::Event;
 use crate::metrics::Metrics;
 
-/// The keeper of the gates.
-pub(crate) struct Keeper {
+/// The permits that the shards of a process share.
+pub(crate) struct PermitPool {
     inner: Mutex<Inner>,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -22,23 +22,23 @@ pub(crate) struct Keeper {
 
 struct Inner {
     gates: Gates,
-    shards: HashMap<Seat, ActorRef<ShardMessage>>,
-    next: Seat,
+    shards: HashMap<Asker, ActorRef<ShardMessage>>,
+    next: Asker,
 }
 
-impl Keeper {
+impl PermitPool {
     pub(crate) fn new(gates: Gates, clock: Clock, metrics: Arc<Metrics>) -> Self {
         gates.states().for_each(|(name, _)| metrics.dependency(name).set_open(false));
         Self { inner: Mutex::new(Inner { gates, shards: HashMap::new(), next: 0 }), clock, metrics }
     }
 
-    /// Enters a shard that will ask; it leaves when the returned [`Chair`] is dropped.
-    pub(crate) fn enter(self: &Arc<Self>, shard: ActorRef<ShardMessage>) -> Chair {
+    /// Enters a shard that will ask; it leaves when the returned [`ShardPermits`] is dropped.
+    pub(crate) fn enter(self: &Arc<Self>, shard: ActorRef<ShardMessage>) -> ShardPermits {
         let mut inner = self.inner();
         inner.next += 1;
-        let seat = inner.next;
-        inner.shards.insert(seat, shard);
-        Chair { keeper: self.clone(), seat }
+        let asker = inner.next;
+        inner.shards.insert(asker, shard);
+        ShardPermits { pool: self.clone(), asker }
     }
 
     /// Grants the permits that are due by now.
@@ -53,9 +53,9 @@ impl Keeper {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, changes: Vec<Change>) {
-        for Change { dependency, state, wait } in changes {
-            let open = state == State::Open;
+    fn tell(&self, changes: Vec<BreakerChange>) {
+        for BreakerChange { dependency, state, wait } in changes {
+            let open = state == BreakerState::Open;
             self.metrics.dependency(dependency).set_open(open);
             if open {
                 warn!(dependency, wait_ms = wait, "dependency is not available: no turn that needs it starts");
@@ -68,45 +68,45 @@ impl Keeper {
 
 impl Inner {
     fn grant(&mut self, now: Millis) {
-        for (seat, service) in self.gates.grant(now) {
+        for (asker, line) in self.gates.grant(now) {
             // A shard that has ended by now leaves, and gives its permits back.
-            if let Some(shard) = self.shards.get(&seat) {
-                drop(shard.cast(ShardMessage::Event(Event::Permit(service))));
+            if let Some(shard) = self.shards.get(&asker) {
+                drop(shard.cast(ShardMessage::Event(Event::Permit(line))));
             }
         }
     }
 }
 
-/// A shard's place at the gates.
-pub(crate) struct Chair {
-    keeper: Arc<Keeper>,
-    seat: Seat,
+/// A shard's part of the pool: what it asked for, and what it has.
+pub(crate) struct ShardPermits {
+    pool: Arc<PermitPool>,
+    asker: Asker,
 }
 
-impl Chair {
+impl ShardPermits {
     /// Asks for a permit; it comes as [`Event::Permit`].
-    pub(crate) fn ask(&self, service: u16, again: bool) {
-        let mut inner = self.keeper.inner();
-        inner.gates.ask(self.seat, service, again);
-        inner.grant(self.keeper.clock.now());
+    pub(crate) fn ask(&self, line: Line, again: bool) {
+        let mut inner = self.pool.inner();
+        inner.gates.ask(self.asker, line, again);
+        inner.grant(self.pool.clock.now());
     }
 
     /// Notes that a turn with a permit ended.
-    pub(crate) fn ended(&self, service: u16, ended: Ended) {
-        let now = self.keeper.clock.now();
-        let mut inner = self.keeper.inner();
-        let changes = inner.gates.ended(self.seat, service, ended, now);
+    pub(crate) fn ended(&self, line: Line, ended: PermitEnd) {
+        let now = self.pool.clock.now();
+        let mut inner = self.pool.inner();
+        let changes = inner.gates.ended(self.asker, line, ended, now);
         inner.grant(now);
         drop(inner);
-        self.keeper.tell(changes);
+        self.pool.tell(changes);
     }
 }
 
-impl Drop for Chair {
+impl Drop for ShardPermits {
     fn drop(&mut self) {
-        let mut inner = self.keeper.inner();
-        inner.shards.remove(&self.seat);
-        inner.gates.leave(self.seat);
-        inner.grant(self.keeper.clock.now());
+        let mut inner = self.pool.inner();
+        inner.shards.remove(&self.asker);
+        inner.gates.leave(self.asker);
+        inner.grant(self.pool.clock.now());
     }
 }

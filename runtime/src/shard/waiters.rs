@@ -23,15 +23,15 @@ const SELDOM: u32 = 25;
 /// The number of calls in one query.
 const LOOK_MAX: usize = 1_000;
 
-/// The desk at which callers wait.
+/// The calls of this process that wait for their ends.
 #[derive(Debug, Default)]
-pub(crate) struct Desk {
-    waiting: Mutex<Waiting>,
+pub(crate) struct PendingCalls {
+    waiting: Mutex<Calls>,
     more: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct Calls {
     /// Bounded by the requests that are served at once.
     calls: HashMap<CallId, Vec<Waiter>>,
     last: u64,
@@ -46,24 +46,24 @@ struct Waiter {
     tell: oneshot::Sender<CallOutcome>,
 }
 
-/// A place at the desk; given up when it is dropped.
-pub(crate) struct Place {
-    desk: Arc<Desk>,
+/// One call that waits for its end; given up when it is dropped.
+pub(crate) struct PendingCall {
+    pending: Arc<PendingCalls>,
     id: CallId,
     no: u64,
     told: oneshot::Receiver<CallOutcome>,
 }
 
-impl Place {
+impl PendingCall {
     /// The outcome of the call; `None` if nobody will tell any more.
     pub(crate) async fn outcome(mut self) -> Option<CallOutcome> {
         (&mut self.told).await.ok()
     }
 }
 
-impl Drop for Place {
+impl Drop for PendingCall {
     fn drop(&mut self) {
-        let mut waiting = self.desk.waiting();
+        let mut waiting = self.pending.waiting();
         if let Some(waiters) = waiting.calls.get_mut(&self.id) {
             waiters.retain(|waiter| waiter.no != self.no);
             if waiters.is_empty() {
@@ -73,9 +73,9 @@ impl Drop for Place {
     }
 }
 
-impl Desk {
+impl PendingCalls {
     /// Waits for the end of a call; `here` tells whether its shard runs here.
-    pub(crate) fn wait(self: &Arc<Self>, id: CallId, message_id: &str, here: bool) -> Place {
+    pub(crate) fn wait(self: &Arc<Self>, id: CallId, message_id: &str, here: bool) -> PendingCall {
         let (tell, told) = oneshot::channel();
         let mut waiting = self.waiting();
         waiting.last += 1;
@@ -83,7 +83,7 @@ impl Desk {
         waiting.calls.entry(id).or_default().push(Waiter { no, message_id: message_id.to_owned(), here, tell });
         drop(waiting);
         self.more.notify_one();
-        Place { desk: Arc::clone(self), id, no, told }
+        PendingCall { pending: Arc::clone(self), id, no, told }
     }
 
     /// Tells the callers whose calls ended with this durable commit.
@@ -118,19 +118,19 @@ impl Desk {
         }
     }
 
-    /// Looks calls up in the store from now on, until the desk is gone.
-    #[expect(clippy::disallowed_methods, reason = "it ends with the desk, and waits for nobody")]
-    pub(crate) fn serve(desk: &Arc<Self>, store: Arc<dyn Store>) {
-        let desk = Arc::downgrade(desk);
+    /// Looks calls up in the store from now on, until nobody holds this.
+    #[expect(clippy::disallowed_methods, reason = "it ends with the last holder, and waits for nobody")]
+    pub(crate) fn serve(pending: &Arc<Self>, store: Arc<dyn Store>) {
+        let pending = Arc::downgrade(pending);
         tokio::spawn(async move {
             let mut round = 0_u32;
-            while let Some(ids) = next(&desk, round).await {
+            while let Some(ids) = next(&pending, round).await {
                 round = round.wrapping_add(1);
                 for ids in ids.chunks(LOOK_MAX) {
                     let found = store.calls().records(ids.to_vec()).await;
-                    let Some(desk) = desk.upgrade() else { return };
+                    let Some(pending) = pending.upgrade() else { return };
                     match found {
-                        Ok(records) => desk.found(records),
+                        Ok(records) => pending.found(records),
                         Err(error) => debug!(%error, "the ends of calls cannot be looked up now"),
                     }
                 }
@@ -146,17 +146,17 @@ impl Desk {
         wanted.map(|(id, _)| *id).collect()
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+    fn waiting(&self) -> MutexGuard<'_, Calls> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Waits a while; returns the calls to look up, or `None` when the desk is gone. It rests while nobody waits.
-async fn next(desk: &Weak<Desk>, round: u32) -> Option<Vec<CallId>> {
+/// Waits a while; returns the calls to look up, or `None` when nobody holds `pending` any more. It rests while nobody waits.
+async fn next(pending: &Weak<PendingCalls>, round: u32) -> Option<Vec<CallId>> {
     sleep(LOOK_EVERY).await;
-    let here = desk.upgrade()?;
+    let here = pending.upgrade()?;
     if here.waiting().calls.is_empty() {
-        // A second at most: then it checks whether the desk still exists.
+        // A second at most: then it checks whether somebody still holds it.
         let rest = here.more.notified();
         tokio::select! {
             () = rest => {}
@@ -181,15 +181,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_commit_tells_whoever_waits_for_its_calls_and_nobody_else() {
-        let desk = Arc::new(Desk::default());
+        let pending = Arc::new(PendingCalls::default());
         let (one, two, other) = (CallId([1; 16]), CallId([1; 16]), CallId([2; 16]));
-        let (one, two) = (desk.wait(one, "m-1", true), desk.wait(two, "m-2", false));
-        let other = desk.wait(other, "m-3", true);
-        desk.committed(&commit(CallId([1; 16])));
+        let (one, two) = (pending.wait(one, "m-1", true), pending.wait(two, "m-2", false));
+        let other = pending.wait(other, "m-3", true);
+        pending.committed(&commit(CallId([1; 16])));
         assert_eq!(one.outcome().await, Some(CallOutcome::done(None)));
         assert_eq!(two.outcome().await, Some(CallOutcome::done(None)));
-        assert_eq!(desk.wanted(0), [CallId([2; 16])]);
-        assert!(desk.wanted(1).is_empty(), "what runs here is looked up seldom");
+        assert_eq!(pending.wanted(0), [CallId([2; 16])]);
+        assert!(pending.wanted(1).is_empty(), "what runs here is looked up seldom");
         let old = CallRecord {
             id: CallId([2; 16]),
             fingerprint: [0; 32],
@@ -198,10 +198,10 @@ mod tests {
             expires_at: 0,
             outcome: Some(CallOutcome::done(None)),
         };
-        desk.found(vec![Some(old.clone()), None]);
-        assert_eq!(desk.wanted(0), [CallId([2; 16])], "its key had been used before");
-        desk.found(vec![Some(CallRecord { message_id: "m-3".to_owned(), ..old })]);
+        pending.found(vec![Some(old.clone()), None]);
+        assert_eq!(pending.wanted(0), [CallId([2; 16])], "its key had been used before");
+        pending.found(vec![Some(CallRecord { message_id: "m-3".to_owned(), ..old })]);
         assert_eq!(other.outcome().await, Some(CallOutcome::done(None)));
-        assert!(desk.wanted(0).is_empty(), "nobody waits any more");
+        assert!(pending.wanted(0).is_empty(), "nobody waits any more");
     }
 }

@@ -55,12 +55,12 @@ impl World {
                     }
                 }
                 Action::Publish(commit) => self.hand_over(id, &commit),
-                Action::AskPermit(service, again) => {
-                    self.gates.ask(id as u64, service, again);
+                Action::AskPermit(line, again) => {
+                    self.gates.ask(id as u64, line, again);
                     self.permit();
                 }
-                Action::PermitEnded(service, ended) => {
-                    self.gates.ended(id as u64, service, ended, self.clock.now());
+                Action::PermitEnded(line, ended) => {
+                    self.gates.ended(id as u64, line, ended, self.clock.now());
                     self.permit();
                 }
                 Action::Drained | Action::Stop(_) => self.leave(id),

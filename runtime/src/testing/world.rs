@@ -273,9 +273,9 @@ impl World {
 
     /// Gives the permits that can be given.
     pub(super) fn permit(&mut self) {
-        for (seat, service) in self.gates.grant(self.clock.now()) {
-            let id = usize::try_from(seat).unwrap_or(usize::MAX);
-            self.happens_later(id, Lane::Gates, 500, protocol::Event::Permit(service));
+        for (asker, line) in self.gates.grant(self.clock.now()) {
+            let id = usize::try_from(asker).unwrap_or(usize::MAX);
+            self.happens_later(id, Lane::Gates, 500, protocol::Event::Permit(line));
         }
     }
 }

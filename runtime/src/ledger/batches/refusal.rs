@@ -7,7 +7,7 @@ use super::group::{Batch, Group};
 use crate::handler::Fault;
 use crate::ledger::Ledger;
 use crate::ledger::protocol::SlotIx;
-use crate::ledger::slot::{From, Newest};
+use crate::ledger::slot::{From, Known, Phase};
 use crate::store::{PendingKind, PendingRow};
 
 impl Ledger {
@@ -91,9 +91,12 @@ impl Ledger {
         }
         self.slots.renew(ix);
         let slot = &mut self.slots[ix];
-        slot.loading = false;
-        slot.solo = turns + slot.running.as_ref().map_or(0, |running| running.items.len());
-        if let Some(running) = slot.running.as_mut() {
+        slot.phase = match std::mem::take(&mut slot.phase) {
+            Phase::Loads => Phase::Rests,
+            other => other,
+        };
+        slot.solo = turns + slot.in_run().count();
+        if let Some(running) = slot.running_mut() {
             running.stale = true;
             items.extend(running.items.drain(..));
         }
@@ -103,18 +106,12 @@ impl Ledger {
         items.sort_by_key(|item| item.arrival);
         slot.queue = items.into();
         slot.uncommitted = 0;
-        slot.warm = false;
-        slot.known = false;
-        slot.held = false;
-        slot.waits = false;
-        slot.newest = Newest::Elsewhere;
-        slot.rows = crate::ledger::slot::Rows::default();
-        (slot.letters, slot.asked) = (false, 0);
-        self.waiting.sleep(slot);
-        self.timers_reset(ix);
+        slot.cool();
+        self.waiting.settled(&mut slot.known);
+        slot.known = Known::default();
+        self.timers.lost(&std::mem::take(&mut slot.timers), self.now);
         self.reset_permit(ix);
-        let slot = &self.slots[ix];
-        if slot.running.is_none() {
+        if self.slots[ix].running().is_none() {
             self.reset_done(ix);
         }
     }
@@ -135,14 +132,14 @@ impl Ledger {
                 From::Live(_) => {
                     self.uncount("taken");
                     if pending {
-                        self.waiting.rows = self.waiting.rows.saturating_sub(1);
+                        self.waiting.remove(1);
                     }
                     // Its copies are in hand with it again: they are acknowledged when it is durable.
                     let copies = group.copies.iter().filter(|(id, _)| *id == item.id).map(|(_, copy)| *copy);
                     let copies = copies.chain(self.batches.take_copies(item.id)).collect();
                     self.inbox.unsettle(item.id, copies);
                 }
-                From::Timer if pending => self.waiting.rows = self.waiting.rows.saturating_sub(1),
+                From::Timer if pending => self.waiting.remove(1),
                 From::Timer => {}
                 // Its row was written in the same group: what is undone of the live message is all.
                 From::Row(_) if row.is_some_and(|row| row.kind == PendingKind::Spilled) => {}
@@ -151,7 +148,7 @@ impl Ledger {
             }
         }
         let replayed = group.part.pending.iter().filter(|row| row.kind == PendingKind::Replay);
-        self.waiting.rows = self.waiting.rows.saturating_sub(replayed.count() as u64);
+        self.waiting.remove(replayed.count() as u64);
         group.pinned.iter().for_each(|id| self.inbox.unpin(*id));
         self.command_undone(&group.part);
     }

@@ -1,8 +1,8 @@
 //! A dependency: its circuit breaker, its retry budget, its limits.
 //! In: how turns that needed it ended. Out: whether one more may start.
 
-use super::Seat;
-use super::limit::{Bucket, Limit};
+use super::Asker;
+use super::limit::{Limit, TokenBucket};
 use crate::clock::{Dice, Millis, millis};
 use crate::settings::{DependencySettings, Settings};
 
@@ -15,7 +15,7 @@ const BUDGET_MOST: f64 = 100.0;
 
 /// The state of a circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum BreakerState {
     /// Turns start.
     Closed,
     /// None does.
@@ -26,9 +26,9 @@ pub(crate) enum State {
 
 /// A breaker opened or closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Change {
+pub(crate) struct BreakerChange {
     pub(crate) dependency: &'static str,
-    pub(crate) state: State,
+    pub(crate) state: BreakerState,
     /// How long nothing is let through.
     pub(crate) wait: Millis,
 }
@@ -37,7 +37,7 @@ pub(crate) struct Change {
 enum Breaker {
     Closed,
     Open { until: Millis },
-    HalfOpen { prober: Option<Seat> },
+    HalfOpen { prober: Option<Asker> },
 }
 
 /// Something outside that turns need.
@@ -51,7 +51,7 @@ pub(crate) struct Dependency {
     failures: u32,
     /// How often it opened since it last answered.
     opened: u32,
-    budget: Bucket,
+    budget: TokenBucket,
     /// It has just come back: whoever waited for it is let through by the budget.
     returning: bool,
 }
@@ -67,16 +67,16 @@ impl Dependency {
             breaker: Breaker::Closed,
             failures: 0,
             opened: 0,
-            budget: Bucket::new(BUDGET_PER_SECOND, BUDGET_MOST).empty_but(BUDGET_PER_SECOND),
+            budget: TokenBucket::new(BUDGET_PER_SECOND, BUDGET_MOST).empty_but(BUDGET_PER_SECOND),
             returning: false,
         }
     }
 
-    pub(crate) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> BreakerState {
         match self.breaker {
-            Breaker::Closed => State::Closed,
-            Breaker::Open { .. } => State::Open,
-            Breaker::HalfOpen { .. } => State::HalfOpen,
+            Breaker::Closed => BreakerState::Closed,
+            Breaker::Open { .. } => BreakerState::Open,
+            Breaker::HalfOpen { .. } => BreakerState::HalfOpen,
         }
     }
 
@@ -95,17 +95,17 @@ impl Dependency {
     }
 
     /// One starts.
-    pub(crate) fn take(&mut self, again: bool, seat: Seat) {
+    pub(crate) fn take(&mut self, again: bool, asker: Asker) {
         self.limit.take();
         match &mut self.breaker {
-            Breaker::HalfOpen { prober } => *prober = Some(seat),
+            Breaker::HalfOpen { prober } => *prober = Some(asker),
             _ if again || self.returning => self.budget.take(),
             _ => {}
         }
     }
 
     /// It answered.
-    pub(crate) fn answered(&mut self) -> Option<Change> {
+    pub(crate) fn answered(&mut self) -> Option<BreakerChange> {
         match self.breaker {
             // Of before it opened.
             Breaker::Open { .. } => return None,
@@ -121,12 +121,12 @@ impl Dependency {
         self.breaker = Breaker::Closed;
         self.opened = 0;
         self.returning = true;
-        self.budget = Bucket::new(BUDGET_PER_SECOND, BUDGET_MOST).empty_but(1.0);
-        Some(Change { dependency: self.name, state: State::Closed, wait: 0 })
+        self.budget = TokenBucket::new(BUDGET_PER_SECOND, BUDGET_MOST).empty_but(1.0);
+        Some(BreakerChange { dependency: self.name, state: BreakerState::Closed, wait: 0 })
     }
 
     /// It was not available.
-    pub(crate) fn failed(&mut self, now: Millis, dice: &mut Dice) -> Option<Change> {
+    pub(crate) fn failed(&mut self, now: Millis, dice: &mut Dice) -> Option<BreakerChange> {
         self.failures += 1;
         match self.breaker {
             Breaker::Open { .. } => return None,
@@ -139,12 +139,12 @@ impl Dependency {
         let wait = wait / 2 + dice.below(wait / 2 + 1);
         self.opened += 1;
         self.breaker = Breaker::Open { until: now + wait };
-        Some(Change { dependency: self.name, state: State::Open, wait })
+        Some(BreakerChange { dependency: self.name, state: BreakerState::Open, wait })
     }
 
     /// A turn that would have shown something did not.
-    pub(crate) fn undecided(&mut self, seat: Seat) {
-        if self.breaker == (Breaker::HalfOpen { prober: Some(seat) }) {
+    pub(crate) fn undecided(&mut self, asker: Asker) {
+        if self.breaker == (Breaker::HalfOpen { prober: Some(asker) }) {
             self.breaker = Breaker::HalfOpen { prober: None };
         }
     }

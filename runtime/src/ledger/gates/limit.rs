@@ -11,13 +11,13 @@ use crate::settings::ServiceLimit;
 pub(crate) struct Limit {
     concurrency: usize,
     used: usize,
-    rate: Option<Bucket>,
+    rate: Option<TokenBucket>,
 }
 
 impl Limit {
     pub(crate) fn new(concurrency: usize, rate: f64) -> Self {
         // A second's worth may come at once.
-        let rate = (rate > 0.0).then(|| Bucket::new(rate, rate.max(1.0)));
+        let rate = (rate > 0.0).then(|| TokenBucket::new(rate, rate.max(1.0)));
         Self { concurrency, used: 0, rate }
     }
 
@@ -47,14 +47,14 @@ impl Limit {
 
 /// Tokens that come with time.
 #[derive(Clone, Debug)]
-pub struct Bucket {
+pub struct TokenBucket {
     per_second: f64,
     most: f64,
     tokens: f64,
     filled_at: Option<Millis>,
 }
 
-impl Bucket {
+impl TokenBucket {
     /// Full with so many tokens at most, of which so many come a second.
     pub fn new(per_second: f64, most: f64) -> Self {
         Self { per_second, most, tokens: most, filled_at: None }

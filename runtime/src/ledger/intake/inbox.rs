@@ -15,7 +15,7 @@ use crate::store::InboxRows;
 
 /// What the inbox says of an arriving id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Arrival {
+pub(crate) enum Dedup {
     /// Never seen within the window: it is in hand now.
     New,
     /// In hand, not settled: the copy is settled together with it.
@@ -34,7 +34,7 @@ enum Mark {
 
 /// An id's entry. All of it is of bytes: each one counts, there are millions.
 #[derive(Clone, Copy, Debug)]
-struct Known {
+struct Remembered {
     mark: Mark,
     print: Print,
 }
@@ -42,7 +42,7 @@ struct Known {
 /// The owner's inbox.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
-    ids: HashMap<TakenId, Known>,
+    ids: HashMap<TakenId, Remembered>,
     copies: HashMap<TakenId, Vec<Ticket>>,
     /// Ids of messages that operators put in the place of dead letters: no commit has taken them, and the store may not have
     /// them yet; and of those that wait for a program that has their service, whose keys are none of this one's. Those of
@@ -76,7 +76,7 @@ impl Inbox {
         let mut inbox = Self { restored, ..Self::default() };
         for commit in rows.commits {
             for Taken { id, print } in &commit.ids {
-                inbox.ids.insert(*id, Known { mark: Mark::Taken, print: *print });
+                inbox.ids.insert(*id, Remembered { mark: Mark::Taken, print: *print });
             }
             inbox.committed(commit.no, commit.at, commit.ids.iter().map(|taken| taken.id).collect());
         }
@@ -84,20 +84,20 @@ impl Inbox {
     }
 
     /// An id arrives with a delivery.
-    pub(crate) fn arrive(&mut self, Taken { id, print }: Taken, ticket: Ticket) -> Arrival {
+    pub(crate) fn arrive(&mut self, Taken { id, print }: Taken, ticket: Ticket) -> Dedup {
         match self.ids.entry(id) {
-            Entry::Vacant(_) if !self.pinned.is_empty() && self.pinned.contains(&id) => Arrival::Taken,
-            Entry::Vacant(_) if planted(Defect::IdTakenAfterRun) => Arrival::New,
+            Entry::Vacant(_) if !self.pinned.is_empty() && self.pinned.contains(&id) => Dedup::Taken,
+            Entry::Vacant(_) if planted(Defect::IdTakenAfterRun) => Dedup::New,
             Entry::Vacant(place) => {
-                place.insert(Known { mark: Mark::InHand, print });
-                Arrival::New
+                place.insert(Remembered { mark: Mark::InHand, print });
+                Dedup::New
             }
-            Entry::Occupied(place) if place.get().print.differs(print) => Arrival::Other,
+            Entry::Occupied(place) if place.get().print.differs(print) => Dedup::Other,
             Entry::Occupied(place) => match place.get().mark {
-                Mark::Taken => Arrival::Taken,
+                Mark::Taken => Dedup::Taken,
                 Mark::InHand => {
                     self.copies.entry(id).or_default().push(ticket);
-                    Arrival::InHand
+                    Dedup::InHand
                 }
             },
         }
@@ -112,7 +112,7 @@ impl Inbox {
 
     /// Marks an id, and gives the print of what came with it.
     fn mark(&mut self, id: TakenId, mark: Mark) -> Print {
-        let known = self.ids.entry(id).or_insert(Known { mark, print: Print::UNKNOWN });
+        let known = self.ids.entry(id).or_insert(Remembered { mark, print: Print::UNKNOWN });
         known.mark = mark;
         known.print
     }
@@ -202,10 +202,10 @@ mod tests {
     #[test]
     fn a_copy_in_hand_is_settled_with_its_original() {
         let mut inbox = Inbox::default();
-        assert_eq!(inbox.arrive(said(id(1), 1), TICKET), Arrival::New);
-        assert_eq!(inbox.arrive(said(id(1), 1), Ticket { seq: 7, ..TICKET }), Arrival::InHand);
+        assert_eq!(inbox.arrive(said(id(1), 1), TICKET), Dedup::New);
+        assert_eq!(inbox.arrive(said(id(1), 1), Ticket { seq: 7, ..TICKET }), Dedup::InHand);
         assert_eq!(inbox.settle(id(1)), (said(id(1), 1), vec![Ticket { seq: 7, ..TICKET }]));
-        assert_eq!(inbox.arrive(said(id(1), 1), TICKET), Arrival::Taken);
+        assert_eq!(inbox.arrive(said(id(1), 1), TICKET), Dedup::Taken);
     }
 
     #[test]
@@ -220,9 +220,9 @@ mod tests {
         let aging = |window, max_ids| Aging { now: 450, window, max_ids, old_enough: Millis::MAX };
         inbox.age(aging(300, 100));
         assert!(!inbox.is_short());
-        assert_eq!(inbox.arrive(said(id(1), 1), TICKET), Arrival::Taken, "pinned");
+        assert_eq!(inbox.arrive(said(id(1), 1), TICKET), Dedup::Taken, "pinned");
         inbox.unpin(id(1));
-        assert_eq!(inbox.arrive(said(id(1), 1), TICKET), Arrival::New, "out of the window");
+        assert_eq!(inbox.arrive(said(id(1), 1), TICKET), Dedup::New, "out of the window");
         inbox.age(aging(450, 1));
         assert!(inbox.is_short());
         assert_eq!((inbox.oldest(), inbox.len()), (Some((4, 400)), 1));
@@ -232,24 +232,24 @@ mod tests {
     fn another_content_is_no_copy_whether_the_first_is_in_hand_taken_or_was_read_back() {
         let mut inbox = Inbox::default();
         let (first, other) = (said(id(1), 1), said(id(1), 2));
-        assert_eq!(inbox.arrive(first, TICKET), Arrival::New);
-        assert_eq!(inbox.arrive(other, TICKET), Arrival::Other);
+        assert_eq!(inbox.arrive(first, TICKET), Dedup::New);
+        assert_eq!(inbox.arrive(other, TICKET), Dedup::Other);
         let (taken, copies) = inbox.settle(id(1));
         assert!(taken == first && copies.is_empty(), "{taken:?} {copies:?}");
-        assert_eq!([first, other].map(|taken| inbox.arrive(taken, TICKET)), [Arrival::Taken, Arrival::Other]);
+        assert_eq!([first, other].map(|taken| inbox.arrive(taken, TICKET)), [Dedup::Taken, Dedup::Other]);
         inbox.unsettle(id(1), Vec::new());
-        assert_eq!([first, other].map(|taken| inbox.arrive(taken, TICKET)), [Arrival::InHand, Arrival::Other]);
+        assert_eq!([first, other].map(|taken| inbox.arrive(taken, TICKET)), [Dedup::InHand, Dedup::Other]);
 
         let unknown = Taken::from(id(2));
         let commit = CommitIds { no: 1, at: 1, ids: vec![first, unknown] };
         let mut inbox = Inbox::restore(InboxRows { commits: vec![commit], ..InboxRows::default() });
-        assert_eq!([first, other].map(|taken| inbox.arrive(taken, TICKET)), [Arrival::Taken, Arrival::Other]);
+        assert_eq!([first, other].map(|taken| inbox.arrive(taken, TICKET)), [Dedup::Taken, Dedup::Other]);
         // Of what was taken before prints were kept, nothing is known but the id.
-        assert_eq!(inbox.arrive(said(id(2), 9), TICKET), Arrival::Taken);
+        assert_eq!(inbox.arrive(said(id(2), 9), TICKET), Dedup::Taken);
     }
 
     #[test]
     fn an_id_takes_eight_bytes_more_for_its_print() {
-        assert_eq!(size_of::<(TakenId, Known)>(), TakenId::BYTES + 1 + Print::BYTES);
+        assert_eq!(size_of::<(TakenId, Remembered)>(), TakenId::BYTES + 1 + Print::BYTES);
     }
 }

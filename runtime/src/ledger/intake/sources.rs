@@ -93,9 +93,10 @@ impl Ledger {
         let dedup = &self.config.settings.dedup;
         let window_min = millis(dedup.window_min);
         let young = self.inbox.oldest().is_some_and(|(_, at)| self.now.saturating_sub(at) < window_min);
-        let full =
-            self.outbox_full() || dedup.overflow == Overflow::Pause && self.inbox.len() >= dedup.max_ids && young;
-        let room = self.waiting.rows < self.config.settings.pending.max_per_shard && !self.letters_full();
+        let full = self.outbox.is_full(self.config.settings.outbox.max_pending)
+            || dedup.overflow == Overflow::Pause && self.inbox.len() >= dedup.max_ids && young;
+        let settings = &self.config.settings;
+        let room = self.waiting.rows < settings.pending.max_per_shard && !self.dead_letters.is_full(settings.dlq.max);
         let far = self.is_far_ahead(&self.sources[source as usize]);
         let track = &mut self.sources[source as usize];
         track.used -= freed;

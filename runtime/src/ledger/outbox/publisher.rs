@@ -55,16 +55,16 @@ pub struct Page {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum DeliveryStage {
     Sent,
     Confirmed,
     Refused,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct InFlight {
     service: Arc<str>,
-    stage: Stage,
+    stage: DeliveryStage,
     event: Outgoing,
     reason: String,
 }
@@ -84,7 +84,7 @@ pub struct Publisher {
     /// The commit that holds it, as far as known.
     commit: u64,
     /// Handed to the sink, not passed by the watermark.
-    sent: VecDeque<Entry>,
+    sent: VecDeque<InFlight>,
     /// To be handed to the sink.
     ready: VecDeque<Outgoing>,
     services: VecDeque<Arc<str>>,
@@ -194,13 +194,13 @@ impl Publisher {
     /// The sink took so many of what was ready.
     pub fn sent(&mut self, count: usize) {
         for (event, service) in self.ready.drain(..count).zip(self.services.drain(..count)) {
-            self.sent.push_back(Entry { service, event, stage: Stage::Sent, reason: String::new() });
+            self.sent.push_back(InFlight { service, event, stage: DeliveryStage::Sent, reason: String::new() });
         }
     }
 
     /// Whether the sink owes answers.
     pub fn awaits_answers(&self) -> bool {
-        self.sent.iter().any(|entry| entry.stage == Stage::Sent)
+        self.sent.iter().any(|entry| entry.stage == DeliveryStage::Sent)
     }
 
     /// What became of events, in any order; answers to others are passed over. Gives how many were confirmed.
@@ -214,11 +214,11 @@ impl Publisher {
             let entry = &mut self.sent[at];
             match answer {
                 Answer::Confirmed(_) => {
-                    confirmed += u64::from(entry.stage == Stage::Sent);
-                    entry.stage = Stage::Confirmed;
+                    confirmed += u64::from(entry.stage == DeliveryStage::Sent);
+                    entry.stage = DeliveryStage::Confirmed;
                 }
                 Answer::Refused(_, reason) => {
-                    entry.stage = Stage::Refused;
+                    entry.stage = DeliveryStage::Refused;
                     entry.reason = reason;
                 }
             }
@@ -229,10 +229,10 @@ impl Publisher {
     /// How far the sink has come, if it is farther than it was the last time.
     pub fn progress(&mut self) -> Option<Progress> {
         let mut refused = Vec::new();
-        while let Some(entry) = self.sent.pop_front_if(|entry| entry.stage != Stage::Sent) {
+        while let Some(entry) = self.sent.pop_front_if(|entry| entry.stage != DeliveryStage::Sent) {
             self.bytes -= entry.event.message.frame().len();
-            if entry.stage == Stage::Refused {
-                let Entry { service, event, reason, .. } = entry;
+            if entry.stage == DeliveryStage::Refused {
+                let InFlight { service, event, reason, .. } = entry;
                 refused.push(Unpublished { service, event, reason });
             }
         }
@@ -261,7 +261,7 @@ impl Publisher {
 
     /// When the oldest of them was emitted, as far as known.
     pub fn oldest(&self) -> Option<Millis> {
-        let sent = self.sent.iter().find(|entry| entry.stage == Stage::Sent).map(|entry| &entry.event);
+        let sent = self.sent.iter().find(|entry| entry.stage == DeliveryStage::Sent).map(|entry| &entry.event);
         sent.or(self.ready.front()).map(|event| event.message.time())
     }
 

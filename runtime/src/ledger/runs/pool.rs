@@ -1,43 +1,44 @@
-//! Who runs: the shard's pool of key actors, re-keyed rather than respawned; permits, where a service needs them.
-//! In: actors that start, die, or whose key has nothing to do; permits. Out: an actor for a key that can run.
+//! The shard's pool of key actors, re-keyed rather than respawned.
+//! In: actors that start, die, or whose key has nothing to do. Out: an actor for a key that can run.
 
 use std::collections::VecDeque;
 
+use crate::clock::Millis;
 use crate::ledger::Ledger;
-use crate::ledger::gates::Ended;
 use crate::ledger::protocol::{Action, ActorIx, SlotIx};
-use crate::ledger::slot::Permit;
+use crate::ledger::slot::{Assigned, Phase, Slots};
 
 /// Actors started at once at the least: starting takes a process-wide lock in ractor.
 const SPAWN_CHUNK: u32 = 64;
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Entry {
+struct PoolActor {
     slot: Option<SlotIx>,
     alive: bool,
     generation: u64,
 }
 
+/// A key with an actor and nothing to do.
+#[derive(Clone, Copy, Debug)]
+struct Idle {
+    slot: SlotIx,
+    token: u64,
+    /// A key that has rested again since has a newer one.
+    stamp: u64,
+    since: Millis,
+}
+
 /// The shard's actors.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    entries: Vec<Entry>,
+    entries: Vec<PoolActor>,
     free: Vec<ActorIx>,
     max: u32,
     /// Keys that can run and have no actor.
     pub(crate) starved: VecDeque<SlotIx>,
     /// Keys with an actor and nothing to do, longest idle first; entries with an old stamp are void.
-    idle: VecDeque<(SlotIx, u64, u64)>,
+    idle: VecDeque<Idle>,
     stamps: u64,
-}
-
-/// Where a key can run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// With this actor.
-    Actor(ActorIx),
-    /// Nowhere now.
-    Wait,
 }
 
 impl Pool {
@@ -85,6 +86,22 @@ impl Pool {
         }
     }
 
+    /// True if there are as many as may be, those included that are being started.
+    fn is_complete(&self) -> bool {
+        self.len() >= self.max
+    }
+
+    /// The number of actors to start for the keys that wait; nothing where enough are being started.
+    fn grow(&mut self) -> Option<u32> {
+        let wanted = u32::try_from(self.starved.len()).unwrap_or(u32::MAX).saturating_add(1);
+        let starting = self.entries.iter().filter(|entry| !entry.alive && entry.generation == 0).count();
+        let more = (self.max - self.len()).min(wanted.max(SPAWN_CHUNK));
+        ((starting as u32) < wanted).then(|| {
+            self.entries.extend((0..more).map(|_| PoolActor::default()));
+            more
+        })
+    }
+
     fn release(&mut self, actor: ActorIx) {
         if let Some(entry) = self.entries.get_mut(actor as usize) {
             entry.slot = None;
@@ -96,140 +113,51 @@ impl Pool {
 }
 
 impl Ledger {
-    /// Whether a key with something to run has to wait for a permit; it is asked for.
-    pub(crate) fn awaits_permit(&mut self, ix: SlotIx) -> bool {
-        let slot = &mut self.slots[ix];
-        let guarded = self.config.services[usize::from(slot.service)].guarded;
-        if !guarded || slot.permit == Permit::Granted || slot.is_watched(self.now) {
-            return false;
-        }
-        if slot.permit == Permit::None {
-            slot.permit = Permit::Asked;
-            slot.busy_since = self.now;
-            let (service, again) = (slot.service, slot.unavailable.is_some());
-            self.ask_permit(ix, service, again);
-        }
-        true
-    }
-
-    /// Asks for a permit for a key.
-    pub(crate) fn ask_permit(&mut self, ix: SlotIx, line: u16, again: bool) {
-        self.asked.entry(line).or_default().push_back((ix, self.slots[ix].token));
-        self.out.push(Action::AskPermit(line, again));
-        self.give_actor_back(ix);
-    }
-
     /// A key that may wait for long keeps no actor: whoever can run must not wait for it.
     pub(crate) fn give_actor_back(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
-        if let Some(actor) = slot.actor.take() {
-            slot.warm = false;
+        if let Some(Assigned { actor, .. }) = slot.assigned.take() {
             self.actors.release(actor);
             self.feed_starved();
         }
     }
 
-    /// The answer to an [`Action::AskPermit`] of this service.
-    pub(crate) fn permit(&mut self, service: u16) {
-        let trial = service == self.trial_line();
-        while let Some((ix, token)) = self.asked.get_mut(&service).and_then(VecDeque::pop_front) {
-            if !self.slots.current(ix, token) {
-                continue;
-            }
-            let slot = &mut self.slots[ix];
-            let permit = if trial { &mut slot.trial } else { &mut slot.permit };
-            if *permit == Permit::Asked {
-                *permit = Permit::Granted;
-                self.to_advance.push_back(ix);
-                return;
-            }
-        }
-        self.out.push(Action::PermitEnded(service, Ended::Unused));
-    }
-
-    /// A key that has a permit and nothing to run does not keep it.
-    pub(crate) fn spare_permit(&mut self, ix: SlotIx) {
-        let slot = &mut self.slots[ix];
-        let paused = self.pauses.holds(&self.config.services[usize::from(slot.service)].name, &slot.key);
-        let idle = slot.queue.is_empty() || slot.held || slot.waits || self.draining || paused;
-        let suspect = slot.queue.front().is_some_and(|head| head.is_alone());
-        if idle {
-            self.return_permit(ix);
-        }
-        if self.slots[ix].trial == Permit::Granted && (idle || !suspect) {
-            self.end_trial(ix, Ended::Unused);
-        }
-    }
-
-    /// A key that has a permit does not use it now.
-    pub(crate) fn return_permit(&mut self, ix: SlotIx) {
-        let slot = &mut self.slots[ix];
-        if slot.permit == Permit::Granted {
-            slot.permit = Permit::None;
-            self.out.push(Action::PermitEnded(slot.service, Ended::Unused));
-        }
-    }
-
-    /// The turn that a key ran with its permit is over.
-    pub(crate) fn permit_used(&mut self, ix: SlotIx) {
-        self.trial_used(ix);
-        let slot = &mut self.slots[ix];
-        if slot.permit == Permit::Used {
-            slot.permit = Permit::None;
-            let ended = slot.unavailable.map_or(Ended::Done, Ended::Unavailable);
-            self.out.push(Action::PermitEnded(slot.service, ended));
-        }
-    }
-
-    /// What a key asked for is void.
-    pub(crate) fn reset_permit(&mut self, ix: SlotIx) {
-        if self.slots[ix].trial != Permit::Used || self.slots[ix].running.is_none() {
-            self.end_trial(ix, Ended::Unused);
-        }
-        let slot = &mut self.slots[ix];
-        slot.unavailable = None;
-        if slot.permit == Permit::Asked {
-            slot.permit = Permit::None;
-        }
-        self.return_permit(ix);
-    }
-
     /// An actor that is free, or that an idle key gives up; otherwise more are asked for, up to the limit.
-    pub(crate) fn find_actor(&mut self) -> Place {
+    pub(crate) fn find_actor(&mut self) -> Option<ActorIx> {
         if let Some(actor) = self.actors.free.pop() {
-            return Place::Actor(actor);
+            return Some(actor);
         }
-        let missing = self.actors.max.saturating_sub(self.actors.len());
-        if missing > 0 {
-            let wanted = u32::try_from(self.actors.starved.len()).unwrap_or(u32::MAX).saturating_add(1);
-            let starting = self.actors.entries.iter().filter(|entry| !entry.alive && entry.generation == 0).count();
-            if (starting as u32) < wanted {
-                let more = missing.min(wanted.max(SPAWN_CHUNK));
-                self.actors.entries.extend((0..more).map(|_| Entry::default()));
-                self.out.push(Action::Spawn(more));
-            }
-            return Place::Wait;
+        if self.actors.is_complete() {
+            return self.evict();
         }
-        match self.evict() {
-            Some(actor) => Place::Actor(actor),
-            None => Place::Wait,
-        }
+        self.out.extend(self.actors.grow().map(Action::Spawn));
+        None
     }
 
     /// The longest idle key is forgotten; its actor is free.
     fn evict(&mut self) -> Option<ActorIx> {
-        while let Some((ix, token, stamp)) = self.actors.idle.pop_front() {
-            if !self.slots.current(ix, token) || self.slots[ix].idle_stamp != stamp || !self.slots[ix].is_idle() {
-                continue;
-            }
-            let actor = self.slots[ix].actor;
-            self.slots.remove(ix);
-            self.tally.passivations += 1;
-            if let Some(actor) = actor {
+        while let Some(idle) = self.actors.idle.pop_front() {
+            if is_current(&self.slots, &idle)
+                && self.slots[idle.slot].is_idle()
+                && let Some(actor) = self.passivate(idle.slot)
+            {
                 return Some(actor);
             }
         }
         None
+    }
+
+    /// A key with nothing to do is forgotten; the actor that it had.
+    fn passivate(&mut self, ix: SlotIx) -> Option<ActorIx> {
+        let assigned = self.slots[ix].assigned;
+        self.slots.remove(ix);
+        self.tally.passivations += 1;
+        assigned.map(|assigned| assigned.actor)
+    }
+
+    /// How often the actor of a key was started again.
+    pub(crate) fn generation(&self, ix: SlotIx) -> u64 {
+        self.slots[ix].assigned.map_or(0, |assigned| self.actors.generation(assigned.actor))
     }
 
     /// A key has nothing to do now: it is kept warm, or forgotten when only the store can wake it.
@@ -237,30 +165,27 @@ impl Ledger {
         let slot = &mut self.slots[ix];
         if !slot.is_idle() {
             // One that waits may wait for long, with live messages that the table has no room for.
-            let waits = (slot.held || slot.waits) && slot.running.is_none();
-            if let Some(actor) = slot.actor.take_if(|_| waits) {
-                slot.warm = false;
-                self.actors.release(actor);
-                self.feed_starved();
+            if slot.known.head.stops() && slot.running().is_none() {
+                self.give_actor_back(ix);
             }
             return;
         }
         slot.solo = 0;
-        match slot.actor {
-            Some(_) if !slot.held && !slot.waits => {
+        match slot.assigned {
+            Some(_) if !slot.known.head.stops() => {
                 self.actors.stamps += 1;
                 slot.idle_stamp = self.actors.stamps;
-                slot.idle_since = self.now;
-                self.actors.idle.push_back((ix, slot.token, self.actors.stamps));
+                let idle = Idle { slot: ix, token: slot.token, stamp: slot.idle_stamp, since: self.now };
+                self.actors.idle.push_back(idle);
                 self.trim_idle();
                 if !self.actors.starved.is_empty() {
                     self.feed_starved();
                 }
             }
-            actor => {
-                self.waiting.sleep(&mut self.slots[ix]);
+            assigned => {
+                self.waiting.settled(&mut slot.known);
                 self.slots.remove(ix);
-                if let Some(actor) = actor {
+                if let Some(Assigned { actor, .. }) = assigned {
                     self.actors.release(actor);
                     self.feed_starved();
                 }
@@ -272,7 +197,7 @@ impl Ledger {
     fn trim_idle(&mut self) {
         if self.actors.idle.len() > 4 * self.actors.entries.len() + 64 {
             let slots = &self.slots;
-            self.actors.idle.retain(|(ix, token, stamp)| slots.current(*ix, *token) && slots[*ix].idle_stamp == *stamp);
+            self.actors.idle.retain(|idle| is_current(slots, idle));
         }
     }
 
@@ -280,41 +205,39 @@ impl Ledger {
     pub(crate) fn feed_starved(&mut self) {
         while let Some(ix) = self.actors.starved.pop_front() {
             let Some(slot) = self.slots.get(ix) else { continue };
-            if !slot.queued {
+            if !matches!(slot.phase, Phase::Starves) {
                 continue;
             }
-            match self.find_actor() {
-                Place::Actor(actor) => {
-                    self.slots[ix].queued = false;
-                    self.slots[ix].actor = Some(actor);
-                    self.actors.assign(actor, ix);
-                    self.to_advance.push_back(ix);
-                }
-                Place::Wait => {
-                    self.actors.starved.push_front(ix);
-                    return;
-                }
-            }
+            let Some(actor) = self.find_actor() else {
+                return self.actors.starved.push_front(ix);
+            };
+            let slot = &mut self.slots[ix];
+            (slot.phase, slot.assigned) = (Phase::Rests, Some(Assigned { actor, warm: false }));
+            self.actors.assign(actor, ix);
+            self.to_advance.push_back(ix);
         }
     }
 
     /// Keys that were idle for too long give their actors back.
     pub(crate) fn passivate_idle(&mut self) {
         let after = crate::clock::millis(self.config.settings.actors.passivate_after);
-        while let Some((ix, token, stamp)) = self.actors.idle.front().copied() {
-            let current = self.slots.current(ix, token) && self.slots[ix].idle_stamp == stamp;
-            if current && self.now.saturating_sub(self.slots[ix].idle_since) < after {
+        while let Some(idle) = self.actors.idle.front().copied() {
+            let current = is_current(&self.slots, &idle);
+            if current && self.now.saturating_sub(idle.since) < after {
                 return;
             }
             self.actors.idle.pop_front();
-            if current && self.slots[ix].is_idle() {
-                let actor = self.slots[ix].actor;
-                self.slots.remove(ix);
-                self.tally.passivations += 1;
-                if let Some(actor) = actor {
-                    self.actors.release(actor);
-                }
+            if current
+                && self.slots[idle.slot].is_idle()
+                && let Some(actor) = self.passivate(idle.slot)
+            {
+                self.actors.release(actor);
             }
         }
     }
+}
+
+/// True if the key rests since it was put among the idle.
+fn is_current(slots: &Slots, idle: &Idle) -> bool {
+    slots.current(idle.slot, idle.token) && slots[idle.slot].idle_stamp == idle.stamp
 }

@@ -13,7 +13,7 @@ const SLACK: usize = 1_024;
 
 /// The deliveries of one place; or a stretch of places that are done.
 #[derive(Clone, Debug)]
-struct Entry {
+struct Span {
     /// Number of its first delivery.
     seq: u64,
     from: Position,
@@ -29,7 +29,7 @@ struct Entry {
 /// One origin's deliveries that the stored position has not passed.
 #[derive(Debug, Default)]
 pub(crate) struct Tracker {
-    entries: VecDeque<Entry>,
+    entries: VecDeque<Span>,
     /// Number of the next delivery.
     next: u64,
     /// Entries from the front that are done with the commit under way.
@@ -102,7 +102,7 @@ impl Tracker {
         match self.entries.back_mut().filter(|back| back.firm) {
             Some(back) => back.to = position,
             None => {
-                let entry = Entry { seq, from: position, to: position, open: 0, services: Vec::new(), firm: true };
+                let entry = Span { seq, from: position, to: position, open: 0, services: Vec::new(), firm: true };
                 self.entries.push_back(entry);
             }
         }
@@ -112,7 +112,7 @@ impl Tracker {
         if first {
             let services = if last { Vec::new() } else { vec![delivery] };
             let open = u32::from(!delivery.1) + u32::from(!last);
-            let entry = Entry { seq, from: position, to: position, open, services, firm: false };
+            let entry = Span { seq, from: position, to: position, open, services, firm: false };
             self.entries.push_back(entry);
         } else if let Some(entry) = self.entries.back_mut() {
             entry.services.push(delivery);
@@ -145,7 +145,7 @@ impl Tracker {
         }
     }
 
-    fn entry(&mut self, seq: u64) -> Option<&mut Entry> {
+    fn entry(&mut self, seq: u64) -> Option<&mut Span> {
         // Where no entries were joined, and no message is for several services, they are numbered without gaps.
         let first = self.entries.front()?.seq;
         let guess = usize::try_from(seq.checked_sub(first)?).ok()?;
@@ -180,7 +180,7 @@ impl Tracker {
         // Whether the last stretch may be gone on with.
         let mut joins = false;
         for entry in self.entries.range(self.passed..) {
-            let Entry { from, to, .. } = *entry;
+            let Span { from, to, .. } = *entry;
             if entry.open > 0 {
                 let done = entry.services.iter().filter(|(_, done)| *done);
                 let services: Vec<u16> = done.map(|(service, _)| *service).collect();
@@ -219,7 +219,7 @@ impl Tracker {
 
     /// Joins neighbours that are done: what lies ahead takes no more than what is in hand.
     fn join(&mut self) {
-        let mut joined: VecDeque<Entry> = VecDeque::new();
+        let mut joined: VecDeque<Span> = VecDeque::new();
         for mut entry in self.entries.drain(..) {
             entry.firm = entry.open == 0;
             match joined.back_mut().filter(|back| back.firm && entry.firm) {

@@ -11,14 +11,14 @@ use crate::message::{Position, Stretch};
 
 /// A row of a source without order.
 #[derive(Clone, Debug, Default)]
-struct Row {
+struct RowInHand {
     /// Its deliveries, one for each service that takes it: for which, and whether it is done.
     services: Vec<(u16, bool)>,
     /// All of them were received.
     complete: bool,
 }
 
-impl Row {
+impl RowInHand {
     fn is_passed(&self) -> bool {
         self.complete && self.services.iter().all(|(_, done)| *done)
     }
@@ -27,7 +27,7 @@ impl Row {
 /// The rows in hand of a source without order, by their numbers.
 #[derive(Debug, Default)]
 pub(crate) struct InHand {
-    rows: HashMap<u64, Row>,
+    rows: HashMap<u64, RowInHand>,
     /// Rows of the commit under way.
     touched: BTreeSet<u64>,
     /// Rows for several services.
@@ -79,7 +79,7 @@ impl InHand {
 
     /// The rows that are done with the commit under way.
     pub(crate) fn passed(&self) -> impl Iterator<Item = u64> {
-        self.touched.iter().copied().filter(|no| self.rows.get(no).is_some_and(Row::is_passed))
+        self.touched.iter().copied().filter(|no| self.rows.get(no).is_some_and(RowInHand::is_passed))
     }
 
     /// The rows that are done for some of their services, with the commit under way.
@@ -101,7 +101,7 @@ impl InHand {
     /// The commit under way is durable.
     pub(crate) fn committed(&mut self) {
         for no in std::mem::take(&mut self.touched) {
-            if self.rows.get(&no).is_some_and(Row::is_passed) {
+            if self.rows.get(&no).is_some_and(RowInHand::is_passed) {
                 self.rows.remove(&no);
                 self.several.remove(&no);
             }

@@ -18,9 +18,11 @@ use hashbrown::{HashMap, HashSet};
 use crate::clock::{Millis, millis};
 use crate::handlers::run::TurnFault;
 use crate::ledger::Ledger;
-use crate::ledger::gates::Ended;
+use crate::ledger::gates::{Line, PermitEnd};
 use crate::ledger::protocol::{Action, SlotIx};
-use crate::ledger::slot::{From, Item, Permit, Slot, Trial};
+use crate::ledger::settle::record::HistoryKind;
+use crate::ledger::slot::{From, Item, Permit, Phase, Slot, Trial};
+use crate::ledger::tracker::Ticket;
 use crate::message::TakenId;
 use crate::store::{Part, PendingKind, PendingRow};
 
@@ -79,17 +81,17 @@ pub(crate) struct Suspicion {
 
 impl Suspicion {
     /// After so many unclean takeovers in a row, the last of them now or not; the last row's number being `seq`.
-    pub(crate) fn new((unclean, died): (u32, bool), seq: u64) -> Self {
+    pub(crate) fn new(unclean: u32, died: bool, seq: u64) -> Self {
         Self { unclean, died, on: unclean >= UNCLEAN_MIN, seq, ..Self::default() }
     }
 
     /// A delivery that is no duplicate, of an origin of a source, as the arrival of this number. A source hands over again
     /// what was in hand of each of its origins before anything newer, so these are the first ones.
-    pub(crate) fn arrive(&mut self, (source, origin): (u16, u16), arrival: u64, credits: usize) -> (u32, Trial) {
+    pub(crate) fn arrive(&mut self, ticket: &Ticket, arrival: u64, credits: usize) -> (u32, Trial) {
         if self.unclean == 0 {
             return (0, Trial::Free);
         }
-        let passed = self.passed.entry((source, origin)).or_insert(0);
+        let passed = self.passed.entry((ticket.source, ticket.origin)).or_insert(0);
         if *passed >= credits {
             return (0, Trial::Free);
         }
@@ -125,6 +127,15 @@ impl Suspicion {
         self.unclean > 0 && self.calm
     }
 
+    /// The commit of these is durable: they did not end the process.
+    pub(crate) fn survived(&mut self, items: &[Item]) {
+        if !self.here.is_empty() {
+            for item in items.iter().filter(|item| item.trial == Trial::Recorded) {
+                self.here.remove(&item.id);
+            }
+        }
+    }
+
     /// The store was told.
     pub(crate) fn cleaned(&mut self) {
         self.unclean = 0;
@@ -155,15 +166,15 @@ impl Item {
 impl Slot {
     /// Whether something of it may have been in hand at the takeover.
     fn is_old(&self, suspicion: &Suspicion) -> bool {
-        let running = self.running.iter().flat_map(|run| &run.items);
-        let mut items = running.chain(&self.queue).chain(&self.overflow);
+        let mut items = self.in_run().chain(&self.queue).chain(&self.overflow);
         let old = |item: &Item| match item.from {
             From::Live(_) => item.arrival <= suspicion.last,
             From::Row(seq) => seq <= suspicion.seq || item.trial != Trial::Free,
             From::Timer => item.trial != Trial::Free,
         };
-        let unread = self.rows.behind() && self.rows.loaded < suspicion.seq && !self.waits && !self.held;
-        items.any(old) || unread || self.loading
+        let rows = &self.known.rows;
+        let unread = rows.behind() && rows.loaded < suspicion.seq && !self.known.head.stops();
+        items.any(old) || unread || matches!(self.phase, Phase::Loads)
     }
 }
 
@@ -223,7 +234,7 @@ impl Ledger {
         group.part.pending.push(row);
         if new {
             group.items.push(before);
-            self.slots[ix].rows.loaded = seq;
+            self.slots[ix].known.rows.loaded = seq;
         }
     }
 
@@ -240,15 +251,6 @@ impl Ledger {
             } else if item.trial == Trial::Watching && row.starts == anew(item.starts) {
                 let within = trial.saturating_mul(SPREAD << (item.starts / LENGTH));
                 item.trial = Trial::Watched(now.saturating_add(self.dice.below(within.max(1))));
-            }
-        }
-    }
-
-    /// The commit of these is durable: they did not end the process.
-    pub(crate) fn starts_survived(&mut self, items: &[Item]) {
-        if !self.suspicion.here.is_empty() {
-            for item in items.iter().filter(|item| item.trial == Trial::Recorded) {
-                self.suspicion.here.remove(&item.id);
             }
         }
     }
@@ -280,17 +282,11 @@ impl Ledger {
             (Permit::None, _) => {
                 slot.trial = Permit::Asked;
                 slot.busy_since = now;
-                let line = self.trial_line();
-                self.ask_permit(ix, line, false);
+                self.ask_permit(ix, Line::Trial, false);
                 true
             }
             (Permit::Asked | Permit::Granted | Permit::Used, _) => true,
         }
-    }
-
-    /// The place of trials among the services that need permits.
-    pub(crate) fn trial_line(&self) -> u16 {
-        u16::try_from(self.config.services.len()).expect("there are few services")
     }
 
     /// Writes that a suspect is not started yet: if the process ends now, something else ended it.
@@ -327,15 +323,13 @@ impl Ledger {
     /// The start that a suspect has alone is so long ago that an end does not count for it any more.
     fn take_back(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
-        let items = slot.running.as_mut().map_or(&mut slot.queue, |run| &mut run.items);
-        let Some(mut head) = items.pop_front() else { return };
+        let Some(mut head) = slot.first_mut().pop_front() else { return };
         let starts = longer(head.starts);
         if starts != head.starts {
             head.starts = starts;
             self.record(ix, &mut head, starts, Trial::Recorded);
         }
-        let slot = &mut self.slots[ix];
-        slot.running.as_mut().map_or(&mut slot.queue, |run| &mut run.items).push_front(head);
+        self.slots[ix].first_mut().push_front(head);
     }
 
     /// One more start of a suspect, if it is to have one.
@@ -353,8 +347,7 @@ impl Ledger {
         let starts = head.starts + 1;
         let count = counted(starts);
         let what = format!("the process ended while it was being handled: start {count} of {most}");
-        let generation = self.slots[ix].actor.map_or(0, |actor| self.actors.generation(actor));
-        self.note(ix, &head, head.attempt, generation, "suspect", &what, self.now);
+        self.note(ix, &head, HistoryKind::Suspect, &what);
         self.record_start(ix, &mut head, starts);
         self.slots[ix].queue.push_front(head);
     }
@@ -363,16 +356,15 @@ impl Ledger {
     pub(crate) fn trial_used(&mut self, ix: SlotIx) {
         let slot = &self.slots[ix];
         if slot.trial == Permit::Used && slot.uncommitted == 0 {
-            self.end_trial(ix, Ended::Done);
+            self.end_trial(ix, PermitEnd::Done);
         }
     }
 
     /// A key's trial is over, or does not take place.
-    pub(crate) fn end_trial(&mut self, ix: SlotIx, ended: Ended) {
-        let line = self.trial_line();
+    pub(crate) fn end_trial(&mut self, ix: SlotIx, ended: PermitEnd) {
         let slot = &mut self.slots[ix];
         if matches!(slot.trial, Permit::Granted | Permit::Used) {
-            self.out.push(Action::PermitEnded(line, ended));
+            self.out.push(Action::PermitEnded(Line::Trial, ended));
         }
         slot.trial = Permit::None;
     }

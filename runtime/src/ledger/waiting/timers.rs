@@ -39,7 +39,7 @@ pub(crate) struct Timers {
     /// Names that leave the hand with the next answer of the store: slot, its token, name.
     leaving: Vec<(SlotIx, u64, Arc<str>)>,
     /// Schedules whose next time could not be found: they come no more.
-    ended: u64,
+    pub(crate) ended: u64,
 }
 
 impl Default for Timers {
@@ -52,6 +52,18 @@ impl Timers {
     /// One is due at `at`.
     pub(crate) fn at(&mut self, at: Millis) {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
+    }
+
+    /// A key has lost these from its hand: what the table has of them counts.
+    pub(crate) fn lost(&mut self, hands: &[Hand], now: Millis) {
+        if !hands.is_empty() {
+            self.queued -= hands.iter().filter(|hand| hand.queued).count();
+            self.void |= self.fetching;
+            // A schedule that was being set may not be, and nothing of its key would set it.
+            let schedule = hands.iter().any(|hand| hand.name.starts_with(CRON));
+            self.unread |= schedule && !planted(Defect::ScheduleLost);
+            self.at(now);
+        }
     }
 
     /// Whether some that are due may not have been read yet.
@@ -152,7 +164,7 @@ impl Ledger {
         let number = self.policy(service).number;
         let id = TakenId::of(&timer.message, number, &self.config.hash_key);
         let slot = &mut self.slots[ix];
-        let waits = slot.known && (slot.must_follow() || !slot.overflow.is_empty());
+        let waits = slot.known.read && (slot.must_follow() || !slot.overflow.is_empty());
         if waits || slot.timers.iter().any(|hand| hand.name == timer.name) {
             return false;
         }
@@ -172,7 +184,7 @@ impl Ledger {
             trial,
         });
         self.timers.queued += 1;
-        if slot.known {
+        if slot.known.read {
             self.to_advance.push_back(ix);
         }
         true
@@ -200,11 +212,6 @@ impl Ledger {
         let service = self.slots[ix].service;
         self.timers.ended += u64::from(ends(self.policy(service).schedules.iter(), &write));
         self.write_timer(ix, write);
-    }
-
-    /// Schedules that come no more, as no next time could be found.
-    pub(crate) fn schedules_ended(&self) -> u64 {
-        self.timers.ended
     }
 
     /// What follows on the occurrence of a schedule that a message was: counted from when that was to be, but not before
@@ -252,19 +259,6 @@ impl Ledger {
             } else {
                 self.let_go(ix, token, &write.name);
             }
-        }
-    }
-
-    /// Nothing of the key is in hand any more: what the table has of it counts.
-    pub(crate) fn timers_reset(&mut self, ix: SlotIx) {
-        let hands = std::mem::take(&mut self.slots[ix].timers);
-        if !hands.is_empty() {
-            self.timers.queued -= hands.iter().filter(|hand| hand.queued).count();
-            self.timers.void |= self.timers.fetching;
-            // A schedule that was being set may not be, and nothing of its key would set it.
-            let lost = hands.iter().any(|hand| hand.name.starts_with(CRON));
-            self.timers.unread |= lost && !planted(Defect::ScheduleLost);
-            self.timers.at(self.now);
         }
     }
 

@@ -11,13 +11,13 @@ use crate::store::Commit;
 /// Commits that a dispatcher has not taken up.
 #[derive(Debug, Default)]
 pub(crate) struct Handover {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<Handed>,
     changed: Notify,
 }
 
 /// The commits that wait.
 #[derive(Debug, Default)]
-pub(crate) struct Waiting {
+pub(crate) struct Handed {
     pub(crate) commits: Vec<Arc<Commit>>,
     /// The last event that is durable.
     pub(crate) durable: u64,
@@ -42,7 +42,7 @@ impl Handover {
     }
 
     /// Takes all that waits.
-    pub(crate) fn take(&self) -> Waiting {
+    pub(crate) fn take(&self) -> Handed {
         std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

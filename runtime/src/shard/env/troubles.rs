@@ -13,7 +13,7 @@ const QUIET: Duration = Duration::from_secs(20);
 
 /// An end of a shard at a broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum End {
+pub(crate) enum Endpoint {
     /// A source, by its index.
     Source(u16),
     /// A sink, by its index.
@@ -33,7 +33,7 @@ struct OfShard {
     /// Its sources that lost their places, with the reasons.
     lost: BTreeMap<u16, String>,
     /// Its ends that cannot be used now.
-    away: BTreeMap<End, Away>,
+    away: BTreeMap<Endpoint, Away>,
 }
 
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl Troubles {
     }
 
     /// Notes that an end is away, for the first time or still.
-    pub(crate) fn away(&self, shard: ShardNo, end: End, why: &str) {
+    pub(crate) fn away(&self, shard: ShardNo, end: Endpoint, why: &str) {
         let mut troubles = self.of(shard);
         match troubles.away.get_mut(&end).filter(|away| away.last.elapsed() < QUIET) {
             Some(away) => {
@@ -90,7 +90,7 @@ impl Troubles {
     }
 
     /// Notes that an end took, gave or confirmed something.
-    pub(crate) fn back(&self, shard: ShardNo, end: End) {
+    pub(crate) fn back(&self, shard: ShardNo, end: Endpoint) {
         self.of(shard).away.remove(&end);
     }
 
@@ -101,7 +101,7 @@ impl Troubles {
 
     /// All troubles, each a sentence; `name` gives the name of an end. An end counts once it has been away for
     /// `away_max`.
-    pub(crate) fn problems(&self, away_max: Duration, name: impl Fn(End) -> String) -> Vec<String> {
+    pub(crate) fn problems(&self, away_max: Duration, name: impl Fn(Endpoint) -> String) -> Vec<String> {
         let mut problems = Vec::new();
         for (no, troubles) in self.0.iter().enumerate() {
             let troubles = troubles.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,10 +112,9 @@ impl Troubles {
             problems.extend(
                 unread.iter().map(|why| format!("the store cannot be used: {why} (what shard {no} asks of it waits)")),
             );
-            problems
-                .extend(lost.iter().map(|(source, why)| {
-                    format!("{} of shard {no} lost its place: {why}", name(End::Source(*source)))
-                }));
+            problems.extend(lost.iter().map(|(source, why)| {
+                format!("{} of shard {no} lost its place: {why}", name(Endpoint::Source(*source)))
+            }));
             let away = away.iter().filter(|(_, away)| away.since.elapsed() >= away_max && away.last.elapsed() < QUIET);
             problems.extend(away.map(|(end, Away { since, why, .. })| {
                 format!("{} of shard {no} has been away for {} s: {why}", name(*end), since.elapsed().as_secs())
@@ -133,10 +132,10 @@ impl Troubles {
 mod tests {
     use super::*;
 
-    fn name(end: End) -> String {
+    fn name(end: Endpoint) -> String {
         match end {
-            End::Source(_) => "source kafka".to_owned(),
-            End::Sink(_) => "sink rabbitmq".to_owned(),
+            Endpoint::Source(_) => "source kafka".to_owned(),
+            Endpoint::Sink(_) => "sink rabbitmq".to_owned(),
         }
     }
 
@@ -147,8 +146,8 @@ mod tests {
         troubles.set_unwritten(1, Some("database or disk is full".to_owned()));
         troubles.set_unread(0, Some("no such server".to_owned()));
         troubles.set_lost(0, 1, Some("removed".to_owned()));
-        troubles.away(1, End::Source(0), "no broker");
-        troubles.away(1, End::Sink(0), "it confirms nothing");
+        troubles.away(1, Endpoint::Source(0), "no broker");
+        troubles.away(1, Endpoint::Sink(0), "it confirms nothing");
         let all = troubles.problems(Duration::ZERO, name).join("\n");
         for part in [
             "the store cannot be written: database or disk is full (commits of shard 1",
@@ -161,7 +160,7 @@ mod tests {
         }
         assert_eq!(troubles.problems(Duration::from_secs(30), name).len(), 3, "a short absence is none");
         troubles.set_unwritten(1, None);
-        troubles.back(1, End::Sink(0));
+        troubles.back(1, Endpoint::Sink(0));
         troubles.forget(0);
         let rest = troubles.problems(Duration::ZERO, name);
         assert!(rest.len() == 1 && rest[0].contains("no broker"), "{rest:?}");

@@ -159,7 +159,8 @@ impl ShardState {
 }
 
 fn log_fault(shard: ShardNo, note: &FaultNote) {
-    let FaultNote { message, service, attempt, error, what } = note;
+    let FaultNote { message, service, attempt, error, kind } = note;
+    let what = kind.as_str();
     let ids = MessageFields::of(message);
     let (message_id, saga_id, trace_id) = (ids.message_id, ids.saga_id, ids.trace_id);
     warn!(shard, %service, message_id, saga_id, trace_id, attempt, what, error, "message did not succeed");

@@ -6,13 +6,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use perkey::Millis;
-use perkey::unstable::ledger::gates::Bucket;
+use perkey::unstable::ledger::gates::TokenBucket;
 
 /// A bucket of tokens for each tenant; tenants come from a closed set, those that have tokens.
 #[derive(Debug)]
 pub(super) struct Limits {
     per_second: f64,
-    buckets: Mutex<HashMap<String, Bucket>>,
+    buckets: Mutex<HashMap<String, TokenBucket>>,
 }
 
 impl Limits {
@@ -29,7 +29,9 @@ impl Limits {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let bucket = match buckets.get_mut(tenant) {
             Some(bucket) => bucket,
-            None => buckets.entry(tenant.to_owned()).or_insert(Bucket::new(self.per_second, self.per_second.max(1.0))),
+            None => {
+                buckets.entry(tenant.to_owned()).or_insert(TokenBucket::new(self.per_second, self.per_second.max(1.0)))
+            }
         };
         if bucket.has(now) {
             bucket.take();
