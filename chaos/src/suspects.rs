@@ -183,7 +183,7 @@ pub async fn suspects(plan: &Plan, say: &mut dyn FnMut(&str)) -> Result<Verdict,
 async fn ask(folder: PathBuf) -> Result<CallOutcome, ChaosError> {
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&url(&folder), Access::Tool).await?);
     let (settings, metrics) = (Settings::default(), Metrics::new());
-    let cache = cache::open(&settings, &[0; 32], &metrics).map_err(ChaosError::Stuck)?;
+    let cache = cache::open(&settings, &[0; 32], &metrics).map_err(|error| ChaosError::Stuck(error.to_string()))?;
     let handlers = Handlers::new().with(Fragile { folder });
     let calls = Calls::new(&settings, handlers, store, cache, metrics);
     let payload = serde_json::json!({ "account": account(1), "amount": DEADLY }).to_string().into_bytes();

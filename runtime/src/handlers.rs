@@ -18,9 +18,9 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, select};
 pub(crate) use panics::discard;
 use panics::{beside_the_turns, panic_text, panicked};
-pub use payloads::Shown;
 use payloads::own_key;
 pub(crate) use payloads::understand;
+pub use payloads::{PayloadError, Shown};
 pub(crate) use states::decode;
 use states::encode;
 use tracing::{Instrument, Span};
@@ -30,7 +30,7 @@ use crate::clock::{Clock, Stopwatch, millis, sleep};
 use crate::handler::{
     AfterDeadLetter, Fault, Handler, Payload, RetryPolicy, Schedule, Schema, Table, Turn, TurnLimits,
 };
-use crate::message::Key;
+use crate::message::{Key, ServiceIx};
 use crate::settings::load::or_near;
 use crate::store::lease::Code;
 use crate::telemetry::traces;
@@ -99,8 +99,8 @@ impl Handlers {
     }
 
     /// The index of a service.
-    pub fn index_of(&self, service: &str) -> Option<u16> {
-        self.services.iter().position(|known| known.name() == service).and_then(|at| u16::try_from(at).ok())
+    pub fn index_of(&self, service: &str) -> Option<ServiceIx> {
+        self.services.iter().position(|known| known.name() == service).map(ServiceIx::nth)
     }
 
     /// A sentence that there is no such service, with those that there are.
@@ -150,7 +150,7 @@ pub(crate) trait Service: Send + Sync {
     fn state_version(&self) -> u32;
     fn needs(&self) -> &'static [&'static str];
     fn schema(&self) -> &dyn Schema;
-    fn key_of(&self, payload: &Payload<'_>) -> Result<Key, String>;
+    fn key_of(&self, payload: &Payload<'_>) -> Result<Key, PayloadError>;
     /// Runs messages in order. `early` is told what has settled when a turn outlasts the slice, once.
     fn run<'a>(
         &'a self,
@@ -206,7 +206,7 @@ impl<H: Handler> Service for Typed<H> {
         self.handler.codec()
     }
 
-    fn key_of(&self, payload: &Payload<'_>) -> Result<Key, String> {
+    fn key_of(&self, payload: &Payload<'_>) -> Result<Key, PayloadError> {
         payloads::key_of(&self.handler, payload)
     }
 
@@ -246,7 +246,10 @@ async fn ready<H: Handler>(
         match decode::<H>(state) {
             Ok(state) => *cell = Some(Box::new(state)),
             Err(error) => {
-                return Settled { turns: vec![TurnEnd::Fault(TurnFault::Retry(error))], ..Settled::default() };
+                return Settled {
+                    turns: vec![TurnEnd::Fault(TurnFault::Retry(error.to_string()))],
+                    ..Settled::default()
+                };
             }
         }
     }
@@ -303,8 +306,8 @@ async fn run<H: Handler>(
         let stop = match end {
             Ok(Ok(())) => {
                 change = changed::<H>(state, &turn);
-                let message = (&item.message, own.as_deref());
-                settled.turns.push(outgoing::end(&service.origin, message, turn.into_effects(), context));
+                let (origin, trace) = (&service.origin, own.as_deref());
+                settled.turns.push(outgoing::end(origin, &item.message, trace, turn.into_effects(), context));
                 false
             }
             Ok(Err(end)) => {

@@ -48,7 +48,7 @@ use self::slot::Slots;
 use self::tracker::{Received, SourceTrack, Ticket};
 use crate::clock::{Dice, Millis, millis};
 pub use crate::handlers::run::{RunItem, TurnEnd, TurnFault};
-use crate::message::ShardNo;
+use crate::message::{ServiceIx, ShardNo, SourceIx};
 use crate::store::{Counters, Epoch, InboxRows, Letters, TakenShard};
 
 /// The ledger of one shard under one epoch.
@@ -131,8 +131,7 @@ impl Ledger {
             tally: Tally::default(),
             config,
         };
-        for source in 0..ledger.sources.len() {
-            let source = u16::try_from(source).expect("there are few sources");
+        for source in SourceIx::all(ledger.sources.len()) {
             ledger.out.push(Action::Credit(source, ledger.config.settings.ingress.credits));
         }
         ledger.ask(Question::Orphans(ledger.runnable(), None, ledger.config.settings.pending.page));
@@ -239,8 +238,8 @@ impl Ledger {
         self.calm_down();
         self.tick_trials();
         self.look_for_old();
-        for source in 0..self.sources.len() {
-            self.grant(u16::try_from(source).expect("there are few sources"), 0);
+        for source in SourceIx::all(self.sources.len()) {
+            self.grant(source, 0);
         }
     }
 
@@ -248,14 +247,13 @@ impl Ledger {
         self.out.push(Action::Ask(question));
     }
 
-    fn policy(&self, service: u16) -> &ServiceInfo {
-        &self.config.services[service as usize]
+    fn policy(&self, service: ServiceIx) -> &ServiceInfo {
+        &self.config.services[service]
     }
 
     /// The index of a service by its name; nothing where this program does not have it.
-    fn service_of(&self, name: &str) -> Option<u16> {
-        let index = self.config.services.iter().position(|service| *service.name == *name);
-        index.and_then(|index| u16::try_from(index).ok())
+    fn service_of(&self, name: &str) -> Option<ServiceIx> {
+        self.config.services.iter().position(|service| *service.name == *name).map(ServiceIx::nth)
     }
 
     fn count(&mut self, counter: &'static str, by: u64) {

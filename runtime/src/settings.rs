@@ -19,7 +19,7 @@ pub use self::cron::CronSettings;
 pub use self::gates::{DependencySettings, ServiceLimit};
 pub use self::routes::{Bind, IdWithin, KeyFrom, Publish};
 pub(crate) use self::words::address;
-pub use self::words::duration;
+pub use self::words::{DurationError, duration};
 
 /// All settings. Sections are those of `config/default.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

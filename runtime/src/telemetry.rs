@@ -105,7 +105,7 @@ pub fn init(format: Format, variable: &str, filter: &str) -> Result<Telemetry, T
     #[cfg_attr(not(feature = "otlp"), expect(unused_mut, reason = "traces are a layer more"))]
     let (mut layers, mut telemetry) = (vec![log], Telemetry::default());
     #[cfg(feature = "otlp")]
-    if let Some((layer, exporter)) = traces::layer().map_err(TelemetryError::Traces)? {
+    if let Some((layer, exporter)) = traces::layer().map_err(|error| TelemetryError::Traces(error.to_string()))? {
         layers.push(layer);
         telemetry.exporter = Some(exporter);
     }

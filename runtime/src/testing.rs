@@ -11,33 +11,35 @@
 mod given;
 
 #[cfg(feature = "simulation")]
+mod actions;
+#[cfg(feature = "simulation")]
+mod checker;
+#[cfg(feature = "simulation")]
 mod disk;
 #[cfg(feature = "simulation")]
-mod fate;
+mod events;
+#[cfg(feature = "simulation")]
+mod fault_plan;
+#[cfg(feature = "simulation")]
+mod faults;
 #[cfg(feature = "simulation")]
 mod owner;
 #[cfg(feature = "simulation")]
-mod perform;
-#[cfg(feature = "simulation")]
 mod plan;
+#[cfg(feature = "simulation")]
+mod sim;
 #[cfg(feature = "simulation")]
 mod simulation;
 #[cfg(feature = "simulation")]
 mod stage;
 #[cfg(feature = "simulation")]
-mod tell;
-#[cfg(feature = "simulation")]
 mod transports;
 #[cfg(feature = "simulation")]
-mod trouble;
-#[cfg(feature = "simulation")]
-mod witness;
-#[cfg(feature = "simulation")]
 mod work;
-#[cfg(feature = "simulation")]
-mod world;
 
 pub use crate::shard::env::recorder::{Decision, Recorder, Recording};
+#[cfg(feature = "simulation")]
+pub use checker::{Effect, Seen};
 pub use given::{Given, Then};
 #[cfg(feature = "simulation")]
 pub use plan::Faults;
@@ -45,8 +47,6 @@ pub use plan::Faults;
 pub use simulation::{Broken, Report, Simulation};
 #[cfg(feature = "simulation")]
 pub use stage::Stage;
-#[cfg(feature = "simulation")]
-pub use witness::{Effect, Seen};
 
 // what a test's own turn is made with, and its results
 pub use crate::handler::{Effects, Emitted, RowWrite, Scheduled, Sent, Statement, TurnLimits};

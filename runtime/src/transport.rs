@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-pub use self::sink::{Answer, Outgoing, Sink, SinkError, SinkTransport};
+pub use self::sink::{Outgoing, Sink, SinkAnswer, SinkError, SinkTransport};
 use crate::message::{Message, Position, Positions, ShardNo};
 
 /// A message as a source handed it over.

@@ -13,7 +13,7 @@ use perkey::unstable::metrics::Metrics;
 use perkey::unstable::settings::{KafkaSettings, RabbitmqSettings};
 use perkey::unstable::transport::kafka::{KafkaSink, KafkaTransport};
 use perkey::unstable::transport::rabbitmq::{RabbitmqSink, RabbitmqTransport};
-use perkey::unstable::transport::{Answer, Content, Outgoing, Sink, SinkTransport, Source, Transport};
+use perkey::unstable::transport::{Content, Outgoing, Sink, SinkAnswer, SinkTransport, Source, Transport};
 use perkey::{Draft, Message, sleep};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -177,7 +177,7 @@ async fn publish(end: &mut dyn Sink, events: &[Outgoing]) {
     while answered < events.len() {
         sent += end.send(&events[sent..]).expect("the end works");
         let answers = end.answers().await.expect("the end works");
-        assert!(answers.iter().all(|answer| matches!(answer, Answer::Confirmed(_))), "{answers:?}");
+        assert!(answers.iter().all(|answer| matches!(answer, SinkAnswer::Confirmed(_))), "{answers:?}");
         answered += answers.len();
     }
 }

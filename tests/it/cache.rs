@@ -317,6 +317,6 @@ async fn a_redis_is_asked_by_tls_where_its_certificate_is_trusted() {
 async fn a_wrong_address_is_a_matter_of_the_settings() {
     let cache = CacheSettings { url: "http://127.0.0.1".to_owned(), ..CacheSettings::default() };
     let settings = Settings { cache, ..Settings::default() };
-    let refused = cache::open(&settings, &STORE, &Metrics::new()).unwrap_err();
+    let refused = cache::open(&settings, &STORE, &Metrics::new()).unwrap_err().to_string();
     assert!(refused.contains("redis://host:port"), "{refused}");
 }

@@ -204,7 +204,7 @@ async fn a_dead_letter_is_shown_and_edited_as_json_and_runs_as_protobuf() {
     let shown = handlers.shown("shop", &letter.message);
     assert_eq!(shown, Shown::Decoded(json!({ "order_id": "o", "amount": -200 })));
 
-    let unfit = handlers.written("shop", br#"{"order":"o"}"#.to_vec(), Some(&letter.message)).unwrap_err();
+    let unfit = handlers.written("shop", br#"{"order":"o"}"#.to_vec(), Some(&letter.message)).unwrap_err().to_string();
     assert!(unfit.contains("does not fit the Protobuf message shop.v1.Placed"), "{unfit}");
     let json = br#"{"order_id":"o","amount":200}"#.to_vec();
     let (edited, _) = handlers.written("shop", json, Some(&letter.message)).unwrap();

@@ -3,7 +3,7 @@
 
 use perkey::unstable::handler::ANSWER;
 use perkey::unstable::ledger::routes::What;
-use perkey::unstable::message::Position;
+use perkey::unstable::message::{Position, ServiceIx};
 use perkey::unstable::store::Store;
 use perkey::unstable::store::query::DeadFilter;
 use perkey::unstable::transport::{Content, Delivery};
@@ -175,5 +175,5 @@ async fn nobody_answers_from_outside() {
         let What::Refused(None, _, reason) = what else { panic!("{what:?} is taken from {source}") };
         assert!(reason.contains("perkey.answer are not taken from outside"), "{reason}");
     }
-    assert!(matches!(arrival("embedded", named()), What::Message(0, _)), "the store's own are");
+    assert!(matches!(arrival("embedded", named()), What::Message(ServiceIx::FIRST, _)), "the store's own are");
 }

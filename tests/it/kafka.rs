@@ -268,7 +268,7 @@ async fn a_shard_that_does_not_fetch_costs_bounded_memory_and_holds_up_nobody() 
         }
     }
     topic.flush();
-    // 10 MB each; a shelf holds a quarter of a megabyte, and what one poll more brings.
+    // 10 MB each; a buffer holds a quarter of a megabyte, and what one poll more brings.
     let settings = KafkaSettings { buffer_bytes: 256 << 10, ..topic.settings() };
     let transport = transport(&settings);
     let mut slow = open(&transport, 0, &Positions::new()).await;
@@ -475,10 +475,12 @@ fn clients_that_cannot_be_made_say_why_and_tell_no_secret() {
         password: "hunter2".to_owned(),
         ..KafkaSettings::default()
     };
-    let Err(said) = KafkaTransport::new(&settings, SHARDS, &Metrics::new()) else { panic!("it must be refused") };
+    let Err(failure) = KafkaTransport::new(&settings, SHARDS, &Metrics::new()) else { panic!("it must be refused") };
+    let said = failure.to_string();
     assert!(said.contains("/no/such/file.pem") && !said.contains("hunter2"), "{said}");
     let properties = vec!["no.such.property=1".to_owned()];
     let settings = KafkaSettings { brokers: "127.0.0.1:1".to_owned(), properties, ..KafkaSettings::default() };
-    let Err(said) = KafkaSink::new(&settings) else { panic!("it must be refused") };
+    let Err(failure) = KafkaSink::new(&settings) else { panic!("it must be refused") };
+    let said = failure.to_string();
     assert!(said.contains("no.such.property"), "{said}");
 }

@@ -13,7 +13,7 @@ use perkey::unstable::metrics::Metrics;
 use perkey::unstable::settings::RabbitmqSettings;
 use perkey::unstable::transport::rabbitmq::{RabbitmqSink, RabbitmqTransport};
 use perkey::unstable::transport::{
-    Answer, Content, Delivery, Outgoing, Sink, SinkError, SinkTransport, Source, SourceError, Transport,
+    Content, Delivery, Outgoing, Sink, SinkAnswer, SinkError, SinkTransport, Source, SourceError, Transport,
 };
 use perkey::{Draft, Message};
 use perkey_chaos::proxy::{Mode, Proxy};
@@ -347,7 +347,7 @@ async fn an_event_comes_back_as_the_message_it_was() {
     let events = (1..).zip(&sent).map(|(seq, sent)| (seq, streams.name.as_str().into(), sent.clone()));
     let events: Vec<_> = events.map(|(seq, topic, message)| Outgoing { seq, topic, message }).collect();
     let answers = publish(&mut *end, &events).await;
-    assert!(answers.iter().all(|answer| matches!(answer, Answer::Confirmed(_))), "{answers:?}");
+    assert!(answers.iter().all(|answer| matches!(answer, SinkAnswer::Confirmed(_))), "{answers:?}");
     let transport = streams.transport();
     for sent in &sent {
         // A key's shard is where it is handled; an event without one is where its id says.
@@ -366,19 +366,19 @@ async fn an_event_comes_back_as_the_message_it_was() {
 
 // ---- the sink
 
-fn refused(answers: &[Answer]) -> BTreeSet<u64> {
-    let refused = |answer: &Answer| match answer {
-        Answer::Refused(seq, reason) => {
+fn refused(answers: &[SinkAnswer]) -> BTreeSet<u64> {
+    let refused = |answer: &SinkAnswer| match answer {
+        SinkAnswer::Refused(seq, reason) => {
             assert!(reason.contains("NO_ROUTE"), "{reason}");
             Some(*seq)
         }
-        Answer::Confirmed(_) => None,
+        SinkAnswer::Confirmed(_) => None,
     };
     answers.iter().filter_map(refused).collect()
 }
 
 /// Sends with at most `window` events on their way; gives the answers.
-async fn in_windows(end: &mut dyn Sink, events: &[Outgoing], window: usize) -> Vec<Answer> {
+async fn in_windows(end: &mut dyn Sink, events: &[Outgoing], window: usize) -> Vec<SinkAnswer> {
     let (mut sent, mut answers) = (0, Vec::new());
     while answers.len() < events.len() {
         let most = events.len().min(answers.len() + window);
@@ -457,8 +457,8 @@ async fn a_line_that_breaks_amid_confirms_loses_and_swaps_nothing() {
             }
             match timeout(BOUND, end.answers()).await.expect("an end must not hang") {
                 Ok(more) => answered.extend(more.into_iter().map(|answer| match answer {
-                    Answer::Confirmed(seq) => seq,
-                    Answer::Refused(..) => panic!("{answer:?}"),
+                    SinkAnswer::Confirmed(seq) => seq,
+                    SinkAnswer::Refused(..) => panic!("{answer:?}"),
                 })),
                 Err(error) => break error,
             }
@@ -472,7 +472,7 @@ async fn a_line_that_breaks_amid_confirms_loses_and_swaps_nothing() {
         // From the watermark.
         let watermark = events.iter().position(|event| !answered.contains(&event.seq)).unwrap();
         let answers = publish(&mut *sink.open(0).await.unwrap(), &events[watermark..]).await;
-        assert!(answers.iter().all(|answer| matches!(answer, Answer::Confirmed(_))));
+        assert!(answers.iter().all(|answer| matches!(answer, SinkAnswer::Confirmed(_))));
         let arrived: Vec<_> = streams.read(0).await.iter().map(said).collect();
         assert!(arrived.len() >= events.len());
         assert_eq!(by_key(arrived), expected(&events), "after {mode:?}");
@@ -517,7 +517,7 @@ async fn transports_that_cannot_be_made_say_why_and_tell_no_secret() {
     };
     let Err(source) = RabbitmqTransport::new(&settings, SHARDS, &Metrics::new()) else { panic!("it must be refused") };
     let Err(sink) = RabbitmqSink::new(&settings, SHARDS) else { panic!("it must be refused") };
-    for said in [source, sink] {
+    for said in [source, sink].map(|failure| failure.to_string()) {
         assert!(said.contains("/no/such/file.pem") && !said.contains("hunter2"), "{said}");
     }
 }
@@ -562,7 +562,7 @@ async fn tls_is_spoken_with_whom_the_file_vouches_for() {
     let trusted = with("trusted.pem", &cert);
     let sink = RabbitmqSink::new(&trusted, 1).unwrap();
     let answers = publish(&mut *sink.open(0).await.unwrap(), &[event(&streams.name, 1, "k", b"{}")]).await;
-    assert_eq!(answers, [Answer::Confirmed(1)]);
+    assert_eq!(answers, [SinkAnswer::Confirmed(1)]);
     let transport = RabbitmqTransport::new(&trusted, 1, &Metrics::new()).unwrap();
     assert_eq!(ids(&fetch(&mut *open(&transport, 0, &Positions::new()).await, 1).await), ["e-1"]);
     let said = trouble(&with("other.pem", &other)).await.to_lowercase();

@@ -1,5 +1,5 @@
 //! The intake: what others publish, who know nothing of shards, takes effect once and in its keys' order.
-//! In: a publisher in Python, an engine over a fresh store, movers that die. Out: the handled messages; dead letters.
+//! In: a publisher in Python, an engine over a fresh store, forwarders that die. Out: the handled messages; dead letters.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
@@ -171,7 +171,7 @@ fn published(count: usize) -> BTreeMap<String, Vec<String>> {
     keys
 }
 
-/// The counts of an intake's mover.
+/// The counts of an intake's forwarder.
 fn counted(metrics: &Metrics, queue: &str, outcome: &str) -> u64 {
     let text = metrics.encode();
     let labels = [format!("queue=\"{queue}\""), format!("outcome=\"{outcome}\"")];
@@ -319,9 +319,9 @@ async fn a_process_that_dies_amid_its_moving_changes_nothing() {
     scene.end().await;
 }
 
-/// Of the movers of several processes one works at a time; another goes on where its line breaks.
+/// Of the forwarders of several processes one works at a time; another goes on where its line breaks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_mover_goes_on_where_one_is_cut_off() {
+async fn another_forwarder_goes_on_where_one_is_cut_off() {
     let streams = Streams::named().await;
     let queue = intake(&streams);
     let proxy = Proxy::start("127.0.0.1:0", &servers::rabbitmq()).await.unwrap();
@@ -366,7 +366,7 @@ async fn another_mover_goes_on_where_one_is_cut_off() {
     assert!(counted(&metrics[1], &queue, "moved") > 0, "the second one did it");
 }
 
-/// A queue of others beside the streams that becomes full: the mover waits for it, and swaps nothing in either.
+/// A queue of others beside the streams that becomes full: the forwarder waits for it, and swaps nothing in either.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_beside_the_streams_is_waited_for_and_swaps_nothing() {
     let scene = Scene::new(|_| {}).await;
@@ -391,9 +391,9 @@ async fn a_full_queue_beside_the_streams_is_waited_for_and_swaps_nothing() {
     scene.end().await;
 }
 
-/// Large messages: a mover that cannot go on has about as many bytes as it may, and not as many messages.
+/// Large messages: a forwarder that cannot go on has about as many bytes as it may, and not as many messages.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_mover_has_on_its_way_is_bounded_by_its_bytes() {
+async fn what_a_forwarder_has_on_its_way_is_bounded_by_its_bytes() {
     const COUNT: usize = 120;
     // A quarter of it, for its two queues: 5 messages each.
     let scene = Scene::with(|settings| {

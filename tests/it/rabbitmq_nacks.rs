@@ -15,7 +15,7 @@ use perkey::unstable::store::query::DeadFilter;
 use perkey::unstable::store::sqlite::SqliteStore;
 use perkey::unstable::transport::embedded::EmbeddedLog;
 use perkey::unstable::transport::rabbitmq::RabbitmqSink;
-use perkey::unstable::transport::{Answer, Outgoing, SinkTransport, Transport};
+use perkey::unstable::transport::{Outgoing, SinkAnswer, SinkTransport, Transport};
 use perkey::{Engine, Publish, Settings};
 use tokio::time::timeout;
 
@@ -141,7 +141,7 @@ async fn what_comes_back_amid_nacks_is_refused_and_exactly_that(narrow: Narrow) 
         narrow.consume(taken.len(), said).await
     };
     let (answers, arrived) = tokio::join!(publish(&mut *end, &events), consumed);
-    let refused = |answer: &Answer| if let Answer::Refused(seq, _) = answer { Some(*seq) } else { None };
+    let refused = |answer: &SinkAnswer| if let SinkAnswer::Refused(seq, _) = answer { Some(*seq) } else { None };
     let refused: BTreeSet<u64> = answers.iter().filter_map(refused).collect();
     assert_eq!((answers.len(), refused), (events.len(), lost.iter().map(|event| event.seq).collect()));
     assert_eq!(by_key(arrived), expected(&taken));

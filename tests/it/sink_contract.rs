@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use lapin::ExchangeKind;
 use perkey::unstable::transport::kafka::KafkaSink;
 use perkey::unstable::transport::rabbitmq::RabbitmqSink;
-use perkey::unstable::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
+use perkey::unstable::transport::{Outgoing, Sink, SinkAnswer, SinkError, SinkTransport};
 use perkey::{Draft, Message};
 use rdkafka::message::{Headers, Message as _};
 
@@ -192,7 +192,7 @@ fn events(mouth: &dyn Mouth, seqs: std::ops::Range<u64>) -> Vec<Outgoing> {
 }
 
 /// Sends all of `events` as there is room, and gives the answers to them.
-pub(crate) async fn publish(end: &mut dyn Sink, events: &[Outgoing]) -> Vec<Answer> {
+pub(crate) async fn publish(end: &mut dyn Sink, events: &[Outgoing]) -> Vec<SinkAnswer> {
     let (mut sent, mut answers) = (0, Vec::new());
     while answers.len() < events.len() {
         sent += end.send(&events[sent..]).unwrap();
@@ -203,9 +203,9 @@ pub(crate) async fn publish(end: &mut dyn Sink, events: &[Outgoing]) -> Vec<Answ
     answers
 }
 
-pub(crate) fn confirmed(answers: &[Answer]) -> BTreeSet<u64> {
+pub(crate) fn confirmed(answers: &[SinkAnswer]) -> BTreeSet<u64> {
     let confirmed: Vec<u64> =
-        answers.iter().filter_map(|a| if let Answer::Confirmed(seq) = a { Some(*seq) } else { None }).collect();
+        answers.iter().filter_map(|a| if let SinkAnswer::Confirmed(seq) = a { Some(*seq) } else { None }).collect();
     let once: BTreeSet<u64> = confirmed.iter().copied().collect();
     assert_eq!(once.len(), confirmed.len(), "an event is confirmed once");
     once
@@ -279,7 +279,7 @@ async fn refused_events_are_exactly_those(mouth: Box<impl Mouth>) {
     let answers = publish(&mut *mouth.sink().open(2).await.unwrap(), &events).await;
     let reasons: BTreeMap<u64, &str> = answers
         .iter()
-        .filter_map(|a| if let Answer::Refused(seq, why) = a { Some((*seq, &**why)) } else { None })
+        .filter_map(|a| if let SinkAnswer::Refused(seq, why) = a { Some((*seq, &**why)) } else { None })
         .collect();
     assert_eq!(reasons.keys().copied().collect::<BTreeSet<_>>(), refused);
     assert!(reasons.values().all(|why| !why.is_empty()));

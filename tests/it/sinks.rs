@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::future::BoxFuture;
 use perkey::Message;
 use perkey::unstable::message::ShardNo;
-use perkey::unstable::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
+use perkey::unstable::transport::{Outgoing, Sink, SinkAnswer, SinkError, SinkTransport};
 use tokio::sync::Notify;
 
 /// The topic at which every event is refused.
@@ -92,7 +92,7 @@ impl Sink for MemoryEnd {
         Ok(taken)
     }
 
-    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<Answer>, SinkError>> {
+    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<SinkAnswer>, SinkError>> {
         Box::pin(async move {
             loop {
                 let inner = Arc::clone(&self.sink.inner);
@@ -111,11 +111,11 @@ impl Sink for MemoryEnd {
 }
 
 impl MemorySink {
-    fn take(&self, event: Outgoing) -> Answer {
+    fn take(&self, event: Outgoing) -> SinkAnswer {
         if &*event.topic == REFUSED {
-            return Answer::Refused(event.seq, "told to".to_owned());
+            return SinkAnswer::Refused(event.seq, "told to".to_owned());
         }
         self.state().arrived.push((event.topic, event.message));
-        Answer::Confirmed(event.seq)
+        SinkAnswer::Confirmed(event.seq)
     }
 }

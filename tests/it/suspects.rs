@@ -8,7 +8,7 @@ use perkey::unstable::handlers::run::TurnEnd;
 use perkey::unstable::ledger::protocol::{Action, ActorIx, Event, LedgerConfig, RunOrder, RunReport};
 use perkey::unstable::ledger::routes::{Arrival, What};
 use perkey::unstable::ledger::{Ledger, Line};
-use perkey::unstable::message::Position;
+use perkey::unstable::message::{Position, ServiceIx, SourceIx};
 use perkey::unstable::store::memory::{MemoryStore, at_once};
 use perkey::unstable::store::{PendingKind, Store};
 use perkey::{Draft, Message, Settings};
@@ -69,7 +69,7 @@ struct Process {
     ledger: Ledger,
     runs: BTreeMap<ActorIx, (RunOrder, u64)>,
     fed: bool,
-    actors: u32,
+    actors: usize,
     /// Permits for starts alone: who asked, in order, and whether one is out.
     asked: VecDeque<Line>,
     out: bool,
@@ -202,8 +202,9 @@ impl World {
                 runs.insert(actor, (order, now));
             }
             Action::Spawn(more) => {
-                (*actors..*actors + more).for_each(|actor| ledger.step(Event::ActorReady(actor), now));
-                *actors += more;
+                let first = *actors;
+                *actors += more as usize;
+                (first..*actors).map(ActorIx::nth).for_each(|actor| ledger.step(Event::ActorReady(actor), now));
             }
             Action::CommitReady => ledger.step(Event::Gate, now),
             Action::Commit(commit) | Action::CommitLater(commit, _) => {
@@ -212,9 +213,14 @@ impl World {
             Action::Credit(..) if !std::mem::replace(fed, true) => {
                 let arrival = |at: usize| {
                     let position = Position::new(1 + u64::try_from(at).unwrap(), 0);
-                    Arrival { origin: "one".into(), position, last: true, what: What::Message(0, Self::message(at)) }
+                    Arrival {
+                        origin: "one".into(),
+                        position,
+                        last: true,
+                        what: What::Message(ServiceIx::FIRST, Self::message(at)),
+                    }
                 };
-                ledger.step(Event::Fetched(0, (0..self.plans.len()).map(arrival).collect()), now);
+                ledger.step(Event::Fetched(SourceIx::FIRST, (0..self.plans.len()).map(arrival).collect()), now);
             }
             Action::AskPermit(line, _) => asked.push_back(line),
             Action::PermitEnded(..) => *out = false,

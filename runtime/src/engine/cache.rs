@@ -17,9 +17,27 @@ use crate::handler::CallId;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::store::calls::CallRecord;
-#[cfg(not(feature = "redis"))]
-const WITHOUT_REDIS: &str =
-    "cache.url is set, and this program was built without Redis (feature `redis`): leave it empty";
+
+/// The reason why the cache of the settings cannot be had. The address is not shown: it may have a password in it.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The address is not one of Redis.
+    #[cfg(feature = "redis")]
+    #[error("cache.url is not an address of Redis: {WANTED}")]
+    NotRedis,
+    /// The address is one of Redis, and names none.
+    #[cfg(feature = "redis")]
+    #[error("cache.url does not name a Redis: {0}: {WANTED}")]
+    Address(::redis::RedisError),
+    /// The program cannot speak with Redis.
+    #[cfg(not(feature = "redis"))]
+    #[error("cache.url is set, and this program was built without Redis (feature `redis`): leave it empty")]
+    WithoutRedis,
+}
+
+/// A description of an address of Redis.
+#[cfg(feature = "redis")]
+const WANTED: &str = "it must be redis://host:port (redis://user:password@host:port/database), or rediss:// for TLS";
 
 /// A cache of ended calls. It may forget any of them at any time; its users compare fingerprint and expiry.
 pub trait ReplayCache: Send + Sync + std::fmt::Debug {
@@ -33,7 +51,7 @@ pub trait ReplayCache: Send + Sync + std::fmt::Debug {
 /// The cache that the settings ask for: Redis, or the process's own. `secret` is the store's
 /// ([`CallStore::secret`](crate::store::calls::CallStore::secret)): others that share a Redis neither see its answers nor write
 /// any. It is called within a Tokio runtime, and does not wait for Redis. The error says what is wrong with the settings.
-pub fn open(settings: &Settings, secret: &[u8; 32], metrics: &Metrics) -> Result<Arc<dyn ReplayCache>, String> {
+pub fn open(settings: &Settings, secret: &[u8; 32], metrics: &Metrics) -> Result<Arc<dyn ReplayCache>, CacheError> {
     let (cache, metrics) = (&settings.cache, metrics.cache());
     if cache.url.is_empty() {
         return Ok(Arc::new(memory::MemoryCache::new(cache, metrics)));
@@ -43,19 +61,19 @@ pub fn open(settings: &Settings, secret: &[u8; 32], metrics: &Metrics) -> Result
     #[cfg(not(feature = "redis"))]
     {
         drop((secret, metrics));
-        Err(WITHOUT_REDIS.to_owned())
+        Err(CacheError::WithoutRedis)
     }
 }
 
 /// Checks the settings of the cache; nothing is opened.
-pub(crate) fn check(settings: &Settings) -> Result<(), String> {
+pub(crate) fn check(settings: &Settings) -> Result<(), CacheError> {
     #[cfg(feature = "redis")]
     if !settings.cache.url.is_empty() {
         redis::client(&settings.cache.url)?;
     }
     #[cfg(not(feature = "redis"))]
     if !settings.cache.url.is_empty() {
-        return Err(WITHOUT_REDIS.to_owned());
+        return Err(CacheError::WithoutRedis);
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use uuid::Builder;
 
-use self::accept::{Accepts, Verdict};
+use self::accept::{Acceptance, Accepts};
 use super::cache::ReplayCache;
 use crate::clock::{Clock, Dice};
 use crate::handler::{CALL, CALL_ID, CallId, is_reserved};
@@ -106,16 +106,18 @@ impl Calls {
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let settings = Arc::new(settings.clone());
-        Self::with(settings, handlers, (store, cache), metrics, (Arc::default(), Box::new(|_| false)))
+        Self::with(settings, handlers, store, cache, metrics, Arc::default(), Box::new(|_| false))
     }
 
     /// The entry of a process whose committers tell `pending`.
     pub(crate) fn with(
         settings: Arc<Settings>,
         handlers: Handlers,
-        (store, cache): (Arc<dyn Store>, Arc<dyn ReplayCache>),
+        store: Arc<dyn Store>,
+        cache: Arc<dyn ReplayCache>,
         metrics: Arc<Metrics>,
-        (pending, is_here): (Arc<PendingCalls>, Box<IsHere>),
+        pending: Arc<PendingCalls>,
+        is_here: Box<IsHere>,
     ) -> Arc<Self> {
         let accepts = Accepts::start(Arc::clone(&store), &settings, &metrics);
         PendingCalls::serve(&pending, store);
@@ -160,9 +162,9 @@ impl Calls {
         // Before it is accepted, because it may end before the answer comes.
         let waiting = self.pending.wait(record.id, &record.message_id, (self.is_here)(shard));
         match self.accepted_or_known(new).await? {
-            Verdict::New => {}
-            Verdict::Known(known) if known.fingerprint != record.fingerprint => return Ok(CallAnswer::Mismatch),
-            Verdict::Known(known) => {
+            Acceptance::New => {}
+            Acceptance::Known(known) if known.fingerprint != record.fingerprint => return Ok(CallAnswer::Mismatch),
+            Acceptance::Known(known) => {
                 let Some(outcome) = known.outcome.clone() else { return Ok(CallAnswer::InFlight) };
                 self.cache.put(vec![known]);
                 return Ok(CallAnswer::Replay(outcome));
@@ -176,12 +178,12 @@ impl Calls {
     }
 
     /// Accepts a call; if there is no room for a new one, it may be a known one.
-    async fn accepted_or_known(&self, new: NewCall) -> Result<Verdict, CallError> {
+    async fn accepted_or_known(&self, new: NewCall) -> Result<Acceptance, CallError> {
         let id = new.id;
         match self.accepts.accept(new).await {
             Err(no_room @ (CallError::Full | CallError::TooManyKeys(_))) => {
                 let known = self.accepts.known(id).await?.filter(|record| !record.is_expired(self.clock.now()));
-                known.map(Verdict::Known).ok_or(no_room)
+                known.map(Acceptance::Known).ok_or(no_room)
             }
             told => told,
         }
@@ -189,11 +191,14 @@ impl Calls {
 
     /// The call as it is written; its message gets a new id each time, because the record alone says what was done.
     fn accepted(&self, call: &Call, now: u64) -> Result<NewCall, CallError> {
-        let key = self.handlers.key_of(call.service, &call.payload).map_err(CallError::Malformed)?;
+        let key = self
+            .handlers
+            .key_of(call.service, &call.payload)
+            .map_err(|error| CallError::Malformed(error.to_string()))?;
         let mut dice = Dice::from_system();
         let chance = std::array::from_fn(|_| u8::try_from(dice.below(256)).unwrap_or_default());
         let id = Builder::from_unix_timestamp_millis(now, &chance).into_uuid().to_string();
-        let message = self.message(call, (&id, key.as_str()), now)?;
+        let message = self.message(call, &id, key.as_str(), now)?;
         let keep = crate::clock::millis(self.settings.gateway.keep);
         Ok(NewCall {
             id: call.id,
@@ -206,7 +211,7 @@ impl Calls {
         })
     }
 
-    fn message(&self, call: &Call, (id, key): (&str, &str), now: u64) -> Result<Message, CallError> {
+    fn message(&self, call: &Call, id: &str, key: &str, now: u64) -> Result<Message, CallError> {
         let call_id = call.id.to_string();
         let given = call.headers.iter().filter(|(name, _)| !is_reserved(name));
         let mut headers: Vec<(&str, &str)> = given.map(|(name, value)| (&**name, &**value)).collect();

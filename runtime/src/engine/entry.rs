@@ -95,7 +95,8 @@ impl Engine {
         let shard = shard_of(key, self.env.settings.ownership.shards);
         let of = ServiceKey { service: H::SERVICE.into(), key: key.into() };
         let row = self.env.store.load(shard, vec![of]).await?.into_iter().next().unwrap_or_default();
-        let state = row.state.map(|stored| decode::<H>(Some(stored)).map_err(StoreError::Corrupt));
+        let state =
+            row.state.map(|stored| decode::<H>(Some(stored)).map_err(|error| StoreError::Corrupt(error.to_string())));
         state.transpose()
     }
 
@@ -130,7 +131,8 @@ impl Entry {
 
     fn message<H: Handler>(&self, id: &str, message: &impl Serialize) -> Result<Message, SendError> {
         let payload = serde_json::to_vec(message).map_err(|error| SendError::Refused(error.to_string()))?;
-        let key = self.env.handlers.key_of(H::SERVICE, &payload).map_err(SendError::Refused)?;
+        let key =
+            self.env.handlers.key_of(H::SERVICE, &payload).map_err(|error| SendError::Refused(error.to_string()))?;
         let draft = Draft {
             id,
             key: key.as_str(),

@@ -17,7 +17,7 @@ use tracing::info;
 
 use self::arguments::Arguments;
 pub use self::ending::{Drained, Failure, Signals, drain};
-pub use self::files::{files_fit, raise_files};
+pub use self::files::{TooFewFiles, files_fit, raise_files};
 use super::Engine;
 use crate::clock::Clock;
 use crate::handlers::Handlers;
@@ -229,7 +229,7 @@ impl Host {
     /// ```
     pub fn run(self, work: impl AsyncFnOnce(Running) -> Result<(), Failure>) -> ExitCode {
         let program = self.program.clone();
-        let ended = Arguments::of(words()).map_err(Failure::Usage).and_then(|arguments| {
+        let ended = Arguments::of(words()).map_err(|error| Failure::Usage(error.to_string())).and_then(|arguments| {
             if arguments.help {
                 return said(&self.help()).map(|()| Drained::InOrder);
             }
@@ -376,7 +376,7 @@ pub fn misfits(settings: &Settings, handlers: &Handlers) -> Vec<String> {
     problems.extend(schedules.err().into_iter().flatten());
     let (sources, sinks) = transport::open::names(settings);
     problems.extend(super::start::unrouted(settings, &sources, &sinks));
-    problems.extend(super::cache::check(settings).err());
+    problems.extend(super::cache::check(settings).err().map(|error| error.to_string()));
     problems
 }
 

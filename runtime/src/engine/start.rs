@@ -28,6 +28,7 @@ use crate::shard::env::troubles::Troubles;
 use crate::shard::permits::PermitPool;
 use crate::shard::worker::Ownership;
 use crate::store::{Setup, Store, StoreError};
+use crate::transport::open::Ends;
 use crate::transport::{self, SinkTransport, Transport};
 
 /// Starts an engine with the sources and sinks that the settings name.
@@ -38,7 +39,8 @@ pub(super) async fn open(
     metrics: Arc<Metrics>,
     recorder: Option<Arc<Recorder>>,
 ) -> Result<Engine, EngineError> {
-    let (sources, sinks) = transport::open::open(settings, &store, &metrics).map_err(EngineError::Settings)?;
+    let opened = transport::open::open(settings, &store, &metrics);
+    let Ends { sources, sinks } = opened.map_err(|error| EngineError::Settings(error.to_string()))?;
     launch(settings, handlers, store, metrics, sources, sinks, recorder).await
 }
 
@@ -58,7 +60,7 @@ pub(super) async fn launch(
     let schedules = cron::plan(&handlers, settings, Clock::system().now());
     problems.extend(schedules.as_ref().err().into_iter().flatten().cloned());
     let wanted = sinks_of(settings);
-    let (found, missing) = routed(settings, &transports, (&wanted, &sinks));
+    let (found, missing) = routed(settings, &transports, &wanted, &sinks);
     problems.extend(missing);
     let (Ok(bindings), Ok(schedules), true) = (bindings, schedules, problems.is_empty()) else {
         return Err(EngineError::Settings(problems.join("; ")));
@@ -69,7 +71,7 @@ pub(super) async fn launch(
     let in_flight = store.writes_in_parallel().then(|| Arc::new(Semaphore::new(settings.commit.in_flight)));
     let fleet = store.leases().map(|_| Ownership::new(&fleet::worker(settings, handlers.code())));
     let secret = store.calls().secret().await?;
-    let cache = cache::open(settings, &secret, &metrics).map_err(EngineError::Settings)?;
+    let cache = cache::open(settings, &secret, &metrics).map_err(|error| EngineError::Settings(error.to_string()))?;
     let env = Arc::new(Env {
         pending: Arc::default(),
         in_flight,
@@ -116,14 +118,15 @@ fn calls(env: &Arc<Env>, cache: Arc<dyn ReplayCache>) -> Arc<Calls> {
     let is_here = move |shard| here.fleet.as_ref().is_none_or(|fleet| fleet.view().running.contains(&shard));
     let (settings, handlers) = (Arc::clone(&env.settings), env.handlers.clone());
     let (store, metrics, pending) = (Arc::clone(&env.store), Arc::clone(&env.metrics), Arc::clone(&env.pending));
-    Calls::with(settings, handlers, (store, cache), metrics, (pending, Box::new(is_here)))
+    Calls::with(settings, handlers, store, cache, metrics, pending, Box::new(is_here))
 }
 
 /// The sinks that events are routed to; and every source or sink that a route names and nobody brought.
 fn routed(
     settings: &Settings,
     transports: &[Arc<dyn Transport>],
-    (wanted, sinks): (&[Arc<str>], &[Arc<dyn SinkTransport>]),
+    wanted: &[Arc<str>],
+    sinks: &[Arc<dyn SinkTransport>],
 ) -> (Vec<Arc<dyn SinkTransport>>, Vec<String>) {
     let sources: Vec<&str> = transports.iter().map(|transport| transport.name()).collect();
     let names: Vec<&str> = sinks.iter().map(|sink| sink.name()).collect();

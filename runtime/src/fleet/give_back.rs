@@ -45,7 +45,7 @@ impl Actor for GiveBack {
             match release(&args.env, args.shard).await {
                 Ok(()) => break,
                 Err(error) => {
-                    warn!(shard = args.shard, error, "shard could not be given back, trying again");
+                    warn!(shard = args.shard, %error, "shard could not be given back, trying again");
                     sleep(AGAIN).await;
                 }
             }
@@ -55,12 +55,22 @@ impl Actor for GiveBack {
     }
 }
 
-async fn release(env: &Env, shard: ShardNo) -> Result<(), String> {
+/// The reason why a shard was not given back.
+#[derive(Debug, thiserror::Error)]
+enum ReleaseError {
+    #[error(transparent)]
+    Take(#[from] StoreError),
+    /// In the store's words.
+    #[error("{0}")]
+    Commit(String),
+}
+
+async fn release(env: &Env, shard: ShardNo) -> Result<(), ReleaseError> {
     let taken = match env.store.take(shard, &env.owner()).await {
         Ok(taken) => taken,
         // Another worker has it already.
         Err(StoreError::Owned { .. }) => return Ok(()),
-        Err(error) => return Err(error.to_string()),
+        Err(error) => return Err(error.into()),
     };
     let commit = Commit {
         shard,
@@ -77,6 +87,8 @@ async fn release(env: &Env, shard: ShardNo) -> Result<(), String> {
     };
     match env.store.commit(&commit).await {
         Outcome::Committed | Outcome::Fenced => Ok(()),
-        Outcome::Refused { error, .. } | Outcome::Unavailable(error) | Outcome::Unknown(error) => Err(error),
+        Outcome::Refused { error, .. } | Outcome::Unavailable(error) | Outcome::Unknown(error) => {
+            Err(ReleaseError::Commit(error))
+        }
     }
 }

@@ -32,15 +32,21 @@ const NEWS_MAX: usize = 64;
 /// The heartbeat's actor: it owns the thread, and fails when the thread does.
 pub(crate) struct Heartbeat;
 
+/// The arguments of a [`Heartbeat`].
+pub(crate) struct HeartbeatArgs {
+    pub(crate) env: Arc<Env>,
+    pub(crate) root: ActorRef<RootMessage>,
+}
+
 impl Actor for Heartbeat {
     type Msg = HeartbeatMessage;
     type State = mpsc::Sender<News>;
-    type Arguments = (Arc<Env>, ActorRef<RootMessage>);
+    type Arguments = HeartbeatArgs;
 
     async fn pre_start(
         &self,
         myself: ActorRef<HeartbeatMessage>,
-        (env, root): Self::Arguments,
+        HeartbeatArgs { env, root }: HeartbeatArgs,
     ) -> Result<Self::State, ActorProcessingErr> {
         let (news, heard) = mpsc::channel(NEWS_MAX);
         let worker = worker(&env.settings, env.handlers.code());

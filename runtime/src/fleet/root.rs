@@ -72,7 +72,7 @@ impl Actor for Root {
         let mut shards = Vec::new();
         for shard in 0..env.settings.ownership.shards {
             let live = Arc::new(AtomicUsize::new(0));
-            let supervisor = if in_fleet { None } else { Some(take(&myself, env, (shard, false), &live).await?) };
+            let supervisor = if in_fleet { None } else { Some(take(&myself, env, shard, false, &live).await?) };
             shards.push(Owned { supervisor, wanted: !in_fleet, budget: budget(), live });
         }
         let janitor = janitor(&myself, env).await?;
@@ -172,7 +172,7 @@ impl RootState {
             return;
         }
         let again = self.args.env.fleet.is_none();
-        match take(myself, &self.args.env, (shard, again), &owned.live).await {
+        match take(myself, &self.args.env, shard, again, &owned.live).await {
             Ok(supervisor) => owned.supervisor = Some(supervisor),
             // An outage is waited out: it spends no restarts.
             Err(SpawnErr::StartupFailed(error)) if is_outage(error.as_ref()) => {
@@ -210,7 +210,8 @@ fn is_outage(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
 async fn take(
     myself: &ActorRef<RootMessage>,
     env: &Arc<Env>,
-    (shard, again): (ShardNo, bool),
+    shard: ShardNo,
+    again: bool,
     live: &Arc<AtomicUsize>,
 ) -> Result<ActorRef<ShardSupervisorMessage>, SpawnErr> {
     let args = ShardSupervisorArgs { env: env.clone(), shard, live: live.clone(), again };

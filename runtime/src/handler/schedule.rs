@@ -1,6 +1,8 @@
 //! Schedules of a handler: messages that come by the clock, as its author writes them.
 //! In: a name, a cron expression and its time zone, a key, a message. Out: plain values, checked when the program starts.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -32,7 +34,7 @@ pub struct Schedule {
     /// The key that gets the message.
     pub key: Key,
     /// The message's JSON, or why it has none.
-    pub(crate) message: Result<Bytes, String>,
+    pub(crate) message: Result<Bytes, Arc<serde_json::Error>>,
 }
 
 impl Schedule {
@@ -44,7 +46,7 @@ impl Schedule {
     /// assert_eq!(bonus.zone, "UTC");
     /// ```
     pub fn new(name: &str, cron: &str, key: impl Into<Key>, message: &impl Serialize) -> Self {
-        let message = serde_json::to_vec(message).map(Bytes::from).map_err(|error| error.to_string());
+        let message = serde_json::to_vec(message).map(Bytes::from).map_err(Arc::new);
         Self { name: name.to_owned(), cron: cron.to_owned(), zone: "UTC".to_owned(), key: key.into(), message }
     }
 

@@ -41,11 +41,12 @@ const SCHEDULED: &[u8] = b"scheduled";
 /// `cause` is its message, with the `traceparent` of what it sends.
 pub(super) fn end(
     origin: &Origin,
-    (cause, trace): (&Message, Option<&str>),
+    cause: &Message,
+    trace: Option<&str>,
     effects: Effects,
     context: &RunContext,
 ) -> TurnEnd {
-    let (events, sent, timers) = of(origin, (cause, trace), &effects, context);
+    let (events, sent, timers) = of(origin, cause, trace, &effects, context);
     let Effects { rows, statements, reply, .. } = effects;
     let reply = call_of(cause).map(|call| Reply { call, outcome: CallOutcome::done(reply) });
     TurnEnd::Done { events, sent, rows, timers, statements, reply }
@@ -54,7 +55,8 @@ pub(super) fn end(
 /// Of a turn that succeeded: its events, what it sends to services, the answer among it if one is wanted, its timers.
 fn of(
     origin: &Origin,
-    (cause, trace): (&Message, Option<&str>),
+    cause: &Message,
+    trace: Option<&str>,
     effects: &Effects,
     context: &RunContext,
 ) -> (Vec<Event>, Vec<SentMessage>, Vec<TimerWrite>) {

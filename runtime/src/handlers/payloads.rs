@@ -24,10 +24,30 @@ pub enum Shown {
     Base64(String),
 }
 
+/// The reason why a payload is of no use to a service.
+#[derive(Debug, thiserror::Error)]
+pub enum PayloadError {
+    /// There is no such service; the sentence names those that there are.
+    #[error("{0}")]
+    NoService(String),
+    /// The handler cannot read it, or not write it.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The handler panicked over it.
+    #[error("the handler panicked: {0}")]
+    Panicked(String),
+    /// It is JSON that may be read in several ways.
+    #[error("it is not JSON that can be taken: {0}")]
+    Ambiguous(CodecError),
+    /// It is not JSON.
+    #[error("it is not JSON: {0}")]
+    NotJson(serde_json::Error),
+}
+
 impl Handlers {
     /// The key that `service`'s handler gives a payload; the error says why it does not decode, or which services exist.
-    pub fn key_of<'a>(&self, service: &str, payload: impl Into<Payload<'a>>) -> Result<Key, String> {
-        self.named(service).ok_or_else(|| self.unknown(service))?.key_of(&payload.into())
+    pub fn key_of<'a>(&self, service: &str, payload: impl Into<Payload<'a>>) -> Result<Key, PayloadError> {
+        self.wanted(service)?.key_of(&payload.into())
     }
 
     /// A message's payload for people.
@@ -51,15 +71,19 @@ impl Handlers {
         service: &str,
         json: Vec<u8>,
         like: Option<&Message>,
-    ) -> Result<(Vec<u8>, Option<&'static str>), String> {
-        let schema = self.named(service).ok_or_else(|| self.unknown(service))?.schema();
+    ) -> Result<(Vec<u8>, Option<&'static str>), PayloadError> {
+        let schema = self.wanted(service)?.schema();
         if schema.content_type() == JSON || like.is_some_and(is_json) {
             return Ok((json, None));
         }
-        named_once(&json).map_err(|error| format!("it is not JSON that can be taken: {error}"))?;
-        let json: Value = serde_json::from_slice(&json).map_err(|error| format!("it is not JSON: {error}"))?;
-        let payload = schema.encode(&json).map_err(|error| error.to_string())?;
+        named_once(&json).map_err(PayloadError::Ambiguous)?;
+        let json: Value = serde_json::from_slice(&json).map_err(PayloadError::NotJson)?;
+        let payload = schema.encode(&json)?;
         Ok((payload, Some(schema.content_type())))
+    }
+
+    fn wanted(&self, service: &str) -> Result<&dyn Service, PayloadError> {
+        self.named(service).ok_or_else(|| PayloadError::NoService(self.unknown(service)))
     }
 
     fn named(&self, service: &str) -> Option<&dyn Service> {
@@ -103,12 +127,11 @@ pub(super) fn own_key<H: Handler>(handler: &H, read: &H::Message, message: &Mess
 }
 
 /// The key that a handler gives a payload.
-pub(super) fn key_of<H: Handler>(handler: &H, payload: &Payload<'_>) -> Result<Key, String> {
+pub(super) fn key_of<H: Handler>(handler: &H, payload: &Payload<'_>) -> Result<Key, PayloadError> {
     // Keys are worked out by the shard's own actor, which a panic must not end.
     let key = AssertUnwindSafe(|| read(handler, payload).map(|message| handler.key(&message)));
     let key = std::panic::catch_unwind(key);
-    let key = key.map_err(|panic| format!("the handler panicked: {}", panic_text(panic)))?;
-    key.map_err(|error| error.to_string())
+    Ok(key.map_err(|panic| PayloadError::Panicked(panic_text(panic)))??)
 }
 
 fn read<H: Handler>(handler: &H, payload: &Payload<'_>) -> Result<H::Message, CodecError> {

@@ -12,7 +12,7 @@ use super::defect::{Defect, planted};
 use super::intake::inbox::Aging;
 use super::outbox::Sum;
 use super::protocol::{Action, Question, SlotIx};
-use super::slot::Newest;
+use super::slot::{GroupIx, Newest};
 use super::{Ledger, Ticket};
 use crate::clock::{Millis, millis};
 use crate::message::{Ahead, Position, Stretch, TakenId};
@@ -108,14 +108,14 @@ impl Batches {
         copies
     }
 
-    pub(crate) fn gathered(&mut self, at: u32) -> &mut Group {
-        &mut self.gathering.groups[at as usize]
+    pub(crate) fn gathered(&mut self, at: GroupIx) -> &mut Group {
+        &mut self.gathering.groups[at]
     }
 
-    pub(crate) fn add(&mut self, slot: SlotIx) -> (u32, &mut Group) {
+    pub(crate) fn add(&mut self, slot: SlotIx) -> (GroupIx, &mut Group) {
         let at = self.gathering.groups.len();
         self.gathering.groups.push(Group { slot: Some(slot), ..Group::default() });
-        (u32::try_from(at).expect("credits bound a batch"), &mut self.gathering.groups[at])
+        (GroupIx::nth(at), &mut self.gathering.groups[at])
     }
 }
 
@@ -198,7 +198,7 @@ impl Ledger {
 
     pub(crate) fn send(&mut self, mut batch: Batch, suspects: Vec<Batch>, release: bool) {
         for ticket in batch.groups.iter().flat_map(|group| &group.tickets) {
-            self.sources[usize::from(ticket.source)].mark(*ticket);
+            self.sources[ticket.source].mark(*ticket);
         }
         let mut parts: Vec<Part> = batch.groups.iter_mut().map(|group| std::mem::take(&mut group.part)).collect();
         let Sum { watermarks, onward, again } = self.outbox.outward(&batch);

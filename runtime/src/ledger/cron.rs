@@ -49,7 +49,7 @@ pub(crate) fn plan(handlers: &Handlers, settings: &Settings, now: Millis) -> Res
                 own(&mut schedule.cron, cron);
                 own(&mut schedule.zone, zone);
             }
-            let known = |payload: &[u8]| service.key_of(&payload.into()).err();
+            let known = |payload: &[u8]| service.key_of(&payload.into()).err().map(|error| error.to_string());
             match Planned::of(service.name(), schedule, now, known) {
                 Ok(one) if of_service.iter().any(|other| (&other.name, &other.of) == (&one.name, &one.of)) => {
                     let (service, key) = (service.name(), &one.of.key);
@@ -100,7 +100,7 @@ impl Planned {
         let name = format!("{CRON}{name}");
         fine(check_name("name", name.as_bytes()).err().map(|error| error.to_string()));
         fine(check_name("key", key.as_str().as_bytes()).err().map(|error| error.to_string()));
-        let unread = message.as_ref().map_or_else(|error| Some(error.clone()), |payload| undecodable(payload));
+        let unread = message.as_ref().map_or_else(|error| Some(error.to_string()), |payload| undecodable(payload));
         fine(unread.map(|error| format!("the handler cannot read its message: {error}")));
         let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
         let parsed = parser.parse(&expression);

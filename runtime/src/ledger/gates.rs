@@ -15,6 +15,7 @@ pub(crate) use self::breaker::{BreakerChange, BreakerState};
 use self::limit::Limit;
 pub use self::limit::TokenBucket;
 use crate::clock::{Dice, Millis};
+use crate::message::ServiceIx;
 use crate::settings::Settings;
 
 /// A shard under one owner, which asks for permits.
@@ -24,7 +25,7 @@ pub(crate) type Asker = u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Line {
     /// Turns of a service, by its index.
-    Service(u16),
+    Service(ServiceIx),
     /// Messages that may end the process: one is started at a time.
     Trial,
 }
@@ -94,22 +95,19 @@ impl Gates {
     /// The place of a line's queue.
     fn at(&self, line: Line) -> usize {
         match line {
-            Line::Service(service) => service.into(),
+            Line::Service(service) => service.place(),
             Line::Trial => self.queues.len() - 1,
         }
     }
 
     /// The line of the queue at a place.
     fn line(&self, at: usize) -> Line {
-        match u16::try_from(at) {
-            Ok(service) if at + 1 < self.queues.len() => Line::Service(service),
-            Ok(_) | Err(_) => Line::Trial,
-        }
+        if at + 1 < self.queues.len() { Line::Service(ServiceIx::nth(at)) } else { Line::Trial }
     }
 
     /// True if turns of a service need permits.
-    pub(crate) fn guards(&self, service: u16) -> bool {
-        let line = &self.queues[usize::from(service)];
+    pub(crate) fn guards(&self, service: ServiceIx) -> bool {
+        let line = &self.queues[service];
         !line.needs.is_empty() || line.limit.is_set()
     }
 
@@ -213,21 +211,22 @@ mod tests {
     }
 
     fn ask(gates: &mut Gates, times: usize, again: bool) {
-        (0..times).for_each(|_| gates.ask(7, Line::Service(0), again));
+        (0..times).for_each(|_| gates.ask(7, Line::Service(ServiceIx::FIRST), again));
     }
 
     fn open(gates: &mut Gates) {
         ask(gates, 3, false);
         assert_eq!(gates.grant(0).len(), 3);
-        let changes: Vec<_> =
-            (0..3).flat_map(|_| gates.ended(7, Line::Service(0), PermitEnd::Unavailable(0), 0)).collect();
+        let changes: Vec<_> = (0..3)
+            .flat_map(|_| gates.ended(7, Line::Service(ServiceIx::FIRST), PermitEnd::Unavailable(0), 0))
+            .collect();
         assert!(matches!(changes[..], [BreakerChange { state: BreakerState::Open, .. }]), "{changes:?}");
     }
 
     #[test]
     fn only_what_needs_something_is_guarded() {
         let gates = gates(|_| ());
-        assert!(gates.guards(0) && !gates.guards(1));
+        assert!(gates.guards(ServiceIx::FIRST) && !gates.guards(ServiceIx::nth(1)));
     }
 
     #[test]
@@ -239,10 +238,10 @@ mod tests {
         assert!(gates.grant(10).is_empty());
         assert_eq!(gates.grant(60_000).len(), 1, "one is let through");
         assert!(gates.grant(60_000).is_empty(), "and no other before it has ended");
-        gates.ended(7, Line::Service(0), PermitEnd::Unavailable(0), 60_000);
+        gates.ended(7, Line::Service(ServiceIx::FIRST), PermitEnd::Unavailable(0), 60_000);
         assert!(gates.grant(60_000).is_empty(), "open again");
         assert_eq!(gates.grant(200_000).len(), 1);
-        let changes = gates.ended(7, Line::Service(0), PermitEnd::Done, 200_000);
+        let changes = gates.ended(7, Line::Service(ServiceIx::FIRST), PermitEnd::Done, 200_000);
         assert!(matches!(changes[..], [BreakerChange { state: BreakerState::Closed, .. }]));
     }
 
@@ -252,11 +251,11 @@ mod tests {
         open(&mut gates);
         ask(&mut gates, 2, true);
         assert_eq!(gates.grant(60_000).len(), 1);
-        gates.ended(7, Line::Service(0), PermitEnd::Unused, 60_000);
+        gates.ended(7, Line::Service(ServiceIx::FIRST), PermitEnd::Unused, 60_000);
         assert_eq!(gates.grant(60_000).len(), 1);
         gates.leave(7);
-        gates.ask(8, Line::Service(0), false);
-        assert_eq!(gates.grant(60_000), [(8, Line::Service(0))]);
+        gates.ask(8, Line::Service(ServiceIx::FIRST), false);
+        assert_eq!(gates.grant(60_000), [(8, Line::Service(ServiceIx::FIRST))]);
     }
 
     #[test]
@@ -265,7 +264,7 @@ mod tests {
         open(&mut gates);
         ask(&mut gates, 20_000, false);
         assert_eq!(gates.grant(60_000).len(), 1);
-        gates.ended(7, Line::Service(0), PermitEnd::Done, 60_000);
+        gates.ended(7, Line::Service(ServiceIx::FIRST), PermitEnd::Done, 60_000);
         let (mut started, mut answered) = (0, 1);
         // Each is answered 100 ms after it started.
         for tick in 0..100 {
@@ -275,7 +274,7 @@ mod tests {
             let budget = 10.0 + f64::from(10 * u32::try_from(tick).unwrap()) / 10.0 + 1.2 * f64::from(answered);
             assert!(f64::from(u32::try_from(started).unwrap()) <= budget + 1.0, "{started} started by {now}");
             for _ in 0..granted {
-                gates.ended(7, Line::Service(0), PermitEnd::Done, now);
+                gates.ended(7, Line::Service(ServiceIx::FIRST), PermitEnd::Done, now);
                 answered += 1;
             }
         }
@@ -290,7 +289,7 @@ mod tests {
         let granted = gates.grant(0).len();
         assert!((100..=110).contains(&granted), "{granted}");
         for _ in 0..granted {
-            gates.ended(7, Line::Service(0), PermitEnd::Done, 0);
+            gates.ended(7, Line::Service(ServiceIx::FIRST), PermitEnd::Done, 0);
         }
         let more = gates.grant(0).len();
         assert!((15..=25).contains(&more), "a fifth of what was answered: {more}");
@@ -301,12 +300,12 @@ mod tests {
     fn limits_of_concurrency_and_rate_hold() {
         let limit = ServiceLimit { service: "free".to_owned(), concurrency: 2, rate: 10.0 };
         let mut gates = gates(|settings| settings.limit = vec![limit]);
-        assert!(gates.guards(1));
-        (0..50).for_each(|_| gates.ask(7, Line::Service(1), false));
+        assert!(gates.guards(ServiceIx::nth(1)));
+        (0..50).for_each(|_| gates.ask(7, Line::Service(ServiceIx::nth(1)), false));
         assert_eq!(gates.grant(0).len(), 2);
         let mut started = 2;
         for tick in 1..=20_u64 {
-            (0..2).for_each(|_| drop(gates.ended(7, Line::Service(1), PermitEnd::Done, tick * 50)));
+            (0..2).for_each(|_| drop(gates.ended(7, Line::Service(ServiceIx::nth(1)), PermitEnd::Done, tick * 50)));
             started += gates.grant(tick * 50).len();
         }
         assert!((10..=21).contains(&started), "ten in a second, and ten at first: {started}");
@@ -315,12 +314,15 @@ mod tests {
     #[test]
     fn what_a_shard_had_is_free_when_it_leaves() {
         let mut gates = gates(|settings| settings.dependency[0].concurrency = 1);
-        gates.ask(1, Line::Service(0), false);
-        gates.ask(2, Line::Service(0), false);
-        assert_eq!(gates.grant(0), [(1, Line::Service(0))]);
+        gates.ask(1, Line::Service(ServiceIx::FIRST), false);
+        gates.ask(2, Line::Service(ServiceIx::FIRST), false);
+        assert_eq!(gates.grant(0), [(1, Line::Service(ServiceIx::FIRST))]);
         assert!(gates.grant(0).is_empty());
         gates.leave(1);
-        assert_eq!(gates.grant(0), [(2, Line::Service(0))]);
-        assert!(gates.ended(1, Line::Service(0), PermitEnd::Done, 0).is_empty(), "its answers count no more");
+        assert_eq!(gates.grant(0), [(2, Line::Service(ServiceIx::FIRST))]);
+        assert!(
+            gates.ended(1, Line::Service(ServiceIx::FIRST), PermitEnd::Done, 0).is_empty(),
+            "its answers count no more"
+        );
     }
 }

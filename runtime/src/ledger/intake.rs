@@ -14,7 +14,7 @@ use super::settle::dead::dead_letter;
 use super::slot::{From, Head, Item, Newest, Phase};
 use super::{Ledger, Received, Ticket};
 use crate::handlers::run::bounded;
-use crate::message::{Message, Print, Taken, murmur2, shard_of};
+use crate::message::{Message, Print, ServiceIx, SourceIx, Taken, murmur2, shard_of};
 use crate::store::{KeyRow, PendingKind, PendingRow, RowSpan, ServiceKey};
 
 /// Messages that the store is asked about at once, about so many.
@@ -22,14 +22,14 @@ const CHECK_MAX: usize = 1_000;
 
 impl Ledger {
     /// A source handed over deliveries, each origin's in order. Each uses one credit.
-    pub(crate) fn fetched(&mut self, source: u16, arrivals: Vec<Arrival>) {
+    pub(crate) fn fetched(&mut self, source: SourceIx, arrivals: Vec<Arrival>) {
         let (mut unused, mut unused_bytes, mut known) = (0, 0, false);
-        self.sources[source as usize].used += arrivals.len();
+        self.sources[source].used += arrivals.len();
         for arrival in arrivals {
             let bytes = arrival.bytes();
             let Arrival { origin, position, last, what } = arrival;
             let number = self.number_of(&what).unwrap_or(u16::MAX);
-            let track = &mut self.sources[source as usize];
+            let track = &mut self.sources[source];
             track.bytes += bytes as usize;
             let received = track.receive(source, (&origin, position), number, last);
             if let Received::New(ticket) = received {
@@ -41,7 +41,7 @@ impl Ledger {
             unused_bytes += bytes as usize;
             known |= received == Received::Known;
         }
-        if known && self.sources[source as usize].may_move() {
+        if known && self.sources[source].may_move() {
             self.batches.moved();
         }
         self.make_room(source, unused_bytes);
@@ -130,10 +130,10 @@ impl Ledger {
     }
 
     /// Whether a message's key belongs to another shard. What the log holds for this one is this one's.
-    fn is_anothers(&self, source: u16, message: &Message) -> bool {
+    fn is_anothers(&self, source: SourceIx, message: &Message) -> bool {
         let shards = self.config.settings.ownership.shards;
         let key = message.key();
-        !self.sources[source as usize].is_log && !key.is_empty() && shard_of(key, shards) != self.shard
+        !self.sources[source].is_log && !key.is_empty() && shard_of(key, shards) != self.shard
     }
 
     /// A message of another shard's key is not run here: it goes there by the log, in the commit that takes it from its
@@ -152,7 +152,7 @@ impl Ledger {
         self.count("duplicates", 1);
     }
 
-    fn queue(&mut self, service: u16, item: Item) {
+    fn queue(&mut self, service: ServiceIx, item: Item) {
         let ix = self.slot_for(service, item.message.key());
         self.compare_sender(ix, &item.message);
         let slot = &mut self.slots[ix];
@@ -192,7 +192,7 @@ impl Ledger {
     }
 
     /// The slot of a key; a new one asks the store what it knows.
-    pub(crate) fn slot_for(&mut self, service: u16, key: &str) -> SlotIx {
+    pub(crate) fn slot_for(&mut self, service: ServiceIx, key: &str) -> SlotIx {
         if let Some(ix) = self.slots.find(service, key) {
             return ix;
         }
@@ -322,7 +322,7 @@ impl Ledger {
 
     /// A message without a usable service, key or id becomes a dead letter at once, under the name that it was sent to. It
     /// holds nobody up: it is not of its key's order.
-    fn refuse_at_once(&mut self, service: Option<u16>, name: Option<Arc<str>>, item: Item) {
+    fn refuse_at_once(&mut self, service: Option<ServiceIx>, name: Option<Arc<str>>, item: Item) {
         let From::Live(ticket) = item.from else { return };
         let bytes_max = self.config.settings.commit.bytes_max;
         self.batches.loose_with_room(item.message.frame().len(), bytes_max);

@@ -102,7 +102,7 @@ impl Ledger {
     /// Whether a key with something to run is paused: it keeps no actor meanwhile.
     pub(crate) fn rests_paused(&mut self, ix: SlotIx) -> bool {
         let slot = &mut self.slots[ix];
-        let paused = self.pauses.holds(&self.config.services[usize::from(slot.service)].name, &slot.key);
+        let paused = self.pauses.holds(&self.config.services[slot.service].name, &slot.key);
         if paused && !matches!(slot.phase, Phase::Paused) {
             slot.busy_since = self.now;
             let (timers, rest): (VecDeque<Item>, VecDeque<Item>) =

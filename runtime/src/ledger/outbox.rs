@@ -11,7 +11,7 @@ use super::Ledger;
 use super::batches::group::{Batch, Group, Outward};
 use crate::clock::Millis;
 use crate::handlers::run::bounded;
-use crate::message::{Message, TakenId};
+use crate::message::{Message, SinkIx, TakenId};
 use crate::store::{Attempt, Commit, DeadLetter, Event, TakenShard, Watermarks};
 
 /// Places kept to find the commits that all sinks have passed: with more, every other one is dropped.
@@ -59,8 +59,8 @@ impl Outbox {
     }
 
     /// True if the sink has come farther than was known.
-    fn advance(&mut self, sink: u16, watermark: u64, now: Millis) -> bool {
-        let told = &mut self.told[usize::from(sink)];
+    fn advance(&mut self, sink: SinkIx, watermark: u64, now: Millis) -> bool {
+        let told = &mut self.told[sink];
         let farther = watermark > *told;
         if farther {
             *told = watermark;
@@ -90,7 +90,7 @@ impl Outbox {
         let mut sum = Sum { watermarks: self.watermarks.clone(), ..Sum::default() };
         for outward in batch.groups.iter().filter_map(|group| group.outward.as_deref()) {
             for (sink, reached) in &outward.reached {
-                let watermark = sum.watermarks.entry(self.sinks[usize::from(*sink)].clone()).or_default();
+                let watermark = sum.watermarks.entry(self.sinks[*sink].clone()).or_default();
                 *watermark = (*watermark).max(*reached);
             }
             sum.watermarks.retain(|name, _| !outward.retired.contains(name));
@@ -146,12 +146,12 @@ impl Outbox {
 
 impl Ledger {
     /// Where a dispatcher that was just started goes on: the sink's watermark, and the last event that is durable.
-    pub fn publish_from(&self, sink: u16) -> (u64, u64) {
-        (self.outbox.told[usize::from(sink)], self.outbox.seq)
+    pub fn publish_from(&self, sink: SinkIx) -> (u64, u64) {
+        (self.outbox.told[sink], self.outbox.seq)
     }
 
     /// A sink has come farther. It is written with the next commit, what it refused in the same.
-    pub(crate) fn published(&mut self, sink: u16, progress: Progress) {
+    pub(crate) fn published(&mut self, sink: SinkIx, progress: Progress) {
         if self.batches.is_released() || !self.outbox.advance(sink, progress.watermark, self.now) {
             return;
         }
@@ -162,10 +162,10 @@ impl Ledger {
     }
 
     /// An event that a sink refused becomes a dead letter of the service that emitted it. Its key goes on.
-    fn bury(&mut self, sink: u16, unpublished: Unpublished) {
+    fn bury(&mut self, sink: SinkIx, unpublished: Unpublished) {
         let now = self.now;
         let Unpublished { service, event, reason } = unpublished;
-        let (sink, topic) = (&self.outbox.sinks[usize::from(sink)], &event.topic);
+        let (sink, topic) = (&self.outbox.sinks[sink], &event.topic);
         let error = bounded(format!("sink {sink} refused it for {topic}: {reason}"));
         let id = TakenId::outgoing(&event.message, &self.config.hash_key);
         let index = self.service_of(&service);

@@ -14,7 +14,7 @@ use crate::clock::Millis;
 use crate::handler::{AfterDeadLetter, RetryPolicy};
 use crate::handlers::run::{RunItem, Stored, TurnEnd};
 use crate::handlers::{Handlers, Service};
-use crate::message::{Positions, ShardNo, TakenId};
+use crate::message::{Positions, ServiceIx, ShardNo, SinkIx, SourceIx, TakenId, index};
 use crate::settings::Settings;
 use crate::store::query::{DeadFilter, OpenCommand};
 use crate::store::{
@@ -26,7 +26,7 @@ use crate::store::{
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A source handed over messages, each for one service.
-    Fetched(u16, Vec<Arrival>),
+    Fetched(SourceIx, Vec<Arrival>),
     /// A key actor ran turns.
     Ran(RunReport),
     /// A key actor is there, for the first time or again.
@@ -36,7 +36,7 @@ pub enum Event {
     /// The turn that waits first in a line may start.
     Permit(Line),
     /// A sink has come farther.
-    Published(u16, Progress),
+    Published(SinkIx, Progress),
     /// The store has room for a commit: what is settled goes into one. Nothing to do with `gates`.
     Gate,
     /// The commit of this epoch and number ended.
@@ -74,11 +74,11 @@ pub enum Action {
     /// and with it the pause grows; 0: no pause.
     CommitLater(Arc<Commit>, u32),
     /// The source may hand over this many arrivals more: one for each service of a delivery.
-    Credit(u16, usize),
+    Credit(SourceIx, usize),
     /// So many bytes of the source's deliveries are not in hand any more.
-    Room(u16, usize),
+    Room(SourceIx, usize),
     /// The source's deliveries up to these positions are durable.
-    Acknowledge(u16, Positions),
+    Acknowledge(SourceIx, Positions),
     /// Events are durable: publish those that the sinks want; [`Event::Published`].
     Publish(Arc<Commit>),
     /// The shard is given up: its last commit is durable.
@@ -258,7 +258,7 @@ pub struct RunOrder {
     /// Number of the run.
     pub no: u64,
     /// The service's index.
-    pub service: u16,
+    pub service: ServiceIx,
     /// The state to start from; `None`: the one the actor has.
     pub state: Option<Stored>,
     /// The messages, in order.
@@ -286,11 +286,15 @@ pub struct RunReport {
     pub gone: bool,
 }
 
-/// Index of a slot; reused, so answers carry the slot's token as well.
-pub type SlotIx = u32;
+index! {
+    /// Index of a slot; reused, so answers carry the slot's token as well.
+    SlotIx(u32)
+}
 
-/// Index of a key actor in the shard's pool.
-pub type ActorIx = u32;
+index! {
+    /// Index of a key actor in the shard's pool.
+    ActorIx(u32)
+}
 
 /// The services of `handlers` as the ledger knows them.
 pub(crate) fn describe(
@@ -300,7 +304,7 @@ pub(crate) fn describe(
     gates: &Gates,
     schedules: Vec<Arc<[Planned]>>,
 ) -> Vec<ServiceInfo> {
-    type Described<'a> = ((u16, &'a Arc<dyn Service>), Arc<[Planned]>);
+    type Described<'a> = ((ServiceIx, &'a Arc<dyn Service>), Arc<[Planned]>);
     let describe = |((index, service), schedules): Described<'_>| ServiceInfo {
         guarded: gates.guards(index),
         name: service.name().into(),
@@ -309,5 +313,12 @@ pub(crate) fn describe(
         after_dead_letter: service.after_dead_letter(),
         schedules,
     };
-    (0..).zip(handlers.all()).zip(schedules).map(describe).collect()
+    handlers
+        .all()
+        .iter()
+        .enumerate()
+        .map(|(at, service)| (ServiceIx::nth(at), service))
+        .zip(schedules)
+        .map(describe)
+        .collect()
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use crate::handler::{SentMessage, stays_inside};
 use crate::handlers::Handlers;
-use crate::message::{Draft, ID_WITHIN, KEPT_BYTES, Message, Position, ShardNo, check_name, shard_of};
+use crate::message::{
+    Draft, ID_WITHIN, KEPT_BYTES, Message, Position, ServiceIx, ShardNo, SinkIx, check_name, shard_of,
+};
 use crate::settings::{Bind, IdWithin, KeyFrom, Settings, Unbound};
 use crate::store::{Event, LogRow, Part};
 use crate::transport::{Content, Delivery, embedded};
@@ -140,7 +142,7 @@ impl Bindings {
         if is_large { message.cut() } else { message }
     }
 
-    fn sized(&self, service: u16, message: Message) -> What {
+    fn sized(&self, service: ServiceIx, message: Message) -> What {
         if let Some(reason) = self.refusal(&message) {
             return What::Refused(Some(service), message, reason);
         }
@@ -177,9 +179,9 @@ impl Bindings {
     }
 
     /// Where in a sink, by its index, an event goes: the first route that fits decides.
-    pub fn topic(&self, sink: u16, event: &Event) -> Option<&Arc<str>> {
+    pub fn topic(&self, sink: SinkIx, event: &Event) -> Option<&Arc<str>> {
         let kind = event.message.kind();
-        let (_, outlets) = self.outlets.get(usize::from(sink))?;
+        let (_, outlets) = self.outlets.get(sink.place())?;
         let fitting = outlets.iter().find(|outlet| {
             outlet.service.as_ref().is_none_or(|service| *service == event.service) && fits(&outlet.kind, kind)
         });
@@ -320,12 +322,12 @@ impl Arrival {
 #[derive(Clone, Debug)]
 pub enum What {
     /// A message for a service, by its index.
-    Message(u16, Message),
+    Message(ServiceIx, Message),
     /// A message for a service that this program does not have, with the number that the store has for it: other programs
     /// do, or did. It waits for one that does, under the service's name. Without a number none ever did: a dead letter.
     Absent(Arc<str>, Option<u16>, Message),
     /// A message that is not run but becomes a dead letter with a reason; of a service, if it could be worked out.
-    Refused(Option<u16>, Message, String),
+    Refused(Option<ServiceIx>, Message, String),
     /// A message that no binding wants: its position passes.
     Unbound,
 }
@@ -382,7 +384,9 @@ mod tests {
             bindings.arrivals(source, delivery).remove(0).what
         };
         for content in [Content::Unrouted(message.clone()), Content::For("keyed".into(), message.clone())] {
-            let What::Refused(Some(0), kept, reason) = arrived("kafka", content) else { panic!("it is taken") };
+            let What::Refused(Some(ServiceIx::FIRST), kept, reason) = arrived("kafka", content) else {
+                panic!("it is taken")
+            };
             assert_eq!((kept.id(), kept.key(), kept.payload().len()), ("m", "k", KEPT_BYTES));
             assert!(reason.contains(&message.frame().len().to_string()) && reason.contains("65536"), "{reason}");
             // A replay, or another shard's owner, has it from the store: however much may be taken by then.
@@ -391,7 +395,8 @@ mod tests {
             assert_eq!(kept.cut().payload(), kept.payload());
         }
         // What handlers wrote is in the store anyway, whole.
-        let What::Refused(Some(0), kept, _) = arrived(embedded::NAME, Content::For("keyed".into(), message.clone()))
+        let What::Refused(Some(ServiceIx::FIRST), kept, _) =
+            arrived(embedded::NAME, Content::For("keyed".into(), message.clone()))
         else {
             panic!("it is taken")
         };
@@ -400,9 +405,9 @@ mod tests {
 
     #[test]
     fn a_key_of_the_handlers_that_is_none_is_never_replaced_by_the_records() {
-        assert!(matches!(arrival("own"), What::Message(0, message) if message.key() == "own"));
+        assert!(matches!(arrival("own"), What::Message(ServiceIx::FIRST, message) if message.key() == "own"));
         // The ledger refuses what has no key.
-        assert!(matches!(arrival(""), What::Message(0, message) if message.key().is_empty()));
+        assert!(matches!(arrival(""), What::Message(ServiceIx::FIRST, message) if message.key().is_empty()));
         let long = format!("{}é", "x".repeat(1_023));
         for (bad, part) in [("a\0b", "the key contains a NUL"), (&long, "the key has 1023 bytes")] {
             let What::Refused(None, _, reason) = arrival(bad) else { panic!("{bad:?} is taken") };

@@ -11,7 +11,7 @@ use super::protocol::{ActorIx, SlotIx};
 use super::tracker::Ticket;
 use crate::clock::Millis;
 use crate::handler::Fault;
-use crate::message::{Message, TakenId};
+use crate::message::{Message, ServiceIx, TakenId, index};
 use crate::store::query::Action as Wanted;
 use crate::store::{Attempt, DeadLetter};
 
@@ -191,10 +191,15 @@ pub(crate) struct Assigned {
     pub(crate) warm: bool,
 }
 
+index! {
+    /// Index of a group in the batch that is being gathered.
+    GroupIx(u32)
+}
+
 /// A key in hand.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
-    pub(crate) service: u16,
+    pub(crate) service: ServiceIx,
     pub(crate) key: Arc<str>,
     /// Answers to what was asked under another token are void.
     pub(crate) token: u64,
@@ -219,7 +224,7 @@ pub(crate) struct Slot {
     /// Groups of batches that hold something of it.
     pub(crate) uncommitted: u32,
     /// Its group in the batch that is being gathered.
-    pub(crate) group: Option<u32>,
+    pub(crate) group: Option<GroupIx>,
     /// The number of turns that still have a commit each: one with several was refused.
     pub(crate) solo: usize,
     /// The turn that the store refused, and the fault that it becomes.
@@ -350,38 +355,38 @@ impl Slot {
 pub(crate) struct Slots {
     slots: Vec<Option<Slot>>,
     free: Vec<SlotIx>,
-    index: HashMap<(u16, Arc<str>), SlotIx>,
+    index: HashMap<(ServiceIx, Arc<str>), SlotIx>,
     next_token: u64,
 }
 
 #[derive(Hash)]
-struct SlotName<'a>(u16, &'a str);
+struct SlotName<'a>(ServiceIx, &'a str);
 
-impl hashbrown::Equivalent<(u16, Arc<str>)> for SlotName<'_> {
-    fn equivalent(&self, other: &(u16, Arc<str>)) -> bool {
+impl hashbrown::Equivalent<(ServiceIx, Arc<str>)> for SlotName<'_> {
+    fn equivalent(&self, other: &(ServiceIx, Arc<str>)) -> bool {
         self.0 == other.0 && *self.1 == *other.1
     }
 }
 
 impl Slots {
     /// The slot of a key, if it is in hand.
-    pub(crate) fn find(&self, service: u16, key: &str) -> Option<SlotIx> {
+    pub(crate) fn find(&self, service: ServiceIx, key: &str) -> Option<SlotIx> {
         self.index.get(&SlotName(service, key)).copied()
     }
 
     /// A new slot for a key that is not in hand.
-    pub(crate) fn insert(&mut self, service: u16, key: &str) -> SlotIx {
+    pub(crate) fn insert(&mut self, service: ServiceIx, key: &str) -> SlotIx {
         self.next_token += 1;
         let key: Arc<str> = key.into();
         let slot = Slot { service, key: key.clone(), token: self.next_token, ..Slot::default() };
         let ix = match self.free.pop() {
             Some(ix) => {
-                self.slots[ix as usize] = Some(slot);
+                self.slots[ix] = Some(slot);
                 ix
             }
             None => {
                 self.slots.push(Some(slot));
-                SlotIx::try_from(self.slots.len() - 1).expect("credits bound the slots far below 2^32")
+                SlotIx::nth(self.slots.len() - 1)
             }
         };
         self.index.insert((service, key), ix);
@@ -397,7 +402,7 @@ impl Slots {
 
     /// Forgets a slot.
     pub(crate) fn remove(&mut self, ix: SlotIx) {
-        if let Some(slot) = self.slots.get_mut(ix as usize).and_then(Option::take) {
+        if let Some(slot) = self.slots.get_mut(ix.place()).and_then(Option::take) {
             self.index.remove(&SlotName(slot.service, &slot.key));
             self.free.push(ix);
         }
@@ -405,12 +410,12 @@ impl Slots {
 
     /// The slot, if the index is still the one that had `token`.
     pub(crate) fn current(&self, ix: SlotIx, token: u64) -> bool {
-        self.slots.get(ix as usize).and_then(Option::as_ref).is_some_and(|slot| slot.token == token)
+        self.slots.get(ix.place()).and_then(Option::as_ref).is_some_and(|slot| slot.token == token)
     }
 
     /// The slot, if there is one at the index.
     pub(crate) fn get(&self, ix: SlotIx) -> Option<&Slot> {
-        self.slots.get(ix as usize).and_then(Option::as_ref)
+        self.slots.get(ix.place()).and_then(Option::as_ref)
     }
 
     /// Number of keys in hand.
@@ -433,13 +438,13 @@ impl std::ops::Index<SlotIx> for Slots {
     type Output = Slot;
 
     fn index(&self, ix: SlotIx) -> &Slot {
-        self.slots[ix as usize].as_ref().expect("slots are forgotten only when nothing refers to them")
+        self.slots[ix].as_ref().expect("slots are forgotten only when nothing refers to them")
     }
 }
 
 impl std::ops::IndexMut<SlotIx> for Slots {
     fn index_mut(&mut self, ix: SlotIx) -> &mut Slot {
-        self.slots[ix as usize].as_mut().expect("slots are forgotten only when nothing refers to them")
+        self.slots[ix].as_mut().expect("slots are forgotten only when nothing refers to them")
     }
 }
 

@@ -11,13 +11,13 @@ use std::sync::Arc;
 use self::origin::Tracker;
 use self::rows::InHand;
 use super::protocol::SourceInfo;
-use crate::message::{Ahead, Position, Positions};
+use crate::message::{Ahead, Position, Positions, SourceIx};
 use crate::transport::embedded;
 
 /// Place of a delivery in its source's track.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket {
-    pub(crate) source: u16,
+    pub(crate) source: SourceIx,
     pub(crate) origin: u16,
     /// Which of its row's deliveries it is, where the source has no order.
     pub(crate) nth: u16,
@@ -97,7 +97,7 @@ impl SourceTrack {
     /// A delivery of this source, by its index, was received for a service, by its number in the store.
     pub(crate) fn receive(
         &mut self,
-        source: u16,
+        source: SourceIx,
         (origin, position): (&Arc<str>, Position),
         service: u16,
         last: bool,

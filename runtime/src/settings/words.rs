@@ -6,18 +6,39 @@ use std::time::Duration;
 /// A description of a duration.
 const DURATION: &str = "a duration such as 250ms, 5s, 15m, 2h or 7d";
 
+/// The reason why a text is not a duration.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum DurationError {
+    /// It would be months, and is mostly meant as minutes.
+    #[error("{text:?} would be months: write {minutes:?} for minutes, or \"months\" in full")]
+    Months {
+        /// The text.
+        text: String,
+        /// The duration in minutes.
+        minutes: String,
+    },
+    /// It is not understood.
+    #[error("{text:?} is not {DURATION}: {error}")]
+    Unclear {
+        /// The text.
+        text: String,
+        /// The parser's reason.
+        error: humantime::DurationError,
+    },
+}
+
 /// A duration as people write it, or the reason why it is not one. `15M` would be months: it is mostly meant as
 /// minutes, so it is refused, and `15months` is the way to write the other.
-pub fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, DurationError> {
     let months = |(at, _): (usize, &str)| {
         let before = text[..at].trim_end().ends_with(|c: char| c.is_ascii_digit());
         before && !text[at + 1..].starts_with(|c: char| c.is_alphabetic())
     };
     if text.match_indices('M').any(months) {
         let minutes = text.replace('M', "m");
-        return Err(format!("{text:?} would be months: write {minutes:?} for minutes, or \"months\" in full"));
+        return Err(DurationError::Months { text: text.to_owned(), minutes });
     }
-    humantime::parse_duration(text).map_err(|error| format!("{text:?} is not {DURATION}: {error}"))
+    humantime::parse_duration(text).map_err(|error| DurationError::Unclear { text: text.to_owned(), error })
 }
 
 /// Host and port of an address.
@@ -63,13 +84,13 @@ mod tests {
     #[test]
     fn months_are_never_taken_for_minutes() {
         for text in ["1M", "15M", "1h 15M", "15 M", "1M30s"] {
-            let refused = duration(text).unwrap_err();
+            let refused = duration(text).unwrap_err().to_string();
             assert!(refused.contains("months") && refused.contains(&text.replace('M', "m")), "{refused}");
         }
         assert_eq!(duration("15m"), Ok(Duration::from_secs(900)));
         assert_eq!(duration("2months"), Ok(humantime::parse_duration("2months").unwrap()));
         for text in ["", "soon", "5", "-1s", "5S", "1Ms"] {
-            assert!(duration(text).unwrap_err().contains("15m"), "{text}");
+            assert!(duration(text).unwrap_err().to_string().contains("15m"), "{text}");
         }
     }
 

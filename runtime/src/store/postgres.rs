@@ -284,7 +284,7 @@ impl Store for PgStore {
     }
 
     fn read_intake(&self, shard: ShardNo, held: Vec<u64>, limit: usize, max: usize) -> StoreFuture<'_, IntakeRows> {
-        Box::pin(async move { waiting::intake(&self.queries, shard, &held, (limit, max)).await })
+        Box::pin(async move { waiting::intake(&self.queries, shard, &held, limit, max).await })
     }
 
     fn has_intake(&self) -> bool {

@@ -99,7 +99,7 @@ impl SqliteStore {
             .test_before_acquire(false)
             .connect_lazy_with(readers);
         let watch = Arc::new(LogWatch::default());
-        let writer = Writer::start((&path, options), connection, lock, Arc::clone(&watch));
+        let writer = Writer::start(&path, options, connection, lock, Arc::clone(&watch));
         let store = Self { access, path, writer, readers, services: OnceLock::new(), watch };
         match store.check_format().await {
             Ok(()) => Ok(store),

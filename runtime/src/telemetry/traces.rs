@@ -135,7 +135,7 @@ mod exported {
     use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider};
     use opentelemetry::{Context, KeyValue};
     use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
-    use opentelemetry_otlp::{SpanExporter, WithTonicConfig};
+    use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithTonicConfig};
     use opentelemetry_sdk::Resource;
     use opentelemetry_sdk::trace::SdkTracerProvider;
     use tracing::Span;
@@ -173,7 +173,7 @@ mod exported {
     type Exported = (Box<dyn Layer<Registry> + Send + Sync>, Exporter);
 
     /// The layer that exports, if the environment names an endpoint; or the reason why it cannot be made.
-    pub(in crate::telemetry) fn layer() -> Result<Option<Exported>, String> {
+    pub(in crate::telemetry) fn layer() -> Result<Option<Exported>, ExporterBuildError> {
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let off = std::env::var("OTEL_SDK_DISABLED").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
         if off || !ENDPOINTS.iter().any(|name| set(name)) {
@@ -185,7 +185,7 @@ mod exported {
             // Without this it would trust no certificate at all.
             exporter = exporter.with_tls_config(ClientTlsConfig::new().with_native_roots());
         }
-        let exporter = exporter.build().map_err(|error| error.to_string())?;
+        let exporter = exporter.build()?;
         let mut resource = Resource::builder();
         if !set("OTEL_SERVICE_NAME") {
             resource = resource.with_service_name(program());

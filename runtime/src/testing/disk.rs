@@ -1,16 +1,16 @@
 //! The store as a simulated owner reaches it: sometimes away, its answers sometimes lost.
-//! In: commits. Out: outcomes; commits that were written, for the witness.
+//! In: commits. Out: outcomes; commits that were written, for the checker.
 
 use std::sync::Arc;
 
-use super::plan::Plan;
-use super::witness::Witness;
+use super::checker::Checker;
+use super::plan::SimPlan;
 use crate::clock::Dice;
 use crate::store::memory::MemoryStore;
 use crate::store::{Commit, Outcome};
 
 /// The store, and the line to it.
-pub(super) struct Disk {
+pub(super) struct SimDisk {
     pub(super) store: Arc<MemoryStore>,
     /// The time (in microseconds) until which nothing can be read or written.
     pub(super) away_until: u64,
@@ -23,15 +23,15 @@ pub(super) struct Attempted {
     pub(super) late: bool,
 }
 
-impl Disk {
+impl SimDisk {
     /// Tries to write a commit, as the faults of the moment allow.
     pub(super) fn write(
         &self,
-        plan: &Plan,
+        plan: &SimPlan,
         commit: &Commit,
         (faulty, now): (bool, u64),
         dice: &mut Dice,
-        witness: &mut Witness,
+        checker: &mut Checker,
     ) -> Result<Attempted, String> {
         if now < self.away_until {
             let outcome = Outcome::Unavailable("simulated: the store is away".to_owned());
@@ -41,38 +41,38 @@ impl Disk {
         let lost = || Outcome::Unknown("simulated: the answer was lost".to_owned());
         match roll {
             0..=2 => {
-                witness.stats.unknown += 1;
-                self.apply(plan, commit, witness)?;
+                checker.stats.unknown += 1;
+                self.apply(plan, commit, checker)?;
                 Ok(Attempted { outcome: lost(), late: false })
             }
             3..=5 => {
-                witness.stats.unknown += 1;
+                checker.stats.unknown += 1;
                 Ok(Attempted { outcome: lost(), late: true })
             }
             6..=8 => {
-                witness.stats.unavailable += 1;
+                checker.stats.unavailable += 1;
                 let outcome = Outcome::Unavailable("simulated: the store is busy".to_owned());
                 Ok(Attempted { outcome, late: false })
             }
-            _ => Ok(Attempted { outcome: self.apply(plan, commit, witness)?, late: false }),
+            _ => Ok(Attempted { outcome: self.apply(plan, commit, checker)?, late: false }),
         }
     }
 
-    /// Writes a commit, and shows it to the witness.
-    pub(super) fn apply(&self, plan: &Plan, commit: &Commit, witness: &mut Witness) -> Result<Outcome, String> {
-        let stale = witness.epochs.get(&commit.shard) != Some(&commit.epoch);
+    /// Writes a commit, and shows it to the checker.
+    pub(super) fn apply(&self, plan: &SimPlan, commit: &Commit, checker: &mut Checker) -> Result<Outcome, String> {
+        let stale = checker.epochs.get(&commit.shard) != Some(&commit.epoch);
         let before = stale.then(|| self.waiting());
         let outcome = self.store.apply(commit);
         match &outcome {
-            Outcome::Committed => witness.committed(plan, commit)?,
+            Outcome::Committed => checker.committed(plan, commit)?,
             Outcome::Fenced => {
-                witness.stats.fenced += 1;
+                checker.stats.fenced += 1;
                 if before.is_some_and(|before| before != self.waiting()) {
                     return Err(format!("a fenced commit (shard {}, {}) left rows behind", commit.shard, commit.no));
                 }
             }
             Outcome::Refused { .. } => {
-                witness.stats.refused += 1;
+                checker.stats.refused += 1;
             }
             Outcome::Unavailable(_) | Outcome::Unknown(_) => {}
         }

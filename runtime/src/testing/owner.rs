@@ -1,51 +1,51 @@
 //! One owner of a shard under simulation: its ledger, its actors, its ends of the sources.
-//! In: the world's decisions. Out: nothing by itself; the world performs.
+//! In: the simulation's decisions. Out: nothing by itself; the simulation performs.
 
 use std::collections::{HashMap, VecDeque};
 
-use super::work::Worker;
+use super::work::SimActor;
 use crate::ledger::Ledger;
 use crate::ledger::outbox::publisher::Publisher;
 use crate::ledger::protocol::{ActorIx, Event, ReaderKind, RunReport};
 use crate::ledger::routes::Arrival;
-use crate::message::ShardNo;
+use crate::message::{ShardNo, SinkIx, SourceIx};
 use crate::shard::dispatcher::handover::Handover;
 use crate::store::{Epoch, Outcome};
-use crate::transport::pace::{Pace, Sent};
-use crate::transport::{Answer, Outgoing, Source};
+use crate::transport::pace::{InFlight, Pace};
+use crate::transport::{Outgoing, SinkAnswer, Source};
 
 /// An owner's number; never used twice.
 pub(super) type OwnerId = usize;
 
 /// An ordered way between two actors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Lane {
+pub(super) enum Channel {
     Reader(ReaderKind, bool),
     Committer(bool),
     Actor(ActorIx, bool),
-    Ingress(u16),
-    Dispatcher(u16),
+    Ingress(SourceIx),
+    Dispatcher(SinkIx),
     Gates,
 }
 
 /// A message on its way to an owner. One from a child counts only while that child lives: its generation comes with it.
-pub(super) enum Told {
+pub(super) enum OwnerMessage {
     Event(Event),
-    Fetched(u16, u32, Vec<Arrival>),
-    IngressBack(u16),
+    Fetched(SourceIx, u32, Vec<Arrival>),
+    IngressBack(SourceIx),
     Ran(ActorIx, u32, RunReport),
     Gate(u32),
     CommitEnded(u32, Epoch, u64, Outcome),
     CommitterBack,
-    DispatcherBack(u16),
+    DispatcherBack(SinkIx),
     /// The answer to an event; `None` if the sink does not take it at the moment.
-    Answered(u16, u32, (Sent, Outgoing), Option<Answer>),
+    Answered(u16, u32, (InFlight, Outgoing), Option<SinkAnswer>),
     Tick,
 }
 
 /// One end of a source.
 #[derive(Default)]
-pub(super) struct Ingress {
+pub(super) struct SimIngress {
     pub(super) source: Option<Box<dyn Source>>,
     pub(super) credits: isize,
     pub(super) fetching: bool,
@@ -55,7 +55,7 @@ pub(super) struct Ingress {
 
 /// One dispatcher, with its end of a sink.
 #[derive(Default)]
-pub(super) struct Outlet {
+pub(super) struct SimDispatcher {
     pub(super) handover: Handover,
     /// The publisher; `None` while the dispatcher is dead.
     pub(super) publisher: Option<Publisher>,
@@ -64,7 +64,7 @@ pub(super) struct Outlet {
     /// The pace of the events; `None` before the first publisher.
     pub(super) pace: Option<Pace<Outgoing>>,
     /// Events on their way to the broker.
-    pub(super) wire: VecDeque<(Sent, Outgoing)>,
+    pub(super) wire: VecDeque<(InFlight, Outgoing)>,
     pub(super) pumping: bool,
     pub(super) delivering: bool,
 }
@@ -78,15 +78,15 @@ pub(super) struct Owner {
     /// The time (in microseconds) until which it stands still.
     pub(super) frozen_until: u64,
     pub(super) draining: bool,
-    pub(super) workers: Vec<Worker>,
-    pub(super) ingresses: Vec<Ingress>,
-    pub(super) outlets: Vec<Outlet>,
+    pub(super) workers: Vec<SimActor>,
+    pub(super) ingresses: Vec<SimIngress>,
+    pub(super) outlets: Vec<SimDispatcher>,
     /// Rises with each new committer.
     pub(super) committer: u32,
     /// True if the committer is dead and the next one has not started.
     pub(super) committer_down: bool,
     pub(super) ticks: u64,
-    lanes: HashMap<Lane, u64>,
+    channels: HashMap<Channel, u64>,
 }
 
 impl Owner {
@@ -98,25 +98,25 @@ impl Owner {
             frozen_until: 0,
             draining: false,
             workers: Vec::new(),
-            ingresses: (0..sources).map(|_| Ingress::default()).collect(),
-            outlets: (0..sinks).map(|_| Outlet::default()).collect(),
+            ingresses: (0..sources).map(|_| SimIngress::default()).collect(),
+            outlets: (0..sinks).map(|_| SimDispatcher::default()).collect(),
             committer: 0,
             committer_down: false,
             ticks: 0,
-            lanes: HashMap::new(),
+            channels: HashMap::new(),
         }
     }
 
-    /// The time at which something sent now on `lane` arrives, if it takes `delay`: never before what was sent earlier.
-    pub(super) fn arrival(&mut self, lane: Lane, now: u64, delay: u64) -> u64 {
-        let last = self.lanes.entry(lane).or_insert(0);
+    /// The time at which something sent now on `channel` arrives, if it takes `delay`: never before what was sent earlier.
+    pub(super) fn arrival(&mut self, channel: Channel, now: u64, delay: u64) -> u64 {
+        let last = self.channels.entry(channel).or_insert(0);
         *last = (*last + 1).max(now + delay);
         *last
     }
 
     /// Kills an actor: its state and its unsent messages are gone.
     pub(super) fn kill(&mut self, actor: ActorIx) -> bool {
-        let Some(worker) = self.workers.get_mut(actor as usize).filter(|worker| worker.alive) else { return false };
+        let Some(worker) = self.workers.get_mut(actor.place()).filter(|worker| worker.alive) else { return false };
         worker.alive = false;
         worker.generation += 1;
         worker.cell = None;

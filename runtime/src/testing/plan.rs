@@ -12,7 +12,7 @@ use crate::ledger::outbox::publisher::Window;
 use crate::ledger::protocol::{LedgerConfig, ServiceInfo, SourceInfo, describe};
 use crate::ledger::routes::Bindings;
 use crate::ledger::{Ledger, cron};
-use crate::message::{ShardNo, TakenId};
+use crate::message::{ServiceIx, ShardNo, TakenId};
 use crate::settings::Settings;
 use crate::store::memory::{MemoryStore, at_once};
 use crate::store::{InboxRows, Setup, Store, TakenShard};
@@ -106,7 +106,7 @@ impl Faults {
 }
 
 /// The program under simulation.
-pub(super) struct Plan {
+pub(super) struct SimPlan {
     pub(super) seed: u64,
     pub(super) faults: Faults,
     pub(super) settings: Arc<Settings>,
@@ -120,7 +120,7 @@ pub(super) struct Plan {
     pub(super) actors_max: u32,
 }
 
-impl Plan {
+impl SimPlan {
     /// The bounds on a shard's events that are on their way to one sink.
     pub(super) fn window(&self) -> Window {
         let (settings, ends) = (&self.settings, self.sources.len() + self.sinks.len());
@@ -193,8 +193,8 @@ impl Plan {
     }
 
     /// The id of a message as `service` takes it; a message without a service has a scope of its own.
-    pub(super) fn taken_id(&self, service: Option<u16>, message: &crate::Message) -> TakenId {
-        let number = service.map_or(u16::MAX, |service| self.services[service as usize].number);
+    pub(super) fn taken_id(&self, service: Option<ServiceIx>, message: &crate::Message) -> TakenId {
+        let number = service.map_or(u16::MAX, |service| self.services[service].number);
         TakenId::of(message, number, &self.hash_key)
     }
 }

@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::disk::Disk;
-use super::fate::Refusals;
-use super::plan::{Faults, INTAKE, Plan};
-use super::transports::{Kind, SimTransport};
-use super::witness::{Effect, Seen, Witness};
-use super::world::World;
+use super::checker::{Checker, Effect, Seen};
+use super::disk::SimDisk;
+use super::fault_plan::Refusals;
+use super::plan::{Faults, INTAKE, SimPlan};
+use super::sim::Sim;
+use super::transports::{SimTransport, SourceKind};
 use crate::clock::{Clock, Dice};
 use crate::handler::Handler;
 use crate::handlers::Handlers;
 use crate::ledger::routes::What;
-use crate::message::{Message, murmur2, shard_of};
+use crate::message::{Message, SourceIx, murmur2, shard_of};
 use crate::settings::{Overflow, Settings};
 use crate::store::memory::MemoryStore;
 use crate::transport::embedded::EmbeddedLog;
@@ -173,23 +173,23 @@ impl Simulation {
     pub fn try_run_on(self, store: Arc<MemoryStore>) -> Result<Report, Broken> {
         let seed = self.seed;
         let broken = |problem| Broken { seed, after: Duration::ZERO, problem };
-        let mut world = self.world(store).map_err(broken)?;
-        let ended = world.run();
-        let after = Duration::from_micros(world.now);
+        let mut sim = self.sim(store).map_err(broken)?;
+        let ended = sim.run();
+        let after = Duration::from_micros(sim.now);
         match ended {
             Ok(()) => Ok(Report {
-                store: world.disk.store.clone(),
-                effects: world.witness.effects,
-                seen: world.witness.stats,
+                store: sim.disk.store.clone(),
+                effects: sim.checker.effects,
+                seen: sim.checker.stats,
                 simulated: after,
             }),
             Err(problem) => Err(Broken { seed, after, problem }),
         }
     }
 
-    fn world(self, store: Arc<MemoryStore>) -> Result<World, String> {
+    fn sim(self, store: Arc<MemoryStore>) -> Result<Sim, String> {
         let clock = Clock::manual(START);
-        let plan = Plan::new(self.seed, self.faults, self.settings, self.handlers, &store, &clock)?;
+        let plan = SimPlan::new(self.seed, self.faults, self.settings, self.handlers, &store, &clock)?;
         let refusals = Arc::new(Refusals::new(self.seed, self.faults));
         let check = refusals.clone();
         store.refuse_rows(move |row| check.check(row));
@@ -202,31 +202,31 @@ impl Simulation {
         for (nth, content) in (0_u64..).zip(&self.contents) {
             stock.put(nth.saturating_sub(backlog) * horizon / all, content, &mut dice);
         }
-        let Stock { log, queue, table, witness, .. } = stock;
+        let Stock { log, queue, table, checker, .. } = stock;
         let embedded = EmbeddedLog::new(store.clone(), plan.settings.log.poll);
         let transports: Vec<Box<dyn Transport>> =
             vec![Box::new(embedded), Box::new(log), Box::new(queue), Box::new(table)];
-        let disk = Disk { store, away_until: 0 };
-        World::new(plan, disk, refusals, (witness, clock), transports, horizon * 1_250)
+        let disk = SimDisk { store, away_until: 0 };
+        Sim::new(plan, disk, refusals, (checker, clock), transports, horizon * 1_250)
     }
 }
 
 /// The contents that the sources will hand over.
 struct Stock<'a> {
-    plan: &'a Plan,
+    plan: &'a SimPlan,
     log: SimTransport,
     queue: SimTransport,
     table: SimTransport,
-    witness: Witness,
+    checker: Checker,
     horizon: u64,
 }
 
 impl<'a> Stock<'a> {
-    fn new(plan: &'a Plan, clock: &Clock, (store, horizon): (&Arc<MemoryStore>, u64)) -> Self {
-        let log = SimTransport::new("log", Kind::Log, clock.clone());
-        let queue = SimTransport::new("queue", Kind::Queue, clock.clone());
-        let table = SimTransport::new(INTAKE, Kind::Table(store.clone()), clock.clone());
-        Self { plan, log, queue, table, witness: Witness::default(), horizon }
+    fn new(plan: &'a SimPlan, clock: &Clock, (store, horizon): (&Arc<MemoryStore>, u64)) -> Self {
+        let log = SimTransport::new("log", SourceKind::Log, clock.clone());
+        let queue = SimTransport::new("queue", SourceKind::Queue, clock.clone());
+        let table = SimTransport::new(INTAKE, SourceKind::Table(store.clone()), clock.clone());
+        Self { plan, log, queue, table, checker: Checker::default(), horizon }
     }
 
     /// Puts a content where its key belongs, and sometimes a copy of it somewhere else.
@@ -263,7 +263,7 @@ impl<'a> Stock<'a> {
                 What::Absent(..) | What::Unbound => None,
             })
             .collect();
-        self.witness.delivered(self.plan, (shard, index, &origin, position), &messages);
+        self.checker.delivered(self.plan, (shard, index, &origin, position), &messages);
     }
 }
 

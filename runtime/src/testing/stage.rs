@@ -8,16 +8,16 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::disk::Disk;
-use super::fate::Refusals;
-use super::plan::{Faults, INTAKE, Plan};
-use super::transports::{Kind, SimTransport};
-use super::witness::Witness;
-use super::world::World;
+use super::checker::Checker;
+use super::disk::SimDisk;
+use super::fault_plan::Refusals;
+use super::plan::{Faults, INTAKE, SimPlan};
+use super::sim::Sim;
+use super::transports::{SimTransport, SourceKind};
 use crate::clock::{Clock, Dice, Millis};
 use crate::handler::Handler;
 use crate::handlers::{Handlers, decode};
-use crate::message::{Draft, shard_of};
+use crate::message::{Draft, SourceIx, shard_of};
 use crate::settings::Settings;
 use crate::store::memory::MemoryStore;
 use crate::store::{DeadLetter, Timer};
@@ -90,7 +90,7 @@ const OUTSIDE_WITHIN: u64 = 60_000_000;
 /// assert_eq!(stage.events(), [("tea".to_owned(), "reminder.late".to_owned())]);
 /// ```
 pub struct Stage {
-    world: World,
+    sim: Sim,
     log: SimTransport,
     dice: Dice,
     kills: u64,
@@ -129,8 +129,8 @@ impl Stage {
         change(&mut settings);
         let problems = settings.problems();
         match begin(handlers, seed, settings) {
-            Ok((world, log)) if problems.is_empty() => {
-                Self { world, log, dice: Dice::seeded(seed ^ 0x6b69_6c6c), kills: 0, sent: 0 }
+            Ok((sim, log)) if problems.is_empty() => {
+                Self { sim, log, dice: Dice::seeded(seed ^ 0x6b69_6c6c), kills: 0, sent: 0 }
             }
             Ok(_) => panic!("the settings are wrong: {}", problems.join("; ")),
             Err(problem) => panic!("the handlers cannot be run: {problem}"),
@@ -185,15 +185,15 @@ impl Stage {
     #[track_caller]
     pub fn send_as<H: Handler>(&mut self, id: &str, message: &impl Serialize) -> &mut Self {
         let payload = serde_json::to_vec(message).expect("a message becomes JSON");
-        let plan = &self.world.plan;
+        let plan = &self.sim.plan;
         let key = plan.handlers.key_of(H::SERVICE, &payload).expect("a handler gives its messages keys");
         let draft = Draft { id, key: key.as_str(), kind: "sent", payload: &payload, ..Draft::default() };
         let message = draft.build().expect("id and key are usable");
         let (shard, service) = (shard_of(message.key(), plan.shards()), plan.handlers.index_of(H::SERVICE));
-        let (origin, now) = (Arc::from("stage"), self.world.clock.now());
+        let (origin, now) = (Arc::from("stage"), self.sim.clock.now());
         let position = self.log.append(shard, &origin, now, Content::For(H::SERVICE.into(), message.clone()));
         let sent = [(service, message, false)];
-        self.world.witness.delivered(&self.world.plan, (shard, 1, &origin, position), &sent);
+        self.sim.checker.delivered(&self.sim.plan, (shard, 1, &origin, position), &sent);
         self
     }
 
@@ -209,15 +209,15 @@ impl Stage {
     /// ```
     #[track_caller]
     pub fn run_until_quiet(&mut self) -> &mut Self {
-        let (begin, end) = (self.world.now, self.world.now + QUIET_WITHIN);
+        let (begin, end) = (self.sim.now, self.sim.now + QUIET_WITHIN);
         loop {
             if let Some(busy) = self.settle(end) {
                 self.fails(&format!("it does not become quiet: {busy}"));
             }
-            let blocked = self.world.blocked();
-            match self.world.next_retry() {
+            let blocked = self.sim.blocked();
+            match self.sim.next_retry() {
                 Some(at) => self.run_to(at),
-                None if blocked && self.world.now < begin + OUTSIDE_WITHIN => self.run_to(self.world.now + 50_000),
+                None if blocked && self.sim.now < begin + OUTSIDE_WITHIN => self.run_to(self.sim.now + 50_000),
                 None => return self,
             }
         }
@@ -237,7 +237,7 @@ impl Stage {
     /// ```
     #[track_caller]
     pub fn advance(&mut self, time: Duration) -> &mut Self {
-        let to = self.world.now + u64::try_from(time.as_micros()).unwrap_or(u64::MAX / 4);
+        let to = self.sim.now + u64::try_from(time.as_micros()).unwrap_or(u64::MAX / 4);
         self.run_to(to);
         self
     }
@@ -253,7 +253,7 @@ impl Stage {
     /// assert_eq!(stage.now(), before + 1_000);
     /// ```
     pub fn now(&self) -> Millis {
-        self.world.clock.now()
+        self.sim.clock.now()
     }
 
     /// The state of a key; the default where it has none.
@@ -358,15 +358,15 @@ impl Stage {
     }
 
     fn store(&self) -> &MemoryStore {
-        &self.world.disk.store
+        &self.sim.disk.store
     }
 
     /// Runs what is in hand; returns the work that is left at `end`.
     #[track_caller]
     fn settle(&mut self, end: u64) -> Option<String> {
         loop {
-            let busy = self.world.restless();
-            if busy.is_none() || self.world.now >= end {
+            let busy = self.sim.restless();
+            if busy.is_none() || self.sim.now >= end {
                 return busy;
             }
             self.steps(end);
@@ -376,11 +376,11 @@ impl Stage {
     /// Lets time pass up to `to`, in one leap where nothing happens.
     #[track_caller]
     fn run_to(&mut self, to: u64) {
-        while self.world.now < to {
+        while self.sim.now < to {
             self.steps(to);
-            if self.world.restless().is_none() && !self.world.blocked() {
-                let next = self.world.next_due().unwrap_or(u64::MAX);
-                self.world.leap(next.min(to));
+            if self.sim.restless().is_none() && !self.sim.blocked() {
+                let next = self.sim.next_due().unwrap_or(u64::MAX);
+                self.sim.leap(next.min(to));
             }
         }
     }
@@ -390,15 +390,15 @@ impl Stage {
     fn steps(&mut self, end: u64) {
         for _ in 0..STEPS {
             if self.kills > 0 && self.dice.below(self.kills) == 0 {
-                let shard = self.dice.below(u64::from(self.world.plan.shards())) as usize;
-                if let Some(owner) = self.world.current[shard] {
-                    self.world.leave(owner);
+                let shard = self.dice.below(u64::from(self.sim.plan.shards())) as usize;
+                if let Some(owner) = self.sim.current[shard] {
+                    self.sim.leave(owner);
                 }
             }
-            if self.world.next_at().is_none_or(|at| at > end) {
-                return self.world.leap(end);
+            if self.sim.next_at().is_none_or(|at| at > end) {
+                return self.sim.leap(end);
             }
-            if let Err(problem) = self.world.step() {
+            if let Err(problem) = self.sim.step() {
                 self.fails(&problem);
             }
         }
@@ -409,8 +409,8 @@ impl Stage {
     fn fails(&self, problem: &str) -> ! {
         panic!(
             "after {:?} of virtual time (seed {}): {problem}",
-            Duration::from_micros(self.world.now),
-            self.world.plan.seed
+            Duration::from_micros(self.sim.now),
+            self.sim.plan.seed
         )
     }
 }
@@ -421,18 +421,18 @@ impl std::fmt::Debug for Stage {
     }
 }
 
-/// A world in which nothing goes wrong by itself.
-fn begin(handlers: Handlers, seed: u64, settings: Settings) -> Result<(World, SimTransport), String> {
+/// A simulation in which nothing goes wrong by itself.
+fn begin(handlers: Handlers, seed: u64, settings: Settings) -> Result<(Sim, SimTransport), String> {
     let (clock, store, faults) = (Clock::manual(START), Arc::new(MemoryStore::new()), Faults::none());
-    let plan = Plan::new(seed, faults, settings, handlers, &store, &clock)?;
+    let plan = SimPlan::new(seed, faults, settings, handlers, &store, &clock)?;
     let source = |name, kind| SimTransport::new(name, kind, clock.clone());
-    let log = source("log", Kind::Log);
+    let log = source("log", SourceKind::Log);
     let transports: Vec<Box<dyn Transport>> = vec![
         Box::new(EmbeddedLog::new(store.clone(), plan.settings.log.poll)),
         Box::new(log.clone()),
-        Box::new(source("queue", Kind::Queue)),
-        Box::new(source(INTAKE, Kind::Table(store.clone()))),
+        Box::new(source("queue", SourceKind::Queue)),
+        Box::new(source(INTAKE, SourceKind::Table(store.clone()))),
     ];
-    let (disk, refusals) = (Disk { store, away_until: 0 }, Arc::new(Refusals::new(seed, faults)));
-    Ok((World::new(plan, disk, refusals, (Witness::default(), clock), transports, 0)?, log))
+    let (disk, refusals) = (SimDisk { store, away_until: 0 }, Arc::new(Refusals::new(seed, faults)));
+    Ok((Sim::new(plan, disk, refusals, (Checker::default(), clock), transports, 0)?, log))
 }

@@ -9,30 +9,30 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, pending, ready};
 
-use super::fate::Fate;
-use super::owner::{Lane, OwnerId, Told};
-use super::world::{Event, World};
+use super::fault_plan::FaultPlan;
+use super::owner::{Channel, OwnerId, OwnerMessage};
+use super::sim::{Sim, SimEvent};
 use crate::clock::{Clock, Dice, Millis};
 use crate::ledger::defect::{Defect, planted};
 use crate::ledger::outbox::publisher::Publisher;
 use crate::ledger::protocol;
-use crate::message::{Position, Positions, ShardNo, murmur2};
+use crate::message::{Position, Positions, ShardNo, SinkIx, murmur2};
 use crate::store::memory::{MemoryStore, at_once};
 use crate::store::{Commit, Store};
-use crate::transport::pace::{Pace, Sent};
-use crate::transport::{Answer, Content, Delivery, Outgoing, Source, SourceError, Transport};
+use crate::transport::pace::{InFlight, Pace};
+use crate::transport::{Content, Delivery, Outgoing, SinkAnswer, Source, SourceError, Transport};
 
 type Origins = BTreeMap<Arc<str>, Vec<(Millis, Content)>>;
 
 #[derive(Default)]
-struct Shelf {
+struct SimLog {
     origins: BTreeMap<ShardNo, Origins>,
     acknowledged: BTreeMap<ShardNo, Positions>,
 }
 
 /// The ways in which a simulated source knows which messages are done.
 #[derive(Clone)]
-pub(super) enum Kind {
+pub(super) enum SourceKind {
     /// By the positions it is opened with.
     Log,
     /// By the acknowledged messages.
@@ -45,27 +45,27 @@ pub(super) enum Kind {
 #[derive(Clone)]
 pub(super) struct SimTransport {
     name: &'static str,
-    kind: Kind,
+    kind: SourceKind,
     clock: Clock,
-    shelf: Arc<Mutex<Shelf>>,
+    logs: Arc<Mutex<SimLog>>,
 }
 
 impl SimTransport {
-    pub(super) fn new(name: &'static str, kind: Kind, clock: Clock) -> Self {
-        Self { name, kind, clock, shelf: Arc::default() }
+    pub(super) fn new(name: &'static str, kind: SourceKind, clock: Clock) -> Self {
+        Self { name, kind, clock, logs: Arc::default() }
     }
 
     /// Puts something at the end of an origin; it can be read from `at` on.
     pub(super) fn append(&self, shard: ShardNo, origin: &Arc<str>, at: Millis, content: Content) -> Position {
-        let mut shelf = self.shelf();
-        let log = shelf.origins.entry(shard).or_default().entry(origin.clone()).or_default();
+        let mut logs = self.logs();
+        let log = logs.origins.entry(shard).or_default().entry(origin.clone()).or_default();
         let at = log.last().map_or(at, |(last, _)| at.max(*last));
         log.push((at, content));
         Position::new(log.len() as u64, 0)
     }
 
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    fn logs(&self) -> MutexGuard<'_, SimLog> {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -75,14 +75,14 @@ impl Transport for SimTransport {
     }
 
     fn ordered(&self) -> bool {
-        !matches!(self.kind, Kind::Table(_))
+        !matches!(self.kind, SourceKind::Table(_))
     }
 
     fn open(&self, shard: ShardNo, from: Positions) -> BoxFuture<'_, Result<Box<dyn Source>, SourceError>> {
         let from = match &self.kind {
-            Kind::Log => from,
-            Kind::Queue => self.shelf().acknowledged.get(&shard).cloned().unwrap_or_default(),
-            Kind::Table(_) => Positions::new(),
+            SourceKind::Log => from,
+            SourceKind::Queue => self.logs().acknowledged.get(&shard).cloned().unwrap_or_default(),
+            SourceKind::Table(_) => Positions::new(),
         };
         let source = SimSource { transport: self.clone(), shard, from };
         Box::pin(ready(Ok(Box::new(source) as Box<dyn Source>)))
@@ -100,8 +100,8 @@ impl Source for SimSource {
         let now = self.transport.clock.now();
         let mut found = Vec::new();
         {
-            let shelf = self.transport.shelf();
-            for (origin, log) in shelf.origins.get(&self.shard).into_iter().flatten() {
+            let logs = self.transport.logs();
+            for (origin, log) in logs.origins.get(&self.shard).into_iter().flatten() {
                 let read = self.from.get(origin).map_or(0, |from| from.no);
                 let there = log.iter().enumerate().skip(usize::try_from(read).unwrap_or(usize::MAX));
                 for (at, (_, content)) in there.take_while(|(_, (from, _))| *from <= now) {
@@ -110,7 +110,7 @@ impl Source for SimSource {
                     }
                     let position = Position::new(at as u64 + 1, 0);
                     self.from.insert(origin.clone(), position);
-                    if let Kind::Table(store) = &self.transport.kind
+                    if let SourceKind::Table(store) = &self.transport.kind
                         && store.has_taken_in(self.shard, position.no)
                     {
                         continue;
@@ -123,8 +123,8 @@ impl Source for SimSource {
     }
 
     fn committed(&mut self, positions: &Positions) {
-        let mut shelf = self.transport.shelf();
-        let acknowledged = shelf.acknowledged.entry(self.shard).or_default();
+        let mut logs = self.transport.logs();
+        let acknowledged = logs.acknowledged.entry(self.shard).or_default();
         for (origin, position) in positions {
             let known = acknowledged.entry(origin.clone()).or_default();
             *known = (*known).max(*position);
@@ -132,13 +132,13 @@ impl Source for SimSource {
     }
 }
 
-impl World {
+impl Sim {
     /// Starts a dispatcher, for the first time or again.
-    pub(super) fn start_outlet(&mut self, id: OwnerId, sink: u16) {
+    pub(super) fn start_outlet(&mut self, id: OwnerId, sink: SinkIx) {
         let Some(owner) = self.owners[id].as_mut() else { return };
         let (bindings, window) = (self.plan.bindings.clone(), self.plan.window());
         let from = owner.ledger.publish_from(sink);
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         outlet.publisher = Some(Publisher::new(sink, bindings, window, from));
         outlet.pace = Some(Pace::new(Dice::seeded(self.dice.below(u64::MAX))));
         self.pump_soon(id, sink);
@@ -155,46 +155,46 @@ impl World {
         }
         outlet.generation += 1;
         outlet.wire.clear();
-        self.witness.stats.deaths += 1;
+        self.checker.stats.deaths += 1;
         let sink = u16::try_from(sink).unwrap_or(0);
-        self.told(id, Lane::Dispatcher(sink), 20_000, Told::DispatcherBack(sink));
+        self.tell_later(id, Channel::Dispatcher(sink), 20_000, OwnerMessage::DispatcherBack(sink));
     }
 
     pub(super) fn hand_over(&mut self, id: OwnerId, commit: &Arc<Commit>) {
         let window = self.plan.window();
-        for sink in 0..u16::try_from(self.plan.sinks.len()).unwrap_or(0) {
+        for sink in SinkIx::all(self.plan.sinks.len()) {
             if let Some(owner) = &self.owners[id] {
-                owner.outlets[usize::from(sink)].handover.put(commit, window);
+                owner.outlets[sink].handover.put(commit, window);
             }
             self.pump_soon(id, sink);
         }
     }
 
-    fn pump_soon(&mut self, id: OwnerId, sink: u16) {
+    fn pump_soon(&mut self, id: OwnerId, sink: SinkIx) {
         let delay = self.delay(800);
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         if !std::mem::replace(&mut outlet.pumping, true) {
-            self.at(self.now + delay, Event::Pump(id, sink));
+            self.at(self.now + delay, SimEvent::Pump(id, sink));
         }
     }
 
     /// Performs one step of a dispatcher.
-    pub(super) fn pump(&mut self, id: OwnerId, sink: u16) -> Result<(), String> {
+    pub(super) fn pump(&mut self, id: OwnerId, sink: SinkIx) -> Result<(), String> {
         let (store_away, sink_away) = (self.now < self.disk.away_until, self.now < self.sinks_away_until);
-        let broken = self.plan.faults.sinks && self.now < self.trouble_until && self.dice.below(40) == 0;
+        let broken = self.plan.faults.sinks && self.now < self.faults_until && self.dice.below(40) == 0;
         let room = usize::try_from(1 + self.dice.below(6)).unwrap_or(1);
         let anew = Pace::new(Dice::seeded(self.dice.below(u64::MAX)));
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let shard = owner.shard;
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         outlet.pumping = false;
         let (Some(publisher), Some(pace)) = (&mut outlet.publisher, &mut outlet.pace) else { return Ok(()) };
         let waiting = outlet.handover.take();
         publisher.durable(waiting.durable);
         waiting.commits.iter().for_each(|commit| publisher.committed(commit));
         if let Some(page) = publisher.page().filter(|_| !store_away) {
-            self.witness.stats.read_back += 1;
+            self.checker.stats.read_back += 1;
             let rows = at_once(self.disk.store.outbox(shard, page.from, page.after, page.commits))
                 .map_err(|error| error.to_string())?;
             let lacks = publisher.paged(page, &rows) > 0 || rows.is_empty();
@@ -209,7 +209,7 @@ impl World {
             *pace = anew;
             outlet.generation += 1;
             outlet.wire.clear();
-            self.witness.stats.reopened += 1;
+            self.checker.stats.reopened += 1;
         } else if !sink_away {
             let count = room.min(publisher.ready().len());
             for event in &publisher.ready()[..count] {
@@ -222,7 +222,7 @@ impl World {
         }
         let again = !publisher.is_done();
         if let Some(progress) = progress {
-            self.happens_later(id, Lane::Dispatcher(sink), 800, protocol::Event::Published(sink, progress));
+            self.happens_later(id, Channel::Dispatcher(sink), 800, protocol::Event::Published(sink, progress));
         }
         self.deliver_soon(id, sink);
         if again {
@@ -231,41 +231,44 @@ impl World {
         Ok(())
     }
 
-    fn deliver_soon(&mut self, id: OwnerId, sink: u16) {
+    fn deliver_soon(&mut self, id: OwnerId, sink: SinkIx) {
         let delay = self.delay(2_000);
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         if !outlet.wire.is_empty() && !std::mem::replace(&mut outlet.delivering, true) {
             let generation = outlet.generation;
-            self.at(self.now + delay, Event::Deliver(id, sink, generation));
+            self.at(self.now + delay, SimEvent::Deliver(id, sink, generation));
         }
     }
 
     /// Lets the events that were handed over first reach the broker; each of its answers travels by itself.
-    pub(super) fn deliver(&mut self, id: OwnerId, sink: u16, generation: u32) -> Result<(), String> {
+    pub(super) fn deliver(&mut self, id: OwnerId, sink: SinkIx, generation: u32) -> Result<(), String> {
         let count = usize::try_from(1 + self.dice.below(4)).unwrap_or(1);
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let shard = owner.shard;
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         outlet.delivering = false;
         if outlet.generation == generation {
             let count = count.min(outlet.wire.len());
             let events: Vec<_> = outlet.wire.drain(..count).collect();
             for (sent, event) in events {
                 let (plan, name) = (&self.plan, &self.plan.sinks[usize::from(sink)]);
-                let refused = Fate::is_refused(plan.seed, plan.faults, name, event.message.id());
+                let refused = FaultPlan::is_refused(plan.seed, plan.faults, name, event.message.id());
                 let answer = if refused && !self.healed {
-                    Some(Answer::Refused(event.seq, "simulated".to_owned()))
+                    Some(SinkAnswer::Refused(event.seq, "simulated".to_owned()))
                 } else if plan.faults.sinks && !self.healed && self.dice.below(3) == 0 {
-                    self.witness.stats.nacked += 1;
+                    self.checker.stats.nacked += 1;
                     None
                 } else {
-                    self.witness.topics[usize::from(sink)].write(shard, &event)?;
-                    self.witness.stats.published += 1;
-                    Some(Answer::Confirmed(event.seq))
+                    self.checker.topics[usize::from(sink)].write(shard, &event)?;
+                    self.checker.stats.published += 1;
+                    Some(SinkAnswer::Confirmed(event.seq))
                 };
                 let delay = self.delay(3_000);
-                self.at(self.now + delay, Event::Told(id, Told::Answered(sink, generation, (sent, event), answer)));
+                self.at(
+                    self.now + delay,
+                    SimEvent::Tell(id, OwnerMessage::Answered(sink, generation, (sent, event), answer)),
+                );
             }
         }
         self.deliver_soon(id, sink);
@@ -276,17 +279,17 @@ impl World {
         &mut self,
         id: OwnerId,
         (sink, generation): (u16, u32),
-        (sent, event): (Sent, Outgoing),
-        answer: Option<Answer>,
+        (sent, event): (InFlight, Outgoing),
+        answer: Option<SinkAnswer>,
     ) {
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         if outlet.generation == generation
             && let (Some(publisher), Some(pace)) = (&mut outlet.publisher, &mut outlet.pace)
         {
             match answer {
                 Some(answer) => {
-                    pace.settled(&sent, matches!(answer, Answer::Confirmed(_)));
+                    pace.settled(&sent, matches!(answer, SinkAnswer::Confirmed(_)));
                     publisher.answered(vec![answer]);
                 }
                 None => pace.refused(sent, event, Duration::from_micros(self.now)),

@@ -1,17 +1,18 @@
 //! Runs as key actors perform them, through the handlers' real code, with the faults of the seed in between.
 //! In: run orders. Out: reports, and whether the actor dies.
 
-use super::fate::Fate;
-use super::plan::{PROBE, Plan};
+use super::fault_plan::FaultPlan;
+use super::plan::{PROBE, SimPlan};
 use crate::clock::Dice;
 use crate::handler::RowWrite;
 use crate::handlers::run::{RunItem, TurnEnd, TurnFault};
 use crate::handlers::{Cell, Settled};
 use crate::ledger::protocol::RunOrder;
+use crate::message::ServiceIx;
 
 /// A key actor.
 #[derive(Default)]
-pub(super) struct Worker {
+pub(super) struct SimActor {
     pub(super) cell: Cell,
     pub(super) alive: bool,
     /// Rises when it dies: reports of earlier generations are dropped.
@@ -29,7 +30,7 @@ pub(super) struct Worked {
 
 /// The surroundings of a run.
 pub(super) struct Bench<'a> {
-    pub(super) plan: &'a Plan,
+    pub(super) plan: &'a SimPlan,
     pub(super) runtime: &'a tokio::runtime::Runtime,
     pub(super) dice: &'a mut Dice,
     /// True if turns fail only by their handler's own will.
@@ -79,7 +80,7 @@ impl Bench<'_> {
     fn turn(
         &mut self,
         cell: &mut Cell,
-        service: u16,
+        service: ServiceIx,
         state: Option<crate::handlers::run::Stored>,
         item: RunItem,
         (part, worked): (&mut Settled, &mut Worked),
@@ -104,37 +105,37 @@ impl Bench<'_> {
     fn run(
         &self,
         cell: &mut Cell,
-        service: u16,
+        service: ServiceIx,
         state: Option<crate::handlers::run::Stored>,
         items: Vec<RunItem>,
     ) -> Settled {
-        let service = &self.plan.handlers.all()[service as usize];
+        let service = &self.plan.handlers.all()[service];
         self.runtime.block_on(service.run(cell, state, items, &self.plan.context, &|_| ()))
     }
 
-    fn stops(&self, service: u16, end: &TurnEnd) -> bool {
-        let hold = self.plan.services[service as usize].after_dead_letter == crate::AfterDeadLetter::HoldKey;
+    fn stops(&self, service: ServiceIx, end: &TurnEnd) -> bool {
+        let hold = self.plan.services[service].after_dead_letter == crate::AfterDeadLetter::HoldKey;
         hold || !matches!(end, TurnEnd::Fault(TurnFault::Reject(_) | TurnFault::Refuse(..)))
     }
 
     /// The seed's fault for this attempt, and whether the actor dies of it.
-    fn fault(&mut self, service: u16, item: &RunItem) -> Option<(TurnEnd, bool)> {
+    fn fault(&mut self, service: ServiceIx, item: &RunItem) -> Option<(TurnEnd, bool)> {
         if self.healed {
             return None;
         }
-        let (name, id) = (&self.plan.services[service as usize].name, item.message.id());
+        let (name, id) = (&self.plan.services[service].name, item.message.id());
         let retry = |what: &str| TurnEnd::Fault(TurnFault::Retry(format!("simulated: {what}")));
-        match Fate::of(self.plan.seed, self.plan.faults, name, id) {
-            Fate::Retry(times) if item.attempt <= times => Some((retry("fails for a while"), false)),
-            Fate::Panic(times) if item.attempt <= times => Some((retry("the handler panicked"), true)),
-            Fate::Hopeless => Some((retry("fails always"), false)),
-            Fate::Reject => Some((TurnEnd::Fault(TurnFault::Reject("simulated: rejected".to_owned())), false)),
-            Fate::Defer(times) => {
+        match FaultPlan::of(self.plan.seed, self.plan.faults, name, id) {
+            FaultPlan::Retry(times) if item.attempt <= times => Some((retry("fails for a while"), false)),
+            FaultPlan::Panic(times) if item.attempt <= times => Some((retry("the handler panicked"), true)),
+            FaultPlan::Hopeless => Some((retry("fails always"), false)),
+            FaultPlan::Reject => Some((TurnEnd::Fault(TurnFault::Reject("simulated: rejected".to_owned())), false)),
+            FaultPlan::Defer(times) => {
                 let seen = self.deferred.entry(format!("{name}/{id}")).or_insert(0);
                 *seen += 1;
                 (*seen <= times).then(|| (TurnEnd::Fault(TurnFault::Defer(self.dice.below(300))), false))
             }
-            Fate::Unavailable(times) if self.plan.services[service as usize].guarded => {
+            FaultPlan::Unavailable(times) if self.plan.services[service as usize].guarded => {
                 let seen = self.deferred.entry(format!("{name}/{id}")).or_insert(0);
                 *seen += 1;
                 (*seen <= times).then(|| (TurnEnd::Unavailable(0, "simulated".to_owned()), false))
@@ -143,9 +144,9 @@ impl Bench<'_> {
         }
     }
 
-    fn probe(&mut self, service: u16, item: &RunItem) -> RowWrite {
+    fn probe(&mut self, service: ServiceIx, item: &RunItem) -> RowWrite {
         *self.turns += 1;
-        let (name, id, key) = (&*self.plan.services[service as usize].name, item.message.id(), item.message.key());
+        let (name, id, key) = (&*self.plan.services[service].name, item.message.id(), item.message.key());
         let row = serde_json::json!({ "turn": *self.turns, "service": name, "key": key, "id": id });
         let place = serde_json::json!([name, id, *self.turns]);
         RowWrite { table: PROBE, key: place.to_string(), row: Some(row.to_string()) }

@@ -5,7 +5,7 @@
 
 use crate::clock::{Millis, from_rfc3339, rfc3339};
 use crate::handler::is_reserved;
-use crate::message::{Draft, Message, MessageError, check_name, kept};
+use crate::message::{Draft, Message, MessageError, kept};
 
 /// The media type that needs no header.
 pub(super) const JSON: &str = "application/json";
@@ -20,6 +20,21 @@ pub(super) struct Scheme<'a> {
     pub(super) id_header: &'a str,
     /// The header with the key if there is no attribute `partitionkey`; empty: the key is in no header.
     pub(super) key_header: &'a str,
+}
+
+/// The reason why a broker's record is not a message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum RecordError {
+    /// The client library gives such a header no name.
+    #[cfg(feature = "kafka")]
+    #[error("a header's name is not valid UTF-8")]
+    HeaderName,
+    /// A header that is read as text.
+    #[error("the header {0:?} is not valid UTF-8")]
+    Header(String),
+    /// A name, or all of it.
+    #[error(transparent)]
+    Message(#[from] MessageError),
 }
 
 /// Headers by their meaning.
@@ -37,7 +52,7 @@ pub(super) struct Named<'a> {
 
 impl<'a> Named<'a> {
     /// Takes a header; the error says why the message cannot be used.
-    pub(super) fn take(&mut self, name: &'a str, value: &'a [u8], scheme: &Scheme<'_>) -> Result<(), String> {
+    pub(super) fn take(&mut self, name: &'a str, value: &'a [u8], scheme: &Scheme<'_>) -> Result<(), RecordError> {
         let attribute = scheme.prefixes.iter().find_map(|prefix| name.strip_prefix(prefix));
         match attribute {
             Some("id") => self.id = Some(value),
@@ -54,7 +69,7 @@ impl<'a> Named<'a> {
         Ok(())
     }
 
-    fn take_plain(&mut self, name: &'a str, value: &'a [u8], scheme: &Scheme<'_>) -> Result<(), String> {
+    fn take_plain(&mut self, name: &'a str, value: &'a [u8], scheme: &Scheme<'_>) -> Result<(), RecordError> {
         match name {
             "content-type" if value == JSON.as_bytes() => {}
             _ if name == scheme.id_header && self.plain_id.is_none() => self.plain_id = Some(value),
@@ -68,18 +83,8 @@ impl<'a> Named<'a> {
     }
 }
 
-fn text<'a>(name: &str, value: &'a [u8]) -> Result<&'a str, String> {
-    std::str::from_utf8(value).map_err(|_| format!("the header {name:?} is not valid UTF-8"))
-}
-
-/// A name as text, within the bounds of a message.
-pub(super) fn check<'a>(name: &'static str, bytes: &'a [u8]) -> Result<&'a str, String> {
-    check_name(name, bytes).map_err(said)
-}
-
-/// The reason why there is no message.
-pub(super) fn said(error: MessageError) -> String {
-    error.to_string()
+fn text<'a>(name: &str, value: &'a [u8]) -> Result<&'a str, RecordError> {
+    std::str::from_utf8(value).map_err(|_| RecordError::Header(name.to_owned()))
 }
 
 /// The message that an operator sees for a record that cannot be used: its names, and a part of its payload.

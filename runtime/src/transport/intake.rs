@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::ongoing::Ongoing;
 use super::{Content, Delivery, Source, SourceError, Transport};
 use crate::handler::is_reserved;
-use crate::message::{CUT_FROM, Draft, Message, Position, Positions, ShardNo, kept};
+use crate::message::{CUT_FROM, Draft, Message, MessageError, Position, Positions, ShardNo, kept};
 use crate::store::append::INTAKE;
 use crate::store::{IntakeRow, IntakeRows, Store, StoreError, StoreFuture};
 
@@ -109,17 +109,25 @@ impl IntakeSource {
                 Some(service) => Content::For(Arc::clone(service), message),
                 None => Content::Unrouted(message),
             },
-            Err(reason) => unreadable(&row, reason),
+            Err(error) => unreadable(&row, error.to_string()),
         };
         Delivery { origin: Arc::clone(&self.origin), position: Position::new(row.no, 0), content }
     }
 }
 
-fn message(row: &IntakeRow, bytes_max: usize) -> Result<Message, String> {
+/// The reason why a row is not a message.
+#[derive(Debug, thiserror::Error)]
+enum IntakeError {
+    #[error("the headers are not a JSON object: {0}")]
+    Headers(serde_json::Error),
+    #[error(transparent)]
+    Message(#[from] MessageError),
+}
+
+fn message(row: &IntakeRow, bytes_max: usize) -> Result<Message, IntakeError> {
     let bytes = row.bytes.to_string();
     let cut = (row.bytes > bytes_max as u64).then_some((CUT_FROM, bytes.as_str()));
-    let headers: Map<String, Value> =
-        serde_json::from_str(&row.headers).map_err(|error| format!("the headers are not a JSON object: {error}"))?;
+    let headers: Map<String, Value> = serde_json::from_str(&row.headers).map_err(IntakeError::Headers)?;
     let texts: Vec<(String, String)> = headers
         .into_iter()
         .filter(|(name, _)| !is_reserved(name))
@@ -139,7 +147,7 @@ fn message(row: &IntakeRow, bytes_max: usize) -> Result<Message, String> {
         headers: &headers,
         payload: if cut.is_some() { kept(row.payload.as_bytes()) } else { row.payload.as_bytes() },
     };
-    draft.build().map_err(|error| error.to_string())
+    Ok(draft.build()?)
 }
 
 fn unreadable(row: &IntakeRow, reason: String) -> Content {

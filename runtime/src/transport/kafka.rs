@@ -3,16 +3,17 @@
 //!
 //! `docs/kafka.md` says how records and messages correspond.
 
+mod assigner;
+mod buffer;
 mod client;
+mod error;
 mod event;
 mod group;
 pub mod health;
-mod lane;
 mod orders;
+mod partition;
 mod reader;
 mod record;
-mod scout;
-mod shelf;
 mod sink;
 mod start;
 
@@ -24,11 +25,12 @@ use std::thread;
 use futures_util::future::BoxFuture;
 use tracing::warn;
 
-use self::client::Told;
-use self::orders::{Client, Generation, ReaderOrder, ScoutOrder};
-use self::reader::Reader;
-use self::scout::Scout;
-use self::shelf::Shelf;
+use self::assigner::Assigner;
+use self::buffer::ShardBuffer;
+use self::client::ConsumerEvents;
+pub use self::error::KafkaFailure;
+use self::orders::{AssignerOrder, Generation, ReaderOrder, SharedConsumer};
+use self::reader::KafkaReader;
 pub use self::sink::KafkaSink;
 use super::{Delivery, Source, SourceError, Transport};
 use crate::message::{Positions, ShardNo};
@@ -37,9 +39,6 @@ use crate::settings::KafkaSettings;
 
 /// The transport's name in settings, positions and metrics.
 pub const NAME: &str = "kafka";
-
-/// The reason why a source whose thread is gone cannot go on.
-const ENDED: &str = "a thread of the consumer has ended; the next opening starts it anew";
 
 /// Topics of Kafka, as a transport: one consumer for all shards of the process.
 pub struct KafkaTransport {
@@ -53,20 +52,20 @@ pub struct KafkaTransport {
 /// The consumer's threads; they end when neither the transport nor a source is left.
 struct Threads {
     reader: Sender<ReaderOrder>,
-    scout: Sender<ScoutOrder>,
+    assigner: Sender<AssignerOrder>,
     alive: Arc<AtomicBool>,
 }
 
 impl KafkaTransport {
     /// The consumer and its threads. The brokers need not be there yet; unusable settings are an error.
-    pub fn new(settings: &KafkaSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
-        client::missing_file(settings)?;
+    pub fn new(settings: &KafkaSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, KafkaFailure> {
+        client::check_files(settings)?;
         let threads = Mutex::new(Threads::start(settings, shards, metrics)?);
         let (settings, metrics) = (settings.clone(), Arc::clone(metrics));
         Ok(Arc::new(Self { settings, shards, metrics, threads, openings: AtomicU64::new(0) }))
     }
 
-    fn open_now(&self, shard: ShardNo, from: &Positions) -> Result<KafkaSource, String> {
+    fn open_now(&self, shard: ShardNo, from: &Positions) -> Result<KafkaSource, KafkaFailure> {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(source) = self.place(&threads, shard, from.clone()) {
             return Ok(source);
@@ -74,47 +73,48 @@ impl KafkaTransport {
         // Only a defect ends one of them: its records in hand are gone, and all openings were told so.
         warn!(shard, "a thread of the consumer has ended, the consumer is started anew");
         *threads = Threads::start(&self.settings, self.shards, &self.metrics)?;
-        self.place(&threads, shard, from.clone()).ok_or_else(|| ENDED.to_owned())
+        self.place(&threads, shard, from.clone()).ok_or(KafkaFailure::Ended)
     }
 
     fn place(&self, threads: &Arc<Threads>, shard: ShardNo, from: Positions) -> Option<KafkaSource> {
         let generation = Generation(self.openings.fetch_add(1, Ordering::Relaxed) + 1);
-        let shelf = Arc::new(Shelf::new(self.settings.buffer_bytes));
-        // The reader first: it has to know the opening when the scout names partitions for it.
-        let known = threads.reader.send(ReaderOrder::Open(shard, generation, Arc::clone(&shelf)));
-        let placed = threads.scout.send(ScoutOrder::Open(shard, generation, Arc::clone(&shelf), from));
-        let source = KafkaSource { shard, generation, shelf, threads: Arc::clone(threads) };
+        let buffer = Arc::new(ShardBuffer::new(self.settings.buffer_bytes));
+        // The reader first: it has to know the opening when the assigner names partitions for it.
+        let known = threads.reader.send(ReaderOrder::Open(shard, generation, Arc::clone(&buffer)));
+        let placed = threads.assigner.send(AssignerOrder::Open(shard, generation, Arc::clone(&buffer), from));
+        let source = KafkaSource { shard, generation, buffer, threads: Arc::clone(threads) };
         // Read last: a thread that ended before is seen here, one that ends later sees the orders.
         (known.is_ok() && placed.is_ok() && threads.alive.load(Ordering::SeqCst)).then_some(source)
     }
 }
 
 impl Threads {
-    fn start(settings: &KafkaSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
+    fn start(settings: &KafkaSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, KafkaFailure> {
         let config = client::consumer(settings);
         let metrics = Arc::clone(metrics);
-        let make = move || -> Result<Client, String> {
-            let told = Told::new(Arc::clone(&metrics));
-            config.create_with_context(told).map(Arc::new).map_err(client::refused)
+        let make = move || -> Result<SharedConsumer, KafkaFailure> {
+            let context = ConsumerEvents::new(Arc::clone(&metrics));
+            config.create_with_context(context).map(Arc::new).map_err(KafkaFailure::refused)
         };
         let client = make()?;
         let (reader, reader_orders) = channel();
-        let (scout, scout_orders) = channel();
+        let (assigner, assigner_orders) = channel();
         let alive = Arc::new(AtomicBool::new(true));
-        let scouting =
-            Scout::new(Arc::clone(&client), (scout_orders, Arc::clone(&alive)), reader.clone(), settings, shards);
-        let orders = (reader_orders, Arc::clone(&alive));
-        let reading = Reader::new(client, Box::new(make), orders, scout.clone(), settings.id_header.clone());
-        let threads = Arc::new(Self { reader, scout, alive });
-        start("kafka-scout", move || scouting.run())?;
+        let (for_assigner, for_reader) = (Arc::clone(&alive), Arc::clone(&alive));
+        let assigning =
+            Assigner::new(Arc::clone(&client), assigner_orders, for_assigner, reader.clone(), settings, shards);
+        let id_header = settings.id_header.clone();
+        let reading = KafkaReader::new(client, Box::new(make), reader_orders, for_reader, assigner.clone(), id_header);
+        let threads = Arc::new(Self { reader, assigner, alive });
+        start("kafka-assigner", move || assigning.run())?;
         start("kafka-reader", move || reading.run())?;
         Ok(threads)
     }
 }
 
-fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), String> {
-    let started = thread::Builder::new().name(name.to_owned()).spawn(run);
-    started.map(|_| ()).map_err(|error| format!("the thread {name} cannot be started: {error}"))
+fn start(thread: &'static str, run: impl FnOnce() + Send + 'static) -> Result<(), KafkaFailure> {
+    let started = thread::Builder::new().name(thread.to_owned()).spawn(run);
+    started.map(|_| ()).map_err(|error| KafkaFailure::Thread { thread, error })
 }
 
 impl Transport for KafkaTransport {
@@ -127,7 +127,7 @@ impl Transport for KafkaTransport {
         Box::pin(async move {
             match opened {
                 Ok(source) => Ok(Box::new(source) as Box<dyn Source>),
-                Err(reason) => Err(SourceError::Broken { name: NAME.to_owned(), reason }),
+                Err(failure) => Err(SourceError::Broken { name: NAME.to_owned(), reason: failure.to_string() }),
             }
         })
     }
@@ -137,31 +137,31 @@ impl Drop for Threads {
     fn drop(&mut self) {
         // They end by themselves; the last of them closes the consumer.
         self.reader.send(ReaderOrder::Stop).ok();
-        self.scout.send(ScoutOrder::Stop).ok();
+        self.assigner.send(AssignerOrder::Stop).ok();
     }
 }
 
 struct KafkaSource {
     shard: ShardNo,
     generation: Generation,
-    shelf: Arc<Shelf>,
+    buffer: Arc<ShardBuffer>,
     threads: Arc<Threads>,
 }
 
 impl Source for KafkaSource {
     fn fetch(&mut self, max: usize) -> BoxFuture<'_, Result<Vec<Delivery>, SourceError>> {
-        Box::pin(self.shelf.fetch(max))
+        Box::pin(self.buffer.fetch(max))
     }
 
     fn committed(&mut self, positions: &Positions) {
-        self.shelf.committed(positions);
+        self.buffer.committed(positions);
     }
 }
 
 impl Drop for KafkaSource {
     fn drop(&mut self) {
         self.threads.reader.send(ReaderOrder::Close(self.shard, self.generation)).ok();
-        self.threads.scout.send(ScoutOrder::Close(self.shard, self.generation)).ok();
+        self.threads.assigner.send(AssignerOrder::Close(self.shard, self.generation)).ok();
     }
 }
 
@@ -197,7 +197,7 @@ mod tests {
         let current = || Arc::clone(&transport.threads.lock().unwrap());
         for end in [
             |threads: &Threads| threads.reader.send(ReaderOrder::Stop).is_ok(),
-            |threads: &Threads| threads.scout.send(ScoutOrder::Stop).is_ok(),
+            |threads: &Threads| threads.assigner.send(AssignerOrder::Stop).is_ok(),
         ] {
             let mut source = open(&transport).await;
             assert!(end(&current()));

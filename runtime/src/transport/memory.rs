@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::future::{BoxFuture, ready};
 use tokio::sync::Notify;
 
-use super::{Answer, Outgoing, Sink, SinkError, SinkTransport};
+use super::{Outgoing, Sink, SinkAnswer, SinkError, SinkTransport};
 use crate::message::{Message, ShardNo};
 
 /// Says which events the sink refuses, and why.
@@ -17,17 +17,17 @@ pub type Refuse = dyn Fn(&Message) -> Option<String> + Send;
 #[derive(Clone)]
 pub struct MemorySink {
     name: Arc<str>,
-    shared: Arc<Shared>,
+    shared: Arc<MemorySinkState>,
 }
 
 #[derive(Default)]
-struct Shared {
-    inner: Mutex<Inner>,
+struct MemorySinkState {
+    inner: Mutex<MemoryRecords>,
     changed: Notify,
 }
 
 #[derive(Default)]
-struct Inner {
+struct MemoryRecords {
     records: Vec<(ShardNo, Outgoing)>,
     refuse: Option<Box<Refuse>>,
     away: bool,
@@ -93,7 +93,7 @@ impl MemorySink {
         self.inner().unanswered_most
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, MemoryRecords> {
         self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -116,20 +116,20 @@ impl SinkTransport for MemorySink {
             let inner = self.inner();
             (inner.away, inner.breaks)
         };
-        let end = End { sink: self.clone(), shard, breaks, answers: VecDeque::new() };
+        let end = MemoryEnd { sink: self.clone(), shard, breaks, answers: VecDeque::new() };
         Box::pin(ready(if away { Err(self.unavailable()) } else { Ok(Box::new(end) as Box<dyn Sink>) }))
     }
 }
 
-struct End {
+struct MemoryEnd {
     sink: MemorySink,
     shard: ShardNo,
     /// The value when it was opened.
     breaks: u64,
-    answers: VecDeque<Answer>,
+    answers: VecDeque<SinkAnswer>,
 }
 
-impl Sink for End {
+impl Sink for MemoryEnd {
     fn send(&mut self, events: &[Outgoing]) -> Result<usize, SinkError> {
         let mut inner = self.sink.inner();
         if inner.breaks != self.breaks {
@@ -141,10 +141,10 @@ impl Sink for End {
         for event in events {
             let refused = inner.refuse.as_ref().and_then(|refuse| refuse(&event.message));
             self.answers.push_back(match refused {
-                Some(reason) => Answer::Refused(event.seq, reason),
+                Some(reason) => SinkAnswer::Refused(event.seq, reason),
                 None => {
                     inner.records.push((self.shard, event.clone()));
-                    Answer::Confirmed(event.seq)
+                    SinkAnswer::Confirmed(event.seq)
                 }
             });
         }
@@ -153,7 +153,7 @@ impl Sink for End {
         Ok(events.len())
     }
 
-    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<Answer>, SinkError>> {
+    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<SinkAnswer>, SinkError>> {
         Box::pin(async move {
             loop {
                 let changed = self.sink.shared.changed.notified();
@@ -177,7 +177,7 @@ impl Sink for End {
     }
 }
 
-impl Drop for End {
+impl Drop for MemoryEnd {
     fn drop(&mut self) {
         self.sink.inner().unanswered -= self.answers.len();
     }

@@ -6,16 +6,30 @@ use std::sync::Arc;
 use super::embedded::EmbeddedLog;
 use super::intake::Intake;
 #[cfg(feature = "kafka")]
-use super::kafka::{KafkaSink, KafkaTransport};
+use super::kafka::{KafkaFailure, KafkaSink, KafkaTransport};
 #[cfg(feature = "rabbitmq")]
-use super::rabbitmq::{RabbitmqSink, RabbitmqTransport};
+use super::rabbitmq::{RabbitmqFailure, RabbitmqSink, RabbitmqTransport};
 use super::{SinkTransport, Transport};
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::store::{self, Store};
 
 /// Sources and sinks of a process.
-pub(crate) type Ends = (Vec<Arc<dyn Transport>>, Vec<Arc<dyn SinkTransport>>);
+pub(crate) struct Ends {
+    pub(crate) sources: Vec<Arc<dyn Transport>>,
+    pub(crate) sinks: Vec<Arc<dyn SinkTransport>>,
+}
+
+/// The reason why a source or a sink cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    #[cfg(feature = "kafka")]
+    #[error(transparent)]
+    Kafka(#[from] KafkaFailure),
+    #[cfg(feature = "rabbitmq")]
+    #[error(transparent)]
+    Rabbitmq(#[from] RabbitmqFailure),
+}
 
 /// The names of the sources and of the sinks that these settings have opened.
 pub(crate) fn names(settings: &Settings) -> (Vec<&'static str>, Vec<&'static str>) {
@@ -36,50 +50,50 @@ pub(crate) fn names(settings: &Settings) -> (Vec<&'static str>, Vec<&'static str
 
 /// Opens the sources and sinks. The embedded log is always a source, and so is the intake of a store that has one; a
 /// broker is a source when topics or streams are named, and a sink when its addresses are.
-pub(crate) fn open(settings: &Settings, store: &Arc<dyn Store>, metrics: &Arc<Metrics>) -> Result<Ends, String> {
+pub(crate) fn open(settings: &Settings, store: &Arc<dyn Store>, metrics: &Arc<Metrics>) -> Result<Ends, OpenError> {
     let mut sources: Vec<Arc<dyn Transport>> = vec![Arc::new(EmbeddedLog::new(Arc::clone(store), settings.log.poll))];
     if store.has_intake() {
         let bytes_max = settings.ingress.message_bytes_max;
         sources.push(Arc::new(Intake::new(Arc::clone(store), settings.log.poll, bytes_max)));
     }
-    let mut ends = (sources, Vec::new());
+    let mut ends = Ends { sources, sinks: Vec::new() };
     kafka(settings, metrics, &mut ends)?;
     rabbitmq(settings, metrics, &mut ends)?;
     Ok(ends)
 }
 
 #[cfg(feature = "kafka")]
-fn kafka(settings: &Settings, metrics: &Arc<Metrics>, (sources, sinks): &mut Ends) -> Result<(), String> {
+fn kafka(settings: &Settings, metrics: &Arc<Metrics>, ends: &mut Ends) -> Result<(), OpenError> {
     let kafka = &settings.kafka;
     if !kafka.brokers.is_empty() {
         if !kafka.topics.is_empty() {
-            sources.push(KafkaTransport::new(kafka, settings.ownership.shards, metrics)?);
+            ends.sources.push(KafkaTransport::new(kafka, settings.ownership.shards, metrics)?);
         }
-        sinks.push(KafkaSink::new(kafka)?);
+        ends.sinks.push(KafkaSink::new(kafka)?);
     }
     Ok(())
 }
 
 /// Does nothing: settings that ask for Kafka are refused where they are checked.
 #[cfg(not(feature = "kafka"))]
-fn kafka(_: &Settings, _: &Arc<Metrics>, _: &mut Ends) -> Result<(), String> {
+fn kafka(_: &Settings, _: &Arc<Metrics>, _: &mut Ends) -> Result<(), OpenError> {
     Ok(())
 }
 
 #[cfg(feature = "rabbitmq")]
-fn rabbitmq(settings: &Settings, metrics: &Arc<Metrics>, (sources, sinks): &mut Ends) -> Result<(), String> {
+fn rabbitmq(settings: &Settings, metrics: &Arc<Metrics>, ends: &mut Ends) -> Result<(), OpenError> {
     let (rabbitmq, shards) = (&settings.rabbitmq, settings.ownership.shards);
     if !rabbitmq.addresses.is_empty() {
         if !rabbitmq.streams.is_empty() {
-            sources.push(RabbitmqTransport::new(&settings.rabbitmq_in_memory(), shards, metrics)?);
+            ends.sources.push(RabbitmqTransport::new(&settings.rabbitmq_in_memory(), shards, metrics)?);
         }
-        sinks.push(RabbitmqSink::new(rabbitmq, shards)?);
+        ends.sinks.push(RabbitmqSink::new(rabbitmq, shards)?);
     }
     Ok(())
 }
 
 /// Does nothing: settings that ask for RabbitMQ are refused where they are checked.
 #[cfg(not(feature = "rabbitmq"))]
-fn rabbitmq(_: &Settings, _: &Arc<Metrics>, _: &mut Ends) -> Result<(), String> {
+fn rabbitmq(_: &Settings, _: &Arc<Metrics>, _: &mut Ends) -> Result<(), OpenError> {
     Ok(())
 }

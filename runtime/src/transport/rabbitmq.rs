@@ -6,10 +6,11 @@
 
 mod ahead;
 mod client;
+mod error;
 mod event;
+mod forwarded;
+mod forwarder;
 pub mod health;
-mod intake;
-mod moved;
 mod publisher;
 mod record;
 mod sink;
@@ -22,7 +23,8 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 
 use self::client::{Client, Declared};
-use self::intake::Movers;
+pub use self::error::RabbitmqFailure;
+use self::forwarder::Forwarders;
 pub use self::sink::RabbitmqSink;
 use self::source::RabbitmqSource;
 use super::{Source, SourceError, Transport};
@@ -33,29 +35,24 @@ use crate::settings::RabbitmqSettings;
 /// The transport's name in settings, positions and metrics.
 pub const NAME: &str = "rabbitmq";
 
-/// The reason why a consumer without an error of its own cannot go on.
-fn broken_off() -> String {
-    "the broker ended it: the queue was deleted, or its leader is gone".to_owned()
-}
-
 /// Streams of RabbitMQ, as a transport: a connection for each shard that is read here, and one for each queue of an
 /// intake.
 pub struct RabbitmqTransport {
     settings: RabbitmqSettings,
     shards: u32,
     declared: Arc<Declared>,
-    _movers: Movers,
+    _forwarders: Forwarders,
 }
 
 impl RabbitmqTransport {
-    /// The transport, and the movers of messages from the intakes to their streams; for use within a runtime of tokio.
+    /// The transport, and the forwarders of messages from the intakes to their streams; for use within a runtime of tokio.
     /// The nodes need not be there yet; unusable settings are an error.
-    pub fn new(settings: &RabbitmqSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, String> {
+    pub fn new(settings: &RabbitmqSettings, shards: u32, metrics: &Arc<Metrics>) -> Result<Arc<Self>, RabbitmqFailure> {
         // Files that cannot be read are reported now, not when the first shard is opened.
         client::tls(settings)?;
         let declared = Arc::default();
-        let movers = Movers::start(settings, shards, &declared, metrics)?;
-        Ok(Arc::new(Self { settings: settings.clone(), shards, declared, _movers: movers }))
+        let forwarders = Forwarders::start(settings, shards, &declared, metrics)?;
+        Ok(Arc::new(Self { settings: settings.clone(), shards, declared, _forwarders: forwarders }))
     }
 }
 
@@ -69,7 +66,7 @@ impl Transport for RabbitmqTransport {
         let opened = Client::new(&self.settings, self.shards, "source", &self.declared);
         let opened = match opened {
             Ok(client) => Ok(Box::new(RabbitmqSource::new(Arc::new(client), shard, from)) as Box<dyn Source>),
-            Err(reason) => Err(SourceError::Unavailable { name: NAME.to_owned(), reason }),
+            Err(failure) => Err(SourceError::Unavailable { name: NAME.to_owned(), reason: failure.to_string() }),
         };
         Box::pin(std::future::ready(opened))
     }

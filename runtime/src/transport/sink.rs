@@ -21,7 +21,7 @@ pub struct Outgoing {
 
 /// The answer to one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum SinkAnswer {
     /// The broker has it durably.
     Confirmed(u64),
     /// The broker will never take it: too large, no such topic, not allowed.
@@ -65,5 +65,5 @@ pub trait Sink: Send + 'static {
     fn send(&mut self, events: &[Outgoing]) -> Result<usize, SinkError>;
 
     /// Waits for answers to events handed over, in any order; never an empty list. Dropping the future loses nothing.
-    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<Answer>, SinkError>>;
+    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<SinkAnswer>, SinkError>>;
 }

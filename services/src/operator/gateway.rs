@@ -36,7 +36,7 @@ pub async fn gateway(settings: &Settings) -> Ended {
     let (listener, address) = admin_listener(settings).await?;
     let (metrics, handlers) = (Metrics::new(), handlers(settings)?);
     let cache = cache::open(settings, &store.calls().secret().await?, &metrics);
-    let cache = cache.map_err(|problem| Failure::Settings(vec![problem]))?;
+    let cache = cache.map_err(|error| Failure::Settings(vec![error.to_string()]))?;
     let calls = Calls::new(settings, handlers.clone(), Arc::clone(&store), cache, Arc::clone(&metrics));
     let front = Front::new(settings, &handlers, Arc::clone(&store), Arc::clone(&calls));
     let admin = Admin::new(settings, Arc::clone(&metrics));

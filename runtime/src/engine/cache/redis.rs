@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::entry::{OVERHEAD, Scope};
 use super::rest::Rest;
-use super::{ReplayCache, is_kept};
+use super::{CacheError, ReplayCache, is_kept};
 use crate::clock::{Clock, Stopwatch, sleep};
 use crate::handler::CallId;
 use crate::metrics::CacheMetrics;
@@ -51,7 +51,7 @@ struct Shared {
 }
 
 impl RedisCache {
-    pub(super) fn open(settings: &CacheSettings, secret: &[u8; 32], metrics: CacheMetrics) -> Result<Self, String> {
+    pub(super) fn open(settings: &CacheSettings, secret: &[u8; 32], metrics: CacheMetrics) -> Result<Self, CacheError> {
         let client = client(&settings.url)?;
         let shared = Arc::new(Shared {
             scope: Scope::of(secret),
@@ -75,16 +75,12 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) {
 }
 
 /// A client of the Redis that an address names, not connected yet.
-pub(super) fn client(url: &str) -> Result<Client, String> {
-    let wanted = "it must be redis://host:port (redis://user:password@host:port/database), or rediss:// for TLS";
+pub(super) fn client(url: &str) -> Result<Client, CacheError> {
     if !is_redis(url) {
-        return Err(format!("cache.url is not an address of Redis: {wanted}"));
+        return Err(CacheError::NotRedis);
     }
-    // The given text is not shown: it may have a password in it.
-    let info =
-        url.into_connection_info().map_err(|error| format!("cache.url does not name a Redis: {error}: {wanted}"))?;
-    Client::open(info.set_tcp_settings(TcpSettings::default().set_nodelay(true)))
-        .map_err(|error| format!("cache.url does not name a Redis: {error}: {wanted}"))
+    let info = url.into_connection_info().map_err(CacheError::Address)?;
+    Client::open(info.set_tcp_settings(TcpSettings::default().set_nodelay(true))).map_err(CacheError::Address)
 }
 
 impl std::fmt::Debug for RedisCache {
@@ -231,7 +227,7 @@ mod tests {
     #[test]
     fn what_is_no_redis_is_refused_in_words_that_hide_passwords() {
         for url in ["http://h", "h:6379", "redis://u:secret@", "redis://u:secret@h:port"] {
-            let refused = client(url).unwrap_err();
+            let refused = client(url).unwrap_err().to_string();
             assert!(refused.starts_with("cache.url ") && !refused.contains("secret"), "{refused}");
         }
         for scheme in ["redis", "rediss"] {

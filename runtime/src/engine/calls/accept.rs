@@ -29,28 +29,34 @@ const COUNT_EVERY: Duration = Duration::from_secs(10);
 
 /// The fate of a call.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(super) enum Acceptance {
     /// It is durable, and will be handled.
     New,
     /// There was a call under its key before.
     Known(CallRecord),
 }
 
-type Told = Result<Verdict, CallError>;
-/// The sender of a call, who waits to be told, and the bytes that the call has meanwhile.
-type Teller = (oneshot::Sender<Told>, OwnedSemaphorePermit);
-type Asked = (NewCall, Teller);
+type Accepting = Result<Acceptance, CallError>;
+type WaitingCall = (NewCall, Caller);
 
-/// Tells the sender of a call, if it still listens. Its bytes are free by then: the sender may come at once with another.
-fn answer((tell, bytes): Teller, told: Told) {
-    drop(bytes);
-    tell.send(told).ok();
+/// The sender of a call, who waits to be told, and the bytes that the call has meanwhile.
+struct Caller {
+    tell: oneshot::Sender<Accepting>,
+    bytes: OwnedSemaphorePermit,
+}
+
+impl Caller {
+    /// Tells the sender of a call, if it still listens. Its bytes are free by then: the sender may come at once with another.
+    fn answer(self, told: Accepting) {
+        drop(self.bytes);
+        self.tell.send(told).ok();
+    }
 }
 
 /// The handle of the task.
 pub(super) struct Accepts {
     store: Arc<dyn Store>,
-    calls: mpsc::Sender<Asked>,
+    calls: mpsc::Sender<WaitingCall>,
     /// The bytes that waiting calls may have, and the number that is left.
     most: usize,
     left: Arc<Semaphore>,
@@ -74,7 +80,8 @@ impl Accepts {
         let lane = Dice::from_system().below(CALL_LANES.len() as u64);
         let lane = usize::try_from(lane).ok().and_then(|lane| CALL_LANES.get(lane)).copied().unwrap_or(CALL_LANES[0]);
         let (room, trouble) = (Room::new(settings.log.max_unread, shards), Arc::default());
-        let mut task = Task { room, shards, quota: Arc::clone(&quota), lane, store, trouble: Arc::clone(&trouble) };
+        let mut task =
+            AcceptTask { room, shards, quota: Arc::clone(&quota), lane, store, trouble: Arc::clone(&trouble) };
         tokio::spawn(async move {
             let mut batch = Vec::new();
             while inbox.recv_many(&mut batch, BATCH_MAX).await > 0 {
@@ -97,13 +104,13 @@ impl Accepts {
     }
 
     /// Writes a call, with others that come meanwhile.
-    pub(super) async fn accept(&self, call: NewCall) -> Told {
+    pub(super) async fn accept(&self, call: NewCall) -> Accepting {
         self.quota.check(&call.tenant)?;
         let (tell, told) = oneshot::channel();
         // A call that is larger than all of them together takes them all.
         let bytes = u32::try_from(call.message.frame().len().min(self.most)).unwrap_or(u32::MAX);
-        let has = Arc::clone(&self.left).try_acquire_many_owned(bytes).map_err(|_| CallError::Full)?;
-        self.calls.try_send((call, (tell, has))).map_err(|_| CallError::Full)?;
+        let bytes = Arc::clone(&self.left).try_acquire_many_owned(bytes).map_err(|_| CallError::Full)?;
+        self.calls.try_send((call, Caller { tell, bytes })).map_err(|_| CallError::Full)?;
         told.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the process is ending".to_owned()).into()))
     }
 }
@@ -138,7 +145,7 @@ impl Quota {
     }
 }
 
-struct Task {
+struct AcceptTask {
     store: Arc<dyn Store>,
     room: Room,
     shards: u32,
@@ -147,9 +154,9 @@ struct Task {
     trouble: Arc<Mutex<Option<(Stopwatch, String)>>>,
 }
 
-impl Task {
-    async fn write(&mut self, batch: Vec<Asked>) {
-        let (calls, tellers): (Vec<_>, Vec<_>) = self.with_room(batch).await.into_iter().unzip();
+impl AcceptTask {
+    async fn write(&mut self, batch: Vec<WaitingCall>) {
+        let (calls, callers): (Vec<_>, Vec<_>) = self.with_room(batch).await.into_iter().unzip();
         if calls.is_empty() {
             return;
         }
@@ -158,17 +165,17 @@ impl Task {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
         match accepted {
             Ok(known) => {
-                for ((teller, known), call) in tellers.into_iter().zip(known).zip(&calls) {
-                    answer(teller, Ok(self.verdict(call, known)));
+                for ((caller, known), call) in callers.into_iter().zip(known).zip(&calls) {
+                    caller.answer(Ok(self.acceptance(call, known)));
                 }
             }
-            Err(error) => tellers.into_iter().for_each(|teller| answer(teller, Err(error.clone().into()))),
+            Err(error) => callers.into_iter().for_each(|caller| caller.answer(Err(error.clone().into()))),
         }
     }
 
     /// The calls for whose shards the log has room; the others are answered.
-    async fn with_room(&mut self, batch: Vec<Asked>) -> Vec<Asked> {
-        let mut shards: BTreeMap<ShardNo, Vec<Asked>> = BTreeMap::new();
+    async fn with_room(&mut self, batch: Vec<WaitingCall>) -> Vec<WaitingCall> {
+        let mut shards: BTreeMap<ShardNo, Vec<WaitingCall>> = BTreeMap::new();
         for asked in batch {
             shards.entry(shard_of(asked.0.message.key(), self.shards)).or_default().push(asked);
         }
@@ -184,18 +191,18 @@ impl Task {
                 Ok(false) => CallError::Full,
                 Err(error) => error.into(),
             };
-            asked.into_iter().for_each(|(_, teller)| answer(teller, Err(error.clone())));
+            asked.into_iter().for_each(|(_, caller)| caller.answer(Err(error.clone())));
         }
         fit
     }
 
-    fn verdict(&self, call: &NewCall, known: Option<CallRecord>) -> Verdict {
+    fn acceptance(&self, call: &NewCall, known: Option<CallRecord>) -> Acceptance {
         match known {
             // Its own record: the answer to the write that made it was lost, and it was written again.
-            Some(record) if record.message_id != call.message.id() => Verdict::Known(record),
+            Some(record) if record.message_id != call.message.id() => Acceptance::Known(record),
             _ => {
                 self.quota.add(&call.tenant);
-                Verdict::New
+                Acceptance::New
             }
         }
     }

@@ -18,9 +18,18 @@ pub(super) struct Arguments {
     pub(super) rest: Vec<String>,
 }
 
+/// An argument without its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ArgumentError {
+    #[error("--config needs a file: --config FILE")]
+    Config,
+    #[error("--set needs a setting and its value: --set retry.attempts=3")]
+    Set,
+}
+
 impl Arguments {
     /// Reads them. Arguments behind `--` are the program's own, and so are those that are not known here.
-    pub(super) fn of(given: impl IntoIterator<Item = String>) -> Result<Self, String> {
+    pub(super) fn of(given: impl IntoIterator<Item = String>) -> Result<Self, ArgumentError> {
         let mut arguments = Self::default();
         let mut given = given.into_iter();
         while let Some(word) = given.next() {
@@ -30,13 +39,13 @@ impl Arguments {
             };
             match name {
                 "--config" => {
-                    let file = joined.or_else(|| given.next()).ok_or("--config needs a file: --config FILE")?;
+                    let file = joined.or_else(|| given.next()).ok_or(ArgumentError::Config)?;
                     arguments.config = Some(file.into());
                 }
                 "--set" => {
                     let text = joined.or_else(|| given.next());
                     let pair = text.as_deref().and_then(|text| text.split_once('='));
-                    let (setting, value) = pair.ok_or("--set needs a setting and its value: --set retry.attempts=3")?;
+                    let (setting, value) = pair.ok_or(ArgumentError::Set)?;
                     let (setting, value) = (setting.to_owned(), value.to_owned());
                     arguments.set.push(Flag { flag: "--set".to_owned(), setting, value });
                 }
@@ -55,7 +64,7 @@ impl Arguments {
 mod tests {
     use super::*;
 
-    fn of(words: &[&str]) -> Result<Arguments, String> {
+    fn of(words: &[&str]) -> Result<Arguments, ArgumentError> {
         Arguments::of(words.iter().map(|word| (*word).to_owned()))
     }
 
@@ -72,9 +81,9 @@ mod tests {
 
     #[test]
     fn a_value_that_is_missing_is_told() {
-        assert!(of(&["--config"]).unwrap_err().contains("--config FILE"));
+        assert!(of(&["--config"]).unwrap_err().to_string().contains("--config FILE"));
         for words in [&["--set"][..], &["--set", "retry.attempts"], &["--set=x"]] {
-            assert!(of(words).unwrap_err().contains("--set retry.attempts=3"), "{words:?}");
+            assert!(of(words).unwrap_err().to_string().contains("--set retry.attempts=3"), "{words:?}");
         }
     }
 }

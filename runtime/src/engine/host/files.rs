@@ -12,15 +12,20 @@ pub fn raise_files() -> u64 {
     files.unwrap_or(u64::MAX)
 }
 
+/// A process that may not open as many files as it may need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the process may open {limit} files, its connections and its store may need {needed}: raise the limit (`ulimit -n`, \
+     LimitNOFILE), or lower gateway.connections_max"
+)]
+pub struct TooFewFiles {
+    limit: u64,
+    needed: u64,
+}
+
 /// Says what is wrong where a process that needs so many files may not have them.
-pub fn files_fit(limit: u64, needed: u64) -> Result<(), String> {
-    if needed <= limit {
-        return Ok(());
-    }
-    Err(format!(
-        "the process may open {limit} files, its connections and its store may need {needed}: raise the limit (`ulimit -n`, \
-         LimitNOFILE), or lower gateway.connections_max"
-    ))
+pub fn files_fit(limit: u64, needed: u64) -> Result<(), TooFewFiles> {
+    if needed <= limit { Ok(()) } else { Err(TooFewFiles { limit, needed }) }
 }
 
 #[cfg(test)]
@@ -38,7 +43,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_told_with_what_to_do() {
         assert_eq!(files_fit(1_024, 1_024), Ok(()));
-        let told = files_fit(1_024, 2_300).unwrap_err();
+        let told = files_fit(1_024, 2_300).unwrap_err().to_string();
         assert!(told.contains("1024 files") && told.contains("2300") && told.contains("connections_max"), "{told}");
     }
 }

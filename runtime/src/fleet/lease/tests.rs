@@ -224,7 +224,7 @@ struct Sim {
 }
 
 impl Sim {
-    fn step(&mut self, model: &mut Model, now: Millis, (lost, delay): (bool, Millis)) {
+    fn step(&mut self, model: &mut Model, now: Millis, lost: bool, delay: Millis) {
         if now < self.frozen_until {
             return;
         }
@@ -315,7 +315,7 @@ proptest! {
             for worker in &mut workers {
                 let lost = now < TROUBLE && dice.unit() < 0.3;
                 let delay = dice.below(if now < TROUBLE { 2_500 } else { 50 });
-                worker.step(&mut model, now, (lost, delay));
+                worker.step(&mut model, now, lost, delay);
             }
             for shard in 0..SHARDS {
                 // A frozen worker does nothing with its shards; it stops them before anything else when it wakes.

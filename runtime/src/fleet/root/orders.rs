@@ -8,7 +8,7 @@ use tracing::{error, info, warn};
 
 use super::{AGAIN, RootState};
 use crate::fleet::give_back::{GiveBack, GiveBackArgs};
-use crate::fleet::heartbeat::Heartbeat;
+use crate::fleet::heartbeat::{Heartbeat, HeartbeatArgs};
 use crate::fleet::lease::Order;
 use crate::fleet::messages::{HeartbeatMessage, News, RootMessage};
 use crate::message::ShardNo;
@@ -27,7 +27,7 @@ impl RootState {
     }
 
     pub(crate) async fn start_heartbeat(&mut self, myself: &ActorRef<RootMessage>) -> Result<(), ActorProcessingErr> {
-        let args = (Arc::clone(&self.args.env), myself.clone());
+        let args = HeartbeatArgs { env: Arc::clone(&self.args.env), root: myself.clone() };
         let (heartbeat, _) = Actor::spawn_linked(None, Heartbeat, args, myself.get_cell()).await?;
         self.heartbeat = Some(heartbeat);
         Ok(())

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::ledger::Ticket;
 use crate::ledger::protocol::SlotIx;
 use crate::ledger::slot::Item;
-use crate::message::{Message, TakenId};
+use crate::message::{Message, SinkIx, TakenId};
 use crate::store::{Event, Letters, Part};
 
 /// What one key (or nothing keyed) has in a batch.
@@ -81,7 +81,7 @@ pub(crate) struct Outward {
     /// Messages for services, of keys that belong to other shards.
     pub(crate) onward: Vec<(Arc<str>, Message)>,
     /// Watermarks, by the sink's index.
-    pub(crate) reached: BTreeMap<u16, u64>,
+    pub(crate) reached: BTreeMap<SinkIx, u64>,
     /// Sinks that were given up.
     pub(crate) retired: Vec<Arc<str>>,
     /// Events that are published again, and go nowhere else.

@@ -16,7 +16,7 @@ impl Ledger {
         let Some(mut flight) = self.batches.flight.take() else { return };
         let parts = Arc::try_unwrap(flight.commit).map_or_else(|shared| shared.parts.clone(), |commit| commit.parts);
         for ticket in flight.batch.groups.iter().flat_map(|group| &group.tickets) {
-            self.sources[usize::from(ticket.source)].unmark(*ticket);
+            self.sources[ticket.source].unmark(*ticket);
         }
         if flight.batch.groups.is_empty() {
             return self.stop(&format!("the store refuses even an empty commit: {error}"));
@@ -77,7 +77,7 @@ impl Ledger {
         }
         self.batches.queue.retain(|batch| !batch.groups.is_empty());
         if let Some(at) = self.slots[ix].group.take() {
-            let gathered = std::mem::take(&mut self.batches.gathering.groups[at as usize]);
+            let gathered = std::mem::take(&mut self.batches.gathering.groups[at]);
             groups.push(gathered);
         }
         // One more than there are: what comes behind the last of them must not join its commit, or two messages in a

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
     use crate::store::CommitIds;
 
-    const TICKET: Ticket = Ticket { source: 0, origin: 0, nth: 0, seq: 0, bytes: 0 };
+    const TICKET: Ticket = Ticket { source: crate::message::SourceIx::FIRST, origin: 0, nth: 0, seq: 0, bytes: 0 };
 
     fn id(n: u8) -> TakenId {
         TakenId([n; TakenId::BYTES])

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use crate::clock::Millis;
 use crate::ledger::defect::{Defect, planted};
 use crate::ledger::routes::Bindings;
+use crate::message::SinkIx;
 use crate::store::query::EventRow;
 use crate::store::{Commit, Event};
-use crate::transport::{Answer, Outgoing};
+use crate::transport::{Outgoing, SinkAnswer};
 
 /// Commits in one page of the store, at most.
 const PAGE_COMMITS_MAX: usize = 256;
@@ -72,7 +73,7 @@ struct InFlight {
 /// One shard's events on their way to one sink.
 #[derive(Debug)]
 pub struct Publisher {
-    sink: u16,
+    sink: SinkIx,
     bindings: Arc<Bindings>,
     window: Window,
     /// Bytes of what was handed to the sink, or is to be.
@@ -95,7 +96,7 @@ pub struct Publisher {
 
 impl Publisher {
     /// A publisher that goes on after `watermark`; events up to `durable` are in the store.
-    pub fn new(sink: u16, bindings: Arc<Bindings>, window: Window, (watermark, durable): (u64, u64)) -> Self {
+    pub fn new(sink: SinkIx, bindings: Arc<Bindings>, window: Window, (watermark, durable): (u64, u64)) -> Self {
         Self {
             sink,
             bindings,
@@ -204,20 +205,20 @@ impl Publisher {
     }
 
     /// What became of events, in any order; answers to others are passed over. Gives how many were confirmed.
-    pub fn answered(&mut self, answers: Vec<Answer>) -> u64 {
+    pub fn answered(&mut self, answers: Vec<SinkAnswer>) -> u64 {
         let mut confirmed = 0;
         for answer in answers {
             let seq = match &answer {
-                Answer::Confirmed(seq) | Answer::Refused(seq, _) => *seq,
+                SinkAnswer::Confirmed(seq) | SinkAnswer::Refused(seq, _) => *seq,
             };
             let Ok(at) = self.sent.binary_search_by_key(&seq, |entry| entry.event.seq) else { continue };
             let entry = &mut self.sent[at];
             match answer {
-                Answer::Confirmed(_) => {
+                SinkAnswer::Confirmed(_) => {
                     confirmed += u64::from(entry.stage == DeliveryStage::Sent);
                     entry.stage = DeliveryStage::Confirmed;
                 }
-                Answer::Refused(_, reason) => {
+                SinkAnswer::Refused(_, reason) => {
                     entry.stage = DeliveryStage::Refused;
                     entry.reason = reason;
                 }
@@ -296,7 +297,7 @@ mod tests {
     #[test]
     fn a_page_that_cannot_be_read_is_halved_and_begins_small_after_the_last() {
         let bindings = Arc::new(Bindings::new(&Settings::default(), Handlers::new()).unwrap());
-        let mut publisher = Publisher::new(0, bindings, Window { events: 100, bytes: usize::MAX }, (0, 10));
+        let mut publisher = Publisher::new(SinkIx::FIRST, bindings, Window { events: 100, bytes: usize::MAX }, (0, 10));
         let commits = |publisher: &Publisher| publisher.page().map(|page| page.commits);
         assert_eq!(commits(&publisher), Some(1));
         let first = publisher.page().unwrap();
@@ -328,7 +329,7 @@ mod tests {
         for row in &mut all {
             row.event.message = Draft { id: "e", payload: &payload, ..Draft::default() }.build_unchecked().unwrap();
         }
-        let mut publisher = Publisher::new(0, bindings, Window { events: 100, bytes: 2_500 }, (0, 9));
+        let mut publisher = Publisher::new(SinkIx::FIRST, bindings, Window { events: 100, bytes: 2_500 }, (0, 9));
         let read = |publisher: &mut Publisher| {
             let page = publisher.page().unwrap();
             let after = usize::try_from(page.after).unwrap();
@@ -338,13 +339,14 @@ mod tests {
         assert_eq!(read(&mut publisher), 3, "the one that fills it is the last");
         publisher.sent(3);
         assert_eq!(publisher.page(), None, "it is full");
-        publisher.answered(vec![Answer::Confirmed(1), Answer::Confirmed(3)]);
+        publisher.answered(vec![SinkAnswer::Confirmed(1), SinkAnswer::Confirmed(3)]);
         publisher.progress();
         assert_eq!(publisher.page(), None, "what waits for its predecessors is still held");
-        publisher.answered(vec![Answer::Confirmed(2)]);
+        publisher.answered(vec![SinkAnswer::Confirmed(2)]);
         publisher.progress();
         assert_eq!(read(&mut publisher), 3);
-        let mut narrow = Publisher::new(0, Arc::clone(&publisher.bindings), Window { events: 100, bytes: 1 }, (0, 9));
+        let mut narrow =
+            Publisher::new(SinkIx::FIRST, Arc::clone(&publisher.bindings), Window { events: 100, bytes: 1 }, (0, 9));
         assert_eq!(read(&mut narrow), 1, "one at least");
     }
 }

@@ -12,7 +12,7 @@ impl Ledger {
     /// True if a key with something to run has to wait for a permit; it is asked for.
     pub(crate) fn awaits_permit(&mut self, ix: SlotIx) -> bool {
         let slot = &mut self.slots[ix];
-        let guarded = self.config.services[usize::from(slot.service)].guarded;
+        let guarded = self.config.services[slot.service].guarded;
         if !guarded || slot.permit == Permit::Granted || slot.is_watched(self.now) {
             return false;
         }
@@ -55,7 +55,7 @@ impl Ledger {
     /// A key that has a permit and nothing to run does not keep it.
     pub(crate) fn spare_permit(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
-        let paused = self.pauses.holds(&self.config.services[usize::from(slot.service)].name, &slot.key);
+        let paused = self.pauses.holds(&self.config.services[slot.service].name, &slot.key);
         let idle = slot.queue.is_empty() || slot.known.head.stops() || self.draining || paused;
         let suspect = slot.queue.front().is_some_and(|head| head.is_alone());
         if idle {

@@ -51,7 +51,7 @@ impl Pool {
     }
 
     pub(crate) fn ready(&mut self, actor: ActorIx) {
-        if let Some(entry) = self.entries.get_mut(actor as usize)
+        if let Some(entry) = self.entries.get_mut(actor.place())
             && !entry.alive
         {
             entry.alive = true;
@@ -61,14 +61,14 @@ impl Pool {
 
     /// The actor is about to die: its key goes on without it.
     pub(crate) fn leave(&mut self, actor: ActorIx) {
-        if let Some(entry) = self.entries.get_mut(actor as usize) {
+        if let Some(entry) = self.entries.get_mut(actor.place()) {
             (entry.alive, entry.slot) = (false, None);
         }
     }
 
     /// The actor died; gives the key that it had.
     pub(crate) fn died(&mut self, actor: ActorIx) -> Option<SlotIx> {
-        let entry = self.entries.get_mut(actor as usize)?;
+        let entry = self.entries.get_mut(actor.place())?;
         entry.alive = false;
         entry.generation += 1;
         self.free.retain(|free| *free != actor);
@@ -77,11 +77,11 @@ impl Pool {
 
     /// How often the actor was started again.
     pub(crate) fn generation(&self, actor: ActorIx) -> u64 {
-        self.entries.get(actor as usize).map_or(0, |entry| entry.generation + 1)
+        self.entries.get(actor.place()).map_or(0, |entry| entry.generation + 1)
     }
 
     pub(crate) fn assign(&mut self, actor: ActorIx, slot: SlotIx) {
-        if let Some(entry) = self.entries.get_mut(actor as usize) {
+        if let Some(entry) = self.entries.get_mut(actor.place()) {
             entry.slot = Some(slot);
         }
     }
@@ -103,7 +103,7 @@ impl Pool {
     }
 
     fn release(&mut self, actor: ActorIx) {
-        if let Some(entry) = self.entries.get_mut(actor as usize) {
+        if let Some(entry) = self.entries.get_mut(actor.place()) {
             entry.slot = None;
             if entry.alive {
                 self.free.push(actor);

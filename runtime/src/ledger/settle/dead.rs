@@ -13,7 +13,7 @@ use crate::ledger::operator::merge;
 use crate::ledger::protocol::{Action, Question};
 use crate::ledger::routes::DEAD_LETTER;
 use crate::ledger::slot::Item;
-use crate::message::{Draft, keyed_hash};
+use crate::message::{Draft, ServiceIx, keyed_hash};
 use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{
     CommandResult, DeadLetter, Event, HistoryRow, Letters, OfService, OldLetters, Part, PendingRow, ServiceKey,
@@ -102,7 +102,7 @@ impl Death {
 
 impl Ledger {
     /// A message becomes a dead letter, of a service of this program or of another.
-    pub(crate) fn dies(&mut self, service: Option<u16>, letter: DeadLetter) -> Death {
+    pub(crate) fn dies(&mut self, service: Option<ServiceIx>, letter: DeadLetter) -> Death {
         self.tally.dead.push(service);
         self.count("dead_letters", 1);
         let event = self.obituary(&letter);

@@ -9,6 +9,7 @@ use crate::clock::Millis;
 use crate::ledger::Ledger;
 use crate::ledger::protocol::SlotIx;
 use crate::ledger::slot::Item;
+use crate::message::ServiceIx;
 use crate::metrics::words;
 use crate::store::calls::Reply;
 use crate::store::{Epoch, HistoryRow, Letters};
@@ -20,7 +21,7 @@ pub const OTHER_CONTENT: &str = "was taken before with other content";
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Turns that settled, by service index.
-    pub processed: HashMap<u16, u64>,
+    pub processed: HashMap<ServiceIx, u64>,
     /// Duplicates dropped by the inbox.
     pub duplicates: u64,
     /// Dead letters because their id was taken before with other content.
@@ -34,7 +35,7 @@ pub struct Tally {
     /// Dead letters that were removed because they were kept for `dlq.keep`.
     pub expired: u64,
     /// Dead letters, by service index; `None` where there is no service.
-    pub dead: Vec<Option<u16>>,
+    pub dead: Vec<Option<ServiceIx>>,
     /// Services that this program does not have, one for each message that waits for a program that does.
     pub absent: Vec<Arc<str>>,
     /// Retries: attempt that failed, delay chosen in milliseconds.
@@ -44,7 +45,7 @@ pub struct Tally {
     /// Keys that were given an actor and a state.
     pub activations: u64,
     /// Turns that found something unavailable: service index, place in the handler's `NEEDS`, how it showed.
-    pub unavailable: Vec<(u16, usize, String)>,
+    pub unavailable: Vec<(ServiceIx, usize, String)>,
     /// Faults, for the log: message id, key's service, error, attempt.
     pub faults: Vec<FaultNote>,
 }

@@ -23,7 +23,7 @@ use crate::ledger::protocol::{Action, SlotIx};
 use crate::ledger::settle::record::HistoryKind;
 use crate::ledger::slot::{From, Item, Permit, Phase, Slot, Trial};
 use crate::ledger::tracker::Ticket;
-use crate::message::TakenId;
+use crate::message::{SourceIx, TakenId};
 use crate::store::{Part, PendingKind, PendingRow};
 
 /// Unclean takeovers in a row from which what was in hand is suspect: one alone is an ordinary kill.
@@ -70,7 +70,7 @@ pub(crate) struct Suspicion {
     /// The last number of a pending row at the takeover.
     seq: u64,
     /// Deliveries that were no duplicates, by source and origin.
-    passed: HashMap<(u16, u16), usize>,
+    passed: HashMap<(SourceIx, u16), usize>,
     /// Number of the last arrival that may have been in hand.
     last: u64,
     /// Whose start this process has recorded.
@@ -380,8 +380,12 @@ impl Ledger {
         let since = *suspicion.since.get_or_insert(now);
         let late = now.saturating_sub(since) >= millis(self.config.settings.suspects.calm_after);
         let credits = self.config.settings.ingress.credits;
-        let origins = (0..).zip(&self.sources).flat_map(|(at, source)| source.origins().map(move |of| (at, of)));
-        let enough = |of: (u16, u16)| self.suspicion.passed.get(&of).is_some_and(|passed| *passed >= credits);
+        let origins = self
+            .sources
+            .iter()
+            .enumerate()
+            .flat_map(|(at, source)| source.origins().map(move |of| (SourceIx::nth(at), of)));
+        let enough = |of: (SourceIx, u16)| self.suspicion.passed.get(&of).is_some_and(|passed| *passed >= credits);
         let mut known = origins.peekable();
         let all = known.peek().is_some() && known.all(enough);
         let reading = self.waiting.fetching || self.waiting.orphans || self.timers.unread(now);

@@ -17,7 +17,7 @@ use crate::ledger::cron::{Planned, ends, reconcile};
 use crate::ledger::defect::{Defect, planted};
 use crate::ledger::protocol::{Question, SlotIx};
 use crate::ledger::slot::{From, Hand, Item};
-use crate::message::{Message, TakenId, shard_of};
+use crate::message::{Message, ServiceIx, TakenId, shard_of};
 use crate::store::{DueTimers, Part, Timer, TimerWrite};
 
 /// Pause before the store is asked again while all that is due is in hand, or of keys that wait.
@@ -158,7 +158,7 @@ impl Ledger {
     }
 
     /// Puts a timer at its key's tail, unless it is in hand or its key waits. Says whether it did.
-    fn fire(&mut self, service: u16, timer: Timer) -> bool {
+    fn fire(&mut self, service: ServiceIx, timer: Timer) -> bool {
         let now = self.now;
         let ix = self.slot_for(service, &timer.of.key);
         let number = self.policy(service).number;

@@ -71,7 +71,8 @@ pub(super) async fn intake(
     links: &Links,
     shard: ShardNo,
     held: &[u64],
-    (limit, bytes_max): (usize, usize),
+    limit: usize,
+    bytes_max: usize,
 ) -> Result<IntakeRows, StoreError> {
     let held: Vec<i64> = held.iter().copied().map(signed).collect();
     let mut found = IntakeRows::default();

@@ -50,7 +50,8 @@ impl Writer {
     /// is first needed.
     #[expect(clippy::disallowed_methods, reason = "the writer outlives every actor that waits for a commit")]
     pub(super) fn start(
-        (path, options): (&Path, SqliteConnectOptions),
+        path: &Path,
+        options: SqliteConnectOptions,
         connection: Option<SqliteConnection>,
         lock: Option<File>,
         watch: Arc<LogWatch>,

@@ -11,6 +11,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::TopicPartitionList;
 use tracing::{debug, error, info, warn};
 
+use super::error::KafkaFailure;
 use crate::metrics::Metrics;
 use crate::settings::KafkaSettings;
 use crate::settings::kafka::property;
@@ -40,15 +41,15 @@ fn common(settings: &KafkaSettings) -> ClientConfig {
     config
 }
 
-/// The first configured file that is missing: librdkafka would only say that OpenSSL failed.
-pub(super) fn missing_file(settings: &KafkaSettings) -> Result<(), String> {
+/// Checks that the configured files can be read; the error is about the first that cannot.
+pub(super) fn check_files(settings: &KafkaSettings) -> Result<(), KafkaFailure> {
     let files = [
         ("kafka.ca_file", &settings.ca_file),
         ("kafka.cert_file", &settings.cert_file),
         ("kafka.key_file", &settings.key_file),
     ];
-    for (name, file) in files.into_iter().filter(|(_, file)| !file.is_empty()) {
-        std::fs::File::open(file).map_err(|error| format!("{name}: {file} cannot be read: {error}"))?;
+    for (setting, file) in files.into_iter().filter(|(_, file)| !file.is_empty()) {
+        std::fs::File::open(file).map_err(|error| KafkaFailure::File { setting, file: file.clone(), error })?;
     }
     Ok(())
 }
@@ -95,17 +96,6 @@ pub(super) fn admin(settings: &KafkaSettings) -> ClientConfig {
     config
 }
 
-/// The reason why a client could not be made, without any value that may be secret.
-pub(super) fn refused(error: KafkaError) -> String {
-    match error {
-        KafkaError::ClientConfig(_, said, name, _) => {
-            let secret = ["password", "secret", "pem", "token"].iter().any(|part| name.contains(part));
-            if secret { format!("kafka: {name} cannot be used") } else { format!("kafka: {name}: {said}") }
-        }
-        other => format!("kafka: {other}"),
-    }
-}
-
 /// A line of librdkafka's own log.
 pub(super) fn log(level: RDKafkaLogLevel, facility: &str, said: &str) {
     // Properties go to both kinds of client; each takes those that concern it.
@@ -124,13 +114,13 @@ pub(super) fn log(level: RDKafkaLogLevel, facility: &str, said: &str) {
 }
 
 /// The context of the consumer, which records its statistics.
-pub(super) struct Told {
+pub(super) struct ConsumerEvents {
     metrics: Arc<Metrics>,
     /// The error of the last commit to the group, so that a lasting failure is logged once.
     commit: Mutex<Option<KafkaError>>,
 }
 
-impl Told {
+impl ConsumerEvents {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         Self { metrics, commit: Mutex::new(None) }
     }
@@ -140,7 +130,7 @@ impl Told {
     }
 }
 
-impl ClientContext for Told {
+impl ClientContext for ConsumerEvents {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, said: &str) {
         log(level, facility, said);
     }
@@ -161,7 +151,7 @@ impl ClientContext for Told {
     }
 }
 
-impl ConsumerContext for Told {
+impl ConsumerContext for ConsumerEvents {
     fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
         let mut last = self.commit.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
@@ -190,6 +180,7 @@ mod tests {
 
     #[test]
     fn a_refused_client_tells_no_secret() {
+        let refused = |error| KafkaFailure::refused(error).to_string();
         let settings = KafkaSettings {
             security: "ssl".to_owned(),
             properties: vec!["ssl.key.password=hunter2\0".to_owned(), "no.such.property=1".to_owned()],

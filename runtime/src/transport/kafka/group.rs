@@ -7,12 +7,12 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::lane::tag;
-use super::orders::{ANSWER, Client};
+use super::orders::{ANSWER, SharedConsumer};
+use super::partition::tag;
 use crate::message::Position;
 
 /// Writes the offsets of these partitions once more, as they are, so that the group does not forget them.
-pub(super) fn keep(client: &Client, partitions: TopicPartitionList) -> KafkaResult<()> {
+pub(super) fn keep(client: &SharedConsumer, partitions: TopicPartitionList) -> KafkaResult<()> {
     let known = client.committed_offsets(partitions, ANSWER)?;
     let mut same = TopicPartitionList::new();
     for element in known.elements() {
@@ -27,7 +27,7 @@ pub(super) fn keep(client: &Client, partitions: TopicPartitionList) -> KafkaResu
 }
 
 /// The offset up to which no record lies behind `last`, as far as the group was told; else 0.
-pub(super) fn seen(client: &Client, topic: &str, partition: i32, last: Position) -> KafkaResult<u64> {
+pub(super) fn seen(client: &SharedConsumer, topic: &str, partition: i32, last: Position) -> KafkaResult<u64> {
     let mut list = TopicPartitionList::new();
     list.add_partition(topic, partition);
     let known = match client.committed_offsets(list, ANSWER) {
@@ -43,7 +43,7 @@ pub(super) fn seen(client: &Client, topic: &str, partition: i32, last: Position)
 
 /// The offsets at which the partitions of a topic were begun with its end. The group keeps them: until a partition's
 /// first message is committed, nothing else would know which of its messages came after the first start.
-pub(super) fn begun(client: &Client, topic: &str, count: i32) -> KafkaResult<BTreeMap<i32, u64>> {
+pub(super) fn begun(client: &SharedConsumer, topic: &str, count: i32) -> KafkaResult<BTreeMap<i32, u64>> {
     let mut list = TopicPartitionList::new();
     list.add_partition_range(topic, 0, count - 1);
     let known = client.committed_offsets(list, ANSWER)?;

@@ -7,8 +7,8 @@ use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, OwnedResourceSpe
 use rdkafka::client::DefaultClientContext;
 use rdkafka::metadata::{Metadata, MetadataTopic};
 
-use super::client;
 use super::orders::ANSWER;
+use super::{KafkaFailure, client};
 use crate::settings::{KafkaSettings, topic_of};
 
 /// The brokers and the topics.
@@ -47,13 +47,13 @@ pub async fn look(
     settings: &KafkaSettings,
     topics: Vec<String>,
     partitions: Vec<String>,
-) -> Result<KafkaHealth, String> {
-    client::missing_file(settings)?;
+) -> Result<KafkaHealth, KafkaFailure> {
+    client::check_files(settings)?;
     let config = client::admin(settings);
     let asked = topics.clone();
     let looked = tokio::task::spawn_blocking(move || {
-        let admin: AdminClient<DefaultClientContext> = config.create().map_err(client::refused)?;
-        let metadata = admin.inner().fetch_metadata(None, ANSWER).map_err(|error| error.to_string())?;
+        let admin: AdminClient<DefaultClientContext> = config.create().map_err(KafkaFailure::refused)?;
+        let metadata = admin.inner().fetch_metadata(None, ANSWER).map_err(KafkaFailure::Unanswered)?;
         let mut health = KafkaHealth { brokers: metadata.brokers().len(), ..KafkaHealth::default() };
         health.topics = asked.iter().filter_map(|name| Some((name.clone(), found(&metadata, name)?))).collect();
         for name in partitions {
@@ -64,9 +64,9 @@ pub async fn look(
                 health.first.insert(name, u64::try_from(low).unwrap_or(0));
             }
         }
-        Ok::<_, String>((admin, health))
+        Ok::<_, KafkaFailure>((admin, health))
     });
-    let (admin, mut health) = looked.await.map_err(|error| error.to_string())??;
+    let (admin, mut health) = looked.await.map_err(KafkaFailure::Task)??;
     let resources: Vec<_> = health.topics.keys().map(|name| ResourceSpecifier::Topic(name)).collect();
     if resources.is_empty() {
         return Ok(health);

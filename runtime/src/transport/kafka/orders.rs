@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use rdkafka::consumer::BaseConsumer;
 
-use super::client::Told;
-use super::record::Place;
-use super::shelf::Shelf;
+use super::buffer::ShardBuffer;
+use super::client::ConsumerEvents;
+use super::record::PartitionPlace;
 use super::start::Start;
 use crate::message::{Position, Positions, ShardNo};
 
 /// The consumer, as its threads share it.
-pub(super) type Client = Arc<BaseConsumer<Told>>;
+pub(super) type SharedConsumer = Arc<BaseConsumer<ConsumerEvents>>;
 
 /// Orders for the reader.
 pub(super) enum ReaderOrder {
     /// A shard opened its source.
-    Open(ShardNo, Generation, Arc<Shelf>),
+    Open(ShardNo, Generation, Arc<ShardBuffer>),
     /// Reads a partition for an opening.
     Read(ShardNo, Generation, Reading),
     /// A shard's source was dropped.
@@ -29,23 +29,23 @@ pub(super) enum ReaderOrder {
 
 /// A partition to read.
 pub(super) struct Reading {
-    pub(super) place: Place,
+    pub(super) place: PartitionPlace,
     pub(super) partition: i32,
     pub(super) start: Start,
     /// The last position taken.
     pub(super) last: Option<Position>,
 }
 
-/// Orders for the scout.
-pub(super) enum ScoutOrder {
+/// Orders for the assigner.
+pub(super) enum AssignerOrder {
     /// A shard opened its source after these positions.
-    Open(ShardNo, Generation, Arc<Shelf>, Positions),
+    Open(ShardNo, Generation, Arc<ShardBuffer>, Positions),
     /// Partitions whose place became unsure.
     Place(Vec<Again>),
     /// A shard's source was dropped.
     Close(ShardNo, Generation),
     /// The consumer was made anew.
-    Use(Client),
+    Use(SharedConsumer),
     /// The transport was dropped.
     Stop,
 }

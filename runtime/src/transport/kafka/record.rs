@@ -10,11 +10,11 @@ use rdkafka::message::{BorrowedMessage, Headers, Message as _};
 use crate::clock::Millis;
 use crate::message::{Draft, Message, check_name};
 use crate::transport::Content;
-use crate::transport::attributes::{Named, Scheme, absorb, check, said, shown};
+use crate::transport::attributes::{Named, RecordError, Scheme, absorb, shown};
 
 /// The place that records come from, worked out once per partition.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct PartitionPlace {
     /// The partition's name in positions: `topic/3`, or `topic#2/3`.
     pub(super) origin: String,
     /// The topic: the `type` of a record that names none.
@@ -25,7 +25,7 @@ pub(super) struct Place {
 
 /// A record's parts.
 #[derive(Debug)]
-pub(super) struct Record<'a> {
+pub(super) struct KafkaRecord<'a> {
     pub(super) offset: u64,
     pub(super) time: Option<Millis>,
     pub(super) key: &'a [u8],
@@ -34,7 +34,7 @@ pub(super) struct Record<'a> {
     pub(super) headers: Option<Vec<(&'a str, &'a [u8])>>,
 }
 
-impl<'a> Record<'a> {
+impl<'a> KafkaRecord<'a> {
     pub(super) fn of(message: &'a BorrowedMessage<'a>) -> Self {
         // The client's accessor panics at a name that is not UTF-8, and a foreign producer must not stop the reader.
         let headers = catch_unwind(AssertUnwindSafe(|| {
@@ -61,15 +61,15 @@ impl<'a> Record<'a> {
     }
 
     /// The message, or the reason why there is none.
-    pub(super) fn content(&self, place: &Place, id_header: &str) -> Content {
+    pub(super) fn content(&self, place: &PartitionPlace, id_header: &str) -> Content {
         match self.message(place, id_header) {
             Ok(message) => Content::Unrouted(message),
-            Err(reason) => Content::Unreadable { message: self.shown(place), reason },
+            Err(error) => Content::Unreadable { message: self.shown(place), reason: error.to_string() },
         }
     }
 
-    fn message(&self, place: &Place, id_header: &str) -> Result<Message, String> {
-        let headers = self.headers.as_deref().ok_or("a header's name is not valid UTF-8")?;
+    fn message(&self, place: &PartitionPlace, id_header: &str) -> Result<Message, RecordError> {
+        let headers = self.headers.as_deref().ok_or(RecordError::HeaderName)?;
         let mut named = Named::default();
         let scheme = Scheme { prefixes: &["ce_"], id_header, key_header: "" };
         for (name, value) in headers {
@@ -77,28 +77,28 @@ impl<'a> Record<'a> {
         }
         let derived;
         let id = match named.id.or(named.plain_id) {
-            Some(id) => check("id", id)?,
+            Some(id) => check_name("id", id)?,
             None => {
                 derived = format!("{}/{}", place.origin, self.offset);
                 &derived
             }
         };
         // A record without a key is a message without one: the key that its binding gives it is not known here.
-        let key = if self.key.is_empty() { "" } else { check("key", self.key)? };
+        let key = if self.key.is_empty() { "" } else { check_name("key", self.key)? };
         let draft = Draft {
             id,
             key,
-            kind: named.kind.map_or(Ok(place.topic.as_str()), |kind| check("type", kind))?,
-            source: named.source.map_or(Ok(place.source.as_str()), |source| check("source", source))?,
+            kind: named.kind.map_or(Ok(place.topic.as_str()), |kind| check_name("type", kind))?,
+            source: named.source.map_or(Ok(place.source.as_str()), |source| check_name("source", source))?,
             time: named.time.or(self.time).unwrap_or(0),
             headers: &named.others,
             payload: self.payload,
         };
-        draft.build_unchecked().map_err(said)
+        Ok(draft.build_unchecked()?)
     }
 
     /// The message that an operator sees for a record that cannot be used.
-    fn shown(&self, place: &Place) -> Message {
+    fn shown(&self, place: &PartitionPlace) -> Message {
         let id = format!("{}/{}", place.origin, self.offset);
         shown(&Draft {
             id: &id,
@@ -116,22 +116,22 @@ impl<'a> Record<'a> {
 mod tests {
     use super::*;
 
-    fn place() -> Place {
-        Place { origin: "in#2/3".to_owned(), topic: "in".to_owned(), source: "kafka:in".to_owned() }
+    fn place() -> PartitionPlace {
+        PartitionPlace { origin: "in#2/3".to_owned(), topic: "in".to_owned(), source: "kafka:in".to_owned() }
     }
 
-    fn record<'a>(headers: &[(&'a str, &'a [u8])]) -> Record<'a> {
-        Record { offset: 17, time: Some(42), key: b"acct-1", payload: b"{}", headers: Some(headers.to_vec()) }
+    fn record<'a>(headers: &[(&'a str, &'a [u8])]) -> KafkaRecord<'a> {
+        KafkaRecord { offset: 17, time: Some(42), key: b"acct-1", payload: b"{}", headers: Some(headers.to_vec()) }
     }
 
-    fn message(record: &Record<'_>) -> Message {
+    fn message(record: &KafkaRecord<'_>) -> Message {
         match record.content(&place(), "id") {
             Content::Unrouted(message) => message,
             other => panic!("{other:?}"),
         }
     }
 
-    fn reason(record: &Record<'_>) -> String {
+    fn reason(record: &KafkaRecord<'_>) -> String {
         match record.content(&place(), "id") {
             Content::Unreadable { message, reason } => {
                 assert_eq!((message.id(), message.kind(), message.payload()), ("in#2/3/17", "in", &b"{}"[..]));
@@ -165,7 +165,7 @@ mod tests {
         let read = message(&record(&[("id", b"m-1"), ("content-type", b"application/json")]));
         assert_eq!([read.id(), read.kind(), read.source()], ["m-1", "in", "kafka:in"]);
         assert_eq!((read.time(), read.headers().count()), (42, 0));
-        let bare = Record { key: b"", payload: b"", ..record(&[]) };
+        let bare = KafkaRecord { key: b"", payload: b"", ..record(&[]) };
         assert_eq!((message(&bare).id(), message(&bare).key()), ("in#2/3/17", ""));
     }
 
@@ -179,9 +179,9 @@ mod tests {
             (record(&[("ce_source", b"a\0b")]), "the source contains a NUL"),
             (record(&[("ce_sagaid", b"\xff")]), "\"ce_sagaid\" is not valid UTF-8"),
             (record(&[("traceparent", b"\xff")]), "\"traceparent\" is not valid UTF-8"),
-            (Record { headers: None, ..record(&[]) }, "a header's name is not valid UTF-8"),
-            (Record { key: b"\xfe", ..record(&[]) }, "the key is not valid UTF-8"),
-            (Record { key: long.as_bytes(), ..record(&[]) }, "the key has 257 bytes"),
+            (KafkaRecord { headers: None, ..record(&[]) }, "a header's name is not valid UTF-8"),
+            (KafkaRecord { key: b"\xfe", ..record(&[]) }, "the key is not valid UTF-8"),
+            (KafkaRecord { key: long.as_bytes(), ..record(&[]) }, "the key has 257 bytes"),
         ] {
             let reason = reason(&bad);
             assert!(reason.contains(part), "{reason}");
@@ -209,13 +209,13 @@ mod tests {
             record(&[("id", b"m-2")]).mark(),
             record(&[("ce_id", b"m-3"), ("id", b"m-1")]).mark(),
             record(&[]).mark(),
-            Record { headers: None, time: Some(41), ..plain() }.mark(),
-            Record { time: Some(43), ..plain() }.mark(),
-            Record { key: b"acct-2", ..plain() }.mark(),
-            Record { payload: b"{ }", ..plain() }.mark(),
-            Record { payload: b"{}\0", ..plain() }.mark(),
-            Record { payload: long.as_bytes(), ..plain() }.mark(),
-            Record { payload: &long.as_bytes()[1..], ..plain() }.mark(),
+            KafkaRecord { headers: None, time: Some(41), ..plain() }.mark(),
+            KafkaRecord { time: Some(43), ..plain() }.mark(),
+            KafkaRecord { key: b"acct-2", ..plain() }.mark(),
+            KafkaRecord { payload: b"{ }", ..plain() }.mark(),
+            KafkaRecord { payload: b"{}\0", ..plain() }.mark(),
+            KafkaRecord { payload: long.as_bytes(), ..plain() }.mark(),
+            KafkaRecord { payload: &long.as_bytes()[1..], ..plain() }.mark(),
         ];
         assert!((0..marks.len()).all(|a| (0..a).all(|b| marks[a] != marks[b])), "{marks:?}");
         // Stored with positions: it must not change, and no setting may affect it.

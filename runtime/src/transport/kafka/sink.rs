@@ -16,11 +16,11 @@ use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use super::event::{bytes_of, record};
-use super::{NAME, client};
+use super::{KafkaFailure, NAME, client};
 use crate::clock::{Stopwatch, sleep};
 use crate::message::ShardNo;
 use crate::settings::KafkaSettings;
-use crate::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
+use crate::transport::{Outgoing, Sink, SinkAnswer, SinkError, SinkTransport};
 
 /// Topics of Kafka, as a sink.
 pub struct KafkaSink {
@@ -29,11 +29,11 @@ pub struct KafkaSink {
     bound: usize,
     /// The longest silence of an end that has some.
     silence: Duration,
-    line: Mutex<Arc<Line>>,
+    line: Mutex<Arc<LiveProducer>>,
 }
 
 /// One producer, as long as it is usable.
-struct Line {
+struct LiveProducer {
     producer: ThreadedProducer<Answers>,
 }
 
@@ -43,23 +43,23 @@ struct Answers {
     broken: Mutex<Option<String>>,
     /// The time since an end took answers.
     heard: Mutex<Option<Stopwatch>>,
-    ends: Mutex<Vec<Weak<End>>>,
+    ends: Mutex<Vec<Weak<ProducerEnd>>>,
 }
 
 /// One shard's end of a producer.
 #[derive(Default)]
-struct End {
-    answers: Mutex<Vec<Answer>>,
+struct ProducerEnd {
+    answers: Mutex<Vec<SinkAnswer>>,
     answered: Notify,
     /// The bytes on their way.
     bytes: AtomicUsize,
 }
 
 /// A ticket that goes with a record and comes back with its answer.
-struct Ticket {
+struct RecordTicket {
     seq: u64,
     bytes: usize,
-    end: Arc<End>,
+    end: Arc<ProducerEnd>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -68,20 +68,20 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl KafkaSink {
     /// The producer. The brokers need not be there yet; unusable settings are an error.
-    pub fn new(settings: &KafkaSettings) -> Result<Arc<Self>, String> {
-        client::missing_file(settings)?;
+    pub fn new(settings: &KafkaSettings) -> Result<Arc<Self>, KafkaFailure> {
+        client::check_files(settings)?;
         let config = client::producer(settings);
-        let line = Mutex::new(Line::start(&config)?);
+        let line = Mutex::new(LiveProducer::start(&config)?);
         Ok(Arc::new(Self { config, bound: settings.buffer_bytes, silence: settings.answer_timeout, line }))
     }
 
     /// The producer in use; a new one if the last has failed for good.
-    fn line(&self) -> Result<Arc<Line>, SinkError> {
+    fn line(&self) -> Result<Arc<LiveProducer>, SinkError> {
         let mut line = locked(&self.line);
         if let Some(reason) = line.answers().broken() {
             warn!(reason, "the producer failed for good and is made anew");
-            let made =
-                Line::start(&self.config).map_err(|reason| SinkError::Unavailable { name: NAME.to_owned(), reason })?;
+            let made = LiveProducer::start(&self.config)
+                .map_err(|failure| SinkError::Unavailable { name: NAME.to_owned(), reason: failure.to_string() })?;
             leave(std::mem::replace(&mut *line, made));
         }
         Ok(Arc::clone(&line))
@@ -95,7 +95,7 @@ impl SinkTransport for KafkaSink {
 
     fn open(&self, _shard: ShardNo) -> BoxFuture<'_, Result<Box<dyn Sink>, SinkError>> {
         let opened = self.line().map(|line| {
-            let end = Arc::new(End::default());
+            let end = Arc::new(ProducerEnd::default());
             let mut ends = locked(&line.answers().ends);
             ends.retain(|end| end.strong_count() > 0);
             ends.push(Arc::downgrade(&end));
@@ -107,9 +107,9 @@ impl SinkTransport for KafkaSink {
     }
 }
 
-impl Line {
-    fn start(config: &ClientConfig) -> Result<Arc<Self>, String> {
-        let producer = config.create_with_context(Answers::default()).map_err(client::refused)?;
+impl LiveProducer {
+    fn start(config: &ClientConfig) -> Result<Arc<Self>, KafkaFailure> {
+        let producer = config.create_with_context(Answers::default()).map_err(KafkaFailure::refused)?;
         Ok(Arc::new(Self { producer }))
     }
 
@@ -119,7 +119,7 @@ impl Line {
 }
 
 /// Drops a producer: the last owner waits for its threads, which a thread that runs futures must not do.
-fn leave(line: Arc<Line>) {
+fn leave(line: Arc<LiveProducer>) {
     if let Some(line) = Arc::into_inner(line) {
         thread::spawn(move || drop(line));
     }
@@ -154,22 +154,22 @@ impl ClientContext for Answers {
 }
 
 impl ProducerContext for Answers {
-    type DeliveryOpaque = Box<Ticket>;
+    type DeliveryOpaque = Box<RecordTicket>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
-        let Ticket { seq, bytes, end } = *ticket;
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<RecordTicket>) {
+        let RecordTicket { seq, bytes, end } = *ticket;
         end.bytes.fetch_sub(bytes, Ordering::AcqRel);
         match result {
-            Ok(_) => end.answer(Answer::Confirmed(seq)),
-            Err((error, _)) if is_refusal(error) => end.answer(Answer::Refused(seq, error.to_string())),
+            Ok(_) => end.answer(SinkAnswer::Confirmed(seq)),
+            Err((error, _)) if is_refusal(error) => end.answer(SinkAnswer::Refused(seq, error.to_string())),
             // It may or may not have been written, and the next record must not overtake it.
             Err((error, _)) => self.fail(&error.to_string()),
         }
     }
 }
 
-impl End {
-    fn answer(&self, answer: Answer) {
+impl ProducerEnd {
+    fn answer(&self, answer: SinkAnswer) {
         let mut answers = locked(&self.answers);
         let first = answers.is_empty();
         answers.push(answer);
@@ -206,8 +206,8 @@ fn is_refusal(error: &KafkaError) -> bool {
 
 struct KafkaEnd {
     /// `None` once it is dropped.
-    line: Option<Arc<Line>>,
-    end: Arc<End>,
+    line: Option<Arc<LiveProducer>>,
+    end: Arc<ProducerEnd>,
     bound: usize,
     silence: Duration,
     /// The time since it took answers, or sent the first event after all were answered.
@@ -244,7 +244,7 @@ impl Sink for KafkaEnd {
             if let Some(reason) = line.answers().broken() {
                 return Err(broken(reason));
             }
-            let ticket = Box::new(Ticket { seq: event.seq, bytes, end: Arc::clone(&self.end) });
+            let ticket = Box::new(RecordTicket { seq: event.seq, bytes, end: Arc::clone(&self.end) });
             self.end.bytes.fetch_add(bytes, Ordering::AcqRel);
             if let Err((error, _)) = line.producer.send(record(event, ticket)) {
                 self.end.bytes.fetch_sub(bytes, Ordering::AcqRel);
@@ -255,14 +255,14 @@ impl Sink for KafkaEnd {
                     line.answers().fail(&error.to_string());
                     return Err(broken(error.to_string()));
                 }
-                self.end.answer(Answer::Refused(event.seq, error.to_string()));
+                self.end.answer(SinkAnswer::Refused(event.seq, error.to_string()));
             }
             taken += 1;
         }
         Ok(taken)
     }
 
-    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<Answer>, SinkError>> {
+    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<SinkAnswer>, SinkError>> {
         Box::pin(async move {
             loop {
                 // Read before the answers are taken: answers from before the break are told before it.

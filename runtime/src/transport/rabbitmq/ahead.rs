@@ -11,7 +11,7 @@ const FORGOTTEN: usize = 64;
 
 /// The known sizes of messages of a shard's streams.
 #[derive(Debug)]
-pub(super) struct Ahead {
+pub(super) struct ReadAhead {
     most: u16,
     bytes: usize,
     prefetch: u16,
@@ -21,7 +21,7 @@ pub(super) struct Ahead {
     seen: u16,
 }
 
-impl Ahead {
+impl ReadAhead {
     /// At most `most` messages, with about `bytes` in all.
     pub(super) fn new(most: u16, bytes: usize) -> Self {
         Self { most, bytes, prefetch: FIRST.min(most), largest: 0, seen: 0 }
@@ -56,14 +56,14 @@ impl Ahead {
 mod tests {
     use super::*;
 
-    fn after(ahead: &mut Ahead, count: usize, bytes: usize) -> (bool, u16) {
+    fn after(ahead: &mut ReadAhead, count: usize, bytes: usize) -> (bool, u16) {
         (0..count).for_each(|_| ahead.came(bytes));
         (ahead.changed(), ahead.prefetch())
     }
 
     #[test]
     fn small_messages_come_as_many_as_may_and_large_ones_as_their_bytes_allow() {
-        let mut ahead = Ahead::new(500, 8 << 20);
+        let mut ahead = ReadAhead::new(500, 8 << 20);
         assert_eq!(ahead.prefetch(), 8);
         assert_eq!(after(&mut ahead, 7, 500), (false, 8), "too few to know");
         assert_eq!(after(&mut ahead, 1, 500), (true, 500));
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(after(&mut ahead, 100, 900 << 10), (false, 8), "about as large");
         assert_eq!(after(&mut ahead, 10, 6 << 20), (true, 1));
         assert!(after(&mut ahead, 1_000, 500).0, "they are small again");
-        let mut few = Ahead::new(3, 8 << 20);
+        let mut few = ReadAhead::new(3, 8 << 20);
         assert_eq!((few.prefetch(), after(&mut few, 100, 10)), (3, (false, 3)));
     }
 }

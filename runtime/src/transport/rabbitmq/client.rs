@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::RabbitmqFailure;
 use super::topology::{self, ANSWER, within};
 use crate::clock::Stopwatch;
 use crate::settings::RabbitmqSettings;
@@ -34,7 +35,7 @@ const DECLARED_FOR: Duration = Duration::from_secs(10);
 pub(super) struct Declared(Mutex<Option<Stopwatch>>);
 
 /// The current connection, and the listener to its events.
-struct Held {
+struct HeldConnection {
     connection: Connection,
     _listener: JoinSet<()>,
 }
@@ -60,7 +61,7 @@ pub(super) struct Client {
     purpose: &'static str,
     tls: OwnedTLSConfig,
     declared: Arc<Declared>,
-    connection: Mutex<Option<Held>>,
+    connection: Mutex<Option<HeldConnection>>,
     blocked: Blocked,
     /// True if a node took a connection and said nothing.
     silent: AtomicBool,
@@ -73,7 +74,7 @@ impl Client {
         shards: u32,
         purpose: &'static str,
         declared: &Arc<Declared>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, RabbitmqFailure> {
         let tls = tls(settings)?;
         let (settings, shards, declared) = (settings.clone(), shards.max(1), Arc::clone(declared));
         let (connection, blocked, silent) = (Mutex::new(None), Blocked::default(), AtomicBool::new(false));
@@ -91,7 +92,7 @@ impl Client {
         queue: &str,
         prefetch: u16,
         arguments: FieldTable,
-    ) -> Result<(Channel, Consumer), String> {
+    ) -> Result<(Channel, Consumer), RabbitmqFailure> {
         let channel = self.channel().await?;
         within(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let options = BasicConsumeOptions::default();
@@ -100,7 +101,7 @@ impl Client {
     }
 
     /// A channel of the current connection, or of a new one.
-    pub(super) async fn channel(&self) -> Result<Channel, String> {
+    pub(super) async fn channel(&self) -> Result<Channel, RabbitmqFailure> {
         // One at a time: of many callers that find the connection gone, the first makes the next.
         let mut held = self.connection.lock().await;
         let connected = held.as_ref().map(|held| &held.connection).filter(|connection| connection.status().connected());
@@ -108,11 +109,9 @@ impl Client {
             match within(connection.create_channel()).await {
                 Ok(channel) => return Ok(channel),
                 // Another connection would be blocked, too, and this one could not even say goodbye.
-                Err(reason) if self.blocked.is_now() => {
-                    return Err(format!("{reason}: the broker takes nothing for now"));
-                }
+                Err(reason) if self.blocked.is_now() => return Err(RabbitmqFailure::Blocked(Box::new(reason))),
                 Err(reason) => {
-                    warn!(reason, purpose = self.purpose, "no channel was given, connecting to RabbitMQ anew")
+                    warn!(%reason, purpose = self.purpose, "no channel was given, connecting to RabbitMQ anew")
                 }
             }
         }
@@ -125,13 +124,13 @@ impl Client {
     }
 
     /// Connects to the first node that answers, and declares the objects that must exist there.
-    async fn connect(&self) -> Result<Held, String> {
-        let mut told = Vec::new();
+    async fn connect(&self) -> Result<HeldConnection, RabbitmqFailure> {
+        let mut failed = Vec::new();
         for (host, port) in nodes(&self.settings.addresses).unwrap_or_default() {
             let made = async {
                 let connection = self.connect_to(&host, port).await?;
                 self.declare(&connection).await?;
-                Ok::<_, String>(connection)
+                Ok::<_, RabbitmqFailure>(connection)
             };
             match made.await {
                 Ok(connection) => {
@@ -139,15 +138,15 @@ impl Client {
                     let (events, blocked) = (connection.events_listener(), self.blocked.clone());
                     let mut listener = JoinSet::new();
                     listener.spawn(watch(events, self.purpose, blocked));
-                    return Ok(Held { connection, _listener: listener });
+                    return Ok(HeldConnection { connection, _listener: listener });
                 }
-                Err(reason) => told.push(format!("{host}:{port}: {reason}")),
+                Err(failure) => failed.push((format!("{host}:{port}"), failure)),
             }
         }
-        Err(told.join("; "))
+        Err(RabbitmqFailure::Nodes(failed))
     }
 
-    async fn declare(&self, connection: &Connection) -> Result<(), String> {
+    async fn declare(&self, connection: &Connection) -> Result<(), RabbitmqFailure> {
         if !self.settings.declare {
             return Ok(());
         }
@@ -159,7 +158,7 @@ impl Client {
         Ok(())
     }
 
-    async fn connect_to(&self, host: &str, port: u16) -> Result<Connection, String> {
+    async fn connect_to(&self, host: &str, port: u16) -> Result<Connection, RabbitmqFailure> {
         let settings = &self.settings;
         let userinfo = AMQPUserInfo { username: settings.username.clone(), password: settings.password.clone() };
         let heartbeat = u16::try_from(settings.heartbeat.as_secs()).ok();
@@ -171,39 +170,38 @@ impl Client {
         };
         let name = format!("perkey {} of process {}", self.purpose, std::process::id());
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let builder = ConnectionBuilder::new().map_err(|error| error.to_string())?;
+        let builder = ConnectionBuilder::new()?;
         let builder = builder.with_uri(uri).with_properties(properties).with_tls_config(self.tls.clone());
         // The client waits without end for a node that takes a connection and says nothing, with a thread for each:
         // after the first such node, a node has to greet first.
         if self.silent.load(Ordering::Acquire) && !settings.tls {
             timeout(ANSWER, greeting(host, port))
                 .await
-                .map_err(|_| format!("it says nothing within {ANSWER:?}"))?
-                .map_err(|error| error.to_string())?;
+                .map_err(|_| RabbitmqFailure::Silent(ANSWER))?
+                .map_err(|error| RabbitmqFailure::Line(Arc::new(error)))?;
         }
         self.silent.store(true, Ordering::Release);
-        let connection =
-            timeout(ANSWER, builder.connect()).await.map_err(|_| format!("no answer within {ANSWER:?}"))?;
+        let connection = timeout(ANSWER, builder.connect()).await.map_err(|_| RabbitmqFailure::Unanswered(ANSWER))?;
         self.silent.store(false, Ordering::Release);
-        connection.map_err(|error| error.to_string())
+        Ok(connection?)
     }
 }
 
 /// A node's name and version before login: it answers the protocol's header with its properties, which the client
 /// library does not expose. `None` if the connection is made by TLS.
-pub(super) async fn version(settings: &RabbitmqSettings) -> Result<String, String> {
+pub(super) async fn version(settings: &RabbitmqSettings) -> Result<String, RabbitmqFailure> {
     if settings.tls {
         return Ok(String::new());
     }
-    let mut told = Vec::new();
+    let mut failed = Vec::new();
     for (host, port) in nodes(&settings.addresses).unwrap_or_default() {
         match timeout(ANSWER, greeting(&host, port)).await {
             Ok(Ok(said)) => return Ok(format!("{} {}", property("product", &said), property("version", &said))),
-            Ok(Err(error)) => told.push(format!("{host}:{port}: {error}")),
-            Err(_) => told.push(format!("{host}:{port}: no answer within {ANSWER:?}")),
+            Ok(Err(error)) => failed.push((format!("{host}:{port}"), RabbitmqFailure::Line(Arc::new(error)))),
+            Err(_) => failed.push((format!("{host}:{port}"), RabbitmqFailure::Unanswered(ANSWER))),
         }
     }
-    Err(told.join("; "))
+    Err(RabbitmqFailure::Nodes(failed))
 }
 
 /// The first method of a node: as many bytes as its frame has.
@@ -248,14 +246,18 @@ async fn watch(events: impl futures_util::Stream<Item = Event>, purpose: &'stati
 }
 
 /// The certificates for the connections; a file that cannot be read is named.
-pub(super) fn tls(settings: &RabbitmqSettings) -> Result<OwnedTLSConfig, String> {
-    let read = |name: &str, file: &str| {
-        std::fs::read(file).map_err(|error| format!("rabbitmq.{name}: {file} cannot be read: {error}"))
+pub(super) fn tls(settings: &RabbitmqSettings) -> Result<OwnedTLSConfig, RabbitmqFailure> {
+    let read = |setting, file: &str| {
+        std::fs::read(file).map_err(|error| RabbitmqFailure::File {
+            setting,
+            file: file.to_owned(),
+            error: Arc::new(error),
+        })
     };
     let mut tls = OwnedTLSConfig::default();
     if !settings.ca_file.is_empty() {
         let text = String::from_utf8(read("ca_file", &settings.ca_file)?);
-        tls.cert_chain = Some(text.map_err(|_| format!("rabbitmq.ca_file: {} is not a PEM file", settings.ca_file))?);
+        tls.cert_chain = Some(text.map_err(|_| RabbitmqFailure::NotPem(settings.ca_file.clone()))?);
     }
     if !settings.cert_file.is_empty() {
         let (pem, key) = (read("cert_file", &settings.cert_file)?, read("key_file", &settings.key_file)?);

@@ -55,6 +55,19 @@ pub(super) fn told_by(key: &str) -> Option<u64> {
     (!key.is_empty()).then(|| absorb(0, key.as_bytes()))
 }
 
+/// The reason why RabbitMQ will never take an event.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unpublishable {
+    #[error("its payload has {bytes} bytes, more than rabbitmq.message_bytes_max ({most})")]
+    Payload { bytes: usize, most: usize },
+    #[error("its {what} has {bytes} bytes, more than 255")]
+    Long { what: &'static str, bytes: usize },
+    #[error("the name of a header has {0} bytes, more than 255")]
+    HeaderName(usize),
+    #[error("its headers have {0} bytes, more than {HEADERS_MAX}")]
+    Headers(usize),
+}
+
 /// The targets of events, worked out once.
 #[derive(Clone, Debug)]
 pub(super) struct Routes {
@@ -70,14 +83,11 @@ impl Routes {
     }
 
     /// The event as a message, or the reason why RabbitMQ will never take it.
-    pub(super) fn publishing(&self, event: &Outgoing) -> Result<Publishing, String> {
+    pub(super) fn publishing(&self, event: &Outgoing) -> Result<Publishing, Unpublishable> {
         let message = &event.message;
         let bytes = message.payload().len();
         if bytes > self.payload_max {
-            return Err(format!(
-                "its payload has {bytes} bytes, more than rabbitmq.message_bytes_max ({})",
-                self.payload_max
-            ));
+            return Err(Unpublishable::Payload { bytes, most: self.payload_max });
         }
         let (exchange, routing_key) = self.way(&event.topic, message);
         Ok(Publishing {
@@ -106,7 +116,7 @@ pub(super) fn partition(key: &str, id: &str, shards: u32) -> u32 {
     shard_of(if key.is_empty() { id } else { key }, shards)
 }
 
-fn properties(message: &Message) -> Result<BasicProperties, String> {
+fn properties(message: &Message) -> Result<BasicProperties, Unpublishable> {
     let mut headers = FieldTable::default();
     let (mut long, mut bytes) = (None, 0);
     let mut put = |name: &str, value: &str| match ShortString::try_new(name) {
@@ -114,7 +124,7 @@ fn properties(message: &Message) -> Result<BasicProperties, String> {
             bytes += name.as_str().len() + value.len();
             headers.insert(name, text(value));
         }
-        Err(_) => long = Some(format!("the name of a header has {} bytes, more than 255", name.len())),
+        Err(_) => long = Some(Unpublishable::HeaderName(name.len())),
     };
     if !message.key().is_empty() {
         put(&format!("{}partitionkey", PREFIXES[0]), message.key());
@@ -124,7 +134,7 @@ fn properties(message: &Message) -> Result<BasicProperties, String> {
         return Err(reason);
     }
     if bytes > HEADERS_MAX {
-        return Err(format!("its headers have {bytes} bytes, more than {HEADERS_MAX}"));
+        return Err(Unpublishable::Headers(bytes));
     }
     let mut properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
@@ -143,8 +153,8 @@ fn properties(message: &Message) -> Result<BasicProperties, String> {
     Ok(properties)
 }
 
-fn short(what: &str, value: &str) -> Result<ShortString, String> {
-    ShortString::try_new(value).map_err(|_| format!("its {what} has {} bytes, more than 255", value.len()))
+fn short(what: &'static str, value: &str) -> Result<ShortString, Unpublishable> {
+    ShortString::try_new(value).map_err(|_| Unpublishable::Long { what, bytes: value.len() })
 }
 
 #[cfg(test)]
@@ -216,7 +226,8 @@ mod tests {
     #[test]
     fn what_rabbitmq_will_never_take_says_why() {
         let long = "x".repeat(256);
-        let refused = |topic: &str, draft: &Draft<'_>| routes().publishing(&event(topic, draft)).unwrap_err();
+        let refused =
+            |topic: &str, draft: &Draft<'_>| routes().publishing(&event(topic, draft)).unwrap_err().to_string();
         let draft = Draft { id: "e-1", key: &long, kind: "posted", ..Draft::default() };
         assert!(refused("events:{key}", &draft).contains("routing key has 256 bytes"));
         assert!(refused(&long, &Draft::default()).contains("exchange has 256 bytes"));

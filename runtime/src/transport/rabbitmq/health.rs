@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::RabbitmqFailure;
 use super::client::{self, Client};
 use super::topology::{self, stream};
 use crate::settings::RabbitmqSettings;
@@ -30,7 +31,11 @@ pub struct QueueHealth {
 }
 
 /// Asks about all streams of `shards` shards, the queues of the intakes, and `exchanges`.
-pub async fn look(settings: &RabbitmqSettings, shards: u32, exchanges: Vec<String>) -> Result<RabbitmqHealth, String> {
+pub async fn look(
+    settings: &RabbitmqSettings,
+    shards: u32,
+    exchanges: Vec<String>,
+) -> Result<RabbitmqHealth, RabbitmqFailure> {
     let settings = RabbitmqSettings { declare: false, ..settings.clone() };
     let client = Client::new(&settings, shards, "doctor", &Arc::default())?;
     let mut health = RabbitmqHealth { version: client::version(&settings).await?, ..RabbitmqHealth::default() };
@@ -53,10 +58,10 @@ pub async fn look(settings: &RabbitmqSettings, shards: u32, exchanges: Vec<Strin
 }
 
 /// The answer, or `None` if the object does not exist.
-fn there<T>(answer: Result<T, String>) -> Result<Option<T>, String> {
+fn there<T>(answer: Result<T, RabbitmqFailure>) -> Result<Option<T>, RabbitmqFailure> {
     match answer {
         Ok(found) => Ok(Some(found)),
-        Err(reason) if topology::is_missing(&reason) => Ok(None),
+        Err(reason) if reason.is_missing() => Ok(None),
         Err(reason) => Err(reason),
     }
 }

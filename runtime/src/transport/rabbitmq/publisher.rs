@@ -22,15 +22,25 @@ use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
 use tracing::warn;
 
+use super::RabbitmqFailure;
 use super::client::{Blocked, Client};
 use super::event::Publishing;
 use super::topology::within;
 use crate::clock::{Dice, Stopwatch, sleep};
 use crate::transport::attributes::absorb;
-use crate::transport::pace::{Pace, Sent};
+use crate::transport::pace::{InFlight, Pace};
 
-/// The fate of a message: the broker has it, or returned it with the reason.
-pub(super) type Settled = Result<(), String>;
+/// The fate of a message: the broker has it, or returned it.
+pub(super) type Fate = Result<(), CameBack>;
+
+/// The reason why a message came back: no queue takes it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("it came back: {said} (exchange {exchange:?}, routing key {routing_key:?} has no queue bound to it)")]
+pub(super) struct CameBack {
+    said: ShortString,
+    exchange: ShortString,
+    routing_key: ShortString,
+}
 
 /// The treatment of a message that no queue takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,10 +52,10 @@ pub(super) enum Returned {
 }
 
 /// A message on its way.
-struct Ticket<T> {
+struct MessageTicket<T> {
     tag: T,
     name: u64,
-    sent: Sent,
+    sent: InFlight,
     publishing: Publishing,
 }
 
@@ -54,7 +64,7 @@ enum Confirmed<T> {
     /// The message is not sent a second time: the next one of its key may be on its way.
     Done { tag: T, name: u64 },
     /// The message is sent again if it came back.
-    Held(Box<Ticket<T>>),
+    Held(Box<MessageTicket<T>>),
 }
 
 /// The time after the opening of a channel in which a first message that comes back is sent again: for a moment after
@@ -67,22 +77,22 @@ const FIRST_WITHIN: Duration = Duration::from_secs(10);
 const SAID_EVERY: Duration = Duration::from_secs(60);
 
 /// An answer under way.
-struct Asked<T> {
+struct AwaitedAnswer<T> {
     answer: BoxFuture<'static, lapin::Result<()>>,
     /// The messages that were confirmed before it was asked for.
     behind: Vec<Confirmed<T>>,
 }
 
 /// A channel in confirm mode.
-pub(super) struct Publisher<T> {
+pub(super) struct ConfirmingPublisher<T> {
     channel: Channel,
     pace: Pace<(T, Publishing)>,
-    confirms: FuturesUnordered<BoxFuture<'static, (Ticket<T>, lapin::Result<Confirmation>)>>,
+    confirms: FuturesUnordered<BoxFuture<'static, (MessageTicket<T>, lapin::Result<Confirmation>)>>,
     /// Messages confirmed since the answer under way was asked for.
     confirmed: Vec<Confirmed<T>>,
-    asked: Option<Asked<T>>,
+    asked: Option<AwaitedAnswer<T>>,
     /// Reasons why messages of a name came back.
-    returned: HashMap<u64, Vec<String>>,
+    returned: HashMap<u64, Vec<CameBack>>,
     returns: Returned,
     opened: Stopwatch,
     /// The time since an answer came.
@@ -94,9 +104,9 @@ pub(super) struct Publisher<T> {
     blocked: Blocked,
 }
 
-impl<T: Send + 'static> Publisher<T> {
+impl<T: Send + 'static> ConfirmingPublisher<T> {
     /// Opens a channel of its own.
-    pub(super) async fn open(client: &Client, returns: Returned) -> Result<Self, String> {
+    pub(super) async fn open(client: &Client, returns: Returned) -> Result<Self, RabbitmqFailure> {
         let channel = client.channel().await?;
         within(channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(Self {
@@ -129,11 +139,11 @@ impl<T: Send + 'static> Publisher<T> {
                 self.quiet = Stopwatch::start();
             }
             let name = name(&publishing.exchange, &publishing.routing_key, &publishing.properties);
-            self.send(Ticket { tag, name, sent, publishing });
+            self.send(MessageTicket { tag, name, sent, publishing });
         }
     }
 
-    fn send(&mut self, ticket: Ticket<T>) {
+    fn send(&mut self, ticket: MessageTicket<T>) {
         let channel = self.channel.clone();
         let mut sent = async move {
             let Publishing { exchange, routing_key, properties, payload, .. } = ticket.publishing.clone();
@@ -154,7 +164,7 @@ impl<T: Send + 'static> Publisher<T> {
 
     /// Waits until some are settled; an empty list means that messages were nacked, which is a sign of life. The error
     /// ends the channel, and the fate of messages that were not settled is unknown. Dropping the future loses nothing.
-    pub(super) async fn settled(&mut self) -> Result<Vec<(T, Settled)>, String> {
+    pub(super) async fn settled(&mut self) -> Result<Vec<(T, Fate)>, RabbitmqFailure> {
         loop {
             self.take_ready()?;
             self.send_due();
@@ -164,11 +174,11 @@ impl<T: Send + 'static> Publisher<T> {
             if self.asked.is_none() && !self.confirmed.is_empty() {
                 let channel = self.channel.clone();
                 let answer = async move { channel.confirm_select(ConfirmSelectOptions::default()).await };
-                self.asked = Some(Asked { answer: answer.boxed(), behind: take(&mut self.confirmed) });
+                self.asked = Some(AwaitedAnswer { answer: answer.boxed(), behind: take(&mut self.confirmed) });
             }
             let longest = FIRST_WITHIN / 4;
             let pause = self.pace.due_in(self.opened.elapsed()).map_or(longest, |due| due.min(longest));
-            let Some(Asked { answer, .. }) = &mut self.asked else {
+            let Some(AwaitedAnswer { answer, .. }) = &mut self.asked else {
                 tokio::select! {
                     Some((ticket, confirmation)) = self.confirms.next() => self.take(ticket, confirmation)?,
                     () = sleep(pause) => self.listen()?,
@@ -176,7 +186,7 @@ impl<T: Send + 'static> Publisher<T> {
                 continue;
             };
             tokio::select! {
-                answer = answer => answer.map_err(|error| error.to_string())?,
+                answer = answer => answer?,
                 // The next message of its key may go; a nacked one is due again.
                 Some((ticket, confirmation)) = self.confirms.next() => {
                     self.take(ticket, confirmation)?;
@@ -197,21 +207,19 @@ impl<T: Send + 'static> Publisher<T> {
 
     /// Fails if a first message is not confirmed in time, as it never is then; a broker that takes nothing for now is
     /// waited for.
-    fn listen(&mut self) -> Result<(), String> {
+    fn listen(&mut self) -> Result<(), RabbitmqFailure> {
         if self.blocked.is_now() {
             self.quiet = Stopwatch::start();
         }
         if self.quiet.elapsed() > FIRST_WITHIN && self.pace.awaits_first() {
-            return Err(format!(
-                "the first message to a stream or an exchange was not confirmed within {FIRST_WITHIN:?}"
-            ));
+            return Err(RabbitmqFailure::Unconfirmed(FIRST_WITHIN));
         }
         Ok(())
     }
 
     /// Takes everything that has come. A set of futures may report nothing ready when one of them was woken during the
     /// poll: so it is polled until it has reported that several times.
-    fn take_ready(&mut self) -> Result<(), String> {
+    fn take_ready(&mut self) -> Result<(), RabbitmqFailure> {
         let mut dry = 0;
         while dry < 3 {
             match self.confirms.next().now_or_never() {
@@ -227,31 +235,35 @@ impl<T: Send + 'static> Publisher<T> {
     }
 
     /// The reason why the channel is closed: among those who wait for it, a confirm gets the broker's error.
-    fn why(&mut self, error: lapin::Error) -> String {
+    fn why(&mut self, error: lapin::Error) -> lapin::Error {
         if error.is_amqp_error() {
-            return error.to_string();
+            return error;
         }
         while let Some(Some((_, confirmation))) = self.confirms.next().now_or_never() {
             if let Err(said) = confirmation
                 && said.is_amqp_error()
             {
-                return said.to_string();
+                return said;
             }
         }
-        error.to_string()
+        error
     }
 
-    fn take(&mut self, ticket: Ticket<T>, confirmation: lapin::Result<Confirmation>) -> Result<(), String> {
+    fn take(
+        &mut self,
+        ticket: MessageTicket<T>,
+        confirmation: lapin::Result<Confirmation>,
+    ) -> Result<(), RabbitmqFailure> {
         let confirmation = match confirmation {
             Ok(confirmation) => confirmation,
-            Err(error) => return Err(self.why(error)),
+            Err(error) => return Err(self.why(error).into()),
         };
         let acked = confirmation.is_ack();
         // It does not matter which message came back.
         if let Some(message) = confirmation.take_message() {
             let BasicReturnMessage { delivery, .. } = &message;
             let of = name(&delivery.exchange, &delivery.routing_key, &delivery.properties);
-            self.returned.entry(of).or_default().push(reason(&message));
+            self.returned.entry(of).or_default().push(came_back(&message));
         }
         if !acked {
             self.again(ticket, "a queue is full, or has no leader (nack)");
@@ -265,7 +277,7 @@ impl<T: Send + 'static> Publisher<T> {
     }
 
     /// Sends a message again, alone of its key, after a pause.
-    fn again(&mut self, Ticket { tag, sent, publishing, .. }: Ticket<T>, reason: &str) {
+    fn again(&mut self, MessageTicket { tag, sent, publishing, .. }: MessageTicket<T>, reason: &str) {
         if self.said.is_none_or(|said| said.elapsed() > SAID_EVERY) {
             self.said = Some(Stopwatch::start());
             let (exchange, routing_key) = (publishing.exchange.as_str(), publishing.routing_key.as_str());
@@ -277,7 +289,7 @@ impl<T: Send + 'static> Publisher<T> {
     }
 
     /// The fate of a message; `None` if it is sent again.
-    fn settle(&mut self, confirmed: Confirmed<T>) -> Option<(T, Settled)> {
+    fn settle(&mut self, confirmed: Confirmed<T>) -> Option<(T, Fate)> {
         let ticket = match confirmed {
             Confirmed::Done { tag, name } => return Some((tag, self.came_back(name).map_or(Ok(()), Err))),
             Confirmed::Held(ticket) => *ticket,
@@ -287,7 +299,7 @@ impl<T: Send + 'static> Publisher<T> {
             return Some((ticket.tag, Ok(())));
         };
         if self.returns == Returned::Again || self.opened.elapsed() < STARTING {
-            self.again(ticket, &reason);
+            self.again(ticket, &reason.to_string());
             return None;
         }
         self.pace.settled(&ticket.sent, false);
@@ -295,7 +307,7 @@ impl<T: Send + 'static> Publisher<T> {
     }
 
     /// The reason why a message of this name came back, if one did.
-    fn came_back(&mut self, name: u64) -> Option<String> {
+    fn came_back(&mut self, name: u64) -> Option<CameBack> {
         let reasons = self.returned.get_mut(&name)?;
         let reason = reasons.pop();
         if reasons.is_empty() {
@@ -313,10 +325,8 @@ fn name(exchange: &ShortString, routing_key: &ShortString, properties: &BasicPro
     [exchange.as_str().as_bytes(), routing_key.as_str().as_bytes(), id.as_bytes(), header].into_iter().fold(0, absorb)
 }
 
-fn reason(message: &BasicReturnMessage) -> String {
-    let (exchange, key) = (&message.delivery.exchange, &message.delivery.routing_key);
-    format!(
-        "it came back: {} (exchange {exchange:?}, routing key {key:?} has no queue bound to it)",
-        message.reply_text
-    )
+fn came_back(message: &BasicReturnMessage) -> CameBack {
+    let BasicReturnMessage { delivery, reply_text, .. } = message;
+    let (exchange, routing_key) = (delivery.exchange.clone(), delivery.routing_key.clone());
+    CameBack { said: reply_text.clone(), exchange, routing_key }
 }

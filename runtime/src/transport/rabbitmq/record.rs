@@ -8,7 +8,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use crate::clock::Millis;
 use crate::message::{Draft, Message, check_name};
 use crate::transport::Content;
-use crate::transport::attributes::{JSON, Named, Scheme, absorb, check, said, shown};
+use crate::transport::attributes::{JSON, Named, RecordError, Scheme, absorb, shown};
 
 /// Prefixes of attributes: the one that is written, and the other that the AMQP binding of CloudEvents accepts.
 pub(super) const PREFIXES: &[&str] = &["cloudEvents_", "cloudEvents:"];
@@ -19,7 +19,7 @@ const OFFSET: &str = "x-stream-offset";
 
 /// The place that records come from, worked out once per stream.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct StreamPlace {
     /// The stream's name in positions: `orders/3`, or `orders#2/3`.
     pub(super) origin: String,
     /// The name of the streams: the `type` of a record that names none.
@@ -29,7 +29,7 @@ pub(super) struct Place {
 }
 
 /// A record's parts.
-pub(super) struct Record<'a> {
+pub(super) struct StreamRecord<'a> {
     /// `None`: it did not come from a stream.
     pub(super) offset: Option<u64>,
     properties: &'a BasicProperties,
@@ -62,7 +62,7 @@ pub(super) fn property(value: &Option<lapin::types::ShortString>) -> Option<&str
     value.as_ref().map(lapin::types::ShortString::as_str).filter(|text| !text.is_empty())
 }
 
-impl<'a> Record<'a> {
+impl<'a> StreamRecord<'a> {
     pub(super) fn of(delivery: &'a Delivery) -> Self {
         let offset = delivery.properties.headers().as_ref().and_then(offset_of);
         Self { offset, properties: &delivery.properties, payload: &delivery.data }
@@ -78,23 +78,24 @@ impl<'a> Record<'a> {
     }
 
     /// The message, or the reason why there is none.
-    pub(super) fn content(&self, place: &Place, key_header: &str) -> Content {
+    pub(super) fn content(&self, place: &StreamPlace, key_header: &str) -> Content {
         let refused = texts(self.properties).find(|(name, _)| *name == REFUSED);
         let refused = refused.map(|(_, reason)| String::from_utf8_lossy(reason).into_owned());
         match (self.message(place, key_header), refused) {
             (Ok(message), None) => Content::Unrouted(message),
             (Ok(message), Some(reason)) => Content::Unreadable { message, reason },
-            (Err(why), refused) => {
-                Content::Unreadable { message: self.shown(place, key_header), reason: refused.unwrap_or(why) }
+            (Err(error), refused) => {
+                let reason = refused.unwrap_or_else(|| error.to_string());
+                Content::Unreadable { message: self.shown(place, key_header), reason }
             }
         }
     }
 
-    fn message(&self, place: &Place, key_header: &str) -> Result<Message, String> {
+    fn message(&self, place: &StreamPlace, key_header: &str) -> Result<Message, RecordError> {
         let named = named(self.properties, key_header)?;
         let derived;
         let id = match named.id.or_else(|| property(self.properties.message_id()).map(str::as_bytes)) {
-            Some(id) => check("id", id)?,
+            Some(id) => check_name("id", id)?,
             None => {
                 derived = self.at(place);
                 &derived
@@ -108,14 +109,14 @@ impl<'a> Record<'a> {
         headers.extend(media.map(|media| ("content-type", media)));
         let draft = Draft {
             id,
-            key: key.map_or(Ok(""), |key| check("key", key))?,
-            kind: kind.map_or(Ok(place.name.as_str()), |kind| check("type", kind))?,
-            source: named.source.map_or(Ok(place.source.as_str()), |source| check("source", source))?,
+            key: key.map_or(Ok(""), |key| check_name("key", key))?,
+            kind: kind.map_or(Ok(place.name.as_str()), |kind| check_name("type", kind))?,
+            source: named.source.map_or(Ok(place.source.as_str()), |source| check_name("source", source))?,
             time: named.time.unwrap_or_else(|| self.time()),
             headers: &headers,
             payload: self.payload,
         };
-        draft.build_unchecked().map_err(said)
+        Ok(draft.build_unchecked()?)
     }
 
     /// The time in milliseconds; the protocol has seconds since 1970.
@@ -123,12 +124,12 @@ impl<'a> Record<'a> {
         self.properties.timestamp().map_or(0, |seconds| seconds.saturating_mul(1_000))
     }
 
-    fn at(&self, place: &Place) -> String {
+    fn at(&self, place: &StreamPlace) -> String {
         format!("{}/{}", place.origin, self.offset.unwrap_or_default())
     }
 
     /// The message that an operator sees for a record that cannot be used.
-    fn shown(&self, place: &Place, key_header: &str) -> Message {
+    fn shown(&self, place: &StreamPlace, key_header: &str) -> Message {
         let named = named(self.properties, key_header).unwrap_or_default();
         let key = named.key.or(named.plain_key).unwrap_or_default();
         shown(&Draft {
@@ -144,7 +145,7 @@ impl<'a> Record<'a> {
 }
 
 /// The headers by their meaning.
-pub(super) fn named<'a>(properties: &'a BasicProperties, key_header: &str) -> Result<Named<'a>, String> {
+pub(super) fn named<'a>(properties: &'a BasicProperties, key_header: &str) -> Result<Named<'a>, RecordError> {
     let scheme = Scheme { prefixes: PREFIXES, id_header: "", key_header };
     let mut named = Named::default();
     // Headers that RabbitMQ adds itself say nothing about the message.
@@ -167,8 +168,8 @@ fn offset_of(headers: &FieldTable) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn place() -> Place {
-        Place { origin: "in#2/3".to_owned(), name: "in".to_owned(), source: "rabbitmq:in".to_owned() }
+    fn place() -> StreamPlace {
+        StreamPlace { origin: "in#2/3".to_owned(), name: "in".to_owned(), source: "rabbitmq:in".to_owned() }
     }
 
     fn delivery(headers: &[(&str, &[u8])], properties: BasicProperties) -> Delivery {
@@ -184,14 +185,14 @@ mod tests {
     }
 
     fn message(delivery: &Delivery) -> Message {
-        match Record::of(delivery).content(&place(), "key") {
+        match StreamRecord::of(delivery).content(&place(), "key") {
             Content::Unrouted(message) => message,
             other => panic!("{other:?}"),
         }
     }
 
     fn reason(delivery: &Delivery) -> String {
-        match Record::of(delivery).content(&place(), "key") {
+        match StreamRecord::of(delivery).content(&place(), "key") {
             Content::Unreadable { message, reason } => {
                 assert_eq!((message.id(), message.kind(), message.payload()), ("in#2/3/17", "in", &b"{}"[..]));
                 reason
@@ -253,7 +254,7 @@ mod tests {
     fn what_was_refused_on_its_way_is_kept_whole() {
         let properties = BasicProperties::default().with_message_id("m-1".into()).with_type("posted".into());
         let refused = delivery(&[(REFUSED, b"rejected"), ("b3", b"1")], properties);
-        match Record::of(&refused).content(&place(), "key") {
+        match StreamRecord::of(&refused).content(&place(), "key") {
             Content::Unreadable { message, reason } => {
                 assert_eq!((message.id(), message.kind(), &*reason), ("m-1", "posted", "rejected"));
                 assert_eq!(message.headers().collect::<Vec<_>>(), [("b3", "1")]);
@@ -265,7 +266,7 @@ mod tests {
     #[test]
     fn another_record_has_another_mark() {
         let properties = BasicProperties::default;
-        let mark = |headers: &[(&str, &[u8])], properties| Record::of(&delivery(headers, properties)).mark();
+        let mark = |headers: &[(&str, &[u8])], properties| StreamRecord::of(&delivery(headers, properties)).mark();
         let mut other = delivery(&[], properties());
         other.data.push(0);
         let marks = [
@@ -273,7 +274,7 @@ mod tests {
             mark(&[], properties().with_message_id("a".into())),
             mark(&[], properties().with_type("a".into())),
             mark(&[], properties().with_timestamp(1)),
-            Record::of(&other).mark(),
+            StreamRecord::of(&other).mark(),
         ];
         assert!((0..marks.len()).all(|a| (0..a).all(|b| marks[a] != marks[b])), "{marks:?}");
         // Headers and the offset are not part of it.

@@ -17,13 +17,13 @@ use tracing::warn;
 
 use super::client::Client;
 use super::event::{Publishing, Routes, bytes_of};
-use super::publisher::{Publisher, Returned};
-use super::{NAME, topology};
+use super::publisher::{ConfirmingPublisher, Returned};
+use super::{NAME, RabbitmqFailure, topology};
 use crate::clock::{Stopwatch, sleep};
 use crate::message::ShardNo;
 use crate::settings::RabbitmqSettings;
 use crate::transport::again::pause_after;
-use crate::transport::{Answer, Outgoing, Sink, SinkError, SinkTransport};
+use crate::transport::{Outgoing, Sink, SinkAnswer, SinkError, SinkTransport};
 
 /// The most events handed to the channel before answers are read.
 const BATCH: usize = 256;
@@ -32,22 +32,22 @@ const CLOSED_FOR: Duration = Duration::from_secs(10);
 
 /// Exchanges of RabbitMQ, as a sink.
 pub struct RabbitmqSink {
-    shared: Arc<Shared>,
+    shared: Arc<SharedSink>,
 }
 
 /// The state that all ends share.
-struct Shared {
+struct SharedSink {
     client: Client,
     routes: Routes,
     /// The ways by which nothing can be published for now, and the reasons.
-    closed: Mutex<HashMap<Way, (Stopwatch, String)>>,
+    closed: Mutex<HashMap<ClosedWay, (Stopwatch, String)>>,
 }
 
 /// An exchange; with a routing key if only that one may not be used.
-type Way = (String, Option<String>);
+type ClosedWay = (String, Option<String>);
 
-impl Shared {
-    fn close(&self, way: Way, reason: &str) {
+impl SharedSink {
+    fn close(&self, way: ClosedWay, reason: &str) {
         locked(&self.closed).insert(way, (Stopwatch::start(), reason.to_owned()));
     }
 
@@ -70,10 +70,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl RabbitmqSink {
     /// The sink. The nodes need not be there yet; unusable settings are an error.
-    pub fn new(settings: &RabbitmqSettings, shards: u32) -> Result<Arc<Self>, String> {
+    pub fn new(settings: &RabbitmqSettings, shards: u32) -> Result<Arc<Self>, RabbitmqFailure> {
         let client = Client::new(settings, shards, "sink", &Arc::default())?;
         let (routes, closed) = (Routes::new(settings, shards), Mutex::default());
-        Ok(Arc::new(Self { shared: Arc::new(Shared { client, routes, closed }) }))
+        Ok(Arc::new(Self { shared: Arc::new(SharedSink { client, routes, closed }) }))
     }
 }
 
@@ -84,7 +84,7 @@ impl SinkTransport for RabbitmqSink {
 
     fn open(&self, _shard: ShardNo) -> BoxFuture<'_, Result<Box<dyn Sink>, SinkError>> {
         let (events, orders) = unbounded_channel();
-        let end = Arc::new(End::default());
+        let end = Arc::new(SinkEnd::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(run(Arc::clone(&self.shared), orders, Arc::clone(&end)));
         let RabbitmqSettings { buffer_bytes, answer_timeout, .. } = self.shared.client.settings;
@@ -97,8 +97,8 @@ impl SinkTransport for RabbitmqSink {
 
 /// The state that an end and its task share.
 #[derive(Default)]
-struct End {
-    answers: Mutex<Vec<Answer>>,
+struct SinkEnd {
+    answers: Mutex<Vec<SinkAnswer>>,
     answered: Notify,
     /// The bytes on their way.
     bytes: AtomicUsize,
@@ -107,8 +107,8 @@ struct End {
     broken: Mutex<Option<String>>,
 }
 
-impl End {
-    fn answer(&self, answer: Answer, bytes: usize) {
+impl SinkEnd {
+    fn answer(&self, answer: SinkAnswer, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::AcqRel);
         locked(&self.answers).push(answer);
         self.answered.notify_one();
@@ -130,11 +130,14 @@ impl End {
 
 // ---- the task
 
-async fn run(shared: Arc<Shared>, orders: UnboundedReceiver<Outgoing>, end: Arc<End>) {
+async fn run(shared: Arc<SharedSink>, orders: UnboundedReceiver<Outgoing>, end: Arc<SinkEnd>) {
     let publisher = connect(&shared).await;
-    let mut line = Line { shared: &shared, end: &end, publisher, known: Vec::new() };
-    if let Err(reason) = line.serve(orders).await {
-        if let Some(way) = way_in(&reason) {
+    let mut line = PublishingTask { shared: &shared, end: &end, publisher, known: Vec::new() };
+    if let Err(failure) = line.serve(orders).await {
+        let reason = failure.to_string();
+        if (failure.is_missing() || failure.is_refused())
+            && let Some(way) = way_in(&reason)
+        {
             shared.close(way, &reason);
         }
         end.fail(&reason);
@@ -142,23 +145,22 @@ async fn run(shared: Arc<Shared>, orders: UnboundedReceiver<Outgoing>, end: Arc<
 }
 
 /// Waits for the broker: nothing was sent yet, so nothing is unknown.
-async fn connect(shared: &Shared) -> Publisher<(u64, usize)> {
+async fn connect(shared: &SharedSink) -> ConfirmingPublisher<(u64, usize)> {
     let mut failed = 0_u32;
     loop {
-        match Publisher::open(&shared.client, Returned::Settled).await {
+        match ConfirmingPublisher::open(&shared.client, Returned::Settled).await {
             Ok(publisher) => return publisher,
-            Err(reason) => warn!(sink = NAME, reason, "the broker cannot be reached, trying again"),
+            Err(reason) => warn!(sink = NAME, %reason, "the broker cannot be reached, trying again"),
         }
         failed = failed.saturating_add(1);
         sleep(pause_after(failed)).await;
     }
 }
 
-/// The way that a broker's error is about, if the error says that it is missing or not allowed.
-fn way_in(reason: &str) -> Option<Way> {
-    let about = topology::is_missing(reason) || reason.contains("ACCESS_REFUSED");
+/// The way that a broker's error is about, which says that it is missing or not allowed.
+fn way_in(reason: &str) -> Option<ClosedWay> {
     let quoted = |behind: &str| {
-        let (_, rest) = reason.split_once(behind).filter(|_| about)?;
+        let (_, rest) = reason.split_once(behind)?;
         rest.split_once('\'').map(|(name, _)| name.to_owned())
     };
     // The name under which the broker speaks of the exchange without a name.
@@ -167,16 +169,16 @@ fn way_in(reason: &str) -> Option<Way> {
 }
 
 /// A channel at work.
-struct Line<'a> {
-    shared: &'a Shared,
-    end: &'a End,
-    publisher: Publisher<(u64, usize)>,
+struct PublishingTask<'a> {
+    shared: &'a SharedSink,
+    end: &'a SinkEnd,
+    publisher: ConfirmingPublisher<(u64, usize)>,
     /// Exchanges that exist.
     known: Vec<String>,
 }
 
-impl Line<'_> {
-    async fn serve(&mut self, mut orders: UnboundedReceiver<Outgoing>) -> Result<(), String> {
+impl PublishingTask<'_> {
+    async fn serve(&mut self, mut orders: UnboundedReceiver<Outgoing>) -> Result<(), RabbitmqFailure> {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             tokio::select! {
@@ -187,8 +189,8 @@ impl Line<'_> {
                     }
                     for ((seq, bytes), settled) in settled {
                         let answer = match settled {
-                            Ok(()) => Answer::Confirmed(seq),
-                            Err(reason) => Answer::Refused(seq, reason),
+                            Ok(()) => SinkAnswer::Confirmed(seq),
+                            Err(returned) => SinkAnswer::Refused(seq, returned.to_string()),
                         };
                         self.end.answer(answer, bytes);
                     }
@@ -205,10 +207,10 @@ impl Line<'_> {
         }
     }
 
-    async fn publish(&mut self, event: &Outgoing) -> Result<(), String> {
+    async fn publish(&mut self, event: &Outgoing) -> Result<(), RabbitmqFailure> {
         let bytes = bytes_of(event);
         let refused = match self.shared.routes.publishing(event) {
-            Err(reason) => reason,
+            Err(error) => error.to_string(),
             Ok(publishing) => match self.closed(&publishing).await? {
                 Some(reason) => reason,
                 None => {
@@ -217,7 +219,7 @@ impl Line<'_> {
                 }
             },
         };
-        self.end.answer(Answer::Refused(event.seq, refused), bytes);
+        self.end.answer(SinkAnswer::Refused(event.seq, refused), bytes);
         Ok(())
     }
 
@@ -226,7 +228,7 @@ impl Line<'_> {
     async fn closed(
         &mut self,
         Publishing { exchange, routing_key, .. }: &Publishing,
-    ) -> Result<Option<String>, String> {
+    ) -> Result<Option<String>, RabbitmqFailure> {
         let exchange = exchange.as_str();
         if let Some(reason) = self.shared.closed(exchange, routing_key.as_str()) {
             return Ok(Some(reason));
@@ -241,11 +243,12 @@ impl Line<'_> {
                 self.known.push(exchange.to_owned());
                 Ok(None)
             }
-            Err(reason) if topology::is_missing(&reason) => {
+            Err(failure) if failure.is_missing() => {
+                let reason = failure.to_string();
                 self.shared.close((exchange.to_owned(), None), &reason);
                 Ok(Some(reason))
             }
-            Err(reason) => Err(reason),
+            Err(failure) => Err(failure),
         }
     }
 }
@@ -253,9 +256,9 @@ impl Line<'_> {
 // ---- the shard's side
 
 struct RabbitmqEnd {
-    shared: Arc<Shared>,
+    shared: Arc<SharedSink>,
     events: UnboundedSender<Outgoing>,
-    end: Arc<End>,
+    end: Arc<SinkEnd>,
     bound: usize,
     silence: Duration,
     /// The time since it took answers, or sent the first event after all were answered.
@@ -289,7 +292,7 @@ impl Sink for RabbitmqEnd {
         Ok(taken)
     }
 
-    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<Answer>, SinkError>> {
+    fn answers(&mut self) -> BoxFuture<'_, Result<Vec<SinkAnswer>, SinkError>> {
         Box::pin(async move {
             loop {
                 // Read before the answers are taken: answers from before the break are told before it.

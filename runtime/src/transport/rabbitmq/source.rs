@@ -19,32 +19,41 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, Channel, Consumer, ErrorKind};
 use tokio::time::timeout;
 
-use super::ahead::Ahead;
+use super::ahead::ReadAhead;
 use super::client::Client;
-use super::record::{Place, Record};
-use super::start::{First, compare, ended, ways_on};
+use super::record::{StreamPlace, StreamRecord};
+use super::start::{First, StreamLoss, compare, ways_on};
 use super::topology::{self, ANSWER, origin, stream};
-use super::{NAME, broken_off};
+use super::{NAME, RabbitmqFailure};
 use crate::message::{Position, Positions, ShardNo};
 use crate::settings::topic_of;
 use crate::transport::{Delivery, Source, SourceError};
 
 /// The reason why streams cannot be read.
-#[derive(Clone)]
-enum Trouble {
-    Now(String),
-    Lost(String),
-}
-
-impl From<String> for Trouble {
-    fn from(reason: String) -> Self {
-        Self::Now(reason)
-    }
+#[derive(Clone, Debug, thiserror::Error)]
+enum StreamTrouble {
+    #[error(transparent)]
+    Broker(#[from] RabbitmqFailure),
+    #[error("{origin}: {failure}")]
+    Stream { origin: String, failure: RabbitmqFailure },
+    #[error("{0} is not a stream: declare it with x-queue-type=stream")]
+    NoStream(String),
+    #[error("{0} gives nothing within {ANSWER:?}")]
+    Silent(String),
+    /// The client gives the connection up at such a message, and would at each attempt: an operator has to decide.
+    #[error(
+        "{origin}: the message at offset {next}, or one behind it that was read ahead, cannot be read: a property or the name \
+         of a header is not valid UTF-8"
+    )]
+    Unreadable { origin: String, next: u64 },
+    /// An operator has to decide.
+    #[error("{}", ways_on(.entry, format_args!("{origin}: {loss}")))]
+    Lost { entry: String, origin: String, loss: StreamLoss },
 }
 
 /// A stream that is read.
-struct Reader {
-    place: Place,
+struct StreamReader {
+    place: StreamPlace,
     origin: Arc<str>,
     /// Keeps the channel open.
     _channel: Channel,
@@ -56,14 +65,14 @@ struct Reader {
     /// The last delivery that was handed over and not acknowledged.
     unacknowledged: Option<Acker>,
     /// The reason why it delivers nothing more: reported once by the client, and never again.
-    failed: Option<Trouble>,
+    failed: Option<StreamTrouble>,
 }
 
-enum State {
+enum SourceState {
     Closed,
     /// A fetch may be given up long before this ends; the next one continues it.
-    Opening(BoxFuture<'static, Result<Vec<Reader>, Trouble>>),
-    Open(Vec<Reader>),
+    Opening(BoxFuture<'static, Result<Vec<StreamReader>, StreamTrouble>>),
+    Open(Vec<StreamReader>),
 }
 
 /// One shard's end.
@@ -72,40 +81,40 @@ pub(super) struct RabbitmqSource {
     shard: ShardNo,
     /// The last positions handed over, or resumed from.
     last: Positions,
-    state: State,
+    state: SourceState,
     /// The reader that is asked first.
     turn: usize,
-    ahead: Ahead,
+    ahead: ReadAhead,
 }
 
 impl RabbitmqSource {
     pub(super) fn new(client: Arc<Client>, shard: ShardNo, from: Positions) -> Self {
         let settings = &client.settings;
-        let ahead = Ahead::new(settings.prefetch, settings.buffer_bytes / settings.streams.len().max(1));
-        Self { client, shard, last: from, state: State::Closed, turn: 0, ahead }
+        let ahead = ReadAhead::new(settings.prefetch, settings.buffer_bytes / settings.streams.len().max(1));
+        Self { client, shard, last: from, state: SourceState::Closed, turn: 0, ahead }
     }
 
     async fn more(&mut self, max: usize) -> Result<Vec<Delivery>, SourceError> {
         loop {
             match &mut self.state {
-                State::Closed => {
+                SourceState::Closed => {
                     let (client, last) = (Arc::clone(&self.client), self.last.clone());
                     let opening = open(client, self.shard, last, self.ahead.prefetch());
-                    self.state = State::Opening(Box::pin(opening));
+                    self.state = SourceState::Opening(Box::pin(opening));
                 }
-                State::Opening(opening) => {
+                SourceState::Opening(opening) => {
                     let opened = opening.await;
-                    self.state = State::Closed;
+                    self.state = SourceState::Closed;
                     match opened {
-                        Ok(readers) => self.state = State::Open(readers),
+                        Ok(readers) => self.state = SourceState::Open(readers),
                         Err(trouble) => return Err(trouble.into()),
                     }
                 }
-                State::Open(readers) => {
+                SourceState::Open(readers) => {
                     let taken = async {
                         acknowledge(readers).await?;
                         let key_header = self.client.settings.key_header.as_str();
-                        std::future::poll_fn(|context| take(readers, self.turn, (max, key_header), context)).await
+                        std::future::poll_fn(|context| take(readers, self.turn, max, key_header, context)).await
                     };
                     match taken.await {
                         Ok(deliveries) => {
@@ -116,12 +125,12 @@ impl RabbitmqSource {
                             }
                             if self.ahead.changed() {
                                 // Deliveries that were read ahead come again.
-                                self.state = State::Closed;
+                                self.state = SourceState::Closed;
                             }
                             return Ok(deliveries);
                         }
                         Err(trouble) => {
-                            self.state = State::Closed;
+                            self.state = SourceState::Closed;
                             return Err(trouble.into());
                         }
                     }
@@ -144,23 +153,26 @@ impl Source for RabbitmqSource {
     }
 }
 
-impl From<Trouble> for SourceError {
-    fn from(trouble: Trouble) -> Self {
-        let name = NAME.to_owned();
+impl From<StreamTrouble> for SourceError {
+    fn from(trouble: StreamTrouble) -> Self {
+        let (name, reason) = (NAME.to_owned(), trouble.to_string());
         match trouble {
-            Trouble::Now(reason) => Self::Unavailable { name, reason },
-            Trouble::Lost(reason) => Self::Lost { name, reason },
+            StreamTrouble::Unreadable { .. } | StreamTrouble::Lost { .. } => Self::Lost { name, reason },
+            StreamTrouble::Broker(_)
+            | StreamTrouble::Stream { .. }
+            | StreamTrouble::NoStream(_)
+            | StreamTrouble::Silent(_) => Self::Unavailable { name, reason },
         }
     }
 }
 
 /// Tells the broker that the deliveries handed over were taken, so that it sends more.
-async fn acknowledge(readers: &mut [Reader]) -> Result<(), String> {
+async fn acknowledge(readers: &mut [StreamReader]) -> Result<(), RabbitmqFailure> {
     for reader in readers {
         // Taken before it is sent: sent twice, it would end the channel. If this is given up before it was sent, the
         // next acknowledgement covers this one, too.
         if let Some(acker) = reader.unacknowledged.take() {
-            acker.ack(BasicAckOptions { multiple: true }).await.map_err(|error| error.to_string())?;
+            acker.ack(BasicAckOptions { multiple: true }).await?;
         }
     }
     Ok(())
@@ -169,11 +181,12 @@ async fn acknowledge(readers: &mut [Reader]) -> Result<(), String> {
 /// Takes deliveries that are ready, at most `max`, beginning with another reader each time. Nothing is awaited between
 /// taking and returning them.
 fn take(
-    readers: &mut [Reader],
+    readers: &mut [StreamReader],
     turn: usize,
-    (max, key_header): (usize, &str),
+    max: usize,
+    key_header: &str,
     context: &mut Context<'_>,
-) -> Poll<Result<Vec<Delivery>, Trouble>> {
+) -> Poll<Result<Vec<Delivery>, StreamTrouble>> {
     let (mut taken, mut failed) = (Vec::new(), None);
     let count = readers.len();
     for at in 0..count {
@@ -206,8 +219,8 @@ fn take(
     }
 }
 
-impl Reader {
-    fn next(&mut self, context: &mut Context<'_>) -> Poll<Result<Raw, Trouble>> {
+impl StreamReader {
+    fn next(&mut self, context: &mut Context<'_>) -> Poll<Result<Raw, StreamTrouble>> {
         if let Some(held) = self.held.take() {
             return Poll::Ready(Ok(held));
         }
@@ -222,9 +235,9 @@ impl Reader {
     }
 
     /// The delivery to hand over; `None` if it was handed over before.
-    fn deliver(&mut self, raw: &Raw, key_header: &str) -> Result<Option<Delivery>, Trouble> {
-        let record = Record::of(raw);
-        let no = record.offset.ok_or_else(|| no_stream(&self.origin))?;
+    fn deliver(&mut self, raw: &Raw, key_header: &str) -> Result<Option<Delivery>, StreamTrouble> {
+        let record = StreamRecord::of(raw);
+        let no = record.offset.ok_or_else(|| StreamTrouble::NoStream(self.origin.to_string()))?;
         if no < self.next {
             return Ok(None);
         }
@@ -236,55 +249,55 @@ impl Reader {
 }
 
 /// The outcome of a consumer's poll, after offsets below `next` are dropped.
-fn came(given: Option<lapin::Result<Raw>>, origin: &str, next: u64) -> Result<Raw, Trouble> {
+fn came(given: Option<lapin::Result<Raw>>, origin: &str, next: u64) -> Result<Raw, StreamTrouble> {
     match given {
         Some(Ok(raw)) => Ok(raw),
-        // The client gives the connection up, and would at each attempt.
-        Some(Err(error)) if matches!(error.kind(), ErrorKind::ParsingError(_)) => Err(Trouble::Lost(format!(
-            "{origin}: the message at offset {next}, or one behind it that was read ahead, cannot be read: a property or the \
-             name of a header is not valid UTF-8"
-        ))),
-        Some(Err(error)) => Err(Trouble::Now(format!("{origin}: {error}"))),
-        None => Err(Trouble::Now(format!("{origin}: {}", broken_off()))),
+        Some(Err(error)) if matches!(error.kind(), ErrorKind::ParsingError(_)) => {
+            Err(StreamTrouble::Unreadable { origin: origin.to_owned(), next })
+        }
+        Some(Err(error)) => Err(StreamTrouble::Stream { origin: origin.to_owned(), failure: error.into() }),
+        None => Err(StreamTrouble::Stream { origin: origin.to_owned(), failure: RabbitmqFailure::Ended }),
     }
-}
-
-fn no_stream(origin: &str) -> String {
-    format!("{origin} is not a stream: declare it with x-queue-type=stream")
 }
 
 // ---- opening
 
 /// Attaches to all streams of a shard, each behind its position.
-async fn open(client: Arc<Client>, shard: ShardNo, from: Positions, prefetch: u16) -> Result<Vec<Reader>, Trouble> {
+async fn open(
+    client: Arc<Client>,
+    shard: ShardNo,
+    from: Positions,
+    prefetch: u16,
+) -> Result<Vec<StreamReader>, StreamTrouble> {
     let mut readers = Vec::new();
     for entry in &client.settings.streams {
         let mut partition = shard;
         // Beyond the number of shards there may be streams of an earlier, larger number.
         while partition < client.shards || is_there(&client, &stream(topic_of(entry), partition)).await? {
             let last = from.get(origin(entry, partition).as_str()).copied();
-            readers.push(attach(&client, (entry, partition), last, prefetch).await?);
+            readers.push(attach(&client, entry, partition, last, prefetch).await?);
             partition += client.shards;
         }
     }
     Ok(readers)
 }
 
-async fn is_there(client: &Client, queue: &str) -> Result<bool, String> {
+async fn is_there(client: &Client, queue: &str) -> Result<bool, RabbitmqFailure> {
     let channel = client.channel().await?;
     match topology::look(&channel, queue).await {
         Ok(_) => Ok(true),
-        Err(reason) if topology::is_missing(&reason) => Ok(false),
+        Err(reason) if reason.is_missing() => Ok(false),
         Err(reason) => Err(reason),
     }
 }
 
 async fn attach(
     client: &Client,
-    (entry, partition): (&str, u32),
+    entry: &str,
+    partition: u32,
     last: Option<Position>,
     prefetch: u16,
-) -> Result<Reader, Trouble> {
+) -> Result<StreamReader, StreamTrouble> {
     let (name, origin) = (topic_of(entry), origin(entry, partition));
     let queue = stream(name, partition);
     let from = match last {
@@ -292,37 +305,46 @@ async fn attach(
         Some(last) => AMQPValue::LongLongInt(i64::try_from(last.no).unwrap_or(i64::MAX)),
     };
     let (channel, consumer) = client.consume(&queue, prefetch, offset(from)).await?;
-    let place = Place { origin: origin.clone(), name: name.to_owned(), source: format!("{NAME}:{name}") };
+    let place = StreamPlace { origin: origin.clone(), name: name.to_owned(), source: format!("{NAME}:{name}") };
     let (origin, next) = (Arc::from(origin), last.map_or(0, |last| last.no + 1));
-    let mut reader =
-        Reader { place, origin, _channel: channel, consumer, held: None, next, unacknowledged: None, failed: None };
+    let mut reader = StreamReader {
+        place,
+        origin,
+        _channel: channel,
+        consumer,
+        held: None,
+        next,
+        unacknowledged: None,
+        failed: None,
+    };
     if let Some(last) = last {
-        let lost = |reason: String| Trouble::Lost(ways_on(entry, &format!("{}: {reason}", reader.place.origin)));
+        let origin = &reader.place.origin;
+        let lost = |loss| StreamTrouble::Lost { entry: entry.to_owned(), origin: origin.clone(), loss };
         match first(client, &mut reader.consumer, &queue, last).await? {
-            Ok(raw) => {
-                let record = Record::of(&raw);
-                let offset = record.offset.ok_or_else(|| no_stream(&reader.place.origin))?;
+            Some(raw) => {
+                let record = StreamRecord::of(&raw);
+                let offset = record.offset.ok_or_else(|| StreamTrouble::NoStream(reader.place.origin.clone()))?;
                 match compare(last, offset, record.mark()).map_err(lost)? {
                     First::Known => reader.unacknowledged = Some(raw.acker),
                     First::Next => reader.held = Some(raw),
                 }
             }
-            Err(reason) => return Err(lost(reason)),
+            None => return Err(lost(StreamLoss::CutBack(last.no))),
         }
     }
     Ok(reader)
 }
 
-/// The first record that a stream gives from `last` on; the inner error says that there is none. A stream that is
+/// The first record that a stream gives from `last` on; `None`: it ends before. A stream that is
 /// attached beyond its end gives nothing, and no error: then its beginning is read, too.
 async fn first(
     client: &Client,
     consumer: &mut Consumer,
     queue: &str,
     last: Position,
-) -> Result<Result<Raw, String>, Trouble> {
+) -> Result<Option<Raw>, StreamTrouble> {
     if let Ok(next) = timeout(ANSWER, consumer.next()).await {
-        return came(next, queue, last.no).map(Ok);
+        return came(next, queue, last.no).map(Some);
     }
     let (channel, mut oldest) = client.consume(queue, 1, offset(topology::text("first"))).await?;
     let answers = match timeout(ANSWER, oldest.next()).await {
@@ -331,9 +353,9 @@ async fn first(
         Err(_) => topology::look(&channel, queue).await?.message_count() == 0,
     };
     match consumer.next().now_or_never() {
-        Some(next) => came(next, queue, last.no).map(Ok),
-        None if answers => Ok(Err(ended(last))),
-        None => Err(Trouble::Now(format!("{queue} gives nothing within {ANSWER:?}"))),
+        Some(next) => came(next, queue, last.no).map(Some),
+        None if answers => Ok(None),
+        None => Err(StreamTrouble::Silent(queue.to_owned())),
     }
 }
 

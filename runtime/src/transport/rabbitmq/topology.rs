@@ -9,6 +9,7 @@ use lapin::{Channel, Connection, ExchangeKind, Queue};
 use tokio::time::timeout;
 use tracing::warn;
 
+use super::RabbitmqFailure;
 use crate::settings::{RabbitmqSettings, topic_of};
 
 /// Deliveries of an intake's message after which RabbitMQ gives it to the dead-letter exchange. Perkey counts attempts
@@ -41,7 +42,11 @@ pub(super) fn origin(entry: &str, partition: u32) -> String {
 
 /// Declares all objects that the settings name. Those that exist already, with the same arguments, are left as they
 /// are.
-pub(super) async fn declare(connection: &Connection, settings: &RabbitmqSettings, shards: u32) -> Result<(), String> {
+pub(super) async fn declare(
+    connection: &Connection,
+    settings: &RabbitmqSettings,
+    shards: u32,
+) -> Result<(), RabbitmqFailure> {
     let mut channel = within(connection.create_channel()).await?;
     for name in settings.streams.iter().map(|entry| topic_of(entry)) {
         exchange(&channel, name, ExchangeKind::Direct).await?;
@@ -50,10 +55,10 @@ pub(super) async fn declare(connection: &Connection, settings: &RabbitmqSettings
             if let Err(reason) = declare_queue(&channel, &queue, stream_arguments(settings)).await {
                 // A retention other than the settings' does not change the records that are read: the object is used as
                 // it is.
-                if !reason.contains("inequivalent arg 'x-max-") {
+                if !reason.is_other_retention() {
                     return Err(reason);
                 }
-                warn!(queue, reason, "a stream has another retention than rabbitmq.max_age and rabbitmq.max_bytes");
+                warn!(queue, %reason, "a stream has another retention than rabbitmq.max_age and rabbitmq.max_bytes");
                 channel = within(connection.create_channel()).await?;
             }
             bind(&channel, &queue, name, &partition.to_string()).await?;
@@ -71,35 +76,32 @@ pub(super) async fn declare(connection: &Connection, settings: &RabbitmqSettings
     within(channel.close(200, "done".into())).await
 }
 
-/// Returns whether a broker's error says that the object does not exist.
-pub(super) fn is_missing(reason: &str) -> bool {
-    reason.contains("NOT_FOUND")
-}
-
 /// The broker's facts about a queue; the error is the broker's when it does not exist. It ends its channel then.
-pub(super) async fn look(channel: &Channel, queue: &str) -> Result<Queue, String> {
+pub(super) async fn look(channel: &Channel, queue: &str) -> Result<Queue, RabbitmqFailure> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     within(channel.queue_declare(queue.into(), options, FieldTable::default())).await
 }
 
 /// Checks that an exchange exists; the error is the broker's when it does not. It ends its channel then.
-pub(super) async fn look_for_exchange(channel: &Channel, name: &str) -> Result<(), String> {
+pub(super) async fn look_for_exchange(channel: &Channel, name: &str) -> Result<(), RabbitmqFailure> {
     let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
     // Its kind is not compared.
     within(channel.exchange_declare(name.into(), ExchangeKind::Direct, options, FieldTable::default())).await
 }
 
-async fn exchange(channel: &Channel, name: &str, kind: ExchangeKind) -> Result<(), String> {
+async fn exchange(channel: &Channel, name: &str, kind: ExchangeKind) -> Result<(), RabbitmqFailure> {
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    within(channel.exchange_declare(name.into(), kind, options, FieldTable::default())).await.map_err(explained)
+    within(channel.exchange_declare(name.into(), kind, options, FieldTable::default()))
+        .await
+        .map_err(RabbitmqFailure::explained)
 }
 
-async fn declare_queue(channel: &Channel, name: &str, arguments: FieldTable) -> Result<(), String> {
+async fn declare_queue(channel: &Channel, name: &str, arguments: FieldTable) -> Result<(), RabbitmqFailure> {
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    within(channel.queue_declare(name.into(), options, arguments)).await.map(|_| ()).map_err(explained)
+    within(channel.queue_declare(name.into(), options, arguments)).await.map(|_| ()).map_err(RabbitmqFailure::explained)
 }
 
-async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), String> {
+async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), RabbitmqFailure> {
     let options = QueueBindOptions::default();
     within(channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default())).await
 }
@@ -138,22 +140,11 @@ pub(super) fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 
-/// Adds advice to a broker's error about an object of another kind with the same name.
-fn explained(reason: String) -> String {
-    if reason.contains("PRECONDITION_FAILED") {
-        return format!(
-            "{reason}. It is there with other arguments than docs/rabbitmq.md says: remove it, or declare all of it yourself \
-             and set rabbitmq.declare = false"
-        );
-    }
-    reason
-}
-
 /// Waits for an answer, but not for ever.
-pub(super) async fn within<T>(answer: impl Future<Output = lapin::Result<T>>) -> Result<T, String> {
+pub(super) async fn within<T>(answer: impl Future<Output = lapin::Result<T>>) -> Result<T, RabbitmqFailure> {
     match timeout(ANSWER, answer).await {
-        Ok(answer) => answer.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("no answer within {ANSWER:?}")),
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(RabbitmqFailure::Unanswered(ANSWER)),
     }
 }
 

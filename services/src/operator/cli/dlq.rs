@@ -11,7 +11,7 @@ use perkey::unstable::clock::{Clock, Stopwatch, rfc3339};
 use perkey::unstable::handlers::Shown as Payload;
 use perkey::unstable::message::ShardNo;
 use perkey::unstable::metrics::Metrics;
-use perkey::unstable::settings::duration;
+use perkey::unstable::settings::{DurationError, duration};
 use perkey::unstable::store::query::{Action, CommandState, DeadFilter, NewCommand};
 use perkey::unstable::store::{self, Access, DeadLetter, Opened, Store};
 use perkey::{Engine, Handlers, Millis, Settings, StoreError, millis, sleep};
@@ -314,8 +314,8 @@ fn since(text: &str, now: Millis) -> Result<Millis, String> {
     match duration(text) {
         Ok(ago) => return Ok(now.saturating_sub(millis(ago))),
         // A time has digits before each of its letters as well: only months are told apart.
-        Err(problem) if problem.contains("months") => return Err(format!("--since {problem}")),
-        Err(_) => (),
+        Err(problem @ DurationError::Months { .. }) => return Err(format!("--since {problem}")),
+        Err(DurationError::Unclear { .. }) => (),
     }
     let day = || text.parse::<Date>().ok()?.to_zoned(TimeZone::UTC).ok().map(|day| day.timestamp());
     let at = text.parse::<Timestamp>().ok().or_else(day);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use perkey::unstable::clock::Clock;
 use perkey::unstable::handler::is_between_keys;
-use perkey::unstable::handlers::Shown;
+use perkey::unstable::handlers::{PayloadError, Shown};
 use perkey::unstable::store::DeadLetter;
 use perkey::unstable::store::query::{Action, DeadFilter};
 use perkey::{Handlers, Payload, Settings};
@@ -86,7 +86,7 @@ fn as_text(payload: Shown) -> Result<String, Failure> {
 /// takes the letter's place there.
 fn checked(handlers: &Handlers, letter: &DeadLetter, json: String) -> Result<Vec<u8>, Failure> {
     let (service, key, message) = (&letter.service, &letter.key, &letter.message);
-    let unfit = |error| Failure::Usage(format!("{service} does not understand the payload: {error}"));
+    let unfit = |error: PayloadError| Failure::Usage(format!("{service} does not understand the payload: {error}"));
     if is_between_keys(message) {
         let text = "another key asked or answered this message, and would not know of the change: replay or discard it";
         return Err(Failure::Usage(text.to_owned()));

@@ -61,7 +61,7 @@ pub(super) async fn gathered(settings: &Settings) -> Result<Facts, Failure> {
     let handlers = handlers(settings)?;
     let store = match open_beside(settings).await {
         Ok(store) => {
-            let told = told(settings, &store).await.map_err(|error| error.to_string());
+            let told = told(settings, &store).await.map_err(said);
             store.close().await;
             told
         }
@@ -71,12 +71,12 @@ pub(super) async fn gathered(settings: &Settings) -> Result<Facts, Failure> {
     let rows = store.as_ref().map_or(&[][..], |told| &told.rows);
     let kafka = match settings.kafka.brokers.is_empty() {
         true => None,
-        false => Some(kafka::health::look(&settings.kafka, topics(settings), partitions(rows)).await),
+        false => Some(kafka::health::look(&settings.kafka, topics(settings), partitions(rows)).await.map_err(said)),
     };
     let shards = settings.ownership.shards;
     let rabbitmq = match settings.rabbitmq.addresses.is_empty() {
         true => None,
-        false => Some(rabbitmq::health::look(&settings.rabbitmq, shards, exchanges(settings)).await),
+        false => Some(rabbitmq::health::look(&settings.rabbitmq, shards, exchanges(settings)).await.map_err(said)),
     };
     Ok(Facts {
         settings: settings.clone(),
@@ -88,6 +88,10 @@ pub(super) async fn gathered(settings: &Settings) -> Result<Facts, Failure> {
         kafka,
         rabbitmq,
     })
+}
+
+fn said(error: impl std::error::Error) -> String {
+    error.to_string()
 }
 
 async fn told(settings: &Settings, store: &Opened) -> Result<StoreFacts, StoreError> {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use perkey::unstable::clock::Clock;
+use perkey::unstable::handlers::PayloadError;
 use perkey::unstable::store::LogRow;
 use perkey::unstable::store::append::log_rows;
 use perkey::{Draft, Handlers, Message, Payload};
@@ -335,9 +336,11 @@ impl Reader<'_> {
             self.ids.id(text, occurrence).to_string()
         });
         let payload = serde_json::to_vec(&fields).map_err(|error| error.to_string())?;
-        let (payload, content_type) = self.handlers.written(&self.plan.service, payload, None)?;
+        let said = |error: PayloadError| error.to_string();
+        let (payload, content_type) = self.handlers.written(&self.plan.service, payload, None).map_err(said)?;
         let kind = format!("{}.import", self.plan.service);
-        let key = self.handlers.key_of(&self.plan.service, Payload::new(&payload, &kind, content_type))?;
+        let key =
+            self.handlers.key_of(&self.plan.service, Payload::new(&payload, &kind, content_type)).map_err(said)?;
         let line_no = line.no.to_string();
         let content_type = content_type.map(|said| ("content-type", said));
         let headers: Vec<_> = [("importline", line_no.as_str())].into_iter().chain(content_type).collect();

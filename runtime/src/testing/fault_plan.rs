@@ -1,5 +1,5 @@
 //! The fates of messages' turns, drawn from the seed and the message alone, so that they are the same after any crash.
-//! In: a seed, a service, a message id. Out: its fate.
+//! In: a seed, a service, a message id. Out: its fault plan.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -10,9 +10,9 @@ use crate::message::murmur2;
 
 use super::plan::{Faults, PROBE};
 
-/// The fate of the turns of one message.
+/// The faults of the turns of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum FaultPlan {
     /// Nothing goes wrong.
     Fine,
     /// Its first attempts fail.
@@ -33,8 +33,8 @@ pub(super) enum Fate {
     Unwritable(bool),
 }
 
-impl Fate {
-    /// The fate of a message for a service.
+impl FaultPlan {
+    /// The fault plan of a message for a service.
     pub(super) fn of(seed: u64, faults: Faults, service: &str, id: &str) -> Self {
         let scope = u64::from(murmur2(service.as_bytes())) << 32 | u64::from(murmur2(id.as_bytes()));
         let mut dice = Dice::seeded(seed ^ scope);
@@ -99,9 +99,9 @@ impl Refusals {
         if state.0 {
             return None;
         }
-        match Fate::of(self.seed, self.faults, &service, &id) {
-            Fate::Unwritable(permanent) => Some((permanent, format!("the row of {id} is refused"))),
-            Fate::Refused(times) => {
+        match FaultPlan::of(self.seed, self.faults, &service, &id) {
+            FaultPlan::Unwritable(permanent) => Some((permanent, format!("the row of {id} is refused"))),
+            FaultPlan::Refused(times) => {
                 let seen = state.1.entry(row.key.clone()).or_insert(0);
                 *seen += 1;
                 // A turn is refused with its batch, then alone: each run of it has a row of its own.

@@ -18,27 +18,27 @@ use tracing::{error, warn};
 
 use super::client::{Client, Declared};
 use super::event::Publishing;
-use super::moved::Rules;
-use super::publisher::{Publisher, Returned, Settled};
-use super::{broken_off, topology};
+use super::forwarded::Rules;
+use super::publisher::{ConfirmingPublisher, Fate, Returned};
+use super::{RabbitmqFailure, topology};
 use crate::clock::{Dice, sleep};
 use crate::metrics::{IntakeMetrics, IntakeOutcome, Metrics};
 use crate::settings::RabbitmqSettings;
 use crate::transport::again::pause_after;
 
 /// The tasks of all intakes. When dropped, they end.
-pub(super) struct Movers {
+pub(super) struct Forwarders {
     _tasks: JoinSet<()>,
 }
 
-impl Movers {
-    /// Starts two movers for each intake: one for its queue, one for messages that RabbitMQ dead-letters.
+impl Forwarders {
+    /// Starts two forwarders for each intake: one for its queue, one for messages that RabbitMQ dead-letters.
     pub(super) fn start(
         settings: &RabbitmqSettings,
         shards: u32,
         declared: &Arc<Declared>,
         metrics: &Arc<Metrics>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, RabbitmqFailure> {
         let mut tasks = JoinSet::new();
         for name in &settings.intakes {
             for dead in [false, true] {
@@ -53,25 +53,25 @@ impl Movers {
                 // A connection of its own: a message that no client can read costs the others nothing.
                 let client = Client::new(settings, shards, "intake", declared)?;
                 let counts = metrics.intake(&queue);
-                tasks.spawn(supervise(Mover { client, queue, rules, counts }));
+                tasks.spawn(supervise(Forwarder { client, queue, rules, counts }));
             }
         }
         Ok(Self { _tasks: tasks })
     }
 }
 
-/// Runs a mover, and runs it again if it panics: nobody else would notice.
-async fn supervise(mover: Mover) {
+/// Runs a forwarder, and runs it again if it panics: nobody else would notice.
+async fn supervise(forwarder: Forwarder) {
     loop {
-        if AssertUnwindSafe(mover.run()).catch_unwind().await.is_err() {
-            error!(queue = mover.queue, "the mover of an intake panicked, and begins again");
+        if AssertUnwindSafe(forwarder.run()).catch_unwind().await.is_err() {
+            error!(queue = forwarder.queue, "the forwarder of an intake panicked, and begins again");
             sleep(pause_after(3)).await;
         }
     }
 }
 
 /// Moves the messages of one queue.
-struct Mover {
+struct Forwarder {
     client: Client,
     queue: String,
     rules: Rules,
@@ -79,14 +79,14 @@ struct Mover {
 }
 
 /// A message that is not acknowledged yet.
-struct Held {
+struct HeldMessage {
     acker: Acker,
     publishing: Publishing,
     outcome: IntakeOutcome,
     settled: bool,
 }
 
-impl Mover {
+impl Forwarder {
     async fn run(&self) {
         let mut failed = 0_u32;
         loop {
@@ -96,7 +96,7 @@ impl Mover {
             match self.consume(careful).await {
                 Ok(()) => failed = 0,
                 Err(reason) => {
-                    warn!(queue = self.queue, reason, "an intake cannot be read, trying again");
+                    warn!(queue = self.queue, %reason, "an intake cannot be read, trying again");
                     failed = failed.saturating_add(1);
                     sleep(pause_after(failed)).await;
                 }
@@ -106,7 +106,7 @@ impl Mover {
 
     /// Moves until the connection breaks; a careful one, until as many messages have passed as it would otherwise have
     /// in hand.
-    async fn consume(&self, careful: bool) -> Result<(), String> {
+    async fn consume(&self, careful: bool) -> Result<(), RabbitmqFailure> {
         let most = usize::from(self.client.settings.intake_prefetch);
         let in_hand = if careful { 1 } else { self.client.settings.intake_prefetch };
         let (channel, mut consumer) = self.client.consume(&self.queue, in_hand, FieldTable::default()).await?;
@@ -114,16 +114,16 @@ impl Mover {
         let mut held = VecDeque::new();
         loop {
             match self.publish(&mut consumer, &mut held, &mut passed, careful.then_some(most)).await? {
-                Ended::Passed => return Ok(()),
+                Forwarding::Passed => return Ok(()),
                 // The consumer stays, and the messages that it holds: only a lost connection counts as a failed
                 // delivery.
-                Ended::Failed(reason) => {
-                    warn!(queue = self.queue, reason, "messages of an intake cannot be published, trying again");
-                    held.iter_mut().for_each(|held: &mut Held| held.settled = false);
+                Forwarding::Failed(reason) => {
+                    warn!(queue = self.queue, %reason, "messages of an intake cannot be published, trying again");
+                    held.iter_mut().for_each(|held: &mut HeldMessage| held.settled = false);
                     sleep(pause_after(3)).await;
-                    // Another mover holds the messages by now.
+                    // Another forwarder holds the messages by now.
                     if !channel.status().connected() {
-                        return Err(broken_off());
+                        return Err(RabbitmqFailure::Ended);
                     }
                 }
             }
@@ -134,13 +134,13 @@ impl Mover {
     async fn publish(
         &self,
         consumer: &mut Consumer,
-        held: &mut VecDeque<Held>,
+        held: &mut VecDeque<HeldMessage>,
         passed: &mut usize,
         most: Option<usize>,
-    ) -> Result<Ended, String> {
-        let mut publisher = match Publisher::open(&self.client, Returned::Again).await {
+    ) -> Result<Forwarding, RabbitmqFailure> {
+        let mut publisher = match ConfirmingPublisher::open(&self.client, Returned::Again).await {
             Ok(publisher) => publisher,
-            Err(reason) => return Ok(Ended::Failed(reason)),
+            Err(reason) => return Ok(Forwarding::Failed(reason)),
         };
         // Tags number the messages given to this channel: the first of them is the first that is held.
         let (mut first, mut next, mut dice) = (0_u64, 0_u64, Dice::from_system());
@@ -153,29 +153,29 @@ impl Mover {
                 settled = publisher.settled() => {
                     let settled = match settled {
                         Ok(settled) => settled,
-                        Err(reason) => return Ok(Ended::Failed(reason)),
+                        Err(reason) => return Ok(Forwarding::Failed(reason)),
                     };
                     settle(held, first, settled);
                     let done = self.acknowledge(held).await?;
                     first += done as u64;
                     *passed += done;
                     if most.is_some_and(|most| *passed >= most) && held.is_empty() {
-                        return Ok(Ended::Passed);
+                        return Ok(Forwarding::Passed);
                     }
                 }
                 delivery = consumer.next() => {
-                    let delivery = delivery.ok_or_else(broken_off)?.map_err(|error| error.to_string())?;
+                    let delivery = delivery.ok_or(RabbitmqFailure::Ended)??;
                     let (publishing, outcome) = self.rules.publishing(&delivery, &mut dice);
                     publisher.publish(next, publishing.clone());
                     next += 1;
-                    held.push_back(Held { acker: delivery.acker, publishing, outcome, settled: false });
+                    held.push_back(HeldMessage { acker: delivery.acker, publishing, outcome, settled: false });
                 }
             }
         }
     }
 
     /// Acknowledges the messages that lie in the streams without a gap; returns their number.
-    async fn acknowledge(&self, held: &mut VecDeque<Held>) -> Result<usize, String> {
+    async fn acknowledge(&self, held: &mut VecDeque<HeldMessage>) -> Result<usize, RabbitmqFailure> {
         let done = held.iter().take_while(|held| held.settled).count();
         let mut last = None;
         for held in held.drain(..done) {
@@ -187,8 +187,8 @@ impl Mover {
         }
         if let Some(acker) = last {
             // False: the channel by which they came is gone, and they will come again.
-            if !acker.ack(BasicAckOptions { multiple: true }).await.map_err(|error| error.to_string())? {
-                return Err(broken_off());
+            if !acker.ack(BasicAckOptions { multiple: true }).await? {
+                return Err(RabbitmqFailure::Ended);
             }
         }
         Ok(done)
@@ -196,7 +196,7 @@ impl Mover {
 }
 
 /// Marks the messages that lie in the streams.
-fn settle(held: &mut VecDeque<Held>, first: u64, settled: Vec<(u64, Settled)>) {
+fn settle(held: &mut VecDeque<HeldMessage>, first: u64, settled: Vec<(u64, Fate)>) {
     for (tag, _) in settled.into_iter().filter(|(_, settled)| settled.is_ok()) {
         let at = tag.checked_sub(first).and_then(|at| usize::try_from(at).ok());
         if let Some(held) = at.and_then(|at| held.get_mut(at)) {
@@ -206,9 +206,9 @@ fn settle(held: &mut VecDeque<Held>, first: u64, settled: Vec<(u64, Settled)>) {
 }
 
 /// The reason why one channel's publishing ended.
-enum Ended {
+enum Forwarding {
     /// Enough messages have passed.
     Passed,
     /// The channel is gone; all messages that are held are published again.
-    Failed(String),
+    Failed(RabbitmqFailure),
 }

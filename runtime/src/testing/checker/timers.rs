@@ -1,26 +1,26 @@
-//! Timers as commits set and remove them, checked against the turns that they become.
+//! SetTimers as commits set and remove them, checked against the turns that they become.
 //! In: parts of commits. Out: the first promise that was broken: too early, after a cancellation, or left behind; of a
 //! schedule: twice, moved, or not set again.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{End, Expected, Witness};
+use super::{Checker, Expected, MessageEnd};
 use crate::clock::Millis;
 use crate::handler::CRON;
 use crate::ledger::cron::Planned;
-use crate::message::{Position, ShardNo, TakenId};
+use crate::message::{Position, ShardNo, SourceIx, TakenId};
 use crate::store::{Part, TimerWrite};
-use crate::testing::plan::Plan;
+use crate::testing::plan::SimPlan;
 
 /// The timers that are set, by service, key and name: their message's id and their time.
-pub(super) type Timers = HashMap<(Arc<str>, Arc<str>, Arc<str>), (TakenId, Millis)>;
+pub(super) type SetTimers = HashMap<(Arc<str>, Arc<str>, Arc<str>), (TakenId, Millis)>;
 
-impl Witness {
+impl Checker {
     /// Checks the timers that a part sets and removes; `ends` are the messages of which something became in it.
     pub(super) fn timed(
         &mut self,
-        plan: &Plan,
+        plan: &SimPlan,
         (shard, at): (ShardNo, Millis),
         part: &Part,
         ends: &HashSet<TakenId>,
@@ -37,7 +37,7 @@ impl Witness {
                 self.occurred(write, (name.as_str(), due), fired)?;
                 self.stats.cancelled += u64::from(!fired);
                 if let Some(expected) = self.expected.get_mut(&id).filter(|_| !fired) {
-                    expected.end = End::Discarded;
+                    expected.end = MessageEnd::Discarded;
                 }
             }
             let Some((due, message)) = &write.set else { continue };
@@ -49,10 +49,10 @@ impl Witness {
                 service,
                 key,
                 id: text,
-                place: (shard, 0, "timer".into(), Position::new(0, 0)),
+                place: (shard, SourceIx::FIRST, "timer".into(), Position::new(0, 0)),
                 unordered: true,
                 may_die: false,
-                end: End::Open,
+                end: MessageEnd::Open,
             };
             // Nothing takes its id: its row is what makes it count once.
             if self.expected.insert(id, set).is_some() || !self.taken.insert(id) {
@@ -80,7 +80,7 @@ impl Witness {
     }
 
     /// A schedule that has no timer.
-    pub(in crate::testing) fn unset(&self, plan: &Plan) -> Option<String> {
+    pub(in crate::testing) fn unset(&self, plan: &SimPlan) -> Option<String> {
         let planned = plan.services.iter().flat_map(|service| service.schedules.iter());
         let missing = planned.map(Planned::place).find(|place| !self.timers.contains_key(place));
         missing.map(|(service, key, name)| format!("{name} of {service} {key:?} is not set"))

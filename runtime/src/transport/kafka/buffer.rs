@@ -7,23 +7,23 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::{ENDED, NAME};
+use super::{KafkaFailure, NAME};
 use crate::message::Positions;
 use crate::transport::{Delivery, SourceError};
 
 /// The bytes that a delivery takes in memory beside its message.
 const OVERHEAD: usize = 128;
 
-/// One opening's shelf.
-pub(super) struct Shelf {
-    inner: Mutex<Inner>,
+/// One opening's bounded buffer.
+pub(super) struct ShardBuffer {
+    inner: Mutex<Buffered>,
     filled: Notify,
     /// The number of bytes at which it is full.
     bound: usize,
     bytes: AtomicUsize,
 }
 
-enum End {
+enum BufferEnd {
     /// An operator has to decide.
     Lost(String),
     /// It has to be opened anew.
@@ -31,30 +31,30 @@ enum End {
 }
 
 #[derive(Default)]
-struct Inner {
+struct Buffered {
     ready: VecDeque<Delivery>,
     trouble: Option<SourceError>,
     /// The reason why the source cannot go on at all.
-    end: Option<End>,
+    end: Option<BufferEnd>,
     /// Positions that are committed and not yet told to the group.
     committed: Positions,
 }
 
-/// The bytes that one delivery takes of a shelf.
+/// The bytes that one delivery takes of a buffer.
 pub(super) fn bytes_of(delivery: &Delivery) -> usize {
     OVERHEAD + delivery.bytes()
 }
 
-impl Shelf {
+impl ShardBuffer {
     pub(super) fn new(bound: usize) -> Self {
-        Self { inner: Mutex::new(Inner::default()), filled: Notify::new(), bound, bytes: AtomicUsize::new(0) }
+        Self { inner: Mutex::new(Buffered::default()), filled: Notify::new(), bound, bytes: AtomicUsize::new(0) }
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, Buffered> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a batch on the shelf and wakes a waiting fetch, once.
+    /// Puts a batch into the buffer and wakes a waiting fetch, once.
     pub(super) fn put(&self, batch: &mut Vec<Delivery>, bytes: usize) {
         self.bytes.fetch_add(bytes, Ordering::AcqRel);
         self.inner().ready.extend(batch.drain(..));
@@ -70,13 +70,13 @@ impl Shelf {
     /// Ends the source, which cannot go on at all; told from now on. The next opening reads the deliveries that lie
     /// ready again.
     pub(super) fn lose(&self, reason: String) {
-        self.inner().end = Some(End::Lost(reason));
+        self.inner().end = Some(BufferEnd::Lost(reason));
         self.filled.notify_one();
     }
 
-    /// Reports that the filler of the shelf is gone; told from now on.
+    /// Reports that the filler of the buffer is gone; told from now on.
     pub(super) fn abandon(&self) {
-        self.inner().end = Some(End::Broken(ENDED.to_owned()));
+        self.inner().end = Some(BufferEnd::Broken(KafkaFailure::Ended.to_string()));
         self.filled.notify_one();
     }
 
@@ -84,7 +84,7 @@ impl Shelf {
         self.bytes.load(Ordering::Acquire) >= self.bound
     }
 
-    /// Returns whether a full shelf has room again: half of it, so that partitions are not paused and resumed all the
+    /// Returns whether a full buffer has room again: half of it, so that partitions are not paused and resumed all the
     /// time.
     pub(super) fn has_room(&self) -> bool {
         self.bytes.load(Ordering::Acquire) <= self.bound / 2
@@ -97,10 +97,10 @@ impl Shelf {
                 let mut inner = self.inner();
                 let name = || NAME.to_owned();
                 match &inner.end {
-                    Some(End::Lost(reason)) => {
+                    Some(BufferEnd::Lost(reason)) => {
                         return Err(SourceError::Lost { name: name(), reason: reason.clone() });
                     }
-                    Some(End::Broken(reason)) => {
+                    Some(BufferEnd::Broken(reason)) => {
                         return Err(SourceError::Broken { name: name(), reason: reason.clone() });
                     }
                     None => {}
@@ -153,30 +153,30 @@ mod tests {
 
     #[test]
     fn it_is_full_at_its_bound_and_has_room_at_half() {
-        let shelf = Shelf::new(4_000);
+        let buffer = ShardBuffer::new(4_000);
         let mut batch: Vec<_> = (0..4).map(delivery).collect();
         let bytes = batch.iter().map(bytes_of).sum();
-        shelf.put(&mut batch, bytes);
-        assert!(batch.is_empty() && shelf.is_full() && !shelf.has_room());
-        assert_eq!(shelf.fetch(2).now_or_never().unwrap().unwrap().len(), 2);
-        assert!(!shelf.is_full() && !shelf.has_room());
-        assert_eq!(shelf.fetch(9).now_or_never().unwrap().unwrap().len(), 2);
-        assert!(shelf.has_room() && shelf.fetch(9).now_or_never().is_none());
+        buffer.put(&mut batch, bytes);
+        assert!(batch.is_empty() && buffer.is_full() && !buffer.has_room());
+        assert_eq!(buffer.fetch(2).now_or_never().unwrap().unwrap().len(), 2);
+        assert!(!buffer.is_full() && !buffer.has_room());
+        assert_eq!(buffer.fetch(9).now_or_never().unwrap().unwrap().len(), 2);
+        assert!(buffer.has_room() && buffer.fetch(9).now_or_never().is_none());
     }
 
     #[test]
     fn troubles_come_after_what_was_ready_and_a_loss_before_it() {
-        let shelf = Shelf::new(4_000);
-        shelf.trouble("away");
-        shelf.put(&mut vec![delivery(0)], 1_128);
-        assert_eq!(shelf.fetch(9).now_or_never().unwrap().unwrap().len(), 1);
-        assert!(matches!(shelf.fetch(9).now_or_never(), Some(Err(SourceError::Unavailable { .. }))));
-        assert!(shelf.fetch(9).now_or_never().is_none(), "told once");
-        shelf.lose("gone".to_owned());
-        shelf.put(&mut vec![delivery(1)], 1_128);
-        shelf.trouble("away");
+        let buffer = ShardBuffer::new(4_000);
+        buffer.trouble("away");
+        buffer.put(&mut vec![delivery(0)], 1_128);
+        assert_eq!(buffer.fetch(9).now_or_never().unwrap().unwrap().len(), 1);
+        assert!(matches!(buffer.fetch(9).now_or_never(), Some(Err(SourceError::Unavailable { .. }))));
+        assert!(buffer.fetch(9).now_or_never().is_none(), "told once");
+        buffer.lose("gone".to_owned());
+        buffer.put(&mut vec![delivery(1)], 1_128);
+        buffer.trouble("away");
         for _ in 0..2 {
-            assert!(matches!(shelf.fetch(9).now_or_never(), Some(Err(SourceError::Lost { .. }))));
+            assert!(matches!(buffer.fetch(9).now_or_never(), Some(Err(SourceError::Lost { .. }))));
         }
     }
 }

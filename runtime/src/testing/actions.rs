@@ -4,14 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::owner::{Lane, Owner, OwnerId, Told};
-use super::work::Worker;
-use super::world::{Event, World};
+use super::owner::{Channel, Owner, OwnerId, OwnerMessage};
+use super::sim::{Sim, SimEvent};
+use super::work::SimActor;
 use crate::ledger::protocol::{self, Action, ActorIx, Answer, Question};
 use crate::store::Commit;
 use crate::store::memory::at_once;
 
-impl World {
+impl Sim {
     /// Performs the actions that the ledger has decided so far.
     pub(super) fn perform(&mut self, id: OwnerId) -> Result<(), String> {
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
@@ -24,22 +24,24 @@ impl World {
                 Action::Ask(question) => self.question(id, question),
                 Action::Run(actor, order) => {
                     let delay = self.dice.below(400);
-                    let at = owner.arrival(Lane::Actor(actor, true), now, delay);
-                    self.at(at, Event::Work(id, actor, order));
+                    let at = owner.arrival(Channel::Actor(actor, true), now, delay);
+                    self.at(at, SimEvent::Work(id, actor, order));
                 }
                 Action::Spawn(more) => {
                     let first = ActorIx::try_from(owner.workers.len()).unwrap_or(0);
-                    owner.workers.extend((0..more).map(|_| Worker::default()));
+                    owner.workers.extend((0..more).map(|_| SimActor::default()));
                     for ix in first..first + more {
-                        self.happens_later(id, Lane::Actor(ix, false), 500, protocol::Event::ActorReady(ix));
+                        self.happens_later(id, Channel::Actor(ix, false), 500, protocol::Event::ActorReady(ix));
                     }
                 }
                 Action::CommitReady if owner.committer_down => {}
-                Action::CommitReady => self.told(id, Lane::Committer(false), 1_000, Told::Gate(committer)),
+                Action::CommitReady => {
+                    self.tell_later(id, Channel::Committer(false), 1_000, OwnerMessage::Gate(committer))
+                }
                 Action::Commit(commit) => self.send(id, commit, 0),
                 Action::CommitLater(commit, tries) => self.send(id, commit, 20_000 * u64::from(tries.min(10))),
                 Action::Credit(source, more) => {
-                    let ingress = &mut owner.ingresses[source as usize];
+                    let ingress = &mut owner.ingresses[source];
                     if ingress.source.is_some() {
                         ingress.credits += more.cast_signed();
                         self.fetch_soon(id, source);
@@ -49,7 +51,7 @@ impl World {
                 Action::Room(..) => {}
                 Action::Acknowledge(source, positions) => {
                     let name = self.plan.sources[source as usize].name.clone();
-                    self.witness.reached((owner.shard, &name), &positions, false)?;
+                    self.checker.reached((owner.shard, &name), &positions, false)?;
                     if let Some(source) = owner.ingresses[source as usize].source.as_mut() {
                         source.committed(&positions);
                     }
@@ -73,7 +75,7 @@ impl World {
     pub(super) fn count(&mut self, id: OwnerId) -> Result<(), String> {
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let tally = owner.ledger.tally();
-        let stats = &mut self.witness.stats;
+        let stats = &mut self.checker.stats;
         stats.passivations += tally.passivations;
         stats.duplicates += tally.duplicates;
         stats.passed += tally.passed;
@@ -91,34 +93,34 @@ impl World {
     fn question(&mut self, id: OwnerId, question: Question) {
         let delay = self.delay(1_000);
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let at = owner.arrival(Lane::Reader(question.reader(), true), self.now, delay);
-        self.at(at, Event::Ask(id, question));
+        let at = owner.arrival(Channel::Reader(question.reader(), true), self.now, delay);
+        self.at(at, SimEvent::Ask(id, question));
     }
 
     pub(super) fn send(&mut self, id: OwnerId, commit: Arc<Commit>, pause: u64) {
         let delay = pause + self.delay(2_000);
         let Some(owner) = self.owners[id].as_mut().filter(|owner| !owner.committer_down) else { return };
         let committer = owner.committer;
-        let at = owner.arrival(Lane::Committer(true), self.now, delay);
-        self.at(at, Event::Write(id, committer, commit));
+        let at = owner.arrival(Channel::Committer(true), self.now, delay);
+        self.at(at, SimEvent::Write(id, committer, commit));
     }
 
     pub(super) fn ask(&mut self, id: OwnerId, question: Question) -> Result<(), String> {
         if self.now < self.disk.away_until {
-            self.at(self.disk.away_until, Event::Ask(id, question));
+            self.at(self.disk.away_until, SimEvent::Ask(id, question));
             return Ok(());
         }
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let answer = at_once(question.answer(&*self.disk.store, owner.shard, self.clock.now()))
             .map_err(|error| error.to_string())?;
         match &answer {
-            Some(Answer::Page(..)) => self.witness.stats.pages += 1,
-            Some(Answer::Retaken(Ok(taken))) => drop(self.witness.epochs.insert(owner.shard, taken.epoch)),
+            Some(Answer::Page(..)) => self.checker.stats.pages += 1,
+            Some(Answer::Retaken(Ok(taken))) => drop(self.checker.epochs.insert(owner.shard, taken.epoch)),
             _ => {}
         }
         if let Some(answer) = answer {
-            let lane = Lane::Reader(question.reader(), false);
-            self.happens_later(id, lane, 500, protocol::Event::Answered(answer));
+            let channel = Channel::Reader(question.reader(), false);
+            self.happens_later(id, channel, 500, protocol::Event::Answered(answer));
         }
         Ok(())
     }
@@ -129,21 +131,21 @@ impl World {
             // It died with its owner or its committer on the way, or it is still on its way.
             return self.late(&commit);
         }
-        let faulty = self.now < self.trouble_until;
+        let faulty = self.now < self.faults_until;
         let (disk, plan) = (&self.disk, &self.plan);
-        let tried = disk.write(plan, &commit, (faulty, self.now), &mut self.dice, &mut self.witness)?;
+        let tried = disk.write(plan, &commit, (faulty, self.now), &mut self.dice, &mut self.checker)?;
         if tried.late {
-            self.soon(40_000, Event::Late(commit.clone()));
+            self.soon(40_000, SimEvent::Late(commit.clone()));
         }
-        let ended = Told::CommitEnded(committer, commit.epoch, commit.no, tried.outcome);
-        self.told(id, Lane::Committer(false), 1_000, ended);
+        let ended = OwnerMessage::CommitEnded(committer, commit.epoch, commit.no, tried.outcome);
+        self.tell_later(id, Channel::Committer(false), 1_000, ended);
         Ok(())
     }
 
     pub(super) fn late(&mut self, commit: &Commit) -> Result<(), String> {
         // Whether it is written at all is part of what nobody knows.
         if self.dice.below(2) == 0 && self.now >= self.disk.away_until {
-            self.disk.apply(&self.plan, commit, &mut self.witness)?;
+            self.disk.apply(&self.plan, commit, &mut self.checker)?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The witness, which sees every commit as it is written and checks it against everything written before.
+//! The checker, which sees every commit as it is written and checks it against everything written before.
 //! In: commits, acknowledgements, deliveries. Out: the first promise that was broken.
 
 mod above;
@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 pub use self::seen::Seen;
 use self::topic::Topic;
-use super::fate::Fate;
-use super::plan::{INTAKE, PROBE, Plan, SOURCES};
+use super::fault_plan::FaultPlan;
+use super::plan::{INTAKE, PROBE, SOURCES, SimPlan};
 use crate::AfterDeadLetter;
 use crate::clock::Millis;
-use crate::message::{Message, Position, Positions, ShardNo, Taken, TakenId};
+use crate::message::{Message, Position, Positions, ServiceIx, ShardNo, SinkIx, SourceIx, Taken, TakenId};
 use crate::store::{Commit, Epoch, Part, PendingKind};
 use crate::transport::embedded;
 
@@ -31,7 +31,7 @@ pub struct Effect {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum End {
+enum MessageEnd {
     #[default]
     Open,
     Effect,
@@ -44,16 +44,16 @@ enum End {
 /// One message for one service.
 #[derive(Debug)]
 struct Expected {
-    service: Option<u16>,
+    service: Option<ServiceIx>,
     key: String,
     id: String,
     /// The place where it was first delivered: shard, source, origin, position.
-    place: (ShardNo, u16, Arc<str>, Position),
+    place: (ShardNo, SourceIx, Arc<str>, Position),
     /// True if it has copies elsewhere, so that its place says nothing about its order.
     unordered: bool,
-    /// True if it may become a dead letter although its fate does not ask for that.
+    /// True if it may become a dead letter although its fault plan does not ask for that.
     may_die: bool,
-    end: End,
+    end: MessageEnd,
 }
 
 /// The row of a turn that counted.
@@ -72,21 +72,21 @@ struct Track {
     numbers: HashSet<u64>,
 }
 
-/// The witness of a simulation.
+/// The checker of a simulation.
 #[derive(Debug, Default)]
-pub(super) struct Witness {
+pub(super) struct Checker {
     pub(super) stats: Seen,
     pub(super) effects: Vec<Effect>,
     pub(super) epochs: HashMap<ShardNo, Epoch>,
     expected: HashMap<TakenId, Expected>,
     names: HashMap<(Arc<str>, String, String), TakenId>,
-    tracks: HashMap<(ShardNo, u16, Arc<str>), Track>,
+    tracks: HashMap<(ShardNo, SourceIx, Arc<str>), Track>,
     taken: HashSet<TakenId>,
     waiting: HashMap<(ShardNo, u64), TakenId>,
     dead: HashMap<(ShardNo, u64), (TakenId, bool)>,
     held: HashMap<(u16, String), u64>,
     last: HashMap<(u16, String, ShardNo, u16, Arc<str>), Position>,
-    timers: timers::Timers,
+    timers: timers::SetTimers,
     /// The messages that were passed on to their shards, in a log row.
     onward: HashSet<TakenId>,
     healed: bool,
@@ -94,11 +94,11 @@ pub(super) struct Witness {
     pub(super) topics: Vec<Topic>,
 }
 
-impl Witness {
+impl Checker {
     /// A source has these messages at a place, one for each service that takes it; none where no binding wants it.
     pub(super) fn delivered(
         &mut self,
-        plan: &Plan,
+        plan: &SimPlan,
         (shard, source, origin, position): (ShardNo, u16, &Arc<str>, Position),
         messages: &[(Option<u16>, Message, bool)],
     ) {
@@ -111,14 +111,14 @@ impl Witness {
                 key: message.key().to_owned(),
                 id: message.id().to_owned(),
                 place: (shard, source, origin.clone(), position),
-                unordered: SOURCES[usize::from(source)] == INTAKE,
+                unordered: SOURCES[source] == INTAKE,
                 may_die: *may_die,
-                end: End::Open,
+                end: MessageEnd::Open,
             });
             let here = (known.place.0, known.place.1, &known.place.2) == (shard, source, origin);
-            known.unordered |= !here || SOURCES[usize::from(source)] == INTAKE;
+            known.unordered |= !here || SOURCES[source] == INTAKE;
             if let Some(service) = service {
-                let name = plan.services[*service as usize].name.clone();
+                let name = plan.services[*service].name.clone();
                 self.names.insert((name, message.key().to_owned(), message.id().to_owned()), id);
             }
         }
@@ -129,7 +129,7 @@ impl Witness {
     /// keeps its first place.
     fn logged(
         &mut self,
-        plan: &Plan,
+        plan: &SimPlan,
         (shard, source, origin, position): (ShardNo, u16, &Arc<str>, Position),
         (service, message): (Option<u16>, Message),
     ) {
@@ -144,7 +144,7 @@ impl Witness {
 
     /// Rows of a table without order are gone: their messages must be durable.
     fn taken_in(&mut self, shard: ShardNo, numbers: &[u64]) -> Result<(), String> {
-        let Some(track) = self.tracks.get_mut(&(shard, 3, INTAKE.into())) else { return Ok(()) };
+        let Some(track) = self.tracks.get_mut(&(shard, SourceIx::nth(3), INTAKE.into())) else { return Ok(()) };
         for no in numbers {
             let found = track.entries.iter().find(|(position, _)| position.no == *no);
             let lost = found
@@ -159,19 +159,19 @@ impl Witness {
     }
 
     /// A handler failed by itself: its message may become a dead letter.
-    pub(super) fn failed(&mut self, plan: &Plan, service: u16, message: &Message) {
+    pub(super) fn failed(&mut self, plan: &SimPlan, service: u16, message: &Message) {
         if let Some(expected) = self.expected.get_mut(&plan.taken_id(Some(service), message)) {
             expected.may_die = true;
         }
     }
 
-    /// From now on no fate strikes.
+    /// From now on no fault strikes.
     pub(super) fn heal(&mut self) {
         self.healed = true;
     }
 
     /// A commit was written.
-    pub(super) fn committed(&mut self, plan: &Plan, commit: &Commit) -> Result<(), String> {
+    pub(super) fn committed(&mut self, plan: &SimPlan, commit: &Commit) -> Result<(), String> {
         let (shard, no) = (commit.shard, commit.no);
         let at = |problem: String| format!("shard {shard}, commit {no}: {problem}");
         self.stats.commits += 1;
@@ -179,9 +179,9 @@ impl Witness {
             return Err(at(format!("written under epoch {}, which was over", commit.epoch)));
         }
         self.topics.resize_with(plan.sinks.len(), Topic::default);
-        for (sink, topic) in (0..).zip(&mut self.topics) {
+        for (sink, topic) in SinkIx::all(plan.sinks.len()).zip(&mut self.topics) {
             topic.committed(commit, |event| plan.bindings.topic(sink, event).is_some());
-            let watermark = commit.watermarks.get(&plan.sinks[usize::from(sink)]).copied();
+            let watermark = commit.watermarks.get(&plan.sinks[sink]).copied();
             topic.reached(shard, watermark).map_err(at)?;
         }
         for part in &commit.parts {
@@ -192,7 +192,7 @@ impl Witness {
             for (index, (service, message)) in (0..).zip(messages) {
                 let origin = Arc::from(shard.to_string());
                 let service = plan.handlers.index_of(&service);
-                let place = (row.target, 0, &origin, Position::new(no, index));
+                let place = (row.target, SourceIx::FIRST, &origin, Position::new(no, index));
                 self.logged(plan, place, (service, message));
             }
         }
@@ -213,7 +213,7 @@ impl Witness {
     ) -> Result<(), String> {
         let Some(source) = SOURCES.iter().position(|name| *name == source) else { return Ok(()) };
         for (origin, position) in positions {
-            let place = (shard, u16::try_from(source).unwrap_or(0), origin.clone());
+            let place = (shard, SourceIx::nth(source), origin.clone());
             let Some(track) = self.tracks.get_mut(&place) else { continue };
             if track.passed > 0 && track.entries[track.passed - 1].0 > *position && stored {
                 return Err(format!("{}/{origin} goes back to {position:?}", SOURCES[source]));
@@ -232,7 +232,7 @@ impl Witness {
         Ok(())
     }
 
-    fn part(&mut self, plan: &Plan, (shard, at): (ShardNo, Millis), part: &Part) -> Result<(), String> {
+    fn part(&mut self, plan: &SimPlan, (shard, at): (ShardNo, Millis), part: &Part) -> Result<(), String> {
         for Taken { id, .. } in &part.ids {
             if !self.taken.insert(*id) {
                 return Err(format!("{} is taken twice", self.name(id)));
@@ -278,7 +278,7 @@ impl Witness {
         }
     }
 
-    fn effect(&mut self, plan: &Plan, probe: &str) -> Result<TakenId, String> {
+    fn effect(&mut self, plan: &SimPlan, probe: &str) -> Result<TakenId, String> {
         let Probe { service, key, id } = serde_json::from_str(probe).map_err(|error| error.to_string())?;
         let taken = self.names.get(&(service.clone(), key, id.clone())).copied();
         let Some((taken, expected)) = taken.and_then(|id| Some((id, self.expected.get_mut(&id)?))) else {
@@ -289,16 +289,16 @@ impl Witness {
         }
         let Some(index) = expected.service else { return Err(format!("{id:?} is of no service")) };
         let holds = plan.services[index as usize].after_dead_letter == AfterDeadLetter::HoldKey;
-        let fate = Fate::of(plan.seed, plan.faults, &service, &id);
-        if fate.is_deadly() && !self.healed {
-            return Err(format!("{service}: an effect of {id:?}, whose fate is {fate:?}"));
+        let planned = FaultPlan::of(plan.seed, plan.faults, &service, &id);
+        if planned.is_deadly() && !self.healed {
+            return Err(format!("{service}: an effect of {id:?}, whose fate is {planned:?}"));
         }
         let ordered = match expected.end {
-            End::Open => true,
-            End::Replayed => holds,
+            MessageEnd::Open => true,
+            MessageEnd::Replayed => holds,
             end => return Err(format!("{service}: an effect of {id:?}, which was {end:?} already")),
         };
-        expected.end = End::Effect;
+        expected.end = MessageEnd::Effect;
         let key = (index, expected.key.clone());
         if self.held.contains_key(&key) {
             return Err(format!("{service}: an effect of {id:?}, but a dead letter holds {:?}", key.1));
@@ -317,31 +317,31 @@ impl Witness {
 
     fn died(
         &mut self,
-        plan: &Plan,
+        plan: &SimPlan,
         (shard, seq, id): (ShardNo, u64, TakenId),
-        service: Option<u16>,
+        service: Option<ServiceIx>,
         holds: bool,
         last: Option<&crate::store::Attempt>,
     ) -> Result<(), String> {
         self.stats.dead_letters += 1;
         let name = self.name(&id);
         let Some(expected) = self.expected.get_mut(&id) else { return Err(format!("{name} was never delivered")) };
-        if !matches!(expected.end, End::Open | End::Replayed) {
+        if !matches!(expected.end, MessageEnd::Open | MessageEnd::Replayed) {
             return Err(format!("{name} is dead, but was {:?} already", expected.end));
         }
         if let Some(service) = service {
             let service = &plan.services[service as usize];
-            let fate = Fate::of(plan.seed, plan.faults, &service.name, &expected.id);
-            if !expected.may_die && (!fate.is_deadly() || self.healed && expected.end == End::Replayed) {
-                return Err(format!("{name} is dead, but its fate was {fate:?}: {last:?}"));
+            let planned = FaultPlan::of(plan.seed, plan.faults, &service.name, &expected.id);
+            if !expected.may_die && (!planned.is_deadly() || self.healed && expected.end == MessageEnd::Replayed) {
+                return Err(format!("{name} is dead, but its fate was {planned:?}: {last:?}"));
             }
             let attempts = service.retry.attempts;
             let spent = last.map_or(0, |attempt| attempt.attempt);
-            if spent > attempts || fate == Fate::Hopeless && spent != attempts && !expected.may_die {
+            if spent > attempts || planned == FaultPlan::Hopeless && spent != attempts && !expected.may_die {
                 return Err(format!("{name} is dead after {spent} attempts, {attempts} are its bound"));
             }
         }
-        expected.end = End::Dead;
+        expected.end = MessageEnd::Dead;
         if holds && let Some(service) = expected.service {
             self.held.insert((service, expected.key.clone()), seq);
         }
@@ -356,7 +356,7 @@ impl Witness {
         self.stats.operations += 1;
         let replayed = part.pending.iter().any(|row| row.id == id);
         if let Some(expected) = self.expected.get_mut(&id) {
-            expected.end = if replayed { End::Replayed } else { End::Discarded };
+            expected.end = if replayed { MessageEnd::Replayed } else { MessageEnd::Discarded };
             if holds && let Some(service) = expected.service {
                 self.held.remove(&(service, expected.key.clone()));
             }
@@ -372,7 +372,7 @@ impl Witness {
     pub(super) fn unfinished(&self) -> Option<String> {
         let later = self.scheduled();
         let open = self.expected.iter().filter(|(id, _)| !later.contains(*id)).map(|(_, expected)| expected);
-        if let Some(open) = open.into_iter().find(|open| matches!(open.end, End::Open | End::Replayed)) {
+        if let Some(open) = open.into_iter().find(|open| matches!(open.end, MessageEnd::Open | MessageEnd::Replayed)) {
             return Some(format!(
                 "{:?} of key {:?} ({:?}) had no effect and is no dead letter",
                 open.id, open.key, open.place
@@ -383,7 +383,7 @@ impl Witness {
         }
         let behind = self.tracks.iter().find(|(_, track)| track.passed < track.entries.len());
         behind.map(|((shard, source, origin), track)| {
-            let name = SOURCES[*source as usize];
+            let name = SOURCES[*source];
             format!("shard {shard}: {name}/{origin} stands at {} of {} deliveries", track.passed, track.entries.len())
         })
     }
@@ -394,7 +394,7 @@ impl Witness {
     }
 
     /// Keys that dead letters hold, ordered.
-    pub(super) fn held(&self) -> BTreeMap<(u16, String), u64> {
+    pub(super) fn held(&self) -> BTreeMap<(ServiceIx, String), u64> {
         self.held.iter().map(|(key, seq)| (key.clone(), *seq)).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! The simulated world: one queue of events over virtual time, drawn from one seed.
+//! The simulation: one queue of events over virtual time, drawn from one seed.
 //! In: a plan, sources. Out: everything that happens, until nothing is left to do or a promise is broken.
 
 use std::cmp::Reverse;
@@ -6,15 +6,15 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::disk::Disk;
-use super::fate::Refusals;
-use super::owner::{Lane, Owner, OwnerId, Told};
-use super::plan::Plan;
-use super::witness::Witness;
+use super::checker::Checker;
+use super::disk::SimDisk;
+use super::fault_plan::Refusals;
+use super::owner::{Channel, Owner, OwnerId, OwnerMessage};
+use super::plan::SimPlan;
 use crate::clock::{Clock, Dice, millis};
 use crate::ledger::gates::Gates;
 use crate::ledger::protocol::{self, ActorIx, Question, RunOrder};
-use crate::message::ShardNo;
+use crate::message::{ShardNo, SinkIx, SourceIx};
 use crate::store::memory::at_once;
 use crate::store::query::Scope;
 use crate::store::{Commit, Store};
@@ -23,52 +23,52 @@ use crate::transport::Transport;
 /// The time between two ticks of a ledger, in microseconds.
 pub(super) const TICK: u64 = 50_000;
 
-/// The events of the world.
-pub(super) enum Event {
+/// The events of the simulation.
+pub(super) enum SimEvent {
     Take(ShardNo),
-    Told(OwnerId, Told),
+    Tell(OwnerId, OwnerMessage),
     /// A question of a ledger reaches the store.
     Ask(OwnerId, Question),
     /// A commit of this committer reaches the store; or one that was given up on arrives after all.
     Write(OwnerId, u32, Arc<Commit>),
     Late(Arc<Commit>),
     Work(OwnerId, ActorIx, RunOrder),
-    Fetch(OwnerId, u16),
+    Fetch(OwnerId, SourceIx),
     /// A dispatcher does what it can; the events that it handed over reach the broker.
     Pump(OwnerId, u16),
     Deliver(OwnerId, u16, u32),
-    Trouble,
+    Fault,
     Look,
 }
 
-struct Scheduled(u64, u64, Event);
+struct ScheduledEvent(u64, u64, SimEvent);
 
-impl PartialEq for Scheduled {
+impl PartialEq for ScheduledEvent {
     fn eq(&self, other: &Self) -> bool {
         (self.0, self.1) == (other.0, other.1)
     }
 }
 
-impl Eq for Scheduled {}
+impl Eq for ScheduledEvent {}
 
-impl PartialOrd for Scheduled {
+impl PartialOrd for ScheduledEvent {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Scheduled {
+impl Ord for ScheduledEvent {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (self.0, self.1).cmp(&(other.0, other.1))
     }
 }
 
-/// The simulated world.
-pub(super) struct World {
-    pub(super) plan: Plan,
-    pub(super) disk: Disk,
+/// The state of the simulation.
+pub(super) struct Sim {
+    pub(super) plan: SimPlan,
+    pub(super) disk: SimDisk,
     pub(super) refusals: Arc<Refusals>,
-    pub(super) witness: Witness,
+    pub(super) checker: Checker,
     pub(super) gates: Gates,
     pub(super) dice: Dice,
     /// Microseconds since the start.
@@ -79,7 +79,7 @@ pub(super) struct World {
     /// The owner of each shard, as the store has it.
     pub(super) current: Vec<Option<OwnerId>>,
     /// The time until which things go wrong.
-    pub(super) trouble_until: u64,
+    pub(super) faults_until: u64,
     /// True once operators act on dead letters, and fates no longer strike.
     pub(super) healed: bool,
     /// The services and keys that operators have paused.
@@ -90,34 +90,34 @@ pub(super) struct World {
     pub(super) runtime: tokio::runtime::Runtime,
     pub(super) turns: u64,
     pub(super) deferred: HashMap<String, u32>,
-    queue: BinaryHeap<Reverse<Scheduled>>,
+    queue: BinaryHeap<Reverse<ScheduledEvent>>,
     scheduled: u64,
 }
 
-impl World {
+impl Sim {
     pub(super) fn new(
-        plan: Plan,
-        disk: Disk,
+        plan: SimPlan,
+        disk: SimDisk,
         refusals: Arc<Refusals>,
-        (witness, clock): (Witness, Clock),
+        (checker, clock): (Checker, Clock),
         transports: Vec<Box<dyn Transport>>,
-        trouble_until: u64,
+        faults_until: u64,
     ) -> Result<Self, String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let shards = plan.shards();
-        let mut world = Self {
+        let mut sim = Self {
             gates: super::plan::gates(&plan.handlers, &plan.settings, plan.seed),
             dice: Dice::seeded(plan.seed),
             plan,
             disk,
             refusals,
-            witness,
+            checker,
             now: 0,
             clock,
             transports,
             owners: Vec::new(),
             current: vec![None; shards as usize],
-            trouble_until,
+            faults_until,
             healed: false,
             paused: Vec::new(),
             sinks_away_until: 0,
@@ -129,33 +129,39 @@ impl World {
             scheduled: 0,
         };
         for shard in 0..shards {
-            world.at(0, Event::Take(shard));
+            sim.at(0, SimEvent::Take(shard));
         }
-        Ok(world)
+        Ok(sim)
     }
 
     /// Schedules an event at `time`.
-    pub(super) fn at(&mut self, time: u64, event: Event) {
+    pub(super) fn at(&mut self, time: u64, event: SimEvent) {
         self.scheduled += 1;
-        self.queue.push(Reverse(Scheduled(time, self.scheduled, event)));
+        self.queue.push(Reverse(ScheduledEvent(time, self.scheduled, event)));
     }
 
     /// Schedules an event after a random delay below `most` microseconds.
-    pub(super) fn soon(&mut self, most: u64, event: Event) {
+    pub(super) fn soon(&mut self, most: u64, event: SimEvent) {
         let delay = self.dice.below(most);
         self.at(self.now + delay, event);
     }
 
-    pub(super) fn told(&mut self, id: OwnerId, lane: Lane, most: u64, told: Told) {
-        self.told_after(id, (lane, 0), most, told);
+    pub(super) fn tell_later(&mut self, id: OwnerId, channel: Channel, most: u64, message: OwnerMessage) {
+        self.tell_after(id, (channel, 0), most, message);
     }
 
     /// Tells an owner something after a fixed pause and a random delay.
-    pub(super) fn told_after(&mut self, id: OwnerId, (lane, pause): (Lane, u64), most: u64, told: Told) {
+    pub(super) fn tell_after(
+        &mut self,
+        id: OwnerId,
+        (channel, pause): (Channel, u64),
+        most: u64,
+        message: OwnerMessage,
+    ) {
         let delay = pause + self.delay(most);
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let at = owner.arrival(lane, self.now, delay);
-        self.at(at, Event::Told(id, told));
+        let at = owner.arrival(channel, self.now, delay);
+        self.at(at, SimEvent::Tell(id, message));
     }
 
     /// A random delay: mostly short, sometimes long.
@@ -165,8 +171,8 @@ impl World {
 
     /// Runs until everything is done.
     pub(super) fn run(&mut self) -> Result<(), String> {
-        self.at(20_000, Event::Trouble);
-        self.at(self.trouble_until, Event::Look);
+        self.at(20_000, SimEvent::Fault);
+        self.at(self.faults_until, SimEvent::Look);
         while !self.done {
             self.step()?;
         }
@@ -175,7 +181,7 @@ impl World {
 
     /// Lets the next event happen.
     pub(super) fn step(&mut self) -> Result<(), String> {
-        let Some(Reverse(Scheduled(time, _, event))) = self.queue.pop() else {
+        let Some(Reverse(ScheduledEvent(time, _, event))) = self.queue.pop() else {
             return Err("nothing happens any more".to_owned());
         };
         self.leap(time);
@@ -184,7 +190,7 @@ impl World {
 
     /// The time of the next event.
     pub(super) fn next_at(&self) -> Option<u64> {
-        self.queue.peek().map(|Reverse(Scheduled(time, ..))| *time)
+        self.queue.peek().map(|Reverse(ScheduledEvent(time, ..))| *time)
     }
 
     /// Sets the time to `to`, unless it is later already: events that were due before happen late.
@@ -194,15 +200,15 @@ impl World {
         self.now = self.now.max(to);
     }
 
-    fn happen(&mut self, event: Event) -> Result<(), String> {
+    fn happen(&mut self, event: SimEvent) -> Result<(), String> {
         let id = match &event {
-            Event::Told(id, _)
-            | Event::Ask(id, _)
-            | Event::Work(id, ..)
-            | Event::Fetch(id, _)
-            | Event::Pump(id, _)
-            | Event::Deliver(id, ..) => Some(*id),
-            Event::Take(_) | Event::Write(..) | Event::Late(_) | Event::Trouble | Event::Look => None,
+            SimEvent::Tell(id, _)
+            | SimEvent::Ask(id, _)
+            | SimEvent::Work(id, ..)
+            | SimEvent::Fetch(id, _)
+            | SimEvent::Pump(id, _)
+            | SimEvent::Deliver(id, ..) => Some(*id),
+            SimEvent::Take(_) | SimEvent::Write(..) | SimEvent::Late(_) | SimEvent::Fault | SimEvent::Look => None,
         };
         if let Some(id) = id {
             let Some(owner) = self.owners[id].as_ref() else { return Ok(()) };
@@ -213,33 +219,33 @@ impl World {
             }
         }
         match event {
-            Event::Take(shard) => self.take(shard),
-            Event::Told(id, told) => self.tell(id, told),
-            Event::Ask(id, action) => self.ask(id, action),
-            Event::Write(id, committer, commit) => self.write(id, committer, commit),
-            Event::Late(commit) => self.late(&commit),
-            Event::Work(id, actor, order) => self.work(id, actor, order),
-            Event::Fetch(id, source) => self.fetch(id, source),
-            Event::Pump(id, sink) => self.pump(id, sink),
-            Event::Deliver(id, sink, generation) => self.deliver(id, sink, generation),
-            Event::Trouble => self.trouble(),
-            Event::Look => self.look(),
+            SimEvent::Take(shard) => self.take(shard),
+            SimEvent::Tell(id, message) => self.tell(id, message),
+            SimEvent::Ask(id, action) => self.ask(id, action),
+            SimEvent::Write(id, committer, commit) => self.write(id, committer, commit),
+            SimEvent::Late(commit) => self.late(&commit),
+            SimEvent::Work(id, actor, order) => self.work(id, actor, order),
+            SimEvent::Fetch(id, source) => self.fetch(id, source),
+            SimEvent::Pump(id, sink) => self.pump(id, sink),
+            SimEvent::Deliver(id, sink, generation) => self.deliver(id, sink, generation),
+            SimEvent::Fault => self.fault(),
+            SimEvent::Look => self.look(),
         }
     }
 
     /// Lets another owner take the shard over.
     fn take(&mut self, shard: ShardNo) -> Result<(), String> {
         if self.now < self.disk.away_until {
-            self.at(self.disk.away_until, Event::Take(shard));
+            self.at(self.disk.away_until, SimEvent::Take(shard));
             return Ok(());
         }
         if let Some(old) = self.current[shard as usize].take().and_then(|id| self.owners[id].as_mut()) {
             old.zombie = true;
-            self.witness.stats.zombies += 1;
+            self.checker.stats.zombies += 1;
         }
         let id = self.owners.len();
         let taken = at_once(self.disk.store.take(shard, &format!("owner-{id}"))).map_err(|error| error.to_string())?;
-        self.witness.epochs.insert(shard, taken.epoch);
+        self.checker.epochs.insert(shard, taken.epoch);
         let dedup = &self.plan.settings.dedup;
         let window = millis(dedup.window);
         let since = self.clock.now().saturating_sub(window);
@@ -250,13 +256,13 @@ impl World {
         self.perform(id)?;
         for source in 0..self.transports.len() {
             let source = u16::try_from(source).unwrap_or(0);
-            self.told(id, Lane::Ingress(source), 5_000, Told::IngressBack(source));
+            self.tell_later(id, Channel::Ingress(source), 5_000, OwnerMessage::IngressBack(source));
         }
         for sink in 0..self.plan.sinks.len() {
             let sink = u16::try_from(sink).unwrap_or(0);
-            self.told(id, Lane::Dispatcher(sink), 5_000, Told::DispatcherBack(sink));
+            self.tell_later(id, Channel::Dispatcher(sink), 5_000, OwnerMessage::DispatcherBack(sink));
         }
-        self.at(self.now + TICK, Event::Told(id, Told::Tick));
+        self.at(self.now + TICK, SimEvent::Tell(id, OwnerMessage::Tick));
         Ok(())
     }
 
@@ -266,8 +272,8 @@ impl World {
         self.gates.leave(id as u64);
         if !owner.zombie {
             self.current[owner.shard as usize] = None;
-            self.witness.stats.takeovers += 1;
-            self.soon(200_000, Event::Take(owner.shard));
+            self.checker.stats.takeovers += 1;
+            self.soon(200_000, SimEvent::Take(owner.shard));
         }
     }
 
@@ -275,7 +281,7 @@ impl World {
     pub(super) fn permit(&mut self) {
         for (asker, line) in self.gates.grant(self.clock.now()) {
             let id = usize::try_from(asker).unwrap_or(usize::MAX);
-            self.happens_later(id, Lane::Gates, 500, protocol::Event::Permit(line));
+            self.happens_later(id, Channel::Gates, 500, protocol::Event::Permit(line));
         }
     }
 }

@@ -1,17 +1,17 @@
 //! The check of the stretches that commits declare done above positions: all of them must be.
 //! In: commits. Out: the first false declaration.
 
-use super::{SOURCES, Witness};
+use super::{Checker, SOURCES};
 use crate::store::Commit;
 
-impl Witness {
+impl Checker {
     /// Checks the stretches above the positions of its sources that a commit declares done.
     pub(super) fn above(&mut self, commit: &Commit) -> Result<(), String> {
         self.stats.ahead += u64::from(!commit.ahead.is_empty());
         for (source, origins) in &commit.ahead {
             let Some(at) = SOURCES.iter().position(|name| **name == **source) else { continue };
             for (origin, stretches) in origins {
-                let place = (commit.shard, u16::try_from(at).unwrap_or(0), origin.clone());
+                let place = (commit.shard, SourceIx::nth(at), origin.clone());
                 let Some(track) = self.tracks.get(&place) else { continue };
                 // For a stretch of some services the ids that it means are not known.
                 for stretch in stretches.iter().filter(|stretch| stretch.services.is_empty()) {

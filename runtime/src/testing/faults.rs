@@ -1,11 +1,11 @@
-//! The troubles of a simulated world, and its end.
+//! The faults of a simulation, and its end.
 //! In: dice. Out: deaths, freezes, outages, operators' commands; the end.
 
-use super::owner::{Lane, OwnerId, Told};
-use super::world::{Event, World};
+use super::owner::{Channel, OwnerId, OwnerMessage};
+use super::sim::{Sim, SimEvent};
 use crate::clock::Millis;
 use crate::ledger::protocol::{self, ActorIx};
-use crate::message::ShardNo;
+use crate::message::{ServiceIx, ShardNo, SourceIx};
 use crate::store::Store;
 use crate::store::memory::at_once;
 use crate::store::query::{Action, DeadFilter, NewCommand, OpenCommand, Queries, Scope};
@@ -17,10 +17,10 @@ const PATIENCE: u64 = 20_000_000;
 /// The time after which a simulation that is not done counts as stuck, in microseconds.
 const STUCK: u64 = 400_000_000;
 
-impl World {
-    /// Lets something go wrong, and schedules the next trouble.
-    pub(super) fn trouble(&mut self) -> Result<(), String> {
-        if self.now >= self.trouble_until {
+impl Sim {
+    /// Lets something go wrong, and schedules the next fault.
+    pub(super) fn fault(&mut self) -> Result<(), String> {
+        if self.now >= self.faults_until {
             return Ok(());
         }
         let faults = self.plan.faults;
@@ -43,7 +43,7 @@ impl World {
             _ => {}
         }
         let pause = 1_000 + self.dice.below(60_000);
-        self.at(self.now + pause, Event::Trouble);
+        self.at(self.now + pause, SimEvent::Fault);
         Ok(())
     }
 
@@ -53,7 +53,7 @@ impl World {
         let shard = owner.shard;
         owner.frozen_until = self.now + still;
         if self.dice.below(4) > 0 {
-            self.soon(still, Event::Take(shard));
+            self.soon(still, SimEvent::Take(shard));
         }
     }
 
@@ -64,28 +64,28 @@ impl World {
             ingress.source = None;
             ingress.generation += u32::from(self.dice.below(2) == 0);
         }
-        self.soon(500, Event::Told(id, Told::Event(protocol::Event::Drain)));
+        self.soon(500, SimEvent::Tell(id, OwnerMessage::Event(protocol::Event::Drain)));
     }
 
     fn kill_actor(&mut self, id: OwnerId) {
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let actor = ActorIx::try_from(self.dice.below(owner.workers.len() as u64)).unwrap_or(0);
+        let actor = ActorIx::nth(self.dice.below(owner.workers.len() as u64) as usize);
         // Its last messages arrive before the news of its death, or were not sent yet.
         let silent = self.dice.below(2) == 0;
-        let alive = owner.workers.get(actor as usize).is_some_and(|worker| worker.alive);
+        let alive = owner.workers.get(actor.place()).is_some_and(|worker| worker.alive);
         if !alive || silent && !owner.kill(actor) {
             return;
         }
-        self.witness.stats.deaths += 1;
+        self.checker.stats.deaths += 1;
         let died = protocol::Event::ActorDied(actor, "killed".to_owned());
-        self.happens_later(id, Lane::Actor(actor, false), 1_000, died);
+        self.happens_later(id, Channel::Actor(actor, false), 1_000, died);
     }
 
     fn kill_committer(&mut self, id: OwnerId) {
         let Some(owner) = self.owners[id].as_mut().filter(|owner| !owner.committer_down) else { return };
         owner.committer_down = true;
-        self.witness.stats.deaths += 1;
-        self.told(id, Lane::Committer(false), 20_000, Told::CommitterBack);
+        self.checker.stats.deaths += 1;
+        self.tell_later(id, Channel::Committer(false), 20_000, OwnerMessage::CommitterBack);
     }
 
     fn kill_ingress(&mut self, id: OwnerId) {
@@ -97,19 +97,19 @@ impl World {
         }
         // Its fetched messages arrive, or die with it.
         ingress.generation += u32::from(self.dice.below(2) == 0);
-        self.witness.stats.deaths += 1;
+        self.checker.stats.deaths += 1;
         let source = u16::try_from(source).unwrap_or(0);
-        self.told(id, Lane::Ingress(source), 20_000, Told::IngressBack(source));
+        self.tell_later(id, Channel::Ingress(source), 20_000, OwnerMessage::IngressBack(source));
     }
 
     /// Lets an operator act on dead letters: of one key, or of all.
-    fn operate(&mut self, key: Option<(u16, String)>) -> Result<(), String> {
+    fn operate(&mut self, key: Option<(ServiceIx, String)>) -> Result<(), String> {
         // A rejected message that is always replayed would hold its key for ever.
         let discard = self.dice.below(4) == 0;
         let action = if discard { Action::Discard } else { Action::Replay };
         let filter = match key {
             Some((service, key)) => DeadFilter {
-                service: Some(self.plan.services[service as usize].name.as_ref().to_owned()),
+                service: Some(self.plan.services[service].name.as_ref().to_owned()),
                 key: Some(key),
                 ..DeadFilter::default()
             },
@@ -133,7 +133,7 @@ impl World {
                 Scope { service: service.as_ref().to_owned(), key: Some(key.as_ref().to_owned()) }
             }
         };
-        self.witness.stats.pauses += 1;
+        self.checker.stats.pauses += 1;
         self.paused.push(scope.clone());
         self.command(Action::Pause(scope), DeadFilter::default())
     }
@@ -162,36 +162,36 @@ impl World {
             self.resume()?;
         }
         let busy = self.busy();
-        let late = self.now > self.trouble_until + PATIENCE;
+        let late = self.now > self.faults_until + PATIENCE;
         match busy {
-            Some(busy) if self.now > self.trouble_until + STUCK => return Err(format!("it never ends: {busy}")),
+            Some(busy) if self.now > self.faults_until + STUCK => return Err(format!("it never ends: {busy}")),
             Some(_) if !late => {}
-            None if self.healed && self.witness.held().is_empty() => {
+            None if self.healed && self.checker.held().is_empty() => {
                 self.done = true;
-                let left = self.witness.unfinished().or_else(|| self.witness.unset(&self.plan));
+                let left = self.checker.unfinished().or_else(|| self.checker.unset(&self.plan));
                 return left.map_or(Ok(()), Err);
             }
             _ => {
                 let first = !std::mem::replace(&mut self.healed, true);
-                self.witness.heal();
+                self.checker.heal();
                 self.sinks_away_until = 0;
                 self.refusals.heal();
                 if first && self.plan.faults.operators && self.dice.below(2) == 0 {
                     self.operate(None)?;
                 }
                 let executing = (0..self.plan.shards()).any(|shard| !self.open_commands(shard).is_empty());
-                for key in self.witness.held().into_keys().filter(|_| !executing) {
+                for key in self.checker.held().into_keys().filter(|_| !executing) {
                     self.operate(Some(key))?;
                 }
             }
         }
-        self.at(self.now + LOOK, Event::Look);
+        self.at(self.now + LOOK, SimEvent::Look);
         Ok(())
     }
 
     /// The work that is still to be done, if any.
     fn busy(&self) -> Option<String> {
-        let held = self.witness.held();
+        let held = self.checker.held();
         let pending = self.disk.store.pending().into_values();
         let waits = pending.into_iter().find(|row| !held.contains_key(&self.place(&row.service, &row.key)));
         let waits =
@@ -204,13 +204,13 @@ impl World {
         self.restless().or(timer).or(waits)
     }
 
-    fn place(&self, service: &str, key: &str) -> (u16, String) {
-        (self.plan.handlers.index_of(service).unwrap_or(u16::MAX), key.to_owned())
+    fn place(&self, service: &str, key: &str) -> (ServiceIx, String) {
+        (self.plan.handlers.index_of(service).expect("its rows are of services that run"), key.to_owned())
     }
 
     /// The time at which the next attempt at a message is due, in microseconds since the start.
     pub(super) fn next_retry(&self) -> Option<u64> {
-        let held = self.witness.held();
+        let held = self.checker.held();
         let rows = self.disk.store.pending().into_values();
         let rows = rows.filter(|row| !held.contains_key(&self.place(&row.service, &row.key)));
         rows.filter_map(|row| row.due_at).min().map(|at| self.micros(at))
@@ -218,7 +218,7 @@ impl World {
 
     /// The time at which the next attempt or timer is due.
     pub(super) fn next_due(&self) -> Option<u64> {
-        let mut waits: std::collections::BTreeSet<_> = self.witness.held().into_keys().collect();
+        let mut waits: std::collections::BTreeSet<_> = self.checker.held().into_keys().collect();
         waits.extend(self.disk.store.pending().into_values().map(|row| self.place(&row.service, &row.key)));
         let free = |timer: &crate::store::Timer| !waits.contains(&self.place(&timer.of.service, &timer.of.key));
         let timers = self.disk.store.timers().into_iter().filter(free);
@@ -233,7 +233,7 @@ impl World {
 
     /// True if messages wait for something outside, and not for their time.
     pub(super) fn blocked(&self) -> bool {
-        let held = self.witness.held();
+        let held = self.checker.held();
         let rows = self.disk.store.pending();
         let timed: std::collections::BTreeSet<_> =
             rows.values().filter(|row| row.due_at.is_some()).map(|row| self.place(&row.service, &row.key)).collect();
@@ -243,12 +243,12 @@ impl World {
 
     /// The work that is in hand or to be read, if any: messages that wait for their time do not count.
     pub(super) fn restless(&self) -> Option<String> {
-        if !self.witness.all_passed() {
+        if !self.checker.all_passed() {
             let owners = self.current.iter().map(|id| self.describe(*id)).collect::<Vec<_>>();
-            let sources = self.witness.unfinished().unwrap_or_default();
+            let sources = self.checker.unfinished().unwrap_or_default();
             return Some(format!("sources are not at their end: {sources}; {}", owners.join("; ")));
         }
-        if let Some(behind) = self.witness.topics.iter().find_map(super::witness::topic::Topic::unfinished) {
+        if let Some(behind) = self.checker.topics.iter().find_map(super::checker::topic::Topic::unfinished) {
             return Some(behind);
         }
         for (shard, owner) in (0..).zip(&self.current) {
@@ -270,11 +270,14 @@ impl World {
             if gauges.letters.count != letters {
                 return Some(format!("shard {shard} counts {:?}, there are {letters}", gauges.letters));
             }
-            for (source, ingress) in (0..).zip(&owner.ingresses) {
+            for (source, ingress) in SourceIx::all(owner.ingresses.len()).zip(&owner.ingresses) {
                 let free = owner.ledger.credits_free(source);
                 if ingress.source.is_none() || ingress.credits != free {
                     let has = ingress.credits;
-                    return Some(format!("shard {shard}: source {source} has {has} credits, the ledger says {free}"));
+                    return Some(format!(
+                        "shard {shard}: source {} has {has} credits, the ledger says {free}",
+                        source.place()
+                    ));
                 }
             }
         }

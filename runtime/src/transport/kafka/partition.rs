@@ -4,14 +4,14 @@
 use std::sync::Arc;
 
 use super::orders::Reading;
-use super::record::Place;
+use super::record::PartitionPlace;
 use crate::message::{Position, ShardNo};
 
 /// A partition that is read.
-pub(super) struct Lane {
+pub(super) struct AssignedPartition {
     pub(super) shard: ShardNo,
     pub(super) origin: Arc<str>,
-    pub(super) place: Place,
+    pub(super) place: PartitionPlace,
     /// The next offset; all records before it were handed over.
     pub(super) next: u64,
     /// The record that was taken last, until it is compared.
@@ -24,7 +24,7 @@ pub(super) struct Lane {
     told: u64,
 }
 
-impl Lane {
+impl AssignedPartition {
     pub(super) fn new(shard: ShardNo, reading: Reading) -> Self {
         let Reading { place, start, last, .. } = reading;
         let (origin, next, check) = (Arc::from(place.origin.as_str()), start.at, start.check);
@@ -61,15 +61,19 @@ mod tests {
 
     #[test]
     fn the_group_is_told_each_offset_once_and_never_more_than_the_store_has() {
-        let place = Place { origin: "t/0".to_owned(), topic: "t".to_owned(), source: "kafka:t".to_owned() };
+        let place = PartitionPlace { origin: "t/0".to_owned(), topic: "t".to_owned(), source: "kafka:t".to_owned() };
         let start = Start { at: 0, check: None };
-        let mut lane = Lane::new(0, Reading { place, partition: 0, start, last: at(9) });
-        assert_eq!(lane.take_news(Some(12)), None, "what was gone on from may be in hand still");
-        (lane.last, lane.committed) = (at(20), at(14));
-        assert_eq!(lane.take_news(Some(22)), Some((15, "14:00000000000000ab".to_owned())), "some is in hand");
-        lane.committed = at(20);
-        assert_eq!(lane.take_news(None), Some((21, "20:00000000000000ab".to_owned())));
-        assert_eq!(lane.take_news(Some(22)), Some((22, "20:00000000000000ab".to_owned())), "an end of a transaction");
-        assert_eq!(lane.take_news(Some(22)), None);
+        let mut assigned = AssignedPartition::new(0, Reading { place, partition: 0, start, last: at(9) });
+        assert_eq!(assigned.take_news(Some(12)), None, "what was gone on from may be in hand still");
+        (assigned.last, assigned.committed) = (at(20), at(14));
+        assert_eq!(assigned.take_news(Some(22)), Some((15, "14:00000000000000ab".to_owned())), "some is in hand");
+        assigned.committed = at(20);
+        assert_eq!(assigned.take_news(None), Some((21, "20:00000000000000ab".to_owned())));
+        assert_eq!(
+            assigned.take_news(Some(22)),
+            Some((22, "20:00000000000000ab".to_owned())),
+            "an end of a transaction"
+        );
+        assert_eq!(assigned.take_news(Some(22)), None);
     }
 }

@@ -1,5 +1,5 @@
 //! The thread that asks the brokers: which partitions there are, and where reading each resumes.
-//! In: openings and partitions in doubt. Out: partitions for the reader, troubles for the shelves.
+//! In: openings and partitions in doubt. Out: partitions for the reader, troubles for the buffers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use tracing::warn;
 
+use super::buffer::ShardBuffer;
 use super::group;
-use super::orders::{ANSWER, Client, Generation, ReaderOrder, Reading, ScoutOrder};
-use super::record::Place;
-use super::shelf::Shelf;
-use super::start::{Bounds, Start, after, ways_on};
+use super::orders::{ANSWER, AssignerOrder, Generation, ReaderOrder, Reading, SharedConsumer};
+use super::record::PartitionPlace;
+use super::start::{OffsetBounds, PartitionLoss, Start, after, ways_on};
 use crate::clock::Stopwatch;
 use crate::message::{Position, Positions, ShardNo};
 use crate::settings::{FirstStart, topic_of};
@@ -34,16 +34,16 @@ const TOLD: u32 = 2;
 
 struct Opening {
     generation: Generation,
-    shelf: Arc<Shelf>,
+    buffer: Arc<ShardBuffer>,
     from: Positions,
     /// Partitions that the reader has, by topic number.
     placed: BTreeSet<(usize, i32)>,
 }
 
-/// The scout's state.
-pub(super) struct Scout {
-    client: Client,
-    orders: Receiver<ScoutOrder>,
+/// The assigner's state.
+pub(super) struct Assigner {
+    client: SharedConsumer,
+    orders: Receiver<AssignerOrder>,
     /// True while both threads run.
     alive: Arc<AtomicBool>,
     reader: Sender<ReaderOrder>,
@@ -64,21 +64,24 @@ pub(super) struct Scout {
 }
 
 /// The reason why a partition was not placed.
-enum Trouble {
-    Now(String),
-    Lost(String),
+#[derive(Debug, thiserror::Error)]
+enum NotPlaced {
+    #[error(transparent)]
+    Unanswered(#[from] KafkaError),
+    #[error("topic {0} is not there, or may not be read: create it, or change kafka.topics")]
+    NoTopic(String),
+    #[error("{0} has no leader")]
+    NoLeader(String),
+    /// An operator has to decide.
+    #[error("{}", ways_on(.entry, format_args!("{origin}: {loss}")))]
+    Lost { entry: String, origin: String, loss: PartitionLoss },
 }
 
-impl From<KafkaError> for Trouble {
-    fn from(error: KafkaError) -> Self {
-        Self::Now(error.to_string())
-    }
-}
-
-impl Scout {
+impl Assigner {
     pub(super) fn new(
-        client: Client,
-        (orders, alive): (Receiver<ScoutOrder>, Arc<AtomicBool>),
+        client: SharedConsumer,
+        orders: Receiver<AssignerOrder>,
+        alive: Arc<AtomicBool>,
         reader: Sender<ReaderOrder>,
         settings: &crate::settings::KafkaSettings,
         shards: u32,
@@ -124,14 +127,14 @@ impl Scout {
         }
     }
 
-    fn obey(&mut self, order: ScoutOrder) {
+    fn obey(&mut self, order: AssignerOrder) {
         match order {
-            ScoutOrder::Open(shard, generation, shelf, from) => {
-                self.openings.insert(shard, Opening { generation, shelf, from, placed: BTreeSet::new() });
+            AssignerOrder::Open(shard, generation, buffer, from) => {
+                self.openings.insert(shard, Opening { generation, buffer, from, placed: BTreeSet::new() });
                 self.looked = None;
                 self.asked = true;
             }
-            ScoutOrder::Place(again) => {
+            AssignerOrder::Place(again) => {
                 for again in again {
                     let number = self.topics.iter().position(|entry| topic_of(entry) == again.topic);
                     let opening = self.openings.get_mut(&again.shard);
@@ -147,13 +150,13 @@ impl Scout {
                 self.pause = AGAIN;
                 self.asked = true;
             }
-            ScoutOrder::Close(shard, generation) => {
+            AssignerOrder::Close(shard, generation) => {
                 if self.openings.get(&shard).is_some_and(|opening| opening.generation == generation) {
                     self.openings.remove(&shard);
                 }
             }
-            ScoutOrder::Use(client) => self.client = client,
-            ScoutOrder::Stop => self.stopped = true,
+            AssignerOrder::Use(client) => self.client = client,
+            AssignerOrder::Stop => self.stopped = true,
         }
     }
 
@@ -168,10 +171,11 @@ impl Scout {
                 Ok(led) => all &= self.place(number, &led),
                 Err(reason) => {
                     all = false;
+                    let reason = reason.to_string();
                     self.openings
                         .values()
                         .filter(|_| self.failed >= TOLD)
-                        .for_each(|opening| opening.shelf.trouble(&reason));
+                        .for_each(|opening| opening.buffer.trouble(&reason));
                 }
             }
         }
@@ -193,9 +197,9 @@ impl Scout {
     }
 
     /// For each partition of a topic, whether it has a leader.
-    fn partitions(&self, number: usize) -> Result<Vec<bool>, String> {
+    fn partitions(&self, number: usize) -> Result<Vec<bool>, NotPlaced> {
         let topic = topic_of(&self.topics[number]);
-        let metadata = self.client.fetch_metadata(Some(topic), ANSWER).map_err(|error| error.to_string())?;
+        let metadata = self.client.fetch_metadata(Some(topic), ANSWER)?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let mut partitions: Vec<(i32, bool)> = found
             .filter(|found| found.error().is_none())
@@ -204,7 +208,7 @@ impl Scout {
             .map(|partition| (partition.id(), partition.leader() >= 0))
             .collect();
         if partitions.is_empty() {
-            return Err(format!("topic {topic} is not there, or may not be read: create it, or change kafka.topics"));
+            return Err(NotPlaced::NoTopic(topic.to_owned()));
         }
         partitions.sort_unstable();
         Ok(partitions.into_iter().map(|(_, led)| led).collect())
@@ -227,7 +231,7 @@ impl Scout {
             let Some(opening) = wanted else { continue };
             let last = opening.from.get(origin(&self.topics[number], partition).as_str()).copied();
             let start = match last {
-                _ if !led => Err(Trouble::Now(format!("{} has no leader", origin(&self.topics[number], partition)))),
+                _ if !led => Err(NotPlaced::NoLeader(origin(&self.topics[number], partition))),
                 Some(last) => self.go_on(number, partition, last),
                 None => self.begin(number, partition, count, &mut begun),
             };
@@ -239,28 +243,28 @@ impl Scout {
                     // A reader that is gone was told to stop, as this thread was.
                     self.reader.send(ReaderOrder::Read(shard, opening.generation, reading)).ok();
                 }
-                Err(Trouble::Now(reason)) => {
+                Err(lost @ NotPlaced::Lost { .. }) => {
+                    opening.buffer.lose(lost.to_string());
+                    self.openings.remove(&shard);
+                }
+                Err(reason) => {
                     all = false;
                     if self.failed >= TOLD {
-                        opening.shelf.trouble(&reason);
+                        opening.buffer.trouble(&reason.to_string());
                     }
-                }
-                Err(Trouble::Lost(reason)) => {
-                    opening.shelf.lose(reason);
-                    self.openings.remove(&shard);
                 }
             }
         }
         all
     }
 
-    fn bounds(&self, topic: &str, partition: i32) -> KafkaResult<Bounds> {
+    fn bounds(&self, topic: &str, partition: i32) -> KafkaResult<OffsetBounds> {
         let (low, high) = self.client.fetch_watermarks(topic, partition, ANSWER)?;
         let offset = |raw: i64| u64::try_from(raw).unwrap_or(0);
-        Ok(Bounds { low: offset(low), high: offset(high) })
+        Ok(OffsetBounds { low: offset(low), high: offset(high) })
     }
 
-    fn go_on(&self, number: usize, partition: i32, last: Position) -> Result<Start, Trouble> {
+    fn go_on(&self, number: usize, partition: i32, last: Position) -> Result<Start, NotPlaced> {
         let entry = &self.topics[number];
         let bounds = self.bounds(topic_of(entry), partition)?;
         let start = after(last, bounds);
@@ -271,7 +275,7 @@ impl Scout {
         {
             return Ok(Start { at: bounds.low, check: None });
         }
-        start.map_err(|reason| Trouble::Lost(ways_on(entry, &format!("{}: {reason}", origin(entry, partition)))))
+        start.map_err(|loss| NotPlaced::Lost { entry: entry.clone(), origin: origin(entry, partition), loss })
     }
 
     /// The start of a partition without a taken record.
@@ -281,9 +285,9 @@ impl Scout {
         partition: i32,
         count: i32,
         begun: &mut Option<BTreeMap<i32, u64>>,
-    ) -> Result<Start, Trouble> {
+    ) -> Result<Start, NotPlaced> {
         let topic = topic_of(&self.topics[number]);
-        let Bounds { low, high } = self.bounds(topic, partition)?;
+        let OffsetBounds { low, high } = self.bounds(topic, partition)?;
         let at = match self.first_start {
             FirstStart::Earliest => low,
             FirstStart::Latest => {
@@ -299,15 +303,15 @@ impl Scout {
     }
 }
 
-impl Drop for Scout {
+impl Drop for Assigner {
     fn drop(&mut self) {
         // Told to stop, or unwinding: no shard may wait for a thread that is gone, nor one whose order was not read
         // yet.
         self.alive.store(false, Ordering::SeqCst);
-        self.openings.values().for_each(|opening| opening.shelf.abandon());
+        self.openings.values().for_each(|opening| opening.buffer.abandon());
         for order in self.orders.try_iter() {
-            if let ScoutOrder::Open(_, _, shelf, _) = order {
-                shelf.abandon();
+            if let AssignerOrder::Open(_, _, buffer, _) = order {
+                buffer.abandon();
             }
         }
     }
@@ -318,7 +322,7 @@ fn origin(entry: &str, partition: i32) -> String {
     format!("{entry}/{partition}")
 }
 
-fn place_of(entry: &str, partition: i32) -> Place {
+fn place_of(entry: &str, partition: i32) -> PartitionPlace {
     let topic = topic_of(entry);
-    Place { origin: origin(entry, partition), topic: topic.to_owned(), source: format!("kafka:{topic}") }
+    PartitionPlace { origin: origin(entry, partition), topic: topic.to_owned(), source: format!("kafka:{topic}") }
 }
