@@ -19,10 +19,10 @@ pub fn millis(duration: Duration) -> Millis {
 
 /// The clock of a process, or of a simulated one.
 #[derive(Clone, Debug)]
-pub struct Clock(Kind);
+pub struct Clock(ClockKind);
 
 #[derive(Clone, Debug)]
-enum Kind {
+enum ClockKind {
     System,
     Virtual(Arc<AtomicU64>),
 }
@@ -30,26 +30,26 @@ enum Kind {
 impl Clock {
     /// The machine's clock.
     pub fn system() -> Self {
-        Self(Kind::System)
+        Self(ClockKind::System)
     }
 
     /// A clock that stands still until [`Clock::advance`] moves it; `start` in milliseconds since the epoch.
     pub fn manual(start: Millis) -> Self {
-        Self(Kind::Virtual(Arc::new(AtomicU64::new(start))))
+        Self(ClockKind::Virtual(Arc::new(AtomicU64::new(start))))
     }
 
     /// Wall time now.
     #[expect(clippy::disallowed_methods, reason = "this is the one reader of wall time")]
     pub fn now(&self) -> Millis {
         match &self.0 {
-            Kind::System => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
-            Kind::Virtual(now) => now.load(Ordering::Acquire),
+            ClockKind::System => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
+            ClockKind::Virtual(now) => now.load(Ordering::Acquire),
         }
     }
 
     /// Moves a manual clock on; the machine's clock ignores it.
     pub fn advance(&self, by: Duration) {
-        if let Kind::Virtual(now) = &self.0 {
+        if let ClockKind::Virtual(now) = &self.0 {
             now.fetch_add(millis(by), Ordering::AcqRel);
         }
     }

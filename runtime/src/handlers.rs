@@ -103,7 +103,7 @@ impl Handlers {
         self.services.iter().position(|known| known.name() == service).map(ServiceIx::nth)
     }
 
-    /// A sentence that there is no such service, with those that there are.
+    /// A sentence that there is no such service, with the existing ones.
     pub fn unknown(&self, service: &str) -> String {
         let known = self.services();
         let near = or_near(service, known.iter().map(|name| &**name));
@@ -164,12 +164,12 @@ pub(crate) trait Service: Send + Sync {
 
 struct Typed<H> {
     handler: H,
-    origin: outgoing::Origin,
+    origin: outgoing::TurnOrigin,
 }
 
 impl<H: Handler> Typed<H> {
     fn new(handler: H) -> Self {
-        Self { handler, origin: outgoing::Origin::of(H::SERVICE) }
+        Self { handler, origin: outgoing::TurnOrigin::of(H::SERVICE) }
     }
 }
 

@@ -182,7 +182,7 @@ pub fn trace_id(traceparent: &str) -> Option<&str> {
 struct JsonLines(Clock);
 
 #[derive(Serialize)]
-struct Line<'a> {
+struct JsonLine<'a> {
     timestamp: String,
     level: &'a str,
     target: &'a str,
@@ -215,7 +215,7 @@ where
             }
         }
         event.record(&mut fields);
-        let line = Line {
+        let line = JsonLine {
             timestamp: rfc3339(self.0.now()),
             level: event.metadata().level().as_str(),
             target: event.metadata().target(),

@@ -281,7 +281,7 @@ fn every_planted_defect_is_noticed() {
             missed.push(format!("{defect:?}"));
         }
     }
-    for defect in [memory::Defect::NoFence, memory::Defect::PartNotFenced] {
+    for defect in [memory::StoreDefect::NoFence, memory::StoreDefect::PartNotFenced] {
         let found = noticed(3_000, || {
             let store = MemoryStore::new();
             store.plant(defect);

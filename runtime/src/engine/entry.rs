@@ -113,12 +113,12 @@ pub(super) struct Entry {
     /// Closed when the engine has ended.
     engine: watch::Receiver<Option<String>>,
     /// Bounded by the calls at once: each waits for its own.
-    waiting: Mutex<VecDeque<Waiting>>,
+    waiting: Mutex<VecDeque<WaitingSend>>,
     /// The line of the callers that want to write.
     line: Line<Room>,
 }
 
-struct Waiting {
+struct WaitingSend {
     messages: Vec<(&'static str, Message)>,
     tell: oneshot::Sender<Result<(), SendError>>,
 }
@@ -154,7 +154,7 @@ impl Entry {
     async fn put(&self, messages: Vec<(&'static str, Message)>) -> Result<(), SendError> {
         loop {
             let (tell, mut told) = oneshot::channel();
-            self.waiting().push_back(Waiting { messages: messages.clone(), tell });
+            self.waiting().push_back(WaitingSend { messages: messages.clone(), tell });
             loop {
                 tokio::select! {
                     biased;
@@ -205,7 +205,7 @@ impl Entry {
     }
 
     /// The call at `place` of those that still wait, if it has at most `max` messages.
-    fn next(&self, max: usize, place: usize) -> Option<Waiting> {
+    fn next(&self, max: usize, place: usize) -> Option<WaitingSend> {
         let mut waiting = self.waiting();
         while waiting.get(place).is_some_and(|next| next.tell.is_closed()) {
             waiting.remove(place);
@@ -214,13 +214,13 @@ impl Entry {
         if fits { waiting.remove(place) } else { None }
     }
 
-    fn put_back(&self, passed: Waiting, place: usize) {
+    fn put_back(&self, passed: WaitingSend, place: usize) {
         let mut waiting = self.waiting();
         let place = place.min(waiting.len());
         waiting.insert(place, passed);
     }
 
-    fn targets(&self, waiting: &Waiting) -> Targets {
+    fn targets(&self, waiting: &WaitingSend) -> Targets {
         let mut targets = Targets::new();
         for (_, message) in &waiting.messages {
             *targets.entry(shard_of(message.key(), self.env.settings.ownership.shards)).or_default() += 1;
@@ -228,14 +228,14 @@ impl Entry {
         targets
     }
 
-    async fn append(&self, batch: &[Waiting]) -> Result<(), SendError> {
+    async fn append(&self, batch: &[WaitingSend]) -> Result<(), SendError> {
         let queries = self.env.store.queries();
         let messages = batch.iter().flat_map(|waiting| &waiting.messages);
         let rows = log_rows(self.env.settings.ownership.shards, messages.map(|(service, message)| (*service, message)));
         Ok(patiently(|| queries.append(rows.clone())).await?)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<WaitingSend>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -17,8 +17,8 @@ pub fn may_own(worker: &WorkerRow, shard: &LeaseRow) -> bool {
 
 /// For each shard, in the order of `fleet.shards`, the id of the worker that should own it; `None` if no worker may.
 pub fn assign(fleet: &Fleet) -> Vec<Option<&str>> {
-    let mut workers: Vec<Place<'_>> =
-        fleet.workers.iter().filter(|worker| worker.is_alive() && !worker.worker.draining).map(Place::of).collect();
+    let mut workers: Vec<Candidate<'_>> =
+        fleet.workers.iter().filter(|worker| worker.is_alive() && !worker.worker.draining).map(Candidate::of).collect();
     workers.sort_by_key(|place| place.id());
     let mut assigned: Vec<Option<usize>> = vec![None; fleet.shards.len()];
     for place in &mut workers {
@@ -57,14 +57,14 @@ pub fn assign(fleet: &Fleet) -> Vec<Option<&str>> {
 }
 
 /// A worker with the shards that it was given so far.
-struct Place<'a> {
+struct Candidate<'a> {
     worker: &'a WorkerRow,
     /// The indices of its shards.
     kept: Vec<usize>,
     share: usize,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Candidate<'a> {
     fn of(worker: &'a WorkerRow) -> Self {
         Self { worker, kept: Vec::new(), share: 0 }
     }
@@ -75,7 +75,7 @@ impl<'a> Place<'a> {
 }
 
 /// The number of shards that each worker should have: the odd ones go to the workers that have most already.
-fn shares(workers: &[Place<'_>], shards: usize) -> Vec<usize> {
+fn shares(workers: &[Candidate<'_>], shards: usize) -> Vec<usize> {
     let count = workers.len().max(1);
     let mut order: Vec<usize> = (0..workers.len()).collect();
     order.sort_by_key(|at| std::cmp::Reverse(workers[*at].kept.len()));
@@ -84,20 +84,20 @@ fn shares(workers: &[Place<'_>], shards: usize) -> Vec<usize> {
     shares
 }
 
-fn able<'a>(workers: &'a [Place<'_>], shard: &'a LeaseRow) -> impl Iterator<Item = usize> + 'a {
+fn able<'a>(workers: &'a [Candidate<'_>], shard: &'a LeaseRow) -> impl Iterator<Item = usize> + 'a {
     (0..workers.len()).filter(|at| may_own(workers[*at].worker, shard))
 }
 
 /// The worker for a shard that nobody keeps: the one with the highest score among those with room.
-fn roomy(workers: &[Place<'_>], shard: &LeaseRow) -> Option<usize> {
+fn roomy(workers: &[Candidate<'_>], shard: &LeaseRow) -> Option<usize> {
     let roomy = able(workers, shard).filter(|at| workers[*at].kept.len() < workers[*at].share);
     roomy.max_by_key(|at| score(workers[*at].worker, shard.shard))
 }
 
 /// Places shards for which no worker that may own them has room: each stays where it is, or goes to the worker with the
 /// fewest. Then shards move as long as that levels the loads, so that full workers do not swap for ever.
-fn squeeze(workers: &mut [Place<'_>], shards: &[LeaseRow], tight: &[usize], assigned: &mut [Option<usize>]) {
-    let least = |workers: &[Place<'_>], shard: &LeaseRow| {
+fn squeeze(workers: &mut [Candidate<'_>], shards: &[LeaseRow], tight: &[usize], assigned: &mut [Option<usize>]) {
+    let least = |workers: &[Candidate<'_>], shard: &LeaseRow| {
         able(workers, shard).min_by_key(|at| {
             let worker = &workers[*at];
             (worker.kept.len(), std::cmp::Reverse(score(worker.worker, shard.shard)))

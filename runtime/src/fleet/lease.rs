@@ -51,7 +51,7 @@ struct Times {
 
 /// The workers of one look.
 #[derive(Clone, Debug)]
-struct Seen {
+struct SeenWorkers {
     alive: BTreeSet<String>,
     leaving: BTreeSet<String>,
 }
@@ -64,7 +64,7 @@ pub struct Lease {
     /// The time at which its shards are stopped unless it is renewed before; `None` before the first renewal.
     until: Option<Millis>,
     lost: bool,
-    seen: Option<Seen>,
+    seen: Option<SeenWorkers>,
     /// True if the last two looks saw the same workers.
     steady: bool,
     /// True if two looks in a row saw the same workers at least once since it joined.
@@ -231,7 +231,7 @@ impl Lease {
         self.steady = self.seen.as_ref().is_some_and(|before| {
             before.alive.symmetric_difference(&seen).all(|id| before.leaving.contains(id) && !seen.contains(id))
         });
-        self.seen = Some(Seen { alive: seen, leaving });
+        self.seen = Some(SeenWorkers { alive: seen, leaving });
     }
 
     fn is_alive(&self, id: &str) -> bool {

@@ -14,13 +14,13 @@ use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{Event, TimerWrite};
 
 /// The handler whose turns they are.
-pub(super) struct Origin {
+pub(super) struct TurnOrigin {
     service: Arc<str>,
     /// The CloudEvents source of what it sends.
     source: String,
 }
 
-impl Origin {
+impl TurnOrigin {
     pub(super) fn of(service: &str) -> Self {
         Self { service: service.into(), source: format!("perkey:{service}") }
     }
@@ -40,7 +40,7 @@ const SCHEDULED: &[u8] = b"scheduled";
 /// The end of a turn that succeeded.
 /// `cause` is its message, with the `traceparent` of what it sends.
 pub(super) fn end(
-    origin: &Origin,
+    origin: &TurnOrigin,
     cause: &Message,
     trace: Option<&str>,
     effects: Effects,
@@ -54,7 +54,7 @@ pub(super) fn end(
 
 /// Of a turn that succeeded: its events, what it sends to services, the answer among it if one is wanted, its timers.
 fn of(
-    origin: &Origin,
+    origin: &TurnOrigin,
     cause: &Message,
     trace: Option<&str>,
     effects: &Effects,
@@ -133,7 +133,7 @@ struct Ids<'a> {
 }
 
 impl<'a> Ids<'a> {
-    fn new(from: &Origin, cause: &Message, hash_key: &'a [u8; 32]) -> Self {
+    fn new(from: &TurnOrigin, cause: &Message, hash_key: &'a [u8; 32]) -> Self {
         let cause_id = digest(cause.id(), hash_key);
         let mut origin = Vec::with_capacity(cause_id.len() + cause.key().len() + from.service.len() + 16);
         origin.extend_from_slice(&cause_id);

@@ -17,8 +17,8 @@ use super::Metrics;
 
 /// Labels of one member of a family: values come from closed sets, never from a message.
 pub(super) type Labels = Vec<(&'static str, Arc<str>)>;
-pub(super) type Counters = Family<Labels, Counter>;
-pub(super) type Gauges = Family<Labels, Gauge>;
+pub(super) type CounterFamily = Family<Labels, Counter>;
+pub(super) type GaugeFamily = Family<Labels, Gauge>;
 pub(super) type FloatGauge = Gauge<f64, AtomicU64>;
 pub(super) type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 
@@ -130,52 +130,52 @@ macro_rules! members {
 }
 
 families! {
-    processed: Counters, "consumer_processed", "Messages whose outcome is committed";
-    dedup_hits: Counters, "consumer_dedup_hits", "Deliveries dropped as already taken";
-    dead_letters: Counters, "dlq_messages", "Messages that became dead letters";
+    processed: CounterFamily, "consumer_processed", "Messages whose outcome is committed";
+    dedup_hits: CounterFamily, "consumer_dedup_hits", "Deliveries dropped as already taken";
+    dead_letters: CounterFamily, "dlq_messages", "Messages that became dead letters";
     unbound: Counter, "perkey_unbound_messages", "Messages that no binding matched",
-        /// So many messages matched no binding.
+        /// Adds messages that matched no binding.
         add_unbound;
     id_conflicts: Counter, "perkey_id_conflicts", "Dead letters by an id with other content",
-        /// So many messages are dead letters because their id was taken before with other content.
+        /// Adds messages that are dead letters because their id was taken before with other content.
         add_id_conflicts;
     expired: Counter, "dlq_expired", "Dead letters removed after dlq.keep",
-        /// So many dead letters were removed after `dlq.keep`.
+        /// Adds dead letters that were removed after `dlq.keep`.
         add_expired;
     look_failures: Counter, "perkey_look_failures", "Looks at the store for gauges that failed";
     rekeyed: Counter, "perkey_rekeyed_messages", "Messages passed on to their key's shard",
-        /// So many messages were passed on to the shard of their key.
+        /// Adds messages that were passed on to the shard of their key.
         add_rekeyed;
-    retries: Counters, "retry_attempt", "Retries put off, by the attempt to come";
+    retries: CounterFamily, "retry_attempt", "Retries put off, by the attempt to come";
     retry_delay: Histogram = waits(), "retry_delay_seconds", "Delay before a retry";
     turn_seconds: Histograms = turns(), "perkey_turn_seconds", "Mean time of a turn, per run";
-    commits: Counters, "perkey_commits", "Commits, by how they ended";
+    commits: CounterFamily, "perkey_commits", "Commits, by how they ended";
     commit_turns: Histogram = sizes(), "perkey_commit_turns", "Turns in a commit";
     commit_seconds: Histogram = commit_times(), "perkey_commit_seconds", "Time of a commit at the store";
-    calls: Counters, "idempotency_key", "Calls, by what their idempotency key was";
-    restarts: Counters, "perkey_restarts", "Restarts, by child and reason";
-    published: Counters, "outbox_published", "Events that a sink confirmed";
-    refused: Counters, "outbox_refused", "Events that a sink refused";
-    dependency_open: Gauges, "perkey_dependency_open", "1 while a dependency's breaker is open";
-    unavailable: Counters, "perkey_unavailable_turns", "Turns that found a dependency unavailable";
+    calls: CounterFamily, "idempotency_key", "Calls, by what their idempotency key was";
+    restarts: CounterFamily, "perkey_restarts", "Restarts, by child and reason";
+    published: CounterFamily, "outbox_published", "Events that a sink confirmed";
+    refused: CounterFamily, "outbox_refused", "Events that a sink refused";
+    dependency_open: GaugeFamily, "perkey_dependency_open", "1 while a dependency's breaker is open";
+    unavailable: CounterFamily, "perkey_unavailable_turns", "Turns that found a dependency unavailable";
     cache_hits: Counter, "idempotency_cache_hits", "Calls whose record the cache had";
     cache_errors: Counter, "idempotency_cache_errors", "Questions that the cache could not answer";
-    alarms: Gauges, "perkey_alarm", "1 while the alarm is raised";
+    alarms: GaugeFamily, "perkey_alarm", "1 while the alarm is raised";
     owned_shards: Gauge, "perkey_owned_shards", "Shards that run here, in a fleet",
         /// Shards that run here, in a fleet.
         set_owned_shards;
     lease_remaining: FloatGauge, "perkey_lease_remaining_seconds", "Time until this worker stops";
-    takeovers: Counters, "perkey_takeovers", "Shards taken in a fleet, by reason";
+    takeovers: CounterFamily, "perkey_takeovers", "Shards taken in a fleet, by reason";
     takeover_seconds: Histogram = waits(), "perkey_takeover_seconds", "Time of a shard without an owner";
-    kafka_lag: Gauges, "kafka_consumer_lag", "Records behind which the group is";
-    intake: Counters, "rabbitmq_intake", "Messages of an intake, by what became of them";
+    kafka_lag: GaugeFamily, "kafka_consumer_lag", "Records behind which the group is";
+    intake: CounterFamily, "rabbitmq_intake", "Messages of an intake, by what became of them";
     oldest_transaction: FloatGauge, "postgres_oldest_transaction_seconds", "Age of the oldest transaction";
     call_keys: Gauge, "idempotency_keys", "Idempotency keys in the store";
     call_keys_share: FloatGauge, "idempotency_keys_share", "Keys of the tenant with most, of its bound";
     call_keys_forecast: FloatGauge, "idempotency_keys_forecast_share", "The same once its pace has gone on";
     tokens_wrong_since: Gauge, "gateway_tokens_wrong_since_seconds",
         "When the file of tokens was first found wrong, as a Unix time; 0: it is fine";
-    http: Counters, "http_request_outcome", "Requests at the front doors, by how they ended";
+    http: CounterFamily, "http_request_outcome", "Requests at the front doors, by how they ended";
 }
 
 members! {

@@ -14,7 +14,7 @@ use crate::message::ShardNo;
 
 /// A store and the server that keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Health {
+pub struct StoreHealth {
     /// The server that keeps it.
     pub server: ServerHealth,
     /// Its shards, in order.
@@ -45,12 +45,12 @@ pub struct ServerHealth {
     /// Transactions since rows were last frozen, which keeps transaction numbers from running out.
     pub frozen_age: u64,
     /// Replication slots.
-    pub slots: Vec<Slot>,
+    pub slots: Vec<ReplicationSlot>,
 }
 
 /// A replication slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slot {
+pub struct ReplicationSlot {
     /// Its name.
     pub name: String,
     /// True if anybody reads it.

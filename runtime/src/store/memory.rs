@@ -31,19 +31,19 @@ use crate::message::{Positions, ShardNo, Taken, TakenId};
 /// A store in memory. What is committed outlives every owner of a shard, not the process.
 #[derive(Default)]
 pub struct MemoryStore {
-    inner: Mutex<Inner>,
+    inner: Mutex<MemoryTables>,
     watch: LogWatch,
     /// Its own clock, where several workers share it.
     clock: Option<Clock>,
 }
 
 /// A function that says which rows the store refuses: whether for good, and with which error.
-pub type Refuse = dyn Fn(&RowWrite) -> Option<(bool, String)> + Send;
+pub type RefuseRow = dyn Fn(&RowWrite) -> Option<(bool, String)> + Send;
 
 /// A mistake that the store makes on purpose, so that a simulator can show that it would notice.
 #[cfg(feature = "planted-defects")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Defect {
+pub enum StoreDefect {
     /// Neither epoch nor number of a commit is checked.
     NoFence,
     /// Pending rows, dead letters and history are written even when the fence does not match.
@@ -70,7 +70,7 @@ pub struct Written {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Shard {
+struct MemoryShard {
     owner: Option<String>,
     epoch: Epoch,
     commit_no: u64,
@@ -85,8 +85,8 @@ struct Shard {
 }
 
 #[derive(Default)]
-struct Inner {
-    shards: Vec<Shard>,
+struct MemoryTables {
+    shards: Vec<MemoryShard>,
     /// The workers, each with the time at which its lease expires.
     workers: BTreeMap<String, (Worker, Millis)>,
     /// True while renewals of leases fail.
@@ -113,9 +113,9 @@ struct Inner {
     pauses: BTreeMap<Scope, Pause>,
     results: BTreeMap<(i64, ShardNo), (u64, bool)>,
     tables: BTreeMap<&'static str, (Table, BTreeMap<String, Value>)>,
-    refuse: Option<Box<Refuse>>,
+    refuse: Option<Box<RefuseRow>>,
     #[cfg(feature = "planted-defects")]
-    defect: Option<Defect>,
+    defect: Option<StoreDefect>,
 }
 
 /// Ids are hashed under the same key in every run: a simulation repeats itself.
@@ -144,7 +144,7 @@ impl MemoryStore {
 
     /// From now on the store makes this mistake.
     #[cfg(feature = "planted-defects")]
-    pub fn plant(&self, defect: Defect) {
+    pub fn plant(&self, defect: StoreDefect) {
         self.inner().defect = Some(defect);
     }
 
@@ -202,12 +202,12 @@ impl MemoryStore {
         self.inner().tables.get(table).map_or_else(Vec::new, |(_, rows)| rows.values().cloned().collect())
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, MemoryTables> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
+impl MemoryTables {
     fn prepare(&mut self, setup: &Setup) -> Result<Identity, StoreError> {
         let recorded = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
         if recorded != 0 && recorded != setup.shards {
@@ -219,7 +219,7 @@ impl Inner {
                 declared::compare(table, kind, &declared::shapes(there, kind))?;
             }
         }
-        self.shards.resize(setup.shards as usize, Shard::default());
+        self.shards.resize(setup.shards as usize, MemoryShard::default());
         for service in &setup.services {
             let next = u16::try_from(self.services.len() + 1)
                 .map_err(|_| StoreError::Corrupt("more services than there are numbers".to_owned()))?;

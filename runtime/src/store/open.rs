@@ -18,10 +18,10 @@ const CLOSED_WITHIN: Duration = Duration::from_secs(15);
 
 /// A store as it was opened.
 #[derive(Clone, Debug)]
-pub struct Opened(Kind);
+pub struct Opened(OpenedKind);
 
 #[derive(Clone, Debug)]
-enum Kind {
+enum OpenedKind {
     Sqlite(Arc<SqliteStore>),
     Postgres(Arc<PgStore>),
 }
@@ -30,16 +30,16 @@ impl Opened {
     /// The store, to be shared.
     pub fn store(&self) -> Arc<dyn Store> {
         match &self.0 {
-            Kind::Sqlite(store) => Arc::clone(store) as Arc<dyn Store>,
-            Kind::Postgres(store) => Arc::clone(store) as Arc<dyn Store>,
+            OpenedKind::Sqlite(store) => Arc::clone(store) as Arc<dyn Store>,
+            OpenedKind::Postgres(store) => Arc::clone(store) as Arc<dyn Store>,
         }
     }
 
     /// The number of shards that it was made with; 0 if it was not prepared yet.
     pub async fn shards_recorded(&self) -> Result<u32, StoreError> {
         match &self.0 {
-            Kind::Sqlite(store) => Ok(u32::try_from(store.queries().shards().await?.len()).unwrap_or(u32::MAX)),
-            Kind::Postgres(store) => store.shards_recorded().await,
+            OpenedKind::Sqlite(store) => Ok(u32::try_from(store.queries().shards().await?.len()).unwrap_or(u32::MAX)),
+            OpenedKind::Postgres(store) => store.shards_recorded().await,
         }
     }
 
@@ -47,24 +47,24 @@ impl Opened {
     /// telling: each start counts as a restore.
     pub async fn restored(&self) -> Result<(), StoreError> {
         match &self.0 {
-            Kind::Sqlite(_) => Ok(()),
-            Kind::Postgres(store) => store.restored().await,
+            OpenedKind::Sqlite(_) => Ok(()),
+            OpenedKind::Postgres(store) => store.restored().await,
         }
     }
 
     /// Changes its number of shards; `sinks` are those that may still have to get events. It must be drained.
     pub async fn reshard(&self, shards: u32, sinks: Vec<String>) -> Result<Resharded, ReshardError> {
         match &self.0 {
-            Kind::Sqlite(store) => store.reshard(shards, sinks).await,
-            Kind::Postgres(store) => store.reshard(shards, sinks).await,
+            OpenedKind::Sqlite(store) => store.reshard(shards, sinks).await,
+            OpenedKind::Postgres(store) => store.reshard(shards, sinks).await,
         }
     }
 
     /// Writes what was handed over and closes it.
     pub async fn close(&self) {
         match &self.0 {
-            Kind::Sqlite(store) => store.close().await,
-            Kind::Postgres(store) => store.close().await,
+            OpenedKind::Sqlite(store) => store.close().await,
+            OpenedKind::Postgres(store) => store.close().await,
         }
     }
 }
@@ -74,8 +74,8 @@ impl Deref for Opened {
 
     fn deref(&self) -> &Self::Target {
         match &self.0 {
-            Kind::Sqlite(store) => &**store,
-            Kind::Postgres(store) => &**store,
+            OpenedKind::Sqlite(store) => &**store,
+            OpenedKind::Postgres(store) => &**store,
         }
     }
 }
@@ -91,7 +91,7 @@ pub async fn open(settings: &Settings, access: Access) -> Result<Opened, StoreEr
         }
         let store = SqliteStore::open(url, access).await?;
         store.limit_wal(settings.store.wal_bytes_max);
-        return Ok(kept(Opened(Kind::Sqlite(Arc::new(store)))));
+        return Ok(kept(Opened(OpenedKind::Sqlite(Arc::new(store)))));
     }
     let bounds = Bounds {
         connections: settings.store.connections,
@@ -102,7 +102,7 @@ pub async fn open(settings: &Settings, access: Access) -> Result<Opened, StoreEr
     if makes {
         nobodys(&store.foreign().await?)?;
     }
-    Ok(kept(Opened(Kind::Postgres(Arc::new(store)))))
+    Ok(kept(Opened(OpenedKind::Postgres(Arc::new(store)))))
 }
 
 /// Refuses a database with these tables of others.
@@ -176,11 +176,11 @@ pub async fn is_running(settings: &Settings) -> bool {
         return SqliteStore::is_running(&settings.store.url);
     }
     match open(settings, Access::Tool).await {
-        Ok(Opened(Kind::Postgres(store))) => {
+        Ok(Opened(OpenedKind::Postgres(store))) => {
             let running = store.is_running().await;
             store.close().await;
             running
         }
-        Ok(Opened(Kind::Sqlite(_))) | Err(_) => false,
+        Ok(Opened(OpenedKind::Sqlite(_))) | Err(_) => false,
     }
 }

@@ -26,10 +26,10 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use self::commit::{Statement, TRIM_COMMITS, TRIM_HISTORY, TRIM_LOG};
+use self::commit::{CommitStatement, TRIM_COMMITS, TRIM_HISTORY, TRIM_LOG};
 use self::links::{Args, Links, shard_no};
-use self::place::{Place, Use};
-use self::writer::Writer;
+use self::place::{PgPlace, Use};
+use self::writer::PgWriter;
 use super::calls::CallStore;
 use super::lease::{Code, Leases};
 use super::query::sql::{Cells, one, signed};
@@ -65,8 +65,8 @@ pub struct Bounds {
 #[derive(Debug)]
 pub struct PgStore {
     access: Access,
-    place: Place,
-    writer: Writer,
+    place: PgPlace,
+    writer: PgWriter,
     queries: Links,
     log: Links,
     leases: Links,
@@ -89,12 +89,12 @@ impl PgStore {
             Access::Run | Access::Serve => bounds.statement_timeout,
             Access::Tool => bounds.statement_timeout.max(TOOL_PATIENCE),
         };
-        let place = Place::of(url, timeout)?;
+        let place = PgPlace::of(url, timeout)?;
         let patience = place.patience();
         let connections = usize::try_from(bounds.connections).unwrap_or(1);
         let store = Self {
             access,
-            writer: Writer::new(&place, bounds.commits_in_flight),
+            writer: PgWriter::new(&place, bounds.commits_in_flight),
             queries: Links::new(&place, Use::Queries, connections, patience),
             log: Links::new(&place, Use::Log, connections.div_ceil(2), patience),
             leases: Links::new(&place, Use::Leases, 1, patience.min(LEASE_PATIENCE)),
@@ -114,7 +114,7 @@ impl PgStore {
 
     /// The server that need not prove its identity and the `sslmode` that says so, if there is one.
     pub(in crate::store) fn unproven(url: &str) -> Option<(String, &'static str)> {
-        let place = Place::of(url, LEASE_PATIENCE).ok()?;
+        let place = PgPlace::of(url, LEASE_PATIENCE).ok()?;
         place.unproven().map(|(host, mode)| (host.to_owned(), mode))
     }
 
@@ -273,7 +273,7 @@ impl Store for PgStore {
             Ok(prepared) => prepared,
             Err(error) => return Box::pin(async move { Outcome::Unavailable(error.to_string()) }),
         };
-        match Statement::of(commit, &prepared.services) {
+        match CommitStatement::of(commit, &prepared.services) {
             Ok(statement) => self.writer.commit(statement),
             Err(failure) => Box::pin(async { failure.outcome() }),
         }
@@ -338,7 +338,7 @@ impl Store for PgStore {
 
 /// In a task of its own: a transaction must not be left open because nobody waits any more.
 #[expect(clippy::disallowed_methods, reason = "it holds a transaction, which must come to its end")]
-async fn prepare(place: Place, setup: Setup) -> Result<Identity, StoreError> {
+async fn prepare(place: PgPlace, setup: Setup) -> Result<Identity, StoreError> {
     let task = tokio::spawn(async move {
         let options = place.options(Use::Prepare);
         let mut connection = match tokio::time::timeout(place.patience(), PgConnection::connect_with(&options)).await {

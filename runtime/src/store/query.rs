@@ -17,7 +17,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::health::Health;
+use super::health::StoreHealth;
 use super::{
     Counters, DeadLetter, Epoch, Event, HistoryRow, LogRow, PendingRow, ServiceKey, SourcePositions, StoreFuture,
     Timer, Watermarks,
@@ -300,8 +300,8 @@ pub trait Queries: Send + Sync {
     /// The progress of a command.
     fn command_state(&self, id: i64) -> StoreFuture<'_, CommandState>;
     /// The store's account of itself; empty for a store in memory.
-    fn health(&self) -> StoreFuture<'_, Health> {
-        Box::pin(std::future::ready(Ok(Health::default())))
+    fn health(&self) -> StoreFuture<'_, StoreHealth> {
+        Box::pin(std::future::ready(Ok(StoreHealth::default())))
     }
 }
 

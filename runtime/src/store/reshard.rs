@@ -79,7 +79,7 @@ struct New {
 
 /// A commit's row, before or after.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Row {
+struct ReshardRow {
     shard: ShardNo,
     no: u64,
     epoch: u64,
@@ -175,7 +175,7 @@ impl Plan {
     }
 
     /// Deals a commit's ids and events out; the commits of all shards are to come in the order of time.
-    fn deal(&mut self, row: &Row) -> Result<Vec<Row>, StoreError> {
+    fn deal(&mut self, row: &ReshardRow) -> Result<Vec<ReshardRow>, StoreError> {
         let mut dealt: BTreeMap<ShardNo, Dealt> = BTreeMap::new();
         for Taken { id, print } in layout::taken(&row.ids, &row.prints)? {
             let dealt = dealt.entry(self.shard_of_id(&id, row.shard)).or_default();
@@ -202,7 +202,16 @@ impl Plan {
             let first_seq = *outbox_seq + 1;
             *outbox_seq += count;
             let events = Bytes::from(events);
-            rows.push(Row { shard, no: *commit_no, epoch: row.epoch, at: row.at, first_seq, ids, prints, events });
+            rows.push(ReshardRow {
+                shard,
+                no: *commit_no,
+                epoch: row.epoch,
+                at: row.at,
+                first_seq,
+                ids,
+                prints,
+                events,
+            });
         }
         Ok(rows)
     }

@@ -25,7 +25,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqliteConnection, query, q
 
 use self::failure::{failed, open_error};
 use self::group::Piece;
-use self::writer::Writer;
+use self::writer::SqliteWriter;
 pub use super::Access;
 use super::calls::CallStore;
 use super::health::{self, Disk};
@@ -56,7 +56,7 @@ const TRIM_ROWS: i64 = 10_000;
 pub struct SqliteStore {
     access: Access,
     path: PathBuf,
-    writer: Writer,
+    writer: SqliteWriter,
     readers: SqlitePool,
     services: OnceLock<BTreeMap<Arc<str>, u16>>,
     watch: Arc<LogWatch>,
@@ -99,7 +99,7 @@ impl SqliteStore {
             .test_before_acquire(false)
             .connect_lazy_with(readers);
         let watch = Arc::new(LogWatch::default());
-        let writer = Writer::start(&path, options, connection, lock, Arc::clone(&watch));
+        let writer = SqliteWriter::start(&path, options, connection, lock, Arc::clone(&watch));
         let store = Self { access, path, writer, readers, services: OnceLock::new(), watch };
         match store.check_format().await {
             Ok(()) => Ok(store),
@@ -329,7 +329,7 @@ impl Store for SqliteStore {
         if self.only_looks() {
             return Box::pin(async { Err(StoreError::Unavailable(LOOKS.to_owned())) });
         }
-        let mut passed = args::Rows::default();
+        let mut passed = args::RowArgs::default();
         for (origin, read) in trim.log.iter().flat_map(|(origin, read)| read.iter().map(move |read| (origin, read))) {
             let (first, last, messages) = read.rows();
             passed.row().put(&**origin).put(first).put(last).put(messages);

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::checker::Violation;
 use super::owner::{Channel, Owner, OwnerId, OwnerMessage};
 use super::sim::{Sim, SimEvent};
 use super::work::SimActor;
@@ -13,7 +14,7 @@ use crate::store::memory::at_once;
 
 impl Sim {
     /// Performs the actions that the ledger has decided so far.
-    pub(super) fn perform(&mut self, id: OwnerId) -> Result<(), String> {
+    pub(super) fn perform(&mut self, id: OwnerId) -> Result<(), Violation> {
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let actions = owner.ledger.actions();
         self.count(id)?;
@@ -28,9 +29,9 @@ impl Sim {
                     self.at(at, SimEvent::Work(id, actor, order));
                 }
                 Action::Spawn(more) => {
-                    let first = ActorIx::try_from(owner.workers.len()).unwrap_or(0);
+                    let first = owner.workers.len();
                     owner.workers.extend((0..more).map(|_| SimActor::default()));
-                    for ix in first..first + more {
+                    for ix in (first..owner.workers.len()).map(ActorIx::nth).collect::<Vec<_>>() {
                         self.happens_later(id, Channel::Actor(ix, false), 500, protocol::Event::ActorReady(ix));
                     }
                 }
@@ -51,7 +52,7 @@ impl Sim {
                 Action::Room(..) => {}
                 Action::Acknowledge(source, positions) => {
                     let name = self.plan.sources[source as usize].name.clone();
-                    self.checker.reached((owner.shard, &name), &positions, false)?;
+                    self.checker.reached(owner.shard, &name, &positions, false)?;
                     if let Some(source) = owner.ingresses[source as usize].source.as_mut() {
                         source.committed(&positions);
                     }
@@ -72,7 +73,7 @@ impl Sim {
     }
 
     /// Keeps the ledger's tally, and checks the delays that it chose.
-    pub(super) fn count(&mut self, id: OwnerId) -> Result<(), String> {
+    pub(super) fn count(&mut self, id: OwnerId) -> Result<(), Violation> {
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let tally = owner.ledger.tally();
         let stats = &mut self.checker.stats;
@@ -84,7 +85,7 @@ impl Sim {
         for (attempt, delay) in tally.retries {
             let bound = bounds.clone().map(|retry| retry.bound(attempt)).max().unwrap_or_default();
             if attempt == 0 || Duration::from_millis(delay) > bound {
-                return Err(format!("attempt {attempt} is tried again after {delay} ms, {bound:?} is its bound"));
+                return Err(Violation::RetryOutOfBounds { attempt, delay, bound });
             }
         }
         Ok(())
@@ -105,14 +106,13 @@ impl Sim {
         self.at(at, SimEvent::Write(id, committer, commit));
     }
 
-    pub(super) fn ask(&mut self, id: OwnerId, question: Question) -> Result<(), String> {
+    pub(super) fn ask(&mut self, id: OwnerId, question: Question) -> Result<(), Violation> {
         if self.now < self.disk.away_until {
             self.at(self.disk.away_until, SimEvent::Ask(id, question));
             return Ok(());
         }
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
-        let answer = at_once(question.answer(&*self.disk.store, owner.shard, self.clock.now()))
-            .map_err(|error| error.to_string())?;
+        let answer = at_once(question.answer(&*self.disk.store, owner.shard, self.clock.now()))?;
         match &answer {
             Some(Answer::Page(..)) => self.checker.stats.pages += 1,
             Some(Answer::Retaken(Ok(taken))) => drop(self.checker.epochs.insert(owner.shard, taken.epoch)),
@@ -125,7 +125,7 @@ impl Sim {
         Ok(())
     }
 
-    pub(super) fn write(&mut self, id: OwnerId, committer: u32, commit: Arc<Commit>) -> Result<(), String> {
+    pub(super) fn write(&mut self, id: OwnerId, committer: u32, commit: Arc<Commit>) -> Result<(), Violation> {
         let there = |owner: &Owner| owner.committer == committer && !owner.committer_down;
         if !self.owners[id].as_ref().is_some_and(there) {
             // It died with its owner or its committer on the way, or it is still on its way.
@@ -133,7 +133,7 @@ impl Sim {
         }
         let faulty = self.now < self.faults_until;
         let (disk, plan) = (&self.disk, &self.plan);
-        let tried = disk.write(plan, &commit, (faulty, self.now), &mut self.dice, &mut self.checker)?;
+        let tried = disk.write(plan, &commit, faulty, self.now, &mut self.dice, &mut self.checker)?;
         if tried.late {
             self.soon(40_000, SimEvent::Late(commit.clone()));
         }
@@ -142,7 +142,7 @@ impl Sim {
         Ok(())
     }
 
-    pub(super) fn late(&mut self, commit: &Commit) -> Result<(), String> {
+    pub(super) fn late(&mut self, commit: &Commit) -> Result<(), Violation> {
         // Whether it is written at all is part of what nobody knows.
         if self.dice.below(2) == 0 && self.now >= self.disk.away_until {
             self.disk.apply(&self.plan, commit, &mut self.checker)?;

@@ -2,15 +2,18 @@
 //! In: commits, acknowledgements, deliveries. Out: the first promise that was broken.
 
 mod above;
+mod letters;
 mod seen;
 mod timers;
 pub(super) mod topic;
+mod violation;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 pub use self::seen::Seen;
 use self::topic::Topic;
+pub(super) use self::violation::Violation;
 use super::fault_plan::FaultPlan;
 use super::plan::{INTAKE, PROBE, SOURCES, SimPlan};
 use crate::AfterDeadLetter;
@@ -41,6 +44,22 @@ enum MessageEnd {
     Discarded,
 }
 
+/// A place that a source delivers from.
+#[derive(Clone, Debug)]
+pub(super) struct DeliveryPlace {
+    pub(super) shard: ShardNo,
+    pub(super) source: u16,
+    pub(super) origin: Arc<str>,
+    pub(super) position: Position,
+}
+
+impl DeliveryPlace {
+    /// The log that it is in.
+    fn track(&self) -> (ShardNo, u16, Arc<str>) {
+        (self.shard, self.source, self.origin.clone())
+    }
+}
+
 /// One message for one service.
 #[derive(Debug)]
 struct Expected {
@@ -48,7 +67,7 @@ struct Expected {
     key: String,
     id: String,
     /// The place where it was first delivered: shard, source, origin, position.
-    place: (ShardNo, SourceIx, Arc<str>, Position),
+    place: DeliveryPlace,
     /// True if it has copies elsewhere, so that its place says nothing about its order.
     unordered: bool,
     /// True if it may become a dead letter although its fault plan does not ask for that.
@@ -84,8 +103,8 @@ pub(super) struct Checker {
     taken: HashSet<TakenId>,
     waiting: HashMap<(ShardNo, u64), TakenId>,
     dead: HashMap<(ShardNo, u64), (TakenId, bool)>,
-    held: HashMap<(u16, String), u64>,
-    last: HashMap<(u16, String, ShardNo, u16, Arc<str>), Position>,
+    held: HashMap<(ServiceIx, String), u64>,
+    last: HashMap<(ServiceIx, String, ShardNo, SourceIx, Arc<str>), Position>,
     timers: timers::SetTimers,
     /// The messages that were passed on to their shards, in a log row.
     onward: HashSet<TakenId>,
@@ -99,7 +118,7 @@ impl Checker {
     pub(super) fn delivered(
         &mut self,
         plan: &SimPlan,
-        (shard, source, origin, position): (ShardNo, u16, &Arc<str>, Position),
+        place: DeliveryPlace,
         messages: &[(Option<u16>, Message, bool)],
     ) {
         let mut ids = Vec::new();
@@ -110,47 +129,42 @@ impl Checker {
                 service: *service,
                 key: message.key().to_owned(),
                 id: message.id().to_owned(),
-                place: (shard, source, origin.clone(), position),
-                unordered: SOURCES[source] == INTAKE,
+                place: place.clone(),
+                unordered: SOURCES[usize::from(place.source)] == INTAKE,
                 may_die: *may_die,
                 end: MessageEnd::Open,
             });
-            let here = (known.place.0, known.place.1, &known.place.2) == (shard, source, origin);
-            known.unordered |= !here || SOURCES[source] == INTAKE;
+            let here = known.place.track() == place.track();
+            known.unordered |= !here || SOURCES[usize::from(place.source)] == INTAKE;
             if let Some(service) = service {
                 let name = plan.services[*service].name.clone();
                 self.names.insert((name, message.key().to_owned(), message.id().to_owned()), id);
             }
         }
-        self.tracks.entry((shard, source, origin.clone())).or_default().entries.push((position, ids));
+        self.tracks.entry(place.track()).or_default().entries.push((place.position, ids));
     }
 
     /// A commit has a message for a shard: an event, or a message whose source handed it to another shard. The latter
     /// keeps its first place.
-    fn logged(
-        &mut self,
-        plan: &SimPlan,
-        (shard, source, origin, position): (ShardNo, u16, &Arc<str>, Position),
-        (service, message): (Option<u16>, Message),
-    ) {
+    fn logged(&mut self, plan: &SimPlan, place: DeliveryPlace, service: Option<u16>, message: Message) {
         let id = plan.taken_id(service, &message);
         if !self.expected.contains_key(&id) {
-            return self.delivered(plan, (shard, source, origin, position), &[(service, message, false)]);
+            return self.delivered(plan, place, &[(service, message, false)]);
         }
         self.stats.rekeyed += 1;
         self.onward.insert(id);
-        self.tracks.entry((shard, source, origin.clone())).or_default().entries.push((position, vec![id]));
+        self.tracks.entry(place.track()).or_default().entries.push((place.position, vec![id]));
     }
 
     /// Rows of a table without order are gone: their messages must be durable.
-    fn taken_in(&mut self, shard: ShardNo, numbers: &[u64]) -> Result<(), String> {
-        let Some(track) = self.tracks.get_mut(&(shard, SourceIx::nth(3), INTAKE.into())) else { return Ok(()) };
+    fn taken_in(&mut self, shard: ShardNo, numbers: &[u64]) -> Result<(), Violation> {
+        let Some(track) = self.tracks.get_mut(&(shard, 3, INTAKE.into())) else { return Ok(()) };
         for no in numbers {
             let found = track.entries.iter().find(|(position, _)| position.no == *no);
             let lost = found
                 .and_then(|(_, ids)| ids.iter().find(|id| !self.taken.contains(*id) && !self.onward.contains(*id)));
             if lost.is_some() {
-                return Err(format!("row {no} of the intake is deleted, but not taken"));
+                return Err(Violation::IntakeRowLost(*no));
             }
             track.numbers.insert(*no);
         }
@@ -159,7 +173,7 @@ impl Checker {
     }
 
     /// A handler failed by itself: its message may become a dead letter.
-    pub(super) fn failed(&mut self, plan: &SimPlan, service: u16, message: &Message) {
+    pub(super) fn failed(&mut self, plan: &SimPlan, service: ServiceIx, message: &Message) {
         if let Some(expected) = self.expected.get_mut(&plan.taken_id(Some(service), message)) {
             expected.may_die = true;
         }
@@ -171,12 +185,12 @@ impl Checker {
     }
 
     /// A commit was written.
-    pub(super) fn committed(&mut self, plan: &SimPlan, commit: &Commit) -> Result<(), String> {
+    pub(super) fn committed(&mut self, plan: &SimPlan, commit: &Commit) -> Result<(), Violation> {
         let (shard, no) = (commit.shard, commit.no);
-        let at = |problem: String| format!("shard {shard}, commit {no}: {problem}");
+        let at = |violation| Violation::Commit { shard, no, violation: Box::new(violation) };
         self.stats.commits += 1;
         if self.epochs.get(&shard) != Some(&commit.epoch) {
-            return Err(at(format!("written under epoch {}, which was over", commit.epoch)));
+            return Err(at(Violation::StaleEpoch(commit.epoch)));
         }
         self.topics.resize_with(plan.sinks.len(), Topic::default);
         for (sink, topic) in SinkIx::all(plan.sinks.len()).zip(&mut self.topics) {
@@ -185,21 +199,21 @@ impl Checker {
             topic.reached(shard, watermark).map_err(at)?;
         }
         for part in &commit.parts {
-            self.part(plan, (shard, commit.at), part).map_err(at)?;
+            self.part(plan, shard, commit.at, part).map_err(at)?;
         }
         for row in &commit.log {
-            let messages = embedded::decode(row.messages.clone()).map_err(|error| at(error.to_string()))?;
+            let messages = embedded::decode(row.messages.clone()).map_err(|error| at(error.into()))?;
             for (index, (service, message)) in (0..).zip(messages) {
                 let origin = Arc::from(shard.to_string());
                 let service = plan.handlers.index_of(&service);
-                let place = (row.target, SourceIx::FIRST, &origin, Position::new(no, index));
-                self.logged(plan, place, (service, message));
+                let place = DeliveryPlace { shard: row.target, source: 0, origin, position: Position::new(no, index) };
+                self.logged(plan, place, service, message);
             }
         }
         self.taken_in(shard, &commit.intake).map_err(at)?;
         self.above(commit).map_err(at)?;
         for (source, positions) in &commit.positions {
-            self.reached((shard, source), positions, true).map_err(at)?;
+            self.reached(shard, source, positions, true).map_err(at)?;
         }
         Ok(())
     }
@@ -207,24 +221,24 @@ impl Checker {
     /// All of a source up to these positions must be durable; those that are stored never go back.
     pub(super) fn reached(
         &mut self,
-        (shard, source): (ShardNo, &str),
+        shard: ShardNo,
+        source: &str,
         positions: &Positions,
         stored: bool,
-    ) -> Result<(), String> {
+    ) -> Result<(), Violation> {
         let Some(source) = SOURCES.iter().position(|name| *name == source) else { return Ok(()) };
         for (origin, position) in positions {
             let place = (shard, SourceIx::nth(source), origin.clone());
             let Some(track) = self.tracks.get_mut(&place) else { continue };
             if track.passed > 0 && track.entries[track.passed - 1].0 > *position && stored {
-                return Err(format!("{}/{origin} goes back to {position:?}", SOURCES[source]));
+                let (source_name, origin, position) = (SOURCES[source], origin.clone(), *position);
+                return Err(Violation::PositionBack { source_name, origin, position });
             }
             while let Some((at, ids)) = track.entries.get(track.passed).filter(|(at, _)| at <= position) {
                 if let Some(lost) = ids.iter().find(|id| !self.taken.contains(*id) && !self.onward.contains(*id)) {
-                    let id = self.expected.get(lost).map_or("", |expected| &expected.id);
-                    let name = SOURCES[source];
-                    return Err(format!(
-                        "{name}/{origin} is passed up to {position:?}, but {id:?} at {at:?} is not taken"
-                    ));
+                    let id = self.expected.get(lost).map(|expected| expected.id.clone()).unwrap_or_default();
+                    let (source_name, origin, position) = (SOURCES[source], origin.clone(), *position);
+                    return Err(Violation::PassedOver { source_name, origin, position, id, at: *at });
                 }
                 track.passed += 1;
             }
@@ -232,10 +246,10 @@ impl Checker {
         Ok(())
     }
 
-    fn part(&mut self, plan: &SimPlan, (shard, at): (ShardNo, Millis), part: &Part) -> Result<(), String> {
+    fn part(&mut self, plan: &SimPlan, shard: ShardNo, at: Millis, part: &Part) -> Result<(), Violation> {
         for Taken { id, .. } in &part.ids {
             if !self.taken.insert(*id) {
-                return Err(format!("{} is taken twice", self.name(id)));
+                return Err(Violation::TakenTwice(self.name(id)));
             }
         }
         // The messages that something becomes of in this part, to check what must come together.
@@ -254,114 +268,65 @@ impl Checker {
             }
             ends.insert(letter.id);
             let service = plan.handlers.index_of(&letter.service);
-            self.died(plan, (shard, letter.seq, letter.id), service, letter.holds_key, letter.history.last())?;
+            self.died(plan, shard, letter, service)?;
         }
         for row in &part.pending {
             ends.insert(row.id);
             self.stats.spilled += u64::from(row.kind == PendingKind::Spilled);
             if self.waiting.insert((shard, row.seq), row.id).is_some_and(|other| other != row.id) {
-                return Err(format!("the row {} of {} is written over", row.seq, self.name(&row.id)));
+                return Err(Violation::RowWrittenOver { seq: row.seq, name: self.name(&row.id) });
             }
         }
         for seq in &part.settled {
             let Some(id) = self.waiting.remove(&(shard, *seq)) else {
-                return Err(format!("row {seq} is settled, but there is none"));
+                return Err(Violation::NoRow(*seq));
             };
             if !ends.contains(&id) {
-                return Err(format!("the row of {} is settled, but nothing became of it", self.name(&id)));
+                return Err(Violation::SettledForNothing(self.name(&id)));
             }
         }
-        self.timed(plan, (shard, at), part, &ends)?;
+        self.timed(plan, shard, at, part, &ends)?;
         match part.ids.iter().map(|taken| &taken.id).find(|id| !ends.contains(*id)) {
-            Some(id) => Err(format!("{} is taken, but nothing became of it", self.name(id))),
+            Some(id) => Err(Violation::TakenForNothing(self.name(id))),
             None => Ok(()),
         }
     }
 
-    fn effect(&mut self, plan: &SimPlan, probe: &str) -> Result<TakenId, String> {
-        let Probe { service, key, id } = serde_json::from_str(probe).map_err(|error| error.to_string())?;
+    fn effect(&mut self, plan: &SimPlan, probe: &str) -> Result<TakenId, Violation> {
+        let Probe { service, key, id } = serde_json::from_str(probe)?;
         let taken = self.names.get(&(service.clone(), key, id.clone())).copied();
         let Some((taken, expected)) = taken.and_then(|id| Some((id, self.expected.get_mut(&id)?))) else {
-            return Err(format!("an effect of {id:?}, which was never delivered"));
+            return Err(Violation::EffectNotDelivered(id));
         };
         if !self.taken.contains(&taken) {
-            return Err(format!("{service}: an effect of {id:?}, which is not taken"));
+            return Err(Violation::EffectNotTaken { service, id });
         }
-        let Some(index) = expected.service else { return Err(format!("{id:?} is of no service")) };
+        let Some(index) = expected.service else { return Err(Violation::EffectOfNone(id)) };
         let holds = plan.services[index as usize].after_dead_letter == AfterDeadLetter::HoldKey;
         let planned = FaultPlan::of(plan.seed, plan.faults, &service, &id);
         if planned.is_deadly() && !self.healed {
-            return Err(format!("{service}: an effect of {id:?}, whose fate is {planned:?}"));
+            return Err(Violation::EffectOfDeadly { service, id, planned });
         }
         let ordered = match expected.end {
             MessageEnd::Open => true,
             MessageEnd::Replayed => holds,
-            end => return Err(format!("{service}: an effect of {id:?}, which was {end:?} already")),
+            end => return Err(Violation::EffectAfterEnd { service, id, end: format!("{end:?}") }),
         };
         expected.end = MessageEnd::Effect;
         let key = (index, expected.key.clone());
         if self.held.contains_key(&key) {
-            return Err(format!("{service}: an effect of {id:?}, but a dead letter holds {:?}", key.1));
+            return Err(Violation::EffectOfHeld { service, id, key: key.1 });
         }
         if ordered && !expected.unordered {
-            let (shard, source, origin, position) = expected.place.clone();
+            let DeliveryPlace { shard, source, origin, position } = expected.place.clone();
             let last = self.last.entry((key.0, key.1, shard, source, origin)).or_default();
             if position <= *last {
-                return Err(format!("{service}: the effect of {id:?} ({position:?}) comes after that of {last:?}"));
+                return Err(Violation::EffectOutOfOrder { service, id, position, last: *last });
             }
             *last = position;
         }
         self.effects.push(Effect { service, key: expected.key.clone(), id });
         Ok(taken)
-    }
-
-    fn died(
-        &mut self,
-        plan: &SimPlan,
-        (shard, seq, id): (ShardNo, u64, TakenId),
-        service: Option<ServiceIx>,
-        holds: bool,
-        last: Option<&crate::store::Attempt>,
-    ) -> Result<(), String> {
-        self.stats.dead_letters += 1;
-        let name = self.name(&id);
-        let Some(expected) = self.expected.get_mut(&id) else { return Err(format!("{name} was never delivered")) };
-        if !matches!(expected.end, MessageEnd::Open | MessageEnd::Replayed) {
-            return Err(format!("{name} is dead, but was {:?} already", expected.end));
-        }
-        if let Some(service) = service {
-            let service = &plan.services[service as usize];
-            let planned = FaultPlan::of(plan.seed, plan.faults, &service.name, &expected.id);
-            if !expected.may_die && (!planned.is_deadly() || self.healed && expected.end == MessageEnd::Replayed) {
-                return Err(format!("{name} is dead, but its fate was {planned:?}: {last:?}"));
-            }
-            let attempts = service.retry.attempts;
-            let spent = last.map_or(0, |attempt| attempt.attempt);
-            if spent > attempts || planned == FaultPlan::Hopeless && spent != attempts && !expected.may_die {
-                return Err(format!("{name} is dead after {spent} attempts, {attempts} are its bound"));
-            }
-        }
-        expected.end = MessageEnd::Dead;
-        if holds && let Some(service) = expected.service {
-            self.held.insert((service, expected.key.clone()), seq);
-        }
-        self.dead.insert((shard, seq), (id, holds));
-        Ok(())
-    }
-
-    fn undead(&mut self, shard: ShardNo, seq: u64, part: &Part) -> Result<(), String> {
-        let Some((id, holds)) = self.dead.remove(&(shard, seq)) else {
-            return Err(format!("the dead letter {seq} is taken back, but there is none"));
-        };
-        self.stats.operations += 1;
-        let replayed = part.pending.iter().any(|row| row.id == id);
-        if let Some(expected) = self.expected.get_mut(&id) {
-            expected.end = if replayed { MessageEnd::Replayed } else { MessageEnd::Discarded };
-            if holds && let Some(service) = expected.service {
-                self.held.remove(&(service, expected.key.clone()));
-            }
-        }
-        Ok(())
     }
 
     fn name(&self, id: &TakenId) -> String {
@@ -373,10 +338,10 @@ impl Checker {
         let later = self.scheduled();
         let open = self.expected.iter().filter(|(id, _)| !later.contains(*id)).map(|(_, expected)| expected);
         if let Some(open) = open.into_iter().find(|open| matches!(open.end, MessageEnd::Open | MessageEnd::Replayed)) {
-            return Some(format!(
-                "{:?} of key {:?} ({:?}) had no effect and is no dead letter",
-                open.id, open.key, open.place
-            ));
+            let DeliveryPlace { shard, source, origin, position } = &open.place;
+            let place = (shard, source, origin, position);
+            let (id, key) = (&open.id, &open.key);
+            return Some(format!("{id:?} of key {key:?} ({place:?}) had no effect and is no dead letter"));
         }
         if let Some(id) = self.waiting.values().next() {
             return Some(format!("the row of {} still waits", self.name(id)));

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::checker::Checker;
+use super::checker::{Checker, Violation};
 use super::plan::SimPlan;
 use crate::clock::Dice;
 use crate::store::memory::MemoryStore;
@@ -29,10 +29,11 @@ impl SimDisk {
         &self,
         plan: &SimPlan,
         commit: &Commit,
-        (faulty, now): (bool, u64),
+        faulty: bool,
+        now: u64,
         dice: &mut Dice,
         checker: &mut Checker,
-    ) -> Result<Attempted, String> {
+    ) -> Result<Attempted, Violation> {
         if now < self.away_until {
             let outcome = Outcome::Unavailable("simulated: the store is away".to_owned());
             return Ok(Attempted { outcome, late: false });
@@ -59,7 +60,7 @@ impl SimDisk {
     }
 
     /// Writes a commit, and shows it to the checker.
-    pub(super) fn apply(&self, plan: &SimPlan, commit: &Commit, checker: &mut Checker) -> Result<Outcome, String> {
+    pub(super) fn apply(&self, plan: &SimPlan, commit: &Commit, checker: &mut Checker) -> Result<Outcome, Violation> {
         let stale = checker.epochs.get(&commit.shard) != Some(&commit.epoch);
         let before = stale.then(|| self.waiting());
         let outcome = self.store.apply(commit);
@@ -68,7 +69,7 @@ impl SimDisk {
             Outcome::Fenced => {
                 checker.stats.fenced += 1;
                 if before.is_some_and(|before| before != self.waiting()) {
-                    return Err(format!("a fenced commit (shard {}, {}) left rows behind", commit.shard, commit.no));
+                    return Err(Violation::FencedRows { shard: commit.shard, no: commit.no });
                 }
             }
             Outcome::Refused { .. } => {

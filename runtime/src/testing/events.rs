@@ -3,6 +3,7 @@
 
 use futures_util::FutureExt;
 
+use super::checker::Violation;
 use super::owner::{Channel, OwnerId, OwnerMessage};
 use super::sim::{Sim, SimEvent, TICK};
 use super::work::Bench;
@@ -15,19 +16,19 @@ const TICKS_PER_LOOK: u64 = 5;
 
 impl Sim {
     /// Tells a ledger something, and performs its decisions.
-    pub(super) fn tell(&mut self, id: OwnerId, message: OwnerMessage) -> Result<(), String> {
+    pub(super) fn tell(&mut self, id: OwnerId, message: OwnerMessage) -> Result<(), Violation> {
         let now = self.clock.now();
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         match message {
             OwnerMessage::Event(event) => self.happens(id, event),
             OwnerMessage::Fetched(source, generation, arrivals) => {
-                if owner.ingresses[source as usize].generation == generation {
+                if owner.ingresses[source].generation == generation {
                     owner.ledger.step(Event::Fetched(source, arrivals), now);
                 }
             }
             OwnerMessage::IngressBack(source) => self.open(id, source)?,
             OwnerMessage::Ran(actor, generation, report) => {
-                if owner.workers[actor as usize].generation == generation {
+                if owner.workers[actor].generation == generation {
                     owner.ledger.step(Event::Ran(report), now);
                 }
             }
@@ -44,9 +45,7 @@ impl Sim {
                 owner.ledger.step(Event::CommitLost, now);
             }
             OwnerMessage::DispatcherBack(sink) => self.start_outlet(id, sink),
-            OwnerMessage::Answered(sink, generation, sent, answer) => {
-                self.answered(id, (sink, generation), sent, answer)
-            }
+            OwnerMessage::Answered(sink, generation, sent, answer) => self.answered(id, sink, generation, sent, answer),
             OwnerMessage::Tick => self.tick(id, now),
         }
         self.perform(id)
@@ -74,15 +73,15 @@ impl Sim {
         self.tell_later(id, channel, most, OwnerMessage::Event(event));
     }
 
-    fn open(&mut self, id: OwnerId, source: SourceIx) -> Result<(), String> {
+    fn open(&mut self, id: OwnerId, source: u16) -> Result<(), Violation> {
         let Some(owner) = self.owners[id].as_mut().filter(|owner| !owner.draining) else { return Ok(()) };
         let _context = self.runtime.enter();
         let from = owner.ledger.received(source);
-        let opened = self.transports[source].open(owner.shard, from).now_or_never();
-        let opened = opened.ok_or("a simulated source opens at once")?;
+        let opened = self.transports[source as usize].open(owner.shard, from).now_or_never();
+        let opened = opened.ok_or(Violation::Slow("a simulated source opens"))?;
         let credits = owner.ledger.credits_free(source);
-        let ingress = &mut owner.ingresses[source];
-        ingress.source = Some(opened.map_err(|error| error.to_string())?);
+        let ingress = &mut owner.ingresses[source as usize];
+        ingress.source = Some(opened?);
         ingress.credits = credits;
         ingress.generation += 1;
         drop(_context);
@@ -112,7 +111,7 @@ impl Sim {
         self.at(self.now + TICK, SimEvent::Tell(id, OwnerMessage::Tick));
     }
 
-    pub(super) fn work(&mut self, id: OwnerId, actor: ActorIx, order: RunOrder) -> Result<(), String> {
+    pub(super) fn work(&mut self, id: OwnerId, actor: ActorIx, order: RunOrder) -> Result<(), Violation> {
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let Some(worker) = owner.workers.get_mut(actor.place()).filter(|worker| worker.alive) else { return Ok(()) };
         let (slot, no, service, generation) = (order.slot, order.no, order.service, worker.generation);
@@ -145,7 +144,8 @@ impl Sim {
             let most = if self.dice.below(60) == 0 { 400_000 } else { 800 };
             self.tell_after(
                 id,
-                (Channel::Actor(actor, false), waited),
+                Channel::Actor(actor, false),
+                waited,
                 most,
                 OwnerMessage::Ran(actor, generation, report),
             );
@@ -167,7 +167,7 @@ impl Sim {
         }
     }
 
-    pub(super) fn fetch(&mut self, id: OwnerId, source: SourceIx) -> Result<(), String> {
+    pub(super) fn fetch(&mut self, id: OwnerId, source: u16) -> Result<(), Violation> {
         let most = 1 + self.dice.below(8);
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let draining = owner.draining;
@@ -177,8 +177,8 @@ impl Sim {
         let _context = self.runtime.enter();
         let max = usize::try_from(most).unwrap_or(1).min(ingress.credits.unsigned_abs());
         let Some(fetched) = open.fetch(max).now_or_never() else { return Ok(()) };
-        let name = &self.plan.sources[source].name;
-        let deliveries = fetched.map_err(|error| error.to_string())?;
+        let name = &self.plan.sources[source as usize].name;
+        let deliveries = fetched?;
         let arrivals: Vec<_> =
             deliveries.into_iter().flat_map(|delivery| self.plan.bindings.arrivals(name, delivery)).collect();
         ingress.credits -= arrivals.len().cast_signed();

@@ -1,6 +1,7 @@
 //! The faults of a simulation, and its end.
 //! In: dice. Out: deaths, freezes, outages, operators' commands; the end.
 
+use super::checker::Violation;
 use super::owner::{Channel, OwnerId, OwnerMessage};
 use super::sim::{Sim, SimEvent};
 use crate::clock::Millis;
@@ -19,7 +20,7 @@ const STUCK: u64 = 400_000_000;
 
 impl Sim {
     /// Lets something go wrong, and schedules the next fault.
-    pub(super) fn fault(&mut self) -> Result<(), String> {
+    pub(super) fn fault(&mut self) -> Result<(), Violation> {
         if self.now >= self.faults_until {
             return Ok(());
         }
@@ -98,12 +99,12 @@ impl Sim {
         // Its fetched messages arrive, or die with it.
         ingress.generation += u32::from(self.dice.below(2) == 0);
         self.checker.stats.deaths += 1;
-        let source = u16::try_from(source).unwrap_or(0);
+        let source = SourceIx::nth(source);
         self.tell_later(id, Channel::Ingress(source), 20_000, OwnerMessage::IngressBack(source));
     }
 
     /// Lets an operator act on dead letters: of one key, or of all.
-    fn operate(&mut self, key: Option<(ServiceIx, String)>) -> Result<(), String> {
+    fn operate(&mut self, key: Option<(u16, String)>) -> Result<(), Violation> {
         // A rejected message that is always replayed would hold its key for ever.
         let discard = self.dice.below(4) == 0;
         let action = if discard { Action::Discard } else { Action::Replay };
@@ -121,7 +122,7 @@ impl Sim {
     }
 
     /// Lets an operator pause a service, or a key that has a state.
-    fn pause(&mut self) -> Result<(), String> {
+    fn pause(&mut self) -> Result<(), Violation> {
         let keys: Vec<_> = self.disk.store.states().into_keys().collect();
         let services = self.plan.services.len() as u64;
         let scope = match self.dice.below(services + keys.len() as u64) {
@@ -139,15 +140,16 @@ impl Sim {
     }
 
     /// Lets an operator resume what was paused last.
-    fn resume(&mut self) -> Result<(), String> {
+    fn resume(&mut self) -> Result<(), Violation> {
         let Some(scope) = self.paused.pop() else { return Ok(()) };
         self.command(Action::Resume(scope), DeadFilter::default())
     }
 
-    fn command(&mut self, action: Action, filter: DeadFilter) -> Result<(), String> {
+    fn command(&mut self, action: Action, filter: DeadFilter) -> Result<(), Violation> {
         let (who, why) = ("simulator".to_owned(), "drawn from the seed".to_owned());
         let command = NewCommand { action, filter, who, why, matched: 0, at: self.clock.now() };
-        at_once(self.disk.store.queries().command(command)).map(drop).map_err(|error| error.to_string())
+        at_once(self.disk.store.queries().command(command))?;
+        Ok(())
     }
 
     /// Commands that a shard has still to execute.
@@ -157,19 +159,19 @@ impl Sim {
     }
 
     /// Looks whether everything is done.
-    pub(super) fn look(&mut self) -> Result<(), String> {
+    pub(super) fn look(&mut self) -> Result<(), Violation> {
         while !self.paused.is_empty() {
             self.resume()?;
         }
         let busy = self.busy();
         let late = self.now > self.faults_until + PATIENCE;
         match busy {
-            Some(busy) if self.now > self.faults_until + STUCK => return Err(format!("it never ends: {busy}")),
+            Some(busy) if self.now > self.faults_until + STUCK => return Err(Violation::Endless(busy)),
             Some(_) if !late => {}
             None if self.healed && self.checker.held().is_empty() => {
                 self.done = true;
                 let left = self.checker.unfinished().or_else(|| self.checker.unset(&self.plan));
-                return left.map_or(Ok(()), Err);
+                return left.map_or(Ok(()), |left| Err(Violation::Unfinished(left)));
             }
             _ => {
                 let first = !std::mem::replace(&mut self.healed, true);

@@ -11,7 +11,7 @@ use crate::ledger::routes::Arrival;
 use crate::message::{ShardNo, SinkIx, SourceIx};
 use crate::shard::dispatcher::handover::Handover;
 use crate::store::{Epoch, Outcome};
-use crate::transport::pace::{InFlight, Pace};
+use crate::transport::pace::{Pace, PacedMessage};
 use crate::transport::{Outgoing, SinkAnswer, Source};
 
 /// An owner's number; never used twice.
@@ -39,7 +39,7 @@ pub(super) enum OwnerMessage {
     CommitterBack,
     DispatcherBack(SinkIx),
     /// The answer to an event; `None` if the sink does not take it at the moment.
-    Answered(u16, u32, (InFlight, Outgoing), Option<SinkAnswer>),
+    Answered(u16, u32, (PacedMessage, Outgoing), Option<SinkAnswer>),
     Tick,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct SimDispatcher {
     /// The pace of the events; `None` before the first publisher.
     pub(super) pace: Option<Pace<Outgoing>>,
     /// Events on their way to the broker.
-    pub(super) wire: VecDeque<(InFlight, Outgoing)>,
+    pub(super) wire: VecDeque<(PacedMessage, Outgoing)>,
     pub(super) pumping: bool,
     pub(super) delivering: bool,
 }
@@ -90,7 +90,7 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub(super) fn new(shard: ShardNo, ledger: Ledger, (sources, sinks): (usize, usize)) -> Self {
+    pub(super) fn new(shard: ShardNo, ledger: Ledger, sources: usize, sinks: usize) -> Self {
         Self {
             shard,
             ledger,

@@ -15,7 +15,7 @@ use crate::ledger::{Ledger, cron};
 use crate::message::{ServiceIx, ShardNo, TakenId};
 use crate::settings::Settings;
 use crate::store::memory::{MemoryStore, at_once};
-use crate::store::{InboxRows, Setup, Store, TakenShard};
+use crate::store::{InboxRows, Setup, Store, StoreError, TakenShard};
 use crate::transport::embedded;
 
 /// Names of the simulated sources: the store's log, a log, a queue that redelivers what was not acknowledged, and a
@@ -120,6 +120,18 @@ pub(super) struct SimPlan {
     pub(super) actors_max: u32,
 }
 
+/// The reason why a simulation cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The settings and the handlers do not fit.
+    #[error("{0}")]
+    Settings(String),
+    #[error(transparent)]
+    Runtime(std::io::Error),
+}
+
 impl SimPlan {
     /// The bounds on a shard's events that are on their way to one sink.
     pub(super) fn window(&self) -> Window {
@@ -134,12 +146,12 @@ impl SimPlan {
         handlers: Handlers,
         store: &MemoryStore,
         clock: &Clock,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, StartError> {
         let mut tables = handlers.tables();
         tables.push(PROBE);
         let setup =
             Setup { shards: settings.ownership.shards, services: handlers.services(), tables, code: handlers.code() };
-        let identity = at_once(store.prepare(setup)).map_err(|error| error.to_string())?;
+        let identity = at_once(store.prepare(setup))?;
         let limits = TurnLimits {
             rows_max: settings.limits.turn_rows_max,
             events_max: settings.limits.turn_events_max,
@@ -147,8 +159,9 @@ impl SimPlan {
         };
         // Slices are cut by the seed and not by the machine's clock.
         let slice = Duration::from_secs(3_600);
-        let bindings = Arc::new(Bindings::new(&settings, handlers.clone())?);
-        let schedules = cron::plan(&handlers, &settings, clock.now()).map_err(|problems| problems.join("; "))?;
+        let bindings = Arc::new(Bindings::new(&settings, handlers.clone()).map_err(StartError::Settings)?);
+        let schedules = cron::plan(&handlers, &settings, clock.now())
+            .map_err(|problems| StartError::Settings(problems.join("; ")))?;
         let gates = gates(&handlers, &settings, seed);
         let services = describe(&handlers, &identity.services, &settings, &gates, schedules);
         Ok(Self {

@@ -6,11 +6,11 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::checker::Checker;
+use super::checker::{Checker, Violation};
 use super::disk::SimDisk;
 use super::fault_plan::Refusals;
 use super::owner::{Channel, Owner, OwnerId, OwnerMessage};
-use super::plan::SimPlan;
+use super::plan::{SimPlan, StartError};
 use crate::clock::{Clock, Dice, millis};
 use crate::ledger::gates::Gates;
 use crate::ledger::protocol::{self, ActorIx, Question, RunOrder};
@@ -35,8 +35,8 @@ pub(super) enum SimEvent {
     Work(OwnerId, ActorIx, RunOrder),
     Fetch(OwnerId, SourceIx),
     /// A dispatcher does what it can; the events that it handed over reach the broker.
-    Pump(OwnerId, u16),
-    Deliver(OwnerId, u16, u32),
+    Pump(OwnerId, SinkIx),
+    Deliver(OwnerId, SinkIx, u32),
     Fault,
     Look,
 }
@@ -99,10 +99,11 @@ impl Sim {
         plan: SimPlan,
         disk: SimDisk,
         refusals: Arc<Refusals>,
-        (checker, clock): (Checker, Clock),
+        checker: Checker,
+        clock: Clock,
         transports: Vec<Box<dyn Transport>>,
         faults_until: u64,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, StartError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let shards = plan.shards();
         let mut sim = Self {
@@ -122,7 +123,7 @@ impl Sim {
             paused: Vec::new(),
             sinks_away_until: 0,
             done: false,
-            runtime: runtime.map_err(|error| error.to_string())?,
+            runtime: runtime.map_err(StartError::Runtime)?,
             turns: 0,
             deferred: HashMap::new(),
             queue: BinaryHeap::new(),
@@ -147,17 +148,11 @@ impl Sim {
     }
 
     pub(super) fn tell_later(&mut self, id: OwnerId, channel: Channel, most: u64, message: OwnerMessage) {
-        self.tell_after(id, (channel, 0), most, message);
+        self.tell_after(id, channel, 0, most, message);
     }
 
     /// Tells an owner something after a fixed pause and a random delay.
-    pub(super) fn tell_after(
-        &mut self,
-        id: OwnerId,
-        (channel, pause): (Channel, u64),
-        most: u64,
-        message: OwnerMessage,
-    ) {
+    pub(super) fn tell_after(&mut self, id: OwnerId, channel: Channel, pause: u64, most: u64, message: OwnerMessage) {
         let delay = pause + self.delay(most);
         let Some(owner) = self.owners[id].as_mut() else { return };
         let at = owner.arrival(channel, self.now, delay);
@@ -170,7 +165,7 @@ impl Sim {
     }
 
     /// Runs until everything is done.
-    pub(super) fn run(&mut self) -> Result<(), String> {
+    pub(super) fn run(&mut self) -> Result<(), Violation> {
         self.at(20_000, SimEvent::Fault);
         self.at(self.faults_until, SimEvent::Look);
         while !self.done {
@@ -180,9 +175,9 @@ impl Sim {
     }
 
     /// Lets the next event happen.
-    pub(super) fn step(&mut self) -> Result<(), String> {
+    pub(super) fn step(&mut self) -> Result<(), Violation> {
         let Some(Reverse(ScheduledEvent(time, _, event))) = self.queue.pop() else {
-            return Err("nothing happens any more".to_owned());
+            return Err(Violation::Still);
         };
         self.leap(time);
         self.happen(event)
@@ -200,7 +195,7 @@ impl Sim {
         self.now = self.now.max(to);
     }
 
-    fn happen(&mut self, event: SimEvent) -> Result<(), String> {
+    fn happen(&mut self, event: SimEvent) -> Result<(), Violation> {
         let id = match &event {
             SimEvent::Tell(id, _)
             | SimEvent::Ask(id, _)
@@ -234,7 +229,7 @@ impl Sim {
     }
 
     /// Lets another owner take the shard over.
-    fn take(&mut self, shard: ShardNo) -> Result<(), String> {
+    fn take(&mut self, shard: ShardNo) -> Result<(), Violation> {
         if self.now < self.disk.away_until {
             self.at(self.disk.away_until, SimEvent::Take(shard));
             return Ok(());
@@ -244,22 +239,22 @@ impl Sim {
             self.checker.stats.zombies += 1;
         }
         let id = self.owners.len();
-        let taken = at_once(self.disk.store.take(shard, &format!("owner-{id}"))).map_err(|error| error.to_string())?;
+        let taken = at_once(self.disk.store.take(shard, &format!("owner-{id}")))?;
         self.checker.epochs.insert(shard, taken.epoch);
         let dedup = &self.plan.settings.dedup;
         let window = millis(dedup.window);
         let since = self.clock.now().saturating_sub(window);
-        let inbox = at_once(self.disk.store.inbox(shard, since, dedup.max_ids)).map_err(|error| error.to_string())?;
+        let inbox = at_once(self.disk.store.inbox(shard, since, dedup.max_ids))?;
         let ledger = self.plan.ledger(taken, inbox, &mut self.dice, self.clock.now());
-        self.owners.push(Some(Owner::new(shard, ledger, (self.transports.len(), self.plan.sinks.len()))));
+        self.owners.push(Some(Owner::new(shard, ledger, self.transports.len(), self.plan.sinks.len())));
         self.current[shard as usize] = Some(id);
         self.perform(id)?;
         for source in 0..self.transports.len() {
-            let source = u16::try_from(source).unwrap_or(0);
+            let source = SourceIx::nth(source);
             self.tell_later(id, Channel::Ingress(source), 5_000, OwnerMessage::IngressBack(source));
         }
         for sink in 0..self.plan.sinks.len() {
-            let sink = u16::try_from(sink).unwrap_or(0);
+            let sink = SinkIx::nth(sink);
             self.tell_later(id, Channel::Dispatcher(sink), 5_000, OwnerMessage::DispatcherBack(sink));
         }
         self.at(self.now + TICK, SimEvent::Tell(id, OwnerMessage::Tick));

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::checker::{Checker, Effect, Seen};
+use super::checker::{Checker, DeliveryPlace, Effect, Seen};
 use super::disk::SimDisk;
 use super::fault_plan::Refusals;
-use super::plan::{Faults, INTAKE, SimPlan};
+use super::plan::{Faults, INTAKE, SimPlan, StartError};
 use super::sim::Sim;
 use super::transports::{SimTransport, SourceKind};
 use crate::clock::{Clock, Dice};
@@ -172,7 +172,7 @@ impl Simulation {
     /// Runs it to its end, or to the first promise that is broken, on a store that the caller has prepared.
     pub fn try_run_on(self, store: Arc<MemoryStore>) -> Result<Report, Broken> {
         let seed = self.seed;
-        let broken = |problem| Broken { seed, after: Duration::ZERO, problem };
+        let broken = |error: StartError| Broken { seed, after: Duration::ZERO, problem: error.to_string() };
         let mut sim = self.sim(store).map_err(broken)?;
         let ended = sim.run();
         let after = Duration::from_micros(sim.now);
@@ -183,11 +183,11 @@ impl Simulation {
                 seen: sim.checker.stats,
                 simulated: after,
             }),
-            Err(problem) => Err(Broken { seed, after, problem }),
+            Err(violation) => Err(Broken { seed, after, problem: violation.to_string() }),
         }
     }
 
-    fn sim(self, store: Arc<MemoryStore>) -> Result<Sim, String> {
+    fn sim(self, store: Arc<MemoryStore>) -> Result<Sim, StartError> {
         let clock = Clock::manual(START);
         let plan = SimPlan::new(self.seed, self.faults, self.settings, self.handlers, &store, &clock)?;
         let refusals = Arc::new(Refusals::new(self.seed, self.faults));
@@ -198,7 +198,7 @@ impl Simulation {
         let all = self.contents.len() as u64;
         // Some programs start with a backlog.
         let backlog = if dice.below(2) == 0 { all / 3 } else { 0 };
-        let mut stock = Stock::new(&plan, &clock, (&store, horizon));
+        let mut stock = Stock::new(&plan, &clock, &store, horizon);
         for (nth, content) in (0_u64..).zip(&self.contents) {
             stock.put(nth.saturating_sub(backlog) * horizon / all, content, &mut dice);
         }
@@ -207,7 +207,7 @@ impl Simulation {
         let transports: Vec<Box<dyn Transport>> =
             vec![Box::new(embedded), Box::new(log), Box::new(queue), Box::new(table)];
         let disk = SimDisk { store, away_until: 0 };
-        Sim::new(plan, disk, refusals, (checker, clock), transports, horizon * 1_250)
+        Sim::new(plan, disk, refusals, checker, clock, transports, horizon * 1_250)
     }
 }
 
@@ -222,7 +222,7 @@ struct Stock<'a> {
 }
 
 impl<'a> Stock<'a> {
-    fn new(plan: &'a SimPlan, clock: &Clock, (store, horizon): (&Arc<MemoryStore>, u64)) -> Self {
+    fn new(plan: &'a SimPlan, clock: &Clock, store: &Arc<MemoryStore>, horizon: u64) -> Self {
         let log = SimTransport::new("log", SourceKind::Log, clock.clone());
         let queue = SimTransport::new("queue", SourceKind::Queue, clock.clone());
         let table = SimTransport::new(INTAKE, SourceKind::Table(store.clone()), clock.clone());
@@ -263,7 +263,8 @@ impl<'a> Stock<'a> {
                 What::Absent(..) | What::Unbound => None,
             })
             .collect();
-        self.checker.delivered(self.plan, (shard, index, &origin, position), &messages);
+        let place = DeliveryPlace { shard, source: index, origin, position };
+        self.checker.delivered(self.plan, place, &messages);
     }
 }
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::checker::Checker;
+use super::checker::{Checker, DeliveryPlace};
 use super::disk::SimDisk;
 use super::fault_plan::Refusals;
-use super::plan::{Faults, INTAKE, SimPlan};
+use super::plan::{Faults, INTAKE, SimPlan, StartError};
 use super::sim::Sim;
 use super::transports::{SimTransport, SourceKind};
 use crate::clock::{Clock, Dice, Millis};
@@ -193,7 +193,8 @@ impl Stage {
         let (origin, now) = (Arc::from("stage"), self.sim.clock.now());
         let position = self.log.append(shard, &origin, now, Content::For(H::SERVICE.into(), message.clone()));
         let sent = [(service, message, false)];
-        self.sim.checker.delivered(&self.sim.plan, (shard, 1, &origin, position), &sent);
+        let place = DeliveryPlace { shard, source: 1, origin, position };
+        self.sim.checker.delivered(&self.sim.plan, place, &sent);
         self
     }
 
@@ -399,7 +400,7 @@ impl Stage {
                 return self.sim.leap(end);
             }
             if let Err(problem) = self.sim.step() {
-                self.fails(&problem);
+                self.fails(&problem.to_string());
             }
         }
     }
@@ -422,7 +423,7 @@ impl std::fmt::Debug for Stage {
 }
 
 /// A simulation in which nothing goes wrong by itself.
-fn begin(handlers: Handlers, seed: u64, settings: Settings) -> Result<(Sim, SimTransport), String> {
+fn begin(handlers: Handlers, seed: u64, settings: Settings) -> Result<(Sim, SimTransport), StartError> {
     let (clock, store, faults) = (Clock::manual(START), Arc::new(MemoryStore::new()), Faults::none());
     let plan = SimPlan::new(seed, faults, settings, handlers, &store, &clock)?;
     let source = |name, kind| SimTransport::new(name, kind, clock.clone());
@@ -434,5 +435,5 @@ fn begin(handlers: Handlers, seed: u64, settings: Settings) -> Result<(Sim, SimT
         Box::new(source(INTAKE, SourceKind::Table(store.clone()))),
     ];
     let (disk, refusals) = (SimDisk { store, away_until: 0 }, Arc::new(Refusals::new(seed, faults)));
-    Ok((Sim::new(plan, disk, refusals, (Checker::default(), clock), transports, 0)?, log))
+    Ok((Sim::new(plan, disk, refusals, Checker::default(), clock, transports, 0)?, log))
 }

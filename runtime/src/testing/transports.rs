@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, pending, ready};
 
+use super::checker::Violation;
 use super::fault_plan::FaultPlan;
 use super::owner::{Channel, OwnerId, OwnerMessage};
 use super::sim::{Sim, SimEvent};
@@ -19,7 +20,7 @@ use crate::ledger::protocol;
 use crate::message::{Position, Positions, ShardNo, SinkIx, murmur2};
 use crate::store::memory::{MemoryStore, at_once};
 use crate::store::{Commit, Store};
-use crate::transport::pace::{InFlight, Pace};
+use crate::transport::pace::{Pace, PacedMessage};
 use crate::transport::{Content, Delivery, Outgoing, SinkAnswer, Source, SourceError, Transport};
 
 type Origins = BTreeMap<Arc<str>, Vec<(Millis, Content)>>;
@@ -156,7 +157,7 @@ impl Sim {
         outlet.generation += 1;
         outlet.wire.clear();
         self.checker.stats.deaths += 1;
-        let sink = u16::try_from(sink).unwrap_or(0);
+        let sink = SinkIx::nth(sink);
         self.tell_later(id, Channel::Dispatcher(sink), 20_000, OwnerMessage::DispatcherBack(sink));
     }
 
@@ -180,7 +181,7 @@ impl Sim {
     }
 
     /// Performs one step of a dispatcher.
-    pub(super) fn pump(&mut self, id: OwnerId, sink: SinkIx) -> Result<(), String> {
+    pub(super) fn pump(&mut self, id: OwnerId, sink: u16) -> Result<(), Violation> {
         let (store_away, sink_away) = (self.now < self.disk.away_until, self.now < self.sinks_away_until);
         let broken = self.plan.faults.sinks && self.now < self.faults_until && self.dice.below(40) == 0;
         let room = usize::try_from(1 + self.dice.below(6)).unwrap_or(1);
@@ -195,12 +196,11 @@ impl Sim {
         waiting.commits.iter().for_each(|commit| publisher.committed(commit));
         if let Some(page) = publisher.page().filter(|_| !store_away) {
             self.checker.stats.read_back += 1;
-            let rows = at_once(self.disk.store.outbox(shard, page.from, page.after, page.commits))
-                .map_err(|error| error.to_string())?;
+            let rows = at_once(self.disk.store.outbox(shard, page.from, page.after, page.commits))?;
             let lacks = publisher.paged(page, &rows) > 0 || rows.is_empty();
             // If this owner is a zombie, its successor may have published more, and removed it.
             if lacks && !owner.zombie {
-                return Err(format!("shard {shard}: the store lacks events after {}", page.after));
+                return Err(Violation::EventsLost { shard, after: page.after });
             }
         }
         let progress = publisher.progress();
@@ -242,7 +242,7 @@ impl Sim {
     }
 
     /// Lets the events that were handed over first reach the broker; each of its answers travels by itself.
-    pub(super) fn deliver(&mut self, id: OwnerId, sink: SinkIx, generation: u32) -> Result<(), String> {
+    pub(super) fn deliver(&mut self, id: OwnerId, sink: u16, generation: u32) -> Result<(), Violation> {
         let count = usize::try_from(1 + self.dice.below(4)).unwrap_or(1);
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let shard = owner.shard;
@@ -252,7 +252,7 @@ impl Sim {
             let count = count.min(outlet.wire.len());
             let events: Vec<_> = outlet.wire.drain(..count).collect();
             for (sent, event) in events {
-                let (plan, name) = (&self.plan, &self.plan.sinks[usize::from(sink)]);
+                let (plan, name) = (&self.plan, &self.plan.sinks[sink]);
                 let refused = FaultPlan::is_refused(plan.seed, plan.faults, name, event.message.id());
                 let answer = if refused && !self.healed {
                     Some(SinkAnswer::Refused(event.seq, "simulated".to_owned()))
@@ -260,7 +260,7 @@ impl Sim {
                     self.checker.stats.nacked += 1;
                     None
                 } else {
-                    self.checker.topics[usize::from(sink)].write(shard, &event)?;
+                    self.checker.topics[sink].write(shard, &event)?;
                     self.checker.stats.published += 1;
                     Some(SinkAnswer::Confirmed(event.seq))
                 };
@@ -278,8 +278,9 @@ impl Sim {
     pub(super) fn answered(
         &mut self,
         id: OwnerId,
-        (sink, generation): (u16, u32),
-        (sent, event): (InFlight, Outgoing),
+        sink: u16,
+        generation: u32,
+        (sent, event): (PacedMessage, Outgoing),
         answer: Option<SinkAnswer>,
     ) {
         let Some(owner) = self.owners[id].as_mut() else { return };

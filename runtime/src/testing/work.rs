@@ -67,7 +67,7 @@ impl Bench<'_> {
                     part.turns.push(end);
                     stop
                 }
-                None => self.turn(cell, order.service, state.take(), item, (&mut part, &mut worked)),
+                None => self.turn(cell, order.service, state.take(), item, &mut part, &mut worked),
             };
             if stop {
                 break;
@@ -83,7 +83,8 @@ impl Bench<'_> {
         service: ServiceIx,
         state: Option<crate::handlers::run::Stored>,
         item: RunItem,
-        (part, worked): (&mut Settled, &mut Worked),
+        part: &mut Settled,
+        worked: &mut Worked,
     ) -> bool {
         let mut settled = self.run(cell, service, state, vec![item.clone()]);
         let mut stop = settled.panic.is_some();
@@ -135,7 +136,7 @@ impl Bench<'_> {
                 *seen += 1;
                 (*seen <= times).then(|| (TurnEnd::Fault(TurnFault::Defer(self.dice.below(300))), false))
             }
-            FaultPlan::Unavailable(times) if self.plan.services[service as usize].guarded => {
+            FaultPlan::Unavailable(times) if self.plan.services[service].guarded => {
                 let seen = self.deferred.entry(format!("{name}/{id}")).or_insert(0);
                 *seen += 1;
                 (*seen <= times).then(|| (TurnEnd::Unavailable(0, "simulated".to_owned()), false))

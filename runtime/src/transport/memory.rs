@@ -11,7 +11,7 @@ use super::{Outgoing, Sink, SinkAnswer, SinkError, SinkTransport};
 use crate::message::{Message, ShardNo};
 
 /// Says which events the sink refuses, and why.
-pub type Refuse = dyn Fn(&Message) -> Option<String> + Send;
+pub type RefuseEvent = dyn Fn(&Message) -> Option<String> + Send;
 
 /// A sink in memory. Its events outlive every end of it, not the process.
 #[derive(Clone)]
@@ -29,7 +29,7 @@ struct MemorySinkState {
 #[derive(Default)]
 struct MemoryRecords {
     records: Vec<(ShardNo, Outgoing)>,
-    refuse: Option<Box<Refuse>>,
+    refuse: Option<Box<RefuseEvent>>,
     away: bool,
     silent: bool,
     /// A number that rises when all open ends break.

@@ -26,7 +26,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// A message that was handed out, until its answer comes.
 #[derive(Debug)]
-pub(crate) struct InFlight {
+pub(crate) struct PacedMessage {
     way: u64,
     no: u64,
     key: Option<u64>,
@@ -106,7 +106,7 @@ impl<M> Pace<M> {
     }
 
     /// The messages to send now, in the order in which they came for each way.
-    pub(crate) fn due(&mut self, now: Duration) -> Vec<(InFlight, M)> {
+    pub(crate) fn due(&mut self, now: Duration) -> Vec<(PacedMessage, M)> {
         let mut due = Vec::new();
         for (number, way) in &mut self.ways {
             while way.paused_until <= now
@@ -114,7 +114,7 @@ impl<M> Pace<M> {
                 && let Some((no, Ready { key, message, .. })) = way.ready.pop_first()
             {
                 way.unanswered += 1;
-                due.push((InFlight { way: *number, no, key, round: way.round, first: !way.begun }, message));
+                due.push((PacedMessage { way: *number, no, key, round: way.round, first: !way.begun }, message));
             }
         }
         due
@@ -134,7 +134,7 @@ impl<M> Pace<M> {
     }
 
     /// Records that the broker has a message, or, if it has not arrived, never will: the next one of its key may go.
-    pub(crate) fn settled(&mut self, sent: &InFlight, arrived: bool) {
+    pub(crate) fn settled(&mut self, sent: &PacedMessage, arrived: bool) {
         if let Some(way) = self.ways.get_mut(&sent.way) {
             way.unanswered -= 1;
             way.begun |= arrived;
@@ -152,8 +152,8 @@ impl<M> Pace<M> {
     }
 
     /// Records that the broker does not take a message now: it will be due again, before all later ones.
-    pub(crate) fn refused(&mut self, sent: InFlight, message: M, now: Duration) {
-        let InFlight { way, no, key, round, .. } = sent;
+    pub(crate) fn refused(&mut self, sent: PacedMessage, message: M, now: Duration) {
+        let PacedMessage { way, no, key, round, .. } = sent;
         let Some(way) = self.ways.get_mut(&way) else { return };
         if round == way.round {
             if way.refusals == 0 {
@@ -183,7 +183,7 @@ mod tests {
         room: usize,
         queue: VecDeque<u64>,
         /// Messages that were sent and are not answered, with the time of their answer.
-        line: VecDeque<(Duration, InFlight, u64)>,
+        line: VecDeque<(Duration, PacedMessage, u64)>,
         arrived: Vec<u64>,
         refused: usize,
         most: usize,

@@ -14,12 +14,12 @@ const SEAL: usize = 16;
 pub(super) const OVERHEAD: usize = FORMAT.len() + 16 + 32 + 8 + 8 + 1 + 4 + SEAL;
 
 /// The part of a cache that belongs to one store.
-pub(super) struct Scope {
+pub(super) struct CacheScope {
     prefix: String,
     seal: [u8; 32],
 }
 
-impl Scope {
+impl CacheScope {
     /// The part of the store with this secret, which neither the prefix nor a seal reveals.
     pub(super) fn of(secret: &[u8; 32]) -> Self {
         let name = blake3::derive_key("perkey replay cache: prefix of keys", secret);
@@ -125,10 +125,10 @@ mod tests {
             id in any::<[u8; 16]>(), end in end(), code in ".{0,12}", body in prop::collection::vec(any::<u8>(), 0..40),
             at in any::<prop::sample::Index>(), bit in 0..8u8,
         ) {
-            let (scope, record) = (Scope::of(&[1; 32]), record(id, end, code, body));
+            let (scope, record) = (CacheScope::of(&[1; 32]), record(id, end, code, body));
             let entry = scope.encode(&record).unwrap();
             prop_assert_eq!(scope.decode(record.id, &entry), Some(record.clone()));
-            prop_assert_eq!(Scope::of(&[2; 32]).decode(record.id, &entry), None);
+            prop_assert_eq!(CacheScope::of(&[2; 32]).decode(record.id, &entry), None);
             prop_assert_eq!(scope.decode(CallId([id[0] ^ 1; 16]), &entry), None);
             let at = at.index(entry.len());
             prop_assert_eq!(scope.decode(record.id, &entry[..at]), None, "it is torn");
@@ -139,15 +139,15 @@ mod tests {
 
         #[test]
         fn no_bytes_of_others_are_a_record(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            prop_assert_eq!(Scope::of(&[1; 32]).decode(CallId([1; 16]), &bytes), None);
+            prop_assert_eq!(CacheScope::of(&[1; 32]).decode(CallId([1; 16]), &bytes), None);
         }
     }
 
     #[test]
     fn what_still_runs_has_no_entry_and_stores_have_keys_of_their_own() {
         let running = CallRecord { outcome: None, ..record([1; 16], CallEnd::Done, String::new(), Vec::new()) };
-        assert_eq!(Scope::of(&[1; 32]).encode(&running), None);
-        assert_eq!(Scope::of(&[1; 32]).key(running.id), Scope::of(&[1; 32]).key(running.id));
-        assert_ne!(Scope::of(&[1; 32]).key(running.id), Scope::of(&[2; 32]).key(running.id));
+        assert_eq!(CacheScope::of(&[1; 32]).encode(&running), None);
+        assert_eq!(CacheScope::of(&[1; 32]).key(running.id), CacheScope::of(&[1; 32]).key(running.id));
+        assert_ne!(CacheScope::of(&[1; 32]).key(running.id), CacheScope::of(&[2; 32]).key(running.id));
     }
 }

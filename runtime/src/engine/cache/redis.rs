@@ -15,7 +15,7 @@ use redis::{Client, IntoConnectionInfo, RedisResult};
 use tokio::sync::{Notify, mpsc};
 use tracing::{debug, info, warn};
 
-use super::entry::{OVERHEAD, Scope};
+use super::entry::{CacheScope, OVERHEAD};
 use super::rest::Rest;
 use super::{CacheError, ReplayCache, is_kept};
 use crate::clock::{Clock, Stopwatch, sleep};
@@ -35,12 +35,12 @@ const CONNECT_EVERY: Duration = Duration::from_millis(500);
 
 /// A cache in Redis.
 pub(super) struct RedisCache {
-    shared: Arc<Shared>,
+    shared: Arc<RedisShared>,
     waiting: mpsc::Sender<Vec<CallRecord>>,
 }
 
-struct Shared {
-    scope: Scope,
+struct RedisShared {
+    scope: CacheScope,
     timeout: Duration,
     entry_bytes_max: usize,
     metrics: CacheMetrics,
@@ -53,8 +53,8 @@ struct Shared {
 impl RedisCache {
     pub(super) fn open(settings: &CacheSettings, secret: &[u8; 32], metrics: CacheMetrics) -> Result<Self, CacheError> {
         let client = client(&settings.url)?;
-        let shared = Arc::new(Shared {
-            scope: Scope::of(secret),
+        let shared = Arc::new(RedisShared {
+            scope: CacheScope::of(secret),
             timeout: settings.timeout,
             entry_bytes_max: settings.entry_bytes_max,
             metrics,
@@ -103,7 +103,7 @@ impl ReplayCache for RedisCache {
     }
 }
 
-impl Shared {
+impl RedisShared {
     async fn get(&self, id: CallId) -> Option<CallRecord> {
         let key = self.scope.key(id);
         // No more is read than an entry can have, whatever is stored there.
@@ -182,7 +182,7 @@ impl Shared {
 
 /// Connects, and connects again if the connection does not answer; writes the records that are put. It ends with the
 /// cache.
-async fn keep(shared: Arc<Shared>, client: Client, mut waiting: mpsc::Receiver<Vec<CallRecord>>) {
+async fn keep(shared: Arc<RedisShared>, client: Client, mut waiting: mpsc::Receiver<Vec<CallRecord>>) {
     let mut away = false;
     let mut batches = Vec::new();
     loop {

@@ -63,7 +63,7 @@ enum DeliveryStage {
 }
 
 #[derive(Debug)]
-struct InFlight {
+struct Undelivered {
     service: Arc<str>,
     stage: DeliveryStage,
     event: Outgoing,
@@ -85,7 +85,7 @@ pub struct Publisher {
     /// The commit that holds it, as far as known.
     commit: u64,
     /// The events that were handed to the sink and are not passed by the watermark.
-    sent: VecDeque<InFlight>,
+    sent: VecDeque<Undelivered>,
     /// The events to be handed to the sink.
     ready: VecDeque<Outgoing>,
     services: VecDeque<Arc<str>>,
@@ -195,7 +195,7 @@ impl Publisher {
     /// Takes note that the sink took `count` of the ready events.
     pub fn sent(&mut self, count: usize) {
         for (event, service) in self.ready.drain(..count).zip(self.services.drain(..count)) {
-            self.sent.push_back(InFlight { service, event, stage: DeliveryStage::Sent, reason: String::new() });
+            self.sent.push_back(Undelivered { service, event, stage: DeliveryStage::Sent, reason: String::new() });
         }
     }
 
@@ -234,7 +234,7 @@ impl Publisher {
         while let Some(entry) = self.sent.pop_front_if(|entry| entry.stage != DeliveryStage::Sent) {
             self.bytes -= entry.event.message.frame().len();
             if entry.stage == DeliveryStage::Refused {
-                let InFlight { service, event, reason, .. } = entry;
+                let Undelivered { service, event, reason, .. } = entry;
                 refused.push(Unpublished { service, event, reason });
             }
         }

@@ -1,7 +1,7 @@
 //! The health of a store in PostgreSQL.
-//! In: connections. Out: [`Health`].
+//! In: connections. Out: [`StoreHealth`].
 
-use super::{Health, ServerHealth, Slot, services, shards};
+use super::{ReplicationSlot, ServerHealth, StoreHealth, services, shards};
 use crate::store::StoreError;
 use crate::store::query::sql::{Cells, Sql, one};
 
@@ -27,7 +27,7 @@ const SLOTS: &str = "SELECT slot_name::text, active, greatest(coalesce(pg_wal_ls
 const WAL: &str = "SELECT coalesce(sum(size), 0)::bigint FROM pg_ls_waldir()";
 
 /// The health of the store.
-pub(in crate::store) async fn health(db: &impl Sql) -> Result<Health, StoreError> {
+pub(in crate::store) async fn health(db: &impl Sql) -> Result<StoreHealth, StoreError> {
     let settings = db.rows(SETTINGS, &[]).await?;
     let mut server = one(&db.rows(SERVER, &[]).await?, |row| server(row, &settings))?;
     server.slots = db.rows(SLOTS, &[]).await?.iter().map(slot).collect::<Result<_, _>>()?;
@@ -36,7 +36,7 @@ pub(in crate::store) async fn health(db: &impl Sql) -> Result<Health, StoreError
         Ok(rows) => Some(one(&rows, |row| row.number(0))?),
         Err(_) => None,
     };
-    Ok(Health { server, shards: shards(db).await?, services: services(db).await? })
+    Ok(StoreHealth { server, shards: shards(db).await?, services: services(db).await? })
 }
 
 /// A row of [`SERVER`] and the rows of [`SETTINGS`].
@@ -55,6 +55,6 @@ fn server<R: Cells>(row: &R, settings: &[R]) -> Result<ServerHealth, StoreError>
 }
 
 /// A row of [`SLOTS`].
-fn slot(row: &impl Cells) -> Result<Slot, StoreError> {
-    Ok(Slot { name: row.get(0)?, is_active: row.get(1)?, kept_bytes: row.number(2)? })
+fn slot(row: &impl Cells) -> Result<ReplicationSlot, StoreError> {
+    Ok(ReplicationSlot { name: row.get(0)?, is_active: row.get(1)?, kept_bytes: row.number(2)? })
 }

@@ -1,12 +1,12 @@
 //! The health of a store in SQLite, as SQLite and the file system tell it.
-//! In: connections, the file's path. Out: [`Health`], [`Disk`].
+//! In: connections, the file's path. Out: [`StoreHealth`], [`Disk`].
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rustix::fs::{Access, StatVfsMountFlags, access, statvfs};
 
-use super::{Disk, Health, ServerHealth, services, shards};
+use super::{Disk, ServerHealth, StoreHealth, services, shards};
 use crate::store::StoreError;
 use crate::store::query::sql::{Cells, Sql, one};
 
@@ -15,7 +15,7 @@ const SERVER: &str = "SELECT sqlite_version(), (SELECT coalesce(max(version), 0)
     (SELECT journal_mode FROM pragma_journal_mode)";
 
 /// The health of the store in the file at `path`.
-pub(in crate::store) async fn health(db: &impl Sql, path: &Path) -> Result<Health, StoreError> {
+pub(in crate::store) async fn health(db: &impl Sql, path: &Path) -> Result<StoreHealth, StoreError> {
     let mut wal = path.as_os_str().to_owned();
     wal.push("-wal");
     let server = one(&db.rows(SERVER, &[]).await?, |row| {
@@ -29,7 +29,7 @@ pub(in crate::store) async fn health(db: &impl Sql, path: &Path) -> Result<Healt
             ..ServerHealth::default()
         })
     })?;
-    Ok(Health { server, shards: shards(db).await?, services: services(db).await? })
+    Ok(StoreHealth { server, shards: shards(db).await?, services: services(db).await? })
 }
 
 /// The folder of the file at `path` and the room there; `None` where the system does not tell.

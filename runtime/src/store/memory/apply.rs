@@ -3,12 +3,12 @@
 
 use serde_json::Value;
 
-use super::{Inner, Written};
+use super::{MemoryTables, Written};
 use crate::handler::{Column, ColumnKind, RowWrite, Table};
 use crate::message::ShardNo;
 use crate::store::{Commit, Outcome, Part, ServiceKey, Timer};
 
-impl Inner {
+impl MemoryTables {
     pub(super) fn apply(&mut self, commit: &Commit) -> Outcome {
         let Some(shard) = self.shards.get(commit.shard as usize) else { return Outcome::Fenced };
         let fenced = shard.epoch != commit.epoch || shard.commit_no + 1 != commit.no;
@@ -139,12 +139,12 @@ impl Inner {
 
     #[cfg(feature = "planted-defects")]
     fn ignores_fence(&self) -> bool {
-        self.defect == Some(super::Defect::NoFence)
+        self.defect == Some(super::StoreDefect::NoFence)
     }
 
     #[cfg(feature = "planted-defects")]
     fn leaks_parts(&self) -> bool {
-        self.defect == Some(super::Defect::PartNotFenced)
+        self.defect == Some(super::StoreDefect::PartNotFenced)
     }
 
     #[cfg(not(feature = "planted-defects"))]

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use futures_util::future::ready;
 
-use super::{HASH_KEY, Inner, MemoryStore};
+use super::{HASH_KEY, MemoryStore, MemoryTables};
 use crate::clock::Millis;
 use crate::handler::CallId;
 use crate::message::shard_of;
@@ -13,7 +13,7 @@ use crate::store::StoreFuture;
 use crate::store::calls::{CallRecord, CallStore, KeyCount, NewCall, Reply, answered, counted, firsts, secret};
 use crate::store::layout::log;
 
-impl Inner {
+impl MemoryTables {
     /// Accepts the calls that are new; returns their places.
     fn accept(&mut self, lane: &str, calls: &[NewCall]) -> HashSet<usize> {
         let mut new = HashSet::new();

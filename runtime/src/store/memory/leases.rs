@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use super::{Inner, MemoryStore};
+use super::{MemoryStore, MemoryTables};
 use crate::clock::{Millis, millis};
 use crate::message::ShardNo;
 use crate::store::lease::{Fleet, LeaseRow, Leases, Worker, WorkerRow};
 use crate::store::{StoreError, StoreFuture};
 
-impl Inner {
+impl MemoryTables {
     /// Checks that `owner` may take the shard now: the present owner's lease has expired, and the program is new enough
     /// for the shard.
     pub(super) fn may_take(&mut self, shard: ShardNo, owner: &str, now: Millis) -> Result<(), StoreError> {
@@ -32,7 +32,7 @@ impl Inner {
             worker: worker.clone(),
             expires_in: until.cast_signed() - now.cast_signed(),
         };
-        let shard = |(shard, row): (ShardNo, &super::Shard)| LeaseRow {
+        let shard = |(shard, row): (ShardNo, &super::MemoryShard)| LeaseRow {
             shard,
             owner: row.owner.clone(),
             epoch: row.epoch,

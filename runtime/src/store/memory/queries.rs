@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures_util::future::ready;
 
 use super::read::passed;
-use super::{HASH_KEY, Inner, MemoryStore, Written};
+use super::{HASH_KEY, MemoryStore, MemoryTables, Written};
 use crate::clock::Millis;
 use crate::message::{Position, ShardNo, TakenId, digest};
 use crate::store::append::CALL_LANES;
@@ -208,13 +208,13 @@ impl Queries for MemoryStore {
     }
 }
 
-impl Inner {
+impl MemoryTables {
     fn position(&self, target: ShardNo, origin: &str) -> Option<Position> {
         self.shards.get(target as usize)?.positions.get(log::NAME)?.get(origin).copied()
     }
 
     fn shard_rows(&self) -> Vec<ShardRow> {
-        let row = |(no, shard): (ShardNo, &super::Shard)| {
+        let row = |(no, shard): (ShardNo, &super::MemoryShard)| {
             let unread = self.log.iter().filter(|((target, origin, row), (count, _))| {
                 *target == no && !passed(self.position(no, origin), *row, *count)
             });

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Inner, Shard};
+use super::{MemoryShard, MemoryTables};
 use crate::clock::Millis;
 use crate::handler::CRON;
 use crate::message::{Position, Positions, ShardNo, Stretch, TakenId};
@@ -15,7 +15,7 @@ use crate::store::{
     OldLetters, PendingRow, RowSpan, Runnable, ServiceKey, StoreError, StoredLogRow, TakenShard, Timer, Trim,
 };
 
-impl Inner {
+impl MemoryTables {
     pub(super) fn take(&mut self, shard: ShardNo, owner: &str) -> Result<TakenShard, StoreError> {
         let row = self.shards.get_mut(shard as usize);
         let row = row.ok_or_else(|| StoreError::Corrupt(format!("there is no shard {shard}")))?;
@@ -213,7 +213,7 @@ pub(super) fn passed(position: Option<Position>, no: u64, count: u32) -> bool {
     })
 }
 
-fn taken(shard: ShardNo, row: &Shard) -> TakenShard {
+fn taken(shard: ShardNo, row: &MemoryShard) -> TakenShard {
     TakenShard {
         shard,
         epoch: row.epoch,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
-use super::failure::Failure;
+use super::failure::PgFailure;
 use super::links::{Args, shard_no};
 use super::tables;
 use super::texts::stored;
@@ -38,7 +38,7 @@ pub(super) const TRIM_HISTORY: &str = "DELETE FROM history WHERE ctid = ANY (ARR
 
 /// A commit, ready to be sent.
 #[derive(Debug)]
-pub(super) struct Statement {
+pub(super) struct CommitStatement {
     pub(super) shard: ShardNo,
     pub(super) no: u64,
     pub(super) sql: SqlStr,
@@ -51,11 +51,11 @@ pub(super) struct Statement {
     pub(super) alone: bool,
 }
 
-impl Statement {
-    /// Lays `commit` out; [`Failure::Refused`] where it cannot be.
-    pub(super) fn of(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) -> Result<Self, Failure> {
+impl CommitStatement {
+    /// Lays `commit` out; [`PgFailure::Refused`] where it cannot be.
+    pub(super) fn of(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) -> Result<Self, PgFailure> {
         let (events, count) = layout::lay_events(commit, services);
-        let waiting = Waiting::of(commit);
+        let waiting = WaitingRows::of(commit);
         let (ids, prints) = (layout::lay_ids(commit), layout::lay_prints(commit));
         let args = Args::with_room(room(commit, ids.len() + prints.len() + events.len()));
         let args = fence(args, commit, (count > 0).then(|| commit.first_seq + count - 1), waiting.last_seq());
@@ -222,12 +222,12 @@ fn log(args: Args, commit: &Commit) -> Args {
 }
 
 /// Pending rows and dead letters, each number once, as the last part has it.
-struct Waiting<'a> {
+struct WaitingRows<'a> {
     pending: BTreeMap<u64, Option<&'a PendingRow>>,
     dead: BTreeMap<u64, Option<&'a DeadLetter>>,
 }
 
-impl<'a> Waiting<'a> {
+impl<'a> WaitingRows<'a> {
     fn of(commit: &'a Commit) -> Self {
         let mut waiting = Self { pending: BTreeMap::new(), dead: BTreeMap::new() };
         for part in &commit.parts {

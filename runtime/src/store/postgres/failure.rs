@@ -1,5 +1,5 @@
 //! The meaning of a failed call for the data and for the caller.
-//! In: an error of the driver. Out: a [`Failure`], with PostgreSQL's own words.
+//! In: an error of the driver. Out: a [`PgFailure`], with PostgreSQL's own words.
 
 use sqlx::Error;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
@@ -14,9 +14,9 @@ const PERMANENT: [&str; 3] = ["21", "22", "54"];
 /// The SQLSTATE of a missing right: the same data will pass once the role has it.
 const LACKS_A_RIGHT: &str = "42501";
 
-/// A failed call. Nothing was written, except perhaps for [`Failure::Lost`].
+/// A failed call. Nothing was written, except perhaps for [`PgFailure::Lost`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(super) enum PgFailure {
     /// The data was refused: the same data will fail again.
     Refused { permanent: bool, error: String },
     /// A deadlock or a failed serialization: the same call will pass.
@@ -35,7 +35,7 @@ pub(super) enum Failure {
     Lost(String),
 }
 
-impl Failure {
+impl PgFailure {
     /// Sorts the error of a statement.
     pub(super) fn of(error: &Error) -> Self {
         let Some(said) = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>()) else {
@@ -91,18 +91,18 @@ impl Failure {
     }
 }
 
-impl From<Failure> for StoreError {
+impl From<PgFailure> for StoreError {
     /// The error of a call that is not a commit.
-    fn from(failure: Failure) -> Self {
+    fn from(failure: PgFailure) -> Self {
         match failure {
-            Failure::Corrupt(text) => Self::Corrupt(text),
-            Failure::Refused { error, .. } => Self::Refused(error),
-            Failure::Again(text)
-            | Failure::Locked(text)
-            | Failure::TooLong(text)
-            | Failure::Forgotten(text)
-            | Failure::Unavailable(text)
-            | Failure::Lost(text) => Self::Unavailable(text),
+            PgFailure::Corrupt(text) => Self::Corrupt(text),
+            PgFailure::Refused { error, .. } => Self::Refused(error),
+            PgFailure::Again(text)
+            | PgFailure::Locked(text)
+            | PgFailure::TooLong(text)
+            | PgFailure::Forgotten(text)
+            | PgFailure::Unavailable(text)
+            | PgFailure::Lost(text) => Self::Unavailable(text),
         }
     }
 }
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn states_are_sorted_by_what_they_speak_of() {
-        let refused = |permanent| Failure::Refused { permanent, error: String::new() };
+        let refused = |permanent| PgFailure::Refused { permanent, error: String::new() };
         for (code, failure) in [
             ("23505", refused(false)),
             ("23502", refused(false)),
@@ -136,27 +136,27 @@ mod tests {
             ("21000", refused(true)),
             ("22003", refused(true)),
             ("54000", refused(true)),
-            ("40001", Failure::Again(String::new())),
-            ("40P01", Failure::Again(String::new())),
-            ("40003", Failure::Unavailable(String::new())),
-            ("57014", Failure::TooLong(String::new())),
-            ("26000", Failure::Forgotten(String::new())),
-            ("25006", Failure::Unavailable(String::new())),
-            ("53100", Failure::Unavailable(String::new())),
-            ("55P03", Failure::Locked(String::new())),
-            ("57P03", Failure::Unavailable(String::new())),
-            ("58030", Failure::Unavailable(String::new())),
-            ("XX000", Failure::Unavailable(String::new())),
-            ("42501", Failure::Unavailable(String::new())),
-            ("XX001", Failure::Corrupt(String::new())),
+            ("40001", PgFailure::Again(String::new())),
+            ("40P01", PgFailure::Again(String::new())),
+            ("40003", PgFailure::Unavailable(String::new())),
+            ("57014", PgFailure::TooLong(String::new())),
+            ("26000", PgFailure::Forgotten(String::new())),
+            ("25006", PgFailure::Unavailable(String::new())),
+            ("53100", PgFailure::Unavailable(String::new())),
+            ("55P03", PgFailure::Locked(String::new())),
+            ("57P03", PgFailure::Unavailable(String::new())),
+            ("58030", PgFailure::Unavailable(String::new())),
+            ("XX000", PgFailure::Unavailable(String::new())),
+            ("42501", PgFailure::Unavailable(String::new())),
+            ("XX001", PgFailure::Corrupt(String::new())),
         ] {
-            assert_eq!(Failure::coded(code, String::new()), failure, "{code}");
+            assert_eq!(PgFailure::coded(code, String::new()), failure, "{code}");
         }
     }
 
     #[test]
     fn a_lost_connection_is_unknown_to_a_commit() {
-        let lost = Failure::of(&Error::Protocol("cut".to_owned()));
+        let lost = PgFailure::of(&Error::Protocol("cut".to_owned()));
         assert!(!lost.leaves_connection());
         assert!(matches!(lost.outcome(), Outcome::Unknown(_)));
     }

@@ -122,14 +122,14 @@ fn code(row: &PgRow, number: usize, versions: usize) -> Result<Code, StoreError>
 const TAKE_TRIES: u32 = 3;
 
 /// An owner as it was read.
-struct Seen {
+struct SeenOwner {
     owner: Option<String>,
     epoch: i64,
     code: Code,
     alive: bool,
 }
 
-async fn seen(links: &Links, shard: ShardNo, wanted: u32) -> Result<Seen, StoreError> {
+async fn seen(links: &Links, shard: ShardNo, wanted: u32) -> Result<SeenOwner, StoreError> {
     let sql = "SELECT s.owner, s.epoch, s.code_version, coalesce(w.expires_at > clock_timestamp(), false), n.shards,
             s.code_versions::text
         FROM (SELECT count(*) AS shards FROM shards) AS n LEFT JOIN shards s ON s.shard = $1
@@ -141,7 +141,7 @@ async fn seen(links: &Links, shard: ShardNo, wanted: u32) -> Result<Seen, StoreE
     if recorded != wanted {
         return Err(StoreError::Shards { recorded, wanted });
     }
-    Ok(Seen { owner: row.get(0)?, epoch: row.get(1)?, code: code(row, 2, 5)?, alive: row.get(3)? })
+    Ok(SeenOwner { owner: row.get(0)?, epoch: row.get(1)?, code: code(row, 2, 5)?, alive: row.get(3)? })
 }
 
 /// Takes the shard if it is as it was read and has no other owner that is alive.
@@ -162,7 +162,7 @@ pub(super) async fn take(
          RETURNING {}",
         decode::SHARD
     );
-    let mut first: Option<Seen> = None;
+    let mut first: Option<SeenOwner> = None;
     for _ in 0..TAKE_TRIES {
         let now = seen(links, shard, shards).await?;
         if let Some(behind) = ours.behind(&now.code) {

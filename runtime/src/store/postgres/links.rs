@@ -11,16 +11,16 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::{Arguments, Connection, Encode, PgConnection, Postgres, SqlSafeStr, SqlStr, Type};
 use tokio::sync::Semaphore;
 
-use super::failure::Failure;
-use super::place::{Place, Use};
+use super::failure::PgFailure;
+use super::place::{PgPlace, Use};
 use crate::message::ShardNo;
 
 /// The connections for one use, up to a maximum.
 #[derive(Clone, Debug)]
-pub(super) struct Links(Arc<Inner>);
+pub(super) struct Links(Arc<LinksInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct LinksInner {
     options: PgConnectOptions,
     persistent: bool,
     patience: Duration,
@@ -53,8 +53,8 @@ impl Args {
 
 impl Links {
     /// Connections of `place` for `purpose`; none is made before it is needed.
-    pub(super) fn new(place: &Place, purpose: Use, count: usize, patience: Duration) -> Self {
-        Self(Arc::new(Inner {
+    pub(super) fn new(place: &PgPlace, purpose: Use, count: usize, patience: Duration) -> Self {
+        Self(Arc::new(LinksInner {
             options: place.options(purpose),
             persistent: !place.pooled,
             patience,
@@ -64,7 +64,7 @@ impl Links {
     }
 
     /// Runs a statement that writes.
-    pub(super) async fn run(&self, sql: impl SqlSafeStr, args: Args) -> Result<Vec<PgRow>, Failure> {
+    pub(super) async fn run(&self, sql: impl SqlSafeStr, args: Args) -> Result<Vec<PgRow>, PgFailure> {
         let (sql, _turn) = (sql.into_sql_str(), self.turn().await?);
         let connection = match self.pop() {
             Some(connection) => connection,
@@ -74,11 +74,11 @@ impl Links {
     }
 
     /// Runs a statement that only reads: if a connection turns out to be gone, another one may be used.
-    pub(super) async fn read(&self, sql: impl SqlSafeStr, args: Args) -> Result<Vec<PgRow>, Failure> {
+    pub(super) async fn read(&self, sql: impl SqlSafeStr, args: Args) -> Result<Vec<PgRow>, PgFailure> {
         let (sql, _turn) = (sql.into_sql_str(), self.turn().await?);
         if let Some(connection) = self.pop() {
             match self.on(connection, &sql, args.clone()).await {
-                Err(Failure::Lost(_)) => {}
+                Err(PgFailure::Lost(_)) => {}
                 ended => return ended,
             }
         }
@@ -96,20 +96,20 @@ impl Links {
         }
     }
 
-    async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Failure> {
-        self.0.turns.acquire().await.map_err(|_| Failure::Unavailable("the store is closed".to_owned()))
+    async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, PgFailure> {
+        self.0.turns.acquire().await.map_err(|_| PgFailure::Unavailable("the store is closed".to_owned()))
     }
 
-    async fn connect(&self) -> Result<PgConnection, Failure> {
+    async fn connect(&self) -> Result<PgConnection, PgFailure> {
         match tokio::time::timeout(self.0.patience, PgConnection::connect_with(&self.0.options)).await {
-            Ok(connected) => connected.map_err(|error| Failure::Unavailable(unreachable(&self.0.options, &error))),
-            Err(_) => Err(Failure::Unavailable(format!("{} does not answer", address(&self.0.options)))),
+            Ok(connected) => connected.map_err(|error| PgFailure::Unavailable(unreachable(&self.0.options, &error))),
+            Err(_) => Err(PgFailure::Unavailable(format!("{} does not answer", address(&self.0.options)))),
         }
     }
 
-    async fn on(&self, mut connection: PgConnection, sql: &SqlStr, args: Args) -> Result<Vec<PgRow>, Failure> {
+    async fn on(&self, mut connection: PgConnection, sql: &SqlStr, args: Args) -> Result<Vec<PgRow>, PgFailure> {
         let mut ended = self.once(&mut connection, sql, args.clone()).await;
-        if matches!(ended, Err(Failure::Forgotten(_))) {
+        if matches!(ended, Err(PgFailure::Forgotten(_))) {
             // Nothing has run: the statement is prepared again, once.
             if connection.clear_cached_statements().await.is_ok() {
                 ended = self.once(&mut connection, sql, args).await;
@@ -119,7 +119,7 @@ impl Links {
             Ok(_) => self.idle().push(connection),
             Err(failure) if failure.leaves_connection() => self.idle().push(connection),
             // A server that went away took its other connections with it.
-            Err(Failure::Lost(_)) => self.idle().clear(),
+            Err(PgFailure::Lost(_)) => self.idle().clear(),
             Err(_) => {}
         }
         ended
@@ -131,14 +131,14 @@ impl Links {
         &self,
         first: (SqlStr, Args),
         then: &[(SqlStr, Args)],
-    ) -> Result<Vec<PgRow>, Failure> {
+    ) -> Result<Vec<PgRow>, PgFailure> {
         let _turn = self.turn().await?;
         let mut connection = match self.pop() {
             Some(connection) => connection,
             None => self.connect().await?,
         };
         let mut ended = self.all(&mut connection, &first, then).await;
-        if matches!(ended, Err(Failure::Forgotten(_)))
+        if matches!(ended, Err(PgFailure::Forgotten(_)))
             && self.rolled_back(&mut connection).await
             && connection.clear_cached_statements().await.is_ok()
         {
@@ -146,7 +146,7 @@ impl Links {
         }
         match &ended {
             Ok(_) => self.idle().push(connection),
-            Err(Failure::Lost(_)) => self.idle().clear(),
+            Err(PgFailure::Lost(_)) => self.idle().clear(),
             Err(_) if self.rolled_back(&mut connection).await => self.idle().push(connection),
             Err(_) => {}
         }
@@ -158,7 +158,7 @@ impl Links {
         connection: &mut PgConnection,
         first: &(SqlStr, Args),
         then: &[(SqlStr, Args)],
-    ) -> Result<Vec<PgRow>, Failure> {
+    ) -> Result<Vec<PgRow>, PgFailure> {
         let plain = |sql: &'static str| (sql.into_sql_str(), Args::default());
         let (begin, commit, rollback) = (plain("BEGIN"), plain("COMMIT"), plain("ROLLBACK"));
         self.once(connection, &begin.0, begin.1).await?;
@@ -170,7 +170,7 @@ impl Links {
         for (sql, args) in then {
             // A failure of a handler's statement may be its own fault: the fence alone finds an outage.
             self.once(connection, sql, args.clone()).await.map_err(|failure| match failure {
-                Failure::Unavailable(error) => Failure::Refused { permanent: false, error },
+                PgFailure::Unavailable(error) => PgFailure::Refused { permanent: false, error },
                 other => other,
             })?;
         }
@@ -182,11 +182,11 @@ impl Links {
         self.once(connection, &"ROLLBACK".into_sql_str(), Args::default()).await.is_ok()
     }
 
-    async fn once(&self, connection: &mut PgConnection, sql: &SqlStr, args: Args) -> Result<Vec<PgRow>, Failure> {
+    async fn once(&self, connection: &mut PgConnection, sql: &SqlStr, args: Args) -> Result<Vec<PgRow>, PgFailure> {
         let query = sqlx::query_with(sql.clone(), Arc::unwrap_or_clone(args.0)).persistent(self.0.persistent);
         match tokio::time::timeout(self.0.patience, query.fetch_all(connection)).await {
-            Ok(ended) => ended.map_err(|error| Failure::of(&error)),
-            Err(_) => Err(Failure::Lost(format!("no answer within {:?}", self.0.patience))),
+            Ok(ended) => ended.map_err(|error| PgFailure::of(&error)),
+            Err(_) => Err(PgFailure::Lost(format!("no answer within {:?}", self.0.patience))),
         }
     }
 

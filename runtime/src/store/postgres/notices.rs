@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::links::{Args, Links};
-use super::place::{Place, Use};
+use super::place::{PgPlace, Use};
 use crate::clock::sleep;
 use crate::message::ShardNo;
 use crate::store::query::sql::Cells;
@@ -33,8 +33,8 @@ const RECONNECT: Duration = Duration::from_secs(1);
 /// The two tasks and what they share.
 #[derive(Debug)]
 pub(super) struct Notices {
-    shared: Arc<Shared>,
-    place: Place,
+    shared: Arc<NoticeShared>,
+    place: PgPlace,
     tasks: Mutex<Tasks>,
 }
 
@@ -45,7 +45,7 @@ struct Tasks {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct NoticeShared {
     grown: Mutex<BTreeSet<ShardNo>>,
     more: Notify,
     /// True if no other process reads this store, as far as is known.
@@ -56,7 +56,7 @@ struct Shared {
 
 impl Notices {
     /// The notices; no task runs before it is needed.
-    pub(super) fn new(place: Place) -> Self {
+    pub(super) fn new(place: PgPlace) -> Self {
         Self { shared: Arc::default(), place, tasks: Mutex::default() }
     }
 
@@ -103,7 +103,7 @@ impl Drop for Notices {
     }
 }
 
-async fn tell(shared: Arc<Shared>, links: Links) {
+async fn tell(shared: Arc<NoticeShared>, links: Links) {
     loop {
         shared.more.notified().await;
         let grown = std::mem::take(&mut *shared.grown.lock().unwrap_or_else(PoisonError::into_inner));
@@ -125,7 +125,7 @@ async fn tell(shared: Arc<Shared>, links: Links) {
     }
 }
 
-async fn listen(shared: Arc<Shared>, place: Place, watch: Arc<LogWatch>) {
+async fn listen(shared: Arc<NoticeShared>, place: PgPlace, watch: Arc<LogWatch>) {
     let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(place.patience());
     let pool = pool.connect_lazy_with(place.options(Use::Notices));
     loop {
@@ -136,7 +136,7 @@ async fn listen(shared: Arc<Shared>, place: Place, watch: Arc<LogWatch>) {
     }
 }
 
-async fn hear(shared: &Shared, pool: &sqlx::PgPool, watch: &LogWatch) -> Result<(), sqlx::Error> {
+async fn hear(shared: &NoticeShared, pool: &sqlx::PgPool, watch: &LogWatch) -> Result<(), sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(CHANNEL).await?;
     loop {

@@ -54,7 +54,7 @@ impl Use {
 
 /// The place that a URL names.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct PgPlace {
     options: PgConnectOptions,
     statement_timeout: Duration,
     /// True if a pooler stands between: then statements are not kept, settings not sent, and notifications not
@@ -62,7 +62,7 @@ pub(super) struct Place {
     pub(super) pooled: bool,
 }
 
-impl Place {
+impl PgPlace {
     pub(super) fn of(url: &str, statement_timeout: Duration) -> Result<Self, StoreError> {
         if !names(url) {
             let scheme = url.split(':').next().unwrap_or("");
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn settings_travel_with_the_connection_unless_a_pooler_would_refuse_them() {
-        let place = |url| Place::of(url, Duration::from_secs(5)).unwrap();
+        let place = |url| PgPlace::of(url, Duration::from_secs(5)).unwrap();
         let direct = place("postgres://u:secret@h:1/d");
         let options = direct.options(Use::Commits);
         assert!(options.get_options().unwrap().contains("-c statement_timeout=5000"), "{:?}", options.get_options());
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_server_elsewhere_is_to_prove_who_it_is() {
-        let told = |url: &str| Place::of(url, Duration::from_secs(5)).unwrap().unproven().map(|(_, mode)| mode);
+        let told = |url: &str| PgPlace::of(url, Duration::from_secs(5)).unwrap().unproven().map(|(_, mode)| mode);
         for near in
             ["postgres://u@127.0.0.1/d", "postgres://u@localhost/d", "postgres://u@[::1]/d", "postgres:///d?host=/run"]
         {
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn a_wrong_url_says_so_without_its_password() {
         for url in ["mysql://u:secret@h/d", "postgres://u:secret@h:port/d"] {
-            let error = Place::of(url, Duration::from_secs(5)).unwrap_err().to_string();
+            let error = PgPlace::of(url, Duration::from_secs(5)).unwrap_err().to_string();
             assert!(error.contains("postgres://") && !error.contains("secret"), "{error}");
         }
     }

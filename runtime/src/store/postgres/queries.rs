@@ -13,7 +13,7 @@ use super::texts::stored;
 use super::{PgStore, TOOL_PATIENCE, schema, tables};
 use crate::clock::Millis;
 use crate::message::ShardNo;
-use crate::store::health::{self, Health};
+use crate::store::health::{self, StoreHealth};
 use crate::store::query::sql::{Arg, Cells, Sql, json, one, signed};
 use crate::store::query::{
     CommandState, DeadFilter, Dialect, EventRow, FoundRows, ImportBatch, ImportProgress, NewCommand, OpenCommand,
@@ -233,7 +233,7 @@ impl Queries for PgStore {
         Box::pin(ask::command_state(&self.queries, id))
     }
 
-    fn health(&self) -> StoreFuture<'_, Health> {
+    fn health(&self) -> StoreFuture<'_, StoreHealth> {
         Box::pin(async move {
             // Connected as any other program: this one's own options must not hide what others get.
             let links = Links::new(&self.place, Use::Look, 1, TOOL_PATIENCE);

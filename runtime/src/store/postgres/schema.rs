@@ -9,9 +9,9 @@ use sqlx::postgres::{PgConnectOptions, PgRow};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, query, query_scalar, raw_sql};
 use tracing::info;
 
-use super::failure::Failure;
+use super::failure::PgFailure;
 use super::links::{self, Args};
-use super::place::Place;
+use super::place::PgPlace;
 use super::{PgStore, tables};
 use crate::clock::sleep;
 use crate::handler::Table;
@@ -61,7 +61,7 @@ pub(super) const NEWEST: &str = "SELECT coalesce(max(version), 0) FROM _sqlx_mig
 impl PgStore {
     /// Checks that `url` can be read as the address of a store.
     pub(in crate::store) fn check_url(url: &str, statement_timeout: Duration) -> Result<(), StoreError> {
-        Place::of(url, statement_timeout).map(drop)
+        PgPlace::of(url, statement_timeout).map(drop)
     }
 
     /// Some tables of others, if no store was made yet.
@@ -203,11 +203,11 @@ async fn make(connection: &mut PgConnection, missing: &Missing<'_>) -> Result<()
                 break;
             }
         }
-        match made.map_err(|error| Failure::of(&error)) {
+        match made.map_err(|error| PgFailure::of(&error)) {
             Ok(()) => return Ok(()),
             // A part of it exists by then.
-            Err(Failure::Again(_) | Failure::Locked(_)) if attempt < TRIES => drops = true,
-            Err(Failure::Refused { error, .. }) => return Err(declared::wrong(table, error)),
+            Err(PgFailure::Again(_) | PgFailure::Locked(_)) if attempt < TRIES => drops = true,
+            Err(PgFailure::Refused { error, .. }) => return Err(declared::wrong(table, error)),
             Err(failure) => return Err(failure.into()),
         }
     }
@@ -291,5 +291,5 @@ async fn warn_of_lost_commits(connection: &mut PgConnection) {
 }
 
 fn failed(error: sqlx::Error) -> StoreError {
-    Failure::of(&error).into()
+    PgFailure::of(&error).into()
 }

@@ -13,7 +13,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, Postgres};
 use sqlx::{AssertSqlSafe, PgConnection, SqlSafeStr, SqlStr, Type};
 
-use super::failure::Failure;
+use super::failure::PgFailure;
 use super::links::{Args, Links};
 use crate::handler::{Column, ColumnKind, RowWrite, Statement, Table};
 use crate::store::StoreError;
@@ -35,7 +35,7 @@ pub(super) async fn prepare(connection: &mut PgConnection, table: &Table) -> Res
     .bind(table.name)
     .fetch_all(&mut *connection)
     .await
-    .map_err(|error| Failure::of(&error))?;
+    .map_err(|error| PgFailure::of(&error))?;
     if found.is_empty() {
         run(connection, table, create(table)).await?;
         for index in table.indexes {
@@ -63,7 +63,7 @@ pub(super) fn write<'a>(
     mut count: usize,
     sql: &mut String,
     args: &mut Args,
-) -> Result<(), Failure> {
+) -> Result<(), PgFailure> {
     for Writes { table, written, deleted } in declared::writes(rows) {
         if !written.is_empty() {
             upsert(sql, table, count);
@@ -94,8 +94,8 @@ pub(super) fn write<'a>(
     Ok(())
 }
 
-fn read<'a, T: Deserialize<'a>>(table: &Table, json: &'a str) -> Result<T, Failure> {
-    serde_json::from_str(json).map_err(|error| Failure::Refused {
+fn read<'a, T: Deserialize<'a>>(table: &Table, json: &'a str) -> Result<T, PgFailure> {
+    serde_json::from_str(json).map_err(|error| PgFailure::Refused {
         permanent: true,
         error: format!("a row of table {} does not decode: {error}", table.name),
     })
@@ -126,7 +126,7 @@ impl<'a> List<'a> {
     }
 
     /// Adds a value; one that PostgreSQL would not take is refused here, before it costs a statement.
-    fn push(&mut self, table: &Table, column: &Column, value: Option<&'a RawValue>) -> Result<(), Failure> {
+    fn push(&mut self, table: &Table, column: &Column, value: Option<&'a RawValue>) -> Result<(), PgFailure> {
         let value = value.map(RawValue::get).filter(|value| *value != "null");
         let fits = match self {
             Self::Text(list) => parse::<String>(value)
@@ -143,7 +143,7 @@ impl<'a> List<'a> {
         fits.ok_or_else(|| {
             let shown: String = value.unwrap_or("null").chars().take(SHOWN).collect();
             let error = format!("column {} ({}) of table {} cannot be {shown}", column.name, kind(column), table.name);
-            Failure::Refused { permanent: true, error }
+            PgFailure::Refused { permanent: true, error }
         })
     }
 

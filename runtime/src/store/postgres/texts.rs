@@ -7,10 +7,10 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use crate::store::StoreError;
-use crate::store::query::sql::{Cell, Cells};
+use crate::store::query::sql::{Cells, SqlCell};
 
 impl Cells for PgRow {
-    fn get<'r, T: Cell<'r>>(&'r self, at: usize) -> Result<T, StoreError> {
+    fn get<'r, T: SqlCell<'r>>(&'r self, at: usize) -> Result<T, StoreError> {
         self.try_get(at).map_err(|error| StoreError::Corrupt(error.to_string()))
     }
 

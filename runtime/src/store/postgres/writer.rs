@@ -11,11 +11,11 @@ use sqlx::SqlSafeStr;
 use sqlx::postgres::PgRow;
 use tokio::sync::oneshot;
 
-use super::commit::Statement;
-use super::failure::Failure;
+use super::commit::CommitStatement;
+use super::failure::PgFailure;
 use super::links::{Args, Links};
 use super::notices::Notices;
-use super::place::{Place, Use};
+use super::place::{PgPlace, Use};
 use crate::clock::sleep;
 use crate::message::ShardNo;
 use crate::store::lease::Fleet;
@@ -31,30 +31,30 @@ const CONTROL: usize = 3;
 
 /// The way to write.
 #[derive(Clone, Debug)]
-pub(super) struct Writer(Arc<Inner>);
+pub(super) struct PgWriter(Arc<WriterInner>);
 
 #[derive(Debug)]
-struct Inner {
+struct WriterInner {
     commits: Links,
     control: Links,
-    shards: Mutex<HashMap<ShardNo, Queue>>,
+    shards: Mutex<HashMap<ShardNo, CommitQueue>>,
     watch: Arc<LogWatch>,
     notices: Notices,
 }
 
 /// The writes of one shard.
 #[derive(Debug, Default)]
-struct Queue {
+struct CommitQueue {
     /// Ends with the last write that was handed over.
     last: Option<oneshot::Receiver<()>>,
     /// The commit that took too long, and the number of times that it did.
     too_long: (u64, u32),
 }
 
-impl Writer {
+impl PgWriter {
     /// The writer of the store at `place`, with at most `in_flight` commits at the server at once.
-    pub(super) fn new(place: &Place, in_flight: usize) -> Self {
-        Self(Arc::new(Inner {
+    pub(super) fn new(place: &PgPlace, in_flight: usize) -> Self {
+        Self(Arc::new(WriterInner {
             commits: Links::new(place, Use::Commits, in_flight, place.patience()),
             control: Links::new(place, Use::Control, CONTROL, place.patience()),
             shards: Mutex::default(),
@@ -64,7 +64,7 @@ impl Writer {
     }
 
     /// Hands a commit over now; the answer may be waited for or not.
-    pub(super) fn commit(&self, statement: Statement) -> BoxFuture<'static, Outcome> {
+    pub(super) fn commit(&self, statement: CommitStatement) -> BoxFuture<'static, Outcome> {
         let writer = self.clone();
         let answer = self.in_order(statement.shard, async move {
             let outcome = writer.outcome(&statement).await;
@@ -91,7 +91,7 @@ impl Writer {
     pub(super) fn call(&self, sql: impl SqlSafeStr, args: Args) -> StoreFuture<'static, Vec<PgRow>> {
         let (links, sql) = (self.0.control.clone(), sql.into_sql_str());
         let answer = spawn(async move { links.run(sql, args).await });
-        Box::pin(async move { Ok(answer.await.unwrap_or_else(|| Err(Failure::Unavailable("ended".to_owned())))?) })
+        Box::pin(async move { Ok(answer.await.unwrap_or_else(|| Err(PgFailure::Unavailable("ended".to_owned())))?) })
     }
 
     /// Wakes the readers of the logs of `targets`, here and in other processes.
@@ -124,7 +124,7 @@ impl Writer {
         self.0.control.close().await;
     }
 
-    async fn outcome(&self, statement: &Statement) -> Outcome {
+    async fn outcome(&self, statement: &CommitStatement) -> Outcome {
         for attempt in 1..=AGAIN_MAX {
             let (sql, args) = (statement.sql.clone(), statement.args.clone());
             let ended = match &statement.then[..] {
@@ -134,11 +134,11 @@ impl Writer {
             match ended {
                 Ok(fence) if fence.is_empty() => return Outcome::Fenced,
                 Ok(_) => return Outcome::Committed,
-                Err(Failure::Again(_)) if attempt < AGAIN_MAX => {
+                Err(PgFailure::Again(_)) if attempt < AGAIN_MAX => {
                     sleep(Duration::from_millis(attempt.into())).await;
                 }
                 // The fence alone has no data to refuse: then the server is slow.
-                Err(Failure::TooLong(error)) if !statement.alone && self.too_long(statement) => {
+                Err(PgFailure::TooLong(error)) if !statement.alone && self.too_long(statement) => {
                     return Outcome::Refused { permanent: false, error };
                 }
                 Err(failure) => return failure.outcome(),
@@ -148,7 +148,7 @@ impl Writer {
     }
 
     /// Counts a commit that took too long; returns whether it did so too often.
-    fn too_long(&self, statement: &Statement) -> bool {
+    fn too_long(&self, statement: &CommitStatement) -> bool {
         let mut queues = self.queues();
         let (no, times) = &mut queues.entry(statement.shard).or_default().too_long;
         *times = if *no == statement.no { *times + 1 } else { 1 };
@@ -179,7 +179,7 @@ impl Writer {
         })
     }
 
-    fn queues(&self) -> std::sync::MutexGuard<'_, HashMap<ShardNo, Queue>> {
+    fn queues(&self) -> std::sync::MutexGuard<'_, HashMap<ShardNo, CommitQueue>> {
         self.0.shards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

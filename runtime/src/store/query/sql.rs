@@ -14,17 +14,17 @@ use super::rows::Dialect;
 use crate::store::StoreError;
 
 /// A value that both databases can have in a column.
-pub(in crate::store) trait Cell<'r>:
+pub(in crate::store) trait SqlCell<'r>:
     Decode<'r, Postgres> + Type<Postgres> + Decode<'r, Sqlite> + Type<Sqlite>
 {
 }
 
-impl<'r, T> Cell<'r> for T where T: Decode<'r, Postgres> + Type<Postgres> + Decode<'r, Sqlite> + Type<Sqlite> {}
+impl<'r, T> SqlCell<'r> for T where T: Decode<'r, Postgres> + Type<Postgres> + Decode<'r, Sqlite> + Type<Sqlite> {}
 
 /// A row of either database.
 pub(in crate::store) trait Cells {
     /// The value of the column, as the type that it should have.
-    fn get<'r, T: Cell<'r>>(&'r self, at: usize) -> Result<T, StoreError>;
+    fn get<'r, T: SqlCell<'r>>(&'r self, at: usize) -> Result<T, StoreError>;
 
     /// The text whose stored form is `stored`.
     fn given(stored: &str) -> Cow<'_, str> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row as _, SqliteConnection, query};
 
-use super::{Found, New, Old, Plan, ReshardError, Resharded, Row, in_time, obstacles};
+use super::{Found, New, Old, Plan, ReshardError, ReshardRow, Resharded, in_time, obstacles};
 use crate::message::{Position, ShardNo, shard_of};
 use crate::store::StoreError;
 use crate::store::layout::{self, log};
@@ -175,7 +175,7 @@ macro_rules! on {
                     let blob = |at: usize| row.try_get::<Vec<u8>, _>(at).map_err(|error| failed(&error));
                     let (epoch, first_seq, ids, events) = (number(0)?, number(1)?, blob(2)?, Bytes::from(blob(3)?));
                     let prints = blob(4)?;
-                    for new in plan.deal(&Row { shard, no, epoch, at, first_seq, ids, prints, events })? {
+                    for new in plan.deal(&ReshardRow { shard, no, epoch, at, first_seq, ids, prints, events })? {
                         let sql = "INSERT INTO commits (shard, commit_no, epoch, at, first_seq, ids, events, prints)
                             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
                         let insert = query(sql).bind(i64::from(new.shard) + ASIDE).bind(signed(new.no));

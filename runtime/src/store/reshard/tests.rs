@@ -36,7 +36,7 @@ fn every_id_goes_where_its_key_is_and_numbers_rise_from_the_highest() {
         let ids: Vec<u8> = keys.iter().flat_map(|key| taken("m", key).0).collect();
         // A row without prints, as an older program left it, stays one.
         let prints: Vec<u8> = keys.iter().filter(|_| no > 1).flat_map(|key| print(key)).collect();
-        let row = Row { shard: 0, no, epoch: 5, at: 100 * no, ids, prints, ..Row::default() };
+        let row = ReshardRow { shard: 0, no, epoch: 5, at: 100 * no, ids, prints, ..ReshardRow::default() };
         for dealt in plan.deal(&row).unwrap() {
             assert!(dealt.no == numbers[dealt.shard as usize] + 1 && dealt.at == 100 * no, "{dealt:?}");
             numbers[dealt.shard as usize] = dealt.no;

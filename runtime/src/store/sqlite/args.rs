@@ -3,15 +3,15 @@
 
 use serde::Serialize;
 
-/// Rows of one statement. Blobs are referred to by (start, length), for SQL's `substr`.
+/// The rows of one statement. Blobs are referred to by (start, length), for SQL's `substr`.
 #[derive(Debug, Default)]
-pub(super) struct Rows {
+pub(super) struct RowArgs {
     json: Vec<u8>,
     blob: Vec<u8>,
     in_row: bool,
 }
 
-impl Rows {
+impl RowArgs {
     /// No rows yet, and room for this many bytes of values and of blobs.
     pub(super) fn with_capacity(json: usize, blob: usize) -> Self {
         Self { json: Vec::with_capacity(json), blob: Vec::with_capacity(blob), in_row: false }
@@ -61,12 +61,12 @@ mod tests {
 
     #[test]
     fn rows_become_arrays_and_blobs_places() {
-        let mut rows = Rows::default();
+        let mut rows = RowArgs::default();
         rows.row().put(1).put_blob(b"ab").row().put("x\"\0").put(None::<u8>).put_blob(b"c");
         let (json, blob) = rows.finish();
         assert_eq!(json, r#"[[1,1,2],["x\"\u0000",null,3,1]]"#);
         assert_eq!(blob, b"abc");
-        assert_eq!(Rows::default().finish().0, "[]");
+        assert_eq!(RowArgs::default().finish().0, "[]");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sqlx::{SqliteConnection, query, query_scalar};
 
-use super::args::Rows;
+use super::args::RowArgs;
 use super::failure::failed;
 use super::group::hex;
 use super::{SqliteStore, schema};
@@ -50,7 +50,7 @@ struct Accepted {
 
 async fn accept(connection: &mut SqliteConnection, lane: String, calls: &[NewCall]) -> Result<Accepted, StoreError> {
     let places = firsts(calls);
-    let mut rows = Rows::default();
+    let mut rows = RowArgs::default();
     for at in &places {
         let call = &calls[*at];
         rows.row().put(at).put(hex(&call.id.0)).put(hex(&call.fingerprint)).put(&call.tenant).put(call.service);
@@ -68,7 +68,7 @@ async fn accept(connection: &mut SqliteConnection, lane: String, calls: &[NewCal
     let messages = calls.iter().enumerate().filter(|(at, _)| new.contains(at));
     let log = log_rows(shards, messages.map(|(_, call)| (call.service, &call.message)));
     if !log.is_empty() {
-        let mut counts = Rows::default();
+        let mut counts = RowArgs::default();
         for ((tenant, until), records) in counted(calls, &new) {
             counts.row().put(tenant).put(signed(until)).put(records);
         }
@@ -81,7 +81,7 @@ async fn accept(connection: &mut SqliteConnection, lane: String, calls: &[NewCal
 
 async fn append(connection: &mut SqliteConnection, lane: String, log: &[LogRow]) -> Result<(), StoreError> {
     let no: i64 = query(LANE).bind(&lane).fetch_one(&mut *connection).await.map_err(failed)?.number(0)?;
-    let mut rows = Rows::default();
+    let mut rows = RowArgs::default();
     for row in log {
         rows.row().put(row.target).put(row.count).put_blob(&row.messages);
     }
@@ -114,7 +114,7 @@ impl CallStore for SqliteStore {
 
     fn records(&self, ids: Vec<CallId>) -> StoreFuture<'_, Vec<Option<CallRecord>>> {
         Box::pin(async move {
-            let mut rows = Rows::default();
+            let mut rows = RowArgs::default();
             for id in &ids {
                 rows.row().put(hex(&id.0));
             }

@@ -16,7 +16,7 @@ const BUSY: i32 = 5;
 
 /// A failed call.
 #[derive(Clone, Debug)]
-pub(super) enum Failure {
+pub(super) enum SqliteFailure {
     /// The data was refused: the same data will fail again.
     Refused { permanent: bool, error: String },
     /// The store is not available now; the statement did nothing.
@@ -25,7 +25,7 @@ pub(super) enum Failure {
     Lost(String),
 }
 
-impl Failure {
+impl SqliteFailure {
     /// Sorts an error of a statement inside a transaction.
     pub(super) fn of(error: &Error) -> Self {
         let text = error.to_string();

@@ -8,7 +8,7 @@ use sqlx::Sqlite;
 use sqlx::query::Query;
 use sqlx::sqlite::SqliteArguments;
 
-use super::args::Rows;
+use super::args::RowArgs;
 use crate::handler::{RowWrite, Statement};
 use crate::message::ShardNo;
 use crate::store::calls::Reply;
@@ -135,7 +135,7 @@ struct Laid {
 }
 
 fn commits(pieces: &[&Piece]) -> Laid {
-    let (mut rows, mut ahead, mut prints) = (Rows::default(), Vec::new(), Vec::new());
+    let (mut rows, mut ahead, mut prints) = (RowArgs::default(), Vec::new(), Vec::new());
     let mut events = Vec::with_capacity(pieces.iter().map(|piece| piece.events.len()).sum());
     for piece in pieces {
         let outbox_seq = (piece.events_count > 0).then(|| piece.first_seq + piece.events_count - 1);
@@ -159,8 +159,8 @@ fn states(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
     // In the order of the primary key, so that neighbours share a page; of several of one key the last is the newest.
     states.sort_by(|a, b| (&a.service, &a.key).cmp(&(&b.service, &b.key)));
     let bytes: usize = states.iter().map(|state| state.json().len()).sum();
-    let mut rows = Rows::with_capacity(states.iter().map(|state| STATE_ROW + state.key.len()).sum(), bytes);
-    let mut forgotten = Rows::default();
+    let mut rows = RowArgs::with_capacity(states.iter().map(|state| STATE_ROW + state.key.len()).sum(), bytes);
+    let mut forgotten = RowArgs::default();
     for (at, state) in states.iter().enumerate() {
         if states.get(at + 1).is_some_and(|next| next.key == state.key && next.service == state.service) {
             continue;
@@ -173,8 +173,8 @@ fn states(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
     (rows.finish(), forgotten.finish().0)
 }
 
-fn log(pieces: &[&Piece]) -> Rows {
-    let mut rows = Rows::default();
+fn log(pieces: &[&Piece]) -> RowArgs {
+    let mut rows = RowArgs::default();
     for piece in pieces {
         let origin = piece.shard.to_string();
         for row in &piece.log {
@@ -185,8 +185,8 @@ fn log(pieces: &[&Piece]) -> Rows {
 }
 
 fn pending(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
-    let mut written = Rows::default();
-    let mut settled = Rows::default();
+    let mut written = RowArgs::default();
+    let mut settled = RowArgs::default();
     for piece in pieces {
         for (seq, row) in &piece.pending {
             let Some(row) = row else {
@@ -202,8 +202,8 @@ fn pending(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
 }
 
 fn dead(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
-    let mut written = Rows::default();
-    let mut undead = Rows::default();
+    let mut written = RowArgs::default();
+    let mut undead = RowArgs::default();
     for piece in pieces {
         for (seq, letter) in &piece.dead {
             let Some(letter) = letter else {
@@ -219,8 +219,8 @@ fn dead(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
 }
 
 fn timers(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
-    let mut set = Rows::default();
-    let mut stopped = Rows::default();
+    let mut set = RowArgs::default();
+    let mut stopped = RowArgs::default();
     for (piece, timer) in pieces.iter().flat_map(|piece| piece.timers.iter().map(move |timer| (piece, timer))) {
         let (service, key, name) = (&*timer.service, &*timer.key, &*timer.name);
         match &timer.set {
@@ -238,16 +238,16 @@ fn timers(pieces: &[&Piece]) -> ((String, Vec<u8>), String) {
     (set.finish(), stopped.finish().0)
 }
 
-fn replies(pieces: &[&Piece]) -> Rows {
-    let mut rows = Rows::default();
+fn replies(pieces: &[&Piece]) -> RowArgs {
+    let mut rows = RowArgs::default();
     for Reply { call, outcome } in pieces.iter().flat_map(|piece| &piece.replies) {
         rows.row().put(hex(&call.0)).put(outcome.end.as_str()).put(&outcome.code).put_blob(&outcome.body);
     }
     rows
 }
 
-fn history(pieces: &[&Piece]) -> Rows {
-    let mut rows = Rows::default();
+fn history(pieces: &[&Piece]) -> RowArgs {
+    let mut rows = RowArgs::default();
     for piece in pieces {
         for line in &piece.history {
             rows.row().put(piece.shard).put(&*line.service).put(&*line.key).put(&line.id).put(line.at);
@@ -257,8 +257,8 @@ fn history(pieces: &[&Piece]) -> Rows {
     rows
 }
 
-fn results(pieces: &[&Piece]) -> Rows {
-    let mut rows = Rows::default();
+fn results(pieces: &[&Piece]) -> RowArgs {
+    let mut rows = RowArgs::default();
     for piece in pieces {
         for result in &piece.results {
             rows.row().put(result.command).put(piece.shard).put(result.affected).put(result.done);

@@ -9,14 +9,14 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
 use sqlx::{AssertSqlSafe, Row, Sqlite, query};
 
-use super::args::{Rows, untyped};
+use super::args::{RowArgs, untyped};
 use super::failure::failed;
-use super::writer::Writer;
+use super::writer::SqliteWriter;
 use super::{SqliteStore, schema, tables, waiting};
 use crate::clock::Millis;
 use crate::message::ShardNo;
-use crate::store::health::{self, Health};
-use crate::store::query::sql::{Arg, Cell, Cells, Sql, signed};
+use crate::store::health::{self, StoreHealth};
+use crate::store::query::sql::{Arg, Cells, Sql, SqlCell, signed};
 use crate::store::query::{
     CommandState, DeadFilter, Dialect, EventRow, FoundRows, ImportBatch, ImportProgress, NewCommand, OpenCommand,
     Pause, Queries, RowsAsk, ShardRow, Story, Strange, WaitingKey, ask, decode, story,
@@ -24,7 +24,7 @@ use crate::store::query::{
 use crate::store::{DeadLetter, LogRow, StoreError, StoreFuture, Timer};
 
 impl Cells for SqliteRow {
-    fn get<'r, T: Cell<'r>>(&'r self, at: usize) -> Result<T, StoreError> {
+    fn get<'r, T: SqlCell<'r>>(&'r self, at: usize) -> Result<T, StoreError> {
         self.try_get(at).map_err(|error| StoreError::Corrupt(error.to_string()))
     }
 }
@@ -206,7 +206,7 @@ impl Queries for SqliteStore {
         Box::pin(ask::command_state(&self.readers, id))
     }
 
-    fn health(&self) -> StoreFuture<'_, Health> {
+    fn health(&self) -> StoreFuture<'_, StoreHealth> {
         Box::pin(health::sqlite::health(&self.readers, &self.path))
     }
 }
@@ -233,14 +233,14 @@ async fn shards(pool: &SqlitePool) -> Result<Vec<ShardRow>, StoreError> {
 
 /// Rows for the log: what to insert, and the bytes that it is cut out of.
 fn log_rows(rows: &[LogRow]) -> (String, Vec<u8>) {
-    let mut written = Rows::default();
+    let mut written = RowArgs::default();
     for row in rows {
         written.row().put(row.target).put(row.count).put_blob(&row.messages);
     }
     written.finish()
 }
 
-fn append_import(writer: &Writer, batch: ImportBatch) -> StoreFuture<'static, ()> {
+fn append_import(writer: &SqliteWriter, batch: ImportBatch) -> StoreFuture<'static, ()> {
     let (json, blob) = log_rows(&batch.rows);
     let progress = batch.progress;
     let service: Arc<str> = batch.service;

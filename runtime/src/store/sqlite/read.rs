@@ -8,7 +8,7 @@ use futures_util::TryStreamExt;
 use sqlx::sqlite::SqlitePool;
 use sqlx::{AssertSqlSafe, query};
 
-use super::args::Rows;
+use super::args::RowArgs;
 use super::failure::failed;
 use crate::clock::Millis;
 use crate::message::{Positions, ShardNo};
@@ -47,7 +47,7 @@ pub(super) async fn inbox(
 }
 
 pub(super) async fn load(pool: &SqlitePool, shard: ShardNo, keys: &[ServiceKey]) -> Result<Vec<KeyRow>, StoreError> {
-    let mut asked = Rows::default();
+    let mut asked = RowArgs::default();
     for key in keys {
         asked.row().put(&*key.service).put(&*key.key);
     }
@@ -130,7 +130,7 @@ pub(super) async fn read_log(
     from: &Positions,
     limit: usize,
 ) -> Result<Vec<StoredLogRow>, StoreError> {
-    let mut known = Rows::default();
+    let mut known = RowArgs::default();
     for (origin, position) in from {
         known.row().put(&**origin).put(position.no).put(u64::from(position.index) + 1);
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use sqlx::sqlite::SqlitePool;
 use sqlx::{Connection, SqliteConnection, query};
 
-use super::args::Rows;
+use super::args::RowArgs;
 use super::failure::failed;
 use crate::clock::Millis;
 use crate::message::{ShardNo, TakenId};
@@ -120,7 +120,7 @@ pub(super) async fn known(
     shard: ShardNo,
     asked: &[(TakenId, String)],
 ) -> Result<Vec<bool>, StoreError> {
-    let mut rows = Rows::default();
+    let mut rows = RowArgs::default();
     for (id, message) in asked {
         rows.row().put(message).put_blob(&id.0);
     }

@@ -11,7 +11,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, Either, Executor, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
-use super::failure::Failure;
+use super::failure::SqliteFailure;
 use super::group::{self, Piece};
 use super::tables;
 use super::wal::{AGAIN, Wal, WalBound};
@@ -24,28 +24,28 @@ const WRITES_MAX: usize = 4_096;
 const GROUP_MAX: usize = 64;
 
 /// A write that is not a commit; returns whether it succeeded, so that the remains of a failed one can be undone.
-type Call = Box<dyn for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, bool> + Send>;
+type WriterCall = Box<dyn for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, bool> + Send>;
 
 enum Write {
     Commit(Box<Piece>, oneshot::Sender<Outcome>),
-    Call(Call),
+    WriterCall(WriterCall),
     Close(oneshot::Sender<()>),
 }
 
 /// The handle of the writer.
 #[derive(Clone)]
-pub(super) struct Writer {
+pub(super) struct SqliteWriter {
     writes: mpsc::Sender<Write>,
     wal: Arc<WalBound>,
 }
 
-impl std::fmt::Debug for Writer {
+impl std::fmt::Debug for SqliteWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Writer").finish_non_exhaustive()
+        f.debug_struct("SqliteWriter").finish_non_exhaustive()
     }
 }
 
-impl Writer {
+impl SqliteWriter {
     /// Starts the writer of the file at `path`. It holds `lock` until it has closed its connection; it connects when it
     /// is first needed.
     #[expect(clippy::disallowed_methods, reason = "the writer outlives every actor that waits for a commit")]
@@ -99,7 +99,7 @@ impl Writer {
             return Box::pin(async { Err(StoreError::Unavailable(refusal)) });
         }
         let (reply, answer) = oneshot::channel();
-        let write: Call = Box::new(move |connection| {
+        let write: WriterCall = Box::new(move |connection| {
             Box::pin(async move {
                 let result = call(connection).await;
                 let fine = result.is_ok();
@@ -108,7 +108,7 @@ impl Writer {
                 fine
             })
         });
-        let sent = self.writes.try_send(Write::Call(write));
+        let sent = self.writes.try_send(Write::WriterCall(write));
         Box::pin(async move {
             sent.map_err(|error| StoreError::Unavailable(refused(&error)))?;
             answer.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the store cannot be opened".to_owned())))
@@ -160,7 +160,7 @@ impl Task {
                     kept = gather(&mut group, inbox);
                     self.commit(group).await;
                 }
-                Ok(Some(Write::Call(call))) => self.call(call).await,
+                Ok(Some(Write::WriterCall(call))) => self.call(call).await,
                 Ok(Some(Write::Close(reply))) => {
                     closing = Some(reply);
                     break;
@@ -184,7 +184,7 @@ impl Task {
         }
     }
 
-    async fn call(&mut self, call: Call) {
+    async fn call(&mut self, call: WriterCall) {
         match self.connect().await {
             Ok(connection) => {
                 if !call(connection).await {
@@ -221,7 +221,7 @@ impl Task {
                 self.undo().await;
                 return vec![Outcome::Fenced];
             }
-            Err(failure) if whole.len() == 1 || !matches!(failure, Failure::Refused { .. }) => {
+            Err(failure) if whole.len() == 1 || !matches!(failure, SqliteFailure::Refused { .. }) => {
                 self.undo().await;
                 return all(pieces.len(), &failure.outcome());
             }
@@ -233,16 +233,16 @@ impl Task {
     async fn one_by_one(&mut self, pieces: &[&Piece]) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(pieces.len());
         let result = async {
-            let connection = self.connect().await.map_err(|error| Failure::of(&error))?;
+            let connection = self.connect().await.map_err(|error| SqliteFailure::of(&error))?;
             execute(connection, "BEGIN IMMEDIATE").await?;
             for piece in pieces {
                 let (outcome, end) = match write(connection, group::ONE, &[piece]).await {
                     Ok(true) => (Outcome::Committed, "RELEASE perkey_commit"),
                     Ok(false) => (Outcome::Fenced, "ROLLBACK TO perkey_commit; RELEASE perkey_commit"),
-                    Err(failure @ Failure::Refused { .. }) => {
+                    Err(failure @ SqliteFailure::Refused { .. }) => {
                         (failure.outcome(), "ROLLBACK TO perkey_commit; RELEASE perkey_commit")
                     }
-                    Err(failure @ (Failure::Unavailable(_) | Failure::Lost(_))) => return Err(failure),
+                    Err(failure @ (SqliteFailure::Unavailable(_) | SqliteFailure::Lost(_))) => return Err(failure),
                 };
                 execute(connection, end).await?;
                 outcomes.push(outcome);
@@ -263,7 +263,7 @@ impl Task {
         let Some(connection) = self.connection.as_mut() else { return outcomes };
         let Err(error) = sqlx::query("COMMIT").execute(connection).await else { return outcomes };
         self.undo().await;
-        let failed = Failure::of_commit(&error).outcome();
+        let failed = SqliteFailure::of_commit(&error).outcome();
         outcomes
             .into_iter()
             .map(|outcome| if matches!(outcome, Outcome::Committed) { copy(&failed) } else { outcome })
@@ -297,7 +297,7 @@ fn gather(group: &mut Vec<(Box<Piece>, oneshot::Sender<Outcome>)>, inbox: &mut m
 }
 
 /// Writes `pieces`; `false` if a fence did not match, whatever came after it.
-async fn write(connection: &mut SqliteConnection, sql: &'static str, pieces: &[&Piece]) -> Result<bool, Failure> {
+async fn write(connection: &mut SqliteConnection, sql: &'static str, pieces: &[&Piece]) -> Result<bool, SqliteFailure> {
     let mut passed = 0;
     let mut statements = 0;
     let mut answers = connection.fetch_many(group::arguments(sql, pieces));
@@ -306,7 +306,7 @@ async fn write(connection: &mut SqliteConnection, sql: &'static str, pieces: &[&
             Ok(Some(Either::Left(_done))) => statements += 1,
             Ok(Some(Either::Right(_shard))) => passed += 1,
             Ok(None) => break None,
-            Err(error) => break Some(Failure::of(&error)),
+            Err(error) => break Some(SqliteFailure::of(&error)),
         }
     };
     drop(answers);
@@ -317,17 +317,17 @@ async fn write(connection: &mut SqliteConnection, sql: &'static str, pieces: &[&
         return Err(failure);
     }
     for query in tables::writes(pieces.iter().flat_map(|piece| &piece.rows)) {
-        query.execute(&mut *connection).await.map_err(|error| Failure::of(&error))?;
+        query.execute(&mut *connection).await.map_err(|error| SqliteFailure::of(&error))?;
     }
     for statement in pieces.iter().flat_map(|piece| &piece.statements) {
         let query = tables::statement(statement);
-        query.execute(&mut *connection).await.map_err(|error| Failure::of(&error))?;
+        query.execute(&mut *connection).await.map_err(|error| SqliteFailure::of(&error))?;
     }
     Ok(true)
 }
 
-async fn execute(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), Failure> {
-    sqlx::query(sql).execute(connection).await.map(drop).map_err(|error| Failure::of(&error))
+async fn execute(connection: &mut SqliteConnection, sql: &'static str) -> Result<(), SqliteFailure> {
+    sqlx::query(sql).execute(connection).await.map(drop).map_err(|error| SqliteFailure::of(&error))
 }
 
 fn all(count: usize, outcome: &Outcome) -> Vec<Outcome> {

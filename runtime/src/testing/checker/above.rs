@@ -1,12 +1,12 @@
 //! The check of the stretches that commits declare done above positions: all of them must be.
 //! In: commits. Out: the first false declaration.
 
-use super::{Checker, SOURCES};
+use super::{Checker, SOURCES, Violation};
 use crate::store::Commit;
 
 impl Checker {
     /// Checks the stretches above the positions of its sources that a commit declares done.
-    pub(super) fn above(&mut self, commit: &Commit) -> Result<(), String> {
+    pub(super) fn above(&mut self, commit: &Commit) -> Result<(), Violation> {
         self.stats.ahead += u64::from(!commit.ahead.is_empty());
         for (source, origins) in &commit.ahead {
             let Some(at) = SOURCES.iter().position(|name| **name == **source) else { continue };
@@ -20,7 +20,11 @@ impl Checker {
                     let mut ids = said.flat_map(|(_, ids)| ids);
                     if let Some(id) = ids.find(|id| !self.taken.contains(*id) && !self.onward.contains(*id)) {
                         let name = self.name(id);
-                        return Err(format!("{source}/{origin}: {name} is said to be done, but is not taken"));
+                        return Err(Violation::AheadNotTaken {
+                            source_name: source.clone(),
+                            origin: origin.clone(),
+                            name,
+                        });
                     }
                 }
             }

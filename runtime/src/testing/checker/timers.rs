@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Checker, Expected, MessageEnd};
+use super::{Checker, DeliveryPlace, Expected, MessageEnd, Violation};
 use crate::clock::Millis;
 use crate::handler::CRON;
 use crate::ledger::cron::Planned;
@@ -21,20 +21,21 @@ impl Checker {
     pub(super) fn timed(
         &mut self,
         plan: &SimPlan,
-        (shard, at): (ShardNo, Millis),
+        shard: ShardNo,
+        at: Millis,
         part: &Part,
         ends: &HashSet<TakenId>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Violation> {
         for write in &part.timers {
             let place = (write.service.clone(), write.key.clone(), write.name.clone());
             if let Some((id, due)) = self.timers.remove(&place) {
                 let name = self.name(&id);
                 let fired = ends.contains(&id);
                 if fired && at < due {
-                    return Err(format!("the timer {name} is due at {due} and was handled at {at}"));
+                    return Err(Violation::TimerEarly { name, due, at });
                 }
                 self.stats.fired += u64::from(fired);
-                self.occurred(write, (name.as_str(), due), fired)?;
+                self.occurred(write, &name, due, fired)?;
                 self.stats.cancelled += u64::from(!fired);
                 if let Some(expected) = self.expected.get_mut(&id).filter(|_| !fired) {
                     expected.end = MessageEnd::Discarded;
@@ -49,33 +50,36 @@ impl Checker {
                 service,
                 key,
                 id: text,
-                place: (shard, SourceIx::FIRST, "timer".into(), Position::new(0, 0)),
+                place: DeliveryPlace { shard, source: 0, origin: "timer".into(), position: Position::new(0, 0) },
                 unordered: true,
                 may_die: false,
                 end: MessageEnd::Open,
             };
             // Nothing takes its id: its row is what makes it count once.
             if self.expected.insert(id, set).is_some() || !self.taken.insert(id) {
-                return Err(format!("the timer {} is set twice", self.name(&id)));
+                return Err(Violation::TimerTwice(self.name(&id)));
             }
             self.timers.insert(place, (id, *due));
         }
         match self.timers.values().find(|(id, _)| ends.contains(id)) {
-            Some((id, _)) => Err(format!("the timer {} was handled, and its row stays", self.name(id))),
+            Some((id, _)) => Err(Violation::TimerStays(self.name(id))),
             None => Ok(()),
         }
     }
 
     /// Checks a change of a schedule's timer: only because it fired, and then to a later one.
-    fn occurred(&mut self, write: &TimerWrite, (name, due): (&str, Millis), fired: bool) -> Result<(), String> {
+    fn occurred(&mut self, write: &TimerWrite, name: &str, due: Millis, fired: bool) -> Result<(), Violation> {
         if !write.name.starts_with(CRON) {
             return Ok(());
         }
         self.stats.occurred += 1;
+        let schedule = Arc::clone(&write.name);
         match &write.set {
             Some((next, _)) if fired && *next > due => Ok(()),
-            Some((next, _)) => Err(format!("{name} of {} is moved from {due} to {next}, fired: {fired}", write.name)),
-            None => Err(format!("{name} of {} is not set again, fired: {fired}", write.name)),
+            Some((next, _)) => {
+                Err(Violation::ScheduleMoved { name: name.to_owned(), schedule, due, next: *next, fired })
+            }
+            None => Err(Violation::ScheduleNotSet { name: name.to_owned(), schedule, fired }),
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::Violation;
 use crate::message::ShardNo;
 use crate::store::{self, Commit};
 use crate::transport::Outgoing;
@@ -43,30 +44,28 @@ impl Topic {
     }
 
     /// The broker writes an event.
-    pub(in crate::testing) fn write(&mut self, shard: ShardNo, event: &Outgoing) -> Result<(), String> {
+    pub(in crate::testing) fn write(&mut self, shard: ShardNo, event: &Outgoing) -> Result<(), Violation> {
         let (seq, id) = (event.seq, event.message.id());
         let Some((emitted, key)) = self.emitted.get(&(shard, seq)).filter(|(emitted, _)| emitted == id) else {
-            return Err(format!(
-                "shard {shard}: event {seq} ({id}) is published before its commit, or under another number"
-            ));
+            return Err(Violation::PublishedEarly { shard, seq, id: id.to_owned() });
         };
         if !self.written.insert((shard, seq)) || self.buried.contains(emitted) {
             return Ok(());
         }
         let newest = self.newest.entry((shard, key.clone())).or_default();
         if seq <= *newest {
-            return Err(format!("shard {shard}: event {seq} of {key:?} is published after {newest}"));
+            return Err(Violation::PublishedLate { shard, seq, key: key.clone(), newest: *newest });
         }
         *newest = seq;
         Ok(())
     }
 
     /// A watermark is stored: all before it must be there, or be dead letters.
-    pub(in crate::testing) fn reached(&mut self, shard: ShardNo, watermark: Option<u64>) -> Result<(), String> {
+    pub(in crate::testing) fn reached(&mut self, shard: ShardNo, watermark: Option<u64>) -> Result<(), Violation> {
         let stored = self.watermarks.entry(shard).or_default();
-        let Some(watermark) = watermark else { return Err("the watermark of a sink is missing".to_owned()) };
+        let Some(watermark) = watermark else { return Err(Violation::NoWatermark) };
         if watermark < *stored {
-            return Err(format!("a watermark goes back from {stored} to {watermark}"));
+            return Err(Violation::WatermarkBack { stored: *stored, watermark });
         }
         if watermark == *stored {
             return Ok(());
@@ -77,7 +76,7 @@ impl Topic {
             }
             match self.graves.get_mut(&(shard, id.clone())).filter(|graves| **graves > 0) {
                 Some(graves) => *graves -= 1,
-                None => return Err(format!("the watermark {watermark} passes event {seq}, which is not published")),
+                None => return Err(Violation::WatermarkAhead { watermark, seq: *seq }),
             }
         }
         *stored = watermark;

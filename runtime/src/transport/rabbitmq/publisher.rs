@@ -28,7 +28,7 @@ use super::event::Publishing;
 use super::topology::within;
 use crate::clock::{Dice, Stopwatch, sleep};
 use crate::transport::attributes::absorb;
-use crate::transport::pace::{InFlight, Pace};
+use crate::transport::pace::{Pace, PacedMessage};
 
 /// The fate of a message: the broker has it, or returned it.
 pub(super) type Fate = Result<(), CameBack>;
@@ -55,7 +55,7 @@ pub(super) enum Returned {
 struct MessageTicket<T> {
     tag: T,
     name: u64,
-    sent: InFlight,
+    sent: PacedMessage,
     publishing: Publishing,
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use perkey::unstable::clock::Clock;
 use perkey::unstable::settings::topic_of;
 use perkey::unstable::store::calls::KeyCount;
-use perkey::unstable::store::health::{Disk, Health};
+use perkey::unstable::store::health::{Disk, StoreHealth};
 use perkey::unstable::store::lease::{Code, Fleet};
 use perkey::unstable::store::query::{ShardRow, WaitingKey};
 use perkey::unstable::store::{self, Opened};
@@ -40,7 +40,7 @@ pub(super) struct Facts {
 /// The store's facts.
 #[derive(Default)]
 pub(super) struct StoreFacts {
-    pub(super) health: Health,
+    pub(super) health: StoreHealth,
     pub(super) rows: Vec<ShardRow>,
     /// Workers and owners, if the store has leases.
     pub(super) fleet: Option<Fleet>,
@@ -200,7 +200,7 @@ pub(super) mod tests {
         };
         let row = LeaseRow { shard: 0, owner: Some("w".to_owned()), epoch: 1, code: Code::of([("orders", 8)]) };
         let store = StoreFacts {
-            health: Health { server, shards: vec![shard], services: Vec::new() },
+            health: StoreHealth { server, shards: vec![shard], services: Vec::new() },
             rows: vec![row_of(0)],
             fleet: Some(Fleet { workers: vec![WorkerRow { worker, expires_in: 9_000 }], shards: vec![row] }),
             running: true,

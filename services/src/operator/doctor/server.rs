@@ -257,7 +257,7 @@ mod tests {
     use std::path::PathBuf;
     use std::time::Duration;
 
-    use perkey::unstable::store::health::Slot;
+    use perkey::unstable::store::health::ReplicationSlot;
 
     use super::super::Level::{Error, Note, Warning};
     use super::super::facts::tests::{NOW, found, sound};
@@ -287,7 +287,7 @@ mod tests {
         let old = |_: &mut Facts, store: &mut StoreFacts| store.oldest_transaction = Some(Duration::from_secs(61));
         assert_eq!(found(checks, old), [("postgres.transactions", Warning)]);
         assert_eq!(found(checks, |_, store| store.health.server.sessions = 80), [("postgres.sessions", Warning)]);
-        let slot = Slot { name: "s".to_owned(), is_active: false, kept_bytes: 2 << 30 };
+        let slot = ReplicationSlot { name: "s".to_owned(), is_active: false, kept_bytes: 2 << 30 };
         assert_eq!(found(checks, |_, store| store.health.server.slots = vec![slot]), [("postgres.slots", Warning)]);
         let frozen = |age| found(checks, |_, store: &mut StoreFacts| store.health.server.frozen_age = age);
         assert_eq!(frozen(1_200_000_000), [("postgres.vacuum", Warning)]);
