@@ -103,7 +103,7 @@ impl Handlers {
         self.services.iter().position(|known| known.name() == service).map(ServiceIx::nth)
     }
 
-    /// A sentence that there is no such service, with those that there are.
+    /// A sentence that there is no such service, with the existing ones.
     pub fn unknown(&self, service: &str) -> String {
         let known = self.services();
         let near = or_near(service, known.iter().map(|name| &**name));

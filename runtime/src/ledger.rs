@@ -1,18 +1,20 @@
 //! A shard's record of the messages in hand, and every decision about them. Pure: no await, no clock, no I/O.
 //! In: events, each with its time ([`protocol::Event`]). Out: actions, performed by the shard's actors or by the simulator.
 //!
-//! [`Ledger::step`] is told an event; [`Ledger::actions`] lets every key that it touched go on and returns what is to be done.
-//! A message's way: [`intake`] sees whether it is known and queues it for its key; [`runs`] gives the key an actor; [`settle`]
-//! turns reports into groups of rows; [`batches`] gathers groups into commits and answers for their ends. Beside the way:
-//! [`waiting`] has the rows on disk with their timers and suspects, [`tracker`] the places of the sources, [`outbox`] those of
-//! the sinks, [`gates`] the permits, [`operator`] the commands, [`routes`] who takes which message, [`cron`] the schedules.
+//! [`Ledger::step`] is told an event; [`Ledger::actions`] lets every key that it touched go on and returns the actions.
+//! A message's way: [`intake`] sees whether it is known and queues it for its key; [`runs`] gives the key an actor;
+//! [`settle`] turns reports into groups of rows; [`batches`] gathers groups into commits and answers for their ends.
+//! Beside the way: [`waiting`] has the rows on disk with their timers and suspects, [`tracker`] the places of the
+//! sources, [`outbox`] those of the sinks, [`gates`] the permits, [`operator`] the commands, [`routes`] the services of
+//! messages, [`cron`] the schedules.
 //!
-//! A key goes on by `advance` (in [`runs`]), unless it is unknown yet, being read, running or queued already. It asks in this
-//! order: what operators want of it (`operator`); whether it is held, waits (`runs::pool`) or is paused (`operator`); whether its
-//! messages must be read from disk (`waiting`); whether it must wait for its own commit, or the shard is being left; whether its
-//! head was refused or blamed without a run (`settle`); whether its state is known; whether a record, a permit or a trial is
-//! still owed (`waiting::suspects`, `runs::pool`); and only then which actor runs it. Each question is cheaper, or closer to what
-//! is durable, than the next, and an answer that is still on its way ends the questions.
+//! A key goes on by `advance` (in [`runs`]), unless it is unknown yet, being read, running or queued already. It asks
+//! in this order: the wishes of operators (`operator`); whether it is held, waits (`runs::pool`) or is paused
+//! (`operator`); whether its messages must be read from disk (`waiting`); whether it must wait for its own commit, or
+//! the shard is being left; whether its head was refused or blamed without a run (`settle`); whether its state is
+//! known; whether a record, a permit or a trial is still owed (`waiting::suspects`, `runs::pool`); and only then which
+//! actor runs it. Each question is cheaper, or closer to what is durable, than the next, and an answer that is still on
+//! its way ends the questions.
 
 pub mod protocol;
 
@@ -140,7 +142,7 @@ impl Ledger {
         ledger
     }
 
-    /// Decides what follows from an event; [`Ledger::actions`] has it.
+    /// Decides what follows from an event; [`Ledger::actions`] returns the actions.
     pub fn step(&mut self, event: Event, now: Millis) {
         self.now = now;
         match event {
@@ -192,8 +194,8 @@ impl Ledger {
         std::mem::take(&mut self.tally)
     }
 
-    /// True if nothing can be run now, or is being committed. What waits on disk for its time, for an operator or for a
-    /// resumption does not count; what has its row and is only waiting for its turn does.
+    /// True if nothing can be run now, or is being committed. Messages that wait on disk for their time, for an
+    /// operator or for a resumption do not count; those that have their row and only wait for their turn do.
     pub fn is_idle(&self) -> bool {
         self.batches.is_empty()
             && self.sources.iter().all(|source| source.used == 0)
@@ -251,7 +253,7 @@ impl Ledger {
         &self.config.services[service]
     }
 
-    /// The index of a service by its name; nothing where this program does not have it.
+    /// The index of a service by its name; `None` if this program does not have it.
     fn service_of(&self, name: &str) -> Option<ServiceIx> {
         self.config.services.iter().position(|service| *service.name == *name).map(ServiceIx::nth)
     }

@@ -31,7 +31,7 @@ enum Order {
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct Told(Vec<Answer>);
 
-/// Pays what there is; an amount below 0 is refused, and one of 0 fails until it is given up.
+/// Pays an amount; one below 0 is refused, and one of 0 fails until it is given up.
 struct Till;
 
 #[derive(Deserialize)]

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use perkey::unstable::handlers::run::{TurnEnd, TurnFault};
 use perkey::unstable::ledger::protocol::{
     self, Action, ActorIx, Answer, LedgerConfig, Question, ReaderKind, RunOrder, RunReport, ServiceInfo, SourceInfo,
@@ -14,8 +13,9 @@ use perkey::unstable::ledger::routes::{Arrival, Bindings, What};
 use perkey::unstable::ledger::{Ledger, OTHER_CONTENT};
 use perkey::unstable::message::{Position, ServiceIx, SourceIx, shard_of};
 use perkey::unstable::store::lease::Code;
-use perkey::unstable::store::memory::MemoryStore;
-use perkey::unstable::store::{Commit, Event, Outcome, Setup};
+use perkey::unstable::store::memory::{MemoryStore, at_once};
+use perkey::unstable::store::query::Queries;
+use perkey::unstable::store::{Commit, Event, Outcome, Setup, Store};
 use perkey::{AfterDeadLetter, Draft, Fault, Handler, Handlers, Key, Message, RetryPolicy, Settings, Turn};
 use proptest::prelude::*;
 
@@ -158,8 +158,8 @@ fn config(store: &MemoryStore, small: [u64; 3]) -> LedgerConfig {
 /// The configuration of a ledger of the service `listing` and of one source, on a new store of one shard.
 pub(crate) fn listing(store: &MemoryStore, settings: Settings, actors_max: u32, seed: u64) -> LedgerConfig {
     let services = vec![Arc::from("listing")];
-    let identity =
-        store.prepare_now(&Setup { shards: 1, services, tables: Vec::new(), code: Code::numbered(1) }).unwrap();
+    let setup = Setup { shards: 1, services, tables: Vec::new(), code: Code::numbered(1) };
+    let identity = at_once(store.prepare(setup)).unwrap();
     LedgerConfig {
         services: Arc::new([ServiceInfo {
             guarded: false,
@@ -205,7 +205,8 @@ impl World {
     }
 
     fn owner(store: &MemoryStore, config: &LedgerConfig) -> Ledger {
-        Ledger::new(config.clone(), store.take_now(0, "owner").unwrap(), store.inbox_now(0, 0, 1_000_000), 1_000)
+        let (taken, inbox) = (at_once(store.take(0, "owner")).unwrap(), at_once(store.inbox(0, 0, 1_000_000)).unwrap());
+        Ledger::new(config.clone(), taken, inbox, 1_000)
     }
 
     fn happen(&mut self, op: Op) {
@@ -475,12 +476,11 @@ impl World {
     }
 }
 
-/// A message's id, and what it says.
-/// The store's answer, at once: it is in memory.
 pub(crate) fn answer(store: &MemoryStore, question: &Question, now: u64) -> Option<Answer> {
-    question.answer(store, 0, now).now_or_never().unwrap().unwrap()
+    at_once(question.answer(store, 0, now)).unwrap()
 }
 
+/// A message's id, and what it says.
 fn said(message: &Message) -> (String, String) {
     (message.id().to_owned(), String::from_utf8(message.payload().to_vec()).unwrap())
 }
@@ -492,9 +492,7 @@ trait Positions {
 impl Positions for MemoryStore {
     /// The positions of the source, as the store has them.
     fn take_positions(&self) -> perkey::unstable::message::Positions {
-        let rows = futures_util::FutureExt::now_or_never(perkey::unstable::store::query::Queries::shards(self))
-            .unwrap()
-            .unwrap();
+        let rows = at_once(self.shards()).unwrap();
         rows[0].positions.get("log").cloned().unwrap_or_default()
     }
 }

@@ -9,8 +9,8 @@ use perkey::unstable::ledger::protocol::{Action, ActorIx, Event, LedgerConfig, R
 use perkey::unstable::ledger::routes::{Arrival, What};
 use perkey::unstable::ledger::{Ledger, Line};
 use perkey::unstable::message::{Position, ServiceIx, SourceIx};
-use perkey::unstable::store::PendingKind;
-use perkey::unstable::store::memory::MemoryStore;
+use perkey::unstable::store::memory::{MemoryStore, at_once};
+use perkey::unstable::store::{PendingKind, Store};
 use perkey::{Draft, Message, Settings};
 
 use crate::ledger_model::{answer, listing};
@@ -136,8 +136,8 @@ impl World {
         self.lives += 1;
         let seed = self.config.seed.wrapping_mul(1_000_003).wrapping_add(self.lives);
         let config = LedgerConfig { seed, ..self.config.clone() };
-        let taken = self.store.take_now(0, &format!("process {}", self.lives)).unwrap();
-        let ledger = Ledger::new(config, taken, self.store.inbox_now(0, 0, 1_000_000), self.now);
+        let taken = at_once(self.store.take(0, &format!("process {}", self.lives))).unwrap();
+        let ledger = Ledger::new(config, taken, at_once(self.store.inbox(0, 0, 1_000_000)).unwrap(), self.now);
         Process { ledger, runs: BTreeMap::new(), fed: false, actors: 0, asked: VecDeque::new(), out: false }
     }
 

@@ -1,6 +1,6 @@
-//! Whether turns may start that need something from outside: circuit breakers and retry budgets of dependencies, limits
-//! of concurrency and rate. One for all shards of a process. Pure: it is told the time.
-//! In: what shards ask for, how their turns ended. Out: permits, each for one turn; changes of breakers, for the log.
+//! The gates, which let turns start that need something from outside: circuit breakers and retry budgets of
+//! dependencies, limits of concurrency and rate. One for all shards of a process. Pure: it is told the time.
+//! In: requests of shards, the ends of their turns. Out: permits, each for one turn; changes of breakers, for the log.
 //!
 //! While a dependency's breaker is open no turn starts that needs it: messages wait, nothing is counted.
 //! After a while one turn is let through; if the dependency answers it, the others follow at the rate of the retry budget.
@@ -30,7 +30,7 @@ pub enum Line {
     Trial,
 }
 
-/// How a turn ended, as far as what it needed is concerned.
+/// The end of a turn, as far as its dependencies are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PermitEnd {
     /// It ended, in whatever way.
@@ -44,7 +44,7 @@ pub enum PermitEnd {
 /// The gates of all services of a process.
 #[derive(Debug)]
 pub(crate) struct Gates {
-    /// Those of the services in the order of their indices, and that of trials.
+    /// The queues of the services in the order of their indices, and that of trials.
     queues: Vec<Queue>,
     dependencies: Vec<Dependency>,
     dice: Dice,
@@ -52,13 +52,13 @@ pub(crate) struct Gates {
     first: usize,
 }
 
-/// What waits to run a service's turns.
+/// The shards that wait to run a service's turns.
 #[derive(Debug, Default)]
 struct Queue {
     /// Places of its dependencies.
     needs: Vec<usize>,
     limit: Limit,
-    /// Who asked, in order: first attempts, and turns that found a dependency unavailable before.
+    /// The shards that asked, in order: for first attempts, and for turns that found a dependency unavailable before.
     asked: [VecDeque<Asker>; 2],
     /// Permits that are out.
     out: HashMap<Asker, u32>,
@@ -71,7 +71,7 @@ impl Queue {
 }
 
 impl Gates {
-    /// The gates of these services, each with the names of what it needs.
+    /// The gates of these services, each with the names of its dependencies.
     pub(crate) fn new(services: &[(&str, &[&'static str])], settings: &Settings, seed: u64) -> Self {
         let mut names: Vec<&'static str> = services.iter().flat_map(|(_, needs)| needs.iter().copied()).collect();
         names.sort_unstable();
@@ -82,7 +82,7 @@ impl Gates {
             limit: settings.limit.iter().find(|limit| limit.service == *service).map(Limit::of).unwrap_or_default(),
             ..Queue::default()
         };
-        // Behind them, for one message at a time that may end the process.
+        // Behind the services', for one message at a time that may end the process.
         let trials = Queue { limit: Limit::new(1, 0.0), ..Queue::default() };
         Self {
             queues: services.iter().map(line).chain([trials]).collect(),
@@ -111,13 +111,13 @@ impl Gates {
         !line.needs.is_empty() || line.limit.is_set()
     }
 
-    /// A shard wants to run a turn of a service; `again` if that turn found a dependency unavailable before.
+    /// Puts a shard in a line; `again` if its turn found a dependency unavailable before.
     pub(crate) fn ask(&mut self, asker: Asker, line: Line, again: bool) {
         let at = self.at(line);
         self.queues[at].asked[usize::from(again)].push_back(asker);
     }
 
-    /// A turn with a permit ended.
+    /// Takes the permit of an ended turn back.
     pub(crate) fn ended(&mut self, asker: Asker, line: Line, ended: PermitEnd, now: Millis) -> Vec<BreakerChange> {
         let at = self.at(line);
         let line = &mut self.queues[at];
@@ -140,7 +140,7 @@ impl Gates {
         changes
     }
 
-    /// A shard is given up: what it asked for and what it has out is void.
+    /// Removes a shard that is given up: its requests and its permits are void.
     pub(crate) fn leave(&mut self, asker: Asker) {
         for line in &mut self.queues {
             line.asked.iter_mut().for_each(|asked| asked.retain(|other| *other != asker));
@@ -152,12 +152,12 @@ impl Gates {
         }
     }
 
-    /// Whether anybody waits for a permit.
+    /// True if anybody waits for a permit.
     pub(crate) fn waits(&self) -> bool {
         self.queues.iter().any(Queue::waits)
     }
 
-    /// The permits that can be given now, in the order in which they are.
+    /// Grants the permits that can be given now, in order.
     pub(crate) fn grant(&mut self, now: Millis) -> Vec<(Asker, Line)> {
         let mut granted = Vec::new();
         let count = self.queues.len();

@@ -4,14 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
-
 use super::checker::Violation;
 use super::owner::{Channel, Owner, OwnerId, OwnerMessage};
 use super::sim::{Sim, SimEvent};
 use super::work::SimActor;
 use crate::ledger::protocol::{self, Action, ActorIx, Answer, Question};
 use crate::store::Commit;
+use crate::store::memory::at_once;
 
 impl Sim {
     /// Performs the actions that the ledger has decided so far.
@@ -113,8 +112,7 @@ impl Sim {
             return Ok(());
         }
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
-        let answer = question.answer(&*self.disk.store, owner.shard, self.clock.now()).now_or_never();
-        let answer = answer.ok_or(Violation::Slow("a simulated store answers"))??;
+        let answer = at_once(question.answer(&*self.disk.store, owner.shard, self.clock.now()))?;
         match &answer {
             Some(Answer::Page(..)) => self.checker.stats.pages += 1,
             Some(Answer::Retaken(Ok(taken))) => drop(self.checker.epochs.insert(owner.shard, taken.epoch)),

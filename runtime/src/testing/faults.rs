@@ -1,8 +1,6 @@
 //! The faults of a simulation, and its end.
 //! In: dice. Out: deaths, freezes, outages, operators' commands; the end.
 
-use futures_util::FutureExt;
-
 use super::checker::Violation;
 use super::owner::{Channel, OwnerId, OwnerMessage};
 use super::sim::{Sim, SimEvent};
@@ -10,6 +8,7 @@ use crate::clock::Millis;
 use crate::ledger::protocol::{self, ActorIx};
 use crate::message::{ServiceIx, ShardNo, SourceIx};
 use crate::store::Store;
+use crate::store::memory::at_once;
 use crate::store::query::{Action, DeadFilter, NewCommand, OpenCommand, Queries, Scope};
 
 /// The time between two looks at whether everything is done, in microseconds.
@@ -149,15 +148,14 @@ impl Sim {
     fn command(&mut self, action: Action, filter: DeadFilter) -> Result<(), Violation> {
         let (who, why) = ("simulator".to_owned(), "drawn from the seed".to_owned());
         let command = NewCommand { action, filter, who, why, matched: 0, at: self.clock.now() };
-        let recorded = self.disk.store.queries().command(command).now_or_never();
-        recorded.ok_or(Violation::Slow("the store in memory answers"))??;
+        at_once(self.disk.store.queries().command(command))?;
         Ok(())
     }
 
     /// Commands that a shard has still to execute.
     pub(super) fn open_commands(&self, shard: ShardNo) -> Vec<OpenCommand> {
-        let open = Queries::open_commands(&*self.disk.store, shard, Vec::new()).now_or_never();
-        open.and_then(Result::ok).unwrap_or_default().into_iter().flatten().collect()
+        let open = at_once(self.disk.store.open_commands(shard, Vec::new()));
+        open.unwrap_or_default().into_iter().flatten().collect()
     }
 
     /// Looks whether everything is done.

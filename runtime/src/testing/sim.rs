@@ -15,8 +15,9 @@ use crate::clock::{Clock, Dice, millis};
 use crate::ledger::gates::Gates;
 use crate::ledger::protocol::{self, ActorIx, Question, RunOrder};
 use crate::message::{ShardNo, SinkIx, SourceIx};
-use crate::store::Commit;
+use crate::store::memory::at_once;
 use crate::store::query::Scope;
+use crate::store::{Commit, Store};
 use crate::transport::Transport;
 
 /// The time between two ticks of a ledger, in microseconds.
@@ -238,11 +239,12 @@ impl Sim {
             self.checker.stats.zombies += 1;
         }
         let id = self.owners.len();
-        let taken = self.disk.store.take_now(shard, &format!("owner-{id}"))?;
+        let taken = at_once(self.disk.store.take(shard, &format!("owner-{id}")))?;
         self.checker.epochs.insert(shard, taken.epoch);
         let dedup = &self.plan.settings.dedup;
         let window = millis(dedup.window);
-        let inbox = self.disk.store.inbox_now(shard, self.clock.now().saturating_sub(window), dedup.max_ids);
+        let since = self.clock.now().saturating_sub(window);
+        let inbox = at_once(self.disk.store.inbox(shard, since, dedup.max_ids))?;
         let ledger = self.plan.ledger(taken, inbox, &mut self.dice, self.clock.now());
         self.owners.push(Some(Owner::new(shard, ledger, self.transports.len(), self.plan.sinks.len())));
         self.current[shard as usize] = Some(id);

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, pending, ready};
 
 use super::checker::Violation;
@@ -19,7 +18,7 @@ use crate::ledger::defect::{Defect, planted};
 use crate::ledger::outbox::publisher::Publisher;
 use crate::ledger::protocol;
 use crate::message::{Position, Positions, ShardNo, SinkIx, murmur2};
-use crate::store::memory::MemoryStore;
+use crate::store::memory::{MemoryStore, at_once};
 use crate::store::{Commit, Store};
 use crate::transport::pace::{Pace, PacedMessage};
 use crate::transport::{Content, Delivery, Outgoing, SinkAnswer, Source, SourceError, Transport};
@@ -197,8 +196,7 @@ impl Sim {
         waiting.commits.iter().for_each(|commit| publisher.committed(commit));
         if let Some(page) = publisher.page().filter(|_| !store_away) {
             self.checker.stats.read_back += 1;
-            let read = self.disk.store.outbox(shard, page.from, page.after, page.commits).now_or_never();
-            let rows = read.ok_or(Violation::Slow("the store in memory answers"))??;
+            let rows = at_once(self.disk.store.outbox(shard, page.from, page.after, page.commits))?;
             let lacks = publisher.paged(page, &rows) > 0 || rows.is_empty();
             // If this owner is a zombie, its successor may have published more, and removed it.
             if lacks && !owner.zombie {

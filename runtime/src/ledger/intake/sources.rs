@@ -1,5 +1,6 @@
-//! How far the sources are: what a commit stores of them, what they are told, and how much more they may hand over.
-//! In: deliveries that are done with, bounds that are reached or left. Out: positions and what is done above them;
+//! The progress of the sources: the positions that a commit stores, the acknowledgements to them, and the credits that
+//! they get.
+//! In: deliveries that are done, bounds that are reached or left. Out: positions and the stretches done above them;
 //! acknowledgements, credits.
 
 use crate::clock::millis;
@@ -10,8 +11,8 @@ use crate::message::{Positions, SourceIx};
 use crate::settings::Overflow;
 use crate::store::{Commit, SourceAhead, SourcePositions};
 
-/// What is stored of sources that this process does not have, kept for one that has them: without it their messages
-/// would come again from the start.
+/// The stored progress of sources that this process does not have, kept for one that has them: without it their
+/// messages would come again from the start.
 #[derive(Debug)]
 pub(crate) struct Absent {
     pub(crate) positions: SourcePositions,
@@ -19,26 +20,26 @@ pub(crate) struct Absent {
 }
 
 impl Ledger {
-    /// Where each origin of a source was last read: a restarted ingress goes on from there.
+    /// The position at which each origin of a source was last read: a restarted ingress goes on from there.
     pub fn received(&self, source: SourceIx) -> Positions {
         self.sources[source].received()
     }
 
-    /// Credits that a restarted ingress starts with; below 0 when a last delivery was for more services than there
+    /// The credits that a restarted ingress starts with; below 0 if a last delivery was for more services than there
     /// were credits.
     pub fn credits_free(&self, source: SourceIx) -> isize {
         let source = &self.sources[source];
         self.config.settings.ingress.credits.cast_signed() - (source.used + source.owed).cast_signed()
     }
 
-    /// Bytes that a restarted ingress may take in hand; 0 or below when those in hand have none left.
+    /// The bytes that a restarted ingress may take in hand; 0 or below if the deliveries in hand have used them up.
     pub fn room_free(&self, source: SourceIx) -> isize {
         let ends = self.config.sources.len() + self.config.bindings.sinks().len();
         let share = self.config.settings.memory.share(self.config.settings.ownership.shards, ends);
         share.cast_signed() - self.sources[source].bytes.cast_signed()
     }
 
-    /// Where all sources stand with the commit under way, and what is done above that.
+    /// The positions of all sources with the commit under way, and the stretches done above them.
     pub(crate) fn standing(&mut self) -> (SourcePositions, SourceAhead) {
         let (mut positions, mut ahead) = (self.absent.positions.clone(), self.absent.ahead.clone());
         for (info, source) in self.config.sources.iter().zip(&mut self.sources) {
@@ -75,7 +76,7 @@ impl Ledger {
         }
     }
 
-    /// Bytes of a source are not in hand any more.
+    /// Takes note that bytes of a source are not in hand any more.
     pub(crate) fn make_room(&mut self, source: SourceIx, bytes: usize) {
         if bytes > 0 {
             self.sources[source].bytes -= bytes;
@@ -83,7 +84,8 @@ impl Ledger {
         }
     }
 
-    /// Whether as many stretches are done above a source's positions as may be: what lies between them is waited for.
+    /// True if as many stretches are done above a source's positions as may be: the messages between them are waited
+    /// for.
     pub(crate) fn is_far_ahead(&self, source: &SourceTrack) -> bool {
         source.stretches() >= self.config.settings.ingress.ahead_max
     }

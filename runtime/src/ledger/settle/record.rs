@@ -1,4 +1,4 @@
-//! What is written down: about a message that did not succeed, and for metrics and logs.
+//! The records of messages that did not succeed, and the counts for metrics and logs.
 //! In: items, their faults. Out: dead letters, history rows, notes for the log; counts since last asked, gauges.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::store::{Epoch, HistoryRow, Letters};
 /// The end of the error of a message whose id was taken before with other content.
 pub const OTHER_CONTENT: &str = "was taken before with other content";
 
-/// What happened since it was last asked, for metrics and logs.
+/// The counts since the last call, for metrics and logs.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Turns that settled, by service index.
@@ -44,7 +44,7 @@ pub struct Tally {
     pub passivations: u64,
     /// Keys that were given an actor and a state.
     pub activations: u64,
-    /// Turns that found something unavailable: service index, place in the handler's `NEEDS`, how it showed.
+    /// Turns that found something unavailable: service index, place in the handler's `NEEDS`, reason.
     pub unavailable: Vec<(ServiceIx, usize, String)>,
     /// Faults, for the log: message id, key's service, error, attempt.
     pub faults: Vec<FaultNote>,
@@ -83,13 +83,13 @@ pub struct FaultNote {
     pub service: Arc<str>,
     /// Attempts spent.
     pub attempt: u32,
-    /// What went wrong.
+    /// The error.
     pub error: String,
-    /// What happens to it.
+    /// The kind of event that the fault becomes in the message's history.
     pub kind: HistoryKind,
 }
 
-/// How full the ledger is, for gauges.
+/// The ledger's gauges: how full it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gauges {
     /// Keys in hand.
@@ -106,21 +106,21 @@ pub struct Gauges {
     pub inbox_ids: usize,
     /// Stretches that are done above its sources' positions.
     pub ahead: usize,
-    /// A source has as many of them as it may.
+    /// True if a source has as many of them as it may.
     pub ahead_full: bool,
     /// Age in milliseconds of the oldest id remembered, 0 when nothing was forgotten for lack of room.
     pub window: Millis,
-    /// A bound of `pending` was reached.
+    /// True if a bound of `pending` was reached.
     pub pending_full: bool,
-    /// Operators have paused a service or a key.
+    /// True if operators have paused a service or a key.
     pub paused: bool,
-    /// As many events wait to be published as may.
+    /// True if as many events wait to be published as may.
     pub outbox_full: bool,
     /// Dead letters.
     pub letters: Letters,
-    /// There are as many as may be.
+    /// True if there are as many dead letters as may be.
     pub letters_full: bool,
-    /// A sink that is no longer configured keeps commits.
+    /// True if a sink that is no longer configured keeps commits.
     pub sink_gone: bool,
     /// Schedules whose next time could not be found.
     pub schedules_ended: u64,
@@ -131,7 +131,7 @@ pub struct Gauges {
 }
 
 impl Ledger {
-    /// Writes down what happened to a message, for the log and for `explain`.
+    /// Records an event of a message, for the log and for `explain`.
     pub(crate) fn note(&mut self, ix: SlotIx, item: &Item, kind: HistoryKind, error: &str) {
         let (key, at, generation) = (self.service_key(ix), self.now, self.generation(ix));
         self.tally.faults.push(FaultNote {
@@ -153,7 +153,7 @@ impl Ledger {
         });
     }
 
-    /// A call is over without an effect, because its handler says so: its sender is told, and nothing is left of it.
+    /// Ends a call without an effect, because its handler refused it: its sender is told, and nothing is left of it.
     pub(crate) fn refuse_call(&mut self, ix: SlotIx, item: Item, reply: Reply) {
         let group = self.group(ix);
         group.part.replies.push(reply);
@@ -162,7 +162,7 @@ impl Ledger {
         self.settle_item(ix, item);
     }
 
-    /// The error of a message whose id was taken before with other content; it is counted.
+    /// The error of a message whose id was taken before with other content; counts it.
     pub(crate) fn conflict(&mut self, message: &crate::message::Message) -> String {
         self.tally.conflicts += 1;
         self.count("conflicts", 1);
