@@ -20,7 +20,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::message::ShardNo;
-use crate::store::Outcome;
+use crate::store::CommitOutcome;
 pub use beside::{CacheMetrics, DependencyMetrics, IntakeMetrics};
 use families::{Catalogue, Families, Labels, Record, ShardFamilies, SinkFamilies};
 pub use families::{ShardMetrics, SinkMetrics};
@@ -141,7 +141,7 @@ impl Metrics {
     }
 
     /// Records that a commit of `turns` turns came back from the store after `elapsed`.
-    pub fn record_commit(&self, outcome: &Outcome, turns: u64, elapsed: Duration) {
+    pub fn record_commit(&self, outcome: &CommitOutcome, turns: u64, elapsed: Duration) {
         let word = CommitWord::from(outcome);
         self.commits[word as usize].inc();
         self.families.commit_seconds.observe(elapsed.as_secs_f64());
@@ -397,8 +397,8 @@ mod tests {
     #[test]
     fn only_commits_that_count_are_sized() {
         let metrics = Metrics::new();
-        metrics.record_commit(&Outcome::Committed, 10, Duration::from_millis(1));
-        metrics.record_commit(&Outcome::Fenced, 10, Duration::from_millis(1));
+        metrics.record_commit(&CommitOutcome::Committed, 10, Duration::from_millis(1));
+        metrics.record_commit(&CommitOutcome::Fenced, 10, Duration::from_millis(1));
         let text = metrics.encode();
         assert!(text.contains("perkey_commits_total{outcome=\"fenced\"} 1\n"), "{text}");
         assert!(text.contains("perkey_commit_turns_sum 10.0\n"), "{text}");

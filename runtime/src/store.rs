@@ -25,8 +25,8 @@ use std::time::Duration;
 pub use append::{IntakeRow, IntakeRows};
 use bytes::Bytes;
 pub use commit::{
-    Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, LogRow, Outcome, Part, PendingKind, PendingRow,
-    SourceAhead, SourcePositions, StateWrite, TimerWrite,
+    Attempt, CommandResult, Commit, CommitOutcome, DeadLetter, EmittedEvent, HistoryRow, LogRow, Part, PendingKind,
+    PendingRow, SourceAhead, SourcePositions, StateWrite, TimerWrite,
 };
 use futures_util::future::BoxFuture;
 use lease::{Behind, Code};
@@ -315,8 +315,8 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> StoreFuture<'_, Vec<DeadLetter>>;
 
-    /// Writes one commit; see [`Outcome`]. Dropping the future does not undo it.
-    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome>;
+    /// Writes one commit; see [`CommitOutcome`]. Dropping the future does not undo it.
+    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, CommitOutcome>;
 
     /// Rows of the embedded log for `target` after `from`: of each origin in order, at most about `limit` messages.
     fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>>;

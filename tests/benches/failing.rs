@@ -15,7 +15,7 @@ use perkey::unstable::message::shard_of;
 use perkey::unstable::metrics::Metrics;
 use perkey::unstable::store::query::DeadFilter;
 use perkey::unstable::store::sqlite::SqliteStore;
-use perkey::unstable::store::{Commit, Outcome, Store};
+use perkey::unstable::store::{Commit, CommitOutcome, Store};
 use perkey::{Draft, Engine, Fault, Handler, Handlers, Key, Message, Millis, Settings, Turn, sleep};
 use perkey_tests::{Tapped, Taps};
 use serde::{Deserialize, Serialize};
@@ -256,10 +256,10 @@ impl Probe {
 }
 
 impl Taps for Probe {
-    fn commit<'a>(&'a self, store: &'a dyn Store, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
+    fn commit<'a>(&'a self, store: &'a dyn Store, commit: &'a Commit) -> BoxFuture<'a, CommitOutcome> {
         Box::pin(async move {
             let outcome = store.commit(commit).await;
-            if matches!(outcome, Outcome::Committed) {
+            if matches!(outcome, CommitOutcome::Committed) {
                 self.record(commit);
             }
             outcome

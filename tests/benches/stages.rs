@@ -19,7 +19,7 @@ use perkey::unstable::ledger::protocol::{
 };
 use perkey::unstable::ledger::routes::{Arrival, Bindings, What};
 use perkey::unstable::message::{Positions, ServiceIx, ShardNo, SourceIx};
-use perkey::unstable::store::{Commit, Event, InboxRows, KeyRow, Outcome, Store};
+use perkey::unstable::store::{Commit, CommitOutcome, EmittedEvent, InboxRows, KeyRow, Store};
 use perkey::unstable::transport::embedded::{self, EmbeddedLog};
 use perkey::unstable::transport::{Content, Delivery, Transport};
 use perkey::{AfterDeadLetter, Draft, Handler, Handlers, Message, RetryPolicy, Settings, Turn};
@@ -105,7 +105,7 @@ async fn read(store: Arc<dyn Store>, messages: usize) -> Vec<Vec<Delivery>> {
 
 /// The handler's results for one message.
 struct Handled {
-    event: Event,
+    event: EmittedEvent,
     state: bytes::Bytes,
 }
 
@@ -132,7 +132,8 @@ fn handle(workload: &Workload) -> HashMap<String, Handled> {
             payload: &emitted.payload,
             ..Draft::default()
         };
-        let event = Event { service: service.clone(), cause: [0; 16], message: draft.build().expect("an event") };
+        let event =
+            EmittedEvent { service: service.clone(), cause: [0; 16], message: draft.build().expect("an event") };
         let state = serde_json::to_vec(state).expect("a state").into();
         handled.insert(message.id().to_owned(), Handled { event, state });
     }
@@ -218,8 +219,10 @@ impl Drive {
                     }
                     Action::CommitReady => self.gate = true,
                     Action::Commit(commit) => {
-                        self.ledger
-                            .step(protocol::Event::CommitEnded(commit.epoch, commit.no, Outcome::Committed), self.now);
+                        self.ledger.step(
+                            protocol::Event::CommitEnded(commit.epoch, commit.no, CommitOutcome::Committed),
+                            self.now,
+                        );
                         self.commits.push(commit);
                     }
                     Action::Credit(_, more) => self.credits += more,
@@ -322,7 +325,7 @@ async fn write(store: &dyn Store, shards: Vec<Vec<Arc<Commit>>>) {
     let shards = shards.iter().map(async |commits| {
         for commit in commits {
             let outcome = store.commit(commit).await;
-            assert!(matches!(outcome, Outcome::Committed), "{outcome:?}");
+            assert!(matches!(outcome, CommitOutcome::Committed), "{outcome:?}");
         }
     });
     futures_util::future::join_all(shards).await;

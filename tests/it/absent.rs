@@ -2,7 +2,7 @@
 //! In: a program without a service, then one with it. Out: nothing is lost or handled twice, each key's order is kept.
 
 use perkey::unstable::store::Store;
-use perkey::unstable::store::query::{Action, DeadFilter, NewCommand};
+use perkey::unstable::store::query::{DeadFilter, NewCommand, OperatorAction};
 use perkey::{Fault, Handler, Handlers, Key, Settings, Turn};
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +100,7 @@ async fn what_is_for_a_service_that_no_program_had_is_a_dead_letter_that_can_be_
     store.close().await;
     let store = open(&dir.path().join("s.db")).await;
     let engine = start(&settings, store.clone(), handlers()).await;
-    let (action, filter, who) = (Action::Replay, DeadFilter::default(), "me".to_owned());
+    let (action, filter, who) = (OperatorAction::Replay, DeadFilter::default(), "me".to_owned());
     let command = NewCommand { action, filter, who, why: "a program has it now".to_owned(), matched: 1, at: 1 };
     store.queries().command(command).await.unwrap();
     while state::<serde_json::Value>(&*store, "counting", "k").await.is_none() {

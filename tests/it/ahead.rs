@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use perkey::unstable::metrics::{Child, Metrics};
-use perkey::unstable::store::query::{Action, ImportBatch, ImportProgress};
+use perkey::unstable::store::query::{ImportBatch, ImportProgress, OperatorAction};
 use perkey::unstable::store::{LogRow, ServiceKey, Store};
 use perkey::unstable::transport::embedded;
 use perkey::{
@@ -235,8 +235,8 @@ impl Case {
     /// From now on the key waits.
     async fn wait(&self) {
         match self.wait {
-            Wait::KeyPaused => tell(&*self.store, Action::Pause(scope("careful", Some("slow")))).await,
-            Wait::ServicePaused => tell(&*self.store, Action::Pause(scope("careful", None))).await,
+            Wait::KeyPaused => tell(&*self.store, OperatorAction::Pause(scope("careful", Some("slow")))).await,
+            Wait::ServicePaused => tell(&*self.store, OperatorAction::Pause(scope("careful", None))).await,
             Wait::Held | Wait::Retrying => {}
         }
         self.send(&[message("s", "slow", "care")]).await;
@@ -251,10 +251,10 @@ impl Case {
     async fn release(&self) {
         self.shut.store(false, Ordering::Relaxed);
         match self.wait {
-            Wait::Held => tell(&*self.store, Action::Replay).await,
+            Wait::Held => tell(&*self.store, OperatorAction::Replay).await,
             Wait::Retrying => {}
-            Wait::KeyPaused => tell(&*self.store, Action::Resume(scope("careful", Some("slow")))).await,
-            Wait::ServicePaused => tell(&*self.store, Action::Resume(scope("careful", None))).await,
+            Wait::KeyPaused => tell(&*self.store, OperatorAction::Resume(scope("careful", Some("slow")))).await,
+            Wait::ServicePaused => tell(&*self.store, OperatorAction::Resume(scope("careful", None))).await,
         }
     }
 

@@ -10,7 +10,7 @@ use perkey::Draft;
 use perkey::unstable::handler::{CALL, CallId, call_of};
 use perkey::unstable::message::{Positions, shard_of};
 use perkey::unstable::store::calls::{CallEnd, CallOutcome, CallRecord, NewCall, Reply};
-use perkey::unstable::store::{Outcome, Part, Store};
+use perkey::unstable::store::{CommitOutcome, Part, Store};
 use perkey::unstable::transport::embedded;
 
 use crate::fixture::{Place, SHARDS, commit, committed, setup};
@@ -133,7 +133,7 @@ async fn an_outcome_comes_with_its_commit_and_a_fenced_one_brings_none(mut place
     let replies = vec![done(one.id, "{\"n\": 1 }"), Reply { call: two.id, outcome: refusal.clone() }];
     let part = Part { replies, ..Part::default() };
     let under = |epoch| perkey::unstable::store::Commit { parts: vec![part.clone()], ..commit(1, epoch, 1) };
-    assert!(matches!(store.commit(&under(stale)).await, Outcome::Fenced));
+    assert!(matches!(store.commit(&under(stale)).await, CommitOutcome::Fenced));
     assert_eq!(record(&store, one.id).await.unwrap().outcome, None, "a stale epoch answers nobody");
     committed(&store, &under(epoch)).await;
     drop(store);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use perkey::testing::Given;
 use perkey::unstable::handlers::Shown;
 use perkey::unstable::store::Store;
-use perkey::unstable::store::query::{Action, DeadFilter, NewCommand};
+use perkey::unstable::store::query::{DeadFilter, NewCommand, OperatorAction};
 use perkey::{
     Bind, Codec, Draft, Fault, Handler, Handlers, IdWithin, Key, KeyFrom, Payload, Protobuf, Publish, Schema, Settings,
     Turn, sleep,
@@ -209,7 +209,7 @@ async fn a_dead_letter_is_shown_and_edited_as_json_and_runs_as_protobuf() {
     let json = br#"{"order_id":"o","amount":200}"#.to_vec();
     let (edited, _) = handlers.written("shop", json, Some(&letter.message)).unwrap();
     assert!(std::str::from_utf8(&edited).is_err(), "bytes that no text can hold are what is tested");
-    let action = Action::Edit { payload: edited.into(), id: "m-2".to_owned() };
+    let action = OperatorAction::Edit { payload: edited.into(), id: "m-2".to_owned() };
     let (filter, who, why) = (DeadFilter::default(), "test".to_owned(), String::new());
     let queries = store.queries();
     queries.command(NewCommand { action, filter, who, why, matched: 1, at: 0 }).await.unwrap();

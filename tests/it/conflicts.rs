@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use perkey::unstable::store::query::{Action, DeadFilter};
+use perkey::unstable::store::query::{DeadFilter, OperatorAction};
 use perkey::{Draft, Engine, Message};
 use perkey_chaos::process::until;
 
@@ -83,13 +83,13 @@ async fn tells(place: Place, from: Door) {
     assert_eq!(door.letters().await, ["y", "z"], "{from:?}");
 
     // What an operator makes of a letter runs, and copies of what it was stay copies.
-    tell(&*door.case.store, Action::Replay).await;
+    tell(&*door.case.store, OperatorAction::Replay).await;
     until("both are replayed", SOON, async || door.counted().await == 4).await.unwrap();
     door.send(&[one("x"), one("y"), one("z")]).await;
     assert_eq!((door.numbers().await, door.letters().await.len()), ((4, 2, 7), 0), "{from:?}");
     door.send(&[one("w")]).await;
     let payload = br#"{"key":"a","text":"edited"}"#.to_vec();
-    tell(&*door.case.store, Action::Edit { payload: payload.into(), id: "edited".to_owned() }).await;
+    tell(&*door.case.store, OperatorAction::Edit { payload: payload.into(), id: "edited".to_owned() }).await;
     until("the edited one is handled", SOON, async || door.counted().await == 5).await.unwrap();
     door.send(&[one("x"), one("w")]).await;
     assert_eq!((door.numbers().await, door.letters().await.len()), ((5, 3, 9), 0), "{from:?}");

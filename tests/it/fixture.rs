@@ -13,8 +13,8 @@ use perkey::unstable::store::memory::MemoryStore;
 use perkey::unstable::store::query::{DeadFilter, Story};
 use perkey::unstable::store::sqlite::{Access, SqliteStore};
 use perkey::unstable::store::{
-    Attempt, CommandResult, Commit, DeadLetter, Event, HistoryRow, Identity, LogRow, Outcome, Part, PendingKind,
-    PendingRow, Runnable, ServiceKey, Setup, StateWrite, Store,
+    Attempt, CommandResult, Commit, CommitOutcome, DeadLetter, EmittedEvent, HistoryRow, Identity, LogRow, Part,
+    PendingKind, PendingRow, Runnable, ServiceKey, Setup, StateWrite, Store,
 };
 use perkey::{Column, ColumnKind, Draft, Message, Table};
 use serde_json::Value;
@@ -237,7 +237,7 @@ pub(crate) fn full(identity: &Identity, shard: u32, epoch: u64, no: u64, tag: &s
     let part = Part {
         ids: vec![taken(identity, &handled)],
         state: Some(state(&key, "{\"balance\":1}")),
-        events: vec![Event { service: "balances".into(), cause, message: event.clone() }],
+        events: vec![EmittedEvent { service: "balances".into(), cause, message: event.clone() }],
         pending: vec![pending(seq + 1, &format!("wait-{tag}"), Some(5_000))],
         dead: vec![letter(seq + 2, &format!("dead-{tag}"), true)],
         history: vec![HistoryRow {
@@ -261,7 +261,7 @@ pub(crate) fn full(identity: &Identity, shard: u32, epoch: u64, no: u64, tag: &s
 
 pub(crate) async fn committed(store: &Arc<dyn Store>, commit: &Commit) {
     let outcome = store.commit(commit).await;
-    assert!(matches!(outcome, Outcome::Committed), "{outcome:?}");
+    assert!(matches!(outcome, CommitOutcome::Committed), "{outcome:?}");
 }
 
 /// All that can be read from a store, to compare before with after.

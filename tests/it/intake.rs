@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perkey::unstable::message::{Positions, murmur2, shard_of};
-use perkey::unstable::store::{Commit, LogRow, Outcome, Store};
+use perkey::unstable::store::{Commit, CommitOutcome, LogRow, Store};
 use perkey::unstable::transport::embedded::{self, EmbeddedLog};
 use perkey::unstable::transport::intake::Intake;
 use perkey::unstable::transport::{Content, Delivery, Source, Transport};
@@ -89,7 +89,7 @@ async fn each_row_is_handed_over_once_and_deleted_by_the_commit_that_takes_it() 
     assert!(is_dry(&mut *first).await && is_dry(&mut *source(Arc::clone(&store), 1).await).await);
     let taking = |epoch, no, rows: &[u64]| Commit { intake: rows.to_vec(), ..commit(0, epoch, no) };
     let outcome = store.commit(&taking(epoch + 1, 1, &nos(&all))).await;
-    assert!(matches!(outcome, Outcome::Fenced), "{outcome:?}");
+    assert!(matches!(outcome, CommitOutcome::Fenced), "{outcome:?}");
     let again = fetch(&mut *source(Arc::clone(&store), 0).await, 3).await;
     assert_eq!(ids(&again), ["a", "b", "c"], "a stale owner takes nothing, another opening has them all");
     committed(&store, &taking(epoch, 1, &nos(&all)[..2])).await;

@@ -15,7 +15,7 @@ use perkey::unstable::message::{Position, ServiceIx, SourceIx, shard_of};
 use perkey::unstable::store::lease::Code;
 use perkey::unstable::store::memory::{MemoryStore, at_once};
 use perkey::unstable::store::query::Queries;
-use perkey::unstable::store::{Commit, Event, Outcome, Setup, Store};
+use perkey::unstable::store::{Commit, CommitOutcome, EmittedEvent, Setup, Store};
 use perkey::{AfterDeadLetter, Draft, Fault, Handler, Handlers, Key, Message, RetryPolicy, Settings, Turn};
 use proptest::prelude::*;
 
@@ -351,12 +351,12 @@ impl World {
             Some(Action::Commit(commit) | Action::CommitLater(commit, _)) => {
                 let outcome = match ending {
                     Ending::Well => self.write(&commit),
-                    Ending::Unavailable => Outcome::Unavailable("away".to_owned()),
+                    Ending::Unavailable => CommitOutcome::Unavailable("away".to_owned()),
                     Ending::Unknown { written } => {
                         if written {
                             self.write(&commit);
                         }
-                        Outcome::Unknown("lost".to_owned())
+                        CommitOutcome::Unknown("lost".to_owned())
                     }
                 };
                 self.ledger.step(protocol::Event::CommitEnded(commit.epoch, commit.no, outcome), self.now);
@@ -365,9 +365,9 @@ impl World {
         }
     }
 
-    fn write(&self, commit: &Commit) -> Outcome {
+    fn write(&self, commit: &Commit) -> CommitOutcome {
         if commit.events().any(|event| Fate::of(&event.message) == Fate::Unwritable) {
-            return Outcome::Refused { permanent: true, error: "unwritable".to_owned() };
+            return CommitOutcome::Refused { permanent: true, error: "unwritable".to_owned() };
         }
         self.store.apply(commit)
     }
@@ -389,7 +389,7 @@ impl World {
                 Fate::Defers if self.deferred.insert(item.message.id().to_owned()) => TurnFault::Defer(50),
                 _ => {
                     list.push(item.message.id().to_owned());
-                    let event = Event { service: "listing".into(), cause: [0; 16], message: item.message };
+                    let event = EmittedEvent { service: "listing".into(), cause: [0; 16], message: item.message };
                     turns.push(TurnEnd::Done {
                         events: vec![event],
                         sent: Vec::new(),
@@ -534,7 +534,7 @@ fn positions_of_a_source_that_a_process_does_not_have_are_kept() {
     });
     let commits: Vec<_> = commits.collect();
     assert_eq!(commits.len(), 1, "the last one");
-    assert!(matches!(world.store.apply(&commits[0]), Outcome::Committed));
+    assert!(matches!(world.store.apply(&commits[0]), CommitOutcome::Committed));
     assert_eq!(world.store.take_positions(), before);
 }
 

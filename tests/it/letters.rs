@@ -9,7 +9,7 @@ use perkey::unstable::clock::{Clock, Stopwatch};
 use perkey::unstable::message::TakenId;
 use perkey::unstable::metrics::Metrics;
 use perkey::unstable::store::postgres::PgStore;
-use perkey::unstable::store::query::{Action, DeadFilter, NewCommand};
+use perkey::unstable::store::query::{DeadFilter, NewCommand, OperatorAction};
 use perkey::unstable::store::sqlite::SqliteStore;
 use perkey::unstable::store::{Access, ServiceKey, Store};
 use perkey::{Engine, Message, Settings};
@@ -39,7 +39,7 @@ async fn dead(store: &dyn Store) -> u64 {
 async fn discard(store: &dyn Store, until_dead: u64) {
     let filter = DeadFilter { until: Some(Clock::system().now()), ..DeadFilter::default() };
     let (who, why) = ("ann".to_owned(), "seen".to_owned());
-    let new = NewCommand { action: Action::Discard, filter, who, why, matched: 1, at: Clock::system().now() };
+    let new = NewCommand { action: OperatorAction::Discard, filter, who, why, matched: 1, at: Clock::system().now() };
     let id = store.queries().command(new).await.unwrap();
     let done = async || {
         let state = store.queries().command_state(id).await.unwrap();

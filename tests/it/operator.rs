@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use perkey::unstable::metrics::Metrics;
 use perkey::unstable::store::Store;
-use perkey::unstable::store::query::{Action, DeadFilter, NewCommand};
+use perkey::unstable::store::query::{DeadFilter, NewCommand, OperatorAction};
 use perkey::{AfterDeadLetter, Engine, Fault, Handler, Handlers, Key, Settings, Turn, sleep};
 
 use crate::postgres_place::Database;
@@ -47,7 +47,7 @@ async fn handled(store: &dyn Store, settings: &Settings) -> Vec<String> {
 }
 
 /// The order in which the messages of a held key are handled once an operator has decided about its head.
-async fn decided(action: Action, restart: bool) -> Vec<String> {
+async fn decided(action: OperatorAction, restart: bool) -> Vec<String> {
     let dir = tempfile::tempdir().unwrap();
     let mut settings = Settings::default();
     settings.log.poll = Duration::from_millis(10);
@@ -90,14 +90,14 @@ async fn decided(action: Action, restart: bool) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replayed_head_runs_before_what_waited_behind_it() {
     for restart in [false, true] {
-        assert_eq!(decided(Action::Replay, restart).await, ["a", "bad", "b", "c"], "restart: {restart}");
+        assert_eq!(decided(OperatorAction::Replay, restart).await, ["a", "bad", "b", "c"], "restart: {restart}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_discarded_head_lets_the_key_go_on() {
     for restart in [false, true] {
-        assert_eq!(decided(Action::Discard, restart).await, ["a", "b", "c"], "restart: {restart}");
+        assert_eq!(decided(OperatorAction::Discard, restart).await, ["a", "b", "c"], "restart: {restart}");
     }
 }
 
@@ -115,7 +115,7 @@ async fn replayed_past_what_stays(store: Arc<dyn Store>) {
     until("not all are dead", async || queries.count_dead(DeadFilter::default()).await.unwrap() == 701).await;
     healed.store(true, Ordering::Release);
     let (filter, who, why) = (DeadFilter::default(), "ann".to_owned(), "healed".to_owned());
-    let command = NewCommand { action: Action::Replay, filter, who, why, matched: 701, at: 1 };
+    let command = NewCommand { action: OperatorAction::Replay, filter, who, why, matched: 701, at: 1 };
     let id = queries.command(command).await.unwrap();
     until("it is not done", async || queries.command_state(id).await.unwrap().shards_done == 1).await;
     assert_eq!(queries.command_state(id).await.unwrap().affected, 1);

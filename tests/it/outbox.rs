@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perkey::unstable::metrics::{Child, Metrics};
-use perkey::unstable::store::query::{Action, DeadFilter, NewCommand, ShardRow};
+use perkey::unstable::store::query::{DeadFilter, NewCommand, OperatorAction, ShardRow};
 use perkey::unstable::store::sqlite::SqliteStore;
 use perkey::unstable::store::{DeadLetter, Store};
 use perkey::unstable::transport::embedded::EmbeddedLog;
@@ -91,7 +91,7 @@ impl Scene {
         dead.into_iter().map(|(_, letter)| letter).collect()
     }
 
-    async fn command(&self, action: Action) -> u64 {
+    async fn command(&self, action: OperatorAction) -> u64 {
         let (filter, who, why) = (DeadFilter::default(), "ann".to_owned(), "test".to_owned());
         let id =
             self.store.queries().command(NewCommand { action, filter, who, why, matched: 0, at: 1 }).await.unwrap();
@@ -287,7 +287,7 @@ async fn a_refused_event_is_a_dead_letter_and_its_replay_publishes_it() {
     let scene = scene.again(|_| {}).await;
     until("an alarm again", async || scene.metrics.encode().contains(&format!("{alarm} 1\n"))).await;
     scene.sink.refuse(|_| None);
-    assert_eq!(scene.command(Action::Replay).await, 7);
+    assert_eq!(scene.command(OperatorAction::Replay).await, 7);
     scene.published().await;
     let events = scene.sink.records().into_iter().filter(|(_, record)| &*record.topic == "counts");
     assert_eq!(events.map(|(_, record)| record.message.id().to_owned()).collect::<HashSet<_>>().len(), 70);
@@ -337,7 +337,7 @@ async fn commits_are_kept_for_a_sink_until_it_has_them_or_is_given_up() {
     scene.give(2_000..4_000).await;
     scene.engine.idle().await;
     assert_eq!(first(&scene).await, 1, "they still are");
-    assert_eq!(scene.command(Action::Retire("kafka".to_owned())).await, 1);
+    assert_eq!(scene.command(OperatorAction::Retire("kafka".to_owned())).await, 1);
     until("no alarm", async || scene.metrics.encode().contains(&format!("{alarm} 0\n"))).await;
     assert!(scene.rows().await[0].watermarks.is_empty());
     let mut given = 4_000;
@@ -362,7 +362,7 @@ async fn a_sink_that_is_configured_is_not_given_up() {
     let scene = Scene::new(settings(2)).await;
     scene.give(0..10).await;
     scene.published().await;
-    assert_eq!(scene.command(Action::Retire("kafka".to_owned())).await, 0);
+    assert_eq!(scene.command(OperatorAction::Retire("kafka".to_owned())).await, 0);
     assert!(scene.rows().await.iter().all(|row| row.watermarks.contains_key("kafka")));
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use perkey::unstable::clock::Clock;
-use perkey::unstable::store::query::{Action, DeadFilter, NewCommand, Scope};
+use perkey::unstable::store::query::{DeadFilter, NewCommand, OperatorAction, Scope};
 use perkey::unstable::store::sqlite::SqliteStore;
 use perkey::unstable::store::{PendingKind, ServiceKey, Store};
 use perkey::{Draft, Engine, Fault, Handler, Handlers, Key, Message, Settings, Turn};
@@ -83,7 +83,7 @@ pub(crate) fn scope(service: &str, key: Option<&str>) -> Scope {
     Scope { service: service.to_owned(), key: key.map(str::to_owned) }
 }
 
-pub(crate) async fn tell(store: &dyn Store, action: Action) {
+pub(crate) async fn tell(store: &dyn Store, action: OperatorAction) {
     let (filter, who, why) = (DeadFilter::default(), "ann".to_owned(), "to look".to_owned());
     let new = NewCommand { action, filter, who, why, matched: 1, at: Clock::system().now() };
     let id = store.queries().command(new).await.unwrap();
@@ -114,7 +114,7 @@ async fn a_paused_service_starts_no_turn_until_it_is_resumed() {
     let engine = began(&store).await;
     append(&*store, shards, "listing", &[word("a", "0", Some("rings"))]).await;
     until("it runs", PATIENCE, async || list(&*store, "a").await == ["0"]).await.unwrap();
-    tell(&*store, Action::Pause(scope("listing", None))).await;
+    tell(&*store, OperatorAction::Pause(scope("listing", None))).await;
     let words: Vec<_> = (1..=30).map(|n| word(["a", "b"][n % 2], &n.to_string(), None)).collect();
     append(&*store, shards, "listing", &words).await;
     // They are spilled: no source waits for them.
@@ -132,7 +132,7 @@ async fn a_paused_service_starts_no_turn_until_it_is_resumed() {
     assert_eq!((list(&*store, "a").await, list(&*store, "b").await), (vec!["0".to_owned()], Vec::new()));
     assert!(list(&*store, "c").await.is_empty());
 
-    tell(&*store, Action::Resume(scope("listing", None))).await;
+    tell(&*store, OperatorAction::Resume(scope("listing", None))).await;
     let all = async || (list(&*store, "a").await.len(), list(&*store, "b").await.len()) == (17, 15);
     until("all are handled", PATIENCE, all).await.unwrap();
     until("the third key, too", PATIENCE, async || list(&*store, "c").await == ["31"]).await.unwrap();
@@ -151,7 +151,7 @@ async fn a_paused_key_waits_alone() {
     let store = open(&dir.path().join("s.db")).await;
     let shards = settings().ownership.shards;
     let engine = began(&store).await;
-    tell(&*store, Action::Pause(scope("listing", Some("a")))).await;
+    tell(&*store, OperatorAction::Pause(scope("listing", Some("a")))).await;
     let words: Vec<_> = (0..20).map(|n| word(["a", "b"][n % 2], &n.to_string(), None)).collect();
     append(&*store, shards, "listing", &words).await;
     until("the other key is handled", PATIENCE, async || list(&*store, "b").await.len() == 10).await.unwrap();
@@ -162,7 +162,7 @@ async fn a_paused_key_waits_alone() {
     assert!(rows().await.iter().all(|row| row.kind == PendingKind::Follower && row.attempt == 0));
     assert!(list(&*store, "a").await.is_empty());
     // A service that is resumed has no paused keys.
-    tell(&*store, Action::Resume(scope("listing", None))).await;
+    tell(&*store, OperatorAction::Resume(scope("listing", None))).await;
     until("it is handled", PATIENCE, async || list(&*store, "a").await.len() == 10).await.unwrap();
     engine.drain().await.unwrap();
 }
@@ -181,13 +181,13 @@ async fn what_waits_for_a_service_that_no_program_has_is_given_up_by_an_operator
     let waits = async || store.queries().waiting_keys(Some("counting".to_owned()), 9).await.unwrap();
     until("they wait", PATIENCE, async || waits().await.first().is_some_and(|key| key.pending == 2)).await.unwrap();
     until("it runs", PATIENCE, async || !list(&*store, "a").await.is_empty()).await.unwrap();
-    tell(&*store, Action::Drop("counting".to_owned())).await;
+    tell(&*store, OperatorAction::Drop("counting".to_owned())).await;
     assert_eq!(waits().await.len(), 1, "what runs here is not given up");
     engine.drain().await.unwrap();
 
     let engine = start(&settings, store.clone(), Handlers::new().with(Another)).await;
-    tell(&*store, Action::Drop("counting".to_owned())).await;
-    tell(&*store, Action::Drop("listing".to_owned())).await;
+    tell(&*store, OperatorAction::Drop("counting".to_owned())).await;
+    tell(&*store, OperatorAction::Drop("listing".to_owned())).await;
     assert!(waits().await.is_empty());
     assert!(store.queries().scheduled(None, None, 9).await.unwrap().is_empty(), "the timer is gone");
     let letters = store.queries().peek(DeadFilter::default(), 9).await.unwrap();
@@ -198,7 +198,7 @@ async fn what_waits_for_a_service_that_no_program_has_is_given_up_by_an_operator
     let rows = store.queries().shards().await.unwrap();
     let counted: u64 = rows.iter().map(|row| row.counters["dead_letters_now"]).sum();
     assert_eq!(counted, 2, "commits know how many there are");
-    tell(&*store, Action::Discard).await;
+    tell(&*store, OperatorAction::Discard).await;
     assert_eq!(store.queries().count_dead(DeadFilter::default()).await.unwrap(), 0);
     engine.drain().await.unwrap();
 }

@@ -10,7 +10,7 @@ use perkey::unstable::handler::CallId;
 use perkey::unstable::store::lease::{Behind, Code, Leases, Worker};
 use perkey::unstable::store::postgres::{Bounds, PgStore};
 use perkey::unstable::store::query::{DeadFilter, ImportBatch, ImportProgress, Queries};
-use perkey::unstable::store::{Access, LogRow, Outcome, Part, Setup, Store};
+use perkey::unstable::store::{Access, CommitOutcome, LogRow, Part, Setup, Store};
 use perkey::{Draft, StoreError, sleep};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -79,7 +79,7 @@ async fn a_stale_epoch_leaves_every_table_unchanged() {
     late.parts[0].undead = vec![12];
     late.parts.extend(full(&identity, 1, stale, 1, "a").parts);
     late.parts[0].rows.push(crate::fixture::row_write("acct-a", "m-a", None));
-    assert!(matches!(store.commit(&late).await, Outcome::Fenced));
+    assert!(matches!(store.commit(&late).await, CommitOutcome::Fenced));
     assert_eq!(before, all_rows(&mut connection).await);
     late.epoch = epoch;
     committed(&store, &late).await;
@@ -101,7 +101,7 @@ async fn a_backend_that_is_killed_leaves_the_outcome_unknown_and_a_retake_tells(
         WHERE datname = current_database() AND application_name = 'perkey commits' AND wait_event_type = 'Lock'";
     until(&mut admin, kill).await;
     let outcome = under_way.await;
-    assert!(matches!(&outcome, Outcome::Unknown(_)), "{outcome:?}");
+    assert!(matches!(&outcome, CommitOutcome::Unknown(_)), "{outcome:?}");
     run(&mut other, "ROLLBACK").await;
     let retaken = store.retake(1, epoch).await.unwrap();
     assert_eq!((retaken.commit_no, retaken.epoch), (0, epoch + 1), "it never will have been");
@@ -120,7 +120,7 @@ async fn a_commit_whose_answer_is_lost_is_found_by_a_retake() {
     committed(&store, &full(&identity, 1, epoch, 1, "a")).await;
     wire.deaf.store(true, Ordering::Release);
     let outcome = store.commit(&full(&identity, 1, epoch, 2, "b")).await;
-    assert!(matches!(&outcome, Outcome::Unknown(text) if text.contains("no answer")), "{outcome:?}");
+    assert!(matches!(&outcome, CommitOutcome::Unknown(text) if text.contains("no answer")), "{outcome:?}");
     wire.deaf.store(false, Ordering::Release);
     assert_eq!(store.retake(1, epoch).await.unwrap().commit_no, 2);
     assert_eq!(store.queries().explain("acct-b".to_owned()).await.unwrap().states.len(), 1);
@@ -189,7 +189,7 @@ async fn each_class_of_sqlstate_has_its_outcome() {
     };
     for (code, expected) in [("21000", true), ("22003", true), ("54000", true), ("23514", false), ("P0001", false)] {
         match says(&format!("{code}!")).await {
-            Outcome::Refused { permanent, error } => {
+            CommitOutcome::Refused { permanent, error } => {
                 assert!(permanent == expected && error.contains("postings"), "{code}: {error}");
             }
             other => panic!("{code}: {other:?}"),
@@ -197,13 +197,13 @@ async fn each_class_of_sqlstate_has_its_outcome() {
     }
     for code in ["08006", "25006", "28000", "40003", "53100", "55P03", "57P03", "58030", "XX000"] {
         let outcome = says(&format!("{code}!")).await;
-        assert!(matches!(outcome, Outcome::Unavailable(_)), "{code}: {outcome:?}");
+        assert!(matches!(outcome, CommitOutcome::Unavailable(_)), "{code}: {outcome:?}");
     }
     // A statement that takes too long may have met a slow server, twice.
     // Once it is refused, what comes under its number is another one.
     for times in 1..=6 {
         let outcome = says("57014!").await;
-        let refused = matches!(outcome, Outcome::Refused { permanent: false, .. });
+        let refused = matches!(outcome, CommitOutcome::Refused { permanent: false, .. });
         assert_eq!(refused, times % 3 == 0, "{times}: {outcome:?}");
     }
     assert_eq!(before, all_rows(&mut connection).await);
@@ -303,7 +303,7 @@ async fn a_server_that_dropped_its_connections_is_asked_again() {
     assert!(number(&mut connection, dropped).await >= 2);
     assert!(store.load(1, vec![service_key("acct-a")]).await.unwrap()[0].state.is_some());
     let outcome = store.commit(&full(&identity, 1, epoch, 2, "b")).await;
-    assert!(matches!(outcome, Outcome::Unknown(_)), "it cannot be told: {outcome:?}");
+    assert!(matches!(outcome, CommitOutcome::Unknown(_)), "it cannot be told: {outcome:?}");
     let mut retaken = store.retake(1, epoch).await;
     if retaken.is_err() {
         retaken = store.retake(1, epoch).await;
@@ -453,7 +453,7 @@ async fn the_views_show_what_commits_hold() {
     let draft =
         Draft { id: "e-1", key: "k", kind: "posted", source: "s", time: 1_500, headers: &headers, payload: b"" };
     let events = [Draft { payload: b"{\"n\":1}", ..draft.clone() }, Draft { payload: b"\xff", id: "e-2", ..draft }];
-    let event = |draft: &Draft<'_>| perkey::unstable::store::Event {
+    let event = |draft: &Draft<'_>| perkey::unstable::store::EmittedEvent {
         service: "balances".into(),
         cause: perkey::unstable::message::digest(id, &identity.hash_key),
         message: draft.build().unwrap(),
@@ -496,7 +496,7 @@ async fn a_tool_looks_and_leaves_requests() {
     let error = tool().await.unwrap_err().to_string();
     assert!(error.contains("no store in this database yet"), "{error}");
     let store: Arc<dyn Store> = open(&database.url).await;
-    assert!(matches!(store.commit(&commit(1, 1, 1)).await, Outcome::Unavailable(_)), "it was not prepared");
+    assert!(matches!(store.commit(&commit(1, 1, 1)).await, CommitOutcome::Unavailable(_)), "it was not prepared");
     let identity = store.prepare(setup()).await.unwrap();
     let epoch = store.take(1, "me").await.unwrap().epoch;
     committed(&store, &full(&identity, 1, epoch, 1, "a")).await;
@@ -506,7 +506,7 @@ async fn a_tool_looks_and_leaves_requests() {
     store.leases().unwrap().renew(worker("me"), ALIVE).await.unwrap();
     assert!(tool.is_running().await);
     assert!(tool.take(1, "tool").await.is_err() && tool.prepare(setup()).await.is_err());
-    assert!(matches!(tool.commit(&commit(1, epoch, 2)).await, Outcome::Unavailable(_)));
+    assert!(matches!(tool.commit(&commit(1, epoch, 2)).await, CommitOutcome::Unavailable(_)));
     let mut connection = database.connection().await;
     run(&mut connection, "UPDATE _sqlx_migrations SET version = -11 WHERE version = 11").await;
     for access in [Access::Tool, Access::Serve] {
@@ -619,18 +619,18 @@ async fn who_waits_for_a_lock_is_unavailable_and_never_refused() {
         let commit = commit(no, then);
         for _ in 0..5 {
             let outcome = store.commit(&commit).await;
-            let Outcome::Unavailable(why) = &outcome else { panic!("{outcome:?}") };
+            let CommitOutcome::Unavailable(why) = &outcome else { panic!("{outcome:?}") };
             assert!(why.contains("lock"), "{why}");
         }
         run(&mut other, "COMMIT").await;
         // A busy server may need more than one statement's time.
         let outcome = loop {
             match store.commit(&commit).await {
-                Outcome::Unavailable(_) => {}
+                CommitOutcome::Unavailable(_) => {}
                 outcome => break outcome,
             }
         };
-        assert!(matches!(outcome, Outcome::Committed), "{outcome:?}");
+        assert!(matches!(outcome, CommitOutcome::Committed), "{outcome:?}");
     }
     store.close().await;
 }

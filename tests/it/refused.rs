@@ -9,9 +9,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use perkey::unstable::message::{ShardNo, shard_of};
 use perkey::unstable::metrics::Metrics;
-use perkey::unstable::store::query::{Action, DeadFilter, NewCommand};
+use perkey::unstable::store::query::{DeadFilter, NewCommand, OperatorAction};
 use perkey::unstable::store::sqlite::SqliteStore;
-use perkey::unstable::store::{Commit, DeadLetter, DeadPlace, Outcome, ServiceKey, Store, StoreFuture};
+use perkey::unstable::store::{Commit, CommitOutcome, DeadLetter, DeadPlace, ServiceKey, Store, StoreFuture};
 use perkey::{
     AfterDeadLetter, Column, ColumnKind, Draft, Engine, Fault, Handler, Handlers, Key, Message, Row, Settings,
     StoreError, Table, Turn, sleep,
@@ -269,17 +269,17 @@ impl Strict {
 }
 
 impl Taps for Strict {
-    fn commit<'a>(&'a self, store: &'a dyn Store, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
+    fn commit<'a>(&'a self, store: &'a dyn Store, commit: &'a Commit) -> BoxFuture<'a, CommitOutcome> {
         let never = format!("\"n\":{NEVER}");
         let refused = |row: &perkey::testing::RowWrite| row.row.as_ref().is_some_and(|row| row.contains(&never));
         if commit.parts.iter().flat_map(|part| &part.rows).any(refused) {
             let error = "never such a row".to_owned();
-            return Box::pin(async { Outcome::Refused { permanent: true, error } });
+            return Box::pin(async { CommitOutcome::Refused { permanent: true, error } });
         }
         Box::pin(async move {
             let outcome = store.commit(commit).await;
             let loses = self.loses.swap(false, Ordering::AcqRel);
-            if loses { Outcome::Unknown("the answer was lost".to_owned()) } else { outcome }
+            if loses { CommitOutcome::Unknown("the answer was lost".to_owned()) } else { outcome }
         })
     }
 
@@ -344,7 +344,7 @@ impl Discarding {
         append(&*store, 1, "counting", &messages).await;
         until("they die", async || store.queries().count_dead(DeadFilter::default()).await.unwrap() == 40).await;
         let (filter, who, why) = (DeadFilter::default(), "ann".to_owned(), "test".to_owned());
-        let command = NewCommand { action: Action::Discard, filter, who, why, matched: 40, at: 1 };
+        let command = NewCommand { action: OperatorAction::Discard, filter, who, why, matched: 40, at: 1 };
         let command = store.queries().command(command).await.unwrap();
         Self { _dir: dir, store, engine, command }
     }

@@ -12,7 +12,7 @@ use perkey::unstable::store::postgres::PgStore;
 use perkey::unstable::store::query::DeadFilter;
 use perkey::unstable::store::reshard::{ReshardError, Resharded};
 use perkey::unstable::store::sqlite::SqliteStore;
-use perkey::unstable::store::{Access, Commit, Outcome, Setup, Store};
+use perkey::unstable::store::{Access, Commit, CommitOutcome, Setup, Store};
 use perkey::{Engine, Message, Settings, StoreError};
 use perkey_chaos::process::until;
 
@@ -213,7 +213,7 @@ async fn keeps_what_is_done_ahead(kept: &dyn Kept) {
             ..Commit::default()
         };
         let outcome = store.commit(&commit).await;
-        assert!(matches!(outcome, Outcome::Committed), "{outcome:?}");
+        assert!(matches!(outcome, CommitOutcome::Committed), "{outcome:?}");
     }
     drop(store);
     kept.reshard(3).await.unwrap();

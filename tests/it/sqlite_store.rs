@@ -7,9 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use perkey::StoreError;
 use perkey::unstable::message::{Positions, Print, Taken};
-use perkey::unstable::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand, Queries};
+use perkey::unstable::store::query::{DeadFilter, ImportBatch, ImportProgress, NewCommand, OperatorAction, Queries};
 use perkey::unstable::store::sqlite::{Access, SqliteStore};
-use perkey::unstable::store::{LogRow, Outcome, Part, Store};
+use perkey::unstable::store::{CommitOutcome, LogRow, Part, Store};
 use perkey_chaos::process::until;
 use sqlx::{Connection, Row};
 
@@ -44,7 +44,7 @@ async fn a_tool_looks_and_leaves_requests_while_the_store_runs() {
     assert_eq!(tool.count_dead(DeadFilter::default()).await.unwrap(), 1);
     assert_eq!(tool.explain("acct-a".to_owned()).await.unwrap().states.len(), 1);
     let command = NewCommand {
-        action: Action::Discard,
+        action: OperatorAction::Discard,
         filter: DeadFilter::default(),
         who: "ann".into(),
         why: "old".into(),
@@ -61,7 +61,7 @@ async fn a_tool_looks_and_leaves_requests_while_the_store_runs() {
     let before = everything(&*place, &["a"]).await;
     assert!(tool.take(1, "tool").await.is_err());
     assert!(tool.prepare(setup()).await.is_err());
-    assert!(matches!(tool.commit(&commit(1, epoch, 2)).await, Outcome::Unavailable(_)));
+    assert!(matches!(tool.commit(&commit(1, epoch, 2)).await, CommitOutcome::Unavailable(_)));
     assert_eq!(before, everything(&*place, &["a"]).await);
 }
 
@@ -196,7 +196,7 @@ async fn a_full_disk_is_survived() {
     let before = everything(&*place, &[]).await;
     for _ in 0..2 {
         let outcome = store.commit(&large(2)).await;
-        assert!(matches!(&outcome, Outcome::Unavailable(text) if text.contains("full")), "{outcome:?}");
+        assert!(matches!(&outcome, CommitOutcome::Unavailable(text) if text.contains("full")), "{outcome:?}");
     }
     assert_eq!(before, everything(&*place, &[]).await);
     committed(&store, &commit(0, epoch, 2)).await;
@@ -216,7 +216,7 @@ async fn another_process_that_writes_is_waited_for() {
     assert_eq!(store.load(0, Vec::new()).await.unwrap(), [], "reading goes on");
     assert_eq!(store.queries().shards().await.unwrap()[0].commit_no, 0);
     sqlx::query("COMMIT").execute(&mut other).await.unwrap();
-    assert!(matches!(under_way.await, Outcome::Committed));
+    assert!(matches!(under_way.await, CommitOutcome::Committed));
 }
 
 #[tokio::test]
@@ -301,18 +301,21 @@ async fn a_long_read_bounds_the_log_and_its_end_empties_it() {
     let refusal = loop {
         no += 1;
         match store.commit(&large(no, epoch, 300_000)).await {
-            Outcome::Committed => assert!(no < 100, "nothing bounds it: {:?}", wal(&place)),
+            CommitOutcome::Committed => assert!(no < 100, "nothing bounds it: {:?}", wal(&place)),
             refused => break refused,
         }
     };
-    assert!(matches!(&refusal, Outcome::Unavailable(text) if text.contains("store.wal_bytes_max")), "{refusal:?}");
+    assert!(
+        matches!(&refusal, CommitOutcome::Unavailable(text) if text.contains("store.wal_bytes_max")),
+        "{refusal:?}"
+    );
     assert!(store.take(1, "me").await.unwrap_err().to_string().contains("store.wal_bytes_max"));
     assert!(wal(&place).is_some_and(|bytes| bytes < MAX + (2 << 20)), "{:?}", wal(&place));
     sqlx::query("COMMIT").execute(&mut reader).await.unwrap();
     let soon = std::time::Duration::from_secs(60);
     let emptied = async || wal(&place).is_some_and(|bytes| bytes == 0);
     until("the log is not emptied though nobody reads and writes", soon, emptied).await.unwrap();
-    let goes_on = async || matches!(store.commit(&large(no, epoch, 300_000)).await, Outcome::Committed);
+    let goes_on = async || matches!(store.commit(&large(no, epoch, 300_000)).await, CommitOutcome::Committed);
     until("the store does not go on", soon, goes_on).await.unwrap();
 }
 

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use perkey::testing::Statement;
 use perkey::unstable::message::{Ahead, Position, Positions, Print, Stretch, Taken};
-use perkey::unstable::store::query::{Action, DeadFilter, ImportBatch, ImportProgress, NewCommand, Scope};
+use perkey::unstable::store::query::{DeadFilter, ImportBatch, ImportProgress, NewCommand, OperatorAction, Scope};
 use perkey::unstable::store::{
-    CommandResult, Commit, DueTimers, Epoch, Identity, LogRow, Outcome, Part, PendingKind, RowSpan, ServiceKey, Setup,
-    SourceAhead, StateWrite, Store, Timer, TimerWrite, Trim,
+    CommandResult, Commit, CommitOutcome, DueTimers, Epoch, Identity, LogRow, Part, PendingKind, RowSpan, ServiceKey,
+    Setup, SourceAhead, StateWrite, Store, Timer, TimerWrite, Trim,
 };
 use perkey::{Column, ColumnKind, Draft, StoreError, Table};
 use serde_json::{Value, json};
@@ -138,7 +138,7 @@ async fn a_stale_epoch_writes_nothing(place: Box<impl Place>) {
     store.take(1, "you").await.unwrap();
     let before = everything(&*place, &["a"]).await;
     let outcome = store.commit(&full(&identity, 1, stale, 1, "a")).await;
-    assert!(matches!(outcome, Outcome::Fenced), "{outcome:?}");
+    assert!(matches!(outcome, CommitOutcome::Fenced), "{outcome:?}");
     assert_eq!(before, everything(&*place, &["a"]).await);
 }
 
@@ -164,7 +164,7 @@ async fn what_is_done_ahead_comes_with_its_commit(mut place: Box<impl Place>) {
     assert_eq!(second.ahead, ahead(1));
     for stale in [epoch, first.epoch] {
         let outcome = store.commit(&Commit { ahead: ahead(2), ..commit(1, stale, 2) }).await;
-        assert!(matches!(outcome, Outcome::Fenced), "{outcome:?}");
+        assert!(matches!(outcome, CommitOutcome::Fenced), "{outcome:?}");
     }
     assert_eq!(store.retake(1, second.epoch).await.unwrap().ahead, ahead(1));
     drop(store);
@@ -179,7 +179,7 @@ async fn what_is_done_ahead_comes_with_its_commit(mut place: Box<impl Place>) {
         commits.push(Commit { ahead, ..commit(shard, taken.epoch, taken.commit_no + 1) });
     }
     let written = join_all(commits.iter().map(|commit| store.commit(commit))).await;
-    assert!(written.iter().all(|outcome| matches!(outcome, Outcome::Committed)), "{written:?}");
+    assert!(written.iter().all(|outcome| matches!(outcome, CommitOutcome::Committed)), "{written:?}");
     for commit in &commits {
         let taken = store.take(commit.shard, "me").await.unwrap();
         assert_eq!(taken.ahead, commit.ahead, "shard {}", commit.shard);
@@ -194,7 +194,7 @@ async fn a_wrong_number_writes_nothing(place: Box<impl Place>) {
     let before = everything(&*place, &["a", "b"]).await;
     for no in [0, 1, 3] {
         let outcome = store.commit(&full(&identity, 1, epoch, no, "b")).await;
-        assert!(matches!(outcome, Outcome::Fenced), "{no}: {outcome:?}");
+        assert!(matches!(outcome, CommitOutcome::Fenced), "{no}: {outcome:?}");
     }
     assert_eq!(before, everything(&*place, &["a", "b"]).await);
     committed(&store, &full(&identity, 1, epoch, 2, "b")).await;
@@ -216,10 +216,10 @@ async fn commits_of_many_shards_stand_alone(place: Box<impl Place>) {
     commits[2].epoch += 1;
     // All are handed over before the first is awaited.
     let outcomes = join_all(commits.iter().map(|commit| store.commit(commit)).collect::<Vec<_>>()).await;
-    assert!(matches!(outcomes[0], Outcome::Committed), "{outcomes:?}");
-    assert!(matches!(outcomes[1], Outcome::Refused { permanent: false, .. }), "{outcomes:?}");
-    assert!(matches!(outcomes[2], Outcome::Fenced), "{outcomes:?}");
-    assert!(matches!(outcomes[3], Outcome::Committed), "{outcomes:?}");
+    assert!(matches!(outcomes[0], CommitOutcome::Committed), "{outcomes:?}");
+    assert!(matches!(outcomes[1], CommitOutcome::Refused { permanent: false, .. }), "{outcomes:?}");
+    assert!(matches!(outcomes[2], CommitOutcome::Fenced), "{outcomes:?}");
+    assert!(matches!(outcomes[3], CommitOutcome::Committed), "{outcomes:?}");
     let numbers: Vec<u64> = store.queries().shards().await.unwrap().iter().map(|shard| shard.commit_no).collect();
     assert_eq!(numbers, [1, 0, 0, 1]);
     for (tag, there) in [("a", true), ("b", false), ("c", false), ("d", true)] {
@@ -244,7 +244,7 @@ async fn a_refused_row_undoes_its_whole_commit(place: Box<impl Place>) {
         refused.parts[0].rows.push(row_write("acct-a", "x", Some(row.to_string())));
         let outcome = store.commit(&refused).await;
         assert!(
-            matches!(&outcome, Outcome::Refused { error, .. } if error.contains("postings")),
+            matches!(&outcome, CommitOutcome::Refused { error, .. } if error.contains("postings")),
             "{outcome:?} for {row}"
         );
     }
@@ -258,8 +258,8 @@ async fn retake_shuts_out_and_tells_the_number(place: Box<impl Place>) {
     let under_way = store.commit(&first);
     let taken = store.retake(2, epoch).await.unwrap();
     assert_eq!((taken.commit_no, taken.epoch, taken.unclean), (1, epoch + 1, 0));
-    assert!(matches!(under_way.await, Outcome::Committed));
-    assert!(matches!(store.commit(&commit(2, epoch, 2)).await, Outcome::Fenced));
+    assert!(matches!(under_way.await, CommitOutcome::Committed));
+    assert!(matches!(store.commit(&commit(2, epoch, 2)).await, CommitOutcome::Fenced));
     committed(&store, &commit(2, taken.epoch, 2)).await;
     assert_eq!(store.retake(2, epoch).await, Err(StoreError::Fenced(2)));
 }
@@ -659,7 +659,7 @@ async fn statements_run_in_order_after_all_rows(place: Box<impl Place>) {
     // Under another's epoch nothing of it is written.
     let stale = Part { statements: vec![statement("DELETE FROM postings", json!([]))], ..Part::default() };
     let outcome = store.commit(&with(stale, commit(0, epoch - 1, 2))).await;
-    assert!(matches!(outcome, Outcome::Fenced), "{outcome:?}");
+    assert!(matches!(outcome, CommitOutcome::Fenced), "{outcome:?}");
     assert_eq!(place.rows("postings").await, rows);
     committed(&store, &commit(0, epoch, 2)).await;
 }
@@ -674,7 +674,7 @@ async fn a_refused_statement_undoes_its_whole_commit(place: Box<impl Place>) {
         let mut refused = full(&identity, 0, epoch, 1, "a");
         refused.parts[0].statements.push(statement(sql, json!([])));
         let outcome = store.commit(&refused).await;
-        assert!(matches!(&outcome, Outcome::Refused { .. }), "{outcome:?} for {sql}");
+        assert!(matches!(&outcome, CommitOutcome::Refused { .. }), "{outcome:?} for {sql}");
     }
     assert_eq!(before, everything(&*place, &["a"]).await);
     committed(&store, &full(&identity, 0, epoch, 1, "a")).await;
@@ -687,10 +687,10 @@ async fn what_is_paused_is_told_until_it_is_resumed(place: Box<impl Place>) {
         let (filter, who, why) = (DeadFilter::default(), "ann".to_owned(), "odd \"words\"".to_owned());
         store.queries().command(NewCommand { action, filter, who, why, matched: 1, at }).await.unwrap();
     };
-    tell(Action::Pause(scope("balances", Some("k%"))), 1).await;
-    tell(Action::Pause(scope("balances", None)), 2).await;
-    tell(Action::Pause(scope("audit", Some("k"))), 3).await;
-    tell(Action::Pause(scope("balances", None)), 4).await;
+    tell(OperatorAction::Pause(scope("balances", Some("k%"))), 1).await;
+    tell(OperatorAction::Pause(scope("balances", None)), 2).await;
+    tell(OperatorAction::Pause(scope("audit", Some("k"))), 3).await;
+    tell(OperatorAction::Pause(scope("balances", None)), 4).await;
     let pauses = store.queries().pauses().await.unwrap();
     let told: Vec<_> =
         pauses.iter().map(|pause| (pause.scope.clone(), pause.since, &*pause.who, &*pause.why)).collect();
@@ -703,8 +703,8 @@ async fn what_is_paused_is_told_until_it_is_resumed(place: Box<impl Place>) {
     assert_eq!(told, expected);
     let paused: Vec<_> = expected.map(|(scope, ..)| scope).into();
     assert_eq!(store.inbox(0, 0, 9).await.unwrap().paused, paused);
-    tell(Action::Resume(scope("balances", None)), 5).await;
-    tell(Action::Resume(scope("audit", Some("other"))), 6).await;
+    tell(OperatorAction::Resume(scope("balances", None)), 5).await;
+    tell(OperatorAction::Resume(scope("audit", Some("other"))), 6).await;
     assert_eq!(store.inbox(0, 0, 9).await.unwrap().paused, [scope("audit", Some("k"))]);
 }
 
@@ -729,7 +729,7 @@ async fn a_forgotten_state_is_gone(place: Box<impl Place>) {
     ];
     committed(&store, &Commit { parts: parts(states), ..commit(0, epoch, 2) }).await;
     let stale = Commit { parts: parts(vec![forgotten("c")]), ..commit(0, epoch, 2) };
-    assert!(matches!(store.commit(&stale).await, Outcome::Fenced));
+    assert!(matches!(store.commit(&stale).await, CommitOutcome::Fenced));
     let keys = ["a", "b", "c", odd, "never"].map(service_key).to_vec();
     let rows = store.load(0, keys).await.unwrap();
     let found: Vec<_> = rows.iter().map(|row| row.state.as_ref().map(|(_, json)| json.to_vec())).collect();
@@ -764,7 +764,7 @@ async fn timers_are_set_moved_and_removed(place: Box<impl Place>) {
     assert_eq!((early.timers.len(), early.any, early.next), (0, false, Some(10)));
     // Of several writes of one timer the last counts; what is not there may be removed.
     let stale = with(timers(vec![timer("a", "x", None)]), commit(0, epoch, 1));
-    assert!(matches!(store.commit(&stale).await, Outcome::Fenced));
+    assert!(matches!(store.commit(&stale).await, CommitOutcome::Fenced));
     let then = vec![
         timer("a", "x", None),
         timer("a", "x", Some(5)),
@@ -837,7 +837,7 @@ async fn odd_text_survives(place: Box<impl Place>) {
     if !place.text_holds_nul() {
         let part = Part { rows: vec![write("\u{0}'\"")], ..Part::default() };
         let outcome = store.commit(&with(part, commit(0, epoch, 1))).await;
-        assert!(matches!(outcome, Outcome::Refused { permanent: true, .. }), "{outcome:?}");
+        assert!(matches!(outcome, CommitOutcome::Refused { permanent: true, .. }), "{outcome:?}");
     }
     let id = if place.text_holds_nul() { "\u{0}'\"" } else { "'\"" };
     let mut dead = letter(1, key, true);
@@ -948,7 +948,7 @@ async fn a_command_is_open_until_its_shard_is_done(place: Box<impl Place>) {
     let (store, _, epoch) = begin(&*place, 0).await;
     let filter = DeadFilter { key: Some("k".into()), until: Some(9), ..DeadFilter::default() };
     let new = NewCommand {
-        action: Action::Replay,
+        action: OperatorAction::Replay,
         filter: filter.clone(),
         who: "ann".into(),
         why: "fixed".into(),
@@ -956,10 +956,10 @@ async fn a_command_is_open_until_its_shard_is_done(place: Box<impl Place>) {
         at: 7,
     };
     let id = store.queries().command(new.clone()).await.unwrap();
-    let second = store.queries().command(NewCommand { action: Action::Discard, ..new }).await.unwrap();
+    let second = store.queries().command(NewCommand { action: OperatorAction::Discard, ..new }).await.unwrap();
     let open: Vec<_> = store.queries().open_commands(0, Vec::new()).await.unwrap().into_iter().flatten().collect();
     assert_eq!(open.iter().map(|command| command.id).collect::<Vec<_>>(), [id, second]);
-    assert_eq!((&open[0].action, &open[0].filter, open[0].who.as_str()), (&Action::Replay, &filter, "ann"));
+    assert_eq!((&open[0].action, &open[0].filter, open[0].who.as_str()), (&OperatorAction::Replay, &filter, "ann"));
     let result =
         |affected, done| Part { command: Some(CommandResult { command: id, affected, done }), ..Part::default() };
     committed(&store, &with(result(2, false), commit(0, epoch, 1))).await;

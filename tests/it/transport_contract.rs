@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use perkey::Message;
 use perkey::unstable::message::{Position, Positions};
-use perkey::unstable::store::{Commit, LogRow, Outcome, Store};
+use perkey::unstable::store::{Commit, CommitOutcome, LogRow, Store};
 use perkey::unstable::transport::embedded::{self, EmbeddedLog};
 use perkey::unstable::transport::{Content, Delivery, Source, Transport};
 
@@ -67,7 +67,7 @@ impl Log {
             None => (self.store.take(origin, "writer").await.unwrap().epoch, 1),
         };
         let outcome = self.store.commit(&Commit { log: vec![row], ..commit(origin, epoch, no) }).await;
-        assert!(matches!(outcome, Outcome::Committed), "{outcome:?}");
+        assert!(matches!(outcome, CommitOutcome::Committed), "{outcome:?}");
         self.written.insert(origin, (epoch, no));
     }
 }

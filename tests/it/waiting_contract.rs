@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use perkey::Table;
 use perkey::unstable::message::TakenId;
-use perkey::unstable::store::query::{Action, DeadFilter, NewCommand, Scope, Story};
+use perkey::unstable::store::query::{DeadFilter, NewCommand, OperatorAction, Scope, Story};
 use perkey::unstable::store::{
     CommandResult, Commit, DeadLetter, Due, DueTimers, Epoch, HistoryRow, Letters, OldLetters, Part, PendingRow,
     Runnable, ServiceKey, Setup, Store, TimerWrite,
@@ -170,7 +170,7 @@ async fn letters_are_counted_and_old_ones_found(place: Box<impl Place>) {
     assert_eq!(store.old(0, 5, 9_999).await.unwrap(), OldLetters::default());
 }
 
-fn new(action: Action, at: u64) -> NewCommand {
+fn new(action: OperatorAction, at: u64) -> NewCommand {
     NewCommand { action, filter: DeadFilter::default(), who: "ann".into(), why: "to look".into(), matched: 1, at }
 }
 
@@ -184,7 +184,7 @@ async fn done(store: &Arc<dyn Store>, shard: u32, command: i64) {
 async fn what_is_paused_outlives_the_command_that_said_so(place: Box<impl Place>) {
     let (store, _) = begin(&*place).await;
     let scope = Scope { service: "balances".to_owned(), key: Some("k".to_owned()) };
-    let id = store.queries().command(new(Action::Pause(scope.clone()), 5)).await.unwrap();
+    let id = store.queries().command(new(OperatorAction::Pause(scope.clone()), 5)).await.unwrap();
     for shard in 0..SHARDS {
         done(&store, shard, id).await;
     }
@@ -192,13 +192,13 @@ async fn what_is_paused_outlives_the_command_that_said_so(place: Box<impl Place>
     let paused = store.queries().pauses().await.unwrap();
     assert_eq!(paused.iter().map(|pause| (&pause.scope, &*pause.why)).collect::<Vec<_>>(), [(&scope, "to look")]);
     assert_eq!(store.inbox(0, 0, 9).await.unwrap().paused, std::slice::from_ref(&scope));
-    store.queries().command(new(Action::Resume(scope), 7)).await.unwrap();
+    store.queries().command(new(OperatorAction::Resume(scope), 7)).await.unwrap();
     assert!(store.queries().pauses().await.unwrap().is_empty());
 }
 
 async fn a_command_is_kept_until_every_shard_has_done_it(place: Box<impl Place>) {
     let (store, _) = begin(&*place).await;
-    let ids = [1, 2, 3].map(|at| new(Action::Replay, at));
+    let ids = [1, 2, 3].map(|at| new(OperatorAction::Replay, at));
     let mut made = Vec::new();
     for command in ids {
         made.push(store.queries().command(command).await.unwrap());
@@ -219,7 +219,7 @@ async fn a_command_is_kept_until_every_shard_has_done_it(place: Box<impl Place>)
     assert_eq!(store.queries().command_state(made[1]).await.unwrap().shards_done, 0, "nothing is left of it");
     assert_eq!(store.queries().command_state(made[0]).await.unwrap().shards_done, SHARDS - 1);
     assert_eq!(open(0).await, [made[0], made[2]]);
-    let next = store.queries().command(new(Action::Discard, 9)).await.unwrap();
+    let next = store.queries().command(new(OperatorAction::Discard, 9)).await.unwrap();
     assert!(next > made[2], "numbers are not used again");
 }
 
@@ -227,7 +227,7 @@ async fn strange_commands_are_passed_over(place: Box<impl Place>) {
     let (store, _) = begin(&*place).await;
     let mut made = Vec::new();
     for at in 0..250 {
-        made.push(store.queries().command(new(Action::Replay, at)).await.unwrap());
+        made.push(store.queries().command(new(OperatorAction::Replay, at)).await.unwrap());
     }
     let (strange, last) = made.split_at(249);
     let open = store.queries().open_commands(0, strange.to_vec()).await.unwrap();

@@ -11,15 +11,15 @@ use perkey::unstable::store::calls::CallStore;
 use perkey::unstable::store::lease::Leases;
 use perkey::unstable::store::query::{DeadFilter, EventRow, Queries};
 use perkey::unstable::store::{
-    Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, IntakeRows, KeyRow, Letters, OfService,
-    OldLetters, Outcome, PendingRow, Runnable, ServiceKey, Setup, Store, StoreFuture, StoredLogRow, TakenShard, Timer,
-    Trim,
+    Commit, CommitOutcome, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, IntakeRows, KeyRow,
+    Letters, OfService, OldLetters, PendingRow, Runnable, ServiceKey, Setup, Store, StoreFuture, StoredLogRow,
+    TakenShard, Timer, Trim,
 };
 
 /// The replaced calls of a [`Tapped`] store; a call that is not here is passed on.
 pub trait Taps: Send + Sync + 'static {
     /// Replaces [`Store::commit`] of `store`.
-    fn commit<'a>(&'a self, store: &'a dyn Store, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
+    fn commit<'a>(&'a self, store: &'a dyn Store, commit: &'a Commit) -> BoxFuture<'a, CommitOutcome> {
         store.commit(commit)
     }
 
@@ -55,7 +55,7 @@ macro_rules! passed_on {
 }
 
 impl<S: Store, T: Taps> Store for Tapped<S, T> {
-    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
+    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, CommitOutcome> {
         self.taps.commit(&*self.store, commit)
     }
 

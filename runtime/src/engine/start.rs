@@ -56,7 +56,7 @@ pub(super) async fn launch(
 ) -> Result<Engine, EngineError> {
     let mut problems = settings.problems();
     let bindings = Bindings::new(settings, handlers.clone());
-    problems.extend(bindings.as_ref().err().cloned());
+    problems.extend(bindings.as_ref().err().map(ToString::to_string));
     let schedules = cron::plan(&handlers, settings, Clock::system().now());
     problems.extend(schedules.as_ref().err().into_iter().flatten().cloned());
     let wanted = sinks_of(settings);

@@ -13,7 +13,7 @@ use crate::clock::sleep;
 use crate::message::ShardNo;
 use crate::shard::env::Env;
 use crate::shard::supervisor::runs_ended;
-use crate::store::{Commit, Outcome, StoreError};
+use crate::store::{Commit, CommitOutcome, StoreError};
 
 /// The number of attempts while the store is not available.
 const TRIES: u32 = 5;
@@ -86,8 +86,8 @@ async fn release(env: &Env, shard: ShardNo) -> Result<(), ReleaseError> {
         ..Commit::default()
     };
     match env.store.commit(&commit).await {
-        Outcome::Committed | Outcome::Fenced => Ok(()),
-        Outcome::Refused { error, .. } | Outcome::Unavailable(error) | Outcome::Unknown(error) => {
+        CommitOutcome::Committed | CommitOutcome::Fenced => Ok(()),
+        CommitOutcome::Refused { error, .. } | CommitOutcome::Unavailable(error) | CommitOutcome::Unknown(error) => {
             Err(ReleaseError::Commit(error))
         }
     }

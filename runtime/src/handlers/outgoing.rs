@@ -11,7 +11,7 @@ use super::run::TurnEnd;
 use crate::handler::{Asked, COMMAND, Effects, Outcome, SentMessage, TIMER, TIMER_NAME, call_of};
 use crate::message::{Draft, Message, digest, keyed_hash};
 use crate::store::calls::{CallOutcome, Reply};
-use crate::store::{Event, TimerWrite};
+use crate::store::{EmittedEvent, TimerWrite};
 
 /// The handler whose turns they are.
 pub(super) struct TurnOrigin {
@@ -59,7 +59,7 @@ fn of(
     trace: Option<&str>,
     effects: &Effects,
     context: &RunContext,
-) -> (Vec<Event>, Vec<SentMessage>, Vec<TimerWrite>) {
+) -> (Vec<EmittedEvent>, Vec<SentMessage>, Vec<TimerWrite>) {
     let asked = Asked::of(cause);
     if effects.events.is_empty() && effects.sent.is_empty() && effects.timers.is_empty() && asked.is_none() {
         return (Vec::new(), Vec::new(), Vec::new());
@@ -85,7 +85,7 @@ fn of(
         };
         let draft = Draft { id, kind: &event.kind, payload: &event.payload, headers, ..from };
         // A turn's bytes are bounded far below what a frame can hold.
-        events.extend(draft.build_unchecked().ok().map(|message| Event {
+        events.extend(draft.build_unchecked().ok().map(|message| EmittedEvent {
             service: origin.service.clone(),
             cause: ids.cause,
             message,

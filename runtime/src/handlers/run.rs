@@ -7,7 +7,7 @@ use crate::clock::Millis;
 use crate::handler::{RowWrite, SentMessage, Statement};
 use crate::message::Message;
 use crate::store::calls::Reply;
-use crate::store::{Event, TimerWrite};
+use crate::store::{EmittedEvent, TimerWrite};
 
 /// A message of a run.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ pub enum TurnEnd {
     /// It succeeded.
     Done {
         /// Its events, as messages.
-        events: Vec<Event>,
+        events: Vec<EmittedEvent>,
         /// Its messages for services of this store.
         sent: Vec<SentMessage>,
         /// Its rows.

@@ -17,7 +17,7 @@ use super::{Ledger, Ticket};
 use crate::clock::{Millis, millis};
 use crate::message::{Ahead, Position, Stretch, TakenId};
 use crate::settings::Overflow;
-use crate::store::{Commit, Epoch, Letters, Outcome, Part, SourceAhead, StoreError, TakenShard, Trim};
+use crate::store::{Commit, CommitOutcome, Epoch, Letters, Part, SourceAhead, StoreError, TakenShard, Trim};
 use crate::transport::embedded;
 
 /// The number of times in a row that a batch is found unwritten, its outcome unknown each time, before it is taken
@@ -239,21 +239,21 @@ impl Ledger {
     }
 
     /// The store's answer to [`Action::Commit`] for the commit of this epoch and number.
-    pub(crate) fn commit_ended(&mut self, epoch: Epoch, no: u64, outcome: Outcome) {
+    pub(crate) fn commit_ended(&mut self, epoch: Epoch, no: u64, outcome: CommitOutcome) {
         let Some(flight) = self.batches.flight.as_mut() else { return };
         if flight.unknown || (flight.commit.epoch, flight.commit.no) != (epoch, no) {
             return;
         }
         match outcome {
-            Outcome::Committed => self.finish(),
-            Outcome::Fenced => self.stop("another owner has the shard: its epoch or commit number moved on"),
-            Outcome::Unavailable(_) => {
+            CommitOutcome::Committed => self.finish(),
+            CommitOutcome::Fenced => self.stop("another owner has the shard: its epoch or commit number moved on"),
+            CommitOutcome::Unavailable(_) => {
                 flight.unavailable += 1;
                 flight.unwritten = 0;
                 self.out.push(Action::CommitLater(flight.commit.clone(), flight.unavailable));
             }
-            Outcome::Unknown(_) => self.commit_lost(),
-            Outcome::Refused { permanent, error } => self.refused(permanent, &error),
+            CommitOutcome::Unknown(_) => self.commit_lost(),
+            CommitOutcome::Refused { permanent, error } => self.refused(permanent, &error),
         }
     }
 

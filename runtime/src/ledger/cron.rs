@@ -176,7 +176,8 @@ pub(crate) fn reconcile<'a>(
     wanted: impl Iterator<Item = &'a Planned>,
     found: Vec<Timer>,
     known: impl Fn(&str) -> bool,
-    (now, hash_key): (Millis, &[u8; 32]),
+    now: Millis,
+    hash_key: &[u8; 32],
 ) -> Vec<TimerWrite> {
     let place = |timer: Timer| ((timer.of.clone(), timer.name.clone()), timer);
     let mut found: HashMap<_, _> = found.into_iter().map(place).collect();

@@ -31,7 +31,7 @@ impl Ledger {
             let number = self.number_of(&what).unwrap_or(u16::MAX);
             let track = &mut self.sources[source];
             track.bytes += bytes as usize;
-            let received = track.receive(source, (&origin, position), number, last);
+            let received = track.receive(source, &origin, position, number, last);
             if let Received::New(ticket) = received {
                 self.arrive(Ticket { bytes, ..ticket }, what);
                 continue;

@@ -11,7 +11,7 @@ use super::slot::{From, Head, Item, Operation, Phase};
 use crate::clock::Millis;
 use crate::handler::{CALL, CALL_ID, COMMAND, call_of};
 use crate::message::{CUT_FROM, Draft, Message, TakenId, shard_of};
-use crate::store::query::{Action as Wanted, OpenCommand, Scope};
+use crate::store::query::{OpenCommand, OperatorAction, Scope};
 use crate::store::{
     CommandResult, DeadLetter, DeadPlace, HistoryRow, Letters, Part, PendingKind, PendingRow, Runnable, ServiceKey,
 };
@@ -122,23 +122,23 @@ impl Ledger {
             return;
         }
         match &command.action {
-            Wanted::Retire(sink) => {
+            OperatorAction::Retire(sink) => {
                 let affected = u64::from(self.retire(sink));
                 merge(&mut self.batches.loose().part, CommandResult { command: command.id, affected, done: true });
             }
-            Wanted::Pause(scope) | Wanted::Resume(scope) => {
-                let affected = u64::from(self.set_paused(scope, matches!(command.action, Wanted::Pause(_))));
+            OperatorAction::Pause(scope) | OperatorAction::Resume(scope) => {
+                let affected = u64::from(self.set_paused(scope, matches!(command.action, OperatorAction::Pause(_))));
                 merge(&mut self.batches.loose().part, CommandResult { command: command.id, affected, done: true });
             }
-            Wanted::Replay | Wanted::Discard | Wanted::Edit { .. } => {
+            OperatorAction::Replay | OperatorAction::Discard | OperatorAction::Edit { .. } => {
                 self.ask(Question::DeadLetters(command.id, command.filter.clone(), None, FIND_MAX));
             }
             // Messages of a service that runs here are not given up.
-            Wanted::Drop(service) if self.service_of(service).is_some() => {
+            OperatorAction::Drop(service) if self.service_of(service).is_some() => {
                 let result = CommandResult { command: command.id, affected: 0, done: true };
                 merge(&mut self.batches.loose().part, result);
             }
-            Wanted::Drop(service) => {
+            OperatorAction::Drop(service) => {
                 self.ask(Question::Service(command.id, service.as_str().into(), SERVICE_MAX));
             }
         }
@@ -155,19 +155,25 @@ impl Ledger {
             let service = self.service_of(&letter.service);
             let operation = Operation { command: id, action: action.clone(), who: who.clone(), letter };
             match (service, &operation.action) {
-                (_, Wanted::Retire(_) | Wanted::Pause(_) | Wanted::Resume(_) | Wanted::Drop(_)) => {}
-                (_, Wanted::Edit { .. }) if operation.letter.id.is_outgoing() => {}
-                (Some(_), Wanted::Replay) if operation.letter.id.is_outgoing() => {
+                (
+                    _,
+                    OperatorAction::Retire(_)
+                    | OperatorAction::Pause(_)
+                    | OperatorAction::Resume(_)
+                    | OperatorAction::Drop(_),
+                ) => {}
+                (_, OperatorAction::Edit { .. }) if operation.letter.id.is_outgoing() => {}
+                (Some(_), OperatorAction::Replay) if operation.letter.id.is_outgoing() => {
                     self.publish_again(&operation.letter);
                     self.without_slot(&operation, HistoryKind::Replayed);
                     outstanding += 1;
                 }
-                (_, Wanted::Discard) if operation.letter.id.is_outgoing() => {
+                (_, OperatorAction::Discard) if operation.letter.id.is_outgoing() => {
                     self.without_slot(&operation, HistoryKind::Discarded);
                     outstanding += 1;
                 }
                 // The call's sender was told that it failed, and may have acted on that.
-                (_, Wanted::Replay) if call_of(&operation.letter.message).is_some() => {}
+                (_, OperatorAction::Replay) if call_of(&operation.letter.message).is_some() => {}
                 (Some(service), _) if !operation.letter.key.is_empty() => {
                     let ix = self.slot_for(service, &operation.letter.key);
                     self.slots[ix].operations.push(operation);
@@ -175,8 +181,8 @@ impl Ledger {
                     outstanding += 1;
                 }
                 // Without a service or a key there is nowhere to replay it to.
-                (_, Wanted::Replay | Wanted::Edit { .. }) => {}
-                (_, Wanted::Discard) => {
+                (_, OperatorAction::Replay | OperatorAction::Edit { .. }) => {}
+                (_, OperatorAction::Discard) => {
                     self.without_slot(&operation, HistoryKind::Discarded);
                     outstanding += 1;
                 }
@@ -215,11 +221,11 @@ impl Ledger {
             let letter = &operation.letter;
             let releases = self.slots[ix].known.head == Head::Held && letter.holds_key;
             let kind = match &operation.action {
-                Wanted::Replay => {
+                OperatorAction::Replay => {
                     self.replay(ix, letter, releases);
                     HistoryKind::Replayed
                 }
-                Wanted::Edit { payload, id } => {
+                OperatorAction::Edit { payload, id } => {
                     let Some(message) = replacement(&letter.message, payload.bytes(), id) else { continue };
                     let number = self.policy(self.slots[ix].service).number;
                     let taken = TakenId::of(&message, number, &self.config.hash_key);
@@ -229,14 +235,17 @@ impl Ledger {
                     self.replay(ix, &edited, releases);
                     HistoryKind::Edited
                 }
-                Wanted::Discard => HistoryKind::Discarded,
+                OperatorAction::Discard => HistoryKind::Discarded,
                 // These commands are not about dead letters.
-                Wanted::Retire(_) | Wanted::Pause(_) | Wanted::Resume(_) | Wanted::Drop(_) => continue,
+                OperatorAction::Retire(_)
+                | OperatorAction::Pause(_)
+                | OperatorAction::Resume(_)
+                | OperatorAction::Drop(_) => continue,
             };
             if releases {
                 let slot = &mut self.slots[ix];
                 self.waiting.set(&mut slot.known, Head::Free);
-                if operation.action != Wanted::Discard {
+                if operation.action != OperatorAction::Discard {
                     slot.known.rows.loaded = slot.known.rows.loaded.min(letter.seq - 1);
                 }
             }
@@ -307,7 +316,7 @@ impl Ledger {
         if progress.outstanding == 0 {
             let id = progress.command.id;
             let question = match &progress.command.action {
-                Wanted::Drop(service) => Question::Service(id, service.as_str().into(), SERVICE_MAX),
+                OperatorAction::Drop(service) => Question::Service(id, service.as_str().into(), SERVICE_MAX),
                 _ => Question::DeadLetters(id, progress.command.filter.clone(), progress.after.clone(), FIND_MAX),
             };
             self.ask(question);

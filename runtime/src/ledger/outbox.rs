@@ -12,7 +12,7 @@ use super::batches::group::{Batch, Group, Outward};
 use crate::clock::Millis;
 use crate::handlers::run::bounded;
 use crate::message::{Message, SinkIx, TakenId};
-use crate::store::{Attempt, Commit, DeadLetter, Event, TakenShard, Watermarks};
+use crate::store::{Attempt, Commit, DeadLetter, EmittedEvent, TakenShard, Watermarks};
 
 /// The number of places kept to find the commits that all sinks have passed: above it, every other one is dropped.
 const PLACES_MAX: usize = 1_024;
@@ -41,7 +41,7 @@ pub(crate) struct Outbox {
 pub(crate) struct Sum {
     pub(crate) watermarks: Watermarks,
     pub(crate) onward: Vec<(Arc<str>, Message)>,
-    pub(crate) again: Vec<Event>,
+    pub(crate) again: Vec<EmittedEvent>,
 }
 
 impl Outbox {
@@ -189,8 +189,11 @@ impl Ledger {
 
     /// Publishes a refused event again, by an operator: behind the events that its key has emitted since.
     pub(crate) fn publish_again(&mut self, letter: &DeadLetter) {
-        let event =
-            Event { service: letter.service.clone(), cause: letter.id.digest(), message: letter.message.clone() };
+        let event = EmittedEvent {
+            service: letter.service.clone(),
+            cause: letter.id.digest(),
+            message: letter.message.clone(),
+        };
         self.batches.loose().outward().again.push(event);
     }
 

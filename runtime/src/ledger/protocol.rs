@@ -18,8 +18,8 @@ use crate::message::{Positions, ServiceIx, ShardNo, SinkIx, SourceIx, TakenId, i
 use crate::settings::Settings;
 use crate::store::query::{DeadFilter, OpenCommand};
 use crate::store::{
-    Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, KeyRow, OfService, OldLetters, Outcome, PendingRow, Runnable,
-    ServiceKey, Store, StoreError, TakenShard, Timer, Trim,
+    Commit, CommitOutcome, DeadLetter, DeadPlace, Due, DueTimers, Epoch, KeyRow, OfService, OldLetters, PendingRow,
+    Runnable, ServiceKey, Store, StoreError, TakenShard, Timer, Trim,
 };
 
 /// Something that happened: [`Ledger::step`](super::Ledger::step) is told one after the other.
@@ -40,7 +40,7 @@ pub enum Event {
     /// The store has room for a commit: everything that is settled goes into one. This has nothing to do with `gates`.
     Gate,
     /// The commit of this epoch and number ended.
-    CommitEnded(Epoch, u64, Outcome),
+    CommitEnded(Epoch, u64, CommitOutcome),
     /// The committer died: the outcome of the commit that it had is not known.
     CommitLost,
     /// The store answered a question.

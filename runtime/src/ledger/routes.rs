@@ -11,7 +11,7 @@ use crate::message::{
     Draft, ID_WITHIN, KEPT_BYTES, Message, Position, ServiceIx, ShardNo, SinkIx, check_name, shard_of,
 };
 use crate::settings::{Bind, IdWithin, KeyFrom, Settings, Unbound};
-use crate::store::{Event, LogRow, Part};
+use crate::store::{EmittedEvent, LogRow, Part};
 use crate::transport::{Content, Delivery, embedded};
 
 /// Type of the events that tell of dead letters.
@@ -45,9 +45,14 @@ struct Outlet {
     topic: Arc<str>,
 }
 
+/// Routes to services that the program does not have: a sentence for each.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct UnknownServices(pub Vec<String>);
+
 impl Bindings {
-    /// The settings' routes; the error names all services that they name and the program does not have.
-    pub fn new(settings: &Settings, handlers: Handlers) -> Result<Self, String> {
+    /// The settings' routes.
+    pub fn new(settings: &Settings, handlers: Handlers) -> Result<Self, UnknownServices> {
         let unknown = |route: &str, kind: &str, service: &str| {
             let missing = handlers.index_of(service).is_none();
             missing.then(|| format!("{route} of type {kind:?}: {}", handlers.unknown(service)))
@@ -57,7 +62,7 @@ impl Bindings {
         let publishes = publishes.filter_map(|publish| unknown("publish", &publish.kind, &publish.service));
         let problems: Vec<_> = binds.chain(publishes).collect();
         if !problems.is_empty() {
-            return Err(problems.join("; "));
+            return Err(UnknownServices(problems));
         }
         Ok(Self {
             handlers,
@@ -179,7 +184,7 @@ impl Bindings {
     }
 
     /// The topic of an event in a sink, by the sink's index: the first route that fits decides.
-    pub fn topic(&self, sink: SinkIx, event: &Event) -> Option<&Arc<str>> {
+    pub fn topic(&self, sink: SinkIx, event: &EmittedEvent) -> Option<&Arc<str>> {
         let kind = event.message.kind();
         let (_, outlets) = self.outlets.get(sink.place())?;
         let fitting = outlets.iter().find(|outlet| {

@@ -10,7 +10,7 @@ use super::Ledger;
 use super::defect::{Defect, planted};
 use super::protocol::{Action, ActorIx, RunOrder, RunReport, SlotIx};
 use super::settle::record::HistoryKind;
-use super::slot::{Assigned, From, Item, Newest, Permit, Phase, Running, Slot};
+use super::slot::{Assigned, From, Item, Newest, Permit, Phase, Run, Slot};
 use crate::clock::millis;
 use crate::handlers::run::{RunItem, bounded};
 
@@ -104,7 +104,7 @@ impl Ledger {
         if slot.uncommitted == 0 {
             slot.known.newest = Newest::Elsewhere;
         }
-        slot.phase = Phase::Runs(Running { no, items, stale: false });
+        slot.phase = Phase::Runs(Run { no, items, stale: false });
         slot.busy_since = self.now;
         let service = slot.service;
         self.actors.assign(actor, ix);

@@ -12,7 +12,7 @@ use super::tracker::Ticket;
 use crate::clock::Millis;
 use crate::handler::Fault;
 use crate::message::{Message, ServiceIx, TakenId, index};
-use crate::store::query::Action as Wanted;
+use crate::store::query::OperatorAction;
 use crate::store::{Attempt, DeadLetter};
 
 /// The place that an item came from, to which it also goes back after a crash.
@@ -76,7 +76,7 @@ pub(crate) enum Trial {
 
 /// A run that an actor has in hand.
 #[derive(Debug)]
-pub(crate) struct Running {
+pub(crate) struct Run {
     /// Number of the run: an answer to another one is ignored.
     pub(crate) no: u64,
     /// The items that it was given and has not answered for.
@@ -166,7 +166,7 @@ pub(crate) enum Phase {
     /// It has something to run, and waits for an actor.
     Starves,
     /// An actor runs it.
-    Runs(Running),
+    Runs(Run),
 }
 
 /// A permit to run a turn.
@@ -270,7 +270,7 @@ impl Slot {
     }
 
     /// The run that is under way.
-    pub(crate) fn running(&self) -> Option<&Running> {
+    pub(crate) fn running(&self) -> Option<&Run> {
         match &self.phase {
             Phase::Runs(running) => Some(running),
             Phase::Rests | Phase::Loads | Phase::Paused | Phase::Starves => None,
@@ -278,7 +278,7 @@ impl Slot {
     }
 
     /// The run that is under way, to change it.
-    pub(crate) fn running_mut(&mut self) -> Option<&mut Running> {
+    pub(crate) fn running_mut(&mut self) -> Option<&mut Run> {
         match &mut self.phase {
             Phase::Runs(running) => Some(running),
             Phase::Rests | Phase::Loads | Phase::Paused | Phase::Starves => None,
@@ -286,7 +286,7 @@ impl Slot {
     }
 
     /// Ends the run that is under way.
-    pub(crate) fn take_run(&mut self) -> Option<Running> {
+    pub(crate) fn take_run(&mut self) -> Option<Run> {
         match std::mem::take(&mut self.phase) {
             Phase::Runs(running) => Some(running),
             other => {
@@ -452,7 +452,7 @@ impl std::ops::IndexMut<SlotIx> for Slots {
 #[derive(Clone, Debug)]
 pub(crate) struct Operation {
     pub(crate) command: i64,
-    pub(crate) action: Wanted,
+    pub(crate) action: OperatorAction,
     pub(crate) who: String,
     pub(crate) letter: DeadLetter,
 }

@@ -99,7 +99,8 @@ impl SourceTrack {
     pub(crate) fn receive(
         &mut self,
         source: SourceIx,
-        (origin, position): (&Arc<str>, Position),
+        origin: &Arc<str>,
+        position: Position,
         service: u16,
         last: bool,
     ) -> Received<Ticket> {

@@ -277,8 +277,8 @@ impl Ledger {
             }
             if row.seq > slot.known.rows.loaded {
                 slot.known.rows.loaded = row.seq;
-                let doubt = self.suspicion.row(&row);
-                slot.queue.push_back(item(row, doubt, &self.config.bindings));
+                let (starts, trial) = self.suspicion.row(&row);
+                slot.queue.push_back(item(row, starts, trial, &self.config.bindings));
             }
         }
         slot.known.rows.count = slot.known.rows.count.max(slot.queue.len() as u64);
@@ -286,7 +286,7 @@ impl Ledger {
 }
 
 /// A row as an item; a message that is not to be run is refused again.
-fn item(row: PendingRow, (starts, trial): (u32, Trial), bindings: &Bindings) -> Item {
+fn item(row: PendingRow, starts: u32, trial: Trial, bindings: &Bindings) -> Item {
     Item {
         starts,
         trial,

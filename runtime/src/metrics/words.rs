@@ -1,7 +1,7 @@
 //! The closed sets of words that are values of labels, and names in logs.
 //! In: nothing; plain data. Out: the same.
 
-use crate::store::Outcome;
+use crate::store::CommitOutcome;
 
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
@@ -138,27 +138,27 @@ words! {
 words! {
     /// The outcome of a commit, as a label.
     CommitWord {
-        /// See [`Outcome::Committed`].
+        /// See [`CommitOutcome::Committed`].
         Committed = "committed",
-        /// See [`Outcome::Fenced`].
+        /// See [`CommitOutcome::Fenced`].
         Fenced = "fenced",
-        /// See [`Outcome::Refused`].
+        /// See [`CommitOutcome::Refused`].
         Refused = "refused",
-        /// See [`Outcome::Unavailable`].
+        /// See [`CommitOutcome::Unavailable`].
         Unavailable = "unavailable",
-        /// See [`Outcome::Unknown`].
+        /// See [`CommitOutcome::Unknown`].
         Unknown = "unknown",
     }
 }
 
-impl From<&Outcome> for CommitWord {
-    fn from(outcome: &Outcome) -> Self {
+impl From<&CommitOutcome> for CommitWord {
+    fn from(outcome: &CommitOutcome) -> Self {
         match outcome {
-            Outcome::Committed => Self::Committed,
-            Outcome::Fenced => Self::Fenced,
-            Outcome::Refused { .. } => Self::Refused,
-            Outcome::Unavailable(_) => Self::Unavailable,
-            Outcome::Unknown(_) => Self::Unknown,
+            CommitOutcome::Committed => Self::Committed,
+            CommitOutcome::Fenced => Self::Fenced,
+            CommitOutcome::Refused { .. } => Self::Refused,
+            CommitOutcome::Unavailable(_) => Self::Unavailable,
+            CommitOutcome::Unknown(_) => Self::Unknown,
         }
     }
 }

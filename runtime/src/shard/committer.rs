@@ -14,7 +14,7 @@ use crate::clock::{Dice, Stopwatch, sleep};
 use crate::handler::RetryPolicy;
 use crate::ledger::protocol::Event;
 use crate::settings::RetrySettings;
-use crate::store::Outcome;
+use crate::store::CommitOutcome;
 use crate::telemetry::traces;
 
 /// A shard's committer.
@@ -76,7 +76,7 @@ impl Actor for Committer {
                 let span = traces::commit(&commit);
                 let outcome = state.env.store.commit(&commit).instrument(span).await;
                 state.room = None;
-                if matches!(outcome, Outcome::Committed) {
+                if matches!(outcome, CommitOutcome::Committed) {
                     state.env.pending.committed(&commit);
                 }
                 let turns = commit.parts.iter().map(|part| part.ids.len() + part.settled.len()).sum::<usize>();

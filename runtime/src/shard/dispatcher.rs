@@ -82,7 +82,7 @@ impl Actor for Dispatcher {
             DispatcherMessage::Begin(watermark, durable) => {
                 let DispatcherArgs { env, sink, .. } = &state.args;
                 let (bindings, window) = (env.bindings.clone(), env.window());
-                state.publisher = Some(Publisher::new(*sink, bindings, window, (watermark, durable)));
+                state.publisher = Some(Publisher::new(*sink, bindings, window, watermark, durable));
             }
             DispatcherMessage::Pump => state.pump().await?,
         }

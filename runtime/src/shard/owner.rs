@@ -20,7 +20,7 @@ use crate::ledger::Ledger;
 use crate::ledger::protocol::{Action, Event, RunOrder};
 use crate::message::{ShardNo, SourceIx};
 use crate::metrics::{Alarm, ShardMetrics};
-use crate::store::Outcome;
+use crate::store::CommitOutcome;
 
 /// Ticks between two looks at operators' commands and two updates of the gauges.
 const TICKS_PER_LOOK: u64 = 10;
@@ -187,22 +187,22 @@ impl ShardState {
         }
     }
 
-    fn commit_ended(&mut self, no: u64, outcome: &Outcome) {
+    fn commit_ended(&mut self, no: u64, outcome: &CommitOutcome) {
         match outcome {
-            Outcome::Committed if self.stalled => self.stall(None),
-            Outcome::Committed => {}
-            Outcome::Unavailable(error) => {
+            CommitOutcome::Committed if self.stalled => self.stall(None),
+            CommitOutcome::Committed => {}
+            CommitOutcome::Unavailable(error) => {
                 warn!(shard = self.no, error, "store cannot be written, trying again");
                 self.stall(Some(error.clone()));
             }
-            Outcome::Refused { error, .. } => {
+            CommitOutcome::Refused { error, .. } => {
                 info!(shard = self.no, commit_no = no, error, "commit was refused, looking for the turn at fault");
             }
-            Outcome::Unknown(error) => {
+            CommitOutcome::Unknown(error) => {
                 warn!(shard = self.no, commit_no = no, error, "outcome of a commit is unknown");
                 self.stall(Some(error.clone()));
             }
-            Outcome::Fenced => warn!(shard = self.no, commit_no = no, "commit was fenced off"),
+            CommitOutcome::Fenced => warn!(shard = self.no, commit_no = no, "commit was fenced off"),
         }
     }
 

@@ -161,7 +161,7 @@ impl Actor for ShardSupervisor {
             }
             ShardSupervisorMessage::RestartDispatcher(sink) => {
                 let (shard, handovers) = (&children.shard, &children.handovers);
-                let dispatcher = dispatcher(&myself, args, shard, (sink, handovers)).await?;
+                let dispatcher = dispatcher(&myself, args, shard, sink, handovers).await?;
                 children.dispatchers[sink] = dispatcher;
             }
             ShardSupervisorMessage::IsIdle(reply) => children.shard.cast(ShardMessage::IsIdle(reply))?,
@@ -346,7 +346,7 @@ async fn start(
     shard.cast(ShardMessage::Wire { keys: keys.clone(), readers, handovers: handovers.clone() })?;
     let mut dispatchers = Vec::new();
     for sink in SinkIx::all(env.sinks.len()) {
-        dispatchers.push(dispatcher(myself, args, &shard, (sink, &handovers)).await?);
+        dispatchers.push(dispatcher(myself, args, &shard, sink, &handovers).await?);
     }
     let mut ingresses = Vec::new();
     for source in SourceIx::all(env.transports.len()) {
@@ -369,7 +369,8 @@ async fn dispatcher(
     myself: &ActorRef<ShardSupervisorMessage>,
     args: &ShardSupervisorArgs,
     shard: &ActorRef<ShardMessage>,
-    (sink, handovers): (SinkIx, &[Arc<Handover>]),
+    sink: SinkIx,
+    handovers: &[Arc<Handover>],
 ) -> Result<ActorRef<DispatcherMessage>, ActorProcessingErr> {
     let (env, handover) = (args.env.clone(), handovers[sink].clone());
     let with = DispatcherArgs { env, shard_no: args.shard, sink, shard: shard.clone(), handover };

@@ -26,12 +26,12 @@ const LOOK_MAX: usize = 1_000;
 /// The calls of this process that wait for their ends.
 #[derive(Debug, Default)]
 pub(crate) struct PendingCalls {
-    waiting: Mutex<Calls>,
+    waiting: Mutex<Callers>,
     more: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Calls {
+struct Callers {
     /// Bounded by the requests that are served at once.
     calls: HashMap<CallId, Vec<Waiter>>,
     last: u64,
@@ -146,7 +146,7 @@ impl PendingCalls {
         wanted.map(|(id, _)| *id).collect()
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Calls> {
+    fn waiting(&self) -> MutexGuard<'_, Callers> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

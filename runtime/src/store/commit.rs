@@ -63,7 +63,7 @@ pub struct Commit {
 
 impl Commit {
     /// All events of the commit, in order.
-    pub fn events(&self) -> impl Iterator<Item = &Event> {
+    pub fn events(&self) -> impl Iterator<Item = &EmittedEvent> {
         self.parts.iter().flat_map(|part| &part.events)
     }
 
@@ -86,7 +86,7 @@ pub struct Part {
     /// The key's new state.
     pub state: Option<StateWrite>,
     /// Events, in order.
-    pub events: Vec<Event>,
+    pub events: Vec<EmittedEvent>,
     /// Messages for services of this store, in order. They travel by the embedded log, and are not events.
     pub sent: Vec<SentMessage>,
     /// Rows added to or replaced in `pending`, by their `seq`.
@@ -161,7 +161,7 @@ impl StateWrite {
 
 /// An event of the outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct EmittedEvent {
     /// The service that emitted it; empty for an event about a dead letter of a service that the program does not have.
     pub service: Arc<str>,
     /// Digest of the id of the message whose turn emitted it.
@@ -170,7 +170,7 @@ pub struct Event {
     pub message: Message,
 }
 
-impl Event {
+impl EmittedEvent {
     /// The service's number in the store of an event that no service emitted: it tells of a dead letter.
     pub const NO_SERVICE: u16 = u16::MAX;
 }
@@ -325,7 +325,7 @@ pub struct CommandResult {
 
 /// The outcome of a commit.
 #[derive(Clone, Debug)]
-pub enum Outcome {
+pub enum CommitOutcome {
     /// It is durable.
     Committed,
     /// The epoch or the number was not the shard's: another owner has it. Nothing was written.

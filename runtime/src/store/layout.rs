@@ -11,7 +11,7 @@ use bytes::{Buf, BufMut, Bytes};
 
 use super::lease::Code;
 use super::query::{CommitRow, EventRow};
-use super::{Commit, Event, SourceAhead, StoreError};
+use super::{Commit, EmittedEvent, SourceAhead, StoreError};
 use crate::message::{Ahead, Message, Position, Print, Stretch, Taken, TakenId};
 
 /// Bytes before an event's frame: its service's number, its cause, the frame's length.
@@ -49,7 +49,7 @@ pub(crate) fn lay_events(commit: &Commit, services: &BTreeMap<Arc<str>, u16>) ->
     let mut count = 0;
     for event in commit.events() {
         let frame = event.message.frame();
-        blob.put_u16_le(services.get(&event.service).copied().unwrap_or(Event::NO_SERVICE));
+        blob.put_u16_le(services.get(&event.service).copied().unwrap_or(EmittedEvent::NO_SERVICE));
         blob.put_slice(&event.cause);
         blob.put_u32_le(u32::try_from(frame.len()).expect("a frame is shorter than 4 GiB"));
         blob.put_slice(frame);
@@ -133,7 +133,7 @@ pub(crate) fn events(
             return Err(cut());
         }
         let number = blob.get_u16_le();
-        let service = if number == Event::NO_SERVICE { Some(Arc::from("")) } else { name(number) };
+        let service = if number == EmittedEvent::NO_SERVICE { Some(Arc::from("")) } else { name(number) };
         let service = service.ok_or_else(|| StoreError::Corrupt(format!("there is no service number {number}")))?;
         let mut cause = [0; 16];
         blob.copy_to_slice(&mut cause);
@@ -143,7 +143,7 @@ pub(crate) fn events(
         }
         let message = message(blob.split_to(length))?;
         let seq = first_seq + events.len() as u64;
-        events.push(EventRow { commit: commit.clone(), seq, event: Event { service, cause, message } });
+        events.push(EventRow { commit: commit.clone(), seq, event: EmittedEvent { service, cause, message } });
     }
     Ok(events)
 }

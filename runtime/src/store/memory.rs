@@ -20,9 +20,9 @@ use super::lease::{Code, Leases, Worker};
 use super::query::{DeadFilter, ImportProgress, NewCommand, Pause, Queries, Scope};
 use super::watch::LogWatch;
 use super::{
-    Commit, Counters, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Event, HistoryRow, Identity, InboxRows, KeyRow,
-    Letters, OfService, OldLetters, Outcome, PendingRow, Runnable, ServiceKey, Setup, SourceAhead, SourcePositions,
-    Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer, Trim, Watermarks, declared,
+    Commit, CommitOutcome, Counters, DeadLetter, DeadPlace, Due, DueTimers, EmittedEvent, Epoch, HistoryRow, Identity,
+    InboxRows, KeyRow, Letters, OfService, OldLetters, PendingRow, Runnable, ServiceKey, Setup, SourceAhead,
+    SourcePositions, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer, Trim, Watermarks, declared,
 };
 use crate::clock::{Clock, Millis};
 use crate::handler::{CallId, Column, ColumnKind, RowWrite, Table};
@@ -66,7 +66,7 @@ pub struct Written {
     /// The ids that it took.
     pub ids: Vec<Taken>,
     /// The events that it emitted.
-    pub events: Vec<Event>,
+    pub events: Vec<EmittedEvent>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -149,9 +149,9 @@ impl MemoryStore {
     }
 
     /// [`Store::commit`]: writes all of it now, or nothing.
-    pub fn apply(&self, commit: &Commit) -> Outcome {
+    pub fn apply(&self, commit: &Commit) -> CommitOutcome {
         let outcome = self.inner().apply(commit);
-        if matches!(outcome, Outcome::Committed) {
+        if matches!(outcome, CommitOutcome::Committed) {
             self.watch.appended(commit.log.iter().map(|row| row.target));
         }
         outcome
@@ -326,7 +326,7 @@ impl Store for MemoryStore {
         Box::pin(async move { Ok(self.inner().dead_letters(shard, &filter, after.as_ref(), limit)) })
     }
 
-    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
+    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, CommitOutcome> {
         // At once, so that dropping the future does not undo it.
         Box::pin(ready(self.apply(commit)))
     }

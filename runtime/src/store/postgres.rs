@@ -36,8 +36,8 @@ use super::query::sql::{Cells, one, signed};
 use super::query::{DeadFilter, EventRow, Queries, ask, decode};
 use super::reshard::{self, ReshardError, Resharded};
 use super::{
-    Access, Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, IntakeRows, KeyRow, Letters,
-    OfService, OldLetters, Outcome, PendingRow, Runnable, ServiceKey, Setup, Store, StoreError, StoreFuture,
+    Access, Commit, CommitOutcome, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, IntakeRows,
+    KeyRow, Letters, OfService, OldLetters, PendingRow, Runnable, ServiceKey, Setup, Store, StoreError, StoreFuture,
     StoredLogRow, TakenShard, Timer, Trim,
 };
 use crate::clock::Millis;
@@ -268,10 +268,10 @@ impl Store for PgStore {
         Box::pin(ask::dead(&self.queries, shard, filter, after, limit))
     }
 
-    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
+    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, CommitOutcome> {
         let prepared = match self.prepared() {
             Ok(prepared) => prepared,
-            Err(error) => return Box::pin(async move { Outcome::Unavailable(error.to_string()) }),
+            Err(error) => return Box::pin(async move { CommitOutcome::Unavailable(error.to_string()) }),
         };
         match CommitStatement::of(commit, &prepared.services) {
             Ok(statement) => self.writer.commit(statement),

@@ -19,13 +19,13 @@ use serde::{Deserialize, Serialize};
 
 use super::health::StoreHealth;
 use super::{
-    Counters, DeadLetter, Epoch, Event, HistoryRow, LogRow, PendingRow, ServiceKey, SourcePositions, StoreFuture,
-    Timer, Watermarks,
+    Counters, DeadLetter, EmittedEvent, Epoch, HistoryRow, LogRow, PendingRow, ServiceKey, SourcePositions,
+    StoreFuture, Timer, Watermarks,
 };
 use crate::clock::Millis;
 use crate::message::ShardNo;
 
-pub use commands::{Action, NewCommand, OpenCommand, Pause, Scope, Strange};
+pub use commands::{NewCommand, OpenCommand, OperatorAction, Pause, Scope, Strange};
 pub(in crate::store) use rows::Dialect;
 pub use rows::{FoundRows, RowsAsk};
 
@@ -183,7 +183,7 @@ pub struct EventRow {
     /// Its number in the shard's outbox.
     pub seq: u64,
     /// The event.
-    pub event: Event,
+    pub event: EmittedEvent,
 }
 
 /// All that is known of a message or a key.

@@ -34,9 +34,9 @@ use super::query::{DeadFilter, EventRow, Queries, ask, decode};
 use super::reshard::{self, ReshardError, Resharded};
 use super::watch::LogWatch;
 use super::{
-    Commit, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Letters, OfService, OldLetters,
-    Outcome, PendingRow, Runnable, ServiceKey, Setup, Store, StoreError, StoreFuture, StoredLogRow, TakenShard, Timer,
-    Trim,
+    Commit, CommitOutcome, DeadLetter, DeadPlace, Due, DueTimers, Epoch, Identity, InboxRows, KeyRow, Letters,
+    OfService, OldLetters, PendingRow, Runnable, ServiceKey, Setup, Store, StoreError, StoreFuture, StoredLogRow,
+    TakenShard, Timer, Trim,
 };
 use crate::clock::Millis;
 use crate::message::{Positions, ShardNo, TakenId};
@@ -303,12 +303,12 @@ impl Store for SqliteStore {
         Box::pin(ask::dead(&self.readers, shard, filter, after, limit))
     }
 
-    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
+    fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, CommitOutcome> {
         if self.only_looks() {
-            return Box::pin(async { Outcome::Unavailable(LOOKS.to_owned()) });
+            return Box::pin(async { CommitOutcome::Unavailable(LOOKS.to_owned()) });
         }
         let Some(services) = self.services.get() else {
-            return Box::pin(async { Outcome::Unavailable("it was not prepared".to_owned()) });
+            return Box::pin(async { CommitOutcome::Unavailable("it was not prepared".to_owned()) });
         };
         self.writer.commit(Piece::of(commit, services))
     }

@@ -7,7 +7,7 @@ use super::checker::{Checker, Violation};
 use super::plan::SimPlan;
 use crate::clock::Dice;
 use crate::store::memory::MemoryStore;
-use crate::store::{Commit, Outcome};
+use crate::store::{Commit, CommitOutcome};
 
 /// The store, and the line to it.
 pub(super) struct SimDisk {
@@ -18,7 +18,7 @@ pub(super) struct SimDisk {
 
 /// The result of an attempt to commit.
 pub(super) struct Attempted {
-    pub(super) outcome: Outcome,
+    pub(super) outcome: CommitOutcome,
     /// True if it is still on its way, although its answer was given up on.
     pub(super) late: bool,
 }
@@ -35,11 +35,11 @@ impl SimDisk {
         checker: &mut Checker,
     ) -> Result<Attempted, Violation> {
         if now < self.away_until {
-            let outcome = Outcome::Unavailable("simulated: the store is away".to_owned());
+            let outcome = CommitOutcome::Unavailable("simulated: the store is away".to_owned());
             return Ok(Attempted { outcome, late: false });
         }
         let roll = if faulty && plan.faults.store { dice.below(100) } else { 100 };
-        let lost = || Outcome::Unknown("simulated: the answer was lost".to_owned());
+        let lost = || CommitOutcome::Unknown("simulated: the answer was lost".to_owned());
         match roll {
             0..=2 => {
                 checker.stats.unknown += 1;
@@ -52,7 +52,7 @@ impl SimDisk {
             }
             6..=8 => {
                 checker.stats.unavailable += 1;
-                let outcome = Outcome::Unavailable("simulated: the store is busy".to_owned());
+                let outcome = CommitOutcome::Unavailable("simulated: the store is busy".to_owned());
                 Ok(Attempted { outcome, late: false })
             }
             _ => Ok(Attempted { outcome: self.apply(plan, commit, checker)?, late: false }),
@@ -60,22 +60,27 @@ impl SimDisk {
     }
 
     /// Writes a commit, and shows it to the checker.
-    pub(super) fn apply(&self, plan: &SimPlan, commit: &Commit, checker: &mut Checker) -> Result<Outcome, Violation> {
+    pub(super) fn apply(
+        &self,
+        plan: &SimPlan,
+        commit: &Commit,
+        checker: &mut Checker,
+    ) -> Result<CommitOutcome, Violation> {
         let stale = checker.epochs.get(&commit.shard) != Some(&commit.epoch);
         let before = stale.then(|| self.waiting());
         let outcome = self.store.apply(commit);
         match &outcome {
-            Outcome::Committed => checker.committed(plan, commit)?,
-            Outcome::Fenced => {
+            CommitOutcome::Committed => checker.committed(plan, commit)?,
+            CommitOutcome::Fenced => {
                 checker.stats.fenced += 1;
                 if before.is_some_and(|before| before != self.waiting()) {
                     return Err(Violation::FencedRows { shard: commit.shard, no: commit.no });
                 }
             }
-            Outcome::Refused { .. } => {
+            CommitOutcome::Refused { .. } => {
                 checker.stats.refused += 1;
             }
-            Outcome::Unavailable(_) | Outcome::Unknown(_) => {}
+            CommitOutcome::Unavailable(_) | CommitOutcome::Unknown(_) => {}
         }
         Ok(outcome)
     }

@@ -9,7 +9,7 @@ use crate::ledger::protocol::{self, ActorIx};
 use crate::message::{ServiceIx, ShardNo, SourceIx};
 use crate::store::Store;
 use crate::store::memory::at_once;
-use crate::store::query::{Action, DeadFilter, NewCommand, OpenCommand, Queries, Scope};
+use crate::store::query::{DeadFilter, NewCommand, OpenCommand, OperatorAction, Queries, Scope};
 
 /// The time between two looks at whether everything is done, in microseconds.
 const LOOK: u64 = 100_000;
@@ -107,7 +107,7 @@ impl Sim {
     fn operate(&mut self, key: Option<(ServiceIx, String)>) -> Result<(), Violation> {
         // A rejected message that is always replayed would hold its key for ever.
         let discard = self.dice.below(4) == 0;
-        let action = if discard { Action::Discard } else { Action::Replay };
+        let action = if discard { OperatorAction::Discard } else { OperatorAction::Replay };
         let filter = match key {
             Some((service, key)) => DeadFilter {
                 service: Some(self.plan.services[service].name.as_ref().to_owned()),
@@ -136,16 +136,16 @@ impl Sim {
         };
         self.checker.stats.pauses += 1;
         self.paused.push(scope.clone());
-        self.command(Action::Pause(scope), DeadFilter::default())
+        self.command(OperatorAction::Pause(scope), DeadFilter::default())
     }
 
     /// Lets an operator resume what was paused last.
     fn resume(&mut self) -> Result<(), Violation> {
         let Some(scope) = self.paused.pop() else { return Ok(()) };
-        self.command(Action::Resume(scope), DeadFilter::default())
+        self.command(OperatorAction::Resume(scope), DeadFilter::default())
     }
 
-    fn command(&mut self, action: Action, filter: DeadFilter) -> Result<(), Violation> {
+    fn command(&mut self, action: OperatorAction, filter: DeadFilter) -> Result<(), Violation> {
         let (who, why) = ("simulator".to_owned(), "drawn from the seed".to_owned());
         let command = NewCommand { action, filter, who, why, matched: 0, at: self.clock.now() };
         at_once(self.disk.store.queries().command(command))?;

@@ -10,7 +10,7 @@ use crate::ledger::protocol::{ActorIx, Event, ReaderKind, RunReport};
 use crate::ledger::routes::Arrival;
 use crate::message::{ShardNo, SinkIx, SourceIx};
 use crate::shard::dispatcher::handover::Handover;
-use crate::store::{Epoch, Outcome};
+use crate::store::{CommitOutcome, Epoch};
 use crate::transport::pace::{Pace, PacedMessage};
 use crate::transport::{Outgoing, SinkAnswer, Source};
 
@@ -35,7 +35,7 @@ pub(super) enum OwnerMessage {
     IngressBack(SourceIx),
     Ran(ActorIx, u32, RunReport),
     Gate(u32),
-    CommitEnded(u32, Epoch, u64, Outcome),
+    CommitEnded(u32, Epoch, u64, CommitOutcome),
     CommitterBack,
     DispatcherBack(SinkIx),
     /// The answer to an event; `None` if the sink does not take it at the moment.

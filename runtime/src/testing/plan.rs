@@ -159,7 +159,9 @@ impl SimPlan {
         };
         // Slices are cut by the seed and not by the machine's clock.
         let slice = Duration::from_secs(3_600);
-        let bindings = Arc::new(Bindings::new(&settings, handlers.clone()).map_err(StartError::Settings)?);
+        let bindings = Arc::new(
+            Bindings::new(&settings, handlers.clone()).map_err(|unknown| StartError::Settings(unknown.to_string()))?,
+        );
         let schedules = cron::plan(&handlers, &settings, clock.now())
             .map_err(|problems| StartError::Settings(problems.join("; ")))?;
         let gates = gates(&handlers, &settings, seed);

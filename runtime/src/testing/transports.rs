@@ -138,9 +138,9 @@ impl Sim {
     pub(super) fn start_outlet(&mut self, id: OwnerId, sink: SinkIx) {
         let Some(owner) = self.owners[id].as_mut() else { return };
         let (bindings, window) = (self.plan.bindings.clone(), self.plan.window());
-        let from = owner.ledger.publish_from(sink);
+        let (watermark, durable) = owner.ledger.publish_from(sink);
         let outlet = &mut owner.outlets[sink];
-        outlet.publisher = Some(Publisher::new(sink, bindings, window, from));
+        outlet.publisher = Some(Publisher::new(sink, bindings, window, watermark, durable));
         outlet.pace = Some(Pace::new(Dice::seeded(self.dice.below(u64::MAX))));
         self.pump_soon(id, sink);
     }

@@ -8,7 +8,7 @@ use crate::ledger::Ticket;
 use crate::ledger::protocol::SlotIx;
 use crate::ledger::slot::Item;
 use crate::message::{Message, SinkIx, TakenId};
-use crate::store::{Event, Letters, Part};
+use crate::store::{EmittedEvent, Letters, Part};
 
 /// One key's share of a batch, or that of everything without a key.
 #[derive(Debug, Default)]
@@ -85,5 +85,5 @@ pub(crate) struct Outward {
     /// Sinks that were given up.
     pub(crate) retired: Vec<Arc<str>>,
     /// Events that are published again, and go nowhere else.
-    pub(crate) again: Vec<Event>,
+    pub(crate) again: Vec<EmittedEvent>,
 }

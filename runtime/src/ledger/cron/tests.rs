@@ -162,7 +162,7 @@ fn an_occurrence_has_an_id_of_its_own() {
 fn what_the_store_has_of_schedules_is_made_what_it_should_be() {
     let now = at("2026-01-10T12:00:00Z");
     let wanted = [one("@daily", "UTC")];
-    let run = |found: Vec<Timer>| reconcile(wanted.iter(), found, |service| service == "tills", (now, &HASH_KEY));
+    let run = |found: Vec<Timer>| reconcile(wanted.iter(), found, |service| service == "tills", now, &HASH_KEY);
     let timer = |planned: &Planned, after: Millis| {
         let (due_at, message) = planned.set_after(after, &HASH_KEY).unwrap();
         Timer { of: planned.of.clone(), name: planned.name.clone(), due_at, message }
@@ -190,9 +190,9 @@ fn a_schedule_that_comes_no_more_is_told_from_one_that_nobody_wants() {
     // After the last second that there is.
     let (planned, now) = (one("0 12 * * *", "UTC"), at("9999-12-30T21:00:00Z"));
     assert_eq!(planned.next(now), None, "no next time can be found");
-    let writes = reconcile([&planned].into_iter(), Vec::new(), |_| true, (now, &HASH_KEY));
+    let writes = reconcile([&planned].into_iter(), Vec::new(), |_| true, now, &HASH_KEY);
     assert!(writes.len() == 1 && ends([&planned].into_iter(), &writes[0]), "{writes:?}");
     assert!(!ends(std::iter::empty(), &writes[0]), "nobody wants it");
-    let before = reconcile([&planned].into_iter(), Vec::new(), |_| true, (at("2026-01-01T00:00:00Z"), &HASH_KEY));
+    let before = reconcile([&planned].into_iter(), Vec::new(), |_| true, at("2026-01-01T00:00:00Z"), &HASH_KEY);
     assert!(!ends([&planned].into_iter(), &before[0]), "it comes again");
 }

@@ -9,7 +9,7 @@ use crate::ledger::defect::{Defect, planted};
 use crate::ledger::routes::Bindings;
 use crate::message::SinkIx;
 use crate::store::query::EventRow;
-use crate::store::{Commit, Event};
+use crate::store::{Commit, EmittedEvent};
 use crate::transport::{Outgoing, SinkAnswer};
 
 /// The number of commits in one page of the store, at most.
@@ -96,7 +96,7 @@ pub struct Publisher {
 
 impl Publisher {
     /// A publisher that goes on after `watermark`; events up to `durable` are in the store.
-    pub fn new(sink: SinkIx, bindings: Arc<Bindings>, window: Window, (watermark, durable): (u64, u64)) -> Self {
+    pub fn new(sink: SinkIx, bindings: Arc<Bindings>, window: Window, watermark: u64, durable: u64) -> Self {
         Self {
             sink,
             bindings,
@@ -176,7 +176,7 @@ impl Publisher {
         events < self.window.events && (self.bytes < self.window.bytes || events == 0)
     }
 
-    fn look_at(&mut self, seq: u64, event: &Event, commit: u64) {
+    fn look_at(&mut self, seq: u64, event: &EmittedEvent, commit: u64) {
         self.seen = seq;
         self.commit = commit;
         if let Some(topic) = self.bindings.topic(self.sink, event) {
@@ -252,8 +252,7 @@ impl Publisher {
 
     /// Starts again after the sink was reopened: everything behind the watermark is read and handed over again.
     pub fn restart(&mut self) {
-        let from = (self.watermark, self.durable);
-        *self = Self::new(self.sink, self.bindings.clone(), self.window, from);
+        *self = Self::new(self.sink, self.bindings.clone(), self.window, self.watermark, self.durable);
     }
 
     /// Events that wait to be published, those that nobody has looked at included.
@@ -286,7 +285,7 @@ mod tests {
         let row = |no| EventRow {
             commit: CommitRow { shard: 0, no, epoch: 1, at: 0 },
             seq: no,
-            event: Event {
+            event: EmittedEvent {
                 service: "s".into(),
                 cause: [0; 16],
                 message: Draft { id: "e", ..Draft::default() }.build_unchecked().unwrap(),
@@ -298,7 +297,7 @@ mod tests {
     #[test]
     fn a_page_that_cannot_be_read_is_halved_and_begins_small_after_the_last() {
         let bindings = Arc::new(Bindings::new(&Settings::default(), Handlers::new()).unwrap());
-        let mut publisher = Publisher::new(SinkIx::FIRST, bindings, Window { events: 100, bytes: usize::MAX }, (0, 10));
+        let mut publisher = Publisher::new(SinkIx::FIRST, bindings, Window { events: 100, bytes: usize::MAX }, 0, 10);
         let commits = |publisher: &Publisher| publisher.page().map(|page| page.commits);
         assert_eq!(commits(&publisher), Some(1));
         let first = publisher.page().unwrap();
@@ -330,7 +329,7 @@ mod tests {
         for row in &mut all {
             row.event.message = Draft { id: "e", payload: &payload, ..Draft::default() }.build_unchecked().unwrap();
         }
-        let mut publisher = Publisher::new(SinkIx::FIRST, bindings, Window { events: 100, bytes: 2_500 }, (0, 9));
+        let mut publisher = Publisher::new(SinkIx::FIRST, bindings, Window { events: 100, bytes: 2_500 }, 0, 9);
         let read = |publisher: &mut Publisher| {
             let page = publisher.page().unwrap();
             let after = usize::try_from(page.after).unwrap();
@@ -347,7 +346,7 @@ mod tests {
         publisher.progress();
         assert_eq!(read(&mut publisher), 3);
         let mut narrow =
-            Publisher::new(SinkIx::FIRST, Arc::clone(&publisher.bindings), Window { events: 100, bytes: 1 }, (0, 9));
+            Publisher::new(SinkIx::FIRST, Arc::clone(&publisher.bindings), Window { events: 100, bytes: 1 }, 0, 9);
         assert_eq!(read(&mut narrow), 1, "one at least");
     }
 }

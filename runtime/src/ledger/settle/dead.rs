@@ -16,7 +16,7 @@ use crate::ledger::slot::Item;
 use crate::message::{Draft, ServiceIx, keyed_hash};
 use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{
-    CommandResult, DeadLetter, Event, HistoryRow, Letters, OfService, OldLetters, Part, PendingRow, ServiceKey,
+    CommandResult, DeadLetter, EmittedEvent, HistoryRow, Letters, OfService, OldLetters, Part, PendingRow, ServiceKey,
     TimerWrite,
 };
 
@@ -86,7 +86,7 @@ impl DeadLetters {
 #[derive(Debug)]
 pub(crate) struct Death {
     letter: DeadLetter,
-    event: Option<Event>,
+    event: Option<EmittedEvent>,
     answer: Option<SentMessage>,
     reply: Option<Reply>,
 }
@@ -116,7 +116,7 @@ impl Ledger {
     }
 
     /// The event about a dead letter, if that is wanted. An event about such an event would have no end.
-    fn obituary(&self, letter: &DeadLetter) -> Option<Event> {
+    fn obituary(&self, letter: &DeadLetter) -> Option<EmittedEvent> {
         let message = &letter.message;
         if !self.config.bindings.tells_of_dead() || message.kind() == DEAD_LETTER {
             return None;
@@ -138,7 +138,7 @@ impl Ledger {
         let message = draft.build_unchecked().ok()?;
         // Another program's service may have no number that this one knows.
         let service = self.service_of(&letter.service).map(|_| letter.service.clone()).unwrap_or_default();
-        Some(Event { service, cause: letter.id.digest(), message })
+        Some(EmittedEvent { service, cause: letter.id.digest(), message })
     }
 
     /// The answer to the service that sent a command which became a dead letter.

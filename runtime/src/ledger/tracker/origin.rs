@@ -79,7 +79,7 @@ impl Tracker {
         if all || done && first && last {
             self.add_done(seq, position);
         } else {
-            self.add(seq, position, (service, done), (first, last));
+            self.add(seq, position, service, done, first, last);
         }
         if done { Received::Known } else { Received::New(seq) }
     }
@@ -107,15 +107,16 @@ impl Tracker {
         }
     }
 
-    fn add(&mut self, seq: u64, position: Position, delivery: (u16, bool), (first, last): (bool, bool)) {
+    /// Adds a delivery for a service, which may be done; whether it is the first or the last one of its position.
+    fn add(&mut self, seq: u64, position: Position, service: u16, done: bool, first: bool, last: bool) {
         if first {
-            let services = if last { Vec::new() } else { vec![delivery] };
-            let open = u32::from(!delivery.1) + u32::from(!last);
+            let services = if last { Vec::new() } else { vec![(service, done)] };
+            let open = u32::from(!done) + u32::from(!last);
             let entry = Span { seq, from: position, to: position, open, services, firm: false };
             self.entries.push_back(entry);
         } else if let Some(entry) = self.entries.back_mut() {
-            entry.services.push(delivery);
-            entry.open += u32::from(!delivery.1);
+            entry.services.push((service, done));
+            entry.open += u32::from(!done);
             entry.open -= u32::from(last);
         }
     }

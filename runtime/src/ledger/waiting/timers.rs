@@ -110,7 +110,7 @@ impl Ledger {
             let shards = self.config.settings.ownership.shards;
             let here = planned.filter(|planned| shard_of(&planned.of_key().key, shards) == self.shard);
             let known = |name: &str| self.service_of(name).is_some();
-            for write in reconcile(here, found, known, (self.now, &self.config.hash_key)) {
+            for write in reconcile(here, found, known, self.now, &self.config.hash_key) {
                 let service = self.service_of(&write.service).expect("what is written is of a service that is here");
                 let ix = self.slot_for(service, &write.key);
                 let mut planned = services.iter().flat_map(|service| service.schedules.iter());

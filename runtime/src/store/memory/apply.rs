@@ -6,20 +6,20 @@ use serde_json::Value;
 use super::{MemoryTables, Written};
 use crate::handler::{Column, ColumnKind, RowWrite, Table};
 use crate::message::ShardNo;
-use crate::store::{Commit, Outcome, Part, ServiceKey, Timer};
+use crate::store::{Commit, CommitOutcome, Part, ServiceKey, Timer};
 
 impl MemoryTables {
-    pub(super) fn apply(&mut self, commit: &Commit) -> Outcome {
-        let Some(shard) = self.shards.get(commit.shard as usize) else { return Outcome::Fenced };
+    pub(super) fn apply(&mut self, commit: &Commit) -> CommitOutcome {
+        let Some(shard) = self.shards.get(commit.shard as usize) else { return CommitOutcome::Fenced };
         let fenced = shard.epoch != commit.epoch || shard.commit_no + 1 != commit.no;
         if fenced && !self.ignores_fence() {
             if self.leaks_parts() {
                 commit.parts.iter().for_each(|part| self.write_waiting(commit.shard, part));
             }
-            return Outcome::Fenced;
+            return CommitOutcome::Fenced;
         }
         if let Some((permanent, error)) = self.refused(commit) {
-            return Outcome::Refused { permanent, error };
+            return CommitOutcome::Refused { permanent, error };
         }
         self.write_shard(commit);
         for part in &commit.parts {
@@ -45,7 +45,7 @@ impl MemoryTables {
             self.commits.insert((commit.shard, commit.no), self.journal.len());
         }
         self.journal.push(written);
-        Outcome::Committed
+        CommitOutcome::Committed
     }
 
     /// The reason for which this data cannot be written, and whether that is permanent.

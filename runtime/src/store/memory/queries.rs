@@ -297,7 +297,10 @@ fn commit_row(commit: &Written) -> CommitRow {
 }
 
 fn event_rows(commit: &Written) -> Vec<EventRow> {
-    let row =
-        |(seq, event): (u64, &crate::store::Event)| EventRow { commit: commit_row(commit), seq, event: event.clone() };
+    let row = |(seq, event): (u64, &crate::store::EmittedEvent)| EventRow {
+        commit: commit_row(commit),
+        seq,
+        event: event.clone(),
+    };
     (commit.first_seq..).zip(&commit.events).map(row).collect()
 }

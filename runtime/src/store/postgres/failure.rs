@@ -4,7 +4,7 @@
 use sqlx::Error;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
-use crate::store::{Outcome, StoreError};
+use crate::store::{CommitOutcome, StoreError};
 
 /// Classes of SQLSTATE that speak of the server, the connection or the moment; all others speak of the data.
 const NOT_OF_THE_DATA: [&str; 10] = ["08", "25", "26", "28", "40", "53", "55", "57", "58", "XX"];
@@ -77,16 +77,16 @@ impl PgFailure {
     }
 
     /// The outcome of a commit that failed so.
-    pub(super) fn outcome(self) -> Outcome {
+    pub(super) fn outcome(self) -> CommitOutcome {
         match self {
-            Self::Refused { permanent, error } => Outcome::Refused { permanent, error },
+            Self::Refused { permanent, error } => CommitOutcome::Refused { permanent, error },
             Self::Again(text)
             | Self::Locked(text)
             | Self::TooLong(text)
             | Self::Forgotten(text)
             | Self::Corrupt(text)
-            | Self::Unavailable(text) => Outcome::Unavailable(text),
-            Self::Lost(text) => Outcome::Unknown(text),
+            | Self::Unavailable(text) => CommitOutcome::Unavailable(text),
+            Self::Lost(text) => CommitOutcome::Unknown(text),
         }
     }
 }
@@ -158,6 +158,6 @@ mod tests {
     fn a_lost_connection_is_unknown_to_a_commit() {
         let lost = PgFailure::of(&Error::Protocol("cut".to_owned()));
         assert!(!lost.leaves_connection());
-        assert!(matches!(lost.outcome(), Outcome::Unknown(_)));
+        assert!(matches!(lost.outcome(), CommitOutcome::Unknown(_)));
     }
 }

@@ -20,7 +20,7 @@ use crate::clock::sleep;
 use crate::message::ShardNo;
 use crate::store::lease::Fleet;
 use crate::store::watch::LogWatch;
-use crate::store::{Outcome, StoreError, StoreFuture};
+use crate::store::{CommitOutcome, StoreError, StoreFuture};
 
 /// The number of times that a statement is sent again after a deadlock or a failed serialization.
 const AGAIN_MAX: u32 = 20;
@@ -64,16 +64,16 @@ impl PgWriter {
     }
 
     /// Hands a commit over now; the answer may be waited for or not.
-    pub(super) fn commit(&self, statement: CommitStatement) -> BoxFuture<'static, Outcome> {
+    pub(super) fn commit(&self, statement: CommitStatement) -> BoxFuture<'static, CommitOutcome> {
         let writer = self.clone();
         let answer = self.in_order(statement.shard, async move {
             let outcome = writer.outcome(&statement).await;
-            if matches!(outcome, Outcome::Committed | Outcome::Unknown(_)) {
+            if matches!(outcome, CommitOutcome::Committed | CommitOutcome::Unknown(_)) {
                 writer.appended(&statement.targets);
             }
             outcome
         });
-        Box::pin(async move { answer.await.unwrap_or_else(|| Outcome::Unknown("the write ended".to_owned())) })
+        Box::pin(async move { answer.await.unwrap_or_else(|| CommitOutcome::Unknown("the write ended".to_owned())) })
     }
 
     /// Runs `write` after everything that was handed over for `shard` before it, over the connections for takeovers.
@@ -124,7 +124,7 @@ impl PgWriter {
         self.0.control.close().await;
     }
 
-    async fn outcome(&self, statement: &CommitStatement) -> Outcome {
+    async fn outcome(&self, statement: &CommitStatement) -> CommitOutcome {
         for attempt in 1..=AGAIN_MAX {
             let (sql, args) = (statement.sql.clone(), statement.args.clone());
             let ended = match &statement.then[..] {
@@ -132,19 +132,19 @@ impl PgWriter {
                 then => self.0.commits.transaction((sql, args), then).await,
             };
             match ended {
-                Ok(fence) if fence.is_empty() => return Outcome::Fenced,
-                Ok(_) => return Outcome::Committed,
+                Ok(fence) if fence.is_empty() => return CommitOutcome::Fenced,
+                Ok(_) => return CommitOutcome::Committed,
                 Err(PgFailure::Again(_)) if attempt < AGAIN_MAX => {
                     sleep(Duration::from_millis(attempt.into())).await;
                 }
                 // The fence alone has no data to refuse: then the server is slow.
                 Err(PgFailure::TooLong(error)) if !statement.alone && self.too_long(statement) => {
-                    return Outcome::Refused { permanent: false, error };
+                    return CommitOutcome::Refused { permanent: false, error };
                 }
                 Err(failure) => return failure.outcome(),
             }
         }
-        Outcome::Unavailable("the server found deadlocks again and again".to_owned())
+        CommitOutcome::Unavailable("the server found deadlocks again and again".to_owned())
     }
 
     /// Counts a commit that took too long; returns whether it did so too often.

@@ -9,7 +9,7 @@ use crate::clock::Millis;
 /// The actions of operators.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Action {
+pub enum OperatorAction {
     /// Dead letters become pending again; those that are refused events are published again.
     Replay,
     /// Dead letters are removed.
@@ -73,7 +73,7 @@ impl std::fmt::Display for Scope {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewCommand {
     /// The action.
-    pub action: Action,
+    pub action: OperatorAction,
     /// The dead letters that it is about, if any.
     pub filter: DeadFilter,
     /// The operator who asked.
@@ -92,7 +92,7 @@ pub struct OpenCommand {
     /// Its number.
     pub id: i64,
     /// The action.
-    pub action: Action,
+    pub action: OperatorAction,
     /// The dead letters that it is about, if any.
     pub filter: DeadFilter,
     /// The operator who asked.
@@ -112,9 +112,13 @@ impl NewCommand {
     /// The scope that it pauses (true) or resumes (false).
     pub(in crate::store) fn pauses(&self) -> Option<(&Scope, bool)> {
         match &self.action {
-            Action::Pause(scope) => Some((scope, true)),
-            Action::Resume(scope) => Some((scope, false)),
-            Action::Replay | Action::Discard | Action::Edit { .. } | Action::Retire(_) | Action::Drop(_) => None,
+            OperatorAction::Pause(scope) => Some((scope, true)),
+            OperatorAction::Resume(scope) => Some((scope, false)),
+            OperatorAction::Replay
+            | OperatorAction::Discard
+            | OperatorAction::Edit { .. }
+            | OperatorAction::Retire(_)
+            | OperatorAction::Drop(_) => None,
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use sqlx::Error;
 
-use crate::store::{Outcome, StoreError};
+use crate::store::{CommitOutcome, StoreError};
 
 const ERROR: i32 = 1;
 const CORRUPT: i32 = 11;
@@ -46,11 +46,11 @@ impl SqliteFailure {
     }
 
     /// The outcome of a commit that failed so.
-    pub(super) fn outcome(self) -> Outcome {
+    pub(super) fn outcome(self) -> CommitOutcome {
         match self {
-            Self::Refused { permanent, error } => Outcome::Refused { permanent, error },
-            Self::Unavailable(text) => Outcome::Unavailable(text),
-            Self::Lost(text) => Outcome::Unknown(text),
+            Self::Refused { permanent, error } => CommitOutcome::Refused { permanent, error },
+            Self::Unavailable(text) => CommitOutcome::Unavailable(text),
+            Self::Lost(text) => CommitOutcome::Unknown(text),
         }
     }
 }

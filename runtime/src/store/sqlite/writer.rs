@@ -16,7 +16,7 @@ use super::group::{self, Piece};
 use super::tables;
 use super::wal::{AGAIN, Wal, WalBound};
 use crate::store::watch::LogWatch;
-use crate::store::{Outcome, StoreError};
+use crate::store::{CommitOutcome, StoreError};
 
 /// Writes that may wait: commits of all shards and a few calls.
 const WRITES_MAX: usize = 4_096;
@@ -27,7 +27,7 @@ const GROUP_MAX: usize = 64;
 type WriterCall = Box<dyn for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, bool> + Send>;
 
 enum Write {
-    Commit(Box<Piece>, oneshot::Sender<Outcome>),
+    Commit(Box<Piece>, oneshot::Sender<CommitOutcome>),
     WriterCall(WriterCall),
     Close(oneshot::Sender<()>),
 }
@@ -75,16 +75,18 @@ impl SqliteWriter {
     }
 
     /// Hands a commit over now; the answer may be waited for or not.
-    pub(super) fn commit(&self, piece: Piece) -> BoxFuture<'static, Outcome> {
+    pub(super) fn commit(&self, piece: Piece) -> BoxFuture<'static, CommitOutcome> {
         if let Some(refusal) = self.wal.refusal() {
-            return Box::pin(async { Outcome::Unavailable(refusal) });
+            return Box::pin(async { CommitOutcome::Unavailable(refusal) });
         }
         let (reply, answer) = oneshot::channel();
         let sent = self.writes.try_send(Write::Commit(Box::new(piece), reply));
         Box::pin(async move {
             match sent {
-                Ok(()) => answer.await.unwrap_or_else(|_| Outcome::Unknown("the store's writer ended".to_owned())),
-                Err(error) => Outcome::Unavailable(refused(&error)),
+                Ok(()) => {
+                    answer.await.unwrap_or_else(|_| CommitOutcome::Unknown("the store's writer ended".to_owned()))
+                }
+                Err(error) => CommitOutcome::Unavailable(refused(&error)),
             }
         })
     }
@@ -196,11 +198,11 @@ impl Task {
         }
     }
 
-    async fn commit(&mut self, group: Vec<(Box<Piece>, oneshot::Sender<Outcome>)>) {
+    async fn commit(&mut self, group: Vec<(Box<Piece>, oneshot::Sender<CommitOutcome>)>) {
         let (pieces, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
         let outcomes = self.outcomes(&pieces).await;
         for ((outcome, reply), piece) in outcomes.into_iter().zip(replies).zip(&pieces) {
-            if matches!(outcome, Outcome::Committed | Outcome::Unknown(_)) {
+            if matches!(outcome, CommitOutcome::Committed | CommitOutcome::Unknown(_)) {
                 self.watch.appended(piece.log.iter().map(|row| row.target));
             }
             // Nobody waits any more; the commit still happened.
@@ -209,17 +211,17 @@ impl Task {
     }
 
     /// Writes all commits at once, or, if one of them must not pass, one by one in one transaction.
-    async fn outcomes(&mut self, pieces: &[Box<Piece>]) -> Vec<Outcome> {
+    async fn outcomes(&mut self, pieces: &[Box<Piece>]) -> Vec<CommitOutcome> {
         let whole: Vec<&Piece> = pieces.iter().map(|piece| &**piece).collect();
         let connection = match self.connect().await {
             Ok(connection) => connection,
-            Err(error) => return all(pieces.len(), &Outcome::Unavailable(error.to_string())),
+            Err(error) => return all(pieces.len(), &CommitOutcome::Unavailable(error.to_string())),
         };
         match write(connection, group::ALL, &whole).await {
-            Ok(true) => return self.finish(pieces.iter().map(|_| Outcome::Committed).collect()).await,
+            Ok(true) => return self.finish(pieces.iter().map(|_| CommitOutcome::Committed).collect()).await,
             Ok(false) if whole.len() == 1 => {
                 self.undo().await;
-                return vec![Outcome::Fenced];
+                return vec![CommitOutcome::Fenced];
             }
             Err(failure) if whole.len() == 1 || !matches!(failure, SqliteFailure::Refused { .. }) => {
                 self.undo().await;
@@ -230,15 +232,15 @@ impl Task {
         self.one_by_one(&whole).await
     }
 
-    async fn one_by_one(&mut self, pieces: &[&Piece]) -> Vec<Outcome> {
+    async fn one_by_one(&mut self, pieces: &[&Piece]) -> Vec<CommitOutcome> {
         let mut outcomes = Vec::with_capacity(pieces.len());
         let result = async {
             let connection = self.connect().await.map_err(|error| SqliteFailure::of(&error))?;
             execute(connection, "BEGIN IMMEDIATE").await?;
             for piece in pieces {
                 let (outcome, end) = match write(connection, group::ONE, &[piece]).await {
-                    Ok(true) => (Outcome::Committed, "RELEASE perkey_commit"),
-                    Ok(false) => (Outcome::Fenced, "ROLLBACK TO perkey_commit; RELEASE perkey_commit"),
+                    Ok(true) => (CommitOutcome::Committed, "RELEASE perkey_commit"),
+                    Ok(false) => (CommitOutcome::Fenced, "ROLLBACK TO perkey_commit; RELEASE perkey_commit"),
                     Err(failure @ SqliteFailure::Refused { .. }) => {
                         (failure.outcome(), "ROLLBACK TO perkey_commit; RELEASE perkey_commit")
                     }
@@ -259,14 +261,14 @@ impl Task {
     }
 
     /// Makes `outcomes` durable, or replaces those that would have committed by the failure.
-    async fn finish(&mut self, outcomes: Vec<Outcome>) -> Vec<Outcome> {
+    async fn finish(&mut self, outcomes: Vec<CommitOutcome>) -> Vec<CommitOutcome> {
         let Some(connection) = self.connection.as_mut() else { return outcomes };
         let Err(error) = sqlx::query("COMMIT").execute(connection).await else { return outcomes };
         self.undo().await;
         let failed = SqliteFailure::of_commit(&error).outcome();
         outcomes
             .into_iter()
-            .map(|outcome| if matches!(outcome, Outcome::Committed) { copy(&failed) } else { outcome })
+            .map(|outcome| if matches!(outcome, CommitOutcome::Committed) { copy(&failed) } else { outcome })
             .collect()
     }
 
@@ -283,7 +285,10 @@ impl Task {
 
 /// Takes the commits of other shards that wait behind the first one; returns the first message that is not such a
 /// commit.
-fn gather(group: &mut Vec<(Box<Piece>, oneshot::Sender<Outcome>)>, inbox: &mut mpsc::Receiver<Write>) -> Option<Write> {
+fn gather(
+    group: &mut Vec<(Box<Piece>, oneshot::Sender<CommitOutcome>)>,
+    inbox: &mut mpsc::Receiver<Write>,
+) -> Option<Write> {
     while group.len() < GROUP_MAX {
         match inbox.try_recv() {
             Ok(Write::Commit(piece, reply)) if group.iter().all(|(other, _)| other.shard != piece.shard) => {
@@ -330,16 +335,18 @@ async fn execute(connection: &mut SqliteConnection, sql: &'static str) -> Result
     sqlx::query(sql).execute(connection).await.map(drop).map_err(|error| SqliteFailure::of(&error))
 }
 
-fn all(count: usize, outcome: &Outcome) -> Vec<Outcome> {
+fn all(count: usize, outcome: &CommitOutcome) -> Vec<CommitOutcome> {
     (0..count).map(|_| copy(outcome)).collect()
 }
 
-fn copy(outcome: &Outcome) -> Outcome {
+fn copy(outcome: &CommitOutcome) -> CommitOutcome {
     match outcome {
-        Outcome::Committed => Outcome::Committed,
-        Outcome::Fenced => Outcome::Fenced,
-        Outcome::Refused { permanent, error } => Outcome::Refused { permanent: *permanent, error: error.clone() },
-        Outcome::Unavailable(text) => Outcome::Unavailable(text.clone()),
-        Outcome::Unknown(text) => Outcome::Unknown(text.clone()),
+        CommitOutcome::Committed => CommitOutcome::Committed,
+        CommitOutcome::Fenced => CommitOutcome::Fenced,
+        CommitOutcome::Refused { permanent, error } => {
+            CommitOutcome::Refused { permanent: *permanent, error: error.clone() }
+        }
+        CommitOutcome::Unavailable(text) => CommitOutcome::Unavailable(text.clone()),
+        CommitOutcome::Unknown(text) => CommitOutcome::Unknown(text.clone()),
     }
 }

@@ -27,7 +27,7 @@ pub(in crate::testing) struct Topic {
 
 impl Topic {
     /// A commit is durable: its events may come.
-    pub(in crate::testing) fn committed(&mut self, commit: &Commit, wanted: impl Fn(&store::Event) -> bool) {
+    pub(in crate::testing) fn committed(&mut self, commit: &Commit, wanted: impl Fn(&store::EmittedEvent) -> bool) {
         for (seq, event) in (commit.first_seq..).zip(commit.events()) {
             self.last.insert(commit.shard, seq);
             if wanted(event) {

@@ -12,7 +12,7 @@ use perkey::unstable::handlers::Shown as Payload;
 use perkey::unstable::message::ShardNo;
 use perkey::unstable::metrics::Metrics;
 use perkey::unstable::settings::{DurationError, duration};
-use perkey::unstable::store::query::{Action, CommandState, DeadFilter, NewCommand};
+use perkey::unstable::store::query::{CommandState, DeadFilter, NewCommand, OperatorAction};
 use perkey::unstable::store::{self, Access, DeadLetter, Opened, Store};
 use perkey::{Engine, Handlers, Millis, Settings, StoreError, millis, sleep};
 use serde::Serialize;
@@ -111,7 +111,7 @@ struct ShownAttempt {
 /// The result of a command.
 #[derive(Debug, Serialize)]
 struct Changed {
-    action: Action,
+    action: OperatorAction,
     matched: u64,
     dry_run: bool,
     /// The command's number; `None` for a dry run or when nothing matched.
@@ -152,7 +152,7 @@ pub async fn peek(settings: &Settings, asked: &PeekArgs, out: Out) -> Ended {
 
 /// Asks the owners to run dead letters again.
 pub async fn replay(settings: &Settings, asked: &ChangeArgs, out: Out) -> Ended {
-    change(settings, Action::Replay, asked, out).await
+    change(settings, OperatorAction::Replay, asked, out).await
 }
 
 /// Asks the owners to remove dead letters.
@@ -163,10 +163,10 @@ pub async fn discard(settings: &Settings, asked: &ChangeArgs, out: Out) -> Ended
         let text = "discarding cannot be undone: name a filter (--service, --key, --id, --since, --error), or --all";
         return Err(Failure::Usage(text.to_owned()));
     }
-    change(settings, Action::Discard, asked, out).await
+    change(settings, OperatorAction::Discard, asked, out).await
 }
 
-async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Out) -> Ended {
+async fn change(settings: &Settings, action: OperatorAction, asked: &ChangeArgs, out: Out) -> Ended {
     let now = Clock::system().now();
     // Only dead letters given up before this instant are meant: a command must not chase those that it replays.
     let filter = filter(&asked.filter, now, Some(now))?;
@@ -205,7 +205,7 @@ async fn change(settings: &Settings, action: Action, asked: &ChangeArgs, out: Ou
 /// Records a command for the process that runs the store.
 pub(super) async fn command(
     settings: &Settings,
-    action: Action,
+    action: OperatorAction,
     filter: DeadFilter,
     why: &str,
     wait: Duration,
@@ -278,13 +278,13 @@ pub(super) async fn waited(store: &dyn Store, id: i64, wait: Duration) -> Result
 fn text(changed: &Changed) -> String {
     let Changed { matched, affected, .. } = changed;
     let (verb, past) = match &changed.action {
-        Action::Replay => ("replay", "replayed"),
-        Action::Discard => ("discard", "discarded"),
-        Action::Edit { .. } => ("edit", "edited"),
-        Action::Retire(_) => ("retire", "retired"),
-        Action::Pause(_) => ("pause", "paused"),
-        Action::Resume(_) => ("resume", "resumed"),
-        Action::Drop(_) => ("drop", "dropped"),
+        OperatorAction::Replay => ("replay", "replayed"),
+        OperatorAction::Discard => ("discard", "discarded"),
+        OperatorAction::Edit { .. } => ("edit", "edited"),
+        OperatorAction::Retire(_) => ("retire", "retired"),
+        OperatorAction::Pause(_) => ("pause", "paused"),
+        OperatorAction::Resume(_) => ("resume", "resumed"),
+        OperatorAction::Drop(_) => ("drop", "dropped"),
     };
     let letters = if *matched == 1 { "dead letter" } else { "dead letters" };
     let Some(id) = changed.command else {
@@ -375,7 +375,7 @@ mod tests {
     #[test]
     fn a_command_says_what_became_of_it() {
         let changed = |command: Option<i64>, done, running| {
-            let action = Action::Replay;
+            let action = OperatorAction::Replay;
             text(&Changed {
                 action,
                 matched: 3,

@@ -11,7 +11,7 @@ use perkey::unstable::clock::Clock;
 use perkey::unstable::handler::is_between_keys;
 use perkey::unstable::handlers::{PayloadError, Shown};
 use perkey::unstable::store::DeadLetter;
-use perkey::unstable::store::query::{Action, DeadFilter};
+use perkey::unstable::store::query::{DeadFilter, OperatorAction};
 use perkey::{Handlers, Payload, Settings};
 
 use super::output::Out;
@@ -65,7 +65,7 @@ pub async fn edit(settings: &Settings, asked: &EditArgs, out: Out) -> Ended {
     // An edit with an id of its own each time: the same payload may be tried again.
     let scope = [format!("{id}\0{}\0", Clock::system().now()).as_bytes(), &payload[..]].concat();
     let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, &scope).to_string();
-    let action = Action::Edit { payload: payload.into(), id };
+    let action = OperatorAction::Edit { payload: payload.into(), id };
     dlq::command(settings, action, filter, &asked.reason, asked.wait, out).await
 }
 

@@ -180,7 +180,7 @@ fn text(shown: &Shown) -> String {
 mod tests {
     use perkey::Draft;
     use perkey::unstable::message::TakenId;
-    use perkey::unstable::store::Event;
+    use perkey::unstable::store::EmittedEvent;
     use perkey::unstable::store::query::EventRow;
 
     use super::*;
@@ -223,7 +223,7 @@ mod tests {
             history: Vec::new(),
             message: message(),
         };
-        let event = Event { service: "transactions".into(), cause: [0; 16], message: message() };
+        let event = EmittedEvent { service: "transactions".into(), cause: [0; 16], message: message() };
         let story = Story {
             taken: vec![(commit.clone(), "transactions".into())],
             events: vec![EventRow { commit, seq: 9, event }],

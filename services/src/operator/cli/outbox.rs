@@ -7,7 +7,7 @@ use perkey::unstable::clock::{Clock, rfc3339};
 use perkey::unstable::engine::host::operator;
 use perkey::unstable::message::ShardNo;
 use perkey::unstable::store;
-use perkey::unstable::store::query::{Action, CommandState, DeadFilter, NewCommand, Queries, ShardRow};
+use perkey::unstable::store::query::{CommandState, DeadFilter, NewCommand, OperatorAction, Queries, ShardRow};
 use perkey::{Millis, Settings, StoreError};
 use serde::Serialize;
 
@@ -140,7 +140,7 @@ pub async fn retire(settings: &Settings, asked: &RetireArgs, out: Out) -> Ended 
     let mut retired = Retired { sink, matched, command: None, done: matched == 0, affected: 0, running };
     if matched > 0 {
         let command = NewCommand {
-            action: Action::Retire(retired.sink.clone()),
+            action: OperatorAction::Retire(retired.sink.clone()),
             filter: DeadFilter::default(),
             who: operator(),
             why: asked.why.clone(),

@@ -9,7 +9,7 @@ use perkey::Settings;
 use perkey::unstable::clock::Clock;
 use perkey::unstable::engine::host::operator;
 use perkey::unstable::store;
-use perkey::unstable::store::query::{Action, CommandState, DeadFilter, NewCommand, Scope};
+use perkey::unstable::store::query::{CommandState, DeadFilter, NewCommand, OperatorAction, Scope};
 use serde::Serialize;
 
 use super::output::Out;
@@ -129,7 +129,7 @@ async fn tell(settings: &Settings, scope: Scope, paused: bool, asked: Asked, out
     let (service, key) = (scope.service.clone(), scope.key.clone());
     let mut told = Told { paused, service, key, before, command: None, done: true, running };
     if before != paused {
-        let action = if paused { Action::Pause(scope.clone()) } else { Action::Resume(scope.clone()) };
+        let action = if paused { OperatorAction::Pause(scope.clone()) } else { OperatorAction::Resume(scope.clone()) };
         let (who, why, at) = (operator(), asked.why, Clock::system().now());
         let command = NewCommand { action, filter: DeadFilter::default(), who, why, matched: 1, at };
         let id = store.queries().command(command).await?;
@@ -174,7 +174,7 @@ async fn given_up(settings: &Settings, args: DropArgs, out: Out) -> Ended {
     let (command, done, affected) = (None, matched == 0, 0);
     let mut dropped = Dropped { service, pending, timers, dry_run, command, done, affected, running };
     if matched > 0 && !dry_run {
-        let (action, who, why) = (Action::Drop(dropped.service.clone()), operator(), asked.why);
+        let (action, who, why) = (OperatorAction::Drop(dropped.service.clone()), operator(), asked.why);
         let at = Clock::system().now();
         let id = store
             .queries()
