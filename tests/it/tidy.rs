@@ -3,6 +3,7 @@
 
 mod english;
 mod floors;
+mod names;
 pub(crate) mod scan;
 
 use std::collections::{BTreeMap, BTreeSet};
