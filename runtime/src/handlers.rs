@@ -30,7 +30,7 @@ use crate::clock::{Clock, Stopwatch, millis, sleep};
 use crate::handler::{
     AfterDeadLetter, Fault, Handler, Payload, RetryPolicy, Schedule, Schema, Table, Turn, TurnLimits,
 };
-use crate::message::Key;
+use crate::message::{Key, ServiceIx};
 use crate::settings::load::or_near;
 use crate::store::lease::Code;
 use crate::telemetry::traces;
@@ -99,11 +99,11 @@ impl Handlers {
     }
 
     /// The index of a service.
-    pub fn index_of(&self, service: &str) -> Option<u16> {
-        self.services.iter().position(|known| known.name() == service).and_then(|at| u16::try_from(at).ok())
+    pub fn index_of(&self, service: &str) -> Option<ServiceIx> {
+        self.services.iter().position(|known| known.name() == service).map(ServiceIx::nth)
     }
 
-    /// A sentence that there is no such service, with those that there are.
+    /// A sentence that there is no such service, with the existing ones.
     pub fn unknown(&self, service: &str) -> String {
         let known = self.services();
         let near = or_near(service, known.iter().map(|name| &**name));

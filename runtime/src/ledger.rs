@@ -1,18 +1,20 @@
 //! A shard's record of the messages in hand, and every decision about them. Pure: no await, no clock, no I/O.
 //! In: events, each with its time ([`protocol::Event`]). Out: actions, performed by the shard's actors or by the simulator.
 //!
-//! [`Ledger::step`] is told an event; [`Ledger::actions`] lets every key that it touched go on and returns what is to be done.
-//! A message's way: [`intake`] sees whether it is known and queues it for its key; [`runs`] gives the key an actor; [`settle`]
-//! turns reports into groups of rows; [`batches`] gathers groups into commits and answers for their ends. Beside the way:
-//! [`waiting`] has the rows on disk with their timers and suspects, [`tracker`] the places of the sources, [`outbox`] those of
-//! the sinks, [`gates`] the permits, [`operator`] the commands, [`routes`] who takes which message, [`cron`] the schedules.
+//! [`Ledger::step`] is told an event; [`Ledger::actions`] lets every key that it touched go on and returns the actions.
+//! A message's way: [`intake`] sees whether it is known and queues it for its key; [`runs`] gives the key an actor;
+//! [`settle`] turns reports into groups of rows; [`batches`] gathers groups into commits and answers for their ends.
+//! Beside the way: [`waiting`] has the rows on disk with their timers and suspects, [`tracker`] the places of the
+//! sources, [`outbox`] those of the sinks, [`gates`] the permits, [`operator`] the commands, [`routes`] the services of
+//! messages, [`cron`] the schedules.
 //!
-//! A key goes on by `advance` (in [`runs`]), unless it is unknown yet, being read, running or queued already. It asks in this
-//! order: what operators want of it (`operator`); whether it is held, waits (`runs::pool`) or is paused (`operator`); whether its
-//! messages must be read from disk (`waiting`); whether it must wait for its own commit, or the shard is being left; whether its
-//! head was refused or blamed without a run (`settle`); whether its state is known; whether a record, a permit or a trial is
-//! still owed (`waiting::suspects`, `runs::pool`); and only then which actor runs it. Each question is cheaper, or closer to what
-//! is durable, than the next, and an answer that is still on its way ends the questions.
+//! A key goes on by `advance` (in [`runs`]), unless it is unknown yet, being read, running or queued already. It asks
+//! in this order: the wishes of operators (`operator`); whether it is held, waits (`runs::pool`) or is paused
+//! (`operator`); whether its messages must be read from disk (`waiting`); whether it must wait for its own commit, or
+//! the shard is being left; whether its head was refused or blamed without a run (`settle`); whether its state is
+//! known; whether a record, a permit or a trial is still owed (`waiting::suspects`, `runs::pool`); and only then which
+//! actor runs it. Each question is cheaper, or closer to what is durable, than the next, and an answer that is still on
+//! its way ends the questions.
 
 pub mod protocol;
 
@@ -48,7 +50,7 @@ use self::slot::Slots;
 use self::tracker::{Received, SourceTrack, Ticket};
 use crate::clock::{Dice, Millis, millis};
 pub use crate::handlers::run::{RunItem, TurnEnd, TurnFault};
-use crate::message::ShardNo;
+use crate::message::{ServiceIx, ShardNo, SourceIx};
 use crate::store::{Counters, Epoch, InboxRows, Letters, TakenShard};
 
 /// The ledger of one shard under one epoch.
@@ -131,8 +133,7 @@ impl Ledger {
             tally: Tally::default(),
             config,
         };
-        for source in 0..ledger.sources.len() {
-            let source = u16::try_from(source).expect("there are few sources");
+        for source in SourceIx::all(ledger.sources.len()) {
             ledger.out.push(Action::Credit(source, ledger.config.settings.ingress.credits));
         }
         ledger.ask(Question::Orphans(ledger.runnable(), None, ledger.config.settings.pending.page));
@@ -141,7 +142,7 @@ impl Ledger {
         ledger
     }
 
-    /// Decides what follows from an event; [`Ledger::actions`] has it.
+    /// Decides what follows from an event; [`Ledger::actions`] returns the actions.
     pub fn step(&mut self, event: Event, now: Millis) {
         self.now = now;
         match event {
@@ -193,8 +194,8 @@ impl Ledger {
         std::mem::take(&mut self.tally)
     }
 
-    /// True if nothing can be run now, or is being committed. What waits on disk for its time, for an operator or for a
-    /// resumption does not count; what has its row and is only waiting for its turn does.
+    /// True if nothing can be run now, or is being committed. Messages that wait on disk for their time, for an
+    /// operator or for a resumption do not count; those that have their row and only wait for their turn do.
     pub fn is_idle(&self) -> bool {
         self.batches.is_empty()
             && self.sources.iter().all(|source| source.used == 0)
@@ -239,8 +240,8 @@ impl Ledger {
         self.calm_down();
         self.tick_trials();
         self.look_for_old();
-        for source in 0..self.sources.len() {
-            self.grant(u16::try_from(source).expect("there are few sources"), 0);
+        for source in SourceIx::all(self.sources.len()) {
+            self.grant(source, 0);
         }
     }
 
@@ -248,14 +249,13 @@ impl Ledger {
         self.out.push(Action::Ask(question));
     }
 
-    fn policy(&self, service: u16) -> &ServiceInfo {
-        &self.config.services[service as usize]
+    fn policy(&self, service: ServiceIx) -> &ServiceInfo {
+        &self.config.services[service]
     }
 
-    /// The index of a service by its name; nothing where this program does not have it.
-    fn service_of(&self, name: &str) -> Option<u16> {
-        let index = self.config.services.iter().position(|service| *service.name == *name);
-        index.and_then(|index| u16::try_from(index).ok())
+    /// The index of a service by its name; `None` if this program does not have it.
+    fn service_of(&self, name: &str) -> Option<ServiceIx> {
+        self.config.services.iter().position(|service| *service.name == *name).map(ServiceIx::nth)
     }
 
     fn count(&mut self, counter: &'static str, by: u64) {

@@ -15,6 +15,8 @@ pub use self::ahead::{Ahead, Stretch};
 pub(crate) use self::cut::{CUT_FROM, KEPT_BYTES, kept};
 pub(crate) use self::hash::keyed_hash;
 pub use self::hash::{digest, murmur2, shard_of};
+pub(crate) use self::index::index;
+pub use self::index::{ServiceIx, SinkIx, SourceIx};
 pub use self::position::{Position, Positions};
 pub use self::print::{Print, Taken, TakenId};
 use crate::clock::Millis;
@@ -22,6 +24,7 @@ use crate::clock::Millis;
 mod ahead;
 mod cut;
 mod hash;
+mod index;
 mod position;
 mod print;
 

@@ -364,7 +364,8 @@ pub trait Store: Send + Sync + 'static {
         None
     }
 
-    /// The age of the oldest open transaction, which keeps dead rows from being removed; nothing where there can be none.
+    /// The age of the oldest open transaction, which keeps dead rows from being removed; `None` where there can be
+    /// none.
     fn oldest_transaction(&self) -> StoreFuture<'_, Option<Duration>> {
         Box::pin(std::future::ready(Ok(None)))
     }

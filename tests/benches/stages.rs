@@ -15,10 +15,10 @@ use perkey::testing::TurnLimits;
 use perkey::unstable::handlers::run::TurnEnd;
 use perkey::unstable::ledger::Ledger;
 use perkey::unstable::ledger::protocol::{
-    self, Action, Answer, LedgerConfig, Question, RunOrder, RunReport, ServiceInfo, SourceInfo,
+    self, Action, ActorIx, Answer, LedgerConfig, Question, RunOrder, RunReport, ServiceInfo, SourceInfo,
 };
 use perkey::unstable::ledger::routes::{Arrival, Bindings, What};
-use perkey::unstable::message::{Positions, ShardNo};
+use perkey::unstable::message::{Positions, ServiceIx, ShardNo, SourceIx};
 use perkey::unstable::store::{Commit, Event, InboxRows, KeyRow, Outcome, Store};
 use perkey::unstable::transport::embedded::{self, EmbeddedLog};
 use perkey::unstable::transport::{Content, Delivery, Transport};
@@ -146,7 +146,7 @@ struct Drive {
     now: u64,
     credits: usize,
     gate: bool,
-    actors: u32,
+    actors: usize,
     runs: usize,
     commits: Vec<Arc<Commit>>,
 }
@@ -185,7 +185,7 @@ impl Drive {
             let arrivals: Vec<_> = deliveries.by_ref().take(self.credits.min(batch_max)).collect();
             if !arrivals.is_empty() {
                 self.credits -= arrivals.len();
-                self.ledger.step(protocol::Event::Fetched(0, arrivals), self.now);
+                self.ledger.step(protocol::Event::Fetched(SourceIx::FIRST, arrivals), self.now);
             } else if std::mem::take(&mut self.gate) {
                 self.now += 1;
                 self.ledger.step(protocol::Event::Gate, self.now);
@@ -209,7 +209,7 @@ impl Drive {
                         self.now,
                     ),
                     Action::Spawn(more) => (0..more).for_each(|_| {
-                        self.ledger.step(protocol::Event::ActorReady(self.actors), self.now);
+                        self.ledger.step(protocol::Event::ActorReady(ActorIx::nth(self.actors)), self.now);
                         self.actors += 1;
                     }),
                     Action::Run(actor, order) => {
@@ -246,10 +246,15 @@ impl Drive {
 
 fn arrival(delivery: Delivery) -> Arrival {
     let Content::For(_, message) = delivery.content else { unreachable!("the log holds messages for services") };
-    Arrival { origin: delivery.origin, position: delivery.position, last: true, what: What::Message(0, message) }
+    Arrival {
+        origin: delivery.origin,
+        position: delivery.position,
+        last: true,
+        what: What::Message(ServiceIx::FIRST, message),
+    }
 }
 
-fn report(actor: u32, order: &RunOrder, handled: &HashMap<String, Handled>) -> RunReport {
+fn report(actor: ActorIx, order: &RunOrder, handled: &HashMap<String, Handled>) -> RunReport {
     let found = |message: &Message| &handled[message.id()];
     let turn = |message: &Message| TurnEnd::Done {
         events: vec![found(message).event.clone()],

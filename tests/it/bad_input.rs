@@ -67,7 +67,7 @@ async fn messages_that_cannot_be_used_become_dead_letters_with_the_reason() {
         let good = count(&format!("good-{no}"), &mine, None);
         append_row(&*store, embedded::encode(&[("counting", &good), (service, message)]), 2).await;
     }
-    // A row whose bytes are no messages at all, and one whose key is no UTF-8.
+    // A row whose bytes are not messages at all, and one whose key is not UTF-8.
     append_row(&*store, Bytes::from_static(b"\x07nonsense"), 1).await;
     let mut bytes = embedded::encode(&[("counting", &count("xxxx", &mine, None))]).to_vec();
     let at = bytes.windows(4).position(|part| part == b"xxxx").unwrap();

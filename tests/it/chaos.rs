@@ -170,7 +170,7 @@ async fn a_load_lies_in_the_streams_of_its_shards() {
     let rabbitmq = Servers::running(On::Rabbitmq).unwrap().broker;
     let streams = Streams::make(&rabbitmq, &format!("load_{}", std::process::id())).await.unwrap();
     let given = loaded(Way::Streams(streams.producer())).await;
-    // Another reader's marks are no records.
+    // Another reader's marks are not records.
     for _ in 0..2 {
         lies_by_shards(&streams.read(&streams.input).await.unwrap(), &given);
     }

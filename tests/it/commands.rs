@@ -3,7 +3,7 @@
 
 use perkey::unstable::handler::ANSWER;
 use perkey::unstable::ledger::routes::What;
-use perkey::unstable::message::Position;
+use perkey::unstable::message::{Position, ServiceIx};
 use perkey::unstable::store::Store;
 use perkey::unstable::store::query::DeadFilter;
 use perkey::unstable::transport::{Content, Delivery};
@@ -31,7 +31,7 @@ enum Order {
 #[derive(Clone, Default, Serialize, Deserialize)]
 struct Told(Vec<Answer>);
 
-/// Pays what there is; an amount below 0 is refused, and one of 0 fails until it is given up.
+/// Pays an amount; one below 0 is refused, and one of 0 fails until it is given up.
 struct Till;
 
 #[derive(Deserialize)]
@@ -175,5 +175,5 @@ async fn nobody_answers_from_outside() {
         let What::Refused(None, _, reason) = what else { panic!("{what:?} is taken from {source}") };
         assert!(reason.contains("perkey.answer are not taken from outside"), "{reason}");
     }
-    assert!(matches!(arrival("embedded", named()), What::Message(0, _)), "the store's own are");
+    assert!(matches!(arrival("embedded", named()), What::Message(ServiceIx::FIRST, _)), "the store's own are");
 }

@@ -87,7 +87,7 @@ fn setup() -> Setup {
     Setup { shards: 8, services: handlers.services(), tables: handlers.tables(), code: handlers.code() }
 }
 
-/// Waits until each of the workers has so many shards.
+/// Waits until each of the workers has this many shards.
 async fn owned(workers: &[&Worker], each: &[std::ops::RangeInclusive<usize>]) {
     let what = format!("not each has its shards: {each:?}");
     until(&what, SOON, async || {

@@ -155,7 +155,7 @@ async fn no_request_of_rest_ends_the_process_or_is_an_error_of_its_own() {
     run.end().await;
 }
 
-/// A document of GraphQL, mostly one that is none.
+/// A document of GraphQL, mostly an invalid one.
 fn document(dice: &mut Dice) -> String {
     let deep = [1, 8, 31, 200, 2_000, 100_000][dice.below(6) as usize];
     let doubling = |levels: u64| {
@@ -246,7 +246,7 @@ async fn no_document_of_graphql_ends_the_process_or_is_an_error_of_its_own() {
     run.end().await;
 }
 
-/// A message of protobuf, mostly one that is none.
+/// A message of protobuf, mostly an invalid one.
 fn message(dice: &mut Dice) -> Vec<u8> {
     let deep = [10, 99, 101, 5_000, 100_000][dice.below(5) as usize];
     match dice.below(6) {

@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use perkey::unstable::handlers::run::{TurnEnd, TurnFault};
 use perkey::unstable::ledger::protocol::{
     self, Action, ActorIx, Answer, LedgerConfig, Question, ReaderKind, RunOrder, RunReport, ServiceInfo, SourceInfo,
 };
 use perkey::unstable::ledger::routes::{Arrival, Bindings, What};
 use perkey::unstable::ledger::{Ledger, OTHER_CONTENT};
-use perkey::unstable::message::{Position, shard_of};
+use perkey::unstable::message::{Position, ServiceIx, SourceIx, shard_of};
 use perkey::unstable::store::lease::Code;
-use perkey::unstable::store::memory::MemoryStore;
-use perkey::unstable::store::{Commit, Event, Outcome, Setup};
+use perkey::unstable::store::memory::{MemoryStore, at_once};
+use perkey::unstable::store::query::Queries;
+use perkey::unstable::store::{Commit, Event, Outcome, Setup, Store};
 use perkey::{AfterDeadLetter, Draft, Fault, Handler, Handlers, Key, Message, RetryPolicy, Settings, Turn};
 use proptest::prelude::*;
 
@@ -133,7 +133,7 @@ struct World {
     runs: BTreeMap<ActorIx, VecDeque<RunOrder>>,
     /// The messages that each actor's state holds.
     held: BTreeMap<ActorIx, Vec<String>>,
-    spawned: u32,
+    spawned: usize,
     /// Put off once.
     deferred: BTreeSet<String>,
 }
@@ -158,8 +158,8 @@ fn config(store: &MemoryStore, small: [u64; 3]) -> LedgerConfig {
 /// The configuration of a ledger of the service `listing` and of one source, on a new store of one shard.
 pub(crate) fn listing(store: &MemoryStore, settings: Settings, actors_max: u32, seed: u64) -> LedgerConfig {
     let services = vec![Arc::from("listing")];
-    let identity =
-        store.prepare_now(&Setup { shards: 1, services, tables: Vec::new(), code: Code::numbered(1) }).unwrap();
+    let setup = Setup { shards: 1, services, tables: Vec::new(), code: Code::numbered(1) };
+    let identity = at_once(store.prepare(setup)).unwrap();
     LedgerConfig {
         services: Arc::new([ServiceInfo {
             guarded: false,
@@ -205,7 +205,8 @@ impl World {
     }
 
     fn owner(store: &MemoryStore, config: &LedgerConfig) -> Ledger {
-        Ledger::new(config.clone(), store.take_now(0, "owner").unwrap(), store.inbox_now(0, 0, 1_000_000), 1_000)
+        let (taken, inbox) = (at_once(store.take(0, "owner")).unwrap(), at_once(store.inbox(0, 0, 1_000_000)).unwrap());
+        Ledger::new(config.clone(), taken, inbox, 1_000)
     }
 
     fn happen(&mut self, op: Op) {
@@ -243,7 +244,7 @@ impl World {
                 }
             }
             Op::Die(actor) if self.spawned > 0 => {
-                let actor = u32::from(actor) % self.spawned;
+                let actor = ActorIx::nth(usize::from(actor) % self.spawned);
                 self.runs.remove(&actor);
                 self.ledger.step(protocol::Event::ActorDied(actor, "killed".to_owned()), self.now);
                 self.perform();
@@ -260,7 +261,7 @@ impl World {
                 (self.loads, self.questions, self.commits) = Default::default();
                 (self.runs, self.held, self.spawned, self.credits) = Default::default();
                 self.room = IN_HAND;
-                let stored = self.ledger.received(0).get("one").map_or(0, |position| position.no);
+                let stored = self.ledger.received(SourceIx::FIRST).get("one").map_or(0, |position| position.no);
                 self.read = usize::try_from(stored).unwrap();
                 self.perform();
                 assert_eq!(self.credits, credits, "all credits are free");
@@ -281,16 +282,16 @@ impl World {
             origin: "one".into(),
             position: Position::new(at as u64 + 1, 0),
             last: true,
-            what: What::Message(0, self.log[at].clone()),
+            what: What::Message(ServiceIx::FIRST, self.log[at].clone()),
         });
         let arrivals: Vec<_> = arrivals.collect();
         self.credits -= arrivals.len();
         self.read = end;
-        self.ledger.step(protocol::Event::Fetched(0, arrivals), self.now);
+        self.ledger.step(protocol::Event::Fetched(SourceIx::FIRST, arrivals), self.now);
         self.perform();
         assert_eq!(
             self.room,
-            self.ledger.room_free(0),
+            self.ledger.room_free(SourceIx::FIRST),
             "what the ledger holds is what was handed over and is not free"
         );
     }
@@ -302,9 +303,10 @@ impl World {
                 Action::Ask(question) => self.questions.push_back(question),
                 Action::Run(actor, order) => self.runs.entry(actor).or_default().push_back(order),
                 Action::Spawn(more) => {
-                    (self.spawned..self.spawned + more)
+                    (self.spawned..self.spawned + more as usize)
+                        .map(ActorIx::nth)
                         .for_each(|actor| self.ledger.step(protocol::Event::ActorReady(actor), self.now));
-                    self.spawned += more;
+                    self.spawned += more as usize;
                     self.perform();
                 }
                 Action::CommitReady | Action::Commit(_) | Action::CommitLater(..) => self.commits.push_back(action),
@@ -474,12 +476,11 @@ impl World {
     }
 }
 
-/// A message's id, and what it says.
-/// The store's answer, at once: it is in memory.
 pub(crate) fn answer(store: &MemoryStore, question: &Question, now: u64) -> Option<Answer> {
-    question.answer(store, 0, now).now_or_never().unwrap().unwrap()
+    at_once(question.answer(store, 0, now)).unwrap()
 }
 
+/// A message's id, and what it says.
 fn said(message: &Message) -> (String, String) {
     (message.id().to_owned(), String::from_utf8(message.payload().to_vec()).unwrap())
 }
@@ -491,9 +492,7 @@ trait Positions {
 impl Positions for MemoryStore {
     /// The positions of the source, as the store has them.
     fn take_positions(&self) -> perkey::unstable::message::Positions {
-        let rows = futures_util::FutureExt::now_or_never(perkey::unstable::store::query::Queries::shards(self))
-            .unwrap()
-            .unwrap();
+        let rows = at_once(self.shards()).unwrap();
         rows[0].positions.get("log").cloned().unwrap_or_default()
     }
 }
@@ -594,9 +593,14 @@ fn a_commit_is_cut_at_its_bytes() {
     let arrivals = (1..=16).map(|no| {
         let (id, payload) = (format!("m{no}"), [b' '; 300]);
         let message = Draft { id: &id, key: &key, kind: "t", payload: &payload, ..Draft::default() }.build().unwrap();
-        Arrival { origin: "one".into(), position: Position::new(no, 0), last: true, what: What::Message(0, message) }
+        Arrival {
+            origin: "one".into(),
+            position: Position::new(no, 0),
+            last: true,
+            what: What::Message(ServiceIx::FIRST, message),
+        }
     });
-    world.ledger.step(protocol::Event::Fetched(0, arrivals.collect()), 1_000);
+    world.ledger.step(protocol::Event::Fetched(SourceIx::FIRST, arrivals.collect()), 1_000);
     let (mut read, mut rows) = (0, 0);
     while read < 16 {
         world.ledger.step(protocol::Event::Gate, 1_000);

@@ -377,7 +377,7 @@ fn refused(answers: &[SinkAnswer]) -> BTreeSet<u64> {
     answers.iter().filter_map(refused).collect()
 }
 
-/// Sends with at most `window` events on their way; gives the answers.
+/// Sends with at most `window` events on their way; returns the answers.
 async fn in_windows(end: &mut dyn Sink, events: &[Outgoing], window: usize) -> Vec<SinkAnswer> {
     let (mut sent, mut answers) = (0, Vec::new());
     while answers.len() < events.len() {
@@ -522,7 +522,7 @@ async fn transports_that_cannot_be_made_say_why_and_tell_no_secret() {
     }
 }
 
-/// Speaks TLS before the broker, with a certificate that vouches for itself; gives its address and the certificate.
+/// Speaks TLS before the broker, with a certificate that vouches for itself; returns its address and the certificate.
 async fn behind_tls(tasks: &mut JoinSet<()>) -> (String, String) {
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());

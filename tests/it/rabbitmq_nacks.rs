@@ -72,7 +72,7 @@ impl Narrow {
         timeout(BOUND, full).await.expect("it becomes full");
     }
 
-    /// Takes one message after another, each in its own time, until `unique` events have come; gives keys and ids.
+    /// Takes one message after another, each in its own time, until `unique` events have come; returns keys and ids.
     pub(crate) async fn consume(
         &self,
         unique: usize,

@@ -125,7 +125,7 @@ pub(crate) fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 
-/// Text that is none.
+/// A value of AMQP that is a text in bytes.
 pub(crate) fn bytes(value: &[u8]) -> AMQPValue {
     AMQPValue::LongString(LongString::from(value))
 }

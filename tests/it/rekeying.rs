@@ -75,7 +75,7 @@ fn filled(messages: u64, senders: u64, record_key: impl Fn(u64) -> String) -> Pa
     Partitions(Arc::new(partitions))
 }
 
-/// Runs them, with deaths; gives the counts of each key in the order in which they were emitted, and how many were
+/// Runs them, with deaths; returns the counts of each key in the order in which they were emitted, and how many were
 /// passed on.
 async fn counted(log: Partitions, key: KeyFrom, id: IdWithin, messages: u64) -> (BTreeMap<String, Vec<String>>, u64) {
     let folder = tempfile::tempdir().unwrap();

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use crate::cli::Cli;
 use crate::contract::{Kind, Scene};
 
-/// Sends JSON, or nothing; gives status and document.
+/// Sends JSON, or nothing; returns status and document.
 async fn send(scene: &Scene, method: &str, path: &str, body: Value) -> (u16, Value) {
     let response = sent(scene, method, path, body).await;
     let status = response.status().as_u16();

@@ -247,7 +247,7 @@ fn large(no: u64, epoch: u64, bytes: usize) -> perkey::unstable::store::Commit {
     perkey::unstable::store::Commit { parts: vec![part], ..commit(0, epoch, no) }
 }
 
-/// Size of the write-ahead log; nothing where there is none.
+/// The size of the write-ahead log; `None` if there is none.
 fn wal(place: &SqlitePlace) -> Option<u64> {
     std::fs::metadata(place.folder.path().join("store.db-wal")).ok().map(|found| found.len())
 }

@@ -717,7 +717,7 @@ async fn a_forgotten_state_is_gone(place: Box<impl Place>) {
     let odd = "\0'%";
     let written = parts(["a", "b", "c", odd].map(|key| state(key, "{}")).to_vec());
     committed(&store, &Commit { parts: written, ..commit(0, epoch, 1) }).await;
-    // Of several of one key the last counts, whichever it is; one that is not there is no error.
+    // Of several of one key the last counts, whichever it is; a missing one is not an error.
     let states = vec![
         forgotten("a"),
         state("b", "1"),

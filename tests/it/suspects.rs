@@ -8,9 +8,9 @@ use perkey::unstable::handlers::run::TurnEnd;
 use perkey::unstable::ledger::protocol::{Action, ActorIx, Event, LedgerConfig, RunOrder, RunReport};
 use perkey::unstable::ledger::routes::{Arrival, What};
 use perkey::unstable::ledger::{Ledger, Line};
-use perkey::unstable::message::Position;
-use perkey::unstable::store::PendingKind;
-use perkey::unstable::store::memory::MemoryStore;
+use perkey::unstable::message::{Position, ServiceIx, SourceIx};
+use perkey::unstable::store::memory::{MemoryStore, at_once};
+use perkey::unstable::store::{PendingKind, Store};
 use perkey::{Draft, Message, Settings};
 
 use crate::ledger_model::{answer, listing};
@@ -69,7 +69,7 @@ struct Process {
     ledger: Ledger,
     runs: BTreeMap<ActorIx, (RunOrder, u64)>,
     fed: bool,
-    actors: u32,
+    actors: usize,
     /// Permits for starts alone: who asked, in order, and whether one is out.
     asked: VecDeque<Line>,
     out: bool,
@@ -136,8 +136,8 @@ impl World {
         self.lives += 1;
         let seed = self.config.seed.wrapping_mul(1_000_003).wrapping_add(self.lives);
         let config = LedgerConfig { seed, ..self.config.clone() };
-        let taken = self.store.take_now(0, &format!("process {}", self.lives)).unwrap();
-        let ledger = Ledger::new(config, taken, self.store.inbox_now(0, 0, 1_000_000), self.now);
+        let taken = at_once(self.store.take(0, &format!("process {}", self.lives))).unwrap();
+        let ledger = Ledger::new(config, taken, at_once(self.store.inbox(0, 0, 1_000_000)).unwrap(), self.now);
         Process { ledger, runs: BTreeMap::new(), fed: false, actors: 0, asked: VecDeque::new(), out: false }
     }
 
@@ -202,8 +202,9 @@ impl World {
                 runs.insert(actor, (order, now));
             }
             Action::Spawn(more) => {
-                (*actors..*actors + more).for_each(|actor| ledger.step(Event::ActorReady(actor), now));
-                *actors += more;
+                let first = *actors;
+                *actors += more as usize;
+                (first..*actors).map(ActorIx::nth).for_each(|actor| ledger.step(Event::ActorReady(actor), now));
             }
             Action::CommitReady => ledger.step(Event::Gate, now),
             Action::Commit(commit) | Action::CommitLater(commit, _) => {
@@ -212,9 +213,14 @@ impl World {
             Action::Credit(..) if !std::mem::replace(fed, true) => {
                 let arrival = |at: usize| {
                     let position = Position::new(1 + u64::try_from(at).unwrap(), 0);
-                    Arrival { origin: "one".into(), position, last: true, what: What::Message(0, Self::message(at)) }
+                    Arrival {
+                        origin: "one".into(),
+                        position,
+                        last: true,
+                        what: What::Message(ServiceIx::FIRST, Self::message(at)),
+                    }
                 };
-                ledger.step(Event::Fetched(0, (0..self.plans.len()).map(arrival).collect()), now);
+                ledger.step(Event::Fetched(SourceIx::FIRST, (0..self.plans.len()).map(arrival).collect()), now);
             }
             Action::AskPermit(line, _) => asked.push_back(line),
             Action::PermitEnded(..) => *out = false,

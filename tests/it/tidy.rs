@@ -483,7 +483,7 @@ fn a_file_without_a_header_is_found() {
 fn crowded_and_deep_folders_are_found() {
     let modules = |count: usize| (0..count).map(|i| File::planted(&format!("runtime/src/a/m{i}.rs"), ""));
     let mut files: Vec<File> = modules(14).collect();
-    // A module's folder and the crate's root are no entries of their own.
+    // A module's folder and the crate's root are not entries of their own.
     files.extend(["runtime/src/a/m1/x.rs", "runtime/src/lib.rs"].map(|path| File::planted(path, "")));
     found(crowded_folders(&files), &[]);
     files.push(File::planted("runtime/src/a/m1/y/z.rs", ""));

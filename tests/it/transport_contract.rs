@@ -27,7 +27,7 @@ pub(crate) trait Line: Send + Sync {
     fn append<'a>(&'a mut self, origin: u32, target: u32, messages: &'a [Message]) -> BoxFuture<'a, ()>;
     /// Appends bytes that are no message.
     fn garble(&mut self, origin: u32, target: u32) -> BoxFuture<'_, ()>;
-    /// A part of the reason why those bytes are none.
+    /// A part of the reason why those bytes are not a message.
     fn garbled(&self) -> &'static str;
     /// Time after which an idle source would have handed over what it had no right to.
     fn settled(&self) -> Duration;

@@ -1,5 +1,5 @@
-//! Panics of handlers: what is made of them, so that none goes farther than its message.
-//! In: what was thrown. Out: its text; the end of an actor; of a run, when it was not a turn that panicked.
+//! Panics of handlers, contained so that none goes farther than its message.
+//! In: the thrown value. Out: its text; the end of an actor; the end of a run, if it was not a turn that panicked.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -8,8 +8,8 @@ use super::Settled;
 use super::run::{HandlerPanic, TurnEnd, TurnFault};
 use crate::message::Message;
 
-/// Something of the handler's panicked that is no turn, with so many messages not answered for: none of these counts, and
-/// one that was alone is at fault.
+/// The end of a run in which something of the handler's other than a turn panicked, with `left` messages not answered
+/// for: none of these counts, and one that was alone is at fault.
 pub(super) fn beside_the_turns(left: usize, reason: String) -> Settled {
     let fault = TurnFault::Retry(format!("the handler panicked beside its turn: {reason}"));
     let turns = if left == 1 { vec![TurnEnd::Fault(fault)] } else { Vec::new() };

@@ -27,7 +27,7 @@ pub enum Shown {
 /// The reason why a payload is of no use to a service.
 #[derive(Debug, thiserror::Error)]
 pub enum PayloadError {
-    /// There is no such service; the sentence names those that there are.
+    /// There is no such service; the sentence names the existing ones.
     #[error("{0}")]
     NoService(String),
     /// The handler cannot read it, or not write it.

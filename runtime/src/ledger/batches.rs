@@ -12,7 +12,7 @@ use super::defect::{Defect, planted};
 use super::intake::inbox::Aging;
 use super::outbox::Sum;
 use super::protocol::{Action, Question, SlotIx};
-use super::slot::Newest;
+use super::slot::{GroupIx, Newest};
 use super::{Ledger, Ticket};
 use crate::clock::{Millis, millis};
 use crate::message::{Ahead, Position, Stretch, TakenId};
@@ -20,8 +20,8 @@ use crate::settings::Overflow;
 use crate::store::{Commit, Epoch, Letters, Outcome, Part, SourceAhead, StoreError, TakenShard, Trim};
 use crate::transport::embedded;
 
-/// A batch that was found unwritten this often in a row, its outcome unknown each time, is taken apart: it may be what
-/// breaks the connection.
+/// The number of times in a row that a batch is found unwritten, its outcome unknown each time, before it is taken
+/// apart: it may be the cause of the broken connection.
 const UNWRITTEN_MAX: u32 = 3;
 
 /// Commits between two rounds of trimming.
@@ -34,12 +34,12 @@ pub(crate) struct Flight {
     pub(crate) suspects: Vec<Batch>,
     release: bool,
     unavailable: u32,
-    /// How often in a row its outcome was unknown, and it was found not to be written.
+    /// The number of times in a row that its outcome was unknown and it was found unwritten.
     unwritten: u32,
     pub(crate) commit: Arc<Commit>,
-    /// Dead letters once it is durable.
+    /// The number of dead letters once it is durable.
     letters: Letters,
-    /// Its outcome is being found out.
+    /// True if its outcome is being found out.
     unknown: bool,
 }
 
@@ -48,14 +48,14 @@ pub(crate) struct Flight {
 pub(crate) struct Batches {
     pub(crate) gathering: Batch,
     loose: Group,
-    /// What the messages in it take.
+    /// The bytes of the messages in it.
     loose_bytes: usize,
-    /// Such groups that are as large as a commit may be.
+    /// Groups like it that are as large as a commit may be.
     full: Vec<Group>,
     pub(crate) queue: VecDeque<Batch>,
     pub(crate) flight: Option<Flight>,
     gate_asked: bool,
-    /// Positions may be stored that moved with nothing to write.
+    /// True if positions may be stored that moved with nothing else to write.
     moved: bool,
     released: bool,
 }
@@ -65,27 +65,28 @@ impl Batches {
         self.nothing_gathered() && self.queue.is_empty() && self.flight.is_none()
     }
 
-    /// Watermarks wait for something to ride on.
+    /// True if nothing is gathered that needs a commit: watermarks wait for something to ride on.
     fn nothing_gathered(&self) -> bool {
         self.gathering.groups.is_empty() && self.full.is_empty() && self.loose.only_watermarks() && !self.moved
     }
 
-    /// What a source handed over was done before, above the position that was stored: the next commit may pass it.
+    /// Takes note that a delivery was done before, above the stored position: the next commit may pass it.
     pub(crate) fn moved(&mut self) {
         self.moved = true;
     }
 
-    /// Whether the last commit of this owner is written.
+    /// True if the last commit of this owner is written.
     pub(crate) fn is_released(&self) -> bool {
         self.released
     }
 
-    /// The group of what belongs to no key.
+    /// The group of everything that belongs to no key.
     pub(crate) fn loose(&mut self) -> &mut Group {
         &mut self.loose
     }
 
-    /// The same, with room for a message of this size: what fills a commit by itself becomes a group of its own.
+    /// The group of everything that belongs to no key, with room for a message of this size: a full one becomes a group
+    /// of its own.
     pub(crate) fn loose_with_room(&mut self, bytes: usize, max: usize) -> &mut Group {
         if self.loose_bytes > 0 && self.loose_bytes + bytes > max {
             self.full.push(std::mem::take(&mut self.loose));
@@ -108,14 +109,14 @@ impl Batches {
         copies
     }
 
-    pub(crate) fn gathered(&mut self, at: u32) -> &mut Group {
-        &mut self.gathering.groups[at as usize]
+    pub(crate) fn gathered(&mut self, at: GroupIx) -> &mut Group {
+        &mut self.gathering.groups[at]
     }
 
-    pub(crate) fn add(&mut self, slot: SlotIx) -> (u32, &mut Group) {
+    pub(crate) fn add(&mut self, slot: SlotIx) -> (GroupIx, &mut Group) {
         let at = self.gathering.groups.len();
         self.gathering.groups.push(Group { slot: Some(slot), ..Group::default() });
-        (u32::try_from(at).expect("credits bound a batch"), &mut self.gathering.groups[at])
+        (GroupIx::nth(at), &mut self.gathering.groups[at])
     }
 }
 
@@ -137,7 +138,7 @@ impl Ledger {
         }
     }
 
-    /// The store has room for a commit.
+    /// Sends the next batch, if there is one: the store has room for a commit.
     pub(crate) fn gate(&mut self) {
         self.settle_down();
         self.batches.gate_asked = false;
@@ -159,7 +160,7 @@ impl Ledger {
         }
     }
 
-    /// Closes the gathered batch; what is above `commit.turns_max` or `commit.bytes_max` becomes batches of its own.
+    /// Closes the gathered batch; groups above `commit.turns_max` or `commit.bytes_max` become batches of their own.
     fn seal(&mut self) -> Batch {
         let mut groups = std::mem::take(&mut self.batches.gathering.groups);
         for group in &groups {
@@ -198,13 +199,13 @@ impl Ledger {
 
     pub(crate) fn send(&mut self, mut batch: Batch, suspects: Vec<Batch>, release: bool) {
         for ticket in batch.groups.iter().flat_map(|group| &group.tickets) {
-            self.sources[usize::from(ticket.source)].mark(*ticket);
+            self.sources[ticket.source].mark(*ticket);
         }
         let mut parts: Vec<Part> = batch.groups.iter_mut().map(|group| std::mem::take(&mut group.part)).collect();
         let Sum { watermarks, onward, again } = self.outbox.outward(&batch);
         let log = self.config.bindings.log_rows(&parts, &onward);
         if !again.is_empty() {
-            // Behind those of the groups, and only here: no service handles them a second time.
+            // They come behind those of the groups, and only here: no service handles them a second time.
             parts.push(Part { events: again, ..Part::default() });
         }
         let intake = self.sources.iter().flat_map(super::SourceTrack::rows_passed).collect();
@@ -256,7 +257,7 @@ impl Ledger {
         }
     }
 
-    /// The committer was lost, maybe with a commit in hand: whether that was written has to be found out.
+    /// Finds out, after the committer was lost, whether the commit that it may have had was written.
     pub(crate) fn commit_lost(&mut self) {
         self.batches.gate_asked = false;
         if let Some(flight) = self.batches.flight.as_mut()
@@ -277,7 +278,7 @@ impl Ledger {
                 if taken.commit_no == flight.commit.no {
                     self.finish();
                 } else if taken.commit_no + 1 == flight.commit.no {
-                    // It never will be written: its epoch is shut out. The same batch goes out under the new one.
+                    // It will never be written: its epoch is shut out. The same batch goes out under the new one.
                     flight.unwritten += 1;
                     if flight.unwritten >= UNWRITTEN_MAX && !flight.batch.groups.is_empty() {
                         let error = format!("its outcome was unknown {UNWRITTEN_MAX} times, and it was not written");
@@ -293,8 +294,8 @@ impl Ledger {
         }
     }
 
-    /// A commit is durable: now, and only now, sources, sinks and keys hear of it. Who waits for a call was told by the
-    /// committer, once it was durable.
+    /// Tells sources, sinks and keys of a durable commit: now, and only now. Callers that wait for their calls were
+    /// told by the committer.
     fn finish(&mut self) {
         let Some(flight) = self.batches.flight.take() else { return };
         let commit = &flight.commit;
@@ -351,7 +352,7 @@ impl Ledger {
         self.to_advance.push_back(ix);
     }
 
-    /// Forgets what is too old, and lets the store remove it; `ahead` is durable.
+    /// Forgets ids and commits that are too old, and lets the store remove them; `ahead` is durable.
     fn age(&mut self, ahead: &SourceAhead) {
         let now = self.now;
         let settings = &self.config.settings;
@@ -366,8 +367,8 @@ impl Ledger {
             let embedded = self.sources.iter().position(|source| source.is_log);
             let positions = embedded.map(|at| self.sources[at].positions()).unwrap_or_default();
             let mut log: Ahead = positions.into_iter().map(|(origin, to)| (origin, vec![Stretch::up_to(to)])).collect();
-            // A key that holds a position does not keep what others are done with. The last row of each stretch stays: the
-            // next owner passes the stretch when it is handed that one over.
+            // A key that holds a position does not keep rows that others are done with. The last row of each stretch
+            // stays: the next owner passes the stretch when it is handed that row.
             for (origin, read) in ahead.get(embedded::NAME).into_iter().flatten() {
                 let before = |read: &Stretch| Some(Position::new(read.to.no.checked_sub(1)?, u32::MAX));
                 let whole = read.iter().filter(|read| read.services.is_empty());

@@ -1,9 +1,9 @@
-//! When schedules fire. Pure: it is told the time.
-//! In: handlers' schedules, the settings' changes to them, timers as they are stored. Out: all that is wrong with them;
-//! the next occurrence of each, as a timer of its key.
+//! The times of schedules. Pure: it is told the time.
+//! In: handlers' schedules, the settings' changes to them, timers as they are stored. Out: all problems with them; the
+//! next occurrence of each, as a timer of its key.
 //!
-//! A schedule is one timer, which the turn that it fires sets anew in the same commit. Its message carries the expression
-//! that set it, so an owner that reads it sees whether it still is the one that is wanted.
+//! A schedule is one timer, which the turn that it fires sets anew in the same commit. Its message carries the
+//! expression that set it, so that an owner that reads it sees whether that is still the wanted one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub struct Planned {
     payload: Bytes,
 }
 
-/// The schedules of each service, in the order of their indices; or everything that is wrong with them.
+/// The schedules of each service, in the order of the services' indices; or all problems with them.
 pub(crate) fn plan(handlers: &Handlers, settings: &Settings, now: Millis) -> Result<Vec<Arc<[Planned]>>, Vec<String>> {
     let mut problems = unknown(handlers, settings);
     let mut planned = Vec::new();
@@ -86,7 +86,8 @@ fn unknown(handlers: &Handlers, settings: &Settings) -> Vec<String> {
 }
 
 impl Planned {
-    /// The schedule, or each reason why it is none; `undecodable` says why the handler cannot read a message.
+    /// The schedule, or each reason for which it is invalid; `undecodable` returns the reason for which the handler
+    /// cannot read a message.
     fn of(
         service: &str,
         schedule: Schedule,
@@ -118,7 +119,7 @@ impl Planned {
         if reasons.is_empty() { Ok(planned) } else { Err(reasons) }
     }
 
-    /// The first time after `after` that the expression means; nothing where there is none any more.
+    /// The first time after `after` that matches the expression; `None` if there is none any more.
     pub(crate) fn next(&self, after: Millis) -> Option<Millis> {
         let second = i64::try_from(after / 1_000).ok()?;
         let from = Timestamp::from_second(second).ok()?.to_zoned(self.zone.clone());
@@ -137,18 +138,19 @@ impl Planned {
         (self.of.service.clone(), self.of.key.clone(), self.name.clone())
     }
 
-    /// Whether `name` is its timer's.
+    /// True if `name` is its timer's.
     pub(crate) fn is_named(&self, name: &str) -> bool {
         *self.name == *name
     }
 
-    /// The next occurrence after `after`, as its timer is set: when, and the message.
+    /// The next occurrence after `after`, as its timer is set: the time and the message.
     pub(crate) fn set_after(&self, after: Millis, hash_key: &[u8; 32]) -> Option<(Millis, Message)> {
         let at = self.next(after)?;
         Some((at, self.message(at, hash_key)?))
     }
 
-    /// The message of the occurrence at `at`. Its id follows from schedule and time: whoever makes it makes the same.
+    /// The message of the occurrence at `at`. Its id follows from schedule and time, so that it is the same whoever
+    /// makes it.
     fn message(&self, at: Millis, hash_key: &[u8; 32]) -> Option<Message> {
         let (service, key) = (&*self.of.service, &*self.of.key);
         let at_bytes = at.to_le_bytes();
@@ -167,9 +169,9 @@ impl Planned {
     }
 }
 
-/// What has to be written of the schedules' timers that were `found`, so that they are what is `wanted`: missing ones are
-/// set, those of another expression are set anew, those that nobody wants go. A time that has passed stays: it is
-/// handled late, once. Timers of a service that is not `known` here wait for a program that has it.
+/// The writes that make the `found` timers of schedules the `wanted` ones: missing ones are set, those of another
+/// expression are set anew, those that nobody wants are removed. A time that has passed stays: it is handled late,
+/// once. Timers of a service that is not `known` here wait for a program that has it.
 pub(crate) fn reconcile<'a>(
     wanted: impl Iterator<Item = &'a Planned>,
     found: Vec<Timer>,
@@ -199,7 +201,7 @@ pub(crate) fn reconcile<'a>(
     writes
 }
 
-/// Whether what is to be written ends a schedule that is wanted: its next time cannot be found, and it comes no more.
+/// True if a write ends a schedule that is wanted: its next time cannot be found, and it comes no more.
 pub(crate) fn ends<'a>(mut wanted: impl Iterator<Item = &'a Planned>, write: &TimerWrite) -> bool {
     let is = |planned: &Planned| {
         (&planned.of.service, &planned.of.key, &planned.name) == (&write.service, &write.key, &write.name)

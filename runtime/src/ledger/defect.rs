@@ -1,5 +1,5 @@
 //! Defects that the simulator plants in itself, to prove that it would find them.
-//! In: a choice, in builds for the simulator only. Out: whether a place in the ledger is to do wrong.
+//! In: a choice, in builds for the simulator only. Out: whether a place in the ledger is to do the wrong thing.
 
 /// Defects that the simulator plants in itself to prove that it would find them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,15 +12,15 @@ pub enum Defect {
     FollowersNotAppended,
     /// An id counts only once its turn has run.
     IdTakenAfterRun,
-    /// What was done above a position is not known to the next owner.
+    /// The stretches done above a position are not known to the next owner.
     AheadForgotten,
-    /// For which of its services a message was done that the position has not passed is not known to the next owner.
+    /// The services for which a message above the position was done are not known to the next owner.
     PartForgotten,
     /// The highest finished position is stored instead of the contiguous one.
     HighestPosition,
     /// A sink's watermark is one too high.
     WatermarkTooHigh,
-    /// A timer that was handled is found due by an answer that is older than that.
+    /// A handled timer is found due by an older answer of the store.
     TimerLeavesEarly,
     /// A schedule whose timer was being set when its key had to start again is forgotten.
     ScheduleLost,

@@ -1,6 +1,6 @@
-//! Whether turns may start that need something from outside: circuit breakers and retry budgets of dependencies, limits
-//! of concurrency and rate. One for all shards of a process. Pure: it is told the time.
-//! In: what shards ask for, how their turns ended. Out: permits, each for one turn; changes of breakers, for the log.
+//! The gates, which let turns start that need something from outside: circuit breakers and retry budgets of
+//! dependencies, limits of concurrency and rate. One for all shards of a process. Pure: it is told the time.
+//! In: requests of shards, the ends of their turns. Out: permits, each for one turn; changes of breakers, for the log.
 //!
 //! While a dependency's breaker is open no turn starts that needs it: messages wait, nothing is counted.
 //! After a while one turn is let through; if the dependency answers it, the others follow at the rate of the retry budget.
@@ -15,6 +15,7 @@ pub(crate) use self::breaker::{BreakerChange, BreakerState};
 use self::limit::Limit;
 pub use self::limit::TokenBucket;
 use crate::clock::{Dice, Millis};
+use crate::message::ServiceIx;
 use crate::settings::Settings;
 
 /// A shard under one owner, which asks for permits.
@@ -24,12 +25,12 @@ pub(crate) type Asker = u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Line {
     /// Turns of a service, by its index.
-    Service(u16),
+    Service(ServiceIx),
     /// Messages that may end the process: one is started at a time.
     Trial,
 }
 
-/// How a turn ended, as far as what it needed is concerned.
+/// The end of a turn, as far as its dependencies are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PermitEnd {
     /// It ended, in whatever way.
@@ -43,7 +44,7 @@ pub enum PermitEnd {
 /// The gates of all services of a process.
 #[derive(Debug)]
 pub(crate) struct Gates {
-    /// Those of the services in the order of their indices, and that of trials.
+    /// The queues of the services in the order of their indices, and that of trials.
     queues: Vec<Queue>,
     dependencies: Vec<Dependency>,
     dice: Dice,
@@ -51,13 +52,13 @@ pub(crate) struct Gates {
     first: usize,
 }
 
-/// What waits to run a service's turns.
+/// The shards that wait to run a service's turns.
 #[derive(Debug, Default)]
 struct Queue {
     /// Places of its dependencies.
     needs: Vec<usize>,
     limit: Limit,
-    /// Who asked, in order: first attempts, and turns that found a dependency unavailable before.
+    /// The shards that asked, in order: for first attempts, and for turns that found a dependency unavailable before.
     asked: [VecDeque<Asker>; 2],
     /// Permits that are out.
     out: HashMap<Asker, u32>,
@@ -70,7 +71,7 @@ impl Queue {
 }
 
 impl Gates {
-    /// The gates of these services, each with the names of what it needs.
+    /// The gates of these services, each with the names of its dependencies.
     pub(crate) fn new(services: &[(&str, &[&'static str])], settings: &Settings, seed: u64) -> Self {
         let mut names: Vec<&'static str> = services.iter().flat_map(|(_, needs)| needs.iter().copied()).collect();
         names.sort_unstable();
@@ -81,7 +82,7 @@ impl Gates {
             limit: settings.limit.iter().find(|limit| limit.service == *service).map(Limit::of).unwrap_or_default(),
             ..Queue::default()
         };
-        // Behind them, for one message at a time that may end the process.
+        // Behind the services', for one message at a time that may end the process.
         let trials = Queue { limit: Limit::new(1, 0.0), ..Queue::default() };
         Self {
             queues: services.iter().map(line).chain([trials]).collect(),
@@ -94,32 +95,29 @@ impl Gates {
     /// The place of a line's queue.
     fn at(&self, line: Line) -> usize {
         match line {
-            Line::Service(service) => service.into(),
+            Line::Service(service) => service.place(),
             Line::Trial => self.queues.len() - 1,
         }
     }
 
     /// The line of the queue at a place.
     fn line(&self, at: usize) -> Line {
-        match u16::try_from(at) {
-            Ok(service) if at + 1 < self.queues.len() => Line::Service(service),
-            Ok(_) | Err(_) => Line::Trial,
-        }
+        if at + 1 < self.queues.len() { Line::Service(ServiceIx::nth(at)) } else { Line::Trial }
     }
 
     /// True if turns of a service need permits.
-    pub(crate) fn guards(&self, service: u16) -> bool {
-        let line = &self.queues[usize::from(service)];
+    pub(crate) fn guards(&self, service: ServiceIx) -> bool {
+        let line = &self.queues[service];
         !line.needs.is_empty() || line.limit.is_set()
     }
 
-    /// A shard wants to run a turn of a service; `again` if that turn found a dependency unavailable before.
+    /// Puts a shard in a line; `again` if its turn found a dependency unavailable before.
     pub(crate) fn ask(&mut self, asker: Asker, line: Line, again: bool) {
         let at = self.at(line);
         self.queues[at].asked[usize::from(again)].push_back(asker);
     }
 
-    /// A turn with a permit ended.
+    /// Takes the permit of an ended turn back.
     pub(crate) fn ended(&mut self, asker: Asker, line: Line, ended: PermitEnd, now: Millis) -> Vec<BreakerChange> {
         let at = self.at(line);
         let line = &mut self.queues[at];
@@ -142,7 +140,7 @@ impl Gates {
         changes
     }
 
-    /// A shard is given up: what it asked for and what it has out is void.
+    /// Removes a shard that is given up: its requests and its permits are void.
     pub(crate) fn leave(&mut self, asker: Asker) {
         for line in &mut self.queues {
             line.asked.iter_mut().for_each(|asked| asked.retain(|other| *other != asker));
@@ -154,12 +152,12 @@ impl Gates {
         }
     }
 
-    /// Whether anybody waits for a permit.
+    /// True if anybody waits for a permit.
     pub(crate) fn waits(&self) -> bool {
         self.queues.iter().any(Queue::waits)
     }
 
-    /// The permits that can be given now, in the order in which they are.
+    /// Grants the permits that can be given now, in order.
     pub(crate) fn grant(&mut self, now: Millis) -> Vec<(Asker, Line)> {
         let mut granted = Vec::new();
         let count = self.queues.len();
@@ -213,21 +211,22 @@ mod tests {
     }
 
     fn ask(gates: &mut Gates, times: usize, again: bool) {
-        (0..times).for_each(|_| gates.ask(7, Line::Service(0), again));
+        (0..times).for_each(|_| gates.ask(7, Line::Service(ServiceIx::FIRST), again));
     }
 
     fn open(gates: &mut Gates) {
         ask(gates, 3, false);
         assert_eq!(gates.grant(0).len(), 3);
-        let changes: Vec<_> =
-            (0..3).flat_map(|_| gates.ended(7, Line::Service(0), PermitEnd::Unavailable(0), 0)).collect();
+        let changes: Vec<_> = (0..3)
+            .flat_map(|_| gates.ended(7, Line::Service(ServiceIx::FIRST), PermitEnd::Unavailable(0), 0))
+            .collect();
         assert!(matches!(changes[..], [BreakerChange { state: BreakerState::Open, .. }]), "{changes:?}");
     }
 
     #[test]
     fn only_what_needs_something_is_guarded() {
         let gates = gates(|_| ());
-        assert!(gates.guards(0) && !gates.guards(1));
+        assert!(gates.guards(ServiceIx::FIRST) && !gates.guards(ServiceIx::nth(1)));
     }
 
     #[test]
@@ -239,10 +238,10 @@ mod tests {
         assert!(gates.grant(10).is_empty());
         assert_eq!(gates.grant(60_000).len(), 1, "one is let through");
         assert!(gates.grant(60_000).is_empty(), "and no other before it has ended");
-        gates.ended(7, Line::Service(0), PermitEnd::Unavailable(0), 60_000);
+        gates.ended(7, Line::Service(ServiceIx::FIRST), PermitEnd::Unavailable(0), 60_000);
         assert!(gates.grant(60_000).is_empty(), "open again");
         assert_eq!(gates.grant(200_000).len(), 1);
-        let changes = gates.ended(7, Line::Service(0), PermitEnd::Done, 200_000);
+        let changes = gates.ended(7, Line::Service(ServiceIx::FIRST), PermitEnd::Done, 200_000);
         assert!(matches!(changes[..], [BreakerChange { state: BreakerState::Closed, .. }]));
     }
 
@@ -252,11 +251,11 @@ mod tests {
         open(&mut gates);
         ask(&mut gates, 2, true);
         assert_eq!(gates.grant(60_000).len(), 1);
-        gates.ended(7, Line::Service(0), PermitEnd::Unused, 60_000);
+        gates.ended(7, Line::Service(ServiceIx::FIRST), PermitEnd::Unused, 60_000);
         assert_eq!(gates.grant(60_000).len(), 1);
         gates.leave(7);
-        gates.ask(8, Line::Service(0), false);
-        assert_eq!(gates.grant(60_000), [(8, Line::Service(0))]);
+        gates.ask(8, Line::Service(ServiceIx::FIRST), false);
+        assert_eq!(gates.grant(60_000), [(8, Line::Service(ServiceIx::FIRST))]);
     }
 
     #[test]
@@ -265,7 +264,7 @@ mod tests {
         open(&mut gates);
         ask(&mut gates, 20_000, false);
         assert_eq!(gates.grant(60_000).len(), 1);
-        gates.ended(7, Line::Service(0), PermitEnd::Done, 60_000);
+        gates.ended(7, Line::Service(ServiceIx::FIRST), PermitEnd::Done, 60_000);
         let (mut started, mut answered) = (0, 1);
         // Each is answered 100 ms after it started.
         for tick in 0..100 {
@@ -275,7 +274,7 @@ mod tests {
             let budget = 10.0 + f64::from(10 * u32::try_from(tick).unwrap()) / 10.0 + 1.2 * f64::from(answered);
             assert!(f64::from(u32::try_from(started).unwrap()) <= budget + 1.0, "{started} started by {now}");
             for _ in 0..granted {
-                gates.ended(7, Line::Service(0), PermitEnd::Done, now);
+                gates.ended(7, Line::Service(ServiceIx::FIRST), PermitEnd::Done, now);
                 answered += 1;
             }
         }
@@ -290,7 +289,7 @@ mod tests {
         let granted = gates.grant(0).len();
         assert!((100..=110).contains(&granted), "{granted}");
         for _ in 0..granted {
-            gates.ended(7, Line::Service(0), PermitEnd::Done, 0);
+            gates.ended(7, Line::Service(ServiceIx::FIRST), PermitEnd::Done, 0);
         }
         let more = gates.grant(0).len();
         assert!((15..=25).contains(&more), "a fifth of what was answered: {more}");
@@ -301,12 +300,12 @@ mod tests {
     fn limits_of_concurrency_and_rate_hold() {
         let limit = ServiceLimit { service: "free".to_owned(), concurrency: 2, rate: 10.0 };
         let mut gates = gates(|settings| settings.limit = vec![limit]);
-        assert!(gates.guards(1));
-        (0..50).for_each(|_| gates.ask(7, Line::Service(1), false));
+        assert!(gates.guards(ServiceIx::nth(1)));
+        (0..50).for_each(|_| gates.ask(7, Line::Service(ServiceIx::nth(1)), false));
         assert_eq!(gates.grant(0).len(), 2);
         let mut started = 2;
         for tick in 1..=20_u64 {
-            (0..2).for_each(|_| drop(gates.ended(7, Line::Service(1), PermitEnd::Done, tick * 50)));
+            (0..2).for_each(|_| drop(gates.ended(7, Line::Service(ServiceIx::nth(1)), PermitEnd::Done, tick * 50)));
             started += gates.grant(tick * 50).len();
         }
         assert!((10..=21).contains(&started), "ten in a second, and ten at first: {started}");
@@ -315,12 +314,15 @@ mod tests {
     #[test]
     fn what_a_shard_had_is_free_when_it_leaves() {
         let mut gates = gates(|settings| settings.dependency[0].concurrency = 1);
-        gates.ask(1, Line::Service(0), false);
-        gates.ask(2, Line::Service(0), false);
-        assert_eq!(gates.grant(0), [(1, Line::Service(0))]);
+        gates.ask(1, Line::Service(ServiceIx::FIRST), false);
+        gates.ask(2, Line::Service(ServiceIx::FIRST), false);
+        assert_eq!(gates.grant(0), [(1, Line::Service(ServiceIx::FIRST))]);
         assert!(gates.grant(0).is_empty());
         gates.leave(1);
-        assert_eq!(gates.grant(0), [(2, Line::Service(0))]);
-        assert!(gates.ended(1, Line::Service(0), PermitEnd::Done, 0).is_empty(), "its answers count no more");
+        assert_eq!(gates.grant(0), [(2, Line::Service(ServiceIx::FIRST))]);
+        assert!(
+            gates.ended(1, Line::Service(ServiceIx::FIRST), PermitEnd::Done, 0).is_empty(),
+            "its answers count no more"
+        );
     }
 }

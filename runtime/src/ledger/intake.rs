@@ -1,4 +1,4 @@
-//! Deliveries come in: known or new, for a key in hand or not.
+//! The intake of deliveries: known or new, for a key in hand or not.
 //! In: deliveries of a source, answers to loads. Out: items in their slots' queues, duplicates settled at once.
 
 pub(crate) mod inbox;
@@ -14,22 +14,22 @@ use super::settle::dead::dead_letter;
 use super::slot::{From, Head, Item, Newest, Phase};
 use super::{Ledger, Received, Ticket};
 use crate::handlers::run::bounded;
-use crate::message::{Message, Print, Taken, murmur2, shard_of};
+use crate::message::{Message, Print, ServiceIx, SourceIx, Taken, murmur2, shard_of};
 use crate::store::{KeyRow, PendingKind, PendingRow, RowSpan, ServiceKey};
 
-/// Messages that the store is asked about at once, about so many.
+/// About the number of messages that the store is asked about at once.
 const CHECK_MAX: usize = 1_000;
 
 impl Ledger {
-    /// A source handed over deliveries, each origin's in order. Each uses one credit.
-    pub(crate) fn fetched(&mut self, source: u16, arrivals: Vec<Arrival>) {
+    /// Takes deliveries in that a source handed over, each origin's in order. Each uses one credit.
+    pub(crate) fn fetched(&mut self, source: SourceIx, arrivals: Vec<Arrival>) {
         let (mut unused, mut unused_bytes, mut known) = (0, 0, false);
-        self.sources[source as usize].used += arrivals.len();
+        self.sources[source].used += arrivals.len();
         for arrival in arrivals {
             let bytes = arrival.bytes();
             let Arrival { origin, position, last, what } = arrival;
             let number = self.number_of(&what).unwrap_or(u16::MAX);
-            let track = &mut self.sources[source as usize];
+            let track = &mut self.sources[source];
             track.bytes += bytes as usize;
             let received = track.receive(source, (&origin, position), number, last);
             if let Received::New(ticket) = received {
@@ -41,7 +41,7 @@ impl Ledger {
             unused_bytes += bytes as usize;
             known |= received == Received::Known;
         }
-        if known && self.sources[source as usize].may_move() {
+        if known && self.sources[source].may_move() {
             self.batches.moved();
         }
         self.make_room(source, unused_bytes);
@@ -92,7 +92,7 @@ impl Ledger {
             Dedup::InHand => return self.count_duplicate(),
             Dedup::Taken | Dedup::Other => {
                 self.count_duplicate();
-                // Its original may be on its way to the store: it is found again when that is refused.
+                // Its original may be on its way to the store: the copy is found again if that is refused.
                 self.batches.loose().copies.push((taken.id, ticket));
                 return self.drop_ticket(ticket);
             }
@@ -112,8 +112,8 @@ impl Ledger {
         }
     }
 
-    /// A message of a service that this program does not have gets a row behind those of its key: whoever takes the shard
-    /// and has the service finds them, in order.
+    /// Gives a message of a service that this program does not have a row behind those of its key: an owner of the
+    /// shard that has the service finds them, in order.
     fn set_aside(&mut self, service: Arc<str>, item: Item) {
         let From::Live(ticket) = item.from else { return };
         let bytes_max = self.config.settings.commit.bytes_max;
@@ -129,14 +129,14 @@ impl Ledger {
         self.batches.loose().part.pending.push(row);
     }
 
-    /// Whether a message's key belongs to another shard. What the log holds for this one is this one's.
-    fn is_anothers(&self, source: u16, message: &Message) -> bool {
+    /// True if a message's key belongs to another shard. Messages that the log holds for this shard belong to it.
+    fn is_anothers(&self, source: SourceIx, message: &Message) -> bool {
         let shards = self.config.settings.ownership.shards;
         let key = message.key();
-        !self.sources[source as usize].is_log && !key.is_empty() && shard_of(key, shards) != self.shard
+        !self.sources[source].is_log && !key.is_empty() && shard_of(key, shards) != self.shard
     }
 
-    /// A message of another shard's key is not run here: it goes there by the log, in the commit that takes it from its
+    /// Passes a message of another shard's key on: it goes there by the log, in the commit that takes it from its
     /// source. A copy is recognised there, by its id.
     fn pass_on(&mut self, ticket: Ticket, service: Arc<str>, message: Message) {
         self.tally.rekeyed += 1;
@@ -152,7 +152,7 @@ impl Ledger {
         self.count("duplicates", 1);
     }
 
-    fn queue(&mut self, service: u16, item: Item) {
+    fn queue(&mut self, service: ServiceIx, item: Item) {
         let ix = self.slot_for(service, item.message.key());
         self.compare_sender(ix, &item.message);
         let slot = &mut self.slots[ix];
@@ -166,7 +166,7 @@ impl Ledger {
         }
     }
 
-    /// A message that is new goes behind what is in hand of its key.
+    /// Puts a new message behind those of its key in hand.
     fn enqueue(&mut self, ix: SlotIx, item: Item) {
         let slot = &mut self.slots[ix];
         if !slot.overflow.is_empty() {
@@ -179,8 +179,9 @@ impl Ledger {
         }
     }
 
-    /// Two senders of a key's messages whose ids are no UUIDs may give the same id to two messages: then the second one is
-    /// a dead letter, or dropped as a repeat where both say the same. `doctor` tells of it.
+    /// Counts two senders of a key's messages whose ids are not UUIDs: they may give the same id to two messages, of
+    /// which the second one becomes a dead letter, or is dropped as a repeat if both have the same content. `doctor`
+    /// warns of it.
     fn compare_sender(&mut self, ix: SlotIx, message: &Message) {
         if is_unique(message.id()) || message.id_is_within_source() {
             return;
@@ -191,8 +192,8 @@ impl Ledger {
         }
     }
 
-    /// The slot of a key; a new one asks the store what it knows.
-    pub(crate) fn slot_for(&mut self, service: u16, key: &str) -> SlotIx {
+    /// The slot of a key; a new one asks the store for the key's rows.
+    pub(crate) fn slot_for(&mut self, service: ServiceIx, key: &str) -> SlotIx {
         if let Some(ix) = self.slots.find(service, key) {
             return ix;
         }
@@ -218,7 +219,7 @@ impl Ledger {
         }
     }
 
-    /// Asks the store about messages whose ids the inbox does not know, of keys of which something waits or was given up.
+    /// Asks the store about messages whose ids the inbox does not know, for keys with waiting messages or dead letters.
     pub(crate) fn request_checks(&mut self) {
         let (mut places, mut ids) = (Vec::new(), Vec::new());
         for ix in std::mem::take(&mut self.to_check) {
@@ -227,7 +228,7 @@ impl Ledger {
             slot.known.asked = slot.unsure.len().min(CHECK_MAX);
             places.extend(std::iter::repeat_n((ix, slot.token), slot.known.asked));
             for item in slot.unsure.iter().take(slot.known.asked) {
-                // It may be known as one whose id was taken before with other content.
+                // It may be known as a message whose id was taken before with other content.
                 let (print, hash_key) = (Print::of(&item.message, &self.config.hash_key), &self.config.hash_key);
                 let apart = Taken { id: item.id, print }.apart(hash_key);
                 ids.extend([item.id, apart.id].map(|id| (id, item.message.id().to_owned())));
@@ -289,7 +290,7 @@ impl Ledger {
         }
     }
 
-    /// What the store knows of a key's rows, read once: later changes are all made here.
+    /// The ledger's knowledge of a key's rows, read once: later changes are all made here.
     fn know(&mut self, ix: SlotIx, held: bool, pending: Option<RowSpan>) {
         let woken = self.waiting.woken.remove(&ix);
         let slot = &mut self.slots[ix];
@@ -298,7 +299,7 @@ impl Ledger {
             slot.known.rows.loaded = first - 1;
             slot.known.rows.last = last;
             slot.known.rows.count = count;
-            // Behind a dead letter that holds the key, all are followers: only the operator is waited for.
+            // Behind a dead letter that holds the key all messages are followers: only the operator is waited for.
             head = match head {
                 Head::Held => Head::Held,
                 _ if woken => Head::Due,
@@ -320,9 +321,9 @@ impl Ledger {
         }
     }
 
-    /// A message without a usable service, key or id becomes a dead letter at once, under the name that it was sent to. It
-    /// holds nobody up: it is not of its key's order.
-    fn refuse_at_once(&mut self, service: Option<u16>, name: Option<Arc<str>>, item: Item) {
+    /// Makes a message without a usable service, key or id a dead letter at once, under the name that it was sent to.
+    /// It holds nobody up: it has no place in its key's order.
+    fn refuse_at_once(&mut self, service: Option<ServiceIx>, name: Option<Arc<str>>, item: Item) {
         let From::Live(ticket) = item.from else { return };
         let bytes_max = self.config.settings.commit.bytes_max;
         self.batches.loose_with_room(item.message.frame().len(), bytes_max);
@@ -339,13 +340,14 @@ impl Ledger {
         death.write(&mut self.batches.loose().part);
     }
 
-    /// A delivery is settled without anything to write: a duplicate, or unbound.
+    /// Settles a delivery without anything to write: a duplicate, or unbound.
     pub(crate) fn drop_ticket(&mut self, ticket: Ticket) {
         self.batches.loose().tickets.push(ticket);
     }
 }
 
-/// Whether an id looks like one that no other sender gives: a UUID, or made of a place such as `topic/partition/offset`.
+/// True if an id looks like one that no other sender gives: a UUID, or made of a place such as
+/// `topic/partition/offset`.
 fn is_unique(id: &str) -> bool {
     id.len() == 36 && id.as_bytes()[8] == b'-' || id.contains('/')
 }

@@ -1,5 +1,5 @@
 //! Operators' commands, executed by the owner of the shard within its commits, one at a time.
-//! In: commands, the dead letters they mean. Out: rows that are pending again, letters removed, results.
+//! In: commands, the dead letters that they select. Out: rows that are pending again, letters removed, results.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -20,21 +20,21 @@ use crate::store::{
 const FIND_MAX: usize = 500;
 /// Rows and timers of a service looked up at once.
 const SERVICE_MAX: usize = 64;
-/// Header of a message that replaced a dead letter: the id of that.
+/// The header of a message that replaced a dead letter: the letter's id.
 const REPLACES: &str = "replaces";
 
 /// The command on its way.
 #[derive(Debug)]
 pub(crate) struct CommandProgress {
     pub(crate) command: OpenCommand,
-    /// What was found whose operations are not durable.
+    /// The number of letters found whose operations are not durable.
     pub(crate) outstanding: u64,
-    /// The last letter that was looked at: what cannot be replayed stays, and what stands behind it is found all the
-    /// same.
+    /// The last letter that was looked at: letters that cannot be replayed stay, and those behind them are found all
+    /// the same.
     after: Option<DeadPlace>,
 }
 
-/// What operators have paused.
+/// The services and keys that operators have paused.
 #[derive(Debug, Default)]
 pub(crate) struct Pauses(BTreeSet<Scope>);
 
@@ -47,20 +47,20 @@ impl Pauses {
         self.0.is_empty()
     }
 
-    /// Whether no turn of this key is to start.
+    /// True if no turn of this key is to start.
     pub(crate) fn holds(&self, service: &str, key: &str) -> bool {
         let here = |scope: &Scope| scope.service == service && scope.key.as_deref().is_none_or(|paused| paused == key);
         !self.0.is_empty() && self.0.iter().any(here)
     }
 
-    /// True if something that was paused is not any more.
+    /// True if something that was paused is not paused any more.
     fn resume(&mut self, scope: &Scope) -> bool {
         let before = self.0.len();
         self.0.retain(|other| !scope.covers(other));
         self.0.len() < before
     }
 
-    /// Those of these services and their keys whose rows may run.
+    /// The services and keys of these whose rows may run.
     fn runnable<'a>(&self, names: impl Iterator<Item = &'a Arc<str>>) -> Runnable {
         let is_paused = |service: &str| self.0.iter().any(|scope| scope.service == *service && scope.key.is_none());
         let services: Vec<_> = names.filter(|name| !is_paused(name)).cloned().collect();
@@ -88,7 +88,7 @@ impl Ledger {
         self.to_advance.extend(resting);
         self.timers.at(self.now);
         self.waiting.at(self.now);
-        // Anew, whatever is on its way: it may have passed over what was paused.
+        // Asked again, even if answers are on their way: those may have passed over paused keys.
         self.waiting.orphans = true;
         self.ask(Question::Orphans(self.runnable(), None, self.config.settings.pending.page));
         resumed
@@ -99,10 +99,10 @@ impl Ledger {
         self.pauses.runnable(self.config.services.iter().map(|service| &service.name))
     }
 
-    /// Whether a key with something to run is paused: it keeps no actor meanwhile.
+    /// True if a key with something to run is paused: it keeps no actor in the meantime.
     pub(crate) fn rests_paused(&mut self, ix: SlotIx) -> bool {
         let slot = &mut self.slots[ix];
-        let paused = self.pauses.holds(&self.config.services[usize::from(slot.service)].name, &slot.key);
+        let paused = self.pauses.holds(&self.config.services[slot.service].name, &slot.key);
         if paused && !matches!(slot.phase, Phase::Paused) {
             slot.busy_since = self.now;
             let (timers, rest): (VecDeque<Item>, VecDeque<Item>) =
@@ -115,7 +115,8 @@ impl Ledger {
         paused
     }
 
-    /// A command is to be executed on this shard. Ignored while another one is: it is still open when that is done.
+    /// Executes a command on this shard. It is ignored while another one is executed: it is still open when that one is
+    /// done.
     pub(crate) fn command(&mut self, command: OpenCommand) {
         if self.draining || self.command.is_some() || self.dead_letters.is_busy() {
             return;
@@ -132,7 +133,7 @@ impl Ledger {
             Wanted::Replay | Wanted::Discard | Wanted::Edit { .. } => {
                 self.ask(Question::DeadLetters(command.id, command.filter.clone(), None, FIND_MAX));
             }
-            // What runs here is not given up.
+            // Messages of a service that runs here are not given up.
             Wanted::Drop(service) if self.service_of(service).is_some() => {
                 let result = CommandResult { command: command.id, affected: 0, done: true };
                 merge(&mut self.batches.loose().part, result);
@@ -165,7 +166,7 @@ impl Ledger {
                     self.without_slot(&operation, HistoryKind::Discarded);
                     outstanding += 1;
                 }
-                // Its sender was told that it failed, and may have acted on that.
+                // The call's sender was told that it failed, and may have acted on that.
                 (_, Wanted::Replay) if call_of(&operation.letter.message).is_some() => {}
                 (Some(service), _) if !operation.letter.key.is_empty() => {
                     let ix = self.slot_for(service, &operation.letter.key);
@@ -173,7 +174,7 @@ impl Ledger {
                     self.to_advance.push_back(ix);
                     outstanding += 1;
                 }
-                // Of no service, or without a key: there is nowhere to replay it to.
+                // Without a service or a key there is nowhere to replay it to.
                 (_, Wanted::Replay | Wanted::Edit { .. }) => {}
                 (_, Wanted::Discard) => {
                     self.without_slot(&operation, HistoryKind::Discarded);
@@ -191,14 +192,14 @@ impl Ledger {
         }
     }
 
-    /// Nothing more is to be done for a command: all of its letters were seen, or they cannot be read.
+    /// Ends a command: all of its letters were seen, or they cannot be read.
     pub(crate) fn command_ends(&mut self, id: i64) {
         if self.command.as_ref().is_some_and(|progress| progress.command.id == id) {
             merge(&mut self.batches.loose().part, CommandResult { command: id, affected: 0, done: true });
         }
     }
 
-    /// A letter that no key waits for is gone with the next commit.
+    /// Removes a letter that no key waits for with the next commit.
     fn without_slot(&mut self, operation: &Operation, kind: HistoryKind) {
         let group = self.batches.loose();
         group.gone = group.gone.plus(Letters::one(&operation.letter.id, operation.letter.holds_key));
@@ -208,7 +209,7 @@ impl Ledger {
         merge(part, CommandResult { command: operation.command, affected: 1, done: false });
     }
 
-    /// Executes what operators want of a key, before its next run.
+    /// Executes operators' wishes for a key, before its next run.
     pub(crate) fn operate(&mut self, ix: SlotIx) {
         for operation in std::mem::take(&mut self.slots[ix].operations) {
             let letter = &operation.letter;
@@ -229,7 +230,7 @@ impl Ledger {
                     HistoryKind::Edited
                 }
                 Wanted::Discard => HistoryKind::Discarded,
-                // They are about no dead letter.
+                // These commands are not about dead letters.
                 Wanted::Retire(_) | Wanted::Pause(_) | Wanted::Resume(_) | Wanted::Drop(_) => continue,
             };
             if releases {
@@ -250,11 +251,11 @@ impl Ledger {
         self.to_advance.push_back(ix);
     }
 
-    /// Dead becomes pending: at its old place when it held the key, else behind everything that waits. No due time is
-    /// needed: the key is in hand, and after a crash it is found as one whose head has none.
+    /// Makes a dead letter pending: at its old place if it held the key, else behind everything that waits. No due time
+    /// is needed: the key is in hand, and after a crash it is found as one whose head has none.
     fn replay(&mut self, ix: SlotIx, letter: &DeadLetter, releases: bool) {
         if !releases && self.slots[ix].queue.iter().any(|item| !matches!(item.from, From::Row(_))) {
-            // What is in memory gets its rows first: if one of it fails, those behind it are not to overtake it.
+            // Messages in memory get their rows first: if one of them fails, those behind it must not overtake it.
             let queue = std::mem::take(&mut self.slots[ix].queue);
             self.follow_all(ix, queue);
         }
@@ -281,7 +282,7 @@ impl Ledger {
         self.await_commits(ix);
     }
 
-    /// A part with an operator's result is durable: the command goes on, or is done.
+    /// Goes on with a command, or ends it, after a part with its result is durable.
     pub(crate) fn command_committed(&mut self, part: &Part) {
         match &part.command {
             Some(result) if result.done => self.command = None,
@@ -290,7 +291,7 @@ impl Ledger {
         }
     }
 
-    /// A part with an operator's result was refused: its letters are found again.
+    /// Looks for the letters of a command again, after a part with its result was refused.
     pub(crate) fn command_undone(&mut self, part: &Part) {
         if let Some(result) = &part.command {
             if let Some(progress) = self.command.as_mut() {
@@ -314,11 +315,11 @@ impl Ledger {
     }
 }
 
-/// The message that takes an edited one's place; nothing where that cannot be one.
+/// The message that takes an edited one's place; `None` if that cannot be a message.
 fn replacement(message: &Message, payload: &[u8], id: &str) -> Option<Message> {
     let kept = message.headers().filter(|(name, _)| ![REPLACES, CALL_ID, CUT_FROM].contains(name));
     let headers: Vec<_> = kept.chain([(REPLACES, message.id())]).collect();
-    // The sender of a call has its answer: what takes the call's place has none to give.
+    // The sender of a call has its answer: the message in the call's place has none to give.
     let kind = if message.kind() == CALL { COMMAND } else { message.kind() };
     let (key, source, time) = (message.key(), message.source(), message.time());
     Draft { id, key, kind, source, time, headers: &headers, payload }.build_unchecked().ok()

@@ -1,4 +1,4 @@
-//! The shard's events beyond its commits: how far each sink is, what was refused, what may be removed.
+//! The shard's events beyond its commits: the progress of each sink, refused events, commits that may be removed.
 //! In: dispatchers' progress, operators' retirements, the time. Out: watermarks for commits, dead letters, bounds.
 
 pub mod publisher;
@@ -11,10 +11,10 @@ use super::Ledger;
 use super::batches::group::{Batch, Group, Outward};
 use crate::clock::Millis;
 use crate::handlers::run::bounded;
-use crate::message::{Message, TakenId};
+use crate::message::{Message, SinkIx, TakenId};
 use crate::store::{Attempt, Commit, DeadLetter, Event, TakenShard, Watermarks};
 
-/// Places kept to find the commits that all sinks have passed: with more, every other one is dropped.
+/// The number of places kept to find the commits that all sinks have passed: above it, every other one is dropped.
 const PLACES_MAX: usize = 1_024;
 
 /// The ledger's knowledge of the outbox and its sinks.
@@ -26,13 +26,13 @@ pub(crate) struct Outbox {
     watermarks: Watermarks,
     /// The configured sinks.
     sinks: Arc<[Arc<str>]>,
-    /// Where they are, as last told; not all of it is durable.
+    /// The sinks' watermarks as last reported; not all of them are durable.
     told: Vec<u64>,
     /// The time since when a watermark waits for a commit to ride on.
     since: Option<Millis>,
-    /// It has waited long enough.
+    /// True if it has waited long enough.
     due: bool,
-    /// Commits, with the last event up to them.
+    /// Places: commits, each with the last event up to it.
     places: VecDeque<(u64, u64)>,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Sum {
 }
 
 impl Outbox {
-    /// The outbox of a shard that was just taken over. A sink that is new there begins with what is emitted from now on.
+    /// The outbox of a shard that was just taken over. A new sink begins with the events that are emitted from now on.
     pub(crate) fn restore(sinks: Arc<[Arc<str>]>, taken: &mut TakenShard) -> Self {
         let (seq, mut watermarks) = (taken.outbox_seq, std::mem::take(&mut taken.watermarks));
         let told = sinks.iter().map(|sink| *watermarks.entry(sink.clone()).or_insert(seq)).collect();
@@ -59,8 +59,8 @@ impl Outbox {
     }
 
     /// True if the sink has come farther than was known.
-    fn advance(&mut self, sink: u16, watermark: u64, now: Millis) -> bool {
-        let told = &mut self.told[usize::from(sink)];
+    fn advance(&mut self, sink: SinkIx, watermark: u64, now: Millis) -> bool {
+        let told = &mut self.told[sink];
         let farther = watermark > *told;
         if farther {
             *told = watermark;
@@ -69,7 +69,7 @@ impl Outbox {
         farther
     }
 
-    /// A watermark that has waited for `idle` goes into a commit of its own.
+    /// Lets a watermark that has waited for `idle` go into a commit of its own.
     pub(crate) fn tick(&mut self, now: Millis, idle: Millis) {
         self.due |= self.since.is_some_and(|since| now.saturating_sub(since) >= idle);
     }
@@ -79,7 +79,7 @@ impl Outbox {
         self.due
     }
 
-    /// All that waited rides on the batch that is being closed.
+    /// Takes note that all watermarks that waited go with the batch that is being closed.
     pub(crate) fn sealed(&mut self) {
         self.due = false;
         self.since = None;
@@ -90,7 +90,7 @@ impl Outbox {
         let mut sum = Sum { watermarks: self.watermarks.clone(), ..Sum::default() };
         for outward in batch.groups.iter().filter_map(|group| group.outward.as_deref()) {
             for (sink, reached) in &outward.reached {
-                let watermark = sum.watermarks.entry(self.sinks[usize::from(*sink)].clone()).or_default();
+                let watermark = sum.watermarks.entry(self.sinks[*sink].clone()).or_default();
                 *watermark = (*watermark).max(*reached);
             }
             sum.watermarks.retain(|name, _| !outward.retired.contains(name));
@@ -100,7 +100,7 @@ impl Outbox {
         sum
     }
 
-    /// A commit is durable: true if it has events to publish.
+    /// Takes note of a durable commit; true if it has events to publish.
     pub(crate) fn committed(&mut self, commit: &Commit) -> bool {
         let events = commit.events().count() as u64;
         self.seq += events;
@@ -108,8 +108,8 @@ impl Outbox {
         events > 0 && !self.told.is_empty()
     }
 
-    /// Commits below this number are published to every sink that was ever there and not given up; `commit_no` is the last
-    /// one.
+    /// The number below which commits are published to every sink that ever existed and was not given up; `commit_no`
+    /// is the last commit.
     pub(crate) fn published_below(&mut self, commit_no: u64) -> u64 {
         self.places.push_back((commit_no, self.seq));
         if self.places.len() > PLACES_MAX {
@@ -121,7 +121,7 @@ impl Outbox {
         }
         let passed = self.watermarks.values().min().copied().unwrap_or(u64::MAX);
         let mut below = 0;
-        // The last place that was passed stays: what comes before the next one is not known.
+        // The last place that was passed stays: the events before the next one are not known.
         while let Some((no, _)) = self.places.front().filter(|(_, seq)| *seq <= passed) {
             below = no + 1;
             if self.places.get(1).is_none_or(|(_, seq)| *seq > passed) {
@@ -145,13 +145,14 @@ impl Outbox {
 }
 
 impl Ledger {
-    /// Where a dispatcher that was just started goes on: the sink's watermark, and the last event that is durable.
-    pub fn publish_from(&self, sink: u16) -> (u64, u64) {
-        (self.outbox.told[usize::from(sink)], self.outbox.seq)
+    /// The place where a dispatcher that was just started goes on: the sink's watermark, and the last durable event.
+    pub fn publish_from(&self, sink: SinkIx) -> (u64, u64) {
+        (self.outbox.told[sink], self.outbox.seq)
     }
 
-    /// A sink has come farther. It is written with the next commit, what it refused in the same.
-    pub(crate) fn published(&mut self, sink: u16, progress: Progress) {
+    /// Takes note that a sink has come farther. That is written with the next commit, together with the events that it
+    /// refused.
+    pub(crate) fn published(&mut self, sink: SinkIx, progress: Progress) {
         if self.batches.is_released() || !self.outbox.advance(sink, progress.watermark, self.now) {
             return;
         }
@@ -161,11 +162,11 @@ impl Ledger {
         self.batches.loose().outward().reached.insert(sink, progress.watermark);
     }
 
-    /// An event that a sink refused becomes a dead letter of the service that emitted it. Its key goes on.
-    fn bury(&mut self, sink: u16, unpublished: Unpublished) {
+    /// Makes an event that a sink refused a dead letter of the service that emitted it. Its key goes on.
+    fn bury(&mut self, sink: SinkIx, unpublished: Unpublished) {
         let now = self.now;
         let Unpublished { service, event, reason } = unpublished;
-        let (sink, topic) = (&self.outbox.sinks[usize::from(sink)], &event.topic);
+        let (sink, topic) = (&self.outbox.sinks[sink], &event.topic);
         let error = bounded(format!("sink {sink} refused it for {topic}: {reason}"));
         let id = TakenId::outgoing(&event.message, &self.config.hash_key);
         let index = self.service_of(&service);
@@ -186,7 +187,7 @@ impl Ledger {
         death.write(&mut self.batches.loose().part);
     }
 
-    /// A refused event is published again, by an operator: behind what its key has emitted since.
+    /// Publishes a refused event again, by an operator: behind the events that its key has emitted since.
     pub(crate) fn publish_again(&mut self, letter: &DeadLetter) {
         let event =
             Event { service: letter.service.clone(), cause: letter.id.digest(), message: letter.message.clone() };

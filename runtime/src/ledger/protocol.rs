@@ -1,6 +1,6 @@
 //! The whole conversation of a shard with its ledger: events go in, actions come out, and some of these are questions
 //! that the store answers.
-//! In: nothing; plain values. Out: the words in which the ledger, its shard, the simulator and the tests speak.
+//! In: nothing; plain values. Out: the vocabulary of the ledger, its shard, the simulator and the tests.
 //! ([`Question::answer`] is the readers' and the simulator's: the ledger never calls it.)
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use crate::clock::Millis;
 use crate::handler::{AfterDeadLetter, RetryPolicy};
 use crate::handlers::run::{RunItem, Stored, TurnEnd};
 use crate::handlers::{Handlers, Service};
-use crate::message::{Positions, ShardNo, TakenId};
+use crate::message::{Positions, ServiceIx, ShardNo, SinkIx, SourceIx, TakenId, index};
 use crate::settings::Settings;
 use crate::store::query::{DeadFilter, OpenCommand};
 use crate::store::{
@@ -26,41 +26,42 @@ use crate::store::{
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A source handed over messages, each for one service.
-    Fetched(u16, Vec<Arrival>),
+    Fetched(SourceIx, Vec<Arrival>),
     /// A key actor ran turns.
     Ran(RunReport),
-    /// A key actor is there, for the first time or again.
+    /// A key actor has started, for the first time or again.
     ActorReady(ActorIx),
     /// A key actor died, for this reason.
     ActorDied(ActorIx, String),
     /// The turn that waits first in a line may start.
     Permit(Line),
     /// A sink has come farther.
-    Published(u16, Progress),
-    /// The store has room for a commit: what is settled goes into one. Nothing to do with `gates`.
+    Published(SinkIx, Progress),
+    /// The store has room for a commit: everything that is settled goes into one. This has nothing to do with `gates`.
     Gate,
     /// The commit of this epoch and number ended.
     CommitEnded(Epoch, u64, Outcome),
-    /// The committer died: what became of the commit that it had is not known.
+    /// The committer died: the outcome of the commit that it had is not known.
     CommitLost,
     /// The store answered a question.
     Answered(Answer),
-    /// Operators want something of the shard's.
+    /// Operators have commands for the shard.
     Commands(Vec<OpenCommand>),
     /// Time passed.
     Tick,
-    /// The shard is to be left in order: no new runs; it is given up with a last commit.
+    /// The shard is to be drained: no new runs; it is given up with a last commit.
     Drain,
 }
 
-/// Something that the ledger wants done, by its shard's actors or by the simulator.
+/// An action that the ledger orders from its shard's actors or from the simulator.
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// Have the store asked: [`Event::Answered`].
+    /// Ask the store: [`Event::Answered`].
     Ask(Question),
     /// Hand a run to an actor: [`Event::Ran`].
     Run(ActorIx, RunOrder),
-    /// A turn is to wait in a line, one that was unavailable before if so: [`Event::Permit`] when it may start.
+    /// A turn is to wait in a line; true if it found a dependency unavailable before. [`Event::Permit`] when it may
+    /// start.
     AskPermit(Line, bool),
     /// A turn with a permit of this line ended, or will not start.
     PermitEnded(Line, PermitEnd),
@@ -68,17 +69,17 @@ pub enum Action {
     Spawn(u32),
     /// Something is to be committed: [`Event::Gate`] when the store has room for a commit.
     CommitReady,
-    /// Write this: [`Event::CommitEnded`].
+    /// Write this commit: [`Event::CommitEnded`].
     Commit(Arc<Commit>),
-    /// Write this again: the store could not, or it was found unwritten (then under a new epoch). The number counts the tries,
-    /// and with it the pause grows; 0: no pause.
+    /// Write this commit again: the store could not, or it was found unwritten (then under a new epoch). The number
+    /// counts the tries; the pause grows with it, and is zero at 0.
     CommitLater(Arc<Commit>, u32),
-    /// The source may hand over this many arrivals more: one for each service of a delivery.
-    Credit(u16, usize),
-    /// So many bytes of the source's deliveries are not in hand any more.
-    Room(u16, usize),
+    /// The source may hand over this many more arrivals: one for each service of a delivery.
+    Credit(SourceIx, usize),
+    /// This many bytes of the source's deliveries are not in hand any more.
+    Room(SourceIx, usize),
     /// The source's deliveries up to these positions are durable.
-    Acknowledge(u16, Positions),
+    Acknowledge(SourceIx, Positions),
     /// Events are durable: publish those that the sinks want; [`Event::Published`].
     Publish(Arc<Commit>),
     /// The shard is given up: its last commit is durable.
@@ -91,10 +92,10 @@ pub enum Action {
 /// an answer that comes late is void.
 #[derive(Clone, Debug)]
 pub enum Question {
-    /// The stored states of these keys, and how many of their messages wait.
+    /// The stored states of these keys, and the numbers of their messages that wait.
     Load(Vec<(SlotIx, u64)>, Vec<ServiceKey>),
-    /// Which of these ids wait or were given up: two for each message ([`Taken::apart`](crate::message::Taken)), each beside
-    /// the id that the message itself bears.
+    /// The question which of these ids wait or were given up: two for each message
+    /// ([`Taken::apart`](crate::message::Taken)), each beside the id that the message itself bears.
     Check(Vec<(SlotIx, u64)>, Vec<(TakenId, String)>),
     /// Keys that are due, at most this many.
     Due(Runnable, usize),
@@ -112,7 +113,7 @@ pub enum Question {
     DeadLetters(i64, DeadFilter, Option<DeadPlace>, usize),
     /// The rows of a service that waits for its program, for an operator's command, at most this many of each table.
     Service(i64, Arc<str>, usize),
-    /// The shard again, by its own owner under a new epoch: what became of a commit is not known.
+    /// The shard again, by its own owner under a new epoch, because the outcome of a commit is not known.
     Retake(Epoch),
     /// Remove rows that are no longer needed; there is no answer.
     Trim(Trim),
@@ -123,8 +124,8 @@ pub enum Question {
 pub enum Answer {
     /// The rows of the slots' keys.
     Loaded(Vec<(SlotIx, u64)>, Vec<KeyRow>),
-    /// For each message two: whether its id waits or was given up, and whether the id that it would have with other content
-    /// does.
+    /// Two answers for each message: true if its id waits or was given up, and true if the id does that it would have
+    /// with other content.
     Checked(Vec<(SlotIx, u64)>, Vec<bool>),
     /// Keys that are due.
     Due(Due),
@@ -140,15 +141,15 @@ pub enum Answer {
     OldLetters(OldLetters),
     /// Dead letters for an operator's command.
     DeadLetters(i64, Vec<DeadLetter>),
-    /// They cannot be read: the command ends.
+    /// The dead letters cannot be read: the command ends.
     DeadRefused(i64),
-    /// What waits for a service that this program lacks.
+    /// The rows that wait for a service that this program lacks.
     Service(i64, OfService),
-    /// The shard under its new epoch, or why it cannot be had.
+    /// The shard under its new epoch, or the error if it cannot be retaken.
     Retaken(Result<TakenShard, StoreError>),
 }
 
-/// The reader of a shard that has a question answered: one that takes long holds up no other kind.
+/// The reader of a shard that puts a question to the store: one that takes long holds up no other kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReaderKind {
     /// Turns wait for the answer.
@@ -160,7 +161,7 @@ pub enum ReaderKind {
 }
 
 impl Question {
-    /// The reader that has it answered.
+    /// The reader that puts it to the store.
     pub fn reader(&self) -> ReaderKind {
         match self {
             Self::Load(..) | Self::Check(..) => ReaderKind::Keys,
@@ -169,7 +170,7 @@ impl Question {
         }
     }
 
-    /// The store's answer; nothing where none is waited for. The same for a running shard, the simulator and the tests.
+    /// The store's answer; `None` if none is waited for. A running shard, the simulator and the tests all use this.
     ///
     /// # Errors
     /// The store cannot be read, or refuses: the question stands, and may be asked again.
@@ -205,7 +206,7 @@ impl Question {
     }
 }
 
-/// What the ledger knows of a service.
+/// The ledger's view of a service.
 #[derive(Clone, Debug)]
 pub struct ServiceInfo {
     /// Its name.
@@ -214,24 +215,24 @@ pub struct ServiceInfo {
     pub number: u16,
     /// Its retry policy.
     pub retry: RetryPolicy,
-    /// What happens behind a dead letter.
+    /// The rule for messages behind a dead letter.
     pub after_dead_letter: AfterDeadLetter,
-    /// Whether each of its turns needs a permit: see [`Action::AskPermit`].
+    /// True if each of its turns needs a permit: see [`Action::AskPermit`].
     pub guarded: bool,
-    /// Its messages that come by the clock, of whichever shards' keys.
+    /// Its messages that come by the clock, for keys of any shard.
     pub schedules: Arc<[Planned]>,
 }
 
-/// What the ledger knows of a source.
+/// The ledger's view of a source.
 #[derive(Clone, Debug)]
 pub struct SourceInfo {
     /// Its name.
     pub name: Arc<str>,
-    /// Whether its deliveries have positions to resume from.
+    /// True if its deliveries have positions to resume from.
     pub ordered: bool,
 }
 
-/// What a shard's ledger is made with.
+/// The configuration of a shard's ledger.
 #[derive(Clone, Debug)]
 pub struct LedgerConfig {
     /// The settings.
@@ -240,7 +241,7 @@ pub struct LedgerConfig {
     pub services: Arc<[ServiceInfo]>,
     /// The sources, in the order of their indices.
     pub sources: Arc<[SourceInfo]>,
-    /// Where events go within the store.
+    /// The routes of messages and events.
     pub bindings: Arc<Bindings>,
     /// Key under which ids are hashed.
     pub hash_key: [u8; 32],
@@ -258,14 +259,14 @@ pub struct RunOrder {
     /// Number of the run.
     pub no: u64,
     /// The service's index.
-    pub service: u16,
+    pub service: ServiceIx,
     /// The state to start from; `None`: the one the actor has.
     pub state: Option<Stored>,
     /// The messages, in order.
     pub items: Vec<RunItem>,
 }
 
-/// What an actor answers for a run: for each turn in order, up to the one where it stopped.
+/// An actor's report of a run: the turns in order, up to the one at which it stopped.
 #[derive(Clone, Debug)]
 pub struct RunReport {
     /// The actor.
@@ -278,19 +279,23 @@ pub struct RunReport {
     pub turns: Vec<TurnEnd>,
     /// The state after them, if a turn succeeded.
     pub state: Option<Stored>,
-    /// The messages that were not answered for are to be run one at a time.
+    /// True if the messages that were not answered for are to be run one at a time.
     pub alone: bool,
-    /// Whether the run is over; otherwise a turn of it is still under way.
+    /// True if the run is over; otherwise a turn of it is still under way.
     pub done: bool,
-    /// Whether the actor ends with it: it takes no other run.
+    /// True if the actor ends with it: it takes no other run.
     pub gone: bool,
 }
 
-/// Index of a slot; reused, so answers carry the slot's token as well.
-pub type SlotIx = u32;
+index! {
+    /// Index of a slot; reused, so answers carry the slot's token as well.
+    SlotIx(u32)
+}
 
-/// Index of a key actor in the shard's pool.
-pub type ActorIx = u32;
+index! {
+    /// Index of a key actor in the shard's pool.
+    ActorIx(u32)
+}
 
 /// The services of `handlers` as the ledger knows them.
 pub(crate) fn describe(
@@ -300,7 +305,7 @@ pub(crate) fn describe(
     gates: &Gates,
     schedules: Vec<Arc<[Planned]>>,
 ) -> Vec<ServiceInfo> {
-    type Described<'a> = ((u16, &'a Arc<dyn Service>), Arc<[Planned]>);
+    type Described<'a> = ((ServiceIx, &'a Arc<dyn Service>), Arc<[Planned]>);
     let describe = |((index, service), schedules): Described<'_>| ServiceInfo {
         guarded: gates.guards(index),
         name: service.name().into(),
@@ -309,5 +314,12 @@ pub(crate) fn describe(
         after_dead_letter: service.after_dead_letter(),
         schedules,
     };
-    (0..).zip(handlers.all()).zip(schedules).map(describe).collect()
+    handlers
+        .all()
+        .iter()
+        .enumerate()
+        .map(|(at, service)| (ServiceIx::nth(at), service))
+        .zip(schedules)
+        .map(describe)
+        .collect()
 }

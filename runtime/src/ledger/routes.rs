@@ -1,4 +1,4 @@
-//! Which service handles what, under which key, and which events go to which sink. Pure.
+//! The routes of a program: the service and the key of each message, and the sink of each event. Pure.
 //! In: the settings' routes, deliveries, events. Out: arrivals for the ledger, rows for the embedded log, topics.
 
 use std::collections::BTreeMap;
@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use crate::handler::{SentMessage, stays_inside};
 use crate::handlers::Handlers;
-use crate::message::{Draft, ID_WITHIN, KEPT_BYTES, Message, Position, ShardNo, check_name, shard_of};
+use crate::message::{
+    Draft, ID_WITHIN, KEPT_BYTES, Message, Position, ServiceIx, ShardNo, SinkIx, check_name, shard_of,
+};
 use crate::settings::{Bind, IdWithin, KeyFrom, Settings, Unbound};
 use crate::store::{Event, LogRow, Part};
 use crate::transport::{Content, Delivery, embedded};
@@ -18,7 +20,7 @@ pub const DEAD_LETTER: &str = "perkey.dead_letter";
 /// The sink that `kafka.dead_letter_topic` is a topic of.
 const DEAD_LETTER_SINK: &str = "kafka";
 
-/// Bytes of a key that are kept when it has too many.
+/// The bytes of a key that are kept if it has too many.
 const KEY_SHOWN: usize = 1_024;
 
 /// The routes of a program.
@@ -26,7 +28,7 @@ const KEY_SHOWN: usize = 1_024;
 pub struct Bindings {
     handlers: Handlers,
     binds: Vec<Bind>,
-    /// By sink, in the order of their indices.
+    /// The routes to each sink, in the order of the sinks' indices.
     outlets: Vec<(Arc<str>, Vec<Outlet>)>,
     tells_of_dead: bool,
     shards: u32,
@@ -44,7 +46,7 @@ struct Outlet {
 }
 
 impl Bindings {
-    /// The settings' routes; the error names all services that they have and the program has not.
+    /// The settings' routes; the error names all services that they name and the program does not have.
     pub fn new(settings: &Settings, handlers: Handlers) -> Result<Self, String> {
         let unknown = |route: &str, kind: &str, service: &str| {
             let missing = handlers.index_of(service).is_none();
@@ -109,38 +111,38 @@ impl Bindings {
             Some(index) => self.sized(index, message),
             None => match misnamed(&message) {
                 Some(reason) => What::Refused(None, message, reason),
-                // Whether other programs have it, the ingress asks the store.
+                // The ingress asks the store whether other programs have it.
                 None => What::Absent(service.into(), None, message),
             },
         }
     }
 
-    /// Says that no program has such a service.
+    /// The error that no program has such a service.
     pub(crate) fn unknown(&self, service: &str) -> String {
         self.handlers.unknown(service)
     }
 
-    /// Why a message is not run, if it is not.
+    /// The reason for which a message is not run, if it is not.
     pub(crate) fn refusal(&self, message: &Message) -> Option<String> {
         let (bytes, max) = (message.frame().len(), self.message_bytes_max);
         let said = |bytes: &dyn Display| {
             format!("the message has {bytes} bytes, at most {max} are taken (ingress.message_bytes_max)")
         };
         match message.cut_from() {
-            // However much is allowed by now: it is not to be run in part.
+            // Even if more is allowed by now, a message is not run in part.
             Some(had) => Some(format!("{}; the first {KEPT_BYTES} of its payload are kept at most", said(&had))),
             None => (bytes > max).then(|| said(&bytes)),
         }
     }
 
-    /// What is kept of a message: of one from outside that is too large a part, as whoever writes to a source could fill
-    /// the store with the rest.
+    /// The part of a message that is kept: of one from outside that is too large only the beginning, because writers to
+    /// a source could fill the store with the rest.
     fn kept(&self, source: &str, message: Message) -> Message {
         let is_large = source != embedded::NAME && message.frame().len() > self.message_bytes_max;
         if is_large { message.cut() } else { message }
     }
 
-    fn sized(&self, service: u16, message: Message) -> What {
+    fn sized(&self, service: ServiceIx, message: Message) -> What {
         if let Some(reason) = self.refusal(&message) {
             return What::Refused(Some(service), message, reason);
         }
@@ -176,23 +178,23 @@ impl Bindings {
         self.outlets.iter().map(|(sink, _)| sink.clone()).collect()
     }
 
-    /// Where in a sink, by its index, an event goes: the first route that fits decides.
-    pub fn topic(&self, sink: u16, event: &Event) -> Option<&Arc<str>> {
+    /// The topic of an event in a sink, by the sink's index: the first route that fits decides.
+    pub fn topic(&self, sink: SinkIx, event: &Event) -> Option<&Arc<str>> {
         let kind = event.message.kind();
-        let (_, outlets) = self.outlets.get(usize::from(sink))?;
+        let (_, outlets) = self.outlets.get(sink.place())?;
         let fitting = outlets.iter().find(|outlet| {
             outlet.service.as_ref().is_none_or(|service| *service == event.service) && fits(&outlet.kind, kind)
         });
         fitting.map(|outlet| &outlet.topic)
     }
 
-    /// Whether dead letters are also told of by events.
+    /// True if dead letters are also reported by events.
     pub(crate) fn tells_of_dead(&self) -> bool {
         self.tells_of_dead
     }
 
-    /// What a commit has for services of this store, its events and messages of other shards' keys: one row for each
-    /// shard that is to read some.
+    /// The rows for the embedded log of a commit's events, commands and messages of other shards' keys: one row for
+    /// each shard that is to read some.
     pub(crate) fn log_rows(&self, parts: &[Part], onward: &[(Arc<str>, Message)]) -> Vec<LogRow> {
         let quiet = onward.is_empty() && parts.iter().all(|part| part.sent.is_empty());
         if quiet && self.binds.iter().all(|bind| bind.source != embedded::NAME) {
@@ -224,8 +226,8 @@ impl Bindings {
     }
 
     /// The message as a binding asks for it: under the key that its handler gives it, with an id within its source. One
-    /// that the handler cannot read keeps the record's key: it is rejected, with the reason, when its turn comes. A key that
-    /// cannot be one is refused by whoever takes the message; it must not run under another.
+    /// that the handler cannot read keeps the record's key: it is rejected, with the reason, when its turn comes. An
+    /// invalid key is refused when the message is taken; it must not run under another.
     fn bound(&self, bind: &Bind, message: &Message) -> Message {
         let key = match bind.key {
             KeyFrom::Record => None,
@@ -249,18 +251,19 @@ impl Bindings {
     }
 }
 
-/// Why a message's key is none. A missing one is the ledger's to refuse: it knows where to keep what belongs to no key.
+/// The reason for which a message's key is invalid. The ledger refuses a missing one: it knows where to keep messages
+/// without a key.
 fn misnamed(message: &Message) -> Option<String> {
     let key = (!message.key().is_empty()).then(|| check_name("key", message.key().as_bytes()))?;
     key.err().map(|error| error.to_string())
 }
 
-/// As much of a key as is kept of one that is too long to be one.
+/// The part of a key that is kept if it is too long.
 fn shown(key: &str) -> &str {
     &key[..key.floor_char_boundary(KEY_SHOWN)]
 }
 
-/// Whether a type is one that a route means; `*` at the route's end matches any rest.
+/// True if a route's pattern matches a type; `*` at its end matches any rest.
 fn fits(pattern: &str, kind: &str) -> bool {
     pattern.strip_suffix('*').map_or(pattern == kind, |start| kind.starts_with(start))
 }
@@ -298,14 +301,14 @@ pub struct Arrival {
     pub origin: Arc<str>,
     /// Its place there.
     pub position: Position,
-    /// Whether it is the last one of its position (a message for several services comes once for each).
+    /// True if it is the last one of its position (a message for several services comes once for each).
     pub last: bool,
-    /// What it is.
+    /// The content of the delivery.
     pub what: What,
 }
 
 impl Arrival {
-    /// What it takes in memory while it is in hand.
+    /// The bytes that it takes in memory while it is in hand.
     pub(crate) fn bytes(&self) -> u32 {
         match &self.what {
             What::Message(_, message) | What::Absent(_, _, message) | What::Refused(_, message, _) => {
@@ -316,16 +319,17 @@ impl Arrival {
     }
 }
 
-/// What a delivery is.
+/// The kinds of deliveries.
 #[derive(Clone, Debug)]
 pub enum What {
     /// A message for a service, by its index.
-    Message(u16, Message),
-    /// A message for a service that this program does not have, with the number that the store has for it: other programs
-    /// do, or did. It waits for one that does, under the service's name. Without a number none ever did: a dead letter.
+    Message(ServiceIx, Message),
+    /// A message for a service that this program does not have, with the service's number in the store: other programs
+    /// have it, or had it. The message waits for one that does, under the service's name. Without a number no program
+    /// ever had it: the message becomes a dead letter.
     Absent(Arc<str>, Option<u16>, Message),
     /// A message that is not run but becomes a dead letter with a reason; of a service, if it could be worked out.
-    Refused(Option<u16>, Message, String),
+    Refused(Option<ServiceIx>, Message, String),
     /// A message that no binding wants: its position passes.
     Unbound,
 }
@@ -382,16 +386,19 @@ mod tests {
             bindings.arrivals(source, delivery).remove(0).what
         };
         for content in [Content::Unrouted(message.clone()), Content::For("keyed".into(), message.clone())] {
-            let What::Refused(Some(0), kept, reason) = arrived("kafka", content) else { panic!("it is taken") };
+            let What::Refused(Some(ServiceIx::FIRST), kept, reason) = arrived("kafka", content) else {
+                panic!("it is taken")
+            };
             assert_eq!((kept.id(), kept.key(), kept.payload().len()), ("m", "k", KEPT_BYTES));
             assert!(reason.contains(&message.frame().len().to_string()) && reason.contains("65536"), "{reason}");
-            // A replay, or another shard's owner, has it from the store: however much may be taken by then.
+            // A replay, or another shard's owner, gets it from the store, even if larger messages are taken by then.
             let again = self::bindings(1 << 20).refusal(&kept).unwrap();
             assert!(again.contains(&message.frame().len().to_string()), "{again}");
             assert_eq!(kept.cut().payload(), kept.payload());
         }
-        // What handlers wrote is in the store anyway, whole.
-        let What::Refused(Some(0), kept, _) = arrived(embedded::NAME, Content::For("keyed".into(), message.clone()))
+        // Messages that handlers wrote are in the store anyway, whole.
+        let What::Refused(Some(ServiceIx::FIRST), kept, _) =
+            arrived(embedded::NAME, Content::For("keyed".into(), message.clone()))
         else {
             panic!("it is taken")
         };
@@ -400,9 +407,9 @@ mod tests {
 
     #[test]
     fn a_key_of_the_handlers_that_is_none_is_never_replaced_by_the_records() {
-        assert!(matches!(arrival("own"), What::Message(0, message) if message.key() == "own"));
+        assert!(matches!(arrival("own"), What::Message(ServiceIx::FIRST, message) if message.key() == "own"));
         // The ledger refuses what has no key.
-        assert!(matches!(arrival(""), What::Message(0, message) if message.key().is_empty()));
+        assert!(matches!(arrival(""), What::Message(ServiceIx::FIRST, message) if message.key().is_empty()));
         let long = format!("{}é", "x".repeat(1_023));
         for (bad, part) in [("a\0b", "the key contains a NUL"), (&long, "the key has 1023 bytes")] {
             let What::Refused(None, _, reason) = arrival(bad) else { panic!("{bad:?} is taken") };

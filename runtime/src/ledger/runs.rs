@@ -1,4 +1,4 @@
-//! Keys are given actors and runs; actors answer.
+//! Runs: keys get actors and runs, actors answer.
 //! In: keys with queued items, actors' reports. Out: run orders; settled turns.
 
 mod permits;
@@ -83,7 +83,7 @@ impl Ledger {
             }
         }
         let most = if slot.solo > 0 || alone { 1 } else { settings.actors.run_max };
-        // A timer runs alone: what is before it may cancel it.
+        // A timer runs alone: a message before it may cancel it.
         let timer = slot.queue.iter().take(most).position(|item| item.from == From::Timer);
         let most = timer.map_or(most, |at| at.max(1));
         let runs = |(at, item): &(usize, &Item)| item.refusal.is_none() && (*at == 0 || item.is_free());
@@ -141,7 +141,7 @@ impl Ledger {
         self.to_advance.push_back(report.slot);
     }
 
-    /// A run is over: what it did not get to goes back to the head of the queue.
+    /// Ends a run: the items that it did not get to go back to the head of the queue.
     fn end_run(&mut self, ix: SlotIx) {
         let Some(running) = self.slots[ix].take_run() else { return };
         self.permit_used(ix);
@@ -157,8 +157,8 @@ impl Ledger {
         }
     }
 
-    /// Whether no run is under way that a drain waits for. One that takes long has its rows: its messages run again at the
-    /// next owner, and waiting for it would keep the shard from all others.
+    /// True if no run is under way that a drain waits for. One that takes long has its rows: its messages run again at
+    /// the next owner, and waiting for it would keep the shard from all others.
     pub(crate) fn nothing_runs(&self) -> bool {
         let long = millis(self.config.settings.pending.spill_after);
         self.slots.iter().all(|slot| {
@@ -169,18 +169,19 @@ impl Ledger {
         })
     }
 
-    /// What still runs is left to the next owner.
+    /// Leaves messages that still run to the next owner.
     pub(crate) fn leave_runs(&mut self) {
         self.slots.iter_mut().filter_map(Slot::running_mut).for_each(|run| run.stale = true);
     }
 
-    /// An actor is ready: newly started, or started again.
+    /// Takes note that an actor is ready: newly started, or started again.
     pub(crate) fn actor_ready(&mut self, actor: ActorIx) {
         self.actors.ready(actor);
         self.feed_starved();
     }
 
-    /// An actor died. Its key goes on with another, from the newest settled state; unanswered turns run again.
+    /// Takes note that an actor died. Its key goes on with another, from the newest settled state; unanswered turns run
+    /// again.
     pub(crate) fn actor_died(&mut self, actor: ActorIx, reason: &str) {
         let Some(ix) = self.actors.died(actor) else { return };
         self.permit_used(ix);

@@ -1,4 +1,4 @@
-//! Turns settle: each outcome becomes part of the batch that is being gathered.
+//! The settling of turns: each outcome becomes part of the batch that is being gathered.
 //! In: outcomes of turns. Out: groups of the batch: ids taken, states, events, rows, pending rows, dead letters.
 
 pub(crate) mod dead;
@@ -19,10 +19,10 @@ use crate::handlers::run::{Stored, TurnEnd, TurnFault};
 use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{Attempt, PendingKind, StateWrite};
 
-/// Failed attempts kept with a message: the first of them and the newest.
+/// The number of failed attempts kept with a message: the first of them and the newest.
 const ATTEMPTS_KEPT: usize = 50;
 
-/// What becomes of a message whose turn failed; delays in milliseconds.
+/// The fate of a message whose turn failed; delays in milliseconds.
 enum Next {
     Retry(Millis),
     Defer(Millis),
@@ -70,7 +70,7 @@ impl Ledger {
         }
     }
 
-    /// The turn is run again when what it needs is available: nothing is counted.
+    /// Lets the turn run again when its dependency is available: nothing is counted.
     fn unavailable(&mut self, ix: SlotIx, item: Item, which: usize, reason: String) {
         let slot = &mut self.slots[ix];
         self.tally.unavailable.push((slot.service, which, reason));
@@ -80,13 +80,13 @@ impl Ledger {
         }
     }
 
-    /// One turn fewer that must have a commit of its own.
+    /// Counts one turn fewer that must have a commit of its own.
     pub(crate) fn turned(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
         slot.solo = slot.solo.saturating_sub(1);
     }
 
-    /// A message is done with: its id is taken, or its row deleted.
+    /// Finishes a message: its id is taken, or its row deleted.
     pub(crate) fn settle_item(&mut self, ix: SlotIx, item: Item) {
         match item.from {
             From::Live(ticket) => self.take(Some(ix), &item, ticket),
@@ -96,7 +96,7 @@ impl Ledger {
         self.group(ix).items.push(item);
     }
 
-    /// The id is taken in the batch's commit, its copies with it.
+    /// Takes the id in the batch's commit, its copies with it.
     pub(crate) fn take(&mut self, slot: Option<SlotIx>, item: &Item, ticket: Ticket) {
         let (taken, copies) = self.inbox.settle(item.id);
         self.count("taken", 1);
@@ -117,7 +117,7 @@ impl Ledger {
         rows.count = rows.count.saturating_sub(1);
     }
 
-    /// A turn failed, or a message is refused without being run.
+    /// Handles the fault of a turn, or of a message that is refused without being run.
     pub(crate) fn fault(&mut self, ix: SlotIx, mut item: Item, fault: TurnFault) {
         let now = self.now;
         let fault = fault.bounded();
@@ -131,7 +131,7 @@ impl Ledger {
             return self.refuse_call(ix, item, Reply { call, outcome });
         }
         let generation = self.generation(ix);
-        // As it is handled again if this fault cannot be recorded.
+        // The item as it is handled again if this fault cannot be recorded.
         let before = item.clone();
         (item.starts, item.trial) = (0, Trial::Free);
         let policy = self.policy(self.slots[ix].service).retry;
@@ -179,7 +179,7 @@ impl Ledger {
         }
     }
 
-    /// The message waits in the table until `due`; what is behind it in memory follows it there.
+    /// Lets the message wait in the table until `due`; messages behind it in memory follow it there.
     fn retry_later(&mut self, ix: SlotIx, item: Item, before: Item, due: Millis) {
         let seq = match item.from {
             From::Row(seq) => seq,
@@ -207,9 +207,9 @@ impl Ledger {
         self.follow_queue(ix);
     }
 
-    /// The message becomes a dead letter.
+    /// Makes the message a dead letter.
     fn give_up(&mut self, ix: SlotIx, item: Item, before: Item, error: String) {
-        // Who asked is told, and nobody else waits for it.
+        // The service that asked is told, and nobody else waits for it.
         let told = call_of(&item.message).is_some() || Asked::of(&item.message).is_some();
         let holds_key = !told && self.policy(self.slots[ix].service).after_dead_letter == AfterDeadLetter::HoldKey;
         let row = matches!(item.from, From::Row(_));
@@ -237,7 +237,7 @@ impl Ledger {
         self.turned(ix);
         if holds_key {
             let slot = &mut self.slots[ix];
-            // What is in memory behind it is on disk, or follows there now.
+            // Messages in memory behind it are on disk, or follow there now.
             if row || !slot.known.rows.behind() {
                 slot.known.rows.loaded = seq;
             }
@@ -247,12 +247,13 @@ impl Ledger {
         }
     }
 
-    /// A live message is appended behind its key's rows, or waits in memory where the table has no room.
+    /// Appends a live message behind its key's rows, or lets it wait in memory if the table has no room.
     pub(crate) fn follow(&mut self, ix: SlotIx, item: Item) {
         let ticket = match item.from {
             From::Live(ticket) => ticket,
             From::Row(seq) => {
-                // On disk, maybe before what fails only now: it got its row while that ran.
+                // It is on disk already, maybe before the message that fails only now: it got its row while that one
+                // ran.
                 let rows = &mut self.slots[ix].known.rows;
                 return rows.loaded = rows.loaded.min(seq - 1);
             }
@@ -266,7 +267,7 @@ impl Ledger {
         self.record_live(ix, &item, ticket, PendingKind::Follower);
     }
 
-    /// A live message is taken and gets a row without a time of its own.
+    /// Takes a live message and gives it a row without a time of its own.
     pub(crate) fn record_live(&mut self, ix: SlotIx, item: &Item, ticket: Ticket, kind: PendingKind) -> u64 {
         self.take(Some(ix), item, ticket);
         self.group(ix).recorded += 1;
@@ -278,7 +279,7 @@ impl Ledger {
         seq
     }
 
-    /// Everything queued behind a message that waits: rows stay on disk, live ones follow.
+    /// Moves everything queued behind a message that waits: rows stay on disk, live ones follow.
     pub(crate) fn follow_all(&mut self, ix: SlotIx, items: VecDeque<Item>) {
         items.into_iter().for_each(|item| self.follow(ix, item));
     }
@@ -293,7 +294,7 @@ impl Ledger {
         self.follow_all(ix, behind);
     }
 
-    /// The key's rows are not to be read before everything of it that is gathered by now is durable.
+    /// Lets the key's rows not be read before everything of it that is gathered by now is durable.
     pub(crate) fn await_commits(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
         slot.known.rows.unwritten = slot.uncommitted;
@@ -313,7 +314,7 @@ impl Ledger {
         }
     }
 
-    /// The item at the head is refused or blamed: it faults without being run. Says whether it was.
+    /// Faults the item at the head without running it, if it is refused or blamed. Returns whether it was.
     pub(crate) fn fault_at_head(&mut self, ix: SlotIx) -> bool {
         let slot = &mut self.slots[ix];
         let Some(head) = slot.queue.front() else { return false };

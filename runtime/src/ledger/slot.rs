@@ -1,5 +1,5 @@
-//! A key in hand: its queue, its newest state, what waits for it on disk.
-//! In: nothing; plain data. Out: the same, indexed by key.
+//! A key in hand: its queue, its newest state, its rows on disk.
+//! In: nothing; plain data. Out: slots, found by index and by key.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use super::protocol::{ActorIx, SlotIx};
 use super::tracker::Ticket;
 use crate::clock::Millis;
 use crate::handler::Fault;
-use crate::message::{Message, TakenId};
+use crate::message::{Message, ServiceIx, TakenId, index};
 use crate::store::query::Action as Wanted;
 use crate::store::{Attempt, DeadLetter};
 
-/// Where an item came from, which is also where it goes back to after a crash.
+/// The place that an item came from, to which it also goes back after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum From {
     /// A source's delivery that is not taken yet.
@@ -30,9 +30,9 @@ pub(crate) enum From {
 #[derive(Debug)]
 pub(crate) struct Hand {
     pub(crate) name: Arc<str>,
-    /// It waits in the queue, or runs.
+    /// True if it waits in the queue, or runs.
     pub(crate) queued: bool,
-    /// Writes of it that are not durable.
+    /// The number of its writes that are not durable.
     pub(crate) writes: u32,
 }
 
@@ -44,33 +44,33 @@ pub(crate) struct Item {
     pub(crate) from: From,
     /// Number of its arrival, for live ones.
     pub(crate) arrival: u64,
-    /// When Perkey took it, or will.
+    /// The time at which Perkey took it, or will.
     pub(crate) taken_at: Millis,
     /// Attempts spent.
     pub(crate) attempt: u32,
     pub(crate) history: Vec<Attempt>,
-    /// Why it is refused without being run.
+    /// The reason for which it is refused without being run.
     pub(crate) refusal: Option<String>,
-    /// How often the process may have ended while it was being handled.
+    /// The number of times that the process may have ended while it was being handled.
     pub(crate) starts: u32,
     pub(crate) trial: Trial,
 }
 
-/// How far a suspect is on its way to its next start.
+/// The progress of a suspect towards its next start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Trial {
-    /// It is none.
+    /// Not a suspect.
     #[default]
     Free,
     /// Its start is to be recorded.
     Wanted,
-    /// That is on its way to the store.
+    /// That record is on its way to the store.
     Recording,
-    /// It is durable.
+    /// The record is durable.
     Recorded,
-    /// That it is not started yet is on its way to the store.
+    /// A record that it is not started yet is on its way to the store.
     Watching,
-    /// That is durable, and it is not started before this time.
+    /// That record is durable, and the suspect is not started before this time.
     Watched(Millis),
 }
 
@@ -79,9 +79,9 @@ pub(crate) enum Trial {
 pub(crate) struct Running {
     /// Number of the run: an answer to another one is ignored.
     pub(crate) no: u64,
-    /// What it was given and has not answered for.
+    /// The items that it was given and has not answered for.
     pub(crate) items: VecDeque<Item>,
-    /// Its answers are to be thrown away: the state it started from is void.
+    /// True if its answers are to be thrown away: the state it started from is void.
     pub(crate) stale: bool,
 }
 
@@ -91,7 +91,7 @@ pub(crate) enum Newest {
     /// Only the store (or a warm actor) has it.
     #[default]
     Elsewhere,
-    /// This: version and JSON, or nothing stored yet.
+    /// The ledger has it: version and JSON, or nothing stored yet.
     Here(Option<(u32, Bytes)>),
 }
 
@@ -102,26 +102,26 @@ pub(crate) struct Rows {
     pub(crate) last: u64,
     /// Rows that are not settled.
     pub(crate) count: u64,
-    /// A page is on its way.
+    /// True if a page is on its way.
     pub(crate) paging: bool,
     /// The last commit when that page was asked for.
     pub(crate) asked: u64,
-    /// So many commits with something of the key must be durable before its rows may be read: until then the table
-    /// still has what they replace, or lacks what they add.
+    /// The number of commits with something of the key that must be durable before its rows may be read: until then the
+    /// table still has the rows that they replace, or lacks those that they add.
     pub(crate) unwritten: u32,
 }
 
 impl Rows {
-    /// Whether rows exist that are not in memory.
+    /// True if rows exist that are not in memory.
     pub(crate) fn behind(&self) -> bool {
         self.loaded < self.last
     }
 }
 
-/// What the rows of a key let its messages do.
+/// The state of a key's head row, which lets its messages run or wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Head {
-    /// No row stands before what is in memory.
+    /// No row stands before the messages in memory.
     #[default]
     Free,
     /// The head row was found due, and is not settled.
@@ -139,15 +139,15 @@ impl Head {
     }
 }
 
-/// The ledger's knowledge of what the store has of a key. It starts anew when a commit of the key was refused.
+/// The ledger's knowledge of a key's rows in the store. It starts anew when a commit of the key was refused.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    /// The store was asked once, and has answered.
+    /// True if the store was asked once, and has answered.
     pub(crate) read: bool,
     pub(crate) head: Head,
     pub(crate) rows: Rows,
     pub(crate) newest: Newest,
-    /// The key has dead letters.
+    /// True if the key has dead letters.
     pub(crate) letters: bool,
     /// The number of unsure messages that the store is being asked about.
     pub(crate) asked: usize,
@@ -187,16 +187,21 @@ pub(crate) enum Permit {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Assigned {
     pub(crate) actor: ActorIx,
-    /// The actor holds the key's newest state.
+    /// True if the actor holds the key's newest state.
     pub(crate) warm: bool,
+}
+
+index! {
+    /// Index of a group in the batch that is being gathered.
+    GroupIx(u32)
 }
 
 /// A key in hand.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
-    pub(crate) service: u16,
+    pub(crate) service: ServiceIx,
     pub(crate) key: Arc<str>,
-    /// Answers to what was asked under another token are void.
+    /// The token under which the store is asked: answers to another one are void.
     pub(crate) token: u64,
     pub(crate) phase: Phase,
     pub(crate) known: Known,
@@ -210,17 +215,17 @@ pub(crate) struct Slot {
     pub(crate) assigned: Option<Assigned>,
     /// The start of its run, of its wait for a permit, or of its pause.
     pub(crate) busy_since: Millis,
-    /// Its permit to run a turn, where its service needs one.
+    /// Its permit to run a turn, if its service needs one.
     pub(crate) permit: Permit,
     /// Its permit to start a suspect alone.
     pub(crate) trial: Permit,
     /// The dependency, by its place in the handler's `NEEDS`, that its head's last attempt found unavailable.
     pub(crate) unavailable: Option<usize>,
-    /// Groups of batches that hold something of it.
+    /// The number of groups of batches that hold something of it.
     pub(crate) uncommitted: u32,
     /// Its group in the batch that is being gathered.
-    pub(crate) group: Option<u32>,
-    /// The number of turns that still have a commit each: one with several was refused.
+    pub(crate) group: Option<GroupIx>,
+    /// The number of turns that still have a commit each, because one with several was refused.
     pub(crate) solo: usize,
     /// The turn that the store refused, and the fault that it becomes.
     pub(crate) blame: Option<(TakenId, Fault)>,
@@ -257,7 +262,7 @@ impl Slot {
         self.assigned.is_some_and(|assigned| assigned.warm)
     }
 
-    /// Its actor's state is not the newest one.
+    /// Notes that its actor's state is not the newest one.
     pub(crate) fn cool(&mut self) {
         if let Some(assigned) = &mut self.assigned {
             assigned.warm = false;
@@ -350,45 +355,45 @@ impl Slot {
 pub(crate) struct Slots {
     slots: Vec<Option<Slot>>,
     free: Vec<SlotIx>,
-    index: HashMap<(u16, Arc<str>), SlotIx>,
+    index: HashMap<(ServiceIx, Arc<str>), SlotIx>,
     next_token: u64,
 }
 
 #[derive(Hash)]
-struct SlotName<'a>(u16, &'a str);
+struct SlotName<'a>(ServiceIx, &'a str);
 
-impl hashbrown::Equivalent<(u16, Arc<str>)> for SlotName<'_> {
-    fn equivalent(&self, other: &(u16, Arc<str>)) -> bool {
+impl hashbrown::Equivalent<(ServiceIx, Arc<str>)> for SlotName<'_> {
+    fn equivalent(&self, other: &(ServiceIx, Arc<str>)) -> bool {
         self.0 == other.0 && *self.1 == *other.1
     }
 }
 
 impl Slots {
     /// The slot of a key, if it is in hand.
-    pub(crate) fn find(&self, service: u16, key: &str) -> Option<SlotIx> {
+    pub(crate) fn find(&self, service: ServiceIx, key: &str) -> Option<SlotIx> {
         self.index.get(&SlotName(service, key)).copied()
     }
 
     /// A new slot for a key that is not in hand.
-    pub(crate) fn insert(&mut self, service: u16, key: &str) -> SlotIx {
+    pub(crate) fn insert(&mut self, service: ServiceIx, key: &str) -> SlotIx {
         self.next_token += 1;
         let key: Arc<str> = key.into();
         let slot = Slot { service, key: key.clone(), token: self.next_token, ..Slot::default() };
         let ix = match self.free.pop() {
             Some(ix) => {
-                self.slots[ix as usize] = Some(slot);
+                self.slots[ix] = Some(slot);
                 ix
             }
             None => {
                 self.slots.push(Some(slot));
-                SlotIx::try_from(self.slots.len() - 1).expect("credits bound the slots far below 2^32")
+                SlotIx::nth(self.slots.len() - 1)
             }
         };
         self.index.insert((service, key), ix);
         ix
     }
 
-    /// Answers to what was asked for a slot until now are void.
+    /// Gives a slot a new token: answers to questions asked for it until now are void.
     pub(crate) fn renew(&mut self, ix: SlotIx) {
         self.next_token += 1;
         let token = self.next_token;
@@ -397,23 +402,23 @@ impl Slots {
 
     /// Forgets a slot.
     pub(crate) fn remove(&mut self, ix: SlotIx) {
-        if let Some(slot) = self.slots.get_mut(ix as usize).and_then(Option::take) {
+        if let Some(slot) = self.slots.get_mut(ix.place()).and_then(Option::take) {
             self.index.remove(&SlotName(slot.service, &slot.key));
             self.free.push(ix);
         }
     }
 
-    /// The slot, if the index is still the one that had `token`.
+    /// True if the slot at the index still has `token`.
     pub(crate) fn current(&self, ix: SlotIx, token: u64) -> bool {
-        self.slots.get(ix as usize).and_then(Option::as_ref).is_some_and(|slot| slot.token == token)
+        self.slots.get(ix.place()).and_then(Option::as_ref).is_some_and(|slot| slot.token == token)
     }
 
     /// The slot, if there is one at the index.
     pub(crate) fn get(&self, ix: SlotIx) -> Option<&Slot> {
-        self.slots.get(ix as usize).and_then(Option::as_ref)
+        self.slots.get(ix.place()).and_then(Option::as_ref)
     }
 
-    /// Number of keys in hand.
+    /// The number of keys in hand.
     pub(crate) fn len(&self) -> usize {
         self.index.len()
     }
@@ -433,13 +438,13 @@ impl std::ops::Index<SlotIx> for Slots {
     type Output = Slot;
 
     fn index(&self, ix: SlotIx) -> &Slot {
-        self.slots[ix as usize].as_ref().expect("slots are forgotten only when nothing refers to them")
+        self.slots[ix].as_ref().expect("slots are forgotten only when nothing refers to them")
     }
 }
 
 impl std::ops::IndexMut<SlotIx> for Slots {
     fn index_mut(&mut self, ix: SlotIx) -> &mut Slot {
-        self.slots[ix as usize].as_mut().expect("slots are forgotten only when nothing refers to them")
+        self.slots[ix].as_mut().expect("slots are forgotten only when nothing refers to them")
     }
 }
 

@@ -1,6 +1,7 @@
-//! What a shard knows of its sources' deliveries: how far each origin is taken, and what is done above that; of a source
-//! without order which rows are, and for whom.
-//! In: deliveries as received, in order; tickets as they commit, in any order. Out: what to store with the commit.
+//! A shard's record of its sources' deliveries: the position of each origin and the stretches done above it; for a
+//! source without order, the rows that are done and for which services.
+//! In: deliveries as received, in order; tickets as they commit, in any order. Out: the values to store with the
+//! commit.
 
 mod origin;
 mod rows;
@@ -11,28 +12,28 @@ use std::sync::Arc;
 use self::origin::Tracker;
 use self::rows::InHand;
 use super::protocol::SourceInfo;
-use crate::message::{Ahead, Position, Positions};
+use crate::message::{Ahead, Position, Positions, SourceIx};
 use crate::transport::embedded;
 
-/// Place of a delivery in its source's track.
+/// The place of a delivery in its source's track.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket {
-    pub(crate) source: u16,
+    pub(crate) source: SourceIx,
     pub(crate) origin: u16,
-    /// Which of its row's deliveries it is, where the source has no order.
+    /// Its number among the deliveries of its row, if the source has no order.
     pub(crate) nth: u16,
-    /// Its number at its origin; where the source has no order, its row's.
+    /// Its number at its origin; its row's number, if the source has no order.
     pub(crate) seq: u64,
-    /// Bytes that its message takes while it is in hand.
+    /// The bytes that its message takes while it is in hand.
     pub(crate) bytes: u32,
 }
 
-/// What a delivery is that was received.
+/// The kind of a delivery that was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Received<T> {
     /// New: it is in hand, under this number.
     New(T),
-    /// It was done above the position that was stored, by whoever had the shard before: the position may move.
+    /// It was done above the stored position by an earlier owner of the shard: the position may move.
     Known,
     /// Its position was passed, or it is in hand.
     Passed,
@@ -40,9 +41,9 @@ pub(crate) enum Received<T> {
 
 #[derive(Debug)]
 pub(crate) struct SourceTrack {
-    /// It is this store's own log: what it holds for a shard is that shard's.
+    /// True if it is this store's own log: its messages for a shard belong to that shard.
     pub(crate) is_log: bool,
-    /// In place of positions, where it has none.
+    /// The rows in hand, if it has no positions.
     in_hand: Option<InHand>,
     origins: BTreeMap<Arc<str>, u16>,
     names: Vec<Arc<str>>,
@@ -53,7 +54,7 @@ pub(crate) struct SourceTrack {
     pub(crate) bytes: usize,
     /// Credits that are free but not granted, because the source is to pause.
     pub(crate) owed: usize,
-    /// Positions that the source was last told.
+    /// The positions that the source was last told.
     pub(crate) acknowledged: Positions,
     /// Rows that were done for some of their services at the last commit.
     parts: usize,
@@ -94,10 +95,10 @@ impl SourceTrack {
         ix
     }
 
-    /// A delivery of this source, by its index, was received for a service, by its number in the store.
+    /// Receives a delivery of this source (by its index) for a service (by its number in the store).
     pub(crate) fn receive(
         &mut self,
-        source: u16,
+        source: SourceIx,
         (origin, position): (&Arc<str>, Position),
         service: u16,
         last: bool,
@@ -114,7 +115,7 @@ impl SourceTrack {
         received.map(|seq| Ticket { source, origin, nth: 0, seq, bytes: 0 })
     }
 
-    /// The ticket is part of the commit under way.
+    /// Makes the ticket part of the commit under way.
     pub(crate) fn mark(&mut self, ticket: Ticket) {
         match self.in_hand.as_mut() {
             Some(in_hand) => in_hand.set(ticket.seq, ticket.nth, true),
@@ -122,7 +123,7 @@ impl SourceTrack {
         }
     }
 
-    /// The commit under way does not count for this ticket.
+    /// Removes the ticket from the commit under way.
     pub(crate) fn unmark(&mut self, ticket: Ticket) {
         match self.in_hand.as_mut() {
             Some(in_hand) => in_hand.set(ticket.seq, ticket.nth, false),
@@ -149,8 +150,8 @@ impl SourceTrack {
         read.filter_map(|(name, tracker)| Some((name.clone(), tracker.position()?))).collect()
     }
 
-    /// What is done above these, to be stored with them; to be asked for after them. The rows of a source without order
-    /// stand under its `name`.
+    /// The stretches done above those positions, to be stored with them; to be called after [`Self::positions`]. The
+    /// rows of a source without order stand under its `name`.
     pub(crate) fn ahead(&mut self, name: &Arc<str>) -> Ahead {
         let mut ahead = Ahead::new();
         for (name, tracker) in self.names.iter().zip(&mut self.trackers) {
@@ -167,19 +168,19 @@ impl SourceTrack {
         ahead
     }
 
-    /// Whether what is done with may be passed by a commit that has nothing else to write.
+    /// True if a commit that has nothing else to write would pass deliveries.
     pub(crate) fn may_move(&self) -> bool {
         self.trackers.iter().any(Tracker::may_move)
             || self.in_hand.as_ref().is_some_and(|rows| rows.passed().next().is_some())
     }
 
-    /// Stretches that lay ahead of its positions at the last commit, without those that it has not handed over again since
-    /// the shard was taken over: it must be read to find what lies between them.
+    /// The number of stretches ahead of its positions at the last commit, without those that it has not handed over
+    /// again since the takeover: the source must be read to find the messages between those.
     pub(crate) fn stretches(&self) -> usize {
         self.parts + self.trackers.iter().map(Tracker::stretches).sum::<usize>()
     }
 
-    /// Where each origin was last read: a restarted ingress goes on from there.
+    /// The position at which each origin was last read: a restarted ingress goes on from there.
     pub(crate) fn received(&self) -> Positions {
         let read = self.names.iter().zip(&self.trackers);
         read.filter_map(|(name, tracker)| Some((name.clone(), tracker.received()?))).collect()

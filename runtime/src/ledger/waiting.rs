@@ -1,4 +1,4 @@
-//! What waits on disk: when to look for it, and reading it back in pages.
+//! The rows that wait on disk: the times to look for them, and reading them back in pages.
 //! In: the store's answers, the time. Out: keys woken, items in their queues.
 
 pub(crate) mod suspects;
@@ -14,25 +14,25 @@ use crate::clock::{Millis, millis};
 use crate::settings::PendingSettings;
 use crate::store::{Due, PendingKind, PendingRow, ServiceKey};
 
-/// Pause before the store is asked again while all that is due is already in hand.
+/// The pause before the store is asked again while all that is due is already in hand.
 const AGAIN_MS: Millis = 100;
-/// Pause between two looks for turns that take long.
+/// The pause between two looks for turns that take long.
 const SPILL_LOOK_MS: Millis = 500;
 
-/// What the ledger knows of the `pending` table.
+/// The ledger's view of the `pending` table.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
-    /// Rows in the table, those on their way included.
+    /// The number of rows in the table, those on their way included.
     pub(crate) rows: u64,
-    /// When something is due next, as far as known.
+    /// The time at which something is due next, as far as known.
     pub(crate) next: Option<Millis>,
-    /// The store was asked for what is due.
+    /// True if the store was asked for due keys.
     pub(crate) fetching: bool,
-    /// It was asked for keys whose head was settled before a crash.
+    /// True if it was asked for keys whose head was settled before a crash.
     pub(crate) orphans: bool,
-    /// Keys whose head row was found due and is not settled.
+    /// The number of keys whose head row was found due and is not settled.
     pub(crate) awake: usize,
-    /// When it was last looked for turns that take long.
+    /// The time of the last look for turns that take long.
     pub(crate) spilled_at: Millis,
     /// Keys found due while they were being loaded.
     pub(crate) woken: HashSet<SlotIx>,
@@ -44,35 +44,35 @@ impl Waiting {
         Self { rows, fetching: true, orphans: true, ..Self::default() }
     }
 
-    /// A key has a row more, the last one or one before it.
+    /// Adds a row to a key, as the last one or before it.
     pub(crate) fn add(&mut self, rows: &mut Rows, seq: u64) {
         self.rows += 1;
         rows.count += 1;
         rows.last = rows.last.max(seq);
     }
 
-    /// So many rows are gone.
+    /// Takes note that this many rows are gone.
     pub(crate) fn remove(&mut self, rows: u64) {
         self.rows = self.rows.saturating_sub(rows);
     }
 
-    /// True if a key may have a row more.
+    /// True if a key may have one more row.
     pub(crate) fn has_room(&self, rows: &Rows, bounds: &PendingSettings) -> bool {
         rows.count < bounds.max_per_key && self.rows < bounds.max_per_shard
     }
 
-    /// Something is due at `at`.
+    /// Takes note that something is due at `at`.
     pub(crate) fn at(&mut self, at: Millis) {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
     }
 
-    /// Whether all that is due, or was left by an owner that died, was found and handled.
+    /// True if all that is due, or was left by an owner that died, was found and handled.
     pub(crate) fn is_read(&self, now: Millis) -> bool {
         let due = self.next.is_some_and(|next| next <= now);
         !due && !self.fetching && !self.orphans && self.awake == 0 && self.woken.is_empty()
     }
 
-    /// True if the store is to be asked now for what is due.
+    /// True if the store is to be asked for due keys now.
     fn begins(&mut self, now: Millis) -> bool {
         let begins = !self.fetching && self.next.is_some_and(|next| next <= now);
         if begins {
@@ -81,14 +81,14 @@ impl Waiting {
         begins
     }
 
-    /// What a key's rows let it do has changed.
+    /// Sets the state of a key's rows.
     pub(crate) fn set(&mut self, known: &mut Known, head: Head) {
         self.awake += usize::from(head == Head::Due);
         self.awake -= usize::from(known.head == Head::Due);
         known.head = head;
     }
 
-    /// A key's head row is settled, where it was due.
+    /// Settles a key's head row, if it was due.
     pub(crate) fn settled(&mut self, known: &mut Known) {
         if known.head == Head::Due {
             self.set(known, Head::Free);
@@ -113,7 +113,7 @@ impl Ledger {
         }
         let woken = due.keys.iter().filter(|key| self.wake(key)).count();
         if !due.keys.is_empty() {
-            // What was not woken is in hand already, or its newer time is not committed yet.
+            // Keys that were not woken are in hand already, or their newer time is not committed yet.
             self.waiting.at(if woken > 0 { now } else { now + AGAIN_MS });
         }
     }
@@ -149,7 +149,7 @@ impl Ledger {
         true
     }
 
-    /// A row for a message of a key: its number.
+    /// Adds a row for a message of a key; returns its number.
     pub(crate) fn add_row(&mut self, ix: SlotIx) -> u64 {
         let seq = self.next_seq();
         self.waiting.add(&mut self.slots[ix].known.rows, seq);
@@ -180,7 +180,7 @@ impl Ledger {
         }
     }
 
-    /// Messages whose turn takes long, or cannot start yet, get their rows, and those behind them: no source waits for
+    /// Gives rows to messages whose turn takes long, or cannot start yet, and to those behind them: no source waits for
     /// them any longer. They stay in memory all the same.
     pub(crate) fn spill(&mut self) {
         let now = self.now;

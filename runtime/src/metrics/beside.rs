@@ -73,7 +73,7 @@ impl CacheMetrics {
         self.hits.inc();
     }
 
-    /// It did not answer, had something that is no record, or had no room.
+    /// It did not answer, had something that is not a record, or had no room.
     pub fn add_error(&self) {
         self.errors.inc();
     }

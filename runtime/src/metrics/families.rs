@@ -134,17 +134,17 @@ families! {
     dedup_hits: CounterFamily, "consumer_dedup_hits", "Deliveries dropped as already taken";
     dead_letters: CounterFamily, "dlq_messages", "Messages that became dead letters";
     unbound: Counter, "perkey_unbound_messages", "Messages that no binding matched",
-        /// So many messages matched no binding.
+        /// Adds messages that matched no binding.
         add_unbound;
     id_conflicts: Counter, "perkey_id_conflicts", "Dead letters by an id with other content",
-        /// So many messages are dead letters because their id was taken before with other content.
+        /// Adds messages that are dead letters because their id was taken before with other content.
         add_id_conflicts;
     expired: Counter, "dlq_expired", "Dead letters removed after dlq.keep",
-        /// So many dead letters were removed after `dlq.keep`.
+        /// Adds dead letters that were removed after `dlq.keep`.
         add_expired;
     look_failures: Counter, "perkey_look_failures", "Looks at the store for gauges that failed";
     rekeyed: Counter, "perkey_rekeyed_messages", "Messages passed on to their key's shard",
-        /// So many messages were passed on to the shard of their key.
+        /// Adds messages that were passed on to the shard of their key.
         add_rekeyed;
     retries: CounterFamily, "retry_attempt", "Retries put off, by the attempt to come";
     retry_delay: Histogram = waits(), "retry_delay_seconds", "Delay before a retry";

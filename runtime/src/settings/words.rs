@@ -14,7 +14,7 @@ pub enum DurationError {
     Months {
         /// The text.
         text: String,
-        /// The same in minutes.
+        /// The duration in minutes.
         minutes: String,
     },
     /// It is not understood.

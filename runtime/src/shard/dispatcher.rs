@@ -18,7 +18,7 @@ use crate::clock::{Dice, sleep};
 use crate::handler::RetryPolicy;
 use crate::ledger::outbox::publisher::{Progress, Publisher};
 use crate::ledger::protocol::Event;
-use crate::message::ShardNo;
+use crate::message::{ShardNo, SinkIx};
 use crate::metrics::SinkMetrics;
 use crate::settings::RetrySettings;
 use crate::store::StoreError;
@@ -41,7 +41,7 @@ pub(crate) struct DispatcherArgs {
     pub(crate) env: Arc<Env>,
     pub(crate) shard_no: ShardNo,
     /// The index of the sink.
-    pub(crate) sink: u16,
+    pub(crate) sink: SinkIx,
     pub(crate) shard: ActorRef<ShardMessage>,
     pub(crate) handover: Arc<Handover>,
 }
@@ -68,7 +68,7 @@ impl Actor for Dispatcher {
         args: DispatcherArgs,
     ) -> Result<DispatcherState, ActorProcessingErr> {
         args.shard.cast(ShardMessage::Dispatcher(args.sink, myself))?;
-        let metrics = args.env.metrics.sink(args.shard_no, args.env.sinks[usize::from(args.sink)].name());
+        let metrics = args.env.metrics.sink(args.shard_no, args.env.sinks[args.sink].name());
         Ok(DispatcherState { args, metrics, publisher: None, sink: None, failures: 0, dice: Dice::from_system() })
     }
 
@@ -138,14 +138,14 @@ impl DispatcherState {
         let DispatcherArgs { env, shard_no, handover, sink, .. } = &self.args;
         let end = match &mut self.sink {
             Some(end) => end,
-            None => self.sink.insert(env.sinks[usize::from(*sink)].open(*shard_no).await?),
+            None => self.sink.insert(env.sinks[*sink].open(*shard_no).await?),
         };
         let mut stuck = false;
         while !stuck && !publisher.ready().is_empty() {
             let count = end.send(publisher.ready())?;
             for out in &publisher.ready()[..count] {
                 // A span without a duration: one answer comes for many events.
-                drop(traces::send(env.sinks[usize::from(*sink)].name(), &out.topic, &out.message));
+                drop(traces::send(env.sinks[*sink].name(), &out.topic, &out.message));
             }
             publisher.sent(count);
             stuck = count == 0;
@@ -215,7 +215,7 @@ impl DispatcherState {
     }
 
     fn name(&self) -> &str {
-        self.args.env.sinks[usize::from(self.args.sink)].name()
+        self.args.env.sinks[self.args.sink].name()
     }
 }
 

@@ -76,8 +76,8 @@ impl Env {
     /// The problems that stand in the way of being ready, each a sentence.
     pub(crate) fn problems(&self) -> Vec<String> {
         self.troubles.problems(self.settings.admin.away_max, |end| match end {
-            troubles::Endpoint::Source(no) => format!("source {}", self.transports[usize::from(no)].name()),
-            troubles::Endpoint::Sink(no) => format!("sink {}", self.sinks[usize::from(no)].name()),
+            troubles::Endpoint::Source(no) => format!("source {}", self.transports[no].name()),
+            troubles::Endpoint::Sink(no) => format!("sink {}", self.sinks[no].name()),
         })
     }
 

@@ -13,7 +13,7 @@ use super::messages::{IngressMessage, ShardMessage};
 use crate::clock::sleep;
 use crate::ledger::protocol::Event;
 use crate::ledger::routes::{Arrival, What};
-use crate::message::ShardNo;
+use crate::message::{ShardNo, SourceIx};
 use crate::metrics::{Alarm, ShardMetrics};
 use crate::transport::{Source, SourceError, Transport};
 
@@ -32,7 +32,7 @@ pub(crate) struct IngressArgs {
     pub(crate) env: Arc<Env>,
     pub(crate) shard_no: ShardNo,
     /// The index of the source.
-    pub(crate) source: u16,
+    pub(crate) source: SourceIx,
     pub(crate) shard: ActorRef<ShardMessage>,
 }
 
@@ -115,7 +115,7 @@ impl Actor for Ingress {
 
 impl IngressState {
     fn transport(&self) -> &dyn Transport {
-        &*self.args.env.transports[usize::from(self.args.source)]
+        &*self.args.env.transports[self.args.source]
     }
 
     /// Stops the source, and nothing else: no restart is spent on a fault that only an operator can mend.
@@ -156,7 +156,7 @@ impl IngressState {
 
 async fn fetch(myself: &ActorRef<IngressMessage>, state: &mut IngressState) -> Result<(), ActorProcessingErr> {
     let IngressState { args, source: Some(source), credits, room, .. } = state else { return Ok(()) };
-    let name = args.env.transports[args.source as usize].name();
+    let name = args.env.transports[args.source].name();
     // Deliveries were asked for while there were credits; a delivery may have taken more than one since.
     let Ok(most @ 1..) = usize::try_from(*credits) else { return Ok(()) };
     // The size of deliveries is not known before: a source has read no more ahead than it may, and the last fetch takes

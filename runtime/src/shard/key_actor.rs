@@ -79,9 +79,9 @@ impl Actor for KeyActor {
         // The shard outlives its key actors, except while all of them are being stopped.
         let early = |settled| drop(args.shard.cast(report(settled, false).0));
         let watch = Stopwatch::start();
-        let service = &args.env.handlers.all()[order.service as usize];
+        let service = &args.env.handlers.all()[order.service];
         let settled = service.run(cell, order.state, order.items, context, &early).await;
-        args.env.service_metrics[order.service as usize].record_run(settled.turns.len() as u64, watch.elapsed());
+        args.env.service_metrics[order.service].record_run(settled.turns.len() as u64, watch.elapsed());
         let (report, panic) = report(settled, true);
         drop(args.shard.cast(report));
         // Its supervisor is to see the panic: the state that the handler left in this actor is not trusted.

@@ -66,7 +66,7 @@ impl Actor for Keys {
             KeysMessage::Spawn(more) => {
                 for _ in 0..more {
                     state.actors.push(None);
-                    let ix = ActorIx::try_from(state.actors.len() - 1)?;
+                    let ix = ActorIx::nth(state.actors.len() - 1);
                     state.start(&myself, ix).await?;
                 }
             }
@@ -94,7 +94,7 @@ impl Actor for Keys {
     ) -> Result<(), ActorProcessingErr> {
         let Some(end) = End::of(&event) else { return Ok(()) };
         let Some(ix) = state.by_id.remove(&end.id) else { return Ok(()) };
-        state.actors[ix as usize] = None;
+        state.actors[ix] = None;
         state.args.shard.cast(ShardMessage::Event(Event::ActorDied(ix, end.reason.clone())))?;
         if state.draining {
             return Ok(());
@@ -129,7 +129,7 @@ impl KeysState {
         let args = KeyActorArgs { ix, env: env.clone(), shard: shard.clone(), live: live.clone() };
         let (actor, _) = Actor::spawn_linked(None, KeyActor, args, myself.get_cell()).await?;
         self.by_id.insert(actor.get_id(), ix);
-        self.actors[ix as usize] = Some(actor.clone());
+        self.actors[ix] = Some(actor.clone());
         shard.cast(ShardMessage::Actor(ix, actor))?;
         Ok(())
     }

@@ -7,7 +7,7 @@ use ractor::{ActorProcessingErr, ActorRef, RpcReplyPort};
 
 use super::dispatcher::handover::Handover;
 use crate::ledger::protocol::{ActorIx, Event, Question, ReaderKind, RunOrder};
-use crate::message::Positions;
+use crate::message::{Positions, SinkIx, SourceIx};
 use crate::store::Commit;
 
 /// A message for a shard's owner.
@@ -22,9 +22,9 @@ pub(crate) enum ShardMessage {
     /// A committer has started, for the first time or again.
     Committer(ActorRef<CommitterMessage>),
     /// An ingress has started, for the first time or again.
-    Ingress(u16, ActorRef<IngressMessage>),
+    Ingress(SourceIx, ActorRef<IngressMessage>),
     /// A dispatcher has started, for the first time or again.
-    Dispatcher(u16, ActorRef<DispatcherMessage>),
+    Dispatcher(SinkIx, ActorRef<DispatcherMessage>),
     /// A key actor has started, for the first time or again.
     Actor(ActorIx, ActorRef<RunOrder>),
     /// Something happened that the ledger decides about.

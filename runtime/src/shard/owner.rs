@@ -18,7 +18,7 @@ use super::permits::ShardPermits;
 use crate::clock::Millis;
 use crate::ledger::Ledger;
 use crate::ledger::protocol::{Action, Event, RunOrder};
-use crate::message::ShardNo;
+use crate::message::{ShardNo, SourceIx};
 use crate::metrics::{Alarm, ShardMetrics};
 use crate::store::Outcome;
 
@@ -91,7 +91,7 @@ impl Actor for Shard {
         let happened = match message {
             ShardMessage::Event(event) => event,
             ShardMessage::Actor(ix, actor) => {
-                let at = ix as usize;
+                let at = ix.place();
                 if state.actors.len() <= at {
                     state.actors.resize(at + 1, None);
                 }
@@ -121,7 +121,7 @@ impl ShardState {
         match &event {
             Event::CommitEnded(_, no, outcome) => self.commit_ended(*no, outcome),
             Event::ActorDied(ix, _) => {
-                if let Some(place) = self.actors.get_mut(*ix as usize) {
+                if let Some(place) = self.actors.get_mut(ix.place()) {
                     *place = None;
                 }
             }
@@ -176,7 +176,7 @@ impl ShardState {
                 let (credits, room) = (self.ledger.credits_free(source), self.ledger.room_free(source));
                 let begin = IngressMessage::Begin(self.ledger.received(source), credits, room);
                 drop(ingress.cast(begin));
-                self.ingresses[source as usize] = Some(ingress);
+                self.ingresses[source] = Some(ingress);
             }
             ShardMessage::Dispatcher(sink, dispatcher) => {
                 let (watermark, durable) = self.ledger.publish_from(sink);
@@ -234,10 +234,10 @@ impl ShardState {
             return Ok(());
         }
         match action {
-            Action::Run(actor, order) => match self.actors.get(actor as usize).and_then(Option::as_ref) {
+            Action::Run(actor, order) => match self.actors.get(actor.place()).and_then(Option::as_ref) {
                 // An actor that is gone by now is reported by its supervisor; the order's items run again.
                 Some(actor) => drop(actor.cast(order)),
-                None => warn!(shard = self.no, actor, "run ordered from an actor that is gone"),
+                None => warn!(shard = self.no, actor = actor.place(), "run ordered from an actor that is gone"),
             },
             Action::Ask(question) => self.readers.as_ref().map_or(Ok(()), |readers| readers.ask(question))?,
             Action::Spawn(more) => {
@@ -275,9 +275,9 @@ impl ShardState {
         }
     }
 
-    fn tell(&self, source: u16, message: IngressMessage) {
+    fn tell(&self, source: SourceIx, message: IngressMessage) {
         // A restarted ingress asks for its credits again.
-        if let Some(ingress) = &self.ingresses[source as usize] {
+        if let Some(ingress) = &self.ingresses[source] {
             drop(ingress.cast(message));
         }
     }

@@ -24,7 +24,7 @@ use super::reader::Reader;
 use crate::clock::{Dice, Millis, Stopwatch, sleep};
 use crate::ledger::Ledger;
 use crate::ledger::protocol::{Event, LedgerConfig, SourceInfo};
-use crate::message::ShardNo;
+use crate::message::{ShardNo, SinkIx, SourceIx};
 use crate::metrics::Child;
 use crate::store::Letters;
 use crate::transport::Transport;
@@ -45,9 +45,9 @@ pub(crate) struct RunsStuck;
 
 /// A message for a shard supervisor.
 pub(crate) enum ShardSupervisorMessage {
-    RestartIngress(u16),
+    RestartIngress(SourceIx),
     RestartCommitter,
-    RestartDispatcher(u16),
+    RestartDispatcher(SinkIx),
     IsIdle(RpcReplyPort<bool>),
     /// Drain the shard; answered when the last commit is durable.
     Drain(RpcReplyPort<()>),
@@ -153,7 +153,7 @@ impl Actor for ShardSupervisor {
         let ShardSupervisorState { args, children: Some(children), .. } = state else { return Ok(()) };
         match message {
             ShardSupervisorMessage::RestartIngress(source) if !state.draining => {
-                children.ingresses[source as usize] = Some(ingress(&myself, args, &children.shard, source).await?);
+                children.ingresses[source] = Some(ingress(&myself, args, &children.shard, source).await?);
             }
             ShardSupervisorMessage::RestartIngress(_) => {}
             ShardSupervisorMessage::RestartCommitter => {
@@ -162,7 +162,7 @@ impl Actor for ShardSupervisor {
             ShardSupervisorMessage::RestartDispatcher(sink) => {
                 let (shard, handovers) = (&children.shard, &children.handovers);
                 let dispatcher = dispatcher(&myself, args, shard, (sink, handovers)).await?;
-                children.dispatchers[usize::from(sink)] = dispatcher;
+                children.dispatchers[sink] = dispatcher;
             }
             ShardSupervisorMessage::IsIdle(reply) => children.shard.cast(ShardMessage::IsIdle(reply))?,
             ShardSupervisorMessage::Drain(reply) if state.drained => drop(reply.send(())),
@@ -215,7 +215,7 @@ impl Actor for ShardSupervisor {
                 return Ok(());
             }
             let after = spend(&mut state.ingress_budget, now, &mut state.dice, Child::Ingress, &end)?;
-            let source = u16::try_from(source)?;
+            let source = SourceIx::nth(source);
             restarted(&state.args, Child::Ingress, &end, after);
             myself.send_after(after, move || ShardSupervisorMessage::RestartIngress(source));
             return Ok(());
@@ -228,7 +228,7 @@ impl Actor for ShardSupervisor {
         }
         if let Some(sink) = children.dispatchers.iter().position(|sink| is(sink.get_cell())) {
             let after = spend(&mut state.dispatcher_budget, now, &mut state.dice, Child::Dispatcher, &end)?;
-            let sink = u16::try_from(sink)?;
+            let sink = SinkIx::nth(sink);
             restarted(&state.args, Child::Dispatcher, &end, after);
             myself.send_after(after, move || ShardSupervisorMessage::RestartDispatcher(sink));
             return Ok(());
@@ -335,7 +335,6 @@ async fn start(
 ) -> Result<Children, ActorProcessingErr> {
     let ledger = take(args).await?;
     let (env, no) = (args.env.clone(), args.shard);
-    let sources = u16::try_from(env.transports.len())?;
     let me = || myself.get_cell();
     let (shard, _) = Actor::spawn_linked(None, Shard, (env.clone(), ledger, no), me()).await?;
     let reader = || Actor::spawn_linked(None, Reader, (env.clone(), no, shard.clone()), me());
@@ -346,11 +345,11 @@ async fn start(
     let handovers: Arc<[Arc<Handover>]> = env.sinks.iter().map(|_| Arc::default()).collect();
     shard.cast(ShardMessage::Wire { keys: keys.clone(), readers, handovers: handovers.clone() })?;
     let mut dispatchers = Vec::new();
-    for sink in 0..u16::try_from(env.sinks.len())? {
+    for sink in SinkIx::all(env.sinks.len()) {
         dispatchers.push(dispatcher(myself, args, &shard, (sink, &handovers)).await?);
     }
     let mut ingresses = Vec::new();
-    for source in 0..sources {
+    for source in SourceIx::all(env.transports.len()) {
         ingresses.push(Some(ingress(myself, args, &shard, source).await?));
     }
     shard.send_interval(TICK, || ShardMessage::Event(Event::Tick));
@@ -370,9 +369,9 @@ async fn dispatcher(
     myself: &ActorRef<ShardSupervisorMessage>,
     args: &ShardSupervisorArgs,
     shard: &ActorRef<ShardMessage>,
-    (sink, handovers): (u16, &[Arc<Handover>]),
+    (sink, handovers): (SinkIx, &[Arc<Handover>]),
 ) -> Result<ActorRef<DispatcherMessage>, ActorProcessingErr> {
-    let (env, handover) = (args.env.clone(), handovers[usize::from(sink)].clone());
+    let (env, handover) = (args.env.clone(), handovers[sink].clone());
     let with = DispatcherArgs { env, shard_no: args.shard, sink, shard: shard.clone(), handover };
     Ok(Actor::spawn_linked(None, Dispatcher, with, myself.get_cell()).await?.0)
 }
@@ -381,7 +380,7 @@ async fn ingress(
     myself: &ActorRef<ShardSupervisorMessage>,
     args: &ShardSupervisorArgs,
     shard: &ActorRef<ShardMessage>,
-    source: u16,
+    source: SourceIx,
 ) -> Result<ActorRef<IngressMessage>, ActorProcessingErr> {
     let with = IngressArgs { env: args.env.clone(), shard_no: args.shard, source, shard: shard.clone() };
     Ok(Actor::spawn_linked(None, Ingress, with, myself.get_cell()).await?.0)

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use serde_json::Value;
 
@@ -147,31 +148,6 @@ impl MemoryStore {
         self.inner().defect = Some(defect);
     }
 
-    /// [`Store::prepare`].
-    pub fn prepare_now(&self, setup: &Setup) -> Result<Identity, StoreError> {
-        let mut inner = self.inner();
-        let recorded = u32::try_from(inner.shards.len()).unwrap_or(u32::MAX);
-        if recorded != 0 && recorded != setup.shards {
-            return Err(StoreError::Shards { recorded, wanted: setup.shards });
-        }
-        for table in &setup.tables {
-            declared::check(table)?;
-            if let Some((there, _)) = inner.tables.get(table.name) {
-                declared::compare(table, kind, &declared::shapes(there, kind))?;
-            }
-        }
-        inner.shards.resize(setup.shards as usize, MemoryShard::default());
-        for service in &setup.services {
-            let next = u16::try_from(inner.services.len() + 1)
-                .map_err(|_| StoreError::Corrupt("more services than there are numbers".to_owned()))?;
-            inner.services.entry(Arc::clone(service)).or_insert(next);
-        }
-        for table in &setup.tables {
-            inner.tables.entry(table.name).or_insert_with(|| (*table, BTreeMap::new()));
-        }
-        Ok(Identity { hash_key: HASH_KEY, services: inner.services.clone() })
-    }
-
     /// [`Store::commit`]: writes all of it now, or nothing.
     pub fn apply(&self, commit: &Commit) -> Outcome {
         let outcome = self.inner().apply(commit);
@@ -179,52 +155,6 @@ impl MemoryStore {
             self.watch.appended(commit.log.iter().map(|row| row.target));
         }
         outcome
-    }
-
-    /// [`Store::take`].
-    pub fn take_now(&self, shard: ShardNo, owner: &str) -> Result<TakenShard, StoreError> {
-        let mut inner = self.inner();
-        if let Some(clock) = &self.clock {
-            inner.may_take(shard, owner, clock.now())?;
-        }
-        inner.take(shard, owner)
-    }
-
-    /// [`Store::retake`].
-    pub fn retake_now(&self, shard: ShardNo, epoch: Epoch) -> Result<TakenShard, StoreError> {
-        self.inner().retake(shard, epoch)
-    }
-
-    /// [`Store::inbox`].
-    pub fn inbox_now(&self, shard: ShardNo, since: Millis, max: usize) -> InboxRows {
-        self.inner().inbox(shard, since, max)
-    }
-
-    /// [`Store::load`].
-    pub fn load_now(&self, shard: ShardNo, keys: &[ServiceKey]) -> Vec<KeyRow> {
-        let inner = self.inner();
-        keys.iter().map(|key| inner.load(shard, key)).collect()
-    }
-
-    /// [`Store::dead`].
-    pub fn dead_now(
-        &self,
-        shard: ShardNo,
-        filter: &DeadFilter,
-        after: Option<&DeadPlace>,
-        limit: usize,
-    ) -> Vec<DeadLetter> {
-        self.inner().dead_letters(shard, filter, after, limit)
-    }
-
-    /// [`Store::read_log`].
-    pub fn read_log_now(&self, target: ShardNo, from: &Positions, limit: usize) -> Vec<StoredLogRow> {
-        self.inner().read_log(target, from, limit)
-    }
-
-    /// [`Store::trim`].
-    pub fn trim_now(&self, shard: ShardNo, trim: &Trim) {
-        self.inner().trim(shard, trim);
     }
 
     /// The states of all keys: version and JSON by service and key.
@@ -277,6 +207,37 @@ impl MemoryStore {
     }
 }
 
+impl MemoryTables {
+    fn prepare(&mut self, setup: &Setup) -> Result<Identity, StoreError> {
+        let recorded = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
+        if recorded != 0 && recorded != setup.shards {
+            return Err(StoreError::Shards { recorded, wanted: setup.shards });
+        }
+        for table in &setup.tables {
+            declared::check(table)?;
+            if let Some((there, _)) = self.tables.get(table.name) {
+                declared::compare(table, kind, &declared::shapes(there, kind))?;
+            }
+        }
+        self.shards.resize(setup.shards as usize, MemoryShard::default());
+        for service in &setup.services {
+            let next = u16::try_from(self.services.len() + 1)
+                .map_err(|_| StoreError::Corrupt("more services than there are numbers".to_owned()))?;
+            self.services.entry(Arc::clone(service)).or_insert(next);
+        }
+        for table in &setup.tables {
+            self.tables.entry(table.name).or_insert_with(|| (*table, BTreeMap::new()));
+        }
+        Ok(Identity { hash_key: HASH_KEY, services: self.services.clone() })
+    }
+}
+
+/// The answer of a store in memory, which never waits.
+pub fn at_once<T>(answer: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    let waits = || Err(StoreError::Unavailable("the store in memory waits".to_owned()));
+    answer.now_or_never().unwrap_or_else(waits)
+}
+
 fn kind(column: &Column) -> &'static str {
     match column.kind {
         ColumnKind::Text => "text",
@@ -289,23 +250,25 @@ fn kind(column: &Column) -> &'static str {
 
 impl Store for MemoryStore {
     fn prepare(&self, setup: Setup) -> StoreFuture<'_, Identity> {
-        Box::pin(async move { self.prepare_now(&setup) })
+        Box::pin(async move { self.inner().prepare(&setup) })
     }
 
     fn take(&self, shard: ShardNo, owner: &str) -> StoreFuture<'_, TakenShard> {
-        Box::pin(ready(self.take_now(shard, owner)))
+        let mut inner = self.inner();
+        let may = self.clock.as_ref().map_or(Ok(()), |clock| inner.may_take(shard, owner, clock.now()));
+        Box::pin(ready(may.and_then(|()| inner.take(shard, owner))))
     }
 
     fn retake(&self, shard: ShardNo, epoch: Epoch) -> StoreFuture<'_, TakenShard> {
-        Box::pin(ready(self.retake_now(shard, epoch)))
+        Box::pin(ready(self.inner().retake(shard, epoch)))
     }
 
     fn inbox(&self, shard: ShardNo, since: Millis, max: usize) -> StoreFuture<'_, InboxRows> {
-        Box::pin(async move { Ok(self.inbox_now(shard, since, max)) })
+        Box::pin(async move { Ok(self.inner().inbox(shard, since, max)) })
     }
 
     fn known(&self, shard: ShardNo, asked: Vec<(TakenId, String)>) -> StoreFuture<'_, Vec<bool>> {
-        Box::pin(async move { Ok(self.known_now(shard, &asked)) })
+        Box::pin(async move { Ok(self.inner().known(shard, &asked)) })
     }
 
     fn letters(&self, shard: ShardNo) -> StoreFuture<'_, Letters> {
@@ -313,15 +276,18 @@ impl Store for MemoryStore {
     }
 
     fn old(&self, shard: ShardNo, after: u64, before: Millis) -> StoreFuture<'_, OldLetters> {
-        Box::pin(async move { Ok(self.old_now(shard, after, before)) })
+        Box::pin(async move { Ok(self.inner().old(shard, after, before)) })
     }
 
     fn load(&self, shard: ShardNo, keys: Vec<ServiceKey>) -> StoreFuture<'_, Vec<KeyRow>> {
-        Box::pin(async move { Ok(self.load_now(shard, &keys)) })
+        Box::pin(async move {
+            let inner = self.inner();
+            Ok(keys.iter().map(|key| inner.load(shard, key)).collect())
+        })
     }
 
     fn due(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, Due> {
-        Box::pin(async move { Ok(self.due_now(shard, now, &runnable, limit)) })
+        Box::pin(async move { Ok(self.inner().due(shard, now, &runnable, limit)) })
     }
 
     fn orphans(
@@ -331,23 +297,23 @@ impl Store for MemoryStore {
         after: Option<ServiceKey>,
         limit: usize,
     ) -> StoreFuture<'_, Vec<ServiceKey>> {
-        Box::pin(async move { Ok(self.orphans_now(shard, &runnable, after.as_ref(), limit)) })
+        Box::pin(async move { Ok(self.inner().orphans(shard, &runnable, after.as_ref(), limit)) })
     }
 
     fn page(&self, shard: ShardNo, key: ServiceKey, after: u64, limit: usize) -> StoreFuture<'_, Vec<PendingRow>> {
-        Box::pin(async move { Ok(self.page_now(shard, &key, after, limit)) })
+        Box::pin(async move { Ok(self.inner().page(shard, &key, after, limit)) })
     }
 
     fn timers(&self, shard: ShardNo, now: Millis, runnable: Runnable, limit: usize) -> StoreFuture<'_, DueTimers> {
-        Box::pin(async move { Ok(self.timers_now(shard, now, &runnable, limit)) })
+        Box::pin(async move { Ok(self.inner().due_timers(shard, now, &runnable, limit)) })
     }
 
     fn of_service(&self, shard: ShardNo, service: Arc<str>, limit: usize) -> StoreFuture<'_, OfService> {
-        Box::pin(async move { Ok(self.of_service_now(shard, &service, limit)) })
+        Box::pin(async move { Ok(self.inner().of_service(shard, &service, limit)) })
     }
 
     fn schedules(&self, shard: ShardNo) -> StoreFuture<'_, Vec<Timer>> {
-        Box::pin(async move { Ok(self.schedules_now(shard)) })
+        Box::pin(async move { Ok(self.inner().schedules(shard)) })
     }
 
     fn dead(
@@ -357,7 +323,7 @@ impl Store for MemoryStore {
         after: Option<DeadPlace>,
         limit: usize,
     ) -> StoreFuture<'_, Vec<DeadLetter>> {
-        Box::pin(async move { Ok(self.dead_now(shard, &filter, after.as_ref(), limit)) })
+        Box::pin(async move { Ok(self.inner().dead_letters(shard, &filter, after.as_ref(), limit)) })
     }
 
     fn commit<'a>(&'a self, commit: &'a Commit) -> BoxFuture<'a, Outcome> {
@@ -366,7 +332,7 @@ impl Store for MemoryStore {
     }
 
     fn read_log(&self, target: ShardNo, from: Positions, limit: usize) -> StoreFuture<'_, Vec<StoredLogRow>> {
-        Box::pin(async move { Ok(self.read_log_now(target, &from, limit)) })
+        Box::pin(async move { Ok(self.inner().read_log(target, &from, limit)) })
     }
 
     fn log_changed(&self, target: ShardNo) -> BoxFuture<'_, ()> {
@@ -375,7 +341,7 @@ impl Store for MemoryStore {
 
     fn trim(&self, shard: ShardNo, trim: Trim) -> StoreFuture<'_, ()> {
         Box::pin(async move {
-            self.trim_now(shard, &trim);
+            self.inner().trim(shard, &trim);
             Ok(())
         })
     }

@@ -4,14 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
-
 use super::checker::Violation;
 use super::owner::{Channel, Owner, OwnerId, OwnerMessage};
 use super::sim::{Sim, SimEvent};
 use super::work::SimActor;
 use crate::ledger::protocol::{self, Action, ActorIx, Answer, Question};
 use crate::store::Commit;
+use crate::store::memory::at_once;
 
 impl Sim {
     /// Performs the actions that the ledger has decided so far.
@@ -30,9 +29,9 @@ impl Sim {
                     self.at(at, SimEvent::Work(id, actor, order));
                 }
                 Action::Spawn(more) => {
-                    let first = ActorIx::try_from(owner.workers.len()).unwrap_or(0);
+                    let first = owner.workers.len();
                     owner.workers.extend((0..more).map(|_| SimActor::default()));
-                    for ix in first..first + more {
+                    for ix in (first..owner.workers.len()).map(ActorIx::nth).collect::<Vec<_>>() {
                         self.happens_later(id, Channel::Actor(ix, false), 500, protocol::Event::ActorReady(ix));
                     }
                 }
@@ -43,7 +42,7 @@ impl Sim {
                 Action::Commit(commit) => self.send(id, commit, 0),
                 Action::CommitLater(commit, tries) => self.send(id, commit, 20_000 * u64::from(tries.min(10))),
                 Action::Credit(source, more) => {
-                    let ingress = &mut owner.ingresses[source as usize];
+                    let ingress = &mut owner.ingresses[source];
                     if ingress.source.is_some() {
                         ingress.credits += more.cast_signed();
                         self.fetch_soon(id, source);
@@ -52,9 +51,9 @@ impl Sim {
                 // Its sources have small messages: credits bound them.
                 Action::Room(..) => {}
                 Action::Acknowledge(source, positions) => {
-                    let name = self.plan.sources[source as usize].name.clone();
+                    let name = self.plan.sources[source].name.clone();
                     self.checker.reached(owner.shard, &name, &positions, false)?;
-                    if let Some(source) = owner.ingresses[source as usize].source.as_mut() {
+                    if let Some(source) = owner.ingresses[source].source.as_mut() {
                         source.committed(&positions);
                     }
                 }
@@ -113,8 +112,7 @@ impl Sim {
             return Ok(());
         }
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
-        let answer = question.answer(&*self.disk.store, owner.shard, self.clock.now()).now_or_never();
-        let answer = answer.ok_or(Violation::Slow("a simulated store answers"))??;
+        let answer = at_once(question.answer(&*self.disk.store, owner.shard, self.clock.now()))?;
         match &answer {
             Some(Answer::Page(..)) => self.checker.stats.pages += 1,
             Some(Answer::Retaken(Ok(taken))) => drop(self.checker.epochs.insert(owner.shard, taken.epoch)),

@@ -18,7 +18,7 @@ use super::fault_plan::FaultPlan;
 use super::plan::{INTAKE, PROBE, SOURCES, SimPlan};
 use crate::AfterDeadLetter;
 use crate::clock::Millis;
-use crate::message::{Message, Position, Positions, ShardNo, Taken, TakenId};
+use crate::message::{Message, Position, Positions, ServiceIx, ShardNo, SinkIx, SourceIx, Taken, TakenId};
 use crate::store::{Commit, Epoch, Part, PendingKind};
 use crate::transport::embedded;
 
@@ -48,14 +48,14 @@ enum MessageEnd {
 #[derive(Clone, Debug)]
 pub(super) struct DeliveryPlace {
     pub(super) shard: ShardNo,
-    pub(super) source: u16,
+    pub(super) source: SourceIx,
     pub(super) origin: Arc<str>,
     pub(super) position: Position,
 }
 
 impl DeliveryPlace {
     /// The log that it is in.
-    fn track(&self) -> (ShardNo, u16, Arc<str>) {
+    fn track(&self) -> (ShardNo, SourceIx, Arc<str>) {
         (self.shard, self.source, self.origin.clone())
     }
 }
@@ -63,7 +63,7 @@ impl DeliveryPlace {
 /// One message for one service.
 #[derive(Debug)]
 struct Expected {
-    service: Option<u16>,
+    service: Option<ServiceIx>,
     key: String,
     id: String,
     /// The place where it was first delivered: shard, source, origin, position.
@@ -99,12 +99,12 @@ pub(super) struct Checker {
     pub(super) epochs: HashMap<ShardNo, Epoch>,
     expected: HashMap<TakenId, Expected>,
     names: HashMap<(Arc<str>, String, String), TakenId>,
-    tracks: HashMap<(ShardNo, u16, Arc<str>), Track>,
+    tracks: HashMap<(ShardNo, SourceIx, Arc<str>), Track>,
     taken: HashSet<TakenId>,
     waiting: HashMap<(ShardNo, u64), TakenId>,
     dead: HashMap<(ShardNo, u64), (TakenId, bool)>,
-    held: HashMap<(u16, String), u64>,
-    last: HashMap<(u16, String, ShardNo, u16, Arc<str>), Position>,
+    held: HashMap<(ServiceIx, String), u64>,
+    last: HashMap<(ServiceIx, String, ShardNo, SourceIx, Arc<str>), Position>,
     timers: timers::SetTimers,
     /// The messages that were passed on to their shards, in a log row.
     onward: HashSet<TakenId>,
@@ -119,7 +119,7 @@ impl Checker {
         &mut self,
         plan: &SimPlan,
         place: DeliveryPlace,
-        messages: &[(Option<u16>, Message, bool)],
+        messages: &[(Option<ServiceIx>, Message, bool)],
     ) {
         let mut ids = Vec::new();
         for (service, message, may_die) in messages {
@@ -130,14 +130,14 @@ impl Checker {
                 key: message.key().to_owned(),
                 id: message.id().to_owned(),
                 place: place.clone(),
-                unordered: SOURCES[usize::from(place.source)] == INTAKE,
+                unordered: SOURCES[place.source] == INTAKE,
                 may_die: *may_die,
                 end: MessageEnd::Open,
             });
             let here = known.place.track() == place.track();
-            known.unordered |= !here || SOURCES[usize::from(place.source)] == INTAKE;
+            known.unordered |= !here || SOURCES[place.source] == INTAKE;
             if let Some(service) = service {
-                let name = plan.services[*service as usize].name.clone();
+                let name = plan.services[*service].name.clone();
                 self.names.insert((name, message.key().to_owned(), message.id().to_owned()), id);
             }
         }
@@ -146,7 +146,7 @@ impl Checker {
 
     /// A commit has a message for a shard: an event, or a message whose source handed it to another shard. The latter
     /// keeps its first place.
-    fn logged(&mut self, plan: &SimPlan, place: DeliveryPlace, service: Option<u16>, message: Message) {
+    fn logged(&mut self, plan: &SimPlan, place: DeliveryPlace, service: Option<ServiceIx>, message: Message) {
         let id = plan.taken_id(service, &message);
         if !self.expected.contains_key(&id) {
             return self.delivered(plan, place, &[(service, message, false)]);
@@ -158,7 +158,7 @@ impl Checker {
 
     /// Rows of a table without order are gone: their messages must be durable.
     fn taken_in(&mut self, shard: ShardNo, numbers: &[u64]) -> Result<(), Violation> {
-        let Some(track) = self.tracks.get_mut(&(shard, 3, INTAKE.into())) else { return Ok(()) };
+        let Some(track) = self.tracks.get_mut(&(shard, SourceIx::nth(3), INTAKE.into())) else { return Ok(()) };
         for no in numbers {
             let found = track.entries.iter().find(|(position, _)| position.no == *no);
             let lost = found
@@ -173,7 +173,7 @@ impl Checker {
     }
 
     /// A handler failed by itself: its message may become a dead letter.
-    pub(super) fn failed(&mut self, plan: &SimPlan, service: u16, message: &Message) {
+    pub(super) fn failed(&mut self, plan: &SimPlan, service: ServiceIx, message: &Message) {
         if let Some(expected) = self.expected.get_mut(&plan.taken_id(Some(service), message)) {
             expected.may_die = true;
         }
@@ -193,9 +193,9 @@ impl Checker {
             return Err(at(Violation::StaleEpoch(commit.epoch)));
         }
         self.topics.resize_with(plan.sinks.len(), Topic::default);
-        for (sink, topic) in (0..).zip(&mut self.topics) {
+        for (sink, topic) in SinkIx::all(plan.sinks.len()).zip(&mut self.topics) {
             topic.committed(commit, |event| plan.bindings.topic(sink, event).is_some());
-            let watermark = commit.watermarks.get(&plan.sinks[usize::from(sink)]).copied();
+            let watermark = commit.watermarks.get(&plan.sinks[sink]).copied();
             topic.reached(shard, watermark).map_err(at)?;
         }
         for part in &commit.parts {
@@ -206,7 +206,12 @@ impl Checker {
             for (index, (service, message)) in (0..).zip(messages) {
                 let origin = Arc::from(shard.to_string());
                 let service = plan.handlers.index_of(&service);
-                let place = DeliveryPlace { shard: row.target, source: 0, origin, position: Position::new(no, index) };
+                let place = DeliveryPlace {
+                    shard: row.target,
+                    source: SourceIx::FIRST,
+                    origin,
+                    position: Position::new(no, index),
+                };
                 self.logged(plan, place, service, message);
             }
         }
@@ -228,7 +233,7 @@ impl Checker {
     ) -> Result<(), Violation> {
         let Some(source) = SOURCES.iter().position(|name| *name == source) else { return Ok(()) };
         for (origin, position) in positions {
-            let place = (shard, u16::try_from(source).unwrap_or(0), origin.clone());
+            let place = (shard, SourceIx::nth(source), origin.clone());
             let Some(track) = self.tracks.get_mut(&place) else { continue };
             if track.passed > 0 && track.entries[track.passed - 1].0 > *position && stored {
                 let (source_name, origin, position) = (SOURCES[source], origin.clone(), *position);
@@ -302,7 +307,7 @@ impl Checker {
             return Err(Violation::EffectNotTaken { service, id });
         }
         let Some(index) = expected.service else { return Err(Violation::EffectOfNone(id)) };
-        let holds = plan.services[index as usize].after_dead_letter == AfterDeadLetter::HoldKey;
+        let holds = plan.services[index].after_dead_letter == AfterDeadLetter::HoldKey;
         let planned = FaultPlan::of(plan.seed, plan.faults, &service, &id);
         if planned.is_deadly() && !self.healed {
             return Err(Violation::EffectOfDeadly { service, id, planned });
@@ -348,7 +353,7 @@ impl Checker {
         }
         let behind = self.tracks.iter().find(|(_, track)| track.passed < track.entries.len());
         behind.map(|((shard, source, origin), track)| {
-            let name = SOURCES[*source as usize];
+            let name = SOURCES[*source];
             format!("shard {shard}: {name}/{origin} stands at {} of {} deliveries", track.passed, track.entries.len())
         })
     }
@@ -359,7 +364,7 @@ impl Checker {
     }
 
     /// Keys that dead letters hold, ordered.
-    pub(super) fn held(&self) -> BTreeMap<(u16, String), u64> {
+    pub(super) fn held(&self) -> BTreeMap<(ServiceIx, String), u64> {
         self.held.iter().map(|(key, seq)| (key.clone(), *seq)).collect()
     }
 }

@@ -9,6 +9,7 @@ use super::sim::{Sim, SimEvent, TICK};
 use super::work::Bench;
 use crate::clock::{Millis, without_waiting};
 use crate::ledger::protocol::{ActorIx, Event, ReaderKind, RunOrder, RunReport};
+use crate::message::SourceIx;
 
 /// Ticks between two looks at operators' commands.
 const TICKS_PER_LOOK: u64 = 5;
@@ -21,13 +22,13 @@ impl Sim {
         match message {
             OwnerMessage::Event(event) => self.happens(id, event),
             OwnerMessage::Fetched(source, generation, arrivals) => {
-                if owner.ingresses[source as usize].generation == generation {
+                if owner.ingresses[source].generation == generation {
                     owner.ledger.step(Event::Fetched(source, arrivals), now);
                 }
             }
             OwnerMessage::IngressBack(source) => self.open(id, source)?,
             OwnerMessage::Ran(actor, generation, report) => {
-                if owner.workers[actor as usize].generation == generation {
+                if owner.workers[actor].generation == generation {
                     owner.ledger.step(Event::Ran(report), now);
                 }
             }
@@ -55,7 +56,7 @@ impl Sim {
         let now = self.clock.now();
         let Some(owner) = self.owners[id].as_mut() else { return };
         match &event {
-            Event::ActorReady(actor) => owner.workers[*actor as usize].alive = true,
+            Event::ActorReady(actor) => owner.workers[*actor].alive = true,
             Event::ActorDied(actor, _) => {
                 let actor = *actor;
                 owner.kill(actor);
@@ -72,14 +73,14 @@ impl Sim {
         self.tell_later(id, channel, most, OwnerMessage::Event(event));
     }
 
-    fn open(&mut self, id: OwnerId, source: u16) -> Result<(), Violation> {
+    fn open(&mut self, id: OwnerId, source: SourceIx) -> Result<(), Violation> {
         let Some(owner) = self.owners[id].as_mut().filter(|owner| !owner.draining) else { return Ok(()) };
         let _context = self.runtime.enter();
         let from = owner.ledger.received(source);
-        let opened = self.transports[source as usize].open(owner.shard, from).now_or_never();
+        let opened = self.transports[source].open(owner.shard, from).now_or_never();
         let opened = opened.ok_or(Violation::Slow("a simulated source opens"))?;
         let credits = owner.ledger.credits_free(source);
-        let ingress = &mut owner.ingresses[source as usize];
+        let ingress = &mut owner.ingresses[source];
         ingress.source = Some(opened?);
         ingress.credits = credits;
         ingress.generation += 1;
@@ -99,7 +100,7 @@ impl Sim {
         self.checker.stats.far_ahead += u64::from(gauges.ahead_full);
         let (shard, look) = (owner.shard, owner.ticks.is_multiple_of(TICKS_PER_LOOK));
         for source in 0..self.transports.len() {
-            self.fetch_soon(id, u16::try_from(source).unwrap_or(0));
+            self.fetch_soon(id, SourceIx::nth(source));
         }
         if look {
             let commands = self.open_commands(shard);
@@ -112,7 +113,7 @@ impl Sim {
 
     pub(super) fn work(&mut self, id: OwnerId, actor: ActorIx, order: RunOrder) -> Result<(), Violation> {
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
-        let Some(worker) = owner.workers.get_mut(actor as usize).filter(|worker| worker.alive) else { return Ok(()) };
+        let Some(worker) = owner.workers.get_mut(actor.place()).filter(|worker| worker.alive) else { return Ok(()) };
         let (slot, no, service, generation) = (order.slot, order.no, order.service, worker.generation);
         let mut bench = Bench {
             plan: &self.plan,
@@ -156,27 +157,27 @@ impl Sim {
         Ok(())
     }
 
-    pub(super) fn fetch_soon(&mut self, id: OwnerId, source: u16) {
+    pub(super) fn fetch_soon(&mut self, id: OwnerId, source: SourceIx) {
         let delay = self.dice.below(1_000);
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let ingress = &mut owner.ingresses[source as usize];
+        let ingress = &mut owner.ingresses[source];
         if ingress.credits > 0 && !ingress.fetching && ingress.source.is_some() {
             ingress.fetching = true;
             self.at(self.now + delay, SimEvent::Fetch(id, source));
         }
     }
 
-    pub(super) fn fetch(&mut self, id: OwnerId, source: u16) -> Result<(), Violation> {
+    pub(super) fn fetch(&mut self, id: OwnerId, source: SourceIx) -> Result<(), Violation> {
         let most = 1 + self.dice.below(8);
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let draining = owner.draining;
-        let ingress = &mut owner.ingresses[source as usize];
+        let ingress = &mut owner.ingresses[source];
         ingress.fetching = false;
         let (Some(open), false) = (ingress.source.as_mut(), draining || ingress.credits <= 0) else { return Ok(()) };
         let _context = self.runtime.enter();
         let max = usize::try_from(most).unwrap_or(1).min(ingress.credits.unsigned_abs());
         let Some(fetched) = open.fetch(max).now_or_never() else { return Ok(()) };
-        let name = &self.plan.sources[source as usize].name;
+        let name = &self.plan.sources[source].name;
         let deliveries = fetched?;
         let arrivals: Vec<_> =
             deliveries.into_iter().flat_map(|delivery| self.plan.bindings.arrivals(name, delivery)).collect();

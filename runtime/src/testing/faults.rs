@@ -1,15 +1,14 @@
 //! The faults of a simulation, and its end.
 //! In: dice. Out: deaths, freezes, outages, operators' commands; the end.
 
-use futures_util::FutureExt;
-
 use super::checker::Violation;
 use super::owner::{Channel, OwnerId, OwnerMessage};
 use super::sim::{Sim, SimEvent};
 use crate::clock::Millis;
 use crate::ledger::protocol::{self, ActorIx};
-use crate::message::ShardNo;
+use crate::message::{ServiceIx, ShardNo, SourceIx};
 use crate::store::Store;
+use crate::store::memory::at_once;
 use crate::store::query::{Action, DeadFilter, NewCommand, OpenCommand, Queries, Scope};
 
 /// The time between two looks at whether everything is done, in microseconds.
@@ -71,10 +70,10 @@ impl Sim {
 
     fn kill_actor(&mut self, id: OwnerId) {
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let actor = ActorIx::try_from(self.dice.below(owner.workers.len() as u64)).unwrap_or(0);
+        let actor = ActorIx::nth(self.dice.below(owner.workers.len() as u64) as usize);
         // Its last messages arrive before the news of its death, or were not sent yet.
         let silent = self.dice.below(2) == 0;
-        let alive = owner.workers.get(actor as usize).is_some_and(|worker| worker.alive);
+        let alive = owner.workers.get(actor.place()).is_some_and(|worker| worker.alive);
         if !alive || silent && !owner.kill(actor) {
             return;
         }
@@ -100,18 +99,18 @@ impl Sim {
         // Its fetched messages arrive, or die with it.
         ingress.generation += u32::from(self.dice.below(2) == 0);
         self.checker.stats.deaths += 1;
-        let source = u16::try_from(source).unwrap_or(0);
+        let source = SourceIx::nth(source);
         self.tell_later(id, Channel::Ingress(source), 20_000, OwnerMessage::IngressBack(source));
     }
 
     /// Lets an operator act on dead letters: of one key, or of all.
-    fn operate(&mut self, key: Option<(u16, String)>) -> Result<(), Violation> {
+    fn operate(&mut self, key: Option<(ServiceIx, String)>) -> Result<(), Violation> {
         // A rejected message that is always replayed would hold its key for ever.
         let discard = self.dice.below(4) == 0;
         let action = if discard { Action::Discard } else { Action::Replay };
         let filter = match key {
             Some((service, key)) => DeadFilter {
-                service: Some(self.plan.services[service as usize].name.as_ref().to_owned()),
+                service: Some(self.plan.services[service].name.as_ref().to_owned()),
                 key: Some(key),
                 ..DeadFilter::default()
             },
@@ -149,15 +148,14 @@ impl Sim {
     fn command(&mut self, action: Action, filter: DeadFilter) -> Result<(), Violation> {
         let (who, why) = ("simulator".to_owned(), "drawn from the seed".to_owned());
         let command = NewCommand { action, filter, who, why, matched: 0, at: self.clock.now() };
-        let recorded = self.disk.store.queries().command(command).now_or_never();
-        recorded.ok_or(Violation::Slow("the store in memory answers"))??;
+        at_once(self.disk.store.queries().command(command))?;
         Ok(())
     }
 
     /// Commands that a shard has still to execute.
     pub(super) fn open_commands(&self, shard: ShardNo) -> Vec<OpenCommand> {
-        let open = Queries::open_commands(&*self.disk.store, shard, Vec::new()).now_or_never();
-        open.and_then(Result::ok).unwrap_or_default().into_iter().flatten().collect()
+        let open = at_once(self.disk.store.open_commands(shard, Vec::new()));
+        open.unwrap_or_default().into_iter().flatten().collect()
     }
 
     /// Looks whether everything is done.
@@ -208,8 +206,8 @@ impl Sim {
         self.restless().or(timer).or(waits)
     }
 
-    fn place(&self, service: &str, key: &str) -> (u16, String) {
-        (self.plan.handlers.index_of(service).unwrap_or(u16::MAX), key.to_owned())
+    fn place(&self, service: &str, key: &str) -> (ServiceIx, String) {
+        (self.plan.handlers.index_of(service).expect("its rows are of services that run"), key.to_owned())
     }
 
     /// The time at which the next attempt at a message is due, in microseconds since the start.
@@ -274,11 +272,14 @@ impl Sim {
             if gauges.letters.count != letters {
                 return Some(format!("shard {shard} counts {:?}, there are {letters}", gauges.letters));
             }
-            for (source, ingress) in (0..).zip(&owner.ingresses) {
+            for (source, ingress) in SourceIx::all(owner.ingresses.len()).zip(&owner.ingresses) {
                 let free = owner.ledger.credits_free(source);
                 if ingress.source.is_none() || ingress.credits != free {
                     let has = ingress.credits;
-                    return Some(format!("shard {shard}: source {source} has {has} credits, the ledger says {free}"));
+                    return Some(format!(
+                        "shard {shard}: source {} has {has} credits, the ledger says {free}",
+                        source.place()
+                    ));
                 }
             }
         }

@@ -8,7 +8,7 @@ use crate::ledger::Ledger;
 use crate::ledger::outbox::publisher::Publisher;
 use crate::ledger::protocol::{ActorIx, Event, ReaderKind, RunReport};
 use crate::ledger::routes::Arrival;
-use crate::message::ShardNo;
+use crate::message::{ShardNo, SinkIx, SourceIx};
 use crate::shard::dispatcher::handover::Handover;
 use crate::store::{Epoch, Outcome};
 use crate::transport::pace::{Pace, PacedMessage};
@@ -23,23 +23,23 @@ pub(super) enum Channel {
     Reader(ReaderKind, bool),
     Committer(bool),
     Actor(ActorIx, bool),
-    Ingress(u16),
-    Dispatcher(u16),
+    Ingress(SourceIx),
+    Dispatcher(SinkIx),
     Gates,
 }
 
 /// A message on its way to an owner. One from a child counts only while that child lives: its generation comes with it.
 pub(super) enum OwnerMessage {
     Event(Event),
-    Fetched(u16, u32, Vec<Arrival>),
-    IngressBack(u16),
+    Fetched(SourceIx, u32, Vec<Arrival>),
+    IngressBack(SourceIx),
     Ran(ActorIx, u32, RunReport),
     Gate(u32),
     CommitEnded(u32, Epoch, u64, Outcome),
     CommitterBack,
-    DispatcherBack(u16),
+    DispatcherBack(SinkIx),
     /// The answer to an event; `None` if the sink does not take it at the moment.
-    Answered(u16, u32, (PacedMessage, Outgoing), Option<SinkAnswer>),
+    Answered(SinkIx, u32, (PacedMessage, Outgoing), Option<SinkAnswer>),
     Tick,
 }
 
@@ -116,7 +116,7 @@ impl Owner {
 
     /// Kills an actor: its state and its unsent messages are gone.
     pub(super) fn kill(&mut self, actor: ActorIx) -> bool {
-        let Some(worker) = self.workers.get_mut(actor as usize).filter(|worker| worker.alive) else { return false };
+        let Some(worker) = self.workers.get_mut(actor.place()).filter(|worker| worker.alive) else { return false };
         worker.alive = false;
         worker.generation += 1;
         worker.cell = None;

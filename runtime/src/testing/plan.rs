@@ -12,10 +12,10 @@ use crate::ledger::outbox::publisher::Window;
 use crate::ledger::protocol::{LedgerConfig, ServiceInfo, SourceInfo, describe};
 use crate::ledger::routes::Bindings;
 use crate::ledger::{Ledger, cron};
-use crate::message::{ShardNo, TakenId};
+use crate::message::{ServiceIx, ShardNo, TakenId};
 use crate::settings::Settings;
-use crate::store::memory::MemoryStore;
-use crate::store::{InboxRows, Setup, StoreError, TakenShard};
+use crate::store::memory::{MemoryStore, at_once};
+use crate::store::{InboxRows, Setup, Store, StoreError, TakenShard};
 use crate::transport::embedded;
 
 /// Names of the simulated sources: the store's log, a log, a queue that redelivers what was not acknowledged, and a
@@ -151,7 +151,7 @@ impl SimPlan {
         tables.push(PROBE);
         let setup =
             Setup { shards: settings.ownership.shards, services: handlers.services(), tables, code: handlers.code() };
-        let identity = store.prepare_now(&setup)?;
+        let identity = at_once(store.prepare(setup))?;
         let limits = TurnLimits {
             rows_max: settings.limits.turn_rows_max,
             events_max: settings.limits.turn_events_max,
@@ -206,8 +206,8 @@ impl SimPlan {
     }
 
     /// The id of a message as `service` takes it; a message without a service has a scope of its own.
-    pub(super) fn taken_id(&self, service: Option<u16>, message: &crate::Message) -> TakenId {
-        let number = service.map_or(u16::MAX, |service| self.services[service as usize].number);
+    pub(super) fn taken_id(&self, service: Option<ServiceIx>, message: &crate::Message) -> TakenId {
+        let number = service.map_or(u16::MAX, |service| self.services[service].number);
         TakenId::of(message, number, &self.hash_key)
     }
 }

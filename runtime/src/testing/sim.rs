@@ -14,9 +14,10 @@ use super::plan::{SimPlan, StartError};
 use crate::clock::{Clock, Dice, millis};
 use crate::ledger::gates::Gates;
 use crate::ledger::protocol::{self, ActorIx, Question, RunOrder};
-use crate::message::ShardNo;
-use crate::store::Commit;
+use crate::message::{ShardNo, SinkIx, SourceIx};
+use crate::store::memory::at_once;
 use crate::store::query::Scope;
+use crate::store::{Commit, Store};
 use crate::transport::Transport;
 
 /// The time between two ticks of a ledger, in microseconds.
@@ -32,10 +33,10 @@ pub(super) enum SimEvent {
     Write(OwnerId, u32, Arc<Commit>),
     Late(Arc<Commit>),
     Work(OwnerId, ActorIx, RunOrder),
-    Fetch(OwnerId, u16),
+    Fetch(OwnerId, SourceIx),
     /// A dispatcher does what it can; the events that it handed over reach the broker.
-    Pump(OwnerId, u16),
-    Deliver(OwnerId, u16, u32),
+    Pump(OwnerId, SinkIx),
+    Deliver(OwnerId, SinkIx, u32),
     Fault,
     Look,
 }
@@ -238,21 +239,22 @@ impl Sim {
             self.checker.stats.zombies += 1;
         }
         let id = self.owners.len();
-        let taken = self.disk.store.take_now(shard, &format!("owner-{id}"))?;
+        let taken = at_once(self.disk.store.take(shard, &format!("owner-{id}")))?;
         self.checker.epochs.insert(shard, taken.epoch);
         let dedup = &self.plan.settings.dedup;
         let window = millis(dedup.window);
-        let inbox = self.disk.store.inbox_now(shard, self.clock.now().saturating_sub(window), dedup.max_ids);
+        let since = self.clock.now().saturating_sub(window);
+        let inbox = at_once(self.disk.store.inbox(shard, since, dedup.max_ids))?;
         let ledger = self.plan.ledger(taken, inbox, &mut self.dice, self.clock.now());
         self.owners.push(Some(Owner::new(shard, ledger, self.transports.len(), self.plan.sinks.len())));
         self.current[shard as usize] = Some(id);
         self.perform(id)?;
         for source in 0..self.transports.len() {
-            let source = u16::try_from(source).unwrap_or(0);
+            let source = SourceIx::nth(source);
             self.tell_later(id, Channel::Ingress(source), 5_000, OwnerMessage::IngressBack(source));
         }
         for sink in 0..self.plan.sinks.len() {
-            let sink = u16::try_from(sink).unwrap_or(0);
+            let sink = SinkIx::nth(sink);
             self.tell_later(id, Channel::Dispatcher(sink), 5_000, OwnerMessage::DispatcherBack(sink));
         }
         self.at(self.now + TICK, SimEvent::Tell(id, OwnerMessage::Tick));

@@ -15,7 +15,7 @@ use crate::clock::{Clock, Dice};
 use crate::handler::Handler;
 use crate::handlers::Handlers;
 use crate::ledger::routes::What;
-use crate::message::{Message, murmur2, shard_of};
+use crate::message::{Message, SourceIx, murmur2, shard_of};
 use crate::settings::{Overflow, Settings};
 use crate::store::memory::MemoryStore;
 use crate::transport::embedded::EmbeddedLog;
@@ -263,7 +263,7 @@ impl<'a> Stock<'a> {
                 What::Absent(..) | What::Unbound => None,
             })
             .collect();
-        let place = DeliveryPlace { shard, source: index, origin, position };
+        let place = DeliveryPlace { shard, source: SourceIx::nth(index), origin, position };
         self.checker.delivered(self.plan, place, &messages);
     }
 }

@@ -17,7 +17,7 @@ use super::transports::{SimTransport, SourceKind};
 use crate::clock::{Clock, Dice, Millis};
 use crate::handler::Handler;
 use crate::handlers::{Handlers, decode};
-use crate::message::{Draft, shard_of};
+use crate::message::{Draft, SourceIx, shard_of};
 use crate::settings::Settings;
 use crate::store::memory::MemoryStore;
 use crate::store::{DeadLetter, Timer};
@@ -193,7 +193,7 @@ impl Stage {
         let (origin, now) = (Arc::from("stage"), self.sim.clock.now());
         let position = self.log.append(shard, &origin, now, Content::For(H::SERVICE.into(), message.clone()));
         let sent = [(service, message, false)];
-        let place = DeliveryPlace { shard, source: 1, origin, position };
+        let place = DeliveryPlace { shard, source: SourceIx::nth(1), origin, position };
         self.sim.checker.delivered(&self.sim.plan, place, &sent);
         self
     }

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, pending, ready};
 
 use super::checker::Violation;
@@ -18,8 +17,8 @@ use crate::clock::{Clock, Dice, Millis};
 use crate::ledger::defect::{Defect, planted};
 use crate::ledger::outbox::publisher::Publisher;
 use crate::ledger::protocol;
-use crate::message::{Position, Positions, ShardNo, murmur2};
-use crate::store::memory::MemoryStore;
+use crate::message::{Position, Positions, ShardNo, SinkIx, murmur2};
+use crate::store::memory::{MemoryStore, at_once};
 use crate::store::{Commit, Store};
 use crate::transport::pace::{Pace, PacedMessage};
 use crate::transport::{Content, Delivery, Outgoing, SinkAnswer, Source, SourceError, Transport};
@@ -136,11 +135,11 @@ impl Source for SimSource {
 
 impl Sim {
     /// Starts a dispatcher, for the first time or again.
-    pub(super) fn start_outlet(&mut self, id: OwnerId, sink: u16) {
+    pub(super) fn start_outlet(&mut self, id: OwnerId, sink: SinkIx) {
         let Some(owner) = self.owners[id].as_mut() else { return };
         let (bindings, window) = (self.plan.bindings.clone(), self.plan.window());
         let from = owner.ledger.publish_from(sink);
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         outlet.publisher = Some(Publisher::new(sink, bindings, window, from));
         outlet.pace = Some(Pace::new(Dice::seeded(self.dice.below(u64::MAX))));
         self.pump_soon(id, sink);
@@ -158,38 +157,38 @@ impl Sim {
         outlet.generation += 1;
         outlet.wire.clear();
         self.checker.stats.deaths += 1;
-        let sink = u16::try_from(sink).unwrap_or(0);
+        let sink = SinkIx::nth(sink);
         self.tell_later(id, Channel::Dispatcher(sink), 20_000, OwnerMessage::DispatcherBack(sink));
     }
 
     pub(super) fn hand_over(&mut self, id: OwnerId, commit: &Arc<Commit>) {
         let window = self.plan.window();
-        for sink in 0..u16::try_from(self.plan.sinks.len()).unwrap_or(0) {
+        for sink in SinkIx::all(self.plan.sinks.len()) {
             if let Some(owner) = &self.owners[id] {
-                owner.outlets[usize::from(sink)].handover.put(commit, window);
+                owner.outlets[sink].handover.put(commit, window);
             }
             self.pump_soon(id, sink);
         }
     }
 
-    fn pump_soon(&mut self, id: OwnerId, sink: u16) {
+    fn pump_soon(&mut self, id: OwnerId, sink: SinkIx) {
         let delay = self.delay(800);
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         if !std::mem::replace(&mut outlet.pumping, true) {
             self.at(self.now + delay, SimEvent::Pump(id, sink));
         }
     }
 
     /// Performs one step of a dispatcher.
-    pub(super) fn pump(&mut self, id: OwnerId, sink: u16) -> Result<(), Violation> {
+    pub(super) fn pump(&mut self, id: OwnerId, sink: SinkIx) -> Result<(), Violation> {
         let (store_away, sink_away) = (self.now < self.disk.away_until, self.now < self.sinks_away_until);
         let broken = self.plan.faults.sinks && self.now < self.faults_until && self.dice.below(40) == 0;
         let room = usize::try_from(1 + self.dice.below(6)).unwrap_or(1);
         let anew = Pace::new(Dice::seeded(self.dice.below(u64::MAX)));
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let shard = owner.shard;
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         outlet.pumping = false;
         let (Some(publisher), Some(pace)) = (&mut outlet.publisher, &mut outlet.pace) else { return Ok(()) };
         let waiting = outlet.handover.take();
@@ -197,8 +196,7 @@ impl Sim {
         waiting.commits.iter().for_each(|commit| publisher.committed(commit));
         if let Some(page) = publisher.page().filter(|_| !store_away) {
             self.checker.stats.read_back += 1;
-            let read = self.disk.store.outbox(shard, page.from, page.after, page.commits).now_or_never();
-            let rows = read.ok_or(Violation::Slow("the store in memory answers"))??;
+            let rows = at_once(self.disk.store.outbox(shard, page.from, page.after, page.commits))?;
             let lacks = publisher.paged(page, &rows) > 0 || rows.is_empty();
             // If this owner is a zombie, its successor may have published more, and removed it.
             if lacks && !owner.zombie {
@@ -233,10 +231,10 @@ impl Sim {
         Ok(())
     }
 
-    fn deliver_soon(&mut self, id: OwnerId, sink: u16) {
+    fn deliver_soon(&mut self, id: OwnerId, sink: SinkIx) {
         let delay = self.delay(2_000);
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         if !outlet.wire.is_empty() && !std::mem::replace(&mut outlet.delivering, true) {
             let generation = outlet.generation;
             self.at(self.now + delay, SimEvent::Deliver(id, sink, generation));
@@ -244,17 +242,17 @@ impl Sim {
     }
 
     /// Lets the events that were handed over first reach the broker; each of its answers travels by itself.
-    pub(super) fn deliver(&mut self, id: OwnerId, sink: u16, generation: u32) -> Result<(), Violation> {
+    pub(super) fn deliver(&mut self, id: OwnerId, sink: SinkIx, generation: u32) -> Result<(), Violation> {
         let count = usize::try_from(1 + self.dice.below(4)).unwrap_or(1);
         let Some(owner) = self.owners[id].as_mut() else { return Ok(()) };
         let shard = owner.shard;
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         outlet.delivering = false;
         if outlet.generation == generation {
             let count = count.min(outlet.wire.len());
             let events: Vec<_> = outlet.wire.drain(..count).collect();
             for (sent, event) in events {
-                let (plan, name) = (&self.plan, &self.plan.sinks[usize::from(sink)]);
+                let (plan, name) = (&self.plan, &self.plan.sinks[sink]);
                 let refused = FaultPlan::is_refused(plan.seed, plan.faults, name, event.message.id());
                 let answer = if refused && !self.healed {
                     Some(SinkAnswer::Refused(event.seq, "simulated".to_owned()))
@@ -262,7 +260,7 @@ impl Sim {
                     self.checker.stats.nacked += 1;
                     None
                 } else {
-                    self.checker.topics[usize::from(sink)].write(shard, &event)?;
+                    self.checker.topics[sink].write(shard, &event)?;
                     self.checker.stats.published += 1;
                     Some(SinkAnswer::Confirmed(event.seq))
                 };
@@ -280,13 +278,13 @@ impl Sim {
     pub(super) fn answered(
         &mut self,
         id: OwnerId,
-        sink: u16,
+        sink: SinkIx,
         generation: u32,
         (sent, event): (PacedMessage, Outgoing),
         answer: Option<SinkAnswer>,
     ) {
         let Some(owner) = self.owners[id].as_mut() else { return };
-        let outlet = &mut owner.outlets[usize::from(sink)];
+        let outlet = &mut owner.outlets[sink];
         if outlet.generation == generation
             && let (Some(publisher), Some(pace)) = (&mut outlet.publisher, &mut outlet.pace)
         {

@@ -8,6 +8,7 @@ use crate::handler::RowWrite;
 use crate::handlers::run::{RunItem, TurnEnd, TurnFault};
 use crate::handlers::{Cell, Settled};
 use crate::ledger::protocol::RunOrder;
+use crate::message::ServiceIx;
 
 /// A key actor.
 #[derive(Default)]
@@ -79,7 +80,7 @@ impl Bench<'_> {
     fn turn(
         &mut self,
         cell: &mut Cell,
-        service: u16,
+        service: ServiceIx,
         state: Option<crate::handlers::run::Stored>,
         item: RunItem,
         part: &mut Settled,
@@ -105,25 +106,25 @@ impl Bench<'_> {
     fn run(
         &self,
         cell: &mut Cell,
-        service: u16,
+        service: ServiceIx,
         state: Option<crate::handlers::run::Stored>,
         items: Vec<RunItem>,
     ) -> Settled {
-        let service = &self.plan.handlers.all()[service as usize];
+        let service = &self.plan.handlers.all()[service];
         self.runtime.block_on(service.run(cell, state, items, &self.plan.context, &|_| ()))
     }
 
-    fn stops(&self, service: u16, end: &TurnEnd) -> bool {
-        let hold = self.plan.services[service as usize].after_dead_letter == crate::AfterDeadLetter::HoldKey;
+    fn stops(&self, service: ServiceIx, end: &TurnEnd) -> bool {
+        let hold = self.plan.services[service].after_dead_letter == crate::AfterDeadLetter::HoldKey;
         hold || !matches!(end, TurnEnd::Fault(TurnFault::Reject(_) | TurnFault::Refuse(..)))
     }
 
     /// The seed's fault for this attempt, and whether the actor dies of it.
-    fn fault(&mut self, service: u16, item: &RunItem) -> Option<(TurnEnd, bool)> {
+    fn fault(&mut self, service: ServiceIx, item: &RunItem) -> Option<(TurnEnd, bool)> {
         if self.healed {
             return None;
         }
-        let (name, id) = (&self.plan.services[service as usize].name, item.message.id());
+        let (name, id) = (&self.plan.services[service].name, item.message.id());
         let retry = |what: &str| TurnEnd::Fault(TurnFault::Retry(format!("simulated: {what}")));
         match FaultPlan::of(self.plan.seed, self.plan.faults, name, id) {
             FaultPlan::Retry(times) if item.attempt <= times => Some((retry("fails for a while"), false)),
@@ -135,7 +136,7 @@ impl Bench<'_> {
                 *seen += 1;
                 (*seen <= times).then(|| (TurnEnd::Fault(TurnFault::Defer(self.dice.below(300))), false))
             }
-            FaultPlan::Unavailable(times) if self.plan.services[service as usize].guarded => {
+            FaultPlan::Unavailable(times) if self.plan.services[service].guarded => {
                 let seen = self.deferred.entry(format!("{name}/{id}")).or_insert(0);
                 *seen += 1;
                 (*seen <= times).then(|| (TurnEnd::Unavailable(0, "simulated".to_owned()), false))
@@ -144,9 +145,9 @@ impl Bench<'_> {
         }
     }
 
-    fn probe(&mut self, service: u16, item: &RunItem) -> RowWrite {
+    fn probe(&mut self, service: ServiceIx, item: &RunItem) -> RowWrite {
         *self.turns += 1;
-        let (name, id, key) = (&*self.plan.services[service as usize].name, item.message.id(), item.message.key());
+        let (name, id, key) = (&*self.plan.services[service].name, item.message.id(), item.message.key());
         let row = serde_json::json!({ "turn": *self.turns, "service": name, "key": key, "id": id });
         let place = serde_json::json!([name, id, *self.turns]);
         RowWrite { table: PROBE, key: place.to_string(), row: Some(row.to_string()) }

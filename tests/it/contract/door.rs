@@ -99,7 +99,7 @@ pub(crate) trait Door: Send + Sync {
     /// Sends a command.
     fn send(&self, sent: Sent) -> BoxFuture<'_, Answered>;
 
-    /// Sends a body that no value says (doubled members, large numbers); nothing where the protocol has no such text.
+    /// Sends a body that no value says (doubled members, large numbers); nothing if the protocol has no such text.
     fn send_text<'a>(&'a self, sent: Sent, body: &'a str) -> Option<BoxFuture<'a, Answered>>;
 
     /// Reads one of an entity (`transaction`, `account`).

@@ -62,7 +62,7 @@ fn unfit(error: &serde_json::Error) -> Status {
     Status::invalid_argument(format!("the message cannot say this: {error}"))
 }
 
-/// Metadata of a call; nothing where no client's library would send such a key.
+/// Metadata of a call; `None` if no client's library would send such a key.
 fn metadata(keys: &[Vec<u8>], token: Option<&str>) -> Option<MetadataMap> {
     let mut metadata = MetadataMap::new();
     for key in keys {
@@ -158,7 +158,7 @@ impl Door for GrpcDoor {
         })
     }
 
-    /// A message is no text.
+    /// A message is not text.
     fn send_text<'a>(&'a self, _: Sent, _: &'a str) -> Option<BoxFuture<'a, Answered>> {
         None
     }

@@ -1,4 +1,4 @@
-//! Something that is no handler is given to the program.
+//! Something that is not a handler is given to the program.
 
 use perkey::{Fault, Handler, Key, Turn};
 

@@ -1,5 +1,5 @@
 //! Groups: the rows that turns of one key, or an operator's command, have for a commit; and batches of them. Plain values.
-//! In: settled turns. Out: what becomes part of a commit together.
+//! In: settled turns. Out: rows that become part of a commit together.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,32 +7,32 @@ use std::sync::Arc;
 use crate::ledger::Ticket;
 use crate::ledger::protocol::SlotIx;
 use crate::ledger::slot::Item;
-use crate::message::{Message, TakenId};
+use crate::message::{Message, SinkIx, TakenId};
 use crate::store::{Event, Letters, Part};
 
-/// What one key (or nothing keyed) has in a batch.
+/// One key's share of a batch, or that of everything without a key.
 #[derive(Debug, Default)]
 pub(crate) struct Group {
     pub(crate) slot: Option<SlotIx>,
     pub(crate) part: Part,
-    /// What settled with it, in order: handled again if the store refuses the group.
+    /// The items that settled with it, in order: they are handled again if the store refuses the group.
     pub(crate) items: Vec<Item>,
     /// Deliveries that its commit settles.
     pub(crate) tickets: Vec<Ticket>,
     /// Those of them that are copies, with the id that they share.
     pub(crate) copies: Vec<(TakenId, Ticket)>,
     pub(crate) turns: usize,
-    /// Ids taken that wait in `pending` now.
+    /// The number of taken ids that wait in `pending` now.
     pub(crate) recorded: usize,
     /// The message of its first turn.
     pub(crate) first: Option<TakenId>,
-    /// Timers whose turns succeeded.
+    /// The number of timers whose turns succeeded.
     pub(crate) fired: usize,
     /// Ids of messages that it puts in the place of dead letters.
     pub(crate) pinned: Vec<TakenId>,
     /// Dead letters that it removes.
     pub(crate) gone: Letters,
-    /// What it changes beside its part: only what belongs to no key does.
+    /// Its changes beside its part: only a group without a key has any.
     pub(crate) outward: Option<Box<Outward>>,
 }
 
@@ -42,7 +42,7 @@ impl Group {
         self.first.get_or_insert(id);
     }
 
-    /// Makes room for what a run of so many turns brings at the least.
+    /// Makes room for the least that a run of `turns` turns brings.
     pub(crate) fn reserve(&mut self, turns: usize) {
         room(&mut self.items, turns);
         room(&mut self.tickets, turns);
@@ -50,7 +50,7 @@ impl Group {
     }
 }
 
-/// Exactly what the first ones need; after that as vectors grow.
+/// Reserves exactly the room that the first ones need, and grows as vectors do after that.
 pub(crate) fn room<T>(all: &mut Vec<T>, more: usize) {
     if all.is_empty() {
         all.reserve_exact(more);
@@ -71,7 +71,7 @@ pub(crate) fn add<T>(all: &mut Vec<T>, more: Vec<T>) {
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) groups: Vec<Group>,
-    /// A commit of the fence alone passed after this batch was refused: it is the data.
+    /// True if a commit of the fence alone passed after this batch was refused: then the data is at fault.
     pub(crate) proven: bool,
 }
 
@@ -81,7 +81,7 @@ pub(crate) struct Outward {
     /// Messages for services, of keys that belong to other shards.
     pub(crate) onward: Vec<(Arc<str>, Message)>,
     /// Watermarks, by the sink's index.
-    pub(crate) reached: BTreeMap<u16, u64>,
+    pub(crate) reached: BTreeMap<SinkIx, u64>,
     /// Sinks that were given up.
     pub(crate) retired: Vec<Arc<str>>,
     /// Events that are published again, and go nowhere else.

@@ -1,5 +1,6 @@
 //! A commit that the database refused is taken apart until the turn at fault stands alone.
-//! In: refused batches. Out: smaller batches; keys that start again from what the store has, with the fault of the turn.
+//! In: refused batches. Out: smaller batches; keys that start again from their stored state, with the fault of the
+//! turn.
 
 use std::sync::Arc;
 
@@ -11,12 +12,12 @@ use crate::ledger::slot::{From, Known, Phase};
 use crate::store::{PendingKind, PendingRow};
 
 impl Ledger {
-    /// The database refused the data: find out whose.
+    /// Finds out whose data the database refused.
     pub(crate) fn refused(&mut self, permanent: bool, error: &str) {
         let Some(mut flight) = self.batches.flight.take() else { return };
         let parts = Arc::try_unwrap(flight.commit).map_or_else(|shared| shared.parts.clone(), |commit| commit.parts);
         for ticket in flight.batch.groups.iter().flat_map(|group| &group.tickets) {
-            self.sources[usize::from(ticket.source)].unmark(*ticket);
+            self.sources[ticket.source].unmark(*ticket);
         }
         if flight.batch.groups.is_empty() {
             return self.stop(&format!("the store refuses even an empty commit: {error}"));
@@ -27,7 +28,7 @@ impl Ledger {
         if flight.batch.proven {
             self.take_apart(flight.batch, Some((permanent, error)));
         } else {
-            // If the fence alone is refused too, it is the store and not the data.
+            // If the fence alone is refused too, the store is at fault and not the data.
             self.send(Batch::default(), vec![flight.batch], false);
         }
     }
@@ -52,7 +53,8 @@ impl Ledger {
             return self.stop(&format!("the store refuses a record that belongs to no key: {error}"));
         };
         let alone = group.turns <= 1;
-        // Messages that only followed may be recorded before it, and it itself while it ran, or that it was started.
+        // Rows of messages that only followed may come before it, as may its own row from while it ran, or the record
+        // of its start.
         let head = group.first;
         let ran = [PendingKind::Spilled, PendingKind::Suspect];
         let faulted = |row: &PendingRow| !ran.contains(&row.kind) && Some(row.id) == head;
@@ -69,7 +71,7 @@ impl Ledger {
         }
     }
 
-    /// Everything of a key that is not durable is undone; its messages are handled again, one per commit.
+    /// Undoes everything of a key that is not durable; its messages are handled again, one per commit.
     fn reset(&mut self, ix: SlotIx, refused: Group) {
         let mut groups = vec![refused];
         for batch in &mut self.batches.queue {
@@ -77,11 +79,11 @@ impl Ledger {
         }
         self.batches.queue.retain(|batch| !batch.groups.is_empty());
         if let Some(at) = self.slots[ix].group.take() {
-            let gathered = std::mem::take(&mut self.batches.gathering.groups[at as usize]);
+            let gathered = std::mem::take(&mut self.batches.gathering.groups[at]);
             groups.push(gathered);
         }
-        // One more than there are: what comes behind the last of them must not join its commit, or two messages in a
-        // row that are refused would take each other apart for ever.
+        // One more than there are: a message behind the last of them must not join its commit, or two refused messages
+        // in a row would take each other apart for ever.
         let turns = 1 + groups.iter().map(|group| group.turns).sum::<usize>();
         let mut items = Vec::new();
         // The newest first, as a row may have been written in one and settled in a later one.
@@ -116,7 +118,7 @@ impl Ledger {
         }
     }
 
-    /// Nothing of the reset key runs any more: it starts from what the store has.
+    /// Lets the reset key, of which nothing runs any more, start from its stored state.
     pub(crate) fn reset_done(&mut self, ix: SlotIx) {
         self.waiting.woken.insert(ix);
         self.load(ix);
@@ -141,7 +143,7 @@ impl Ledger {
                 }
                 From::Timer if pending => self.waiting.remove(1),
                 From::Timer => {}
-                // Its row was written in the same group: what is undone of the live message is all.
+                // Its row was written in the same group: undoing the live message is enough.
                 From::Row(_) if row.is_some_and(|row| row.kind == PendingKind::Spilled) => {}
                 From::Row(_) if pending => {}
                 From::Row(_) => self.waiting.rows += 1,

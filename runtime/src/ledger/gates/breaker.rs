@@ -1,13 +1,13 @@
 //! A dependency: its circuit breaker, its retry budget, its limits.
-//! In: how turns that needed it ended. Out: whether one more may start.
+//! In: the ends of turns that needed it. Out: whether one more may start.
 
 use super::Asker;
 use super::limit::{Limit, TokenBucket};
 use crate::clock::{Dice, Millis, millis};
 use crate::settings::{DependencySettings, Settings};
 
-/// What of the answered turns may be turns that failed before, and how many of those in a second besides. (Linkerd's
-/// retry budgets have the same two numbers by default.)
+/// The share of answered turns that may be retries, and the number of retries in a second besides. (Linkerd's retry
+/// budgets have the same two numbers by default.)
 const BUDGET_RATIO: f64 = 0.2;
 const BUDGET_PER_SECOND: f64 = 10.0;
 /// Tokens that are kept for later: a burst is never larger.
@@ -18,9 +18,9 @@ const BUDGET_MOST: f64 = 100.0;
 pub(crate) enum BreakerState {
     /// Turns start.
     Closed,
-    /// None does.
+    /// No turn starts.
     Open,
-    /// One does, to find out.
+    /// One turn starts, to find out.
     HalfOpen,
 }
 
@@ -29,7 +29,7 @@ pub(crate) enum BreakerState {
 pub(crate) struct BreakerChange {
     pub(crate) dependency: &'static str,
     pub(crate) state: BreakerState,
-    /// How long nothing is let through.
+    /// The time for which nothing is let through.
     pub(crate) wait: Millis,
 }
 
@@ -49,10 +49,10 @@ pub(crate) struct Dependency {
     breaker: Breaker,
     /// Failures since it last answered.
     failures: u32,
-    /// How often it opened since it last answered.
+    /// The number of times that it opened since it last answered.
     opened: u32,
     budget: TokenBucket,
-    /// It has just come back: whoever waited for it is let through by the budget.
+    /// True if it has just come back: turns that waited for it are let through by the budget.
     returning: bool,
 }
 
@@ -80,7 +80,7 @@ impl Dependency {
         }
     }
 
-    /// Whether a turn that needs it may start; `again` if it found it unavailable before.
+    /// True if a turn that needs it may start; `again` if the turn found it unavailable before.
     pub(crate) fn admits(&mut self, again: bool, now: Millis) -> bool {
         if matches!(self.breaker, Breaker::Open { until } if until <= now) {
             self.breaker = Breaker::HalfOpen { prober: None };
@@ -94,7 +94,7 @@ impl Dependency {
         lets && self.limit.has_room(now)
     }
 
-    /// One starts.
+    /// Counts a turn that starts.
     pub(crate) fn take(&mut self, again: bool, asker: Asker) {
         self.limit.take();
         match &mut self.breaker {
@@ -104,12 +104,12 @@ impl Dependency {
         }
     }
 
-    /// It answered.
+    /// Takes note that it answered.
     pub(crate) fn answered(&mut self) -> Option<BreakerChange> {
         match self.breaker {
-            // Of before it opened.
+            // A turn from before it opened.
             Breaker::Open { .. } => return None,
-            // One that answers makes room for one that waits, and a fifth more.
+            // One answer makes room for one turn that waits, and a fifth more.
             Breaker::Closed if self.returning => self.budget.add(1.0 + BUDGET_RATIO),
             Breaker::Closed => self.budget.add(BUDGET_RATIO),
             Breaker::HalfOpen { .. } => {}
@@ -125,7 +125,7 @@ impl Dependency {
         Some(BreakerChange { dependency: self.name, state: BreakerState::Closed, wait: 0 })
     }
 
-    /// It was not available.
+    /// Takes note that it was not available.
     pub(crate) fn failed(&mut self, now: Millis, dice: &mut Dice) -> Option<BreakerChange> {
         self.failures += 1;
         match self.breaker {
@@ -135,21 +135,21 @@ impl Dependency {
         }
         let (first, most) = (millis(self.settings.open_for), millis(self.settings.open_max));
         let wait = first.saturating_mul(1 << self.opened.min(20)).min(most);
-        // Half of it by chance, so that the workers of a fleet do not come back together.
+        // Half of it is random, so that the workers of a fleet do not come back together.
         let wait = wait / 2 + dice.below(wait / 2 + 1);
         self.opened += 1;
         self.breaker = Breaker::Open { until: now + wait };
         Some(BreakerChange { dependency: self.name, state: BreakerState::Open, wait })
     }
 
-    /// A turn that would have shown something did not.
+    /// Takes note that the turn which was to find out did not.
     pub(crate) fn undecided(&mut self, asker: Asker) {
         if self.breaker == (Breaker::HalfOpen { prober: Some(asker) }) {
             self.breaker = Breaker::HalfOpen { prober: None };
         }
     }
 
-    /// Nobody waits for it any more.
+    /// Takes note that nobody waits for it any more.
     pub(crate) fn recovered(&mut self) {
         if self.breaker == Breaker::Closed {
             self.returning = false;

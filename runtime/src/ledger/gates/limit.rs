@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::clock::Millis;
 use crate::settings::ServiceLimit;
 
-/// How many at once, and how many in a second; 0 where there is no limit.
+/// The limits of turns at once and of turns in a second; 0 means no limit.
 #[derive(Debug, Default)]
 pub(crate) struct Limit {
     concurrency: usize,
@@ -55,17 +55,17 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// Full with so many tokens at most, of which so many come a second.
+    /// A full bucket of `most` tokens, of which `per_second` come back in a second.
     pub fn new(per_second: f64, most: f64) -> Self {
         Self { per_second, most, tokens: most, filled_at: None }
     }
 
-    /// The same with so many tokens.
+    /// The bucket with `tokens` tokens.
     pub(crate) fn empty_but(self, tokens: f64) -> Self {
         Self { tokens, ..self }
     }
 
-    /// Whether there is a token at `now`.
+    /// True if there is a token at `now`.
     pub fn has(&mut self, now: Millis) -> bool {
         let since = now.saturating_sub(self.filled_at.replace(now).unwrap_or(now));
         #[expect(clippy::cast_precision_loss, reason = "a pause of 2^52 ms is none")]
@@ -73,12 +73,12 @@ impl TokenBucket {
         self.tokens >= 1.0
     }
 
-    /// Takes one.
+    /// Takes a token.
     pub fn take(&mut self) {
         self.tokens -= 1.0;
     }
 
-    /// When there will be one.
+    /// The time until there is a token.
     pub fn wait(&self) -> Duration {
         Duration::from_secs_f64(((1.0 - self.tokens) / self.per_second).max(0.0))
     }

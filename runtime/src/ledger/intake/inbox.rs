@@ -1,6 +1,6 @@
 //! The ids that a shard has taken, exact within the dedup window.
-//! In: ids as they arrive, settle and commit, each with the print of what came with it. Out: new, a duplicate, or another
-//! content; which commits have left the window.
+//! In: ids as they arrive, settle and commit, each with the print of what came with it. Out: new, a duplicate, or other
+//! content; the commits that have left the window.
 
 use std::collections::VecDeque;
 
@@ -13,7 +13,7 @@ use crate::ledger::tracker::Ticket;
 use crate::message::{Print, Taken, TakenId};
 use crate::store::InboxRows;
 
-/// What the inbox says of an arriving id.
+/// The inbox's judgement of an arriving id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Dedup {
     /// Never seen within the window: it is in hand now.
@@ -22,7 +22,7 @@ pub(crate) enum Dedup {
     InHand,
     /// Taken: the copy is dropped.
     Taken,
-    /// In hand or taken, with other content: it is no copy.
+    /// In hand or taken, with other content: it is not a copy.
     Other,
 }
 
@@ -32,7 +32,7 @@ enum Mark {
     Taken,
 }
 
-/// An id's entry. All of it is of bytes: each one counts, there are millions.
+/// An id's entry. It consists of bytes only: each one counts, because there are millions of entries.
 #[derive(Clone, Copy, Debug)]
 struct Remembered {
     mark: Mark,
@@ -44,27 +44,27 @@ struct Remembered {
 pub(crate) struct Inbox {
     ids: HashMap<TakenId, Remembered>,
     copies: HashMap<TakenId, Vec<Ticket>>,
-    /// Ids of messages that operators put in the place of dead letters: no commit has taken them, and the store may not have
-    /// them yet; and of those that wait for a program that has their service, whose keys are none of this one's. Those of
-    /// other rows and letters are looked up in the store once they have left the window.
+    /// Ids of messages that operators put in the place of dead letters: no commit has taken them, and the store may not
+    /// have them yet. Also ids of messages that wait for a program with their service, whose keys this one does not
+    /// have. Ids of other rows and letters are looked up in the store once they have left the window.
     pinned: HashSet<TakenId>,
     commits: VecDeque<(u64, Millis, Box<[TakenId]>)>,
     taken: usize,
-    /// When the last commit was written that was read at the takeover, until ids age for the first time.
+    /// The time of the last commit that was read at the takeover, until ids age for the first time.
     restored: Option<Millis>,
     /// Time between that and the takeover.
     pause: Millis,
-    /// The last commit that was forgotten had to go for lack of room.
+    /// True if the last forgotten commit had to go for lack of room.
     short: bool,
 }
 
-/// What may be forgotten.
+/// The bounds up to which commits may be forgotten.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Aging {
     pub(crate) now: Millis,
-    /// Commits older than this, by the time in which somebody ran.
+    /// The age from which commits are forgotten, by running time.
     pub(crate) window: Millis,
-    /// The oldest above this many ids, if they were written before `old_enough`.
+    /// The number of ids above which the oldest are forgotten, if they were written before `old_enough`.
     pub(crate) max_ids: usize,
     pub(crate) old_enough: Millis,
 }
@@ -83,7 +83,7 @@ impl Inbox {
         inbox
     }
 
-    /// An id arrives with a delivery.
+    /// Judges an id that arrives with a delivery.
     pub(crate) fn arrive(&mut self, Taken { id, print }: Taken, ticket: Ticket) -> Dedup {
         match self.ids.entry(id) {
             Entry::Vacant(_) if !self.pinned.is_empty() && self.pinned.contains(&id) => Dedup::Taken,
@@ -103,21 +103,21 @@ impl Inbox {
         }
     }
 
-    /// An id is settled: taken with the next commit, as given. Gives the copies that are settled with it, too.
+    /// Settles an id: it is taken with the next commit, as given. Returns also the copies that are settled with it.
     pub(crate) fn settle(&mut self, id: TakenId) -> (Taken, Vec<Ticket>) {
         let print = self.mark(id, Mark::Taken);
         let copies = if self.copies.is_empty() { None } else { self.copies.remove(&id) };
         (Taken { id, print }, copies.unwrap_or_default())
     }
 
-    /// Marks an id, and gives the print of what came with it.
+    /// Marks an id, and returns the print of what came with it.
     fn mark(&mut self, id: TakenId, mark: Mark) -> Print {
         let known = self.ids.entry(id).or_insert(Remembered { mark, print: Print::UNKNOWN });
         known.mark = mark;
         known.print
     }
 
-    /// A settled id is in hand again: its commit was refused.
+    /// Takes a settled id back in hand: its commit was refused.
     pub(crate) fn unsettle(&mut self, id: TakenId, copies: Vec<Ticket>) {
         self.mark(id, Mark::InHand);
         if !copies.is_empty() {
@@ -125,23 +125,24 @@ impl Inbox {
         }
     }
 
-    /// An id in hand turns out to be that of a row or a dead letter, which the store has. Gives its copies.
+    /// Takes note that an id in hand is that of a row or a dead letter, which the store has. Returns its copies.
     pub(crate) fn forget(&mut self, id: TakenId) -> Vec<Ticket> {
         self.ids.remove(&id);
         self.copies.remove(&id).unwrap_or_default()
     }
 
-    /// An operator puts a message with this id in the place of another, or it waits for a program that has its service.
+    /// Pins the id of a message that an operator puts in the place of another, or that waits for a program with its
+    /// service.
     pub(crate) fn pin(&mut self, id: TakenId) {
         self.pinned.insert(id);
     }
 
-    /// It was not written.
+    /// Unpins an id that was not written.
     pub(crate) fn unpin(&mut self, id: TakenId) {
         self.pinned.remove(&id);
     }
 
-    /// A commit took these ids.
+    /// Takes note that a commit took these ids.
     pub(crate) fn committed(&mut self, no: u64, at: Millis, ids: Box<[TakenId]>) {
         self.taken += ids.len();
         self.commits.push_back((no, at, ids));
@@ -150,7 +151,7 @@ impl Inbox {
     /// Forgets commits that have left the window, and the oldest that there is no room for.
     pub(crate) fn age(&mut self, aging: Aging) {
         if let Some(last) = self.restored.take() {
-            // Time in which nobody ran does not count: what was redelivered since is still to be recognised.
+            // Time in which nobody ran does not count: redelivered messages must still be recognised.
             self.pause = aging.now.saturating_sub(last);
         }
         let since = aging.now.saturating_sub(self.pause).saturating_sub(aging.window);
@@ -173,7 +174,7 @@ impl Inbox {
         self.commits.front().map(|(no, at, _)| (*no, *at))
     }
 
-    /// Whether ids had to be forgotten before they left the window.
+    /// True if ids had to be forgotten before they left the window.
     pub(crate) fn is_short(&self) -> bool {
         self.short
     }
@@ -189,7 +190,7 @@ mod tests {
     use super::*;
     use crate::store::CommitIds;
 
-    const TICKET: Ticket = Ticket { source: 0, origin: 0, nth: 0, seq: 0, bytes: 0 };
+    const TICKET: Ticket = Ticket { source: crate::message::SourceIx::FIRST, origin: 0, nth: 0, seq: 0, bytes: 0 };
 
     fn id(n: u8) -> TakenId {
         TakenId([n; TakenId::BYTES])
@@ -244,7 +245,7 @@ mod tests {
         let commit = CommitIds { no: 1, at: 1, ids: vec![first, unknown] };
         let mut inbox = Inbox::restore(InboxRows { commits: vec![commit], ..InboxRows::default() });
         assert_eq!([first, other].map(|taken| inbox.arrive(taken, TICKET)), [Dedup::Taken, Dedup::Other]);
-        // Of what was taken before prints were kept, nothing is known but the id.
+        // Of messages that were taken before prints were kept, only the id is known.
         assert_eq!(inbox.arrive(said(id(2), 9), TICKET), Dedup::Taken);
     }
 

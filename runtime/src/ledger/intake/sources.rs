@@ -1,17 +1,18 @@
-//! How far the sources are: what a commit stores of them, what they are told, and how much more they may hand over.
-//! In: deliveries that are done with, bounds that are reached or left. Out: positions and what is done above them;
+//! The progress of the sources: the positions that a commit stores, the acknowledgements to them, and the credits that
+//! they get.
+//! In: deliveries that are done, bounds that are reached or left. Out: positions and the stretches done above them;
 //! acknowledgements, credits.
 
 use crate::clock::millis;
 use crate::ledger::batches::group::Batch;
 use crate::ledger::protocol::Action;
 use crate::ledger::{Ledger, SourceTrack};
-use crate::message::Positions;
+use crate::message::{Positions, SourceIx};
 use crate::settings::Overflow;
 use crate::store::{Commit, SourceAhead, SourcePositions};
 
-/// What is stored of sources that this process does not have, kept for one that has them: without it their messages
-/// would come again from the start.
+/// The stored progress of sources that this process does not have, kept for one that has them: without it their
+/// messages would come again from the start.
 #[derive(Debug)]
 pub(crate) struct Absent {
     pub(crate) positions: SourcePositions,
@@ -19,26 +20,26 @@ pub(crate) struct Absent {
 }
 
 impl Ledger {
-    /// Where each origin of a source was last read: a restarted ingress goes on from there.
-    pub fn received(&self, source: u16) -> Positions {
-        self.sources[source as usize].received()
+    /// The position at which each origin of a source was last read: a restarted ingress goes on from there.
+    pub fn received(&self, source: SourceIx) -> Positions {
+        self.sources[source].received()
     }
 
-    /// Credits that a restarted ingress starts with; below 0 when a last delivery was for more services than there
+    /// The credits that a restarted ingress starts with; below 0 if a last delivery was for more services than there
     /// were credits.
-    pub fn credits_free(&self, source: u16) -> isize {
-        let source = &self.sources[source as usize];
+    pub fn credits_free(&self, source: SourceIx) -> isize {
+        let source = &self.sources[source];
         self.config.settings.ingress.credits.cast_signed() - (source.used + source.owed).cast_signed()
     }
 
-    /// Bytes that a restarted ingress may take in hand; 0 or below when those in hand have none left.
-    pub fn room_free(&self, source: u16) -> isize {
+    /// The bytes that a restarted ingress may take in hand; 0 or below if the deliveries in hand have used them up.
+    pub fn room_free(&self, source: SourceIx) -> isize {
         let ends = self.config.sources.len() + self.config.bindings.sinks().len();
         let share = self.config.settings.memory.share(self.config.settings.ownership.shards, ends);
-        share.cast_signed() - self.sources[source as usize].bytes.cast_signed()
+        share.cast_signed() - self.sources[source].bytes.cast_signed()
     }
 
-    /// Where all sources stand with the commit under way, and what is done above that.
+    /// The positions of all sources with the commit under way, and the stretches done above them.
     pub(crate) fn standing(&mut self) -> (SourcePositions, SourceAhead) {
         let (mut positions, mut ahead) = (self.absent.positions.clone(), self.absent.ahead.clone());
         for (info, source) in self.config.sources.iter().zip(&mut self.sources) {
@@ -52,9 +53,9 @@ impl Ledger {
     }
 
     pub(crate) fn acknowledge(&mut self, commit: &Commit) {
-        for (at, source) in (0..).zip(self.config.sources.iter()) {
+        for (at, source) in SourceIx::all(self.sources.len()).zip(self.config.sources.iter()) {
             let Some(positions) = commit.positions.get(&source.name) else { continue };
-            let track = &mut self.sources[usize::from(at)];
+            let track = &mut self.sources[at];
             if track.acknowledged != *positions {
                 track.acknowledged.clone_from(positions);
                 self.out.push(Action::Acknowledge(at, positions.clone()));
@@ -65,31 +66,32 @@ impl Ledger {
     pub(crate) fn free_credits(&mut self, batch: &Batch) {
         let mut freed = vec![(0, 0); self.sources.len()];
         for ticket in batch.groups.iter().flat_map(|group| &group.tickets) {
-            let (credits, bytes) = &mut freed[ticket.source as usize];
+            let (credits, bytes) = &mut freed[ticket.source];
             *credits += 1;
             *bytes += ticket.bytes as usize;
         }
-        for (source, (freed, bytes)) in (0..).zip(freed).filter(|(_, (freed, _))| *freed > 0) {
+        for (source, (freed, bytes)) in SourceIx::all(freed.len()).zip(freed).filter(|(_, (freed, _))| *freed > 0) {
             self.make_room(source, bytes);
             self.grant(source, freed);
         }
     }
 
-    /// Bytes of a source are not in hand any more.
-    pub(crate) fn make_room(&mut self, source: u16, bytes: usize) {
+    /// Takes note that bytes of a source are not in hand any more.
+    pub(crate) fn make_room(&mut self, source: SourceIx, bytes: usize) {
         if bytes > 0 {
-            self.sources[source as usize].bytes -= bytes;
+            self.sources[source].bytes -= bytes;
             self.out.push(Action::Room(source, bytes));
         }
     }
 
-    /// Whether as many stretches are done above a source's positions as may be: what lies between them is waited for.
+    /// True if as many stretches are done above a source's positions as may be: the messages between them are waited
+    /// for.
     pub(crate) fn is_far_ahead(&self, source: &SourceTrack) -> bool {
         source.stretches() >= self.config.settings.ingress.ahead_max
     }
 
     /// Frees credits and grants what may be granted.
-    pub(crate) fn grant(&mut self, source: u16, freed: usize) {
+    pub(crate) fn grant(&mut self, source: SourceIx, freed: usize) {
         let dedup = &self.config.settings.dedup;
         let window_min = millis(dedup.window_min);
         let young = self.inbox.oldest().is_some_and(|(_, at)| self.now.saturating_sub(at) < window_min);
@@ -97,8 +99,8 @@ impl Ledger {
             || dedup.overflow == Overflow::Pause && self.inbox.len() >= dedup.max_ids && young;
         let settings = &self.config.settings;
         let room = self.waiting.rows < settings.pending.max_per_shard && !self.dead_letters.is_full(settings.dlq.max);
-        let far = self.is_far_ahead(&self.sources[source as usize]);
-        let track = &mut self.sources[source as usize];
+        let far = self.is_far_ahead(&self.sources[source]);
+        let track = &mut self.sources[source];
         track.used -= freed;
         track.owed += freed;
         if track.owed > 0 && !full && room && !far {

@@ -1,4 +1,4 @@
-//! What of a shard's events a sink still has to get, and how far it has come. Pure.
+//! A shard's events that a sink still has to get, and the sink's progress. Pure.
 //! In: commits as they become durable, pages of the store, the sink's answers. Out: events in sequence; the watermark.
 
 use std::collections::VecDeque;
@@ -7,14 +7,15 @@ use std::sync::Arc;
 use crate::clock::Millis;
 use crate::ledger::defect::{Defect, planted};
 use crate::ledger::routes::Bindings;
+use crate::message::SinkIx;
 use crate::store::query::EventRow;
 use crate::store::{Commit, Event};
 use crate::transport::{Outgoing, SinkAnswer};
 
-/// Commits in one page of the store, at most.
+/// The number of commits in one page of the store, at most.
 const PAGE_COMMITS_MAX: usize = 256;
 
-/// How much of a shard's events may be on its way to a sink.
+/// The bounds on a shard's events that are on their way to a sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// Events (`outbox.window`).
@@ -28,13 +29,13 @@ pub struct Window {
 pub struct Unpublished {
     /// The service that emitted it.
     pub service: Arc<str>,
-    /// The event, and where it was to go.
+    /// The event, and its topic.
     pub event: Outgoing,
-    /// What the sink said.
+    /// The sink's reason.
     pub reason: String,
 }
 
-/// How far a sink has come.
+/// The progress of a sink.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
     /// The last event all of whose predecessors are confirmed, refused, or not wanted there.
@@ -46,11 +47,11 @@ pub struct Progress {
 /// A page of the store that is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// The commit from which on events are looked for; 0 where that is not known.
+    /// The commit from which events are looked for; 0 if that is not known.
     pub from: u64,
-    /// Events above this.
+    /// The number above which events are wanted.
     pub after: u64,
-    /// So many commits' worth.
+    /// The number of commits' worth.
     pub commits: usize,
 }
 
@@ -62,7 +63,7 @@ enum DeliveryStage {
 }
 
 #[derive(Debug)]
-struct InFlight {
+struct Undelivered {
     service: Arc<str>,
     stage: DeliveryStage,
     event: Outgoing,
@@ -72,10 +73,10 @@ struct InFlight {
 /// One shard's events on their way to one sink.
 #[derive(Debug)]
 pub struct Publisher {
-    sink: u16,
+    sink: SinkIx,
     bindings: Arc<Bindings>,
     window: Window,
-    /// Bytes of what was handed to the sink, or is to be.
+    /// The bytes of the events that were handed to the sink, or are to be.
     bytes: usize,
     /// The last event that is known to be durable.
     durable: u64,
@@ -83,19 +84,19 @@ pub struct Publisher {
     seen: u64,
     /// The commit that holds it, as far as known.
     commit: u64,
-    /// Handed to the sink, not passed by the watermark.
-    sent: VecDeque<InFlight>,
-    /// To be handed to the sink.
+    /// The events that were handed to the sink and are not passed by the watermark.
+    sent: VecDeque<Undelivered>,
+    /// The events to be handed to the sink.
     ready: VecDeque<Outgoing>,
     services: VecDeque<Arc<str>>,
     watermark: u64,
-    /// Commits in the next page.
+    /// The number of commits in the next page.
     page: usize,
 }
 
 impl Publisher {
     /// A publisher that goes on after `watermark`; events up to `durable` are in the store.
-    pub fn new(sink: u16, bindings: Arc<Bindings>, window: Window, (watermark, durable): (u64, u64)) -> Self {
+    pub fn new(sink: SinkIx, bindings: Arc<Bindings>, window: Window, (watermark, durable): (u64, u64)) -> Self {
         Self {
             sink,
             bindings,
@@ -112,8 +113,8 @@ impl Publisher {
         }
     }
 
-    /// A commit is durable. Taken up if it follows on what was looked at and there is room; else it is read back from
-    /// the store when its turn comes.
+    /// Takes up a durable commit if it follows the last one and there is room; otherwise it is read back from the store
+    /// when its turn comes.
     pub fn committed(&mut self, commit: &Commit) {
         let next = self.seen + 1;
         for (seq, event) in (commit.first_seq..).zip(commit.events()) {
@@ -124,7 +125,7 @@ impl Publisher {
         }
     }
 
-    /// Events up to `seq` are durable; what they are was not handed over.
+    /// Takes note that events up to `seq` are durable, which were not handed over themselves.
     pub fn durable(&mut self, seq: u64) {
         self.durable = self.durable.max(seq);
     }
@@ -138,12 +139,12 @@ impl Publisher {
         (behind && room).then_some(Page { from: self.commit, after: self.seen, commits: self.page })
     }
 
-    /// A page could not be read: it may have been too large.
+    /// Makes the next page smaller, after one could not be read: it may have been too large.
     pub fn unreadable(&mut self) {
         self.page = (self.page / 2).max(1);
     }
 
-    /// What the store had of a page, in order. Gives how many events it should have had and had not.
+    /// Takes up the store's rows of a page, in order. Returns the number of events that were missing.
     pub(crate) fn paged(&mut self, asked: Page, rows: &[EventRow]) -> u64 {
         if asked.after != self.seen {
             return 0;
@@ -156,7 +157,7 @@ impl Publisher {
             missing += row.seq - self.seen - 1;
             self.look_at(row.seq, &row.event, row.commit.no);
         }
-        // As many commits as are about to fill half the window.
+        // As many commits as will about fill half the window.
         let commits = rows.last().map_or(1, |last| last.commit.no - rows[0].commit.no + 1);
         let bytes: u64 = rows.iter().map(|row| row.event.message.frame().len() as u64).sum();
         let by_events = self.window.events as u64 / 2 * commits / (rows.len() as u64).max(1);
@@ -164,7 +165,7 @@ impl Publisher {
         let room = by_events.min(by_bytes);
         self.page = usize::try_from(room).unwrap_or(1).clamp(1, PAGE_COMMITS_MAX);
         if self.seen >= self.durable {
-            // What is read the next time may be of another size.
+            // The next events may be of another size.
             self.page = 1;
         }
         missing
@@ -186,24 +187,25 @@ impl Publisher {
         }
     }
 
-    /// What is to be handed to the sink, in order.
+    /// The events to be handed to the sink, in order.
     pub fn ready(&mut self) -> &[Outgoing] {
         self.ready.make_contiguous()
     }
 
-    /// The sink took so many of what was ready.
+    /// Takes note that the sink took `count` of the ready events.
     pub fn sent(&mut self, count: usize) {
         for (event, service) in self.ready.drain(..count).zip(self.services.drain(..count)) {
-            self.sent.push_back(InFlight { service, event, stage: DeliveryStage::Sent, reason: String::new() });
+            self.sent.push_back(Undelivered { service, event, stage: DeliveryStage::Sent, reason: String::new() });
         }
     }
 
-    /// Whether the sink owes answers.
+    /// True if the sink owes answers.
     pub fn awaits_answers(&self) -> bool {
         self.sent.iter().any(|entry| entry.stage == DeliveryStage::Sent)
     }
 
-    /// What became of events, in any order; answers to others are passed over. Gives how many were confirmed.
+    /// Takes the sink's answers, in any order; answers to other events are passed over. Returns the number of confirmed
+    /// ones.
     pub fn answered(&mut self, answers: Vec<SinkAnswer>) -> u64 {
         let mut confirmed = 0;
         for answer in answers {
@@ -226,13 +228,13 @@ impl Publisher {
         confirmed
     }
 
-    /// How far the sink has come, if it is farther than it was the last time.
+    /// The sink's progress, if it is farther than it was the last time.
     pub fn progress(&mut self) -> Option<Progress> {
         let mut refused = Vec::new();
         while let Some(entry) = self.sent.pop_front_if(|entry| entry.stage != DeliveryStage::Sent) {
             self.bytes -= entry.event.message.frame().len();
             if entry.stage == DeliveryStage::Refused {
-                let InFlight { service, event, reason, .. } = entry;
+                let Undelivered { service, event, reason, .. } = entry;
                 refused.push(Unpublished { service, event, reason });
             }
         }
@@ -248,7 +250,7 @@ impl Publisher {
         Some(Progress { watermark, refused })
     }
 
-    /// The sink is opened anew: everything behind the watermark is read and handed over again.
+    /// Starts again after the sink was reopened: everything behind the watermark is read and handed over again.
     pub fn restart(&mut self) {
         let from = (self.watermark, self.durable);
         *self = Self::new(self.sink, self.bindings.clone(), self.window, from);
@@ -259,13 +261,13 @@ impl Publisher {
         self.durable - self.seen + (self.sent.len() + self.ready.len()) as u64
     }
 
-    /// When the oldest of them was emitted, as far as known.
+    /// The time at which the oldest of them was emitted, as far as known.
     pub fn oldest(&self) -> Option<Millis> {
         let sent = self.sent.iter().find(|entry| entry.stage == DeliveryStage::Sent).map(|entry| &entry.event);
         sent.or(self.ready.front()).map(|event| event.message.time())
     }
 
-    /// Whether nothing is left to be published.
+    /// True if nothing is left to be published.
     pub fn is_done(&self) -> bool {
         self.watermark == self.durable
     }
@@ -296,7 +298,7 @@ mod tests {
     #[test]
     fn a_page_that_cannot_be_read_is_halved_and_begins_small_after_the_last() {
         let bindings = Arc::new(Bindings::new(&Settings::default(), Handlers::new()).unwrap());
-        let mut publisher = Publisher::new(0, bindings, Window { events: 100, bytes: usize::MAX }, (0, 10));
+        let mut publisher = Publisher::new(SinkIx::FIRST, bindings, Window { events: 100, bytes: usize::MAX }, (0, 10));
         let commits = |publisher: &Publisher| publisher.page().map(|page| page.commits);
         assert_eq!(commits(&publisher), Some(1));
         let first = publisher.page().unwrap();
@@ -328,7 +330,7 @@ mod tests {
         for row in &mut all {
             row.event.message = Draft { id: "e", payload: &payload, ..Draft::default() }.build_unchecked().unwrap();
         }
-        let mut publisher = Publisher::new(0, bindings, Window { events: 100, bytes: 2_500 }, (0, 9));
+        let mut publisher = Publisher::new(SinkIx::FIRST, bindings, Window { events: 100, bytes: 2_500 }, (0, 9));
         let read = |publisher: &mut Publisher| {
             let page = publisher.page().unwrap();
             let after = usize::try_from(page.after).unwrap();
@@ -344,7 +346,8 @@ mod tests {
         publisher.answered(vec![SinkAnswer::Confirmed(2)]);
         publisher.progress();
         assert_eq!(read(&mut publisher), 3);
-        let mut narrow = Publisher::new(0, Arc::clone(&publisher.bindings), Window { events: 100, bytes: 1 }, (0, 9));
+        let mut narrow =
+            Publisher::new(SinkIx::FIRST, Arc::clone(&publisher.bindings), Window { events: 100, bytes: 1 }, (0, 9));
         assert_eq!(read(&mut narrow), 1, "one at least");
     }
 }

@@ -1,4 +1,4 @@
-//! Permits to run a turn, where a service needs them.
+//! Permits to run a turn, for services that need them.
 //! In: keys that can run, permits that are given. Out: permits asked for, and given back once their turn is over.
 
 use std::collections::VecDeque;
@@ -9,10 +9,10 @@ use crate::ledger::protocol::{Action, SlotIx};
 use crate::ledger::slot::Permit;
 
 impl Ledger {
-    /// True if a key with something to run has to wait for a permit; it is asked for.
+    /// True if a key with something to run has to wait for a permit; asks for one.
     pub(crate) fn awaits_permit(&mut self, ix: SlotIx) -> bool {
         let slot = &mut self.slots[ix];
-        let guarded = self.config.services[usize::from(slot.service)].guarded;
+        let guarded = self.config.services[slot.service].guarded;
         if !guarded || slot.permit == Permit::Granted || slot.is_watched(self.now) {
             return false;
         }
@@ -52,10 +52,10 @@ impl Ledger {
         self.out.push(Action::PermitEnded(line, PermitEnd::Unused));
     }
 
-    /// A key that has a permit and nothing to run does not keep it.
+    /// Returns the permit of a key that has nothing to run.
     pub(crate) fn spare_permit(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
-        let paused = self.pauses.holds(&self.config.services[usize::from(slot.service)].name, &slot.key);
+        let paused = self.pauses.holds(&self.config.services[slot.service].name, &slot.key);
         let idle = slot.queue.is_empty() || slot.known.head.stops() || self.draining || paused;
         let suspect = slot.queue.front().is_some_and(|head| head.is_alone());
         if idle {
@@ -66,7 +66,7 @@ impl Ledger {
         }
     }
 
-    /// A key that has a permit does not use it now.
+    /// Returns a key's permit, which it does not use now.
     pub(crate) fn return_permit(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
         if slot.permit == Permit::Granted {
@@ -75,7 +75,7 @@ impl Ledger {
         }
     }
 
-    /// The turn that a key ran with its permit is over.
+    /// Ends the permit of a key whose turn is over.
     pub(crate) fn permit_used(&mut self, ix: SlotIx) {
         self.trial_used(ix);
         let slot = &mut self.slots[ix];
@@ -86,7 +86,7 @@ impl Ledger {
         }
     }
 
-    /// What a key asked for is void.
+    /// Makes a key's request void.
     pub(crate) fn reset_permit(&mut self, ix: SlotIx) {
         if self.slots[ix].trial != Permit::Used || self.slots[ix].running().is_none() {
             self.end_trial(ix, PermitEnd::Unused);

@@ -23,7 +23,7 @@ struct PoolActor {
 struct Idle {
     slot: SlotIx,
     token: u64,
-    /// A key that has rested again since has a newer one.
+    /// The stamp of this entry: a key that has rested again since has a newer one.
     stamp: u64,
     since: Millis,
 }
@@ -34,7 +34,7 @@ pub(crate) struct Pool {
     entries: Vec<PoolActor>,
     free: Vec<ActorIx>,
     max: u32,
-    /// Keys that can run and have no actor.
+    /// The keys that can run and have no actor.
     pub(crate) starved: VecDeque<SlotIx>,
     /// Keys with an actor and nothing to do, longest idle first; entries with an old stamp are void.
     idle: VecDeque<Idle>,
@@ -51,7 +51,7 @@ impl Pool {
     }
 
     pub(crate) fn ready(&mut self, actor: ActorIx) {
-        if let Some(entry) = self.entries.get_mut(actor as usize)
+        if let Some(entry) = self.entries.get_mut(actor.place())
             && !entry.alive
         {
             entry.alive = true;
@@ -59,39 +59,39 @@ impl Pool {
         }
     }
 
-    /// The actor is about to die: its key goes on without it.
+    /// Takes note that an actor is about to die: its key goes on without it.
     pub(crate) fn leave(&mut self, actor: ActorIx) {
-        if let Some(entry) = self.entries.get_mut(actor as usize) {
+        if let Some(entry) = self.entries.get_mut(actor.place()) {
             (entry.alive, entry.slot) = (false, None);
         }
     }
 
-    /// The actor died; gives the key that it had.
+    /// Takes note that an actor died; returns the key that it had.
     pub(crate) fn died(&mut self, actor: ActorIx) -> Option<SlotIx> {
-        let entry = self.entries.get_mut(actor as usize)?;
+        let entry = self.entries.get_mut(actor.place())?;
         entry.alive = false;
         entry.generation += 1;
         self.free.retain(|free| *free != actor);
         entry.slot.take()
     }
 
-    /// How often the actor was started again.
+    /// The number of times that the actor was started again.
     pub(crate) fn generation(&self, actor: ActorIx) -> u64 {
-        self.entries.get(actor as usize).map_or(0, |entry| entry.generation + 1)
+        self.entries.get(actor.place()).map_or(0, |entry| entry.generation + 1)
     }
 
     pub(crate) fn assign(&mut self, actor: ActorIx, slot: SlotIx) {
-        if let Some(entry) = self.entries.get_mut(actor as usize) {
+        if let Some(entry) = self.entries.get_mut(actor.place()) {
             entry.slot = Some(slot);
         }
     }
 
-    /// True if there are as many as may be, those included that are being started.
+    /// True if there are as many actors as may be, including those that are being started.
     fn is_complete(&self) -> bool {
         self.len() >= self.max
     }
 
-    /// The number of actors to start for the keys that wait; nothing where enough are being started.
+    /// The number of actors to start for the keys that wait; `None` if enough are being started.
     fn grow(&mut self) -> Option<u32> {
         let wanted = u32::try_from(self.starved.len()).unwrap_or(u32::MAX).saturating_add(1);
         let starting = self.entries.iter().filter(|entry| !entry.alive && entry.generation == 0).count();
@@ -103,7 +103,7 @@ impl Pool {
     }
 
     fn release(&mut self, actor: ActorIx) {
-        if let Some(entry) = self.entries.get_mut(actor as usize) {
+        if let Some(entry) = self.entries.get_mut(actor.place()) {
             entry.slot = None;
             if entry.alive {
                 self.free.push(actor);
@@ -113,7 +113,7 @@ impl Pool {
 }
 
 impl Ledger {
-    /// A key that may wait for long keeps no actor: whoever can run must not wait for it.
+    /// Takes the actor of a key that may wait for long: keys that can run must not wait for it.
     pub(crate) fn give_actor_back(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
         if let Some(Assigned { actor, .. }) = slot.assigned.take() {
@@ -134,7 +134,7 @@ impl Ledger {
         None
     }
 
-    /// The longest idle key is forgotten; its actor is free.
+    /// Forgets the longest idle key; its actor is free.
     fn evict(&mut self) -> Option<ActorIx> {
         while let Some(idle) = self.actors.idle.pop_front() {
             if is_current(&self.slots, &idle)
@@ -147,7 +147,7 @@ impl Ledger {
         None
     }
 
-    /// A key with nothing to do is forgotten; the actor that it had.
+    /// Forgets a key with nothing to do; returns the actor that it had.
     fn passivate(&mut self, ix: SlotIx) -> Option<ActorIx> {
         let assigned = self.slots[ix].assigned;
         self.slots.remove(ix);
@@ -155,12 +155,12 @@ impl Ledger {
         assigned.map(|assigned| assigned.actor)
     }
 
-    /// How often the actor of a key was started again.
+    /// The number of times that the actor of a key was started again.
     pub(crate) fn generation(&self, ix: SlotIx) -> u64 {
         self.slots[ix].assigned.map_or(0, |assigned| self.actors.generation(assigned.actor))
     }
 
-    /// A key has nothing to do now: it is kept warm, or forgotten when only the store can wake it.
+    /// Lets a key rest that has nothing to do: it is kept warm, or forgotten if only the store can wake it.
     pub(crate) fn rest(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
         if !slot.is_idle() {
@@ -193,7 +193,7 @@ impl Ledger {
         }
     }
 
-    /// Void entries of the idle queue are removed before they outnumber the actors by far.
+    /// Removes void entries of the idle queue before they outnumber the actors by far.
     fn trim_idle(&mut self) {
         if self.actors.idle.len() > 4 * self.actors.entries.len() + 64 {
             let slots = &self.slots;
@@ -201,7 +201,7 @@ impl Ledger {
         }
     }
 
-    /// Keys that wait for an actor get those that are free.
+    /// Gives free actors to the keys that wait for one.
     pub(crate) fn feed_starved(&mut self) {
         while let Some(ix) = self.actors.starved.pop_front() {
             let Some(slot) = self.slots.get(ix) else { continue };
@@ -218,7 +218,7 @@ impl Ledger {
         }
     }
 
-    /// Keys that were idle for too long give their actors back.
+    /// Takes the actors of keys that were idle for too long.
     pub(crate) fn passivate_idle(&mut self) {
         let after = crate::clock::millis(self.config.settings.actors.passivate_after);
         while let Some(idle) = self.actors.idle.front().copied() {

@@ -1,6 +1,6 @@
-//! Dead letters: what is said of them, how many there are, and how long they are kept.
-//! In: messages that are given up, the store's pages of old letters. Out: rows of dead letters, events and answers that tell
-//! of them; letters that are removed.
+//! Dead letters: the reports about them, their number, and the time for which they are kept.
+//! In: messages that are given up, the store's pages of old letters. Out: rows of dead letters, events and answers
+//! about them; letters that are removed.
 
 use uuid::Uuid;
 
@@ -13,14 +13,15 @@ use crate::ledger::operator::merge;
 use crate::ledger::protocol::{Action, Question};
 use crate::ledger::routes::DEAD_LETTER;
 use crate::ledger::slot::Item;
-use crate::message::{Draft, keyed_hash};
+use crate::message::{Draft, ServiceIx, keyed_hash};
 use crate::store::calls::{CallOutcome, Reply};
 use crate::store::{
     CommandResult, DeadLetter, Event, HistoryRow, Letters, OfService, OldLetters, Part, PendingRow, ServiceKey,
     TimerWrite,
 };
 
-/// Pause between two pages of dead letters that are looked through for old ones, and between two rounds through all.
+/// The pauses between two pages of dead letters that are looked through for old ones, and between two rounds through
+/// all.
 const OLD_MS: Millis = 1_000;
 const OLD_ALL_MS: Millis = 10_000;
 
@@ -31,9 +32,9 @@ pub(crate) struct DeadLetters {
     pub(crate) count: Letters,
     /// The last one that was looked at.
     after: u64,
-    /// The time to look on.
+    /// The time at which the walk goes on.
     next: Millis,
-    /// The store was asked, or what it found is not durable.
+    /// True if the store was asked, or the removal of the letters that it found is not durable.
     busy: bool,
 }
 
@@ -47,7 +48,7 @@ impl DeadLetters {
         self.busy
     }
 
-    /// True if there are as many as may be: nothing more is taken in.
+    /// True if there are as many letters as may be: nothing more is taken in.
     pub(crate) fn is_full(&self, most: u64) -> bool {
         self.count.count >= most
     }
@@ -65,7 +66,7 @@ impl DeadLetters {
         (!rests).then(|| Question::OldLetters(self.after, now.saturating_sub(keep)))
     }
 
-    /// A page was found.
+    /// Takes note of a page that was found.
     fn found(&mut self, page: &OldLetters, now: Millis) {
         // From the first one again, once all were looked at.
         self.after = page.last.unwrap_or(0);
@@ -73,7 +74,7 @@ impl DeadLetters {
         self.busy = !page.letters.is_empty();
     }
 
-    /// A part that belongs to no key is durable.
+    /// Takes note that a part without a key is durable.
     pub(crate) fn committed(&mut self, part: &Part) {
         if part.command.is_none() && !part.undead.is_empty() {
             self.busy = false;
@@ -81,7 +82,7 @@ impl DeadLetters {
     }
 }
 
-/// A dead letter, and what is said of it: an event, an answer to whoever asked for it, the reply to a call.
+/// A dead letter and the reports about it: an event, an answer to the service that asked, the reply to a call.
 #[derive(Debug)]
 pub(crate) struct Death {
     letter: DeadLetter,
@@ -101,8 +102,8 @@ impl Death {
 }
 
 impl Ledger {
-    /// A message becomes a dead letter, of a service of this program or of another.
-    pub(crate) fn dies(&mut self, service: Option<u16>, letter: DeadLetter) -> Death {
+    /// Makes a message a dead letter, of a service of this program or of another.
+    pub(crate) fn dies(&mut self, service: Option<ServiceIx>, letter: DeadLetter) -> Death {
         self.tally.dead.push(service);
         self.count("dead_letters", 1);
         let event = self.obituary(&letter);
@@ -114,7 +115,7 @@ impl Ledger {
         Death { letter, event, answer, reply }
     }
 
-    /// The event that tells of a dead letter, where that is wanted. One about such an event would have no end.
+    /// The event about a dead letter, if that is wanted. An event about such an event would have no end.
     fn obituary(&self, letter: &DeadLetter) -> Option<Event> {
         let message = &letter.message;
         if !self.config.bindings.tells_of_dead() || message.kind() == DEAD_LETTER {
@@ -140,7 +141,7 @@ impl Ledger {
         Some(Event { service, cause: letter.id.digest(), message })
     }
 
-    /// The answer to whoever asked for a command that became a dead letter.
+    /// The answer to the service that sent a command which became a dead letter.
     fn bad_news(&self, letter: &DeadLetter) -> Option<SentMessage> {
         let asked = Asked::of(&letter.message)?;
         let id = self.id_from(letter, b"answered");
@@ -148,7 +149,7 @@ impl Ledger {
         asked.answer(&from, id, Outcome::DeadLetter(letter.error.clone()), (&letter.message, letter.at))
     }
 
-    /// An id for what is said of a dead letter: the same for each attempt to write it.
+    /// An id for a report about a dead letter: the same for each attempt to write it.
     fn id_from(&self, letter: &DeadLetter, what: &[u8]) -> Uuid {
         let mut seed = letter.id.0.to_vec();
         seed.extend_from_slice(&self.shard.to_le_bytes());
@@ -157,7 +158,7 @@ impl Ledger {
         Uuid::new_v8(keyed_hash(&seed, &self.config.hash_key))
     }
 
-    /// Looks on for dead letters that were kept for long enough, page by page.
+    /// Looks for dead letters that were kept for long enough, page by page.
     pub(crate) fn look_for_old(&mut self) {
         if self.command.is_none() && !self.draining {
             let question = self.dead_letters.look(self.now, millis(self.config.settings.dlq.keep));
@@ -165,7 +166,8 @@ impl Ledger {
         }
     }
 
-    /// The store's answer to [`Question::OldLetters`]: they are removed with the next commit, and `explain` says so.
+    /// Handles the store's answer to [`Question::OldLetters`]: the letters are removed with the next commit, and
+    /// `explain` shows that.
     pub(crate) fn old_found(&mut self, found: OldLetters) {
         let now = self.now;
         self.dead_letters.found(&found, now);
@@ -187,8 +189,9 @@ impl Ledger {
         }
     }
 
-    /// The store's answer to [`Question::Service`]: nothing of it is in hand, as no program here has the service. Timers
-    /// go; messages become dead letters, so that whoever asked for them is told, and nothing is lost before it is discarded.
+    /// Handles the store's answer to [`Question::Service`]: nothing of it is in hand, because this program does not
+    /// have the service. Timers are removed; messages become dead letters, so that the services that asked for them are
+    /// told, and nothing is lost before it is discarded.
     pub(crate) fn service_found(&mut self, id: i64, found: OfService) {
         let Some(progress) = self.command.as_mut().filter(|progress| progress.command.id == id) else { return };
         progress.outstanding = (found.pending.len() + found.timers.len()) as u64;
@@ -207,7 +210,7 @@ impl Ledger {
         }
     }
 
-    /// A row that no key waits for becomes a dead letter.
+    /// Makes a row that no key waits for a dead letter.
     fn give_up_row(&mut self, row: PendingRow, error: String) {
         let PendingRow { seq, service, key, id, taken_at, message, history, .. } = row;
         let letter =

@@ -1,4 +1,4 @@
-//! What is written down: about a message that did not succeed, and for metrics and logs.
+//! The records of messages that did not succeed, and the counts for metrics and logs.
 //! In: items, their faults. Out: dead letters, history rows, notes for the log; counts since last asked, gauges.
 
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use crate::clock::Millis;
 use crate::ledger::Ledger;
 use crate::ledger::protocol::SlotIx;
 use crate::ledger::slot::Item;
+use crate::message::ServiceIx;
 use crate::metrics::words;
 use crate::store::calls::Reply;
 use crate::store::{Epoch, HistoryRow, Letters};
@@ -16,11 +17,11 @@ use crate::store::{Epoch, HistoryRow, Letters};
 /// The end of the error of a message whose id was taken before with other content.
 pub const OTHER_CONTENT: &str = "was taken before with other content";
 
-/// What happened since it was last asked, for metrics and logs.
+/// The counts since the last call, for metrics and logs.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Turns that settled, by service index.
-    pub processed: HashMap<u16, u64>,
+    pub processed: HashMap<ServiceIx, u64>,
     /// Duplicates dropped by the inbox.
     pub duplicates: u64,
     /// Dead letters because their id was taken before with other content.
@@ -34,7 +35,7 @@ pub struct Tally {
     /// Dead letters that were removed because they were kept for `dlq.keep`.
     pub expired: u64,
     /// Dead letters, by service index; `None` where there is no service.
-    pub dead: Vec<Option<u16>>,
+    pub dead: Vec<Option<ServiceIx>>,
     /// Services that this program does not have, one for each message that waits for a program that does.
     pub absent: Vec<Arc<str>>,
     /// Retries: attempt that failed, delay chosen in milliseconds.
@@ -43,8 +44,8 @@ pub struct Tally {
     pub passivations: u64,
     /// Keys that were given an actor and a state.
     pub activations: u64,
-    /// Turns that found something unavailable: service index, place in the handler's `NEEDS`, how it showed.
-    pub unavailable: Vec<(u16, usize, String)>,
+    /// Turns that found something unavailable: service index, place in the handler's `NEEDS`, reason.
+    pub unavailable: Vec<(ServiceIx, usize, String)>,
     /// Faults, for the log: message id, key's service, error, attempt.
     pub faults: Vec<FaultNote>,
 }
@@ -82,13 +83,13 @@ pub struct FaultNote {
     pub service: Arc<str>,
     /// Attempts spent.
     pub attempt: u32,
-    /// What went wrong.
+    /// The error.
     pub error: String,
-    /// What happens to it.
+    /// The kind of event that the fault becomes in the message's history.
     pub kind: HistoryKind,
 }
 
-/// How full the ledger is, for gauges.
+/// The ledger's gauges: how full it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gauges {
     /// Keys in hand.
@@ -105,21 +106,21 @@ pub struct Gauges {
     pub inbox_ids: usize,
     /// Stretches that are done above its sources' positions.
     pub ahead: usize,
-    /// A source has as many of them as it may.
+    /// True if a source has as many of them as it may.
     pub ahead_full: bool,
     /// Age in milliseconds of the oldest id remembered, 0 when nothing was forgotten for lack of room.
     pub window: Millis,
-    /// A bound of `pending` was reached.
+    /// True if a bound of `pending` was reached.
     pub pending_full: bool,
-    /// Operators have paused a service or a key.
+    /// True if operators have paused a service or a key.
     pub paused: bool,
-    /// As many events wait to be published as may.
+    /// True if as many events wait to be published as may.
     pub outbox_full: bool,
     /// Dead letters.
     pub letters: Letters,
-    /// There are as many as may be.
+    /// True if there are as many dead letters as may be.
     pub letters_full: bool,
-    /// A sink that is no longer configured keeps commits.
+    /// True if a sink that is no longer configured keeps commits.
     pub sink_gone: bool,
     /// Schedules whose next time could not be found.
     pub schedules_ended: u64,
@@ -130,7 +131,7 @@ pub struct Gauges {
 }
 
 impl Ledger {
-    /// Writes down what happened to a message, for the log and for `explain`.
+    /// Records an event of a message, for the log and for `explain`.
     pub(crate) fn note(&mut self, ix: SlotIx, item: &Item, kind: HistoryKind, error: &str) {
         let (key, at, generation) = (self.service_key(ix), self.now, self.generation(ix));
         self.tally.faults.push(FaultNote {
@@ -152,7 +153,7 @@ impl Ledger {
         });
     }
 
-    /// A call is over without an effect, because its handler says so: its sender is told, and nothing is left of it.
+    /// Ends a call without an effect, because its handler refused it: its sender is told, and nothing is left of it.
     pub(crate) fn refuse_call(&mut self, ix: SlotIx, item: Item, reply: Reply) {
         let group = self.group(ix);
         group.part.replies.push(reply);
@@ -161,7 +162,7 @@ impl Ledger {
         self.settle_item(ix, item);
     }
 
-    /// The error of a message whose id was taken before with other content; it is counted.
+    /// The error of a message whose id was taken before with other content; counts it.
     pub(crate) fn conflict(&mut self, message: &crate::message::Message) -> String {
         self.tally.conflicts += 1;
         self.count("conflicts", 1);

@@ -1,6 +1,6 @@
-//! How far one origin is taken: the position all of whose predecessors are, and the stretches that are done above it.
-//! In: positions as received, in order; numbers of deliveries as they commit, in any order. Out: both, as they are to be
-//! stored.
+//! The progress of one origin: the position up to which all is taken, and the stretches that are done above it.
+//! In: positions as received, in order; numbers of deliveries as they commit, in any order. Out: position and
+//! stretches, as they are to be stored.
 
 use std::collections::VecDeque;
 
@@ -8,7 +8,7 @@ use super::Received;
 use crate::ledger::defect::{Defect, planted};
 use crate::message::{Position, Stretch};
 
-/// Entries that may lie ahead, besides twice as many as were left, before neighbours that are done are joined.
+/// The entries that may lie ahead before done neighbours are joined, besides twice as many as the last join left.
 const SLACK: usize = 1_024;
 
 /// The deliveries of one place; or a stretch of places that are done.
@@ -18,11 +18,11 @@ struct Span {
     seq: u64,
     from: Position,
     to: Position,
-    /// Deliveries that are not done, and one more while not all of them have come.
+    /// The number of deliveries that are not done, and one more while not all of them have come.
     open: u32,
-    /// Of a message for several services: which, and whether it is done for them.
+    /// The services of a message for several, each with true if it is done for that one.
     services: Vec<(u16, bool)>,
-    /// It is done and durable: nobody asks for one of its deliveries any more.
+    /// True if it is done and durable: nobody asks for one of its deliveries any more.
     firm: bool,
 }
 
@@ -34,29 +34,29 @@ pub(crate) struct Tracker {
     next: u64,
     /// Entries from the front that are done with the commit under way.
     passed: usize,
-    /// Where the stored position stands.
+    /// The stored position.
     stored: Option<Position>,
     /// Last position received.
     received: Option<Position>,
-    /// Not all of its deliveries have come.
+    /// True if not all deliveries of that position have come.
     partly: bool,
-    /// What was done above the position when the shard was taken over, and was not received again since.
+    /// The stretches that were done above the position at the takeover and were not received again since.
     restored: VecDeque<Stretch>,
-    /// Entries that were left when neighbours were joined last.
+    /// The number of entries that the last join left.
     joined: usize,
-    /// Stretches among what was received, when it was last asked for.
+    /// The number of stretches among received deliveries, as last worked out.
     stretches: usize,
 }
 
 impl Tracker {
-    /// A tracker that goes on from a stored position, and what was done above it.
+    /// A tracker that goes on from a stored position, and the stretches done above it.
     pub(crate) fn from(stored: Option<Position>, ahead: Vec<Stretch>) -> Self {
         let forgotten = planted(Defect::AheadForgotten);
         let ahead = ahead.into_iter().filter(|of| !(forgotten || planted(Defect::PartForgotten) && is_part(of)));
         Self { stored, received: stored, restored: ahead.collect(), ..Self::default() }
     }
 
-    /// A delivery was received, for a service by its number in the store.
+    /// Receives a delivery for a service, by the service's number in the store.
     pub(crate) fn receive(&mut self, position: Position, service: u16, last: bool) -> Received<u64> {
         let place = position.place();
         let again = self.received.is_some_and(|received| {
@@ -84,15 +84,14 @@ impl Tracker {
         if done { Received::Known } else { Received::New(seq) }
     }
 
-    /// What was known of a place when the shard was taken over. Places come in order: what lies before this one does not
-    /// come any more.
+    /// The stretch of a place, as known at the takeover. Places come in order: stretches before this one are dropped.
     fn known(&mut self, position: Position) -> Option<&Stretch> {
         while self.restored.front().is_some_and(|stretch| stretch.to.place() < position.place()) {
             self.restored.pop_front();
         }
         let from = self.restored.front()?.from;
         if from.place() == position.place() && from.mark != position.mark && from.mark != 0 && position.mark != 0 {
-            // Another record lies there: the log was made anew under its name, and what was done was of the old one.
+            // Another record is there: the log was created again under its name, and the stretches were of the old one.
             self.restored.clear();
         }
         self.restored.front().filter(|stretch| stretch.from.place() <= position.place())
@@ -121,12 +120,12 @@ impl Tracker {
         }
     }
 
-    /// The delivery is part of the commit under way.
+    /// Makes the delivery part of the commit under way.
     pub(crate) fn mark(&mut self, seq: u64) {
         self.set(seq, true);
     }
 
-    /// The commit under way does not count for this delivery.
+    /// Removes the delivery from the commit under way.
     pub(crate) fn unmark(&mut self, seq: u64) {
         self.set(seq, false);
         self.passed = 0;
@@ -169,15 +168,15 @@ impl Tracker {
         last.map(|entry| entry.to).or(self.stored)
     }
 
-    /// Whether the position would move with the next commit.
+    /// True if the position would move with the next commit.
     pub(crate) fn may_move(&self) -> bool {
         self.entries.front().is_some_and(|entry| entry.open == 0)
     }
 
-    /// What is done above that position, to be stored with it; to be asked for after it.
+    /// The stretches done above that position, to be stored with it; to be called after [`Self::position`].
     pub(crate) fn ahead(&mut self) -> Vec<Stretch> {
         let mut ahead: Vec<Stretch> = Vec::new();
-        // Whether the last stretch may be gone on with.
+        // True if the last stretch may be extended.
         let mut joins = false;
         for entry in self.entries.range(self.passed..) {
             let Span { from, to, .. } = *entry;
@@ -217,7 +216,7 @@ impl Tracker {
         }
     }
 
-    /// Joins neighbours that are done: what lies ahead takes no more than what is in hand.
+    /// Joins done neighbours, so that the entries ahead take no more memory than the deliveries in hand.
     fn join(&mut self) {
         let mut joined: VecDeque<Span> = VecDeque::new();
         for mut entry in self.entries.drain(..) {
@@ -236,12 +235,12 @@ impl Tracker {
         self.entries = joined;
     }
 
-    /// Last position received: where a restarted ingress goes on.
+    /// The last position received, from which a restarted ingress goes on.
     pub(crate) fn received(&self) -> Option<Position> {
         self.received
     }
 
-    /// Stretches among what was received when the last commit was formed.
+    /// The number of stretches among received deliveries when the last commit was formed.
     pub(crate) fn stretches(&self) -> usize {
         self.stretches
     }
@@ -361,16 +360,16 @@ mod tests {
         assert_eq!(next.position(), Some(at(49_999)));
     }
 
-    /// What happens to a tracker.
+    /// An operation on a tracker.
     #[derive(Clone, Debug)]
     enum Step {
-        /// So many deliveries come.
+        /// This many deliveries come.
         Come(u8),
-        /// Some of what is in hand is in a commit, which is refused or not.
+        /// Some of the deliveries in hand are in a commit, which is refused or not.
         Commit(Vec<prop::sample::Index>, bool),
-        /// Another owner goes on from what is stored.
+        /// Another owner goes on from the stored values.
         Takeover,
-        /// The source is opened again, and repeats what is in hand.
+        /// The source is opened again, and repeats the deliveries in hand.
         Again,
     }
 
@@ -389,7 +388,7 @@ mod tests {
         log: Vec<(Position, Vec<u16>)>,
         read: usize,
         durable: BTreeSet<((u64, u32), u16)>,
-        /// What is in hand: its number, its place and its service.
+        /// The deliveries in hand: number, place and service.
         hand: Vec<(u64, (u64, u32), u16)>,
         stored: (Option<Position>, Vec<Stretch>),
         tracker: Tracker,
@@ -434,7 +433,7 @@ mod tests {
             self.check();
         }
 
-        /// What is stored says exactly what is durable.
+        /// Checks that the stored values say exactly what is durable.
         fn check(&self) {
             let (position, ahead) = &self.stored;
             let passed = |place: (u64, u32)| position.is_some_and(|position| place <= position.place());

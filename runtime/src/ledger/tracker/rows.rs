@@ -1,5 +1,6 @@
-//! Which rows are taken of a source without order, and for which of their services.
-//! In: rows as received; deliveries as they commit. Out: rows that are done, and what of the others is, to be stored.
+//! The rows that are taken of a source without order, and the services for which they are.
+//! In: rows as received; deliveries as they commit. Out: rows that are done, and the done services of the others, to be
+//! stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,9 +13,9 @@ use crate::message::{Position, Stretch};
 /// A row of a source without order.
 #[derive(Clone, Debug, Default)]
 struct RowInHand {
-    /// Its deliveries, one for each service that takes it: for which, and whether it is done.
+    /// Its deliveries, one for each service that takes it: the service, and true if it is done.
     services: Vec<(u16, bool)>,
-    /// All of them were received.
+    /// True if all of them were received.
     complete: bool,
 }
 
@@ -32,19 +33,20 @@ pub(crate) struct InHand {
     touched: BTreeSet<u64>,
     /// Rows for several services.
     several: BTreeSet<u64>,
-    /// For which services rows were done when the shard was taken over, as far as they were not received again.
+    /// The services for which rows were done at the takeover, for rows that were not received again.
     restored: BTreeMap<u64, Vec<u16>>,
 }
 
 impl InHand {
-    /// No row in hand yet, and what was done of some.
+    /// The start, without rows in hand, from the rows that were done for some of their services.
     pub(crate) fn from(ahead: Vec<Stretch>) -> Self {
         let forgotten = planted(Defect::AheadForgotten) || planted(Defect::PartForgotten);
         let ahead = ahead.into_iter().filter(|_| !forgotten).map(|part| (part.from.no, part.services));
         Self { restored: ahead.collect(), ..Self::default() }
     }
 
-    /// A delivery was received, for a service by its number in the store: which of its row's it is.
+    /// Receives a delivery for a service, by the service's number in the store; returns the delivery's number within
+    /// its row.
     pub(crate) fn receive(&mut self, no: u64, service: u16, last: bool) -> Received<u16> {
         let row = self.rows.entry(no).or_default();
         if row.complete {
@@ -68,7 +70,7 @@ impl InHand {
         Received::Known
     }
 
-    /// Whether a delivery of a row is part of the commit under way.
+    /// Makes a delivery of a row part of the commit under way, or removes it.
     pub(crate) fn set(&mut self, no: u64, nth: u16, done: bool) {
         let Some(service) = self.rows.get_mut(&no).and_then(|row| row.services.get_mut(usize::from(nth))) else {
             return;

@@ -1,17 +1,17 @@
 //! Messages that may have ended the process: their starts are recorded before they run, and one that ended it too often
 //! is given up without another.
-//! In: what comes again, or is found waiting, after takeovers that were not clean; permits for trials. Out: rows that
+//! In: messages that come again, or are found waiting, after unclean takeovers; permits for trials. Out: rows that
 //! record starts, dead letters; whether the takeover is passed.
 //!
-//! After a second unclean takeover in a row, what may have been in hand then is suspect. A suspect's first recorded start
-//! is one of many: they run as always, once the rows that say so are durable. Only what is left of these when the process
-//! ends again has its next starts alone, one at a time in the process: whatever ended it was one of them, and a neighbour
-//! is not blamed for it.
+//! After a second unclean takeover in a row, messages that may have been in hand then are suspects. A suspect's first
+//! recorded start is one of many: they run as always, once the rows that record it are durable. Only those of them that
+//! are left when the process ends again have their next starts alone, one at a time in the process: one of them ended
+//! it, and a neighbour is not blamed for it.
 //!
-//! Whoever kills processes from outside may hit such a start, too. So each further start alone comes after a time that is
-//! drawn from [`SPREAD`] times the time within which an end counts (`suspects.trial`); and while nothing of it runs, its row
-//! says so: where the process ends then, something else ended it, and its starts are counted anew. A turn that outlives
-//! that time has its start taken back, and the next one has twice the time.
+//! A kill from outside may hit such a start, too. So each further start alone comes after a time that is drawn from
+//! [`SPREAD`] times the time within which an end counts (`suspects.trial`); and while it does not run, its row says so:
+//! if the process ends then, something else ended it, and its starts are counted anew. A turn that outlives that time
+//! has its start taken back, and the next one has twice the time.
 
 use hashbrown::{HashMap, HashSet};
 
@@ -23,70 +23,71 @@ use crate::ledger::protocol::{Action, SlotIx};
 use crate::ledger::settle::record::HistoryKind;
 use crate::ledger::slot::{From, Item, Permit, Phase, Slot, Trial};
 use crate::ledger::tracker::Ticket;
-use crate::message::TakenId;
+use crate::message::{SourceIx, TakenId};
 use crate::store::{Part, PendingKind, PendingRow};
 
-/// Unclean takeovers in a row from which what was in hand is suspect: one alone is an ordinary kill.
+/// The number of unclean takeovers in a row from which messages in hand are suspects: one alone is an ordinary kill.
 const UNCLEAN_MIN: u32 = 2;
-/// The first start that is recorded: as many as may have ended the process before went unrecorded.
+/// The number of the first recorded start: the starts that may have ended the process before were not recorded.
 const FIRST: u32 = UNCLEAN_MIN + 1;
 
-/// A start alone comes within so many times the time in which an end counts for it: a kill that knows nothing of it hits one
-/// in a hundred at most, also where ticks and commits make that time longer, and three in a row one time in a million.
+/// A start alone comes within this many times the time in which an end counts for it: a random kill hits at most one
+/// start in a hundred, even if ticks and commits make that time longer, and three in a row once in a million.
 const SPREAD: u64 = 160;
-/// Added to the stored number for each doubling of that time: starts are counted below it.
+/// The number that is added to the stored one for each doubling of that time: starts are counted below it.
 const LENGTH: u32 = crate::settings::SUSPECT_STARTS_MAX + 1;
 /// Doublings at most.
 const LENGTHS: u32 = 24;
 
-/// Starts that count, of a number as it is stored.
+/// The starts that count, of a stored number.
 fn counted(starts: u32) -> u32 {
     starts % LENGTH
 }
 
-/// While nothing of it runs: the first start alone is the next one.
+/// The number while nothing of it runs: the first start alone is the next one.
 fn anew(starts: u32) -> u32 {
     starts - counted(starts) + FIRST
 }
 
-/// When its start alone lived too long for an end to count.
+/// The number after its start alone lived too long for an end to count.
 fn longer(starts: u32) -> u32 {
     anew(starts) + if starts / LENGTH < LENGTHS { LENGTH } else { 0 }
 }
 
-/// What the ledger makes of takeovers that were not clean.
+/// The ledger's view of unclean takeovers.
 #[derive(Debug, Default)]
 pub(crate) struct Suspicion {
     /// Unclean takeovers in a row, as stored.
     unclean: u32,
-    /// The last owner died: starts that it recorded ended with it.
+    /// True if the last owner died: starts that it recorded ended with it.
     died: bool,
-    /// What was in hand at the last one is suspect.
+    /// True if messages in hand at the last one are suspects.
     on: bool,
-    /// What may have been in hand at the last one has been passed.
+    /// True if the messages that may have been in hand at the last one have been passed.
     calm: bool,
-    /// When the shard was taken over.
+    /// The time at which the shard was taken over.
     since: Option<Millis>,
     /// The last number of a pending row at the takeover.
     seq: u64,
-    /// Deliveries that were no duplicates, by source and origin.
-    passed: HashMap<(u16, u16), usize>,
+    /// The number of deliveries that were not duplicates, by source and origin.
+    passed: HashMap<(SourceIx, u16), usize>,
     /// Number of the last arrival that may have been in hand.
     last: u64,
-    /// Whose start this process has recorded.
+    /// The messages whose start this process has recorded.
     here: HashSet<TakenId>,
-    /// The key whose suspect is not started yet: its slot, that one's token, and until when.
+    /// The key whose suspect is not started yet: its slot, the slot's token, and the time until which it waits.
     watched: Option<(SlotIx, u64, Millis)>,
 }
 
 impl Suspicion {
-    /// After so many unclean takeovers in a row, the last of them now or not; the last row's number being `seq`.
+    /// The suspicion after `unclean` unclean takeovers in a row; `died` is true if this takeover is one, and `seq` is
+    /// the last row's number.
     pub(crate) fn new(unclean: u32, died: bool, seq: u64) -> Self {
         Self { unclean, died, on: unclean >= UNCLEAN_MIN, seq, ..Self::default() }
     }
 
-    /// A delivery that is no duplicate, of an origin of a source, as the arrival of this number. A source hands over again
-    /// what was in hand of each of its origins before anything newer, so these are the first ones.
+    /// Judges a delivery that is not a duplicate. A source hands over again the messages of each origin that were in
+    /// hand before anything newer, so these are the first ones.
     pub(crate) fn arrive(&mut self, ticket: &Ticket, arrival: u64, credits: usize) -> (u32, Trial) {
         if self.unclean == 0 {
             return (0, Trial::Free);
@@ -100,7 +101,7 @@ impl Suspicion {
         self.doubt()
     }
 
-    /// A row as it is read: an old one may have been running, and one whose start is recorded was.
+    /// Judges a row that is read: an old one may have been running, and one whose start is recorded was.
     pub(crate) fn row(&self, row: &PendingRow) -> (u32, Trial) {
         match row.starts {
             0 if row.seq <= self.seq && !self.calm => self.doubt(),
@@ -112,7 +113,7 @@ impl Suspicion {
         }
     }
 
-    /// A timer that was due at `due`.
+    /// Judges a timer that was due at `due`.
     pub(crate) fn timer(&mut self, due: Millis, now: Millis) -> (u32, Trial) {
         let since = *self.since.get_or_insert(now);
         if self.calm || due > since { (0, Trial::Free) } else { self.doubt() }
@@ -122,12 +123,12 @@ impl Suspicion {
         if self.on { (UNCLEAN_MIN, Trial::Wanted) } else { (0, Trial::Free) }
     }
 
-    /// The takeover is passed, and the store is to be told so.
+    /// True if the takeover is passed, and the store is to be told so.
     pub(crate) fn is_passed(&self) -> bool {
         self.unclean > 0 && self.calm
     }
 
-    /// The commit of these is durable: they did not end the process.
+    /// Clears these items, whose commit is durable: they did not end the process.
     pub(crate) fn survived(&mut self, items: &[Item]) {
         if !self.here.is_empty() {
             for item in items.iter().filter(|item| item.trial == Trial::Recorded) {
@@ -136,14 +137,14 @@ impl Suspicion {
         }
     }
 
-    /// The store was told.
+    /// Takes note that the store was told.
     pub(crate) fn cleaned(&mut self) {
         self.unclean = 0;
     }
 }
 
 impl Item {
-    /// Whether it may run behind others.
+    /// True if it may run behind others.
     pub(crate) fn is_free(&self) -> bool {
         match self.trial {
             Trial::Free => true,
@@ -152,7 +153,7 @@ impl Item {
         }
     }
 
-    /// Whether its start is one that no other suspect shares.
+    /// True if its start is one that no other suspect shares.
     pub(crate) fn is_alone(&self) -> bool {
         match self.trial {
             Trial::Free => false,
@@ -164,7 +165,7 @@ impl Item {
 }
 
 impl Slot {
-    /// Whether something of it may have been in hand at the takeover.
+    /// True if something of it may have been in hand at the takeover.
     fn is_old(&self, suspicion: &Suspicion) -> bool {
         let mut items = self.in_run().chain(&self.queue).chain(&self.overflow);
         let old = |item: &Item| match item.from {
@@ -179,7 +180,8 @@ impl Slot {
 }
 
 impl Ledger {
-    /// Whether the head of a key's queue is a suspect whose start is not recorded yet; it is, with those behind it.
+    /// True if the head of a key's queue is a suspect whose start is not recorded yet; records it, with those behind
+    /// it.
     pub(crate) fn awaits_record(&mut self, ix: SlotIx) -> bool {
         let Some(head) = self.slots[ix].queue.front() else { return false };
         if head.trial == Trial::Wanted && !head.is_alone() {
@@ -205,13 +207,13 @@ impl Ledger {
         self.slots[ix].queue = queue;
     }
 
-    /// Writes that a suspect is to be started: durable before it is.
+    /// Records that a suspect is to be started; it starts once that is durable.
     fn record_start(&mut self, ix: SlotIx, item: &mut Item, starts: u32) {
         item.starts = starts;
         self.record(ix, item, starts, Trial::Recording);
     }
 
-    /// Writes what is to be known of a suspect if the process ends.
+    /// Writes the row of a suspect that is read if the process ends.
     fn record(&mut self, ix: SlotIx, item: &mut Item, starts: u32, trial: Trial) {
         let before = item.clone();
         let seq = match item.from {
@@ -238,7 +240,7 @@ impl Ledger {
         }
     }
 
-    /// What a part records of starts is durable.
+    /// Takes note that the starts which a part records are durable.
     pub(crate) fn starts_recorded(&mut self, ix: SlotIx, part: &Part) {
         let (now, trial) = (self.now, millis(self.config.settings.suspects.trial));
         let slot = &mut self.slots[ix];
@@ -255,8 +257,8 @@ impl Ledger {
         }
     }
 
-    /// Whether a key has to wait before the suspect at its head may start alone: for its turn among those of the process,
-    /// or for the record of its start.
+    /// True if a key has to wait before the suspect at its head may start alone: for its turn among those of the
+    /// process, or for the record of its start.
     pub(crate) fn awaits_trial(&mut self, ix: SlotIx) -> bool {
         let (now, slot) = (self.now, &mut self.slots[ix]);
         let Some(head) = slot.queue.front().filter(|head| head.is_alone()) else { return false };
@@ -289,7 +291,7 @@ impl Ledger {
         }
     }
 
-    /// Writes that a suspect is not started yet: if the process ends now, something else ended it.
+    /// Records that a suspect is not started yet: if the process ends now, something else ended it.
     fn watch(&mut self, ix: SlotIx) {
         // Others of its service may run meanwhile.
         self.return_permit(ix);
@@ -299,7 +301,7 @@ impl Ledger {
         self.slots[ix].queue.push_front(head);
     }
 
-    /// Time passes for the suspect that has its start alone, or is to have it.
+    /// Lets time pass for the suspect that has its start alone, or is to have it.
     pub(crate) fn tick_trials(&mut self) {
         if let Some((ix, token, _)) = self.suspicion.watched.take_if(|(.., until)| *until <= self.now)
             && self.slots.current(ix, token)
@@ -320,7 +322,7 @@ impl Ledger {
         }
     }
 
-    /// The start that a suspect has alone is so long ago that an end does not count for it any more.
+    /// Takes back the start that a suspect had alone: it is so long ago that an end does not count for it any more.
     fn take_back(&mut self, ix: SlotIx) {
         let slot = &mut self.slots[ix];
         let Some(mut head) = slot.first_mut().pop_front() else { return };
@@ -332,7 +334,7 @@ impl Ledger {
         self.slots[ix].first_mut().push_front(head);
     }
 
-    /// One more start of a suspect, if it is to have one.
+    /// Records one more start of a suspect, if it is to have one.
     fn start_alone(&mut self, ix: SlotIx) {
         let Some(mut head) = self.slots[ix].queue.pop_front() else { return };
         let most = self.config.settings.suspects.starts;
@@ -352,7 +354,8 @@ impl Ledger {
         self.slots[ix].queue.push_front(head);
     }
 
-    /// The turn that a suspect had alone is over, and durable: until then the process may end, and it would be found again.
+    /// Ends the trial of a suspect whose turn is over and durable: until then the process may end, and it would be
+    /// found again.
     pub(crate) fn trial_used(&mut self, ix: SlotIx) {
         let slot = &self.slots[ix];
         if slot.trial == Permit::Used && slot.uncommitted == 0 {
@@ -360,7 +363,7 @@ impl Ledger {
         }
     }
 
-    /// A key's trial is over, or does not take place.
+    /// Ends a key's trial, which is over or does not take place.
     pub(crate) fn end_trial(&mut self, ix: SlotIx, ended: PermitEnd) {
         let slot = &mut self.slots[ix];
         if matches!(slot.trial, Permit::Granted | Permit::Used) {
@@ -369,8 +372,8 @@ impl Ledger {
         slot.trial = Permit::None;
     }
 
-    /// What may have been in hand at an unclean takeover is passed when each origin has handed over as much as may have been
-    /// in hand, or after a while, and none of it is left.
+    /// Takes note once the messages that may have been in hand at an unclean takeover are passed: each origin has
+    /// handed over as many as may have been in hand, or a while has gone by, and none of them is left.
     pub(crate) fn calm_down(&mut self) {
         let now = self.now;
         let suspicion = &mut self.suspicion;
@@ -380,8 +383,12 @@ impl Ledger {
         let since = *suspicion.since.get_or_insert(now);
         let late = now.saturating_sub(since) >= millis(self.config.settings.suspects.calm_after);
         let credits = self.config.settings.ingress.credits;
-        let origins = (0..).zip(&self.sources).flat_map(|(at, source)| source.origins().map(move |of| (at, of)));
-        let enough = |of: (u16, u16)| self.suspicion.passed.get(&of).is_some_and(|passed| *passed >= credits);
+        let origins = self
+            .sources
+            .iter()
+            .enumerate()
+            .flat_map(|(at, source)| source.origins().map(move |of| (SourceIx::nth(at), of)));
+        let enough = |of: (SourceIx, u16)| self.suspicion.passed.get(&of).is_some_and(|passed| *passed >= credits);
         let mut known = origins.peekable();
         let all = known.peek().is_some() && known.all(enough);
         let reading = self.waiting.fetching || self.waiting.orphans || self.timers.unread(now);

@@ -1,12 +1,12 @@
-//! Timers of keys: when to look for those that are due, which are in hand, what turns make of them; schedules.
+//! Timers of keys: the times to look for due ones, those in hand, the changes that turns make to them; schedules.
 //! In: the store's answers, writes of settled turns. Out: items in their keys' queues, writes in their keys' parts.
 //!
-//! A timer stays in its table until the commit of its turn: one that is in memory may be dropped at any time, and is
-//! found due again. A name is *in hand* from when it is queued or written until that is durable and no older answer of
-//! the store is on its way, so what the store still says of it meanwhile is ignored.
+//! A timer stays in its table until the commit of its turn: one in memory may be dropped at any time, and is found due
+//! again. A name is *in hand* from when it is queued or written until that is durable and no older answer of the store
+//! is on its way; answers about it in the meantime are ignored.
 //!
-//! Schedules are timers that the owner sets: those that are missing when it has taken the shard, and each next one with
-//! the turn of the one before, whatever becomes of that. Nothing fires before their rows are read.
+//! Schedules are timers that the owner sets: missing ones when it has taken the shard, and each next one with the turn
+//! of the one before, whatever the outcome of that turn. Nothing fires before their rows are read.
 
 use std::sync::Arc;
 
@@ -17,28 +17,28 @@ use crate::ledger::cron::{Planned, ends, reconcile};
 use crate::ledger::defect::{Defect, planted};
 use crate::ledger::protocol::{Question, SlotIx};
 use crate::ledger::slot::{From, Hand, Item};
-use crate::message::{Message, TakenId, shard_of};
+use crate::message::{Message, ServiceIx, TakenId, shard_of};
 use crate::store::{DueTimers, Part, Timer, TimerWrite};
 
-/// Pause before the store is asked again while all that is due is in hand, or of keys that wait.
+/// The pause before the store is asked again while all due timers are in hand, or belong to keys that wait.
 const AGAIN_MS: Millis = 1_000;
 
-/// What the ledger knows of the timers' table.
+/// The ledger's view of the timers' table.
 #[derive(Debug)]
 pub(crate) struct Timers {
-    /// What the table has of schedules is to be read: it may not be what it should.
+    /// True if the table's schedules are to be read, because they may not be as they should.
     unread: bool,
-    /// When one is due next, as far as known.
+    /// The time at which one is due next, as far as known.
     next: Option<Millis>,
-    /// The store was asked.
+    /// True if the store was asked.
     fetching: bool,
-    /// What the store was asked before a key started again from it is not to be believed.
+    /// True if the answer on its way is void, because a key has started again from the store since it was asked for.
     void: bool,
-    /// Timers that wait in their keys' queues or run.
+    /// The number of timers that wait in their keys' queues or run.
     queued: usize,
     /// Names that leave the hand with the next answer of the store: slot, its token, name.
     leaving: Vec<(SlotIx, u64, Arc<str>)>,
-    /// Schedules whose next time could not be found: they come no more.
+    /// The number of schedules whose next time could not be found: they come no more.
     pub(crate) ended: u64,
 }
 
@@ -49,29 +49,29 @@ impl Default for Timers {
 }
 
 impl Timers {
-    /// One is due at `at`.
+    /// Takes note that one is due at `at`.
     pub(crate) fn at(&mut self, at: Millis) {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
     }
 
-    /// A key has lost these from its hand: what the table has of them counts.
+    /// Takes note that a key has lost these from its hand: the table's rows of them count.
     pub(crate) fn lost(&mut self, hands: &[Hand], now: Millis) {
         if !hands.is_empty() {
             self.queued -= hands.iter().filter(|hand| hand.queued).count();
             self.void |= self.fetching;
-            // A schedule that was being set may not be, and nothing of its key would set it.
+            // A schedule that was being set may not be set, and nothing of its key would set it.
             let schedule = hands.iter().any(|hand| hand.name.starts_with(CRON));
             self.unread |= schedule && !planted(Defect::ScheduleLost);
             self.at(now);
         }
     }
 
-    /// Whether some that are due may not have been read yet.
+    /// True if due timers may not have been read yet.
     pub(crate) fn unread(&self, now: Millis) -> bool {
         self.fetching || self.next.is_some_and(|next| next <= now)
     }
 
-    /// Whether none is in hand, and none is known to be due.
+    /// True if none is in hand, and none is known to be due.
     pub(crate) fn rest(&self, now: Millis) -> bool {
         self.queued == 0 && !self.fetching && !self.unread && self.next.is_none_or(|next| next > now)
     }
@@ -115,7 +115,7 @@ impl Ledger {
                 let ix = self.slot_for(service, &write.key);
                 let mut planned = services.iter().flat_map(|service| service.schedules.iter());
                 self.timers.ended += u64::from(ends(&mut planned, &write));
-                // What is in hand of it was decided after this was read.
+                // A timer in hand was decided on after this was read.
                 if self.slots[ix].timers.iter().all(|hand| hand.name != write.name) {
                     self.write_timer(ix, write);
                 }
@@ -137,7 +137,7 @@ impl Ledger {
             self.timers.at(now);
         }
         for timer in due.timers {
-            // It may have been paused since they were asked for.
+            // The key may have been paused since they were asked for.
             if self.pauses.holds(&timer.of.service, &timer.of.key) {
                 continue;
             }
@@ -157,8 +157,8 @@ impl Ledger {
         }
     }
 
-    /// Puts a timer at its key's tail, unless it is in hand or its key waits. Says whether it did.
-    fn fire(&mut self, service: u16, timer: Timer) -> bool {
+    /// Puts a timer at its key's tail, unless it is in hand or its key waits. Returns whether it did.
+    fn fire(&mut self, service: ServiceIx, timer: Timer) -> bool {
         let now = self.now;
         let ix = self.slot_for(service, &timer.of.key);
         let number = self.policy(service).number;
@@ -190,7 +190,7 @@ impl Ledger {
         true
     }
 
-    /// A timer that cannot run now leaves memory; the table still has it.
+    /// Drops a timer that cannot run now from memory; the table still has it.
     pub(crate) fn put_back(&mut self, ix: SlotIx, item: &Item) {
         let slot = &mut self.slots[ix];
         let name = name_of(&item.message);
@@ -203,7 +203,7 @@ impl Ledger {
         self.timers.at(self.now + AGAIN_MS);
     }
 
-    /// A timer's turn has settled: its row goes with that. To be called before what the turn itself makes of timers.
+    /// Settles a timer's turn: its row is deleted with it. To be called before the turn's own changes to timers.
     pub(crate) fn fired(&mut self, ix: SlotIx, message: &Message) {
         let key = self.service_key(ix);
         let name = name_of(message).into();
@@ -214,8 +214,8 @@ impl Ledger {
         self.write_timer(ix, write);
     }
 
-    /// What follows on the occurrence of a schedule that a message was: counted from when that was to be, but not before
-    /// now. What was missed meanwhile does not come.
+    /// The next occurrence of the schedule that a message was one of: counted from the time of that one, but not before
+    /// now. Occurrences that were missed in the meantime do not come.
     fn next_occurrence(&self, ix: SlotIx, message: &Message) -> Option<(Millis, Message)> {
         let slot = &self.slots[ix];
         let is = |planned: &&Planned| *planned.of_key().key == *slot.key && planned.is_named(name_of(message));
@@ -223,7 +223,7 @@ impl Ledger {
         planned.set_after(message.time().max(self.now), &self.config.hash_key)
     }
 
-    /// A settled turn sets a timer or removes it: one of that name that was found due and has not run is dropped.
+    /// Sets or removes a timer for a settled turn: one of that name that was found due and has not run is dropped.
     pub(crate) fn write_timer(&mut self, ix: SlotIx, write: TimerWrite) {
         let slot = &mut self.slots[ix];
         let at = slot.timers.iter().position(|hand| hand.name == write.name).unwrap_or_else(|| {
@@ -244,7 +244,7 @@ impl Ledger {
         self.group(ix).part.timers.push(write);
     }
 
-    /// What a part says of timers is durable.
+    /// Takes note that a part's timers are durable.
     pub(crate) fn timers_committed(&mut self, ix: SlotIx, part: &Part) {
         for write in &part.timers {
             if let Some((at, _)) = &write.set {

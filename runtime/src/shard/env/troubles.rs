@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Stopwatch;
-use crate::message::ShardNo;
+use crate::message::{ShardNo, SinkIx, SourceIx};
 
 /// The time after which a trouble that was not met again is over: nobody may be left to report that.
 const QUIET: Duration = Duration::from_secs(20);
@@ -15,9 +15,9 @@ const QUIET: Duration = Duration::from_secs(20);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Endpoint {
     /// A source, by its index.
-    Source(u16),
+    Source(SourceIx),
     /// A sink, by its index.
-    Sink(u16),
+    Sink(SinkIx),
 }
 
 /// The troubles of a process.
@@ -31,7 +31,7 @@ struct OfShard {
     /// The reason for which the store cannot be read for it now.
     unread: Option<String>,
     /// Its sources that lost their places, with the reasons.
-    lost: BTreeMap<u16, String>,
+    lost: BTreeMap<SourceIx, String>,
     /// Its ends that cannot be used now.
     away: BTreeMap<Endpoint, Away>,
 }
@@ -60,7 +60,7 @@ impl Troubles {
     }
 
     /// Notes that a source of a shard lost its place, or has found it again.
-    pub(crate) fn set_lost(&self, shard: ShardNo, source: u16, why: Option<String>) {
+    pub(crate) fn set_lost(&self, shard: ShardNo, source: SourceIx, why: Option<String>) {
         match why {
             Some(why) => drop(self.of(shard).lost.insert(source, why)),
             None => drop(self.of(shard).lost.remove(&source)),
@@ -68,7 +68,7 @@ impl Troubles {
     }
 
     /// The sources of a shard that lost their places, with the reasons.
-    pub(crate) fn lost(&self, shard: ShardNo) -> BTreeMap<u16, String> {
+    pub(crate) fn lost(&self, shard: ShardNo) -> BTreeMap<SourceIx, String> {
         self.of(shard).lost.clone()
     }
 
@@ -145,9 +145,9 @@ mod tests {
         assert_eq!(troubles.problems(Duration::ZERO, name), Vec::<String>::new());
         troubles.set_unwritten(1, Some("database or disk is full".to_owned()));
         troubles.set_unread(0, Some("no such server".to_owned()));
-        troubles.set_lost(0, 1, Some("removed".to_owned()));
-        troubles.away(1, Endpoint::Source(0), "no broker");
-        troubles.away(1, Endpoint::Sink(0), "it confirms nothing");
+        troubles.set_lost(0, SourceIx::nth(1), Some("removed".to_owned()));
+        troubles.away(1, Endpoint::Source(SourceIx::FIRST), "no broker");
+        troubles.away(1, Endpoint::Sink(SinkIx::FIRST), "it confirms nothing");
         let all = troubles.problems(Duration::ZERO, name).join("\n");
         for part in [
             "the store cannot be written: database or disk is full (commits of shard 1",
@@ -160,7 +160,7 @@ mod tests {
         }
         assert_eq!(troubles.problems(Duration::from_secs(30), name).len(), 3, "a short absence is none");
         troubles.set_unwritten(1, None);
-        troubles.back(1, Endpoint::Sink(0));
+        troubles.back(1, Endpoint::Sink(SinkIx::FIRST));
         troubles.forget(0);
         let rest = troubles.problems(Duration::ZERO, name);
         assert!(rest.len() == 1 && rest[0].contains("no broker"), "{rest:?}");

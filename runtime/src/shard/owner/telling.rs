@@ -102,11 +102,11 @@ impl ShardState {
         let tally = self.ledger.tally();
         let metrics = &self.env.metrics;
         for (service, count) in tally.processed {
-            self.env.service_metrics[service as usize].add_processed(count);
+            self.env.service_metrics[service].add_processed(count);
         }
         for service in tally.dead {
             match service {
-                Some(service) => self.env.service_metrics[service as usize].add_dead_letters(1),
+                Some(service) => self.env.service_metrics[service].add_dead_letters(1),
                 None => metrics.service("unknown").add_dead_letters(1),
             }
         }
@@ -147,7 +147,7 @@ impl ShardState {
             self.metrics.add_passivations(tally.passivations);
         }
         for (service, which, reason) in tally.unavailable {
-            let dependency = self.env.handlers.all()[usize::from(service)].needs()[which];
+            let dependency = self.env.handlers.all()[service].needs()[which];
             metrics.dependency(dependency).add_unavailable();
             debug!(shard = self.no, dependency, reason, "turn waits for what it needs");
         }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{MemoryShard, MemoryStore, MemoryTables};
+use super::{MemoryShard, MemoryTables};
 use crate::clock::Millis;
 use crate::handler::CRON;
 use crate::message::{Position, Positions, ShardNo, Stretch, TakenId};
@@ -14,56 +14,6 @@ use crate::store::{
     CommitIds, DeadLetter, DeadPlace, Due, DueTimers, Epoch, InboxRows, KeyRow, Letters, OfService, OldLetter,
     OldLetters, PendingRow, RowSpan, Runnable, ServiceKey, StoreError, StoredLogRow, TakenShard, Timer, Trim,
 };
-
-impl MemoryStore {
-    /// [`super::super::Store::page`].
-    pub fn page_now(&self, shard: ShardNo, key: &ServiceKey, after: u64, limit: usize) -> Vec<PendingRow> {
-        self.inner().page(shard, key, after, limit)
-    }
-
-    /// [`super::super::Store::schedules`].
-    pub fn schedules_now(&self, shard: ShardNo) -> Vec<Timer> {
-        let inner = self.inner();
-        let here = inner.timers.values().filter(|(of, timer)| *of == shard && timer.name.starts_with(CRON));
-        here.map(|(_, timer)| timer.clone()).collect()
-    }
-
-    /// [`super::super::Store::due`].
-    pub fn due_now(&self, shard: ShardNo, now: Millis, runnable: &Runnable, limit: usize) -> Due {
-        self.inner().due(shard, now, runnable, limit)
-    }
-
-    /// [`super::super::Store::orphans`].
-    pub fn orphans_now(
-        &self,
-        shard: ShardNo,
-        runnable: &Runnable,
-        after: Option<&ServiceKey>,
-        limit: usize,
-    ) -> Vec<ServiceKey> {
-        self.inner().orphans(shard, runnable, after, limit)
-    }
-
-    /// [`super::super::Store::timers`].
-    pub fn timers_now(&self, shard: ShardNo, now: Millis, runnable: &Runnable, limit: usize) -> DueTimers {
-        self.inner().due_timers(shard, now, runnable, limit)
-    }
-
-    /// [`super::super::Store::known`].
-    pub fn known_now(&self, shard: ShardNo, asked: &[(TakenId, String)]) -> Vec<bool> {
-        self.inner().known(shard, asked)
-    }
-
-    /// [`super::super::Store::old`].
-    pub fn old_now(&self, shard: ShardNo, after: u64, before: Millis) -> OldLetters {
-        self.inner().old(shard, after, before)
-    }
-
-    /// [`super::super::Store::of_service`].
-    pub fn of_service_now(&self, shard: ShardNo, service: &str, limit: usize) -> OfService {
-        self.inner().of_service(shard, service, limit)
-    }
-}
 
 impl MemoryTables {
     pub(super) fn take(&mut self, shard: ShardNo, owner: &str) -> Result<TakenShard, StoreError> {
@@ -143,6 +93,11 @@ impl MemoryTables {
     pub(super) fn page(&self, shard: ShardNo, key: &ServiceKey, after: u64, limit: usize) -> Vec<PendingRow> {
         let rows = self.pending_of(shard).filter(|row| is_of(row, key) && row.seq > after);
         rows.take(limit).cloned().collect()
+    }
+
+    pub(super) fn schedules(&self, shard: ShardNo) -> Vec<Timer> {
+        let here = self.timers.values().filter(|(of, timer)| *of == shard && timer.name.starts_with(CRON));
+        here.map(|(_, timer)| timer.clone()).collect()
     }
 
     pub(super) fn due_timers(&self, shard: ShardNo, now: Millis, runnable: &Runnable, limit: usize) -> DueTimers {

@@ -2,6 +2,7 @@
 //! In: commits. Out: the first false declaration.
 
 use super::{Checker, SOURCES, Violation};
+use crate::message::SourceIx;
 use crate::store::Commit;
 
 impl Checker {
@@ -11,7 +12,7 @@ impl Checker {
         for (source, origins) in &commit.ahead {
             let Some(at) = SOURCES.iter().position(|name| **name == **source) else { continue };
             for (origin, stretches) in origins {
-                let place = (commit.shard, u16::try_from(at).unwrap_or(0), origin.clone());
+                let place = (commit.shard, SourceIx::nth(at), origin.clone());
                 let Some(track) = self.tracks.get(&place) else { continue };
                 // For a stretch of some services the ids that it means are not known.
                 for stretch in stretches.iter().filter(|stretch| stretch.services.is_empty()) {

@@ -2,6 +2,7 @@
 //! In: letters. Out: the first promise that was broken: dead without a reason, or taken back without a letter.
 
 use super::{Checker, MessageEnd, Violation};
+use crate::message::ServiceIx;
 use crate::message::ShardNo;
 use crate::store::{DeadLetter, Part};
 use crate::testing::fault_plan::FaultPlan;
@@ -14,7 +15,7 @@ impl Checker {
         plan: &SimPlan,
         shard: ShardNo,
         letter: &DeadLetter,
-        service: Option<u16>,
+        service: Option<ServiceIx>,
     ) -> Result<(), Violation> {
         let (seq, id, holds, last) = (letter.seq, letter.id, letter.holds_key, letter.history.last());
         self.stats.dead_letters += 1;
@@ -24,7 +25,7 @@ impl Checker {
             return Err(Violation::DeadAfterEnd { name, end: format!("{:?}", expected.end) });
         }
         if let Some(service) = service {
-            let service = &plan.services[service as usize];
+            let service = &plan.services[service];
             let planned = FaultPlan::of(plan.seed, plan.faults, &service.name, &expected.id);
             if !expected.may_die && (!planned.is_deadly() || self.healed && expected.end == MessageEnd::Replayed) {
                 return Err(Violation::DeadUnplanned { name, planned, last: last.cloned() });

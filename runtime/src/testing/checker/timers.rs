@@ -9,7 +9,7 @@ use super::{Checker, DeliveryPlace, Expected, MessageEnd, Violation};
 use crate::clock::Millis;
 use crate::handler::CRON;
 use crate::ledger::cron::Planned;
-use crate::message::{Position, ShardNo, TakenId};
+use crate::message::{Position, ShardNo, SourceIx, TakenId};
 use crate::store::{Part, TimerWrite};
 use crate::testing::plan::SimPlan;
 
@@ -50,7 +50,12 @@ impl Checker {
                 service,
                 key,
                 id: text,
-                place: DeliveryPlace { shard, source: 0, origin: "timer".into(), position: Position::new(0, 0) },
+                place: DeliveryPlace {
+                    shard,
+                    source: SourceIx::FIRST,
+                    origin: "timer".into(),
+                    position: Position::new(0, 0),
+                },
                 unordered: true,
                 may_die: false,
                 end: MessageEnd::Open,

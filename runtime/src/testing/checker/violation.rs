@@ -104,7 +104,7 @@ pub(in crate::testing) enum Violation {
     Still,
     #[error("it never ends: {0}")]
     Endless(String),
-    /// The first thing that is not as it must be when everything is done.
+    /// Something is not as it must be when everything is done.
     #[error("{0}")]
     Unfinished(String),
 
