@@ -240,25 +240,18 @@ async fn ready<H: Handler>(
     context: &RunContext,
     early: &(dyn Fn(Settled) + Send + Sync),
 ) -> Settled {
+    let failed = |error| Settled { turns: vec![TurnEnd::Fault(TurnFault::Retry(error))], ..Settled::default() };
     if let Some(state) = state {
         // What is left of another key must not be this one's fault.
         discard(cell.take());
         match decode::<H>(state) {
             Ok(state) => *cell = Some(Box::new(state)),
-            Err(error) => {
-                return Settled {
-                    turns: vec![TurnEnd::Fault(TurnFault::Retry(error.to_string()))],
-                    ..Settled::default()
-                };
-            }
+            Err(error) => return failed(error.to_string()),
         }
     }
     match cell.as_mut().and_then(|cell| cell.downcast_mut::<H::State>()) {
         Some(state) => run(service, state, items, context, early).await,
-        None => {
-            let fault = TurnFault::Retry("the key's actor lost its state".to_owned());
-            Settled { turns: vec![TurnEnd::Fault(fault)], ..Settled::default() }
-        }
+        None => failed("the key's actor lost its state".to_owned()),
     }
 }
 
