@@ -7,12 +7,10 @@ mod payloads;
 pub mod run;
 mod states;
 
-use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, select};
@@ -25,11 +23,10 @@ pub(crate) use states::decode;
 use states::encode;
 use tracing::{Instrument, Span};
 
+pub(crate) use self::run::{Cell, RunContext, Settled};
 use self::run::{HandlerPanic, RunItem, Stored, TurnEnd, TurnFault};
-use crate::clock::{Clock, Stopwatch, millis, sleep};
-use crate::handler::{
-    AfterDeadLetter, Fault, Handler, Payload, RetryPolicy, Schedule, Schema, Table, Turn, TurnLimits,
-};
+use crate::clock::{Stopwatch, millis, sleep};
+use crate::handler::{AfterDeadLetter, Fault, Handler, Payload, RetryPolicy, Schedule, Schema, Table, Turn};
 use crate::message::{Key, ServiceIx};
 use crate::settings::load::or_near;
 use crate::store::lease::Code;
@@ -113,31 +110,6 @@ impl Handlers {
     pub(crate) fn all(&self) -> &[Arc<dyn Service>] {
         &self.services
     }
-}
-
-/// A key's state in its actor's hands.
-pub(crate) type Cell = Option<Box<dyn Any + Send>>;
-
-/// Everything that a run needs besides its messages.
-#[derive(Clone)]
-pub(crate) struct RunContext {
-    pub(crate) clock: Clock,
-    pub(crate) limits: TurnLimits,
-    pub(crate) slice: Duration,
-    pub(crate) hash_key: [u8; 32],
-}
-
-/// The part of a run that has settled so far.
-#[derive(Debug, Default)]
-pub(crate) struct Settled {
-    pub(crate) turns: Vec<TurnEnd>,
-    /// The state after them, if one of them changed it.
-    pub(crate) state: Option<Stored>,
-    /// The last turn panicked: its actor is to die after it answered.
-    pub(crate) panic: Option<HandlerPanic>,
-    /// The state after several turns does not encode, or something beside them panicked: they are to be run one at a
-    /// time, so that the one at fault is found.
-    pub(crate) alone: bool,
 }
 
 /// A handler without its types.

@@ -1,10 +1,13 @@
 //! The messages of a run, and the end of each of its turns. Plain values.
 //! In: messages with their attempts. Out: what turns did, or how they failed.
 
+use std::any::Any;
+use std::time::Duration;
+
 use bytes::Bytes;
 
-use crate::clock::Millis;
-use crate::handler::{RowWrite, SentMessage, Statement};
+use crate::clock::{Clock, Millis};
+use crate::handler::{RowWrite, SentMessage, Statement, TurnLimits};
 use crate::message::Message;
 use crate::store::calls::Reply;
 use crate::store::{EmittedEvent, TimerWrite};
@@ -111,4 +114,29 @@ mod tests {
         let odd = bounded(format!("x{}", "é".repeat(ERROR_BYTES_MAX)));
         assert!(odd.ends_with("é… (8194 bytes more)"));
     }
+}
+
+/// A key's state in its actor's hands.
+pub(crate) type Cell = Option<Box<dyn Any + Send>>;
+
+/// Everything that a run needs besides its messages.
+#[derive(Clone)]
+pub(crate) struct RunContext {
+    pub(crate) clock: Clock,
+    pub(crate) limits: TurnLimits,
+    pub(crate) slice: Duration,
+    pub(crate) hash_key: [u8; 32],
+}
+
+/// The part of a run that has settled so far.
+#[derive(Debug, Default)]
+pub(crate) struct Settled {
+    pub(crate) turns: Vec<TurnEnd>,
+    /// The state after them, if one of them changed it.
+    pub(crate) state: Option<Stored>,
+    /// The last turn panicked: its actor is to die after it answered.
+    pub(crate) panic: Option<HandlerPanic>,
+    /// The state after several turns does not encode, or something beside them panicked: they are to be run one at a
+    /// time, so that the one at fault is found.
+    pub(crate) alone: bool,
 }

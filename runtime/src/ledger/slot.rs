@@ -1,78 +1,19 @@
 //! A key in hand: its queue, its newest state, its rows on disk.
 //! In: nothing; plain data. Out: slots, found by index and by key.
 
+mod item;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
 
+pub(crate) use self::item::{From, Hand, Item, Operation, Trial};
 use super::protocol::{ActorIx, SlotIx};
-use super::tracker::Ticket;
 use crate::clock::Millis;
 use crate::handler::Fault;
-use crate::message::{Message, ServiceIx, TakenId, index};
-use crate::store::query::OperatorAction;
-use crate::store::{Attempt, DeadLetter};
-
-/// The place that an item came from, to which it also goes back after a crash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum From {
-    /// A source's delivery that is not taken yet.
-    Live(Ticket),
-    /// A pending row.
-    Row(u64),
-    /// A timer that is due.
-    Timer,
-}
-
-/// A timer's name that is in hand.
-#[derive(Debug)]
-pub(crate) struct Hand {
-    pub(crate) name: Arc<str>,
-    /// True if it waits in the queue, or runs.
-    pub(crate) queued: bool,
-    /// The number of its writes that are not durable.
-    pub(crate) writes: u32,
-}
-
-/// A message in hand.
-#[derive(Clone, Debug)]
-pub(crate) struct Item {
-    pub(crate) message: Message,
-    pub(crate) id: TakenId,
-    pub(crate) from: From,
-    /// Number of its arrival, for live ones.
-    pub(crate) arrival: u64,
-    /// The time at which Perkey took it, or will.
-    pub(crate) taken_at: Millis,
-    /// Attempts spent.
-    pub(crate) attempt: u32,
-    pub(crate) history: Vec<Attempt>,
-    /// The reason for which it is refused without being run.
-    pub(crate) refusal: Option<String>,
-    /// The number of times that the process may have ended while it was being handled.
-    pub(crate) starts: u32,
-    pub(crate) trial: Trial,
-}
-
-/// The progress of a suspect towards its next start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Trial {
-    /// Not a suspect.
-    #[default]
-    Free,
-    /// Its start is to be recorded.
-    Wanted,
-    /// That record is on its way to the store.
-    Recording,
-    /// The record is durable.
-    Recorded,
-    /// A record that it is not started yet is on its way to the store.
-    Watching,
-    /// That record is durable, and the suspect is not started before this time.
-    Watched(Millis),
-}
+use crate::message::{ServiceIx, TakenId, index};
 
 /// A run that an actor has in hand.
 #[derive(Debug)]
@@ -232,7 +173,7 @@ pub(crate) struct Slot {
     /// Its timers that are in hand.
     pub(crate) timers: Vec<Hand>,
     /// Dead letters that an operator acts on.
-    pub(crate) operations: Vec<self::Operation>,
+    pub(crate) operations: Vec<Operation>,
     /// The stamp of its newest entry among the idle.
     pub(crate) idle_stamp: u64,
 }
@@ -446,13 +387,4 @@ impl std::ops::IndexMut<SlotIx> for Slots {
     fn index_mut(&mut self, ix: SlotIx) -> &mut Slot {
         self.slots[ix].as_mut().expect("slots are forgotten only when nothing refers to them")
     }
-}
-
-/// One dead letter that an operator acts on.
-#[derive(Clone, Debug)]
-pub(crate) struct Operation {
-    pub(crate) command: i64,
-    pub(crate) action: OperatorAction,
-    pub(crate) who: String,
-    pub(crate) letter: DeadLetter,
 }
