@@ -147,7 +147,7 @@ async fn handled(store: Arc<dyn Store>, settings: &Settings, given: &[(Message, 
     let messages: Vec<_> = given.iter().map(|(message, _)| message.clone()).collect();
     append(&*store, shards, "writing", &messages).await;
     loop {
-        tokio::time::timeout(Duration::from_secs(60), engine.idle()).await.expect("it comes to rest");
+        tokio::time::timeout(Duration::from_secs(180), engine.idle()).await.expect("it comes to rest");
         let rows = store.queries().shards().await.unwrap();
         if rows.iter().all(|row| row.pending == 0) {
             break;
