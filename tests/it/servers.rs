@@ -22,6 +22,12 @@ pub(crate) fn python() -> String {
     std::env::var("PERKEY_TEST_PYTHON").unwrap_or_else(|_| panic!("{unset}"))
 }
 
+/// Prometheus's tool that checks rules.
+pub(crate) fn promtool() -> String {
+    let unset = "PERKEY_TEST_PROMTOOL is not set: run `eval \"$(scripts/services up prometheus)\"` first";
+    std::env::var("PERKEY_TEST_PROMTOOL").unwrap_or_else(|_| panic!("{unset}"))
+}
+
 /// URL of a Redis, without a database: tests take one each.
 pub(crate) fn redis() -> String {
     server("PERKEY_TEST_REDIS")

@@ -1,6 +1,7 @@
 //! House rules that a reader would otherwise have to check: sizes, layers, words, and documents that stay true.
 //! In: the project's own files. Out: each breach with its file, its line and what to do about it.
 
+pub(crate) mod alerts;
 mod english;
 mod floors;
 mod names;
