@@ -21,8 +21,8 @@ use prometheus_client::registry::Registry;
 
 use crate::message::ShardNo;
 use crate::store::CommitOutcome;
-pub use beside::{CacheMetrics, DependencyMetrics, IntakeMetrics};
-use families::{Catalogue, Families, Labels, Record, ShardFamilies, SinkFamilies};
+pub use beside::{CacheMetrics, DependencyMetrics, IntakeMetrics, RouteMetrics};
+use families::{Catalogue, CounterFamily, Families, Labels, Record, ShardFamilies, SinkFamilies};
 pub use families::{ShardMetrics, SinkMetrics};
 pub(crate) use words::words;
 pub use words::{
@@ -34,6 +34,9 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 
 /// The highest value of the label `attempt`; it stands for all attempts from there on.
 pub const ATTEMPT_LABEL_MAX: u32 = 16;
+
+/// The value of the label `service` for messages of none that the program has.
+pub(crate) const UNKNOWN_SERVICE: &str = "unknown";
 
 /// All metrics of a process.
 #[derive(Debug)]
@@ -49,6 +52,8 @@ pub struct Metrics {
     calls: Vec<Counter>,
     takeovers: Vec<Counter>,
     worker_alarms: Vec<Gauge>,
+    /// Of each child, the restarts for each reason.
+    restarts: Vec<Vec<Counter>>,
     /// The sinks whose handles were asked for.
     sinks: Mutex<BTreeSet<Arc<str>>>,
 }
@@ -66,6 +71,12 @@ impl Metrics {
             commits: members(&families.commits, "outcome", CommitWord::ALL, CommitWord::as_str),
             calls: members(&families.calls, "outcome", CallWord::ALL, CallWord::as_str),
             takeovers: members(&families.takeovers, "reason", TakeReason::ALL, TakeReason::as_str),
+            restarts: (Child::ALL.iter())
+                .map(|child| {
+                    let child = ("child", child.as_str());
+                    members_of(&families.restarts, child, "reason", RestartReason::ALL, RestartReason::as_str)
+                })
+                .collect(),
             worker_alarms: members(&families.alarms, "alarm", WorkerAlarm::ALL, WorkerAlarm::as_str),
             registry: catalogue.registry,
             exposed: catalogue.exposed,
@@ -189,8 +200,7 @@ impl Metrics {
 
     /// Records the restart of a child.
     pub fn record_restart(&self, child: Child, reason: RestartReason) {
-        let labels = vec![("child", child.as_str().into()), ("reason", reason.as_str().into())];
-        self.families.restarts.get_or_create(&labels).inc();
+        self.restarts[child as usize][reason as usize].inc();
     }
 }
 
@@ -285,6 +295,18 @@ fn one(name: &'static str, value: &str) -> Labels {
     vec![(name, value.into())]
 }
 
+/// The members of a family by a label that is this value, and another that is one of these words.
+fn members_of<W: Copy>(
+    family: &CounterFamily,
+    given: (&'static str, &str),
+    label: &'static str,
+    words: &[W],
+    as_str: fn(W) -> &'static str,
+) -> Vec<Counter> {
+    let labels = |word: &W| vec![(given.0, given.1.into()), (label, as_str(*word).into())];
+    words.iter().map(|word| family.get_or_create_owned(&labels(word))).collect()
+}
+
 fn alarm_labels(alarm: Alarm, shard: ShardNo) -> Labels {
     vec![("alarm", alarm.as_str().into()), ("shard", shard.to_string().into())]
 }
@@ -308,7 +330,7 @@ mod tests {
         metrics.dependency("provider").set_open(true);
         metrics.dependency("provider").add_unavailable();
         metrics.record_restart(Child::Committer, RestartReason::Panicked);
-        metrics.record_http("/api/orders/{id}", HttpOutcome::Done);
+        metrics.route("/api/orders/{id}").record(HttpOutcome::Done);
         metrics
     }
 
@@ -380,6 +402,25 @@ mod tests {
         let labels: BTreeSet<&str> =
             series.flat_map(|labels| labels.split(',')).filter_map(|label| Some(label.split_once('=')?.0)).collect();
         assert_eq!(labels, BTreeSet::from(known), "a label must be one of a closed set, never a part of a message");
+    }
+
+    #[test]
+    fn what_did_not_happen_yet_is_shown_as_0() {
+        let metrics = Metrics::new();
+        metrics.route("/graphql");
+        let text = metrics.encode();
+        for child in Child::ALL {
+            for reason in RestartReason::ALL {
+                let (child, reason) = (child.as_str(), reason.as_str());
+                let line = format!("perkey_restarts_total{{child=\"{child}\",reason=\"{reason}\"}} 0\n");
+                assert!(text.contains(&line), "{line}{text}");
+            }
+        }
+        for outcome in HttpOutcome::ALL {
+            let outcome = outcome.as_str();
+            let line = format!("http_request_outcome_total{{route=\"/graphql\",outcome=\"{outcome}\"}} 0\n");
+            assert!(text.contains(&line), "{line}{text}");
+        }
     }
 
     #[test]

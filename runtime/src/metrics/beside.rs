@@ -6,7 +6,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::families::Record;
-use super::{HttpOutcome, IntakeOutcome, Metrics, one};
+use super::{HttpOutcome, IntakeOutcome, Metrics, members_of, one};
 use crate::clock::Millis;
 use crate::store::calls::TenantKeys;
 
@@ -16,10 +16,12 @@ impl Metrics {
         self.families.tokens_wrong_since.record(since.map_or(0, |since| since / 1_000));
     }
 
-    /// A request of a route has ended. `route` is a template such as `/api/orders/{id}`, never a path as it came.
-    pub fn record_http(&self, route: &str, outcome: HttpOutcome) {
-        let labels = vec![("route", route.into()), ("outcome", outcome.as_str().into())];
-        self.families.http.get_or_create(&labels).inc();
+    /// The handles of a route of the front doors: a template such as `/api/orders/{id}`, never a path as it came.
+    pub fn route(&self, route: &str) -> RouteMetrics {
+        let route = ("route", route);
+        RouteMetrics {
+            outcomes: members_of(&self.families.http, route, "outcome", HttpOutcome::ALL, HttpOutcome::as_str),
+        }
     }
 
     /// Records that tenants have in the store, each of which may have `max`.
@@ -43,11 +45,9 @@ impl Metrics {
 
     /// The handles of a queue of an intake, by its name.
     pub fn intake(&self, queue: &str) -> IntakeMetrics {
-        let counter = |outcome: &IntakeOutcome| {
-            let labels = vec![("queue", queue.into()), ("outcome", outcome.as_str().into())];
-            self.families.intake.get_or_create_owned(&labels)
-        };
-        IntakeMetrics { counters: IntakeOutcome::ALL.iter().map(counter).collect() }
+        let queue = ("queue", queue);
+        let counters = members_of(&self.families.intake, queue, "outcome", IntakeOutcome::ALL, IntakeOutcome::as_str);
+        IntakeMetrics { counters }
     }
 
     /// The handles of something that handlers need, by the name that they give it.
@@ -57,6 +57,19 @@ impl Metrics {
             open: self.families.dependency_open.get_or_create_owned(&labels),
             unavailable: self.families.unavailable.get_or_create_owned(&labels),
         }
+    }
+}
+
+/// The handles of a route of the front doors.
+#[derive(Clone, Debug)]
+pub struct RouteMetrics {
+    outcomes: Vec<Counter>,
+}
+
+impl RouteMetrics {
+    /// A request of the route has ended.
+    pub fn record(&self, outcome: HttpOutcome) {
+        self.outcomes[outcome as usize].inc();
     }
 }
 

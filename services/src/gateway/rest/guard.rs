@@ -1,13 +1,15 @@
 //! The rules for every route of the listener, whatever its protocol.
 //! In: a request. Out: its answer, in time, and a count of its outcome.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use perkey::unstable::metrics::HttpOutcome;
+use perkey::unstable::metrics::{HttpOutcome, RouteMetrics};
 use perkey::unstable::telemetry::traces;
 use tracing::{Instrument, Span};
 
@@ -24,13 +26,38 @@ const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 /// The header that names the trace that a request is part of.
 const TRACEPARENT: &str = "traceparent";
 
-pub(super) async fn guard(State(rest): State<Rest>, mut request: Request, next: Next) -> Response {
+/// The route of requests that have none.
+const OTHER: &str = "other";
+
+/// The state of the guard of a listener.
+#[derive(Clone)]
+pub(super) struct Guard {
+    rest: Rest,
+    /// The handles of the listener's routes, by their templates.
+    routes: Arc<HashMap<String, RouteMetrics>>,
+}
+
+impl Guard {
+    /// The guard of these routes: what becomes of their requests is shown from now on.
+    pub(super) fn of(rest: &Rest, templates: Vec<String>) -> Self {
+        let all = templates.into_iter().chain([OTHER.to_owned()]);
+        let routes = all.map(|route| (route.clone(), rest.metrics.route(&route))).collect();
+        Self { rest: rest.clone(), routes: Arc::new(routes) }
+    }
+}
+
+pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    let Guard { rest, routes } = guard;
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map_or("other", MatchedPath::as_str);
+    let route = route.as_ref().map_or(OTHER, MatchedPath::as_str);
     let span = traced(&mut request, route);
     let response = bounded(&rest, request, next).instrument(span.clone()).await;
     traces::answered(&span, response.status().as_u16());
-    rest.metrics.record_http(route, outcome(&response));
+    let outcome = outcome(&response);
+    match routes.get(route) {
+        Some(handles) => handles.record(outcome),
+        None => rest.metrics.route(route).record(outcome),
+    }
     response
 }
 
