@@ -164,6 +164,9 @@ families! {
     owned_shards: Gauge, "perkey_owned_shards", "Shards that run here, in a fleet",
         /// Shards that run here, in a fleet.
         set_owned_shards;
+    shards_without_owner: Gauge, "perkey_shards_without_owner", "Shards that no living worker owns",
+        /// Shards that no living worker owns, as this worker sees the fleet.
+        set_shards_without_owner;
     lease_remaining: FloatGauge, "perkey_lease_remaining_seconds", "Time until this worker stops";
     takeovers: CounterFamily, "perkey_takeovers", "Shards taken in a fleet, by reason";
     takeover_seconds: Histogram = waits(), "perkey_takeover_seconds", "Time of a shard without an owner";
