@@ -69,6 +69,7 @@ pub(super) async fn launch(
     let gates = Gates::new(&handlers.needs(), settings, Dice::from_system().below(u64::MAX));
     let services: Arc<[_]> = describe(&handlers, &identity.services, settings, &gates, schedules).into();
     let in_flight = store.writes_in_parallel().then(|| Arc::new(Semaphore::new(settings.commit.in_flight)));
+    metrics.set_build(env!("CARGO_PKG_VERSION"), handlers.code().number);
     // Dead letters of no service that is known here are counted, too, from 0.
     metrics.service(UNKNOWN_SERVICE);
     let fleet = store.leases().map(|_| Ownership::new(&fleet::worker(settings, handlers.code())));
