@@ -1,4 +1,4 @@
-//! What `/metrics` of the real binary shows, and in which form.
+//! Tests of `/metrics` of the real binary: its series, and its two formats.
 //! In: requests at its doors and at its admin listener. Out: the behaviour in docs/metrics.md.
 
 use std::collections::BTreeSet;

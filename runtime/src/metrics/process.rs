@@ -1,4 +1,4 @@
-//! What the system knows about this process: processor time, memory, files, its start.
+//! Facts that the system has about this process: processor time, memory, files, its start.
 //! In: /proc, as Linux has it. Out: gauges; where there is no /proc they stay at 0.
 
 use std::fs::{read_dir, read_to_string};

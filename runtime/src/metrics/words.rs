@@ -176,7 +176,7 @@ words! {
         Forbidden = "forbidden",
         /// Another request came first.
         Conflict = "conflict",
-        /// The same request still runs.
+        /// The key's request still runs.
         InFlight = "in_flight",
         /// The tenant sends too much.
         Limited = "limited",

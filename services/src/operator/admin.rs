@@ -151,7 +151,7 @@ fn wants_classic(accept: &str) -> bool {
     quality(accept, "text", "plain") > quality(accept, "application", "openmetrics-text")
 }
 
-/// How much a client wants a media type, from 0 to 1: what it says of the type itself counts before what it says of
+/// The quality of a media type to a client, from 0 to 1: what it says of the type itself counts before what it says of
 /// many (RFC 9110, 12.5.1).
 fn quality(accept: &str, kind: &str, sub: &str) -> f32 {
     let is = |said: &str, name: &str| said.eq_ignore_ascii_case(name);
