@@ -75,6 +75,11 @@ mod tests {
     }
 
     #[test]
+    fn shards_of_nobody_and_of_the_dead_have_no_owner() {
+        assert_eq!((fleet().without_owner(), Fleet::default().without_owner()), (2, 0));
+    }
+
+    #[test]
     fn a_keys_owner_is_the_living_owner_of_its_shard() {
         let fleet = fleet();
         let key_of = |shard| (0..).map(|n| format!("k{n}")).find(|key| shard_of(key, 4) == shard).unwrap();

@@ -5,7 +5,9 @@
 //! Labels come from closed sets. No key, id or payload is ever one.
 
 mod beside;
+mod classic;
 mod families;
+mod process;
 mod words;
 
 use std::collections::BTreeSet;
@@ -21,8 +23,8 @@ use prometheus_client::registry::Registry;
 
 use crate::message::ShardNo;
 use crate::store::CommitOutcome;
-pub use beside::{CacheMetrics, DependencyMetrics, IntakeMetrics};
-use families::{Catalogue, Families, Labels, Record, ShardFamilies, SinkFamilies};
+pub use beside::{CacheMetrics, DependencyMetrics, IntakeMetrics, OperationMetrics, RouteMetrics};
+use families::{Catalogue, CounterFamily, Families, Labels, Record, ShardFamilies, SinkFamilies};
 pub use families::{ShardMetrics, SinkMetrics};
 pub(crate) use words::words;
 pub use words::{
@@ -32,8 +34,17 @@ pub use words::{
 /// Media type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Media type of [`Metrics::encode_classic`]'s text.
+pub const CLASSIC_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
 /// The highest value of the label `attempt`; it stands for all attempts from there on.
 pub const ATTEMPT_LABEL_MAX: u32 = 16;
+
+/// The number of the first attempt that is a retry.
+const FIRST_RETRY: u32 = 2;
+
+/// The value of the label `service` for messages of none that the program has.
+pub(crate) const UNKNOWN_SERVICE: &str = "unknown";
 
 /// All metrics of a process.
 #[derive(Debug)]
@@ -46,9 +57,10 @@ pub struct Metrics {
     dedup_hits: Vec<Counter>,
     retries: Vec<Counter>,
     commits: Vec<Counter>,
-    calls: Vec<Counter>,
     takeovers: Vec<Counter>,
     worker_alarms: Vec<Gauge>,
+    /// Of each child, the restarts for each reason.
+    restarts: Vec<Vec<Counter>>,
     /// The sinks whose handles were asked for.
     sinks: Mutex<BTreeSet<Arc<str>>>,
 }
@@ -59,13 +71,18 @@ impl Metrics {
         let mut catalogue = Catalogue::default();
         let families = Families::register(&mut catalogue);
         let (of_shards, of_sinks) = (ShardFamilies::register(&mut catalogue), SinkFamilies::register(&mut catalogue));
-        let retries = (1..=ATTEMPT_LABEL_MAX).map(|attempt| one("attempt", &attempt.to_string()));
+        let retries = (FIRST_RETRY..=ATTEMPT_LABEL_MAX).map(|attempt| one("attempt", &attempt.to_string()));
         Arc::new(Self {
             dedup_hits: members(&families.dedup_hits, "source", DedupSource::ALL, DedupSource::as_str),
             retries: retries.map(|labels| families.retries.get_or_create_owned(&labels)).collect(),
             commits: members(&families.commits, "outcome", CommitWord::ALL, CommitWord::as_str),
-            calls: members(&families.calls, "outcome", CallWord::ALL, CallWord::as_str),
             takeovers: members(&families.takeovers, "reason", TakeReason::ALL, TakeReason::as_str),
+            restarts: (Child::ALL.iter())
+                .map(|child| {
+                    let child = ("child", child.as_str());
+                    members_of(&families.restarts, child, "reason", RestartReason::ALL, RestartReason::as_str)
+                })
+                .collect(),
             worker_alarms: members(&families.alarms, "alarm", WorkerAlarm::ALL, WorkerAlarm::as_str),
             registry: catalogue.registry,
             exposed: catalogue.exposed,
@@ -78,9 +95,21 @@ impl Metrics {
 
     /// All metrics as text, of the type [`CONTENT_TYPE`].
     pub fn encode(&self) -> String {
+        self.look_at_process();
         let mut out = String::new();
         text::encode(&mut out, &self.registry).expect("writing to a String cannot fail");
         out
+    }
+
+    /// All metrics as text, of the type [`CLASSIC_CONTENT_TYPE`].
+    pub fn encode_classic(&self) -> String {
+        classic::classic(&self.encode())
+    }
+
+    /// Shows what runs here: the program's version, and the sum of its states' versions.
+    pub fn set_build(&self, version: &str, code: u32) {
+        let labels = vec![("version", version.into()), ("code_version", code.to_string().into())];
+        self.families.build.get_or_create(&labels).set(1);
     }
 
     /// The names of all families as they are exposed, including those that have nothing to show yet.
@@ -136,7 +165,8 @@ impl Metrics {
 
     /// A message is tried again after `delay`; `attempt` is the number of the attempt to come, 2 for the first retry.
     pub fn record_retry(&self, attempt: u32, delay: Duration) {
-        self.retries[attempt.clamp(1, ATTEMPT_LABEL_MAX) as usize - 1].inc();
+        let label = attempt.clamp(FIRST_RETRY, ATTEMPT_LABEL_MAX);
+        self.retries[(label - FIRST_RETRY) as usize].inc();
         self.families.retry_delay.observe(delay.as_secs_f64());
     }
 
@@ -148,11 +178,6 @@ impl Metrics {
         if word == CommitWord::Committed {
             self.families.commit_turns.observe(turns as f64);
         }
-    }
-
-    /// Records the answer to a call.
-    pub fn record_call(&self, word: CallWord) {
-        self.calls[word as usize].inc();
     }
 
     /// Time until this worker stops its shards unless its lease is renewed.
@@ -189,8 +214,7 @@ impl Metrics {
 
     /// Records the restart of a child.
     pub fn record_restart(&self, child: Child, reason: RestartReason) {
-        let labels = vec![("child", child.as_str().into()), ("reason", reason.as_str().into())];
-        self.families.restarts.get_or_create(&labels).inc();
+        self.restarts[child as usize][reason as usize].inc();
     }
 }
 
@@ -285,6 +309,18 @@ fn one(name: &'static str, value: &str) -> Labels {
     vec![(name, value.into())]
 }
 
+/// The members of a family by a label that is this value, and another that is one of these words.
+fn members_of<W: Copy>(
+    family: &CounterFamily,
+    given: (&'static str, &str),
+    label: &'static str,
+    words: &[W],
+    as_str: fn(W) -> &'static str,
+) -> Vec<Counter> {
+    let labels = |word: &W| vec![(given.0, given.1.into()), (label, as_str(*word).into())];
+    words.iter().map(|word| family.get_or_create_owned(&labels(word))).collect()
+}
+
 fn alarm_labels(alarm: Alarm, shard: ShardNo) -> Labels {
     vec![("alarm", alarm.as_str().into()), ("shard", shard.to_string().into())]
 }
@@ -308,7 +344,9 @@ mod tests {
         metrics.dependency("provider").set_open(true);
         metrics.dependency("provider").add_unavailable();
         metrics.record_restart(Child::Committer, RestartReason::Panicked);
-        metrics.record_http("/api/orders/{id}", HttpOutcome::Done);
+        metrics.route("/api/orders/{id}").record(HttpOutcome::Done, Duration::from_millis(3));
+        metrics.operation("orders.place").record(CallWord::New);
+        metrics.set_build("1.2.3", 4);
         metrics
     }
 
@@ -374,6 +412,9 @@ mod tests {
             "queue",
             "dependency",
             "route",
+            "operation",
+            "version",
+            "code_version",
         ];
         let text = exercised().encode();
         let series = text.lines().filter_map(|line| Some(line.split_once('{')?.1.rsplit_once('}')?.0));
@@ -383,8 +424,34 @@ mod tests {
     }
 
     #[test]
+    fn what_did_not_happen_yet_is_shown_as_0() {
+        let metrics = Metrics::new();
+        metrics.route("/graphql");
+        metrics.operation("orders.place");
+        let text = metrics.encode();
+        for child in Child::ALL {
+            for reason in RestartReason::ALL {
+                let (child, reason) = (child.as_str(), reason.as_str());
+                let line = format!("perkey_restarts_total{{child=\"{child}\",reason=\"{reason}\"}} 0\n");
+                assert!(text.contains(&line), "{line}{text}");
+            }
+        }
+        for word in CallWord::ALL {
+            let word = word.as_str();
+            let line = format!("idempotency_key_total{{operation=\"orders.place\",outcome=\"{word}\"}} 0\n");
+            assert!(text.contains(&line), "{line}{text}");
+        }
+        for outcome in HttpOutcome::ALL {
+            let outcome = outcome.as_str();
+            let line = format!("http_request_outcome_total{{route=\"/graphql\",outcome=\"{outcome}\"}} 0\n");
+            assert!(text.contains(&line), "{line}{text}");
+        }
+    }
+
+    #[test]
     fn the_attempt_label_is_capped() {
         let metrics = Metrics::new();
+        assert!(!metrics.encode().contains("attempt=\"1\""), "a first attempt is no retry");
         metrics.record_retry(2, Duration::from_millis(100));
         metrics.record_retry(16, Duration::ZERO);
         metrics.record_retry(u32::MAX, Duration::ZERO);

@@ -102,14 +102,15 @@ pub fn start(doors: Doors, front: Arc<Front>, metrics: Arc<Metrics>) -> Open {
     let mut serving = JoinSet::new();
     if let Some((listener, address)) = http {
         info!(address = %format!("{scheme}://{address}"), "the gateway listens");
-        let routes = rest::guarded(&rest, http_routes(&rest));
+        let routes = rest::guarded(&rest, http_routes(&rest), http_templates());
         serving.spawn(server::serve(listener, tls.clone(), routes, bounds, stopped.clone()));
     }
     if let Some((listener, address)) = grpc {
         info!(address = %format!("{scheme}://{address}"), "the gateway listens for gRPC");
         let (routes, readiness) = grpc::routes(&rest);
         serving.spawn(readiness.follow(stopped.clone()));
-        serving.spawn(server::serve(listener, tls, rest::guarded(&rest, routes), bounds, stopped));
+        let routes = rest::guarded(&rest, routes, grpc::templates());
+        serving.spawn(server::serve(listener, tls, routes, bounds, stopped));
     }
     Open { stop, serving, patience }
 }
@@ -117,6 +118,10 @@ pub fn start(doors: Doors, front: Arc<Front>, metrics: Arc<Metrics>) -> Open {
 /// The routes of the listener of `gateway.listen`.
 fn http_routes(rest: &Rest) -> Router {
     rest::routes(rest).merge(graphql::routes(rest))
+}
+
+fn http_templates() -> Vec<String> {
+    rest::templates().into_iter().chain(graphql::TEMPLATES.map(str::to_owned)).collect()
 }
 
 impl Open {

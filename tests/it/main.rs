@@ -36,6 +36,7 @@ mod kafka_lost;
 mod kafka_topic;
 mod ledger_model;
 mod letters;
+mod metrics;
 mod observability;
 mod operator;
 mod outbox;

@@ -122,6 +122,13 @@ async fn what_waits_for_a_service_is_told(place: Box<impl Place>) {
     assert_eq!(top.iter().map(|key| key.of.clone()).collect::<Vec<_>>(), [of("audit", "a"), of("audit", "o")]);
     let waiting = store.queries().count_waiting(vec![0, 1]).await.unwrap();
     assert_eq!(waiting, [(0, 105), (1, 0)], "keys");
+    let holds = DeadLetter { service: "balances".into(), ..letter(301, "b", true) };
+    let passed = DeadLetter { service: "balances".into(), ..letter(302, "o", false) };
+    let part = Part { dead: vec![holds, passed], ..Part::default() };
+    committed(&store, &Commit { parts: vec![part], ..commit(0, epoch, 2) }).await;
+    let waiting = store.queries().count_waiting(vec![0, 1]).await.unwrap();
+    assert_eq!(waiting, [(0, 104), (1, 0)], "keys that are held wait for an operator");
+    assert_eq!(store.queries().shards().await.unwrap()[0].waiting_keys, 104);
 }
 
 async fn ids_are_found_among_rows_and_letters(place: Box<impl Place>) {

@@ -54,6 +54,17 @@ pub enum CallAnswer {
     Mismatch,
 }
 
+impl From<&CallAnswer> for CallWord {
+    fn from(answer: &CallAnswer) -> Self {
+        match answer {
+            CallAnswer::New(_) => Self::New,
+            CallAnswer::Replay(_) => Self::Replay,
+            CallAnswer::InFlight => Self::InFlight,
+            CallAnswer::Mismatch => Self::Mismatch,
+        }
+    }
+}
+
 /// A call was not accepted: nothing is stored under its key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
@@ -85,7 +96,6 @@ pub struct Calls {
     accepts: Accepts,
     pending: Arc<PendingCalls>,
     is_here: Box<IsHere>,
-    metrics: Arc<Metrics>,
     clock: Clock,
 }
 
@@ -121,20 +131,7 @@ impl Calls {
     ) -> Arc<Self> {
         let accepts = Accepts::start(Arc::clone(&store), &settings, &metrics);
         PendingCalls::serve(&pending, store);
-        Arc::new(Self { settings, handlers, cache, accepts, pending, is_here, metrics, clock: Clock::system() })
-    }
-
-    /// Makes a call, or joins the one that was made before under its key: waits up to `wait` for its end. If the caller
-    /// stops waiting before, or is dropped, the call goes on: made again, it returns its outcome.
-    pub async fn call(&self, call: Call, wait: Duration) -> Result<CallAnswer, CallError> {
-        let answer = self.answer(call, wait).await?;
-        self.metrics.record_call(match &answer {
-            CallAnswer::New(_) => CallWord::New,
-            CallAnswer::Replay(_) => CallWord::Replay,
-            CallAnswer::InFlight => CallWord::InFlight,
-            CallAnswer::Mismatch => CallWord::Mismatch,
-        });
-        Ok(answer)
+        Arc::new(Self { settings, handlers, cache, accepts, pending, is_here, clock: Clock::system() })
     }
 
     /// Tells whether a call was made before, and may be asked for again.
@@ -147,7 +144,9 @@ impl Calls {
         self.accepts.trouble().map(|why| format!("the store cannot be written: {why} (calls cannot be accepted)"))
     }
 
-    async fn answer(&self, call: Call, wait: Duration) -> Result<CallAnswer, CallError> {
+    /// Makes a call, or joins the one that was made before under its key: waits up to `wait` for its end. If the caller
+    /// stops waiting before, or is dropped, the call goes on: made again, it returns its outcome.
+    pub async fn call(&self, call: Call, wait: Duration) -> Result<CallAnswer, CallError> {
         let now = self.clock.now();
         if let Some(record) = self.cache.get(call.id).await.filter(|record| !record.is_expired(now))
             && record.id == call.id

@@ -19,7 +19,7 @@ use crate::ledger::cron;
 use crate::ledger::gates::Gates;
 use crate::ledger::protocol::describe;
 use crate::ledger::routes::{Bindings, sinks_of};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UNKNOWN_SERVICE};
 use crate::settings::Settings;
 use crate::settings::load::or_near;
 use crate::shard::env::Env;
@@ -69,6 +69,9 @@ pub(super) async fn launch(
     let gates = Gates::new(&handlers.needs(), settings, Dice::from_system().below(u64::MAX));
     let services: Arc<[_]> = describe(&handlers, &identity.services, settings, &gates, schedules).into();
     let in_flight = store.writes_in_parallel().then(|| Arc::new(Semaphore::new(settings.commit.in_flight)));
+    metrics.set_build(env!("CARGO_PKG_VERSION"), handlers.code().number);
+    // Dead letters of no service that is known here are counted, too, from 0.
+    metrics.service(UNKNOWN_SERVICE);
     let fleet = store.leases().map(|_| Ownership::new(&fleet::worker(settings, handlers.code())));
     let secret = store.calls().secret().await?;
     let cache = cache::open(settings, &secret, &metrics).map_err(|error| EngineError::Settings(error.to_string()))?;

@@ -310,6 +310,7 @@ impl Beat {
         view.running = self.lease.running().collect();
         view.failure = failure;
         metrics.set_owned_shards(view.running.len() as u64);
+        metrics.set_shards_without_owner(self.fleet.without_owner());
         metrics.set_worker_alarm(WorkerAlarm::ShardsCooling, !self.lease.worker().cooling.is_empty());
         let too_new = view.too_new().next();
         if metrics.set_worker_alarm(WorkerAlarm::CodeVersionTooLow, too_new.is_some())

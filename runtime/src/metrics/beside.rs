@@ -2,11 +2,14 @@
 //! need that lies outside.
 //! In: facts, by closed sets of names. Out: gauges and counters.
 
+use std::time::Duration;
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 
 use super::families::Record;
-use super::{HttpOutcome, IntakeOutcome, Metrics, one};
+use super::{CallWord, HttpOutcome, IntakeOutcome, Metrics, members_of, one};
 use crate::clock::Millis;
 use crate::store::calls::TenantKeys;
 
@@ -16,10 +19,21 @@ impl Metrics {
         self.families.tokens_wrong_since.record(since.map_or(0, |since| since / 1_000));
     }
 
-    /// A request of a route has ended. `route` is a template such as `/api/orders/{id}`, never a path as it came.
-    pub fn record_http(&self, route: &str, outcome: HttpOutcome) {
-        let labels = vec![("route", route.into()), ("outcome", outcome.as_str().into())];
-        self.families.http.get_or_create(&labels).inc();
+    /// The handles of a route of the front doors: a template such as `/api/orders/{id}`, never a path as it came.
+    pub fn route(&self, route: &str) -> RouteMetrics {
+        let route = ("route", route);
+        RouteMetrics {
+            outcomes: members_of(&self.families.http, route, "outcome", HttpOutcome::ALL, HttpOutcome::as_str),
+            seconds: self.families.http_seconds.get_or_create_owned(&one(route.0, route.1)),
+        }
+    }
+
+    /// The handles of an operation of the front doors, by its name.
+    pub fn operation(&self, name: &str) -> OperationMetrics {
+        let operation = ("operation", name);
+        OperationMetrics {
+            keys: members_of(&self.families.calls, operation, "outcome", CallWord::ALL, CallWord::as_str),
+        }
     }
 
     /// Records that tenants have in the store, each of which may have `max`.
@@ -38,16 +52,18 @@ impl Metrics {
 
     /// The handles of the cache of answers.
     pub fn cache(&self) -> CacheMetrics {
-        CacheMetrics { hits: self.families.cache_hits.clone(), errors: self.families.cache_errors.clone() }
+        CacheMetrics {
+            hits: self.families.cache_hits.clone(),
+            misses: self.families.cache_misses.clone(),
+            errors: self.families.cache_errors.clone(),
+        }
     }
 
     /// The handles of a queue of an intake, by its name.
     pub fn intake(&self, queue: &str) -> IntakeMetrics {
-        let counter = |outcome: &IntakeOutcome| {
-            let labels = vec![("queue", queue.into()), ("outcome", outcome.as_str().into())];
-            self.families.intake.get_or_create_owned(&labels)
-        };
-        IntakeMetrics { counters: IntakeOutcome::ALL.iter().map(counter).collect() }
+        let queue = ("queue", queue);
+        let counters = members_of(&self.families.intake, queue, "outcome", IntakeOutcome::ALL, IntakeOutcome::as_str);
+        IntakeMetrics { counters }
     }
 
     /// The handles of something that handlers need, by the name that they give it.
@@ -60,10 +76,39 @@ impl Metrics {
     }
 }
 
+/// The handles of a route of the front doors.
+#[derive(Clone, Debug)]
+pub struct RouteMetrics {
+    outcomes: Vec<Counter>,
+    seconds: Histogram,
+}
+
+impl RouteMetrics {
+    /// A request of the route has ended after `elapsed`.
+    pub fn record(&self, outcome: HttpOutcome, elapsed: Duration) {
+        self.outcomes[outcome as usize].inc();
+        self.seconds.observe(elapsed.as_secs_f64());
+    }
+}
+
+/// The handles of an operation of the front doors.
+#[derive(Clone, Debug)]
+pub struct OperationMetrics {
+    keys: Vec<Counter>,
+}
+
+impl OperationMetrics {
+    /// A call of the operation was answered, by what its idempotency key was.
+    pub fn record(&self, word: CallWord) {
+        self.keys[word as usize].inc();
+    }
+}
+
 /// The handles of the cache of answers.
 #[derive(Clone, Debug)]
 pub struct CacheMetrics {
     hits: Counter,
+    misses: Counter,
     errors: Counter,
 }
 
@@ -71,6 +116,11 @@ impl CacheMetrics {
     /// It had the record of a call.
     pub fn add_hit(&self) {
         self.hits.inc();
+    }
+
+    /// It did not have the record of a call: the call is new, or was forgotten.
+    pub fn add_miss(&self) {
+        self.misses.inc();
     }
 
     /// It did not answer, had something that is not a record, or had no room.

@@ -20,6 +20,7 @@ pub(super) type Labels = Vec<(&'static str, Arc<str>)>;
 pub(super) type CounterFamily = Family<Labels, Counter>;
 pub(super) type GaugeFamily = Family<Labels, Gauge>;
 pub(super) type FloatGauge = Gauge<f64, AtomicU64>;
+pub(super) type FloatCounter = Counter<f64, AtomicU64>;
 pub(super) type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
 
 /// A registry that remembers the names it exposes.
@@ -152,18 +153,22 @@ families! {
     commits: CounterFamily, "perkey_commits", "Commits, by how they ended";
     commit_turns: Histogram = sizes(), "perkey_commit_turns", "Turns in a commit";
     commit_seconds: Histogram = commit_times(), "perkey_commit_seconds", "Time of a commit at the store";
-    calls: CounterFamily, "idempotency_key", "Calls, by what their idempotency key was";
+    calls: CounterFamily, "idempotency_key", "Calls, by operation and what their idempotency key was";
     restarts: CounterFamily, "perkey_restarts", "Restarts, by child and reason";
     published: CounterFamily, "outbox_published", "Events that a sink confirmed";
     refused: CounterFamily, "outbox_refused", "Events that a sink refused";
     dependency_open: GaugeFamily, "perkey_dependency_open", "1 while a dependency's breaker is open";
     unavailable: CounterFamily, "perkey_unavailable_turns", "Turns that found a dependency unavailable";
     cache_hits: Counter, "idempotency_cache_hits", "Calls whose record the cache had";
+    cache_misses: Counter, "idempotency_cache_misses", "Calls whose record the cache did not have";
     cache_errors: Counter, "idempotency_cache_errors", "Questions that the cache could not answer";
     alarms: GaugeFamily, "perkey_alarm", "1 while the alarm is raised";
     owned_shards: Gauge, "perkey_owned_shards", "Shards that run here, in a fleet",
         /// Shards that run here, in a fleet.
         set_owned_shards;
+    shards_without_owner: Gauge, "perkey_shards_without_owner", "Shards that no living worker owns",
+        /// Shards that no living worker owns, as this worker sees the fleet.
+        set_shards_without_owner;
     lease_remaining: FloatGauge, "perkey_lease_remaining_seconds", "Time until this worker stops";
     takeovers: CounterFamily, "perkey_takeovers", "Shards taken in a fleet, by reason";
     takeover_seconds: Histogram = waits(), "perkey_takeover_seconds", "Time of a shard without an owner";
@@ -176,6 +181,13 @@ families! {
     tokens_wrong_since: Gauge, "gateway_tokens_wrong_since_seconds",
         "When the file of tokens was first found wrong, as a Unix time; 0: it is fine";
     http: CounterFamily, "http_request_outcome", "Requests at the front doors, by how they ended";
+    http_seconds: Histograms = requests(), "http_request_seconds", "Time of a request at the front doors";
+    build: GaugeFamily, "perkey_build_info", "1, with the versions of the program and of its states";
+    cpu: FloatCounter, "process_cpu_seconds", "Processor time that the process used";
+    memory: Gauge, "process_resident_memory_bytes", "Memory of the process that is in use";
+    files: Gauge, "process_open_fds", "Files that the process has open";
+    files_max: Gauge, "process_max_fds", "Files that the process may have open";
+    started: FloatGauge, "process_start_time_seconds", "When the process was started, as a Unix time";
 }
 
 members! {
@@ -237,6 +249,11 @@ fn waits() -> Histogram {
 /// 1 µs to about 4 s: a turn may be arithmetic or a call to another service.
 fn turns() -> Histograms {
     Histograms::new_with_constructor(|| Histogram::new(exponential_buckets(1e-6, 4.0, 12)))
+}
+
+/// 1 ms to about 65 s: from a read to a request that waits for its turn as long as it may.
+fn requests() -> Histograms {
+    Histograms::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 17)))
 }
 
 /// 1 to 4,096 turns, the default bound of a commit.

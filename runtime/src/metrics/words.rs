@@ -174,14 +174,18 @@ words! {
         Refused = "refused",
         /// The sender may not make it.
         Forbidden = "forbidden",
-        /// Another request came first, or still runs.
+        /// Another request came first.
         Conflict = "conflict",
+        /// The key's request still runs.
+        InFlight = "in_flight",
         /// The tenant sends too much.
         Limited = "limited",
         /// The request failed here.
         Failed = "failed",
         /// There was no room, or no store.
         Unavailable = "unavailable",
+        /// It took longer than it may here.
+        TimedOut = "timed_out",
     }
 }
 

@@ -158,6 +158,12 @@ pub struct Fleet {
 }
 
 impl Fleet {
+    /// The number of shards that no living worker owns.
+    pub fn without_owner(&self) -> u64 {
+        let lives = |id: &str| self.workers.iter().any(|row| row.worker.id == id && row.is_alive());
+        self.shards.iter().filter(|row| !row.owner.as_deref().is_some_and(lives)).count() as u64
+    }
+
     /// The fleet as all its workers compare it: while one is alive of which only the number is known, all compare by
     /// the number, as that one does, because all have to reach the same result.
     #[must_use]

@@ -144,7 +144,7 @@ pub struct ShardRow {
     pub unread: u64,
     /// Rows in `pending`.
     pub pending: u64,
-    /// Keys with rows in `pending`.
+    /// Keys with rows in `pending` that no dead letter holds.
     pub waiting_keys: u64,
     /// Dead letters.
     pub dead_letters: u64,
@@ -258,7 +258,7 @@ pub trait Queries: Send + Sync {
     fn shards(&self) -> StoreFuture<'_, Vec<ShardRow>>;
     /// Unread messages of these shards in the embedded log (a row half read counts whole).
     fn unread(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>>;
-    /// The number of keys with rows in `pending`, for each of these shards.
+    /// The number of keys with rows in `pending` that no dead letter holds, for each of these shards.
     fn count_waiting(&self, shards: Vec<ShardNo>) -> StoreFuture<'_, Vec<(ShardNo, u64)>>;
     /// The numbers of all services that this store ever had, by name: also those that other programs brought.
     fn services(&self) -> StoreFuture<'_, BTreeMap<Arc<str>, u16>>;

@@ -6,6 +6,7 @@ mod read;
 mod scope;
 pub mod tenant;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use perkey::unstable::clock::Clock;
 use perkey::unstable::engine::calls::{Call, CallAnswer, CallError, Calls};
 use perkey::unstable::message::ShardNo;
+use perkey::unstable::metrics::{CallWord, Metrics, OperationMetrics};
 use perkey::unstable::settings::GatewaySettings;
 use perkey::unstable::store::Store;
 use perkey::unstable::store::calls::{CallEnd, CallOutcome};
@@ -25,7 +27,7 @@ pub use self::read::{PAGE, PAGE_MAX};
 use self::tenant::Names;
 use super::auth::{Caller, Role};
 use super::key::IdempotencyKey;
-use super::operations::{Operation, Request, checked};
+use super::operations::{OPERATIONS, Operation, Request, checked};
 use super::problem::{Kind, Problem};
 use crate::defaults::{self, Lack};
 
@@ -83,6 +85,8 @@ pub struct Front {
     store: Arc<dyn Store>,
     calls: Arc<Calls>,
     limits: Limits,
+    /// The handles of each operation, by its name.
+    counts: HashMap<&'static str, OperationMetrics>,
     lacks: Vec<Lack>,
     clock: Clock,
 }
@@ -95,7 +99,14 @@ impl std::fmt::Debug for Front {
 
 impl Front {
     /// A layer in front of these calls.
-    pub fn new(settings: &Settings, handlers: &Handlers, store: Arc<dyn Store>, calls: Arc<Calls>) -> Arc<Self> {
+    pub fn new(
+        settings: &Settings,
+        handlers: &Handlers,
+        store: Arc<dyn Store>,
+        calls: Arc<Calls>,
+        metrics: &Metrics,
+    ) -> Arc<Self> {
+        let names = OPERATIONS.iter().map(|operation| operation.name);
         Arc::new(Self {
             settings: settings.gateway.clone(),
             shards: settings.ownership.shards,
@@ -103,6 +114,7 @@ impl Front {
             store,
             calls,
             limits: Limits::new(settings.gateway.rate),
+            counts: names.map(|name| (name, metrics.operation(name))).collect(),
             lacks: defaults::lacks(settings),
             clock: Clock::system(),
         })
@@ -150,6 +162,9 @@ impl Front {
             }
         }
         let answer = self.calls.call(call, self.settings.wait).await.map_err(|error| not_accepted(&error))?;
+        if let Some(counts) = self.counts.get(operation.name) {
+            counts.record(CallWord::from(&answer));
+        }
         debug!(call = %id, operation = operation.name, "a call was answered");
         match answer {
             CallAnswer::New(outcome) => told(operation, &names, outcome, false),

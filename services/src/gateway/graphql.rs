@@ -52,13 +52,19 @@ struct Door {
     rest: Rest,
 }
 
+/// The templates of [`routes`].
+pub const TEMPLATES: [&str; 2] = [DOOR, SCHEMA];
+
+const DOOR: &str = "/graphql";
+const SCHEMA: &str = "/graphql/schema";
+
 /// The door's routes. Introspection works only without tokens; a file has the schema in any case.
 pub fn routes(rest: &Rest) -> Router {
     let open = rest.auth.is_open();
     let (schema, about) = (schema(open, DEPTH_MAX), schema(open, ABOUT_DEPTH_MAX));
     let door = Arc::new(Door { schema, about, rest: rest.clone() });
     let answer = async |State(door): State<Arc<Door>>, request: Request| post::answer(&door, request).await;
-    Router::new().route("/graphql", posted(answer)).route("/graphql/schema", get(async || sdl())).with_state(door)
+    Router::new().route(DOOR, posted(answer)).route(SCHEMA, get(async || sdl())).with_state(door)
 }
 
 fn schema(introspection: bool, depth: usize) -> Served {

@@ -45,6 +45,16 @@ pub mod proto {
     pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/budget.bin"));
 }
 
+/// The names of the services that are not the application's own.
+const COMMON: [&str; 3] =
+    ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
+
+/// The templates of [`routes`]: one for each service.
+pub fn templates() -> Vec<String> {
+    let own = Readiness::NAMES.into_iter().filter(|name| !name.is_empty());
+    own.chain(COMMON).map(|name| format!("/{name}/{{*rest}}")).collect()
+}
+
 /// The services as routes, and the reporter of their readiness.
 pub fn routes(rest: &Rest) -> (axum::Router, Readiness) {
     let calls = Calls { front: Arc::clone(&rest.front), auth: Arc::clone(&rest.auth) };

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 
 use self::answer::Echo;
 pub use self::answer::wanted;
+use self::guard::Guard;
 pub use self::guard::from_elsewhere;
 use super::auth::{Auth, Caller, Role};
 use super::front::{Asked, Front, PAGE, TAKEN_ALONG};
@@ -76,9 +77,18 @@ pub fn routes(rest: &Rest) -> Router {
         .method_not_allowed_fallback(documents::no_method)
 }
 
-/// Routes behind the rules for all of them: time limits, a check of the request's host, a count of outcomes.
-pub fn guarded(rest: &Rest, routes: Router) -> Router {
-    routes.layer(middleware::from_fn_with_state(rest.clone(), guard::guard))
+/// The templates of [`routes`].
+pub fn templates() -> Vec<String> {
+    let operations = OPERATIONS.iter().map(|operation| operation.path.to_owned());
+    let one = Entity::ALL.iter().map(|entity| format!("{}/{{id}}", entity.path()));
+    let many = Entity::ALL.iter().filter(|entity| entity.table().is_some()).map(|entity| entity.path().to_owned());
+    operations.chain(one).chain(many).chain(documents::TEMPLATES.map(str::to_owned)).collect()
+}
+
+/// Routes behind the rules for all of them: time limits, a check of the request's host, a count of outcomes by these
+/// templates.
+pub fn guarded(rest: &Rest, routes: Router, templates: Vec<String>) -> Router {
+    routes.layer(middleware::from_fn_with_state(Guard::of(rest, templates), guard::guard))
 }
 
 fn method(operation: &Operation) -> MethodFilter {

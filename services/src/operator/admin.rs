@@ -1,18 +1,18 @@
 //! The admin listener: `/metrics`, `/livez`, `/readyz`.
-//! In: probes. Out: OpenMetrics text, and whether messages are being handled, with the problems if not.
+//! In: probes. Out: metrics as OpenMetrics or classic text, and whether messages are being handled, with the problems if not.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use perkey::host::Failure;
 use perkey::unstable::engine::calls::Calls;
-use perkey::unstable::metrics::Metrics;
+use perkey::unstable::metrics::{CLASSIC_CONTENT_TYPE, CONTENT_TYPE, Metrics};
 use perkey::unstable::store::Store;
 use perkey::{Engine, Settings};
 use serde_json::json;
@@ -137,9 +137,36 @@ fn not_ready(problem: &str) -> (bool, Vec<String>) {
     (false, vec![problem.to_owned()])
 }
 
-async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], admin.metrics.encode()).into_response()
+async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
+    let all = headers.get_all(header::ACCEPT).into_iter().filter_map(|accept| accept.to_str().ok());
+    let (kind, text) = match wants_classic(&all.collect::<Vec<_>>().join(",")) {
+        true => (CLASSIC_CONTENT_TYPE, admin.metrics.encode_classic()),
+        false => (CONTENT_TYPE, admin.metrics.encode()),
+    };
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+/// True if a client would rather have the classic text format of metrics than OpenMetrics.
+fn wants_classic(accept: &str) -> bool {
+    quality(accept, "text", "plain") > quality(accept, "application", "openmetrics-text")
+}
+
+/// The quality of a media type to a client, from 0 to 1: what it says of the type itself counts before what it says of
+/// many (RFC 9110, 12.5.1).
+fn quality(accept: &str, kind: &str, sub: &str) -> f32 {
+    let is = |said: &str, name: &str| said.eq_ignore_ascii_case(name);
+    let wanted = accept.split(',').filter_map(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let exact = match parts.next()?.split_once('/')? {
+            ("*", "*") => 0,
+            (top, "*") if is(top, kind) => 1,
+            (top, below) if is(top, kind) && is(below, sub) => 2,
+            _ => return None,
+        };
+        let given = parts.filter_map(|part| part.split_once('=')).find(|(name, _)| is(name.trim(), "q"));
+        Some((exact, given.map_or(1.0, |(_, q)| q.trim().parse::<f32>().unwrap_or(0.0))))
+    });
+    wanted.fold((0, 0.0), |best, next| if next >= best { next } else { best }).1
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
@@ -166,8 +193,27 @@ mod tests {
 
     #[tokio::test]
     async fn metrics_are_openmetrics() {
-        let answer = metrics(State(Admin::new(&defaults::settings(), Metrics::new()))).await;
+        let admin = Admin::new(&defaults::settings(), Metrics::new());
+        let answer = metrics(State(admin), HeaderMap::new()).await;
         assert_eq!(answer.status(), StatusCode::OK);
         assert!(answer.headers()[header::CONTENT_TYPE].to_str().unwrap().starts_with("application/openmetrics-text"));
+    }
+
+    #[test]
+    fn the_classic_format_is_for_those_who_ask_for_it() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.8,application/openmetrics-text;version=0.0.1;\
+                          q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        for open in ["", "*/*", prometheus, "text/html, */*;q=0.8", "application/openmetrics-text", "text/plain;q=x"] {
+            assert!(!wants_classic(open), "{open}");
+        }
+        for classic in [
+            "text/plain",
+            "text/*",
+            "TEXT/Plain; version=0.0.4 ; Q=0.9, */*;q=0.1",
+            "text/plain, application/openmetrics-text;q=0.5",
+            "*/*;q=0.2, application/openmetrics-text;q=0",
+        ] {
+            assert!(wants_classic(classic), "{classic}");
+        }
     }
 }

@@ -38,7 +38,8 @@ pub async fn gateway(settings: &Settings) -> Ended {
     let cache = cache::open(settings, &store.calls().secret().await?, &metrics);
     let cache = cache.map_err(|error| Failure::Settings(vec![error.to_string()]))?;
     let calls = Calls::new(settings, handlers.clone(), Arc::clone(&store), cache, Arc::clone(&metrics));
-    let front = Front::new(settings, &handlers, Arc::clone(&store), Arc::clone(&calls));
+    let front = Front::new(settings, &handlers, Arc::clone(&store), Arc::clone(&calls), &metrics);
+    metrics.set_build(env!("CARGO_PKG_VERSION"), handlers.code().number);
     let admin = Admin::new(settings, Arc::clone(&metrics));
     admin.set(Stage::Reading(store, calls));
     let open = gateway::start(doors, front, metrics);

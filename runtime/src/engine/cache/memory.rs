@@ -39,8 +39,9 @@ impl std::fmt::Debug for MemoryCache {
 impl ReplayCache for MemoryCache {
     fn get(&self, id: CallId) -> BoxFuture<'_, Option<CallRecord>> {
         let found = self.records.get(&id);
-        if found.is_some() {
-            self.metrics.add_hit();
+        match found {
+            Some(_) => self.metrics.add_hit(),
+            None => self.metrics.add_miss(),
         }
         Box::pin(ready(found))
     }

@@ -114,6 +114,7 @@ impl RedisShared {
             })
             .await?;
         if entry.is_empty() {
+            self.metrics.add_miss();
             return None;
         }
         let found = self.scope.decode(id, &entry);

@@ -7,7 +7,7 @@ use super::ShardState;
 use crate::clock::Millis;
 use crate::ledger::settle::record::{FaultNote, Gauges};
 use crate::message::ShardNo;
-use crate::metrics::{Alarm, DedupSource};
+use crate::metrics::{Alarm, DedupSource, UNKNOWN_SERVICE};
 use crate::telemetry::MessageFields;
 
 impl ShardState {
@@ -107,7 +107,7 @@ impl ShardState {
         for service in tally.dead {
             match service {
                 Some(service) => self.env.service_metrics[service].add_dead_letters(1),
-                None => metrics.service("unknown").add_dead_letters(1),
+                None => metrics.service(UNKNOWN_SERVICE).add_dead_letters(1),
             }
         }
         for service in tally.absent {

@@ -223,7 +223,8 @@ impl MemoryTables {
                 .filter(|letter| letter.holds_key)
                 .map(|letter| (&letter.service, &letter.key))
                 .collect();
-            let waiting: BTreeSet<_> = self.pending_of(no).map(|row| (&row.service, &row.key)).collect();
+            let mut waiting: BTreeSet<_> = self.pending_of(no).map(|row| (&row.service, &row.key)).collect();
+            waiting.retain(|key| !held.contains(key));
             ShardRow {
                 shard: no,
                 owner: shard.owner.clone(),

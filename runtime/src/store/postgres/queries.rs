@@ -270,7 +270,10 @@ async fn shards(links: &Links) -> Result<Vec<ShardRow>, StoreError> {
              LEFT JOIN positions p ON p.shard = l.target AND p.origin = l.origin
              WHERE l.no > coalesce(p.no, 0) OR (l.no = p.no AND l.count > p.passed) GROUP BY l.target),
          waiting (shard, messages, keys) AS (
-             SELECT shard, count(*), count(DISTINCT (service, key)) FROM pending GROUP BY shard),
+             SELECT p.shard, count(*), count(DISTINCT (p.service, p.key)) FILTER (WHERE h.key IS NULL)
+             FROM pending p LEFT JOIN (SELECT DISTINCT shard, service, key FROM dead_letters WHERE holds_key) h
+                 ON h.shard = p.shard AND h.service = p.service AND h.key = p.key
+             GROUP BY p.shard),
          dead (shard, messages, held) AS (
              SELECT shard, count(*), count(DISTINCT (service, key)) FILTER (WHERE holds_key)
              FROM dead_letters GROUP BY shard)

@@ -166,7 +166,7 @@ pub(in crate::store) async fn unread<S: Sql>(db: &S, shards: Vec<ShardNo>) -> Re
     db.rows(&sql, &[Arg::Plain(&json(&shards)?)]).await?.iter().map(decode::by_shard).collect()
 }
 
-/// The number of keys with rows in `pending`, for each of these shards.
+/// The number of keys with rows in `pending` that no dead letter holds, for each of these shards.
 pub(in crate::store) async fn count_waiting<S: Sql>(
     db: &S,
     shards: Vec<ShardNo>,
@@ -174,7 +174,9 @@ pub(in crate::store) async fn count_waiting<S: Sql>(
     let each = S::each("$1");
     let sql = format!(
         "SELECT a.value,
-             (SELECT count(*) FROM (SELECT DISTINCT service, key FROM pending p WHERE p.shard = a.value) AS keys)
+             (SELECT count(*) FROM (SELECT DISTINCT service, key FROM pending p WHERE p.shard = a.value) AS keys
+                  WHERE NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.shard = a.value
+                      AND d.service = keys.service AND d.key = keys.key AND d.holds_key))
          FROM {each} AS a"
     );
     db.rows(&sql, &[Arg::Plain(&json(&shards)?)]).await?.iter().map(decode::by_shard).collect()

@@ -220,7 +220,9 @@ async fn shards(pool: &SqlitePool) -> Result<Vec<ShardRow>, StoreError> {
              WHERE l.no > coalesce(p.no, 0) OR (l.no = p.no AND l.count > p.passed) GROUP BY l.target)
          SELECT {}, owner, coalesce((SELECT messages FROM unread u WHERE u.shard = s.shard), 0),
              (SELECT count(*) FROM pending p WHERE p.shard = s.shard),
-             (SELECT count(*) FROM (SELECT DISTINCT service, key FROM pending p WHERE p.shard = s.shard)),
+             (SELECT count(*) FROM (SELECT DISTINCT service, key FROM pending p WHERE p.shard = s.shard) AS keys
+                 WHERE NOT EXISTS (SELECT 1 FROM dead_letters d WHERE d.shard = s.shard
+                     AND d.service = keys.service AND d.key = keys.key AND d.holds_key = 1)),
              (SELECT count(*) FROM dead_letters d WHERE d.shard = s.shard),
              (SELECT count(*) FROM (SELECT DISTINCT service, key FROM dead_letters d
                  WHERE d.shard = s.shard AND holds_key = 1))

@@ -10,6 +10,7 @@ use axum::http::header::{
 };
 use axum::http::{HeaderMap, HeaderValue, Response as HttpResponse, StatusCode};
 use axum::response::Response;
+use perkey::unstable::metrics::HttpOutcome;
 use serde_json::Value;
 
 use crate::gateway::front::Reply;
@@ -63,6 +64,9 @@ pub(super) fn problem(problem: &Problem, instance: &str, echo: &Echo) -> Respons
     headers.extend(problem.retry_after_seconds().map(|seconds| (RETRY_AFTER, HeaderValue::from(seconds))));
     headers.extend(wanted(problem.kind));
     echo.put(headers, problem.replayed);
+    if problem.kind == Kind::InFlight {
+        response.extensions_mut().insert(HttpOutcome::InFlight);
+    }
     response
 }
 

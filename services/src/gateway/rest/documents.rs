@@ -12,13 +12,20 @@ use super::{Rest, openapi};
 use crate::gateway::key::KEY_BYTES_MAX;
 use crate::gateway::problem::{Kind, POLICY, Problem};
 
+/// The templates of [`routes`].
+pub(super) const TEMPLATES: [&str; 4] = [OPENAPI, POLICY, PROBLEMS, PROBLEM];
+
+const OPENAPI: &str = "/api/openapi.json";
+const PROBLEMS: &str = "/api/problems";
+const PROBLEM: &str = "/api/problems/{code}";
+
 pub(super) fn routes(rest: &Rest) -> Router {
     let (described, policy) = (openapi::document(rest.front.tables()), policy(rest));
     Router::new()
-        .route("/api/openapi.json", get(move || async move { answer::document(&described) }))
+        .route(OPENAPI, get(move || async move { answer::document(&described) }))
         .route(POLICY, get(move || async move { answer::document(&policy) }))
-        .route("/api/problems", get(|| async { answer::document(&catalogue()) }))
-        .route("/api/problems/{code}", get(problem))
+        .route(PROBLEMS, get(|| async { answer::document(&catalogue()) }))
+        .route(PROBLEM, get(problem))
 }
 
 /// The idempotency policy that the draft of the header asks to publish.

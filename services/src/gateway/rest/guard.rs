@@ -1,13 +1,16 @@
 //! The rules for every route of the listener, whatever its protocol.
 //! In: a request. Out: its answer, in time, and a count of its outcome.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use perkey::unstable::metrics::HttpOutcome;
+use perkey::unstable::clock::Stopwatch;
+use perkey::unstable::metrics::{HttpOutcome, RouteMetrics};
 use perkey::unstable::telemetry::traces;
 use tracing::{Instrument, Span};
 
@@ -24,13 +27,40 @@ const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 /// The header that names the trace that a request is part of.
 const TRACEPARENT: &str = "traceparent";
 
-pub(super) async fn guard(State(rest): State<Rest>, mut request: Request, next: Next) -> Response {
+/// The route of requests that have none.
+const OTHER: &str = "other";
+
+/// The state of the guard of a listener.
+#[derive(Clone)]
+pub(super) struct Guard {
+    rest: Rest,
+    /// The handles of the listener's routes, by their templates.
+    routes: Arc<HashMap<String, RouteMetrics>>,
+}
+
+impl Guard {
+    /// The guard of these routes: what becomes of their requests is shown from now on.
+    pub(super) fn of(rest: &Rest, templates: Vec<String>) -> Self {
+        let all = templates.into_iter().chain([OTHER.to_owned()]);
+        let routes = all.map(|route| (route.clone(), rest.metrics.route(&route))).collect();
+        Self { rest: rest.clone(), routes: Arc::new(routes) }
+    }
+}
+
+pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next: Next) -> Response {
+    let Guard { rest, routes } = guard;
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map_or("other", MatchedPath::as_str);
+    let route = route.as_ref().map_or(OTHER, MatchedPath::as_str);
     let span = traced(&mut request, route);
+    let watch = Stopwatch::start();
     let response = bounded(&rest, request, next).instrument(span.clone()).await;
+    let elapsed = watch.elapsed();
     traces::answered(&span, response.status().as_u16());
-    rest.metrics.record_http(route, outcome(&response));
+    let outcome = outcome(&response);
+    match routes.get(route) {
+        Some(handles) => handles.record(outcome, elapsed),
+        None => rest.metrics.route(route).record(outcome, elapsed),
+    }
     response
 }
 
@@ -50,14 +80,16 @@ async fn bounded(rest: &Rest, request: Request, next: Next) -> Response {
     let settings = rest.front.settings();
     let within = settings.read_timeout + settings.wait + SPARE;
     let refused = rest.auth.is_open().then(|| from_elsewhere(&request, settings.local_origins)).flatten();
-    let answer = match refused {
-        Some(problem) => Err(problem),
-        None => tokio::time::timeout(within, next.run(request)).await.map_err(|_| {
+    let told = |problem: &Problem| answer::problem(problem, &instance, &Echo::default());
+    match refused {
+        Some(problem) => told(&problem),
+        None => tokio::time::timeout(within, next.run(request)).await.unwrap_or_else(|_| {
             let detail = "the request took too long here: ask again with the same key";
-            Problem::new(Kind::Unavailable, detail).retry_after(Duration::from_secs(2))
+            let mut late = told(&Problem::new(Kind::Unavailable, detail).retry_after(Duration::from_secs(2)));
+            late.extensions_mut().insert(HttpOutcome::TimedOut);
+            late
         }),
-    };
-    answer.unwrap_or_else(|problem| answer::problem(&problem, &instance, &Echo::default()))
+    }
 }
 
 /// The problem of a request from another site. Without tokens a page of another site must not reach this listener:
@@ -96,12 +128,17 @@ fn name_of(host: &str) -> &str {
 }
 
 fn outcome(response: &Response) -> HttpOutcome {
+    // What a status does not tell: its place in the code does.
+    if let Some(outcome) = response.extensions().get::<HttpOutcome>() {
+        return *outcome;
+    }
     // An error of gRPC is a 200 with another status in it.
     let grpc = response.headers().get("grpc-status").and_then(|code| code.to_str().ok()).unwrap_or("0");
     match response.status() {
         _ if response.headers().contains_key(&REPLAYED) => HttpOutcome::Replayed,
         StatusCode::OK if grpc != "0" => of_grpc(grpc),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => HttpOutcome::Forbidden,
+        StatusCode::REQUEST_TIMEOUT => HttpOutcome::TimedOut,
         StatusCode::CONFLICT => HttpOutcome::Conflict,
         StatusCode::TOO_MANY_REQUESTS => HttpOutcome::Limited,
         StatusCode::SERVICE_UNAVAILABLE => HttpOutcome::Unavailable,
@@ -115,7 +152,10 @@ fn outcome(response: &Response) -> HttpOutcome {
 fn of_grpc(code: &str) -> HttpOutcome {
     match code {
         "7" | "16" => HttpOutcome::Forbidden,
-        "6" | "10" => HttpOutcome::Conflict,
+        "4" => HttpOutcome::TimedOut,
+        "6" => HttpOutcome::Conflict,
+        // Only a request that still runs is told so.
+        "10" => HttpOutcome::InFlight,
         "8" => HttpOutcome::Limited,
         "14" => HttpOutcome::Unavailable,
         "2" | "13" | "15" => HttpOutcome::Failed,
@@ -158,6 +198,18 @@ mod tests {
             assert_eq!(problem.kind, Kind::Forbidden, "{host} {origin:?}");
         }
     }
+
+    #[test]
+    fn outcomes_tell_a_deadline_and_a_running_request_from_a_conflict() {
+        let of = |kind| outcome(&answer::problem(&Problem::new(kind, "x"), "/", &Echo::default()));
+        assert_eq!(of(Kind::TooSlow), HttpOutcome::TimedOut);
+        assert_eq!(of(Kind::InFlight), HttpOutcome::InFlight);
+        assert_eq!(of(Kind::AlreadyExists), HttpOutcome::Conflict);
+        assert_eq!(of(Kind::Unavailable), HttpOutcome::Unavailable);
+        let codes = ["4", "6", "10"].map(of_grpc);
+        assert_eq!(codes, [HttpOutcome::TimedOut, HttpOutcome::Conflict, HttpOutcome::InFlight]);
+    }
+
     #[test]
     fn pages_of_other_ports_of_this_machine_are_served_where_that_is_set() {
         let own = asked("localhost:8080", Some("http://LocalHost:8080"));

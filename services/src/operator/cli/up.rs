@@ -52,7 +52,7 @@ async fn serve(settings: &Settings) -> Ended {
         let handlers = handlers(settings)?;
         let engine = Engine::start(settings, handlers.clone(), Arc::clone(&store), Arc::clone(&metrics)).await?;
         admin.set(Stage::Running(engine.clone()));
-        let front = Front::new(settings, &handlers, store, engine.calls());
+        let front = Front::new(settings, &handlers, store, engine.calls(), &metrics);
         let open = gateway::start(doors, front, metrics);
         let store = redact("store.url", &settings.store.url);
         let shards = settings.ownership.shards;
