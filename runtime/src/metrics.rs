@@ -122,6 +122,7 @@ impl Metrics {
         let labels = one("service", name);
         ServiceMetrics {
             processed: self.families.processed.get_or_create_owned(&labels),
+            late: self.families.late.get_or_create_owned(&labels),
             dead_letters: self.families.dead_letters.get_or_create_owned(&labels),
             turn_seconds: self.families.turn_seconds.get_or_create_owned(&labels),
         }
@@ -226,6 +227,7 @@ fn partition_labels(topic: &str, partition: i32) -> Labels {
 #[derive(Clone, Debug)]
 pub struct ServiceMetrics {
     processed: Counter,
+    late: Counter,
     dead_letters: Counter,
     turn_seconds: Histogram,
 }
@@ -234,6 +236,11 @@ impl ServiceMetrics {
     /// Counts messages whose outcomes are committed.
     pub fn add_processed(&self, count: u64) {
         self.processed.inc_by(count);
+    }
+
+    /// Counts messages whose outcomes are committed later than `metrics.late_after`.
+    pub fn add_late(&self, count: u64) {
+        self.late.inc_by(count);
     }
 
     /// Counts messages that became dead letters.

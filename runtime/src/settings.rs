@@ -5,6 +5,7 @@ mod checks;
 mod cron;
 mod gates;
 pub mod load;
+mod metrics;
 mod problems;
 mod redact;
 mod routes;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::cron::CronSettings;
 pub use self::gates::{DependencySettings, ServiceLimit};
+pub use self::metrics::MetricsSettings;
 pub use self::routes::{Bind, IdWithin, KeyFrom, Publish};
 pub(crate) use self::words::address;
 pub use self::words::{DurationError, duration};
@@ -57,6 +59,8 @@ pub struct Settings {
     pub drain: DrainSettings,
     /// Restarts of the runtime's own actors.
     pub supervision: SupervisionSettings,
+    /// The bounds of metrics.
+    pub metrics: MetricsSettings,
     /// The listener for metrics and health.
     pub admin: AdminSettings,
     /// The front doors.

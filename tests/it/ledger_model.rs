@@ -581,6 +581,25 @@ fn a_commit_whose_outcome_is_unknown_again_and_again_is_halved() {
 }
 
 #[test]
+fn a_message_is_late_by_when_its_outcome_is_committed() {
+    let mut world = World::new([3, 0, 3]);
+    let mut late = |key, fate, waits| {
+        world.happen(Op::Arrive(key, fate));
+        let commit = world.next_commit();
+        assert!(commit.parts.iter().any(|part| part.ids.len() == 1), "it is taken with this commit");
+        world.happen(Op::Tick(waits));
+        world.happen(Op::Commit(Ending::Well));
+        world.ledger.tally().late.values().sum::<u64>()
+    };
+    assert_eq!(late(0, 0, 5_000), 0, "not later than metrics.late_after");
+    assert_eq!(late(1, 0, 5_001), 1);
+    let rejects = Fate::ALL.iter().position(|(_, fate)| matches!(fate, Fate::Rejects)).unwrap();
+    assert_eq!(late(2, rejects, 5_001), 1, "a dead letter is an outcome, too");
+    let fails = Fate::ALL.iter().position(|(_, fate)| matches!(fate, Fate::FailsAlways)).unwrap();
+    assert_eq!(late(3, fails, 5_001), 0, "a retry is none");
+}
+
+#[test]
 fn a_commit_is_cut_at_its_bytes() {
     let mut world = World::new([3, 0, 3]);
     let mut settings = Settings::clone(&world.config.settings);

@@ -334,7 +334,10 @@ impl Ledger {
         let Some(ix) = group.slot else { return self.dead_letters.committed(part) };
         let slot = &mut self.slots[ix];
         let settled = (part.ids.len() - group.recorded + part.settled.len() + group.fired) as u64;
-        *self.tally.processed.entry(slot.service).or_insert(0) += settled;
+        let service = slot.service;
+        *self.tally.processed.entry(service).or_insert(0) += settled;
+        self.count_late(service, group);
+        let slot = &mut self.slots[ix];
         slot.uncommitted -= 1;
         if !part.settled.is_empty() {
             self.waiting.settled(&mut slot.known);

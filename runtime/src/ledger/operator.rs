@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Ledger;
 use super::protocol::{Question, SlotIx};
 use super::settle::record::HistoryKind;
-use super::slot::{From, Head, Item, Operation, Phase};
+use super::slot::{From, Head, Item, Operation, Phase, REPLACES};
 use crate::clock::Millis;
 use crate::handler::{CALL, CALL_ID, COMMAND, call_of};
 use crate::message::{CUT_FROM, Draft, Message, TakenId, shard_of};
@@ -20,8 +20,6 @@ use crate::store::{
 const FIND_MAX: usize = 500;
 /// Rows and timers of a service looked up at once.
 const SERVICE_MAX: usize = 64;
-/// The header of a message that replaced a dead letter: the letter's id.
-const REPLACES: &str = "replaces";
 
 /// The command on its way.
 #[derive(Debug)]

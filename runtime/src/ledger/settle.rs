@@ -93,7 +93,9 @@ impl Ledger {
             From::Row(seq) => self.drop_row(ix, seq),
             From::Timer => {}
         }
-        self.group(ix).items.push(item);
+        let group = self.group(ix);
+        group.taken_at.extend(item.is_of_source().then_some(item.taken_at));
+        group.items.push(item);
     }
 
     /// Takes the id in the batch's commit, its copies with it.
@@ -231,6 +233,7 @@ impl Ledger {
         let letter = dead_letter(&item, seq, self.service_key(ix), error, holds_key, self.now);
         let death = self.dies(Some(self.slots[ix].service), letter);
         let group = self.group(ix);
+        group.taken_at.extend(item.is_of_source().then_some(item.taken_at));
         death.write(&mut group.part);
         group.turn(item.id);
         group.items.push(before);

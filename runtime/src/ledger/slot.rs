@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hashbrown::HashMap;
 
-pub(crate) use self::item::{From, Hand, Item, Operation, Trial};
+pub(crate) use self::item::{From, Hand, Item, Operation, REPLACES, Trial};
 use super::protocol::{ActorIx, SlotIx};
 use crate::clock::Millis;
 use crate::handler::Fault;

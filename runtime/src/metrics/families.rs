@@ -132,6 +132,7 @@ macro_rules! members {
 
 families! {
     processed: CounterFamily, "consumer_processed", "Messages whose outcome is committed";
+    late: CounterFamily, "perkey_late", "Messages whose outcome is committed later than metrics.late_after";
     dedup_hits: CounterFamily, "consumer_dedup_hits", "Deliveries dropped as already taken";
     dead_letters: CounterFamily, "dlq_messages", "Messages that became dead letters";
     unbound: Counter, "perkey_unbound_messages", "Messages that no binding matched",

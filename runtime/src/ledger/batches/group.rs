@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::clock::Millis;
 use crate::ledger::Ticket;
 use crate::ledger::protocol::SlotIx;
 use crate::ledger::slot::Item;
@@ -26,6 +27,8 @@ pub(crate) struct Group {
     pub(crate) recorded: usize,
     /// The message of its first turn.
     pub(crate) first: Option<TakenId>,
+    /// The times at which those of its messages were taken that have their outcome now; none of timers and of replays.
+    pub(crate) taken_at: Vec<Millis>,
     /// The number of timers whose turns succeeded.
     pub(crate) fired: usize,
     /// Ids of messages that it puts in the place of dead letters.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::clock::Millis;
+use crate::clock::{Millis, millis};
 use crate::ledger::Ledger;
+use crate::ledger::batches::group::Group;
 use crate::ledger::protocol::SlotIx;
 use crate::ledger::slot::Item;
 use crate::message::ServiceIx;
@@ -22,6 +23,8 @@ pub const OTHER_CONTENT: &str = "was taken before with other content";
 pub struct Tally {
     /// Turns that settled, by service index.
     pub processed: HashMap<ServiceIx, u64>,
+    /// Those of them whose outcome came later than `metrics.late_after` after they were taken, by service index.
+    pub late: HashMap<ServiceIx, u64>,
     /// Duplicates dropped by the inbox.
     pub duplicates: u64,
     /// Dead letters because their id was taken before with other content.
@@ -131,6 +134,15 @@ pub struct Gauges {
 }
 
 impl Ledger {
+    /// Counts the messages of a durable group whose outcome is late.
+    pub(crate) fn count_late(&mut self, service: ServiceIx, group: &Group) {
+        let after = millis(self.config.settings.metrics.late_after);
+        let late = group.taken_at.iter().filter(|at| self.now.saturating_sub(**at) > after).count() as u64;
+        if late > 0 {
+            *self.tally.late.entry(service).or_insert(0) += late;
+        }
+    }
+
     /// Records an event of a message, for the log and for `explain`.
     pub(crate) fn note(&mut self, ix: SlotIx, item: &Item, kind: HistoryKind, error: &str) {
         let (key, at, generation) = (self.service_key(ix), self.now, self.generation(ix));

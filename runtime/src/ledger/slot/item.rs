@@ -4,10 +4,14 @@
 use std::sync::Arc;
 
 use crate::clock::Millis;
+use crate::handler::TIMER;
 use crate::ledger::tracker::Ticket;
 use crate::message::{Message, TakenId};
 use crate::store::query::OperatorAction;
 use crate::store::{Attempt, DeadLetter};
+
+/// Header of a message that replaced a dead letter: the id of that.
+pub(crate) const REPLACES: &str = "replaces";
 
 /// The place that an item came from, to which it also goes back after a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +54,22 @@ pub(crate) struct Item {
     pub(crate) trial: Trial,
 }
 
+impl Item {
+    /// True if its time counts from a source: it is neither a timer nor put back by an operator. A replay is taken anew,
+    /// after its first attempts.
+    pub(crate) fn is_of_source(&self) -> bool {
+        match self.from {
+            From::Live(_) => true,
+            From::Timer => false,
+            From::Row(_) => {
+                self.message.kind() != TIMER
+                    && self.message.header(REPLACES).is_none()
+                    && self.history.first().is_none_or(|first| first.at >= self.taken_at)
+            }
+        }
+    }
+}
+
 /// The progress of a suspect towards its next start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Trial {
@@ -75,4 +95,37 @@ pub(crate) struct Operation {
     pub(crate) action: OperatorAction,
     pub(crate) who: String,
     pub(crate) letter: DeadLetter,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Draft;
+
+    fn row(kind: &str, headers: &[(&str, &str)], attempts: &[Millis]) -> Item {
+        let message = Draft { id: "m", key: "k", kind, headers, ..Draft::default() }.build_unchecked().unwrap();
+        let attempt = |at: &Millis| Attempt { attempt: 1, at: *at, generation: 0, error: String::new() };
+        Item {
+            message,
+            id: TakenId([0; TakenId::BYTES]),
+            from: From::Row(7),
+            arrival: 0,
+            taken_at: 100,
+            attempt: 0,
+            history: attempts.iter().map(attempt).collect(),
+            refusal: None,
+            starts: 0,
+            trial: Trial::Free,
+        }
+    }
+
+    #[test]
+    fn timers_and_what_operators_put_back_are_not_of_a_source() {
+        assert!(row("t", &[], &[]).is_of_source(), "one that follows");
+        assert!(row("t", &[], &[100, 200]).is_of_source(), "one that is tried again");
+        assert!(!row(TIMER, &[], &[]).is_of_source(), "a timer that is tried again");
+        assert!(!row("t", &[], &[50, 200]).is_of_source(), "a replay, also when it is tried again");
+        assert!(!row("t", &[(REPLACES, "m0")], &[]).is_of_source(), "an edited one");
+        assert!(!Item { from: From::Timer, ..row(TIMER, &[], &[]) }.is_of_source());
+    }
 }

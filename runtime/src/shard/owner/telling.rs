@@ -104,6 +104,9 @@ impl ShardState {
         for (service, count) in tally.processed {
             self.env.service_metrics[service].add_processed(count);
         }
+        for (service, count) in tally.late {
+            self.env.service_metrics[service].add_late(count);
+        }
         for service in tally.dead {
             match service {
                 Some(service) => self.env.service_metrics[service].add_dead_letters(1),
