@@ -185,7 +185,7 @@ fn runbooks_say_all_that_they_have_to() {
 
 #[test]
 fn every_rule_reads_metrics_that_exist() {
-    let mut metrics = first_column(&read("docs/metrics.md"));
+    let metrics = first_column(&read("docs/metrics.md"));
     holds(blind(&rules(), &metrics));
 }
 
