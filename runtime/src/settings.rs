@@ -5,7 +5,6 @@ mod checks;
 mod cron;
 mod gates;
 pub mod load;
-mod metrics;
 mod problems;
 mod redact;
 mod routes;
@@ -18,7 +17,6 @@ use serde::{Deserialize, Serialize};
 
 pub use self::cron::CronSettings;
 pub use self::gates::{DependencySettings, ServiceLimit};
-pub use self::metrics::MetricsSettings;
 pub use self::routes::{Bind, IdWithin, KeyFrom, Publish};
 pub(crate) use self::words::address;
 pub use self::words::{DurationError, duration};
@@ -103,10 +101,12 @@ macro_rules! section {
 }
 
 // Behind the macro that these modules use.
+mod admin;
 mod gateway;
 pub(crate) mod kafka;
 mod memory;
 pub(crate) mod rabbitmq;
+pub use self::admin::{AdminSettings, MetricsSettings};
 #[cfg(feature = "redis")]
 pub(crate) use self::gateway::is_redis;
 pub use self::gateway::{CacheSettings, GatewaySettings};
@@ -368,17 +368,6 @@ section! {
         /// Upper bound of every delay.
         #[serde(with = "humantime_serde")]
         backoff_max: Duration = Duration::from_secs(5),
-    }
-}
-
-section! {
-    /// The listener for metrics and health.
-    AdminSettings {
-        /// Its address.
-        listen: String = "127.0.0.1:8082".to_owned(),
-        /// Time after which an unreachable broker makes the process not ready.
-        #[serde(with = "humantime_serde")]
-        away_max: Duration = Duration::from_secs(30),
     }
 }
 
