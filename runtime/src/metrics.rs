@@ -24,7 +24,7 @@ use prometheus_client::registry::Registry;
 use crate::message::ShardNo;
 use crate::store::CommitOutcome;
 pub use beside::{CacheMetrics, DependencyMetrics, IntakeMetrics, OperationMetrics, RouteMetrics};
-use families::{Catalogue, CounterFamily, Families, Labels, Record, ShardFamilies, SinkFamilies};
+use families::{Catalogue, Families, Labels, Record, ShardFamilies, SinkFamilies};
 pub use families::{ShardMetrics, SinkMetrics};
 pub(crate) use words::words;
 pub use words::{
@@ -79,8 +79,8 @@ impl Metrics {
             takeovers: members(&families.takeovers, "reason", TakeReason::ALL, TakeReason::as_str),
             restarts: (Child::ALL.iter())
                 .map(|child| {
-                    let child = ("child", child.as_str());
-                    members_of(&families.restarts, child, "reason", RestartReason::ALL, RestartReason::as_str)
+                    let child = one("child", child.as_str());
+                    members_of(&families.restarts, &child, "reason", RestartReason::ALL, RestartReason::as_str)
                 })
                 .collect(),
             worker_alarms: members(&families.alarms, "alarm", WorkerAlarm::ALL, WorkerAlarm::as_str),
@@ -309,22 +309,22 @@ fn members<M: Clone + Default, W: Copy>(
     words: &[W],
     as_str: fn(W) -> &'static str,
 ) -> Vec<M> {
-    words.iter().map(|word| family.get_or_create_owned(&one(label, as_str(*word)))).collect()
+    members_of(family, &Labels::new(), label, words, as_str)
 }
 
 fn one(name: &'static str, value: &str) -> Labels {
     vec![(name, value.into())]
 }
 
-/// The members of a family by a label that is this value, and another that is one of these words.
-fn members_of<W: Copy>(
-    family: &CounterFamily,
-    given: (&'static str, &str),
+/// The members of a family by labels that are given, and another that is one of these words.
+fn members_of<M: Clone + Default, W: Copy>(
+    family: &Family<Labels, M>,
+    given: &Labels,
     label: &'static str,
     words: &[W],
     as_str: fn(W) -> &'static str,
-) -> Vec<Counter> {
-    let labels = |word: &W| vec![(given.0, given.1.into()), (label, as_str(*word).into())];
+) -> Vec<M> {
+    let labels = |word: &W| given.iter().cloned().chain(one(label, as_str(*word))).collect();
     words.iter().map(|word| family.get_or_create_owned(&labels(word))).collect()
 }
 

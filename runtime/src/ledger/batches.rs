@@ -209,7 +209,7 @@ impl Ledger {
             parts.push(Part { events: again, ..Part::default() });
         }
         let intake = self.sources.iter().flat_map(super::SourceTrack::rows_passed).collect();
-        let letters = self.dead_letters.after(&parts, &batch.groups);
+        let letters = self.dead_letters.once_durable(&parts, &batch.groups);
         let mut counters = self.counters.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
         letters.store(&mut counters);
         let (positions, ahead) = self.standing();

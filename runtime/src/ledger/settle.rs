@@ -94,7 +94,7 @@ impl Ledger {
             From::Timer => {}
         }
         let group = self.group(ix);
-        group.taken_at.extend(item.is_of_source().then_some(item.taken_at));
+        group.outcome_of(&item);
         group.items.push(item);
     }
 
@@ -233,7 +233,7 @@ impl Ledger {
         let letter = dead_letter(&item, seq, self.service_key(ix), error, holds_key, self.now);
         let death = self.dies(Some(self.slots[ix].service), letter);
         let group = self.group(ix);
-        group.taken_at.extend(item.is_of_source().then_some(item.taken_at));
+        group.outcome_of(&item);
         death.write(&mut group.part);
         group.turn(item.id);
         group.items.push(before);

@@ -21,18 +21,18 @@ impl Metrics {
 
     /// The handles of a route of the front doors: a template such as `/api/orders/{id}`, never a path as it came.
     pub fn route(&self, route: &str) -> RouteMetrics {
-        let route = ("route", route);
+        let route = one("route", route);
         RouteMetrics {
-            outcomes: members_of(&self.families.http, route, "outcome", HttpOutcome::ALL, HttpOutcome::as_str),
-            seconds: self.families.http_seconds.get_or_create_owned(&one(route.0, route.1)),
+            outcomes: members_of(&self.families.http, &route, "outcome", HttpOutcome::ALL, HttpOutcome::as_str),
+            seconds: self.families.http_seconds.get_or_create_owned(&route),
         }
     }
 
     /// The handles of an operation of the front doors, by its name.
     pub fn operation(&self, name: &str) -> OperationMetrics {
-        let operation = ("operation", name);
+        let operation = one("operation", name);
         OperationMetrics {
-            keys: members_of(&self.families.calls, operation, "outcome", CallWord::ALL, CallWord::as_str),
+            keys: members_of(&self.families.calls, &operation, "outcome", CallWord::ALL, CallWord::as_str),
         }
     }
 
@@ -61,8 +61,8 @@ impl Metrics {
 
     /// The handles of a queue of an intake, by its name.
     pub fn intake(&self, queue: &str) -> IntakeMetrics {
-        let queue = ("queue", queue);
-        let counters = members_of(&self.families.intake, queue, "outcome", IntakeOutcome::ALL, IntakeOutcome::as_str);
+        let queue = one("queue", queue);
+        let counters = members_of(&self.families.intake, &queue, "outcome", IntakeOutcome::ALL, IntakeOutcome::as_str);
         IntakeMetrics { counters }
     }
 

@@ -45,6 +45,11 @@ impl Group {
         self.first.get_or_insert(id);
     }
 
+    /// The outcome of this message is in the group.
+    pub(crate) fn outcome_of(&mut self, item: &Item) {
+        self.taken_at.extend(item.is_of_source().then_some(item.taken_at));
+    }
+
     /// Makes room for the least that a run of `turns` turns brings.
     pub(crate) fn reserve(&mut self, turns: usize) {
         room(&mut self.items, turns);

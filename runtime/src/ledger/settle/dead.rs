@@ -54,7 +54,7 @@ impl DeadLetters {
     }
 
     /// Their number once a batch is durable: its parts bring some, its groups remove others.
-    pub(crate) fn after(&self, parts: &[Part], groups: &[Group]) -> Letters {
+    pub(crate) fn once_durable(&self, parts: &[Part], groups: &[Group]) -> Letters {
         let born = parts.iter().flat_map(|part| &part.dead).map(|letter| Letters::one(&letter.id, letter.holds_key));
         groups.iter().map(|group| group.gone).fold(born.fold(self.count, Letters::plus), Letters::minus)
     }
